@@ -1,0 +1,54 @@
+"""What the tools share: arguments, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from ppxcls import runtime
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the YAML")
+    parser.add_argument(
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="KEY.KEY=VALUE",
+        help="change a key of the YAML; repeatable; list items by index or name",
+    )
+    parser.add_argument("-p", "--print-config", action="store_true", help="print the resolved config first")
+    return parser.parse_args(argv)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a tool and exit: 0; 2 for a config that can't be meant; 1 for another error that has a name; 130 for Ctrl-C."""
+    try:
+        runtime.import_paddle()
+        # Imported here, since they need Paddle.
+        from ppxcls import CheckpointError, ConfigError, DataError, TrainingError
+
+        try:
+            main()
+        except ConfigError as error:
+            _exit(f"config error: {error}", EXIT_USAGE)
+        except (DataError, CheckpointError, TrainingError) as error:
+            _exit(f"error: {error}", EXIT_ERROR)
+        except OSError as error:
+            _exit(f"error: {error}", EXIT_ERROR)
+    except KeyboardInterrupt:
+        _exit("interrupted; checkpoints that were saved are whole", EXIT_INTERRUPTED)
+
+
+def _exit(message: str, code: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.
+    os._exit(code)

@@ -1,0 +1,294 @@
+"""Transforms of one image under PaddleClas's names and rules; add one by registering a class with ``__call__(image, rng)``.
+
+Every random choice comes from the generator that is passed in, which the loader seeds by the sample's position in the epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from ppxcls.data.decode import Image, decode_image
+from ppxcls.registry import TRANSFORMS, Count, Finite, Positive, Share, Where
+
+Generator = np.random.Generator
+Size = Count | list[Count]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
+
+_CV2 = {
+    "nearest": cv2.INTER_NEAREST,
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+_PILLOW = {
+    "nearest": PillowImage.Resampling.NEAREST,
+    "bilinear": PillowImage.Resampling.BILINEAR,
+    "bicubic": PillowImage.Resampling.BICUBIC,
+    "box": PillowImage.Resampling.BOX,
+    "lanczos": PillowImage.Resampling.LANCZOS,
+    "hamming": PillowImage.Resampling.HAMMING,
+}
+
+
+def _resizer(interpolation: str | None, backend: str) -> Callable[[Image, tuple[int, int]], Image]:
+    """A function from uint8 [H, W, 3] and (width, height) to the resized image.
+
+    Raises:
+        ValueError: the backend does not have this interpolation.
+    """
+    table: Mapping[str, Any] = _CV2 if backend == "cv2" else _PILLOW
+    # Pillow's own default is bicubic, and PaddleClas leaves it to Pillow.
+    name = interpolation or ("bilinear" if backend == "cv2" else "bicubic")
+    if name not in table:
+        raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
+    method = table[name]
+    if backend == "cv2":
+        return lambda image, size: cv2.resize(image, size, interpolation=method)
+    return lambda image, size: np.asarray(PillowImage.fromarray(image).resize(size, method))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(width, height).
+
+    Raises:
+        ValueError: a list of another length than 2.
+    """
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"expected size as one integer or [width, height], received {list(size)}")
+    return size[0], size[1]
+
+
+@TRANSFORMS.register
+class DecodeImage:
+    """Encoded bytes to uint8 [H, W, 3]; RGB, or OpenCV's BGR with ``to_rgb: False``."""
+
+    def __init__(self, to_rgb: bool = True, to_np: Literal[False] = False, channel_first: Literal[False] = False) -> None:
+        self.to_rgb = to_rgb
+
+    def __call__(self, data: bytes, rng: Generator) -> Image:
+        image = decode_image(data)
+        return image if self.to_rgb else image[:, :, ::-1]
+
+
+@TRANSFORMS.register
+class ResizeImage:
+    """Resize to ``size``, or so that the shorter side is ``resize_short``.
+
+    Args:
+        size: pixels of both sides, or [width, height].
+        resize_short: pixels of the shorter side; the other keeps the aspect, rounded. Goes before ``size``.
+        interpolation: None is bilinear for cv2, bicubic for pil.
+    """
+
+    def __init__(
+        self,
+        size: Size | None = None,
+        resize_short: Count | None = None,
+        interpolation: Interpolation | None = None,
+        backend: Literal["cv2", "pil"] = "cv2",
+    ) -> None:
+        if size is None and resize_short is None:
+            raise ValueError("expected size or resize_short")
+        self.size = None if size is None else _pair(size)
+        self.resize_short = resize_short
+        self._resize = _resizer(interpolation, backend)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        if self.resize_short is None:
+            assert self.size is not None
+            return self._resize(image, self.size)
+        height, width = image.shape[:2]
+        # The order of the operations is PaddleClas's: it decides which way a half rounds.
+        factor = self.resize_short / min(width, height)
+        return self._resize(image, (round(width * factor), round(height * factor)))
+
+
+@TRANSFORMS.register
+class CropImage:
+    """The centre of ``size`` pixels, or [width, height].
+
+    Raises:
+        ValueError: when called, for an image that is smaller.
+    """
+
+    def __init__(self, size: Size) -> None:
+        self.width, self.height = _pair(size)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        height, width = image.shape[:2]
+        if height < self.height or width < self.width:
+            raise ValueError(f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}")
+        left, top = (width - self.width) // 2, (height - self.height) // 2
+        return image[top : top + self.height, left : left + self.width]
+
+
+@TRANSFORMS.register
+class RandCropImage:
+    """A random part of the image, resized to ``size`` (the crop of arXiv:1409.4842, section 6, by PaddleClas's law).
+
+    Width over height is uniform in ``ratio``. The area is a share of the image uniform in ``scale``, both ends cut to the largest
+    share that fits that shape. The position is uniform.
+
+    Args:
+        size: pixels of both sides, or [width, height].
+        interpolation: None is bilinear for cv2, bicubic for pil.
+    """
+
+    def __init__(
+        self,
+        size: Size,
+        scale: tuple[Share, Share] | None = None,
+        ratio: tuple[Positive, Positive] | None = None,
+        interpolation: Interpolation | None = None,
+        backend: Literal["cv2", "pil"] = "cv2",
+    ) -> None:
+        self.size = _pair(size)
+        self.scale = scale or (0.08, 1.0)
+        self.ratio = ratio or (3 / 4, 4 / 3)
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"expected {name} as [low, high], received {[low, high]}")
+        self._resize = _resizer(interpolation, backend)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        left, top, width, height = self.draw(image.shape[1], image.shape[0], rng)
+        return self._resize(image[top : top + height, left : left + width], self.size)
+
+    def draw(self, image_width: int, image_height: int, rng: Generator) -> tuple[int, int, int, int]:
+        """Left, top, width and height of the part, in pixels."""
+        aspect = rng.uniform(*self.ratio)
+        largest = min(image_width / image_height / aspect, image_height / image_width * aspect)
+        share = rng.uniform(min(self.scale[0], largest), min(self.scale[1], largest))
+        side = math.sqrt(image_width * image_height * share)
+        # At least one pixel of an image a few pixels wide.
+        width = min(max(int(side * math.sqrt(aspect)), 1), image_width)
+        height = min(max(int(side / math.sqrt(aspect)), 1), image_height)
+        left = int(rng.integers(0, image_width - width, endpoint=True))
+        top = int(rng.integers(0, image_height - height, endpoint=True))
+        return left, top, width, height
+
+
+@TRANSFORMS.register
+class RandFlipImage:
+    """Mirrors with probability 1/2: ``flip_code`` 1 left to right, 0 upside down, -1 both."""
+
+    def __init__(self, flip_code: Literal[1, 0, -1] = 1) -> None:
+        self.flip_code = flip_code
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        return cv2.flip(image, self.flip_code) if rng.integers(2) else image
+
+
+@TRANSFORMS.register
+class NormalizeImage:
+    """``(image * scale - mean) / std`` in float32; at the end of a data set's transforms it runs on the device instead.
+
+    Args:
+        scale: PaddleClas's string ``1.0/255.0`` is read as the fraction it is.
+        order: ``chw`` for images [3, H, W], ``hwc`` or an empty string for [H, W, 3].
+    """
+
+    def __init__(
+        self,
+        scale: Finite = 1 / 255,
+        mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406),
+        std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225),
+        order: Literal["chw", "hwc", ""] = "chw",
+    ) -> None:
+        self.scale = np.float32(scale)
+        self.mean = np.array(mean, np.float32)
+        self.std = np.array(std, np.float32)
+        self.chw = order == "chw"
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        shape = (3, 1, 1) if self.chw else (3,)
+        return (image.astype(np.float32) * self.scale - self.mean.reshape(shape)) / self.std.reshape(shape)
+
+
+@TRANSFORMS.register
+class ToCHWImage:
+    """[H, W, 3] to [3, H, W]."""
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        return image.transpose(2, 0, 1)
+
+
+class Compose:
+    """Transforms one after the other.
+
+    Args:
+        transforms: the first takes encoded bytes, or an image where there is no DecodeImage.
+    """
+
+    def __init__(self, transforms: Sequence[Callable[[Any, Generator], Image]]) -> None:
+        self.transforms = list(transforms)
+
+    def __call__(self, data: bytes | Image, rng: Generator | None = None) -> Image:
+        """The transformed image: uint8 [H, W, 3], or what the last transform makes of it.
+
+        Args:
+            rng: source of the random choices; None for a new, unpredictable one.
+
+        Raises:
+            ValueError: the image can't be decoded, or does not fit a transform.
+        """
+        rng = rng or np.random.default_rng()
+        image: Any = data
+        for transform in self.transforms:
+            image = transform(image, rng)
+        return image
+
+
+@dataclass
+class DeviceStage:
+    """What is left to do on the device after ``split_for_device``.
+
+    Attributes:
+        normalize: to apply to the batch; None where the host did.
+        chw: whether the host's images are [3, H, W] already.
+    """
+
+    normalize: NormalizeImage | None
+    chw: bool
+
+
+def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops",))) -> Compose:
+    """The transforms of a config's list: ``[{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 320}}, ...]``.
+
+    Raises:
+        ConfigError: a transform is unknown or has a wrong argument, or their order can't work.
+    """
+    transforms = []
+    chw = False
+    for i, spec in enumerate(specs):
+        ((name, arguments),) = spec.items() if isinstance(spec, Mapping) else ((spec, None),)
+        place = where / i / name
+        transform = TRANSFORMS.build(name, arguments or {}, place)
+        if isinstance(transform, DecodeImage) and i > 0:
+            raise place.error("expected DecodeImage first")
+        if isinstance(transform, NormalizeImage) and transform.chw and not chw:
+            # PaddleClas's default order on [H, W, 3] divides the rows by the channels' constants, or fails.
+            raise (place / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")
+        chw = chw or isinstance(transform, ToCHWImage)
+        transforms.append(transform)
+    return Compose(transforms)
+
+
+def split_for_device(compose: Compose) -> tuple[Compose, DeviceStage]:
+    """Take NormalizeImage and ToCHWImage off the end: as uint8, a batch is a quarter of the bytes to move."""
+    host = list(compose.transforms)
+    normalize: NormalizeImage | None = None
+    while host and isinstance(host[-1], NormalizeImage | ToCHWImage) and not (normalize and isinstance(host[-1], NormalizeImage)):
+        last = host.pop()
+        normalize = last if isinstance(last, NormalizeImage) else normalize
+    return Compose(host), DeviceStage(normalize, any(isinstance(t, ToCHWImage) for t in host))

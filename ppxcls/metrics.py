@@ -1,0 +1,92 @@
+"""Metrics as sums over a batch, so that any split of the samples over batches and processes adds up to the same counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from ppxcls import distributed
+from ppxcls.registry import METRICS, Count, Where
+
+
+@METRICS.register
+class TopkAcc:
+    """Whether the label is among the k largest logits; where there are fewer classes than k, it always is."""
+
+    def __init__(self, topk: Count | list[Count] = 1) -> None:
+        self.topk = [topk] if isinstance(topk, int) else list(topk)
+        if not self.topk:
+            raise ValueError("expected at least one k in topk")
+        self.names = [f"top{k}" for k in self.topk]
+
+    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
+        """Args: logits: [N, class_num]; labels: int64 [N]. Returns: ``top<k>``: number of correct samples, float32 []."""
+        largest = min(max(self.topk), logits.shape[-1])
+        order = paddle.topk(logits.astype("float32"), largest, axis=-1)[1]
+        hits = (order == labels.unsqueeze(-1)).astype("float32").sum(axis=0)
+        return {f"top{k}": hits[: min(k, largest)].sum() for k in self.topk}
+
+
+def build_metrics(specs: Sequence[Mapping[str, Any]] | None, where: Where = Where(("Metric",))) -> list[Any]:
+    """The metrics of a config's list: ``[{"TopkAcc": {"topk": [1, 5]}}]``; none for null.
+
+    Raises:
+        ConfigError: a metric is unknown or has a wrong argument.
+    """
+    metrics = []
+    for i, spec in enumerate(specs or []):
+        ((name, arguments),) = spec.items()
+        metrics.append(METRICS.build(name, arguments or {}, where / i / name))
+    return metrics
+
+
+class Scorer:
+    """Losses and metrics of a batch as one tensor of sums over its samples, its entries in the order of ``names``.
+
+    Args:
+        loss_names: names of the losses, in the order of the dictionary that is passed in.
+        metrics: from ``build_metrics``.
+    """
+
+    def __init__(self, loss_names: Sequence[str], metrics: Sequence[Any]) -> None:
+        self.metrics = list(metrics)
+        self.names = [name for metric in self.metrics for name in metric.names] + list(loss_names)
+
+    def __call__(self, losses: Mapping[str, paddle.Tensor], logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """Args: losses: means over the batch. Returns: float32 [len(names)]."""
+        count = logits.shape[0]
+        sums: dict[str, paddle.Tensor] = {}
+        for metric in self.metrics:
+            sums |= metric(logits, labels)
+        sums |= {name: value * count for name, value in losses.items()}
+        return paddle.stack([sums[name].astype("float32") for name in self.names])
+
+
+class Totals:
+    """Sums over many batches, on the host in float64.
+
+    Args:
+        names: what the entries of a batch's sums are.
+        values: where to go on from: ``samples`` and each name's sum.
+    """
+
+    def __init__(self, names: Sequence[str], values: Mapping[str, float] | None = None) -> None:
+        self.names = ["samples", *names]
+        self.sums = np.array([(values or {}).get(name, 0.0) for name in self.names])
+
+    def add(self, samples: int, sums: np.ndarray[Any, Any]) -> None:
+        """Add a batch: its number of samples and its sums, [len(names)]."""
+        self.sums += np.concatenate(([samples], sums))
+
+    def reduced(self) -> tuple[int, dict[str, float]]:
+        """Number of samples and means over all processes, which must all call this."""
+        sums = distributed.sum_over_processes(self.sums)
+        samples = round(float(sums[0]))
+        return samples, {n: float(v) / max(samples, 1) for n, v in zip(self.names[1:], sums[1:], strict=True)}
+
+    def as_dict(self) -> dict[str, float]:
+        """This process's sums by name, to go on from."""
+        return dict(zip(self.names, self.sums.tolist(), strict=True))

@@ -1,0 +1,187 @@
+"""Xception41, 65 and 71 (Chollet, arXiv:1610.02357, with the deeper middle flows of DeepLab) as PaddleClas trains them.
+
+What differs from the paper's figure 5: a separable convolution runs the 1x1 convolution before the depthwise one, each with its own
+batch norm, and the projection shortcuts have none. Published PaddleClas weights load by key.
+"""
+
+from __future__ import annotations
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.registry import MODELS, Count
+
+_WIDTH = 728  # channels of the middle flow
+
+
+class ConvBN(nn.Layer):
+    """Convolution without bias, then batch norm."""
+
+    def __init__(self, conv: nn.Conv2D, channels: int) -> None:
+        super().__init__()
+        self._conv = conv
+        self._batch_norm = nn.BatchNorm2D(channels)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H', W']."""
+        return self._batch_norm(self._conv(x))
+
+
+class SeparableConv(nn.Layer):
+    """1x1 convolution, batch norm, 3x3 depthwise convolution, batch norm; the size stays."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self._pointwise_conv = ConvBN(nn.Conv2D(in_channels, out_channels, 1, bias_attr=False), out_channels)
+        self._depthwise_conv = ConvBN(DepthwiseConv2D(out_channels), out_channels)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H, W]."""
+        return self._depthwise_conv(self._pointwise_conv(x))
+
+
+class DownsampleBlock(nn.Layer):
+    """Two separable convolutions and a 3x3 max pool, beside a 1x1 projection with the same stride.
+
+    Args:
+        names: attribute names of the two separable convolutions; they differ between entry and exit flow, and weights carry them.
+        relu_first: whether the first convolution sees ReLU of the input; not in the first block, which follows a ReLU.
+    """
+
+    def __init__(self, channels: tuple[int, int, int], stride: int, names: tuple[str, str], relu_first: bool = True) -> None:
+        super().__init__()
+        in_channels, mid_channels, out_channels = channels
+        self.relu_first = relu_first
+        self._short = nn.Conv2D(in_channels, out_channels, 1, stride=stride, bias_attr=False)
+        self._names = names
+        self.add_sublayer(names[0], SeparableConv(in_channels, mid_channels))
+        self.add_sublayer(names[1], SeparableConv(mid_channels, out_channels))
+        self._pool = nn.MaxPool2D(kernel_size=3, stride=stride, padding=1)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""
+        first, second = (getattr(self, name) for name in self._names)
+        y = first(F.relu(x) if self.relu_first else x)
+        y = second(F.relu(y))
+        return self._short(x) + self._pool(y)
+
+
+class EntryFlow(nn.Layer):
+    """Two 3x3 convolutions, then downsampling blocks: to 1/16 of the image's size.
+
+    Args:
+        channels: output channels of each block.
+        strides: stride of each block.
+    """
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self._conv1 = ConvBN(nn.Conv2D(3, 32, 3, stride=2, padding=1, bias_attr=False), 32)
+        self._conv2 = ConvBN(nn.Conv2D(32, 64, 3, padding=1, bias_attr=False), 64)
+        self._blocks = []
+        in_channels = 64
+        for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True)):
+            shape = in_channels, out_channels, out_channels
+            block = DownsampleBlock(shape, stride, ("_conv1", "_conv2"), relu_first=i > 0)
+            self._blocks.append(self.add_sublayer(f"_conv_{i}", block))
+            in_channels = out_channels
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, 3, H, W] to [N, 728, H / 16, W / 16]."""
+        x = F.relu(self._conv1(x))
+        x = F.relu(self._conv2(x))
+        for block in self._blocks:
+            x = block(x)
+        return x
+
+
+class MiddleBlock(nn.Layer):
+    """Three pre-activated separable convolutions around an identity shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._convs = [self.add_sublayer(f"_conv_{i}", SeparableConv(_WIDTH, _WIDTH)) for i in range(3)]
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, 728, H, W] to the same."""
+        y = x
+        for conv in self._convs:
+            y = conv(F.relu(y))
+        return x + y
+
+
+class MiddleFlow(nn.Layer):
+    """``n_blocks`` middle blocks one after the other."""
+
+    def __init__(self, n_blocks: int) -> None:
+        super().__init__()
+        self._blocks = [self.add_sublayer(f"_conv_{i}", MiddleBlock()) for i in range(n_blocks)]
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, 728, H, W] to the same."""
+        for block in self._blocks:
+            x = block(x)
+        return x
+
+
+class ExitFlow(nn.Layer):
+    """A downsampling block, two separable convolutions, global average pooling, the classifier."""
+
+    def __init__(self, class_num: int) -> None:
+        super().__init__()
+        self._conv_0 = DownsampleBlock((_WIDTH, _WIDTH, 1024), 2, ("_conv_1", "_conv_2"))
+        self._conv_1 = SeparableConv(1024, 1536)
+        self._conv_2 = SeparableConv(1536, 2048)
+        self._pool = nn.AdaptiveAvgPool2D(1)
+        limit = 1 / math.sqrt(2048)
+        self._out = nn.Linear(2048, class_num, weight_attr=nn.initializer.Uniform(-limit, limit))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, 728, H, W] to logits [N, class_num]."""
+        x = self._conv_0(x)
+        x = F.relu(self._conv_1(x))
+        x = F.relu(self._conv_2(x))
+        return self._out(paddle.flatten(self._pool(x), start_axis=1))
+
+
+class Xception(nn.Layer):
+    """Entry, middle and exit flow.
+
+    Args:
+        entry_channels: output channels of the entry flow's blocks.
+        entry_strides: strides of the entry flow's blocks.
+        middle_blocks: number of blocks of the middle flow.
+        class_num: number of classes.
+    """
+
+    def __init__(self, entry_channels: tuple[int, ...], entry_strides: tuple[int, ...], middle_blocks: int, class_num: int) -> None:
+        super().__init__()
+        self._entry_flow = EntryFlow(entry_channels, entry_strides)
+        self._middle_flow = MiddleFlow(middle_blocks)
+        self._exit_flow = ExitFlow(class_num)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Args: images: float32 [N, 3, H, W], H and W from 71. Returns: logits [N, class_num]."""
+        return self._exit_flow(self._middle_flow(self._entry_flow(images)))
+
+
+@MODELS.register
+def Xception41(class_num: Count = 1000) -> Xception:
+    """3 entry and 8 middle blocks; 23.0 million parameters at 1,000 classes."""
+    return Xception((128, 256, _WIDTH), (2, 2, 2), 8, class_num)
+
+
+@MODELS.register
+def Xception65(class_num: Count = 1000) -> Xception:
+    """3 entry and 16 middle blocks; 36.0 million parameters at 1,000 classes."""
+    return Xception((128, 256, _WIDTH), (2, 2, 2), 16, class_num)
+
+
+@MODELS.register
+def Xception71(class_num: Count = 1000) -> Xception:
+    """5 entry and 16 middle blocks; 37.9 million parameters at 1,000 classes."""
+    return Xception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num)

@@ -1,0 +1,140 @@
+"""Xception41 and 65 as DeepLab v3+ modifies them (arXiv:1802.02611, section 3.2), with PaddleClas's classifier on top.
+
+Max pools give way to strided depthwise convolutions, each depthwise and pointwise convolution has its own batch norm (epsilon 1e-3,
+momentum 0.99), and the last block is dilated by 2. State keys, slashes included, are those of PaddleClas's published weights.
+"""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.registry import MODELS, Count
+
+_WIDTH = 728  # channels of the middle flow
+
+
+def _batch_norm(channels: int) -> nn.BatchNorm2D:
+    return nn.BatchNorm2D(channels, momentum=0.99, epsilon=1e-3)
+
+
+class ConvBN(nn.Layer):
+    """Convolution without bias, then batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self._conv = nn.Conv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias_attr=False)
+        self._bn = _batch_norm(out_channels)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H', W']."""
+        return self._bn(self._conv(x))
+
+
+class SeparableConv(nn.Layer):
+    """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm; with ``relu``, a ReLU after each batch norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
+        super().__init__()
+        self._conv1 = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
+        self._bn1 = _batch_norm(in_channels)
+        self._conv2 = nn.Conv2D(in_channels, out_channels, 1, bias_attr=False)
+        self._bn2 = _batch_norm(out_channels)
+        self._relu = relu
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        x = self._bn1(self._conv1(x))
+        x = self._bn2(self._conv2(F.relu(x) if self._relu else x))
+        return F.relu(x) if self._relu else x
+
+
+class Block(nn.Layer):
+    """Three separable convolutions, each after a ReLU, and a shortcut: the identity, or a 1x1 convolution with batch norm.
+
+    Args:
+        channels: input channels, then the output channels of the three convolutions.
+        stride: stride of the third convolution and of the projection.
+        project: whether the shortcut is a projection.
+    """
+
+    def __init__(self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True) -> None:
+        super().__init__()
+        self._conv1 = SeparableConv(channels[0], channels[1], 1, dilation=1, relu=False)
+        self._conv2 = SeparableConv(channels[1], channels[2], 1, dilation=1, relu=False)
+        self._conv3 = SeparableConv(channels[2], channels[3], stride, dilation=1, relu=False)
+        self._short = ConvBN(channels[0], channels[3], 1, stride) if project else None
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        y = x
+        for conv in (self._conv1, self._conv2, self._conv3):
+            y = conv(F.relu(y))
+        return y + (x if self._short is None else self._short(x))
+
+
+class LastBlock(nn.Layer):
+    """Three separable convolutions with dilation 2 and ReLU inside; no shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv1 = SeparableConv(1024, 1536, 1, dilation=2, relu=True)
+        self._conv2 = SeparableConv(1536, 1536, 1, dilation=2, relu=True)
+        self._conv3 = SeparableConv(1536, 2048, 1, dilation=2, relu=True)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, 1024, H, W] to [N, 2048, H, W]."""
+        return self._conv3(self._conv2(self._conv1(x)))
+
+
+class XceptionDeeplab(nn.Layer):
+    """The network, to 1/32 of the image's size before pooling.
+
+    Args:
+        prefix: start of the state keys of entry and middle flow.
+        middle_blocks: number of blocks of the middle flow.
+        class_num: number of classes.
+    """
+
+    def __init__(self, prefix: str, middle_blocks: int, class_num: int) -> None:
+        super().__init__()
+        self._conv1 = ConvBN(3, 32, 3, stride=2)
+        self._conv2 = ConvBN(32, 64, 3, stride=1)
+        self._blocks = []
+        in_channels = 64
+        for i, width in enumerate((128, 256, _WIDTH)):
+            block = Block((in_channels, width, width, width), stride=2)
+            self._blocks.append(self.add_sublayer(f"{prefix}/entry_flow/block{i + 1}", block))
+            in_channels = width
+        for i in range(middle_blocks):
+            block = Block((_WIDTH,) * 4, project=False)
+            self._blocks.append(self.add_sublayer(f"{prefix}/middle_flow/block{i + 1}", block))
+        self._exit_flow_1 = Block((_WIDTH, _WIDTH, 1024, 1024), stride=2)
+        self._exit_flow_2 = LastBlock()
+        # Paddle's older rule, which the published weights were trained with: evaluation halves, training does not double.
+        self._drop = nn.Dropout(0.5, mode="downscale_in_infer")
+        self._pool = nn.AdaptiveAvgPool2D(1)
+        self._fc = nn.Linear(2048, class_num)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Args: images: float32 [N, 3, H, W], H and W from 71. Returns: logits [N, class_num]."""
+        x = F.relu(self._conv1(images))
+        x = F.relu(self._conv2(x))
+        for block in self._blocks:
+            x = block(x)
+        x = self._drop(self._exit_flow_2(self._exit_flow_1(x)))
+        return self._fc(paddle.flatten(self._pool(x), start_axis=1))
+
+
+@MODELS.register
+def Xception41_deeplab(class_num: Count = 1000) -> XceptionDeeplab:
+    """8 middle blocks; 27.0 million parameters at 1,000 classes."""
+    return XceptionDeeplab("xception_41", 8, class_num)
+
+
+@MODELS.register
+def Xception65_deeplab(class_num: Count = 1000) -> XceptionDeeplab:
+    """16 middle blocks; 40.1 million parameters at 1,000 classes."""
+    return XceptionDeeplab("xception_65", 16, class_num)

@@ -1,0 +1,193 @@
+"""Depthwise convolution of float32 planes on the CPU, compiled by numba at first use.
+
+Paddle's CPU kernel runs im2col and a tiny matrix product for every channel of every image; walking the planes directly is
+2 to 10 times faster. Every plane is first laid in a zero-padded scratch plane, so that no tap needs a bounds check and the
+innermost loops vectorize. Kernels of 3 x 3 (all of Xception's) have their nine taps written out; others take the general loop.
+
+Taps are summed in Paddle's order and rounded as Paddle rounds, so that outputs and input gradients agree to the last bit where
+its matrix product does the same: deep networks in training amplify a rounding a thousand times and more.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+_Function = Callable[..., Any]
+
+
+def _compiled(function: _Function, name: str, fastmath: set[str]) -> _Function:
+    """Compile for parallel use; cached on disk unless neither the package nor the user's cache folder can be written.
+
+    Args:
+        name: numba's cache tells functions apart by their name, not by the options they are compiled with.
+        fastmath: the liberties LLVM may take.
+    """
+    function = types.FunctionType(function.__code__, function.__globals__, name)
+    function.__qualname__ = name
+    options = {"parallel": True, "fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # numba found no folder to cache in
+        return numba.njit(**options)(function)
+
+
+def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # type: ignore[no-untyped-def]
+    """Correlate every plane with its channel's kernel; all pairs are (y, x).
+
+    The gradient of the input is the same with the stride as spacing, stride 1 and a negative dilation, which turns the kernel round
+    and keeps the order of the taps.
+
+    Args:
+        planes: float32 [N, C, H, W].
+        kernels: float32 [C, KH, KW].
+        out: float32 [N, C, OH, OW], overwritten.
+        padding: zeros above and to the left.
+        spacing: distance of the samples in the padded plane; zeros between them.
+    """
+    n_images, n_channels, height, width = planes.shape
+    kernel_h, kernel_w = kernels.shape[1:]
+    reach_y, reach_x = (kernel_h - 1) * dilation[0], (kernel_w - 1) * dilation[1]
+    scratch_h = max((out.shape[2] - 1) * stride[0] + abs(reach_y) + 1, padding[0] + (height - 1) * spacing[0] + 1)
+    scratch_w = max((out.shape[3] - 1) * stride[1] + abs(reach_x) + 1, padding[1] + (width - 1) * spacing[1] + 1)
+    origin = max(-reach_y, 0), max(-reach_x, 0)
+    for channel in numba.prange(n_channels):
+        scratch = np.zeros((scratch_h, scratch_w), np.float32)  # its zeros stay: every image writes the same places
+        for image in range(n_images):
+            for y in range(height):
+                row = scratch[padding[0] + y * spacing[0]]
+                for x in range(width):
+                    row[padding[1] + x * spacing[1]] = planes[image, channel, y, x]
+            if kernel_h == 3 and kernel_w == 3:
+                _correlate_3x3(scratch, kernels[channel], out[image, channel], origin, stride, dilation)
+            else:
+                _correlate_any(scratch, kernels[channel], out[image, channel], origin, stride, dilation)
+
+
+@numba.njit(inline="always")
+def _correlate_3x3(plane, kernel, out, origin, stride, dilation):  # type: ignore[no-untyped-def]
+    w00, w01, w02 = kernel[0, 0], kernel[0, 1], kernel[0, 2]
+    w10, w11, w12 = kernel[1, 0], kernel[1, 1], kernel[1, 2]
+    w20, w21, w22 = kernel[2, 0], kernel[2, 1], kernel[2, 2]
+    left, middle, right = origin[1], origin[1] + dilation[1], origin[1] + 2 * dilation[1]
+    for y in range(out.shape[0]):
+        top = origin[0] + y * stride[0]
+        row0, row1, row2 = plane[top], plane[top + dilation[0]], plane[top + 2 * dilation[0]]
+        # Views that begin at the tap: an index that can't be negative is what lets the loop vectorize.
+        p00, p01, p02 = row0[left:], row0[middle:], row0[right:]
+        p10, p11, p12 = row1[left:], row1[middle:], row1[right:]
+        p20, p21, p22 = row2[left:], row2[middle:], row2[right:]
+        target = out[y]
+        step = stride[1]
+        if step == 1:  # said apart so that the loads are contiguous
+            for x in range(target.size):
+                total = np.float32(0) + w00 * p00[x]
+                total += w01 * p01[x]
+                total += w02 * p02[x]
+                total += w10 * p10[x]
+                total += w11 * p11[x]
+                total += w12 * p12[x]
+                total += w20 * p20[x]
+                total += w21 * p21[x]
+                target[x] = total + w22 * p22[x]
+        else:
+            for x in range(target.size):
+                total = np.float32(0) + w00 * p00[x * step]
+                total += w01 * p01[x * step]
+                total += w02 * p02[x * step]
+                total += w10 * p10[x * step]
+                total += w11 * p11[x * step]
+                total += w12 * p12[x * step]
+                total += w20 * p20[x * step]
+                total += w21 * p21[x * step]
+                target[x] = total + w22 * p22[x * step]
+
+
+@numba.njit(inline="always")
+def _correlate_any(plane, kernel, out, origin, stride, dilation):  # type: ignore[no-untyped-def]
+    for y in range(out.shape[0]):
+        target = out[y]
+        target[:] = 0
+        for ky in range(kernel.shape[0]):
+            row = plane[origin[0] + y * stride[0] + ky * dilation[0]]
+            for kx in range(kernel.shape[1]):
+                weight, taps = kernel[ky, kx], row[origin[1] + kx * dilation[1] :]
+                for x in range(target.size):
+                    target[x] += weight * taps[x * stride[1]]
+
+
+def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):  # type: ignore[no-untyped-def]
+    """Gradient of the kernels: each channel's planes against the gradient of its output.
+
+    Args:
+        planes: float32 [N, C, H, W], the input.
+        out_gradient: float32 [N, C, OH, OW].
+        gradient: float32 [C, KH, KW], overwritten.
+    """
+    n_images, n_channels, height, width = planes.shape
+    kernel_h, kernel_w = gradient.shape[1:]
+    out_h, out_w = out_gradient.shape[2:]
+    scratch_h = max((out_h - 1) * stride[0] + (kernel_h - 1) * dilation[0] + 1, padding[0] + height)
+    scratch_w = max((out_w - 1) * stride[1] + (kernel_w - 1) * dilation[1] + 1, padding[1] + width)
+    for channel in numba.prange(n_channels):
+        gradient[channel] = 0
+        scratch = np.zeros((scratch_h, scratch_w), np.float32)
+        for image in range(n_images):
+            for y in range(height):
+                row = scratch[padding[0] + y]
+                for x in range(width):
+                    row[padding[1] + x] = planes[image, channel, y, x]
+            if kernel_h == 3 and kernel_w == 3 and stride[1] == 1:
+                _add_gradient_3x3(scratch, out_gradient[image, channel], gradient[channel], stride, dilation)
+            else:
+                _add_gradient_any(scratch, out_gradient[image, channel], gradient[channel], stride, dilation)
+
+
+@numba.njit(inline="always")
+def _add_gradient_3x3(plane, out_gradient, gradient, stride, dilation):  # type: ignore[no-untyped-def]
+    zero = np.float32(0)
+    s00, s01, s02, s10, s11, s12, s20, s21, s22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for y in range(out_gradient.shape[0]):
+        top = y * stride[0]
+        row0, row1, row2 = plane[top], plane[top + dilation[0]], plane[top + 2 * dilation[0]]
+        p01, p02 = row0[dilation[1] :], row0[2 * dilation[1] :]
+        p11, p12 = row1[dilation[1] :], row1[2 * dilation[1] :]
+        p21, p22 = row2[dilation[1] :], row2[2 * dilation[1] :]
+        source = out_gradient[y]
+        for x in range(source.size):
+            g = source[x]
+            s00 += g * row0[x]
+            s01 += g * p01[x]
+            s02 += g * p02[x]
+            s10 += g * row1[x]
+            s11 += g * p11[x]
+            s12 += g * p12[x]
+            s20 += g * row2[x]
+            s21 += g * p21[x]
+            s22 += g * p22[x]
+    for ky, sums in enumerate(((s00, s01, s02), (s10, s11, s12), (s20, s21, s22))):
+        for kx, value in enumerate(sums):
+            gradient[ky, kx] += value
+
+
+@numba.njit(inline="always")
+def _add_gradient_any(plane, out_gradient, gradient, stride, dilation):  # type: ignore[no-untyped-def]
+    for ky in range(gradient.shape[0]):
+        for kx in range(gradient.shape[1]):
+            total = np.float32(0)
+            for y in range(out_gradient.shape[0]):
+                taps = plane[y * stride[0] + ky * dilation[0]][kx * dilation[1] :]
+                for x in range(out_gradient.shape[1]):
+                    total += out_gradient[y, x] * taps[x * stride[1]]
+            gradient[ky, kx] += total
+
+
+# Forward, Paddle multiplies and adds in one rounding, as matrix products do; backward, it rounds the products, then adds them up.
+correlate = _compiled(_correlate, "correlate", {"contract"})
+correlate_rounded = _compiled(_correlate, "correlate_rounded", set())
+# The sums over whole planes vectorize only where any order will do. NaN and infinity keep their meaning.
+kernel_gradient = _compiled(_kernel_gradient, "kernel_gradient", {"contract", "reassoc", "nsz"})

@@ -1,0 +1,86 @@
+"""What must be set before Paddle is imported; this module imports nothing of it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import importlib.util
+import io
+import os
+import sys
+import warnings
+from pathlib import Path
+
+_INSTALL = (
+    "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
+    "or the build for your GPU or vendor chip by the instructions of paddlepaddle.org.cn/install"
+)
+# glibc's mallopt, malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEEP_BYTES = 1 << 30
+
+
+def require_paddle() -> None:
+    """Raise ImportError with one line that says what to install, where Paddle is not installed."""
+    if importlib.util.find_spec("paddle") is None:
+        raise ImportError(_INSTALL)
+
+
+def prepare_cpu() -> None:
+    """Set Paddle's CPU build up for speed; leaves builds for other devices, and what the user has set, alone.
+
+    - ``OMP_NUM_THREADS``: Paddle multiplies matrices on one thread unless it is set. The ranks of one machine share its cores.
+    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL takes its AVX2 path, which it keeps to Intel otherwise.
+    - ``mallopt``: glibc would give every large tensor back to the kernel when it is freed, and fault its pages in anew.
+    """
+    if not _is_cpu_build():
+        return
+    if "paddle" in sys.modules:
+        if os.environ.get("OMP_NUM_THREADS") == "1" and usable_cores() > 1:
+            warnings.warn("Paddle was imported before ppxcls and runs on one core: import ppxcls first", stacklevel=3)
+        return
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
+    if "AuthenticAMD" in _cpu_info():
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    with contextlib.suppress(OSError, AttributeError):  # another libc than glibc
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity mask, less where a container's CPU quota allows fewer."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def import_paddle() -> None:
+    """Import Paddle without what it prints at every start: its advice against ``OMP_NUM_THREADS`` and the missing ccache."""
+    if "paddle" in sys.modules:
+        return
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No ccache found")
+            import paddle  # noqa: F401
+    finally:
+        for line in printed.getvalue().splitlines():
+            if "OMP_NUM_THREADS" not in line:
+                print(line, file=sys.stderr)
+
+
+def _is_cpu_build() -> bool:
+    names = {d.metadata["Name"].lower().replace("_", "-") for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {n for n in names if n.split("-")[0] == "paddlepaddle"} == {"paddlepaddle"}
+
+
+def _cpu_info() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,41 @@
+"""Write scikit-learn's 1,797 handwritten digits as PNG files in ILSVRC's layout, with train and val lists.
+
+Every fifth digit of each class is held out. Writes nothing where the lists are there already: they are written last.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+from sklearn.datasets import load_digits
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("dataset/digits"))
+    parser.add_argument("--size", type=int, default=80, help="pixels of both sides; the originals have 8")
+    arguments = parser.parse_args()
+    lists = {name: arguments.folder / f"{name}_list.txt" for name in ("train", "val")}
+    if all(file.exists() for file in lists.values()):
+        print(f"{arguments.folder}: is there already")
+        return
+    digits = load_digits()
+    lines: dict[str, list[str]] = {name: [] for name in lists}
+    seen: Counter[int] = Counter()
+    for i, (image, label) in enumerate(zip(digits.images, digits.target.tolist(), strict=True)):
+        seen[label] += 1
+        split = "val" if seen[label] % 5 == 0 else "train"
+        path = Path(split) / str(label) / f"digit_{i:04d}.png"
+        (arguments.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = cv2.resize((image * 255 / 16).astype(np.uint8), (arguments.size,) * 2, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(arguments.folder / path), pixels)
+        lines[split].append(f"{path.as_posix()} {label}\n")
+    for name, file in lists.items():
+        file.write_text("".join(lines[name]))
+    print(f"{arguments.folder}: {len(lines['train'])} training and {len(lines['val'])} held-out images")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# From a bare machine with Python 3.10+ to a trained and evaluated Xception41, on the CPU:
+#
+#   bash scripts/quickstart.sh [-o KEY.KEY=VALUE ...]
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/environment.sh
+
+# Another build of Paddle that is active is used as it is.
+if [ -n "${VIRTUAL_ENV:-}" ] && python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("paddle") is None)'; then
+    use_environment quickstart
+else
+    use_environment cpu,quickstart
+fi
+python scripts/make_digits.py dataset/digits
+python tools/train.py -c configs/quickstart.yaml "$@"
+python tools/eval.py -c configs/quickstart.yaml "$@" -o Global.pretrained_model=output/quickstart/Xception41/best_model
+python scripts/plot_curves.py output/quickstart/Xception41
+python - <<'PY'
+import json
+from pathlib import Path
+
+folder = Path("output/quickstart/Xception41")
+results = json.loads((folder / "eval.json").read_text())
+print(f"""
+held-out top-1: {results["top1"]:.4f}   top-5: {results["top5"]:.4f}   ({results["num_samples"]} images)
+weights: {folder}/best_model.pdparams
+curves:  {folder}/curves.png, and visualdl --logdir {folder}/vdl
+log:     {folder}/train.log, {folder}/metrics.jsonl""")
+PY

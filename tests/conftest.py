@@ -1,0 +1,104 @@
+"""Shared fixtures: the optional reference data, images made on the spot, the tools run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+import ppxcls
+
+ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("PPXCLS_SHARED", ROOT.parent / "shared"))
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no reference data at {SHARED}")
+
+
+def write_images(folder: Path, count: int, classes: int = 3, size: int = 80, seed: int = 0, name: str = "train") -> Path:
+    """PNG files whose colour and texture tell the class, and ``<name>_list.txt``; returns the folder."""
+    rng = np.random.default_rng(seed)
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(count):
+        label = i % classes
+        image = rng.integers(0, 60, (size, size + label, 3)).astype(np.uint8)
+        image[..., label % 3] += 120
+        cv2.imwrite(str(folder / name / f"{i:04d}.png"), image)
+        lines.append(f"{name}/{i:04d}.png {label}\n")
+    (folder / f"{name}_list.txt").write_text("".join(lines))
+    return folder
+
+
+def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
+    """A config that trains Xception41 on 71 px images for a moment on the CPU; keys in dotted form override."""
+    normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
+    train_ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandFlipImage": {}}, normalize]
+    eval_ops = [{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 75}}, {"CropImage": {"size": 71}}, normalize]
+
+    def section(name: str, ops: list[Any], shuffle: bool) -> dict[str, Any]:
+        dataset = {"name": "ImageNetDataset", "image_root": str(data), "cls_label_path": str(data / f"{name}_list.txt")}
+        return {
+            "dataset": {**dataset, "transform_ops": ops},
+            "sampler": {"name": "DistributedBatchSampler", "batch_size": 4, "drop_last": False, "shuffle": shuffle},
+            "loader": {"num_workers": 1},
+        }
+
+    config: dict[str, Any] = {
+        "Global": {"device": "cpu", "output_dir": str(output), "epochs": 1, "print_batch_step": 1, "seed": 0},
+        "Arch": {"name": "Xception41", "class_num": 3},
+        "Loss": {"Train": [{"CELoss": {"weight": 1.0, "epsilon": 0.1}}], "Eval": [{"CELoss": {"weight": 1.0}}]},
+        "Optimizer": {
+            "name": "Momentum",
+            "momentum": 0.9,
+            "lr": {"name": "Cosine", "learning_rate": 0.02},
+            "regularizer": {"name": "L2", "coeff": 0.0001},
+        },
+        "DataLoader": {"Train": section("train", train_ops, True), "Eval": section("val", eval_ops, False)},
+        "Metric": {"Train": [{"TopkAcc": {"topk": [1, 2]}}], "Eval": [{"TopkAcc": {"topk": [1, 2]}}]},
+    }
+    for path, value in overrides.items():
+        target: Any = config
+        *parents, last = path.split(".")
+        for key in parents:
+            target = target[key]
+        target[last] = value
+    return config
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 training and 7 validation images of 3 classes."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, 12)
+    return write_images(folder, 7, seed=1, name="val")
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, images: Path) -> Callable[..., Path]:
+    """Writes ``small_config`` for the session's images, with overrides, and returns the file."""
+
+    def write(**overrides: Any) -> Path:
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(small_config(images, tmp_path / "output", **overrides), sort_keys=False))
+        return file
+
+    return write
+
+
+def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run ``tools/...`` in a process of its own, or under Paddle's launcher in several."""
+    launch = []
+    if processes > 1:
+        log_dir = Path(kwargs.pop("log_dir"))
+        launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log_dir)]
+    command = [sys.executable, *launch, *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)

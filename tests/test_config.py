@@ -1,0 +1,206 @@
+"""Configs: what loads, what is refused and what the refusal says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ppxcls
+from tests.conftest import ROOT, SHARED, needs_shared, run_tool
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+PADDLECLAS = sorted((SHARED / "paddleclas-configs").glob("*.yaml")) if SHARED.is_dir() else []
+XCEPTION = ROOT / "configs/Xception41.yaml"
+
+
+def test_the_lists_are_not_empty() -> None:
+    names = {file.stem for file in CONFIGS}
+    assert names >= {"Xception41", "Xception65", "Xception71", "Xception41_deeplab", "Xception65_deeplab", "quickstart"}
+
+
+@needs_shared
+def test_all_of_paddleclas_are_there() -> None:
+    assert len(PADDLECLAS) == 5
+
+
+@pytest.mark.parametrize("file", CONFIGS + PADDLECLAS, ids=lambda f: f"{f.parent.name}-{f.stem}")
+def test_loads_and_round_trips(file: Path, tmp_path: Path) -> None:
+    config = ppxcls.load_config(file)
+    assert config.Arch.name in ppxcls.list_models()
+    again = tmp_path / "config.yaml"
+    again.write_text(config.to_yaml())
+    assert ppxcls.load_config(again) == config or ppxcls.load_config(again).to_yaml() == config.to_yaml()
+
+
+@needs_shared
+@pytest.mark.parametrize("file", PADDLECLAS, ids=lambda f: f.stem)
+def test_our_hyperparameters_are_paddleclas(file: Path) -> None:
+    theirs, ours = ppxcls.load_config(file), ppxcls.load_config(ROOT / "configs" / file.name)
+    for section in ("Arch", "AMP", "Loss", "Optimizer", "Metric", "DataLoader"):
+        assert getattr(ours, section) == getattr(theirs, section), section
+    assert (ours.Global.epochs, ours.Global.image_shape) == (theirs.Global.epochs, theirs.Global.image_shape)
+
+
+def test_values_read_as_users_write_them() -> None:
+    config = ppxcls.load_config(XCEPTION)
+    assert config.Optimizer.lr.learning_rate == 0.045
+    assert config.DataLoader.Train.sampler.batch_size == 64
+    assert config.DataLoader.Train.dataset.transform_ops[1].RandCropImage.size == 299
+    assert config.DataLoader.Eval.dataset.transform_ops[3].NormalizeImage.scale == 1 / 255
+
+
+def test_class_names_ship_with_the_package() -> None:
+    names = Path(ppxcls.load_config(XCEPTION).Infer.PostProcess.class_id_map_file)
+    lines = names.read_text().splitlines()
+    assert len(lines) == 1000
+    assert [lines[0], lines[999].split()[0]] == ["0 tench, Tinca tinca", "999"]
+
+
+def test_overrides() -> None:
+    config = ppxcls.load_config(
+        XCEPTION,
+        [
+            "Arch.class_num=37",
+            "Optimizer.lr.learning_rate=1e-3",
+            "DataLoader.Train.dataset.transform_ops.1.RandCropImage.size=96",
+            "DataLoader.Eval.dataset.transform_ops.ResizeImage.resize_short=128",
+            "Loss.Train.0.CELoss.epsilon=0",
+            "Optimizer.lr={name: Step, learning_rate: 0.1, step_size: 30}",
+            "Optimizer.lr.step_size=20",
+            "Global.pretrained_model=a/b=c",
+            "AMP=null",
+        ],
+    )
+    assert config.Arch.class_num == 37
+    assert config.DataLoader.Train.dataset.transform_ops[1].RandCropImage.size == 96
+    assert config.DataLoader.Eval.dataset.transform_ops[1].ResizeImage.resize_short == 128
+    assert config.Loss.Train[0].CELoss.epsilon == 0
+    assert dict(config.Optimizer.lr) == {"name": "Step", "learning_rate": 0.1, "step_size": 20}
+    assert config.Global.pretrained_model == "a/b=c"
+    assert config.AMP is None
+
+
+def test_section_that_is_not_there_can_be_made_by_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("Arch: {name: Xception41}\n")
+    assert ppxcls.load_config(file, ["Global.epochs=3"]).Global.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "Global.epoch=3",
+            r"-o Global.epoch=3: Global.epoch: unknown key 'epoch' \(did you mean 'epochs'\?\); allowed: ",
+        ),
+        ("Globl.epochs=3", r"Globl: unknown key 'Globl' \(did you mean 'Global'\?\)"),
+        ("Global.epochs=many", r"Global.epochs: expected an integer at least 1, received 'many'"),
+        ("Global.epochs=0", r"Global.epochs: expected an integer at least 1, received 0"),
+        ("Global.epochs=true", r"Global.epochs: expected an integer at least 1, received True"),
+        ("Global.epochs=null", r"Global.epochs: expected an integer at least 1, received null"),
+        ("Global.eval_during_train=yep", r"expected true or false, received 'yep'"),
+        ("Global.to_static=true", r"Global.to_static: expected false, received True"),
+        ("Global.image_shape=[3, 299]", r"Global.image_shape: expected a list of 3"),
+        ("Arch.name=Xcepton41", r"Arch.name: unknown model 'Xcepton41' \(did you mean 'Xception41'\?\); allowed: Xc"),
+        ("Arch.class_num=0", r"Arch.class_num: expected an integer at least 1"),
+        ("Arch.depth=3", r"Arch.depth: unknown argument of model Xception41 'depth'; allowed: class_num"),
+        ("AMP.level=O3", r"AMP.level: expected 'O1' or 'O2', received 'O3'"),
+        ("Optimizer.momentum=1.5", r"Optimizer.momentum: expected a number at least 0 and below 1, received 1.5"),
+        ("Optimizer.name=Momentun", r"did you mean 'Momentum'"),
+        ("Optimizer.regularizer.coeff=-1", r"Optimizer.regularizer.coeff: expected a number at least 0"),
+        ("Optimizer.parameters=[]", r"unknown argument of optimizer Momentum 'parameters'"),
+        ("Optimizer.lr={learning_rate: 1}", r"Optimizer.lr: the key name is missing; allowed: ConstLR, Cosine"),
+        ("Optimizer.lr=0.1", r"Optimizer.lr: expected a mapping, received 0.1"),
+        ("Loss.Train=[]", None),
+        ("Loss.Train.0.CELoss.epsilon=2", r"Loss.Train.0.CELoss.epsilon: expected a number at least 0 and below 1"),
+        ("Loss.Train.7.CELoss.epsilon=0", r"unknown list index '7'"),
+        ("Metric.Eval.0.TopkAcc.topk=[0]", r"topk.*expected"),
+        ("DataLoader.Train.sampler.batch_size=0", r"batch_size: expected an integer at least 1"),
+        ("DataLoader.Train.loader.num_workers=-1", r"num_workers: expected an integer at least 0"),
+        (
+            "DataLoader.Train.dataset.transform_ops.RandCropImage.scale=[0, 2]",
+            r"scale.1: expected a number at least 0 and",
+        ),
+        (
+            "DataLoader.Train.dataset.transform_ops.RandCropImag.size=3",
+            r"unknown list index 'RandCropImag' \(did you mean",
+        ),
+        (
+            "DataLoader.Train.dataset.transform_ops=[Decode]",
+            r"unknown transform 'Decode' \(did you mean 'DecodeImage'\?\)",
+        ),
+        ("DataLoader.Train.dataset.transform_ops=[{A: 1, B: 2}]", r"expected one component, Name: \{...\}"),
+        ("DataLoader.Train.dataset.name=CocoDataset", r"unknown dataset 'CocoDataset'"),
+        ("DataLoader.Train.dataset.class_num=5", r"unknown argument of dataset ImageNetDataset 'class_num'"),
+        ("Infer.PostProcess.class_id_map_file=no.txt", r"class_id_map_file: .*'no.txt', which does not exist"),
+        ("Global.epochs", r"expected KEY.KEY=value"),
+        ("Global.epochs.x=1", r"Global.epochs is 120: it has no keys"),
+        ("Global..epochs=1", r"expected KEY.KEY=value"),
+        ("Global.epochs=[1", r"the value is not valid YAML"),
+    ],
+)
+def test_refused_override(override: str, message: str | None) -> None:
+    if message is None:  # loads, and is refused when it is built
+        ppxcls.load_config(XCEPTION, [override])
+        return
+    with pytest.raises(ppxcls.ConfigError, match=message) as caught:
+        ppxcls.load_config(XCEPTION, [override])
+    assert str(caught.value).startswith(f"-o {override}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Arch: {name: Xception41}\nGlobal:\n  epochs: 3\n  epoks: 4\n", r"bad.yaml:4: Global.epoks: unknown key"),
+        ("Arch: {name: Xception41}\nGlobal:\n  epochs: 3\n  epochs: 4\n", r"bad.yaml:4: Global.epochs: written twice"),
+        ("Arch:\n  nam: Xception41\n", r"bad.yaml:1: Arch: the key name is missing"),
+        ("Global: {epochs: 3}\n", r"bad.yaml: the key Arch is missing"),
+        ("Arch: [1]\n", r"bad.yaml:1: Arch: expected a mapping, received \[1\]"),
+        ("- 1\n", r"bad.yaml: expected a mapping of sections"),
+        ("", r"bad.yaml: expected a mapping of sections"),
+        ("Arch: {name: Xception41\nGlobal: 3\n", r"bad.yaml:\d: not valid YAML"),
+        ("Arch: !!python/object/apply:os.system ['true']\n", r"bad.yaml:1: "),
+        ("Arch: &a\n  name: Xception41\n  again: *a\n", r"bad.yaml"),
+        ("a: &a [1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e]\n", r"anchors"),
+    ],
+)  # fmt: skip
+def test_refused_file(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ppxcls.ConfigError, match=message):
+        ppxcls.load_config(file)
+
+
+def test_missing_and_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(ppxcls.ConfigError, match=r"none.yaml: no such config file"):
+        ppxcls.load_config(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ppxcls.ConfigError, match=r"a.yaml: can't be read"):
+        ppxcls.load_config(tmp_path / "a.yaml")
+
+
+def test_merge_keys_and_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(
+        b"\xef\xbb\xbfArch: &base\n  name: Xception41\nOptimizer:\n  name: SGD\n  lr: {name: ConstLR, learning_rate: 1e-2}\n"
+    )
+    assert ppxcls.load_config(file).Optimizer.lr.learning_rate == 0.01
+
+
+def test_tool_prints_one_line_and_exits_with_2(write_config: Callable[..., Path]) -> None:
+    result = run_tool("tools/train.py", "-c", write_config(), "-o", "Global.epoch=1")
+    assert result.returncode == 2
+    assert "config error: -o Global.epoch=1: Global.epoch: unknown key 'epoch' (did you mean 'epochs'?)" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_device_that_is_not_there_names_the_override(write_config: Callable[..., Path]) -> None:
+    result = run_tool("tools/train.py", "-c", write_config(), "-o", "Global.device=npu")
+    assert result.returncode == 2
+    assert "Global.device: expected one of cpu" in result.stderr
+    assert "-o Global.device=cpu" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -1,0 +1,117 @@
+"""Decoded pixels against OpenCV's own decoder, over every kind of file that list files meet."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppxcls.data import decode
+from ppxcls.data.decode import decode_image
+from tests.conftest import SHARED, needs_shared
+
+
+def photo(width: int = 67, height: int = 45) -> Image.Image:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (9, 12, 3)).astype(np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def opencv(data: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), 1)[:, :, ::-1]
+
+
+def orientation(value: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif.tobytes()
+
+
+FILES = {
+    "jpeg": encoded(photo()),
+    "4:4:4": encoded(photo(), subsampling=0),
+    "4:2:2": encoded(photo(), subsampling=1),
+    "progressive": encoded(photo(), progressive=True),
+    "optimized": encoded(photo(), optimize=True, quality=35),
+    "grey": encoded(photo().convert("L")),
+    "cmyk": encoded(photo().convert("CMYK")),
+    "exif without orientation": encoded(photo(), exif=Image.Exif().tobytes()),
+    "trailing bytes": encoded(photo()) + b"more",
+    "one pixel": encoded(photo(1, 1)),
+    "odd": encoded(photo(17, 33)),
+    "png": encoded(photo(), "PNG"),
+    "png with alpha": encoded(photo().convert("RGBA"), "PNG"),
+    "palette": encoded(photo().convert("P"), "PNG"),
+    "grey png": encoded(photo().convert("L"), "PNG"),
+    "16 bit": cv2.imencode(".png", (np.arange(30000).reshape(100, 300) % 65536).astype(np.uint16))[1].tobytes(),
+    "bmp": encoded(photo(), "BMP"),
+    "webp": encoded(photo(), "WEBP"),
+    "tiff": encoded(photo(), "TIFF"),
+    **{f"orientation {value}": encoded(photo(), exif=orientation(value)) for value in range(1, 9)},
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_equal_opencv(name: str) -> None:
+    image = decode_image(FILES[name])
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    assert np.array_equal(image, opencv(FILES[name]))
+
+
+def test_orientation_is_applied() -> None:
+    assert decode_image(FILES["orientation 6"]).shape == (67, 45, 3)
+
+
+def test_the_fast_path_takes_the_common_jpegs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    original = decode.simplejpeg.decode_jpeg
+    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", lambda *a, **k: (taken.append(1), original(*a, **k))[1])
+    for name in FILES:
+        before = len(taken)
+        decode_image(FILES[name])
+        slow = name.startswith(("orientation", "cmyk")) or FILES[name][:2] != b"\xff\xd8"
+        assert (len(taken) == before) == slow, name
+
+
+@needs_shared
+def test_all_reference_images() -> None:
+    files = sorted((SHARED / "imagenet-sample").rglob("*.JPEG"))
+    assert len(files) == 240
+    for file in files:
+        data = file.read_bytes()
+        assert np.array_equal(decode_image(data), opencv(data)), file
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"\xff\xd8", "not an image"),
+        (b"<html>not found</html>", "not an image"),
+        (FILES["jpeg"][: len(FILES["jpeg"]) // 2], "truncated JPEG"),
+        (FILES["progressive"][:-40], "truncated JPEG"),
+        (FILES["jpeg"][:30], "not an image"),
+        (FILES["png"][: len(FILES["png"]) // 2], ""),
+        (b"\0" * 1000, "not an image"),
+    ],
+)  # fmt: skip
+def test_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        decode_image(data)
+
+
+def test_png_named_jpeg(tmp_path: Path) -> None:
+    file = tmp_path / "n02105855_2933.JPEG"
+    file.write_bytes(FILES["png"])
+    assert np.array_equal(decode_image(file.read_bytes()), opencv(FILES["png"]))
