@@ -14,7 +14,7 @@ runtime.prepare_cpu()
 
 # Name to home: looked up on first use, so that importing ppxcls costs nothing.
 _HOMES = {
-    "ConfigError": "ppxcls.registry",
+    "ConfigError": "ppxcls.schema",
     "DataError": "ppxcls.data.dataset",
     "CheckpointError": "ppxcls.checkpoint",
     "TrainingError": "ppxcls.trainer",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ppxcls.data.dataset import DataError as DataError
     from ppxcls.data.transforms import build_transforms as build_transforms
     from ppxcls.lr_schedules import build_lr_schedule as build_lr_schedule
-    from ppxcls.registry import ConfigError as ConfigError
+    from ppxcls.schema import ConfigError as ConfigError
     from ppxcls.trainer import TrainingError as TrainingError
 
 

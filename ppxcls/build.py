@@ -23,7 +23,8 @@ from ppxcls.losses import build_loss
 from ppxcls.lr_schedules import build_lr_schedule
 from ppxcls.metrics import build_metrics
 from ppxcls.optimizers import build_optimizer
-from ppxcls.registry import DATASETS, MODELS, SAMPLERS, Where
+from ppxcls.registry import DATASETS, MODELS, SAMPLERS, split_block
+from ppxcls.schema import Where
 from ppxcls.trainer import Precision, Schedule, Trainer
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -130,12 +131,9 @@ def build_loader(config: Config, mode: str) -> Loader:
     """
     section: DatasetSection = getattr(config.DataLoader, mode)
     where = config.where(f"DataLoader.{mode}")
-    name, arguments = _split(section.dataset)
-    dataset = DATASETS.build(name, arguments, where / "dataset", class_num=class_num(config))
-    name, arguments = _split(section.sampler)
+    dataset = DATASETS.build(*split_block(section.dataset), where / "dataset", class_num=class_num(config))
     sampler = SAMPLERS.build(
-        name,
-        arguments,
+        *split_block(section.sampler),
         where / "sampler",
         num_samples=len(dataset),
         seed=config.Global.seed or 0,
@@ -143,10 +141,6 @@ def build_loader(config: Config, mode: str) -> Loader:
         world_size=distributed.world_size(),
     )
     return Loader(dataset, sampler, section.loader.num_workers)
-
-
-def _split(spec: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    return spec["name"], {key: value for key, value in spec.items() if key != "name"}
 
 
 def _required(config: Config, path: str) -> Any:
@@ -174,8 +168,7 @@ def _start(config: Config) -> Path:
 
 
 def _build_network(config: Config, keep_trunk: bool) -> nn.Layer:
-    name, arguments = _split(config.Arch)
-    model: nn.Layer = MODELS.build(name, arguments, config.where("Arch"))
+    model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
     if config.Global.pretrained_model:
         left = load_weights(model, config.Global.pretrained_model, keep_trunk)
         logger.info(f"Loaded {config.Global.pretrained_model}")

@@ -134,7 +134,7 @@ def _set_weights(model: nn.Layer, state: dict[str, Any], file: Path, keep_trunk:
     problems += [f"{key} is not in the model" for key in state if key not in own]
     mismatched = [key for key in own if key in state and tuple(np.shape(state[key])) != tuple(own[key].shape)]
     left = [key for key in mismatched if keep_trunk and key in _classifier_keys(model)]
-    shapes = {key: f"{key} is {list(np.shape(state[key]))} in the file, {own[key].shape} in the model" for key in mismatched}
+    shapes = {key: f"{key} is {list(np.shape(state[key]))} in the file, {list(own[key].shape)} in the model" for key in mismatched}
     problems += [shapes[key] for key in mismatched if key not in left]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""

@@ -13,18 +13,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ppxcls.registry import (
-    Component,
-    Components,
-    ConfigError,
-    Count,
-    CountOrZero,
-    KeyPath,
-    Positive,
-    Where,
-    check_section,
-    unknown,
-)
+from ppxcls.registry import Component, Components
+from ppxcls.schema import ConfigError, Count, CountOrZero, KeyPath, Positive, Where, check_section, unknown
 
 _CONSTRUCTOR = yaml.SafeLoader("")
 _MAX_DEPTH, _MAX_KEYS = 50, 20_000  # an alias can repeat or contain itself

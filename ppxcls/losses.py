@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import paddle
 import paddle.nn.functional as F
 
-from ppxcls.registry import LOSSES, Bound, Where
+from ppxcls.registry import LOSSES, split_component
+from ppxcls.schema import Bound, Where
 
 
 @LOSSES.register
@@ -60,9 +61,8 @@ def build_loss(specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",
         raise where.error("expected at least one loss")
     terms: list[tuple[str, float, Any]] = []
     for i, spec in enumerate(specs):
-        ((name, arguments),) = spec.items()
-        place = where / i / name
-        function = LOSSES.build(name, arguments or {}, place)
-        weight = LOSSES.build_common(arguments or {}, place).weight
+        name, arguments, place = split_component(spec, where / i)
+        function = LOSSES.build(name, arguments, place)
+        weight = LOSSES.build_common(arguments, place).weight
         terms.append((name if name not in {t[0] for t in terms} else f"{name}_{i}", weight, function))
     return WeightedSum(terms)

@@ -12,7 +12,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from ppxcls.registry import LR_SCHEDULES, Bound, Count, NotNegative, Positive, Where
+from ppxcls.registry import LR_SCHEDULES, split_block
+from ppxcls.schema import Bound, Count, NotNegative, Positive, Where
 
 Schedule = Callable[[int], float]
 
@@ -145,8 +146,8 @@ def build_lr_schedule(
     Raises:
         ConfigError: unknown schedule or argument, wrong value, or a warm-up longer than the run.
     """
-    arguments = {key: value for key, value in spec.items() if key != "name"}
-    LR_SCHEDULES.check(spec.get("name"), arguments, where, where / "name")
+    name, arguments = split_block(spec)
+    LR_SCHEDULES.check(name, arguments, where, where / "name")
     common = LR_SCHEDULES.build_common(arguments, where)
     if common.warmup_epoch > epochs:
         limit = f"at most {epochs}, the epochs of the run"
@@ -155,7 +156,7 @@ def build_lr_schedule(
     warm_up = common.warmup_epoch if common.by_epoch else round(common.warmup_epoch * steps_per_epoch)
     total = (epochs - common.warmup_epoch) * per_epoch
     as_reported = warm_up == 0 and not common.by_epoch
-    decay = LR_SCHEDULES.build(spec["name"], arguments, where, total=total, per_epoch=per_epoch, as_reported=as_reported)
+    decay = LR_SCHEDULES.build(name, arguments, where, total=total, per_epoch=per_epoch, as_reported=as_reported)
     first = decay(0)
 
     def rate(step: int) -> float:

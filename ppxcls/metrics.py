@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 
 from ppxcls import distributed
-from ppxcls.registry import METRICS, Count, Where
+from ppxcls.registry import METRICS, split_component
+from ppxcls.schema import Count, Where
 
 
 @METRICS.register
@@ -38,8 +39,7 @@ def build_metrics(specs: Sequence[Mapping[str, Any]] | None, where: Where = Wher
     """
     metrics = []
     for i, spec in enumerate(specs or []):
-        ((name, arguments),) = spec.items()
-        metrics.append(METRICS.build(name, arguments or {}, where / i / name))
+        metrics.append(METRICS.build(*split_component(spec, where / i)))
     return metrics
 
 

@@ -10,7 +10,8 @@ from paddle import optimizer as paddle_optimizers
 from paddle.optimizer.lr import LambdaDecay
 from paddle.regularizer import L1Decay, L2Decay
 
-from ppxcls.registry import OPTIMIZERS, REGULARIZERS, Bound, NotNegative, Positive, Where
+from ppxcls.registry import OPTIMIZERS, REGULARIZERS, split_block
+from ppxcls.schema import Bound, NotNegative, Positive, Where
 
 _BelowOne = Annotated[float, Bound(ge=0, lt=1)]
 _BETAS: dict[str, Any] = {"beta1": _BelowOne, "beta2": _BelowOne, "epsilon": Positive}
@@ -56,10 +57,9 @@ def build_optimizer(
     """
     # Named as in the config, since the log line says the class's name.
     scheduler: LambdaDecay = type(spec["lr"]["name"], (LambdaDecay,), {})(1.0, lr_at)
-    arguments = {key: value for key, value in spec.items() if key != "name"}
+    name, arguments = split_block(spec)
     decay = arguments.get("regularizer")
     if decay is not None:
-        settings = {key: value for key, value in decay.items() if key != "name"}
-        decay = REGULARIZERS.build(decay["name"], settings, where / "regularizer")
-    optimizer = OPTIMIZERS.build(spec["name"], arguments, where, learning_rate=scheduler, parameters=parameters, weight_decay=decay)
+        decay = REGULARIZERS.build(*split_block(decay), where / "regularizer")
+    optimizer = OPTIMIZERS.build(name, arguments, where, learning_rate=scheduler, parameters=parameters, weight_decay=decay)
     return optimizer, scheduler

@@ -60,7 +60,11 @@ def usable_cores() -> int:
 
 
 def import_paddle() -> None:
-    """Import Paddle without what it prints at every start: its advice against ``OMP_NUM_THREADS`` and the missing ccache."""
+    """Import Paddle without what it prints at every start: its advice against ``OMP_NUM_THREADS`` and the missing ccache.
+
+    Nor is it to say in every training step that batch norm tracks its statistics.
+    """
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     if "paddle" in sys.modules:
         return
     printed = io.StringIO()

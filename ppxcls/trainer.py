@@ -166,6 +166,8 @@ class Trainer:
                 prefixes.append(self.output_dir / f"epoch_{epoch}")
             self.progress.epoch, self.progress.batches_done, self.progress.totals = epoch + 1, 0, {}
             self.save(prefixes)
+        if self.curves:
+            self.curves.close()
         return self.progress.best
 
     def train_one_epoch(self, epoch: int) -> None:

@@ -97,8 +97,8 @@ def write_config(tmp_path: Path, images: Path) -> Callable[..., Path]:
 def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run ``tools/...`` in a process of its own, or under Paddle's launcher in several."""
     launch = []
+    log_dir = kwargs.pop("log_dir", None)
     if processes > 1:
-        log_dir = Path(kwargs.pop("log_dir"))
         launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log_dir)]
     command = [sys.executable, *launch, *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from ppxcls.registry import Bound, ConfigError, Registry, Share, Where, check_value, parse_number, registry
+from ppxcls.registry import Registry, registry
+from ppxcls.schema import Bound, ConfigError, Share, Where, check_value, parse_number
 
 KINDS = [
     "model",

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ppxcls
-from ppxcls import cli, distributed
+from ppxcls import cli
 from ppxcls.logger import format_figures, logger
 
 
@@ -17,6 +17,8 @@ def main() -> None:
     if arguments.print_config:
         print(config.to_yaml())
     results = ppxcls.evaluate(config)
+    from ppxcls import distributed
+
     if distributed.rank() == 0:
         file = Path(config.Global.output_dir) / config.Arch.name / "eval.json"
         weights = str(config.Global.pretrained_model)

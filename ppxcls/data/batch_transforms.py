@@ -9,7 +9,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from ppxcls.registry import BATCH_TRANSFORMS, Count, Positive, Where
+from ppxcls.registry import BATCH_TRANSFORMS, split_component
+from ppxcls.schema import Count, Positive, Where
 
 BatchTransform = Callable[[paddle.Tensor, paddle.Tensor, np.random.Generator], tuple[paddle.Tensor, paddle.Tensor]]
 
@@ -48,6 +49,5 @@ def build_batch_transforms(
     """
     transforms = []
     for i, spec in enumerate(specs or []):
-        ((name, arguments),) = spec.items()
-        transforms.append(BATCH_TRANSFORMS.build(name, arguments or {}, where / i / name, class_num=class_num))
+        transforms.append(BATCH_TRANSFORMS.build(*split_component(spec, where / i), class_num=class_num))
     return transforms

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.registry import SAMPLERS, Count
+from ppxcls.registry import SAMPLERS
+from ppxcls.schema import Count
 
 
 @dataclass(frozen=True)

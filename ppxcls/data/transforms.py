@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.data.decode import Image, decode_image
-from ppxcls.registry import TRANSFORMS, Count, Finite, Positive, Share, Where
+from ppxcls.registry import TRANSFORMS, split_component
+from ppxcls.schema import Count, Finite, Positive, Share, Where
 
 Generator = np.random.Generator
 Size = Count | list[Count]
@@ -271,9 +272,8 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
     transforms = []
     chw = False
     for i, spec in enumerate(specs):
-        ((name, arguments),) = spec.items() if isinstance(spec, Mapping) else ((spec, None),)
-        place = where / i / name
-        transform = TRANSFORMS.build(name, arguments or {}, place)
+        name, arguments, place = split_component(spec, where / i)
+        transform = TRANSFORMS.build(name, arguments, place)
         if isinstance(transform, DecodeImage) and i > 0:
             raise place.error("expected DecodeImage first")
         if isinstance(transform, NormalizeImage) and transform.chw and not chw:

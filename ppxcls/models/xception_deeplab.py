@@ -11,7 +11,8 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.ops.depthwise import DepthwiseConv2D
-from ppxcls.registry import MODELS, Count
+from ppxcls.registry import MODELS
+from ppxcls.schema import Count
 
 _WIDTH = 728  # channels of the middle flow
 

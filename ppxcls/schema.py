@@ -1,0 +1,219 @@
+"""Values from a YAML against type annotations: what a wrong one is told."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, Protocol, Union
+
+KeyPath = tuple[str, ...]
+
+
+class ConfigError(Exception):
+    """What the user wrote can't be meant: says where, what was received and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """A place in a config: a key path, and the file and line (or override) its value came from.
+
+    Attributes:
+        keys: key path; list indices as decimal strings.
+        sources: for each key path that was written somewhere, ``file:line`` or ``-o key=value``.
+    """
+
+    keys: KeyPath = ()
+    sources: Mapping[KeyPath, str] = field(default_factory=dict)
+
+    def __truediv__(self, key: str | int) -> Where:
+        return Where((*self.keys, str(key)), self.sources)
+
+    def __str__(self) -> str:
+        return ".".join(self.keys)
+
+    def error(self, message: str) -> ConfigError:
+        """A ConfigError that begins with the source of this key, or of the nearest key above it, and the key path."""
+        for length in range(len(self.keys), -1, -1):
+            if self.keys[:length] in self.sources:
+                return ConfigError(": ".join(p for p in (self.sources[self.keys[:length]], str(self), message) if p))
+        return ConfigError(f"{self}: {message}" if self.keys else message)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Range of a number, for ``Annotated``: above or from, below or to."""
+
+    gt: float = -math.inf
+    ge: float = -math.inf
+    lt: float = math.inf
+    le: float = math.inf
+
+    def allows(self, value: float) -> bool:
+        """Whether the value is in the range; NaN and infinity never are."""
+        return math.isfinite(value) and self.ge <= value <= self.le and self.gt < value < self.lt
+
+    def __str__(self) -> str:
+        signs = (("above", self.gt), ("at least", self.ge), ("below", self.lt), ("at most", self.le))
+        return " and ".join(f"{sign} {number:g}" for sign, number in signs if math.isfinite(number)) or "a finite number"
+
+
+Finite = Annotated[float, Bound()]
+Positive = Annotated[float, Bound(gt=0)]
+NotNegative = Annotated[float, Bound(ge=0)]
+Share = Annotated[float, Bound(ge=0, le=1)]
+Count = Annotated[int, Bound(ge=1)]
+CountOrZero = Annotated[int, Bound(ge=0)]
+
+
+def type_name(hint: Any) -> str:
+    """How an error message says what is allowed."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is type(None):
+        return "null"
+    if origin is Annotated:
+        return f"{type_name(args[0])} {args[1]}" if isinstance(args[1], Bound) else type_name(args[0])
+    if origin is Literal:
+        return " or ".join("null" if a is None else str(a).lower() if isinstance(a, bool) else repr(a) for a in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_name(a) for a in args)
+    if origin is list:
+        return f"a list, each {type_name(args[0])}"
+    if origin is tuple:
+        return f"a list of {len(args)}, each {type_name(args[0])}"
+    names = {
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        bool: "true or false",
+        dict: "a mapping",
+        list: "a list",
+    }
+    return "a mapping" if is_dataclass(hint) else names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def parse_number(text: str) -> float:
+    """A number, or a fraction such as PaddleClas's ``1.0/255.0``, from a string; YAML 1.1 reads ``1e-3`` as one too.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    numerator, slash, denominator = text.partition("/")
+    if not slash:
+        return float(text)
+    if float(denominator) == 0:
+        raise ValueError("division by zero")
+    return float(numerator) / float(denominator)
+
+
+def _check_scalar(value: Any, hint: type, where: Where) -> Any:
+    if hint is float and isinstance(value, str):
+        try:
+            return parse_number(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint in (str, dict, list) and isinstance(value, hint):
+        return value
+    raise _mismatch(value, hint, where)
+
+
+def _mismatch(value: Any, hint: Any, where: Where) -> ConfigError:
+    shown = "null" if value is None else repr(value)
+    return where.error(f"expected {type_name(hint)}, received {shown if len(shown) < 120 else shown[:117] + '...'}")
+
+
+def check_value(value: Any, hint: Any, where: Where) -> Any:
+    """Check a value from a YAML against a type annotation.
+
+    Returns:
+        The value, with numbers converted to the annotated type and mappings to the annotated dataclass.
+
+    Raises:
+        ConfigError: wrong type, or out of range.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        return _check_annotated(value, args[0], args[1], where)
+    if origin is Literal:
+        if any(value == a and type(value) is type(a) for a in args):
+            return value
+        raise _mismatch(value, hint, where)
+    if origin in (Union, types.UnionType):
+        return _check_union(value, hint, args, where)
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple) or (origin is tuple and len(value) != len(args)):
+            raise _mismatch(value, hint, where)
+        items = [check_value(v, args[0], where / i) for i, v in enumerate(value)]
+        return items if origin is list else tuple(items)
+    if is_dataclass(hint):
+        return check_section(value, typing.cast(type, hint), where)
+    return _check_scalar(value, hint, where)
+
+
+def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: Where) -> Any:
+    if value is None and type(None) in args:
+        return None
+    choices = [a for a in args if a is not type(None)]
+    if len(choices) == 1:  # Optional: the inner message is the better one
+        return check_value(value, choices[0], where)
+    for choice in choices:
+        try:
+            return check_value(value, choice, where)
+        except ConfigError:
+            continue
+    raise _mismatch(value, hint, where)
+
+
+def _check_annotated(value: Any, hint: Any, mark: Any, where: Where) -> Any:
+    if not isinstance(mark, Bound):
+        return typing.cast(Mark, mark).check(value, where)
+    try:
+        number = check_value(value, hint, where)
+    except ConfigError:
+        raise _mismatch(value, Annotated[hint, mark], where) from None
+    if not mark.allows(number):
+        raise _mismatch(value, Annotated[hint, mark], where)
+    return number
+
+
+class Mark(Protocol):
+    """What stands in ``Annotated`` beside a type and checks the value itself."""
+
+    def check(self, value: Any, where: Where) -> Any:
+        """The checked value; raises ConfigError."""
+
+
+def unknown(word: str, allowed: list[str], what: str) -> str:
+    """The message for a word that is not among the allowed ones, with the nearest spelling."""
+    near = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
+    hint = next((f" (did you mean {a!r}?)" for a in allowed if near and a.lower() == near[0]), "")
+    return f"unknown {what} {word!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
+
+
+def check_section(value: Any, section: type, where: Where) -> Any:
+    """Check a mapping against a dataclass, field by field, and make the instance.
+
+    Raises:
+        ConfigError: not a mapping, an unknown or missing key, or a field's value is wrong.
+    """
+    value = check_value(value, dict, where)
+    hints = typing.get_type_hints(section, include_extras=True)
+    hints = {f.name: hints[f.name] for f in fields(section) if f.init}
+    for key in value:
+        if key not in hints:
+            raise (where / key).error(unknown(key, list(hints), "key"))
+    for f in fields(section):
+        if f.name in hints and f.name not in value and f.default is MISSING and f.default_factory is MISSING:
+            raise where.error(f"the key {f.name} is missing: expected {type_name(hints[f.name])}")
+    return section(**{key: check_value(v, hints[key], where / key) for key, v in value.items()})

@@ -1,0 +1,255 @@
+"""Checkpoints: whole or not at all, exact, and safe to load."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import ppxcls
+from ppxcls import checkpoint
+from ppxcls.checkpoint import Progress, load_checkpoint, save_checkpoint
+from tests.conftest import ROOT
+
+
+def make(optimizer: str = "Momentum", seed: int = 0) -> tuple[nn.Layer, Any]:
+    paddle.seed(seed)
+    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
+    return model, getattr(paddle.optimizer, optimizer)(0.1, parameters=model.parameters())
+
+
+def step(model: nn.Layer, optimizer: Any, seed: int) -> None:
+    paddle.seed(seed)
+    model(paddle.randn([2, 3, 4, 4])).square().mean().backward()
+    optimizer.step()
+    optimizer.clear_grad()
+
+
+def weights(model: nn.Layer) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in model.state_dict().items()}
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def save(prefix: Path, model: nn.Layer, optimizer: Any, **progress: Any) -> None:
+    save_checkpoint([prefix], model, optimizer, Progress(**progress), {"config": "x"})
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Momentum", "Adam", "RMSProp"])
+def test_training_goes_on_exactly(optimizer: str, tmp_path: Path) -> None:
+    model, opt = make(optimizer)
+    step(model, opt, 1)
+    save(tmp_path / "latest", model, opt, epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
+    step(model, opt, 2)
+    # Another model first: this process's parameters have other names than the saved ones.
+    other, other_opt = make(optimizer, seed=5)
+    assert not {p.name for p in other.parameters()} & {p.name for p in model.parameters()}
+    progress, manifest = load_checkpoint(tmp_path / "latest", other, other_opt)
+    assert progress == Progress(epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
+    assert manifest["config"] == "x"
+    step(other, other_opt, 2)
+    assert same(weights(other), weights(model))
+
+
+def test_paddle_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
+    model, opt = make()
+    save(tmp_path / "latest", model, opt)
+    loaded = paddle.load(str(tmp_path / "latest.pdparams"))
+    assert same({k: v.numpy() for k, v in loaded.items()}, weights(model))
+    other, _ = make(seed=1)
+    paddle.save(model.state_dict(), str(tmp_path / "theirs.pdparams"))
+    for name in ("theirs", "theirs.pdparams"):
+        assert ppxcls.load_weights(other, tmp_path / name) == []
+        assert same(weights(other), weights(model))
+
+
+def test_several_prefixes_are_independent(tmp_path: Path) -> None:
+    model, opt = make()
+    save_checkpoint([tmp_path / "latest", tmp_path / "best_model"], model, opt, Progress(epoch=2), {})
+    first = weights(model)
+    step(model, opt, 1)
+    save(tmp_path / "latest", model, opt, epoch=3)
+    for name, expected in (("best_model", first), ("latest", weights(model))):
+        other, other_opt = make(seed=9)
+        load_checkpoint(tmp_path / name, other, other_opt)
+        assert same(weights(other), expected)
+    assert {f.name for f in tmp_path.iterdir()} == {
+        f"{name}{extension}" for name in ("latest", "best_model") for extension in (".json", ".pdparams", ".pdopt")
+    }
+
+
+class _Cut(BaseException):
+    """The power goes."""
+
+
+@pytest.mark.parametrize("call", range(1, 15))
+@pytest.mark.parametrize("name", ["replace", "fsync", "link"])
+def test_cut_off_anywhere_leaves_a_whole_checkpoint(name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save of a second checkpoint stops at the n-th call of a system function; then a third is saved over what is left."""
+    model, opt = make()
+    prefixes = [tmp_path / "latest", tmp_path / "best_model"]
+    save_checkpoint(prefixes, model, opt, Progress(step=1), {})
+    states = {1: weights(model)}
+    step(model, opt, 1)
+    states[2] = weights(model)
+    original, calls = getattr(os, name), iter(range(1, 100))
+
+    def cut(*arguments: Any) -> Any:
+        if next(calls) == call:
+            raise _Cut
+        return original(*arguments)
+
+    monkeypatch.setattr(checkpoint.os, name, cut)
+    with contextlib.suppress(_Cut):
+        save_checkpoint(prefixes, model, opt, Progress(step=2), {})
+    monkeypatch.setattr(checkpoint.os, name, original)
+    for prefix in prefixes:
+        other, other_opt = make(seed=9)
+        progress, _ = load_checkpoint(prefix, other, other_opt)
+        assert same(weights(other), states[progress.step])
+        assert same(weights(other), _loaded_weights(prefix))
+    step(model, opt, 2)
+    save_checkpoint(prefixes, model, opt, Progress(step=3), {})
+    for prefix in prefixes:
+        assert load_checkpoint(prefix, *make(seed=9))[0].step == 3
+    assert not list(tmp_path.glob("*.new"))
+
+
+def _loaded_weights(prefix: Path) -> dict[str, np.ndarray]:
+    model, _ = make(seed=11)
+    ppxcls.load_weights(model, prefix)
+    return weights(model)
+
+
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    """A real limit of the operating system on file sizes, in a process of its own."""
+    script = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import ppxcls
+ppxcls.load_config
+from pathlib import Path
+from tests.test_checkpoint import make, step, save
+model, opt = make()
+save(Path({str(tmp_path / "latest")!r}), model, opt, step=1)
+step(model, opt, 1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
+try:
+    save(Path({str(tmp_path / "latest")!r}), model, opt, step=2)
+except OSError as error:
+    print("errno", error.errno)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"errno {errno.EFBIG}" in result.stdout
+    assert load_checkpoint(tmp_path / "latest", *make(seed=9))[0].step == 1
+    assert not list(tmp_path.glob("*.new"))
+
+
+@pytest.mark.parametrize("extension", [".pdparams", ".pdopt"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
+    model, opt = make()
+    save(tmp_path / "latest", model, opt)
+    file = tmp_path / f"latest{extension}"
+    data = bytearray(file.read_bytes())
+    if damage == "remove":
+        file.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data if damage == "flip" else data[:-1])
+    expected = "is missing" if damage == "remove" else "is damaged: its size or SHA-256"
+    with pytest.raises(ppxcls.CheckpointError, match=expected):
+        load_checkpoint(tmp_path / "latest", *make())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "expected a manifest of format 1, received format 2"),
+        ({"parts": {}}, "not a checkpoint's manifest"),
+        ({"progress": 3}, "expected a manifest of format 1"),
+    ],
+)
+def test_manifest_is_checked(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    save(tmp_path / "latest", *make())
+    file = tmp_path / "latest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ppxcls.CheckpointError, match=message):
+        load_checkpoint(tmp_path / "latest", *make())
+    file.write_text("{")
+    with pytest.raises(ppxcls.CheckpointError, match="not a checkpoint's manifest"):
+        load_checkpoint(tmp_path / "latest", *make())
+    with pytest.raises(ppxcls.CheckpointError, match="none.json: no such checkpoint"):
+        load_checkpoint(tmp_path / "none", *make())
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.write_text, (self.target, "owned")
+
+
+def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
+    target = tmp_path / "owned.txt"
+    for payload in ({"weight": Hostile(target)}, Hostile(target)):
+        file = tmp_path / "evil.pdparams"
+        file.write_bytes(pickle.dumps(payload))
+        with pytest.raises(ppxcls.CheckpointError, match="refused, not a file of weights: it asks for pathlib"):
+            ppxcls.load_weights(make()[0], file)
+    pickle.loads(pickle.dumps(Hostile(target)))
+    assert target.exists()  # it would have
+
+
+@pytest.mark.parametrize("data", [b"", b"<html></html>", b"\x80\x04", pickle.dumps([1, 2]), pickle.dumps("x"), os.urandom(400)])
+def test_other_files_are_refused_in_one_line(data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.pdparams"
+    file.write_bytes(data)
+    with pytest.raises(ppxcls.CheckpointError, match="a.pdparams: ") as caught:
+        ppxcls.load_weights(make()[0], file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ppxcls.CheckpointError, match="none.pdparams: no such file"):
+        ppxcls.load_weights(make()[0], tmp_path / "none")
+
+
+def test_weights_that_do_not_fit_say_which(tmp_path: Path) -> None:
+    model = ppxcls.build_model("Xception41", class_num=5)
+    file = tmp_path / "five.pdparams"
+    paddle.save(model.state_dict(), str(file))
+    other = ppxcls.build_model("Xception41", class_num=7)
+    with pytest.raises(ppxcls.CheckpointError) as caught:
+        ppxcls.load_weights(other, file)
+    assert "_exit_flow._out.weight is [2048, 5] in the file, [2048, 7] in the model" in str(caught.value)
+    assert "_exit_flow._out.bias is [5] in the file, [7] in the model" in str(caught.value)
+    fresh = other.state_dict()["_exit_flow._out.weight"].numpy()
+    left = ppxcls.load_weights(other, file, keep_trunk=True)
+    assert [entry.split()[0] for entry in left] == ["_exit_flow._out.weight", "_exit_flow._out.bias"]
+    key = "_entry_flow._conv1._conv.weight"
+    assert np.array_equal(other.state_dict()[key].numpy(), model.state_dict()[key].numpy())
+    assert np.array_equal(other.state_dict()["_exit_flow._out.weight"].numpy(), fresh)
+    with pytest.raises(ppxcls.CheckpointError, match=r"is not in the file.*and \d+ more"):
+        ppxcls.load_weights(ppxcls.build_model("Xception65", class_num=5), file, keep_trunk=True)
+
+
+def test_optimizer_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
+    model, _ = make()
+    part = paddle.optimizer.Momentum(0.1, parameters=model.parameters()[:2])
+    step(model, part, 1)
+    save(tmp_path / "latest", model, part)
+    with pytest.raises(ppxcls.CheckpointError, match=r"latest.pdopt: has no state for 4 of 6 parameters"):
+        load_checkpoint(tmp_path / "latest", *make())

@@ -1,0 +1,74 @@
+"""What is set before Paddle is imported, seen from a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ppxcls import runtime
+from tests.conftest import ROOT
+
+SHOWN = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
+
+
+def environment_after_import(before: str = "", **variables: str) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if k not in SHOWN and not k.startswith("PADDLE_")}
+    script = f"{before}\nimport json, os, ppxcls\nprint(json.dumps({{k: os.environ.get(k) for k in {SHOWN!r}}}))"
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env={**clean, **variables})
+    return dict(json.loads(result.stdout))
+
+
+CORES = runtime.usable_cores()
+FAKE = "from ppxcls import runtime\n"
+
+
+def fake(cpu: str, build: str) -> str:
+    """Lines that make ``prepare_cpu`` see another processor and another build of Paddle when ppxcls is imported after them."""
+    return f"""
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("ppxcls.runtime", {str(ROOT / "ppxcls/runtime.py")!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module._cpu_info = lambda: {cpu!r}
+module._is_cpu_build = lambda: {build == "cpu"}
+sys.modules["ppxcls.runtime"] = module
+"""
+
+
+def test_threads_are_the_cores_shared_by_the_ranks() -> None:
+    assert environment_after_import(fake("", "cpu"))["OMP_NUM_THREADS"] == str(CORES)
+    assert environment_after_import(fake("", "cpu"), PADDLE_LOCAL_SIZE="2")["OMP_NUM_THREADS"] == str(max(1, CORES // 2))
+    assert environment_after_import(fake("", "cpu"), PADDLE_LOCAL_SIZE="64")["OMP_NUM_THREADS"] == str(max(1, CORES // 64))
+
+
+def test_mkl_on_amd_only() -> None:
+    assert environment_after_import(fake("vendor_id : AuthenticAMD", "cpu"))["MKL_DEBUG_CPU_TYPE"] == "5"
+    assert environment_after_import(fake("vendor_id : GenuineIntel", "cpu"))["MKL_DEBUG_CPU_TYPE"] is None
+
+
+def test_the_users_own_settings_win() -> None:
+    own = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "4"}
+    assert environment_after_import(fake("AuthenticAMD", "cpu"), **own) == own
+
+
+def test_builds_for_other_devices_are_left_alone() -> None:
+    assert environment_after_import(fake("AuthenticAMD", "gpu")) == {"OMP_NUM_THREADS": None, "MKL_DEBUG_CPU_TYPE": None}
+
+
+def test_paddle_imported_first_is_said() -> None:
+    clean = {k: v for k, v in os.environ.items() if k not in SHOWN}
+    command = [sys.executable, "-c", "import paddle, ppxcls"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env=clean)
+    expected = "Paddle was imported before ppxcls and runs on one core: import ppxcls first" in result.stderr
+    assert expected == (CORES > 1)
+
+
+def test_importing_paddle_is_quiet_but_hides_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "import ppxcls; ppxcls.load_config"]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert result.stderr == ""
