@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ppxcls import runtime
 
@@ -32,37 +30,23 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
 
 def run(main: Callable[[], None]) -> None:
     """Run a tool and exit: 0; 2 for a config that can't be meant; 1 for another error that has a name; 130 for Ctrl-C."""
-    interrupted = []
-
-    def interrupt(*_: Any) -> None:
-        interrupted.append(True)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
     try:
-        _run(main)
-    except BaseException:
-        # Raised inside Paddle's backward pass, KeyboardInterrupt comes out as another exception.
-        if not interrupted:
-            raise
+        runtime.import_paddle()
+        # Imported here, since they need Paddle.
+        from ppxcls import CheckpointError, ConfigError, DataError, TrainingError
+
+        try:
+            main()
+        except ConfigError as error:
+            _exit(f"config error: {error}", EXIT_USAGE)
+        except (DataError, CheckpointError, TrainingError) as error:
+            _exit(f"error: {error}", EXIT_ERROR)
+        except OSError as error:
+            if error.errno is None:  # Paddle raises bare ones for faults of its own, whose traceback is wanted
+                raise
+            _exit(f"error: {error}", EXIT_ERROR)
+    except KeyboardInterrupt:
         _exit("interrupted; checkpoints that were saved are whole", EXIT_INTERRUPTED)
-
-
-def _run(main: Callable[[], None]) -> None:
-    runtime.import_paddle()
-    # Imported here, since they need Paddle.
-    from ppxcls import CheckpointError, ConfigError, DataError, TrainingError
-
-    try:
-        main()
-    except ConfigError as error:
-        _exit(f"config error: {error}", EXIT_USAGE)
-    except (DataError, CheckpointError, TrainingError) as error:
-        _exit(f"error: {error}", EXIT_ERROR)
-    except OSError as error:
-        if error.errno is None:  # Paddle raises bare ones for faults of its own, whose traceback is wanted
-            raise
-        _exit(f"error: {error}", EXIT_ERROR)
 
 
 def _exit(message: str, code: int) -> None:

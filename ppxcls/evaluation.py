@@ -11,6 +11,7 @@ from paddle import nn
 
 from ppxcls.data.loader import Loader
 from ppxcls.data.model_input import ModelInput
+from ppxcls.interrupts import interrupts_deferred
 from ppxcls.losses import WeightedSum
 from ppxcls.metrics import Scorer, Totals
 
@@ -46,7 +47,7 @@ def evaluate_model(
             for batch in loader.epoch():
                 if batch.plan.count:
                     labels = paddle.to_tensor(batch.labels)
-                    with autocast():
+                    with interrupts_deferred(), autocast():
                         logits = model(to_input(batch.images))
                         losses = loss_fn(logits, labels)
                     scored.append((batch.plan.count, scorer(losses, logits, labels)))

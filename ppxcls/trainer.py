@@ -21,6 +21,7 @@ from ppxcls.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ppxcls.data.batch_transforms import BatchTransform
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.data.model_input import ModelInput
+from ppxcls.interrupts import interrupts_deferred
 from ppxcls.logger import append_json_line, format_figures, logger, start_json_lines
 from ppxcls.losses import WeightedSum
 from ppxcls.metrics import Scorer, Totals
@@ -182,7 +183,8 @@ class Trainer:
         terminal = {"disable": None if self._is_main else True, "initial": self.progress.batches_done, "leave": False}
         with tqdm(total=len(self.loader), desc=f"epoch {epoch}", unit="batch", **terminal) as bar:
             for batch in clock.timed(self.loader.epoch(epoch, self.progress.batches_done)):
-                self._train_on(batch, epoch)
+                with interrupts_deferred():
+                    self._train_on(batch, epoch)
                 self.progress.batches_done = batch.plan.number + 1
                 clock.samples += self.loader.sampler.global_size(batch.plan.number)
                 bar.update()

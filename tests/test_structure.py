@@ -23,7 +23,7 @@ ROWS = [
     ["config"],
     ["registry"],
     ["schema"],
-    ["logger", "distributed", "runtime"],
+    ["logger", "distributed", "interrupts", "runtime"],
 ]
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted(file for file in (ROOT / "ppxcls").rglob("*.py") if file.name != "__init__.py")
