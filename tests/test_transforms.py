@@ -52,7 +52,7 @@ def test_parity_with_paddleclas(case: dict[str, Any]) -> None:
     assert out.std(dtype=np.float64) == pytest.approx(case["std"], rel=1e-5)
 
 
-def test_device_stage_equals_the_host(jpeg: bytes) -> None:
+def test_device_stage_equals_the_host(jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = ["DecodeImage", {"ResizeImage": {"size": [90, 70]}}, NORMALIZE, "ToCHWImage"]
     whole = ppxcls.build_transforms(specs)
     host, stage = split_for_device(whole)
@@ -61,6 +61,9 @@ def test_device_stage_equals_the_host(jpeg: bytes) -> None:
     assert pixels.shape == (70, 90, 3)
     on_device = ModelInput(stage)(pixels[None]).numpy()
     assert np.array_equal(on_device[0], whole(jpeg))
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")  # what other devices compute, computed here
+    assert np.array_equal(ModelInput(stage)(pixels[None]).numpy(), on_device)
+    monkeypatch.undo()
     # Without ToCHWImage, as PaddleClas's training transforms are, the network still gets [N, 3, H, W].
     host, stage = split_for_device(ppxcls.build_transforms(specs[:-1]))
     assert np.array_equal(ModelInput(stage)(host(jpeg)[None]).numpy(), on_device)

@@ -14,6 +14,8 @@ import numpy as np
 from ppxcls.data.dataset import DataError, ImageNetDataset
 from ppxcls.data.sampler import BatchPlan, DistributedBatchSampler
 
+_Kind = tuple[tuple[int, ...], np.dtype[Any]]
+
 _AHEAD = 2  # batches that are being made while one is used
 _TASK = 4  # samples a thread takes at once
 
@@ -34,21 +36,32 @@ class Batch:
 
 
 class _Slots:
-    """The batch being filled; its array is made when the first image says how large the images are."""
+    """The batch being filled.
 
-    def __init__(self, plan: BatchPlan) -> None:
+    Args:
+        like: shape and dtype of the images so far. The array is made at once then, in the caller's thread, where the C library
+            gives out the pages of earlier batches again; otherwise when the first image says how large they are.
+    """
+
+    def __init__(self, plan: BatchPlan, like: _Kind | None) -> None:
         self.plan = plan
-        self.images: np.ndarray[Any, Any] | None = None
+        self.images = None if like is None else self._empty(like)
         self._lock = threading.Lock()
+        self._begun = False
 
-    def put(self, slot: int, image: np.ndarray[Any, Any], path: str) -> None:
+    def put(self, slot: int, image: np.ndarray[Any, Any]) -> None:
+        """Raises ValueError where the image has another size than those before it."""
         with self._lock:
-            if self.images is None:
-                self.images = np.empty((len(self.plan.indices), *image.shape), image.dtype)
+            if self.images is None or (not self._begun and self.images.shape[1:] != image.shape):
+                self.images = self._empty((image.shape, image.dtype))
+            self._begun = True
         if image.shape != self.images.shape[1:]:
             sizes = f"{list(image.shape)} beside {list(self.images.shape[1:])}"
-            raise DataError(f"{path}: the images of a batch differ in size, {sizes}; let the transforms end in one size")
+            raise ValueError(f"the images of a batch differ in size, {sizes}; let the transforms end in one size")
         self.images[slot] = image
+
+    def _empty(self, kind: _Kind) -> np.ndarray[Any, Any]:
+        return np.empty((len(self.plan.indices), *kind[0]), kind[1])
 
 
 class Loader:
@@ -65,6 +78,7 @@ class Loader:
         self.dataset = dataset
         self.sampler = sampler
         self.num_workers = num_workers
+        self._like: _Kind | None = None
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -79,7 +93,7 @@ class Loader:
         plans = self.sampler.batches(epoch, start)
         if self.num_workers == 0:
             for plan in plans:
-                slots = _Slots(plan)
+                slots = _Slots(plan, self._like)
                 self._fill(slots, epoch, range(len(plan.indices)))
                 yield self._finish(slots)
             return
@@ -96,7 +110,7 @@ class Loader:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, pool: ThreadPoolExecutor, plan: BatchPlan, epoch: int) -> tuple[_Slots, list[Future[None]]]:
-        slots = _Slots(plan)
+        slots = _Slots(plan, self._like)
         total = len(plan.indices)
         step = max(1, min(_TASK, total // self.num_workers))
         parts = [range(i, min(i + step, total)) for i in range(0, total, step)]
@@ -111,8 +125,13 @@ class Loader:
         for i in part:
             index = int(slots.plan.indices[i])
             rng = np.random.default_rng([self.sampler.seed, epoch, slots.plan.first + i])
-            slots.put(i, self.dataset.load(index, rng), self.dataset.path(index))
+            image = self.dataset.load(index, rng)
+            try:
+                slots.put(i, image)
+            except ValueError as error:
+                raise DataError(f"{self.dataset.path(index)}: {error}") from None
 
     def _finish(self, slots: _Slots) -> Batch:
         assert slots.images is not None
+        self._like = slots.images.shape[1:], slots.images.dtype
         return Batch(slots.images, self.dataset.index.labels[slots.plan.indices].astype(np.int64), slots.plan)

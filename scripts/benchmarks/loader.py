@@ -1,0 +1,180 @@
+"""Images a second of the training data path, against PaddleClas's steps written out; ratios of medians of interleaved rounds.
+
+    python scripts/benchmarks/loader.py [FOLDER]     a folder with train_list.txt, such as dataset/ILSVRC2012
+
+Without a folder, scikit-learn's two sample photos stand in. Both sides decode, crop to 299 px and flip.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ppxcls import runtime
+
+runtime.import_paddle()
+
+import cv2
+import numpy as np
+import paddle
+
+from ppxcls.data.dataset import ImageNetDataset, ListIndex
+from ppxcls.data.loader import Loader
+from ppxcls.data.model_input import ModelInput
+from ppxcls.data.sampler import DistributedBatchSampler
+
+BATCH = 64
+OPS = [
+    {"DecodeImage": {}},
+    {"RandCropImage": {"size": 299}},
+    {"RandFlipImage": {}},
+    {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}},
+]
+
+
+class StepsWrittenOut(paddle.io.Dataset):
+    """What PaddleClas's configs do to an image, step by step in numpy and OpenCV; float32 [3, 299, 299]."""
+
+    def __init__(self, dataset: ImageNetDataset) -> None:
+        super().__init__()
+        self.paths = [dataset.path(i) for i in range(len(dataset))]
+        self.labels = dataset.index.labels
+        self.mean = np.array([0.485, 0.456, 0.406], np.float32)
+        self.std = np.array([0.229, 0.224, 0.225], np.float32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        with open(self.paths[i], "rb") as file:
+            image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), 1)[:, :, ::-1]
+        rng = np.random.default_rng(i)
+        height, width = image.shape[:2]
+        aspect = rng.uniform(3 / 4, 4 / 3)
+        largest = min(width / height / aspect, height / width * aspect)
+        side = (width * height * rng.uniform(min(0.08, largest), min(1.0, largest))) ** 0.5
+        w, h = int(side * aspect**0.5), int(side / aspect**0.5)
+        left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+        image = cv2.resize(image[top : top + h, left : left + w], (299, 299), interpolation=cv2.INTER_LINEAR)
+        if rng.integers(2):
+            image = cv2.flip(image, 1)
+        image = (image.astype(np.float32) * np.float32(1 / 255) - self.mean) / self.std
+        return image.transpose(2, 0, 1), int(self.labels[i])
+
+
+def exhaust(batches: Iterable[object]) -> None:
+    for _ in batches:
+        pass
+
+
+def make_only(dataset: ImageNetDataset) -> Callable[[], None]:
+    loader = Loader(dataset, DistributedBatchSampler(BATCH, drop_last=True, num_samples=len(dataset)), num_workers=0)
+    return lambda: exhaust(loader.epoch(0))
+
+
+def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
+    def run() -> None:
+        for start in range(0, len(dataset), BATCH):
+            samples = [dataset[i] for i in range(start, start + BATCH)]
+            np.stack([image for image, _ in samples])
+
+    return run
+
+
+def handed_over(dataset: ImageNetDataset, threads: int, normalize: bool) -> Callable[[], None]:
+    loader = Loader(dataset, DistributedBatchSampler(BATCH, drop_last=True, num_samples=len(dataset)), threads)
+    to_input = ModelInput(dataset.device_stage) if normalize else paddle.to_tensor
+
+    def run() -> None:
+        for batch in loader.epoch(0):
+            to_input(batch.images)
+            paddle.to_tensor(batch.labels)
+
+    return run
+
+
+def handed_over_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
+    loader = paddle.io.DataLoader(dataset, batch_size=BATCH, drop_last=True, num_workers=2, use_shared_memory=True)
+    return lambda: exhaust(loader)
+
+
+def measure(variants: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, float]:
+    """Median images a second of each variant."""
+    rates: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):
+        for name, run in variants.items():
+            start = time.perf_counter()
+            run()
+            if number:  # the first round warms up
+                rates[name].append(images / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def repeated_list(folder: Path | None, count: int, temporary: Path) -> tuple[Path, Path]:
+    """Root and list of as many images as a round needs, gone through again where the folder has fewer."""
+    if folder is None:
+        import sklearn.datasets
+
+        folder = Path(sklearn.datasets.__file__).parent / "images"
+        lines = [f"{photo.name} 0\n" for photo in sorted(folder.glob("*.jpg"))]
+    else:
+        lines = (folder / "train_list.txt").read_text().splitlines(keepends=True)
+    file = temporary / "repeated_list.txt"
+    file.write_text("".join(lines[i % len(lines)] for i in range(count)))
+    return folder, file
+
+
+def list_index(folder: Path) -> None:
+    import psutil
+
+    file = folder / "list.txt"
+    with open(file, "w") as stream:
+        for i in range(1_281_167):
+            stream.write(f"train/n{1440764 + i % 1000:08d}/n{1440764 + i % 1000:08d}_{i % 30000}.JPEG {i % 1000}\n")
+    process = psutil.Process()
+    before, start = process.memory_info().rss, time.perf_counter()
+    index = ListIndex(file)
+    seconds, cost = time.perf_counter() - start, process.memory_info().rss - before
+    print(f"list of {len(index):,} lines: {seconds:.2f} s, {cost / 1e6:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--images", type=int, default=512, help="images a round; a multiple of 64")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        list_index(Path(temporary))
+        folder, file = repeated_list(arguments.folder, arguments.images, Path(temporary))
+        dataset = ImageNetDataset(str(folder), str(file), OPS)
+        peer = StepsWrittenOut(dataset)
+        rates = measure(
+            {
+                "make, one thread": make_only(dataset),
+                "make, written out": make_only_written_out(peer),
+                "hand over, one thread": handed_over(dataset, 1, normalize=False),
+                "hand over, two threads": handed_over(dataset, 2, normalize=False),
+                "hand over and normalize, two threads": handed_over(dataset, 2, normalize=True),
+                "hand over, written out, two processes": handed_over_written_out(peer),
+            },
+            arguments.images,
+            arguments.rounds,
+        )
+    for name, rate in rates.items():
+        print(f"{name:40s} {rate:8.0f} images/s")
+    base = rates["hand over, written out, two processes"]
+    print(f"make:                      {rates['make, one thread'] / rates['make, written out']:.2f}x a core")
+    print(f"hand over:                 {rates['hand over, two threads'] / base:.2f}x on two cores")
+    print(f"hand over and normalize:   {rates['hand over and normalize, two threads'] / base:.2f}x on two cores")
+    print(f"two threads against one:   {rates['hand over, two threads'] / rates['hand over, one thread']:.2f}x")
+
+
+if __name__ == "__main__":
+    main()
