@@ -14,7 +14,7 @@ from pathlib import Path
 
 _INSTALL = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
-    "or the build for your GPU or vendor chip by the instructions of paddlepaddle.org.cn/install"
+    "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
 )
 # glibc's mallopt, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -51,64 +51,67 @@ def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # typ
     """
     n_images, n_channels, height, width = planes.shape
     kernel_h, kernel_w = kernels.shape[1:]
+    out_h, out_w = out.shape[2:]
     reach_y, reach_x = (kernel_h - 1) * dilation[0], (kernel_w - 1) * dilation[1]
-    scratch_h = max((out.shape[2] - 1) * stride[0] + abs(reach_y) + 1, padding[0] + (height - 1) * spacing[0] + 1)
-    scratch_w = max((out.shape[3] - 1) * stride[1] + abs(reach_x) + 1, padding[1] + (width - 1) * spacing[1] + 1)
+    scratch_h = max((out_h - 1) * stride[0] + abs(reach_y) + 1, padding[0] + (height - 1) * spacing[0] + 1)
+    scratch_w = max((out_w - 1) * stride[1] + abs(reach_x) + 1, padding[1] + (width - 1) * spacing[1] + 1)
     origin = max(-reach_y, 0), max(-reach_x, 0)
     for channel in numba.prange(n_channels):
         scratch = np.zeros((scratch_h, scratch_w), np.float32)  # its zeros stay: every image writes the same places
+        row_sums = np.empty((out_h - 1) * scratch_w + out_w, np.float32)
         for image in range(n_images):
             for y in range(height):
                 row = scratch[padding[0] + y * spacing[0]]
                 for x in range(width):
                     row[padding[1] + x * spacing[1]] = planes[image, channel, y, x]
-            if kernel_h == 3 and kernel_w == 3:
-                _correlate_3x3(scratch, kernels[channel], out[image, channel], origin, stride, dilation)
+            if stride[0] == 1 and stride[1] == 1:
+                _correlate_flat(scratch, kernels[channel], row_sums, origin, dilation)
+                for y in range(out_h):
+                    for x in range(out_w):
+                        out[image, channel, y, x] = row_sums[y * scratch_w + x]
             else:
-                _correlate_any(scratch, kernels[channel], out[image, channel], origin, stride, dilation)
+                _correlate_strided(scratch, kernels[channel], out[image, channel], origin, stride, dilation)
 
 
 @numba.njit(inline="always")
-def _correlate_3x3(plane, kernel, out, origin, stride, dilation):  # type: ignore[no-untyped-def]
-    w00, w01, w02 = kernel[0, 0], kernel[0, 1], kernel[0, 2]
-    w10, w11, w12 = kernel[1, 0], kernel[1, 1], kernel[1, 2]
-    w20, w21, w22 = kernel[2, 0], kernel[2, 1], kernel[2, 2]
-    left, middle, right = origin[1], origin[1] + dilation[1], origin[1] + 2 * dilation[1]
-    for y in range(out.shape[0]):
-        top = origin[0] + y * stride[0]
-        row0, row1, row2 = plane[top], plane[top + dilation[0]], plane[top + 2 * dilation[0]]
+def _correlate_flat(plane, kernel, out, origin, dilation):  # type: ignore[no-untyped-def]
+    """Stride 1: the padded plane as one row, in which a tap is a distance. One long loop, whatever the width of the plane.
+
+    Args:
+        out: float32 [(OH - 1) * width of the plane + OW]; what falls between the rows is not meant.
+    """
+    flat, width = plane.reshape(plane.size), plane.shape[1]
+    first = origin[0] * width + origin[1]
+    down, right = dilation[0] * width, dilation[1]
+    if kernel.shape[0] == 3 and kernel.shape[1] == 3:
+        w00, w01, w02 = kernel[0, 0], kernel[0, 1], kernel[0, 2]
+        w10, w11, w12 = kernel[1, 0], kernel[1, 1], kernel[1, 2]
+        w20, w21, w22 = kernel[2, 0], kernel[2, 1], kernel[2, 2]
         # Views that begin at the tap: an index that can't be negative is what lets the loop vectorize.
-        p00, p01, p02 = row0[left:], row0[middle:], row0[right:]
-        p10, p11, p12 = row1[left:], row1[middle:], row1[right:]
-        p20, p21, p22 = row2[left:], row2[middle:], row2[right:]
-        target = out[y]
-        step = stride[1]
-        if step == 1:  # said apart so that the loads are contiguous
-            for x in range(target.size):
-                total = np.float32(0) + w00 * p00[x]
-                total += w01 * p01[x]
-                total += w02 * p02[x]
-                total += w10 * p10[x]
-                total += w11 * p11[x]
-                total += w12 * p12[x]
-                total += w20 * p20[x]
-                total += w21 * p21[x]
-                target[x] = total + w22 * p22[x]
-        else:
-            for x in range(target.size):
-                total = np.float32(0) + w00 * p00[x * step]
-                total += w01 * p01[x * step]
-                total += w02 * p02[x * step]
-                total += w10 * p10[x * step]
-                total += w11 * p11[x * step]
-                total += w12 * p12[x * step]
-                total += w20 * p20[x * step]
-                total += w21 * p21[x * step]
-                target[x] = total + w22 * p22[x * step]
+        p00, p01, p02 = flat[first:], flat[first + right :], flat[first + 2 * right :]
+        p10, p11, p12 = flat[first + down :], flat[first + down + right :], flat[first + down + 2 * right :]
+        p20, p21, p22 = flat[first + 2 * down :], flat[first + 2 * down + right :], flat[first + 2 * down + 2 * right :]
+        for x in range(out.size):
+            total = np.float32(0) + w00 * p00[x]
+            total += w01 * p01[x]
+            total += w02 * p02[x]
+            total += w10 * p10[x]
+            total += w11 * p11[x]
+            total += w12 * p12[x]
+            total += w20 * p20[x]
+            total += w21 * p21[x]
+            out[x] = total + w22 * p22[x]
+    else:
+        out[:] = 0
+        for ky in range(kernel.shape[0]):
+            for kx in range(kernel.shape[1]):
+                weight, taps = kernel[ky, kx], flat[first + ky * down + kx * right :]
+                for x in range(out.size):
+                    out[x] += weight * taps[x]
 
 
 @numba.njit(inline="always")
-def _correlate_any(plane, kernel, out, origin, stride, dilation):  # type: ignore[no-untyped-def]
+def _correlate_strided(plane, kernel, out, origin, stride, dilation):  # type: ignore[no-untyped-def]
     for y in range(out.shape[0]):
         target = out[y]
         target[:] = 0
@@ -121,7 +124,7 @@ def _correlate_any(plane, kernel, out, origin, stride, dilation):  # type: ignor
 
 
 def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):  # type: ignore[no-untyped-def]
-    """Gradient of the kernels: each channel's planes against the gradient of its output.
+    """Gradient of the kernels: each channel's planes against the gradient of its output, in the same flat layout.
 
     Args:
         planes: float32 [N, C, H, W], the input.
@@ -136,54 +139,52 @@ def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):
     for channel in numba.prange(n_channels):
         gradient[channel] = 0
         scratch = np.zeros((scratch_h, scratch_w), np.float32)
+        # The output's gradient where its taps begin in the plane, zeros between: with a stride, and after each row.
+        upstream = np.zeros((out_h - 1) * stride[0] * scratch_w + (out_w - 1) * stride[1] + 1, np.float32)
         for image in range(n_images):
             for y in range(height):
                 row = scratch[padding[0] + y]
                 for x in range(width):
                     row[padding[1] + x] = planes[image, channel, y, x]
-            if kernel_h == 3 and kernel_w == 3 and stride[1] == 1:
-                _add_gradient_3x3(scratch, out_gradient[image, channel], gradient[channel], stride, dilation)
-            else:
-                _add_gradient_any(scratch, out_gradient[image, channel], gradient[channel], stride, dilation)
+            for y in range(out_h):
+                row = upstream[y * stride[0] * scratch_w :]
+                for x in range(out_w):
+                    row[x * stride[1]] = out_gradient[image, channel, y, x]
+            _add_dot_products(scratch, upstream, gradient[channel], dilation)
 
 
 @numba.njit(inline="always")
-def _add_gradient_3x3(plane, out_gradient, gradient, stride, dilation):  # type: ignore[no-untyped-def]
-    zero = np.float32(0)
-    s00, s01, s02, s10, s11, s12, s20, s21, s22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
-    for y in range(out_gradient.shape[0]):
-        top = y * stride[0]
-        row0, row1, row2 = plane[top], plane[top + dilation[0]], plane[top + 2 * dilation[0]]
-        p01, p02 = row0[dilation[1] :], row0[2 * dilation[1] :]
-        p11, p12 = row1[dilation[1] :], row1[2 * dilation[1] :]
-        p21, p22 = row2[dilation[1] :], row2[2 * dilation[1] :]
-        source = out_gradient[y]
-        for x in range(source.size):
-            g = source[x]
-            s00 += g * row0[x]
+def _add_dot_products(plane, upstream, gradient, dilation):  # type: ignore[no-untyped-def]
+    flat, width = plane.reshape(plane.size), plane.shape[1]
+    down, right = dilation[0] * width, dilation[1]
+    if gradient.shape[0] == 3 and gradient.shape[1] == 3:  # nine sums at once: the plane is read once
+        p01, p02 = flat[right:], flat[2 * right :]
+        p10, p11, p12 = flat[down:], flat[down + right :], flat[down + 2 * right :]
+        p20, p21, p22 = flat[2 * down :], flat[2 * down + right :], flat[2 * down + 2 * right :]
+        zero = np.float32(0)
+        s00, s01, s02, s10, s11, s12, s20, s21, s22 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+        for x in range(upstream.size):
+            g = upstream[x]
+            s00 += g * flat[x]
             s01 += g * p01[x]
             s02 += g * p02[x]
-            s10 += g * row1[x]
+            s10 += g * p10[x]
             s11 += g * p11[x]
             s12 += g * p12[x]
-            s20 += g * row2[x]
+            s20 += g * p20[x]
             s21 += g * p21[x]
             s22 += g * p22[x]
-    for ky, sums in enumerate(((s00, s01, s02), (s10, s11, s12), (s20, s21, s22))):
-        for kx, value in enumerate(sums):
-            gradient[ky, kx] += value
-
-
-@numba.njit(inline="always")
-def _add_gradient_any(plane, out_gradient, gradient, stride, dilation):  # type: ignore[no-untyped-def]
-    for ky in range(gradient.shape[0]):
-        for kx in range(gradient.shape[1]):
-            total = np.float32(0)
-            for y in range(out_gradient.shape[0]):
-                taps = plane[y * stride[0] + ky * dilation[0]][kx * dilation[1] :]
-                for x in range(out_gradient.shape[1]):
-                    total += out_gradient[y, x] * taps[x * stride[1]]
-            gradient[ky, kx] += total
+        for ky, sums in enumerate(((s00, s01, s02), (s10, s11, s12), (s20, s21, s22))):
+            for kx, value in enumerate(sums):
+                gradient[ky, kx] += value
+    else:
+        for ky in range(gradient.shape[0]):
+            for kx in range(gradient.shape[1]):
+                taps = flat[ky * down + kx * right :]
+                total = np.float32(0)
+                for x in range(upstream.size):
+                    total += upstream[x] * taps[x]
+                gradient[ky, kx] += total
 
 
 # Forward, Paddle multiplies and adds in one rounding, as matrix products do; backward, it rounds the products, then adds them up.

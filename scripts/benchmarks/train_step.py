@@ -1,0 +1,189 @@
+"""Seconds of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch where that is installed.
+
+    python scripts/benchmarks/train_step.py [--size 299 --batch 4 --rounds 7]
+
+Each variant runs in a process of its own, and they take turns, a step each: medians over the rounds, and their ratios.
+The last lines say what the loop around the step costs: batches, log lines and all, with a step that does nothing.
+"""
+
+import argparse
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+
+def paddle_step(size: int, batch: int) -> Callable[[], Any]:
+    """Forward, backward and Momentum with L2, as configs/Xception41.yaml trains."""
+    import numpy as np
+    import paddle
+
+    import ppxcls
+    from ppxcls.losses import build_loss
+    from ppxcls.optimizers import build_optimizer
+
+    model = ppxcls.build_model("Xception41")
+    spec = {
+        "name": "Momentum",
+        "momentum": 0.9,
+        "lr": {"name": "ConstLR", "learning_rate": 0.01},
+        "regularizer": {"name": "L2", "coeff": 1e-4},
+    }
+    optimizer, _ = build_optimizer(spec, model.parameters(), lambda step: 0.01)
+    loss_fn = build_loss([{"CELoss": {"epsilon": 0.1}}])
+    rng = np.random.default_rng(0)
+    images = paddle.to_tensor(rng.normal(0, 1, (batch, 3, size, size)).astype(np.float32))
+    labels = paddle.to_tensor(rng.integers(0, 1000, batch))
+
+    def step() -> None:
+        loss_fn(model(images), labels)["loss"].backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+    return step
+
+
+def ours(size: int, batch: int) -> Callable[[], Any]:
+    import ppxcls
+
+    assert ppxcls.build_model  # imports Paddle as ppxcls sets it up
+    return paddle_step(size, batch)
+
+
+def paddle_as_it_comes(size: int, batch: int) -> Callable[[], Any]:
+    """The same network on Paddle's own operators, with nothing set before its import."""
+    import paddle  # noqa: F401
+
+    from ppxcls.ops import depthwise
+
+    depthwise._HAS_NUMBA = False
+    return paddle_step(size, batch)
+
+
+def timm_on_torch(size: int, batch: int) -> Callable[[], Any]:
+    import timm
+    import torch
+
+    model = timm.create_model("xception41").train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
+
+    def step() -> None:
+        torch.nn.functional.cross_entropy(model(images), labels, label_smoothing=0.1).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+WARM_UP = 4  # steps that compile, and in which the allocator still asks the kernel for pages
+
+VARIANTS = {"ours": ours, "paddle": paddle_as_it_comes, "timm": timm_on_torch}
+
+
+def work(name: str, size: int, batch: int) -> None:
+    """A worker: a line in is a step, a line out its seconds."""
+    step = VARIANTS[name](size, batch)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        step()
+        print(f"seconds {time.perf_counter() - start}", flush=True)
+
+
+class Worker:
+    def __init__(self, name: str, size: int, batch: int) -> None:
+        clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
+        command = [sys.executable, __file__, "--worker", name, "--size", str(size), "--batch", str(batch)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean)
+
+    def step(self) -> float:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith("seconds "):
+                return float(line.split()[1])
+        raise RuntimeError("a worker died")
+
+
+def steps(size: int, batch: int, rounds: int) -> dict[str, float]:
+    """Median seconds of each variant that can run here."""
+    names = [n for n in VARIANTS if n != "timm" or all(importlib.util.find_spec(m) for m in ("timm", "torch"))]
+    workers = {name: Worker(name, size, batch) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(rounds + WARM_UP):
+        for name, worker in workers.items():
+            elapsed = worker.step()
+            if number >= WARM_UP:
+                seconds[name].append(elapsed)
+    for worker in workers.values():
+        worker.process.kill()
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def loop_seconds(size: int, batch: int) -> float:
+    """Seconds an iteration of the whole loop takes beside the step: real images, log lines every ten, a step that does nothing."""
+    import cv2
+    import numpy as np
+
+    import ppxcls
+
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        for i in range(32):
+            pixels = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (500, 375))
+            cv2.imwrite(f"{folder}/{i}.jpg", pixels)
+        Path(f"{folder}/list.txt").write_text("".join(f"{i % 32}.jpg {i % 1000}\n" for i in range(batch * 200)))
+        train = "DataLoader.Train"
+        config = ppxcls.load_config(
+            ROOT / "configs/Xception41.yaml",
+            [
+                *("Global.device=cpu", f"Global.output_dir={folder}/output", "Global.eval_during_train=False"),
+                *(f"{train}.dataset.image_root={folder}", f"{train}.dataset.cls_label_path={folder}/list.txt"),
+                *(f"{train}.sampler.batch_size={batch}", f"{train}.dataset.transform_ops.RandCropImage.size={size}"),
+                f"{train}.loader.num_workers=2",
+            ],
+        )
+        trainer = ppxcls.build_trainer(config)
+        from ppxcls.logger import logger
+
+        logger.handlers.clear()
+        import paddle
+
+        results = paddle.zeros([batch, 1000]), {name: paddle.ones([]) for name in trainer.loss_fn.names}
+        trainer.train_step = lambda *_, **__: results  # type: ignore[method-assign]
+        trainer.train_one_epoch(1)
+        start = time.perf_counter()
+        trainer.progress.batches_done = 0
+        trainer.train_one_epoch(2)
+        return (time.perf_counter() - start) / len(trainer.loader)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=299, help="pixels")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work(arguments.worker, arguments.size, arguments.batch)
+        return
+    medians = steps(arguments.size, arguments.batch, arguments.rounds)
+    for name, seconds in medians.items():
+        print(f"{name:8s} {seconds:7.3f} s a step   {seconds / medians['ours']:.2f}x ours")
+    loop = loop_seconds(arguments.size, arguments.batch)
+    print(f"loop     {loop * 1000:7.2f} ms an iteration, decoding and all: {loop / medians['ours']:.2%} of our step")
+
+
+if __name__ == "__main__":
+    main()
