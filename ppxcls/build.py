@@ -112,6 +112,8 @@ def evaluate(config: Config) -> dict[str, float]:
     _required(config, "DataLoader.Eval")
     _start(config)
     model = _build_network(config, keep_trunk=False)
+    if config.AMP and config.AMP.use_amp and config.AMP.level == "O2":
+        model = paddle.amp.decorate(models=model, level="O2", save_dtype="float32")
     run = _build_evaluation(config, model)
     assert run is not None
     return run()
@@ -184,12 +186,17 @@ def _build_evaluation(config: Config, model: nn.Layer) -> Callable[[], dict[str,
     where = config.where("DataLoader.Eval.sampler")
     if config.DataLoader.Eval.sampler.get("drop_last"):
         raise (where / "drop_last").error("expected false: every sample is evaluated exactly once")
+    loader = build_loader(config, "Eval")
+    if config.Global.check_data:
+        loader.dataset.check_files()
     losses = (config.Loss and config.Loss.Eval) or [{"CELoss": {}}]
-    amp = config.AMP if config.AMP and config.AMP.use_amp and config.AMP.use_fp16_test else None
+    amp = config.AMP if config.AMP and config.AMP.use_amp else None
+    if amp and amp.level == "O1" and not amp.use_fp16_test:
+        amp = None  # O2's weights are float16: they can only be evaluated as they are trained
     return partial(
         evaluate_model,
         model,
-        build_loader(config, "Eval"),
+        loader,
         build_loss(losses, config.where("Loss.Eval")),
         build_metrics(config.Metric.Eval if config.Metric else [{"TopkAcc": {"topk": [1, 5]}}], config.where("Metric.Eval")),
         _autocast(amp),

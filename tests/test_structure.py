@@ -69,7 +69,7 @@ def test_sizes(file: Path) -> None:
             assert not any(isinstance(n, ast.Call) and getattr(n.func, "id", "") in ("eval", "exec") for n in ast.walk(node))
 
 
-def test_the_five_files_of_the_main_line_are_under_700_lines() -> None:
+def test_the_main_line_can_be_read_in_one_sitting() -> None:
     files = ["configs/Xception41.yaml", "tools/train.py", "ppxcls/build.py", "ppxcls/trainer.py", "ppxcls/models/xception.py"]
     total = sum(len((ROOT / file).read_text().splitlines()) for file in files)
-    assert total <= 1000
+    assert total <= 900

@@ -68,6 +68,17 @@ def test_missing_image(check: bool, write_config: Callable[..., Path], tmp_path:
     assert ("Iter: 0/" not in result.stdout) or not check
 
 
+def test_missing_validation_image_is_found_before_training(write_config: Callable[..., Path], tmp_path: Path, images: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(images, data)
+    (data / "val/0002.png").unlink()
+    file = write_config(**{"DataLoader.Eval.dataset.image_root": str(data)})
+    result = run_tool("tools/train.py", "-c", file, "-o", "Global.check_data=True")
+    assert result.returncode == 1
+    assert "val/0002.png" in one_line(result.stderr)
+    assert "Iter: 0/" not in result.stdout
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("", "the list has no samples"), ("train/0000.png\n", ":1: expected"), ("train/0000.png 3\n", ":1: the label 3 is outside")],

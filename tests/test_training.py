@@ -284,4 +284,7 @@ def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None
     trainer = train(write_config(AMP=amp))
     assert trainer.precision.autocast.keywords["level"] == level
     assert trainer.progress.step == 3
+    during = lines(trainer.output_dir.parent, "eval")[0]
+    after = ppxcls.evaluate(ppxcls.load_config(write_config(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"]))
+    assert after == {key: during[key] for key in after}
     assert ppxcls.load_config(write_config(AMP={"level": "O1"})).AMP.use_amp

@@ -17,7 +17,7 @@ from ppxcls.data.sampler import BatchPlan, DistributedBatchSampler
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]
 
 _AHEAD = 2  # batches that are being made while one is used
-_TASK = 4  # samples a thread takes at once
+_TASK = 8  # samples a thread takes at once
 
 
 @dataclass(frozen=True)

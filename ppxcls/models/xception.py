@@ -13,6 +13,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.registry import MODELS
 from ppxcls.schema import Count
 
@@ -61,7 +62,7 @@ class DownsampleBlock(nn.Layer):
         self._names = names
         self.add_sublayer(names[0], SeparableConv(in_channels, mid_channels))
         self.add_sublayer(names[1], SeparableConv(mid_channels, out_channels))
-        self._pool = nn.MaxPool2D(kernel_size=3, stride=stride, padding=1)
+        self._pool = MaxPool2D(kernel_size=3, stride=stride, padding=1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""

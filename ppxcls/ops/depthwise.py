@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 from paddle.autograd import PyLayer
 
-_HAS_NUMBA = importlib.util.find_spec("numba") is not None
-# numba's portable threading layer does not survive two threads entering a parallel kernel at once.
-_LOCK = threading.Lock()
+from ppxcls.ops import cpu
 
 
 class DepthwiseConv2D(nn.Conv2D):
@@ -41,21 +35,10 @@ class DepthwiseConv2D(nn.Conv2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1."""
-        if _uses_kernels(x, self.weight):
+        if cpu.applies_to(x, self.weight):
             padding = _pair(self._padding)
             return _DepthwiseConvolution.apply(x, self.weight, _pair(self._stride), padding, _pair(self._dilation))
         return super().forward(x)
-
-
-def _uses_kernels(x: paddle.Tensor, weight: paddle.Tensor) -> bool:
-    return (
-        _HAS_NUMBA
-        and paddle.in_dynamic_mode()
-        and x.place.is_cpu_place()
-        and x.dtype == paddle.float32
-        and weight.dtype == paddle.float32
-        and 0 not in x.shape
-    )
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -70,50 +53,32 @@ class _DepthwiseConvolution(PyLayer):
         ctx.save_for_backward(x, weight)
         ctx.geometry = stride, padding, dilation
         ctx.needs = not x.stop_gradient, not weight.stop_gradient
-        kernel = _view(weight)[:, 0]
-        images = _view(x)
+        kernel = cpu.view(weight)[:, 0]
+        images = cpu.view(x)
         size = [
             (images.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel.shape[1 + i] - 1) - 1) // stride[i] + 1 for i in range(2)
         ]
         # Paddle's memory, for its alignment: the products that read it next round by it.
         out = paddle.empty([*images.shape[:2], *size], "float32")
-        _run("correlate", images, kernel, _view(out), padding, (1, 1), stride, dilation)
+        cpu.run("depthwise_kernels", "correlate", images, kernel, cpu.view(out), padding, (1, 1), stride, dilation)
         return out
 
     @staticmethod
     def backward(ctx: Any, out_gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
         x, weight = ctx.saved_tensor()
         stride, padding, dilation = ctx.geometry
-        images, kernel, upstream = _view(x), _view(weight)[:, 0], _view(out_gradient)
+        images, kernel, upstream = cpu.view(x), cpu.view(weight)[:, 0], cpu.view(out_gradient)
         x_gradient = weight_gradient = None
         if ctx.needs[0]:
             x_gradient = paddle.empty(x.shape, "float32")
             margin = tuple(dilation[i] * (kernel.shape[1 + i] - 1) - padding[i] for i in range(2))
             turned = -dilation[0], -dilation[1]
-            _run("correlate_rounded", upstream, kernel, _view(x_gradient), margin, stride, (1, 1), turned)
+            cpu.run(
+                "depthwise_kernels", "correlate_rounded", upstream, kernel, cpu.view(x_gradient), margin, stride, (1, 1), turned
+            )
         if ctx.needs[1]:
             weight_gradient = paddle.empty(weight.shape, "float32")
-            _run("kernel_gradient", images, upstream, _view(weight_gradient)[:, 0], padding, stride, dilation)
+            cpu.run(
+                "depthwise_kernels", "kernel_gradient", images, upstream, cpu.view(weight_gradient)[:, 0], padding, stride, dilation
+            )
         return x_gradient, weight_gradient
-
-
-def _view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
-    """The tensor's memory as a numpy array, not copied."""
-    return np.from_dlpack(tensor.detach().contiguous())
-
-
-def _run(name: str, *arguments: Any) -> None:
-    from ppxcls.ops import depthwise_kernels  # numba takes half a second to import: only where it is used
-
-    with _LOCK:
-        _set_threads()
-        getattr(depthwise_kernels, name)(*arguments)
-
-
-def _set_threads() -> None:
-    """As many threads as Paddle's own kernels use (``OMP_NUM_THREADS``, which ranks on one machine share out)."""
-    import numba
-
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(wanted) if wanted.isdigit() and int(wanted) > 0 else numba.config.NUMBA_NUM_THREADS
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))

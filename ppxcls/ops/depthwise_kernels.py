@@ -10,30 +10,10 @@ its matrix product does the same: deep networks in training amplify a rounding a
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
 
-_Function = Callable[..., Any]
-
-
-def _compiled(function: _Function, name: str, fastmath: set[str]) -> _Function:
-    """Compile for parallel use; cached on disk unless neither the package nor the user's cache folder can be written.
-
-    Args:
-        name: numba's cache tells functions apart by their name, not by the options they are compiled with.
-        fastmath: the liberties LLVM may take.
-    """
-    function = types.FunctionType(function.__code__, function.__globals__, name)
-    function.__qualname__ = name
-    options = {"parallel": True, "fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba found no folder to cache in
-        return numba.njit(**options)(function)
+from ppxcls.ops.cpu import compiled
 
 
 def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # type: ignore[no-untyped-def]
@@ -188,7 +168,7 @@ def _add_dot_products(plane, upstream, gradient, dilation):  # type: ignore[no-u
 
 
 # Forward, Paddle multiplies and adds in one rounding, as matrix products do; backward, it rounds the products, then adds them up.
-correlate = _compiled(_correlate, "correlate", {"contract"})
-correlate_rounded = _compiled(_correlate, "correlate_rounded", set())
+correlate = compiled(_correlate, "correlate", {"contract"})
+correlate_rounded = compiled(_correlate, "correlate_rounded", set())
 # The sums over whole planes vectorize only where any order will do. NaN and infinity keep their meaning.
-kernel_gradient = _compiled(_kernel_gradient, "kernel_gradient", {"contract", "reassoc", "nsz"})
+kernel_gradient = compiled(_kernel_gradient, "kernel_gradient", {"contract", "reassoc", "nsz"})

@@ -1,4 +1,4 @@
-"""The CPU's depthwise convolution against Paddle's own."""
+"""The CPU's depthwise convolution and max pooling against Paddle's own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppxcls.ops import depthwise
+from ppxcls.ops import cpu
 from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.max_pool import MaxPool2D
 
 GEOMETRIES = [
     # kernel, stride, padding, dilation, (height, width)
@@ -29,7 +30,7 @@ GEOMETRIES = [
     ((3, 5), (2, 1), (1, 2), (1, 1), (13, 14)),
 ]
 
-pytestmark = pytest.mark.skipif(not depthwise._HAS_NUMBA, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not cpu.HAS_NUMBA, reason="numba is not installed")
 
 
 def run(layer: nn.Layer, x: np.ndarray, upstream: np.ndarray | None) -> list[np.ndarray]:
@@ -55,24 +56,24 @@ def test_values_and_gradients(geometry: tuple[Any, ...]) -> None:
 
 def test_kernels_are_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = depthwise._run
-    monkeypatch.setattr(depthwise, "_run", lambda name, *a: (calls.append(name), original(name, *a)))
+    original = cpu.run
+    monkeypatch.setattr(cpu, "run", lambda module, name, *a: (calls.append(name), original(module, name, *a)))
     layer = DepthwiseConv2D(4)
     run(layer, np.ones((1, 4, 5, 5), np.float32), None)
     assert calls == ["correlate", "correlate_rounded", "kernel_gradient"]
     calls.clear()
-    assert not depthwise._uses_kernels(paddle.ones([1, 4, 5, 5], "float64"), layer.weight)
+    assert not cpu.applies_to(paddle.ones([1, 4, 5, 5], "float64"), layer.weight)
     paddle.enable_static()
     try:
-        assert not depthwise._uses_kernels(paddle.static.data("x", [1, 4, 5, 5]), layer.weight)
+        assert not cpu.applies_to(paddle.static.data("x", [1, 4, 5, 5]), layer.weight)
     finally:
         paddle.disable_static()
 
 
 def test_frozen_weight_and_plain_input_cost_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = depthwise._run
-    monkeypatch.setattr(depthwise, "_run", lambda name, *a: (calls.append(name), original(name, *a)))
+    original = cpu.run
+    monkeypatch.setattr(cpu, "run", lambda module, name, *a: (calls.append(name), original(module, name, *a)))
     layer = DepthwiseConv2D(4)
     layer.weight.stop_gradient = True
     x = paddle.ones([1, 4, 5, 5])
@@ -114,3 +115,19 @@ def test_from_several_threads_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         for out in pool.map(lambda _: layer(x).numpy(), range(40)):
             assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("geometry", [(3, 2, 1), (3, 1, 1), (2, 2, 0), (3, 3, 0), (5, 2, 2)], ids=str)
+@pytest.mark.parametrize("size", [(19, 19), (18, 20), (5, 7), (150, 11)])
+def test_max_pool(geometry: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """Few distinct values, so that windows have ties."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 3, (3, 4, *size)).astype(np.float32)
+    results = []
+    for layer in (MaxPool2D(*geometry), nn.MaxPool2D(*geometry)):
+        images = paddle.to_tensor(x, stop_gradient=False)
+        out = layer(images)
+        out.backward(paddle.to_tensor(np.random.default_rng(1).normal(0, 1, out.shape).astype(np.float32)))
+        results.append((out.numpy(), images.grad.numpy()))
+    for mine, expected in zip(*results, strict=True):
+        assert np.array_equal(mine, expected)

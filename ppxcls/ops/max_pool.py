@@ -1,0 +1,57 @@
+"""Max pooling layer: numba's kernels on the CPU, Paddle's own everywhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from ppxcls.ops import cpu
+
+
+class MaxPool2D(nn.Layer):
+    """Max pooling of square windows, padded with nothing: ``paddle.nn.MaxPool2D`` on ``[N, C, H, W]``, with the same gradients.
+
+    Args:
+        kernel_size: pixels of the window's sides.
+        padding: pixels beyond each side that windows may begin or end in; less than ``kernel_size``.
+    """
+
+    def __init__(self, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self._geometry = kernel_size, stride, padding
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - kernel_size) // stride + 1."""
+        if cpu.applies_to(x):
+            return _MaxPooling.apply(x, self._geometry)
+        return F.max_pool2d(x, *self._geometry)
+
+
+class _MaxPooling(PyLayer):
+    """The differentiable operator; gradients of gradients are not defined."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:
+        size, stride, padding = geometry
+        out = paddle.empty([*x.shape[:2], *((n + 2 * padding - size) // stride + 1 for n in x.shape[2:])], "float32")
+        cpu.run("max_pool_kernels", "max_pool", _planes(x), _planes(out), *geometry)
+        ctx.save_for_backward(x, out)
+        ctx.geometry = geometry
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, out_gradient: paddle.Tensor) -> paddle.Tensor:
+        x, out = ctx.saved_tensor()
+        gradient = paddle.empty(x.shape, "float32")
+        arrays = (_planes(t) for t in (x, out, out_gradient, gradient))
+        cpu.run("max_pool_kernels", "max_pool_gradient", *arrays, *ctx.geometry)
+        return gradient
+
+
+def _planes(tensor: paddle.Tensor) -> Any:
+    array = cpu.view(tensor)
+    return array.reshape(-1, *array.shape[2:])
