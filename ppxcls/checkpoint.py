@@ -14,7 +14,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -170,15 +170,15 @@ def save_checkpoint(
     first, *others = prefixes
     first.parent.mkdir(parents=True, exist_ok=True)
     _recover(first)
-    parts = {}
-    for extension, state in zip(PARTS, states, strict=True):
-        parts[extension] = _write_new(_beside(first, extension + ".new"), state)
+    with _cleared_on_error(first):
+        parts = {e: _write_new(_beside(first, e + ".new"), state) for e, state in zip(PARTS, states, strict=True)}
     manifest = {"format": FORMAT, **facts, "progress": asdict(progress), "parts": parts}
     _commit(first, manifest)
     for prefix in others:
         _recover(prefix)
-        for extension in PARTS:
-            _link(_beside(first, extension), _beside(prefix, extension + ".new"))
+        with _cleared_on_error(prefix):
+            for extension in PARTS:
+                _link(_beside(first, extension), _beside(prefix, extension + ".new"))
         _commit(prefix, manifest)
 
 
@@ -253,15 +253,11 @@ def _set_optimizer_state(
 
 def _write_new(file: Path, state: dict[str, Any]) -> dict[str, Any]:
     """Write a part under its temporary name; returns its size and digest."""
-    try:
-        with open(file, "wb") as stream:
-            writer = _HashingWriter(stream)
-            pickle.dump(state, writer, protocol=4)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError:
-        file.unlink(missing_ok=True)  # leave the space to the checkpoints that are whole
-        raise
+    with open(file, "wb") as stream:
+        writer = _HashingWriter(stream)
+        pickle.dump(state, writer, protocol=4)
+        stream.flush()
+        os.fsync(stream.fileno())
     return {"size": writer.size, "sha256": writer.digest.hexdigest()}
 
 
@@ -281,17 +277,13 @@ class _HashingWriter:
 
 def _commit(prefix: Path, manifest: dict[str, Any]) -> None:
     temporary, final = _beside(prefix, ".json.new"), _beside(prefix, ".json")
-    try:
+    with _cleared_on_error(prefix):
         with open(temporary, "w", encoding="utf-8") as stream:
             json.dump(manifest, stream, indent=1)
             stream.flush()
             os.fsync(stream.fileno())
         _sync_folder(prefix.parent)  # the parts' names first
         os.replace(temporary, final)
-    except OSError:
-        for extension in (".json", *PARTS):
-            _beside(prefix, extension + ".new").unlink(missing_ok=True)
-        raise
     _sync_folder(prefix.parent)
     for extension in PARTS:
         os.replace(_beside(prefix, extension + ".new"), _beside(prefix, extension))
@@ -317,18 +309,32 @@ def _link(source: Path, target: Path) -> None:
             os.fsync(stream.fileno())
 
 
+def _leftovers(prefix: Path) -> list[Path]:
+    return [file for extension in (".json", *PARTS) if (file := _beside(prefix, extension + ".new")).exists()]
+
+
+@contextlib.contextmanager
+def _cleared_on_error(prefix: Path) -> Iterator[None]:
+    """Before the commit: leave a full disk's space to the checkpoints that are whole, and say what was being written."""
+    try:
+        yield
+    except OSError as error:
+        for file in _leftovers(prefix):
+            file.unlink()
+        raise OSError(error.errno, f"can't save the checkpoint: {error.strerror}", str(prefix)) from error
+
+
 def _recover(prefix: Path) -> None:
     """Finish a save that was cut off after its commit; remove what one left that was cut off before."""
-    leftovers = [_beside(prefix, extension + ".new") for extension in (".json", *PARTS)]
-    if not any(file.exists() for file in leftovers):
+    if not _leftovers(prefix):
         return
     with contextlib.suppress(CheckpointError):
         sources = _verified(prefix, _read_manifest(_beside(prefix, ".json")))
         for source, extension in zip(sources, PARTS, strict=True):
             if source.suffix == ".new":
                 os.replace(source, _beside(prefix, extension))
-    for file in leftovers:
-        file.unlink(missing_ok=True)
+    for file in _leftovers(prefix):
+        file.unlink()
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

@@ -159,6 +159,26 @@ except OSError as error:
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_disk_that_fills_up_at_any_file(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the first part, the second, the manifest."""
+    model, opt = make()
+    save(tmp_path / "latest", model, opt, step=1)
+    original, calls = os.fsync, iter(range(1, 100))
+
+    def full(descriptor: int) -> None:
+        if next(calls) == call:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match=r"can't save the checkpoint: No space left on device: '.*latest'"):
+        save(tmp_path / "latest", model, opt, step=2)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "latest", *make(seed=9))[0].step == 1
+    assert not list(tmp_path.glob("*.new"))
+
+
 @pytest.mark.parametrize("extension", [".pdparams", ".pdopt"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
