@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from ppxcls import __version__, distributed
-from ppxcls.checkpoint import load_weights
+from ppxcls.checkpoint import load_weights, weights_file
 from ppxcls.config import AMP, Config, DatasetSection
 from ppxcls.data.batch_transforms import build_batch_transforms
 from ppxcls.data.loader import Loader
@@ -62,7 +62,7 @@ def build_trainer(config: Config) -> Trainer:
     spec = _required(config, "Optimizer")
     train = _required(config, "DataLoader.Train")
     output_dir = _start(config)
-    model = _build_network(config, keep_trunk=True)
+    model = _build_network(config, config.Global.pretrained_model, keep_trunk=True)
     loader = build_loader(config, "Train")
     if config.Global.check_data:
         loader.dataset.check_files()
@@ -99,7 +99,7 @@ def build_trainer(config: Config) -> Trainer:
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Evaluate the weights that ``Global.pretrained_model`` names on the data set of ``DataLoader.Eval``.
+    """Evaluate the weights that ``Global.pretrained_model`` names, or else the run's ``best_model``, on ``DataLoader.Eval``.
 
     Returns:
         Metrics as shares, losses as means over samples, and ``num_samples``.
@@ -107,11 +107,10 @@ def evaluate(config: Config) -> dict[str, float]:
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``.
     """
-    if config.Global.pretrained_model is None:
-        raise config.where("Global.pretrained_model").error("expected the weights to evaluate, received null")
+    weights = config.Global.pretrained_model or _best_model(config)
     _required(config, "DataLoader.Eval")
     _start(config)
-    model = _build_network(config, keep_trunk=False)
+    model = _build_network(config, weights, keep_trunk=False)
     if config.AMP and config.AMP.use_amp and config.AMP.level == "O2":
         model = paddle.amp.decorate(models=model, level="O2", save_dtype="float32")
     run = _build_evaluation(config, model)
@@ -155,13 +154,17 @@ def _required(config: Config, path: str) -> Any:
     return value
 
 
+def _output_dir(config: Config) -> Path:
+    return Path(config.Global.output_dir) / config.Arch["name"]
+
+
 def _start(config: Config) -> Path:
     """Device, processes, log; returns the folder of the run."""
     try:
         distributed.start(config.Global.device)
     except distributed.DeviceError as error:
         raise config.where("Global.device").error(str(error)) from None
-    output_dir = Path(config.Global.output_dir) / config.Arch["name"]
+    output_dir = _output_dir(config)
     set_up_logging(distributed.rank(), output_dir / "train.log")
     if distributed.rank() == 0:
         (output_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -169,11 +172,20 @@ def _start(config: Config) -> Path:
     return output_dir
 
 
-def _build_network(config: Config, keep_trunk: bool) -> nn.Layer:
+def _best_model(config: Config) -> str:
+    """The weights that training with this config leaves to be evaluated."""
+    prefix = _output_dir(config) / "best_model"
+    if not weights_file(prefix).exists():
+        message = f"expected the weights to evaluate, received null, and there is no {weights_file(prefix)}"
+        raise config.where("Global.pretrained_model").error(message)
+    return str(prefix)
+
+
+def _build_network(config: Config, weights: str | None, keep_trunk: bool) -> nn.Layer:
     model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
-    if config.Global.pretrained_model:
-        left = load_weights(model, config.Global.pretrained_model, keep_trunk)
-        logger.info(f"Loaded {config.Global.pretrained_model}")
+    if weights:
+        left = load_weights(model, weights, keep_trunk)
+        logger.info(f"Loaded {weights}")
         if left:
             logger.warning(f"the classifier starts anew, since its size differs: {'; '.join(left)}")
     return model

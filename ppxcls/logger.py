@@ -6,10 +6,14 @@ import json
 import logging
 import math
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 logger = logging.getLogger("ppxcls")
 logger.propagate = False
@@ -84,3 +88,33 @@ def start_json_lines(file: Path, step: int) -> None:
 def format_figures(values: dict[str, float]) -> str:
     """``top1: 0.78300, CELoss: 1.90000``."""
     return ", ".join(f"{name}: {value:.5f}" for name, value in values.items())
+
+
+class BatchClock:
+    """Time of batches, and of waiting for them, since the last lap."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._batches = 0
+        self._waited = 0.0
+        self._start = time.perf_counter()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; measures how long each is waited for."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            self._batches += 1
+            yield batch
+
+    def lap(self) -> dict[str, float]:
+        """Seconds a batch, seconds of waiting a batch, and samples a second, since the last lap."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        batches = max(self._batches, 1)
+        times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches, "ips": self.samples / elapsed}
+        self.samples = self._batches = 0
+        self._waited, self._start = 0.0, time.perf_counter()
+        return times

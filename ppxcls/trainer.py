@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +21,7 @@ from ppxcls.data.batch_transforms import BatchTransform
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.data.model_input import ModelInput
 from ppxcls.interrupts import interrupts_deferred
-from ppxcls.logger import append_json_line, format_figures, logger, start_json_lines
+from ppxcls.logger import BatchClock, append_json_line, format_figures, logger, start_json_lines
 from ppxcls.losses import WeightedSum
 from ppxcls.metrics import Scorer, Totals
 
@@ -110,6 +109,7 @@ class Trainer:
         self.to_input = ModelInput(loader.dataset.device_stage)
         self.scorer = Scorer(loss_fn.names, [] if self.batch_transforms else metrics)
         self._pending: list[_Pending] = []
+        self._lr = 0.0  # of the last step
         self._is_main = distributed.rank() == 0
 
     @property
@@ -179,7 +179,7 @@ class Trainer:
         """
         self.model.train()
         totals = Totals(self.scorer.names, self.progress.totals)
-        clock = _Clock()
+        clock = BatchClock()
         terminal = {"disable": None if self._is_main else True, "initial": self.progress.batches_done, "leave": False}
         with tqdm(total=len(self.loader), desc=f"epoch {epoch}", unit="batch", **terminal) as bar:
             for batch in clock.timed(self.loader.epoch(epoch, self.progress.batches_done)):
@@ -207,9 +207,9 @@ class Trainer:
         images, labels = self.to_input(batch.images), paddle.to_tensor(batch.labels)
         for i, transform in enumerate(self.batch_transforms):
             images, labels = transform(images, labels, np.random.default_rng([sampler.seed, epoch, plan.first, 1 + i]))
-        lr = self.optimizer.get_lr()
+        self._lr = self.optimizer.get_lr()
         logits, losses = self.train_step(images, labels, weight, is_update_step=plan.number == group[-1])
-        self._pending.append(_Pending(plan.number, lr, plan, self.scorer(losses, logits, labels)))
+        self._pending.append(_Pending(plan.number, self._lr, plan, self.scorer(losses, logits, labels)))
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         return self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
@@ -234,19 +234,18 @@ class Trainer:
         place = f"epoch {epoch}, iteration {step.iteration}, lr {step.lr:g}, rank {self.loader.sampler.rank}"
         return f"the loss is not finite: {place}: {values}; last files read: {files}"
 
-    def _log_train(self, epoch: int, iteration: int, totals: Totals, clock: _Clock) -> None:
+    def _log_train(self, epoch: int, iteration: int, totals: Totals, clock: BatchClock) -> None:
         _, means = totals.reduced()
         times = clock.lap()
         remaining = (self.schedule.epochs - epoch + 1) * len(self.loader) - iteration - 1
         eta = timedelta(seconds=round(remaining * times["batch_cost"]))
-        lr = self.optimizer.get_lr()
         logger.info(
             f"[Train][Epoch {epoch}/{self.schedule.epochs}][Iter: {iteration}/{len(self.loader)}]"
-            f"lr({type(self.lr_scheduler).__name__}): {lr:.8f}, {format_figures(means)}, "
+            f"lr({type(self.lr_scheduler).__name__}): {self._lr:.8f}, {format_figures(means)}, "
             f"batch_cost: {times['batch_cost']:.5f}s, reader_cost: {times['reader_cost']:.5f}s, "
             f"ips: {times['ips']:.5f} samples/s, eta: {eta}"
         )
-        figures = {"lr": lr, **means, **times, "eta": eta.total_seconds()}
+        figures = {"lr": self._lr, **means, **times, "eta": eta.total_seconds()}
         self._write("train", {"epoch": epoch, "iter": iteration, "step": self.progress.step}, figures)
 
     def _evaluate(self, epoch: int) -> bool:
@@ -301,33 +300,3 @@ class Trainer:
 
 def _step_seed(*position: int) -> int:
     return int(np.random.SeedSequence(position).generate_state(1)[0])
-
-
-class _Clock:
-    """Time of batches, and of waiting for them, since the last lap."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self._batches = 0
-        self._waited = 0.0
-        self._start = time.perf_counter()
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches; measures how long each is waited for."""
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - start
-            if batch is None:
-                return
-            self._batches += 1
-            yield batch
-
-    def lap(self) -> dict[str, float]:
-        """Seconds a batch, seconds of waiting a batch, and samples a second, since the last lap."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        batches = max(self._batches, 1)
-        times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches, "ips": self.samples / elapsed}
-        self.samples = self._batches = 0
-        self._waited, self._start = 0.0, time.perf_counter()
-        return times

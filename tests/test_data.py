@@ -179,6 +179,14 @@ def test_bad_image_is_an_error_that_names_it(damage: str, workers: int, tmp_path
     assert threading.active_count() <= before
 
 
+def test_a_sample_by_itself_is_what_the_transforms_say(tmp_path: Path) -> None:
+    ops = [{"DecodeImage": {}}, {"CropImage": {"size": 16}}, {"NormalizeImage": {"order": ""}}, {"ToCHWImage": {}}]
+    dataset = make_dataset(tmp_path, transform_ops=ops)
+    image, label = dataset[4]
+    assert (image.shape, image.dtype, label) == ((3, 16, 16), np.float32, 1)
+    assert dataset.load(4).dtype == np.uint8
+
+
 def test_check_files_names_what_is_missing(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     dataset.check_files()

@@ -109,6 +109,8 @@ def test_the_order_of_the_samples_and_the_rate_go_on(write_config: Callable[...,
     assert [row["iter"] for row in one] == [row["iter"] for row in two] == [0, 1, 2]
     assert [row["step"] for row in one + two] == [1, 2, 3, 4, 5, 6]
     assert one[0]["loss"] != two[0]["loss"]
+    lr_at = ppxcls.build_lr_schedule({"name": "Cosine", "learning_rate": 0.02}, epochs=2, steps_per_epoch=3)
+    assert [row["lr"] for row in one + two] == [lr_at(step) for step in range(6)]
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(write_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ppxcls.logger import format_figures, logger
 
 
 def main() -> None:
-    arguments = cli.parse_arguments("Evaluate the weights that Global.pretrained_model names: top-1, top-5, loss.")
+    arguments = cli.parse_arguments("Evaluate the weights of Global.pretrained_model, or the run's best_model: top-1, top-5, loss.")
     config = ppxcls.load_config(arguments.config, arguments.override)
     if arguments.print_config:
         print(config.to_yaml())
@@ -21,7 +21,7 @@ def main() -> None:
 
     if distributed.rank() == 0:
         file = Path(config.Global.output_dir) / config.Arch.name / "eval.json"
-        weights = str(config.Global.pretrained_model)
+        weights = str(config.Global.pretrained_model or file.with_name("best_model"))
         file.write_text(json.dumps({"weights": weights, **results}, indent=1) + "\n", encoding="utf-8")
         figures = format_figures({k: v for k, v in results.items() if k != "num_samples"})
         logger.info(f"[Eval][Avg]{figures}, samples: {results['num_samples']} (written to {file})")

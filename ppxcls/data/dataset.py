@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from ppxcls.data.decode import Image
-from ppxcls.data.transforms import Generator, build_transforms, split_for_device
+from ppxcls.data.transforms import Compose, Generator, build_transforms, split_for_device
 from ppxcls.registry import DATASETS, Components
 
 Array = np.ndarray[Any, Any]
@@ -169,7 +169,8 @@ class ImageNetDataset:
             raise ValueError("expected a delimiter of at least one character, received ''")
         self.image_root = Path(image_root)
         self.index = ListIndex(cls_label_path, delimiter or " ")
-        self.transform, self.device_stage = split_for_device(build_transforms(transform_ops or []))
+        self.transform = build_transforms(transform_ops or [])
+        self.host_transform, self.device_stage = split_for_device(self.transform)
         largest = int(self.index.labels.argmax())
         if class_num is not None and self.index.labels[largest] >= class_num:
             label = self.index.labels[largest]
@@ -180,9 +181,13 @@ class ImageNetDataset:
     def __len__(self) -> int:
         return len(self.index)
 
-    def label(self, index: int) -> int:
-        """The label of a sample."""
-        return int(self.index.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        """The image as all the transforms make it, with new random choices each time, and its label.
+
+        Raises:
+            DataError: as ``load``.
+        """
+        return self._apply(self.transform, index, None), int(self.index.labels[index])
 
     def path(self, index: int) -> str:
         """The file of a sample."""
@@ -197,11 +202,14 @@ class ImageNetDataset:
         Raises:
             DataError: the file is missing, can't be read or decoded, or does not fit a transform; names file and list line.
         """
+        return self._apply(self.host_transform, index, rng)
+
+    def _apply(self, transform: Compose, index: int, rng: Generator | None) -> Image:
         path = self.path(index)
         try:
             with open(path, "rb") as file:
                 data = file.read()
-            return self.transform(data, rng)
+            return transform(data, rng)
         except OSError as error:
             reason = error.strerror or str(error)
         except ValueError as error:
