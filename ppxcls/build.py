@@ -62,6 +62,8 @@ def build_trainer(config: Config) -> Trainer:
     spec = _required(config, "Optimizer")
     train = _required(config, "DataLoader.Train")
     output_dir = _start(config)
+    if distributed.rank() == 0:
+        (output_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     model = _build_network(config, config.Global.pretrained_model, keep_trunk=True)
     loader = build_loader(config, "Train")
     if config.Global.check_data:
@@ -166,8 +168,6 @@ def _start(config: Config) -> Path:
         raise config.where("Global.device").error(str(error)) from None
     output_dir = _output_dir(config)
     set_up_logging(distributed.rank(), output_dir / "train.log")
-    if distributed.rank() == 0:
-        (output_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     paddle.seed(config.Global.seed or 0)  # the initial weights
     return output_dir
 

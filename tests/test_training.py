@@ -146,6 +146,9 @@ def test_evaluation_during_and_after_training_agree(write_config: Callable[..., 
     best = ppxcls.evaluate(ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/best_model"]))
     assert best["top1"] == max(row["top1"] for row in during) == trainer.progress.best["value"]
     assert list(best) == ["top1", "top2", "CELoss", "loss", "num_samples"]
+    assert ppxcls.evaluate(ppxcls.load_config(file)) == best  # where no weights are named, the run's best
+    kept = ppxcls.load_config(output / "Xception41/config.yaml")
+    assert kept.Global.epochs == 2, "evaluating leaves the training run's config alone"
 
 
 def test_evaluation_counts_every_sample_once_for_any_batch_size(write_config: Callable[..., Path], tmp_path: Path) -> None:
