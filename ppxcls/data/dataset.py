@@ -171,7 +171,7 @@ class ImageNetDataset:
         self.index = ListIndex(cls_label_path, delimiter or " ")
         self.transform = build_transforms(transform_ops or [])
         self.host_transform, self.device_stage = split_for_device(self.transform)
-        largest = int(self.index.labels.argmax())
+        largest = int(np.argmax(self.index.labels))
         if class_num is not None and self.index.labels[largest] >= class_num:
             label = self.index.labels[largest]
             raise DataError(
