@@ -24,7 +24,6 @@ def environment_after_import(before: str = "", **variables: str) -> dict[str, st
 
 
 CORES = runtime.usable_cores()
-FAKE = "from ppxcls import runtime\n"
 
 
 def fake(cpu: str, build: str) -> str:
