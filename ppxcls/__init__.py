@@ -16,8 +16,10 @@ runtime.prepare_cpu()
 _HOMES = {
     "ConfigError": "ppxcls.schema",
     "DataError": "ppxcls.data.dataset",
-    "CheckpointError": "ppxcls.checkpoint",
-    "TrainingError": "ppxcls.trainer",
+    "CheckpointError": "ppxcls.state_files",
+    "RunFolderError": "ppxcls.run_folder",
+    "Preempted": "ppxcls.interrupts",
+    "TrainingError": "ppxcls.numbers",
     "load_config": "ppxcls.config",
     "list_models": "ppxcls.build",
     "build_model": "ppxcls.build",
@@ -33,14 +35,16 @@ if TYPE_CHECKING:
     from ppxcls.build import build_trainer as build_trainer
     from ppxcls.build import evaluate as evaluate
     from ppxcls.build import list_models as list_models
-    from ppxcls.checkpoint import CheckpointError as CheckpointError
     from ppxcls.checkpoint import load_weights as load_weights
     from ppxcls.config import load_config as load_config
     from ppxcls.data.dataset import DataError as DataError
     from ppxcls.data.transforms import build_transforms as build_transforms
+    from ppxcls.interrupts import Preempted as Preempted
     from ppxcls.lr_schedules import build_lr_schedule as build_lr_schedule
+    from ppxcls.numbers import TrainingError as TrainingError
+    from ppxcls.run_folder import RunFolderError as RunFolderError
     from ppxcls.schema import ConfigError as ConfigError
-    from ppxcls.trainer import TrainingError as TrainingError
+    from ppxcls.state_files import CheckpointError as CheckpointError
 
 
 def __getattr__(name: str) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,23 @@ from paddle import nn
 
 from ppxcls import __version__, distributed
 from ppxcls.checkpoint import load_weights, weights_file
-from ppxcls.config import AMP, Config, DatasetSection
+from ppxcls.config import Config, DatasetSection
+from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.batch_transforms import build_batch_transforms
 from ppxcls.data.loader import Loader
 from ppxcls.evaluation import evaluate_model
-from ppxcls.logger import logger, set_up_logging
+from ppxcls.logger import Curves, logger, set_up_logging
 from ppxcls.losses import build_loss
 from ppxcls.lr_schedules import build_lr_schedule
 from ppxcls.metrics import build_metrics
 from ppxcls.optimizers import build_optimizer
+from ppxcls.precision import autocast, set_precision
 from ppxcls.registry import DATASETS, MODELS, SAMPLERS, split_block
+from ppxcls.resuming import RunFacts
+from ppxcls.run_folder import RunFolder
 from ppxcls.schema import Where
-from ppxcls.trainer import Precision, Schedule, Trainer
-
-Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+from ppxcls.trainer import Schedule, Trainer, Watched
+from ppxcls.watchdog import Watchdog
 
 
 def list_models() -> list[str]:
@@ -56,26 +59,26 @@ def build_trainer(config: Config) -> Trainer:
         ConfigError: a section that training needs is missing, or the device is not there.
         DataError: a data set can't be used.
         CheckpointError: the weights or the checkpoint to start from can't be used.
+        RunFolderError: another run has the output folder.
         OSError: the output folder can't be written.
     """
     loss = _required(config, "Loss")
     spec = _required(config, "Optimizer")
     train = _required(config, "DataLoader.Train")
-    output_dir = _start(config)
-    if distributed.rank() == 0:
-        (output_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    folder = RunFolder(config.run_folder, config.Global.keep_last)
+    _start(config, folder)
     model = _build_network(config, config.Global.pretrained_model, keep_trunk=True)
     loader = build_loader(config, "Train")
-    if config.Global.check_data:
-        loader.dataset.check_files()
+    evaluate_now, eval_list = None, ""
+    if config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval:
+        eval_loader = build_loader(config, "Eval")
+        evaluate_now, eval_list = _build_evaluation(config, model, eval_loader), eval_loader.dataset.index.digest()
     where = config.where("Optimizer")
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
     lr_at = build_lr_schedule(spec["lr"], config.Global.epochs, steps_per_epoch, where / "lr")
     optimizer, scheduler = build_optimizer(spec, model.parameters(), lr_at, where)
-    model, optimizer, precision = _set_precision(config.AMP, model, optimizer)
-    evaluate_now = None
-    if config.Global.eval_during_train:
-        evaluate_now = _build_evaluation(config, model)
+    model, optimizer, precision = set_precision(config.AMP, model, optimizer)
+    facts = _facts(config, loader, steps_per_epoch, eval_list)
     trainer = Trainer(
         model=paddle.DataParallel(model) if distributed.world_size() > 1 else model,
         loss_fn=build_loss(loss.Train, config.where("Loss.Train")),
@@ -83,8 +86,9 @@ def build_trainer(config: Config) -> Trainer:
         optimizer=optimizer,
         lr_scheduler=scheduler,
         loader=loader,
-        schedule=_schedule(config),
-        output_dir=output_dir,
+        schedule=Schedule(**{f.name: getattr(config.Global, f.name) for f in fields(Schedule)}),
+        folder=folder,
+        facts=facts,
         precision=precision,
         batch_transforms=build_batch_transforms(
             train.dataset.get("batch_transform_ops"),
@@ -92,12 +96,44 @@ def build_trainer(config: Config) -> Trainer:
             config.where("DataLoader.Train.dataset.batch_transform_ops"),
         ),
         evaluate=evaluate_now,
-        curves=_curves(config, output_dir),
-        facts={"ppxcls": __version__, "paddle": paddle.__version__, "config": config.to_yaml()},
+        curves=_curves(config, folder.path),
+        hang_timeout=config.Global.hang_timeout,
     )
-    if config.Global.checkpoints:
-        trainer.resume(config.Global.checkpoints)
+    _resume(config, trainer)
+    if distributed.rank() == 0:
+        (folder.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     return trainer
+
+
+def _resume(config: Config, trainer: Trainer) -> None:
+    """Go on from ``Global.checkpoints``, where it says so; all ranks from the same step."""
+    path: Path | str | None = config.Global.checkpoints
+    if path == "auto":
+        path = trainer.folder.newest_whole()
+        if path is None:
+            logger.info(f"no checkpoint in {trainer.folder.path}: the run starts afresh")
+    if path:
+        trainer.resume(path, config.Global.allow_changes)
+    elif distributed.rank() == 0 and (bad_samples := trainer.loader.bad_samples):
+        bad_samples.start()
+    distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
+
+
+def _facts(config: Config, loader: Loader, steps_per_epoch: int, eval_list: str) -> RunFacts:
+    facts = RunFacts(
+        ppxcls=__version__,
+        paddle=paddle.__version__,
+        config=config.to_yaml(),
+        train_list=loader.dataset.index.digest(),
+        eval_list=eval_list,
+        samples=len(loader.dataset),
+        global_batch=loader.sampler.batch_size * loader.sampler.world_size,
+        update_freq=config.Global.update_freq,
+        steps_per_epoch=steps_per_epoch,
+        world_size=distributed.world_size(),
+    )
+    distributed.require_same(facts.of_all_ranks())
+    return facts
 
 
 def evaluate(config: Config) -> dict[str, float]:
@@ -115,9 +151,10 @@ def evaluate(config: Config) -> dict[str, float]:
     model = _build_network(config, weights, keep_trunk=False)
     if config.AMP and config.AMP.use_amp and config.AMP.level == "O2":
         model = paddle.amp.decorate(models=model, level="O2", save_dtype="float32")
-    run = _build_evaluation(config, model)
-    assert run is not None
-    return run()
+    loader = build_loader(config, "Eval")
+    distributed.require_same({"evaluation list": loader.dataset.index.digest()})
+    with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.in_hand) as watchdog:
+        return _build_evaluation(config, model, loader)(lambda batches: watchdog.batches(batches, "the evaluation"))
 
 
 def class_num(config: Config) -> int:
@@ -129,12 +166,20 @@ def class_num(config: Config) -> int:
 def build_loader(config: Config, mode: str) -> Loader:
     """The loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part.
 
+    Where ``Global.check_data`` says so, it looks for every file first.
+
     Raises:
         ConfigError, DataError: as ``build_trainer``.
     """
     section: DatasetSection = getattr(config.DataLoader, mode)
     where = config.where(f"DataLoader.{mode}")
-    dataset = DATASETS.build(*split_block(section.dataset), where / "dataset", class_num=class_num(config))
+    if mode == "Eval" and section.sampler.get("drop_last"):
+        raise (where / "sampler" / "drop_last").error("expected false: every sample is evaluated exactly once")
+    name, arguments = split_block(section.dataset)
+    patience = section.loader.read_patience
+    dataset = DATASETS.build(name, arguments, where / "dataset", class_num=class_num(config), patience=patience)
+    if config.Global.check_data:
+        dataset.check_files()
     sampler = SAMPLERS.build(
         *split_block(section.sampler),
         where / "sampler",
@@ -143,11 +188,13 @@ def build_loader(config: Config, mode: str) -> Loader:
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
-    return Loader(dataset, sampler, section.loader.num_workers)
+    bad_samples = None
+    if config.Global.on_bad_image == "skip":
+        bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)
+    return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
 
 
 def _required(config: Config, path: str) -> Any:
-    """A section that must be there."""
     value: Any = config
     for key in path.split("."):
         value = getattr(value, key)
@@ -156,25 +203,23 @@ def _required(config: Config, path: str) -> Any:
     return value
 
 
-def _output_dir(config: Config) -> Path:
-    return Path(config.Global.output_dir) / config.Arch["name"]
-
-
-def _start(config: Config) -> Path:
-    """Device, processes, log; returns the folder of the run."""
+def _start(config: Config, folder: RunFolder | None = None) -> None:
+    """Device, processes, the run's folder where it is to be locked, log."""
     try:
-        distributed.start(config.Global.device)
+        distributed.start(config.Global.device, config.Global.deterministic)
     except distributed.DeviceError as error:
         raise config.where("Global.device").error(str(error)) from None
-    output_dir = _output_dir(config)
-    set_up_logging(distributed.rank(), output_dir / "train.log")
+    if folder and distributed.rank() == 0:
+        folder.lock()
+    set_up_logging(distributed.rank(), config.run_folder / "train.log")
+    if config.Global.deterministic:
+        logger.info(distributed.determinism())
     paddle.seed(config.Global.seed or 0)  # the initial weights
-    return output_dir
 
 
 def _best_model(config: Config) -> str:
     """The weights that training with this config leaves to be evaluated."""
-    prefix = _output_dir(config) / "best_model"
+    prefix = config.run_folder / "best_model"
     if not weights_file(prefix).exists():
         message = f"expected the weights to evaluate, received null, and there is no {weights_file(prefix)}"
         raise config.where("Global.pretrained_model").error(message)
@@ -191,16 +236,8 @@ def _build_network(config: Config, weights: str | None, keep_trunk: bool) -> nn.
     return model
 
 
-def _build_evaluation(config: Config, model: nn.Layer) -> Callable[[], dict[str, float]] | None:
-    """A function that evaluates the model on ``DataLoader.Eval``; None where there is no such section."""
-    if config.DataLoader is None or config.DataLoader.Eval is None:
-        return None
-    where = config.where("DataLoader.Eval.sampler")
-    if config.DataLoader.Eval.sampler.get("drop_last"):
-        raise (where / "drop_last").error("expected false: every sample is evaluated exactly once")
-    loader = build_loader(config, "Eval")
-    if config.Global.check_data:
-        loader.dataset.check_files()
+def _build_evaluation(config: Config, model: nn.Layer, loader: Loader) -> Callable[[Watched], dict[str, float]]:
+    """A function that evaluates the model on the loader's data."""
     losses = (config.Loss and config.Loss.Eval) or [{"CELoss": {}}]
     amp = config.AMP if config.AMP and config.AMP.use_amp else None
     if amp and amp.level == "O1" and not amp.use_fp16_test:
@@ -211,41 +248,12 @@ def _build_evaluation(config: Config, model: nn.Layer) -> Callable[[], dict[str,
         loader,
         build_loss(losses, config.where("Loss.Eval")),
         build_metrics(config.Metric.Eval if config.Metric else [{"TopkAcc": {"topk": [1, 5]}}], config.where("Metric.Eval")),
-        _autocast(amp),
+        autocast(amp),
     )
 
 
-def _autocast(amp: AMP | None) -> Autocast:
-    if amp is None:
-        return contextlib.nullcontext
-    return partial(paddle.amp.auto_cast, enable=True, level=amp.level, use_promote=amp.use_promote)
-
-
-def _set_precision(
-    amp: AMP | None, model: nn.Layer, optimizer: paddle.optimizer.Optimizer
-) -> tuple[nn.Layer, paddle.optimizer.Optimizer, Precision]:
-    if amp is None or not amp.use_amp:
-        return model, optimizer, Precision()
-    if amp.level == "O2":
-        # Float16 weights, float32 master copies in the optimizer, float32 in the files.
-        model, optimizer = paddle.amp.decorate(
-            models=model, optimizers=optimizer, level="O2", master_weight=True, save_dtype="float32"
-        )
-    scaler = paddle.amp.GradScaler(init_loss_scaling=amp.scale_loss, use_dynamic_loss_scaling=amp.use_dynamic_loss_scaling)
-    return model, optimizer, Precision(_autocast(amp), scaler)
-
-
-def _schedule(config: Config) -> Schedule:
-    g = config.Global
-    return Schedule(g.epochs, g.update_freq, g.print_batch_step, g.save_interval, g.eval_interval, g.start_eval_epoch)
-
-
-def _curves(config: Config, output_dir: Path) -> Any:
-    if not config.Global.use_visualdl or distributed.rank() != 0:
-        return None
+def _curves(config: Config, output_dir: Path) -> Curves:
     try:
-        from visualdl import LogWriter
-    except ImportError:
-        message = "expected false, since VisualDL is not installed: pip install 'ppxcls[visualdl]', received true"
-        raise config.where("Global.use_visualdl").error(message) from None
-    return LogWriter(logdir=str(output_dir / "vdl"))
+        return Curves(output_dir / "vdl" if config.Global.use_visualdl and distributed.rank() == 0 else None)
+    except ImportError as error:
+        raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None

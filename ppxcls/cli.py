@@ -7,7 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ppxcls import runtime
+from ppxcls import runtime, watchdog
+from ppxcls.interrupts import EXIT_PREEMPTED, Preempted
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -29,17 +30,23 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a tool and exit: 0; 2 for a config that can't be meant; 1 for another error that has a name; 130 for Ctrl-C."""
+    """Run a tool and exit: 0; 2 for a config that can't be meant; 1 for another error that has a name; 75 where a signal stopped
+    a run that has saved; 130 for Ctrl-C.
+    """
     try:
         runtime.import_paddle()
         # Imported here, since they need Paddle.
-        from ppxcls import CheckpointError, ConfigError, DataError, TrainingError
+        from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
+        from ppxcls.distributed import JobError
 
+        watchdog.arm()
         try:
             main()
         except ConfigError as error:
             _exit(f"config error: {error}", EXIT_USAGE)
-        except (DataError, CheckpointError, TrainingError) as error:
+        except Preempted as error:
+            _exit(str(error), EXIT_PREEMPTED)
+        except (DataError, CheckpointError, TrainingError, RunFolderError, JobError) as error:
             _exit(f"error: {error}", EXIT_ERROR)
         except OSError as error:
             if error.errno is None:  # Paddle raises bare ones for faults of its own, whose traceback is wanted
@@ -50,7 +57,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _exit(message: str, code: int) -> None:
-    print(message, file=sys.stderr, flush=True)
+    rank = f"rank {os.environ['PADDLE_TRAINER_ID']}: " if int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1 else ""
+    print(f"{rank}{message}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.
     os._exit(code)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from ppxcls.registry import Component, Components
-from ppxcls.schema import ConfigError, Count, CountOrZero, KeyPath, Positive, Where, check_section, unknown
+from ppxcls.schema import ConfigError, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where, check_section, unknown
 
 _CONSTRUCTOR = yaml.SafeLoader("")
 _MAX_DEPTH, _MAX_KEYS = 50, 20_000  # an alias can repeat or contain itself
@@ -28,14 +28,21 @@ class Global:
     Attributes:
         device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed Paddle knows.
         output_dir: everything is written below ``<output_dir>/<Arch.name>/``.
-        save_interval: epochs between ``epoch_N`` checkpoints; ``latest`` is written every epoch.
+        save_interval: epochs between ``epoch_N`` checkpoints, which are kept; ``latest`` is written every epoch.
+        save_interval_steps, save_interval_minutes: between checkpoints inside an epoch; null for none.
+        keep_last: checkpoints ``step_N`` that are kept, to fall back on.
         eval_interval: epochs between evaluations.
         start_eval_epoch: first epoch that is evaluated.
         print_batch_step: iterations between log lines.
         seed: of the initial weights, the order and every random choice about a sample.
         pretrained_model: weights to start from, without ``.pdparams``.
-        checkpoints: checkpoint to resume from, without extension.
+        checkpoints: checkpoint to resume from, without extension; ``auto`` is the run's newest whole one, or none.
+        allow_changes: resume although network, optimizer, data or samples a step are not those of the checkpoint.
         update_freq: micro-batches whose gradients are accumulated for one optimizer step.
+        hang_timeout: seconds without progress, or without a batch from the loader, after which a run ends.
+        on_bad_image: ``skip`` leaves out samples that can't be read and lists them.
+        max_bad_share: of a list's samples; where more can't be read, the run stops.
+        deterministic: choose operators on the device that give the same bits every time.
         check_data: look for every listed file before the first step.
         image_shape: ``[3, H, W]`` of exported models.
         save_inference_dir: where exported models go.
@@ -46,6 +53,9 @@ class Global:
     output_dir: str = "./output/"
     device: str = "gpu"
     save_interval: Count = 1
+    save_interval_steps: Count | None = None
+    save_interval_minutes: Positive | None = None
+    keep_last: Count = 2
     eval_during_train: bool = True
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
@@ -55,6 +65,11 @@ class Global:
     seed: CountOrZero | None = None
     update_freq: Count = 1
     check_data: bool = False
+    allow_changes: bool = False
+    hang_timeout: Positive = 600.0
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    max_bad_share: Share = 0.001
+    deterministic: bool = False
     image_shape: tuple[int, int, int] = (3, 299, 299)
     save_inference_dir: str = "./inference"
     eval_mode: Literal["classification"] = "classification"
@@ -74,6 +89,7 @@ class AMP:
         use_fp16_test: evaluate under AMP as well.
         level: O1 casts by operator, O2 keeps the weights in float16 with float32 master copies.
         use_promote: under O2, compute in float32 where an operator's inputs differ.
+        max_skipped_steps: steps in a row that loss scaling may leave out before the run stops.
     """
 
     use_amp: bool = True
@@ -82,6 +98,7 @@ class AMP:
     use_dynamic_loss_scaling: bool = False
     use_promote: bool = False
     level: Literal["O1", "O2"] = "O1"
+    max_skipped_steps: Count = 100
 
 
 @dataclass
@@ -107,10 +124,12 @@ class LoaderSection:
     Attributes:
         num_workers: threads that decode; 0 decodes in the loop's own thread.
         use_shared_memory: PaddleClas's; threads share memory as they are.
+        read_patience: seconds during which a disk that is away (EIO, ESTALE and the like) is tried again.
     """
 
     num_workers: CountOrZero = 4
     use_shared_memory: bool = True
+    read_patience: NotNegative = 60.0
 
 
 @dataclass
@@ -168,6 +187,11 @@ class Config:
     def where(self, path: str = "") -> Where:
         """The place of a key, such as ``DataLoader.Train``, for error messages."""
         return Where(tuple(path.split(".")) if path else (), self.sources)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where a run of this config writes."""
+        return Path(self.Global.output_dir) / str(self.Arch["name"])
 
     def to_yaml(self) -> str:
         """The config as YAML that loads to the same config."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
+
+
+class JobError(Exception):
+    """The processes of a job can't work together: they can't reach one another, or differ in what must be the same."""
 
 
 class DeviceError(ValueError):
@@ -24,14 +32,16 @@ def available_devices() -> list[str]:
     return [*dict.fromkeys(custom), *names]
 
 
-def start(device: str) -> None:
+def start(device: str, deterministic: bool = False) -> None:
     """Select this process's device and, under ``paddle.distributed.launch``, join the other processes.
 
     Args:
         device: ``cpu``, ``gpu``, ``xpu`` or a custom device's name, with ``:number`` or without.
+        deterministic: choose operators that give the same bits every time.
 
     Raises:
         DeviceError: there is no such device here.
+        JobError: the other processes can't be reached.
     """
     available = available_devices()
     if device.split(":", maxsplit=1)[0] not in available:
@@ -41,8 +51,34 @@ def start(device: str) -> None:
             f"to run on {available[0]}: -o Global.device={available[0]}"
         )
     paddle.set_device(device)
+    if deterministic and paddle.is_compiled_with_cuda():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
     if dist.ParallelEnv().world_size > 1 and not dist.is_initialized():
+        _join()
+
+
+def _join() -> None:
+    environment = dist.ParallelEnv()
+    try:
         dist.init_parallel_env()
+    except (RuntimeError, OSError, ValueError) as error:
+        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        where = f"rank {environment.rank} of {environment.world_size} can't join the others at {os.environ.get('PADDLE_MASTER')}"
+        raise JobError(f"{where}: {reason}") from None
+
+
+def determinism() -> str:
+    """What is deterministic on this device, and what is not, in one line."""
+    kind = paddle.get_device().split(":")[0]
+    if kind == "cpu":
+        return "deterministic: on the CPU the same bits for the same number of threads (OMP_NUM_THREADS) and processes"
+    if kind == "gpu":
+        return (
+            "deterministic: cuDNN's and cuBLAS's deterministic algorithms, slower; the same bits on the same kind and number of "
+            "GPUs; the sums of NCCL are in its own order, which is the same for the same layout of the machines"
+        )
+    return f"deterministic: the data and every random choice; what the operators of {kind} do is up to its maker"
 
 
 def rank() -> int:
@@ -70,3 +106,64 @@ def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
         dist.barrier()
+
+
+def share_first_statistics(model: paddle.nn.Layer) -> None:
+    """Give all processes the first one's untrained state, batch norm's statistics: each has those of its own batches."""
+    if world_size() == 1:
+        return
+    tensors = [tensor for tensor in model.state_dict().values() if tensor.stop_gradient]
+    if not tensors:
+        return
+    together = paddle.concat([tensor.reshape([-1]).astype("float32") for tensor in tensors])
+    dist.broadcast(together, src=0)
+    for tensor, values in zip(tensors, together.split([tensor.size for tensor in tensors]), strict=True):
+        tensor.set_value(values.reshape(tensor.shape).astype(tensor.dtype))
+
+
+def require_same(values: Mapping[str, str]) -> None:
+    """Compare texts over all processes, which must all call this.
+
+    Args:
+        values: by the name that an error says.
+
+    Raises:
+        JobError: one of them is not the first process's everywhere; names the ranks.
+    """
+    size = 8
+    own = [hashlib.sha256(text.encode()).digest()[:size] for text in values.values()]
+    table = np.zeros((world_size(), len(own), size))
+    table[rank()] = [list(digest) for digest in own]
+    table = sum_over_processes(table.reshape(-1)).reshape(table.shape)
+    unequal = (table != table[0]).any(axis=-1)
+    for i, name in enumerate(values):
+        if unequal[:, i].any():
+            ranks = ", ".join(map(str, np.flatnonzero(unequal[:, i])))
+            raise JobError(f"the {name} of rank {ranks} is not that of rank 0")
+
+
+class Agreement:
+    """Flags that a process raises on its own and that all must see in the same step.
+
+    All processes call it equally often. Agreeing makes the host wait for the device, so with several processes it is done
+    about every two seconds of theirs, not in every call.
+    """
+
+    _SECONDS = 2.0
+
+    def __init__(self) -> None:
+        self._calls, self._every, self._since = 0, 1, time.monotonic()
+
+    def __call__(self, flags: Sequence[bool]) -> list[bool]:
+        """The flags that any process has raised; none in a call that does not ask."""
+        if world_size() == 1:
+            return list(flags)
+        self._calls += 1
+        if self._calls < self._every:
+            return [False] * len(flags)
+        elapsed = time.monotonic() - self._since
+        *raised, total = sum_over_processes(np.array([*flags, elapsed], np.float64))
+        seconds_a_call = max(total / world_size() / self._calls, 1e-3)
+        # From numbers that all have: the same on each.
+        self._calls, self._every, self._since = 0, max(1, round(self._SECONDS / seconds_a_call)), time.monotonic()
+        return [bool(flag > 0) for flag in raised]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.data.loader import Loader
+from ppxcls import distributed
+from ppxcls.data.loader import Batch, Loader
 from ppxcls.data.model_input import ModelInput
 from ppxcls.interrupts import interrupts_deferred
 from ppxcls.losses import WeightedSum
@@ -22,6 +24,7 @@ def evaluate_model(
     loss_fn: WeightedSum,
     metrics: list[Any],
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
 ) -> dict[str, float]:
     """Evaluate a model on this process's part of a data set and sum over the processes.
 
@@ -29,9 +32,11 @@ def evaluate_model(
         model: without the wrapper for data parallelism, which would wait for processes that have no batch left.
         loader: not shuffled; the parts of all processes make up the data set.
         autocast: makes the context to compute in.
+        watched: sees each batch pass, of which all processes have equally many. What it raises ends the evaluation.
 
     Returns:
-        Metrics as shares, losses as means over samples, and ``num_samples``.
+        Metrics as shares, losses as means over samples, ``num_samples``, and ``bad_samples`` where the loader leaves out what
+        can't be read.
 
     Raises:
         DataError: a sample can't be loaded.
@@ -42,9 +47,12 @@ def evaluate_model(
     scored: list[tuple[int, paddle.Tensor]] = []  # read at the end: reading one makes the host wait for the device
     was_training = model.training
     model.eval()
+    distributed.share_first_statistics(model)  # what is evaluated is what is saved
+    left_out = 0
     try:
         with paddle.no_grad():
-            for batch in loader.epoch():
+            for batch in watched(loader.epoch()):
+                left_out += batch.left_out
                 if batch.plan.count:
                     labels = paddle.to_tensor(batch.labels)
                     with interrupts_deferred(), autocast():
@@ -56,5 +64,7 @@ def evaluate_model(
             model.train()
     for count, sums in scored:
         totals.add(count, sums.numpy())
-    num_samples, means = totals.reduced()
-    return {**means, "num_samples": num_samples}
+    totals.add(0, np.zeros(len(scorer.names)), left_out)
+    means = totals.reduced()
+    bad = {"bad_samples": means.left_out} if loader.bad_samples else {}
+    return {**means.values, "num_samples": means.samples, **bad}

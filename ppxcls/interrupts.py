@@ -1,4 +1,4 @@
-"""Ctrl-C at a place where it does no harm; imports nothing of the package."""
+"""Signals at a place where they do no harm; imports nothing of the package."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
+
+EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again later
+
+
+class Preempted(Exception):
+    """A run was told to stop and has saved: says by which signal, and where it stands."""
 
 
 @contextlib.contextmanager
@@ -27,3 +33,31 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, original)
     if caught:
         raise KeyboardInterrupt
+
+
+class StopSignals:
+    """SIGTERM and SIGUSR1, which schedulers send before they take a machine away: noted, for the loop to act on.
+
+    Attributes:
+        received: the name of the signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note them in this block instead of dying of them; does nothing outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        names = [name for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no SIGUSR1
+        originals = {name: signal.signal(getattr(signal, name), self._note) for name in names}
+        try:
+            yield
+        finally:
+            for name, handler in originals.items():
+                signal.signal(getattr(signal, name), handler)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number).name

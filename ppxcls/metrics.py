@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -65,27 +65,40 @@ class Scorer:
         return paddle.stack([sums[name].astype("float32") for name in self.names])
 
 
+class Means(NamedTuple):
+    """Of all processes: samples that count, samples that were left out since they can't be read, and means by name."""
+
+    samples: int
+    left_out: int
+    values: dict[str, float]
+
+
 class Totals:
     """Sums over many batches, on the host in float64.
 
     Args:
         names: what the entries of a batch's sums are.
-        values: where to go on from: ``samples`` and each name's sum.
+        values: where to go on from: ``samples``, ``left_out`` and each name's sum.
     """
 
     def __init__(self, names: Sequence[str], values: Mapping[str, float] | None = None) -> None:
-        self.names = ["samples", *names]
+        self.names = ["samples", "left_out", *names]
         self.sums = np.array([(values or {}).get(name, 0.0) for name in self.names])
 
-    def add(self, samples: int, sums: np.ndarray[Any, Any]) -> None:
+    def add(self, samples: int, sums: np.ndarray[Any, Any], left_out: int = 0) -> None:
         """Add a batch: its number of samples and its sums, [len(names)]."""
-        self.sums += np.concatenate(([samples], sums))
+        self.sums += np.concatenate(([samples, left_out], sums))
 
-    def reduced(self) -> tuple[int, dict[str, float]]:
-        """Number of samples and means over all processes, which must all call this."""
-        sums = distributed.sum_over_processes(self.sums)
-        samples = round(float(sums[0]))
-        return samples, {n: float(v) / max(samples, 1) for n, v in zip(self.names[1:], sums[1:], strict=True)}
+    def reduced(self) -> Means:
+        """Over all processes, which must all call this."""
+        samples, left_out, *sums = distributed.sum_over_processes(self.sums).tolist()
+        means = {name: value / max(samples, 1) for name, value in zip(self.names[2:], sums, strict=True)}
+        return Means(round(samples), round(left_out), means)
+
+    def gather(self) -> None:
+        """Move the sums of all processes, which must all call this, to the first one's; the means stay what they are."""
+        total = distributed.sum_over_processes(self.sums)
+        self.sums = total if distributed.rank() == 0 else np.zeros_like(total)
 
     def as_dict(self) -> dict[str, float]:
         """This process's sums by name, to go on from."""

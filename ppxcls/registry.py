@@ -233,7 +233,7 @@ REGULARIZERS = Registry("regularizer", ("ppxcls.optimizers",))
 LR_SCHEDULES = Registry("lr schedule", ("ppxcls.lr_schedules",), ("total", "per_epoch", "as_reported"), WarmUp)
 TRANSFORMS = Registry("transform", ("ppxcls.data.transforms",))
 BATCH_TRANSFORMS = Registry("batch transform", ("ppxcls.data.batch_transforms",), ("class_num",))
-DATASETS = Registry("dataset", ("ppxcls.data.dataset",), ("class_num",), BatchTransforms)
+DATASETS = Registry("dataset", ("ppxcls.data.dataset",), ("class_num", "patience"), BatchTransforms)
 SAMPLERS = Registry("sampler", ("ppxcls.data.sampler",), ("num_samples", "seed", "rank", "world_size"))
 
 _REGISTRIES = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import timedelta
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,65 +18,56 @@ from paddle.optimizer.lr import LRScheduler
 from tqdm import tqdm
 
 from ppxcls import distributed
-from ppxcls.checkpoint import Progress, load_checkpoint, save_checkpoint
+from ppxcls.checkpoint import Progress, load_checkpoint, manifest_of, snapshot
 from ppxcls.data.batch_transforms import BatchTransform
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.data.model_input import ModelInput
-from ppxcls.interrupts import interrupts_deferred
-from ppxcls.logger import BatchClock, append_json_line, format_figures, logger, start_json_lines
+from ppxcls.interrupts import Preempted, StopSignals, interrupts_deferred
+from ppxcls.logger import Curves, logger
 from ppxcls.losses import WeightedSum
-from ppxcls.metrics import Scorer, Totals
+from ppxcls.metrics import Scorer
+from ppxcls.numbers import Numbers, Step, TrainingError
+from ppxcls.precision import Precision
+from ppxcls.report import Report
+from ppxcls.resuming import RunFacts, check_continues, placed
+from ppxcls.run_folder import RunFolder
+from ppxcls.state_files import CheckpointError
+from ppxcls.watchdog import Watchdog
 
-_NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples"}
-_MOST_PENDING = 200  # steps whose losses stay on the device at most
+Watched = Callable[[Iterator[Batch]], Iterator[Batch]]
 
 
-class TrainingError(Exception):
-    """The run can't go on: says where it was and why."""
-
-
-@dataclass
-class Precision:
-    """How to compute: the context of forward passes and the scaling of the loss; float32 as it stands."""
-
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
-    scaler: paddle.amp.GradScaler = field(default_factory=lambda: paddle.amp.GradScaler(enable=False))
+class _Stop(Exception):
+    """All processes have agreed to stop here."""
 
 
 @dataclass
 class Schedule:
-    """When what is done; intervals in epochs, ``log_interval`` in iterations."""
+    """When what is done, under the names and in the units of the config's ``Global``."""
 
     epochs: int
     update_freq: int = 1
-    log_interval: int = 10
+    print_batch_step: int = 10
     save_interval: int = 1
     eval_interval: int = 1
-    first_eval: int = 0
-
-
-@dataclass
-class _Pending:
-    """A step whose loss has not been read yet."""
-
-    iteration: int
-    lr: float
-    plan: Any
-    sums: paddle.Tensor
+    start_eval_epoch: int = 0
+    save_interval_steps: int | None = None
+    save_interval_minutes: float | None = None
 
 
 class Trainer:
-    """Trains a model: steps, log lines, evaluations, checkpoints.
+    """Trains a model: steps, evaluations, checkpoints.
 
     Args:
         model: plain, or wrapped by ``paddle.DataParallel``.
         metrics: of training; computed on batches whose labels are not mixed.
         lr_scheduler: stepped after each optimizer step.
         batch_transforms: mixing, applied on the device.
-        evaluate: gives the figures of an evaluation, the one that decides about ``best_model`` first; None for none.
-        output_dir: where checkpoints, ``metrics.jsonl`` and curves go.
-        curves: VisualDL's writer, or None.
+        evaluate: gives the figures of an evaluation, the one that decides about ``best_model`` first; it passes its batches
+            through what it is called with. None for none.
+        folder: where checkpoints, ``metrics.jsonl`` and curves go.
         facts: what the checkpoints' manifests say beside the progress.
+        hang_timeout: seconds without progress after which a run of the tools ends.
     """
 
     def __init__(
@@ -86,12 +79,13 @@ class Trainer:
         lr_scheduler: LRScheduler,
         loader: Loader,
         schedule: Schedule,
-        output_dir: Path,
+        folder: RunFolder,
+        facts: RunFacts,
         precision: Precision | None = None,
         batch_transforms: list[BatchTransform] | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
-        curves: Any = None,
-        facts: dict[str, Any] | None = None,
+        evaluate: Callable[[Watched], dict[str, float]] | None = None,
+        curves: Curves | None = None,
+        hang_timeout: float = 600.0,
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn
@@ -99,23 +93,32 @@ class Trainer:
         self.lr_scheduler = lr_scheduler
         self.loader = loader
         self.schedule = schedule
-        self.output_dir = output_dir
+        self.folder = folder
+        self.facts = facts
         self.precision = precision or Precision()
         self.batch_transforms = batch_transforms or []
         self.evaluate = evaluate
-        self.curves = curves
-        self.facts = facts or {}
-        self.progress = Progress()
+        self.progress = Progress(started=datetime.now(timezone.utc).isoformat())
         self.to_input = ModelInput(loader.dataset.device_stage)
         self.scorer = Scorer(loss_fn.names, [] if self.batch_transforms else metrics)
-        self._pending: list[_Pending] = []
-        self._lr = 0.0  # of the last step
+        lr_name = type(lr_scheduler).__name__
+        self.numbers = Numbers(self.scorer.names, self.network, loader.dataset, self.precision.most_skipped)
+        self.report = Report(folder.path, self.numbers, schedule.epochs, schedule.print_batch_step, lr_name, curves or Curves(None))
+        self.watchdog = Watchdog(hang_timeout, distributed.rank(), distributed.world_size(), loader.in_hand)
+        self._signals = StopSignals()
+        self._agree = distributed.Agreement()
+        self._saved_at = time.monotonic()
         self._is_main = distributed.rank() == 0
 
     @property
     def network(self) -> nn.Layer:
         """The model without the wrapper for data parallelism."""
         return self.model._layers if isinstance(self.model, paddle.DataParallel) else self.model
+
+    @property
+    def output_dir(self) -> Path:
+        """The folder of the run."""
+        return self.folder.path
 
     def train_step(
         self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, is_update_step: bool
@@ -150,55 +153,56 @@ class Trainer:
             The best evaluation: metric, value, epoch; empty where nothing was evaluated.
 
         Raises:
-            TrainingError: the loss is not finite.
+            Preempted: SIGTERM or SIGUSR1 came; the run has saved where it stands.
+            TrainingError: the loss or a weight is not finite, or too many steps in a row were left out by AMP.
             DataError: a sample can't be loaded.
-            OSError: a file can't be written.
+            OSError: a checkpoint can't be written.
         """
-        if self._is_main:
-            start_json_lines(self.output_dir / "metrics.jsonl", self.progress.step)
-        while self.progress.epoch <= self.schedule.epochs:
-            epoch = self.progress.epoch
-            self.train_one_epoch(epoch)
-            prefixes = [self.output_dir / "latest"]
-            due = epoch % self.schedule.eval_interval == 0 or epoch == self.schedule.epochs
-            if self.evaluate and due and epoch >= self.schedule.first_eval and self._evaluate(epoch):
-                prefixes.append(self.output_dir / "best_model")
-            if epoch % self.schedule.save_interval == 0:
-                prefixes.append(self.output_dir / f"epoch_{epoch}")
-            self.progress.epoch, self.progress.batches_done, self.progress.totals = epoch + 1, 0, {}
-            self.save(prefixes)
-        if self.curves:
-            self.curves.close()
+        with self._signals.noted(), self.watchdog:
+            try:
+                self.report.start(self.progress)
+                while self.progress.epoch <= self.schedule.epochs:
+                    self.train_one_epoch()
+                    self._finish_epoch()
+            except _Stop:
+                self._preempted()
+            finally:
+                self.folder.wait()
+                self.folder.release()
+                self.report.close()
         return self.progress.best
 
-    def train_one_epoch(self, epoch: int) -> None:
-        """Train on every batch of the epoch that is not done yet.
+    def train_one_epoch(self) -> None:
+        """Train on every batch of the epoch in progress that is not done yet.
 
         Raises:
-            TrainingError, DataError: as ``fit``.
+            TrainingError, DataError, OSError: as ``fit``.
         """
+        epoch, batches, every = self.progress.epoch, len(self.loader), self.schedule.update_freq
         self.model.train()
-        totals = Totals(self.scorer.names, self.progress.totals)
-        clock = BatchClock()
+        self.report.start_epoch(self.progress)
         terminal = {"disable": None if self._is_main else True, "initial": self.progress.batches_done, "leave": False}
-        with tqdm(total=len(self.loader), desc=f"epoch {epoch}", unit="batch", **terminal) as bar:
-            for batch in clock.timed(self.loader.epoch(epoch, self.progress.batches_done)):
+        with tqdm(total=batches, desc=f"epoch {epoch}", unit="batch", **terminal) as bar:
+            loading = self.report.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
+            for batch in self.watchdog.batches(loading, f"epoch {epoch}"):
+                number = batch.plan.number
                 with interrupts_deferred():
-                    self._train_on(batch, epoch)
-                self.progress.batches_done = batch.plan.number + 1
-                clock.samples += self.loader.sampler.global_size(batch.plan.number)
+                    step = self._train_on(batch)
+                self.numbers.add(step)
+                self.progress.batches_done = number + 1
+                self.report.clock.samples += self.loader.sampler.global_size(number)
                 bar.update()
-                last = self.progress.batches_done == len(self.loader)
-                if batch.plan.number % self.schedule.log_interval == 0 or last:
-                    self._flush(totals, epoch)
-                    self._log_train(epoch, batch.plan.number, totals, clock)
-                elif len(self._pending) >= _MOST_PENDING:
-                    self._flush(totals, epoch)
-        samples, means = totals.reduced()
-        logger.info(f"[Train][Epoch {epoch}/{self.schedule.epochs}][Avg]{format_figures(means)}, samples: {samples}")
+                self.numbers.read(self.progress, self.report.line_due(number, batches))
+                if self.report.line_due(number, batches):
+                    self.report.train_line(step.lr, number, batches, self.progress)
+                if (number + 1) % every == 0 and number + 1 < batches:  # the epoch's end saves by itself
+                    self._save_inside_epoch()
+                self.folder.poll()
+        self.report.epoch_line(epoch)
 
-    def _train_on(self, batch: Batch, epoch: int) -> None:
+    def _train_on(self, batch: Batch) -> Step:
         plan, sampler, every = batch.plan, self.loader.sampler, self.schedule.update_freq
+        epoch = self.progress.epoch
         group = range(plan.number - plan.number % every, min(plan.number - plan.number % every + every, len(self.loader)))
         # Means over processes and micro-batches of unequal size add up to the mean over samples.
         weight = plan.count * sampler.world_size / sum(sampler.global_size(i) for i in group)
@@ -207,95 +211,106 @@ class Trainer:
         images, labels = self.to_input(batch.images), paddle.to_tensor(batch.labels)
         for i, transform in enumerate(self.batch_transforms):
             images, labels = transform(images, labels, np.random.default_rng([sampler.seed, epoch, plan.first, 1 + i]))
-        self._lr = self.optimizer.get_lr()
-        logits, losses = self.train_step(images, labels, weight, is_update_step=plan.number == group[-1])
-        self._pending.append(_Pending(plan.number, self._lr, plan, self.scorer(losses, logits, labels)))
+        lr = self.optimizer.get_lr()
+        is_update_step = plan.number == group[-1]
+        logits, losses = self.train_step(images, labels, weight, is_update_step)
+        skipped = self.precision.last_step_skipped() if is_update_step else False
+        return Step(lr, plan, batch.left_out, self.scorer(losses, logits, labels), skipped)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         return self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
 
-    def _flush(self, totals: Totals, epoch: int) -> None:
-        """Read the losses of the steps since the last time; here the host waits for the device."""
-        if not self._pending:
-            return
-        rows = paddle.stack([p.sums for p in self._pending]).numpy()
-        pending, self._pending = self._pending, []
-        for step, row in zip(pending, rows, strict=True):
-            if not np.isfinite(row).all():
-                raise TrainingError(self._not_finite(step, row, epoch))
-            if step.plan.count:
-                totals.add(step.plan.count, row)
-        self.progress.totals = totals.as_dict()
+    def _finish_epoch(self) -> None:
+        """Evaluate where it is due, and save."""
+        epoch, schedule = self.progress.epoch, self.schedule
+        names = ["latest"]
+        due = epoch % schedule.eval_interval == 0 or epoch == schedule.epochs
+        if self.evaluate and due and epoch >= schedule.start_eval_epoch and self._evaluate():
+            names.append("best_model")
+        if epoch % schedule.save_interval == 0:
+            names.append(f"epoch_{epoch}")
+        self.progress.epoch, self.progress.batches_done, self.progress.totals = epoch + 1, 0, {}
+        self.save(names)
+        if self._agree([self._signals.received is not None])[0] and self.progress.epoch <= schedule.epochs:
+            self._preempted()
 
-    def _not_finite(self, step: _Pending, row: Any, epoch: int) -> str:
-        dataset = self.loader.dataset
-        files = ", ".join(dataset.path(int(i)) for i in step.plan.indices)
-        values = ", ".join(f"{n} {v / max(step.plan.count, 1):g}" for n, v in zip(self.scorer.names, row, strict=True))
-        place = f"epoch {epoch}, iteration {step.iteration}, lr {step.lr:g}, rank {self.loader.sampler.rank}"
-        return f"the loss is not finite: {place}: {values}; last files read: {files}"
-
-    def _log_train(self, epoch: int, iteration: int, totals: Totals, clock: BatchClock) -> None:
-        _, means = totals.reduced()
-        times = clock.lap()
-        remaining = (self.schedule.epochs - epoch + 1) * len(self.loader) - iteration - 1
-        eta = timedelta(seconds=round(remaining * times["batch_cost"]))
-        logger.info(
-            f"[Train][Epoch {epoch}/{self.schedule.epochs}][Iter: {iteration}/{len(self.loader)}]"
-            f"lr({type(self.lr_scheduler).__name__}): {self._lr:.8f}, {format_figures(means)}, "
-            f"batch_cost: {times['batch_cost']:.5f}s, reader_cost: {times['reader_cost']:.5f}s, "
-            f"ips: {times['ips']:.5f} samples/s, eta: {eta}"
-        )
-        figures = {"lr": self._lr, **means, **times, "eta": eta.total_seconds()}
-        self._write("train", {"epoch": epoch, "iter": iteration, "step": self.progress.step}, figures)
-
-    def _evaluate(self, epoch: int) -> bool:
+    def _evaluate(self) -> bool:
         """Evaluate and log; returns whether it is the best so far."""
         assert self.evaluate is not None
-        results = self.evaluate()
+        results = self.evaluate(self._watched)
         name, value = next(iter(results.items()))
         # A loss is the better the smaller; it stands first only where there is no metric.
         sign = -1 if name in self.loss_fn.names else 1
         best = self.progress.best
         is_best = not best or best["metric"] != name or sign * value > sign * best["value"]
         if is_best:
-            self.progress.best = {"metric": name, "value": value, "epoch": epoch}
-        figures = {key: value for key, value in results.items() if key != "num_samples"}
-        logger.info(f"[Eval][Epoch {epoch}][Avg]{format_figures(figures)}, samples: {results['num_samples']}")
-        logger.info(f"[Eval][Epoch {epoch}][best metric: {self.progress.best['value']:.5f}]")
-        self._write("eval", {"epoch": epoch, "step": self.progress.step}, results)
+            self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
+        self.report.eval_line(results, self.progress)
         return is_best
 
-    def _write(self, kind: str, place: dict[str, Any], figures: dict[str, Any]) -> None:
-        if not self._is_main:
-            return
-        append_json_line(self.output_dir / "metrics.jsonl", {"kind": kind, **place, **figures})
-        if self.curves:
-            for name in figures.keys() - _NO_CURVE:
-                self.curves.add_scalar(f"{kind}_{name}", figures[name], self.progress.step)
+    def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of an evaluation, which a signal ends."""
+        for batch in self.watchdog.batches(batches, "the evaluation"):
+            if self._agree([self._signals.received is not None])[0]:
+                raise _Stop
+            yield batch
 
-    def save(self, prefixes: list[Path]) -> None:
-        """Save a checkpoint under each prefix, from the first process; the others wait.
+    def _save_inside_epoch(self) -> None:
+        """After an optimizer step: save where it is due, and stop where a signal has come."""
+        minutes = self.schedule.save_interval_minutes
+        by_time = minutes is not None and self._is_main and time.monotonic() - self._saved_at >= 60 * minutes
+        stop, by_time = self._agree([self._signals.received is not None, by_time])
+        if stop:
+            raise _Stop
+        if by_time or (self.schedule.save_interval_steps and self.progress.step % self.schedule.save_interval_steps == 0):
+            self._save_here()
+
+    def _save_here(self) -> None:
+        self.numbers.read(self.progress)
+        self.numbers.totals.gather()
+        self.progress.totals = self.numbers.totals.as_dict()
+        self.save(["latest"])
+
+    def _preempted(self) -> None:
+        if self.progress.batches_done:  # not yet saved by the epoch's end
+            self._save_here()
+        self.folder.wait()
+        distributed.barrier()  # a launcher ends the other ranks when the first one has gone
+        signal = self._signals.received or "a signal to another rank"
+        raise Preempted(f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto goes on from there")
+
+    def save(self, names: list[str]) -> None:
+        """Begin to save a checkpoint as ``step_N`` and under these names, in the background of the first process.
 
         Raises:
-            OSError: it can't be written; earlier checkpoints stay whole.
+            OSError: the checkpoint before can't be written; those that are whole stay.
+            TrainingError: a weight is not finite.
         """
-        if self._is_main:
-            self.progress.scaler = {k: np.asarray(v).tolist() for k, v in self.precision.scaler.state_dict().items()}
-            save_checkpoint(prefixes, self.network, self.optimizer, self.progress, self.facts)
-            logger.info(f"Saved {', '.join(str(p) for p in prefixes)}")
-        distributed.barrier()
+        self._saved_at = time.monotonic()
+        if not self._is_main:
+            return
+        self.progress.scaler = {k: np.asarray(v).tolist() for k, v in self.precision.scaler.state_dict().items()}
+        try:
+            states = snapshot(self.network, self.optimizer)
+        except CheckpointError as error:
+            raise TrainingError(f"step {self.progress.step}: {error}") from None
+        manifest = manifest_of(self.progress, self.facts.as_dict())
+        self.folder.save([f"step_{self.progress.step}", *names], states, manifest, self.report.lines.sync)
 
-    def resume(self, prefix: str | Path) -> None:
+    def resume(self, prefix: str | Path, allow_changes: bool = False) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: it can't be used.
+            CheckpointError: it can't be used, or is of a run that this one can't continue.
         """
-        self.progress, _ = load_checkpoint(prefix, self.network, self.optimizer)
+        check = partial(check_continues, facts=self.facts, allow_changes=allow_changes)
+        progress, manifest = load_checkpoint(prefix, self.network, self.optimizer, check)
+        progress.started = progress.started or self.progress.started
+        self.progress = placed(progress, manifest, self.facts)
         self.lr_scheduler.step(self.progress.step)
         if self.progress.scaler:
             self.precision.scaler.load_state_dict(self.progress.scaler)
-        logger.info(f"Resumed {prefix}: epoch {self.progress.epoch}, step {self.progress.step}")
+        logger.info(f"Resumed {prefix}: {self.progress}")
 
 
 def _step_seed(*position: int) -> int:

@@ -82,6 +82,6 @@ def test_any_split_into_batches_adds_up_to_the_same() -> None:
             totals.add(b - a, scorer(loss_fn(logits, labels), logits, labels).numpy())
         results.append(totals.reduced())
     assert [r[0] for r in results] == [6, 6, 6]
-    assert results[0][1]["top1"] == results[1][1]["top1"] == results[2][1]["top1"]
-    assert results[1][1] == pytest.approx(results[0][1], rel=1e-6)
-    assert results[0][1]["loss"] == pytest.approx(-LOG_SOFTMAX[np.arange(6), LABELS].mean(), rel=1e-5)
+    assert results[0].values["top1"] == results[1].values["top1"] == results[2].values["top1"]
+    assert results[1].values == pytest.approx(results[0].values, rel=1e-6)
+    assert results[0].values["loss"] == pytest.approx(-LOG_SOFTMAX[np.arange(6), LABELS].mean(), rel=1e-5)

@@ -15,7 +15,12 @@ ROWS = [
     ["build"],
     ["trainer"],
     ["evaluation"],
+    ["report", "resuming"],
+    ["numbers"],
+    ["precision"],
     ["checkpoint"],
+    ["run_folder"],
+    ["state_files"],
     ["models"],
     ["ops"],
     ["data"],
@@ -23,7 +28,7 @@ ROWS = [
     ["config"],
     ["registry"],
     ["schema"],
-    ["logger", "distributed", "interrupts", "runtime"],
+    ["logger", "distributed", "interrupts", "runtime", "watchdog"],
 ]
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted(file for file in (ROOT / "ppxcls").rglob("*.py") if file.name != "__init__.py")

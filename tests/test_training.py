@@ -87,9 +87,10 @@ def test_resuming_after_an_epoch_is_exact(arch: str, write_config: Callable[...,
     whole = train(file, *overrides, f"Global.output_dir={tmp_path}/whole")
     # Stopped after the first epoch: the rate is that of two epochs, so the first run must not end by itself.
     first = ppxcls.build_trainer(ppxcls.load_config(file, [*overrides, f"Global.output_dir={tmp_path}/part"]))
-    first.train_one_epoch(1)
+    first.train_one_epoch()
     first.progress.epoch, first.progress.batches_done, first.progress.totals = 2, 0, {}
-    first.save([first.output_dir / "latest"])
+    first.save(["latest"])
+    first.folder.wait()
     second = train(file, *overrides, f"Global.output_dir={tmp_path}/part", f"Global.checkpoints={tmp_path}/part/{arch}/latest")
     expected = weights(whole)
     received = weights(second)
@@ -126,7 +127,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(write_config: Callab
             caught.update({k: p.grad.numpy() for k, p in trainer.network.named_parameters() if p.grad is not None})
 
         trainer.optimizer.step = catch
-        trainer.train_one_epoch(1)
+        trainer.train_one_epoch()
         assert trainer.progress.step == 1
         grads.append(caught)
     assert grads[0].keys() == grads[1].keys()
@@ -191,8 +192,8 @@ def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tm
     train(file)
     folder = tmp_path / "output/Xception41"
     names = {f.name for f in folder.iterdir()}
-    expected = {f"{n}.{e}" for n in ("latest", "best_model", "epoch_1") for e in ("pdparams", "pdopt", "json")}
-    assert names == expected | {"train.log", "config.yaml", "metrics.jsonl", "metrics.jsonl.old", "vdl"}
+    expected = {f"{n}.{e}" for n in ("step_3", "latest", "best_model", "epoch_1") for e in ("pdparams", "pdopt", "json")}
+    assert names == expected | {"run.lock", "train.log", "config.yaml", "metrics.jsonl", "metrics.jsonl.old", "vdl"}
     assert len(lines(tmp_path / "output", "train")) == 3  # the first run's are in .old
     assert ppxcls.load_config(folder / "config.yaml").Global.epochs == 1
     log = (folder / "train.log").read_text()
@@ -271,8 +272,9 @@ def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_pa
     scaled = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/scaled"]))
     scaled.precision.scaler = scaler = RecordingScaler()
     for trainer in (plain, scaled):
-        trainer.train_one_epoch(1)
-    scaled.save([scaled.output_dir / "latest"])
+        trainer.train_one_epoch()
+    scaled.save(["latest"])
+    scaled.folder.wait()
     assert scaler.calls == ["scale", "step", "update"] * 3
     first, second = weights(plain), weights(scaled)
     assert all(np.allclose(first[key], second[key], rtol=1e-3, atol=1e-4) for key in first)

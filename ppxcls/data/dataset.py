@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from ppxcls.data.decode import Image
+from ppxcls.data.read import read_file
 from ppxcls.data.transforms import Compose, Generator, build_transforms, split_for_device
 from ppxcls.registry import DATASETS, Components
 
@@ -63,6 +65,29 @@ class ListIndex:
 
     def __len__(self) -> int:
         return self.labels.size
+
+    def digest(self) -> str:
+        """SHA-256 of the list file."""
+        return hashlib.sha256(self._bytes.data).hexdigest()
+
+    def leaving(self, root: Path) -> int | None:
+        """The first sample whose path is outside a folder by what is written: absolute and elsewhere, or with ``..``; else None.
+
+        Symbolic links are not looked at: whoever made them in the data set's own folder may have put its parts elsewhere.
+        """
+        inside = os.path.join(os.path.abspath(root), "")
+        for absolute in np.flatnonzero(self._bytes[self.starts] == ord("/")).tolist():
+            if not self.path(absolute).startswith(inside):
+                return int(absolute)
+        for start in range(0, self._bytes.size, _BLOCK):  # a look at the bytes: few lists have a ".." to look at closely
+            block = self._bytes[start : start + _BLOCK + 1].tobytes()
+            at = block.find(b"..")
+            while at >= 0:
+                index = int(np.searchsorted(self.starts, start + at, "right")) - 1
+                if index >= 0 and ".." in self.path(index).split("/"):
+                    return index
+                at = block.find(b"..", at + 2)
+        return None
 
     def path(self, index: int) -> str:
         """The path of a sample as the list has it."""
@@ -152,9 +177,10 @@ class ImageNetDataset:
         transform_ops: transforms in order; None gives the encoded bytes.
         delimiter: between path and label; None is a space.
         class_num: number of classes, to check the labels against.
+        patience: seconds during which a disk that is away is tried again.
 
     Raises:
-        DataError: the list can't be used, or a label is outside ``class_num``.
+        DataError: the list can't be used, a path leaves ``image_root``, or a label is outside ``class_num``.
     """
 
     def __init__(
@@ -164,6 +190,7 @@ class ImageNetDataset:
         transform_ops: Annotated[list, Components("transform")] | None = None,
         delimiter: str | None = None,
         class_num: int | None = None,
+        patience: float = 0.0,
     ) -> None:
         if delimiter == "":
             raise ValueError("expected a delimiter of at least one character, received ''")
@@ -171,6 +198,11 @@ class ImageNetDataset:
         self.index = ListIndex(cls_label_path, delimiter or " ")
         self.transform = build_transforms(transform_ops or [])
         self.host_transform, self.device_stage = split_for_device(self.transform)
+        self._patience = patience
+        outside = self.index.leaving(self.image_root)
+        if outside is not None:
+            path = self.index.path(outside)
+            raise DataError(f"{self.index.line(outside)}: expected a path inside image_root, {self.image_root}, received {path!r}")
         largest = int(np.argmax(self.index.labels))
         if class_num is not None and self.index.labels[largest] >= class_num:
             label = self.index.labels[largest]
@@ -207,13 +239,11 @@ class ImageNetDataset:
     def _apply(self, transform: Compose, index: int, rng: Generator | None) -> Image:
         path = self.path(index)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
-            return transform(data, rng)
+            return transform(read_file(path, self._patience), rng)
         except OSError as error:
             reason = error.strerror or str(error)
-        except ValueError as error:
-            reason = str(error)
+        except (ValueError, MemoryError) as error:
+            reason = str(error) or "too large for the memory"
         raise DataError(f"{path} ({self.index.line(index)}): {reason}")
 
     def check_files(self) -> None:

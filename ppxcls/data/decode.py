@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import cv2
@@ -13,6 +14,8 @@ Image = np.ndarray[Any, Any]
 # Decoding runs in as many threads as the loader has; OpenCV's own pool would fight them for the cores.
 cv2.setNumThreads(1)
 
+_MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's own limit, for the headers that are read here
+_PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF = 0xD8, 0xDA, 0xE1
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -27,7 +30,7 @@ def decode_image(data: bytes) -> Image:
         uint8 [H, W, 3], RGB, upright.
 
     Raises:
-        ValueError: empty, truncated, or no image that can be decoded; says which.
+        ValueError: empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS``, or no image that can be decoded; says which.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -38,6 +41,8 @@ def decode_image(data: bytes) -> Image:
             # Older releases of OpenCV fill what is missing with grey.
             if "Premature end of JPEG file" in str(error):
                 raise ValueError("truncated JPEG") from None
+    if data[:8] == _PNG:
+        _check_pixels(data[20:24], data[16:20])
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -47,8 +52,18 @@ def decode_image(data: bytes) -> Image:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
+def _check_pixels(height: bytes, width: bytes) -> None:
+    size = [int.from_bytes(side, "big") for side in (width, height)]
+    if size[0] * size[1] > _MAX_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels; an image may have {_MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)")
+
+
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the markers before the first scan are a JPEG's, with at most 3 components and no orientation that could matter."""
+    """Whether the markers before the first scan are a JPEG's, with at most 3 components and no orientation that could matter.
+
+    Raises:
+        ValueError: it has too many pixels.
+    """
     if data[:2] != bytes((0xFF, _START_OF_IMAGE)):
         return False
     position = 2
@@ -56,8 +71,10 @@ def _is_plain_jpeg(data: bytes) -> bool:
         marker = data[position + 1]
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         segment = data[position + 4 : position + 2 + length] if marker in _FRAMES or marker == _EXIF else b""
-        if marker in _FRAMES and (len(segment) < 6 or segment[5] > 3):
-            return False
+        if marker in _FRAMES:
+            _check_pixels(segment[1:3], segment[3:5])
+            if len(segment) < 6 or segment[5] > 3:
+                return False
         # The orientation's tag, 0x0112, in either byte order; a chance match costs only the detour through OpenCV.
         if marker == _EXIF and segment.startswith(b"Exif") and (b"\x01\x12" in segment or b"\x12\x01" in segment):
             return False

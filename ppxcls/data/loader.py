@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.dataset import DataError, ImageNetDataset
 from ppxcls.data.sampler import BatchPlan, DistributedBatchSampler
 
@@ -27,12 +30,14 @@ class Batch:
     Attributes:
         images: uint8 [N, H, W, 3], or what the host's transforms give.
         labels: int64 [N].
-        plan: which samples these are.
+        plan: which samples these are, without those that were left out.
+        left_out: samples that can't be read.
     """
 
     images: np.ndarray[Any, Any]
     labels: np.ndarray[Any, Any]
     plan: BatchPlan
+    left_out: int = 0
 
 
 class _Slots:
@@ -46,6 +51,7 @@ class _Slots:
     def __init__(self, plan: BatchPlan, like: _Kind | None) -> None:
         self.plan = plan
         self.images = None if like is None else self._empty(like)
+        self.bad: list[int] = []
         self._lock = threading.Lock()
         self._begun = False
 
@@ -72,12 +78,24 @@ class Loader:
 
     Args:
         num_workers: threads; 0 loads in the caller's own thread.
+        bad_samples: where samples that can't be read are listed and left out of their batch; None raises instead.
+        timeout: seconds to wait for a batch.
     """
 
-    def __init__(self, dataset: ImageNetDataset, sampler: DistributedBatchSampler, num_workers: int = 4) -> None:
+    def __init__(
+        self,
+        dataset: ImageNetDataset,
+        sampler: DistributedBatchSampler,
+        num_workers: int = 4,
+        bad_samples: BadSamples | None = None,
+        timeout: float | None = None,
+    ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.num_workers = num_workers
+        self.bad_samples = bad_samples
+        self.timeout = timeout
+        self._in_hand: dict[int, int] = {}  # thread to sample
         self._like: _Kind | None = None
 
     def __len__(self) -> int:
@@ -88,7 +106,7 @@ class Loader:
         """The batches of one epoch, from global batch ``start`` on.
 
         Raises:
-            DataError: a sample can't be loaded; names its file.
+            DataError: a sample can't be loaded, or not in time; names its file.
         """
         plans = self.sampler.batches(epoch, start)
         if self.num_workers == 0:
@@ -117,21 +135,52 @@ class Loader:
         return slots, [pool.submit(self._fill, slots, epoch, part) for part in parts]
 
     def _wait(self, slots: _Slots, futures: list[Future[None]]) -> Batch:
+        deadline = None if self.timeout is None else time.monotonic() + self.timeout
         for future in futures:
-            future.result()
+            try:
+                future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except FutureTimeoutError:
+                raise DataError(f"no batch for {self.timeout:g} s; in hand: {self.in_hand()}") from None
         return self._finish(slots)
 
+    def in_hand(self) -> str:
+        """The files that the threads are at."""
+        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.index.line(i)})" for i in list(self._in_hand.values()))
+
     def _fill(self, slots: _Slots, epoch: int, part: range) -> None:
+        thread = threading.get_ident()
         for i in part:
             index = int(slots.plan.indices[i])
+            self._in_hand[thread] = index
             rng = np.random.default_rng([self.sampler.seed, epoch, slots.plan.first + i])
-            image = self.dataset.load(index, rng)
+            try:
+                image = self.dataset.load(index, rng)
+            except DataError as error:
+                if self.bad_samples is None:
+                    raise
+                self.bad_samples.add(index, error)
+                slots.bad.append(i)
+                continue
             try:
                 slots.put(i, image)
             except ValueError as error:
                 raise DataError(f"{self.dataset.path(index)}: {error}") from None
+        self._in_hand.pop(thread, None)
 
     def _finish(self, slots: _Slots) -> Batch:
-        assert slots.images is not None
-        self._like = slots.images.shape[1:], slots.images.dtype
-        return Batch(slots.images, self.dataset.index.labels[slots.plan.indices].astype(np.int64), slots.plan)
+        plan, images = slots.plan, slots.images
+        if slots.bad:
+            kept = np.setdiff1d(np.arange(len(plan.indices)), slots.bad)
+            if kept.size and images is not None:
+                images = images[kept]
+            else:  # none is left: something to keep step with the other processes, that counts for nothing
+                kept = np.arange(1)
+                if self._like is None:
+                    raise DataError(f"no sample of the first batch can be read, such as {self.dataset.path(int(plan.indices[0]))}")
+                images = np.zeros((1, *self._like[0]), self._like[1])
+                plan = replace(plan, count=0)
+            plan = replace(plan, indices=plan.indices[kept], count=len(kept) if plan.count else 0)
+        assert images is not None
+        self._like = images.shape[1:], images.dtype
+        left_out = len(slots.bad) if slots.plan.count else 0
+        return Batch(images, self.dataset.index.labels[plan.indices].astype(np.int64), plan, left_out)

@@ -1,0 +1,64 @@
+"""Samples that are left out since they can't be read: counted, listed, and too many stop the run."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from ppxcls.data.dataset import DataError, ImageNetDataset
+from ppxcls.logger import logger
+
+
+class BadSamples:
+    """The file that lists what is left out, one line each: ``list:line<tab>path<tab>reason``.
+
+    It outlives the process: a resumed run goes on with it, a new run begins a new one. Every process adds its own samples.
+
+    Args:
+        file: ``bad_samples.txt`` in the run's folder.
+        dataset: whose samples these are.
+        max_share: of the data set's samples; beyond it the run stops.
+    """
+
+    def __init__(self, file: Path, dataset: ImageNetDataset, max_share: float) -> None:
+        self.file = file
+        self._dataset = dataset
+        self._max_share = max_share
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin a new file: what an earlier run listed is moved to ``<name>.old``.
+
+        Raises:
+            OSError: the file can't be moved.
+        """
+        if self.file.exists():
+            self.file.replace(self.file.with_name(self.file.name + ".old"))
+
+    def add(self, index: int, error: DataError) -> None:
+        """List a sample that is not listed yet.
+
+        Raises:
+            DataError: too many of the data set's samples are listed.
+            OSError: the file can't be written.
+        """
+        line = self._dataset.index.line(index)
+        with self._lock:
+            known = {row.split("\t", 1)[0] for row in self._rows()}
+            if line in known:
+                return
+            logger.warning(f"left out: {error}")
+            path = self._dataset.index.path(index).encode("utf-8", "backslashreplace").decode()
+            with open(self.file, "a", encoding="utf-8") as stream:
+                stream.write(f"{line}\t{path}\t{' '.join(str(error).split())}\n")
+            prefix = f"{self._dataset.index.file}:"
+            count = 1 + sum(row.startswith(prefix) for row in known)
+        if count > self._max_share * len(self._dataset):
+            total = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.index.file}"
+            raise DataError(f"{total} can't be read, more than Global.max_bad_share = {self._max_share:g}: see {self.file}")
+
+    def _rows(self) -> list[str]:
+        try:
+            return self.file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []

@@ -1,0 +1,113 @@
+"""Whether a run can go on from a checkpoint: what its config and its data were, and what they are now."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from ppxcls.checkpoint import Progress
+from ppxcls.logger import logger
+from ppxcls.state_files import CheckpointError
+
+_OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that a run can't change on its way
+_OF_THE_MACHINE = ("Global.device", "image_root", "cls_label_path", "num_workers", "Global.output_dir", "Global.checkpoints")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a checkpoint says of the run beside its progress.
+
+    Attributes:
+        config: resolved, as YAML.
+        train_list: SHA-256 of the list file; ``eval_list`` alike, or "".
+        samples: of the training list.
+        global_batch: samples of all processes in one iteration.
+        update_freq: iterations of one optimizer step.
+        steps_per_epoch: optimizer steps.
+        world_size: processes.
+    """
+
+    ppxcls: str
+    paddle: str
+    config: str
+    train_list: str
+    eval_list: str
+    samples: int
+    global_batch: int
+    update_freq: int
+    steps_per_epoch: int
+    world_size: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+    def of_all_ranks(self) -> dict[str, str]:
+        """What must be the same on every rank: the config but for what is the machine's own, and the lists."""
+        config = {key: value for key, value in _flat(yaml.safe_load(self.config)).items() if not key.endswith(_OF_THE_MACHINE)}
+        return {"config": repr(sorted(config.items())), "training list": self.train_list, "evaluation list": self.eval_list}
+
+
+def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes: bool) -> None:
+    """Say what has changed since a checkpoint was made, and refuse what can't be meant.
+
+    Args:
+        manifest: of the checkpoint; PaddleClas's have none, and nothing is compared.
+        allow_changes: warn instead of refusing.
+
+    Raises:
+        CheckpointError: another network, optimizer, seed, training list, or number of samples a step.
+    """
+    try:
+        old = RunFacts(**{key: manifest[key] for key in asdict(facts)})
+    except KeyError:
+        return
+    before, after = _flat(yaml.safe_load(old.config)), _flat(yaml.safe_load(facts.config))
+    changes = {
+        key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key) and key != "Global.checkpoints"
+    }
+    refused = [text for key, text in changes.items() if key.startswith(_OTHER_NETWORK)]
+    if old.train_list != facts.train_list:
+        refused.append(f"another training list ({old.samples:,} samples then, {facts.samples:,} now)")
+    if (old.global_batch, old.update_freq) != (facts.global_batch, facts.update_freq):
+        sizes = [f"{f.global_batch} x update_freq {f.update_freq}" for f in (old, facts)]
+        refused.append(f"samples of a step on all {facts.world_size} processes: {sizes[0]} -> {sizes[1]}")
+    others = [text for text in changes.values() if text not in refused]
+    if old.eval_list != facts.eval_list:
+        others.append("another evaluation list: the best metric so far is not comparable")
+    if refused and not allow_changes:
+        raise CheckpointError(
+            f"the run can't go on under what has changed: {'; '.join(refused)} (-o Global.allow_changes=True does)"
+        )
+    for text in refused + others:
+        logger.warning(f"changed since the checkpoint: {text}")
+
+
+def placed(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
+    """The progress in this run's own batches and steps, where the checkpoint's run had other ones or did not say its step."""
+    then = manifest.get("global_batch", facts.global_batch)
+    same = (then, manifest.get("steps_per_epoch")) == (facts.global_batch, facts.steps_per_epoch)
+    if same and manifest.get("update_freq") == facts.update_freq:
+        return progress
+    batches = math.ceil(facts.samples / facts.global_batch)
+    done = min(progress.batches_done * then // facts.global_batch, batches)
+    progress.batches_done = done - done % facts.update_freq
+    progress.step = (progress.epoch - 1) * facts.steps_per_epoch + progress.batches_done // facts.update_freq
+    return progress
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested config by their key paths."""
+    if isinstance(tree, dict):
+        items = [(str(key), value) for key, value in tree.items()]
+    elif isinstance(tree, list):
+        items = [(str(i), value) for i, value in enumerate(tree)]
+    else:
+        return {prefix: tree}
+    return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}

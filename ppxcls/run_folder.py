@@ -1,0 +1,221 @@
+"""The folder of a run: one run at a time, its checkpoints, written in the background, and how many of them are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ppxcls.logger import logger
+from ppxcls.state_files import (
+    CheckpointError,
+    State,
+    beside,
+    check_whole,
+    read_manifest,
+    recover,
+    remove_checkpoint,
+    write_checkpoint,
+)
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows: two runs on one folder go unnoticed there
+    fcntl = None  # type: ignore[assignment]
+
+
+_LOCKS: dict[Path, BinaryIO] = {}  # of this process, open as long as its runs
+
+
+class RunFolderError(Exception):
+    """The folder of a run can't be used: another run has it."""
+
+
+class RunFolder:
+    """Where a run writes.
+
+    Args:
+        path: ``<output_dir>/<Arch.name>``.
+        keep_last: checkpoints ``step_N`` that are kept.
+    """
+
+    def __init__(self, path: Path, keep_last: int = 2) -> None:
+        self.path = path
+        self.keep_last = keep_last
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-checkpoint")
+        self._pending: Future[None] | None = None
+        self._whole: set[tuple[str, int]] = set()  # names and steps of checkpoints that were found whole or written here
+
+    def lock(self) -> None:
+        """Make the folder and take it for this run, as long as the process lives.
+
+        Raises:
+            RunFolderError: another run has it.
+            OSError: it can't be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self._is_mine(_LOCKS.get(self.path.resolve())):  # a notebook builds its trainer again
+            return
+        file = open(self.path / "run.lock", "a+b")  # noqa: SIM115  open as long as the run
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read(200).decode("utf-8", "replace").strip() or "unknown"
+                file.close()
+                raise RunFolderError(
+                    f"{self.path}: another run writes there ({owner}); give this one another Global.output_dir"
+                ) from None
+            except OSError:  # a file system without locks
+                logger.warning(f"{self.path}: the file system has no locks; a second run here would not be noticed")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        file.flush()
+        _LOCKS[self.path.resolve()] = file
+
+    def release(self) -> None:
+        """Let other runs have the folder."""
+        lock = _LOCKS.pop(self.path.resolve(), None)
+        if lock is not None:
+            lock.close()
+
+    def _is_mine(self, lock: BinaryIO | None) -> bool:
+        """Whether the lock is still that of the file in the folder."""
+        with contextlib.suppress(FileNotFoundError):
+            return lock is not None and os.path.samestat(os.stat(self.path / "run.lock"), os.fstat(lock.fileno()))
+        return False
+
+    def ensure(self) -> None:
+        """Before something is written: where the folder was removed under the run, make and lock it again.
+
+        Raises:
+            RunFolderError: another run has begun there meanwhile.
+        """
+        lock = _LOCKS.get(self.path.resolve())
+        if lock is not None and not self._is_mine(lock):
+            logger.warning(f"{self.path} was removed under the run; it is made again, what was in it is lost")
+            self.release()
+            self.lock()
+
+    def checkpoints(self) -> list[tuple[Path, dict[str, Any]]]:
+        """Prefixes and manifests of all checkpoints that have a manifest that can be read, the newest first."""
+        found = []
+        for file in self.path.glob("*.json"):
+            with contextlib.suppress(CheckpointError):
+                prefix = file.with_suffix("")
+                found.append((prefix, read_manifest(prefix)))
+        # Of one step's, the one that stands furthest, and then the one that is there to be resumed.
+        return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True)
+
+    def newest_whole(self) -> Path | None:
+        """The newest checkpoint whose parts have their digests; says which newer ones are damaged. None where there is none at all.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is whole.
+        """
+        damaged: list[str] = []
+        for file in self.path.glob("*.json"):  # manifests that can't be read have no place in the order
+            prefix = file.with_suffix("")
+            if beside(prefix, ".pdparams").exists() or beside(prefix, ".pdparams.new").exists():
+                with _noted(damaged):
+                    read_manifest(prefix)
+        for prefix, _ in self.checkpoints():
+            with _noted(damaged):
+                check_whole(prefix)
+                for reason in damaged:
+                    logger.warning(f"refused: {reason}; the next older checkpoint is taken")
+                return prefix
+        if damaged:
+            raise CheckpointError(f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}")
+        return None
+
+    def save(
+        self,
+        prefixes: Sequence[str],
+        states: Mapping[str, State],
+        manifest: Mapping[str, Any],
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """Write a checkpoint under these names in the background; waits for the one before.
+
+        Args:
+            states: copies, which nobody changes any more.
+            before: called in the background first.
+
+        Raises:
+            OSError: an earlier one could not be written.
+        """
+        self.wait()
+
+        def write() -> None:
+            self.ensure()
+            if before:
+                before()
+            paths = [self.path / name for name in prefixes]
+            write_checkpoint(paths, states, manifest)
+            self._whole |= {(name, manifest["progress"]["step"]) for name in prefixes}
+            self._remove_old()
+            logger.info(f"Saved {', '.join(map(str, paths))}")
+
+        self._pending = self._writer.submit(write)
+
+    def poll(self) -> None:
+        """Raise the error of a background save that has failed."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the background save.
+
+        Raises:
+            OSError: it could not be written.
+            RunFolderError: another run has the folder.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _remove_old(self) -> None:
+        """Remove all ``step_N`` beyond the newest ``keep_last`` that are whole: a damaged one counts for nothing."""
+        steps = [item for item in self.checkpoints() if re.fullmatch(r"step_\d+", item[0].name)]
+        kept = 0
+        for prefix, manifest in steps:
+            if kept >= self.keep_last:
+                remove_checkpoint(prefix)
+                continue
+            recover(prefix)
+            kept += self._is_whole(prefix, manifest)
+
+    def _is_whole(self, prefix: Path, manifest: dict[str, Any]) -> bool:
+        key = (prefix.name, manifest["progress"]["step"])
+        if key not in self._whole:
+            with contextlib.suppress(CheckpointError):
+                check_whole(prefix)
+                self._whole.add(key)
+        elif not all(beside(prefix, extension).exists() for extension in manifest["parts"]):
+            return False
+        return key in self._whole
+
+
+class _noted(contextlib.AbstractContextManager[None]):
+    """Appends a CheckpointError's message to a list."""
+
+    def __init__(self, messages: list[str]) -> None:
+        self._messages = messages
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, CheckpointError) and str(error) not in self._messages:
+            self._messages.append(str(error))
+        return isinstance(error, CheckpointError)
+
+
+def _position(manifest: Mapping[str, Any]) -> tuple[str, int, int, int]:
+    progress = manifest["progress"]
+    numbers = [value if isinstance(value := progress.get(key), int) else 0 for key in ("epoch", "batches_done", "step")]
+    return str(progress.get("started", "")), numbers[0], numbers[1], numbers[2]

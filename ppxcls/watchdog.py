@@ -1,0 +1,83 @@
+"""A run that hangs ends with a line that says at what; imports nothing of the package."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_armed = threading.Event()
+
+
+def arm() -> None:
+    """Let the watchdogs of this process end it. The tools do; in a notebook, or under a debugger, nothing is ended."""
+    _armed.set()
+
+
+class Watchdog:
+    """Ends the process where the block makes no progress for too long, or where its launcher is gone.
+
+    A rank that waits for another one gets a quarter more time than one that waits for data, so that the rank that has the cause
+    is the first to speak. A process that hangs inside a system call can't be interrupted by an exception, hence the hard exit.
+
+    Args:
+        seconds: without progress.
+        rank: of this process, for the message.
+        detail: says more of what is being waited for.
+    """
+
+    def __init__(self, seconds: float, rank: int = 0, world_size: int = 1, detail: Callable[[], str] = lambda: "") -> None:
+        self.seconds = seconds
+        self._name = f"rank {rank}: " if world_size > 1 else ""
+        self._several = world_size > 1
+        self._detail = detail
+        self._parent = os.getppid()
+        self._stop = threading.Event()
+        self.feed("start", own=True)
+
+    def feed(self, doing: str, own: bool) -> None:
+        """Say that there was progress.
+
+        Args:
+            doing: what comes next.
+            own: whether that depends on this process alone, not on other ranks.
+        """
+        self._doing, self._own, self._since = doing, own, time.monotonic()
+
+    def batches(self, batches: Iterator[T], of: str) -> Iterator[T]:
+        """The same batches; each one that comes is progress."""
+        while True:
+            self.feed(f"loading a batch of {of}", own=True)
+            batch = next(batches, None)
+            self.feed(f"a step of {of}", own=False)
+            if batch is None:
+                return
+            yield batch
+
+    def __enter__(self) -> Watchdog:
+        if _armed.is_set():
+            threading.Thread(target=self._watch, name="ppxcls-watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(1.0, self.seconds / 10)):
+            if self._several and os.getppid() != self._parent:
+                self._end("the launcher is gone")
+            waited = time.monotonic() - self._since
+            if waited > self.seconds * (1 if self._own or not self._several else 1.25):
+                cause = "" if self._own or not self._several else " (another rank may hang, or is gone)"
+                detail = self._detail()
+                self._end(f"no progress for {waited:.0f} s at: {self._doing}{f': {detail}' if detail else ''}{cause}")
+
+    def _end(self, message: str) -> None:
+        print(f"error: {self._name}{message}", file=sys.stderr, flush=True)
+        os._exit(1)
