@@ -206,7 +206,7 @@ def _required(config: Config, path: str) -> Any:
 def _start(config: Config, folder: RunFolder | None = None) -> None:
     """Device, processes, the run's folder where it is to be locked, log."""
     try:
-        distributed.start(config.Global.device, config.Global.deterministic)
+        distributed.start(config.Global.device, config.Global.deterministic, config.Global.hang_timeout)
     except distributed.DeviceError as error:
         raise config.where("Global.device").error(str(error)) from None
     if folder and distributed.rank() == 0:

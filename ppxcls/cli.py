@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ppxcls import runtime, watchdog
 from ppxcls.interrupts import EXIT_PREEMPTED, Preempted
+from ppxcls.roll_call import JobError
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -37,7 +38,6 @@ def run(main: Callable[[], None]) -> None:
         runtime.import_paddle()
         # Imported here, since they need Paddle.
         from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
-        from ppxcls.distributed import JobError
 
         watchdog.arm()
         try:

@@ -1,4 +1,4 @@
-"""Processes and devices; imports nothing of the package."""
+"""Processes and devices."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-
-class JobError(Exception):
-    """The processes of a job can't work together: they can't reach one another, or differ in what must be the same."""
+from ppxcls.roll_call import JobError, roll_call
 
 
 class DeviceError(ValueError):
@@ -32,12 +30,13 @@ def available_devices() -> list[str]:
     return [*dict.fromkeys(custom), *names]
 
 
-def start(device: str, deterministic: bool = False) -> None:
+def start(device: str, deterministic: bool = False, timeout: float = 600.0) -> None:
     """Select this process's device and, under ``paddle.distributed.launch``, join the other processes.
 
     Args:
         device: ``cpu``, ``gpu``, ``xpu`` or a custom device's name, with ``:number`` or without.
         deterministic: choose operators that give the same bits every time.
+        timeout: seconds to wait for the other processes.
 
     Raises:
         DeviceError: there is no such device here.
@@ -55,17 +54,18 @@ def start(device: str, deterministic: bool = False) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
     if dist.ParallelEnv().world_size > 1 and not dist.is_initialized():
-        _join()
+        _join(timeout)
 
 
-def _join() -> None:
+def _join(timeout: float) -> None:
     environment = dist.ParallelEnv()
+    master = os.environ.get("PADDLE_MASTER", "")
+    roll_call(master, environment.rank, environment.world_size, timeout)
     try:
         dist.init_parallel_env()
     except (RuntimeError, OSError, ValueError) as error:
-        reason = next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        where = f"rank {environment.rank} of {environment.world_size} can't join the others at {os.environ.get('PADDLE_MASTER')}"
-        raise JobError(f"{where}: {reason}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise JobError(f"can't join the other processes at {master}: {lines[-1] if lines else type(error).__name__}") from None
 
 
 def determinism() -> str:

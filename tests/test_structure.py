@@ -28,7 +28,8 @@ ROWS = [
     ["config"],
     ["registry"],
     ["schema"],
-    ["logger", "distributed", "interrupts", "runtime", "watchdog"],
+    ["distributed"],
+    ["logger", "interrupts", "roll_call", "runtime", "watchdog"],
 ]
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted(file for file in (ROOT / "ppxcls").rglob("*.py") if file.name != "__init__.py")

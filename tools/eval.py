@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ppxcls
 from ppxcls import cli
-from ppxcls.logger import format_figures, logger
+from ppxcls.logger import logger
 
 
 def main() -> None:
@@ -18,13 +18,13 @@ def main() -> None:
         print(config.to_yaml())
     results = ppxcls.evaluate(config)
     from ppxcls import distributed
+    from ppxcls.report import format_results
 
     if distributed.rank() == 0:
-        file = Path(config.Global.output_dir) / config.Arch.name / "eval.json"
+        file = config.run_folder / "eval.json"
         weights = str(config.Global.pretrained_model or file.with_name("best_model"))
         file.write_text(json.dumps({"weights": weights, **results}, indent=1) + "\n", encoding="utf-8")
-        figures = format_figures({k: v for k, v in results.items() if k != "num_samples"})
-        logger.info(f"[Eval][Avg]{figures}, samples: {results['num_samples']} (written to {file})")
+        logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
 
 
 if __name__ == "__main__":
