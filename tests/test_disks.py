@@ -1,0 +1,321 @@
+"""Disks that are full, away or slow, folders that vanish, and two runs on one folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import ppxcls
+from ppxcls.data import read
+from ppxcls.data.dataset import DataError, ImageNetDataset
+from ppxcls.logger import JsonLines
+from tests.conftest import ROOT, run_tool, write_images
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+has_tmpfs = pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True).returncode != 0,
+    reason="no small disk can be mounted here",
+)
+
+
+def on_small_disk(folder: Path, size: str, script: str) -> subprocess.CompletedProcess[str]:
+    """Run shell lines where ``folder`` is a disk of this size."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = f"set -e\nmount -t tmpfs -o size={size} none {folder}\n{textwrap.dedent(script)}"
+    return subprocess.run([*NAMESPACE, "sh", "-c", lines], check=False, capture_output=True, text=True, cwd=ROOT, timeout=250)
+
+
+@has_tmpfs
+def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """There is room for one checkpoint and half of the next one."""
+    file = write_config(**{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
+    disk = tmp_path / "output"
+    check = "from pathlib import Path; from ppxcls.state_files import check_whole as c; print(c(Path('{}'))['progress']['step'])"
+    result = on_small_disk(
+        disk,
+        "270m",
+        f"""
+        {sys.executable} tools/train.py -c {file} && exit 9 || echo "exit code $?"
+        {sys.executable} -c "{check.format(disk / "Xception41/latest")}"
+        ls {disk}/Xception41
+        """,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "exit code 1\n1\n" in result.stdout
+    assert ".new" not in result.stdout
+    (line,) = [line for line in result.stderr.splitlines() if "Warning" not in line and "warn" not in line]
+    assert line.startswith("error: [Errno 28] can't save the checkpoint: No space left on device: ")
+
+
+@has_tmpfs
+def test_full_disk_during_logs_and_curves(tmp_path: Path) -> None:
+    """Training goes on; no line of metrics.jsonl is lost or torn; the log and the curves say what they lack."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import json, logging, os, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from ppxcls.logger import Curves, JsonLines, logger, set_up_logging
+folder = Path(sys.argv[1])
+set_up_logging(0, folder / "train.log")
+lines, curves = JsonLines(folder / "metrics.jsonl"), Curves(folder / "vdl")
+lines.append({{"step": 0}})
+logger.info("before")
+with open(folder / "rest", "wb", buffering=0) as rest:
+    try:
+        while rest.write(b"x" * 512):
+            pass
+    except OSError:
+        pass
+curves._writer._get_file_writer()._async_writer._worker._flush_secs = 0
+curves._writer._get_file_writer()._async_writer._worker._next_flush_time = 0
+for step in range(1, 301):
+    lines.append({{"step": step, "padding": "p" * 100}})
+    logger.info(f"line {{step}} " + "p" * 100)
+    for _ in range(20):
+        curves.add("loss", 1.0, step)
+os.unlink(folder / "rest")
+lines.append({{"step": 301}})
+curves.close()
+assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == list(range(302))
+print("went on")
+"""
+    )
+    result = on_small_disk(tmp_path / "disk", "4m,nr_inodes=100", f"{sys.executable} {script} {tmp_path}/disk")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+    assert result.stdout.endswith("went on\n")
+    assert "metrics.jsonl: No space left on device; 1 lines wait to be written" in result.stdout
+    assert result.stderr.count("lines of the log are lost") == 1
+    assert "Traceback" not in result.stderr.replace("Exception in thread", "")
+
+
+def test_a_line_that_is_cut_off_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = JsonLines(tmp_path / "lines.jsonl")
+    lines.append({"step": 1, "loss": float("nan")})
+    lines.file.write_bytes(lines.file.read_bytes())
+    with open(lines.file, "ab") as stream:
+        stream.write(b'{"step": 2, "lo')  # the power went
+    lines.start(lambda line: line["step"] < 9)
+    lines.append({"step": 2})
+    assert [json.loads(line) for line in lines.file.read_text().splitlines()] == [{"step": 1, "loss": None}, {"step": 2}]
+
+
+def test_the_output_folder_removed_under_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    trainer = ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Global.epochs": 2})))
+    evaluate = trainer.evaluate
+    assert evaluate is not None
+
+    def removed(watched: Any) -> Any:
+        trainer.folder.wait()
+        if trainer.progress.epoch == 1:
+            shutil.rmtree(trainer.output_dir)
+        return evaluate(watched)
+
+    trainer.evaluate = removed
+    trainer.fit()
+    names = {f.name for f in trainer.output_dir.iterdir()}
+    assert {"latest.pdparams", "epoch_2.json", "run.lock", "train.log", "metrics.jsonl"} <= names
+    assert "was removed under the run; it is made again" in (trainer.output_dir / "train.log").read_text()
+    again = ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Global.checkpoints": "auto", "Global.epochs": 2})))
+    assert again.progress.epoch == 3
+
+
+def test_a_second_run_on_one_folder_is_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    file = write_config()
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file))
+    result = run_tool("tools/train.py", "-c", file)
+    assert result.returncode == 1
+    message = f"error: {tmp_path}/output/Xception41: another run writes there (process {os.getpid()} on "
+    assert result.stderr.strip().startswith(message)
+    trainer.fit()
+    assert run_tool("tools/train.py", "-c", file).returncode == 0  # it is free again
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_rights_that_the_user_wants(mask: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
+    old = os.umask(mask)
+    try:
+        ppxcls.build_trainer(ppxcls.load_config(write_config())).fit()
+    finally:
+        os.umask(old)
+    files = [f for f in (tmp_path / "output").rglob("*") if f.is_file()]
+    assert len(files) > 10
+    assert {f.stat().st_mode & 0o777 for f in files} == {0o666 & ~mask}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> ImageNetDataset:
+    folder = write_images(tmp_path / "data", 3)
+    return ImageNetDataset(str(folder), str(folder / "train_list.txt"), [{"DecodeImage": {}}], patience=3)
+
+
+class Failing:
+    """``open`` as a disk that is away for some calls."""
+
+    def __init__(self, code: int, times: int) -> None:
+        self.code, self.times, self.calls = code, times, 0
+
+    def __call__(self, path: str, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise OSError(self.code, os.strerror(self.code), path)
+        return open(path, *arguments)
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_comes_back_is_waited_for(code: int, data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Failing(code, 3)
+    monkeypatch.setattr(read, "open", away, raising=False)
+    assert data.load(1).shape == (80, 81, 3)
+    assert away.calls == 4
+
+
+def test_a_disk_that_stays_away_is_an_error_with_the_file(data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = Failing(errno.EIO, 1000)
+    monkeypatch.setattr(read, "open", away, raising=False)
+    pauses: list[float] = []
+    monkeypatch.setattr(read.time, "sleep", pauses.append)
+    monkeypatch.setattr(read.time, "monotonic", lambda: sum(pauses))
+    with pytest.raises(DataError, match=r"0001.png \(.*:2\): Input/output error, tried again for 3 s"):
+        data.load(1)
+    assert pauses == [0.1, 0.2, 0.4, 0.8]  # the next pause would be over after the three seconds
+    monkeypatch.setattr(read, "open", Failing(errno.EACCES, 1000), raising=False)
+    pauses.clear()
+    with pytest.raises(DataError, match="Permission denied"):
+        data.load(1)
+    assert not pauses, "what does not pass is not waited for"
+
+
+def test_a_file_that_shrinks(data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.check_files()
+    file = Path(data.path(1))
+    size = file.stat().st_size
+    os.truncate(file, size // 2)
+    with pytest.raises(DataError, match=r"0001.png \(.*:2\): "):
+        data.load(1)
+    stat = os.fstat
+
+    def before(descriptor: int) -> Any:
+        result = list(stat(descriptor))
+        result[6] = size
+        return os.stat_result(result)
+
+    monkeypatch.setattr(read.os, "fstat", before)
+    with pytest.raises(DataError, match=rf"it had {size:,} bytes, of which {size // 2:,} were read: is it being written\?"):
+        data.load(1)
+
+
+def test_limits(data: ImageNetDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "MAX_BYTES", 100)
+    with pytest.raises(DataError, match="bytes; an image file may have 100"):
+        data.load(0)
+
+
+@pytest.mark.parametrize("path", ["../elsewhere/0000.png", "train/../../x.png", "/etc/passwd", "train/..", ".."])
+@pytest.mark.parametrize("before", ["train/0000.png 0\n", "train/..0001.png 0\ntrain/a..b.png 0\n"])
+def test_paths_that_leave_the_folder_are_refused(path: str, before: str, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{before}{path} 1\ntrain/0001.png 0\n")
+    line = before.count("\n") + 1
+    with pytest.raises(DataError, match=rf"list.txt:{line}: expected a path inside image_root, .*, received '{path}'"):
+        ImageNetDataset(str(tmp_path / "data"), str(listed))
+
+
+def test_paths_inside_the_folder_and_links_are_taken(data: ImageNetDataset, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(data.path(0), tmp_path / "elsewhere/moved.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "data/link")
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"link/moved.png 0\n{tmp_path}/data/train/0001.png 1\ntrain/..odd.png 1\n")
+    dataset = ImageNetDataset(str(tmp_path / "data"), str(listed), [{"DecodeImage": {}}])
+    assert dataset.load(0).shape == (80, 80, 3)
+    assert dataset.load(1).shape == (80, 81, 3)
+
+
+def bad_data(tmp_path: Path, bad: list[int], count: int = 12) -> Path:
+    folder = write_images(tmp_path / "bad", count)
+    write_images(folder, 7, seed=1, name="val")
+    for index in bad:
+        (folder / f"train/{index:04d}.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return folder
+
+
+def skipping(write_config: Callable[..., Path], folder: Path, **keys: Any) -> Path:
+    roots = {f"DataLoader.{m}.dataset.image_root": str(folder) for m in ("Train", "Eval")}
+    for mode, name in (("Train", "train"), ("Eval", "val")):
+        roots[f"DataLoader.{mode}.dataset.cls_label_path"] = str(folder / f"{name}_list.txt")
+    return write_config(**{**roots, "Global.on_bad_image": "skip", "Global.max_bad_share": 0.3, **keys})
+
+
+def test_bad_samples_are_left_out_counted_and_listed(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = bad_data(tmp_path, [2, 7])
+    (folder / "val/0003.png").write_bytes(b"")
+    results = []
+    for workers in (0, 2):
+        loader = {f"DataLoader.{m}.loader": {"num_workers": workers} for m in ("Train", "Eval")}
+        keys = {"Global.output_dir": str(tmp_path / f"output{workers}"), "Global.epochs": 2, **loader}
+        trainer = ppxcls.build_trainer(ppxcls.load_config(skipping(write_config, folder, **keys)))
+        trainer.fit()
+        results.append({k: v.numpy().tobytes() for k, v in trainer.network.state_dict().items()})
+        listed = (trainer.output_dir / "bad_samples.txt").read_text().splitlines()
+        assert sorted(line.split("\t")[:2] for line in listed) == [
+            [f"{folder}/train_list.txt:3", "train/0002.png"],
+            [f"{folder}/train_list.txt:8", "train/0007.png"],
+            [f"{folder}/val_list.txt:4", "val/0003.png"],
+        ]
+        assert any(line.endswith("the file is empty") for line in listed)
+        log = (trainer.output_dir / "train.log").read_text()
+        assert log.count("samples: 10, left out as unreadable: 2") == 2
+        assert log.count("samples: 6, left out as unreadable: 1") == 2
+        rows = [json.loads(line) for line in (trainer.output_dir / "metrics.jsonl").read_text().splitlines()]
+        assert {(r["num_samples"], r["bad_samples"]) for r in rows if r["kind"] == "eval"} == {(6, 1)}
+    assert results[0] == results[1], "deterministic for any number of threads"
+    file = skipping(write_config, folder)
+    result = run_tool("tools/eval.py", "-c", file, "-o", f"Global.pretrained_model={tmp_path}/output0/Xception41/latest")
+    assert result.returncode == 0, result.stderr
+    assert "samples: 6, left out as unreadable: 1 (written to" in result.stdout.splitlines()[-1]
+
+
+def test_bad_samples_on_two_processes(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = bad_data(tmp_path, [4, 5, 6, 7])  # all of rank 1's first batch
+    keys = {"Global.max_bad_share": 0.5, "DataLoader.Train.sampler.shuffle": False, "Global.eval_during_train": False}
+    result = run_tool("tools/train.py", "-c", skipping(write_config, folder, **keys), processes=2, log_dir=tmp_path / "log")
+    logs = "".join(f.read_text() for f in (tmp_path / "log").glob("workerlog.*"))
+    assert result.returncode != 0
+    assert "rank 1: error: no sample of the first batch can be read" in logs
+    keys["DataLoader.Train.sampler.shuffle"] = True
+    result = run_tool("tools/train.py", "-c", skipping(write_config, folder, **keys), processes=2, log_dir=tmp_path / "log")
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "samples: 8, left out as unreadable: 4" in (tmp_path / "output/Xception41/train.log").read_text()
+    assert len((tmp_path / "output/Xception41/bad_samples.txt").read_text().splitlines()) == 4
+
+
+def test_too_many_bad_samples_stop_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = bad_data(tmp_path, [1, 2, 3, 4])
+    trainer = ppxcls.build_trainer(ppxcls.load_config(skipping(write_config, folder)))
+    with pytest.raises(DataError, match=r"4 of 12 samples of .*train_list.txt can't be read, more than Global.max_bad_share = 0.3"):
+        trainer.fit()
+
+
+def test_a_new_run_lists_its_own_bad_samples(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = bad_data(tmp_path, [2])
+    file = skipping(write_config, folder)
+    for _ in range(2):
+        ppxcls.build_trainer(ppxcls.load_config(file)).fit()
+    listed = tmp_path / "output/Xception41/bad_samples.txt"
+    assert len(listed.read_text().splitlines()) == 1
+    assert (listed.parent / "bad_samples.txt.old").read_text() == listed.read_text()
+    assert yaml.safe_load((listed.parent / "config.yaml").read_text())["Global"]["on_bad_image"] == "skip"
