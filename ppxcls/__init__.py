@@ -25,6 +25,7 @@ _HOMES = {
     "build_model": "ppxcls.build",
     "build_trainer": "ppxcls.build",
     "evaluate": "ppxcls.build",
+    "check_data": "ppxcls.build_data",
     "load_weights": "ppxcls.checkpoint",
     "build_transforms": "ppxcls.data.transforms",
     "build_lr_schedule": "ppxcls.lr_schedules",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ppxcls.build import build_trainer as build_trainer
     from ppxcls.build import evaluate as evaluate
     from ppxcls.build import list_models as list_models
+    from ppxcls.build_data import check_data as check_data
     from ppxcls.checkpoint import load_weights as load_weights
     from ppxcls.config import load_config as load_config
     from ppxcls.data.dataset import DataError as DataError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -13,9 +12,9 @@ import paddle
 from paddle import nn
 
 from ppxcls import __version__, distributed
+from ppxcls.build_data import build_loader, class_num
 from ppxcls.checkpoint import load_weights, weights_file
-from ppxcls.config import Config, DatasetSection
-from ppxcls.data.bad_samples import BadSamples
+from ppxcls.config import Config
 from ppxcls.data.batch_transforms import build_batch_transforms
 from ppxcls.data.loader import Loader
 from ppxcls.evaluation import evaluate_model
@@ -25,7 +24,7 @@ from ppxcls.lr_schedules import build_lr_schedule
 from ppxcls.metrics import build_metrics
 from ppxcls.optimizers import build_optimizer
 from ppxcls.precision import autocast, set_precision
-from ppxcls.registry import DATASETS, MODELS, SAMPLERS, split_block
+from ppxcls.registry import MODELS, split_block
 from ppxcls.resuming import RunFacts
 from ppxcls.run_folder import RunFolder
 from ppxcls.schema import Where
@@ -155,43 +154,6 @@ def evaluate(config: Config) -> dict[str, float]:
     distributed.require_same({"evaluation list": loader.dataset.index.digest()})
     with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.in_hand) as watchdog:
         return _build_evaluation(config, model, loader)(lambda batches: watchdog.batches(batches, "the evaluation"))
-
-
-def class_num(config: Config) -> int:
-    """The number of classes of the config's network: from ``Arch``, or the network's own default."""
-    default = inspect.signature(MODELS.get(config.Arch["name"], config.where("Arch"))).parameters["class_num"].default
-    return int(config.Arch.get("class_num", default))
-
-
-def build_loader(config: Config, mode: str) -> Loader:
-    """The loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part.
-
-    Where ``Global.check_data`` says so, it looks for every file first.
-
-    Raises:
-        ConfigError, DataError: as ``build_trainer``.
-    """
-    section: DatasetSection = getattr(config.DataLoader, mode)
-    where = config.where(f"DataLoader.{mode}")
-    if mode == "Eval" and section.sampler.get("drop_last"):
-        raise (where / "sampler" / "drop_last").error("expected false: every sample is evaluated exactly once")
-    name, arguments = split_block(section.dataset)
-    patience = section.loader.read_patience
-    dataset = DATASETS.build(name, arguments, where / "dataset", class_num=class_num(config), patience=patience)
-    if config.Global.check_data:
-        dataset.check_files()
-    sampler = SAMPLERS.build(
-        *split_block(section.sampler),
-        where / "sampler",
-        num_samples=len(dataset),
-        seed=config.Global.seed or 0,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    bad_samples = None
-    if config.Global.on_bad_image == "skip":
-        bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)
-    return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
 
 
 def _required(config: Config, path: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ppxcls import runtime, watchdog
 from ppxcls.interrupts import EXIT_PREEMPTED, Preempted
@@ -14,8 +15,14 @@ from ppxcls.roll_call import JobError
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``."""
+def parse_arguments(
+    description: str, others: Mapping[str, dict[str, Any]] | None = None, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``.
+
+    Args:
+        others: those of this tool alone, as ``add_argument`` takes them.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the YAML")
     parser.add_argument(
@@ -27,12 +34,16 @@ def parse_arguments(description: str, argv: Sequence[str] | None = None) -> argp
         help="change a key of the YAML; repeatable; list items by index or name",
     )
     parser.add_argument("-p", "--print-config", action="store_true", help="print the resolved config first")
+    for name, settings in (others or {}).items():
+        parser.add_argument(name, **settings)
     return parser.parse_args(argv)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a tool and exit: 0; 2 for a config that can't be meant; 1 for another error that has a name; 75 where a signal stopped
-    a run that has saved; 130 for Ctrl-C.
+def run(main: Callable[[], int | None]) -> None:
+    """Run a tool and exit.
+
+    The code is what it returns, or 0; 2 for a config that can't be meant; 1 for another error that has a name; 75 where a signal
+    stopped a run that has saved; 130 for Ctrl-C.
     """
     try:
         runtime.import_paddle()
@@ -41,7 +52,7 @@ def run(main: Callable[[], None]) -> None:
 
         watchdog.arm()
         try:
-            main()
+            code = main()
         except ConfigError as error:
             _exit(f"config error: {error}", EXIT_USAGE)
         except Preempted as error:
@@ -52,6 +63,8 @@ def run(main: Callable[[], None]) -> None:
             if error.errno is None:  # Paddle raises bare ones for faults of its own, whose traceback is wanted
                 raise
             _exit(f"error: {error}", EXIT_ERROR)
+        if code:
+            sys.exit(code)
     except KeyboardInterrupt:
         _exit("interrupted; checkpoints that were saved are whole", EXIT_INTERRUPTED)
 

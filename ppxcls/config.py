@@ -229,7 +229,7 @@ def _read_yaml(path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(f"{path}{line}: not valid YAML: {_reason(error)}") from None
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}: expected a mapping of sections, such as Global and Arch")
     sources[()] = str(path)
@@ -261,7 +261,12 @@ def _construct(node: yaml.Node, path: Path, keys: KeyPath, sources: dict[KeyPath
     try:
         return _CONSTRUCTOR.construct_object(node)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{sources[keys]}: {'.'.join(keys)}: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(f"{sources[keys]}: {'.'.join(keys)}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """PyYAML's own words, in one line."""
+    return getattr(error, "problem", None) or " ".join(str(error).split())
 
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
@@ -274,7 +279,7 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: the value is not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise ConfigError(f"{source}: the value is not valid YAML: {_reason(error)}") from None
     parent, key, done = _descend(raw, keys, source, sources)
     if isinstance(parent, list):
         parent[int(key)] = value

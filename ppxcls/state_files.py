@@ -74,10 +74,10 @@ def unpickle(data: bytes, file: Path) -> Any:
     """
     try:
         return _ArraysOnly(io.BytesIO(data)).load()
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
     except Exception as error:  # a damaged pickle fails in ways of its own
-        reason = str(error).splitlines()[0][:200] if str(error) else "no more is known"
+        reason = " ".join(str(error).split())[:200]
+        if isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(f"{file}: refused, not a file of weights: {reason}") from None
         raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
 
 

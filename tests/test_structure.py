@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 ROWS = [
     ["cli"],
     ["build"],
+    ["build_data"],
     ["trainer"],
     ["evaluation"],
     ["report", "resuming"],

@@ -1,0 +1,173 @@
+"""Whether every file of some lists can be used: what ``tools/check_data.py`` reports."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ppxcls.data.dataset import ImageNetDataset, ListIndex
+from ppxcls.data.decode import decode_image
+from ppxcls.data.read import read_file
+
+_DIGEST = 16
+# In the order of the report. With errors the data should not be used as it is.
+ERRORS = ("missing", "unreadable", "empty", "truncated", "not an image", "two labels", "in training and evaluation")
+NOTES = ("duplicate", "class without samples")
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        found: lines ``list:line path: what`` by kind, one of ``ERRORS`` or ``NOTES``.
+        lists: by name of the list: samples, and of the classes the counts; of the images the sizes.
+    """
+
+    found: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in (*ERRORS, *NOTES)})
+    lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def errors(self) -> int:
+        """How many things make the data unusable as it is."""
+        return sum(len(self.found[kind]) for kind in ERRORS)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"errors": self.errors, "lists": self.lists, "found": self.found}
+
+    def __str__(self) -> str:
+        lines = []
+        for name, facts in self.lists.items():
+            lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in facts.items()))
+        for kind, found in self.found.items():
+            if found:
+                shown = [*found[:20], *([f"... and {len(found) - 20:,} more"] if len(found) > 20 else [])]
+                lines += [f"{kind}: {len(found):,}", *(f"  {line}" for line in shown)]
+        return "\n".join([*lines, f"{self.errors:,} errors" if self.errors else "no errors"])
+
+
+class _Files:
+    """The files of one list: digests [n, 16] and sizes [n, 2], zero where a file can't be decoded."""
+
+    def __init__(self, dataset: ImageNetDataset, report: Report) -> None:
+        self.dataset = dataset
+        self.digests = np.zeros((len(dataset), _DIGEST), np.uint8)
+        self.sizes = np.zeros((len(dataset), 2), np.int32)
+        self._report = report
+        self._lock = threading.Lock()
+
+    def name(self, i: int) -> str:
+        """How a report names a sample."""
+        return f"{self.dataset.index.line(i)} {self.dataset.index.path(i)}"
+
+    def look(self, i: int) -> None:
+        """Read and decode one file."""
+        try:
+            data = read_file(self.dataset.path(i))
+        except FileNotFoundError:
+            return self._note("missing", i, "no such file")
+        except (OSError, ValueError) as error:
+            return self._note("unreadable", i, getattr(error, "strerror", None) or str(error))
+        if not data:
+            return self._note("empty", i, "0 bytes")
+        self.digests[i] = np.frombuffer(hashlib.sha256(data).digest()[:_DIGEST], np.uint8)
+        try:
+            self.sizes[i] = decode_image(data).shape[:2]
+        except (ValueError, MemoryError) as error:
+            kind = "truncated" if "truncated" in str(error) else "not an image"
+            self._note(kind, i, str(error) or "too large for the memory")
+        return None
+
+    def _note(self, kind: str, i: int, reason: str) -> None:
+        with self._lock:
+            self._report.found[kind].append(f"{self.name(i)}: {reason}")
+
+
+def check_lists(
+    datasets: Sequence[ImageNetDataset],
+    class_num: int,
+    threads: int | None = None,
+    progress: Callable[[int], object] = lambda n: None,
+) -> Report:
+    """Decode every file of the lists, compare them by content, and count the classes.
+
+    Args:
+        datasets: of training, and of evaluation if there is one.
+        threads: that decode; None takes every core.
+        progress: called with the number of files that have been looked at since the last call.
+    """
+    report = Report()
+    all_files = [_Files(dataset, report) for dataset in datasets]
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        for files in all_files:
+            step = 64
+
+            def look(start: int, files: _Files = files, step: int = step) -> int:
+                stop = min(start + step, len(files.dataset))
+                for i in range(start, stop):
+                    files.look(i)
+                return stop - start
+
+            for count in pool.map(look, range(0, len(files.dataset), step)):
+                progress(count)
+            report.lists[str(files.dataset.index.file)] = _facts(files, class_num, report)
+    _compare(all_files, report)
+    for found in report.found.values():
+        found.sort()
+    return report
+
+
+def _facts(files: _Files, class_num: int, report: Report) -> dict[str, Any]:
+    index: ListIndex = files.dataset.index
+    counts = np.bincount(index.labels, minlength=class_num)
+    if absent := np.flatnonzero(counts == 0).tolist():
+        shown = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
+        report.found["class without samples"].append(f"{index.file}: {len(absent):,} of {class_num:,}: {shown}")
+    sides = files.sizes[files.sizes[:, 0] > 0]
+    facts: dict[str, Any] = {
+        "samples": len(index),
+        "classes": int((counts > 0).sum()),
+        "samples of the smallest class": int(counts.min()),
+        "of the median": float(np.median(counts)),
+        "of the largest": int(counts.max()),
+    }
+    if len(sides):
+        shorter = sides.min(axis=1)
+        facts |= {
+            "shorter side, pixels: smallest": int(shorter.min()),
+            "median": float(np.median(shorter)),
+            "largest side": int(sides.max()),
+        }
+    return facts
+
+
+def _compare(all_files: list[_Files], report: Report) -> None:
+    """Files with the same bytes: copies in one list, under two labels, or in both lists."""
+    together = np.concatenate([files.digests for files in all_files])
+    keys = together.view(f"V{_DIGEST}").reshape(-1)
+    owners = np.concatenate([np.full(len(files.dataset), k) for k, files in enumerate(all_files)])
+    indices = np.concatenate([np.arange(len(files.dataset)) for files in all_files])
+    readable = np.flatnonzero(together.any(axis=1))
+    order = readable[np.argsort(keys[readable], kind="stable")]
+    starts = np.flatnonzero(np.concatenate(([True], keys[order][1:] != keys[order][:-1]))) if order.size else np.array([], int)
+    for start, stop in zip(starts, [*starts[1:], order.size], strict=True):
+        if stop - start < 2:
+            continue
+        group = [(all_files[owners[j]], int(indices[j])) for j in order[start:stop]]
+        names = " = ".join(files.name(i) for files, i in group[:5]) + (f" and {len(group) - 5} more" if len(group) > 5 else "")
+        labels = Counter(int(files.dataset.index.labels[i]) for files, i in group)
+        if len(labels) > 1:
+            report.found["two labels"].append(f"{names}: labels {', '.join(map(str, sorted(labels)))}")
+        if len({id(files) for files, _ in group}) > 1:
+            report.found["in training and evaluation"].append(names)
+        elif len(labels) == 1:
+            report.found["duplicate"].append(names)

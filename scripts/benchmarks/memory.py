@@ -1,0 +1,80 @@
+"""Memory, files and threads of a long training run with everything on: ``python scripts/benchmarks/memory.py --steps 2000``.
+
+Prints resident memory, open files and threads every hundredth of the run, and by how much the memory of the last quarter is above
+that of the second. Checkpoints inside the epoch, evaluations, curves, a progress bar, skipped images and mixup are on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import ppxcls
+from ppxcls.numbers import Numbers
+from tests.conftest import small_config, write_images
+
+
+def resident() -> int:
+    """Bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def main() -> None:
+    import yaml
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = write_images(Path(folder) / "data", 80)
+        write_images(data, 8, seed=1, name="val")
+        (data / "train/0003.png").write_bytes(b"")
+        per_epoch = 20
+        keys = {
+            "Global.epochs": -(-arguments.steps // per_epoch),
+            "Global.save_interval": 1000,
+            "Global.save_interval_steps": 7,
+            "Global.use_visualdl": True,
+            "Global.on_bad_image": "skip",
+            "Global.max_bad_share": 0.1,
+            "Global.print_batch_step": 5,
+            "Global.eval_interval": 5,
+            "DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}],
+            "DataLoader.Train.loader": {"num_workers": 2},
+        }
+        file = Path(folder) / "config.yaml"
+        file.write_text(yaml.safe_dump(small_config(data, Path(folder) / "output", **keys)))
+        trainer = ppxcls.build_trainer(ppxcls.load_config(file))
+        rows: list[tuple[int, int, int, int]] = []
+        every = max(1, arguments.steps // 100)
+        add = Numbers.add
+
+        def counted(self: Numbers, step: object) -> None:
+            add(self, step)  # type: ignore[arg-type]
+            if trainer.progress.step % every == 0:
+                rows.append((trainer.progress.step, resident(), len(os.listdir("/proc/self/fd")), threading.active_count()))
+
+        Numbers.add = counted  # type: ignore[assignment, method-assign]
+        trainer.fit()
+    for step, memory, files, threads in rows:
+        print(f"step {step:5}  {memory / 2**20:8.1f} MiB  {files} files  {threads} threads")
+    quarter = len(rows) // 4
+    second, last = (median(row[1] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
+    print(
+        f"medians: second quarter {second / 2**20:.1f} MiB, last quarter {last / 2**20:.1f} MiB, {(last - second) / 2**20:+.1f} MiB"
+    )
+    print(
+        f"files {min(r[2] for r in rows)} to {max(r[2] for r in rows)}, threads {min(r[3] for r in rows)} to {max(r[3] for r in rows)}"
+    )
+
+
+if __name__ == "__main__":
+    main()

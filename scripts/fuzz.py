@@ -1,0 +1,329 @@
+"""Mutated images, lists, YAMLs and checkpoints: each must work or end in an error that has a name.
+
+    python scripts/fuzz.py --images 5000 --configs 1000 --lists 1000 --checkpoints 500 --seed 0
+
+Each kind runs in a process of its own, with a limit on its memory and a time limit a case. A crash, a hang, another exception than
+the named one and memory beyond the limit are findings, printed with the number of the case: the seed and the number make it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import json
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import numpy as np
+import yaml
+from PIL import Image
+
+import ppxcls
+from ppxcls.config import load_config
+from ppxcls.data.dataset import DataError, ImageNetDataset
+from ppxcls.data.decode import decode_image
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 20  # a case
+MEMORY = 3 << 30  # bytes above what the process needs at its start; the largest image that is allowed takes half of it
+
+Generator = np.random.Generator
+Case = tuple[Callable[[], object], type[Exception]]  # what is tried, and the error that it may give
+
+
+def mutate(data: bytes, rng: Generator) -> bytes:
+    """Flip bits, overwrite, cut, insert, repeat or remove a part, once or a few times."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 5))):
+        if not out:
+            break
+        at, length = int(rng.integers(len(out))), int(rng.integers(1, 64))
+        kind = int(rng.integers(7))
+        if kind == 0:
+            out[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            out[at : at + length] = rng.bytes(min(length, len(out) - at))
+        elif kind == 2:
+            del out[at:]
+        elif kind == 3:
+            out[at:at] = rng.bytes(length)
+        elif kind == 4:
+            out[at:at] = out[at : at + length]
+        elif kind == 5:
+            del out[at : at + length]
+        else:
+            out[at] = int(rng.choice([0, 1, 127, 128, 255]))
+    return bytes(out)
+
+
+def _images() -> list[bytes]:
+    rng = np.random.default_rng(1)
+    picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+    pillow = Image.fromarray(picture)
+    files = []
+    for settings in ({}, {"progressive": True}, {"quality": 30, "subsampling": 0}, {"optimize": True}):
+        files.append(_saved(pillow, "JPEG", **settings))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files += [
+        _saved(pillow, "JPEG", exif=exif.tobytes()),
+        _saved(pillow.convert("L"), "JPEG"),
+        _saved(pillow.convert("CMYK"), "JPEG"),
+    ]
+    for mode in ("RGB", "RGBA", "L", "P", "1", "I;16"):
+        image = Image.fromarray(picture[..., 0].astype(np.uint16) * 257) if mode == "I;16" else pillow.convert(mode)
+        files.append(_saved(image, "PNG"))
+    return files
+
+
+def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **settings)
+    return stream.getvalue()
+
+
+def _resized_header(data: bytes, rng: Generator) -> bytes:
+    """The same file that says it has other sides; a PNG's checksum is made to fit."""
+    width, height = (int(rng.choice([0, 1, 300, 5000, 40_000, 65_535])) for _ in range(2))
+    if data[:2] == b"\xff\xd8":
+        at = next((i for i in range(2, len(data) - 9) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC1, 0xC2)), None)
+        return data if at is None else data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+    header = b"IHDR" + struct.pack(">II", width * 1000, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+def image_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
+    """Mutated JPEGs and PNGs of every kind."""
+    files = _images()
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        data = files[i % len(files)]
+        data = _resized_header(data, rng) if i % 10 == 9 else mutate(data, rng)
+
+        def decode(data: bytes = data) -> None:
+            image = decode_image(data)
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+
+        yield decode, ValueError
+
+
+def config_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
+    """The YAMLs of this repository, their bytes and their values mutated."""
+    files = sorted((ROOT / "configs").rglob("*.yaml"))
+    target = folder / "config.yaml"
+    values = [
+        None,
+        -1,
+        0,
+        10**30,
+        1e300,
+        float("nan"),
+        "",
+        "x" * 1000,
+        "!!python/object/apply:os.system [id]",
+        [],
+        {},
+        [[]],
+        True,
+        "1/0",
+    ]
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        text = files[i % len(files)].read_bytes()
+        if i % 2:
+            tree = yaml.safe_load(text)
+            _change(tree, rng, values)
+            text = yaml.safe_dump(tree, sort_keys=False).encode()
+        else:
+            text = mutate(text, rng)
+
+        def load(text: bytes = text) -> None:
+            target.write_bytes(text)
+            load_config(target).to_yaml()
+
+        yield load, ppxcls.ConfigError
+
+
+def _change(tree: Any, rng: Generator, values: list[Any]) -> None:
+    """Replace one value somewhere in a tree, remove it, or give its key another name."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        key = keys[int(rng.integers(len(keys)))]
+        if isinstance(tree[key], dict | list) and tree[key] and rng.random() < 0.8:
+            tree = tree[key]
+            continue
+        if rng.random() < 0.2 and isinstance(tree, dict):
+            tree[str(key) + "_"] = tree.pop(key)
+        else:
+            tree[key] = values[int(rng.integers(len(values)))]
+        return
+
+
+def list_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
+    """List files."""
+    text = "".join(f"train/n{i:08d}/n{i:08d}_{i * 7}.JPEG {i % 1000}\n" for i in range(300)).encode()
+    target = folder / "list.txt"
+    for i in range(count):
+        data = mutate(
+            b"\xef\xbb\xbf" * (i % 3 == 0) + text.replace(b"\n", b"\r\n" if i % 2 else b"\n"), np.random.default_rng([seed, i])
+        )
+
+        def load(data: bytes = data) -> None:
+            target.write_bytes(data)
+            dataset = ImageNetDataset(str(folder), str(target), class_num=1000)
+            for index in range(len(dataset)):
+                dataset.path(index)
+            try:
+                dataset.load(0)
+            except DataError:
+                return
+
+        yield load, DataError
+
+
+def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
+    """Checkpoints: damaged, and damaged with digests that fit, so that the damage gets past them; PaddleClas's too."""
+    import hashlib
+
+    import paddle
+    from paddle import nn
+
+    from ppxcls.checkpoint import Progress, load_checkpoint, save_checkpoint
+
+    def make() -> tuple[Any, Any]:
+        model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
+        return model, paddle.optimizer.Momentum(0.1, parameters=model.parameters())
+
+    model, optimizer = make()
+    model(paddle.randn([2, 3, 4, 4])).sum().backward()
+    optimizer.step()
+    save_checkpoint([folder / "latest"], model, optimizer, Progress(step=3, best={"metric": "top1", "value": 0.5, "epoch": 1}), {})
+    theirs = folder / "theirs"
+    paddle.save(model.state_dict(), f"{theirs}.pdparams")
+    paddle.save([optimizer.state_dict()], f"{theirs}.pdopt")
+    paddle.save({"metric": 0.5, "epoch": 3}, f"{theirs}.pdstates")
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        stem = ("latest", "latest", "theirs")[i % 3]
+        names = [name for name in sorted(whole) if name.startswith(stem)]
+        changed = dict(whole)
+        name = names[int(rng.integers(len(names)))]
+        changed[name] = mutate(whole[name], rng)
+        if i % 3 == 1:
+            manifest = json.loads(whole["latest.json"])
+            for extension, part in manifest["parts"].items():
+                data = changed[f"latest{extension}"]
+                part.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            if name != "latest.json":
+                changed["latest.json"] = json.dumps(manifest).encode()
+
+        def load(changed: dict[str, bytes] = changed, stem: str = stem) -> None:
+            for name, data in changed.items():
+                (folder / name).write_bytes(data)
+            load_checkpoint(folder / stem, model, optimizer)
+
+        yield load, ppxcls.CheckpointError
+
+
+KINDS: dict[str, Callable[[int, int, Path], Iterator[Case]]] = {
+    "images": image_cases,
+    "configs": config_cases,
+    "lists": list_cases,
+    "checkpoints": checkpoint_cases,
+}
+
+
+class Hang(BaseException):
+    """A case took longer than it may."""
+
+
+def run(kind: str, count: int, seed: int) -> None:
+    """Run the cases of a kind in this process; prints one JSON line a finding, and the counts at the end."""
+
+    def hang(number: int, frame: Any) -> None:
+        raise Hang
+
+    outcomes: collections.Counter[str] = collections.Counter()
+    signal.signal(signal.SIGALRM, hang)
+    with tempfile.TemporaryDirectory() as folder:
+        cases = KINDS[kind](count, seed, Path(folder))
+        first = True
+        for i, (attempt, named) in enumerate(cases):
+            if first:
+                first = False
+                limit = _address_space() + MEMORY
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            print(f"{i}", file=sys.stderr, flush=True)  # the case at which a crash happens
+            signal.alarm(SECONDS)
+            try:
+                attempt()
+                outcomes["worked"] += 1
+            except named as error:
+                outcomes["named error"] += 1
+                if "\n" in str(error):
+                    _found(outcomes, i, "an error of several lines", error)
+            except Hang as error:
+                _found(outcomes, i, "hang", error)
+            except Exception as error:
+                _found(outcomes, i, "another exception", error)
+            signal.alarm(0)
+    print(json.dumps({"kind": kind, "outcomes": outcomes}))
+
+
+def _found(outcomes: collections.Counter[str], number: int, what: str, error: BaseException) -> None:
+    outcomes["finding"] += 1
+    print(json.dumps({"case": number, "what": what, "error": f"{type(error).__name__}: {error}"[:300]}), flush=True)
+
+
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--run", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        run(arguments.run, getattr(arguments, arguments.run), arguments.seed)
+        return 0
+    findings = 0
+    for kind in KINDS:
+        count = getattr(arguments, kind)
+        if not count:
+            continue
+        command = [sys.executable, __file__, "--run", kind, f"--{kind}", str(count), "--seed", str(arguments.seed)]
+        # S603: this file itself, with numbers that argparse has parsed; no shell.
+        result = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+        lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+        outcomes = lines.pop()["outcomes"] if result.returncode == 0 else {}
+        for finding in lines:
+            print(f"{kind}: {finding}")
+        if result.returncode != 0:
+            last = next((line for line in reversed(result.stderr.splitlines()) if line.isdigit()), "none")
+            print(f"{kind}: the process ended with {result.returncode} at case {last}: {result.stderr[-300:]}")
+        findings += len(lines) + (result.returncode != 0)
+        print(f"{kind}: {count:,} cases, seed {arguments.seed}: {outcomes}")
+    print(f"{findings} findings")
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

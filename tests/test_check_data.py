@@ -1,0 +1,122 @@
+"""tools/check_data.py on data with one of every fault, and the limits of what is read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from ppxcls.data.decode import decode_image
+from tests.conftest import ROOT, SHARED, needs_shared, run_tool, write_images
+
+
+@pytest.fixture
+def config(write_config: Callable[..., Path], tmp_path: Path) -> Path:
+    folder = write_images(tmp_path / "data", 12)
+    write_images(folder, 5, seed=1, name="val")
+    roots = {f"DataLoader.{mode}.dataset.image_root": str(folder) for mode in ("Train", "Eval")}
+    for mode, name in (("Train", "train"), ("Eval", "val")):
+        roots[f"DataLoader.{mode}.dataset.cls_label_path"] = str(folder / f"{name}_list.txt")
+    return write_config(**roots)
+
+
+def test_good_data(config: Path, tmp_path: Path) -> None:
+    result = run_tool("tools/check_data.py", "-c", config)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "no errors"
+    assert "samples 12, classes 3, samples of the smallest class 4" in result.stdout
+    assert "shorter side, pixels: smallest 80, median 80.0, largest side 82" in result.stdout
+
+
+def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
+    train, val = tmp_path / "data/train", tmp_path / "data/val"
+    (train / "0000.png").unlink()
+    (train / "0001.png").write_bytes(b"")
+    picture = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
+    (train / "0002.png").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes()[:-400])
+    (train / "0003.png").write_text("<html>not found</html>")
+    shutil.copy(train / "0004.png", train / "0005.png")  # labels 1 and 2
+    shutil.copy(train / "0006.png", val / "0003.png")  # label 0 in both
+    shutil.copy(train / "0007.png", train / "0010.png")  # label 1 twice
+    (train / "0008.png").unlink()
+    (train / "0008.png").mkdir()
+    report = tmp_path / "report.json"
+    result = run_tool("tools/check_data.py", "-c", config, "--json", report, "-o", "Arch.class_num=4")
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == "7 errors"
+    found = json.loads(report.read_text())["found"]
+    listed = f"{tmp_path}/data/train_list.txt"
+    assert found["missing"] == [f"{listed}:1 train/0000.png: no such file"]
+    assert found["empty"] == [f"{listed}:2 train/0001.png: 0 bytes"]
+    assert found["truncated"] == [f"{listed}:3 train/0002.png: truncated JPEG"]
+    assert found["not an image"] == [f"{listed}:4 train/0003.png: not an image, or damaged beyond decoding"]
+    assert found["unreadable"] == [f"{listed}:9 train/0008.png: Is a directory"]
+    assert found["two labels"] == [f"{listed}:5 train/0004.png = {listed}:6 train/0005.png: labels 1, 2"]
+    assert found["in training and evaluation"] == [f"{listed}:7 train/0006.png = {tmp_path}/data/val_list.txt:4 val/0003.png"]
+    assert found["duplicate"] == [f"{listed}:8 train/0007.png = {listed}:11 train/0010.png"]
+    assert found["class without samples"] == [f"{listed}: 1 of 4: 3", f"{tmp_path}/data/val_list.txt: 1 of 4: 3"]
+    assert json.loads(report.read_text())["lists"][listed]["of the largest"] == 4
+
+
+def test_a_list_that_can_not_be_used(config: Path) -> None:
+    result = run_tool("tools/check_data.py", "-c", config, "-o", "Arch.class_num=2")
+    assert result.returncode == 1
+    assert "the label 2 is outside class_num = 2" in result.stderr
+    assert run_tool("tools/check_data.py", "-c", config, "-o", "DataLoader=null").returncode == 2
+
+
+@needs_shared
+def test_real_images(write_config: Callable[..., Path]) -> None:
+    folder = SHARED / "imagenet-sample"
+    roots = {f"DataLoader.{mode}.dataset.image_root": str(folder) for mode in ("Train", "Eval")}
+    lists = {"DataLoader.Train.dataset.cls_label_path": str(folder / "train_list.txt"), "Arch.class_num": 1000}
+    file = write_config(**roots, **lists, **{"DataLoader.Eval.dataset.cls_label_path": str(folder / "val_list.txt")})
+    result = run_tool("tools/check_data.py", "-c", file)
+    assert result.returncode == 0, result.stdout
+    assert "samples 180, classes 180" in result.stdout
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A small file that says it is large: the header is whole, the rows are not there."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    data = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+
+
+def test_decompression_bombs_are_refused_by_their_header() -> None:
+    with pytest.raises(ValueError, match="60000 x 50000 pixels; an image may have 178,956,970"):
+        decode_image(png_of(60_000, 50_000))
+    with pytest.raises(ValueError, match="65000 x 65000 pixels; an image may have 178,956,970"):
+        decode_image(jpeg_of(65_000, 65_000))
+    bitmap = cv2.imencode(".bmp", np.zeros((16, 16, 3), np.uint8))[1].tobytes()
+    with pytest.raises(ValueError, match="not an image, or damaged beyond decoding"):
+        decode_image(bitmap[:18] + struct.pack("<ii", 30_000, 30_000) + bitmap[26:])
+
+
+@pytest.mark.parametrize("counts", ["--images 600 --lists 200", "--configs 150", "--checkpoints 200"])
+def test_fuzzing(counts: str) -> None:
+    """A short version; ``python scripts/fuzz.py --help`` says the long one."""
+    command = [sys.executable, "scripts/fuzz.py", *counts.split(), "--seed", "7"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=250)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "'named error': " in result.stdout
+    assert "'worked': " in result.stdout
+    assert result.stdout.splitlines()[-1] == "0 findings"
