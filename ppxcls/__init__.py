@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppxcls import runtime
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 runtime.require_paddle()
 runtime.prepare_cpu()
@@ -26,6 +26,10 @@ _HOMES = {
     "build_trainer": "ppxcls.build",
     "evaluate": "ppxcls.build",
     "check_data": "ppxcls.build_data",
+    "make_lists": "ppxcls.data.make_lists",
+    "convert_weights": "ppxcls.build_deploy",
+    "export": "ppxcls.build_deploy",
+    "infer": "ppxcls.build_deploy",
     "load_weights": "ppxcls.checkpoint",
     "build_transforms": "ppxcls.data.transforms",
     "build_lr_schedule": "ppxcls.lr_schedules",
@@ -37,9 +41,13 @@ if TYPE_CHECKING:
     from ppxcls.build import evaluate as evaluate
     from ppxcls.build import list_models as list_models
     from ppxcls.build_data import check_data as check_data
+    from ppxcls.build_deploy import convert_weights as convert_weights
+    from ppxcls.build_deploy import export as export
+    from ppxcls.build_deploy import infer as infer
     from ppxcls.checkpoint import load_weights as load_weights
     from ppxcls.config import load_config as load_config
     from ppxcls.data.dataset import DataError as DataError
+    from ppxcls.data.make_lists import make_lists as make_lists
     from ppxcls.data.transforms import build_transforms as build_transforms
     from ppxcls.interrupts import Preempted as Preempted
     from ppxcls.lr_schedules import build_lr_schedule as build_lr_schedule

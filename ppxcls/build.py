@@ -17,13 +17,16 @@ from ppxcls.checkpoint import load_weights, weights_file
 from ppxcls.config import Config
 from ppxcls.data.batch_transforms import build_batch_transforms
 from ppxcls.data.loader import Loader
+from ppxcls.ema import EMA
 from ppxcls.evaluation import evaluate_model
 from ppxcls.logger import Curves, logger, set_up_logging
 from ppxcls.losses import build_loss
 from ppxcls.lr_schedules import build_lr_schedule
 from ppxcls.metrics import build_metrics
+from ppxcls.models.layers import freeze
 from ppxcls.optimizers import build_optimizer
 from ppxcls.precision import autocast, set_precision
+from ppxcls.preprocessing import disagreements
 from ppxcls.registry import MODELS, split_block
 from ppxcls.resuming import RunFacts
 from ppxcls.run_folder import RunFolder
@@ -66,7 +69,8 @@ def build_trainer(config: Config) -> Trainer:
     train = _required(config, "DataLoader.Train")
     folder = RunFolder(config.run_folder, config.Global.keep_last)
     _start(config, folder)
-    model = _build_network(config, config.Global.pretrained_model, keep_trunk=True)
+    model = _build_network(config, config.Global.pretrained_model or config.Arch.get("pretrained"), keep_trunk=True)
+    freeze(model, config.Arch.get("freeze") or [], config.where("Arch.freeze"))
     loader = build_loader(config, "Train")
     evaluate_now, eval_list = None, ""
     if config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval:
@@ -75,13 +79,18 @@ def build_trainer(config: Config) -> Trainer:
     where = config.where("Optimizer")
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
     lr_at = build_lr_schedule(spec["lr"], config.Global.epochs, steps_per_epoch, where / "lr")
-    optimizer, scheduler = build_optimizer(spec, model.parameters(), lr_at, where)
+    optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at, where)
     model, optimizer, precision = set_precision(config.AMP, model, optimizer)
+    if config.Arch.get("use_sync_bn"):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    ema = EMA(model, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
     facts = _facts(config, loader, steps_per_epoch, eval_list)
     trainer = Trainer(
         model=paddle.DataParallel(model) if distributed.world_size() > 1 else model,
-        loss_fn=build_loss(loss.Train, config.where("Loss.Train")),
-        metrics=build_metrics(config.Metric.Train if config.Metric else None, config.where("Metric.Train")),
+        loss_fn=build_loss(loss.Train, config.where("Loss.Train"), bool(train.dataset.get("batch_transform_ops"))),
+        metrics=build_metrics(
+            config.Metric.Train if config.Metric else None, config.where("Metric.Train"), class_num(config), training=True
+        ),
         optimizer=optimizer,
         lr_scheduler=scheduler,
         loader=loader,
@@ -95,6 +104,7 @@ def build_trainer(config: Config) -> Trainer:
             config.where("DataLoader.Train.dataset.batch_transform_ops"),
         ),
         evaluate=evaluate_now,
+        ema=ema,
         curves=_curves(config, folder.path),
         hang_timeout=config.Global.hang_timeout,
     )
@@ -189,10 +199,14 @@ def _best_model(config: Config) -> str:
 
 
 def _build_network(config: Config, weights: str | None, keep_trunk: bool) -> nn.Layer:
+    """The network; ``keep_trunk`` is of training, evaluation takes the average of the weights where the config has one."""
     model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
     if weights:
-        left = load_weights(model, weights, keep_trunk)
+        left = load_weights(model, weights, keep_trunk, average=config.EMA is not None and not keep_trunk)
         logger.info(f"Loaded {weights}")
+        if config.DataLoader and config.DataLoader.Eval and not weights_file(weights).with_suffix(".json").exists():
+            for line in disagreements(config.Arch["name"], config.DataLoader.Eval.dataset.get("transform_ops") or []):
+                logger.warning(f"evaluation transforms against {weights}: {line}")
         if left:
             logger.warning(f"the classifier starts anew, since its size differs: {'; '.join(left)}")
     return model
@@ -208,8 +222,10 @@ def _build_evaluation(config: Config, model: nn.Layer, loader: Loader) -> Callab
         evaluate_model,
         model,
         loader,
-        build_loss(losses, config.where("Loss.Eval")),
-        build_metrics(config.Metric.Eval if config.Metric else [{"TopkAcc": {"topk": [1, 5]}}], config.where("Metric.Eval")),
+        build_loss(losses, config.where("Loss.Eval"), soft_labels=False),
+        build_metrics(
+            config.Metric.Eval if config.Metric else [{"TopkAcc": {"topk": [1, 5]}}], config.where("Metric.Eval"), class_num(config)
+        ),
         autocast(amp),
     )
 

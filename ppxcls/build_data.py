@@ -53,6 +53,7 @@ def build_loader(config: Config, mode: str) -> Loader:
         *split_block(section.sampler),
         where / "sampler",
         num_samples=len(dataset),
+        labels=dataset.index.labels,
         seed=config.Global.seed or 0,
         rank=distributed.rank(),
         world_size=distributed.world_size(),

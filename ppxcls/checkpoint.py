@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppxcls.ema import EMA
+from ppxcls.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
 from ppxcls.state_files import (
     CheckpointError,
     State,
@@ -21,6 +23,7 @@ from ppxcls.state_files import (
     read_state,
     unpickle,
     write_checkpoint,
+    write_state,
 )
 
 _NAMES = "StructuredToParameterName@@"  # where Paddle keeps the parameters' names in a saved state dict
@@ -37,6 +40,7 @@ class Progress:
         best: ``{"metric": name, "value": ..., "epoch": ...}`` of the best evaluation, or empty.
         totals: sums of the epoch so far: samples, and each loss and metric times samples.
         scaler: state of AMP's loss scaling.
+        plateau: state of a schedule that needs the evaluations.
         skipped: steps that AMP left out in a row until now, since a gradient was not finite.
         skipped_total: steps that it left out in the whole run.
         started: when the run began, ISO 8601: one that began later in the same folder is the newer one, wherever it stands.
@@ -48,6 +52,7 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
     totals: dict[str, float] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
+    plateau: dict[str, float] = field(default_factory=dict)
     skipped: int = 0
     skipped_total: int = 0
     started: str = field(default="", compare=False)
@@ -59,14 +64,16 @@ class Progress:
 def weights_file(path: str | Path) -> Path:
     """The file that a prefix such as ``output/Xception41/best_model`` names; a path with the extension names itself."""
     path = Path(path)
-    return path if path.suffix == ".pdparams" else path.with_name(path.name + ".pdparams")
+    return path if path.suffix in (".pdparams", *SUFFIXES) else path.with_name(path.name + ".pdparams")
 
 
-def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False) -> list[str]:
+def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False) -> list[str]:
     """Set a model's parameters and batch-norm statistics by state key.
 
     Args:
-        path: ``.pdparams`` file, with or without its extension; one that belongs to a checkpoint is checked against its manifest.
+        path: ``.pdparams`` file, with or without its extension, which is checked against the manifest where it belongs to a
+            checkpoint; or a file of timm's or Keras's with its extension.
+        average: take the run's average of the weights (EMA), where the checkpoint has one.
         keep_trunk: where the classifier has another number of classes than the weights, leave it as it is instead of raising.
 
     Returns:
@@ -77,27 +84,55 @@ def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False) ->
     """
     file = weights_file(path)
     prefix = file.with_suffix("")
-    state = read_part(prefix, read_manifest(prefix), ".pdparams") if beside(prefix, ".json").exists() else read_state(file)
+    if file.suffix in SUFFIXES:
+        state = read_foreign_weights(file)
+    elif beside(prefix, ".json").exists():
+        manifest = read_manifest(prefix)
+        state = read_part(prefix, manifest, ".pdema" if average and ".pdema" in manifest["parts"] else ".pdparams")
+    else:
+        state = read_state(file)
     return _set_weights(model, state, file, keep_trunk)
 
 
-def _set_weights(model: nn.Layer, state: dict[str, Any], file: Path, keep_trunk: bool) -> list[str]:
+def save_weights(model: nn.Layer, file: Path) -> None:
+    """Write a model's weights as ``.pdparams`` or ``.safetensors``.
+
+    Raises:
+        CheckpointError: another extension, or safetensors is not installed.
+        OSError: the file can't be written.
+    """
+    if file.suffix == ".safetensors":
+        write_safetensors(file, _numpy(model.state_dict()))
+    elif file.suffix == ".pdparams":
+        write_state(file, _model_state(model))
+    else:
+        raise CheckpointError(f"{file}: expected .pdparams or .safetensors")
+
+
+def _set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool) -> list[str]:
     state = {key: value for key, value in state.items() if key != _NAMES}
+    left = _check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
+    model.set_state_dict({key: paddle.to_tensor(value) for key, value in state.items() if key not in left})
+    return list(left.values())
+
+
+def _check_fits(state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()) -> dict[str, str]:
+    """What of ``may_differ`` has another shape, and how; raises CheckpointError where anything else does not fit."""
     own = model.state_dict()
+    state = {key: value for key, value in state.items() if key != _NAMES}
     problems = [f"{key} is not in the file" for key in own if key not in state]
     problems += [f"{key} is not in the model" for key in state if key not in own]
     problems += [f"{key} is no array of numbers" for key in own if key in state and not _is_numeric(state[key])]
-    mismatched = [key for key in own if key in state and tuple(np.shape(state[key])) != tuple(own[key].shape)]
-    left = [key for key in mismatched if keep_trunk and key in _classifier_keys(model)]
-    shapes = {key: f"{key} is {list(np.shape(state[key]))} in the file, {list(own[key].shape)} in the model" for key in mismatched}
-    problems += [shapes[key] for key in mismatched if key not in left]
+    shapes = {
+        key: f"{key} is {list(np.shape(state[key]))} in the file, {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and tuple(np.shape(state[key])) != tuple(own[key].shape)
+    }
+    problems += [text for key, text in shapes.items() if key not in may_differ]
     if problems:
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise CheckpointError(f"{file} does not fit the model: {'; '.join(problems[:8])}{more}")
-    for key in left:
-        del state[key]
-    model.set_state_dict({key: paddle.to_tensor(value) for key, value in state.items()})
-    return [shapes[key] for key in left]
+    return shapes
 
 
 def _is_numeric(value: Any) -> bool:
@@ -110,8 +145,8 @@ def _classifier_keys(model: nn.Layer) -> set[str]:
     return {f"{names[-1]}.weight", f"{names[-1]}.bias"} if names else set()
 
 
-def snapshot(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str, State]:
-    """Copies of both states in the host's memory, by the extension of their files.
+def snapshot(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: EMA | None = None) -> dict[str, State]:
+    """Copies of the states in the host's memory, by the extension of their files.
 
     Raises:
         CheckpointError: a weight is not finite, so it is not worth saving; names it.
@@ -120,6 +155,8 @@ def snapshot(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict[str
     for key, value in states[".pdparams"].items():
         if isinstance(value, np.ndarray) and not np.isfinite(value).all():
             raise CheckpointError(f"{key} has values that are not finite: no checkpoint is made of it")
+    if ema is not None:
+        states[".pdema"] = ema.state_dict()
     return states
 
 
@@ -153,6 +190,7 @@ def load_checkpoint(
     model: nn.Layer,
     optimizer: paddle.optimizer.Optimizer,
     check: Callable[[Mapping[str, Any]], None] = lambda manifest: None,
+    ema: EMA | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
     """Load weights and optimizer state of a checkpoint, PaddleClas's included.
 
@@ -175,6 +213,10 @@ def load_checkpoint(
     weights = states[".pdparams"]
     _set_weights(model, weights, beside(prefix, ".pdparams"), keep_trunk=False)
     _set_optimizer_state(optimizer, states[".pdopt"], weights.get(_NAMES, {}), model, beside(prefix, ".pdopt"))
+    if ema is not None:
+        average = states.get(".pdema", weights)  # a run that had none begins it with the weights
+        _check_fits(average, model, beside(prefix, ".pdema"))
+        ema.load_state_dict(average)
     return progress, manifest
 
 

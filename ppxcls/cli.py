@@ -59,6 +59,8 @@ def run(main: Callable[[], int | None]) -> None:
             _exit(str(error), EXIT_PREEMPTED)
         except (DataError, CheckpointError, TrainingError, RunFolderError, JobError) as error:
             _exit(f"error: {error}", EXIT_ERROR)
+        except BrokenPipeError:  # the output goes to a program that has read enough, such as head
+            os._exit(EXIT_ERROR)
         except OSError as error:
             if error.errno is None:  # Paddle raises bare ones for faults of its own, whose traceback is wanted
                 raise

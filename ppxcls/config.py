@@ -14,7 +14,19 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from ppxcls.registry import Component, Components
-from ppxcls.schema import ConfigError, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where, check_section, unknown
+from ppxcls.schema import (
+    BelowOne,
+    ConfigError,
+    Count,
+    CountOrZero,
+    KeyPath,
+    NotNegative,
+    Positive,
+    Share,
+    Where,
+    check_section,
+    unknown,
+)
 
 _CONSTRUCTOR = yaml.SafeLoader("")
 _MAX_DEPTH, _MAX_KEYS = 50, 20_000  # an alias can repeat or contain itself
@@ -87,6 +99,7 @@ class AMP:
     Attributes:
         scale_loss: initial loss scale.
         use_fp16_test: evaluate under AMP as well.
+        dtype: of the computation.
         level: O1 casts by operator, O2 keeps the weights in float16 with float32 master copies.
         use_promote: under O2, compute in float32 where an operator's inputs differ.
         max_skipped_steps: steps in a row that loss scaling may leave out before the run stops.
@@ -97,8 +110,23 @@ class AMP:
     scale_loss: Positive = 1.0
     use_dynamic_loss_scaling: bool = False
     use_promote: bool = False
+    dtype: Literal["float16", "bfloat16"] = "float16"
     level: Literal["O1", "O2"] = "O1"
     max_skipped_steps: Count = 100
+
+
+@dataclass
+class EMA:
+    """An average of the weights, evaluated and kept as the run's result; PaddleClas turns it on by the section alone.
+
+    Attributes:
+        decay: of the average, an optimizer step.
+        warmup: a smaller decay in the first steps: (1 + n) / (10 + n).
+    """
+
+    use_ema: bool = True
+    decay: BelowOne = 0.9999
+    warmup: bool = False
 
 
 @dataclass
@@ -177,6 +205,7 @@ class Config:
     Arch: Annotated[dict, Component("model")]
     Global: Global = field(default_factory=Global)
     AMP: AMP | None = None
+    EMA: EMA | None = None
     Loss: Loss | None = None
     Optimizer: Annotated[dict, Component("optimizer")] | None = None
     DataLoader: DataLoader | None = None

@@ -67,4 +67,6 @@ def evaluate_model(
     totals.add(0, np.zeros(len(scorer.names)), left_out)
     means = totals.reduced()
     bad = {"bad_samples": means.left_out} if loader.bad_samples else {}
-    return {**means.values, "num_samples": means.samples, **bad}
+    reports = [metric.results() for metric in metrics if hasattr(metric, "results")]
+    extra = {name: value for report in reports for name, value in report.items()}
+    return {**means.values, **extra, "num_samples": means.samples, **bad}

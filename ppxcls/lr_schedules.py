@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from ppxcls.registry import LR_SCHEDULES, split_block
-from ppxcls.schema import Bound, Count, NotNegative, Positive, Where
+from ppxcls.schema import Bound, Count, CountOrZero, NotNegative, Positive, Where
 
 Schedule = Callable[[int], float]
 
@@ -36,7 +36,7 @@ def Cosine(learning_rate: NotNegative, total: float, as_reported: bool, eta_min:
         return (1 + math.cos(math.pi * t / total)) / 2
 
     def rate(t: int) -> float:
-        share = cosine(t) ** 2 / cosine(t - 1) if as_reported and t > 0 else cosine(t)
+        share = cosine(t) ** 2 / cosine(t - 1) if as_reported and 0 < t <= total else cosine(t)
         return eta_min + (learning_rate - eta_min) * share
 
     return rate
@@ -47,6 +47,93 @@ def Linear(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, 
     """From ``learning_rate`` to ``end_lr`` as ``(1 - t / total) ** power``, and ``end_lr`` from there on."""
     height = learning_rate - end_lr
     return lambda t: end_lr + height * (1 - min(t, total) / total) ** power if total > 0 else learning_rate
+
+
+@LR_SCHEDULES.register
+def Polynomial(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Schedule:
+    """``Linear`` under its plain name."""
+    return Linear(learning_rate, total, end_lr, power)
+
+
+@LR_SCHEDULES.register
+def OneCycleLR(
+    max_learning_rate: NotNegative,
+    total: float,
+    divide_factor: Positive = 25.0,
+    end_learning_rate: NotNegative = 1e-4,
+    phase_pct: Annotated[float, Bound(gt=0, lt=1)] = 0.3,
+    anneal_strategy: Literal["cos", "linear"] = "cos",
+) -> Schedule:
+    """Up from ``max_learning_rate / divide_factor``, then down to ``end_learning_rate`` (arXiv:1708.07120).
+
+    Args:
+        phase_pct: share of the run on the way up.
+    """
+    top = phase_pct * total - 1
+    first = max_learning_rate / divide_factor
+
+    def between(a: float, b: float, share: float) -> float:
+        share = min(max(share, 0.0), 1.0)
+        return b + (a - b) * ((1 + math.cos(math.pi * share)) / 2 if anneal_strategy == "cos" else 1 - share)
+
+    def rate(t: int) -> float:
+        if t <= top:
+            return between(first, max_learning_rate, t / top)
+        return between(max_learning_rate, end_learning_rate, (t - top) / max(total - 1 - top, 1e-9))
+
+    return rate
+
+
+class Plateau:
+    """A rate that is lowered when evaluations stop getting better.
+
+    Attributes:
+        state: rate's factor, the best value, evaluations without a better one, and of the pause after a reduction.
+    """
+
+    def __init__(
+        self, learning_rate: float, mode: str, factor: float, patience: int, threshold: float, cooldown: int, min_lr: float
+    ) -> None:
+        self._learning_rate, self._sign = learning_rate, 1 if mode == "max" else -1
+        self._factor, self._patience = factor, patience
+        self._threshold, self._cooldown, self._min_lr = threshold, cooldown, min_lr
+        self.state: dict[str, float] = {"factor": 1.0, "bad": 0, "pause": 0}
+
+    def __call__(self, t: int) -> float:
+        return max(self._learning_rate * self.state["factor"], self._min_lr)
+
+    def observe(self, value: float) -> None:
+        """Take an evaluation's first figure into account."""
+        state = self.state
+        if state["pause"] > 0:
+            state["pause"] -= 1
+            return
+        best = state.get("best")
+        if best is None or self._sign * (value - best) > self._threshold * abs(best):
+            state |= {"best": value, "bad": 0}
+        else:
+            state["bad"] += 1
+        if state["bad"] > self._patience:
+            state |= {"factor": state["factor"] * self._factor, "bad": 0, "pause": self._cooldown}
+
+
+@LR_SCHEDULES.register
+def ReduceOnPlateau(
+    learning_rate: NotNegative,
+    mode: Literal["min", "max"] = "max",
+    factor: Annotated[float, Bound(gt=0, lt=1)] = 0.1,
+    patience: CountOrZero = 10,
+    threshold: NotNegative = 1e-4,
+    cooldown: CountOrZero = 0,
+    min_lr: NotNegative = 0.0,
+) -> Plateau:
+    """Times ``factor`` when the first figure of ``patience`` evaluations was not better than the best by its share ``threshold``.
+
+    Args:
+        mode: whether a larger figure is better, as of accuracies.
+        cooldown: evaluations after a reduction that are not counted.
+    """
+    return Plateau(learning_rate, mode, factor, patience, threshold, cooldown, min_lr)
 
 
 @LR_SCHEDULES.register
@@ -132,7 +219,7 @@ def _increasing(epochs: list[float], per_epoch: float, name: str) -> list[float]
 
 def build_lr_schedule(
     spec: Mapping[str, Any], epochs: int, steps_per_epoch: int, where: Where = Where(("Optimizer", "lr"))
-) -> Schedule:
+) -> RunSchedule:
     """The rate of every optimizer step.
 
     Args:
@@ -141,7 +228,7 @@ def build_lr_schedule(
         steps_per_epoch: optimizer steps an epoch.
 
     Returns:
-        A function from the optimizer step, counted from 0, to the learning rate.
+        The learning rate by optimizer step, counted from 0.
 
     Raises:
         ConfigError: unknown schedule or argument, wrong value, or a warm-up longer than the run.
@@ -152,17 +239,40 @@ def build_lr_schedule(
     if common.warmup_epoch > epochs:
         limit = f"at most {epochs}, the epochs of the run"
         raise (where / "warmup_epoch").error(f"expected a number {limit}, received {common.warmup_epoch:g}")
+    if common.warmup_epoch + common.cooldown_epoch > epochs:
+        raise (where / "cooldown_epoch").error(f"expected warm-up and cool-down of at most {epochs} epochs, the epochs of the run")
     per_epoch = 1 if common.by_epoch else steps_per_epoch
     warm_up = common.warmup_epoch if common.by_epoch else round(common.warmup_epoch * steps_per_epoch)
-    total = (epochs - common.warmup_epoch) * per_epoch
+    total = (epochs - common.warmup_epoch - common.cooldown_epoch) * per_epoch
     as_reported = warm_up == 0 and not common.by_epoch
     decay = LR_SCHEDULES.build(name, arguments, where, total=total, per_epoch=per_epoch, as_reported=as_reported)
-    first = decay(0)
+    return RunSchedule(decay, warm_up, common.warmup_start_lr, total if common.cooldown_epoch else None, per_epoch, steps_per_epoch)
 
-    def rate(step: int) -> float:
-        t = step // steps_per_epoch if common.by_epoch else step
-        if t < warm_up:
-            return common.warmup_start_lr + (first - common.warmup_start_lr) * t / warm_up
-        return decay(t - warm_up)
 
-    return rate
+class RunSchedule:
+    """Warm-up, a schedule, cool-down: the rate by optimizer step.
+
+    Args:
+        decay: the schedule, from the end of the warm-up on.
+        warm_up: units of the warm-up: steps, or epochs where ``per_epoch`` is 1.
+        end: unit of the schedule at which the cool-down begins, which keeps the rate; None for none.
+    """
+
+    def __init__(
+        self, decay: Schedule, warm_up: float, start_lr: float, end: float | None, per_epoch: int, steps_per_epoch: int
+    ) -> None:
+        self._decay, self._warm_up, self._start_lr, self._end = decay, warm_up, start_lr, end
+        self._unit = steps_per_epoch if per_epoch == 1 else 1
+        self._first = decay(0)
+
+    @property
+    def plateau(self) -> Plateau | None:
+        """The schedule where it needs the evaluations."""
+        return self._decay if isinstance(self._decay, Plateau) else None
+
+    def __call__(self, step: int) -> float:
+        t = step // self._unit
+        if t < self._warm_up:
+            return self._start_lr + (self._first - self._start_lr) * t / self._warm_up
+        t -= self._warm_up  # type: ignore[assignment]
+        return self._decay(t if self._end is None else min(t, math.ceil(self._end)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import paddle
@@ -31,15 +31,60 @@ class TopkAcc:
         return {f"top{k}": hits[: min(k, largest)].sum() for k in self.topk}
 
 
-def build_metrics(specs: Sequence[Mapping[str, Any]] | None, where: Where = Where(("Metric",))) -> list[Any]:
+@METRICS.register
+class ClassReport:
+    """Precision, recall and F1 by class and their means, balanced accuracy and the confusion matrix; of evaluation only.
+
+    Counted as a confusion matrix, which adds up over processes exactly; scikit-learn makes the figures of it.
+
+    Args:
+        class_num: number of classes.
+    """
+
+    names: ClassVar[list[str]] = []  # nothing of it is a mean over samples
+
+    def __init__(self, class_num: int) -> None:
+        self._matrix = np.zeros((class_num, class_num), np.int64)
+
+    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
+        """Args: logits: [N, class_num]; labels: int64 [N]."""
+        np.add.at(self._matrix, (labels.numpy(), logits.argmax(axis=-1).numpy()), 1)
+        return {}
+
+    def results(self) -> dict[str, float]:
+        """Means over the classes that occur, of all processes, which must all call this; counting begins again."""
+        from sklearn.metrics import precision_recall_fscore_support
+
+        total = distributed.sum_over_processes(self._matrix.reshape(-1)).reshape(self._matrix.shape)
+        self._matrix[:] = 0
+        true, predicted = np.nonzero(total)
+        weights = total[true, predicted]
+        classes = np.arange(len(total))
+        rows = precision_recall_fscore_support(true, predicted, labels=classes, sample_weight=weights, zero_division=0)
+        self.by_class = {name: row.tolist() for name, row in zip(("precision", "recall", "f1", "support"), rows, strict=True)}
+        self.by_class["confusion_matrix"] = total.astype(int).tolist()
+        occurring = rows[3] > 0
+        means = {name: float(row[occurring].mean()) for name, row in zip(("precision", "recall", "f1"), rows, strict=False)}
+        return {**means, "balanced_accuracy": means["recall"]}
+
+
+def build_metrics(
+    specs: Sequence[Mapping[str, Any]] | None, where: Where = Where(("Metric",)), class_num: int = 1000, training: bool = False
+) -> list[Any]:
     """The metrics of a config's list: ``[{"TopkAcc": {"topk": [1, 5]}}]``; none for null.
+
+    Args:
+        training: whether they are of training, where only means over samples can be.
 
     Raises:
         ConfigError: a metric is unknown or has a wrong argument.
     """
     metrics = []
     for i, spec in enumerate(specs or []):
-        metrics.append(METRICS.build(*split_component(spec, where / i)))
+        name, arguments, place = split_component(spec, where / i)
+        metrics.append(METRICS.build(name, arguments, place, class_num=class_num))
+        if training and not metrics[-1].names:
+            raise place.error(f"{name} is a metric of evaluation: expected it under Metric.Eval")
     return metrics
 
 

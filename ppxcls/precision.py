@@ -39,7 +39,7 @@ def autocast(amp: AMP | None) -> Autocast:
     """The context that a config's section asks for."""
     if amp is None:
         return contextlib.nullcontext
-    return partial(paddle.amp.auto_cast, enable=True, level=amp.level, use_promote=amp.use_promote)
+    return partial(paddle.amp.auto_cast, enable=True, level=amp.level, dtype=amp.dtype, use_promote=amp.use_promote)
 
 
 def set_precision(
@@ -51,7 +51,7 @@ def set_precision(
     if amp.level == "O2":
         # Float16 weights, float32 master copies in the optimizer, float32 in the files.
         model, optimizer = paddle.amp.decorate(
-            models=model, optimizers=optimizer, level="O2", master_weight=True, save_dtype="float32"
+            models=model, optimizers=optimizer, level="O2", dtype=amp.dtype, master_weight=True, save_dtype="float32"
         )
     scaler = paddle.amp.GradScaler(init_loss_scaling=amp.scale_loss, use_dynamic_loss_scaling=amp.use_dynamic_loss_scaling)
     return model, optimizer, Precision(autocast(amp), scaler, amp.max_skipped_steps)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from easydict import EasyDict
 
-from ppxcls.schema import Finite, NotNegative, Where, check_section, check_value, type_name, unknown
+from ppxcls.schema import Bound, Finite, NotNegative, Positive, Where, check_section, check_value, type_name, unknown
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -194,6 +194,22 @@ class LossWeight:
 
 
 @dataclass
+class ModelKeys:
+    """Common keys of the networks.
+
+    Attributes:
+        pretrained: file of weights to start from, as ``Global.pretrained_model``.
+        freeze: regular expressions; parameters whose state keys they are found in are not trained, and batch norms among them keep
+            their statistics.
+        use_sync_bn: batch norm's statistics of all processes' batches together; on GPUs.
+    """
+
+    pretrained: str | None = None
+    freeze: list[str] | None = None
+    use_sync_bn: bool = False
+
+
+@dataclass
 class WarmUp:
     """Common keys of the learning-rate schedules.
 
@@ -201,11 +217,13 @@ class WarmUp:
         warmup_epoch: epochs of linear warm-up; fractions of an epoch are allowed.
         warmup_start_lr: rate of the first step; the warm-up ends at the schedule's own first rate.
         by_epoch: whether the rate changes once an epoch instead of every step.
+        cooldown_epoch: epochs at the end of the run that keep the rate at which the schedule has ended.
     """
 
     warmup_epoch: NotNegative = 0.0
     warmup_start_lr: NotNegative = 0.0
     by_epoch: bool = False
+    cooldown_epoch: NotNegative = 0.0
 
 
 @dataclass
@@ -216,25 +234,66 @@ class BatchTransforms:
 
 
 @dataclass
+class ParameterGroup:
+    """Settings of some parameters.
+
+    Attributes:
+        params: regular expression, searched for in the state keys.
+        lr_mult: factor of the learning rate.
+        weight_decay: of these parameters; null for what the others have.
+    """
+
+    params: str
+    lr_mult: NotNegative = 1.0
+    weight_decay: NotNegative | None = None
+
+
+@dataclass
 class OptimizerKeys:
-    """Common keys of the optimizers."""
+    """Common keys of the optimizers.
+
+    Attributes:
+        weight_decay: L2 in the gradient; of AdamW and Lamb decoupled from it. ``regularizer`` is the other way to say L2.
+        no_weight_decay_name: words; parameters whose state keys contain one are not decayed.
+        one_dim_param_no_weight_decay: nor are batch norms and biases.
+        clip_norm, clip_norm_global, clip_value: of each gradient's norm, of the norm of all together, of each value.
+        groups: settings by parameter.
+        layer_decay: factor of the learning rate for each layer further from the classifier.
+    """
 
     lr: Annotated[dict, Component("lr schedule")]
     regularizer: Annotated[dict, Component("regularizer")] | None = None
+    weight_decay: NotNegative | None = None
+    no_weight_decay_name: str | None = None
+    one_dim_param_no_weight_decay: bool = False
+    clip_norm: Positive | None = None
+    clip_norm_global: Positive | None = None
+    clip_value: Positive | None = None
+    groups: list[ParameterGroup] | None = None
+    layer_decay: Annotated[float, Bound(gt=0, le=1)] | None = None
 
 
-MODELS = Registry("model", ("ppxcls.models.xception", "ppxcls.models.xception_deeplab"))
+MODELS = Registry(
+    "model",
+    (
+        "ppxcls.models.xception",
+        "ppxcls.models.xception_deeplab",
+        "ppxcls.models.legacy_xception",
+        "ppxcls.models.xception_aligned",
+    ),
+    common=ModelKeys,
+)
 LOSSES = Registry("loss", ("ppxcls.losses",), common=LossWeight)
-METRICS = Registry("metric", ("ppxcls.metrics",))
+METRICS = Registry("metric", ("ppxcls.metrics",), ("class_num",))
 OPTIMIZERS = Registry(
-    "optimizer", ("ppxcls.optimizers",), ("learning_rate", "parameters", "weight_decay", "grad_clip"), OptimizerKeys
+    "optimizer", ("ppxcls.optimizers",), ("learning_rate", "parameters", "weight_decay", "grad_clip", "not_decayed"), OptimizerKeys
 )
 REGULARIZERS = Registry("regularizer", ("ppxcls.optimizers",))
 LR_SCHEDULES = Registry("lr schedule", ("ppxcls.lr_schedules",), ("total", "per_epoch", "as_reported"), WarmUp)
-TRANSFORMS = Registry("transform", ("ppxcls.data.transforms",))
+TRANSFORMS = Registry("transform", ("ppxcls.data.transforms", "ppxcls.data.augment"))
 BATCH_TRANSFORMS = Registry("batch transform", ("ppxcls.data.batch_transforms",), ("class_num",))
 DATASETS = Registry("dataset", ("ppxcls.data.dataset",), ("class_num", "patience"), BatchTransforms)
-SAMPLERS = Registry("sampler", ("ppxcls.data.sampler",), ("num_samples", "seed", "rank", "world_size"))
+SAMPLERS = Registry("sampler", ("ppxcls.data.sampler",), ("num_samples", "labels", "seed", "rank", "world_size"))
 
 _REGISTRIES = {
     r.kind: r

@@ -65,6 +65,7 @@ Finite = Annotated[float, Bound()]
 Positive = Annotated[float, Bound(gt=0)]
 NotNegative = Annotated[float, Bound(ge=0)]
 Share = Annotated[float, Bound(ge=0, le=1)]
+BelowOne = Annotated[float, Bound(ge=0, lt=1)]
 Count = Annotated[int, Bound(ge=1)]
 CountOrZero = Annotated[int, Bound(ge=0)]
 
@@ -157,6 +158,8 @@ def check_value(value: Any, hint: Any, where: Where) -> Any:
         items = [check_value(v, args[0], where / i) for i, v in enumerate(value)]
         return items if origin is list else tuple(items)
     if is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):  # checked before, when the config was loaded
+            return value
         return check_section(value, typing.cast(type, hint), where)
     return _check_scalar(value, hint, where)
 

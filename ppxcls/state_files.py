@@ -122,6 +122,17 @@ def beside(prefix: Path, extension: str) -> Path:
     return prefix.with_name(prefix.name + extension)
 
 
+def write_state(file: Path, state: State) -> None:
+    """Write one file of states, whole or not at all.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    temporary = beside(file, ".new")
+    _write_new(temporary, state)
+    os.replace(temporary, file)
+
+
 def write_checkpoint(prefixes: Sequence[Path], states: Mapping[str, State], manifest: Mapping[str, Any]) -> None:
     """Save one state under one or more prefixes, each whole or not at all.
 

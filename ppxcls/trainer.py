@@ -22,6 +22,7 @@ from ppxcls.checkpoint import Progress, load_checkpoint, manifest_of, snapshot
 from ppxcls.data.batch_transforms import BatchTransform
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.data.model_input import ModelInput
+from ppxcls.ema import EMA
 from ppxcls.interrupts import Preempted, StopSignals, interrupts_deferred
 from ppxcls.logger import Curves, logger
 from ppxcls.losses import WeightedSum
@@ -65,6 +66,7 @@ class Trainer:
         batch_transforms: mixing, applied on the device.
         evaluate: gives the figures of an evaluation, the one that decides about ``best_model`` first; it passes its batches
             through what it is called with. None for none.
+        ema: an average of the weights, which is evaluated in their place.
         folder: where checkpoints, ``metrics.jsonl`` and curves go.
         facts: what the checkpoints' manifests say beside the progress.
         hang_timeout: seconds without progress after which a run of the tools ends.
@@ -84,6 +86,7 @@ class Trainer:
         precision: Precision | None = None,
         batch_transforms: list[BatchTransform] | None = None,
         evaluate: Callable[[Watched], dict[str, float]] | None = None,
+        ema: EMA | None = None,
         curves: Curves | None = None,
         hang_timeout: float = 600.0,
     ) -> None:
@@ -98,6 +101,7 @@ class Trainer:
         self.precision = precision or Precision()
         self.batch_transforms = batch_transforms or []
         self.evaluate = evaluate
+        self.ema = ema
         self.progress = Progress(started=datetime.now(timezone.utc).isoformat())
         self.to_input = ModelInput(loader.dataset.device_stage)
         self.scorer = Scorer(loss_fn.names, [] if self.batch_transforms else metrics)
@@ -144,6 +148,8 @@ class Trainer:
             self.optimizer.clear_grad()
             self.lr_scheduler.step()
             self.progress.step += 1
+            if self.ema:
+                self.ema.update(self.progress.step)
         return logits.detach(), {name: value.detach() for name, value in losses.items()}
 
     def fit(self) -> dict[str, Any]:
@@ -237,7 +243,8 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate and log; returns whether it is the best so far."""
         assert self.evaluate is not None
-        results = self.evaluate(self._watched)
+        with self.ema.applied() if self.ema else contextlib.nullcontext():
+            results = self.evaluate(self._watched)
         name, value = next(iter(results.items()))
         # A loss is the better the smaller; it stands first only where there is no metric.
         sign = -1 if name in self.loss_fn.names else 1
@@ -246,6 +253,10 @@ class Trainer:
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
         self.report.eval_line(results, self.progress)
+        if plateau := getattr(self.lr_scheduler.lr_lambda, "plateau", None):
+            plateau.observe(value)
+            self.progress.plateau = dict(plateau.state)
+            self.lr_scheduler.step(self.progress.step)  # the next step's rate
         return is_best
 
     def _watched(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -291,7 +302,7 @@ class Trainer:
             return
         self.progress.scaler = {k: np.asarray(v).tolist() for k, v in self.precision.scaler.state_dict().items()}
         try:
-            states = snapshot(self.network, self.optimizer)
+            states = snapshot(self.network, self.optimizer, self.ema)
         except CheckpointError as error:
             raise TrainingError(f"step {self.progress.step}: {error}") from None
         manifest = manifest_of(self.progress, self.facts.as_dict())
@@ -304,9 +315,11 @@ class Trainer:
             CheckpointError: it can't be used, or is of a run that this one can't continue.
         """
         check = partial(check_continues, facts=self.facts, allow_changes=allow_changes)
-        progress, manifest = load_checkpoint(prefix, self.network, self.optimizer, check)
+        progress, manifest = load_checkpoint(prefix, self.network, self.optimizer, check, self.ema)
         progress.started = progress.started or self.progress.started
         self.progress = placed(progress, manifest, self.facts)
+        if self.progress.plateau:
+            self.lr_scheduler.lr_lambda.plateau.state |= self.progress.plateau
         self.lr_scheduler.step(self.progress.step)
         if self.progress.scaler:
             self.precision.scaler.load_state_dict(self.progress.scaler)

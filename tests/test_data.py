@@ -215,7 +215,7 @@ def test_leaving_the_loop_early_ends_the_threads(dataset: ImageNetDataset) -> No
 def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
     original = ImageNetDataset.load
-    monkeypatch.setattr(ImageNetDataset, "load", lambda self, i, rng=None: (loaded.append(i), original(self, i, rng))[1])
+    monkeypatch.setattr(ImageNetDataset, "load", lambda self, i, *a: (loaded.append(i), original(self, i, *a))[1])
     iterator = Loader(dataset, sampler(dataset), 2).epoch(0)
     next(iterator)
     deadline = time.monotonic() + 5

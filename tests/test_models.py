@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
+from pathlib import Path
 
+import h5py
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle import nn
+from safetensors.numpy import save_file
 
 import ppxcls
-from tests.conftest import SHARED, needs_shared
+from ppxcls.preprocessing import PREPROCESSING, disagreements
+from tests.conftest import ROOT, SHARED, needs_shared
 
 NAMES = ["Xception41", "Xception41_deeplab", "Xception65", "Xception65_deeplab", "Xception71"]
 
@@ -38,8 +43,148 @@ def formula_weights(state: dict[str, list[int]], seed: int) -> dict[str, np.ndar
     return weights
 
 
-def test_registry_lists_the_five() -> None:
-    assert ppxcls.list_models() == NAMES
+TIMM = ["legacy_xception", "xception41", "xception41p", "xception65", "xception65p", "xception71"]
+
+
+def test_registry_lists_the_twelve() -> None:
+    assert ppxcls.list_models() == sorted([*NAMES, *TIMM, "Xception"])
+
+
+def timm_weights(state: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
+    """The formula for PyTorch's names and layout."""
+    named = {}
+    for i, key in enumerate(sorted(state)):
+        shape, rng = state[key], np.random.default_rng([seed, i])
+        if key.endswith("running_var"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif key.endswith("running_mean"):
+            value = rng.normal(0, 0.1, shape)
+        elif len(shape) == 4:
+            value = rng.normal(0, (2 / math.prod(shape[1:])) ** 0.5, shape)
+        elif len(shape) == 2:
+            value = rng.normal(0, shape[1] ** -0.5, shape)
+        else:
+            value = rng.uniform(0.2, 0.6, shape) if key.endswith("weight") else rng.normal(0, 0.1, shape)
+        named[key] = value.astype(np.float32)
+    return named
+
+
+def logits_of(model: nn.Layer, images: np.ndarray) -> np.ndarray:
+    model.eval()
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images.astype(np.float32))).numpy()
+
+
+@needs_shared
+@pytest.mark.parametrize("name", TIMM)
+def test_parity_with_timm(name: str, tmp_path: Path) -> None:
+    """From a .safetensors file with timm's own keys, one more that its files may have included."""
+    facts = json.loads((SHARED / "parity/timm_xception.json").read_text())
+    expected = np.load(SHARED / "parity/timm_xception.npz")[f"{name}/logits"]
+    weights = timm_weights(facts["models"][name]["state"], facts["seed"])
+    norm = next(key for key in weights if key.endswith("running_mean")).replace("running_mean", "num_batches_tracked")
+    save_file({**weights, norm: np.zeros((), np.int64)}, tmp_path / "timm.safetensors")
+    model = ppxcls.build_model(name)
+    assert ppxcls.load_weights(model, tmp_path / "timm.safetensors") == []
+    trained = [p for p in model.parameters() if not p.stop_gradient]
+    assert sum(math.prod(p.shape) for p in trained) == facts["models"][name]["parameters"]
+    size = facts["image_size"]
+    logits = logits_of(model, np.random.default_rng(facts["seed"]).normal(0, 1, (facts["batch"], 3, size, size)))
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def keras_file(folder: Path, state: dict[str, list[int]], seed: int, archive: bool) -> Path:
+    """What Keras 3 writes: a group for each layer under its class's name and number, and its own name as an attribute."""
+    arrays = {}
+    for i, path in enumerate(sorted(state)):
+        shape, rng = state[path], np.random.default_rng([seed, i])
+        if path.endswith("moving_variance"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif path.endswith("moving_mean"):
+            value = rng.normal(0, 0.1, shape)
+        elif path.endswith("depthwise_kernel"):
+            value = rng.normal(0, (2 / (shape[0] * shape[1])) ** 0.5, shape)
+        elif len(shape) == 4:
+            value = rng.normal(0, (2 / math.prod(shape[:3])) ** 0.5, shape)
+        elif len(shape) == 2:
+            value = rng.normal(0, shape[0] ** -0.5, shape)
+        else:
+            value = rng.uniform(0.2, 0.6, shape) if path.endswith("gamma") else rng.normal(0, 0.1, shape)
+        arrays[path] = value.astype(np.float32)
+    stored = folder / "xception.weights.h5"
+    layers: dict[str, list[str]] = {}
+    for path in state:  # in the model's order
+        layers.setdefault(path.split("/")[0], []).append(path)
+    with h5py.File(stored, "w") as file:
+        for number, (layer, paths) in enumerate(layers.items()):
+            group = file.create_group(f"layers/layer_{number}/vars")
+            group.attrs["name"] = layer
+            for i, path in enumerate(paths):
+                group[str(i)] = arrays[path]
+    if not archive:
+        return stored
+    with zipfile.ZipFile(folder / "xception.keras", "w") as packed:
+        packed.write(stored, "model.weights.h5")
+    return folder / "xception.keras"
+
+
+@needs_shared
+@pytest.mark.parametrize("archive", [False, True])
+def test_parity_with_keras(archive: bool, tmp_path: Path) -> None:
+    facts = json.loads((SHARED / "parity/keras_xception.json").read_text())
+    expected = np.load(SHARED / "parity/keras_xception.npz")["logits"]
+    model = ppxcls.build_model("Xception")
+    ppxcls.load_weights(model, keras_file(tmp_path, facts["state"], facts["seed"], archive))
+    assert sum(math.prod(p.shape) for p in model.parameters()) == facts["parameters"]  # Keras counts statistics too
+    shape = facts["batch"], facts["image_size"], facts["image_size"], 3
+    logits = logits_of(model, np.random.default_rng(facts["seed"]).normal(0, 1, shape).transpose(0, 3, 1, 2))
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["legacy_xception", "xception41", "xception41p", "Xception", "Xception41", "Xception41_deeplab"])
+def test_options_of_the_family(name: str) -> None:
+    model = ppxcls.build_model(name, class_num=0, in_channels=1, drop_rate=0.5)
+    features = logits_of(model, np.random.default_rng(0).normal(0, 1, (2, 1, 71, 80)))
+    assert features.shape == (2, 2048)
+    if name == "Xception41_deeplab":
+        model = ppxcls.build_model(name, class_num=3, output_stride=16)
+        seen = []
+        model._pool.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].shape))
+        assert logits_of(model, np.zeros((1, 3, 96, 96))).shape == (1, 3)
+        assert seen == [[1, 2048, 6, 6]]
+    if name.startswith("xception"):
+        # Dilation keeps the resolution: the last map is as large as an output stride of 8 says.
+        model = ppxcls.build_model(name, class_num=3, output_stride=8, drop_path_rate=0.3)
+        seen = []
+        model.pool.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].shape))
+        assert logits_of(model, np.zeros((1, 3, 96, 96))).shape == (1, 3)
+        assert seen == [[1, 2048, 12, 12]]
+        rates = [layer.rate for layer in model.sublayers() if type(layer).__name__ == "DropPath"]
+        assert rates == pytest.approx(np.linspace(0, 0.3, 13))
+
+
+def test_drop_path_leaves_out_samples_and_keeps_the_mean() -> None:
+    from ppxcls.models.layers import DropPath
+
+    paddle.seed(0)
+    layer = DropPath(0.25)
+    out = layer(paddle.ones([4000, 1, 2, 2])).numpy()
+    assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
+    assert (out.reshape(4000, 4) == out[:, 0, 0, :1]).all(), "whole samples"
+    assert out.mean() == pytest.approx(1, abs=0.03)
+    layer.eval()
+    assert (layer(paddle.ones([4, 1, 2, 2])).numpy() == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "data"), [("a.safetensors", b"<html></html>"), ("a.h5", b"\x89HDF\r\n"), ("a.keras", b"PK"), ("b.keras", None)]
+)
+def test_foreign_files_that_are_none(name: str, data: bytes | None, tmp_path: Path) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ppxcls.CheckpointError, match=f"{name}: (not a file of weights|no such file)") as caught:
+        ppxcls.load_weights(ppxcls.build_model("legacy_xception", class_num=2), tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 @needs_shared
@@ -106,3 +251,25 @@ def test_initial_kernels_are_paddles() -> None:
     out = state["_exit_flow._out.weight"].numpy()
     assert np.abs(out).max() <= 2048**-0.5
     assert out.std() == pytest.approx(2048**-0.5 / 3**0.5, rel=0.02)
+
+
+def test_preprocessing_facts_are_the_published_ones() -> None:
+    assert PREPROCESSING.keys() == set(ppxcls.list_models())
+    own = ppxcls.load_config(ROOT / "configs/Xception41.yaml").DataLoader.Eval.dataset.transform_ops
+    assert disagreements("Xception65", own) == []
+    lines = disagreements("xception65", own)
+    assert [line.split(":")[0] for line in lines] == ["interpolation", "mean", "std"]
+    assert lines[1] == "mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)"
+    modern = ppxcls.load_config(ROOT / "configs/recipes/modern_xception65.yaml").DataLoader.Eval.dataset.transform_ops
+    assert disagreements("xception65", modern) == []
+    assert disagreements("Xception", modern)[0].startswith("share of the crop: 0.9403, the weights expect None (Keras)")
+
+
+@needs_shared
+@pytest.mark.parametrize("name", TIMM)
+def test_preprocessing_facts_are_timms(name: str) -> None:
+    theirs = json.loads((SHARED / "parity/timm_xception.json").read_text())["models"][name]["default_cfg"]
+    facts = PREPROCESSING[name]
+    assert [3, facts.input_size, facts.input_size] == theirs["input_size"]
+    assert (facts.crop_share, facts.interpolation) == (theirs["crop_pct"], theirs["interpolation"])
+    assert (list(facts.mean), list(facts.std)) == (theirs["mean"], theirs["std"])

@@ -83,7 +83,7 @@ def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: 
     folder = output / "Xception41"
 
     def being_written(since: int) -> bool:
-        return any(f.stat().st_mtime_ns > since for f in folder.glob("*.new"))
+        return any(_is_younger(f, since) for f in folder.glob("*.new"))
 
     for kill in range(kills):
         since = time.time_ns()

@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 ROWS = [
     ["cli"],
     ["build"],
+    ["build_deploy"],
+    ["deploy"],
     ["build_data"],
     ["trainer"],
     ["evaluation"],
@@ -20,6 +22,7 @@ ROWS = [
     ["numbers"],
     ["precision"],
     ["checkpoint"],
+    ["foreign_weights", "ema"],
     ["run_folder"],
     ["state_files"],
     ["models"],
@@ -30,7 +33,7 @@ ROWS = [
     ["registry"],
     ["schema"],
     ["distributed"],
-    ["logger", "interrupts", "roll_call", "runtime", "watchdog"],
+    ["logger", "interrupts", "preprocessing", "roll_call", "runtime", "watchdog"],
 ]
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted(file for file in (ROOT / "ppxcls").rglob("*.py") if file.name != "__init__.py")

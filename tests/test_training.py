@@ -38,7 +38,7 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
     model.set_state_dict({k: paddle.to_tensor(v) for k, v in training_weights(state, facts["seed"]).items()})
     lr_at = ppxcls.build_lr_schedule(run["lr"], run["epochs"], run["steps_per_epoch"])
     spec = {"name": "Momentum", "momentum": 0.9, "lr": run["lr"], "regularizer": {"name": "L2", "coeff": run["l2"]}}
-    optimizer, scheduler = build_optimizer(spec, model.parameters(), lr_at)
+    optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at)
     loss_fn = build_loss([{"CELoss": {"epsilon": run["epsilon"]}}])
     model.train()
     losses = []

@@ -1,8 +1,9 @@
-"""Transforms of a whole batch on the device, after normalisation: mixing."""
+"""Transforms of a whole batch on the device, after normalisation: mixing. Labels come out soft."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,17 @@ import paddle
 import paddle.nn.functional as F
 
 from ppxcls.registry import BATCH_TRANSFORMS, split_component
-from ppxcls.schema import Count, Positive, Where
+from ppxcls.schema import Count, Positive, Share, Where
 
 BatchTransform = Callable[[paddle.Tensor, paddle.Tensor, np.random.Generator], tuple[paddle.Tensor, paddle.Tensor]]
+
+
+def _soft(labels: paddle.Tensor, class_num: int) -> paddle.Tensor:
+    return F.one_hot(labels, class_num) if labels.ndim == 1 else labels
+
+
+def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:
+    return share * a + (1 - share) * paddle.index_select(a, partner)
 
 
 @BATCH_TRANSFORMS.register
@@ -34,9 +43,79 @@ class MixupOperator:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
         share = float(rng.beta(self.alpha, self.alpha))
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
-        targets = F.one_hot(labels, self.class_num) if labels.ndim == 1 else labels
-        mixed = [share * x + (1 - share) * paddle.index_select(x, partner) for x in (images, targets)]
-        return mixed[0], mixed[1]
+        return _mixed(images, partner, share), _mixed(_soft(labels, self.class_num), partner, share)
+
+
+@BATCH_TRANSFORMS.register
+class CutmixOperator:
+    """Pastes a rectangle of another image of the batch, and mixes the labels by its area (CutMix, arXiv:1905.04899, section 3).
+
+    Args:
+        alpha: both parameters of the Beta distribution of the share that stays.
+        class_num: number of classes.
+    """
+
+    def __init__(self, class_num: Count, alpha: Positive = 0.2) -> None:
+        self.class_num = class_num
+        self.alpha = alpha
+
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+        height, width = images.shape[2:]
+        side = (1 - float(rng.beta(self.alpha, self.alpha))) ** 0.5
+        centre = rng.integers(height), rng.integers(width)
+        (top, bottom), (left, right) = (
+            (max(0, int(c - side * length / 2)), min(length, int(c + side * length / 2)))
+            for c, length in zip(centre, (height, width), strict=True)
+        )
+        partner = paddle.to_tensor(rng.permutation(images.shape[0]))
+        kept = np.ones((1, 1, height, width), np.float32)
+        kept[..., top:bottom, left:right] = 0
+        mask = paddle.to_tensor(kept).astype(images.dtype)
+        pasted = images * mask + paddle.index_select(images, partner) * (1 - mask)
+        return pasted, _mixed(_soft(labels, self.class_num), partner, float(kept.mean()))
+
+
+@dataclass
+class Choice:
+    """One of OpSampler's operators.
+
+    Attributes:
+        alpha: as the operator's own.
+        prob: share of the batches.
+    """
+
+    alpha: Positive = 1.0
+    prob: Share = 0.5
+
+
+@BATCH_TRANSFORMS.register
+class OpSampler:
+    """Applies one of the operators, or none, to each batch, each with its share of the batches.
+
+    Args:
+        class_num: number of classes.
+    """
+
+    def __init__(self, class_num: Count, MixupOperator: Choice | None = None, CutmixOperator: Choice | None = None) -> None:
+        kinds = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
+        chosen = {name: choice for name, choice in kinds.items() if choice is not None}
+        self.class_num = class_num
+        self.shares = [choice.prob for choice in chosen.values()]
+        if not chosen or sum(self.shares) > 1:
+            raise ValueError(f"expected operators whose prob add up to 1 at most, received {dict.fromkeys(chosen)} {self.shares}")
+        self.operators = [globals()[name](class_num, choice.alpha) for name, choice in chosen.items()]
+
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+        number = int(np.searchsorted(np.cumsum(self.shares), rng.random(), "right"))
+        if number == len(self.operators):
+            return images, _soft(labels, self.class_num)
+        return self.operators[number](images, labels, rng)
 
 
 def build_batch_transforms(

@@ -225,8 +225,11 @@ class ImageNetDataset:
         """The file of a sample."""
         return os.path.join(self.image_root, self.index.path(index))
 
-    def load(self, index: int, rng: Generator | None = None) -> Image:
+    def load(self, index: int, rng: Generator | None = None, transform: Compose | None = None) -> Image:
         """Read, decode and transform one image.
+
+        Args:
+            transform: in place of the data set's own host transforms.
 
         Returns:
             What the transforms say, less what ``device_stage`` leaves to the device.
@@ -234,7 +237,7 @@ class ImageNetDataset:
         Raises:
             DataError: the file is missing, can't be read or decoded, or does not fit a transform; names file and list line.
         """
-        return self._apply(self.host_transform, index, rng)
+        return self._apply(transform or self.host_transform, index, rng)
 
     def _apply(self, transform: Compose, index: int, rng: Generator | None) -> Image:
         path = self.path(index)

@@ -96,6 +96,7 @@ class Loader:
         self.bad_samples = bad_samples
         self.timeout = timeout
         self._in_hand: dict[int, int] = {}  # thread to sample
+        self._transform = dataset.host_transform
         self._like: _Kind | None = None
 
     def __len__(self) -> int:
@@ -109,6 +110,7 @@ class Loader:
             DataError: a sample can't be loaded, or not in time; names its file.
         """
         plans = self.sampler.batches(epoch, start)
+        self._transform = self.dataset.host_transform.resized(self.sampler.size_at(epoch))
         if self.num_workers == 0:
             for plan in plans:
                 slots = _Slots(plan, self._like)
@@ -154,7 +156,7 @@ class Loader:
             self._in_hand[thread] = index
             rng = np.random.default_rng([self.sampler.seed, epoch, slots.plan.first + i])
             try:
-                image = self.dataset.load(index, rng)
+                image = self.dataset.load(index, rng, self._transform)
             except DataError as error:
                 if self.bad_samples is None:
                     raise

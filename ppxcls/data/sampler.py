@@ -74,6 +74,10 @@ class DistributedBatchSampler:
         size = self.batch_size * self.world_size
         return min(size, self.num_samples - number * size)
 
+    def size_at(self, epoch: int) -> int | None:
+        """Pixels of the images' sides in an epoch; None for what the transforms say."""
+        return None
+
     def order(self, epoch: int) -> np.ndarray[Any, Any]:
         """The samples of an epoch in order, int64 [num_samples]."""
         if not self.shuffle:
@@ -92,3 +96,90 @@ class DistributedBatchSampler:
             if count == 0:
                 first, stop = begin, begin + 1
             yield BatchPlan(number, order[first:stop], first, count)
+
+
+@SAMPLERS.register
+class RASampler(DistributedBatchSampler):
+    """Repeated augmentation (arXiv:1902.05509): each drawn sample stands ``num_repeats`` times in a row, each with its own choices.
+
+    An epoch has as many samples as the list, so of them a share of one in ``num_repeats``.
+    """
+
+    def __init__(
+        self,
+        batch_size: Count,
+        drop_last: bool = False,
+        shuffle: bool = True,
+        num_repeats: Count = 3,
+        num_samples: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, drop_last, shuffle, num_samples, seed, rank, world_size)
+        self.num_repeats = num_repeats
+
+    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """The samples of an epoch in order, int64 [num_samples]."""
+        return np.repeat(super().order(epoch), self.num_repeats)[: self.num_samples]
+
+
+@SAMPLERS.register
+class ClassBalancedSampler(DistributedBatchSampler):
+    """Every class is drawn equally often on average, its samples with repetition.
+
+    Args:
+        labels: of the data set, [num_samples].
+    """
+
+    def __init__(
+        self,
+        batch_size: Count,
+        labels: Any,
+        drop_last: bool = False,
+        num_samples: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, drop_last, True, num_samples, seed, rank, world_size)
+        self._by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """The samples of an epoch in order, int64 [num_samples]."""
+        rng = np.random.default_rng([self.seed, epoch])
+        classes = rng.integers(len(self._by_class), size=self.num_samples)
+        sizes = np.array([len(members) for members in self._by_class])
+        places = rng.integers(sizes[classes])
+        return np.array([self._by_class[c][i] for c, i in zip(classes, places, strict=True)])
+
+
+@SAMPLERS.register
+class ProgressiveSampler(DistributedBatchSampler):
+    """Images that grow with the epochs (EfficientNetV2, arXiv:2104.00298, section 4).
+
+    Args:
+        epochs: first epoch of each size, from 1, increasing.
+        sizes: pixels of the images' sides from that epoch on; before the first, what the transforms say.
+    """
+
+    def __init__(
+        self,
+        batch_size: Count,
+        epochs: list[Count],
+        sizes: list[Count],
+        drop_last: bool = False,
+        shuffle: bool = True,
+        num_samples: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, drop_last, shuffle, num_samples, seed, rank, world_size)
+        if len(epochs) != len(sizes) or sorted(set(epochs)) != epochs:
+            raise ValueError(f"expected as many sizes as epochs, which increase, received {sizes} and {epochs}")
+        self._sizes = list(zip(epochs, sizes, strict=True))
+
+    def size_at(self, epoch: int) -> int | None:
+        """Pixels of the images' sides in an epoch; None for what the transforms say."""
+        return next((size for first, size in reversed(self._sizes) if epoch >= first), None)

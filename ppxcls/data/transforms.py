@@ -5,6 +5,7 @@ Every random choice comes from the generator that is passed in, which the loader
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -243,6 +244,16 @@ class Compose:
     def __init__(self, transforms: Sequence[Callable[[Any, Generator], Image]]) -> None:
         self.transforms = list(transforms)
 
+    def resized(self, size: int | None) -> Compose:
+        """The same with images of another size: RandCropImage gives ``size`` pixels on both sides; None for no change."""
+        if size is None:
+            return self
+        changed = [copy.copy(t) if isinstance(t, RandCropImage) else t for t in self.transforms]
+        for transform in changed:
+            if isinstance(transform, RandCropImage):
+                transform.size = (size, size)
+        return Compose(changed)
+
     def __call__(self, data: bytes | Image, rng: Generator | None = None) -> Image:
         """The transformed image: uint8 [H, W, 3], or what the last transform makes of it.
 
@@ -278,13 +289,15 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
     Raises:
         ConfigError: a transform is unknown or has a wrong argument, or their order can't work.
     """
-    transforms = []
+    transforms: list[Any] = []
     chw = False
     for i, spec in enumerate(specs):
         name, arguments, place = split_component(spec, where / i)
         transform = TRANSFORMS.build(name, arguments, place)
         if isinstance(transform, DecodeImage) and i > 0:
             raise place.error("expected DecodeImage first")
+        if getattr(transform, "needs_uint8", False) and any(isinstance(t, NormalizeImage | ToCHWImage) for t in transforms):
+            raise place.error(f"{name} works on uint8: expected it before NormalizeImage and ToCHWImage")
         if isinstance(transform, NormalizeImage) and transform.chw and not chw:
             # PaddleClas's default order on [H, W, 3] divides the rows by the channels' constants, or fails.
             raise (place / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")

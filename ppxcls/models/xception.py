@@ -6,16 +6,15 @@ batch norm, and the projection shortcuts have none. Published PaddleClas weights
 
 from __future__ import annotations
 
-import math
-
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ppxcls.models.layers import linear
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.registry import MODELS
-from ppxcls.schema import Count
+from ppxcls.schema import BelowOne, Count, CountOrZero
 
 _WIDTH = 728  # channels of the middle flow
 
@@ -80,12 +79,12 @@ class EntryFlow(nn.Layer):
         strides: stride of each block.
     """
 
-    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], in_channels: int) -> None:
         super().__init__()
-        self._conv1 = ConvBN(nn.Conv2D(3, 32, 3, stride=2, padding=1, bias_attr=False), 32)
+        self._conv1 = ConvBN(nn.Conv2D(in_channels, 32, 3, stride=2, padding=1, bias_attr=False), 32)
         self._conv2 = ConvBN(nn.Conv2D(32, 64, 3, padding=1, bias_attr=False), 64)
         self._blocks = []
-        in_channels = 64
+        in_channels = 64  # of the blocks
         for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True)):
             shape = in_channels, out_channels, out_channels
             block = DownsampleBlock(shape, stride, ("_conv1", "_conv2"), relu_first=i > 0)
@@ -93,7 +92,7 @@ class EntryFlow(nn.Layer):
             in_channels = out_channels
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, 3, H, W] to [N, 728, H / 16, W / 16]."""
+        """[N, C, H, W] to [N, 728, H / 16, W / 16]."""
         x = F.relu(self._conv1(x))
         x = F.relu(self._conv2(x))
         for block in self._blocks:
@@ -133,21 +132,21 @@ class MiddleFlow(nn.Layer):
 class ExitFlow(nn.Layer):
     """A downsampling block, two separable convolutions, global average pooling, the classifier."""
 
-    def __init__(self, class_num: int) -> None:
+    def __init__(self, class_num: int, drop_rate: float) -> None:
         super().__init__()
         self._conv_0 = DownsampleBlock((_WIDTH, _WIDTH, 1024), 2, ("_conv_1", "_conv_2"))
         self._conv_1 = SeparableConv(1024, 1536)
         self._conv_2 = SeparableConv(1536, 2048)
         self._pool = nn.AdaptiveAvgPool2D(1)
-        limit = 1 / math.sqrt(2048)
-        self._out = nn.Linear(2048, class_num, weight_attr=nn.initializer.Uniform(-limit, limit))
+        self._drop = nn.Dropout(drop_rate)
+        self._out = linear(2048, class_num)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, 728, H, W] to logits [N, class_num]."""
+        """[N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
         x = self._conv_0(x)
         x = F.relu(self._conv_1(x))
         x = F.relu(self._conv_2(x))
-        return self._out(paddle.flatten(self._pool(x), start_axis=1))
+        return self._out(self._drop(paddle.flatten(self._pool(x), start_axis=1)))
 
 
 class Xception(nn.Layer):
@@ -157,33 +156,42 @@ class Xception(nn.Layer):
         entry_channels: output channels of the entry flow's blocks.
         entry_strides: strides of the entry flow's blocks.
         middle_blocks: number of blocks of the middle flow.
-        class_num: number of classes.
+        class_num: number of classes; 0 for features.
+        drop_rate: dropout before the classifier.
     """
 
-    def __init__(self, entry_channels: tuple[int, ...], entry_strides: tuple[int, ...], middle_blocks: int, class_num: int) -> None:
+    def __init__(
+        self,
+        entry_channels: tuple[int, ...],
+        entry_strides: tuple[int, ...],
+        middle_blocks: int,
+        class_num: int,
+        in_channels: int,
+        drop_rate: float,
+    ) -> None:
         super().__init__()
-        self._entry_flow = EntryFlow(entry_channels, entry_strides)
+        self._entry_flow = EntryFlow(entry_channels, entry_strides, in_channels)
         self._middle_flow = MiddleFlow(middle_blocks)
-        self._exit_flow = ExitFlow(class_num)
+        self._exit_flow = ExitFlow(class_num, drop_rate)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, 3, H, W], H and W from 71. Returns: logits [N, class_num]."""
+        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
 
 
 @MODELS.register
-def Xception41(class_num: Count = 1000) -> Xception:
+def Xception41(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> Xception:
     """3 entry and 8 middle blocks; 23.0 million parameters at 1,000 classes."""
-    return Xception((128, 256, _WIDTH), (2, 2, 2), 8, class_num)
+    return Xception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
 @MODELS.register
-def Xception65(class_num: Count = 1000) -> Xception:
+def Xception65(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> Xception:
     """3 entry and 16 middle blocks; 36.0 million parameters at 1,000 classes."""
-    return Xception((128, 256, _WIDTH), (2, 2, 2), 16, class_num)
+    return Xception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
 @MODELS.register
-def Xception71(class_num: Count = 1000) -> Xception:
+def Xception71(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> Xception:
     """5 entry and 16 middle blocks; 37.9 million parameters at 1,000 classes."""
-    return Xception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num)
+    return Xception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate)

@@ -6,13 +6,15 @@ momentum 0.99), and the last block is dilated by 2. State keys, slashes included
 
 from __future__ import annotations
 
+from typing import Literal
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.registry import MODELS
-from ppxcls.schema import Count
+from ppxcls.schema import BelowOne, Count, CountOrZero
 
 _WIDTH = 728  # channels of the middle flow
 
@@ -61,11 +63,11 @@ class Block(nn.Layer):
         project: whether the shortcut is a projection.
     """
 
-    def __init__(self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True) -> None:
+    def __init__(self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True, dilation: int = 1) -> None:
         super().__init__()
-        self._conv1 = SeparableConv(channels[0], channels[1], 1, dilation=1, relu=False)
-        self._conv2 = SeparableConv(channels[1], channels[2], 1, dilation=1, relu=False)
-        self._conv3 = SeparableConv(channels[2], channels[3], stride, dilation=1, relu=False)
+        self._conv1 = SeparableConv(channels[0], channels[1], 1, dilation, relu=False)
+        self._conv2 = SeparableConv(channels[1], channels[2], 1, dilation, relu=False)
+        self._conv3 = SeparableConv(channels[2], channels[3], stride, dilation, relu=False)
         self._short = ConvBN(channels[0], channels[3], 1, stride) if project else None
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -77,13 +79,13 @@ class Block(nn.Layer):
 
 
 class LastBlock(nn.Layer):
-    """Three separable convolutions with dilation 2 and ReLU inside; no shortcut."""
+    """Three separable convolutions, of dilation 2 unless strides were taken away, with ReLU inside; no shortcut."""
 
-    def __init__(self) -> None:
+    def __init__(self, dilation: int) -> None:
         super().__init__()
-        self._conv1 = SeparableConv(1024, 1536, 1, dilation=2, relu=True)
-        self._conv2 = SeparableConv(1536, 1536, 1, dilation=2, relu=True)
-        self._conv3 = SeparableConv(1536, 2048, 1, dilation=2, relu=True)
+        self._conv1 = SeparableConv(1024, 1536, 1, dilation, relu=True)
+        self._conv2 = SeparableConv(1536, 1536, 1, dilation, relu=True)
+        self._conv3 = SeparableConv(1536, 2048, 1, dilation, relu=True)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, 1024, H, W] to [N, 2048, H, W]."""
@@ -96,31 +98,37 @@ class XceptionDeeplab(nn.Layer):
     Args:
         prefix: start of the state keys of entry and middle flow.
         middle_blocks: number of blocks of the middle flow.
-        class_num: number of classes.
+        class_num: number of classes; 0 for features.
+        drop_rate: dropout of the last feature map.
+        output_stride: of the features before pooling: where it is reached, strides become dilation.
     """
 
-    def __init__(self, prefix: str, middle_blocks: int, class_num: int) -> None:
+    def __init__(
+        self, prefix: str, middle_blocks: int, class_num: int, in_channels: int, drop_rate: float, output_stride: int
+    ) -> None:
         super().__init__()
-        self._conv1 = ConvBN(3, 32, 3, stride=2)
+        self._conv1 = ConvBN(in_channels, 32, 3, stride=2)
         self._conv2 = ConvBN(32, 64, 3, stride=1)
         self._blocks = []
-        in_channels = 64
+        channels, reached, dilation = 64, 2, 1
         for i, width in enumerate((128, 256, _WIDTH)):
-            block = Block((in_channels, width, width, width), stride=2)
+            stride = 2 if reached * 2 <= output_stride else 1
+            block = Block((channels, width, width, width), stride, dilation=dilation)
             self._blocks.append(self.add_sublayer(f"{prefix}/entry_flow/block{i + 1}", block))
-            in_channels = width
+            channels, reached, dilation = width, reached * stride, dilation * 2 // stride
         for i in range(middle_blocks):
-            block = Block((_WIDTH,) * 4, project=False)
+            block = Block((_WIDTH,) * 4, project=False, dilation=dilation)
             self._blocks.append(self.add_sublayer(f"{prefix}/middle_flow/block{i + 1}", block))
-        self._exit_flow_1 = Block((_WIDTH, _WIDTH, 1024, 1024), stride=2)
-        self._exit_flow_2 = LastBlock()
+        stride = 2 if reached * 2 <= output_stride else 1
+        self._exit_flow_1 = Block((_WIDTH, _WIDTH, 1024, 1024), stride, dilation=dilation)
+        self._exit_flow_2 = LastBlock(2 * dilation * 2 // stride)
         # Paddle's older rule, which the published weights were trained with: evaluation halves, training does not double.
-        self._drop = nn.Dropout(0.5, mode="downscale_in_infer")
+        self._drop = nn.Dropout(drop_rate, mode="downscale_in_infer")
         self._pool = nn.AdaptiveAvgPool2D(1)
-        self._fc = nn.Linear(2048, class_num)
+        self._fc = nn.Linear(2048, class_num) if class_num else nn.Identity()
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, 3, H, W], H and W from 71. Returns: logits [N, class_num]."""
+        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
         x = F.relu(self._conv1(images))
         x = F.relu(self._conv2(x))
         for block in self._blocks:
@@ -130,12 +138,16 @@ class XceptionDeeplab(nn.Layer):
 
 
 @MODELS.register
-def Xception41_deeplab(class_num: Count = 1000) -> XceptionDeeplab:
+def Xception41_deeplab(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
+) -> XceptionDeeplab:
     """8 middle blocks; 27.0 million parameters at 1,000 classes."""
-    return XceptionDeeplab("xception_41", 8, class_num)
+    return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
 
 
 @MODELS.register
-def Xception65_deeplab(class_num: Count = 1000) -> XceptionDeeplab:
+def Xception65_deeplab(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
+) -> XceptionDeeplab:
     """16 middle blocks; 40.1 million parameters at 1,000 classes."""
-    return XceptionDeeplab("xception_65", 16, class_num)
+    return XceptionDeeplab("xception_65", 16, class_num, in_channels, drop_rate, output_stride)

@@ -68,12 +68,9 @@ def main() -> None:
         print(f"step {step:5}  {memory / 2**20:8.1f} MiB  {files} files  {threads} threads")
     quarter = len(rows) // 4
     second, last = (median(row[1] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
-    print(
-        f"medians: second quarter {second / 2**20:.1f} MiB, last quarter {last / 2**20:.1f} MiB, {(last - second) / 2**20:+.1f} MiB"
-    )
-    print(
-        f"files {min(r[2] for r in rows)} to {max(r[2] for r in rows)}, threads {min(r[3] for r in rows)} to {max(r[3] for r in rows)}"
-    )
+    print(f"medians in MiB: second quarter {second / 2**20:.1f}, last quarter {last / 2**20:.1f}: {(last - second) / 2**20:+.1f}")
+    for name, column in (("files", 2), ("threads", 3)):
+        print(f"{name}: {min(row[column] for row in rows)} to {max(row[column] for row in rows)}")
 
 
 if __name__ == "__main__":

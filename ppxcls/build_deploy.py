@@ -1,0 +1,188 @@
+"""From a config to predictions and exported files: the part of ``build`` that reads ``Infer``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle import nn
+from tqdm import tqdm
+
+from ppxcls import distributed
+from ppxcls.build_data import build_dataset
+from ppxcls.checkpoint import load_weights, save_weights
+from ppxcls.config import Config
+from ppxcls.data.dataset import DataError
+from ppxcls.data.model_input import ModelInput
+from ppxcls.data.transforms import build_transforms, split_for_device
+from ppxcls.deploy.export import export_model
+from ppxcls.deploy.predict import Format, Writer, class_names, find_images, predict, side_file
+from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
+from ppxcls.logger import logger, set_up_logging
+from ppxcls.registry import MODELS, split_block
+from ppxcls.schema import Where
+
+
+def trained_network(config: Config) -> nn.Layer:
+    """The network with the weights of ``Global.pretrained_model``, in evaluation mode.
+
+    Raises:
+        ConfigError: no weights are named, or the device is not there.
+        CheckpointError: they can't be used.
+    """
+    weights = config.Global.pretrained_model or config.Arch.get("pretrained")
+    if not weights:
+        raise config.where("Global.pretrained_model").error("expected the weights of the network, received null")
+    _start(config)
+    model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
+    load_weights(model, weights, average=config.EMA is not None)
+    model.eval()
+    return model
+
+
+def _start(config: Config) -> None:
+    try:
+        distributed.start(config.Global.device)
+    except distributed.DeviceError as error:
+        raise config.where("Global.device").error(str(error)) from None
+    set_up_logging()
+
+
+def _transform_specs(config: Config) -> tuple[list[Any], str]:
+    """Transforms of ``Infer``, or else of the evaluation, as plain values, and their key path."""
+    if config.Infer and config.Infer.transforms:
+        return _plain(config.Infer.transforms), "Infer.transforms"
+    if config.DataLoader and config.DataLoader.Eval:
+        return _plain(config.DataLoader.Eval.dataset["transform_ops"]), "DataLoader.Eval.dataset.transform_ops"
+    raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _names_file(config: Config) -> str | None:
+    return config.Infer.PostProcess.class_id_map_file if config.Infer and config.Infer.PostProcess else None
+
+
+def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
+    """Write weights of timm, Keras or this package as ``.pdparams`` or, by its extension, ``.safetensors``.
+
+    Returns:
+        How many tensors the network has.
+
+    Raises:
+        ConfigError: there is no such network.
+        CheckpointError: the source can't be used, or does not fit the network key by key.
+        OSError: the output can't be written.
+    """
+    model: nn.Layer = MODELS.build(name, {"class_num": class_num}, Where(("Arch",)))
+    load_weights(model, source)
+    save_weights(model, Path(output))
+    return len(model.state_dict())
+
+
+def export(
+    config: Config, formats: Sequence[str], softmax: bool = True, preprocess: bool = True, fold: bool = False
+) -> dict[str, float]:
+    """Export the network of ``Global.pretrained_model`` to ``Global.save_inference_dir``; see ``deploy.export.export_model``.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_network``.
+    """
+    model = trained_network(config)
+    specs, place = _transform_specs(config)
+    host, stage = split_for_device(build_transforms(specs, config.where(place)))
+    images = _real_images(config, host)
+    facts = {"model": config.Arch["name"], "transforms": specs, "class_names": class_names(_names_file(config))}
+    folder = Path(config.Global.save_inference_dir)
+    return export_model(model, stage, images, folder, facts, formats, softmax, preprocess, fold)
+
+
+def _real_images(config: Config, host: Any, count: int = 8) -> Array:
+    """The first images of ``Infer.infer_imgs`` or of the evaluation's list that can be read, transformed."""
+    if config.Infer and config.Infer.infer_imgs:
+        files = find_images(config.Infer.infer_imgs)
+    elif config.DataLoader and config.DataLoader.Eval:
+        dataset = build_dataset(config, "Eval")
+        files = [dataset.path(i) for i in range(min(len(dataset), 4 * count))]
+    else:
+        raise config.where("Infer.infer_imgs").error("expected images to compare the exported files on, received null")
+    images = []
+    for file in files:
+        try:
+            images.append(host(Path(file).read_bytes()))
+        except (OSError, ValueError) as error:
+            logger.warning(f"{file}: {error}")
+        if len(images) == count:
+            break
+    if not images:
+        raise DataError(f"none of the images to compare the exported files on can be read, such as {files[0]}")
+    return np.stack(images)
+
+
+def infer(config: Config, kind: Format = "paddleclas", exported: str | None = None, output: str | None = None) -> int:
+    """Predict ``Infer.infer_imgs`` and write the predictions as they come; unreadable files are said on standard error.
+
+    Args:
+        exported: an exported folder, or its ``.onnx`` file, to run in place of the network.
+        output: a file to write to; None is standard output.
+
+    Returns:
+        How many files could not be read.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't be used.
+    """
+    if not config.Infer or not config.Infer.infer_imgs:
+        raise config.where("Infer.infer_imgs").error("expected a file, a folder or a pattern, received null")
+    files = find_images(config.Infer.infer_imgs)
+    process = config.Infer.PostProcess
+    names = class_names(_names_file(config))
+    if exported:
+        runner, host, softmax, names = _exported(Path(exported), names)
+    else:
+        specs, place = _transform_specs(config)
+        host, stage = split_for_device(build_transforms(specs, config.where(place)))
+        runner, softmax = network_runner(trained_network(config), stage), True
+    topk = process.topk if process else 5
+    failed, start = 0, time.perf_counter()
+    predictions = predict(files, host, runner, config.Infer.batch_size, topk, softmax)
+    with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as stream:
+        writer = Writer(kind, names, stream)
+        with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
+            while batch := list(islice(predictions, config.Infer.batch_size)):
+                writer.write([p for p in batch if not p.error])
+                for p in batch:
+                    if p.error:
+                        failed += 1
+                        print(f"{p.file}: {p.error}", file=sys.stderr)
+                bar.update(len(batch))
+    rate = (len(files) - failed) / (time.perf_counter() - start)
+    unread = f", {failed} could not be read" if failed else ""
+    print(f"{len(files) - failed} images, {rate:.1f} images/s{unread}", file=sys.stderr)
+    return failed
+
+
+def _exported(path: Path, names: dict[int, str]) -> tuple[Runner, Any, bool, dict[int, str]]:
+    """Runner, host transforms, whether it gives logits, and class names, of an exported folder or ``.onnx`` file."""
+    folder = path.parent if path.suffix == ".onnx" else path
+    side = side_file(folder)
+    host, stage = split_for_device(build_transforms(side["transforms"]))
+    runner = onnx_runner(path) if path.suffix == ".onnx" else paddle_runner(folder)
+    if not side["preprocessing in the graph"]:
+        to_input, bare = ModelInput(stage), runner
+
+        def runner(images: Array) -> Array:
+            return bare(to_input(images).numpy())
+
+    stored = {int(key): value for key, value in side["class_names"].items()}
+    return runner, host, side["output"] == "logits", stored or names

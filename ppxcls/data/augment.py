@@ -1,0 +1,384 @@
+"""Augmentation of one uint8 image: policies of Pillow's operations, colour, and parts that are erased.
+
+Names and arguments are PaddleClas's. Every random choice comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageEnhance, ImageOps
+
+from ppxcls.data.decode import Image
+from ppxcls.registry import TRANSFORMS
+from ppxcls.schema import Bound, Count, Finite, NotNegative, Positive, Share
+
+Generator = np.random.Generator
+Picture = PillowImage.Image
+Operation = Callable[[Picture, float, "Fill"], Picture]
+Level = Annotated[float, Bound(ge=0, le=10)]
+
+_NEAREST, _BILINEAR, _BICUBIC = (PillowImage.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC"))
+
+
+class Fill:
+    """Colour and interpolation of what a geometric operation uncovers and moves."""
+
+    def __init__(self, colour: tuple[int, int, int], resample: PillowImage.Resampling) -> None:
+        self.colour = colour
+        self.resample = resample
+
+    def affine(self, image: Picture, *matrix: float) -> Picture:
+        """Each pixel (x, y) of the result is pixel (a x + b y + c, d x + e y + f) of the image."""
+        transform = PillowImage.Transform.AFFINE
+        return image.transform(image.size, transform, matrix, resample=self.resample, fillcolor=self.colour)
+
+
+def _solarize_add(image: Picture, amount: float) -> Picture:
+    table = [min(255, i + round(amount)) if i < 128 else i for i in range(256)]
+    return image.point(table * len(image.getbands()))
+
+
+# The second argument is the operation's own: radians' tangent, pixels' share, degrees, bits, threshold, factor.
+OPERATIONS: dict[str, Operation] = {
+    "Identity": lambda image, v, fill: image,
+    "ShearX": lambda image, v, fill: fill.affine(image, 1, v, 0, 0, 1, 0),
+    "ShearY": lambda image, v, fill: fill.affine(image, 1, 0, 0, v, 1, 0),
+    "TranslateX": lambda image, v, fill: fill.affine(image, 1, 0, v * image.width, 0, 1, 0),
+    "TranslateY": lambda image, v, fill: fill.affine(image, 1, 0, 0, 0, 1, v * image.height),
+    "Rotate": lambda image, v, fill: image.rotate(v, resample=fill.resample, fillcolor=fill.colour),
+    "AutoContrast": lambda image, v, fill: ImageOps.autocontrast(image),
+    "Equalize": lambda image, v, fill: ImageOps.equalize(image),
+    "Invert": lambda image, v, fill: ImageOps.invert(image),
+    "Posterize": lambda image, v, fill: ImageOps.posterize(image, max(1, min(8, int(v)))),
+    "Solarize": lambda image, v, fill: ImageOps.solarize(image, int(v)),
+    "SolarizeAdd": lambda image, v, fill: _solarize_add(image, v),
+    "Color": lambda image, v, fill: ImageEnhance.Color(image).enhance(v),
+    "Contrast": lambda image, v, fill: ImageEnhance.Contrast(image).enhance(v),
+    "Brightness": lambda image, v, fill: ImageEnhance.Brightness(image).enhance(v),
+    "Sharpness": lambda image, v, fill: ImageEnhance.Sharpness(image).enhance(v),
+}
+_SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
+_ENHANCING = {"Color", "Contrast", "Brightness", "Sharpness"}
+
+
+def _argument(name: str, strength: float, most: dict[str, float], rng: Generator) -> float:
+    """An operation's own argument for a strength from 0 to 1.
+
+    Args:
+        most: arguments at full strength; of the enhancing operations, the distance from 1.
+    """
+    value = strength * most.get(name, 0.0)
+    if name in _SIGNED:
+        return value if rng.integers(2) else -value
+    if name in _ENHANCING:
+        return 1 + value if rng.integers(2) else 1 - value
+    if name == "Posterize":
+        return 8 - value
+    return 256 - value if name == "Solarize" else value
+
+
+def _apply(image: Image, steps: list[tuple[str, float]], fill: Fill) -> Image:
+    picture = PillowImage.fromarray(image)
+    for name, value in steps:
+        picture = OPERATIONS[name](picture, value, fill)
+    return np.asarray(picture)
+
+
+# ImageNet's policy as published (AutoAugment, arXiv:1805.09501, table 9): operation, probability, magnitude out of 9, twice.
+_POLICY = """
+Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3|Posterize .6 7 Posterize .6 6
+Equalize .4 7 Solarize .2 4|Equalize .4 4 Rotate .8 8|Solarize .6 3 Equalize .6 7|Posterize .8 5 Equalize 1 2
+Rotate .2 3 Solarize .6 8|Equalize .6 8 Posterize .4 6|Rotate .8 8 Color .4 0|Rotate .4 9 Equalize .6 2
+Equalize 0 7 Equalize .8 8|Invert .6 4 Equalize 1 8|Color .6 4 Contrast 1 8|Rotate .8 8 Color 1 2
+Color .8 8 Solarize .8 7|Sharpness .4 7 Invert .6 8|ShearX .6 5 Equalize 1 9|Color .4 0 Equalize .6 3
+Equalize .4 7 Solarize .2 4|Solarize .6 5 AutoContrast .6 5|Invert .6 4 Equalize 1 8|Color .6 4 Contrast 1 8
+Equalize .8 8 Equalize .6 3
+"""
+_MOST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30, "Posterize": 4}
+_MOST |= {"Solarize": 256, "Color": 0.9, "Contrast": 0.9, "Brightness": 0.9, "Sharpness": 0.9}
+_RAND_OPERATIONS = [*_MOST, "AutoContrast", "Equalize", "Invert"]
+
+
+@TRANSFORMS.register
+class AutoAugment:
+    """One of 25 pairs of operations, each with its probability (ImageNet's policy of arXiv:1805.09501)."""
+
+    needs_uint8 = True
+
+    def __init__(self) -> None:
+        words = [pair.split() for line in _POLICY.split("\n") for pair in line.split("|") if pair]
+        self.policy = [[(w[i], float(w[i + 1]), int(w[i + 2])) for i in (0, 3)] for w in words]
+        self._fill = Fill((128, 128, 128), _BICUBIC)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        steps = []
+        for name, probability, magnitude in self.policy[rng.integers(len(self.policy))]:
+            value = _argument(name, magnitude / 9, _MOST, rng)
+            if rng.random() < probability:
+                steps.append((name, value))
+        return _apply(image, steps, self._fill)
+
+
+@TRANSFORMS.register
+class RandAugment:
+    """``num_layers`` operations drawn from 14, all of the same magnitude (arXiv:1909.13719).
+
+    Args:
+        magnitude: from 0 to 10.
+    """
+
+    needs_uint8 = True
+
+    def __init__(self, num_layers: Count = 2, magnitude: Level = 5.0) -> None:
+        self.num_layers, self.magnitude = num_layers, magnitude
+        self._fill = Fill((128, 128, 128), _BICUBIC)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        names = [_RAND_OPERATIONS[i] for i in rng.integers(len(_RAND_OPERATIONS), size=self.num_layers)]
+        return _apply(image, [(name, _argument(name, self.magnitude / 10, _MOST, rng)) for name in names], self._fill)
+
+
+@TRANSFORMS.register
+class TrivialAugment:
+    """One operation of 14, of a strength drawn evenly from 31 (arXiv:2103.10158, the wide space)."""
+
+    needs_uint8 = True
+
+    _MOST = dict.fromkeys((*_ENHANCING, "ShearX", "ShearY"), 0.99) | {"Rotate": 135, "Posterize": 6, "Solarize": 256}
+
+    def __init__(self) -> None:
+        self._names = ["Identity", "AutoContrast", "Equalize", *sorted(self._MOST), "TranslateX", "TranslateY"]
+        self._fill = Fill((128, 128, 128), _BILINEAR)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        name = self._names[rng.integers(len(self._names))]
+        pixels = {"TranslateX": 32 / image.shape[1], "TranslateY": 32 / image.shape[0]}
+        return _apply(image, [(name, _argument(name, rng.integers(31) / 30, self._MOST | pixels, rng))], self._fill)
+
+
+@TRANSFORMS.register
+class TimmAutoAugment:
+    """timm's RandAugment by its string: ``rand-m9-mstd0.5-inc1``.
+
+    Args:
+        config_str: after ``rand``: ``m`` magnitude (9), ``n`` operations (2), ``p`` probability of each (0.5), ``mstd`` standard
+            deviation of the magnitude (0; 100 and more: uniform from 0 to the magnitude), ``mmax`` its limit (10), ``inc1`` for
+            operations that all grow stronger with the magnitude.
+        interpolation: ``random`` draws bilinear or bicubic for each image.
+        img_size: pixels of the image, for which timm scales its shifts; they are shares of the side here.
+    """
+
+    needs_uint8 = True
+
+    _MOST = _MOST | {"TranslateX": 0.45, "TranslateY": 0.45, "SolarizeAdd": 110}
+
+    def __init__(
+        self,
+        config_str: str = "rand-m9-mstd0.5-inc1",
+        interpolation: Literal["random", "bilinear", "bicubic"] = "random",
+        img_size: Count | list[Count] | None = None,
+    ) -> None:
+        kind, *parts = config_str.split("-")
+        known = {"m": 9.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 10.0, "inc": 0.0}
+        for part in parts:
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            if not match or match[1] not in known:
+                raise ValueError(f"expected parts such as {', '.join(known)} with a number, received {part!r}")
+            known[match[1]] = float(match[2])
+        if kind != "rand" or not 0 <= known["p"] <= 1 or not 0 <= known["m"] <= known["mmax"] or known["n"] < 1:
+            raise ValueError(f"expected a string as rand-m9-mstd0.5-inc1, received {config_str!r}")
+        self.settings = known
+        self._names = [*_RAND_OPERATIONS, "SolarizeAdd"]
+        self._resamples = {"random": [_BILINEAR, _BICUBIC], "bilinear": [_BILINEAR], "bicubic": [_BICUBIC]}[interpolation]
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        s = self.settings
+        steps = []
+        for i in rng.integers(len(self._names), size=int(s["n"])):
+            if rng.random() >= s["p"]:
+                continue
+            magnitude = rng.uniform(0, s["m"]) if s["mstd"] >= 100 else rng.normal(s["m"], s["mstd"])
+            steps.append((self._names[i], self._value(self._names[i], min(max(magnitude, 0.0), s["mmax"]) / 10, rng)))
+        fill = Fill((124, 116, 104), self._resamples[rng.integers(len(self._resamples))])
+        return _apply(image, steps, fill)
+
+    def _value(self, name: str, strength: float, rng: Generator) -> float:
+        if self.settings["inc"]:
+            return _argument(name, strength, self._MOST, rng)
+        # Without inc, less of these at a higher magnitude, and enhancement from 0.1 to 1.9.
+        if name == "Posterize":
+            return 4 * strength
+        if name == "Solarize":
+            return 256 * strength
+        return 0.1 + 1.8 * strength if name in _ENHANCING else _argument(name, strength, self._MOST, rng)
+
+
+@TRANSFORMS.register
+class ColorJitter:
+    """Brightness, contrast, saturation and hue changed by random factors, in a random order.
+
+    Args:
+        brightness: factor drawn from ``[max(0, 1 - b), 1 + b]``; contrast and saturation alike.
+        hue: shift drawn from ``[-hue, hue]`` of the whole circle.
+    """
+
+    needs_uint8 = True
+
+    def __init__(
+        self,
+        brightness: NotNegative = 0.0,
+        contrast: NotNegative = 0.0,
+        saturation: NotNegative = 0.0,
+        hue: Annotated[float, Bound(ge=0, le=0.5)] = 0.0,
+    ) -> None:
+        self.ranges = {"Brightness": brightness, "Contrast": contrast, "Color": saturation, "Hue": hue}
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        picture = PillowImage.fromarray(image)
+        names = list(self.ranges)
+        for i in rng.permutation(len(names)):
+            name, extent = names[i], self.ranges[names[i]]
+            value = rng.uniform(-extent, extent) if name == "Hue" else rng.uniform(max(0.0, 1 - extent), 1 + extent)
+            if extent == 0:
+                continue
+            picture = _shift_hue(picture, value) if name == "Hue" else OPERATIONS[name](picture, value, Fill((0, 0, 0), _NEAREST))
+        return np.asarray(picture)
+
+
+def _shift_hue(picture: Picture, share: float) -> Picture:
+    hue, saturation, value = picture.convert("HSV").split()
+    moved = (np.asarray(hue).astype(np.int16) + round(share * 255)) % 256
+    return PillowImage.merge("HSV", (PillowImage.fromarray(moved.astype(np.uint8)), saturation, value)).convert("RGB")
+
+
+@TRANSFORMS.register
+class RandomErasing:
+    """Erases a random rectangle (arXiv:1708.04896).
+
+    Args:
+        EPSILON: probability.
+        sl: smallest share of the area; ``sh``: the largest.
+        r1: smallest of height over width; the largest is its inverse.
+        mean: what ``const`` fills in, in the units of the image where this stands: 0 to 255 before NormalizeImage.
+        attempt: how often a rectangle that does not fit is drawn again.
+        use_log_aspect: draw the logarithm of height over width evenly.
+        mode: ``const``; ``rand``, one random colour; ``pixel``, a random colour for each pixel.
+    """
+
+    def __init__(
+        self,
+        EPSILON: Share = 0.5,
+        sl: Share = 0.02,
+        sh: Share = 0.4,
+        r1: Positive = 0.3,
+        mean: tuple[Finite, Finite, Finite] = (0.0, 0.0, 0.0),
+        attempt: Count = 100,
+        use_log_aspect: bool = False,
+        mode: Literal["const", "rand", "pixel"] = "const",
+    ) -> None:
+        if sl > sh or r1 > 1:
+            raise ValueError(f"expected sl up to sh and r1 up to 1, received {sl:g}, {sh:g} and {r1:g}")
+        self.probability, self.shares, self.aspects = EPSILON, (sl, sh), (r1, 1 / r1)
+        self.mean, self.attempt, self.use_log_aspect, self.mode = mean, attempt, use_log_aspect, mode
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        if rng.random() >= self.probability:
+            return image
+        height, width = image.shape[:2]
+        for _ in range(self.attempt):
+            area = rng.uniform(*self.shares) * height * width
+            low, high = self.aspects
+            aspect = math.exp(rng.uniform(math.log(low), math.log(high))) if self.use_log_aspect else rng.uniform(low, high)
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < h < height and 0 < w < width:
+                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+                out = image.copy()
+                out[top : top + h, left : left + w] = self._filling(h, w, image.dtype, rng)
+                return out
+        return image
+
+    def _filling(self, height: int, width: int, dtype: Any, rng: Generator) -> Any:
+        if self.mode == "const":
+            return np.asarray(self.mean, dtype)
+        shape = (1, 1, 3) if self.mode == "rand" else (height, width, 3)
+        return rng.integers(0, 256, shape, np.uint8) if dtype == np.uint8 else rng.normal(size=shape).astype(dtype)
+
+
+@TRANSFORMS.register
+class Cutout:
+    """Blackens squares of ``length`` pixels around random points, cut at the border (arXiv:1708.04552)."""
+
+    def __init__(self, n_holes: Count = 1, length: Count = 112) -> None:
+        self.n_holes, self.length = n_holes, length
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        out = image.copy()
+        for _ in range(self.n_holes):
+            y, x = (int(rng.integers(side)) for side in image.shape[:2])
+            half = self.length // 2
+            out[max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
+        return out
+
+
+@TRANSFORMS.register
+class HideAndSeek:
+    """Blackens each square of a random grid with probability 1/2 (arXiv:1811.02545); in one of five images none."""
+
+    _GRIDS = (0, 16, 32, 44, 56)
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        size = self._GRIDS[rng.integers(len(self._GRIDS))]
+        if size == 0:
+            return image
+        out = image.copy()
+        for top in range(0, image.shape[0], size):
+            for left in range(0, image.shape[1], size):
+                if rng.random() < 0.5:
+                    out[top : top + size, left : left + size] = 0
+        return out
+
+
+@TRANSFORMS.register
+class GridMask:
+    """Blackens a regular grid of squares (arXiv:2001.04086).
+
+    Args:
+        d1: smallest period in pixels; ``d2``: the largest.
+        rotate: the grid is turned by up to this many degrees; 1 for none.
+        ratio: share of a period that is kept, each way.
+        mode: 0 blackens the grid's squares, 1 what is around them.
+        prob: probability.
+    """
+
+    def __init__(
+        self,
+        d1: Count = 96,
+        d2: Count = 224,
+        rotate: Count = 1,
+        ratio: Share = 0.5,
+        mode: Literal[0, 1] = 0,
+        prob: Share = 1.0,
+    ) -> None:
+        if d1 > d2:
+            raise ValueError(f"expected d1 up to d2, received {d1} and {d2}")
+        self.periods, self.rotate, self.ratio, self.mode, self.prob = (d1, d2), rotate, ratio, mode, prob
+
+    def __call__(self, image: Image, rng: Generator) -> Image:
+        if rng.random() >= self.prob:
+            return image
+        height, width = image.shape[:2]
+        side = math.ceil(math.hypot(height, width))
+        period = int(rng.integers(self.periods[0], self.periods[1] + 1))
+        kept = min(max(int(period * self.ratio + 0.5), 1), period)
+        first = rng.integers(period, size=2)
+        rows, columns = ((np.arange(side) + shift) % period < kept for shift in first)
+        mask = (rows[:, None] | columns[None, :]) != bool(self.mode)
+        turned = PillowImage.fromarray(mask.astype(np.uint8)).rotate(int(rng.integers(self.rotate)))
+        top, left = (side - height) // 2, (side - width) // 2
+        return image * np.asarray(turned)[top : top + height, left : left + width, None]

@@ -1,0 +1,61 @@
+"""Batch norms multiplied into the convolutions before them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle import nn
+
+
+def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
+    """Change a network in evaluation mode so that each batch norm whose input is a convolution's output is a part of it.
+
+    Which they are is seen in one pass, so it holds for every network.
+
+    Args:
+        images: of any size that the network takes.
+
+    Returns:
+        How many were folded; others, such as those after a sum, stay.
+    """
+    pairs = _pairs(model, images)
+    owners = {id(layer): (parent, name) for parent in model.sublayers(include_self=True) for name, layer in parent.named_children()}
+    for convolution, norm in pairs:
+        scale = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)
+        with paddle.no_grad():
+            bias = norm.bias - norm._mean * scale
+            if convolution.bias is not None:
+                bias = bias + convolution.bias * scale
+            convolution.weight.set_value(convolution.weight * scale.reshape([-1, 1, 1, 1]))
+            convolution.bias = paddle.create_parameter(
+                bias.shape, "float32", default_initializer=nn.initializer.Assign(bias.numpy())
+            )
+        parent, name = owners[id(norm)]
+        # A subclass of batch norm does something more: here a ReLU.
+        parent.add_sublayer(name, nn.Identity() if type(norm) is nn.BatchNorm2D else nn.ReLU())
+    return len(pairs)
+
+
+def _pairs(model: nn.Layer, images: paddle.Tensor) -> list[tuple[nn.Conv2D, nn.BatchNorm2D]]:
+    made: dict[int, tuple[nn.Conv2D, Any]] = {}  # keeps the outputs alive, so that no id is used twice
+    pairs: list[tuple[nn.Conv2D, nn.BatchNorm2D]] = []
+
+    def after(layer: nn.Layer, inputs: Any, output: paddle.Tensor) -> None:
+        made[id(output)] = layer, output
+
+    def before(layer: nn.Layer, inputs: Any) -> None:
+        if id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])][0], layer))
+
+    hooks = []
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Conv2D):
+            hooks.append(layer.register_forward_post_hook(after))
+        elif isinstance(layer, nn.BatchNorm2D):
+            hooks.append(layer.register_forward_pre_hook(before))
+    with paddle.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return pairs

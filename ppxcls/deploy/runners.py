@@ -1,0 +1,99 @@
+"""What predicts: the network itself, or exported files under Paddle Inference or ONNX Runtime. All take and give numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppxcls.data.model_input import ModelInput
+from ppxcls.data.transforms import DeviceStage
+from ppxcls.runtime import usable_cores
+from ppxcls.state_files import CheckpointError
+
+Array = np.ndarray[Any, Any]
+Runner = Callable[[Array], Array]
+
+
+def network_runner(model: nn.Layer, stage: DeviceStage) -> Runner:
+    """Host images, as ``split_for_device`` leaves them, to logits [N, class_num], float32."""
+    to_input = ModelInput(stage)
+    model.eval()
+
+    def run(images: Array) -> Array:
+        with paddle.no_grad():
+            return model(to_input(images)).numpy()
+
+    return run
+
+
+def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
+    """An exported folder under Paddle Inference: on a GPU that Paddle is built for, else on the CPU with oneDNN.
+
+    Args:
+        threads: on the CPU; None for every core.
+
+    Raises:
+        CheckpointError: the files are not there, or are none.
+    """
+    from paddle import inference
+
+    model, weights = folder / "inference.json", folder / "inference.pdiparams"
+    for file in (model, weights):
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file")
+    settings = inference.Config(str(model), str(weights))
+    settings.disable_glog_info()
+    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+        settings.enable_use_gpu(512, 0)
+    else:
+        settings.disable_gpu()
+        settings.enable_mkldnn()
+        settings.set_cpu_math_library_num_threads(threads or usable_cores())
+    settings.switch_ir_optim(True)
+    try:
+        predictor = inference.create_predictor(settings)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{model}: not an exported model: {' '.join(str(error).split())[-200:]}") from None
+    source, result = (predictor.get_input_handle(predictor.get_input_names()[0]), predictor.get_output_names()[0])
+
+    def run(images: Array) -> Array:
+        source.reshape(images.shape)
+        source.copy_from_cpu(np.ascontiguousarray(images))
+        predictor.run()
+        return predictor.get_output_handle(result).copy_to_cpu()
+
+    return run
+
+
+def onnx_runner(file: Path, threads: int | None = None) -> Runner:
+    """An exported ``.onnx`` file under ONNX Runtime.
+
+    Args:
+        threads: on the CPU; None for every core.
+
+    Raises:
+        CheckpointError: ONNX Runtime is not installed, or the file is none of its.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise CheckpointError(f"{file}: to run it needs onnxruntime: pip install 'ppxcls[export]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
+    except Exception as error:  # it has a class of its own for each kind of damage
+        raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
+    name = session.get_inputs()[0].name
+
+    def run(images: Array) -> Array:
+        return session.run(None, {name: np.ascontiguousarray(images)})[0]
+
+    return run

@@ -1,0 +1,59 @@
+"""An exponential moving average of a model's weights, which is evaluated and kept in their place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+
+class EMA:
+    """The average of all of the model's state, batch norm's statistics included, updated after each optimizer step.
+
+    Args:
+        model: without the wrapper for data parallelism.
+        decay: of the average, a step.
+        warmup: grow the decay as (1 + n) / (10 + n) in step n, so that the initial weights are forgotten soon.
+    """
+
+    def __init__(self, model: nn.Layer, decay: float, warmup: bool = False) -> None:
+        self.decay, self.warmup = decay, warmup
+        self._tensors = dict(model.state_dict())
+        self._average = {key: tensor.detach().astype("float32").clone() for key, tensor in self._tensors.items()}
+
+    def update(self, step: int) -> None:
+        """Take the weights after optimizer step ``step``, from 1, into the average."""
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        with paddle.no_grad():
+            for key, tensor in self._tensors.items():
+                average = self._average[key]
+                average.scale_(decay)
+                average.add_(tensor.astype("float32") * (1 - decay))
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """In this block the model has the average as its weights."""
+        own = {key: tensor.clone() for key, tensor in self._tensors.items()}
+        self._set(self._average)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    def _set(self, values: Mapping[str, paddle.Tensor]) -> None:
+        with paddle.no_grad():
+            for key, tensor in self._tensors.items():
+                tensor.set_value(values[key].astype(tensor.dtype))
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Copies by the model's state keys."""
+        return {key: value.numpy() for key, value in self._average.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from another average, by the model's state keys, all of which must be there."""
+        for key in self._average:
+            self._average[key] = paddle.to_tensor(state[key])

@@ -1,0 +1,153 @@
+"""Weights of timm and Keras under this package's state keys and shapes."""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppxcls.state_files import CheckpointError, State
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
+_INSTALL = "which is not installed: pip install 'ppxcls[convert]'"
+_PROJECTION = ("conv2d", "batch_normalization")  # Keras's names of the layers that it does not name, numbered
+_MOST_BYTES = 1 << 31  # of the weights inside a .keras archive
+
+
+def read_foreign_weights(file: Path) -> State:
+    """Weights by this package's state keys.
+
+    Args:
+        file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it with ``weights_only``),
+            ``.weights.h5`` or ``.keras`` (Keras's Xception).
+
+    Raises:
+        CheckpointError: missing, not such a file, or what reads it is not installed.
+    """
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    try:
+        if file.suffix == ".safetensors":
+            return _from_torch(_read_safetensors(file))
+        if file.suffix in (".h5", ".keras"):
+            return _from_keras(_read_keras(file))
+        return _from_torch(_read_torch(file))
+    except CheckpointError:
+        raise
+    except ImportError as error:
+        raise CheckpointError(f"{file}: to read it needs {error.name}, {_INSTALL}") from None
+    except Exception as error:  # each library fails in ways of its own
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
+
+
+def write_safetensors(file: Path, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Write arrays as ``.safetensors``.
+
+    Raises:
+        CheckpointError: safetensors is not installed.
+        OSError: the file can't be written.
+    """
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise CheckpointError(f"{file}: to write it needs {error.name}, {_INSTALL}") from None
+    temporary = file.with_name(file.name + ".new")
+    temporary.write_bytes(save({key: np.ascontiguousarray(value) for key, value in state.items()}))
+    temporary.replace(file)
+
+
+def _read_safetensors(file: Path) -> State:
+    from safetensors.numpy import load
+
+    return dict(load(file.read_bytes()))
+
+
+def _read_torch(file: Path) -> State:
+    import torch
+
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = state.get("state_dict", state)
+    return {key: value.float().numpy() for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _from_torch(state: State) -> State:
+    """Batch norm's statistics under Paddle's names, linear weights as [in, out]."""
+    if any(key.endswith(("._mean", "._variance")) for key in state):
+        return state  # written by this package
+    renamed = {}
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        new = re.sub(r"\.running_var$", "._variance", re.sub(r"\.running_mean$", "._mean", key))
+        renamed[new] = np.ascontiguousarray(value.T) if value.ndim == 2 else value
+    return renamed
+
+
+def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """Variables by layer, in Keras's order of them."""
+    import h5py
+
+    data: Any = file
+    if file.suffix == ".keras":
+        with zipfile.ZipFile(file) as archive:
+            info = archive.getinfo("model.weights.h5")
+            if info.file_size > _MOST_BYTES:
+                raise CheckpointError(f"{file}: {info.file_size:,} bytes of weights; this network has fewer than {_MOST_BYTES:,}")
+            data = io.BytesIO(archive.read(info))
+    layers = {}
+    with h5py.File(data, "r") as stored:
+        if "layers" not in stored:
+            raise CheckpointError(f"{file}: expected the weights of a Keras 3 model, with a group 'layers'")
+        for name, layer in stored["layers"].items():
+            variables = layer.get("vars")
+            if variables is not None and len(variables):
+                shown = str(variables.attrs.get("name", name))
+                layers[shown] = [np.asarray(variables[str(i)]) for i in range(len(variables))]
+    return layers
+
+
+def _from_keras(layers: Mapping[str, list[np.ndarray[Any, Any]]]) -> State:
+    """Keras's block 2 is block 1 here, and so on; its blocks 1 and 14 are single convolutions here."""
+    state: State = {}
+    projections = [sorted((n for n in layers if re.fullmatch(rf"{kind}(_\d+)?", n)), key=_number) for kind in _PROJECTION]
+    names: dict[str, str] = {}
+    for kind, key in zip(projections, ("skip", "skipbn"), strict=True):
+        names |= {name: f"block{block}.{key}" for name, block in zip(kind, (1, 2, 3, 12), strict=False)}
+    for name, variables in layers.items():
+        key = names.get(name) or _keras_key(name)
+        if len(variables) == 4:
+            keys = [f"{key}.weight", f"{key}.bias", f"{key}._mean", f"{key}._variance"]
+            state |= dict(zip(keys, variables, strict=True))
+        elif key == "fc":
+            state |= {"fc.weight": variables[0], "fc.bias": variables[1]}
+        elif len(variables) == 2:
+            state |= {f"{key}.conv1.weight": variables[0].transpose(2, 3, 0, 1)}
+            state |= {f"{key}.pointwise.weight": variables[1].transpose(3, 2, 0, 1)}
+        else:
+            state[f"{key}.weight"] = variables[0].transpose(3, 2, 0, 1)
+    return {key: np.ascontiguousarray(value) for key, value in state.items()}
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("_")[2]) if name[-1].isdigit() else -1
+
+
+def _keras_key(name: str) -> str:
+    """``block3_sepconv2_bn`` is ``block2.rep.5``; a name that means nothing stays, and is then refused as unknown."""
+    if name == "predictions":
+        return "fc"
+    if match := re.fullmatch(r"block1_conv([12])(_bn)?", name):
+        return f"{'bn' if match[2] else 'conv'}{match[1]}"
+    if match := re.fullmatch(r"block(\d+)_sepconv(\d)(_bn)?", name):
+        block, convolution, is_norm = int(match[1]), int(match[2]), bool(match[3])
+        if block == 14:
+            return f"{'bn' if is_norm else 'conv'}{convolution + 2}"
+        place = 3 * (convolution - 1) + is_norm + (block > 2)  # the first block begins without a ReLU
+        return f"block{block - 1}.rep.{place}"
+    return name

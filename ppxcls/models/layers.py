@@ -1,0 +1,73 @@
+"""What the families of Xception have in common beyond their blocks: head, initial values, stochastic depth, channels last."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+import paddle
+from paddle import nn
+
+from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.schema import Where
+
+
+class DropPath(nn.Layer):
+    """Leaves out a residual branch for some samples while training (stochastic depth, arXiv:1603.09382).
+
+    Args:
+        rate: share of the samples; the others are scaled so that the mean stays.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C, H, W] to the same."""
+        if not self.training or self.rate == 0:
+            return x
+        kept = (paddle.rand([x.shape[0], 1, 1, 1]) >= self.rate).astype(x.dtype)
+        return x * kept / (1 - self.rate)
+
+
+def linear(features: int, class_num: int) -> nn.Layer:
+    """The classifier; the identity for ``class_num`` 0, so that the network gives features."""
+    if class_num == 0:
+        return nn.Identity()
+    limit = 1 / math.sqrt(features)
+    return nn.Linear(features, class_num, weight_attr=nn.initializer.Uniform(-limit, limit))
+
+
+def separable(
+    names: tuple[str, str], in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
+) -> list[tuple[str, nn.Layer]]:
+    """A 3x3 depthwise and a 1x1 convolution, by name, for ``nn.Sequential``."""
+    depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
+    return [(names[0], depthwise), (names[1], nn.Conv2D(in_channels, out_channels, 1, bias_attr=False))]
+
+
+def initialize(model: nn.Layer) -> None:
+    """Normal kernels with variance 2 / (kernel area times output channels of a group): arXiv:1502.01852, section 2.2, backward."""
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Conv2D):
+            fan = math.prod(layer.weight.shape[2:]) * layer.weight.shape[0] // layer._groups
+            nn.initializer.Normal(0.0, math.sqrt(2 / fan))(layer.weight)
+
+
+def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
+    """Stop training the parameters whose state keys a pattern is found in; batch norms among them use their statistics as they are.
+
+    Raises:
+        ConfigError: a pattern means no parameter.
+    """
+    for i, pattern in enumerate(patterns):
+        frozen = [key for key, p in model.named_parameters() if re.search(pattern, key)]
+        if not frozen:
+            raise (where / i).error(f"expected a pattern of state keys, received {pattern!r}, which means no parameter")
+        for key, parameter in model.named_parameters():
+            parameter.stop_gradient |= key in frozen
+        for key, layer in model.named_sublayers():
+            if isinstance(layer, nn.BatchNorm2D) and f"{key}.weight" in frozen:
+                layer._use_global_stats = True

@@ -1,0 +1,114 @@
+"""The original Xception (Chollet, arXiv:1610.02357, figure 5), as Keras and, under the name ``legacy_xception``, timm have it.
+
+Depthwise before pointwise with nothing between them, one batch norm after each pair, projections with batch norm, max pools. State
+keys are timm's, but for the names of batch norm's statistics.
+"""
+
+from __future__ import annotations
+
+import math
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ppxcls.models.layers import initialize, linear, separable
+from ppxcls.ops.max_pool import MaxPool2D
+from ppxcls.registry import MODELS
+from ppxcls.schema import BelowOne, Count, CountOrZero
+
+_NAMES = "conv1", "pointwise"
+
+
+class SamePool(nn.Layer):
+    """3x3 max pool of stride 2 with TensorFlow's padding: where a side is even, one row at its end and none before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool = MaxPool2D(kernel_size=3, stride=2, padding=0)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]."""
+        height, width = x.shape[2] % 2, x.shape[3] % 2
+        return self._pool(F.pad(x, [width, 1, height, 1], value=-math.inf))
+
+
+class Block(nn.Layer):
+    """Separable convolutions, each after a ReLU and before a batch norm, beside the identity or a strided projection.
+
+    Args:
+        channels: input channels, then the output channels of each convolution.
+        relu_first: whether the first convolution sees ReLU of the input.
+        pool: the max pool; None for no stride.
+    """
+
+    def __init__(self, channels: tuple[int, ...], pool: nn.Layer | None = None, relu_first: bool = True) -> None:
+        super().__init__()
+        self.skip: nn.Layer | None = None
+        if pool is not None:
+            self.skip = nn.Conv2D(channels[0], channels[-1], 1, stride=2, bias_attr=False)
+            self.skipbn = nn.BatchNorm2D(channels[-1])
+        layers: list[nn.Layer] = []
+        for in_channels, out_channels in zip(channels, channels[1:], strict=False):
+            convolution = nn.Sequential(*separable(_NAMES, in_channels, out_channels))
+            layers += [nn.ReLU(), convolution, nn.BatchNorm2D(out_channels)]
+        layers = layers if relu_first else layers[1:]
+        self.rep = nn.Sequential(*layers, *([] if pool is None else [pool]))
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H, W], or half of H and W, rounded up, with a pool."""
+        return self.rep(x) + (x if self.skip is None else self.skipbn(self.skip(x)))
+
+
+class LegacyXception(nn.Layer):
+    """Two 3x3 convolutions, 3 downsampling blocks, 8 middle blocks, a downsampling block, two separable convolutions.
+
+    Args:
+        keras: max pools padded and batch norms set as in Keras, not as in timm.
+    """
+
+    def __init__(self, class_num: int, in_channels: int, drop_rate: float, keras: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2D(in_channels, 32, 3, stride=2, bias_attr=False)
+        self.bn1 = nn.BatchNorm2D(32)
+        self.conv2 = nn.Conv2D(32, 64, 3, bias_attr=False)
+        self.bn2 = nn.BatchNorm2D(64)
+        pools = [SamePool() if keras else MaxPool2D(kernel_size=3, stride=2, padding=1) for _ in range(4)]
+        widths = [(64, 128, 128), (128, 256, 256), (256, 728, 728), (728, 728, 1024)]
+        down = [Block(channels, pool, relu_first=i > 0) for i, (channels, pool) in enumerate(zip(widths, pools, strict=True))]
+        blocks = [*down[:3], *(Block((728,) * 4) for _ in range(8)), down[3]]
+        self._blocks = [self.add_sublayer(f"block{i}", block) for i, block in enumerate(blocks, 1)]
+        self.conv3 = nn.Sequential(*separable(_NAMES, 1024, 1536))
+        self.bn3 = nn.BatchNorm2D(1536)
+        self.conv4 = nn.Sequential(*separable(_NAMES, 1536, 2048))
+        self.bn4 = nn.BatchNorm2D(2048)
+        self.pool = nn.AdaptiveAvgPool2D(1)
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = linear(2048, class_num)
+        initialize(self)
+        if keras:
+            for layer in self.sublayers():
+                if isinstance(layer, nn.BatchNorm2D):
+                    layer._epsilon, layer._momentum = 1e-3, 0.99
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
+        x = F.relu(self.bn1(self.conv1(images)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        for block in self._blocks:
+            x = block(x)
+        x = F.relu(self.bn3(self.conv3(x)))
+        x = F.relu(self.bn4(self.conv4(x)))
+        return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
+
+
+@MODELS.register
+def legacy_xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
+    """timm's name; 22.9 million parameters at 1,000 classes."""
+    return LegacyXception(class_num, in_channels, drop_rate)
+
+
+@MODELS.register
+def Xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
+    """The same network under Keras's name, with its padding of max pools and its batch norm: epsilon 1e-3, momentum 0.99."""
+    return LegacyXception(class_num, in_channels, drop_rate, keras=True)

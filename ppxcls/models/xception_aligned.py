@@ -1,0 +1,225 @@
+"""The aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2) as timm has it: 41, 65, 71, pre-activated 41p and 65p.
+
+Strided depthwise convolutions in place of max pools, and a last block without a shortcut. Without pre-activation each depthwise and
+pointwise convolution has a batch norm; with it, one batch norm and ReLU stand before each pair. State keys are timm's, but for the
+names of batch norm's statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ppxcls.models.layers import DropPath, initialize, linear, separable
+from ppxcls.registry import MODELS
+from ppxcls.schema import BelowOne, Count, CountOrZero
+
+Norm = Callable[[int], nn.Layer]
+OutputStride = Literal[8, 16, 32]
+
+_NAMES = "conv_dw", "conv_pw"
+_EXIT = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the exit flow's two blocks
+
+
+class _NormReLU(nn.BatchNorm2D):
+    """Batch norm and ReLU under one name."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return F.relu(super().forward(x))
+
+
+def _conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> list[tuple[str, nn.Layer]]:
+    convolution = nn.Conv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias_attr=False)
+    return [("conv", convolution), ("bn", norm(out_channels))]
+
+
+class Block(nn.Layer):
+    """Three separable convolutions, each with batch norms after its two halves, and a shortcut: identity, projection, or none.
+
+    Args:
+        channels: input channels, then the output channels of the three.
+        stride: of the third and of the projection.
+        is_last: without a shortcut, and with ReLU after each batch norm instead of before each separable convolution.
+        drop_path: share of the samples for which the branch is left out in training.
+    """
+
+    def __init__(self, channels: tuple[int, ...], stride: int, dilation: int, is_last: bool, drop_path: float, norm: Norm) -> None:
+        super().__init__()
+        self.shortcut = None
+        if not is_last and (stride > 1 or channels[0] != channels[-1]):
+            self.shortcut = nn.Sequential(*_conv_bn(channels[0], channels[-1], 1, stride, norm))
+        self._has_shortcut = not is_last
+        layers: list[tuple[str, nn.Layer]] = []
+        for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
+            depthwise, pointwise = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
+            own = [depthwise, ("bn_dw", norm(in_channels)), pointwise, ("bn_pw", norm(out_channels))]
+            if is_last:
+                own = [*own[:2], ("act_dw", nn.ReLU()), *own[2:], ("act_pw", nn.ReLU())]
+            else:
+                layers.append((f"act{i}", nn.ReLU()))
+            layers.append((f"conv{i}", nn.Sequential(*own)))
+        self.stack = nn.Sequential(*layers)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        if not self._has_shortcut:
+            return self.stack(x)
+        return self.drop_path(self.stack(x)) + (x if self.shortcut is None else self.shortcut(x))
+
+
+class PreactBlock(nn.Layer):
+    """As ``Block``, with one batch norm and ReLU before each separable convolution; the shortcut begins after the first one."""
+
+    def __init__(self, channels: tuple[int, ...], stride: int, dilation: int, is_last: bool, drop_path: float, norm: Norm) -> None:
+        super().__init__()
+        self.shortcut = None
+        if not is_last and (stride > 1 or channels[0] != channels[-1]):
+            self.shortcut = nn.Conv2D(channels[0], channels[-1], 1, stride, bias_attr=False)
+        self._has_shortcut = not is_last
+        self.norm = norm(channels[0])
+        layers = []
+        for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
+            own = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
+            layers.append((f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *own)))
+        self.stack = nn.Sequential(*layers)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        x = self.norm(x)
+        if not self._has_shortcut:
+            return self.stack(x)
+        return self.drop_path(self.stack(x)) + (x if self.shortcut is None else self.shortcut(x))
+
+
+class XceptionAligned(nn.Layer):
+    """Two 3x3 convolutions, entry, middle and exit flow, classifier.
+
+    Args:
+        entry: output channels and stride of each block of the entry flow.
+        middle_blocks: number of blocks of the middle flow.
+        preact: batch norm and ReLU before the convolutions.
+        epsilon: of batch norm.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: of the last block; the first has none, and between them it grows evenly.
+        output_stride: of the features before pooling: where it is reached, strides become dilation.
+    """
+
+    def __init__(
+        self,
+        entry: tuple[tuple[int, int], ...],
+        middle_blocks: int,
+        preact: bool,
+        epsilon: float,
+        class_num: int,
+        in_channels: int,
+        drop_rate: float,
+        drop_path_rate: float,
+        output_stride: int,
+    ) -> None:
+        super().__init__()
+        norm = partial(_NormReLU if preact else nn.BatchNorm2D, epsilon=epsilon)
+        plain = partial(nn.BatchNorm2D, epsilon=epsilon)
+        first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", nn.ReLU()))
+        second = (
+            nn.Conv2D(32, 64, 3, padding=1, bias_attr=False)
+            if preact
+            else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", nn.ReLU()))
+        )
+        self.stem = nn.Sequential(first, second)
+        shapes: list[tuple[tuple[int, ...], int]] = []
+        channels = 64
+        for width, stride in entry:
+            shapes.append(((channels, width, width, width), stride))
+            channels = width
+        shapes += [*[((728,) * 4, 1)] * middle_blocks, (_EXIT[0], 2), (_EXIT[1], 1)]
+        blocks, dilation, reached = [], 1, 2
+        for i, (widths, stride) in enumerate(shapes):
+            drop_path = drop_path_rate * i / (len(shapes) - 1)
+            own_stride = stride if reached * stride <= output_stride else 1
+            make = PreactBlock if preact else Block
+            blocks.append(make(widths, own_stride, dilation, i == len(shapes) - 1, drop_path, norm))
+            reached *= own_stride
+            dilation *= stride // own_stride
+        self.blocks = nn.Sequential(*blocks)
+        self._relu_at_end = preact
+        self.pool = nn.AdaptiveAvgPool2D(1)
+        self.drop = nn.Dropout(drop_rate)
+        self.head = nn.Sequential(("fc", linear(2048, class_num)))
+        initialize(self)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
+        x = self.blocks(self.stem(images))
+        x = F.relu(x) if self._relu_at_end else x
+        return self.head(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
+
+
+_ENTRY = ((128, 2), (256, 2), (728, 2))
+_ENTRY_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
+
+
+@MODELS.register
+def xception41(
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.0,
+    drop_path_rate: BelowOne = 0.0,
+    output_stride: OutputStride = 32,
+) -> XceptionAligned:
+    """8 middle blocks; 27.0 million parameters at 1,000 classes."""
+    return XceptionAligned(_ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+
+
+@MODELS.register
+def xception65(
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.0,
+    drop_path_rate: BelowOne = 0.0,
+    output_stride: OutputStride = 32,
+) -> XceptionAligned:
+    """16 middle blocks; 39.9 million parameters at 1,000 classes."""
+    return XceptionAligned(_ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+
+
+@MODELS.register
+def xception71(
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.0,
+    drop_path_rate: BelowOne = 0.0,
+    output_stride: OutputStride = 32,
+) -> XceptionAligned:
+    """5 entry and 16 middle blocks; 42.3 million parameters at 1,000 classes."""
+    return XceptionAligned(_ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+
+
+@MODELS.register
+def xception41p(
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.0,
+    drop_path_rate: BelowOne = 0.0,
+    output_stride: OutputStride = 32,
+) -> XceptionAligned:
+    """8 pre-activated middle blocks; 26.9 million parameters at 1,000 classes."""
+    return XceptionAligned(_ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+
+
+@MODELS.register
+def xception65p(
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.0,
+    drop_path_rate: BelowOne = 0.0,
+    output_stride: OutputStride = 32,
+) -> XceptionAligned:
+    """16 pre-activated middle blocks; 39.8 million parameters at 1,000 classes."""
+    return XceptionAligned(_ENTRY, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)

@@ -1,0 +1,274 @@
+"""Lists, conversion, export and prediction, as a user runs them: from a folder of pictures to an ONNX file."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import io
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+import yaml
+
+import ppxcls
+from ppxcls.deploy.fold import fold_batch_norms
+from ppxcls.deploy.predict import find_images, predict
+from ppxcls.state_files import read_state
+from tests.conftest import run_tool, small_config
+
+# The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("paddle2onnx", "onnxruntime"))
+
+
+def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "élan"), count: int = 6) -> Path:
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for k in range(count):
+            image = rng.integers(0, 80, (90, 80, 3)).astype(np.uint8)
+            image[..., i % 3] += 120
+            cv2.imwrite(str(folder / name / f"{k}.jpg"), image)
+    return folder
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """A YAML whose network is trained for a moment on lists of a folder of pictures."""
+    data = pictures(tmp_path / "pictures")
+    ppxcls.make_lists(data, tmp_path / "lists", val_share=0.34)
+    normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
+    steps = [
+        {"DecodeImage": {}},
+        {"ResizeImage": {"resize_short": 75}},
+        {"CropImage": {"size": 71}},
+        normalize,
+        {"ToCHWImage": None},
+    ]
+    config = small_config(data, tmp_path / "output")
+    for mode, name in (("Train", "train"), ("Eval", "val")):
+        config["DataLoader"][mode]["dataset"]["cls_label_path"] = str(tmp_path / f"lists/{name}_list.txt")
+    process = {"name": "Topk", "topk": 2, "class_id_map_file": str(tmp_path / "lists/class_names.txt")}
+    config["Infer"] = {"infer_imgs": str(data), "batch_size": 4, "transforms": steps, "PostProcess": process}
+    config["Global"]["save_inference_dir"] = str(tmp_path / "inference")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    ppxcls.build_trainer(ppxcls.load_config(file)).fit()
+    return file
+
+
+def weights(config: Path) -> str:
+    return f"Global.pretrained_model={config.parent}/output/Xception41/latest"
+
+
+def test_lists_are_stratified_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "pictures", count=10)
+    (data / "cat/notes.txt").write_text("no image")
+    counts = ppxcls.make_lists(data, tmp_path / "a", val_share=0.3)
+    assert list(counts.values()) == [21, 9, 3]
+    val = (tmp_path / "a/val_list.txt").read_text(encoding="utf-8").splitlines()
+    assert [sum(line.endswith(f" {label}") for line in val) for label in range(3)] == [3, 3, 3]
+    train = (tmp_path / "a/train_list.txt").read_text(encoding="utf-8").splitlines()
+    assert not {line.split()[0] for line in train} & {line.split()[0] for line in val}
+    assert (tmp_path / "a/class_names.txt").read_text(encoding="utf-8") == "0 cat\n1 dog\n2 élan\n"
+    for seed, same in ((0, True), (1, False)):
+        ppxcls.make_lists(data, tmp_path / "b", val_share=0.3, seed=seed)
+        assert ((tmp_path / "b/val_list.txt").read_text() == (tmp_path / "a/val_list.txt").read_text()) == same
+    (data / "empty").mkdir()
+    with pytest.raises(ppxcls.DataError, match="empty: no images in the folder of a class"):
+        ppxcls.make_lists(data, tmp_path / "c")
+
+
+def test_flat_folder_with_labels(tmp_path: Path) -> None:
+    flat = pictures(tmp_path / "val", ("",), count=3)
+    labels = tmp_path / "ground_truth.txt"
+    labels.write_text("7\n0\n999\n")
+    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "lists/val_list.txt").read_text() == "0.jpg 7\n1.jpg 0\n2.jpg 999\n"
+    labels.write_text("7\n0\n")
+    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
+    assert result.returncode == 1
+    assert "2 labels for 3 images" in result.stderr
+
+
+def test_weights_there_and_back(tmp_path: Path) -> None:
+    model = ppxcls.build_model("xception41p", class_num=5)
+    paddle.save(model.state_dict(), str(tmp_path / "a.pdparams"))
+    for source, target in (("a.pdparams", "b.safetensors"), ("b.safetensors", "c.pdparams")):
+        arguments = [tmp_path / source, "--model", "xception41p", "--class-num", "5", "-o", tmp_path / target]
+        result = run_tool("tools/convert_weights.py", *arguments)
+        assert result.returncode == 0, result.stderr
+    state = read_state(tmp_path / "c.pdparams")
+    assert all(np.array_equal(state[key], value.numpy()) for key, value in model.state_dict().items())
+    result = run_tool(
+        "tools/convert_weights.py", tmp_path / "b.safetensors", "--model", "xception65p", "-o", tmp_path / "d.pdparams"
+    )
+    assert result.returncode == 1
+    assert "does not fit the model" in result.stderr
+    assert not (tmp_path / "d.pdparams").exists()
+
+
+@pytest.mark.parametrize("name", ["Xception41", "Xception41_deeplab", "legacy_xception", "xception41", "xception41p"])
+def test_folding_changes_nothing_but_rounding(name: str) -> None:
+    paddle.seed(0)
+    model = ppxcls.build_model(name, class_num=7)
+    for layer in model.sublayers():
+        if isinstance(layer, paddle.nn.BatchNorm2D):
+            layer._mean.set_value(paddle.randn(layer._mean.shape) * 0.1)
+            layer._variance.set_value(paddle.rand(layer._variance.shape) + 0.5)
+    model.eval()
+    images = paddle.randn([2, 3, 71, 80])
+    with paddle.no_grad():
+        before = model(images).numpy()
+        norms = sum(isinstance(layer, paddle.nn.BatchNorm2D) for layer in model.sublayers())
+        folded = fold_batch_norms(model, images)
+        after = model(images).numpy()
+    left = sum(isinstance(layer, paddle.nn.BatchNorm2D) for layer in model.sublayers())
+    assert folded > 20
+    assert left == norms - folded
+    assert left == (0 if name != "xception41p" else 12)  # those after a sum
+    assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
+
+
+def predictions(text: str) -> list[dict]:
+    return [row for line in text.splitlines() if line.startswith("[{") for row in ast.literal_eval(line)]
+
+
+@pytest.mark.parametrize("options", [[], ["--fold", "--logits"], ["--float-input"]])
+def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: Path) -> None:
+    formats = {"Paddle Inference": "inference"} | ({"ONNX Runtime": "inference/inference.onnx"} if HAS_ONNX else {})
+    kind = "both" if HAS_ONNX else "paddle"
+    result = run_tool("tools/export_model.py", "-c", trained, "-o", weights(trained), "--format", kind, *options)
+    assert result.returncode == 0, result.stderr
+    for name in formats:
+        assert f"{name}: largest difference " in result.stdout
+    assert result.stdout.count("top-1 equal on 8") == len(formats)
+    side = json.loads((tmp_path / "inference/inference_config.json").read_text(encoding="utf-8"))
+    assert side["class_names"] == {"0": "cat", "1": "dog", "2": "élan"}
+    assert side["input"]["dtype"] == ("float32" if "--float-input" in options else "uint8")
+    assert side["output"] == ("logits" if "--logits" in options else "probabilities")
+    own = run_tool("tools/infer.py", "-c", trained, "-o", weights(trained))
+    assert own.returncode == 0, own.stderr
+    expected = predictions(own.stdout)
+    assert len(expected) == 18
+    assert expected[0]["file_name"].endswith("cat/0.jpg")
+    assert expected[0].keys() == {"class_ids", "scores", "file_name", "label_names"}
+    for exported in formats.values():
+        result = run_tool("tools/infer.py", "-c", trained, "--exported", tmp_path / exported)
+        assert result.returncode == 0, result.stderr
+        received = predictions(result.stdout)
+        assert [row["file_name"] for row in received] == [row["file_name"] for row in expected]
+        for a, b in zip(received, expected, strict=True):
+            assert a["scores"] == pytest.approx(b["scores"], abs=2e-5)
+            assert a["class_ids"] == b["class_ids"] or abs(a["scores"][0] - a["scores"][1]) < 1e-4
+
+
+def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
+    """Truncated, empty, no image, 16 bits, animated, huge: a line each for those that can't be read, and the rest is done."""
+    folder = tmp_path / "mixed"
+    shutil.copytree(tmp_path / "pictures/cat", folder)
+    rng = np.random.default_rng(0)
+    whole = (folder / "0.jpg").read_bytes()
+    (folder / "6.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "7.jpg").write_bytes(b"")
+    (folder / "8.jpg").write_text("<html></html>")
+    cv2.imwrite(str(folder / "9.png"), rng.integers(0, 65_536, (80, 80, 3)).astype(np.uint16))
+    from PIL import Image
+
+    from tests.test_check_data import png_of
+
+    frames = [Image.fromarray(rng.integers(0, 256, (80, 80, 3)).astype(np.uint8)) for _ in range(2)]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
+    (folder / "b.png").write_bytes(png_of(60_000, 60_000))
+    for kind in ("jsonl", "csv"):
+        output = tmp_path / f"out.{kind}"
+        arguments = [
+            "-c",
+            trained,
+            "-o",
+            weights(trained),
+            "-o",
+            f"Infer.infer_imgs={folder}",
+            "--format",
+            kind,
+            "--output",
+            output,
+        ]
+        result = run_tool("tools/infer.py", *arguments)
+        assert result.returncode == 1
+        for name, reason in (
+            ("6.jpg", "truncated JPEG"),
+            ("7.jpg", "the file is empty"),
+            ("8.jpg", "not an image"),
+            ("b.png", "60000 x"),
+        ):
+            assert f"{folder}/{name}: {reason}" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("8 images, ")
+        assert result.stderr.splitlines()[-1].endswith("images/s, 4 could not be read")
+        assert "Traceback" not in result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    table = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(encoding="utf-8"))))
+    assert [Path(row["file_name"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "9.png", "a.gif"]
+    assert len(table) == 16
+    assert {row["label_name"] for row in table} <= {"cat", "dog", "élan"}
+
+
+def test_patterns_and_none(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "p", count=2)
+    assert len(find_images(str(data))) == 6
+    assert [Path(f).name for f in find_images(f"{data}/dog/*.jpg")] == ["0.jpg", "1.jpg"]
+    with pytest.raises(ppxcls.DataError, match="no such image, folder of images or pattern"):
+        find_images(str(tmp_path / "nothing*"))
+
+
+def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
+    """What is read ahead of the runner is bounded, whatever the number of files."""
+    lock, alive, most = threading.Lock(), 0, 0
+
+    class Transform:
+        def __call__(self, data: bytes, rng: object) -> np.ndarray:
+            nonlocal alive, most
+            with lock:
+                alive += 1
+                most = max(most, alive)
+            return np.zeros((2, 2, 3), np.uint8)
+
+    def runner(images: np.ndarray) -> np.ndarray:
+        nonlocal alive
+        with lock:
+            alive -= len(images)
+        return np.zeros((len(images), 3), np.float32)
+
+    files = [__file__] * 500
+    count = sum(1 for _ in predict(files, Transform(), runner, 4, 1, True))  # type: ignore[arg-type]
+    assert count == 500
+    assert most <= 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["-o", "Infer.infer_imgs=null"], 2, "Infer.infer_imgs: expected a file, a folder or a pattern, received null"),
+        ([], 2, "Global.pretrained_model: expected the weights of the network, received null"),
+        (["--exported", "nowhere"], 1, "error: nowhere/inference_config.json: not what export_model.py writes"),
+        (["-o", "Global.pretrained_model=HTML"], 1, "not a file of weights"),
+    ],
+)
+def test_what_infer_refuses(
+    arguments: list[str], code: int, message: str, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = pictures(tmp_path / "p", count=1)
+    (tmp_path / "page.pdparams").write_text("<html></html>")
+    file = write_config(Infer={"infer_imgs": str(data)})
+    result = run_tool("tools/infer.py", "-c", file, *[a.replace("HTML", f"{tmp_path}/page") for a in arguments])
+    assert result.returncode == code
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
