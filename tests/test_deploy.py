@@ -39,9 +39,10 @@ def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "élan"), c
     return folder
 
 
-@pytest.fixture
-def trained(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A YAML whose network is trained for a moment on lists of a folder of pictures."""
+    tmp_path = tmp_path_factory.mktemp("trained")
     data = pictures(tmp_path / "pictures")
     ppxcls.make_lists(data, tmp_path / "lists", val_share=0.34)
     normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
@@ -57,7 +58,6 @@ def trained(tmp_path: Path) -> Path:
         config["DataLoader"][mode]["dataset"]["cls_label_path"] = str(tmp_path / f"lists/{name}_list.txt")
     process = {"name": "Topk", "topk": 2, "class_id_map_file": str(tmp_path / "lists/class_names.txt")}
     config["Infer"] = {"infer_imgs": str(data), "batch_size": 4, "transforms": steps, "PostProcess": process}
-    config["Global"]["save_inference_dir"] = str(tmp_path / "inference")
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     ppxcls.build_trainer(ppxcls.load_config(file)).fit()
@@ -146,7 +146,8 @@ def predictions(text: str) -> list[dict]:
 def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: Path) -> None:
     formats = {"Paddle Inference": "inference"} | ({"ONNX Runtime": "inference/inference.onnx"} if HAS_ONNX else {})
     kind = "both" if HAS_ONNX else "paddle"
-    result = run_tool("tools/export_model.py", "-c", trained, "-o", weights(trained), "--format", kind, *options)
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    result = run_tool("tools/export_model.py", "-c", trained, "-o", weights(trained), "-o", target, "--format", kind, *options)
     assert result.returncode == 0, result.stderr
     for name in formats:
         assert f"{name}: largest difference " in result.stdout
@@ -174,7 +175,7 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
 def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
     """Truncated, empty, no image, 16 bits, animated, huge: a line each for those that can't be read, and the rest is done."""
     folder = tmp_path / "mixed"
-    shutil.copytree(tmp_path / "pictures/cat", folder)
+    shutil.copytree(trained.parent / "pictures/cat", folder)
     rng = np.random.default_rng(0)
     whole = (folder / "0.jpg").read_bytes()
     (folder / "6.jpg").write_bytes(whole[: len(whole) // 2])

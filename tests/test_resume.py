@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import ppxcls
 from ppxcls.state_files import read_state
-from tests.conftest import ROOT, run_tool
+from tests.conftest import ROOT, run_tool, small_config
 
 STEPS = {"Global.epochs": 3, "Global.save_interval_steps": 2, "Global.save_interval": 2, "Global.checkpoints": "auto"}
 # Of a log line, what depends on the clock.
@@ -106,7 +108,7 @@ def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: 
     assert not list(folder.glob("*.new"))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops(name: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
     file = write_config(**{**STEPS, "Global.save_interval_steps": None})
     finish(file, tmp_path / "whole")
@@ -161,21 +163,38 @@ def train(file: Path, *overrides: str) -> Any:
     return trainer
 
 
+@pytest.fixture(scope="module")
+def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run of one epoch, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    keys = {**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False}
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(small_config(images, folder / "output", **keys)))
+    train(file)
+    return folder / "output"
+
+
+def continued(finished: Path, write_config: Callable[..., Path], tmp_path: Path) -> Path:
+    """A config that goes on with a copy of that run."""
+    shutil.copytree(finished, tmp_path / "output")
+    return write_config(**{**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False})
+
+
 @pytest.mark.parametrize("extension", [".pdparams", ".pdopt", ".json"])
 @pytest.mark.parametrize("how", ["flip", "truncate"])
 def test_auto_takes_the_next_older_one_where_the_newest_is_damaged(
-    extension: str, how: str, write_config: Callable[..., Path], tmp_path: Path
+    extension: str, how: str, finished: Path, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = write_config(**{**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False})
-    train(file)
+    file = continued(finished, write_config, tmp_path)
     folder = tmp_path / "output/Xception41"
     assert {f.stem for f in folder.glob("*.json")} == {"step_2", "step_3", "latest"}
-    damage(folder / f"step_3{extension}", how)  # latest is another name for the same parts
-    if extension == ".json":
-        damage(folder / "latest.json", how)
-        if how == "flip":  # a digit in the text: still JSON, and nothing vouches for a manifest but its own form
-            for name in ("step_3", "latest"):
-                (folder / f"{name}.json").write_bytes(b"\x00" + (folder / f"{name}.json").read_bytes())
+    for name in ("step_3", "latest"):  # links to the same parts, before they were copied here
+        damage(folder / f"{name}{extension}", how)
+    if (
+        extension == ".json" and how == "flip"
+    ):  # a digit in the text: still JSON, and nothing vouches for a manifest but its own form
+        for name in ("step_3", "latest"):
+            (folder / f"{name}.json").write_bytes(b"\x00" + (folder / f"{name}.json").read_bytes())
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     assert trainer.progress.step == 2
     log = (folder / "train.log").read_text()
@@ -228,10 +247,9 @@ def test_a_new_run_in_the_folder_of_an_old_one_is_the_newer(write_config: Callab
     ],
 )
 def test_a_changed_config_is_refused(
-    overrides: list[str], message: str, write_config: Callable[..., Path], tmp_path: Path, images: Path
+    overrides: list[str], message: str, finished: Path, write_config: Callable[..., Path], tmp_path: Path, images: Path
 ) -> None:
-    file = write_config(**{**STEPS, "Global.epochs": 1})
-    train(file)
+    file = continued(finished, write_config, tmp_path)
     other = tmp_path / "other.txt"
     other.write_text("".join((images / "train_list.txt").read_text().splitlines(keepends=True)[:-1]))
     latest = str(tmp_path / "output/Xception41/latest")
@@ -243,9 +261,8 @@ def test_a_changed_config_is_refused(
         ppxcls.build_trainer(ppxcls.load_config(file, overrides))
 
 
-def test_a_changed_config_that_can_be_meant_is_said(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_config(**{**STEPS, "Global.epochs": 1})
-    train(file)
+def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:
+    file = continued(finished, write_config, tmp_path)
     log = tmp_path / "output/Xception41/train.log"
     trainer = train(file, "Optimizer.lr.learning_rate=0.01", "Global.epochs=2")
     assert trainer.progress.step == 6
