@@ -23,7 +23,7 @@ from ppxcls.logger import Curves, logger, set_up_logging
 from ppxcls.losses import build_loss
 from ppxcls.lr_schedules import build_lr_schedule
 from ppxcls.metrics import build_metrics
-from ppxcls.models.layers import freeze
+from ppxcls.models.options import channels_last, prepare_training
 from ppxcls.optimizers import build_optimizer
 from ppxcls.precision import autocast, set_precision
 from ppxcls.preprocessing import disagreements
@@ -70,7 +70,7 @@ def build_trainer(config: Config) -> Trainer:
     folder = RunFolder(config.run_folder, config.Global.keep_last)
     _start(config, folder)
     model = _build_network(config, config.Global.pretrained_model or config.Arch.get("pretrained"), keep_trunk=True)
-    freeze(model, config.Arch.get("freeze") or [], config.where("Arch.freeze"))
+    prepare_training(model, config.Arch, config.where("Arch"))
     loader = build_loader(config, "Train")
     evaluate_now, eval_list = None, ""
     if config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval:
@@ -201,6 +201,8 @@ def _best_model(config: Config) -> str:
 def _build_network(config: Config, weights: str | None, keep_trunk: bool) -> nn.Layer:
     """The network; ``keep_trunk`` is of training, evaluation takes the average of the weights where the config has one."""
     model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
+    if config.Arch.get("data_format") == "NHWC":
+        channels_last(model)
     if weights:
         left = load_weights(model, weights, keep_trunk, average=config.EMA is not None and not keep_trunk)
         logger.info(f"Loaded {weights}")

@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from easydict import EasyDict
 
@@ -202,11 +202,15 @@ class ModelKeys:
         freeze: regular expressions; parameters whose state keys they are found in are not trained, and batch norms among them keep
             their statistics.
         use_sync_bn: batch norm's statistics of all processes' batches together; on GPUs.
+        data_format: in which the network computes; images and weights are the same.
+        recompute: keep less in memory and compute the blocks again in the backward pass.
     """
 
     pretrained: str | None = None
     freeze: list[str] | None = None
     use_sync_bn: bool = False
+    data_format: Literal["NCHW", "NHWC"] = "NCHW"
+    recompute: bool = False
 
 
 @dataclass

@@ -16,6 +16,7 @@ from paddle import nn
 from safetensors.numpy import save_file
 
 import ppxcls
+from ppxcls.models.options import channels_last, recompute_blocks
 from ppxcls.preprocessing import PREPROCESSING, disagreements
 from tests.conftest import ROOT, SHARED, needs_shared
 
@@ -273,3 +274,33 @@ def test_preprocessing_facts_are_timms(name: str) -> None:
     assert [3, facts.input_size, facts.input_size] == theirs["input_size"]
     assert (facts.crop_share, facts.interpolation) == (theirs["crop_pct"], theirs["interpolation"])
     assert (list(facts.mean), list(facts.std)) == (theirs["mean"], theirs["std"])
+
+
+def gradients(model: nn.Layer, images: np.ndarray) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Loss, gradients and batch norm's statistics of one step."""
+    loss = F.cross_entropy(model(paddle.to_tensor(images)), paddle.arange(len(images)) % 3)
+    loss.backward()
+    own = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+    return float(loss), own, {key: v.numpy() for key, v in model.state_dict().items() if v.stop_gradient}
+
+
+@pytest.mark.parametrize("option", ["NHWC", "recompute"])
+@pytest.mark.parametrize("name", ["Xception41", "Xception", "xception41p"])
+def test_options_change_nothing_but_rounding(name: str, option: str) -> None:
+    paddle.seed(0)
+    plain, other = (ppxcls.build_model(name, class_num=3) for _ in range(2))
+    other.set_state_dict(plain.state_dict())
+    if option == "NHWC":
+        channels_last(other)
+        for model in (plain, other):  # statistics of three small images make too much of rounding
+            model.eval()
+    else:
+        assert recompute_blocks(other) == 12 + name.startswith("x")
+    images = np.random.default_rng(0).normal(size=(3, 3, 71, 80)).astype(np.float32)
+    expected, received = gradients(plain, images), gradients(other, images)
+    assert received[0] == pytest.approx(expected[0], rel=1e-4)
+    assert received[1].keys() == expected[1].keys()
+    for key, value in expected[1].items():
+        assert np.abs(received[1][key] - value).max() <= 1e-3 * max(np.abs(value).max(), 1e-3), key
+    for key, value in expected[2].items():
+        assert np.allclose(received[2][key], value, rtol=1e-3, atol=1e-4), key

@@ -190,9 +190,8 @@ def test_auto_takes_the_next_older_one_where_the_newest_is_damaged(
     assert {f.stem for f in folder.glob("*.json")} == {"step_2", "step_3", "latest"}
     for name in ("step_3", "latest"):  # links to the same parts, before they were copied here
         damage(folder / f"{name}{extension}", how)
-    if (
-        extension == ".json" and how == "flip"
-    ):  # a digit in the text: still JSON, and nothing vouches for a manifest but its own form
+    # A flipped digit may still be JSON, and nothing vouches for a manifest but its own form: damage that shows.
+    if extension == ".json" and how == "flip":
         for name in ("step_3", "latest"):
             (folder / f"{name}.json").write_bytes(b"\x00" + (folder / f"{name}.json").read_bytes())
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))

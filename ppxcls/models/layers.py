@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 
 import paddle
 from paddle import nn
 
 from ppxcls.ops.depthwise import DepthwiseConv2D
-from ppxcls.schema import Where
 
 
 class DropPath(nn.Layer):
@@ -54,20 +51,3 @@ def initialize(model: nn.Layer) -> None:
         if isinstance(layer, nn.Conv2D):
             fan = math.prod(layer.weight.shape[2:]) * layer.weight.shape[0] // layer._groups
             nn.initializer.Normal(0.0, math.sqrt(2 / fan))(layer.weight)
-
-
-def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
-    """Stop training the parameters whose state keys a pattern is found in; batch norms among them use their statistics as they are.
-
-    Raises:
-        ConfigError: a pattern means no parameter.
-    """
-    for i, pattern in enumerate(patterns):
-        frozen = [key for key, p in model.named_parameters() if re.search(pattern, key)]
-        if not frozen:
-            raise (where / i).error(f"expected a pattern of state keys, received {pattern!r}, which means no parameter")
-        for key, parameter in model.named_parameters():
-            parameter.stop_gradient |= key in frozen
-        for key, layer in model.named_sublayers():
-            if isinstance(layer, nn.BatchNorm2D) and f"{key}.weight" in frozen:
-                layer._use_global_stats = True

@@ -29,8 +29,9 @@ class SamePool(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]."""
-        height, width = x.shape[2] % 2, x.shape[3] % 2
-        return self._pool(F.pad(x, [width, 1, height, 1], value=-math.inf))
+        data_format = self._pool.data_format
+        height, width = (x.shape[data_format.index(side)] % 2 for side in "HW")
+        return self._pool(F.pad(x, [width, 1, height, 1], value=-math.inf, data_format=data_format))
 
 
 class Block(nn.Layer):

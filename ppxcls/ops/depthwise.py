@@ -35,7 +35,7 @@ class DepthwiseConv2D(nn.Conv2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1."""
-        if cpu.applies_to(x, self.weight):
+        if self._data_format == "NCHW" and cpu.applies_to(x, self.weight):
             padding = _pair(self._padding)
             out = _DepthwiseConvolution.apply(x, self.weight, _pair(self._stride), padding, _pair(self._dilation))
             return out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])  # of a batch norm that was folded in

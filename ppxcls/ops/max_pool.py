@@ -23,12 +23,13 @@ class MaxPool2D(nn.Layer):
     def __init__(self, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
         self._geometry = kernel_size, stride, padding
+        self.data_format = "NCHW"
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - kernel_size) // stride + 1."""
-        if cpu.applies_to(x):
+        if self.data_format == "NCHW" and cpu.applies_to(x):
             return _MaxPooling.apply(x, self._geometry)
-        return F.max_pool2d(x, *self._geometry)
+        return F.max_pool2d(x, *self._geometry, data_format=self.data_format)
 
 
 class _MaxPooling(PyLayer):
