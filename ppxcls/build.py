@@ -72,10 +72,8 @@ def build_trainer(config: Config) -> Trainer:
     model = _build_network(config, config.Global.pretrained_model or config.Arch.get("pretrained"), keep_trunk=True)
     prepare_training(model, config.Arch, config.where("Arch"))
     loader = build_loader(config, "Train")
-    evaluate_now, eval_list = None, ""
-    if config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval:
-        eval_loader = build_loader(config, "Eval")
-        evaluate_now, eval_list = _build_evaluation(config, model, eval_loader), eval_loader.dataset.index.digest()
+    evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
+    eval_loader = build_loader(config, "Eval") if evaluates else None
     where = config.where("Optimizer")
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
     lr_at = build_lr_schedule(spec["lr"], config.Global.epochs, steps_per_epoch, where / "lr")
@@ -84,7 +82,7 @@ def build_trainer(config: Config) -> Trainer:
     if config.Arch.get("use_sync_bn"):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ema = EMA(model, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
-    facts = _facts(config, loader, steps_per_epoch, eval_list)
+    facts = _facts(config, loader, steps_per_epoch, eval_loader.dataset.index.digest() if eval_loader else "")
     trainer = Trainer(
         model=paddle.DataParallel(model) if distributed.world_size() > 1 else model,
         loss_fn=build_loss(loss.Train, config.where("Loss.Train"), bool(train.dataset.get("batch_transform_ops"))),
@@ -103,7 +101,7 @@ def build_trainer(config: Config) -> Trainer:
             class_num(config),
             config.where("DataLoader.Train.dataset.batch_transform_ops"),
         ),
-        evaluate=evaluate_now,
+        evaluate=_build_evaluation(config, model, eval_loader) if eval_loader else None,
         ema=ema,
         curves=_curves(config, folder.path),
         hang_timeout=config.Global.hang_timeout,

@@ -61,6 +61,7 @@ class Watchdog:
             yield batch
 
     def __enter__(self) -> Watchdog:
+        self._stop.clear()
         if _armed.is_set():
             threading.Thread(target=self._watch, name="ppxcls-watchdog", daemon=True).start()
         return self
