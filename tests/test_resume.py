@@ -60,7 +60,7 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 
 
 def assert_same_run(one: Path, two: Path, epochs: int = 3) -> None:
-    for extension in (".pdparams", ".pdopt"):
+    for extension in (".pdparams", ".pdopt", *([".pdema"] if (one / "Xception41/latest.pdema").exists() else [])):
         first, second = (read_state(folder / f"Xception41/latest{extension}") for folder in (one, two))
         arrays = [[v for v in state.values() if isinstance(v, np.ndarray)] for state in (first, second)]
         assert len(arrays[0]) > 100
@@ -79,7 +79,12 @@ def assert_same_run(one: Path, two: Path, epochs: int = 3) -> None:
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
     epochs = 3 if kills < 4 else 12
-    file = write_config(**{**STEPS, "Global.epochs": epochs, "Global.save_interval_steps": 1})
+    states = {  # all that has a state of its own
+        "EMA": {"decay": 0.9},
+        "DataLoader.Train.sampler": {"name": "RASampler", "batch_size": 4, "num_repeats": 2},
+        "Optimizer.lr": {"name": "ReduceOnPlateau", "learning_rate": 0.02, "patience": 0},
+    }
+    file = write_config(**{**STEPS, **states, "Global.epochs": epochs, "Global.save_interval_steps": 1})
     finish(file, tmp_path / "whole")
     output, rng, writing = tmp_path / "killed", random.Random(kills), 0
     folder = output / "Xception41"
@@ -104,6 +109,7 @@ def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: 
     assert writing
     print(f"survived {kills} kills, {writing} of them while a checkpoint was being written")
     assert "Resumed" in finish(file, output)
+    assert (output / "Xception41/latest.pdema").exists()
     assert_same_run(tmp_path / "whole", output, epochs)
     assert not list(folder.glob("*.new"))
 
