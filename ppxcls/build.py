@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from ppxcls import __version__, distributed
-from ppxcls.build_data import build_loader, class_num
+from ppxcls.build_data import build_loader, class_num, start_processes
 from ppxcls.checkpoint import load_weights, weights_file
 from ppxcls.config import Config
 from ppxcls.data.batch_transforms import build_batch_transforms
@@ -69,8 +69,9 @@ def build_trainer(config: Config) -> Trainer:
     train = _required(config, "DataLoader.Train")
     folder = RunFolder(config.run_folder, config.Global.keep_last)
     _start(config, folder)
-    model = _build_network(config, config.Global.pretrained_model or config.Arch.get("pretrained"), keep_trunk=True)
-    prepare_training(model, config.Arch, config.where("Arch"))
+    keys = MODELS.build_common(config.Arch, config.where("Arch"))
+    model = _build_network(config, config.Global.pretrained_model or keys.pretrained, keep_trunk=True)
+    prepare_training(model, keys, config.where("Arch"))
     loader = build_loader(config, "Train")
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     eval_loader = build_loader(config, "Eval") if evaluates else None
@@ -79,7 +80,7 @@ def build_trainer(config: Config) -> Trainer:
     lr_at = build_lr_schedule(spec["lr"], config.Global.epochs, steps_per_epoch, where / "lr")
     optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at, where)
     model, optimizer, precision = set_precision(config.AMP, model, optimizer)
-    if config.Arch.get("use_sync_bn"):
+    if keys.use_sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     ema = EMA(model, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
     facts = _facts(config, loader, steps_per_epoch, eval_loader.dataset.index.digest() if eval_loader else "")
@@ -175,10 +176,7 @@ def _required(config: Config, path: str) -> Any:
 
 def _start(config: Config, folder: RunFolder | None = None) -> None:
     """Device, processes, the run's folder where it is to be locked, log."""
-    try:
-        distributed.start(config.Global.device, config.Global.deterministic, config.Global.hang_timeout)
-    except distributed.DeviceError as error:
-        raise config.where("Global.device").error(str(error)) from None
+    start_processes(config)
     if folder and distributed.rank() == 0:
         folder.lock()
     set_up_logging(distributed.rank(), config.run_folder / "train.log")
@@ -199,7 +197,7 @@ def _best_model(config: Config) -> str:
 def _build_network(config: Config, weights: str | None, keep_trunk: bool) -> nn.Layer:
     """The network; ``keep_trunk`` is of training, evaluation takes the average of the weights where the config has one."""
     model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
-    if config.Arch.get("data_format") == "NHWC":
+    if MODELS.build_common(config.Arch, config.where("Arch")).data_format == "NHWC":
         channels_last(model)
     if weights:
         left = load_weights(model, weights, keep_trunk, average=config.EMA is not None and not keep_trunk)

@@ -15,6 +15,19 @@ from ppxcls.data.loader import Loader
 from ppxcls.registry import DATASETS, MODELS, SAMPLERS, split_block
 
 
+def start_processes(config: Config) -> None:
+    """Select the device and, under a launcher, join the other processes.
+
+    Raises:
+        ConfigError: the device is not there.
+        JobError: the other processes can't be reached.
+    """
+    try:
+        distributed.start(config.Global.device, config.Global.deterministic, config.Global.hang_timeout)
+    except distributed.DeviceError as error:
+        raise config.where("Global.device").error(str(error)) from None
+
+
 def class_num(config: Config) -> int:
     """The number of classes of the config's network: from ``Arch``, or the network's own default."""
     default = inspect.signature(MODELS.get(config.Arch["name"], config.where("Arch"))).parameters["class_num"].default

@@ -14,10 +14,9 @@ import numpy as np
 from paddle import nn
 from tqdm import tqdm
 
-from ppxcls import distributed
-from ppxcls.build_data import build_dataset
+from ppxcls.build_data import build_dataset, start_processes
 from ppxcls.checkpoint import load_weights, save_weights
-from ppxcls.config import Config
+from ppxcls.config import Config, plain
 from ppxcls.data.dataset import DataError
 from ppxcls.data.model_input import ModelInput
 from ppxcls.data.transforms import build_transforms, split_for_device
@@ -36,37 +35,24 @@ def trained_network(config: Config) -> nn.Layer:
         ConfigError: no weights are named, or the device is not there.
         CheckpointError: they can't be used.
     """
-    weights = config.Global.pretrained_model or config.Arch.get("pretrained")
+    weights = config.Global.pretrained_model or MODELS.build_common(config.Arch, config.where("Arch")).pretrained
     if not weights:
         raise config.where("Global.pretrained_model").error("expected the weights of the network, received null")
-    _start(config)
+    start_processes(config)
+    set_up_logging()
     model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
     load_weights(model, weights, average=config.EMA is not None)
     model.eval()
     return model
 
 
-def _start(config: Config) -> None:
-    try:
-        distributed.start(config.Global.device)
-    except distributed.DeviceError as error:
-        raise config.where("Global.device").error(str(error)) from None
-    set_up_logging()
-
-
 def _transform_specs(config: Config) -> tuple[list[Any], str]:
     """Transforms of ``Infer``, or else of the evaluation, as plain values, and their key path."""
     if config.Infer and config.Infer.transforms:
-        return _plain(config.Infer.transforms), "Infer.transforms"
+        return plain(config.Infer.transforms), "Infer.transforms"
     if config.DataLoader and config.DataLoader.Eval:
-        return _plain(config.DataLoader.Eval.dataset["transform_ops"]), "DataLoader.Eval.dataset.transform_ops"
+        return plain(config.DataLoader.Eval.dataset["transform_ops"]), "DataLoader.Eval.dataset.transform_ops"
     raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _names_file(config: Config) -> str | None:

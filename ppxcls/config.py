@@ -224,7 +224,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The config as YAML that loads to the same config."""
-        sections = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.init}
+        sections = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.init}
         return yaml.safe_dump({k: v for k, v in sections.items() if v is not None}, sort_keys=False, allow_unicode=True)
 
 
@@ -353,13 +353,13 @@ def _list_index(items: list[Any], key: str, where: Where) -> str:
     raise where.error(unknown(key, [str(i) for i in range(len(items))] + names, "list index"))
 
 
-def _plain(value: Any) -> Any:
-    """The value as YAML's own types."""
+def plain(value: Any) -> Any:
+    """A value of a config as YAML's own types."""
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {key: plain(v) for key, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _resolve_class_names(config: Config) -> None:

@@ -12,7 +12,7 @@ from ppxcls.registry import LOSSES, split_component
 from ppxcls.schema import BelowOne, NotNegative, Share, Where
 
 
-def _soft(labels: paddle.Tensor, class_num: int, epsilon: float = 0.0) -> paddle.Tensor:
+def soft_targets(labels: paddle.Tensor, class_num: int, epsilon: float = 0.0) -> paddle.Tensor:
     """Targets float32 [N, class_num] of labels int64 [N], or soft ones already; ``epsilon`` of each is spread over all classes."""
     targets = F.one_hot(labels, class_num) if labels.ndim == 1 else labels
     return F.label_smooth(targets, epsilon=epsilon) if epsilon else targets
@@ -34,7 +34,7 @@ class CELoss:
         logits = logits.astype("float32")
         if labels.ndim == 1 and self.epsilon == 0:
             return F.cross_entropy(logits, labels)
-        return F.cross_entropy(logits, _soft(labels, logits.shape[-1], self.epsilon), soft_label=True)
+        return F.cross_entropy(logits, soft_targets(labels, logits.shape[-1], self.epsilon), soft_label=True)
 
 
 @LOSSES.register
@@ -65,7 +65,7 @@ class BCELoss:
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """Args: logits: [N, class_num]; labels: float32 [N, class_num]. Returns: float32 []."""
-        targets = _soft(labels, logits.shape[-1], self.epsilon)
+        targets = soft_targets(labels, logits.shape[-1], self.epsilon)
         if self.target_threshold is not None:
             targets = (targets > self.target_threshold).astype("float32")
         loss = F.binary_cross_entropy_with_logits(logits.astype("float32"), targets, reduction="none")
@@ -86,7 +86,7 @@ class FocalLoss:
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """Args: logits: [N, class_num]; labels: int64 [N], or float32 [N, class_num]. Returns: float32 []."""
         log_p = F.log_softmax(logits.astype("float32"), axis=-1)
-        terms = _soft(labels, logits.shape[-1]) * (1 - log_p.exp()) ** self.gamma * log_p
+        terms = soft_targets(labels, logits.shape[-1]) * (1 - log_p.exp()) ** self.gamma * log_p
         return -terms.sum(axis=-1).mean()
 
 

@@ -103,15 +103,18 @@ class RunFolder:
             self.release()
             self.lock()
 
-    def checkpoints(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Prefixes and manifests of all checkpoints that have a manifest that can be read, the newest first."""
-        found = []
-        for file in self.path.glob("*.json"):
-            with contextlib.suppress(CheckpointError):
-                prefix = file.with_suffix("")
+    def checkpoints(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+        """Prefixes and manifests of all checkpoints, the newest first; and of those whose manifest can't be read, why."""
+        found, damaged = [], []
+        for file in sorted(self.path.glob("*.json")):
+            prefix = file.with_suffix("")
+            try:
                 found.append((prefix, read_manifest(prefix)))
+            except CheckpointError as error:
+                if beside(prefix, ".pdparams").exists() or beside(prefix, ".pdparams.new").exists():
+                    damaged.append(str(error))
         # Of one step's, the one that stands furthest, and then the one that is there to be resumed.
-        return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True)
+        return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
 
     def newest_whole(self) -> Path | None:
         """The newest checkpoint whose parts have their digests; says which newer ones are damaged. None where there is none at all.
@@ -119,18 +122,16 @@ class RunFolder:
         Raises:
             CheckpointError: there are checkpoints, but none is whole.
         """
-        damaged: list[str] = []
-        for file in self.path.glob("*.json"):  # manifests that can't be read have no place in the order
-            prefix = file.with_suffix("")
-            if beside(prefix, ".pdparams").exists() or beside(prefix, ".pdparams.new").exists():
-                with _noted(damaged):
-                    read_manifest(prefix)
-        for prefix, _ in self.checkpoints():
-            with _noted(damaged):
+        found, damaged = self.checkpoints()
+        for prefix, _ in found:
+            try:
                 check_whole(prefix)
-                for reason in damaged:
-                    logger.warning(f"refused: {reason}; the next older checkpoint is taken")
-                return prefix
+            except CheckpointError as error:
+                damaged.append(str(error))
+                continue
+            for reason in damaged:
+                logger.warning(f"refused: {reason}; the next older checkpoint is taken")
+            return prefix
         if damaged:
             raise CheckpointError(f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}")
         return None
@@ -183,7 +184,7 @@ class RunFolder:
 
     def _remove_old(self) -> None:
         """Remove all ``step_N`` beyond the newest ``keep_last`` that are whole: a damaged one counts for nothing."""
-        steps = [item for item in self.checkpoints() if re.fullmatch(r"step_\d+", item[0].name)]
+        steps = [item for item in self.checkpoints()[0] if re.fullmatch(r"step_\d+", item[0].name)]
         kept = 0
         for prefix, manifest in steps:
             if kept >= self.keep_last:
@@ -201,18 +202,6 @@ class RunFolder:
         elif not all(beside(prefix, extension).exists() for extension in manifest["parts"]):
             return False
         return key in self._whole
-
-
-class _noted(contextlib.AbstractContextManager[None]):
-    """Appends a CheckpointError's message to a list."""
-
-    def __init__(self, messages: list[str]) -> None:
-        self._messages = messages
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, CheckpointError) and str(error) not in self._messages:
-            self._messages.append(str(error))
-        return isinstance(error, CheckpointError)
 
 
 def _position(manifest: Mapping[str, Any]) -> tuple[str, int, int, int]:

@@ -8,16 +8,12 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 
+from ppxcls.losses import soft_targets
 from ppxcls.registry import BATCH_TRANSFORMS, split_component
 from ppxcls.schema import Count, Positive, Share, Where
 
 BatchTransform = Callable[[paddle.Tensor, paddle.Tensor, np.random.Generator], tuple[paddle.Tensor, paddle.Tensor]]
-
-
-def _soft(labels: paddle.Tensor, class_num: int) -> paddle.Tensor:
-    return F.one_hot(labels, class_num) if labels.ndim == 1 else labels
 
 
 def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:
@@ -43,7 +39,7 @@ class MixupOperator:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
         share = float(rng.beta(self.alpha, self.alpha))
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
-        return _mixed(images, partner, share), _mixed(_soft(labels, self.class_num), partner, share)
+        return _mixed(images, partner, share), _mixed(soft_targets(labels, self.class_num), partner, share)
 
 
 @BATCH_TRANSFORMS.register
@@ -75,7 +71,7 @@ class CutmixOperator:
         kept[..., top:bottom, left:right] = 0
         mask = paddle.to_tensor(kept).astype(images.dtype)
         pasted = images * mask + paddle.index_select(images, partner) * (1 - mask)
-        return pasted, _mixed(_soft(labels, self.class_num), partner, float(kept.mean()))
+        return pasted, _mixed(soft_targets(labels, self.class_num), partner, float(kept.mean()))
 
 
 @dataclass
@@ -114,7 +110,7 @@ class OpSampler:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
         number = int(np.searchsorted(np.cumsum(self.shares), rng.random(), "right"))
         if number == len(self.operators):
-            return images, _soft(labels, self.class_num)
+            return images, soft_targets(labels, self.class_num)
         return self.operators[number](images, labels, rng)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -99,7 +100,12 @@ class ListIndex:
         return self._line_at(int(self.starts[index]))
 
     def _line_at(self, position: int) -> str:
-        return f"{self.file}:{np.count_nonzero(self._bytes[:position] == _NEWLINE) + 1}"
+        return f"{self.file}:{np.searchsorted(self._newlines, position) + 1}"
+
+    @cached_property
+    def _newlines(self) -> Array:
+        """Positions of all line ends; made for the first message that names a line, since a check of bad data may name millions."""
+        return np.flatnonzero(self._bytes == _NEWLINE)
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         """Start and stop of blocks that end where a line ends."""

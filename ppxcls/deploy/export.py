@@ -13,6 +13,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ppxcls.data.model_input import ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
@@ -80,9 +81,10 @@ def export_model(
         OSError: a file can't be written.
     """
     expected = network_runner(model, stage)(images)
-    inputs = images if preprocess else _to_input(stage, images)
+    to_input = ModelInput(stage)
+    inputs = images if preprocess else to_input(images).numpy()
     if fold:
-        count = fold_batch_norms(model, paddle.to_tensor(_to_input(stage, images[:1])))
+        count = fold_batch_norms(model, to_input(images[:1]))
         logger.info(f"folded {count} batch norms into their convolutions")
     deployed = Deployed(model, stage if preprocess else None, softmax)
     deployed.eval()
@@ -107,12 +109,6 @@ def export_model(
     text = json.dumps(side, indent=1, ensure_ascii=False) + "\n"
     (folder / "inference_config.json").write_text(text, encoding="utf-8")
     return differences
-
-
-def _to_input(stage: DeviceStage, images: Array) -> Array:
-    from ppxcls.data.model_input import ModelInput
-
-    return ModelInput(stage)(images).numpy()
 
 
 def _compared(name: str, runner: Runner, images: Array, expected: Array) -> float:

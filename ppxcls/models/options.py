@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import paddle
 from paddle import nn
 
 from ppxcls.ops.max_pool import MaxPool2D
+from ppxcls.registry import ModelKeys
 from ppxcls.schema import Where
 
 _BLOCKS = {"Block", "PreactBlock", "DownsampleBlock", "MiddleBlock"}  # the residual ones of all families
 
 
-def prepare_training(model: nn.Layer, keys: Mapping[str, Any], where: Where) -> None:
+def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
     """Apply the common keys of ``Arch`` that concern training alone: ``recompute`` and ``freeze``.
 
     Raises:
         ConfigError: as ``freeze``.
     """
-    if keys.get("recompute"):
+    if keys.recompute:
         recompute_blocks(model)
-    freeze(model, keys.get("freeze") or [], where / "freeze")
+    freeze(model, keys.freeze or [], where / "freeze")
 
 
 def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
