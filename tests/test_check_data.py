@@ -67,6 +67,17 @@ def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text())["lists"][listed]["of the largest"] == 4
 
 
+def test_a_folder_that_is_not_there(config: Path) -> None:
+    """Every file of both lists is missing; each line is named."""
+    nowhere = [part for mode in ("Train", "Eval") for part in ("-o", f"DataLoader.{mode}.dataset.image_root=nowhere")]
+    result = run_tool("tools/check_data.py", "-c", config, *nowhere)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == "17 errors"
+    assert "missing: 17" in result.stdout
+    assert "train_list.txt:12 train/0011.png: no such file" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
 def test_a_list_that_can_not_be_used(config: Path) -> None:
     result = run_tool("tools/check_data.py", "-c", config, "-o", "Arch.class_num=2")
     assert result.returncode == 1

@@ -157,8 +157,10 @@ def _compare(all_files: list[_Files], report: Report) -> None:
     owners = np.concatenate([np.full(len(files.dataset), k) for k, files in enumerate(all_files)])
     indices = np.concatenate([np.arange(len(files.dataset)) for files in all_files])
     readable = np.flatnonzero(together.any(axis=1))
+    if not readable.size:
+        return
     order = readable[np.argsort(keys[readable], kind="stable")]
-    starts = np.flatnonzero(np.concatenate(([True], keys[order][1:] != keys[order][:-1]))) if order.size else np.array([], int)
+    starts = np.flatnonzero(np.concatenate(([True], keys[order][1:] != keys[order][:-1])))
     for start, stop in zip(starts, [*starts[1:], order.size], strict=True):
         if stop - start < 2:
             continue
