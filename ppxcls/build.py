@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -10,29 +11,33 @@ from typing import Any
 
 import paddle
 from paddle import nn
+from tqdm import tqdm
 
-from ppxcls import __version__, distributed
-from ppxcls.build_data import build_loader, class_num, start_processes
-from ppxcls.checkpoint import load_weights, weights_file
-from ppxcls.config import Config
-from ppxcls.data.batch_transforms import build_batch_transforms
+from ppxcls import __version__
+from ppxcls.checkpoints.compatibility import RunFacts
+from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.config.checks import Where
+from ppxcls.config.load import Config, DatasetSection
+from ppxcls.config.registry import DATASETS, MODELS, SAMPLERS, split_block
+from ppxcls.data.bad_samples import BadSamples
+from ppxcls.data.check import Report, check_lists
+from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.loader import Loader
-from ppxcls.ema import EMA
-from ppxcls.evaluation import evaluate_model
-from ppxcls.logger import Curves, logger, set_up_logging
-from ppxcls.losses import build_loss
-from ppxcls.lr_schedules import build_lr_schedule
-from ppxcls.metrics import build_metrics
-from ppxcls.models.options import channels_last, prepare_training
-from ppxcls.optimizers import build_optimizer
-from ppxcls.precision import autocast, set_precision
-from ppxcls.preprocessing import disagreements
-from ppxcls.registry import MODELS, split_block
-from ppxcls.resuming import RunFacts
-from ppxcls.run_folder import RunFolder
-from ppxcls.schema import Where
-from ppxcls.trainer import Schedule, Trainer, Watched
-from ppxcls.watchdog import Watchdog
+from ppxcls.models.common_keys import channels_last, prepare_training
+from ppxcls.models.preprocessing import disagreements
+from ppxcls.models.weights import load_weights, weights_file
+from ppxcls.system import distributed
+from ppxcls.system.logs import Curves, logger, set_up_logging
+from ppxcls.system.watchdog import Watchdog
+from ppxcls.train.ema import EMA
+from ppxcls.train.evaluation import evaluate_model
+from ppxcls.train.losses import build_loss
+from ppxcls.train.lr_schedules import build_lr_schedule
+from ppxcls.train.metrics import build_metrics
+from ppxcls.train.mixing import build_batch_transforms
+from ppxcls.train.optimizers import build_optimizer
+from ppxcls.train.precision import autocast, set_precision
+from ppxcls.train.trainer import Schedule, Trainer, Watched
 
 
 def list_models() -> list[str]:
@@ -233,3 +238,81 @@ def _curves(config: Config, output_dir: Path) -> Curves:
         return Curves(output_dir / "vdl" if config.Global.use_visualdl and distributed.rank() == 0 else None)
     except ImportError as error:
         raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None
+
+
+def start_processes(config: Config) -> None:
+    """Select the device and, under a launcher, join the other processes.
+
+    Raises:
+        ConfigError: the device is not there.
+        JobError: the other processes can't be reached.
+    """
+    try:
+        distributed.start(config.Global.device, config.Global.deterministic, config.Global.hang_timeout)
+    except distributed.DeviceError as error:
+        raise config.where("Global.device").error(str(error)) from None
+
+
+def class_num(config: Config) -> int:
+    """The number of classes of the config's network: from ``Arch``, or the network's own default."""
+    default = inspect.signature(MODELS.get(config.Arch["name"], config.where("Arch"))).parameters["class_num"].default
+    return int(config.Arch.get("class_num", default))
+
+
+def build_dataset(config: Config, mode: str) -> ImageNetDataset:
+    """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
+
+    Raises:
+        ConfigError, DataError: as ``build_trainer``.
+    """
+    section: DatasetSection = getattr(config.DataLoader, mode)
+    name, arguments = split_block(section.dataset)
+    known = {"class_num": class_num(config), "patience": section.loader.read_patience}
+    dataset: ImageNetDataset = DATASETS.build(name, arguments, config.where(f"DataLoader.{mode}.dataset"), **known)
+    return dataset
+
+
+def build_loader(config: Config, mode: str) -> Loader:
+    """The loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part.
+
+    Where ``Global.check_data`` says so, it looks for every file first.
+
+    Raises:
+        ConfigError, DataError: as ``build_trainer``.
+    """
+    section: DatasetSection = getattr(config.DataLoader, mode)
+    where = config.where(f"DataLoader.{mode}")
+    if mode == "Eval" and section.sampler.get("drop_last"):
+        raise (where / "sampler" / "drop_last").error("expected false: every sample is evaluated exactly once")
+    dataset = build_dataset(config, mode)
+    if config.Global.check_data:
+        dataset.check_files()
+    sampler = SAMPLERS.build(
+        *split_block(section.sampler),
+        where / "sampler",
+        num_samples=len(dataset),
+        labels=dataset.index.labels,
+        seed=config.Global.seed or 0,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    bad_samples = None
+    if config.Global.on_bad_image == "skip":
+        bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)
+    return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
+
+
+def check_data(config: Config, progress_bar: bool = True) -> Report:
+    """Decode every file of the config's lists and report what is wrong with them, with a progress bar on a terminal.
+
+    Raises:
+        ConfigError: there are no lists.
+        DataError: a list can't be used.
+    """
+    modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
+    if not modes:
+        raise config.where("DataLoader").error("the section is missing")
+    datasets = [build_dataset(config, mode) for mode in modes]
+    shown = None if progress_bar else True
+    with tqdm(total=sum(map(len, datasets)), unit="file", disable=shown, leave=False) as bar:
+        return check_lists(datasets, class_num(config), progress=bar.update)

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ppxcls import runtime, watchdog
-from ppxcls.interrupts import EXIT_PREEMPTED, Preempted
-from ppxcls.roll_call import JobError
+from ppxcls.system import environment, watchdog
+from ppxcls.system.rendezvous import JobError
+from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -46,7 +46,7 @@ def run(main: Callable[[], int | None]) -> None:
     stopped a run that has saved; 130 for Ctrl-C.
     """
     try:
-        runtime.import_paddle()
+        environment.import_paddle()
         # Imported here, since they need Paddle.
         from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 

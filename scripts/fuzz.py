@@ -31,7 +31,7 @@ import yaml
 from PIL import Image
 
 import ppxcls
-from ppxcls.config import load_config
+from ppxcls.config.load import load_config
 from ppxcls.data.dataset import DataError, ImageNetDataset
 from ppxcls.data.decode import decode_image
 
@@ -202,7 +202,8 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     import paddle
     from paddle import nn
 
-    from ppxcls.checkpoint import Progress, load_checkpoint, save_checkpoint
+    from ppxcls.checkpoints.progress import Progress
+    from ppxcls.train.states import load_checkpoint, save_checkpoint
 
     def make() -> tuple[Any, Any]:
         model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))

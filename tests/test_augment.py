@@ -7,16 +7,13 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 import ppxcls
-from ppxcls.data.augment import (
+from ppxcls.data.erasing import Cutout, GridMask, HideAndSeek, RandomErasing
+from ppxcls.data.policies import (
     OPERATIONS,
     AutoAugment,
     ColorJitter,
-    Cutout,
     Fill,
-    GridMask,
-    HideAndSeek,
     RandAugment,
-    RandomErasing,
     TimmAutoAugment,
     TrivialAugment,
     _argument,
@@ -92,10 +89,10 @@ def test_autoaugments_policy_is_the_published_one() -> None:
 
 
 def test_randaugment_and_trivial_draw_every_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppxcls.data import augment
+    from ppxcls.data import policies
 
     seen: list[str] = []
-    monkeypatch.setattr(augment, "_apply", lambda image, steps, fill: seen.extend(name for name, _ in steps) or image)
+    monkeypatch.setattr(policies, "_apply", lambda image, steps, fill: seen.extend(name for name, _ in steps) or image)
     for transform, count in ((RandAugment(2, 5), 14), (TrivialAugment(), 14), (TimmAutoAugment(), 15)):
         seen.clear()
         for seed in range(400):

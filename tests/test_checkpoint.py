@@ -18,8 +18,8 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls import state_files
-from ppxcls.checkpoint import Progress, load_checkpoint, save_checkpoint
+from ppxcls.checkpoints.progress import Progress
+from ppxcls.train.states import load_checkpoint, save_checkpoint
 from tests.conftest import ROOT
 
 
@@ -112,10 +112,10 @@ def test_cut_off_anywhere_leaves_a_whole_checkpoint(name: str, call: int, tmp_pa
             raise _Cut
         return original(*arguments)
 
-    monkeypatch.setattr(state_files.os, name, cut)
+    monkeypatch.setattr(os, name, cut)
     with contextlib.suppress(_Cut):
         save_checkpoint(prefixes, model, opt, Progress(step=2), {})
-    monkeypatch.setattr(state_files.os, name, original)
+    monkeypatch.setattr(os, name, original)
     for prefix in prefixes:
         other, other_opt = make(seed=9)
         progress, _ = load_checkpoint(prefix, other, other_opt)
@@ -171,7 +171,7 @@ def test_disk_that_fills_up_at_any_file(call: int, tmp_path: Path, monkeypatch: 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(descriptor)
 
-    monkeypatch.setattr(state_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"can't save the checkpoint: No space left on device: '.*latest'"):
         save(tmp_path / "latest", model, opt, step=2)
     monkeypatch.undo()

@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.predict import find_images, predict
-from ppxcls.state_files import read_state
 from tests.conftest import run_tool, small_config
 
 # The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.

@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 import ppxcls
-from ppxcls.data import read
+from ppxcls.data import read_file
 from ppxcls.data.dataset import DataError, ImageNetDataset
-from ppxcls.logger import JsonLines
+from ppxcls.system.logs import JsonLines
 from tests.conftest import ROOT, run_tool, write_images
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -42,7 +42,9 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
     """There is room for one checkpoint and half of the next one."""
     file = write_config(**{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
     disk = tmp_path / "output"
-    check = "from pathlib import Path; from ppxcls.state_files import check_whole as c; print(c(Path('{}'))['progress']['step'])"
+    check = (
+        "from pathlib import Path; from ppxcls.checkpoints.files import check_whole as c; print(c(Path('{}'))['progress']['step'])"
+    )
     result = on_small_disk(
         disk,
         "270m",
@@ -68,7 +70,7 @@ def test_full_disk_during_logs_and_curves(tmp_path: Path) -> None:
 import json, logging, os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from ppxcls.logger import Curves, JsonLines, logger, set_up_logging
+from ppxcls.system.logs import Curves, JsonLines, logger, set_up_logging
 folder = Path(sys.argv[1])
 set_up_logging(0, folder / "train.log")
 lines, curves = JsonLines(folder / "metrics.jsonl"), Curves(folder / "vdl")
@@ -178,21 +180,21 @@ class Failing:
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_a_disk_that_comes_back_is_waited_for(code: int, data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     away = Failing(code, 3)
-    monkeypatch.setattr(read, "open", away, raising=False)
+    monkeypatch.setattr(read_file, "open", away, raising=False)
     assert data.load(1).shape == (80, 81, 3)
     assert away.calls == 4
 
 
 def test_a_disk_that_stays_away_is_an_error_with_the_file(data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     away = Failing(errno.EIO, 1000)
-    monkeypatch.setattr(read, "open", away, raising=False)
+    monkeypatch.setattr(read_file, "open", away, raising=False)
     pauses: list[float] = []
-    monkeypatch.setattr(read.time, "sleep", pauses.append)
-    monkeypatch.setattr(read.time, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(read_file.time, "sleep", pauses.append)
+    monkeypatch.setattr(read_file.time, "monotonic", lambda: sum(pauses))
     with pytest.raises(DataError, match=r"0001.png \(.*:2\): Input/output error, tried again for 3 s"):
         data.load(1)
     assert pauses == [0.1, 0.2, 0.4, 0.8]  # the next pause would be over after the three seconds
-    monkeypatch.setattr(read, "open", Failing(errno.EACCES, 1000), raising=False)
+    monkeypatch.setattr(read_file, "open", Failing(errno.EACCES, 1000), raising=False)
     pauses.clear()
     with pytest.raises(DataError, match="Permission denied"):
         data.load(1)
@@ -213,13 +215,13 @@ def test_a_file_that_shrinks(data: ImageNetDataset, monkeypatch: pytest.MonkeyPa
         result[6] = size
         return os.stat_result(result)
 
-    monkeypatch.setattr(read.os, "fstat", before)
+    monkeypatch.setattr(read_file.os, "fstat", before)
     with pytest.raises(DataError, match=rf"it had {size:,} bytes, of which {size // 2:,} were read: is it being written\?"):
         data.load(1)
 
 
 def test_limits(data: ImageNetDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "MAX_BYTES", 100)
+    monkeypatch.setattr(read_file, "MAX_BYTES", 100)
     with pytest.raises(DataError, match="bytes; an image file may have 100"):
         data.load(0)
 

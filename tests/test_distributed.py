@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppxcls.checkpoint import read_state
+from ppxcls.models.weights import read_state
 from tests.conftest import ROOT, run_tool
 
 # What tools/train.py does, with batch norm in eval mode: its statistics are those of a process's own batch.

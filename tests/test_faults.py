@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppxcls.state_files import check_whole, read_state
+from ppxcls.checkpoints.files import check_whole, read_state
 from tests.conftest import ROOT, write_images
 
 HANG_TIMEOUT = 6

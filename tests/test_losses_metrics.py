@@ -7,8 +7,8 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.losses import build_loss
-from ppxcls.metrics import Scorer, Totals, build_metrics
+from ppxcls.train.losses import build_loss
+from ppxcls.train.metrics import Scorer, Totals, build_metrics
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (6, 10)).astype(np.float32)

@@ -16,8 +16,8 @@ from paddle import nn
 from safetensors.numpy import save_file
 
 import ppxcls
-from ppxcls.models.options import channels_last, recompute_blocks
-from ppxcls.preprocessing import PREPROCESSING, disagreements
+from ppxcls.models.common_keys import channels_last, recompute_blocks
+from ppxcls.models.preprocessing import PREPROCESSING, disagreements
 from tests.conftest import ROOT, SHARED, needs_shared
 
 NAMES = ["Xception41", "Xception41_deeplab", "Xception65", "Xception65_deeplab", "Xception71"]

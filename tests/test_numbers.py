@@ -12,9 +12,9 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.checkpoint import Progress
+from ppxcls.checkpoints.progress import Progress
 from ppxcls.data.sampler import BatchPlan
-from ppxcls.numbers import Numbers, Step, TrainingError
+from ppxcls.train.loss_watch import Numbers, Step, TrainingError
 from tests.conftest import run_tool, write_images
 
 
@@ -56,7 +56,7 @@ def test_a_loss_that_is_not_finite_in_a_step_that_was_made_stops_the_run() -> No
 
 
 def said(losses: list[float], capsys: pytest.CaptureFixture[str]) -> str:
-    from ppxcls.logger import set_up_logging
+    from ppxcls.system.logs import set_up_logging
 
     set_up_logging()
     watched, progress = numbers(), Progress()

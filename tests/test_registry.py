@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from ppxcls.registry import Registry, registry
-from ppxcls.schema import Bound, ConfigError, Share, Where, check_value, parse_number
+from ppxcls.config.checks import Bound, ConfigError, Share, Where, check_value, parse_number
+from ppxcls.config.registry import Registry, registry
 
 KINDS = [
     "model",

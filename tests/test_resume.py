@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 import ppxcls
-from ppxcls.state_files import read_state
+from ppxcls.checkpoints.files import read_state
 from tests.conftest import ROOT, run_tool, small_config
 
 STEPS = {"Global.epochs": 3, "Global.save_interval_steps": 2, "Global.save_interval": 2, "Global.checkpoints": "auto"}

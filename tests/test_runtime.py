@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ppxcls import runtime
+from ppxcls.system import environment
 from tests.conftest import ROOT
 
 SHOWN = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
@@ -23,19 +23,19 @@ def environment_after_import(before: str = "", **variables: str) -> dict[str, st
     return dict(json.loads(result.stdout))
 
 
-CORES = runtime.usable_cores()
+CORES = environment.usable_cores()
 
 
 def fake(cpu: str, build: str) -> str:
     """Lines that make ``prepare_cpu`` see another processor and another build of Paddle when ppxcls is imported after them."""
     return f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("ppxcls.runtime", {str(ROOT / "ppxcls/runtime.py")!r})
+spec = importlib.util.spec_from_file_location("ppxcls.system.environment", {str(ROOT / "ppxcls/system/environment.py")!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module._cpu_info = lambda: {cpu!r}
 module._is_cpu_build = lambda: {build == "cpu"}
-sys.modules["ppxcls.runtime"] = module
+sys.modules["ppxcls.system.environment"] = module
 """
 
 

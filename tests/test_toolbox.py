@@ -13,12 +13,12 @@ import pytest
 from sklearn import metrics as sklearn_metrics
 
 import ppxcls
-from ppxcls.data.batch_transforms import build_batch_transforms
 from ppxcls.data.sampler import ClassBalancedSampler, ProgressiveSampler, RASampler
-from ppxcls.ema import EMA
-from ppxcls.losses import build_loss
-from ppxcls.metrics import ClassReport
-from ppxcls.optimizers import build_optimizer
+from ppxcls.train.ema import EMA
+from ppxcls.train.losses import build_loss
+from ppxcls.train.metrics import ClassReport
+from ppxcls.train.mixing import build_batch_transforms
+from ppxcls.train.optimizers import build_optimizer
 
 LR = {"name": "ConstLR", "learning_rate": 0.1}
 

@@ -12,8 +12,8 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.losses import build_loss
-from ppxcls.optimizers import build_optimizer
+from ppxcls.train.losses import build_loss
+from ppxcls.train.optimizers import build_optimizer
 from tests.conftest import SHARED, needs_shared
 
 RUNS = json.loads((SHARED / "parity/training.json").read_text()) if SHARED.is_dir() else {"runs": []}

@@ -12,9 +12,9 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.data.batch_transforms import build_batch_transforms
-from ppxcls.data.model_input import ModelInput
+from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import RandCropImage, RandFlipImage, split_for_device
+from ppxcls.train.mixing import build_batch_transforms
 from tests.conftest import SHARED, needs_shared
 
 CASES = json.loads((SHARED / "parity/transforms.json").read_text())["cases"] if SHARED.is_dir() else []

@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ppxcls
 from ppxcls import cli
-from ppxcls.logger import logger
+from ppxcls.system.logs import logger
 
 
 def main() -> None:
@@ -17,8 +17,8 @@ def main() -> None:
     if arguments.print_config:
         print(config.to_yaml())
     results = ppxcls.evaluate(config)
-    from ppxcls import distributed
-    from ppxcls.report import format_results
+    from ppxcls.system import distributed
+    from ppxcls.train.run_log import format_results
 
     if distributed.rank() == 0:
         file = config.run_folder / "eval.json"

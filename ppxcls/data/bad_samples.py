@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 from ppxcls.data.dataset import DataError, ImageNetDataset
-from ppxcls.logger import logger
+from ppxcls.system.logs import logger
 
 
 class BadSamples:

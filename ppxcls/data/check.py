@@ -15,7 +15,7 @@ import numpy as np
 
 from ppxcls.data.dataset import ImageNetDataset, ListIndex
 from ppxcls.data.decode import decode_image
-from ppxcls.data.read import read_file
+from ppxcls.data.read_file import read_file
 
 _DIGEST = 16
 # In the order of the report. With errors the data should not be used as it is.

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from ppxcls.config.registry import DATASETS, Components
 from ppxcls.data.decode import Image
-from ppxcls.data.read import read_file
+from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, Generator, build_transforms, split_for_device
-from ppxcls.registry import DATASETS, Components
 
 Array = np.ndarray[Any, Any]
 

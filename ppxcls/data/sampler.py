@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.registry import SAMPLERS
-from ppxcls.schema import Count
+from ppxcls.config.checks import Count
+from ppxcls.config.registry import SAMPLERS
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
+from ppxcls.config.checks import Count, Finite, Positive, Share, Where
+from ppxcls.config.registry import TRANSFORMS, split_component
 from ppxcls.data.decode import Image, decode_image
-from ppxcls.registry import TRANSFORMS, split_component
-from ppxcls.schema import Count, Finite, Positive, Share, Where
 
 Generator = np.random.Generator
 Size = Count | list[Count]

@@ -13,12 +13,12 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppxcls.data.model_input import ModelInput
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
-from ppxcls.logger import logger
-from ppxcls.state_files import CheckpointError
+from ppxcls.system.logs import logger
 
 _OPSET = 17
 _TOLERANCE = 1e-4  # of the largest output; float32 sums in another order

@@ -16,10 +16,10 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from ppxcls.data.dataset import DataError
-from ppxcls.data.read import read_file
+from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose
 from ppxcls.deploy.runners import Array, Runner
-from ppxcls.runtime import usable_cores
+from ppxcls.system.environment import usable_cores
 
 Format = Literal["paddleclas", "csv", "jsonl"]
 

@@ -10,10 +10,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.data.model_input import ModelInput
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
-from ppxcls.runtime import usable_cores
-from ppxcls.state_files import CheckpointError
+from ppxcls.system.environment import usable_cores
 
 Array = np.ndarray[Any, Any]
 Runner = Callable[[Array], Array]

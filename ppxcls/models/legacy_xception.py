@@ -12,10 +12,10 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ppxcls.config.checks import BelowOne, Count, CountOrZero
+from ppxcls.config.registry import MODELS
 from ppxcls.models.layers import initialize, linear, separable
 from ppxcls.ops.max_pool import MaxPool2D
-from ppxcls.registry import MODELS
-from ppxcls.schema import BelowOne, Count, CountOrZero
 
 _NAMES = "conv1", "pointwise"
 

@@ -10,11 +10,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ppxcls.config.checks import BelowOne, Count, CountOrZero
+from ppxcls.config.registry import MODELS
 from ppxcls.models.layers import linear
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
-from ppxcls.registry import MODELS
-from ppxcls.schema import BelowOne, Count, CountOrZero
 
 _WIDTH = 728  # channels of the middle flow
 

@@ -15,9 +15,9 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ppxcls.config.checks import BelowOne, Count, CountOrZero
+from ppxcls.config.registry import MODELS
 from ppxcls.models.layers import DropPath, initialize, linear, separable
-from ppxcls.registry import MODELS
-from ppxcls.schema import BelowOne, Count, CountOrZero
 
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import yaml
 
 import ppxcls
-from ppxcls.trainer import Trainer
+from ppxcls.train.trainer import Trainer
 from tests.conftest import small_config, write_images
 
 

@@ -16,17 +16,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ppxcls import runtime
+from ppxcls.system import environment
 
-runtime.import_paddle()
+environment.import_paddle()
 
 import cv2
 import numpy as np
 import paddle
 
 from ppxcls.data.dataset import ImageNetDataset, ListIndex
+from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Loader
-from ppxcls.data.model_input import ModelInput
 from ppxcls.data.sampler import DistributedBatchSampler
 
 BATCH = 64

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import ppxcls
-from ppxcls.numbers import Numbers
+from ppxcls.train.loss_watch import Numbers
 from tests.conftest import small_config, write_images
 
 

@@ -28,8 +28,8 @@ def paddle_step(size: int, batch: int) -> Callable[[], Any]:
     import paddle
 
     import ppxcls
-    from ppxcls.losses import build_loss
-    from ppxcls.optimizers import build_optimizer
+    from ppxcls.train.losses import build_loss
+    from ppxcls.train.optimizers import build_optimizer
 
     model = ppxcls.build_model("Xception41")
     spec = {
@@ -155,7 +155,7 @@ def loop_seconds(size: int, batch: int) -> float:
             ],
         )
         trainer = ppxcls.build_trainer(config)
-        from ppxcls.logger import logger
+        from ppxcls.system.logs import logger
 
         logger.handlers.clear()
         import paddle

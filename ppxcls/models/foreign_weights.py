@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.state_files import CheckpointError, State
+from ppxcls.checkpoints.files import CheckpointError, State
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
 _INSTALL = "which is not installed: pip install 'ppxcls[convert]'"

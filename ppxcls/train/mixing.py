@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppxcls.losses import soft_targets
-from ppxcls.registry import BATCH_TRANSFORMS, split_component
-from ppxcls.schema import Count, Positive, Share, Where
+from ppxcls.config.checks import Count, Positive, Share, Where
+from ppxcls.config.registry import BATCH_TRANSFORMS, split_component
+from ppxcls.train.losses import soft_targets
 
 BatchTransform = Callable[[paddle.Tensor, paddle.Tensor, np.random.Generator], tuple[paddle.Tensor, paddle.Tensor]]
 

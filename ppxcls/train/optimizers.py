@@ -12,8 +12,8 @@ from paddle import optimizer as paddle_optimizers
 from paddle.optimizer.lr import LambdaDecay
 from paddle.regularizer import L1Decay, L2Decay
 
-from ppxcls.registry import OPTIMIZERS, REGULARIZERS, split_block
-from ppxcls.schema import BelowOne, NotNegative, Positive, Where
+from ppxcls.config.checks import BelowOne, NotNegative, Positive, Where
+from ppxcls.config.registry import OPTIMIZERS, REGULARIZERS, split_block
 
 _BETAS: dict[str, Any] = {"beta1": BelowOne, "beta2": BelowOne, "epsilon": Positive}
 

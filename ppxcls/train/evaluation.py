@@ -10,12 +10,12 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls import distributed
+from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Batch, Loader
-from ppxcls.data.model_input import ModelInput
-from ppxcls.interrupts import interrupts_deferred
-from ppxcls.losses import WeightedSum
-from ppxcls.metrics import Scorer, Totals
+from ppxcls.system import distributed
+from ppxcls.system.signals import interrupts_deferred
+from ppxcls.train.losses import WeightedSum
+from ppxcls.train.metrics import Scorer, Totals
 
 
 def evaluate_model(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from easydict import EasyDict
 
-from ppxcls.schema import Bound, Finite, NotNegative, Positive, Where, check_section, check_value, type_name, unknown
+from ppxcls.config.checks import Bound, Finite, NotNegative, Positive, Where, check_section, check_value, type_name, unknown
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -287,15 +287,18 @@ MODELS = Registry(
     ),
     common=ModelKeys,
 )
-LOSSES = Registry("loss", ("ppxcls.losses",), common=LossWeight)
-METRICS = Registry("metric", ("ppxcls.metrics",), ("class_num",))
+LOSSES = Registry("loss", ("ppxcls.train.losses",), common=LossWeight)
+METRICS = Registry("metric", ("ppxcls.train.metrics",), ("class_num",))
 OPTIMIZERS = Registry(
-    "optimizer", ("ppxcls.optimizers",), ("learning_rate", "parameters", "weight_decay", "grad_clip", "not_decayed"), OptimizerKeys
+    "optimizer",
+    ("ppxcls.train.optimizers",),
+    ("learning_rate", "parameters", "weight_decay", "grad_clip", "not_decayed"),
+    OptimizerKeys,
 )
-REGULARIZERS = Registry("regularizer", ("ppxcls.optimizers",))
-LR_SCHEDULES = Registry("lr schedule", ("ppxcls.lr_schedules",), ("total", "per_epoch", "as_reported"), WarmUp)
-TRANSFORMS = Registry("transform", ("ppxcls.data.transforms", "ppxcls.data.augment"))
-BATCH_TRANSFORMS = Registry("batch transform", ("ppxcls.data.batch_transforms",), ("class_num",))
+REGULARIZERS = Registry("regularizer", ("ppxcls.train.optimizers",))
+LR_SCHEDULES = Registry("lr schedule", ("ppxcls.train.lr_schedules",), ("total", "per_epoch", "as_reported"), WarmUp)
+TRANSFORMS = Registry("transform", ("ppxcls.data.transforms", "ppxcls.data.policies", "ppxcls.data.erasing"))
+BATCH_TRANSFORMS = Registry("batch transform", ("ppxcls.train.mixing",), ("class_num",))
 DATASETS = Registry("dataset", ("ppxcls.data.dataset",), ("class_num", "patience"), BatchTransforms)
 SAMPLERS = Registry("sampler", ("ppxcls.data.sampler",), ("num_samples", "labels", "seed", "rank", "world_size"))
 

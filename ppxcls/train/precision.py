@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ppxcls.config import AMP
+from ppxcls.config.load import AMP
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 

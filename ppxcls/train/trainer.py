@@ -17,23 +17,24 @@ from paddle import nn
 from paddle.optimizer.lr import LRScheduler
 from tqdm import tqdm
 
-from ppxcls import distributed
-from ppxcls.checkpoint import Progress, load_checkpoint, manifest_of, snapshot
-from ppxcls.data.batch_transforms import BatchTransform
+from ppxcls.checkpoints.compatibility import RunFacts, check_continues, placed
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.progress import Progress, manifest_of
+from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Batch, Loader
-from ppxcls.data.model_input import ModelInput
-from ppxcls.ema import EMA
-from ppxcls.interrupts import Preempted, StopSignals, interrupts_deferred
-from ppxcls.logger import Curves, logger
-from ppxcls.losses import WeightedSum
-from ppxcls.metrics import Scorer
-from ppxcls.numbers import Numbers, Step, TrainingError
-from ppxcls.precision import Precision
-from ppxcls.report import Report
-from ppxcls.resuming import RunFacts, check_continues, placed
-from ppxcls.run_folder import RunFolder
-from ppxcls.state_files import CheckpointError
-from ppxcls.watchdog import Watchdog
+from ppxcls.system import distributed
+from ppxcls.system.logs import Curves, logger
+from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
+from ppxcls.system.watchdog import Watchdog
+from ppxcls.train.ema import EMA
+from ppxcls.train.loss_watch import Numbers, Step, TrainingError
+from ppxcls.train.losses import WeightedSum
+from ppxcls.train.metrics import Scorer
+from ppxcls.train.mixing import BatchTransform
+from ppxcls.train.precision import Precision
+from ppxcls.train.run_log import Report
+from ppxcls.train.states import load_checkpoint, snapshot
 
 Watched = Callable[[Iterator[Batch]], Iterator[Batch]]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from ppxcls.checkpoint import Progress
-from ppxcls.logger import logger
-from ppxcls.state_files import CheckpointError
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.progress import Progress
+from ppxcls.system.logs import logger
 
 _OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that a run can't change on its way
 _OF_THE_MACHINE = ("Global.device", "image_root", "cls_label_path", "num_workers", "Global.output_dir", "Global.checkpoints")

@@ -11,8 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ppxcls.logger import logger
-from ppxcls.state_files import (
+from ppxcls.checkpoints.files import (
     CheckpointError,
     State,
     beside,
@@ -22,6 +21,7 @@ from ppxcls.state_files import (
     remove_checkpoint,
     write_checkpoint,
 )
+from ppxcls.system.logs import logger
 
 try:
     import fcntl

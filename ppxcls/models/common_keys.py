@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import paddle
 from paddle import nn
 
+from ppxcls.config.checks import Where
+from ppxcls.config.registry import ModelKeys
 from ppxcls.ops.max_pool import MaxPool2D
-from ppxcls.registry import ModelKeys
-from ppxcls.schema import Where
 
 _BLOCKS = {"Block", "PreactBlock", "DownsampleBlock", "MiddleBlock"}  # the residual ones of all families
 

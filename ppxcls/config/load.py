@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ppxcls.registry import Component, Components
-from ppxcls.schema import (
+from ppxcls.config.checks import (
     BelowOne,
     ConfigError,
     Count,
@@ -27,10 +26,11 @@ from ppxcls.schema import (
     check_section,
     unknown,
 )
+from ppxcls.config.registry import Component, Components
 
 _CONSTRUCTOR = yaml.SafeLoader("")
 _MAX_DEPTH, _MAX_KEYS = 50, 20_000  # an alias can repeat or contain itself
-_PACKAGED_CLASS_NAMES = Path(__file__).parent / "data" / "imagenet1k_classes.txt"
+_PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
 @dataclass

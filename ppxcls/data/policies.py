@@ -1,22 +1,21 @@
-"""Augmentation of one uint8 image: policies of Pillow's operations, colour, and parts that are erased.
+"""Augmentation of one uint8 image: policies of Pillow's operations, and colour.
 
 Names and arguments are PaddleClas's. Every random choice comes from the generator that is passed in.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageEnhance, ImageOps
 
+from ppxcls.config.checks import Bound, Count, NotNegative
+from ppxcls.config.registry import TRANSFORMS
 from ppxcls.data.decode import Image
-from ppxcls.registry import TRANSFORMS
-from ppxcls.schema import Bound, Count, Finite, NotNegative, Positive, Share
 
 Generator = np.random.Generator
 Picture = PillowImage.Image
@@ -255,130 +254,3 @@ def _shift_hue(picture: Picture, share: float) -> Picture:
     hue, saturation, value = picture.convert("HSV").split()
     moved = (np.asarray(hue).astype(np.int16) + round(share * 255)) % 256
     return PillowImage.merge("HSV", (PillowImage.fromarray(moved.astype(np.uint8)), saturation, value)).convert("RGB")
-
-
-@TRANSFORMS.register
-class RandomErasing:
-    """Erases a random rectangle (arXiv:1708.04896).
-
-    Args:
-        EPSILON: probability.
-        sl: smallest share of the area; ``sh``: the largest.
-        r1: smallest of height over width; the largest is its inverse.
-        mean: what ``const`` fills in, in the units of the image where this stands: 0 to 255 before NormalizeImage.
-        attempt: how often a rectangle that does not fit is drawn again.
-        use_log_aspect: draw the logarithm of height over width evenly.
-        mode: ``const``; ``rand``, one random colour; ``pixel``, a random colour for each pixel.
-    """
-
-    def __init__(
-        self,
-        EPSILON: Share = 0.5,
-        sl: Share = 0.02,
-        sh: Share = 0.4,
-        r1: Positive = 0.3,
-        mean: tuple[Finite, Finite, Finite] = (0.0, 0.0, 0.0),
-        attempt: Count = 100,
-        use_log_aspect: bool = False,
-        mode: Literal["const", "rand", "pixel"] = "const",
-    ) -> None:
-        if sl > sh or r1 > 1:
-            raise ValueError(f"expected sl up to sh and r1 up to 1, received {sl:g}, {sh:g} and {r1:g}")
-        self.probability, self.shares, self.aspects = EPSILON, (sl, sh), (r1, 1 / r1)
-        self.mean, self.attempt, self.use_log_aspect, self.mode = mean, attempt, use_log_aspect, mode
-
-    def __call__(self, image: Image, rng: Generator) -> Image:
-        if rng.random() >= self.probability:
-            return image
-        height, width = image.shape[:2]
-        for _ in range(self.attempt):
-            area = rng.uniform(*self.shares) * height * width
-            low, high = self.aspects
-            aspect = math.exp(rng.uniform(math.log(low), math.log(high))) if self.use_log_aspect else rng.uniform(low, high)
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < h < height and 0 < w < width:
-                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-                out = image.copy()
-                out[top : top + h, left : left + w] = self._filling(h, w, image.dtype, rng)
-                return out
-        return image
-
-    def _filling(self, height: int, width: int, dtype: Any, rng: Generator) -> Any:
-        if self.mode == "const":
-            return np.asarray(self.mean, dtype)
-        shape = (1, 1, 3) if self.mode == "rand" else (height, width, 3)
-        return rng.integers(0, 256, shape, np.uint8) if dtype == np.uint8 else rng.normal(size=shape).astype(dtype)
-
-
-@TRANSFORMS.register
-class Cutout:
-    """Blackens squares of ``length`` pixels around random points, cut at the border (arXiv:1708.04552)."""
-
-    def __init__(self, n_holes: Count = 1, length: Count = 112) -> None:
-        self.n_holes, self.length = n_holes, length
-
-    def __call__(self, image: Image, rng: Generator) -> Image:
-        out = image.copy()
-        for _ in range(self.n_holes):
-            y, x = (int(rng.integers(side)) for side in image.shape[:2])
-            half = self.length // 2
-            out[max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
-        return out
-
-
-@TRANSFORMS.register
-class HideAndSeek:
-    """Blackens each square of a random grid with probability 1/2 (arXiv:1811.02545); in one of five images none."""
-
-    _GRIDS = (0, 16, 32, 44, 56)
-
-    def __call__(self, image: Image, rng: Generator) -> Image:
-        size = self._GRIDS[rng.integers(len(self._GRIDS))]
-        if size == 0:
-            return image
-        out = image.copy()
-        for top in range(0, image.shape[0], size):
-            for left in range(0, image.shape[1], size):
-                if rng.random() < 0.5:
-                    out[top : top + size, left : left + size] = 0
-        return out
-
-
-@TRANSFORMS.register
-class GridMask:
-    """Blackens a regular grid of squares (arXiv:2001.04086).
-
-    Args:
-        d1: smallest period in pixels; ``d2``: the largest.
-        rotate: the grid is turned by up to this many degrees; 1 for none.
-        ratio: share of a period that is kept, each way.
-        mode: 0 blackens the grid's squares, 1 what is around them.
-        prob: probability.
-    """
-
-    def __init__(
-        self,
-        d1: Count = 96,
-        d2: Count = 224,
-        rotate: Count = 1,
-        ratio: Share = 0.5,
-        mode: Literal[0, 1] = 0,
-        prob: Share = 1.0,
-    ) -> None:
-        if d1 > d2:
-            raise ValueError(f"expected d1 up to d2, received {d1} and {d2}")
-        self.periods, self.rotate, self.ratio, self.mode, self.prob = (d1, d2), rotate, ratio, mode, prob
-
-    def __call__(self, image: Image, rng: Generator) -> Image:
-        if rng.random() >= self.prob:
-            return image
-        height, width = image.shape[:2]
-        side = math.ceil(math.hypot(height, width))
-        period = int(rng.integers(self.periods[0], self.periods[1] + 1))
-        kept = min(max(int(period * self.ratio + 0.5), 1), period)
-        first = rng.integers(period, size=2)
-        rows, columns = ((np.arange(side) + shift) % period < kept for shift in first)
-        mask = (rows[:, None] | columns[None, :]) != bool(self.mode)
-        turned = PillowImage.fromarray(mask.astype(np.uint8)).rotate(int(rng.integers(self.rotate)))
-        top, left = (side - height) // 2, (side - width) // 2
-        return image * np.asarray(turned)[top : top + height, left : left + width, None]

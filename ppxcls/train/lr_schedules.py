@@ -12,8 +12,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from ppxcls.registry import LR_SCHEDULES, split_block
-from ppxcls.schema import Bound, Count, CountOrZero, NotNegative, Positive, Where
+from ppxcls.config.checks import Bound, Count, CountOrZero, NotNegative, Positive, Where
+from ppxcls.config.registry import LR_SCHEDULES, split_block
 
 Schedule = Callable[[int], float]
 

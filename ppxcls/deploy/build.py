@@ -14,18 +14,18 @@ import numpy as np
 from paddle import nn
 from tqdm import tqdm
 
-from ppxcls.build_data import build_dataset, start_processes
-from ppxcls.checkpoint import load_weights, save_weights
-from ppxcls.config import Config, plain
+from ppxcls.build import build_dataset, start_processes
+from ppxcls.config.checks import Where
+from ppxcls.config.load import Config, plain
+from ppxcls.config.registry import MODELS, split_block
 from ppxcls.data.dataset import DataError
-from ppxcls.data.model_input import ModelInput
+from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.predict import Format, Writer, class_names, find_images, predict, side_file
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
-from ppxcls.logger import logger, set_up_logging
-from ppxcls.registry import MODELS, split_block
-from ppxcls.schema import Where
+from ppxcls.models.weights import load_weights, save_weights
+from ppxcls.system.logs import logger, set_up_logging
 
 
 def trained_network(config: Config) -> nn.Layer:

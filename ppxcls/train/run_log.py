@@ -6,10 +6,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ppxcls import distributed
-from ppxcls.checkpoint import Progress
-from ppxcls.logger import BatchClock, Curves, JsonLines, format_figures, logger
-from ppxcls.numbers import Numbers
+from ppxcls.checkpoints.progress import Progress
+from ppxcls.system import distributed
+from ppxcls.system.logs import BatchClock, Curves, JsonLines, format_figures, logger
+from ppxcls.train.loss_watch import Numbers
 
 _NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples", "bad_samples"}
 

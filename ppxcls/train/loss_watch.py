@@ -11,12 +11,12 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls import distributed
-from ppxcls.checkpoint import Progress
+from ppxcls.checkpoints.progress import Progress
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.sampler import BatchPlan
-from ppxcls.logger import logger
-from ppxcls.metrics import Totals
+from ppxcls.system import distributed
+from ppxcls.system.logs import logger
+from ppxcls.train.metrics import Totals
 
 _MOST_PENDING = 200  # steps whose losses stay on the device at most
 _SMOOTHING, _SETTLED = 0.9, 10  # of the loss from line to line; lines after which its mean means something

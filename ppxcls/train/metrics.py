@@ -8,9 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import paddle
 
-from ppxcls import distributed
-from ppxcls.registry import METRICS, split_component
-from ppxcls.schema import Count, Where
+from ppxcls.config.checks import Count, Where
+from ppxcls.config.registry import METRICS, split_component
+from ppxcls.system import distributed
 
 
 @METRICS.register

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from ppxcls.roll_call import JobError, roll_call
+from ppxcls.system.rendezvous import JobError, roll_call
 
 
 class DeviceError(ValueError):

@@ -8,8 +8,8 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
-from ppxcls.registry import LOSSES, split_component
-from ppxcls.schema import BelowOne, NotNegative, Share, Where
+from ppxcls.config.checks import BelowOne, NotNegative, Share, Where
+from ppxcls.config.registry import LOSSES, split_component
 
 
 def soft_targets(labels: paddle.Tensor, class_num: int, epsilon: float = 0.0) -> paddle.Tensor:

@@ -1,0 +1,119 @@
+"""A network's weights from files and to files, by state key."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppxcls.checkpoints.files import (
+    CheckpointError,
+    State,
+    beside,
+    read_manifest,
+    read_part,
+    read_state,
+    write_state,
+)
+from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
+
+NAMES = "StructuredToParameterName@@"  # where Paddle keeps the parameters' names in a saved state dict
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that a prefix such as ``output/Xception41/best_model`` names; a path with the extension names itself."""
+    path = Path(path)
+    return path if path.suffix in (".pdparams", *SUFFIXES) else path.with_name(path.name + ".pdparams")
+
+
+def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False) -> list[str]:
+    """Set a model's parameters and batch-norm statistics by state key.
+
+    Args:
+        path: ``.pdparams`` file, with or without its extension, which is checked against the manifest where it belongs to a
+            checkpoint; or a file of timm's or Keras's with its extension.
+        average: take the run's average of the weights (EMA), where the checkpoint has one.
+        keep_trunk: where the classifier has another number of classes than the weights, leave it as it is instead of raising.
+
+    Returns:
+        Keys of the classifier that were left as they are.
+
+    Raises:
+        CheckpointError: the file can't be used, or tensors are missing, unknown or of another shape; names them.
+    """
+    file = weights_file(path)
+    prefix = file.with_suffix("")
+    if file.suffix in SUFFIXES:
+        state = read_foreign_weights(file)
+    elif beside(prefix, ".json").exists():
+        manifest = read_manifest(prefix)
+        state = read_part(prefix, manifest, ".pdema" if average and ".pdema" in manifest["parts"] else ".pdparams")
+    else:
+        state = read_state(file)
+    return set_weights(model, state, file, keep_trunk)
+
+
+def save_weights(model: nn.Layer, file: Path) -> None:
+    """Write a model's weights as ``.pdparams`` or ``.safetensors``.
+
+    Raises:
+        CheckpointError: another extension, or safetensors is not installed.
+        OSError: the file can't be written.
+    """
+    if file.suffix == ".safetensors":
+        write_safetensors(file, to_numpy(model.state_dict()))
+    elif file.suffix == ".pdparams":
+        write_state(file, model_state(model))
+    else:
+        raise CheckpointError(f"{file}: expected .pdparams or .safetensors")
+
+
+def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool) -> list[str]:
+    state = {key: value for key, value in state.items() if key != NAMES}
+    left = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
+    model.set_state_dict({key: paddle.to_tensor(value) for key, value in state.items() if key not in left})
+    return list(left.values())
+
+
+def check_fits(state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()) -> dict[str, str]:
+    """What of ``may_differ`` has another shape, and how; raises CheckpointError where anything else does not fit."""
+    own = model.state_dict()
+    state = {key: value for key, value in state.items() if key != NAMES}
+    problems = [f"{key} is not in the file" for key in own if key not in state]
+    problems += [f"{key} is not in the model" for key in state if key not in own]
+    problems += [f"{key} is no array of numbers" for key in own if key in state and not is_numeric(state[key])]
+    shapes = {
+        key: f"{key} is {list(np.shape(state[key]))} in the file, {list(own[key].shape)} in the model"
+        for key in own
+        if key in state and tuple(np.shape(state[key])) != tuple(own[key].shape)
+    }
+    problems += [text for key, text in shapes.items() if key not in may_differ]
+    if problems:
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(f"{file} does not fit the model: {'; '.join(problems[:8])}{more}")
+    return shapes
+
+
+def is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu"
+
+
+def _classifier_keys(model: nn.Layer) -> set[str]:
+    """Keys of the last linear layer."""
+    names = [name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
+    return {f"{names[-1]}.weight", f"{names[-1]}.bias"} if names else set()
+
+
+def to_numpy(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: to_numpy(value) for key, value in tree.items()}
+    return tree.numpy() if isinstance(tree, paddle.Tensor) else tree
+
+
+def model_state(model: nn.Layer) -> dict[str, Any]:
+    state = model.state_dict()
+    return {**to_numpy(state), NAMES: {key: tensor.name for key, tensor in state.items()}}

@@ -1,0 +1,1 @@
+"""Processes, devices, signals and logs; imports nothing else of the package."""
