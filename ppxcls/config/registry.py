@@ -296,7 +296,7 @@ OPTIMIZERS = Registry(
     OptimizerKeys,
 )
 REGULARIZERS = Registry("regularizer", ("ppxcls.train.optimizers",))
-LR_SCHEDULES = Registry("lr schedule", ("ppxcls.train.lr_schedules",), ("total", "per_epoch", "as_reported"), WarmUp)
+LR_SCHEDULES = Registry("lr schedule", ("ppxcls.train.lr_schedules",), ("total", "per_epoch"), WarmUp)
 TRANSFORMS = Registry("transform", ("ppxcls.data.transforms", "ppxcls.data.policies", "ppxcls.data.erasing"))
 BATCH_TRANSFORMS = Registry("batch transform", ("ppxcls.train.mixing",), ("class_num",))
 DATASETS = Registry("dataset", ("ppxcls.data.dataset",), ("class_num", "patience"), BatchTransforms)

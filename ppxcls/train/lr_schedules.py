@@ -19,27 +19,15 @@ Schedule = Callable[[int], float]
 
 
 @LR_SCHEDULES.register
-def Cosine(learning_rate: NotNegative, total: float, as_reported: bool, eta_min: NotNegative = 0.0) -> Schedule:
+def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0) -> Schedule:
     """Half a cosine from ``learning_rate`` to ``eta_min`` (SGDR, arXiv:1608.03983, equation 5).
 
-    Stepwise and without warm-up it is the rate that PaddleClas reports, not quite the cosine c(t): Paddle's scheduler applies its
-    recursion c(t) / c(t - 1) once more when it is asked, which gives c(t)^2 / c(t - 1). Over the 300,360 steps of Xception41.yaml
-    the two differ by 1e-5 half way and matter in the last steps alone.
-
-    Args:
-        as_reported: whether that is the case.
+    It is the rate that PaddleClas's optimizer applies. Without warm-up PaddleClas logs another one: Paddle's ``get_lr()`` runs its
+    recursion once too often there and reports c(t)^2 / c(t - 1).
     """
     if total <= 0:
         return lambda t: learning_rate
-
-    def cosine(t: int) -> float:
-        return (1 + math.cos(math.pi * t / total)) / 2
-
-    def rate(t: int) -> float:
-        share = cosine(t) ** 2 / cosine(t - 1) if as_reported and 0 < t <= total else cosine(t)
-        return eta_min + (learning_rate - eta_min) * share
-
-    return rate
+    return lambda t: eta_min + (learning_rate - eta_min) * (1 + math.cos(math.pi * t / total)) / 2
 
 
 @LR_SCHEDULES.register
@@ -244,8 +232,7 @@ def build_lr_schedule(
     per_epoch = 1 if common.by_epoch else steps_per_epoch
     warm_up = common.warmup_epoch if common.by_epoch else round(common.warmup_epoch * steps_per_epoch)
     total = (epochs - common.warmup_epoch - common.cooldown_epoch) * per_epoch
-    as_reported = warm_up == 0 and not common.by_epoch
-    decay = LR_SCHEDULES.build(name, arguments, where, total=total, per_epoch=per_epoch, as_reported=as_reported)
+    decay = LR_SCHEDULES.build(name, arguments, where, total=total, per_epoch=per_epoch)
     return RunSchedule(decay, warm_up, common.warmup_start_lr, total if common.cooldown_epoch else None, per_epoch, steps_per_epoch)
 
 
