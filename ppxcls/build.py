@@ -20,7 +20,7 @@ from ppxcls.config.checks import Where
 from ppxcls.config.load import Config, DatasetSection
 from ppxcls.config.registry import DATASETS, MODELS, SAMPLERS, split_block
 from ppxcls.data.bad_samples import BadSamples
-from ppxcls.data.check import Report, check_lists
+from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.loader import Loader
 from ppxcls.models.common_keys import channels_last, prepare_training
@@ -29,7 +29,7 @@ from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import Curves, logger, set_up_logging
 from ppxcls.system.watchdog import Watchdog
-from ppxcls.train.ema import EMA
+from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import evaluate_model
 from ppxcls.train.losses import build_loss
 from ppxcls.train.lr_schedules import build_lr_schedule
@@ -37,7 +37,7 @@ from ppxcls.train.metrics import build_metrics
 from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.optimizers import build_optimizer
 from ppxcls.train.precision import autocast, set_precision
-from ppxcls.train.trainer import Schedule, Trainer, Watched
+from ppxcls.train.trainer import Plan, Trainer, Watched
 
 
 def list_models() -> list[str]:
@@ -87,7 +87,7 @@ def build_trainer(config: Config) -> Trainer:
     model, optimizer, precision = set_precision(config.AMP, model, optimizer)
     if keys.use_sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ema = EMA(model, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
+    ema = WeightAverage(model, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
     facts = _facts(config, loader, steps_per_epoch, eval_loader.dataset.index.digest() if eval_loader else "")
     trainer = Trainer(
         model=paddle.DataParallel(model) if distributed.world_size() > 1 else model,
@@ -98,7 +98,7 @@ def build_trainer(config: Config) -> Trainer:
         optimizer=optimizer,
         lr_scheduler=scheduler,
         loader=loader,
-        schedule=Schedule(**{f.name: getattr(config.Global, f.name) for f in fields(Schedule)}),
+        plan=Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)}),
         folder=folder,
         facts=facts,
         precision=precision,
@@ -166,7 +166,7 @@ def evaluate(config: Config) -> dict[str, float]:
         model = paddle.amp.decorate(models=model, level="O2", save_dtype="float32")
     loader = build_loader(config, "Eval")
     distributed.require_same({"evaluation list": loader.dataset.index.digest()})
-    with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.in_hand) as watchdog:
+    with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read) as watchdog:
         return _build_evaluation(config, model, loader)(lambda batches: watchdog.batches(batches, "the evaluation"))
 
 
@@ -302,7 +302,7 @@ def build_loader(config: Config, mode: str) -> Loader:
     return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
 
 
-def check_data(config: Config, progress_bar: bool = True) -> Report:
+def check_data(config: Config, progress_bar: bool = True) -> DataReport:
     """Decode every file of the config's lists and report what is wrong with them, with a progress bar on a terminal.
 
     Raises:

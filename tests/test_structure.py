@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,28 @@ def test_imports_go_down(file: Path) -> None:
     for module in imported(file):
         other = unit(module)
         assert other == own or RANK[other] > RANK[own], f"{file.name} imports {module}"
+
+
+def test_no_module_has_the_name_of_a_standard_one() -> None:
+    """With the package's own folder first on the path, as an editor's "run this file" has it, it would be imported instead."""
+    assert not {file.stem for file in FILES} & set(sys.stdlib_module_names)
+    command = [sys.executable, str(ROOT / "ppxcls/cli.py")]
+    result = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_name_has_two_meanings() -> None:
+    """Two classes or constants of one name, in different modules. Layers of the networks are their family's own."""
+    homes: dict[str, list[str]] = {}
+    for file in FILES:
+        if file.parent.name != "models":
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name, []).append(file.name)
+    assert len(homes) > 50
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 def test_some_imports_are_seen() -> None:

@@ -14,7 +14,7 @@ from sklearn import metrics as sklearn_metrics
 
 import ppxcls
 from ppxcls.data.sampler import ClassBalancedSampler, ProgressiveSampler, RASampler
-from ppxcls.train.ema import EMA
+from ppxcls.train.ema import WeightAverage
 from ppxcls.train.losses import build_loss
 from ppxcls.train.metrics import ClassReport
 from ppxcls.train.mixing import build_batch_transforms
@@ -141,7 +141,7 @@ def test_optimizer_settings_refused(spec: dict[str, Any], message: str) -> None:
 def test_ema_is_the_weighted_sum(warmup: bool) -> None:
     model = paddle.nn.Linear(1, 1)
     model.weight.set_value(paddle.to_tensor([[5.0]]))
-    ema = EMA(model, 0.9, warmup)
+    ema = WeightAverage(model, 0.9, warmup)
     expected = 5.0
     for step, value in enumerate((1.0, 2.0, 4.0), 1):
         model.weight.set_value(paddle.to_tensor([[value]]))

@@ -89,7 +89,7 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
         logger.warning(f"changed since the checkpoint: {text}")
 
 
-def placed(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
+def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
     """The progress in this run's own batches and steps, where the checkpoint's run had other ones or did not say its step."""
     then = manifest.get("global_batch", facts.global_batch)
     same = (then, manifest.get("steps_per_epoch")) == (facts.global_batch, facts.steps_per_epoch)

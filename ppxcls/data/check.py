@@ -24,7 +24,7 @@ NOTES = ("duplicate", "class without samples")
 
 
 @dataclass
-class Report:
+class DataReport:
     """What was found.
 
     Attributes:
@@ -58,7 +58,7 @@ class Report:
 class _Files:
     """The files of one list: digests [n, 16] and sizes [n, 2], zero where a file can't be decoded."""
 
-    def __init__(self, dataset: ImageNetDataset, report: Report) -> None:
+    def __init__(self, dataset: ImageNetDataset, report: DataReport) -> None:
         self.dataset = dataset
         self.digests = np.zeros((len(dataset), _DIGEST), np.uint8)
         self.sizes = np.zeros((len(dataset), 2), np.int32)
@@ -97,7 +97,7 @@ def check_lists(
     class_num: int,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda n: None,
-) -> Report:
+) -> DataReport:
     """Decode every file of the lists, compare them by content, and count the classes.
 
     Args:
@@ -105,7 +105,7 @@ def check_lists(
         threads: that decode; None takes every core.
         progress: called with the number of files that have been looked at since the last call.
     """
-    report = Report()
+    report = DataReport()
     all_files = [_Files(dataset, report) for dataset in datasets]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for files in all_files:
@@ -126,7 +126,7 @@ def check_lists(
     return report
 
 
-def _facts(files: _Files, class_num: int, report: Report) -> dict[str, Any]:
+def _facts(files: _Files, class_num: int, report: DataReport) -> dict[str, Any]:
     index: ListIndex = files.dataset.index
     counts = np.bincount(index.labels, minlength=class_num)
     if absent := np.flatnonzero(counts == 0).tolist():
@@ -150,7 +150,7 @@ def _facts(files: _Files, class_num: int, report: Report) -> dict[str, Any]:
     return facts
 
 
-def _compare(all_files: list[_Files], report: Report) -> None:
+def _compare(all_files: list[_Files], report: DataReport) -> None:
     """Files with the same bytes: copies in one list, under two labels, or in both lists."""
     together = np.concatenate([files.digests for files in all_files])
     keys = together.view(f"V{_DIGEST}").reshape(-1)

@@ -71,7 +71,7 @@ class ListIndex:
         """SHA-256 of the list file."""
         return hashlib.sha256(self._bytes.data).hexdigest()
 
-    def leaving(self, root: Path) -> int | None:
+    def first_outside(self, root: Path) -> int | None:
         """The first sample whose path is outside a folder by what is written: absolute and elsewhere, or with ``..``; else None.
 
         Symbolic links are not looked at: whoever made them in the data set's own folder may have put its parts elsewhere.
@@ -205,7 +205,7 @@ class ImageNetDataset:
         self.transform = build_transforms(transform_ops or [])
         self.host_transform, self.device_stage = split_for_device(self.transform)
         self._patience = patience
-        outside = self.index.leaving(self.image_root)
+        outside = self.index.first_outside(self.image_root)
         if outside is not None:
             path = self.index.path(outside)
             raise DataError(f"{self.index.line(outside)}: expected a path inside image_root, {self.image_root}, received {path!r}")

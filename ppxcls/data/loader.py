@@ -95,7 +95,7 @@ class Loader:
         self.num_workers = num_workers
         self.bad_samples = bad_samples
         self.timeout = timeout
-        self._in_hand: dict[int, int] = {}  # thread to sample
+        self._being_read: dict[int, int] = {}  # thread to sample
         self._transform = dataset.host_transform
         self._like: _Kind | None = None
 
@@ -142,18 +142,18 @@ class Loader:
             try:
                 future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
             except FutureTimeoutError:
-                raise DataError(f"no batch for {self.timeout:g} s; in hand: {self.in_hand()}") from None
+                raise DataError(f"no batch for {self.timeout:g} s; being read: {self.files_being_read()}") from None
         return self._finish(slots)
 
-    def in_hand(self) -> str:
+    def files_being_read(self) -> str:
         """The files that the threads are at."""
-        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.index.line(i)})" for i in list(self._in_hand.values()))
+        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.index.line(i)})" for i in list(self._being_read.values()))
 
     def _fill(self, slots: _Slots, epoch: int, part: range) -> None:
         thread = threading.get_ident()
         for i in part:
             index = int(slots.plan.indices[i])
-            self._in_hand[thread] = index
+            self._being_read[thread] = index
             rng = np.random.default_rng([self.sampler.seed, epoch, slots.plan.first + i])
             try:
                 image = self.dataset.load(index, rng, self._transform)
@@ -167,7 +167,7 @@ class Loader:
                 slots.put(i, image)
             except ValueError as error:
                 raise DataError(f"{self.dataset.path(index)}: {error}") from None
-        self._in_hand.pop(thread, None)
+        self._being_read.pop(thread, None)
 
     def _finish(self, slots: _Slots) -> Batch:
         plan, images = slots.plan, slots.images

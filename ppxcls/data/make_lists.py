@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ppxcls.data.dataset import DataError
-
-_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from ppxcls.data.read_file import IMAGE_EXTENSIONS
 
 
 def make_lists(
@@ -56,7 +55,7 @@ def make_lists(
 
 
 def _images(folder: Path, root: Path) -> list[str]:
-    found = [f for f in folder.rglob("*") if f.suffix.lower() in _EXTENSIONS and f.is_file()]
+    found = [f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file()]
     return sorted(f.relative_to(root).as_posix() for f in found)
 
 

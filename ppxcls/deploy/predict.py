@@ -16,14 +16,13 @@ from typing import Any, Literal, TextIO
 import numpy as np
 
 from ppxcls.data.dataset import DataError
-from ppxcls.data.read_file import read_file
+from ppxcls.data.read_file import IMAGE_EXTENSIONS, read_file
 from ppxcls.data.transforms import Compose
 from ppxcls.deploy.runners import Array, Runner
 from ppxcls.system.environment import usable_cores
 
 Format = Literal["paddleclas", "csv", "jsonl"]
 
-_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 _AHEAD = 2  # batches that are read while one is predicted
 
 
@@ -44,7 +43,7 @@ def find_images(path: str) -> list[str]:
         DataError: there are none.
     """
     if Path(path).is_dir():
-        found = [str(f) for f in Path(path).rglob("*") if f.suffix.lower() in _EXTENSIONS and f.is_file()]
+        found = [str(f) for f in Path(path).rglob("*") if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file()]
     else:
         found = [path] if Path(path).is_file() else [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
     if not found:

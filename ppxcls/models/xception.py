@@ -149,7 +149,7 @@ class ExitFlow(nn.Layer):
         return self._out(self._drop(paddle.flatten(self._pool(x), start_axis=1)))
 
 
-class Xception(nn.Layer):
+class PaddleClasXception(nn.Layer):
     """Entry, middle and exit flow.
 
     Args:
@@ -180,18 +180,18 @@ class Xception(nn.Layer):
 
 
 @MODELS.register
-def Xception41(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> Xception:
+def Xception41(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
     """3 entry and 8 middle blocks; 23.0 million parameters at 1,000 classes."""
-    return Xception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
+    return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
 @MODELS.register
-def Xception65(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> Xception:
+def Xception65(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
     """3 entry and 16 middle blocks; 36.0 million parameters at 1,000 classes."""
-    return Xception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
+    return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
 @MODELS.register
-def Xception71(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> Xception:
+def Xception71(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
     """5 entry and 16 middle blocks; 37.9 million parameters at 1,000 classes."""
-    return Xception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate)
+    return PaddleClasXception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate)

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from ppxcls.system.rendezvous import JobError, roll_call
+from ppxcls.system.rendezvous import JobError, wait_for_all_ranks
 
 
 class DeviceError(ValueError):
@@ -60,7 +60,7 @@ def start(device: str, deterministic: bool = False, timeout: float = 600.0) -> N
 def _join(timeout: float) -> None:
     environment = dist.ParallelEnv()
     master = os.environ.get("PADDLE_MASTER", "")
-    roll_call(master, environment.rank, environment.world_size, timeout)
+    wait_for_all_ranks(master, environment.rank, environment.world_size, timeout)
     try:
         dist.init_parallel_env()
     except (RuntimeError, OSError, ValueError) as error:

@@ -18,7 +18,7 @@ class JobError(Exception):
     """The processes of a job can't work together: they can't reach one another, or differ in what must be the same."""
 
 
-def roll_call(master: str, rank: int, world_size: int, timeout: float) -> None:
+def wait_for_all_ranks(master: str, rank: int, world_size: int, timeout: float) -> None:
     """Wait until all processes have met.
 
     Args:

@@ -11,7 +11,7 @@ import paddle
 from paddle import nn
 
 
-class EMA:
+class WeightAverage:
     """The average of all of the model's state, batch norm's statistics included, updated after each optimizer step.
 
     Args:

@@ -28,7 +28,7 @@ class TrainingError(Exception):
 
 
 @dataclass
-class Step:
+class StepResult:
     """A step that is done but whose numbers may not have been read yet.
 
     Attributes:
@@ -43,24 +43,24 @@ class Step:
     skipped: Any = False
 
 
-class Numbers:
+class LossWatch:
     """Collects the numbers of steps on the device; reading them makes the host wait for the device.
 
     Args:
         names: of the entries of a step's sums; the last one is the loss.
         network: whose weights are looked at.
         dataset: names the files of a step that goes wrong.
-        most_skipped: steps in a row that AMP may leave out.
+        max_skipped_steps: steps in a row that AMP may leave out.
 
     Attributes:
         totals: of the epoch in progress.
     """
 
-    def __init__(self, names: Sequence[str], network: nn.Layer, dataset: ImageNetDataset, most_skipped: int) -> None:
+    def __init__(self, names: Sequence[str], network: nn.Layer, dataset: ImageNetDataset, max_skipped_steps: int) -> None:
         self.names = list(names)
         self.totals = Totals(self.names)
-        self._network, self._dataset, self._most_skipped = network, dataset, most_skipped
-        self._pending: list[Step] = []
+        self._network, self._dataset, self._max_skipped_steps = network, dataset, max_skipped_steps
+        self._pending: list[StepResult] = []
         self._loss = self._first_loss = self._lowest_loss = math.nan
         self._losses = 0
         self._warned = False
@@ -69,7 +69,7 @@ class Numbers:
         """Begin with the sums that the progress holds: those of all processes, which the first one keeps."""
         self.totals = Totals(self.names, progress.totals if distributed.rank() == 0 else None)
 
-    def add(self, step: Step) -> None:
+    def add(self, step: StepResult) -> None:
         """Add a step, without waiting for it."""
         self._pending.append(step)
 
@@ -98,14 +98,14 @@ class Numbers:
             self.totals.add(step.plan.count, row if step.plan.count else np.zeros_like(row), step.left_out)
             if step.plan.count:
                 finite.append(float(row[-1]) / step.plan.count)
-        if progress.skipped > self._most_skipped:
-            count = f"{progress.skipped} steps in a row (AMP.max_skipped_steps = {self._most_skipped})"
+        if progress.skipped > self._max_skipped_steps:
+            count = f"{progress.skipped} steps in a row (AMP.max_skipped_steps = {self._max_skipped_steps})"
             raise TrainingError(f"AMP found gradients that are not finite in {count}, the last one step {progress.step}")
         if finite:
             self._watch_loss(sum(finite) / len(finite), progress)
         self._check_weights(progress)
 
-    def _not_finite(self, step: Step, row: Any, progress: Progress) -> str:
+    def _not_finite(self, step: StepResult, row: Any, progress: Progress) -> str:
         plan = step.plan
         files = ", ".join(self._dataset.path(int(i)) for i in plan.indices)
         values = ", ".join(f"{n} {v / max(plan.count, 1):g}" for n, v in zip(self.names, row, strict=True))

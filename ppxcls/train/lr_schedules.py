@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 from ppxcls.config.checks import Bound, Count, CountOrZero, NotNegative, Positive, Where
 from ppxcls.config.registry import LR_SCHEDULES, split_block
 
-Schedule = Callable[[int], float]
+Rate = Callable[[int], float]
 
 
 @LR_SCHEDULES.register
-def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0) -> Schedule:
+def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0) -> Rate:
     """Half a cosine from ``learning_rate`` to ``eta_min`` (SGDR, arXiv:1608.03983, equation 5).
 
     It is the rate that PaddleClas's optimizer applies. Without warm-up PaddleClas logs another one: Paddle's ``get_lr()`` runs its
@@ -31,14 +31,14 @@ def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0)
 
 
 @LR_SCHEDULES.register
-def Linear(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Schedule:
+def Linear(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Rate:
     """From ``learning_rate`` to ``end_lr`` as ``(1 - t / total) ** power``, and ``end_lr`` from there on."""
     height = learning_rate - end_lr
     return lambda t: end_lr + height * (1 - min(t, total) / total) ** power if total > 0 else learning_rate
 
 
 @LR_SCHEDULES.register
-def Polynomial(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Schedule:
+def Polynomial(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Rate:
     """``Linear`` under its plain name."""
     return Linear(learning_rate, total, end_lr, power)
 
@@ -51,7 +51,7 @@ def OneCycleLR(
     end_learning_rate: NotNegative = 1e-4,
     phase_pct: Annotated[float, Bound(gt=0, lt=1)] = 0.3,
     anneal_strategy: Literal["cos", "linear"] = "cos",
-) -> Schedule:
+) -> Rate:
     """Up from ``max_learning_rate / divide_factor``, then down to ``end_learning_rate`` (arXiv:1708.07120).
 
     Args:
@@ -130,7 +130,7 @@ def Piecewise(
     decay_epochs: list[NotNegative],
     values: list[NotNegative],
     learning_rate: NotNegative | None = None,
-) -> Schedule:
+) -> Rate:
     """``values[i]`` until epoch ``decay_epochs[i]`` after the warm-up, then the next.
 
     Args:
@@ -146,7 +146,7 @@ def Piecewise(
 
 
 @LR_SCHEDULES.register
-def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamma: Positive = 0.1) -> Schedule:
+def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamma: Positive = 0.1) -> Rate:
     """Times ``gamma`` every ``step_size`` epochs."""
     length = int(step_size * per_epoch)
     if length < 1:
@@ -155,7 +155,7 @@ def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamm
 
 
 @LR_SCHEDULES.register
-def MultiStepDecay(learning_rate: NotNegative, per_epoch: float, milestones: list[NotNegative], gamma: Positive = 0.1) -> Schedule:
+def MultiStepDecay(learning_rate: NotNegative, per_epoch: float, milestones: list[NotNegative], gamma: Positive = 0.1) -> Rate:
     """Times ``gamma`` at each of the epochs ``milestones``.
 
     Raises:
@@ -166,7 +166,7 @@ def MultiStepDecay(learning_rate: NotNegative, per_epoch: float, milestones: lis
 
 
 @LR_SCHEDULES.register
-def ConstLR(learning_rate: NotNegative) -> Schedule:
+def ConstLR(learning_rate: NotNegative) -> Rate:
     """Always ``learning_rate``."""
     return lambda t: learning_rate
 
@@ -179,7 +179,7 @@ def Cyclic(
     step_size_down: Count | None = None,
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
     exp_gamma: Annotated[float, Bound(gt=0, le=1)] = 1.0,
-) -> Schedule:
+) -> Rate:
     """Up and down between two rates (arXiv:1506.01186).
 
     Args:
@@ -246,7 +246,7 @@ class RunSchedule:
     """
 
     def __init__(
-        self, decay: Schedule, warm_up: float, start_lr: float, end: float | None, per_epoch: int, steps_per_epoch: int
+        self, decay: Rate, warm_up: float, start_lr: float, end: float | None, per_epoch: int, steps_per_epoch: int
     ) -> None:
         self._decay, self._warm_up, self._start_lr, self._end = decay, warm_up, start_lr, end
         self._unit = steps_per_epoch if per_epoch == 1 else 1

@@ -21,12 +21,12 @@ class Precision:
     """The context of forward passes and the scaling of the loss; float32 as it stands.
 
     Attributes:
-        most_skipped: steps in a row that the scaling may leave out.
+        max_skipped_steps: steps in a row that the scaling may leave out.
     """
 
     autocast: Autocast = contextlib.nullcontext
     scaler: paddle.amp.GradScaler = field(default_factory=lambda: paddle.amp.GradScaler(enable=False))
-    most_skipped: int = 100
+    max_skipped_steps: int = 100
 
     def last_step_skipped(self) -> Any:
         """Whether the last ``scaler.step`` left the optimizer step out; may be a tensor, which nobody has waited for yet."""

@@ -9,22 +9,22 @@ from typing import Any
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.system import distributed
 from ppxcls.system.logs import BatchClock, Curves, JsonLines, format_figures, logger
-from ppxcls.train.loss_watch import Numbers
+from ppxcls.train.loss_watch import LossWatch
 
 _NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples", "bad_samples"}
 
 
-class Report:
+class RunLog:
     """Writes the lines.
 
     Args:
-        numbers: of the steps, whose means the lines say.
+        watch: of the steps, whose means the lines say.
         log_interval: iterations between log lines.
         lr_name: of the schedule, in the log lines.
     """
 
-    def __init__(self, output_dir: Path, numbers: Numbers, epochs: int, log_interval: int, lr_name: str, curves: Curves) -> None:
-        self.numbers = numbers
+    def __init__(self, output_dir: Path, watch: LossWatch, epochs: int, log_interval: int, lr_name: str, curves: Curves) -> None:
+        self.watch = watch
         self.lines = JsonLines(output_dir / "metrics.jsonl")
         self.clock = BatchClock()
         self._epochs, self._log_interval, self._lr_name = epochs, log_interval, lr_name
@@ -48,7 +48,7 @@ class Report:
 
     def start_epoch(self, progress: Progress) -> None:
         """Begin to count, with what the progress holds."""
-        self.numbers.start_epoch(progress)
+        self.watch.start_epoch(progress)
         self.clock = BatchClock()
 
     def line_due(self, number: int, batches: int) -> bool:
@@ -57,7 +57,7 @@ class Report:
 
     def train_line(self, step_lr: float, number: int, batches: int, progress: Progress) -> None:
         """Log the epoch's means so far; all processes call it."""
-        means = self.numbers.totals.reduced().values
+        means = self.watch.totals.reduced().values
         times = self.clock.lap()
         remaining = (self._epochs - progress.epoch + 1) * batches - number - 1
         eta = timedelta(seconds=round(remaining * times["batch_cost"]))
@@ -74,7 +74,7 @@ class Report:
 
     def epoch_line(self, epoch: int) -> None:
         """Log the epoch's means; all processes call it."""
-        means = self.numbers.totals.reduced()
+        means = self.watch.totals.reduced()
         results = {**means.values, "num_samples": means.samples, "bad_samples": means.left_out}
         logger.info(f"[Train][Epoch {epoch}/{self._epochs}][Avg]{format_results(results)}")
 

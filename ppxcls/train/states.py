@@ -13,10 +13,10 @@ from paddle import nn
 from ppxcls.checkpoints.files import CheckpointError, State, beside, read_checkpoint, write_checkpoint
 from ppxcls.checkpoints.progress import Progress, checkpoint_prefix, manifest_of, read_paddleclas, read_progress
 from ppxcls.models.weights import NAMES, check_fits, is_numeric, model_state, set_weights, to_numpy
-from ppxcls.train.ema import EMA
+from ppxcls.train.ema import WeightAverage
 
 
-def snapshot(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: EMA | None = None) -> dict[str, State]:
+def snapshot(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: WeightAverage | None = None) -> dict[str, State]:
     """Copies of the states in the host's memory, by the extension of their files.
 
     Raises:
@@ -56,7 +56,7 @@ def load_checkpoint(
     model: nn.Layer,
     optimizer: paddle.optimizer.Optimizer,
     check: Callable[[Mapping[str, Any]], None] = lambda manifest: None,
-    ema: EMA | None = None,
+    ema: WeightAverage | None = None,
 ) -> tuple[Progress, dict[str, Any]]:
     """Load weights and optimizer state of a checkpoint, PaddleClas's included.
 

@@ -17,7 +17,7 @@ from paddle import nn
 from paddle.optimizer.lr import LRScheduler
 from tqdm import tqdm
 
-from ppxcls.checkpoints.compatibility import RunFacts, check_continues, placed
+from ppxcls.checkpoints.compatibility import RunFacts, check_continues, converted_progress
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress, manifest_of
 from ppxcls.checkpoints.run_folder import RunFolder
@@ -27,13 +27,13 @@ from ppxcls.system import distributed
 from ppxcls.system.logs import Curves, logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
 from ppxcls.system.watchdog import Watchdog
-from ppxcls.train.ema import EMA
-from ppxcls.train.loss_watch import Numbers, Step, TrainingError
+from ppxcls.train.ema import WeightAverage
+from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Scorer
 from ppxcls.train.mixing import BatchTransform
 from ppxcls.train.precision import Precision
-from ppxcls.train.run_log import Report
+from ppxcls.train.run_log import RunLog
 from ppxcls.train.states import load_checkpoint, snapshot
 
 Watched = Callable[[Iterator[Batch]], Iterator[Batch]]
@@ -44,7 +44,7 @@ class _Stop(Exception):
 
 
 @dataclass
-class Schedule:
+class Plan:
     """When what is done, under the names and in the units of the config's ``Global``."""
 
     epochs: int
@@ -81,13 +81,13 @@ class Trainer:
         optimizer: paddle.optimizer.Optimizer,
         lr_scheduler: LRScheduler,
         loader: Loader,
-        schedule: Schedule,
+        plan: Plan,
         folder: RunFolder,
         facts: RunFacts,
         precision: Precision | None = None,
         batch_transforms: list[BatchTransform] | None = None,
         evaluate: Callable[[Watched], dict[str, float]] | None = None,
-        ema: EMA | None = None,
+        ema: WeightAverage | None = None,
         curves: Curves | None = None,
         hang_timeout: float = 600.0,
     ) -> None:
@@ -96,7 +96,7 @@ class Trainer:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.loader = loader
-        self.schedule = schedule
+        self.plan = plan
         self.folder = folder
         self.facts = facts
         self.precision = precision or Precision()
@@ -107,9 +107,9 @@ class Trainer:
         self.to_input = ModelInput(loader.dataset.device_stage)
         self.scorer = Scorer(loss_fn.names, [] if self.batch_transforms else metrics)
         lr_name = type(lr_scheduler).__name__
-        self.numbers = Numbers(self.scorer.names, self.network, loader.dataset, self.precision.most_skipped)
-        self.report = Report(folder.path, self.numbers, schedule.epochs, schedule.print_batch_step, lr_name, curves or Curves(None))
-        self.watchdog = Watchdog(hang_timeout, distributed.rank(), distributed.world_size(), loader.in_hand)
+        self.watch = LossWatch(self.scorer.names, self.network, loader.dataset, self.precision.max_skipped_steps)
+        self.log = RunLog(folder.path, self.watch, plan.epochs, plan.print_batch_step, lr_name, curves or Curves(None))
+        self.watchdog = Watchdog(hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
         self._saved_at = time.monotonic()
@@ -167,8 +167,8 @@ class Trainer:
         """
         with self._signals.noted(), self.watchdog:
             try:
-                self.report.start(self.progress)
-                while self.progress.epoch <= self.schedule.epochs:
+                self.log.start(self.progress)
+                while self.progress.epoch <= self.plan.epochs:
                     self.train_one_epoch()
                     self._finish_epoch()
             except _Stop:
@@ -176,7 +176,7 @@ class Trainer:
             finally:
                 self.folder.wait()
                 self.folder.release()
-                self.report.close()
+                self.log.close()
         return self.progress.best
 
     def train_one_epoch(self) -> None:
@@ -185,30 +185,30 @@ class Trainer:
         Raises:
             TrainingError, DataError, OSError: as ``fit``.
         """
-        epoch, batches, every = self.progress.epoch, len(self.loader), self.schedule.update_freq
+        epoch, batches, every = self.progress.epoch, len(self.loader), self.plan.update_freq
         self.model.train()
-        self.report.start_epoch(self.progress)
+        self.log.start_epoch(self.progress)
         terminal = {"disable": None if self._is_main else True, "initial": self.progress.batches_done, "leave": False}
         with tqdm(total=batches, desc=f"epoch {epoch}", unit="batch", **terminal) as bar:
-            loading = self.report.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
+            loading = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
             for batch in self.watchdog.batches(loading, f"epoch {epoch}"):
                 number = batch.plan.number
                 with interrupts_deferred():
                     step = self._train_on(batch)
-                self.numbers.add(step)
+                self.watch.add(step)
                 self.progress.batches_done = number + 1
-                self.report.clock.samples += self.loader.sampler.global_size(number)
+                self.log.clock.samples += self.loader.sampler.global_size(number)
                 bar.update()
-                self.numbers.read(self.progress, self.report.line_due(number, batches))
-                if self.report.line_due(number, batches):
-                    self.report.train_line(step.lr, number, batches, self.progress)
+                self.watch.read(self.progress, self.log.line_due(number, batches))
+                if self.log.line_due(number, batches):
+                    self.log.train_line(step.lr, number, batches, self.progress)
                 if (number + 1) % every == 0 and number + 1 < batches:  # the epoch's end saves by itself
                     self._save_inside_epoch()
                 self.folder.poll()
-        self.report.epoch_line(epoch)
+        self.log.epoch_line(epoch)
 
-    def _train_on(self, batch: Batch) -> Step:
-        plan, sampler, every = batch.plan, self.loader.sampler, self.schedule.update_freq
+    def _train_on(self, batch: Batch) -> StepResult:
+        plan, sampler, every = batch.plan, self.loader.sampler, self.plan.update_freq
         epoch = self.progress.epoch
         group = range(plan.number - plan.number % every, min(plan.number - plan.number % every + every, len(self.loader)))
         # Means over processes and micro-batches of unequal size add up to the mean over samples.
@@ -222,23 +222,23 @@ class Trainer:
         is_update_step = plan.number == group[-1]
         logits, losses = self.train_step(images, labels, weight, is_update_step)
         skipped = self.precision.last_step_skipped() if is_update_step else False
-        return Step(lr, plan, batch.left_out, self.scorer(losses, logits, labels), skipped)
+        return StepResult(lr, plan, batch.left_out, self.scorer(losses, logits, labels), skipped)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
         return self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
 
     def _finish_epoch(self) -> None:
         """Evaluate where it is due, and save."""
-        epoch, schedule = self.progress.epoch, self.schedule
+        epoch, plan = self.progress.epoch, self.plan
         names = ["latest"]
-        due = epoch % schedule.eval_interval == 0 or epoch == schedule.epochs
-        if self.evaluate and due and epoch >= schedule.start_eval_epoch and self._evaluate():
+        due = epoch % plan.eval_interval == 0 or epoch == plan.epochs
+        if self.evaluate and due and epoch >= plan.start_eval_epoch and self._evaluate():
             names.append("best_model")
-        if epoch % schedule.save_interval == 0:
+        if epoch % plan.save_interval == 0:
             names.append(f"epoch_{epoch}")
         self.progress.epoch, self.progress.batches_done, self.progress.totals = epoch + 1, 0, {}
         self.save(names)
-        if self._agree([self._signals.received is not None])[0] and self.progress.epoch <= schedule.epochs:
+        if self._agree([self._signals.received is not None])[0] and self.progress.epoch <= plan.epochs:
             self._preempted()
 
     def _evaluate(self) -> bool:
@@ -253,7 +253,7 @@ class Trainer:
         is_best = not best or best["metric"] != name or sign * value > sign * best["value"]
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
-        self.report.eval_line(results, self.progress)
+        self.log.eval_line(results, self.progress)
         if plateau := getattr(self.lr_scheduler.lr_lambda, "plateau", None):
             plateau.observe(value)
             self.progress.plateau = dict(plateau.state)
@@ -269,18 +269,18 @@ class Trainer:
 
     def _save_inside_epoch(self) -> None:
         """After an optimizer step: save where it is due, and stop where a signal has come."""
-        minutes = self.schedule.save_interval_minutes
+        minutes = self.plan.save_interval_minutes
         by_time = minutes is not None and self._is_main and time.monotonic() - self._saved_at >= 60 * minutes
         stop, by_time = self._agree([self._signals.received is not None, by_time])
         if stop:
             raise _Stop
-        if by_time or (self.schedule.save_interval_steps and self.progress.step % self.schedule.save_interval_steps == 0):
+        if by_time or (self.plan.save_interval_steps and self.progress.step % self.plan.save_interval_steps == 0):
             self._save_here()
 
     def _save_here(self) -> None:
-        self.numbers.read(self.progress)
-        self.numbers.totals.gather()
-        self.progress.totals = self.numbers.totals.as_dict()
+        self.watch.read(self.progress)
+        self.watch.totals.gather()
+        self.progress.totals = self.watch.totals.as_dict()
         self.save(["latest"])
 
     def _preempted(self) -> None:
@@ -307,7 +307,7 @@ class Trainer:
         except CheckpointError as error:
             raise TrainingError(f"step {self.progress.step}: {error}") from None
         manifest = manifest_of(self.progress, self.facts.as_dict())
-        self.folder.save([f"step_{self.progress.step}", *names], states, manifest, self.report.lines.sync)
+        self.folder.save([f"step_{self.progress.step}", *names], states, manifest, self.log.lines.sync)
 
     def resume(self, prefix: str | Path, allow_changes: bool = False) -> None:
         """Go on from a checkpoint.
@@ -318,7 +318,7 @@ class Trainer:
         check = partial(check_continues, facts=self.facts, allow_changes=allow_changes)
         progress, manifest = load_checkpoint(prefix, self.network, self.optimizer, check, self.ema)
         progress.started = progress.started or self.progress.started
-        self.progress = placed(progress, manifest, self.facts)
+        self.progress = converted_progress(progress, manifest, self.facts)
         if self.progress.plateau:
             self.lr_scheduler.lr_lambda.plateau.state |= self.progress.plateau
         self.lr_scheduler.step(self.progress.step)

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import ppxcls
-from ppxcls.train.loss_watch import Numbers
+from ppxcls.train.loss_watch import LossWatch
 from tests.conftest import small_config, write_images
 
 
@@ -55,14 +55,14 @@ def main() -> None:
         trainer = ppxcls.build_trainer(ppxcls.load_config(file))
         rows: list[tuple[int, int, int, int]] = []
         every = max(1, arguments.steps // 100)
-        add = Numbers.add
+        add = LossWatch.add
 
-        def counted(self: Numbers, step: object) -> None:
+        def counted(self: LossWatch, step: object) -> None:
             add(self, step)  # type: ignore[arg-type]
             if trainer.progress.step % every == 0:
                 rows.append((trainer.progress.step, resident(), len(os.listdir("/proc/self/fd")), threading.active_count()))
 
-        Numbers.add = counted  # type: ignore[assignment, method-assign]
+        LossWatch.add = counted  # type: ignore[assignment, method-assign]
         trainer.fit()
     for step, memory, files, threads in rows:
         print(f"step {step:5}  {memory / 2**20:8.1f} MiB  {files} files  {threads} threads")

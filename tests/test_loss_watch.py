@@ -1,4 +1,4 @@
-"""Numbers that go wrong are said, with their place."""
+"""LossWatch that go wrong are said, with their place."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.data.sampler import BatchPlan
-from ppxcls.train.loss_watch import Numbers, Step, TrainingError
+from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from tests.conftest import run_tool, write_images
 
 
-def step(loss: float, skipped: bool = False, count: int = 2) -> Step:
+def step(loss: float, skipped: bool = False, count: int = 2) -> StepResult:
     plan = BatchPlan(0, np.array([0, 1]), 0, count)
-    return Step(0.1, plan, 0, paddle.to_tensor([loss * count], "float32"), skipped)
+    return StepResult(0.1, plan, 0, paddle.to_tensor([loss * count], "float32"), skipped)
 
 
 class Listing:
@@ -28,12 +28,12 @@ class Listing:
         return f"{index}.png"
 
 
-def numbers(most_skipped: int = 3) -> Numbers:
-    return Numbers(["loss"], paddle.nn.Linear(2, 2), Listing(), most_skipped)  # type: ignore[arg-type]
+def make_watch(max_skipped_steps: int = 3) -> LossWatch:
+    return LossWatch(["loss"], paddle.nn.Linear(2, 2), Listing(), max_skipped_steps)  # type: ignore[arg-type]
 
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
-    watched, progress = numbers(), Progress(step=7)
+    watched, progress = make_watch(), Progress(step=7)
     for skipped in (True, True, False, True):
         watched.add(step(float("inf") if skipped else 2.0, skipped))
         watched.read(progress)
@@ -48,7 +48,7 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
 
 
 def test_a_loss_that_is_not_finite_in_a_step_that_was_made_stops_the_run() -> None:
-    watched = numbers()
+    watched = make_watch()
     watched.add(step(1.0))
     watched.add(step(float("nan")))
     with pytest.raises(TrainingError, match=r"epoch 1, iteration 0, lr 0.1, rank 0: loss nan; last files read: 0.png, 1.png"):
@@ -59,7 +59,7 @@ def said(losses: list[float], capsys: pytest.CaptureFixture[str]) -> str:
     from ppxcls.system.logs import set_up_logging
 
     set_up_logging()
-    watched, progress = numbers(), Progress()
+    watched, progress = make_watch(), Progress()
     for loss in losses:
         progress.step += 1
         watched.add(step(loss))
