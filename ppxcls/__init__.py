@@ -15,7 +15,7 @@ environment.prepare_cpu()
 # Name to home: looked up on first use, so that importing ppxcls costs nothing.
 _HOMES = {
     "ConfigError": "ppxcls.config.checks",
-    "DataError": "ppxcls.data.dataset",
+    "DataError": "ppxcls.data.errors",
     "CheckpointError": "ppxcls.checkpoints.files",
     "RunFolderError": "ppxcls.checkpoints.run_folder",
     "Preempted": "ppxcls.system.signals",
@@ -32,6 +32,24 @@ _HOMES = {
     "infer": "ppxcls.deploy.build",
     "load_weights": "ppxcls.models.weights",
     "build_transforms": "ppxcls.data.transforms",
+    "MODELS": "ppxcls.models.common_keys",
+    "DATASETS": "ppxcls.data.dataset",
+    "Dataset": "ppxcls.data.dataset",
+    "TransformOps": "ppxcls.data.transforms",
+    "TRANSFORMS": "ppxcls.data.transforms",
+    "Transform": "ppxcls.data.transforms",
+    "SAMPLERS": "ppxcls.data.sampler",
+    "DistributedBatchSampler": "ppxcls.data.sampler",
+    "LOSSES": "ppxcls.train.losses",
+    "Loss": "ppxcls.train.losses",
+    "METRICS": "ppxcls.train.metrics",
+    "Metric": "ppxcls.train.metrics",
+    "BATCH_TRANSFORMS": "ppxcls.train.mixing",
+    "OPTIMIZERS": "ppxcls.train.optimizers",
+    "LR_SCHEDULES": "ppxcls.train.lr_schedules",
+    "TRACKERS": "ppxcls.train.trackers",
+    "Tracker": "ppxcls.train.trackers",
+    "Bound": "ppxcls.config.checks",
     "build_lr_schedule": "ppxcls.train.lr_schedules",
 }
 
@@ -45,7 +63,7 @@ if TYPE_CHECKING:
     from ppxcls.checkpoints.run_folder import RunFolderError as RunFolderError
     from ppxcls.config.checks import ConfigError as ConfigError
     from ppxcls.config.load import load_config as load_config
-    from ppxcls.data.dataset import DataError as DataError
+    from ppxcls.data.errors import DataError as DataError
     from ppxcls.data.make_lists import make_lists as make_lists
     from ppxcls.data.transforms import build_transforms as build_transforms
     from ppxcls.deploy.build import convert_weights as convert_weights

@@ -1,13 +1,10 @@
-"""From a config to the objects that train and evaluate; the only module that reads one."""
+"""From a config to the objects that train and evaluate. Only this module, and ``deploy/build.py`` for ``Infer``, read a config."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from dataclasses import fields
-from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import paddle
 from paddle import nn
@@ -17,27 +14,33 @@ from ppxcls import __version__
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.checks import Where
-from ppxcls.config.load import Config, DatasetSection
-from ppxcls.config.registry import DATASETS, MODELS, SAMPLERS, split_block
+from ppxcls.config.sections import Config, DatasetSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
-from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.loader import Loader
-from ppxcls.models.common_keys import channels_last, prepare_training
-from ppxcls.models.preprocessing import disagreements
+from ppxcls.data.sampler import SAMPLERS
+from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
+from ppxcls.models.preprocessing import differences
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system import distributed
-from ppxcls.system.logs import Curves, logger, set_up_logging
+from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.watchdog import Watchdog
+from ppxcls.system.whole_files import write_text
 from ppxcls.train.ema import WeightAverage
-from ppxcls.train.evaluation import evaluate_model
-from ppxcls.train.losses import build_loss
+from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.learner import Learner
+from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 from ppxcls.train.lr_schedules import build_lr_schedule
-from ppxcls.train.metrics import build_metrics
+from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.optimizers import build_optimizer
-from ppxcls.train.precision import autocast, set_precision
-from ppxcls.train.trainer import Plan, Trainer, Watched
+from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision, set_precision
+from ppxcls.train.run import Run
+from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
+from ppxcls.train.trainer import Plan, Trainer
+
+Purpose = Literal["train", "evaluate", "infer", "export"]
 
 
 def list_models() -> list[str]:
@@ -46,16 +49,23 @@ def list_models() -> list[str]:
 
 
 def build_model(name: str, **arguments: Any) -> nn.Layer:
-    """A network with fresh weights.
+    """A network with fresh weights, or with those of ``pretrained``.
 
     Args:
         name: one of ``list_models()``.
-        arguments: the network's own, such as ``class_num=37``.
+        arguments: the network's own, such as ``class_num=37``, and the common ones, such as ``freeze``.
 
     Raises:
-        ConfigError: unknown name or argument.
+        ConfigError: unknown name or argument, or an argument that this network or device can't follow.
+        CheckpointError: the weights can't be used.
     """
-    model: nn.Layer = MODELS.build(name, arguments, Where(("Arch",)))
+    block = MODELS.block({"name": name, **arguments}, Where(("Arch",)))
+    model, keys = MODELS.build(block), MODELS.common_keys(block)
+    if keys.pretrained:
+        load_weights(model, keys.pretrained, keep_trunk=True)
+    if keys.data_format == "NHWC":
+        channels_last(model)
+    prepare_training(model, keys, block.where)
     return model
 
 
@@ -69,76 +79,175 @@ def build_trainer(config: Config) -> Trainer:
         RunFolderError: another run has the output folder.
         OSError: the output folder can't be written.
     """
-    loss = _required(config, "Loss")
-    spec = _required(config, "Optimizer")
-    train = _required(config, "DataLoader.Train")
+    for section in ("Loss", "Optimizer", "DataLoader.Train"):
+        _required(config, section)
     folder = RunFolder(config.run_folder, config.Global.keep_last)
-    _start(config, folder)
-    keys = MODELS.build_common(config.Arch, config.where("Arch"))
-    model = _build_network(config, config.Global.pretrained_model or keys.pretrained, keep_trunk=True)
-    prepare_training(model, keys, config.where("Arch"))
+    start(config, folder)
+    network = build_network(config, "train")
     loader = build_loader(config, "Train")
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    eval_loader = build_loader(config, "Eval") if evaluates else None
-    where = config.where("Optimizer")
+    evaluation = _build_evaluation(config) if evaluates else None
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
-    lr_at = build_lr_schedule(spec["lr"], config.Global.epochs, steps_per_epoch, where / "lr")
-    optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at, where)
-    model, optimizer, precision = set_precision(config.AMP, model, optimizer)
-    if keys.use_sync_bn:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    ema = WeightAverage(model, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
-    facts = _facts(config, loader, steps_per_epoch, eval_loader.dataset.index.digest() if eval_loader else "")
-    trainer = Trainer(
-        model=paddle.DataParallel(model) if distributed.world_size() > 1 else model,
-        loss_fn=build_loss(loss.Train, config.where("Loss.Train"), bool(train.dataset.get("batch_transform_ops"))),
-        metrics=build_metrics(
-            config.Metric.Train if config.Metric else None, config.where("Metric.Train"), class_num(config), training=True
-        ),
-        optimizer=optimizer,
-        lr_scheduler=scheduler,
-        loader=loader,
-        plan=Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)}),
-        folder=folder,
-        facts=facts,
-        precision=precision,
-        batch_transforms=build_batch_transforms(
-            train.dataset.get("batch_transform_ops"),
-            class_num(config),
-            config.where("DataLoader.Train.dataset.batch_transform_ops"),
-        ),
-        evaluate=_build_evaluation(config, model, eval_loader) if eval_loader else None,
-        ema=ema,
-        curves=_curves(config, folder.path),
-        hang_timeout=config.Global.hang_timeout,
-    )
-    _resume(config, trainer)
+    learner = _build_learner(config, network, steps_per_epoch)
+    facts = _facts(config, loader, steps_per_epoch, evaluation)
+    run = Run(folder, facts, _trackers(config), config.Global.hang_timeout)
+    plan = Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)})
+    trainer = Trainer(learner, loader, run, plan, evaluation)
+    resumed = config.Global.checkpoints and trainer.resume(config.Global.checkpoints, config.Global.allow_changes)
+    distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
     if distributed.rank() == 0:
-        (folder.path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        if not resumed and loader.bad_samples:
+            loader.bad_samples.start()
+        write_text(folder.path / "config.yaml", config.to_yaml())
     return trainer
 
 
-def _resume(config: Config, trainer: Trainer) -> None:
-    """Go on from ``Global.checkpoints``, where it says so; all ranks from the same step."""
-    path: Path | str | None = config.Global.checkpoints
-    if path == "auto":
-        path = trainer.folder.newest_whole()
-        if path is None:
-            logger.info(f"no checkpoint in {trainer.folder.path}: the run starts afresh")
-    if path:
-        trainer.resume(path, config.Global.allow_changes)
-    elif distributed.rank() == 0 and (bad_samples := trainer.loader.bad_samples):
-        bad_samples.start()
-    distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
+def evaluate(config: Config) -> dict[str, float]:
+    """Evaluate the weights of ``weights_for`` on ``DataLoader.Eval``.
+
+    Returns:
+        Metrics as shares, losses as means over samples, and ``num_samples``.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as ``build_trainer``.
+    """
+    weights_for(config, "evaluate")
+    _required(config, "DataLoader.Eval")
+    start(config)
+    network = set_evaluation_precision(config.AMP, build_network(config, "evaluate"))
+    evaluation = _build_evaluation(config)
+    loader = evaluation.loader
+    distributed.require_same({"evaluation list": loader.dataset.digest()})
+    rank, world_size = distributed.rank(), distributed.world_size()
+    with Watchdog(config.Global.hang_timeout, rank, world_size, loader.files_being_read) as watchdog:
+        return evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
 
 
-def _facts(config: Config, loader: Loader, steps_per_epoch: int, eval_list: str) -> RunFacts:
+def check_data(config: Config, progress_bar: bool = True) -> DataReport:
+    """Decode every file of the config's lists and report what is wrong with them, with a progress bar on a terminal.
+
+    Raises:
+        ConfigError: there are no lists.
+        DataError: a list can't be used.
+    """
+    modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
+    if not modes:
+        raise config.where("DataLoader").error("the section is missing")
+    datasets = [build_dataset(config, mode) for mode in modes]
+    shown = None if progress_bar else True
+    with tqdm(total=sum(map(len, datasets)), unit="file", disable=shown, leave=False) as bar:
+        return check_lists(datasets, class_num(config), progress=bar.update)
+
+
+def weights_for(config: Config, purpose: Purpose) -> str | None:
+    """Which weights a config means; nothing else decides it.
+
+    - To train: ``Global.pretrained_model``, or else ``Arch.pretrained``; None for fresh weights.
+    - To evaluate, infer or export: ``Global.pretrained_model``; or else ``best_model`` of this config's run, if it exists; or else
+      ``Arch.pretrained``.
+
+    Raises:
+        ConfigError: there is nothing to evaluate, infer with or export.
+    """
+    pretrained: str | None = MODELS.common_keys(config.Arch).pretrained
+    if config.Global.pretrained_model or purpose == "train":
+        return config.Global.pretrained_model or pretrained
+    best = config.run_folder / "best_model"
+    if weights_file(best).exists():
+        return str(best)
+    if not pretrained:
+        message = f"expected the weights to {purpose}, received null, and there is no {weights_file(best)}"
+        raise config.where("Global.pretrained_model").error(message)
+    return pretrained
+
+
+def build_network(config: Config, purpose: Purpose) -> nn.Layer:
+    """The network of a config with its weights.
+
+    To train, the classifier may have another size than the weights'. For any other purpose the average of the weights is taken, if
+    the config and the checkpoint have one. Exported networks compute on [N, C, H, W], whatever ``data_format`` says.
+
+    Raises:
+        ConfigError: as ``weights_for`` and ``prepare_training``.
+        CheckpointError: the weights can't be used.
+    """
+    weights, keys = weights_for(config, purpose), MODELS.common_keys(config.Arch)
+    network = MODELS.build(config.Arch)
+    if weights:
+        _load(config, network, weights, purpose)
+    if keys.data_format == "NHWC" and purpose != "export":
+        channels_last(network)
+    if purpose == "train":
+        prepare_training(network, keys, config.where("Arch"))
+    return network
+
+
+def _load(config: Config, network: nn.Layer, weights: str, purpose: Purpose) -> None:
+    left = load_weights(network, weights, purpose == "train", average=config.EMA is not None and purpose != "train")
+    logger.info(f"Loaded {weights}")
+    published = MODELS.published(config.Arch.name)
+    is_own = weights_file(weights).with_suffix(".json").exists()
+    if published and not is_own and config.DataLoader and config.DataLoader.Eval:
+        for line in differences(published, config.DataLoader.Eval.dataset.get("transform_ops") or []):
+            logger.warning(f"evaluation transforms against {weights}: {line}")
+    if left:
+        logger.warning(f"the classifier starts anew, because its size differs: {'; '.join(left)}")
+
+
+def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int) -> Learner:
+    assert config.Loss
+    assert config.Optimizer
+    assert config.DataLoader
+    assert config.DataLoader.Train
+    mixing = config.DataLoader.Train.dataset.get("batch_transform_ops")
+    schedule = build_lr_schedule(config.Optimizer.lr, config.Global.epochs, steps_per_epoch)
+    optimizer, scheduler = build_optimizer(config.Optimizer, dict(network.named_parameters()), schedule)
+    network, optimizer, precision = set_precision(config.AMP, network, optimizer)
+    metrics = config.Metric.Train if config.Metric else None
+    return Learner(
+        network,
+        build_loss(config.Loss.Train, config.where("Loss.Train"), soft_labels=bool(mixing)),
+        optimizer,
+        scheduler,
+        schedule,
+        metrics=build_metrics(metrics, config.where("Metric.Train"), class_num(config), training=True),
+        precision=precision,
+        average=WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None,
+        mixing=build_batch_transforms(mixing, class_num(config)),
+    )
+
+
+def _build_evaluation(config: Config) -> Evaluation:
+    loss = WeightedSum([("CELoss", 1.0, CELoss())])
+    metrics: list[Metric] = [TopkAcc([1, 5])]
+    if config.Loss and config.Loss.Eval:
+        loss = build_loss(config.Loss.Eval, config.where("Loss.Eval"), soft_labels=False)
+    if config.Metric:
+        metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
+    return Evaluation(build_loader(config, "Eval"), loss, metrics, evaluation_autocast(config.AMP))
+
+
+def _trackers(config: Config) -> list[Tracker]:
+    """Those of the first process; the others have none."""
+    if distributed.rank() != 0:
+        return []
+    folder = config.run_folder
+    trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl")]
+    if config.Global.use_visualdl:
+        try:
+            trackers.append(VisualDL(folder))
+        except ValueError as error:
+            raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None
+    return trackers + [TRACKERS.build(block, folder=folder) for block in config.Global.trackers or []]
+
+
+def _facts(config: Config, loader: Loader, steps_per_epoch: int, evaluation: Evaluation | None) -> RunFacts:
     facts = RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
         config=config.to_yaml(),
-        train_list=loader.dataset.index.digest(),
-        eval_list=eval_list,
+        train_list=loader.dataset.digest(),
+        eval_list=evaluation.loader.dataset.digest() if evaluation else "",
         samples=len(loader.dataset),
         global_batch=loader.sampler.batch_size * loader.sampler.world_size,
         update_freq=config.Global.update_freq,
@@ -149,38 +258,23 @@ def _facts(config: Config, loader: Loader, steps_per_epoch: int, eval_list: str)
     return facts
 
 
-def evaluate(config: Config) -> dict[str, float]:
-    """Evaluate the weights that ``Global.pretrained_model`` names, or else the run's ``best_model``, on ``DataLoader.Eval``.
-
-    Returns:
-        Metrics as shares, losses as means over samples, and ``num_samples``.
-
-    Raises:
-        ConfigError, DataError, CheckpointError: as ``build_trainer``.
-    """
-    weights = config.Global.pretrained_model or _best_model(config)
-    _required(config, "DataLoader.Eval")
-    _start(config)
-    model = _build_network(config, weights, keep_trunk=False)
-    if config.AMP and config.AMP.use_amp and config.AMP.level == "O2":
-        model = paddle.amp.decorate(models=model, level="O2", save_dtype="float32")
-    loader = build_loader(config, "Eval")
-    distributed.require_same({"evaluation list": loader.dataset.index.digest()})
-    with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read) as watchdog:
-        return _build_evaluation(config, model, loader)(lambda batches: watchdog.batches(batches, "the evaluation"))
-
-
-def _required(config: Config, path: str) -> Any:
+def _required(config: Config, path: str) -> None:
     value: Any = config
     for key in path.split("."):
         value = getattr(value, key)
         if value is None:
             raise config.where(path).error("the section is missing")
-    return value
 
 
-def _start(config: Config, folder: RunFolder | None = None) -> None:
-    """Device, processes, the run's folder where it is to be locked, log."""
+def start(config: Config, folder: RunFolder | None = None) -> None:
+    """Select the device, join the other processes under a launcher, lock the run's folder if there is one, begin the log.
+
+    Raises:
+        ConfigError: the device is not there.
+        JobError: the other processes can't be reached.
+        RunFolderError: another run has the folder.
+        OSError: the log can't be written.
+    """
     start_processes(config)
     if folder and distributed.rank() == 0:
         folder.lock()
@@ -188,56 +282,6 @@ def _start(config: Config, folder: RunFolder | None = None) -> None:
     if config.Global.deterministic:
         logger.info(distributed.determinism())
     paddle.seed(config.Global.seed or 0)  # the initial weights
-
-
-def _best_model(config: Config) -> str:
-    """The weights that training with this config leaves to be evaluated."""
-    prefix = config.run_folder / "best_model"
-    if not weights_file(prefix).exists():
-        message = f"expected the weights to evaluate, received null, and there is no {weights_file(prefix)}"
-        raise config.where("Global.pretrained_model").error(message)
-    return str(prefix)
-
-
-def _build_network(config: Config, weights: str | None, keep_trunk: bool) -> nn.Layer:
-    """The network; ``keep_trunk`` is of training, evaluation takes the average of the weights where the config has one."""
-    model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
-    if MODELS.build_common(config.Arch, config.where("Arch")).data_format == "NHWC":
-        channels_last(model)
-    if weights:
-        left = load_weights(model, weights, keep_trunk, average=config.EMA is not None and not keep_trunk)
-        logger.info(f"Loaded {weights}")
-        if config.DataLoader and config.DataLoader.Eval and not weights_file(weights).with_suffix(".json").exists():
-            for line in disagreements(config.Arch["name"], config.DataLoader.Eval.dataset.get("transform_ops") or []):
-                logger.warning(f"evaluation transforms against {weights}: {line}")
-        if left:
-            logger.warning(f"the classifier starts anew, since its size differs: {'; '.join(left)}")
-    return model
-
-
-def _build_evaluation(config: Config, model: nn.Layer, loader: Loader) -> Callable[[Watched], dict[str, float]]:
-    """A function that evaluates the model on the loader's data."""
-    losses = (config.Loss and config.Loss.Eval) or [{"CELoss": {}}]
-    amp = config.AMP if config.AMP and config.AMP.use_amp else None
-    if amp and amp.level == "O1" and not amp.use_fp16_test:
-        amp = None  # O2's weights are float16: they can only be evaluated as they are trained
-    return partial(
-        evaluate_model,
-        model,
-        loader,
-        build_loss(losses, config.where("Loss.Eval"), soft_labels=False),
-        build_metrics(
-            config.Metric.Eval if config.Metric else [{"TopkAcc": {"topk": [1, 5]}}], config.where("Metric.Eval"), class_num(config)
-        ),
-        autocast(amp),
-    )
-
-
-def _curves(config: Config, output_dir: Path) -> Curves:
-    try:
-        return Curves(output_dir / "vdl" if config.Global.use_visualdl and distributed.rank() == 0 else None)
-    except ImportError as error:
-        raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None
 
 
 def start_processes(config: Config) -> None:
@@ -255,43 +299,41 @@ def start_processes(config: Config) -> None:
 
 def class_num(config: Config) -> int:
     """The number of classes of the config's network: from ``Arch``, or the network's own default."""
-    default = inspect.signature(MODELS.get(config.Arch["name"], config.where("Arch"))).parameters["class_num"].default
-    return int(config.Arch.get("class_num", default))
+    declared = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get("class_num")
+    if declared is None:
+        message = f"the network {config.Arch.name} needs a parameter class_num, against which labels are checked"
+        raise config.where("Arch.name").error(message)
+    return int(config.Arch.get("class_num", declared.default))
 
 
-def build_dataset(config: Config, mode: str) -> ImageNetDataset:
+def build_dataset(config: Config, mode: str) -> Dataset:
     """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
 
     Raises:
         ConfigError, DataError: as ``build_trainer``.
     """
     section: DatasetSection = getattr(config.DataLoader, mode)
-    name, arguments = split_block(section.dataset)
-    known = {"class_num": class_num(config), "patience": section.loader.read_patience}
-    dataset: ImageNetDataset = DATASETS.build(name, arguments, config.where(f"DataLoader.{mode}.dataset"), **known)
-    return dataset
+    return DATASETS.build(section.dataset, class_num=class_num(config), patience=section.loader.read_patience)
 
 
 def build_loader(config: Config, mode: str) -> Loader:
     """The loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part.
 
-    Where ``Global.check_data`` says so, it looks for every file first.
+    If ``Global.check_data`` is set, it looks for every file first.
 
     Raises:
         ConfigError, DataError: as ``build_trainer``.
     """
     section: DatasetSection = getattr(config.DataLoader, mode)
-    where = config.where(f"DataLoader.{mode}")
     if mode == "Eval" and section.sampler.get("drop_last"):
-        raise (where / "sampler" / "drop_last").error("expected false: every sample is evaluated exactly once")
+        raise config.where("DataLoader.Eval.sampler.drop_last").error("expected false: every sample is evaluated exactly once")
     dataset = build_dataset(config, mode)
     if config.Global.check_data:
         dataset.check_files()
     sampler = SAMPLERS.build(
-        *split_block(section.sampler),
-        where / "sampler",
+        section.sampler,
         num_samples=len(dataset),
-        labels=dataset.index.labels,
+        labels=dataset.labels,
         seed=config.Global.seed or 0,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -300,19 +342,3 @@ def build_loader(config: Config, mode: str) -> Loader:
     if config.Global.on_bad_image == "skip":
         bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)
     return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
-
-
-def check_data(config: Config, progress_bar: bool = True) -> DataReport:
-    """Decode every file of the config's lists and report what is wrong with them, with a progress bar on a terminal.
-
-    Raises:
-        ConfigError: there are no lists.
-        DataError: a list can't be used.
-    """
-    modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
-    if not modes:
-        raise config.where("DataLoader").error("the section is missing")
-    datasets = [build_dataset(config, mode) for mode in modes]
-    shown = None if progress_bar else True
-    with tqdm(total=sum(map(len, datasets)), unit="file", disable=shown, leave=False) as bar:
-        return check_lists(datasets, class_num(config), progress=bar.update)

@@ -32,8 +32,9 @@ from PIL import Image
 
 import ppxcls
 from ppxcls.config.load import load_config
-from ppxcls.data.dataset import DataError, ImageNetDataset
+from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import decode_image
+from ppxcls.data.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 20  # a case
@@ -202,17 +203,22 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     import paddle
     from paddle import nn
 
-    from ppxcls.checkpoints.progress import Progress
-    from ppxcls.train.states import load_checkpoint, save_checkpoint
+    from ppxcls.checkpoints.files import write_checkpoint
+    from ppxcls.checkpoints.progress import read_snapshot
+    from ppxcls.train.learner import Learner
+    from ppxcls.train.losses import build_loss
+    from ppxcls.train.optimizers import build_optimizer
 
-    def make() -> tuple[Any, Any]:
-        model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
-        return model, paddle.optimizer.Momentum(0.1, parameters=model.parameters())
-
-    model, optimizer = make()
-    model(paddle.randn([2, 3, 4, 4])).sum().backward()
-    optimizer.step()
-    save_checkpoint([folder / "latest"], model, optimizer, Progress(step=3, best={"metric": "top1", "value": 0.5, "epoch": 1}), {})
+    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
+    lr = {"name": "ConstLR", "learning_rate": 0.1}
+    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
+    optimizer, scheduler = build_optimizer({"name": "Momentum", "lr": lr}, dict(model.named_parameters()), schedule)
+    learner = Learner(model, build_loss([{"CELoss": {}}]), optimizer, scheduler, schedule)
+    learner.step(paddle.randn([2, 3, 4, 4]), paddle.to_tensor([0, 2]), 1.0, is_update_step=True)
+    learner.progress.best = {"metric": "top1", "value": 0.5, "epoch": 1}
+    snapshot = learner.state()
+    assert snapshot is not None
+    write_checkpoint([folder / "latest"], snapshot.parts, snapshot.manifest({}))
     theirs = folder / "theirs"
     paddle.save(model.state_dict(), f"{theirs}.pdparams")
     paddle.save([optimizer.state_dict()], f"{theirs}.pdopt")
@@ -236,7 +242,7 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         def load(changed: dict[str, bytes] = changed, stem: str = stem) -> None:
             for name, data in changed.items():
                 (folder / name).write_bytes(data)
-            load_checkpoint(folder / stem, model, optimizer)
+            learner.load(read_snapshot(folder / stem)[0])
 
         yield load, ppxcls.CheckpointError
 

@@ -18,73 +18,90 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.checkpoints.progress import Progress
-from ppxcls.train.states import load_checkpoint, save_checkpoint
+from ppxcls.checkpoints.files import write_checkpoint
+from ppxcls.checkpoints.progress import Progress, read_snapshot
+from ppxcls.train.learner import Learner
+from ppxcls.train.losses import build_loss
+from ppxcls.train.optimizers import build_optimizer
 from tests.conftest import ROOT
 
 
-def make(optimizer: str = "Momentum", seed: int = 0) -> tuple[nn.Layer, Any]:
+def make(optimizer: str = "Momentum", seed: int = 0, parameters: slice = slice(None)) -> Learner:
     paddle.seed(seed)
-    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
-    return model, getattr(paddle.optimizer, optimizer)(0.1, parameters=model.parameters())
+    network = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
+    lr = {"name": "ConstLR", "learning_rate": 0.1}
+    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
+    trained = dict(list(network.named_parameters())[parameters])
+    return Learner(
+        network, build_loss([{"CELoss": {}}]), *build_optimizer({"name": optimizer, "lr": lr}, trained, schedule), schedule
+    )
 
 
-def step(model: nn.Layer, optimizer: Any, seed: int) -> None:
+def step(learner: Learner, seed: int) -> None:
     paddle.seed(seed)
-    model(paddle.randn([2, 3, 4, 4])).square().mean().backward()
-    optimizer.step()
-    optimizer.clear_grad()
+    learner.step(paddle.randn([2, 3, 4, 4]), paddle.to_tensor([0, 2]), 1.0, is_update_step=True)
 
 
-def weights(model: nn.Layer) -> dict[str, np.ndarray]:
-    return {key: value.numpy() for key, value in model.state_dict().items()}
+def weights(learner: Learner) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in learner.network.state_dict().items()}
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def save(prefix: Path, model: nn.Layer, optimizer: Any, **progress: Any) -> None:
-    save_checkpoint([prefix], model, optimizer, Progress(**progress), {"config": "x"})
+def save(prefix: Path | list[Path], learner: Learner, **progress: Any) -> None:
+    for key, value in progress.items():
+        setattr(learner.progress, key, value)
+    snapshot = learner.state()
+    assert snapshot is not None
+    write_checkpoint([prefix] if isinstance(prefix, Path) else prefix, snapshot.parts, snapshot.manifest({"config": "x"}))
+
+
+def load(prefix: Path, learner: Learner) -> dict[str, Any]:
+    """Returns the manifest."""
+    snapshot, manifest = read_snapshot(prefix)
+    learner.load(snapshot)
+    return manifest
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Momentum", "Adam", "RMSProp"])
 def test_training_goes_on_exactly(optimizer: str, tmp_path: Path) -> None:
-    model, opt = make(optimizer)
-    step(model, opt, 1)
-    save(tmp_path / "latest", model, opt, epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
-    step(model, opt, 2)
-    # Another model first: this process's parameters have other names than the saved ones.
-    other, other_opt = make(optimizer, seed=5)
-    assert not {p.name for p in other.parameters()} & {p.name for p in model.parameters()}
-    progress, manifest = load_checkpoint(tmp_path / "latest", other, other_opt)
-    assert progress == Progress(epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
+    one = make(optimizer)
+    step(one, 1)
+    save(tmp_path / "latest", one, epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
+    step(one, 2)
+    # Another network first: this process's parameters have other names than the saved ones.
+    other = make(optimizer, seed=5)
+    assert not {p.name for p in other.network.parameters()} & {p.name for p in one.network.parameters()}
+    manifest = load(tmp_path / "latest", other)
+    assert other.progress == Progress(epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
     assert manifest["config"] == "x"
-    step(other, other_opt, 2)
-    assert same(weights(other), weights(model))
+    step(other, 2)
+    assert same(weights(other), weights(one))
 
 
 def test_paddle_reads_what_is_written_and_the_other_way_round(tmp_path: Path) -> None:
-    model, opt = make()
-    save(tmp_path / "latest", model, opt)
+    one = make()
+    save(tmp_path / "latest", one)
     loaded = paddle.load(str(tmp_path / "latest.pdparams"))
-    assert same({k: v.numpy() for k, v in loaded.items()}, weights(model))
-    other, _ = make(seed=1)
-    paddle.save(model.state_dict(), str(tmp_path / "theirs.pdparams"))
+    assert same({k: v.numpy() for k, v in loaded.items()}, weights(one))
+    other = make(seed=1)
+    paddle.save(one.network.state_dict(), str(tmp_path / "theirs.pdparams"))
     for name in ("theirs", "theirs.pdparams"):
-        assert ppxcls.load_weights(other, tmp_path / name) == []
-        assert same(weights(other), weights(model))
+        assert ppxcls.load_weights(other.network, tmp_path / name) == []
+        assert same(weights(other), weights(one))
 
 
 def test_several_prefixes_are_independent(tmp_path: Path) -> None:
-    model, opt = make()
-    save_checkpoint([tmp_path / "latest", tmp_path / "best_model"], model, opt, Progress(epoch=2), {})
-    first = weights(model)
-    step(model, opt, 1)
-    save(tmp_path / "latest", model, opt, epoch=3)
-    for name, expected in (("best_model", first), ("latest", weights(model))):
-        other, other_opt = make(seed=9)
-        load_checkpoint(tmp_path / name, other, other_opt)
+    one = make()
+    save([tmp_path / "latest", tmp_path / "best_model"], one, epoch=2)
+    first = weights(one)
+    step(one, 1)
+    save(tmp_path / "latest", one, epoch=3)
+    for name, expected in (("best_model", first), ("latest", weights(one))):
+        other = make(seed=9)
+        load(tmp_path / name, other)
         assert same(weights(other), expected)
     assert {f.name for f in tmp_path.iterdir()} == {
         f"{name}{extension}" for name in ("latest", "best_model") for extension in (".json", ".pdparams", ".pdopt")
@@ -99,12 +116,12 @@ class _Cut(BaseException):
 @pytest.mark.parametrize("name", ["replace", "fsync", "link"])
 def test_cut_off_anywhere_leaves_a_whole_checkpoint(name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The save of a second checkpoint stops at the n-th call of a system function; then a third is saved over what is left."""
-    model, opt = make()
+    one = make()
     prefixes = [tmp_path / "latest", tmp_path / "best_model"]
-    save_checkpoint(prefixes, model, opt, Progress(step=1), {})
-    states = {1: weights(model)}
-    step(model, opt, 1)
-    states[2] = weights(model)
+    save(prefixes, one, step=1)
+    states = {1: weights(one)}
+    step(one, 1)
+    states[2] = weights(one)
     original, calls = getattr(os, name), iter(range(1, 100))
 
     def cut(*arguments: Any) -> Any:
@@ -114,24 +131,30 @@ def test_cut_off_anywhere_leaves_a_whole_checkpoint(name: str, call: int, tmp_pa
 
     monkeypatch.setattr(os, name, cut)
     with contextlib.suppress(_Cut):
-        save_checkpoint(prefixes, model, opt, Progress(step=2), {})
+        save(prefixes, one, step=2)
     monkeypatch.setattr(os, name, original)
     for prefix in prefixes:
-        other, other_opt = make(seed=9)
-        progress, _ = load_checkpoint(prefix, other, other_opt)
-        assert same(weights(other), states[progress.step])
+        other = make(seed=9)
+        load(prefix, other)
+        assert same(weights(other), states[other.progress.step])
         assert same(weights(other), _loaded_weights(prefix))
-    step(model, opt, 2)
-    save_checkpoint(prefixes, model, opt, Progress(step=3), {})
+    step(one, 2)
+    save(prefixes, one, step=3)
     for prefix in prefixes:
-        assert load_checkpoint(prefix, *make(seed=9))[0].step == 3
+        assert step_of(prefix) == 3
     assert not list(tmp_path.glob("*.new"))
 
 
 def _loaded_weights(prefix: Path) -> dict[str, np.ndarray]:
-    model, _ = make(seed=11)
-    ppxcls.load_weights(model, prefix)
-    return weights(model)
+    learner = make(seed=11)
+    ppxcls.load_weights(learner.network, prefix)
+    return weights(learner)
+
+
+def step_of(prefix: Path) -> int:
+    learner = make(seed=9)
+    load(prefix, learner)
+    return learner.progress.step
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
@@ -143,27 +166,27 @@ import ppxcls
 ppxcls.load_config
 from pathlib import Path
 from tests.test_checkpoint import make, step, save
-model, opt = make()
-save(Path({str(tmp_path / "latest")!r}), model, opt, step=1)
-step(model, opt, 1)
+one = make()
+save(Path({str(tmp_path / "latest")!r}), one, step=1)
+step(one, 1)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
 try:
-    save(Path({str(tmp_path / "latest")!r}), model, opt, step=2)
+    save(Path({str(tmp_path / "latest")!r}), one, step=2)
 except OSError as error:
     print("errno", error.errno)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"errno {errno.EFBIG}" in result.stdout
-    assert load_checkpoint(tmp_path / "latest", *make(seed=9))[0].step == 1
+    assert step_of(tmp_path / "latest") == 1
     assert not list(tmp_path.glob("*.new"))
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_disk_that_fills_up_at_any_file(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first part, the second, the manifest."""
-    model, opt = make()
-    save(tmp_path / "latest", model, opt, step=1)
+    one = make()
+    save(tmp_path / "latest", one, step=1)
     original, calls = os.fsync, iter(range(1, 100))
 
     def full(descriptor: int) -> None:
@@ -173,17 +196,16 @@ def test_disk_that_fills_up_at_any_file(call: int, tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"can't save the checkpoint: No space left on device: '.*latest'"):
-        save(tmp_path / "latest", model, opt, step=2)
+        save(tmp_path / "latest", one, step=2)
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "latest", *make(seed=9))[0].step == 1
+    assert step_of(tmp_path / "latest") == 1
     assert not list(tmp_path.glob("*.new"))
 
 
 @pytest.mark.parametrize("extension", [".pdparams", ".pdopt"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
-    model, opt = make()
-    save(tmp_path / "latest", model, opt)
+    save(tmp_path / "latest", make())
     file = tmp_path / f"latest{extension}"
     data = bytearray(file.read_bytes())
     if damage == "remove":
@@ -193,7 +215,7 @@ def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
         file.write_bytes(data if damage == "flip" else data[:-1])
     expected = "is missing" if damage == "remove" else "is damaged: its size or SHA-256"
     with pytest.raises(ppxcls.CheckpointError, match=expected):
-        load_checkpoint(tmp_path / "latest", *make())
+        load(tmp_path / "latest", make())
 
 
 @pytest.mark.parametrize(
@@ -205,16 +227,16 @@ def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
     ],
 )
 def test_manifest_is_checked(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    save(tmp_path / "latest", *make())
+    save(tmp_path / "latest", make())
     file = tmp_path / "latest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ppxcls.CheckpointError, match=message):
-        load_checkpoint(tmp_path / "latest", *make())
+        load(tmp_path / "latest", make())
     file.write_text("{")
     with pytest.raises(ppxcls.CheckpointError, match="not a checkpoint's manifest"):
-        load_checkpoint(tmp_path / "latest", *make())
+        load(tmp_path / "latest", make())
     with pytest.raises(ppxcls.CheckpointError, match="none.json: no such checkpoint"):
-        load_checkpoint(tmp_path / "none", *make())
+        load(tmp_path / "none", make())
 
 
 class Hostile:
@@ -231,7 +253,7 @@ def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
         file = tmp_path / "evil.pdparams"
         file.write_bytes(pickle.dumps(payload))
         with pytest.raises(ppxcls.CheckpointError, match="refused, not a file of weights: it asks for pathlib"):
-            ppxcls.load_weights(make()[0], file)
+            ppxcls.load_weights(make().network, file)
     pickle.loads(pickle.dumps(Hostile(target)))
     assert target.exists()  # it would have
 
@@ -241,10 +263,10 @@ def test_other_files_are_refused_in_one_line(data: bytes, tmp_path: Path) -> Non
     file = tmp_path / "a.pdparams"
     file.write_bytes(data)
     with pytest.raises(ppxcls.CheckpointError, match="a.pdparams: ") as caught:
-        ppxcls.load_weights(make()[0], file)
+        ppxcls.load_weights(make().network, file)
     assert "\n" not in str(caught.value)
     with pytest.raises(ppxcls.CheckpointError, match="none.pdparams: no such file"):
-        ppxcls.load_weights(make()[0], tmp_path / "none")
+        ppxcls.load_weights(make().network, tmp_path / "none")
 
 
 def test_weights_that_do_not_fit_say_which(tmp_path: Path) -> None:
@@ -267,9 +289,8 @@ def test_weights_that_do_not_fit_say_which(tmp_path: Path) -> None:
 
 
 def test_optimizer_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
-    model, _ = make()
-    part = paddle.optimizer.Momentum(0.1, parameters=model.parameters()[:2])
-    step(model, part, 1)
-    save(tmp_path / "latest", model, part)
+    part = make(parameters=slice(2))
+    step(part, 1)
+    save(tmp_path / "latest", part)
     with pytest.raises(ppxcls.CheckpointError, match=r"latest.pdopt: has no state for 4 of 6 parameters"):
-        load_checkpoint(tmp_path / "latest", *make())
+        load(tmp_path / "latest", make())

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppxcls.data import dataset as dataset_module
-from ppxcls.data.dataset import DataError, ImageNetDataset, ListIndex
+from ppxcls.data import list_index
+from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.errors import DataError
+from ppxcls.data.list_index import ListIndex
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import DistributedBatchSampler
 from tests.conftest import write_images
@@ -49,7 +51,7 @@ def test_list_lines(content: bytes, delimiter: str, expected: list[Any], tmp_pat
 
 @pytest.mark.parametrize("block", [64, 100, 1 << 20])
 def test_against_a_plain_parser(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_module, "_BLOCK", block)
+    monkeypatch.setattr(list_index, "_BLOCK", block)
     rng = np.random.default_rng(0)
     names = ["".join(rng.choice(list("ab /.é1"), rng.integers(1, 20))).strip() + "x" for _ in range(300)]
     lines = [f"{name} {rng.integers(0, 10 ** rng.integers(1, 6))}" for name in names]
@@ -149,7 +151,7 @@ def test_every_sample_once_whatever_the_numbers() -> None:
             for size in (1, 3, 16):
                 seen: list[int] = []
                 for rank in range(world_size):
-                    plans = DistributedBatchSampler(size, num_samples=total, rank=rank, world_size=world_size)
+                    plans = DistributedBatchSampler(batch_size=size, num_samples=total, rank=rank, world_size=world_size)
                     for plan in plans.batches(0):
                         assert plan.count <= size
                         seen += plan.indices[: plan.count].tolist()
@@ -158,7 +160,7 @@ def test_every_sample_once_whatever_the_numbers() -> None:
 
 def test_drop_last_that_leaves_nothing() -> None:
     with pytest.raises(ValueError, match="drop_last leaves nothing of 3 samples"):
-        DistributedBatchSampler(2, drop_last=True, num_samples=3, world_size=2)
+        DistributedBatchSampler(batch_size=2, drop_last=True, num_samples=3, world_size=2)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])

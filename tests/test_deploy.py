@@ -258,7 +258,7 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
     ("arguments", "code", "message"),
     [
         (["-o", "Infer.infer_imgs=null"], 2, "Infer.infer_imgs: expected a file, a folder or a pattern, received null"),
-        ([], 2, "Global.pretrained_model: expected the weights of the network, received null"),
+        ([], 2, "Global.pretrained_model: expected the weights to infer, received null, and there is no "),
         (["--exported", "nowhere"], 1, "error: nowhere/inference_config.json: not what export_model.py writes"),
         (["-o", "Global.pretrained_model=HTML"], 1, "not a file of weights"),
     ],

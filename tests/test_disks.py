@@ -18,8 +18,9 @@ import yaml
 
 import ppxcls
 from ppxcls.data import read_file
-from ppxcls.data.dataset import DataError, ImageNetDataset
-from ppxcls.system.logs import JsonLines
+from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.errors import DataError
+from ppxcls.train.trackers import JsonLines
 from tests.conftest import ROOT, run_tool, write_images
 
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -70,10 +71,11 @@ def test_full_disk_during_logs_and_curves(tmp_path: Path) -> None:
 import json, logging, os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from ppxcls.system.logs import Curves, JsonLines, logger, set_up_logging
+from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.train.trackers import JsonLines, VisualDL
 folder = Path(sys.argv[1])
 set_up_logging(0, folder / "train.log")
-lines, curves = JsonLines(folder / "metrics.jsonl"), Curves(folder / "vdl")
+lines, curves = JsonLines(folder / "metrics.jsonl"), VisualDL(folder)
 lines.append({{"step": 0}})
 logger.info("before")
 with open(folder / "rest", "wb", buffering=0) as rest:
@@ -88,7 +90,7 @@ for step in range(1, 301):
     lines.append({{"step": step, "padding": "p" * 100}})
     logger.info(f"line {{step}} " + "p" * 100)
     for _ in range(20):
-        curves.add("loss", 1.0, step)
+        curves.log("train", {"step": step}, {"loss": 1.0})
 os.unlink(folder / "rest")
 lines.append({{"step": 301}})
 curves.close()
@@ -110,23 +112,24 @@ def test_a_line_that_is_cut_off_is_written_again(tmp_path: Path, monkeypatch: py
     lines.file.write_bytes(lines.file.read_bytes())
     with open(lines.file, "ab") as stream:
         stream.write(b'{"step": 2, "lo')  # the power went
-    lines.start(lambda line: line["step"] < 9)
+    lines.keep(lambda line: line["step"] < 9)
     lines.append({"step": 2})
     assert [json.loads(line) for line in lines.file.read_text().splitlines()] == [{"step": 1, "loss": None}, {"step": 2}]
 
 
 def test_the_output_folder_removed_under_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Global.epochs": 2})))
-    evaluate = trainer.evaluate
-    assert evaluate is not None
+    evaluation = trainer.evaluation
+    assert evaluation is not None
+    batches = evaluation.loader.epoch
 
-    def removed(watched: Any) -> Any:
-        trainer.folder.wait()
+    def removed() -> Any:
+        trainer.run.folder.wait()
         if trainer.progress.epoch == 1:
             shutil.rmtree(trainer.output_dir)
-        return evaluate(watched)
+        return batches()
 
-    trainer.evaluate = removed
+    evaluation.loader.epoch = removed
     trainer.fit()
     names = {f.name for f in trainer.output_dir.iterdir()}
     assert {"latest.pdparams", "epoch_2.json", "run.lock", "train.log", "metrics.jsonl"} <= names
@@ -271,7 +274,7 @@ def test_bad_samples_are_left_out_counted_and_listed(write_config: Callable[...,
         keys = {"Global.output_dir": str(tmp_path / f"output{workers}"), "Global.epochs": 2, **loader}
         trainer = ppxcls.build_trainer(ppxcls.load_config(skipping(write_config, folder, **keys)))
         trainer.fit()
-        results.append({k: v.numpy().tobytes() for k, v in trainer.network.state_dict().items()})
+        results.append({k: v.numpy().tobytes() for k, v in trainer.learner.network.state_dict().items()})
         listed = (trainer.output_dir / "bad_samples.txt").read_text().splitlines()
         assert sorted(line.split("\t")[:2] for line in listed) == [
             [f"{folder}/train_list.txt:3", "train/0002.png"],

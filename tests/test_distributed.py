@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppxcls.models.weights import read_state
+from ppxcls.checkpoints.files import read_state
 from tests.conftest import ROOT, run_tool
 
 # What tools/train.py does, with batch norm in eval mode: its statistics are those of a process's own batch.
@@ -23,7 +23,7 @@ from ppxcls import cli
 def main():
     arguments = cli.parse_arguments("")
     trainer = ppxcls.build_trainer(ppxcls.load_config(arguments.config, arguments.override))
-    trainer.model.train = trainer.model.eval
+    trainer.learner.model.train = trainer.learner.model.eval
     trainer.fit()
 
 if __name__ == "__main__":

@@ -12,9 +12,12 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.checkpoints.progress import Progress
 from ppxcls.data.sampler import BatchPlan
+from ppxcls.train.learner import Learner
 from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
+from ppxcls.train.losses import WeightedSum
+from ppxcls.train.optimizers import build_optimizer
+from ppxcls.train.precision import Precision
 from tests.conftest import run_tool, write_images
 
 
@@ -28,42 +31,48 @@ class Listing:
         return f"{index}.png"
 
 
-def make_watch(max_skipped_steps: int = 3) -> LossWatch:
-    return LossWatch(["loss"], paddle.nn.Linear(2, 2), Listing(), max_skipped_steps)  # type: ignore[arg-type]
+def make_watch(max_skipped_steps: int = 3) -> tuple[LossWatch, Learner]:
+    network, lr = paddle.nn.Linear(2, 2), {"name": "ConstLR", "learning_rate": 0.1}
+    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
+    optimizer, scheduler = build_optimizer({"name": "SGD", "lr": lr}, dict(network.named_parameters()), schedule)
+    precision = Precision(max_skipped_steps=max_skipped_steps)
+    learner = Learner(network, WeightedSum([]), optimizer, scheduler, schedule, precision=precision)
+    return LossWatch(learner, Listing()), learner  # type: ignore[arg-type]
 
 
 def test_skipped_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
-    watched, progress = make_watch(), Progress(step=7)
+    watch, learner = make_watch()
+    learner.progress.step = 7
     for skipped in (True, True, False, True):
-        watched.add(step(float("inf") if skipped else 2.0, skipped))
-        watched.read(progress)
-    assert (progress.skipped, progress.skipped_total) == (1, 3)
-    assert watched.totals.reduced().values == {"loss": 2.0}, "a skipped step's loss is in no mean"
+        watch.add(step(float("inf") if skipped else 2.0, skipped))
+        watch.read()
+    assert (learner.progress.skipped, learner.progress.skipped_total) == (1, 3)
+    assert learner.totals.reduced().values == {"loss": 2.0}, "a skipped step's loss is in no mean"
     for _ in range(2):
-        watched.add(step(1.0, True))
-    watched.read(progress)
-    watched.add(step(1.0, True))
+        watch.add(step(1.0, True))
+    watch.read()
+    watch.add(step(1.0, True))
     with pytest.raises(TrainingError, match=r"not finite in 4 steps in a row \(AMP.max_skipped_steps = 3\), the last one step 7"):
-        watched.read(progress)
+        watch.read()
 
 
 def test_a_loss_that_is_not_finite_in_a_step_that_was_made_stops_the_run() -> None:
-    watched = make_watch()
-    watched.add(step(1.0))
-    watched.add(step(float("nan")))
+    watch, _ = make_watch()
+    watch.add(step(1.0))
+    watch.add(step(float("nan")))
     with pytest.raises(TrainingError, match=r"epoch 1, iteration 0, lr 0.1, rank 0: loss nan; last files read: 0.png, 1.png"):
-        watched.read(Progress())
+        watch.read()
 
 
 def said(losses: list[float], capsys: pytest.CaptureFixture[str]) -> str:
     from ppxcls.system.logs import set_up_logging
 
     set_up_logging()
-    watched, progress = make_watch(), Progress()
+    watch, learner = make_watch()
     for loss in losses:
-        progress.step += 1
-        watched.add(step(loss))
-        watched.read(progress)
+        learner.progress.step += 1
+        watch.add(step(loss))
+        watch.read()
     return capsys.readouterr().out
 
 
@@ -78,14 +87,14 @@ def test_divergence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_gradient_that_is_not_finite_is_found_before_the_loss_shows_it(write_config: Callable[..., Path], tmp_path: Path) -> None:
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config()))
-    make = trainer.optimizer.step
-    last = dict(trainer.network.named_parameters())["_exit_flow._out.bias"]
+    make = trainer.learner.optimizer.step
+    last = dict(trainer.learner.network.named_parameters())["_exit_flow._out.bias"]
 
     def spoiled() -> None:
         last.grad.set_value(paddle.full_like(last.grad, float("inf")))
         make()
 
-    trainer.optimizer.step = spoiled
+    trainer.learner.optimizer.step = spoiled
     with pytest.raises(
         TrainingError, match=r"a gradient was not finite, .* after step 1, rank 0: 1 of 2.. tensors, such as _exit_flow._out.bias"
     ):
@@ -95,7 +104,7 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_loss_shows_it(write_c
 
 def test_no_checkpoint_is_made_of_weights_that_are_not_finite(write_config: Callable[..., Path], tmp_path: Path) -> None:
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config()))
-    statistics = trainer.network.state_dict()["_entry_flow._conv1._batch_norm._mean"]
+    statistics = trainer.learner.network.state_dict()["_entry_flow._conv1._batch_norm._mean"]
     statistics.set_value(paddle.full_like(statistics, float("nan")))
     with pytest.raises(TrainingError, match="step 0: .*_mean has values that are not finite: no checkpoint is made of it"):
         trainer.save(["latest"])
@@ -121,7 +130,7 @@ def test_amp_that_skips(skips: int, write_config: Callable[..., Path], tmp_path:
     trainer = ppxcls.build_trainer(
         ppxcls.load_config(write_config(AMP=amp, **{"Global.epochs": 2, "Global.eval_during_train": False}))
     )
-    trainer.precision.scaler = Skipping()
+    trainer.learner.precision.scaler = Skipping()
     if skips > 3:
         with pytest.raises(TrainingError, match="4 steps in a row"):
             trainer.fit()
@@ -148,7 +157,7 @@ def test_21841_classes(write_config: Callable[..., Path], tmp_path: Path) -> Non
     assert {batch.labels.dtype for batch in batches} == {np.dtype(np.int64)}
     assert sorted(np.concatenate([b.labels for b in batches]).tolist()) == [0, 1, 255, 256, 20_000, 21_839, 21_840, 21_840]
     trainer.fit()
-    assert trainer.network.state_dict()["_exit_flow._out.weight"].shape == [2048, 21_841]
+    assert trainer.learner.network.state_dict()["_exit_flow._out.weight"].shape == [2048, 21_841]
     (folder / "train_list.txt").write_text("train/0000.png 21841\n")
     with pytest.raises(ppxcls.DataError, match="the label 21841 is outside class_num = 21841, labels 0 to 21840"):
         ppxcls.build_trainer(ppxcls.load_config(file))

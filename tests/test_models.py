@@ -16,8 +16,8 @@ from paddle import nn
 from safetensors.numpy import save_file
 
 import ppxcls
-from ppxcls.models.common_keys import channels_last, recompute_blocks
-from ppxcls.models.preprocessing import PREPROCESSING, disagreements
+from ppxcls.models.common_keys import MODELS, channels_last, recompute_blocks
+from ppxcls.models.preprocessing import differences
 from tests.conftest import ROOT, SHARED, needs_shared
 
 NAMES = ["Xception41", "Xception41_deeplab", "Xception65", "Xception65_deeplab", "Xception71"]
@@ -48,7 +48,7 @@ TIMM = ["legacy_xception", "xception41", "xception41p", "xception65", "xception6
 
 
 def test_registry_lists_the_twelve() -> None:
-    assert ppxcls.list_models() == sorted([*NAMES, *TIMM, "Xception"])
+    assert {*NAMES, *TIMM, "Xception"} <= set(ppxcls.list_models())
 
 
 def timm_weights(state: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
@@ -255,22 +255,23 @@ def test_initial_kernels_are_paddles() -> None:
 
 
 def test_preprocessing_facts_are_the_published_ones() -> None:
-    assert PREPROCESSING.keys() == set(ppxcls.list_models())
+    assert all(MODELS.published(name) for name in [*NAMES, *TIMM, "Xception"])
     own = ppxcls.load_config(ROOT / "configs/Xception41.yaml").DataLoader.Eval.dataset.transform_ops
-    assert disagreements("Xception65", own) == []
-    lines = disagreements("xception65", own)
+    assert differences(MODELS.published("Xception65"), own) == []
+    lines = differences(MODELS.published("xception65"), own)
     assert [line.split(":")[0] for line in lines] == ["interpolation", "mean", "std"]
     assert lines[1] == "mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)"
     modern = ppxcls.load_config(ROOT / "configs/recipes/modern_xception65.yaml").DataLoader.Eval.dataset.transform_ops
-    assert disagreements("xception65", modern) == []
-    assert disagreements("Xception", modern)[0].startswith("share of the crop: 0.9403, the weights expect None (Keras)")
+    assert differences(MODELS.published("xception65"), modern) == []
+    (first, *_) = differences(MODELS.published("Xception"), modern)
+    assert first.startswith("share of the crop: 0.9403, the weights expect None (Keras)")
 
 
 @needs_shared
 @pytest.mark.parametrize("name", TIMM)
 def test_preprocessing_facts_are_timms(name: str) -> None:
     theirs = json.loads((SHARED / "parity/timm_xception.json").read_text())["models"][name]["default_cfg"]
-    facts = PREPROCESSING[name]
+    facts = MODELS.published(name)
     assert [3, facts.input_size, facts.input_size] == theirs["input_size"]
     assert (facts.crop_share, facts.interpolation) == (theirs["crop_pct"], theirs["interpolation"])
     assert (list(facts.mean), list(facts.std)) == (theirs["mean"], theirs["std"])

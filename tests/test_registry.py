@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
 from ppxcls.config.checks import Bound, ConfigError, Share, Where, check_value, parse_number
-from ppxcls.config.registry import Registry, registry
+from ppxcls.config.registry import Registry, registries, registry
 
-KINDS = [
-    "model",
-    "loss",
-    "metric",
-    "optimizer",
-    "regularizer",
-    "lr schedule",
-    "transform",
-    "batch transform",
-    "dataset",
-    "sampler",
-]
+KINDS = sorted(registries())
+_NUMBERS = itertools.count()
 
 
-def make() -> Registry:
-    return Registry("thing", (), runtime=("given",))
+def make() -> Registry[Any]:
+    return Registry(f"thing {next(_NUMBERS)}", ("given",))
+
+
+def test_the_kinds() -> None:
+    assert set(KINDS) == {
+        "model", "loss", "metric", "optimizer", "regularizer", "lr schedule", "transform", "batch transform", "dataset", "sampler",
+        "tracker",
+    }  # fmt: skip
 
 
 def test_builds_with_runtime_arguments() -> None:
@@ -35,9 +33,9 @@ def test_builds_with_runtime_arguments() -> None:
     def Thing(given: int, share: Share = 0.5, mode: Literal["a", "b"] = "a") -> tuple[Any, ...]:
         return given, share, mode
 
-    assert things.build("Thing", {"share": "1/4"}, Where(), given=7, other=8) == (7, 0.25, "a")
-    with pytest.raises(ConfigError, match="unknown argument of thing Thing 'given'"):
-        things.build("Thing", {"given": 1}, Where(), given=7)
+    assert things.build(things.block({"name": "Thing", "share": "1/4"}, Where()), given=7, other=8) == (7, 0.25, "a")
+    with pytest.raises(ConfigError, match=r"unknown argument of thing \d+ Thing 'given'"):
+        things.block({"name": "Thing", "given": 1}, Where())
 
 
 def test_refuses_what_can_not_be_a_schema() -> None:
@@ -66,8 +64,8 @@ def test_value_error_of_a_component_becomes_a_config_error() -> None:
         raise ValueError("expected an even size")
 
     where = Where(("A", "b"), {("A",): "file.yaml:3"})
-    with pytest.raises(ConfigError, match=r"^file.yaml:3: A.b: thing Thing: expected an even size"):
-        things.build("Thing", {"size": 3}, where)
+    with pytest.raises(ConfigError, match=r"^file.yaml:3: A.b: thing \d+ Thing: expected an even size"):
+        things.build(things.block({"name": "Thing", "size": 3}, where))
 
 
 @pytest.mark.parametrize("kind", KINDS)

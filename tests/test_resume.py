@@ -136,14 +136,15 @@ def test_stopped_in_an_evaluation_it_is_evaluated_after_the_restart(write_config
     whole.fit()
     overrides = [f"Global.output_dir={tmp_path}/stopped"]
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, overrides))
-    evaluate = trainer.evaluate
-    assert evaluate is not None
+    evaluation = trainer.evaluation
+    assert evaluation is not None
+    batches = evaluation.loader.epoch
 
-    def told_to_stop(watched: Any) -> Any:
+    def told_to_stop() -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(watched)
+        return batches()
 
-    trainer.evaluate = told_to_stop
+    evaluation.loader.epoch = told_to_stop
     with pytest.raises(ppxcls.Preempted, match="stopped by SIGTERM and saved at epoch 1, batch 3, step 3"):
         trainer.fit()
     ppxcls.build_trainer(ppxcls.load_config(file, overrides)).fit()
@@ -277,7 +278,7 @@ def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config
     batch = "DataLoader.Train.sampler.batch_size=2"
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, [batch, "Global.allow_changes=True", "Global.epochs=3"]))
     assert (trainer.progress.epoch, trainer.progress.step) == (3, 12)
-    assert trainer.optimizer.get_lr() == trainer.lr_scheduler.lr_lambda(12)
+    assert trainer.learner.rate == trainer.learner.schedule(12)
     assert "changed since the checkpoint: samples of a step" in log.read_text()
 
 
@@ -290,13 +291,13 @@ def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path
     first = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/first"]))
     first.train_one_epoch()
     prefix = str(tmp_path / "theirs/latest")
-    for optimizers in ([first.optimizer.state_dict()], first.optimizer.state_dict()):
-        paddle.save(first.network.state_dict(), prefix + ".pdparams")
+    for optimizers in ([first.learner.optimizer.state_dict()], first.learner.optimizer.state_dict()):
+        paddle.save(first.learner.network.state_dict(), prefix + ".pdparams")
         paddle.save(optimizers, prefix + ".pdopt")
         paddle.save({"metric": 0.5, "epoch": 1}, prefix + ".pdstates")
         second = train(file, f"Global.output_dir={tmp_path}/second", f"Global.checkpoints={prefix}")
         assert second.progress.step == 6
-        expected, received = (t.network.state_dict() for t in (whole, second))
+        expected, received = (t.learner.network.state_dict() for t in (whole, second))
         assert all(np.array_equal(expected[key].numpy(), received[key].numpy()) for key in expected)
     for states in ({"epoch": "1"}, {"epoch": -1}, [1], {"metric": 0.5}):
         paddle.save(states, prefix + ".pdstates")

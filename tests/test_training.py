@@ -71,7 +71,7 @@ def train(config_file: Path, *overrides: str) -> Any:
 
 
 def weights(trainer: Any) -> dict[str, np.ndarray]:
-    return {key: value.numpy() for key, value in trainer.network.state_dict().items()}
+    return {key: value.numpy() for key, value in trainer.learner.network.state_dict().items()}
 
 
 def lines(output: Path, kind: str) -> list[dict[str, Any]]:
@@ -88,14 +88,14 @@ def test_resuming_after_an_epoch_is_exact(arch: str, write_config: Callable[...,
     # Stopped after the first epoch: the rate is that of two epochs, so the first run must not end by itself.
     first = ppxcls.build_trainer(ppxcls.load_config(file, [*overrides, f"Global.output_dir={tmp_path}/part"]))
     first.train_one_epoch()
-    first.progress.epoch, first.progress.batches_done, first.progress.totals = 2, 0, {}
+    first.learner.start_epoch(2)
     first.save(["latest"])
-    first.folder.wait()
+    first.run.folder.wait()
     second = train(file, *overrides, f"Global.output_dir={tmp_path}/part", f"Global.checkpoints={tmp_path}/part/{arch}/latest")
     expected = weights(whole)
     received = weights(second)
     assert all(np.array_equal(expected[key], received[key]) for key in expected)
-    states = [t.optimizer.state_dict() for t in (whole, second)]
+    states = [t.learner.optimizer.state_dict() for t in (whole, second)]
     momenta = [
         sorted((k.split("_velocity")[0].split(".")[-1], v.numpy().sum()) for k, v in s.items() if "velocity" in k) for s in states
     ]
@@ -120,13 +120,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(write_config: Callab
     for size, freq in ((12, 1), (5, 3)):
         file = write_config(**{"DataLoader.Train.sampler.batch_size": size, "Global.update_freq": freq})
         trainer = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/{size}"]))
-        trainer.model.train = trainer.model.eval  # type: ignore[method-assign]
+        trainer.learner.model.train = trainer.learner.model.eval  # type: ignore[method-assign]
         caught: dict[str, np.ndarray] = {}
 
         def catch(trainer: Any = trainer, caught: dict[str, np.ndarray] = caught) -> None:
-            caught.update({k: p.grad.numpy() for k, p in trainer.network.named_parameters() if p.grad is not None})
+            caught.update({k: p.grad.numpy() for k, p in trainer.learner.network.named_parameters() if p.grad is not None})
 
-        trainer.optimizer.step = catch
+        trainer.learner.optimizer.step = catch
         trainer.train_one_epoch()
         assert trainer.progress.step == 1
         grads.append(caught)
@@ -214,9 +214,9 @@ def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Pa
     file = write_config(**{"Global.pretrained_model": str(tmp_path / "five")})
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     key = "_middle_flow._conv_3._conv_0._pointwise_conv._conv.weight"
-    assert np.array_equal(trainer.network.state_dict()[key].numpy(), model.state_dict()[key].numpy())
+    assert np.array_equal(trainer.learner.network.state_dict()[key].numpy(), model.state_dict()[key].numpy())
     log = (tmp_path / "output/Xception41/train.log").read_text()
-    assert "the classifier starts anew, since its size differs: _exit_flow._out.weight is [2048, 5]" in log
+    assert "the classifier starts anew, because its size differs: _exit_flow._out.weight is [2048, 5]" in log
     with pytest.raises(ppxcls.CheckpointError, match="does not fit the model"):
         ppxcls.evaluate(ppxcls.load_config(file))
 
@@ -270,18 +270,18 @@ def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_pa
     file = write_config()
     plain = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/plain"]))
     scaled = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/scaled"]))
-    scaled.precision.scaler = scaler = RecordingScaler()
+    scaled.learner.precision.scaler = scaler = RecordingScaler()
     for trainer in (plain, scaled):
         trainer.train_one_epoch()
     scaled.save(["latest"])
-    scaled.folder.wait()
+    scaled.run.folder.wait()
     assert scaler.calls == ["scale", "step", "update"] * 3
     first, second = weights(plain), weights(scaled)
     assert all(np.allclose(first[key], second[key], rtol=1e-3, atol=1e-4) for key in first)
     again = ppxcls.build_trainer(ppxcls.load_config(file))
-    again.precision.scaler = RecordingScaler()
+    again.learner.precision.scaler = RecordingScaler()
     again.resume(tmp_path / "scaled/Xception41/latest")
-    assert again.precision.scaler.state == {"scale": [128.0], "incr_count": 3, "use_dynamic_loss_scaling": True}
+    assert again.learner.precision.scaler.state == {"scale": [128.0], "incr_count": 3, "use_dynamic_loss_scaling": True}
 
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
@@ -289,7 +289,7 @@ def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None
     """By the book; on the CPU Paddle computes in float32 all the same."""
     amp = {"scale_loss": 128.0, "use_dynamic_loss_scaling": True, "level": level, "use_fp16_test": True}
     trainer = train(write_config(AMP=amp))
-    assert trainer.precision.autocast.keywords["level"] == level
+    assert trainer.learner.precision.autocast.keywords["level"] == level
     assert trainer.progress.step == 3
     during = lines(trainer.output_dir.parent, "eval")[0]
     after = ppxcls.evaluate(ppxcls.load_config(write_config(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"]))

@@ -22,6 +22,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ppxcls.system.whole_files import sync_folder, whole_file
+
 FORMAT = 1
 PARTS = (".pdparams", ".pdopt")  # what every checkpoint has
 
@@ -117,7 +119,7 @@ def _plain(value: Any) -> Any:
     return value[1] if is_tensor else value
 
 
-def beside(prefix: Path, extension: str) -> Path:
+def with_extension(prefix: Path, extension: str) -> Path:
     """The file of a checkpoint with this extension: its prefix may have a dot of its own."""
     return prefix.with_name(prefix.name + extension)
 
@@ -128,9 +130,8 @@ def write_state(file: Path, state: State) -> None:
     Raises:
         OSError: it can't be written.
     """
-    temporary = beside(file, ".new")
-    _write_new(temporary, state)
-    os.replace(temporary, file)
+    with whole_file(file, durable=True) as stream:
+        pickle.dump(state, stream, protocol=4)
 
 
 def write_checkpoint(prefixes: Sequence[Path], states: Mapping[str, State], manifest: Mapping[str, Any]) -> None:
@@ -146,14 +147,14 @@ def write_checkpoint(prefixes: Sequence[Path], states: Mapping[str, State], mani
     first, *others = prefixes
     recover(first)
     with _cleared_on_error(first):
-        parts = {extension: _write_new(beside(first, extension + ".new"), state) for extension, state in states.items()}
+        parts = {extension: _write_new(with_extension(first, extension + ".new"), state) for extension, state in states.items()}
     whole = {"format": FORMAT, **manifest, "parts": parts}
     _commit(first, whole)
     for prefix in others:
         recover(prefix)
         with _cleared_on_error(prefix):
             for extension in parts:
-                _link(beside(first, extension), beside(prefix, extension + ".new"))
+                _link(with_extension(first, extension), with_extension(prefix, extension + ".new"))
         _commit(prefix, whole)
 
 
@@ -173,7 +174,7 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, no manifest, or of a newer format.
     """
-    file = beside(prefix, ".json")
+    file = with_extension(prefix, ".json")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         number = manifest["format"]
@@ -199,14 +200,14 @@ def read_part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> Stat
     Raises:
         CheckpointError: neither the part nor its ``.new`` has the manifest's size and digest, or it is no state.
     """
-    return _as_state(_part(prefix, manifest, extension)[1], beside(prefix, extension))
+    return _as_state(_part(prefix, manifest, extension)[1], with_extension(prefix, extension))
 
 
 def _part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Path, bytes]:
     """The file that is the part, and its bytes."""
     expected = manifest["parts"][extension]
-    file = beside(prefix, extension)
-    for candidate in (file, beside(prefix, extension + ".new")):
+    file = with_extension(prefix, extension)
+    for candidate in (file, with_extension(prefix, extension + ".new")):
         with contextlib.suppress(OSError):
             if candidate.stat().st_size == expected["size"]:
                 data = candidate.read_bytes()
@@ -235,7 +236,7 @@ def remove_checkpoint(prefix: Path) -> None:
         OSError: it can't be removed.
     """
     for extension in (".json", *read_manifest(prefix)["parts"]):
-        beside(prefix, extension).unlink(missing_ok=True)
+        with_extension(prefix, extension).unlink(missing_ok=True)
 
 
 def recover(prefix: Path) -> None:
@@ -247,7 +248,7 @@ def recover(prefix: Path) -> None:
         for extension in manifest["parts"]:
             source, _ = _part(prefix, manifest, extension)
             if source.suffix == ".new":
-                os.replace(source, beside(prefix, extension))
+                os.replace(source, with_extension(prefix, extension))
     for file in _leftovers(prefix):
         file.unlink()
 
@@ -281,27 +282,11 @@ class _HashingWriter:
 
 
 def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
-    temporary, final = beside(prefix, ".json.new"), beside(prefix, ".json")
-    with _cleared_on_error(prefix):
-        with open(temporary, "w", encoding="utf-8") as stream:
-            json.dump(manifest, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _sync_folder(prefix.parent)  # the parts' names first
-        os.replace(temporary, final)
-    _sync_folder(prefix.parent)
+    with _cleared_on_error(prefix), whole_file(with_extension(prefix, ".json"), durable=True) as stream:
+        stream.write(json.dumps(manifest, indent=1).encode())
     for extension in manifest["parts"]:
-        os.replace(beside(prefix, extension + ".new"), beside(prefix, extension))
-    _sync_folder(prefix.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems can't
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        os.replace(with_extension(prefix, extension + ".new"), with_extension(prefix, extension))
+    sync_folder(prefix.parent)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a run stands: what a checkpoint's manifest says of it, PaddleClas's included."""
+"""Where a run stands, and all that a checkpoint holds; PaddleClas's checkpoints are read as well."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ppxcls.checkpoints.files import CheckpointError, State, beside, read_state, unpickle
+from ppxcls.checkpoints.files import CheckpointError, State, read_checkpoint, read_state, unpickle, with_extension
 
 
 @dataclass
@@ -21,10 +21,10 @@ class Progress:
         best: ``{"metric": name, "value": ..., "epoch": ...}`` of the best evaluation, or empty.
         totals: sums of the epoch so far: samples, and each loss and metric times samples.
         scaler: state of AMP's loss scaling.
-        plateau: state of a schedule that needs the evaluations.
-        skipped: steps that AMP left out in a row until now, since a gradient was not finite.
+        plateau: state of a learning rate that depends on the evaluations.
+        skipped: steps in a row until now that AMP left out, because a gradient was not finite.
         skipped_total: steps that it left out in the whole run.
-        started: when the run began, ISO 8601: one that began later in the same folder is the newer one, wherever it stands.
+        started: when the run began, ISO 8601. Of two runs in one folder, the one that began later is the newer one.
     """
 
     epoch: int = 1
@@ -42,31 +42,68 @@ class Progress:
         return f"epoch {self.epoch}, batch {self.batches_done}, step {self.step}"
 
 
-def manifest_of(progress: Progress, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's manifest says beside its parts."""
-    return {**facts, "progress": asdict(progress)}
+@dataclass
+class Snapshot:
+    """All that must survive a kill.
+
+    Attributes:
+        parts: copies of states in the host's memory, by the extension of their files: ``.pdparams`` (weights), ``.pdopt``
+            (optimizer), and ``.pdema`` (average of the weights) if there is one.
+        progress: where the run stands.
+        prefix: of the files it was read from, for messages.
+    """
+
+    parts: dict[str, State]
+    progress: Progress
+    prefix: Path = Path("checkpoint")
+
+    def file(self, extension: str) -> Path:
+        """The file that a part was read from."""
+        return with_extension(self.prefix, extension)
+
+    def manifest(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """What the manifest says beside the parts."""
+        return {**facts, "progress": asdict(self.progress)}
 
 
-def checkpoint_prefix(path: str | Path) -> Path:
-    """The prefix that a user means, who may name one of the files."""
+def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
+    """Read a checkpoint: each part once, from the bytes whose digest was compared.
+
+    Args:
+        prefix: of its files, or the path of one of them.
+
+    Returns:
+        The snapshot, and the manifest. PaddleClas's files have no manifest and no step: it is empty, and the step is 0.
+
+    Raises:
+        CheckpointError: missing, damaged, or of a newer format.
+    """
+    prefix = _prefix(prefix)
+    if not with_extension(prefix, ".json").exists() and with_extension(prefix, ".pdstates").exists():
+        return _read_paddleclas(prefix), {}
+    parts, manifest = read_checkpoint(prefix)
+    return Snapshot(parts, _progress(manifest["progress"], prefix), prefix), manifest
+
+
+def _prefix(path: str | Path) -> Path:
     path = Path(path)
-    return path.with_suffix("") if path.suffix in (".json", ".pdparams", ".pdopt", ".pdstates") else path
+    return path.with_suffix("") if path.suffix in (".json", ".pdparams", ".pdopt", ".pdema", ".pdstates") else path
 
 
-def read_progress(values: Mapping[str, Any], prefix: Path) -> Progress:
+def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
     known = {f.name: type(getattr(Progress(), f.name)) for f in fields(Progress)}
     wrong = [key for key, value in values.items() if not isinstance(value, known.get(key, ()))]
     if wrong:
-        raise CheckpointError(f"{beside(prefix, '.json')}: the progress has {', '.join(wrong)}, which mean nothing here")
+        raise CheckpointError(f"{with_extension(prefix, '.json')}: unknown key or wrong type in the progress: {', '.join(wrong)}")
     return Progress(**values)
 
 
-def read_paddleclas(prefix: Path) -> tuple[dict[str, State], Progress, dict[str, Any]]:
+def _read_paddleclas(prefix: Path) -> Snapshot:
     """PaddleClas writes ``metric`` and ``epoch``, the last one that was done, into ``.pdstates``."""
-    file = beside(prefix, ".pdstates")
-    said = unpickle(file.read_bytes(), file)
-    epoch = said.get("epoch") if isinstance(said, dict) else None
+    file = with_extension(prefix, ".pdstates")
+    states = unpickle(file.read_bytes(), file)
+    epoch = states.get("epoch") if isinstance(states, dict) else None
     if not isinstance(epoch, int | float) or not 0 <= epoch < 1e6 or epoch != int(epoch):
         raise CheckpointError(f"{file}: expected the epoch that was done, received {epoch!r}")
-    states = {extension: read_state(beside(prefix, extension)) for extension in (".pdparams", ".pdopt")}
-    return states, Progress(epoch=int(epoch) + 1), {}
+    parts = {extension: read_state(with_extension(prefix, extension)) for extension in (".pdparams", ".pdopt")}
+    return Snapshot(parts, Progress(epoch=int(epoch) + 1), prefix)

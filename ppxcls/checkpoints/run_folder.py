@@ -13,14 +13,14 @@ from typing import Any, BinaryIO
 
 from ppxcls.checkpoints.files import (
     CheckpointError,
-    State,
-    beside,
     check_whole,
     read_manifest,
     recover,
     remove_checkpoint,
+    with_extension,
     write_checkpoint,
 )
+from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.system.logs import logger
 
 try:
@@ -111,13 +111,15 @@ class RunFolder:
             try:
                 found.append((prefix, read_manifest(prefix)))
             except CheckpointError as error:
-                if beside(prefix, ".pdparams").exists() or beside(prefix, ".pdparams.new").exists():
+                if with_extension(prefix, ".pdparams").exists() or with_extension(prefix, ".pdparams.new").exists():
                     damaged.append(str(error))
         # Of one step's, the one that stands furthest, and then the one that is there to be resumed.
         return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
 
-    def newest_whole(self) -> Path | None:
-        """The newest checkpoint whose parts have their digests; says which newer ones are damaged. None where there is none at all.
+    def read_newest(self) -> tuple[Path, Snapshot, dict[str, Any]] | None:
+        """The newest checkpoint that is whole: its prefix, what it holds, and its manifest. None if there is no checkpoint.
+
+        A warning names the newer ones that are damaged.
 
         Raises:
             CheckpointError: there are checkpoints, but none is whole.
@@ -125,42 +127,44 @@ class RunFolder:
         found, damaged = self.checkpoints()
         for prefix, _ in found:
             try:
-                check_whole(prefix)
+                snapshot, manifest = read_snapshot(prefix)
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue
             for reason in damaged:
                 logger.warning(f"refused: {reason}; the next older checkpoint is taken")
-            return prefix
+            return prefix, snapshot, manifest
         if damaged:
             raise CheckpointError(f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}")
         return None
 
     def save(
         self,
-        prefixes: Sequence[str],
-        states: Mapping[str, State],
-        manifest: Mapping[str, Any],
+        names: Sequence[str],
+        snapshot: Snapshot,
+        facts: Mapping[str, Any],
         before: Callable[[], None] | None = None,
     ) -> None:
         """Write a checkpoint under these names in the background; waits for the one before.
 
         Args:
-            states: copies, which nobody changes any more.
+            snapshot: which nobody changes any more.
+            facts: for the manifest.
             before: called in the background first.
 
         Raises:
             OSError: an earlier one could not be written.
         """
         self.wait()
+        manifest = snapshot.manifest(facts)  # now, because the run goes on and changes its progress
 
         def write() -> None:
             self.ensure()
             if before:
                 before()
-            paths = [self.path / name for name in prefixes]
-            write_checkpoint(paths, states, manifest)
-            self._whole |= {(name, manifest["progress"]["step"]) for name in prefixes}
+            paths = [self.path / name for name in names]
+            write_checkpoint(paths, snapshot.parts, manifest)
+            self._whole |= {(name, snapshot.progress.step) for name in names}
             self._remove_old()
             logger.info(f"Saved {', '.join(map(str, paths))}")
 
@@ -199,7 +203,7 @@ class RunFolder:
             with contextlib.suppress(CheckpointError):
                 check_whole(prefix)
                 self._whole.add(key)
-        elif not all(beside(prefix, extension).exists() for extension in manifest["parts"]):
+        elif not all(with_extension(prefix, extension).exists() for extension in manifest["parts"]):
             return False
         return key in self._whole
 

@@ -158,8 +158,6 @@ def check_value(value: Any, hint: Any, where: Where) -> Any:
         items = [check_value(v, args[0], where / i) for i, v in enumerate(value)]
         return items if origin is list else tuple(items)
     if is_dataclass(hint):
-        if isinstance(value, typing.cast(type, hint)):  # checked before, when the config was loaded
-            return value
         return check_section(value, typing.cast(type, hint), where)
     return _check_scalar(value, hint, where)
 

@@ -1,19 +1,89 @@
-"""The one mechanism that builds things: a component's own signature is the schema of its block in the YAML."""
+"""The one mechanism that names and builds components: a component's own signature is the schema of its block in the YAML.
+
+Only the mechanism is here. Each registry stands beside its components, such as ``LOSSES`` in ``train/losses.py``. Components of the
+package are found by importing all modules of three rooms; a user's own are found by importing the modules of ``Global.plugins``.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import pkgutil
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from easydict import EasyDict
 
-from ppxcls.config.checks import Bound, Finite, NotNegative, Positive, Where, check_section, check_value, type_name, unknown
+from ppxcls.config.checks import Where, check_value, type_name, unknown
 
+_ROOMS = ("ppxcls.models", "ppxcls.data", "ppxcls.train")
+
+
+class _Plain(Protocol):
+    """A protocol without parameters."""
+
+
+T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
+
+
+class Block(Mapping[str, Any]):
+    """One component of a config: checked when the config was loaded, and never again.
+
+    It reads as the YAML does, by key and by attribute: ``config.Optimizer.lr.learning_rate``,
+    ``config.Loss.Train[0].CELoss.epsilon``.
+
+    Attributes:
+        kind: the registry's.
+        name: the component's.
+        arguments: checked and converted, its own and the common ones of its kind.
+        where: its place in the config.
+        listed: whether it is an item of a list, ``{Name: {...}}``, and not a block, ``{name: Name, ...}``.
+    """
+
+    kind: str
+    name: str
+    arguments: EasyDict
+    where: Where
+    listed: bool
+
+    def __init__(self, kind: str, name: str, arguments: Mapping[str, Any], where: Where, listed: bool) -> None:
+        own = {"kind": kind, "name": name, "arguments": EasyDict(arguments), "where": where, "listed": listed}
+        self.__dict__.update(own)
+
+    def __getitem__(self, key: str) -> Any:
+        if self.listed and key == self.name:
+            return self.arguments
+        if not self.listed and key == "name":
+            return self.name
+        if self.listed:
+            raise KeyError(key)
+        return self.arguments[key]
+
+    def __getattr__(self, key: str) -> Any:
+        if key.startswith("__") or "arguments" not in self.__dict__:  # while it is copied or pickled
+            raise AttributeError(key)
+        try:
+            return self[key]
+        except KeyError:
+            raise AttributeError(f"{self.where} has no key {key!r}") from None
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "name" or self.listed:
+            raise AttributeError(f"{self.where}.{key} can't be set; load the config with an override")
+        self.arguments[key] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([self.name] if self.listed else ["name", *self.arguments])
+
+    def __len__(self) -> int:
+        return 1 if self.listed else 1 + len(self.arguments)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -22,17 +92,13 @@ class Component:
 
     kind: str
 
-    def check(self, value: Any, where: Where) -> EasyDict:
-        """The block with its arguments checked.
+    def check(self, value: Any, where: Where) -> Block:
+        """The checked block.
 
         Raises:
             ConfigError: no name, or an unknown one, or a wrong argument.
         """
-        block = check_value(value, dict, where)
-        if "name" not in block:
-            raise where.error(f"the key name is missing; allowed: {', '.join(registry(self.kind).names())}")
-        name, arguments = split_block(block)
-        return EasyDict(name=name, **registry(self.kind).check(name, arguments, where, where / "name"))
+        return registry(self.kind).block(value, where)
 
 
 @dataclass(frozen=True)
@@ -41,83 +107,81 @@ class Components:
 
     kind: str
 
-    def check(self, value: Any, where: Where) -> list[EasyDict]:
-        """The list with every component's arguments checked.
+    def check(self, value: Any, where: Where) -> list[Block]:
+        """The checked blocks.
 
         Raises:
             ConfigError: as ``Component.check``.
         """
-        checked = []
-        for i, item in enumerate(check_value(value, list, where)):
-            name, arguments, place = split_component(item, where / i)
-            checked.append(EasyDict({name: registry(self.kind).check(name, arguments, place, place)}))
-        return checked
+        return registry(self.kind).blocks(value, where)
 
 
-def split_component(item: Any, where: Where) -> tuple[str, dict[str, Any], Where]:
-    """Name, arguments and place of one entry of a list of components: ``{Name: {...}}``, ``{Name: null}`` or ``Name``.
-
-    Raises:
-        ConfigError: it is none of these.
-    """
-    if isinstance(item, str):
-        item = {item: None}
-    if not isinstance(item, dict) or len(item) != 1:
-        raise where.error(f"expected one component, Name: {{...}}, received {item!r}")
-    ((name, arguments),) = item.items()
-    return name, {} if arguments is None else check_value(arguments, dict, where / name), where / name
-
-
-def split_block(block: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Name and arguments of one component's block, ``{name: Cosine, ...}``; the name is None where there is none."""
-    return block.get("name"), {key: value for key, value in block.items() if key != "name"}
-
-
-class Registry:
-    """Components of one kind by name; the arguments of each are checked against its signature.
+class Registry(Generic[T]):
+    """Components of one kind by name.
 
     Args:
         kind: the word for error messages, such as ``loss``.
-        home: module that registers the components, imported when a name is first looked up.
-        runtime: parameters that the program gives when it builds, and a config may not.
+        given: parameters that the program gives when it builds, and a config may not.
         common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's weight.
+        base: class whose attributes and methods a registered class must have, because the program uses them.
     """
 
-    def __init__(self, kind: str, home: tuple[str, ...], runtime: tuple[str, ...] = (), common: type | None = None) -> None:
+    def __init__(self, kind: str, given: tuple[str, ...] = (), common: type | None = None, base: type | None = None) -> None:
+        if kind in _REGISTRIES:
+            raise TypeError(f"there is a registry of kind {kind!r} already")
         self.kind = kind
         self.common = common
-        self._home = home
-        self._runtime = runtime
+        self._given = given
+        self._base = base
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
+        self._published: dict[str, Any] = {}
+        _REGISTRIES[kind] = self
 
-    def register(self, component: C, **ranges: Any) -> C:
-        """Register a class or a function under its ``__name__``.
+    @typing.overload
+    def register(self, component: C) -> C: ...
+
+    @typing.overload
+    def register(self, *, published: Any) -> Callable[[C], C]: ...
+
+    def register(self, component: Any = None, *, published: Any = None) -> Any:
+        """Register a class or a function under its ``__name__``; a decorator, with or without arguments.
 
         Args:
-            component: its annotations are the schema. Of a class of Paddle's, whose annotations name types that exist for type
-                checkers only, a parameter with a plain default takes that default's type, and others can't be set from a config.
-            ranges: narrower annotations by parameter name, for a component that is not ours to annotate.
+            component: the annotations of its parameters are the schema.
+            published: facts about what was published under this name, for ``published``.
 
         Raises:
-            TypeError: the name is taken, or the signature can't be a schema (``*args``, ``**kwargs``, no annotation).
+            TypeError: the name is taken, the signature can't be a schema (``*args``, ``**kwargs``, no annotation), or a class lacks
+                what the program uses.
         """
+        if component is None:
+            return functools.partial(self._add, published=published)
+        return self._add(component, published)
+
+    def _add(self, component: C, published: Any) -> C:
         name = component.__name__
-        if name in self._components:
+        # In a notebook, a cell is run again.
+        if name in self._components and not component.__module__ == self._components[name].__module__ == "__main__":
             raise TypeError(f"{self.kind} {name!r} is registered twice")
-        self._hints[name] = {**self._schema(component), **ranges}
+        if inspect.isclass(component) and self._base is not None:
+            wanted = [key for key in dir(self._base) if not key.startswith("_")]
+            missing = [key for key in wanted if not hasattr(component, key)]
+            if missing:
+                raise TypeError(f"{self.kind} {name}: no {', '.join(missing)}; derive the class from {self._base.__name__}")
+        self._hints[name] = self._schema(component)
         self._components[name] = component
+        self._published[name] = published
         return component
 
     def _schema(self, component: Callable[..., Any]) -> dict[str, Any]:
-        parameters = [p for p in inspect.signature(component).parameters.values() if p.name not in self._runtime]
+        if getattr(component, "__init__", None) in _NO_INITS and inspect.isclass(component):
+            return {}
+        parameters = [p for p in inspect.signature(component).parameters.values() if p.name not in self._given]
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError(f"{self.kind} {component.__name__}: *args and **kwargs can't be checked")
-        function = component.__init__ if inspect.isclass(component) else component
-        try:
-            hints = typing.get_type_hints(function, include_extras=True) if function is not object.__init__ else {}
-        except NameError:
-            return {p.name: type(p.default) for p in parameters if isinstance(p.default, bool | int | float | str)}
+        function = component.__init__ if inspect.isclass(component) and not is_dataclass(component) else component
+        hints = typing.get_type_hints(function, include_extras=True)
         missing = [p.name for p in parameters if p.name not in hints]
         if missing:
             raise TypeError(f"{self.kind} {component.__name__}: no annotation for {', '.join(missing)}")
@@ -125,11 +189,10 @@ class Registry:
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
-        for module in self._home:
-            importlib.import_module(module)
+        _import_rooms()
         return sorted(self._components)
 
-    def get(self, name: str, where: Where) -> Callable[..., Any]:
+    def get(self, name: Any, where: Where) -> Callable[..., Any]:
         """The component of this name.
 
         Raises:
@@ -140,7 +203,50 @@ class Registry:
             raise where.error(unknown(name, names, self.kind))
         return self._components[name]
 
-    def check(self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where | None = None) -> dict[str, Any]:
+    def published(self, name: str) -> Any:
+        """What was given as ``published`` when the component was registered; None if nothing was."""
+        return self._published.get(name)
+
+    def schema(self, name: str) -> dict[str, Any]:
+        """Type annotations of the component's own arguments, by name."""
+        return dict(self._hints[name])
+
+    def block(self, value: Any, where: Where) -> Block:
+        """The block of one component, ``{name: Cosine, ...}``, checked; one that was checked before is returned as it is.
+
+        Raises:
+            ConfigError: no name, an unknown one, or a wrong argument.
+        """
+        if isinstance(value, Block):
+            return value
+        value = check_value(value, dict, where)
+        if "name" not in value:
+            raise where.error(f"the key name is missing; allowed: {', '.join(self.names())}")
+        arguments = {key: v for key, v in value.items() if key != "name"}
+        return Block(self.kind, value["name"], self.check(value["name"], arguments, where, where / "name"), where, listed=False)
+
+    def blocks(self, value: Any, where: Where) -> list[Block]:
+        """The blocks of a list of components, each ``{Name: {...}}``, ``{Name: null}`` or ``Name``, checked as by ``block``.
+
+        Raises:
+            ConfigError: no list, an item of another form, an unknown name, or a wrong argument.
+        """
+        items = value if isinstance(value, list) else check_value(value, list, where)
+        return [self._listed(item, where / i) for i, item in enumerate(items)]
+
+    def _listed(self, item: Any, where: Where) -> Block:
+        if isinstance(item, Block):
+            return item
+        if isinstance(item, str):
+            item = {item: None}
+        if not isinstance(item, dict) or len(item) != 1:
+            raise where.error(f"expected one component, Name: {{...}}, received {item!r}")
+        ((name, arguments),) = item.items()
+        place = where / name
+        arguments = {} if arguments is None else check_value(arguments, dict, place)
+        return Block(self.kind, name, self.check(name, arguments, place, place), place, listed=True)
+
+    def check(self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where) -> dict[str, Any]:
         """Check arguments against the signature of the component and the common keys.
 
         Returns:
@@ -149,7 +255,7 @@ class Registry:
         Raises:
             ConfigError: unknown name, an unknown or missing argument, a wrong type or value.
         """
-        component = self.get(name, name_where or where)
+        component = self.get(name, name_where)
         own = self._hints[name]
         common = typing.get_type_hints(self.common, include_extras=True) if self.common else {}
         allowed = {**common, **own}
@@ -164,152 +270,48 @@ class Registry:
                 raise where.error(f"{self.kind} {name} needs the argument {key}: {type_name(allowed[key])}")
         return {key: check_value(value, allowed[key], where / key) for key, value in arguments.items()}
 
-    def build(self, name: str, arguments: Mapping[str, Any], where: Where, **runtime: Any) -> Any:
-        """Check, then call the component with the arguments and whatever of ``runtime`` it has parameters for.
+    def build(self, block: Block, **given: Any) -> T:
+        """Call the component with its block's arguments and whatever of ``given`` it has parameters for.
 
         Raises:
-            ConfigError: from the check, or for a ValueError of the component itself.
+            ConfigError: for a ValueError of the component itself, which says what no annotation can.
         """
-        checked = self.check(name, arguments, where)
-        component = self._components[name]
+        component = self._components[block.name]
         parameters = inspect.signature(component).parameters
-        given = {key: value for key, value in runtime.items() if key in parameters}
+        own = {key: value for key, value in block.arguments.items() if key in self._hints[block.name]}
+        own |= {key: value for key, value in given.items() if key in parameters}
         try:
-            return component(**{key: value for key, value in checked.items() if key in self._hints[name]}, **given)
+            return typing.cast(T, component(**own))
         except ValueError as error:
-            raise where.error(f"{self.kind} {name}: {error}") from error
+            raise block.where.error(f"{self.kind} {block.name}: {error}") from error
 
-    def build_common(self, arguments: Mapping[str, Any], where: Where) -> Any:
-        """The instance of the ``common`` dataclass that checked arguments hold."""
+    def common_keys(self, block: Block) -> Any:
+        """The instance of the ``common`` dataclass that a block holds."""
         assert self.common is not None
         names = {f.name for f in fields(self.common)}
-        return check_section({k: v for k, v in arguments.items() if k in names}, self.common, where)
+        return self.common(**{key: value for key, value in block.arguments.items() if key in names})
 
 
-@dataclass
-class LossWeight:
-    """Common key of the losses."""
-
-    weight: Finite = 1.0
+_NO_INITS = object.__init__, _Plain.__init__  # what a class without parameters inherits, also from a Protocol
+_REGISTRIES: dict[str, Registry[Any]] = {}
 
 
-@dataclass
-class ModelKeys:
-    """Common keys of the networks.
-
-    Attributes:
-        pretrained: file of weights to start from, as ``Global.pretrained_model``.
-        freeze: regular expressions; parameters whose state keys they are found in are not trained, and batch norms among them keep
-            their statistics.
-        use_sync_bn: batch norm's statistics of all processes' batches together; on GPUs.
-        data_format: in which the network computes; images and weights are the same.
-        recompute: keep less in memory and compute the blocks again in the backward pass.
-    """
-
-    pretrained: str | None = None
-    freeze: list[str] | None = None
-    use_sync_bn: bool = False
-    data_format: Literal["NCHW", "NHWC"] = "NCHW"
-    recompute: bool = False
-
-
-@dataclass
-class WarmUp:
-    """Common keys of the learning-rate schedules.
-
-    Attributes:
-        warmup_epoch: epochs of linear warm-up; fractions of an epoch are allowed.
-        warmup_start_lr: rate of the first step; the warm-up ends at the schedule's own first rate.
-        by_epoch: whether the rate changes once an epoch instead of every step.
-        cooldown_epoch: epochs at the end of the run that keep the rate at which the schedule has ended.
-    """
-
-    warmup_epoch: NotNegative = 0.0
-    warmup_start_lr: NotNegative = 0.0
-    by_epoch: bool = False
-    cooldown_epoch: NotNegative = 0.0
-
-
-@dataclass
-class BatchTransforms:
-    """Common key of the data sets."""
-
-    batch_transform_ops: Annotated[list, Components("batch transform")] | None = None
-
-
-@dataclass
-class ParameterGroup:
-    """Settings of some parameters.
-
-    Attributes:
-        params: regular expression, searched for in the state keys.
-        lr_mult: factor of the learning rate.
-        weight_decay: of these parameters; null for what the others have.
-    """
-
-    params: str
-    lr_mult: NotNegative = 1.0
-    weight_decay: NotNegative | None = None
-
-
-@dataclass
-class OptimizerKeys:
-    """Common keys of the optimizers.
-
-    Attributes:
-        weight_decay: L2 in the gradient; of AdamW and Lamb decoupled from it. ``regularizer`` is the other way to say L2.
-        no_weight_decay_name: words; parameters whose state keys contain one are not decayed.
-        one_dim_param_no_weight_decay: nor are batch norms and biases.
-        clip_norm, clip_norm_global, clip_value: of each gradient's norm, of the norm of all together, of each value.
-        groups: settings by parameter.
-        layer_decay: factor of the learning rate for each layer further from the classifier.
-    """
-
-    lr: Annotated[dict, Component("lr schedule")]
-    regularizer: Annotated[dict, Component("regularizer")] | None = None
-    weight_decay: NotNegative | None = None
-    no_weight_decay_name: str | None = None
-    one_dim_param_no_weight_decay: bool = False
-    clip_norm: Positive | None = None
-    clip_norm_global: Positive | None = None
-    clip_value: Positive | None = None
-    groups: list[ParameterGroup] | None = None
-    layer_decay: Annotated[float, Bound(gt=0, le=1)] | None = None
-
-
-MODELS = Registry(
-    "model",
-    (
-        "ppxcls.models.xception",
-        "ppxcls.models.xception_deeplab",
-        "ppxcls.models.legacy_xception",
-        "ppxcls.models.xception_aligned",
-    ),
-    common=ModelKeys,
-)
-LOSSES = Registry("loss", ("ppxcls.train.losses",), common=LossWeight)
-METRICS = Registry("metric", ("ppxcls.train.metrics",), ("class_num",))
-OPTIMIZERS = Registry(
-    "optimizer",
-    ("ppxcls.train.optimizers",),
-    ("learning_rate", "parameters", "weight_decay", "grad_clip", "not_decayed"),
-    OptimizerKeys,
-)
-REGULARIZERS = Registry("regularizer", ("ppxcls.train.optimizers",))
-LR_SCHEDULES = Registry("lr schedule", ("ppxcls.train.lr_schedules",), ("total", "per_epoch"), WarmUp)
-TRANSFORMS = Registry("transform", ("ppxcls.data.transforms", "ppxcls.data.policies", "ppxcls.data.erasing"))
-BATCH_TRANSFORMS = Registry("batch transform", ("ppxcls.train.mixing",), ("class_num",))
-DATASETS = Registry("dataset", ("ppxcls.data.dataset",), ("class_num", "patience"), BatchTransforms)
-SAMPLERS = Registry("sampler", ("ppxcls.data.sampler",), ("num_samples", "labels", "seed", "rank", "world_size"))
-
-_REGISTRIES = {
-    r.kind: r
-    for r in (
-        MODELS, LOSSES, METRICS, OPTIMIZERS, REGULARIZERS, LR_SCHEDULES, TRANSFORMS, BATCH_TRANSFORMS, DATASETS, SAMPLERS,
-    )
-}  # fmt: skip
-
-
-def registry(kind: str) -> Registry:
+def registry(kind: str) -> Registry[Any]:
     """The registry of this kind."""
+    _import_rooms()
     return _REGISTRIES[kind]
+
+
+def registries() -> dict[str, Registry[Any]]:
+    """All registries by kind."""
+    _import_rooms()
+    return dict(_REGISTRIES)
+
+
+@functools.cache
+def _import_rooms() -> None:
+    """Import every module of the rooms that have components, which registers them."""
+    for room in _ROOMS:
+        package = importlib.import_module(room)
+        for module in pkgutil.walk_packages(package.__path__, f"{room}."):
+            importlib.import_module(module.name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from ppxcls.data.dataset import DataError, ImageNetDataset
+from ppxcls.data.dataset import Dataset
+from ppxcls.data.errors import DataError
 from ppxcls.system.logs import logger
 
 
@@ -20,7 +21,7 @@ class BadSamples:
         max_share: of the data set's samples; beyond it the run stops.
     """
 
-    def __init__(self, file: Path, dataset: ImageNetDataset, max_share: float) -> None:
+    def __init__(self, file: Path, dataset: Dataset, max_share: float) -> None:
         self.file = file
         self._dataset = dataset
         self._max_share = max_share
@@ -42,19 +43,19 @@ class BadSamples:
             DataError: too many of the data set's samples are listed.
             OSError: the file can't be written.
         """
-        line = self._dataset.index.line(index)
+        line = self._dataset.line(index)
         with self._lock:
             known = {row.split("\t", 1)[0] for row in self._rows()}
             if line in known:
                 return
             logger.warning(f"left out: {error}")
-            path = self._dataset.index.path(index).encode("utf-8", "backslashreplace").decode()
+            path = self._dataset.listed(index).encode("utf-8", "backslashreplace").decode()
             with open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(f"{line}\t{path}\t{' '.join(str(error).split())}\n")
-            prefix = f"{self._dataset.index.file}:"
+            prefix = f"{self._dataset.source}:"
             count = 1 + sum(row.startswith(prefix) for row in known)
         if count > self._max_share * len(self._dataset):
-            total = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.index.file}"
+            total = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.source}"
             raise DataError(f"{total} can't be read, more than Global.max_bad_share = {self._max_share:g}: see {self.file}")
 
     def _rows(self) -> list[str]:

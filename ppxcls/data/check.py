@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.data.dataset import ImageNetDataset, ListIndex
+from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import decode_image
-from ppxcls.data.read_file import read_file
 
 _DIGEST = 16
 # In the order of the report. With errors the data should not be used as it is.
@@ -58,7 +57,7 @@ class DataReport:
 class _Files:
     """The files of one list: digests [n, 16] and sizes [n, 2], zero where a file can't be decoded."""
 
-    def __init__(self, dataset: ImageNetDataset, report: DataReport) -> None:
+    def __init__(self, dataset: Dataset, report: DataReport) -> None:
         self.dataset = dataset
         self.digests = np.zeros((len(dataset), _DIGEST), np.uint8)
         self.sizes = np.zeros((len(dataset), 2), np.int32)
@@ -67,19 +66,22 @@ class _Files:
 
     def name(self, i: int) -> str:
         """How a report names a sample."""
-        return f"{self.dataset.index.line(i)} {self.dataset.index.path(i)}"
+        return f"{self.dataset.line(i)} {self.dataset.listed(i)}"
 
-    def look(self, i: int) -> None:
+    def inspect(self, i: int) -> None:
         """Read and decode one file."""
         try:
-            data = read_file(self.dataset.path(i))
+            data = self.dataset.read(i)
         except FileNotFoundError:
             return self._note("missing", i, "no such file")
         except (OSError, ValueError) as error:
             return self._note("unreadable", i, getattr(error, "strerror", None) or str(error))
+        if not isinstance(data, bytes):  # a data set of arrays
+            self.sizes[i] = data.shape[:2]
+            return self._set_digest(i, data.tobytes())
         if not data:
             return self._note("empty", i, "0 bytes")
-        self.digests[i] = np.frombuffer(hashlib.sha256(data).digest()[:_DIGEST], np.uint8)
+        self._set_digest(i, data)
         try:
             self.sizes[i] = decode_image(data).shape[:2]
         except (ValueError, MemoryError) as error:
@@ -87,13 +89,16 @@ class _Files:
             self._note(kind, i, str(error) or "too large for the memory")
         return None
 
+    def _set_digest(self, i: int, data: bytes) -> None:
+        self.digests[i] = np.frombuffer(hashlib.sha256(data).digest()[:_DIGEST], np.uint8)
+
     def _note(self, kind: str, i: int, reason: str) -> None:
         with self._lock:
             self._report.found[kind].append(f"{self.name(i)}: {reason}")
 
 
 def check_lists(
-    datasets: Sequence[ImageNetDataset],
+    datasets: Sequence[Dataset],
     class_num: int,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda n: None,
@@ -111,15 +116,16 @@ def check_lists(
         for files in all_files:
             step = 64
 
-            def look(start: int, files: _Files = files, step: int = step) -> int:
+            def inspect(start: int, files: _Files = files, step: int = step) -> int:
                 stop = min(start + step, len(files.dataset))
                 for i in range(start, stop):
-                    files.look(i)
+                    files.inspect(i)
                 return stop - start
 
-            for count in pool.map(look, range(0, len(files.dataset), step)):
+            for count in pool.map(inspect, range(0, len(files.dataset), step)):
                 progress(count)
-            report.lists[str(files.dataset.index.file)] = _facts(files, class_num, report)
+            name, number = files.dataset.source, len(report.lists) + 1
+            report.lists[name if name not in report.lists else f"{name} ({number})"] = _facts(files, class_num, report)
     _compare(all_files, report)
     for found in report.found.values():
         found.sort()
@@ -127,14 +133,14 @@ def check_lists(
 
 
 def _facts(files: _Files, class_num: int, report: DataReport) -> dict[str, Any]:
-    index: ListIndex = files.dataset.index
-    counts = np.bincount(index.labels, minlength=class_num)
+    dataset = files.dataset
+    counts = np.bincount(dataset.labels, minlength=class_num)
     if absent := np.flatnonzero(counts == 0).tolist():
         shown = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
-        report.found["class without samples"].append(f"{index.file}: {len(absent):,} of {class_num:,}: {shown}")
+        report.found["class without samples"].append(f"{dataset.source}: {len(absent):,} of {class_num:,}: {shown}")
     sides = files.sizes[files.sizes[:, 0] > 0]
     facts: dict[str, Any] = {
-        "samples": len(index),
+        "samples": len(dataset),
         "classes": int((counts > 0).sum()),
         "samples of the smallest class": int(counts.min()),
         "of the median": float(np.median(counts)),
@@ -166,7 +172,7 @@ def _compare(all_files: list[_Files], report: DataReport) -> None:
             continue
         group = [(all_files[owners[j]], int(indices[j])) for j in order[start:stop]]
         names = " = ".join(files.name(i) for files, i in group[:5]) + (f" and {len(group) - 5} more" if len(group) > 5 else "")
-        labels = Counter(int(files.dataset.index.labels[i]) for files, i in group)
+        labels = Counter(int(files.dataset.labels[i]) for files, i in group)
         if len(labels) > 1:
             report.found["two labels"].append(f"{names}: labels {', '.join(map(str, sorted(labels)))}")
         if len({id(files) for files, _ in group}) > 1:

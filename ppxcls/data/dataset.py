@@ -1,180 +1,137 @@
-"""List files to samples."""
+"""Data sets: samples by number, each with a label, transformed on the host."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
-from ppxcls.config.registry import DATASETS, Components
+from ppxcls.config.registry import Block, Components, Registry
 from ppxcls.data.decode import Image
+from ppxcls.data.errors import DataError
+from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
-from ppxcls.data.transforms import Compose, Generator, build_transforms, split_for_device
+from ppxcls.data.transforms import Compose, Generator, TransformOps, build_transforms, split_for_device
 
 Array = np.ndarray[Any, Any]
 
-_BLOCK = 1 << 20  # bytes parsed at once: bounds the memory that parsing needs beside the index itself
-_NEWLINE, _CARRIAGE_RETURN, _TAB, _SPACE = b"\n\r\t "
-_MAX_DIGITS = 9
+
+@dataclass
+class DatasetKeys:
+    """Common key of the data sets."""
+
+    batch_transform_ops: Annotated[list[Block], Components("batch transform")] | None = None
 
 
-class DataError(Exception):
-    """A list or an image file that can't be used; names the file."""
-
-
-class ListIndex:
-    """A list file in memory: its bytes, and for each sample where its path lies and its label.
-
-    Lines are ``path<delimiter>label``; the label is what follows the last delimiter, so that a path may contain it. Blank lines,
-    CRLF and a byte-order mark are skipped. 1.28 million lines of ImageNet take 0.2 s and 70 MB.
+class Dataset:
+    """The base of every data set. One of your own needs ``read``, and its labels.
 
     Args:
-        file: the list file.
-        delimiter: between path and label.
+        labels: class of each sample, [N], any integer dtype.
+        transform_ops: transforms in order; None leaves what ``read`` gives.
+        class_num: number of classes, to check the labels against; None for no check.
+
+    Attributes:
+        source: what messages call the data set, such as its list file.
+        labels: as given, as an array.
+        transform: all transforms.
+        host_transform: those that run on the host; ``device_stage`` is what is left for the device.
 
     Raises:
-        DataError: the file is missing or empty, or a line has no path or no label; names file and line.
+        DataError: there are no samples, or a label is outside ``class_num``.
     """
 
-    def __init__(self, file: str | Path, delimiter: str = " ") -> None:
-        self.file = Path(file)
-        self._delimiter = delimiter.encode()
-        try:
-            self._bytes = np.fromfile(self.file, np.uint8)
-        except FileNotFoundError:
-            raise DataError(f"{file}: no such list file") from None
-        except OSError as error:
-            raise DataError(f"{file}: can't be read: {error.strerror}") from None
-        if self._bytes.size > np.iinfo(np.uint32).max:
-            raise DataError(f"{file}: {self._bytes.size:,} bytes; a list file may have 4 GiB")
-        lines = 1 + sum(np.count_nonzero(self._bytes[i : i + _BLOCK] == _NEWLINE) for i in range(0, self._bytes.size, _BLOCK))
-        arrays: tuple[Array, ...] = np.empty(lines, np.uint32), np.empty(lines, np.uint16), np.empty(lines, np.int32)
-        count = 0
-        for start, stop in self._blocks():
-            parsed = self._parse(start, stop)
-            for array, part in zip(arrays, parsed, strict=True):
-                array[count : count + part.size] = part
-            count += parsed[0].size
-        if not count:
-            raise DataError(f"{file}: the list has no samples")
-        self.starts, self.lengths, self.labels = (array[:count] for array in arrays)
+    source: str = ""
+
+    def __init__(self, labels: Any, transform_ops: TransformOps | None = None, class_num: int | None = None) -> None:
+        self.labels: Array = np.asarray(labels)
+        self.source = self.source or type(self).__name__
+        self.transform = build_transforms(transform_ops or [])
+        self.host_transform, self.device_stage = split_for_device(self.transform)
+        if not self.labels.size:
+            raise DataError(f"{self.source}: the data set has no samples")
+        for extreme in (int(np.argmin(self.labels)), int(np.argmax(self.labels))):
+            label = self.labels[extreme]
+            if class_num is not None and not 0 <= label < class_num:
+                allowed = f"class_num = {class_num}, labels 0 to {class_num - 1}"
+                raise DataError(f"{self.line(extreme)}: the label {label} is outside {allowed}")
 
     def __len__(self) -> int:
-        return self.labels.size
+        return int(self.labels.size)
 
-    def digest(self) -> str:
-        """SHA-256 of the list file."""
-        return hashlib.sha256(self._bytes.data).hexdigest()
+    def __getitem__(self, index: int) -> tuple[Image, int]:
+        """The image as all the transforms make it, with new random choices each time, and its label.
 
-    def first_outside(self, root: Path) -> int | None:
-        """The first sample whose path is outside a folder by what is written: absolute and elsewhere, or with ``..``; else None.
-
-        Symbolic links are not looked at: whoever made them in the data set's own folder may have put its parts elsewhere.
+        Raises:
+            DataError: as ``load``.
         """
-        inside = os.path.join(os.path.abspath(root), "")
-        for absolute in np.flatnonzero(self._bytes[self.starts] == ord("/")).tolist():
-            if not self.path(absolute).startswith(inside):
-                return int(absolute)
-        for start in range(0, self._bytes.size, _BLOCK):  # a look at the bytes: few lists have a ".." to look at closely
-            block = self._bytes[start : start + _BLOCK + 1].tobytes()
-            at = block.find(b"..")
-            while at >= 0:
-                index = int(np.searchsorted(self.starts, start + at, "right")) - 1
-                if index >= 0 and ".." in self.path(index).split("/"):
-                    return index
-                at = block.find(b"..", at + 2)
-        return None
+        return self._load(self.transform, index, None), int(self.labels[index])
+
+    def read(self, index: int) -> bytes | Image:
+        """What the first transform takes: a file's bytes, or an image, uint8 [H, W, 3]. Called by several threads at once.
+
+        Raises:
+            OSError, ValueError: it can't be read.
+        """
+        raise NotImplementedError
+
+    def listed(self, index: int) -> str:
+        """What the data set itself calls a sample."""
+        return str(index)
 
     def path(self, index: int) -> str:
-        """The path of a sample as the list has it."""
-        start = int(self.starts[index])
-        return self._bytes[start : start + int(self.lengths[index])].tobytes().decode("utf-8", "surrogateescape")
+        """The sample's file, if it has one."""
+        return self.listed(index)
 
     def line(self, index: int) -> str:
-        """``file:line`` of a sample."""
-        return self._line_at(int(self.starts[index]))
+        """Where the sample is listed, as ``list:line``."""
+        return f"{self.source}:{index + 1}"
 
-    def _line_at(self, position: int) -> str:
-        return f"{self.file}:{np.searchsorted(self._newlines, position) + 1}"
+    def digest(self) -> str:
+        """SHA-256 of what decides which samples there are, so that a run is not continued on others."""
+        return hashlib.sha256(self.source.encode() + self.labels.astype(np.int64).tobytes()).hexdigest()
 
-    @cached_property
-    def _newlines(self) -> Array:
-        """Positions of all line ends; made for the first message that names a line, since a check of bad data may name millions."""
-        return np.flatnonzero(self._bytes == _NEWLINE)
+    def check_files(self) -> None:
+        """Look for every file, if samples have files.
 
-    def _blocks(self) -> Iterator[tuple[int, int]]:
-        """Start and stop of blocks that end where a line ends."""
-        start = 3 if self._bytes[:3].tobytes() == b"\xef\xbb\xbf" else 0
-        while start < self._bytes.size:
-            stop = min(start + _BLOCK, self._bytes.size)
-            if stop < self._bytes.size:  # back to the end of a line; a line longer than a block ends the parse
-                newlines = np.flatnonzero(self._bytes[start:stop] == _NEWLINE)
-                if not newlines.size:
-                    raise DataError(f"{self._line_at(start)}: the line is longer than {_BLOCK:,} bytes")
-                stop = start + int(newlines[-1]) + 1
-            yield start, stop
-            start = stop
+        Raises:
+            DataError: some are missing.
+        """
 
-    def _parse(self, start: int, stop: int) -> tuple[Array, Array, Array]:
-        """Starts and lengths of the paths, and the labels, of the lines between two positions."""
-        data = self._bytes[start:stop]
-        newlines = np.flatnonzero(data == _NEWLINE)
-        if data[-1] != _NEWLINE:
-            newlines = np.append(newlines, data.size)
-        begins = np.concatenate(([0], newlines[:-1] + 1))
-        begins, ends = _strip(data, begins, newlines)
-        begins, ends = begins[ends > begins], ends[ends > begins]
-        labels = np.zeros(ends.size, np.int64)
-        digits = np.zeros(ends.size, np.int64)
-        running = np.ones(ends.size, bool)
-        for power in range(_MAX_DIGITS):
-            position = ends - 1 - power
-            digit = data[np.maximum(position, 0)].astype(np.int64) - ord("0")
-            running &= (position >= begins) & (digit >= 0) & (digit <= 9)
-            if not running.any():
-                break
-            labels += np.where(running, digit * 10**power, 0)
-            digits += running
-        path_ends = ends - digits - len(self._delimiter)
-        wrong = (digits == 0) | (path_ends <= begins)
-        for offset, byte in enumerate(self._delimiter):
-            wrong |= data[np.clip(path_ends + offset, 0, data.size - 1)] != byte
-        if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
-            text = data[begins[first] : ends[first]].tobytes().decode("utf-8", "replace")
-            shape = f"path{self._delimiter.decode()}label, the label an integer of up to {_MAX_DIGITS} digits"
-            raise DataError(f"{self._line_at(start + int(begins[first]))}: expected {shape!r}, received {text[:200]!r}")
-        lengths = path_ends - begins
-        if (lengths > np.iinfo(np.uint16).max).any():
-            first = int(np.argmax(lengths))
-            raise DataError(f"{self._line_at(start + int(begins[first]))}: the path is longer than 65,535 bytes")
-        return (begins + start).astype(np.uint32), lengths.astype(np.uint16), labels.astype(np.int32)
+    def load(self, index: int, rng: Generator | None = None, transform: Compose | None = None) -> Image:
+        """Read, decode and transform one image.
+
+        Args:
+            rng: source of the random choices; None for a new, unpredictable one.
+            transform: in place of the data set's own host transforms.
+
+        Returns:
+            What the transforms give, without what ``device_stage`` leaves to the device.
+
+        Raises:
+            DataError: it can't be read or decoded, or does not fit a transform; names the file and its list line.
+        """
+        return self._load(transform or self.host_transform, index, rng)
+
+    def _load(self, transform: Compose, index: int, rng: Generator | None) -> Image:
+        try:
+            return transform(self.read(index), rng)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except (ValueError, MemoryError) as error:
+            reason = str(error) or "too large for the memory"
+        raise DataError(f"{self.path(index)} ({self.line(index)}): {reason}")
 
 
-def _strip(data: Array, begins: Array, ends: Array) -> tuple[Array, Array]:
-    """Move both ends of every line inwards over white space."""
-    blank = np.zeros(256, bool)
-    blank[[_CARRIAGE_RETURN, _TAB, _SPACE]] = True
-    begins, ends = begins.copy(), ends.copy()
-    while True:
-        trim = (ends > begins) & blank[data[np.maximum(ends - 1, 0)]]
-        if not trim.any():
-            break
-        ends -= trim
-    while True:
-        trim = (ends > begins) & blank[data[np.minimum(begins, data.size - 1)]]
-        if not trim.any():
-            return begins, ends
-        begins += trim
+DATASETS: Registry[Dataset] = Registry("dataset", ("class_num", "patience"), DatasetKeys, Dataset)
 
 
 @DATASETS.register
-class ImageNetDataset:
+class ImageNetDataset(Dataset):
     """Images named by a list file of ``path label`` lines.
 
     Args:
@@ -193,7 +150,7 @@ class ImageNetDataset:
         self,
         image_root: str,
         cls_label_path: str,
-        transform_ops: Annotated[list, Components("transform")] | None = None,
+        transform_ops: TransformOps | None = None,
         delimiter: str | None = None,
         class_num: int | None = None,
         patience: float = 0.0,
@@ -202,58 +159,33 @@ class ImageNetDataset:
             raise ValueError("expected a delimiter of at least one character, received ''")
         self.image_root = Path(image_root)
         self.index = ListIndex(cls_label_path, delimiter or " ")
-        self.transform = build_transforms(transform_ops or [])
-        self.host_transform, self.device_stage = split_for_device(self.transform)
+        self.source = str(self.index.file)
         self._patience = patience
         outside = self.index.first_outside(self.image_root)
         if outside is not None:
             path = self.index.path(outside)
             raise DataError(f"{self.index.line(outside)}: expected a path inside image_root, {self.image_root}, received {path!r}")
-        largest = int(np.argmax(self.index.labels))
-        if class_num is not None and self.index.labels[largest] >= class_num:
-            label = self.index.labels[largest]
-            raise DataError(
-                f"{self.index.line(largest)}: the label {label} is outside class_num = {class_num}, labels 0 to {class_num - 1}"
-            )
+        super().__init__(self.index.labels, transform_ops, class_num)
 
-    def __len__(self) -> int:
-        return len(self.index)
+    def read(self, index: int) -> bytes:
+        """The bytes of the sample's file."""
+        return read_file(self.path(index), self._patience)
 
-    def __getitem__(self, index: int) -> tuple[Image, int]:
-        """The image as all the transforms make it, with new random choices each time, and its label.
-
-        Raises:
-            DataError: as ``load``.
-        """
-        return self._apply(self.transform, index, None), int(self.index.labels[index])
+    def listed(self, index: int) -> str:
+        """The path as the list has it."""
+        return self.index.path(index)
 
     def path(self, index: int) -> str:
-        """The file of a sample."""
+        """The sample's file."""
         return os.path.join(self.image_root, self.index.path(index))
 
-    def load(self, index: int, rng: Generator | None = None, transform: Compose | None = None) -> Image:
-        """Read, decode and transform one image.
+    def line(self, index: int) -> str:
+        """``file:line`` of a sample."""
+        return self.index.line(index)
 
-        Args:
-            transform: in place of the data set's own host transforms.
-
-        Returns:
-            What the transforms say, less what ``device_stage`` leaves to the device.
-
-        Raises:
-            DataError: the file is missing, can't be read or decoded, or does not fit a transform; names file and list line.
-        """
-        return self._apply(transform or self.host_transform, index, rng)
-
-    def _apply(self, transform: Compose, index: int, rng: Generator | None) -> Image:
-        path = self.path(index)
-        try:
-            return transform(read_file(path, self._patience), rng)
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except (ValueError, MemoryError) as error:
-            reason = str(error) or "too large for the memory"
-        raise DataError(f"{path} ({self.index.line(index)}): {reason}")
+    def digest(self) -> str:
+        """SHA-256 of the list file."""
+        return self.index.digest()
 
     def check_files(self) -> None:
         """Look for every listed file.

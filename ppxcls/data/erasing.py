@@ -12,14 +12,12 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count, Finite, Positive, Share
-from ppxcls.config.registry import TRANSFORMS
 from ppxcls.data.decode import Image
-
-Generator = np.random.Generator
+from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
 
 
 @TRANSFORMS.register
-class RandomErasing:
+class RandomErasing(Transform):
     """Erases a random rectangle (arXiv:1708.04896).
 
     Args:
@@ -72,7 +70,7 @@ class RandomErasing:
 
 
 @TRANSFORMS.register
-class Cutout:
+class Cutout(Transform):
     """Blackens squares of ``length`` pixels around random points, cut at the border (arXiv:1708.04552)."""
 
     def __init__(self, n_holes: Count = 1, length: Count = 112) -> None:
@@ -88,7 +86,7 @@ class Cutout:
 
 
 @TRANSFORMS.register
-class HideAndSeek:
+class HideAndSeek(Transform):
     """Blackens each square of a random grid with probability 1/2 (arXiv:1811.02545); in one of five images none."""
 
     _GRIDS = (0, 16, 32, 44, 56)
@@ -106,7 +104,7 @@ class HideAndSeek:
 
 
 @TRANSFORMS.register
-class GridMask:
+class GridMask(Transform):
     """Blackens a regular grid of squares (arXiv:2001.04086).
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -14,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.bad_samples import BadSamples
-from ppxcls.data.dataset import DataError, ImageNetDataset
-from ppxcls.data.sampler import BatchPlan, DistributedBatchSampler
+from ppxcls.data.dataset import Dataset
+from ppxcls.data.errors import DataError
+from ppxcls.data.prefetch import prefetched
+from ppxcls.data.sampler import BatchPlan, Sampler
 
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]
 
-_AHEAD = 2  # batches that are being made while one is used
 _TASK = 8  # samples a thread takes at once
 
 
@@ -84,8 +84,8 @@ class Loader:
 
     def __init__(
         self,
-        dataset: ImageNetDataset,
-        sampler: DistributedBatchSampler,
+        dataset: Dataset,
+        sampler: Sampler,
         num_workers: int = 4,
         bad_samples: BadSamples | None = None,
         timeout: float | None = None,
@@ -119,13 +119,8 @@ class Loader:
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="ppxcls-loader")
         try:
-            started: deque[tuple[_Slots, list[Future[None]]]] = deque()
-            for plan in plans:
-                started.append(self._start(pool, plan, epoch))
-                if len(started) > _AHEAD:
-                    yield self._wait(*started.popleft())
-            while started:
-                yield self._wait(*started.popleft())
+            for slots, futures in prefetched(plans, lambda plan: self._start(pool, plan, epoch)):
+                yield self._wait(slots, futures)
         finally:  # also when the loop that uses the batches ends early
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -147,7 +142,7 @@ class Loader:
 
     def files_being_read(self) -> str:
         """The files that the threads are at."""
-        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.index.line(i)})" for i in list(self._being_read.values()))
+        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in list(self._being_read.values()))
 
     def _fill(self, slots: _Slots, epoch: int, part: range) -> None:
         thread = threading.get_ident()
@@ -185,4 +180,4 @@ class Loader:
         assert images is not None
         self._like = images.shape[1:], images.dtype
         left_out = len(slots.bad) if slots.plan.count else 0
-        return Batch(images, self.dataset.index.labels[plan.indices].astype(np.int64), plan, left_out)
+        return Batch(images, self.dataset.labels[plan.indices].astype(np.int64), plan, left_out)

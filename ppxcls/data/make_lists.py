@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
-from ppxcls.data.dataset import DataError
+from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import IMAGE_EXTENSIONS
+from ppxcls.system.whole_files import write_text
 
 
 def make_lists(
@@ -73,7 +73,5 @@ def _flat(folder: Path, labels: Path) -> list[str]:
 def _written(output: Path, lists: dict[str, list[str]]) -> dict[str, int]:
     output.mkdir(parents=True, exist_ok=True)
     for name, lines in lists.items():
-        temporary = output / f"{name}.new"
-        temporary.write_bytes(("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
-        os.replace(temporary, output / name)
+        write_text(output / name, "\n".join(lines) + "\n")
     return {str(output / name): len(lines) for name, lines in lists.items()}

@@ -14,10 +14,9 @@ from PIL import Image as PillowImage
 from PIL import ImageEnhance, ImageOps
 
 from ppxcls.config.checks import Bound, Count, NotNegative
-from ppxcls.config.registry import TRANSFORMS
 from ppxcls.data.decode import Image
+from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
 
-Generator = np.random.Generator
 Picture = PillowImage.Image
 Operation = Callable[[Picture, float, "Fill"], Picture]
 Level = Annotated[float, Bound(ge=0, le=10)]
@@ -105,7 +104,7 @@ _RAND_OPERATIONS = [*_MOST, "AutoContrast", "Equalize", "Invert"]
 
 
 @TRANSFORMS.register
-class AutoAugment:
+class AutoAugment(Transform):
     """One of 25 pairs of operations, each with its probability (ImageNet's policy of arXiv:1805.09501)."""
 
     needs_uint8 = True
@@ -125,7 +124,7 @@ class AutoAugment:
 
 
 @TRANSFORMS.register
-class RandAugment:
+class RandAugment(Transform):
     """``num_layers`` operations drawn from 14, all of the same magnitude (arXiv:1909.13719).
 
     Args:
@@ -144,7 +143,7 @@ class RandAugment:
 
 
 @TRANSFORMS.register
-class TrivialAugment:
+class TrivialAugment(Transform):
     """One operation of 14, of a strength drawn evenly from 31 (arXiv:2103.10158, the wide space)."""
 
     needs_uint8 = True
@@ -162,7 +161,7 @@ class TrivialAugment:
 
 
 @TRANSFORMS.register
-class TimmAutoAugment:
+class TimmAutoAugment(Transform):
     """timm's RandAugment by its string: ``rand-m9-mstd0.5-inc1``.
 
     Args:
@@ -219,7 +218,7 @@ class TimmAutoAugment:
 
 
 @TRANSFORMS.register
-class ColorJitter:
+class ColorJitter(Transform):
     """Brightness, contrast, saturation and hue changed by random factors, in a random order.
 
     Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ppxcls.config.checks import Count
-from ppxcls.config.registry import SAMPLERS
+from ppxcls.config.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,38 @@ class BatchPlan:
     count: int
 
 
+class Sampler(Protocol):
+    """Decides which samples make up which batch of which process.
+
+    Attributes:
+        batch_size: samples of one process.
+        seed: of the order, and of every random choice about a sample.
+        rank, world_size: number of this process, and of processes.
+    """
+
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def global_size(self, number: int) -> int:
+        """Samples of a global batch, all processes together."""
+
+    def size_at(self, epoch: int) -> int | None:
+        """Pixels of the images' sides in an epoch; None for what the transforms say."""
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
+        """This process's parts, from global batch ``start`` on."""
+
+
+SAMPLERS: Registry[Sampler] = Registry("sampler", ("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler)
+
+
 @SAMPLERS.register
+@dataclass(kw_only=True)
 class DistributedBatchSampler:
     """Cuts the epoch's order into global batches, and each of those into one part for every process.
 
@@ -41,28 +72,22 @@ class DistributedBatchSampler:
         batch_size: samples of one process.
         drop_last: leave out a last short batch.
         shuffle: a new order every epoch; otherwise the list's.
+        num_samples, labels: of the data set; labels are [num_samples].
     """
 
-    def __init__(
-        self,
-        batch_size: Count,
-        drop_last: bool = False,
-        shuffle: bool = False,
-        num_samples: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.shuffle = shuffle
-        self.num_samples = num_samples
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        if drop_last and num_samples < batch_size * world_size:
-            total = f"{batch_size} x {world_size} processes"
-            raise ValueError(f"drop_last leaves nothing of {num_samples} samples at a batch_size of {total}")
+    batch_size: Count
+    drop_last: bool = False
+    shuffle: bool = False
+    num_samples: int = 0
+    labels: Any = None
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.drop_last and self.num_samples < self.batch_size * self.world_size:
+            total = f"{self.batch_size} x {self.world_size} processes"
+            raise ValueError(f"drop_last leaves nothing of {self.num_samples} samples at a batch_size of {total}")
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -99,25 +124,15 @@ class DistributedBatchSampler:
 
 
 @SAMPLERS.register
+@dataclass(kw_only=True)
 class RASampler(DistributedBatchSampler):
     """Repeated augmentation (arXiv:1902.05509): each drawn sample stands ``num_repeats`` times in a row, each with its own choices.
 
-    An epoch has as many samples as the list, so of them a share of one in ``num_repeats``.
+    An epoch has as many samples as the list, so it sees one in ``num_repeats`` of them.
     """
 
-    def __init__(
-        self,
-        batch_size: Count,
-        drop_last: bool = False,
-        shuffle: bool = True,
-        num_repeats: Count = 3,
-        num_samples: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(batch_size, drop_last, shuffle, num_samples, seed, rank, world_size)
-        self.num_repeats = num_repeats
+    shuffle: bool = True
+    num_repeats: Count = 3
 
     def order(self, epoch: int) -> np.ndarray[Any, Any]:
         """The samples of an epoch in order, int64 [num_samples]."""
@@ -125,25 +140,15 @@ class RASampler(DistributedBatchSampler):
 
 
 @SAMPLERS.register
+@dataclass(kw_only=True)
 class ClassBalancedSampler(DistributedBatchSampler):
-    """Every class is drawn equally often on average, its samples with repetition.
+    """Every class is drawn equally often on average, its samples with repetition."""
 
-    Args:
-        labels: of the data set, [num_samples].
-    """
+    shuffle: Literal[True] = True
 
-    def __init__(
-        self,
-        batch_size: Count,
-        labels: Any,
-        drop_last: bool = False,
-        num_samples: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(batch_size, drop_last, True, num_samples, seed, rank, world_size)
-        self._by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._by_class = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
 
     def order(self, epoch: int) -> np.ndarray[Any, Any]:
         """The samples of an epoch in order, int64 [num_samples]."""
@@ -155,6 +160,7 @@ class ClassBalancedSampler(DistributedBatchSampler):
 
 
 @SAMPLERS.register
+@dataclass(kw_only=True)
 class ProgressiveSampler(DistributedBatchSampler):
     """Images that grow with the epochs (EfficientNetV2, arXiv:2104.00298, section 4).
 
@@ -163,23 +169,15 @@ class ProgressiveSampler(DistributedBatchSampler):
         sizes: pixels of the images' sides from that epoch on; before the first, what the transforms say.
     """
 
-    def __init__(
-        self,
-        batch_size: Count,
-        epochs: list[Count],
-        sizes: list[Count],
-        drop_last: bool = False,
-        shuffle: bool = True,
-        num_samples: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(batch_size, drop_last, shuffle, num_samples, seed, rank, world_size)
-        if len(epochs) != len(sizes) or sorted(set(epochs)) != epochs:
-            raise ValueError(f"expected as many sizes as epochs, which increase, received {sizes} and {epochs}")
-        self._sizes = list(zip(epochs, sizes, strict=True))
+    shuffle: bool = True
+    epochs: list[Count]
+    sizes: list[Count]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.epochs) != len(self.sizes) or sorted(set(self.epochs)) != self.epochs:
+            raise ValueError(f"expected as many sizes as epochs, which increase, received {self.sizes} and {self.epochs}")
 
     def size_at(self, epoch: int) -> int | None:
         """Pixels of the images' sides in an epoch; None for what the transforms say."""
-        return next((size for first, size in reversed(self._sizes) if epoch >= first), None)
+        return next((size for first, size in zip(self.epochs[::-1], self.sizes[::-1], strict=True) if epoch >= first), None)

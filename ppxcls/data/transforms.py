@@ -9,19 +9,50 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count, Finite, Positive, Share, Where
-from ppxcls.config.registry import TRANSFORMS, split_component
+from ppxcls.config.registry import Components, Registry
 from ppxcls.data.decode import Image, decode_image
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels from 0 to 1
+
 Generator = np.random.Generator
+TransformOps = Annotated[list[Any], Components("transform")]
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
+
+
+class Transform(Protocol):
+    """One step between encoded bytes and the image that the network sees.
+
+    Attributes:
+        needs_uint8: whether it works on uint8 images only, so that it must stand before NormalizeImage.
+    """
+
+    needs_uint8: ClassVar[bool] = False
+
+    def __call__(self, image: Any, rng: Generator) -> Image:
+        """The changed image.
+
+        Args:
+            image: [H, W, 3], or what the transform before it gives.
+            rng: source of every random choice.
+
+        Raises:
+            ValueError: the image does not fit.
+        """
+
+    def resized(self, size: int) -> Transform:
+        """The same transform for training on images with sides of ``size`` pixels."""
+        return self
+
+
+TRANSFORMS: Registry[Transform] = Registry("transform", base=Transform)
 
 _CV2 = {
     "nearest": cv2.INTER_NEAREST,
@@ -71,7 +102,7 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 @TRANSFORMS.register
-class DecodeImage:
+class DecodeImage(Transform):
     """Encoded bytes to uint8 [H, W, 3]; RGB, or OpenCV's BGR with ``to_rgb: False``."""
 
     def __init__(self, to_rgb: bool = True, to_np: Literal[False] = False, channel_first: Literal[False] = False) -> None:
@@ -83,7 +114,7 @@ class DecodeImage:
 
 
 @TRANSFORMS.register
-class ResizeImage:
+class ResizeImage(Transform):
     """Resize to ``size``, or so that the shorter side is ``resize_short``.
 
     Args:
@@ -116,7 +147,7 @@ class ResizeImage:
 
 
 @TRANSFORMS.register
-class CropImage:
+class CropImage(Transform):
     """The centre of ``size`` pixels, or [width, height].
 
     Raises:
@@ -135,7 +166,7 @@ class CropImage:
 
 
 @TRANSFORMS.register
-class RandCropImage:
+class RandCropImage(Transform):
     """A random part of the image, resized to ``size`` (the crop of arXiv:1409.4842, section 6, by PaddleClas's law).
 
     Width over height is uniform in ``ratio``. The area is a share of the image uniform in ``scale``, both ends cut to the largest
@@ -166,6 +197,12 @@ class RandCropImage:
         left, top, width, height = self.draw(image.shape[1], image.shape[0], rng)
         return self._resize(image[top : top + height, left : left + width], self.size)
 
+    def resized(self, size: int) -> RandCropImage:
+        """The same crop, resized to ``size`` pixels on both sides."""
+        changed = copy.copy(self)
+        changed.size = (size, size)
+        return changed
+
     def draw(self, image_width: int, image_height: int, rng: Generator) -> tuple[int, int, int, int]:
         """Left, top, width and height of the part, in pixels."""
         aspect = rng.uniform(*self.ratio)
@@ -181,7 +218,7 @@ class RandCropImage:
 
 
 @TRANSFORMS.register
-class RandFlipImage:
+class RandFlipImage(Transform):
     """Mirrors with probability 1/2: ``flip_code`` 1 left to right, 0 upside down, -1 both."""
 
     def __init__(self, flip_code: Literal[1, 0, -1] = 1) -> None:
@@ -192,7 +229,7 @@ class RandFlipImage:
 
 
 @TRANSFORMS.register
-class NormalizeImage:
+class NormalizeImage(Transform):
     """``(image * scale - mean) / std`` in float32; at the end of a data set's transforms it runs on the device instead.
 
     Args:
@@ -203,8 +240,8 @@ class NormalizeImage:
     def __init__(
         self,
         scale: Finite = 1 / 255,
-        mean: tuple[Finite, Finite, Finite] = (0.485, 0.456, 0.406),
-        std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225),
+        mean: tuple[Finite, Finite, Finite] = IMAGENET_MEAN,
+        std: tuple[Positive, Positive, Positive] = IMAGENET_STD,
         order: Literal["chw", "hwc", ""] = "chw",
     ) -> None:
         self.scale = np.float32(scale)
@@ -227,7 +264,7 @@ class NormalizeImage:
 
 
 @TRANSFORMS.register
-class ToCHWImage:
+class ToCHWImage(Transform):
     """[H, W, 3] to [3, H, W]."""
 
     def __call__(self, image: Image, rng: Generator) -> Image:
@@ -241,18 +278,12 @@ class Compose:
         transforms: the first takes encoded bytes, or an image where there is no DecodeImage.
     """
 
-    def __init__(self, transforms: Sequence[Callable[[Any, Generator], Image]]) -> None:
+    def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
 
     def resized(self, size: int | None) -> Compose:
-        """The same with images of another size: RandCropImage gives ``size`` pixels on both sides; None for no change."""
-        if size is None:
-            return self
-        changed = [copy.copy(t) if isinstance(t, RandCropImage) else t for t in self.transforms]
-        for transform in changed:
-            if isinstance(transform, RandCropImage):
-                transform.size = (size, size)
-        return Compose(changed)
+        """The same for images with sides of ``size`` pixels; None for no change."""
+        return self if size is None else Compose([transform.resized(size) for transform in self.transforms])
 
     def __call__(self, data: bytes | Image, rng: Generator | None = None) -> Image:
         """The transformed image: uint8 [H, W, 3], or what the last transform makes of it.
@@ -289,18 +320,17 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
     Raises:
         ConfigError: a transform is unknown or has a wrong argument, or their order can't work.
     """
-    transforms: list[Any] = []
+    transforms: list[Transform] = []
     chw = False
-    for i, spec in enumerate(specs):
-        name, arguments, place = split_component(spec, where / i)
-        transform = TRANSFORMS.build(name, arguments, place)
-        if isinstance(transform, DecodeImage) and i > 0:
-            raise place.error("expected DecodeImage first")
-        if getattr(transform, "needs_uint8", False) and any(isinstance(t, NormalizeImage | ToCHWImage) for t in transforms):
-            raise place.error(f"{name} works on uint8: expected it before NormalizeImage and ToCHWImage")
+    for block in TRANSFORMS.blocks(specs, where):
+        transform = TRANSFORMS.build(block)
+        if isinstance(transform, DecodeImage) and transforms:
+            raise block.where.error("expected DecodeImage first")
+        if transform.needs_uint8 and any(isinstance(t, NormalizeImage | ToCHWImage) for t in transforms):
+            raise block.where.error(f"{block.name} works on uint8: expected it before NormalizeImage and ToCHWImage")
         if isinstance(transform, NormalizeImage) and transform.chw and not chw:
             # PaddleClas's default order on [H, W, 3] divides the rows by the channels' constants, or fails.
-            raise (place / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")
+            raise (block.where / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")
         chw = chw or isinstance(transform, ToCHWImage)
         transforms.append(transform)
     return Compose(transforms)

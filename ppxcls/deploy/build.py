@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from paddle import nn
 from tqdm import tqdm
 
-from ppxcls.build import build_dataset, start_processes
-from ppxcls.config.checks import Where
-from ppxcls.config.load import Config, plain
-from ppxcls.config.registry import MODELS, split_block
-from ppxcls.data.dataset import DataError
+from ppxcls.build import build_dataset, build_model, build_network, start_processes, weights_for
+from ppxcls.config.registry import Block
+from ppxcls.config.sections import Config, plain
 from ppxcls.data.device import ModelInput
-from ppxcls.data.transforms import build_transforms, split_for_device
+from ppxcls.data.errors import DataError
+from ppxcls.data.read_file import read_file
+from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.predict import Format, Writer, class_names, find_images, predict, side_file
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
@@ -28,30 +29,27 @@ from ppxcls.models.weights import load_weights, save_weights
 from ppxcls.system.logs import logger, set_up_logging
 
 
-def trained_network(config: Config) -> nn.Layer:
-    """The network with the weights of ``Global.pretrained_model``, in evaluation mode.
+def trained_network(config: Config, purpose: Literal["infer", "export"]) -> nn.Layer:
+    """The network with the weights of ``weights_for``, in evaluation mode.
 
     Raises:
         ConfigError: no weights are named, or the device is not there.
         CheckpointError: they can't be used.
     """
-    weights = config.Global.pretrained_model or MODELS.build_common(config.Arch, config.where("Arch")).pretrained
-    if not weights:
-        raise config.where("Global.pretrained_model").error("expected the weights of the network, received null")
+    weights_for(config, purpose)  # before the device and its processes
     start_processes(config)
-    set_up_logging()
-    model: nn.Layer = MODELS.build(*split_block(config.Arch), config.where("Arch"))
-    load_weights(model, weights, average=config.EMA is not None)
-    model.eval()
-    return model
+    set_up_logging(stream=sys.stderr if purpose == "infer" else None)  # predictions go to standard output
+    network = build_network(config, purpose)
+    network.eval()
+    return network
 
 
-def _transform_specs(config: Config) -> tuple[list[Any], str]:
-    """Transforms of ``Infer``, or else of the evaluation, as plain values, and their key path."""
+def _transform_blocks(config: Config) -> list[Block]:
+    """The transforms of ``Infer``, or else of the evaluation."""
     if config.Infer and config.Infer.transforms:
-        return plain(config.Infer.transforms), "Infer.transforms"
+        return config.Infer.transforms
     if config.DataLoader and config.DataLoader.Eval:
-        return plain(config.DataLoader.Eval.dataset["transform_ops"]), "DataLoader.Eval.dataset.transform_ops"
+        return list(config.DataLoader.Eval.dataset.get("transform_ops") or [])
     raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
 
 
@@ -70,7 +68,7 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
         CheckpointError: the source can't be used, or does not fit the network key by key.
         OSError: the output can't be written.
     """
-    model: nn.Layer = MODELS.build(name, {"class_num": class_num}, Where(("Arch",)))
+    model = build_model(name, class_num=class_num)
     load_weights(model, source)
     save_weights(model, Path(output))
     return len(model.state_dict())
@@ -84,35 +82,41 @@ def export(
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_network``.
     """
-    model = trained_network(config)
-    specs, place = _transform_specs(config)
-    host, stage = split_for_device(build_transforms(specs, config.where(place)))
+    model = trained_network(config, "export")
+    blocks = _transform_blocks(config)
+    host, stage = split_for_device(build_transforms(blocks))
     images = _real_images(config, host)
-    facts = {"model": config.Arch["name"], "transforms": specs, "class_names": class_names(_names_file(config))}
+    facts = {"model": config.Arch.name, "transforms": plain(blocks), "class_names": class_names(_names_file(config))}
     folder = Path(config.Global.save_inference_dir)
     return export_model(model, stage, images, folder, facts, formats, softmax, preprocess, fold)
 
 
 def _real_images(config: Config, host: Any, count: int = 8) -> Array:
     """The first images of ``Infer.infer_imgs`` or of the evaluation's list that can be read, transformed."""
+    loads: list[tuple[str, Callable[[], Array]]]
     if config.Infer and config.Infer.infer_imgs:
-        files = find_images(config.Infer.infer_imgs)
+        loads = [(file, partial(_load_image, file, host)) for file in find_images(config.Infer.infer_imgs)]
     elif config.DataLoader and config.DataLoader.Eval:
         dataset = build_dataset(config, "Eval")
-        files = [dataset.path(i) for i in range(min(len(dataset), 4 * count))]
+        numbers = range(min(len(dataset), 4 * count))
+        loads = [(dataset.path(i), partial(dataset.load, i, transform=host)) for i in numbers]
     else:
         raise config.where("Infer.infer_imgs").error("expected images to compare the exported files on, received null")
     images = []
-    for file in files:
+    for name, load in loads:
         try:
-            images.append(host(Path(file).read_bytes()))
-        except (OSError, ValueError) as error:
-            logger.warning(f"{file}: {error}")
+            images.append(load())
+        except (OSError, ValueError, DataError) as error:
+            logger.warning(f"{name}: {error}")
         if len(images) == count:
             break
     if not images:
-        raise DataError(f"none of the images to compare the exported files on can be read, such as {files[0]}")
+        raise DataError(f"none of the images to compare the exported files on can be read, such as {loads[0][0]}")
     return np.stack(images)
+
+
+def _load_image(file: str, transform: Compose) -> Array:
+    return transform(read_file(file))
 
 
 def infer(config: Config, kind: Format = "paddleclas", exported: str | None = None, output: str | None = None) -> int:
@@ -136,9 +140,8 @@ def infer(config: Config, kind: Format = "paddleclas", exported: str | None = No
     if exported:
         runner, host, softmax, names = _exported(Path(exported), names)
     else:
-        specs, place = _transform_specs(config)
-        host, stage = split_for_device(build_transforms(specs, config.where(place)))
-        runner, softmax = network_runner(trained_network(config), stage), True
+        host, stage = split_for_device(build_transforms(_transform_blocks(config)))
+        runner, softmax = network_runner(trained_network(config, "infer"), stage), True
     topk = process.topk if process else 5
     failed, start = 0, time.perf_counter()
     predictions = predict(files, host, runner, config.Infer.batch_size, topk, softmax)

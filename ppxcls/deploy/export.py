@@ -14,7 +14,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.data.device import ModelInput
+from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
@@ -36,20 +36,11 @@ class Deployed(nn.Layer):
         super().__init__()
         self.model = model
         self._softmax = softmax
-        self._chw = stage.chw if stage else True
-        self._normalize = stage.normalize if stage else None
-        if self._normalize:
-            self.register_buffer("mean", paddle.to_tensor(self._normalize.mean.reshape(1, 3, 1, 1)))
-            self.register_buffer("std", paddle.to_tensor(self._normalize.std.reshape(1, 3, 1, 1)))
+        self._prepare = DeviceTransform(stage or DeviceStage(normalize=None, chw=True))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """[N, H, W, 3] or [N, 3, H, W] to [N, class_num]."""
-        x = images.astype("float32")
-        if not self._chw:
-            x = x.transpose([0, 3, 1, 2])
-        if self._normalize:
-            x = (x * float(self._normalize.scale) - self.mean) / self.std
-        logits = self.model(x)
+        logits = self.model(self._prepare(images))
         return F.softmax(logits, axis=-1) if self._softmax else logits
 
 

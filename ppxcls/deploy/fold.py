@@ -7,6 +7,8 @@ from typing import Any
 import paddle
 from paddle import nn
 
+from ppxcls.models.layers import NormReLU
+
 
 def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
     """Change a network in evaluation mode so that each batch norm whose input is a convolution's output is a part of it.
@@ -32,8 +34,7 @@ def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
                 bias.shape, "float32", default_initializer=nn.initializer.Assign(bias.numpy())
             )
         parent, name = owners[id(norm)]
-        # A subclass of batch norm does something more: here a ReLU.
-        parent.add_sublayer(name, nn.Identity() if type(norm) is nn.BatchNorm2D else nn.ReLU())
+        parent.add_sublayer(name, nn.ReLU() if isinstance(norm, NormReLU) else nn.Identity())
     return len(pairs)
 
 

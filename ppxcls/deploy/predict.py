@@ -6,24 +6,22 @@ import csv
 import glob
 import json
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 import numpy as np
 
-from ppxcls.data.dataset import DataError
+from ppxcls.data.errors import DataError
+from ppxcls.data.prefetch import prefetched
 from ppxcls.data.read_file import IMAGE_EXTENSIONS, read_file
 from ppxcls.data.transforms import Compose
 from ppxcls.deploy.runners import Array, Runner
 from ppxcls.system.environment import usable_cores
 
 Format = Literal["paddleclas", "csv", "jsonl"]
-
-_AHEAD = 2  # batches that are read while one is predicted
 
 
 @dataclass
@@ -71,13 +69,8 @@ def predict(
 
     batches = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        waiting: deque[list[Future[tuple[str, Array | str]]]] = deque()
-        for batch in batches:
-            waiting.append([pool.submit(load, file) for file in batch])
-            if len(waiting) > _AHEAD:
-                yield from _predicted([f.result() for f in waiting.popleft()], runner, topk, softmax)
-        while waiting:
-            yield from _predicted([f.result() for f in waiting.popleft()], runner, topk, softmax)
+        for futures in prefetched(batches, lambda batch: [pool.submit(load, file) for file in batch]):
+            yield from _predicted([future.result() for future in futures], runner, topk, softmax)
 
 
 def _predicted(loaded: list[tuple[str, Array | str]], runner: Runner, topk: int, softmax: bool) -> Iterator[Prediction]:

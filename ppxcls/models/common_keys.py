@@ -1,42 +1,75 @@
-"""What any of the networks can be told to do otherwise, without another state key."""
+"""The registry of the networks, and what any of them can be told to do without another state key."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import Where
-from ppxcls.config.registry import ModelKeys
+from ppxcls.config.registry import Registry
+from ppxcls.models.layers import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
 
-_BLOCKS = {"Block", "PreactBlock", "DownsampleBlock", "MiddleBlock"}  # the residual ones of all families
+
+@dataclass
+class ModelKeys:
+    """Common keys of the networks.
+
+    Attributes:
+        pretrained: file of weights to start from, as ``Global.pretrained_model``.
+        freeze: regular expressions; parameters whose state keys match are not trained, and batch norms among them keep their
+            statistics.
+        use_sync_bn: batch norm uses the statistics of all processes' batches together; on GPUs.
+        data_format: in which the network computes; images and weights are the same.
+        recompute: keep less in memory and compute the blocks again in the backward pass.
+    """
+
+    pretrained: str | None = None
+    freeze: list[str] | None = None
+    use_sync_bn: bool = False
+    data_format: Literal["NCHW", "NHWC"] = "NCHW"
+    recompute: bool = False
+
+
+MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys)
 
 
 def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
-    """Apply the common keys of ``Arch`` that concern training alone: ``recompute`` and ``freeze``.
+    """Apply the common keys of ``Arch`` that concern training alone: ``recompute``, ``freeze`` and ``use_sync_bn``.
 
     Raises:
-        ConfigError: as ``freeze``.
+        ConfigError: the network has no blocks that can be computed again, a pattern matches no parameter, or the device has no
+            synchronised batch norm.
     """
-    if keys.recompute:
-        recompute_blocks(model)
+    if keys.recompute and not recompute_blocks(model):
+        raise (where / "recompute").error("expected false: this network names no blocks that can be computed again")
     freeze(model, keys.freeze or [], where / "freeze")
+    if keys.use_sync_bn:
+        if paddle.get_device() == "cpu":
+            raise (where / "use_sync_bn").error("expected false: Paddle has no synchronised batch norm on the CPU")
+        synchronize_batch_norms(model)
 
 
 def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
-    """Stop training the parameters whose state keys a pattern is found in; batch norms among them use their statistics as they are.
+    """Stop training the parameters whose state keys match a pattern; batch norms among them use their statistics as they are.
+
+    Args:
+        patterns: regular expressions, searched for in the state keys.
 
     Raises:
-        ConfigError: a pattern means no parameter.
+        ConfigError: a pattern matches no parameter.
     """
     for i, pattern in enumerate(patterns):
         frozen = [key for key, p in model.named_parameters() if re.search(pattern, key)]
         if not frozen:
-            raise (where / i).error(f"expected a pattern of state keys, received {pattern!r}, which means no parameter")
+            raise (where / i).error(f"pattern {pattern!r} matches no parameter")
         for key, parameter in model.named_parameters():
             parameter.stop_gradient |= key in frozen
         for key, layer in model.named_sublayers():
@@ -44,8 +77,19 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
                 layer._use_global_stats = True
 
 
+def synchronize_batch_norms(model: nn.Layer) -> None:
+    """Let every batch norm that is not frozen use the statistics of all processes' batches together."""
+    for parent in model.sublayers(include_self=True):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
+                synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+                if isinstance(norm, NormReLU):
+                    synchronized.register_forward_post_hook(lambda layer, inputs, output: F.relu(output))
+                parent.add_sublayer(name, synchronized)
+
+
 def channels_last(model: nn.Layer) -> None:
-    """Compute on [N, H, W, C], which is what half-precision units of GPUs want; input, output and weights stay as they are."""
+    """Compute on [N, H, W, C], which half-precision units of GPUs prefer; input, output and weights stay as they are."""
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D | nn.BatchNorm2D | nn.AdaptiveAvgPool2D):
             layer._data_format = "NHWC"
@@ -55,16 +99,20 @@ def channels_last(model: nn.Layer) -> None:
 
 
 def recompute_blocks(model: nn.Layer) -> int:
-    """Compute the residual blocks again in the backward pass instead of keeping their inner activations (arXiv:1604.06174).
+    """Compute the residual blocks again in the backward pass instead of keeping their activations (arXiv:1604.06174).
 
-    A batch norm in a block sees each batch twice then; with the root of its momentum two updates are what one was.
+    A batch norm in a block then sees each batch twice. With the square root of its momentum, two updates are what one was.
+
+    Args:
+        model: its class attribute ``recomputable`` names the classes of these blocks.
 
     Returns:
-        How many blocks.
+        The number of blocks.
     """
     from paddle.distributed.fleet.utils import recompute
 
-    blocks = [layer for layer in model.sublayers() if type(layer).__name__ in _BLOCKS]
+    kinds: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())  # any layer may be a network
+    blocks = [layer for layer in model.sublayers() if isinstance(layer, kinds)]
     for block in blocks:
         plain = block.forward
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.checkpoints.files import CheckpointError, State
+from ppxcls.system.whole_files import whole_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
 _INSTALL = "which is not installed: pip install 'ppxcls[convert]'"
@@ -57,9 +58,8 @@ def write_safetensors(file: Path, state: Mapping[str, np.ndarray[Any, Any]]) -> 
         from safetensors.numpy import save
     except ImportError as error:
         raise CheckpointError(f"{file}: to write it needs {error.name}, {_INSTALL}") from None
-    temporary = file.with_name(file.name + ".new")
-    temporary.write_bytes(save({key: np.ascontiguousarray(value) for key, value in state.items()}))
-    temporary.replace(file)
+    with whole_file(file) as stream:
+        stream.write(save({key: np.ascontiguousarray(value) for key, value in state.items()}))
 
 
 def _read_safetensors(file: Path) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.ops.depthwise import DepthwiseConv2D
@@ -27,6 +28,14 @@ class DropPath(nn.Layer):
             return x
         kept = (paddle.rand([x.shape[0], 1, 1, 1]) >= self.rate).astype(x.dtype)
         return x * kept / (1 - self.rate)
+
+
+class NormReLU(nn.BatchNorm2D):
+    """Batch norm and ReLU under one name."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C, H, W] to the same."""
+        return F.relu(super().forward(x))
 
 
 def linear(features: int, class_num: int) -> nn.Layer:

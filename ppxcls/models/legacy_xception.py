@@ -13,8 +13,9 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
-from ppxcls.config.registry import MODELS
+from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import initialize, linear, separable
+from ppxcls.models.preprocessing import HALF, Preprocessing
 from ppxcls.ops.max_pool import MaxPool2D
 
 _NAMES = "conv1", "pointwise"
@@ -68,6 +69,8 @@ class LegacyXception(nn.Layer):
         keras: max pools padded and batch norms set as in Keras, not as in timm.
     """
 
+    recomputable = (Block,)
+
     def __init__(self, class_num: int, in_channels: int, drop_rate: float, keras: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2D(in_channels, 32, 3, stride=2, bias_attr=False)
@@ -103,13 +106,14 @@ class LegacyXception(nn.Layer):
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 
-@MODELS.register
+# timm 1.0.31's default_cfg; Keras's preprocess_input.
+@MODELS.register(published=Preprocessing("timm", 299, 0.8975, "bicubic", HALF, HALF))
 def legacy_xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
     """timm's name; 22.9 million parameters at 1,000 classes."""
     return LegacyXception(class_num, in_channels, drop_rate)
 
 
-@MODELS.register
+@MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF))
 def Xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
     """The same network under Keras's name, with its padding of max pools and its batch norm: epsilon 1e-3, momentum 0.99."""
     return LegacyXception(class_num, in_channels, drop_rate, keras=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -26,38 +28,19 @@ class Preprocessing:
     std: tuple[float, float, float]
 
 
-_HALF, _IMAGENET = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
-_TIMM = Preprocessing("timm", 299, 0.94, "bicubic", _HALF, _HALF)
-_PADDLECLAS = Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", _IMAGENET, (0.229, 0.224, 0.225))
-
-# timm 1.0.31's default_cfg; Keras's preprocess_input; PaddleClas's YAMLs.
-PREPROCESSING: dict[str, Preprocessing] = {
-    "legacy_xception": replace(_TIMM, crop_share=0.8975),
-    "xception41": replace(_TIMM, crop_share=0.903),
-    "xception65": _TIMM,
-    "xception71": replace(_TIMM, crop_share=0.903),
-    "xception41p": _TIMM,
-    "xception65p": _TIMM,
-    "Xception": Preprocessing("Keras", 299, None, "bilinear", _HALF, _HALF),
-    "Xception41": _PADDLECLAS,
-    "Xception65": _PADDLECLAS,
-    "Xception71": _PADDLECLAS,
-    "Xception41_deeplab": _PADDLECLAS,
-    "Xception65_deeplab": _PADDLECLAS,
-}
+HALF = (0.5, 0.5, 0.5)
+PADDLECLAS = Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD)  # its YAMLs of the family
 
 
-def disagreements(name: str, transform_ops: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where a config's evaluation transforms differ from what the published weights of a network expect.
+def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How a config's evaluation transforms differ from what published weights expect.
 
     Args:
-        name: of the network.
         transform_ops: checked, as in the config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
 
     Returns:
         Lines such as ``mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)``.
     """
-    expected = PREPROCESSING[name]
     ops = {key: value or {} for op in transform_ops for key, value in op.items()}
     resize, crop, normalize = (ops.get(key) for key in ("ResizeImage", "CropImage", "NormalizeImage"))
     found: list[tuple[str, Any, Any]] = []
@@ -72,6 +55,6 @@ def disagreements(name: str, transform_ops: Sequence[Mapping[str, Any]]) -> list
         default = "bilinear" if resize.get("backend", "cv2") == "cv2" else "bicubic"
         found.append(("interpolation", resize.get("interpolation") or default, expected.interpolation))
     if normalize is not None:
-        found.append(("mean", tuple(normalize.get("mean", _IMAGENET)), expected.mean))
-        found.append(("std", tuple(normalize.get("std", (0.229, 0.224, 0.225))), expected.std))
+        found.append(("mean", tuple(normalize.get("mean", IMAGENET_MEAN)), expected.mean))
+        found.append(("std", tuple(normalize.get("std", IMAGENET_STD)), expected.std))
     return [f"{what}: {own}, the weights expect {theirs} ({expected.source})" for what, own, theirs in found if own != theirs]

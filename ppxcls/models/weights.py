@@ -13,10 +13,10 @@ from paddle import nn
 from ppxcls.checkpoints.files import (
     CheckpointError,
     State,
-    beside,
     read_manifest,
     read_part,
     read_state,
+    with_extension,
     write_state,
 )
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
@@ -49,7 +49,7 @@ def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, av
     prefix = file.with_suffix("")
     if file.suffix in SUFFIXES:
         state = read_foreign_weights(file)
-    elif beside(prefix, ".json").exists():
+    elif with_extension(prefix, ".json").exists():
         manifest = read_manifest(prefix)
         state = read_part(prefix, manifest, ".pdema" if average and ".pdema" in manifest["parts"] else ".pdparams")
     else:
@@ -72,15 +72,35 @@ def save_weights(model: nn.Layer, file: Path) -> None:
         raise CheckpointError(f"{file}: expected .pdparams or .safetensors")
 
 
-def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool) -> list[str]:
+def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = False) -> list[str]:
+    """Set a model's parameters and statistics from arrays by state key.
+
+    Args:
+        file: for messages.
+        keep_trunk: leave the classifier as it is if it has another shape.
+
+    Returns:
+        Keys and shapes of the classifier's parameters that were left.
+
+    Raises:
+        CheckpointError: as ``check_fits``.
+    """
     state = {key: value for key, value in state.items() if key != NAMES}
     left = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
-    model.set_state_dict({key: paddle.to_tensor(value) for key, value in state.items() if key not in left})
+    own = model.state_dict()  # Paddle warns about keys that are not given
+    model.set_state_dict({key: own[key] if key in left else paddle.to_tensor(value) for key, value in state.items()})
     return list(left.values())
 
 
 def check_fits(state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()) -> dict[str, str]:
-    """What of ``may_differ`` has another shape, and how; raises CheckpointError where anything else does not fit."""
+    """Compare the keys and shapes of arrays with a model's.
+
+    Returns:
+        How those of ``may_differ`` differ in shape, by key.
+
+    Raises:
+        CheckpointError: any other key is missing or unknown, or has another shape.
+    """
     own = model.state_dict()
     state = {key: value for key, value in state.items() if key != NAMES}
     problems = [f"{key} is not in the file" for key in own if key not in state]
@@ -99,6 +119,7 @@ def check_fits(state: State, model: nn.Layer, file: Path, may_differ: Set[str] =
 
 
 def is_numeric(value: Any) -> bool:
+    """Whether it is an array of numbers."""
     return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu"
 
 
@@ -109,11 +130,13 @@ def _classifier_keys(model: nn.Layer) -> set[str]:
 
 
 def to_numpy(tree: Any) -> Any:
+    """Copies of the tensors in nested dicts, in the host's memory."""
     if isinstance(tree, dict):
         return {key: to_numpy(value) for key, value in tree.items()}
     return tree.numpy() if isinstance(tree, paddle.Tensor) else tree
 
 
 def model_state(model: nn.Layer) -> dict[str, Any]:
+    """Copies of a model's state, with Paddle's names of the parameters, by which the optimizer's state is keyed."""
     state = model.state_dict()
     return {**to_numpy(state), NAMES: {key: tensor.name for key, tensor in state.items()}}

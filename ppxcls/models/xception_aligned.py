@@ -8,6 +8,7 @@ names of batch norm's statistics.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -16,21 +17,17 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
-from ppxcls.config.registry import MODELS
-from ppxcls.models.layers import DropPath, initialize, linear, separable
+from ppxcls.models.common_keys import MODELS
+from ppxcls.models.layers import DropPath, NormReLU, initialize, linear, separable
+from ppxcls.models.preprocessing import HALF, Preprocessing
 
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]
 
 _NAMES = "conv_dw", "conv_pw"
+# timm 1.0.31's default_cfg.
+_PUBLISHED = Preprocessing("timm", 299, 0.94, "bicubic", HALF, HALF)
 _EXIT = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the exit flow's two blocks
-
-
-class _NormReLU(nn.BatchNorm2D):
-    """Batch norm and ReLU under one name."""
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        return F.relu(super().forward(x))
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> list[tuple[str, nn.Layer]]:
@@ -111,6 +108,8 @@ class XceptionAligned(nn.Layer):
         output_stride: of the features before pooling: where it is reached, strides become dilation.
     """
 
+    recomputable = Block, PreactBlock
+
     def __init__(
         self,
         entry: tuple[tuple[int, int], ...],
@@ -124,7 +123,7 @@ class XceptionAligned(nn.Layer):
         output_stride: int,
     ) -> None:
         super().__init__()
-        norm = partial(_NormReLU if preact else nn.BatchNorm2D, epsilon=epsilon)
+        norm = partial(NormReLU if preact else nn.BatchNorm2D, epsilon=epsilon)
         plain = partial(nn.BatchNorm2D, epsilon=epsilon)
         first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", nn.ReLU()))
         second = (
@@ -165,7 +164,7 @@ _ENTRY = ((128, 2), (256, 2), (728, 2))
 _ENTRY_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
 
 
-@MODELS.register
+@MODELS.register(published=replace(_PUBLISHED, crop_share=0.903))
 def xception41(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -177,7 +176,7 @@ def xception41(
     return XceptionAligned(_ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register
+@MODELS.register(published=_PUBLISHED)
 def xception65(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -189,7 +188,7 @@ def xception65(
     return XceptionAligned(_ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register
+@MODELS.register(published=replace(_PUBLISHED, crop_share=0.903))
 def xception71(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -201,7 +200,7 @@ def xception71(
     return XceptionAligned(_ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register
+@MODELS.register(published=_PUBLISHED)
 def xception41p(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -213,7 +212,7 @@ def xception41p(
     return XceptionAligned(_ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register
+@MODELS.register(published=_PUBLISHED)
 def xception65p(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,

@@ -13,7 +13,8 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
-from ppxcls.config.registry import MODELS
+from ppxcls.models.common_keys import MODELS
+from ppxcls.models.preprocessing import PADDLECLAS
 from ppxcls.ops.depthwise import DepthwiseConv2D
 
 _WIDTH = 728  # channels of the middle flow
@@ -103,6 +104,8 @@ class XceptionDeeplab(nn.Layer):
         output_stride: of the features before pooling: where it is reached, strides become dilation.
     """
 
+    recomputable = (Block,)
+
     def __init__(
         self, prefix: str, middle_blocks: int, class_num: int, in_channels: int, drop_rate: float, output_stride: int
     ) -> None:
@@ -137,7 +140,7 @@ class XceptionDeeplab(nn.Layer):
         return self._fc(paddle.flatten(self._pool(x), start_axis=1))
 
 
-@MODELS.register
+@MODELS.register(published=PADDLECLAS)
 def Xception41_deeplab(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
 ) -> XceptionDeeplab:
@@ -145,7 +148,7 @@ def Xception41_deeplab(
     return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
 
 
-@MODELS.register
+@MODELS.register(published=PADDLECLAS)
 def Xception65_deeplab(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
 ) -> XceptionDeeplab:

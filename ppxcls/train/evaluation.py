@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import paddle
@@ -15,58 +14,73 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.losses import WeightedSum
-from ppxcls.train.metrics import Scorer, Totals
+from ppxcls.train.metrics import Metric, Scorer, Totals
+from ppxcls.train.precision import Autocast
 
 
-def evaluate_model(
-    model: nn.Layer,
-    loader: Loader,
-    loss_fn: WeightedSum,
-    metrics: list[Any],
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
-    watched: Callable[[Iterator[Batch]], Iterator[Batch]] = iter,
-) -> dict[str, float]:
-    """Evaluate a model on this process's part of a data set and sum over the processes.
+class Evaluation:
+    """Evaluates networks on this process's part of a data set, and sums over the processes.
 
     Args:
-        model: without the wrapper for data parallelism, which would wait for processes that have no batch left.
         loader: not shuffled; the parts of all processes make up the data set.
         autocast: makes the context to compute in.
-        watched: sees each batch pass, of which all processes have equally many. What it raises ends the evaluation.
-
-    Returns:
-        Metrics as shares, losses as means over samples, ``num_samples``, and ``bad_samples`` where the loader leaves out what
-        can't be read.
-
-    Raises:
-        DataError: a sample can't be loaded.
     """
-    to_input = ModelInput(loader.dataset.device_stage)
-    scorer = Scorer(loss_fn.names, metrics)
-    totals = Totals(scorer.names)
-    scored: list[tuple[int, paddle.Tensor]] = []  # read at the end: reading one makes the host wait for the device
-    was_training = model.training
-    model.eval()
-    distributed.share_first_statistics(model)  # what is evaluated is what is saved
-    left_out = 0
-    try:
-        with paddle.no_grad():
-            for batch in watched(loader.epoch()):
-                left_out += batch.left_out
-                if batch.plan.count:
-                    labels = paddle.to_tensor(batch.labels)
-                    with interrupts_deferred(), autocast():
-                        logits = model(to_input(batch.images))
-                        losses = loss_fn(logits, labels)
-                    scored.append((batch.plan.count, scorer(losses, logits, labels)))
-    finally:
-        if was_training:
-            model.train()
-    for count, sums in scored:
-        totals.add(count, sums.numpy())
-    totals.add(0, np.zeros(len(scorer.names)), left_out)
-    means = totals.reduced()
-    bad = {"bad_samples": means.left_out} if loader.bad_samples else {}
-    reports = [metric.results() for metric in metrics if hasattr(metric, "results")]
-    extra = {name: value for report in reports for name, value in report.items()}
-    return {**means.values, **extra, "num_samples": means.samples, **bad}
+
+    def __init__(
+        self, loader: Loader, loss: WeightedSum, metrics: Sequence[Metric], autocast: Autocast = contextlib.nullcontext
+    ) -> None:
+        self.loader = loader
+        self._loss, self._metrics, self._autocast = loss, list(metrics), autocast
+        self._scorer = Scorer(loss.names, metrics)
+        self._to_input = ModelInput(loader.dataset.device_stage)
+
+    def is_better(self, name: str, value: float, best: float) -> bool:
+        """Whether a figure is better than another: larger, or of a loss smaller."""
+        return value < best if name in self._loss.names else value > best
+
+    def __call__(self, network: nn.Layer, batches: Iterable[Batch]) -> dict[str, float]:
+        """Evaluate.
+
+        Args:
+            network: without the wrapper for data parallelism, which would wait for processes that have no batch left.
+            batches: of ``loader``; what they raise ends the evaluation.
+
+        Returns:
+            Metrics as shares, losses as means over samples, ``num_samples``, and ``bad_samples`` if the loader leaves out what
+            can't be read. The first figure decides which evaluation is the best.
+
+        Raises:
+            DataError: a sample can't be loaded.
+        """
+        scored: list[tuple[int, paddle.Tensor]] = []  # read at the end: reading one makes the host wait for the device
+        left_out = 0
+        was_training = network.training
+        network.eval()
+        distributed.share_first_statistics(network)  # what is evaluated is what is saved
+        try:
+            with paddle.no_grad():
+                for batch in batches:
+                    left_out += batch.left_out
+                    if batch.plan.count:
+                        scored.append((batch.plan.count, self._score(network, batch)))
+        finally:
+            if was_training:
+                network.train()
+        return self._results(scored, left_out)
+
+    def _score(self, network: nn.Layer, batch: Batch) -> paddle.Tensor:
+        labels = paddle.to_tensor(batch.labels)
+        with interrupts_deferred(), self._autocast():
+            logits = network(self._to_input(batch.images))
+            losses = self._loss(logits, labels)
+        return self._scorer(losses, logits, labels)
+
+    def _results(self, scored: list[tuple[int, paddle.Tensor]], left_out: int) -> dict[str, float]:
+        totals = Totals(self._scorer.names)
+        for count, sums in scored:
+            totals.add(count, sums.numpy())
+        totals.add(0, np.zeros(len(self._scorer.names)), left_out)
+        means = totals.reduced()
+        others = {name: value for metric in self._metrics for name, value in metric.results().items()}
+        bad = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
+        return {**means.values, **others, "num_samples": means.samples, **bad}

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import paddle
-from paddle import nn
 
-from ppxcls.checkpoints.progress import Progress
-from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.dataset import Dataset
 from ppxcls.data.sampler import BatchPlan
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
-from ppxcls.train.metrics import Totals
+from ppxcls.train.learner import Learner
 
 _MOST_PENDING = 200  # steps whose losses stay on the device at most
 _SMOOTHING, _SETTLED = 0.9, 10  # of the loss from line to line; lines after which its mean means something
@@ -47,43 +44,34 @@ class LossWatch:
     """Collects the numbers of steps on the device; reading them makes the host wait for the device.
 
     Args:
-        names: of the entries of a step's sums; the last one is the loss.
-        network: whose weights are looked at.
+        learner: gets the sums and the counts of skipped steps; its weights are looked at.
         dataset: names the files of a step that goes wrong.
-        max_skipped_steps: steps in a row that AMP may leave out.
-
-    Attributes:
-        totals: of the epoch in progress.
     """
 
-    def __init__(self, names: Sequence[str], network: nn.Layer, dataset: ImageNetDataset, max_skipped_steps: int) -> None:
-        self.names = list(names)
-        self.totals = Totals(self.names)
-        self._network, self._dataset, self._max_skipped_steps = network, dataset, max_skipped_steps
+    def __init__(self, learner: Learner, dataset: Dataset) -> None:
+        self._learner, self._dataset = learner, dataset
         self._pending: list[StepResult] = []
         self._loss = self._first_loss = self._lowest_loss = math.nan
         self._losses = 0
         self._warned = False
 
-    def start_epoch(self, progress: Progress) -> None:
-        """Begin with the sums that the progress holds: those of all processes, which the first one keeps."""
-        self.totals = Totals(self.names, progress.totals if distributed.rank() == 0 else None)
-
     def add(self, step: StepResult) -> None:
         """Add a step, without waiting for it."""
         self._pending.append(step)
 
-    def read(self, progress: Progress, force: bool = True) -> None:
-        """Read the numbers of the steps since the last time, and look whether they and the weights are numbers.
+    def read(self, force: bool = True) -> None:
+        """Read the numbers of the steps since the last time, and check that they and the weights are finite.
 
         Args:
-            force: False reads them only where too many have gathered.
+            force: False reads them only if too many have gathered.
 
         Raises:
-            TrainingError: the loss of a step that was not skipped or a weight is not finite, or too many were skipped in a row.
+            TrainingError: the loss of a step that was not skipped or a weight is not finite, or too many steps in a row were
+                skipped.
         """
         if not self._pending or not (force or len(self._pending) >= _MOST_PENDING):
             return
+        learner, progress = self._learner, self._learner.progress
         rows = paddle.stack([step.sums for step in self._pending]).numpy()
         pending, self._pending = self._pending, []
         finite: list[float] = []
@@ -94,35 +82,35 @@ class LossWatch:
             if not np.isfinite(row).all():
                 if skipped:
                     continue
-                raise TrainingError(self._not_finite(step, row, progress))
-            self.totals.add(step.plan.count, row if step.plan.count else np.zeros_like(row), step.left_out)
+                raise TrainingError(self._not_finite(step, row))
+            learner.totals.add(step.plan.count, row if step.plan.count else np.zeros_like(row), step.left_out)
             if step.plan.count:
                 finite.append(float(row[-1]) / step.plan.count)
-        if progress.skipped > self._max_skipped_steps:
-            count = f"{progress.skipped} steps in a row (AMP.max_skipped_steps = {self._max_skipped_steps})"
+        if progress.skipped > learner.precision.max_skipped_steps:
+            count = f"{progress.skipped} steps in a row (AMP.max_skipped_steps = {learner.precision.max_skipped_steps})"
             raise TrainingError(f"AMP found gradients that are not finite in {count}, the last one step {progress.step}")
         if finite:
-            self._watch_loss(sum(finite) / len(finite), progress)
-        self._check_weights(progress)
+            self._watch_loss(sum(finite) / len(finite))
+        self._check_weights()
 
-    def _not_finite(self, step: StepResult, row: Any, progress: Progress) -> str:
-        plan = step.plan
+    def _not_finite(self, step: StepResult, row: Any) -> str:
+        plan, epoch = step.plan, self._learner.progress.epoch
         files = ", ".join(self._dataset.path(int(i)) for i in plan.indices)
-        values = ", ".join(f"{n} {v / max(plan.count, 1):g}" for n, v in zip(self.names, row, strict=True))
-        place = f"epoch {progress.epoch}, iteration {plan.number}, lr {step.lr:g}, rank {distributed.rank()}"
+        values = ", ".join(f"{n} {v / max(plan.count, 1):g}" for n, v in zip(self._learner.scorer.names, row, strict=True))
+        place = f"epoch {epoch}, iteration {plan.number}, lr {step.lr:g}, rank {distributed.rank()}"
         return f"the loss is not finite: {place}: {values}; last files read: {files}"
 
-    def _check_weights(self, progress: Progress) -> None:
+    def _check_weights(self) -> None:
         """A gradient that was not finite has left its mark, before the loss shows it."""
-        trained = {name: p for name, p in self._network.named_parameters() if not p.stop_gradient}
+        trained = {name: p for name, p in self._learner.network.named_parameters() if not p.stop_gradient}
         marks = paddle.stack([(p * 0).sum().astype("float32") for p in trained.values()]).numpy()
         wrong = [name for name, mark in zip(trained, marks, strict=True) if not np.isfinite(mark)]
         if wrong:
             named = ", ".join(wrong[-3:])  # the gradient comes from the end of the network
-            place = f"after step {progress.step}, rank {distributed.rank()}: {len(wrong)} of {len(trained)} tensors"
+            place = f"after step {self._learner.progress.step}, rank {distributed.rank()}: {len(wrong)} of {len(trained)} tensors"
             raise TrainingError(f"a gradient was not finite, and so are weights now {place}, such as {named}")
 
-    def _watch_loss(self, loss: float, progress: Progress) -> None:
+    def _watch_loss(self, loss: float) -> None:
         self._loss = loss if math.isnan(self._loss) else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
         self._losses += 1
         if self._losses == _SETTLED:
@@ -130,7 +118,8 @@ class LossWatch:
         self._lowest_loss = min(self._lowest_loss, self._loss)
         if self._loss > max(_DIVERGED * self._first_loss, 2 * self._lowest_loss) and not self._warned:
             self._warned = True  # once: the lines that follow show the rest
+            now = f"{self._loss:g} at step {self._learner.progress.step}, smoothed"
             logger.warning(
-                f"the loss diverges: {self._loss:g} at step {progress.step}, smoothed, after {self._first_loss:g} at first and "
-                f"{self._lowest_loss:g} at best; a lower learning rate or a longer warm-up may help"
+                f"the loss diverges: {now}, after {self._first_loss:g} at first and {self._lowest_loss:g} at best; "
+                f"a lower learning rate or a longer warm-up may help"
             )

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import paddle
 import paddle.nn.functional as F
 
-from ppxcls.config.checks import BelowOne, NotNegative, Share, Where
-from ppxcls.config.registry import LOSSES, split_component
+from ppxcls.config.checks import BelowOne, Finite, NotNegative, Share, Where
+from ppxcls.config.registry import Registry
+
+
+@dataclass
+class LossKeys:
+    """Common key of the losses."""
+
+    weight: Finite = 1.0
+
+
+class Loss(Protocol):
+    """A function of logits and labels.
+
+    Attributes:
+        needs_soft_labels: whether labels must be float32 [N, class_num], as mixing makes them.
+    """
+
+    needs_soft_labels: ClassVar[bool] = False
+
+    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """Args: logits: [N, class_num]; labels: int64 [N], or float32 [N, class_num]. Returns: the batch's mean, float32 []."""
+
+
+LOSSES: Registry[Loss] = Registry("loss", common=LossKeys, base=Loss)
 
 
 def soft_targets(labels: paddle.Tensor, class_num: int, epsilon: float = 0.0) -> paddle.Tensor:
@@ -19,7 +43,7 @@ def soft_targets(labels: paddle.Tensor, class_num: int, epsilon: float = 0.0) ->
 
 
 @LOSSES.register
-class CELoss:
+class CELoss(Loss):
     """Cross entropy, averaged over the batch; labels may be soft.
 
     Args:
@@ -38,7 +62,7 @@ class CELoss:
 
 
 @LOSSES.register
-class SoftTargetCrossEntropy:
+class SoftTargetCrossEntropy(Loss):
     """Cross entropy with soft labels only, which mixing makes."""
 
     needs_soft_labels = True
@@ -49,7 +73,7 @@ class SoftTargetCrossEntropy:
 
 
 @LOSSES.register
-class BCELoss:
+class BCELoss(Loss):
     """Binary cross entropy of every class with soft labels (ResNet strikes back, arXiv:2110.00476, section 4).
 
     Args:
@@ -73,7 +97,7 @@ class BCELoss:
 
 
 @LOSSES.register
-class FocalLoss:
+class FocalLoss(Loss):
     """Cross entropy times ``(1 - p) ** gamma`` of the target's probability (arXiv:1708.02002, equation 4), averaged over the batch.
 
     Args:
@@ -97,7 +121,7 @@ class WeightedSum:
         terms: name, weight and function of each.
     """
 
-    def __init__(self, terms: Sequence[tuple[str, float, Any]]) -> None:
+    def __init__(self, terms: Sequence[tuple[str, float, Loss]]) -> None:
         self.terms = list(terms)
         self.names = [*(name for name, _, _ in terms), "loss"]
 
@@ -118,12 +142,12 @@ def build_loss(specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",
     """
     if not specs:
         raise where.error("expected at least one loss")
-    terms: list[tuple[str, float, Any]] = []
-    for i, spec in enumerate(specs):
-        name, arguments, place = split_component(spec, where / i)
-        function = LOSSES.build(name, arguments, place)
-        if getattr(function, "needs_soft_labels", False) and not soft_labels:
-            raise place.error(f"{name} needs soft labels: of training, with a batch transform that mixes; received integer labels")
-        weight = LOSSES.build_common(arguments, place).weight
-        terms.append((name if name not in {t[0] for t in terms} else f"{name}_{i}", weight, function))
+    terms: list[tuple[str, float, Loss]] = []
+    for i, block in enumerate(LOSSES.blocks(specs, where)):
+        function, name = LOSSES.build(block), block.name
+        if function.needs_soft_labels and not soft_labels:
+            needs = "needs soft labels: of training, with a batch transform that mixes; received integer labels"
+            raise block.where.error(f"{name} {needs}")
+        name = name if name not in {term[0] for term in terms} else f"{name}_{i}"
+        terms.append((name, LOSSES.common_keys(block).weight, function))
     return WeightedSum(terms)

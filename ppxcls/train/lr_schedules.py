@@ -10,12 +10,50 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from ppxcls.config.checks import Bound, Count, CountOrZero, NotNegative, Positive, Where
-from ppxcls.config.registry import LR_SCHEDULES, split_block
+from ppxcls.config.registry import Registry
 
 Rate = Callable[[int], float]
+
+
+@runtime_checkable
+class AdaptiveRate(Protocol):
+    """A rate that depends on the evaluations so far.
+
+    Attributes:
+        state: all that it remembers, for checkpoints.
+    """
+
+    state: dict[str, float]
+
+    def __call__(self, t: int) -> float:
+        """The rate of the step ``t``."""
+
+    def observe(self, value: float) -> None:
+        """Take an evaluation's first figure into account."""
+
+
+@dataclass
+class ScheduleKeys:
+    """Common keys of the learning-rate schedules.
+
+    Attributes:
+        warmup_epoch: epochs of linear warm-up; fractions of an epoch are allowed.
+        warmup_start_lr: rate of the first step; the warm-up ends at the schedule's own first rate.
+        by_epoch: whether the rate changes once an epoch instead of every step.
+        cooldown_epoch: epochs at the end of the run that keep the rate at which the schedule has ended.
+    """
+
+    warmup_epoch: NotNegative = 0.0
+    warmup_start_lr: NotNegative = 0.0
+    by_epoch: bool = False
+    cooldown_epoch: NotNegative = 0.0
+
+
+LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", ("total", "per_epoch"), ScheduleKeys)
 
 
 @LR_SCHEDULES.register
@@ -207,7 +245,7 @@ def _increasing(epochs: list[float], per_epoch: float, name: str) -> list[float]
 
 def build_lr_schedule(
     spec: Mapping[str, Any], epochs: int, steps_per_epoch: int, where: Where = Where(("Optimizer", "lr"))
-) -> RunSchedule:
+) -> LRSchedule:
     """The rate of every optimizer step.
 
     Args:
@@ -221,9 +259,8 @@ def build_lr_schedule(
     Raises:
         ConfigError: unknown schedule or argument, wrong value, or a warm-up longer than the run.
     """
-    name, arguments = split_block(spec)
-    LR_SCHEDULES.check(name, arguments, where, where / "name")
-    common = LR_SCHEDULES.build_common(arguments, where)
+    block = LR_SCHEDULES.block(spec, where)
+    where, common = block.where, LR_SCHEDULES.common_keys(block)
     if common.warmup_epoch > epochs:
         limit = f"at most {epochs}, the epochs of the run"
         raise (where / "warmup_epoch").error(f"expected a number {limit}, received {common.warmup_epoch:g}")
@@ -232,34 +269,47 @@ def build_lr_schedule(
     per_epoch = 1 if common.by_epoch else steps_per_epoch
     warm_up = common.warmup_epoch if common.by_epoch else round(common.warmup_epoch * steps_per_epoch)
     total = (epochs - common.warmup_epoch - common.cooldown_epoch) * per_epoch
-    decay = LR_SCHEDULES.build(name, arguments, where, total=total, per_epoch=per_epoch)
-    return RunSchedule(decay, warm_up, common.warmup_start_lr, total if common.cooldown_epoch else None, per_epoch, steps_per_epoch)
+    rate = LR_SCHEDULES.build(block, total=total, per_epoch=per_epoch)
+    end = total if common.cooldown_epoch else None
+    unit = steps_per_epoch if common.by_epoch else 1
+    return LRSchedule(block.name, rate, warm_up, common.warmup_start_lr, end, unit)
 
 
-class RunSchedule:
+class LRSchedule:
     """Warm-up, a schedule, cool-down: the rate by optimizer step.
 
     Args:
-        decay: the schedule, from the end of the warm-up on.
-        warm_up: units of the warm-up: steps, or epochs where ``per_epoch`` is 1.
+        name: of the schedule, for the log.
+        rate: the schedule, from the end of the warm-up on.
+        warm_up: units of the warm-up.
+        start_lr: rate of the first step of the warm-up.
         end: unit of the schedule at which the cool-down begins, which keeps the rate; None for none.
+        unit: optimizer steps of one unit: 1, or those of an epoch.
     """
 
-    def __init__(
-        self, decay: Rate, warm_up: float, start_lr: float, end: float | None, per_epoch: int, steps_per_epoch: int
-    ) -> None:
-        self._decay, self._warm_up, self._start_lr, self._end = decay, warm_up, start_lr, end
-        self._unit = steps_per_epoch if per_epoch == 1 else 1
-        self._first = decay(0)
+    def __init__(self, name: str, rate: Rate, warm_up: float, start_lr: float, end: float | None, unit: int) -> None:
+        self.name = name
+        self._rate, self._warm_up, self._start_lr, self._end, self._unit = rate, warm_up, start_lr, end, unit
+        self._first = rate(0)
 
     @property
-    def plateau(self) -> Plateau | None:
-        """The schedule where it needs the evaluations."""
-        return self._decay if isinstance(self._decay, Plateau) else None
+    def state(self) -> dict[str, float]:
+        """What a rate that depends on the evaluations remembers; empty for the others."""
+        return dict(self._rate.state) if isinstance(self._rate, AdaptiveRate) else {}
+
+    def load_state(self, state: Mapping[str, float]) -> None:
+        """Go on from an earlier ``state``."""
+        if isinstance(self._rate, AdaptiveRate):
+            self._rate.state |= state
+
+    def observe(self, value: float) -> None:
+        """Take an evaluation's first figure into account."""
+        if isinstance(self._rate, AdaptiveRate):
+            self._rate.observe(value)
 
     def __call__(self, step: int) -> float:
         t = step // self._unit
         if t < self._warm_up:
             return self._start_lr + (self._first - self._start_lr) * t / self._warm_up
         t -= self._warm_up  # type: ignore[assignment]
-        return self._decay(t if self._end is None else min(t, math.ceil(self._end)))
+        return self._rate(t if self._end is None else min(t, math.ceil(self._end)))

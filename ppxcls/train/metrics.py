@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import paddle
 
 from ppxcls.config.checks import Count, Where
-from ppxcls.config.registry import METRICS, split_component
+from ppxcls.config.registry import Registry
 from ppxcls.system import distributed
 
 
+class Metric(Protocol):
+    """Figures about predictions.
+
+    Attributes:
+        names: of the figures that are means over samples. A metric of training has no others.
+    """
+
+    names: Sequence[str] = ()
+
+    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
+        """Args: logits: [N, class_num]; labels: int64 [N]. Returns: for each of ``names`` the sum over the batch, float32 []."""
+
+    def results(self) -> dict[str, float]:
+        """The figures that are no means, at the end of an evaluation; counting begins again. All processes call it."""
+        return {}
+
+
+METRICS: Registry[Metric] = Registry("metric", ("class_num",), base=Metric)
+
+
 @METRICS.register
-class TopkAcc:
+class TopkAcc(Metric):
     """Whether the label is among the k largest logits; where there are fewer classes than k, it always is."""
 
     def __init__(self, topk: Count | list[Count] = 1) -> None:
@@ -32,7 +52,7 @@ class TopkAcc:
 
 
 @METRICS.register
-class ClassReport:
+class ClassReport(Metric):
     """Precision, recall and F1 by class and their means, balanced accuracy and the confusion matrix; of evaluation only.
 
     Counted as a confusion matrix, which adds up over processes exactly; scikit-learn makes the figures of it.
@@ -40,8 +60,6 @@ class ClassReport:
     Args:
         class_num: number of classes.
     """
-
-    names: ClassVar[list[str]] = []  # nothing of it is a mean over samples
 
     def __init__(self, class_num: int) -> None:
         self._matrix = np.zeros((class_num, class_num), np.int64)
@@ -70,7 +88,7 @@ class ClassReport:
 
 def build_metrics(
     specs: Sequence[Mapping[str, Any]] | None, where: Where = Where(("Metric",)), class_num: int = 1000, training: bool = False
-) -> list[Any]:
+) -> list[Metric]:
     """The metrics of a config's list: ``[{"TopkAcc": {"topk": [1, 5]}}]``; none for null.
 
     Args:
@@ -80,11 +98,10 @@ def build_metrics(
         ConfigError: a metric is unknown or has a wrong argument.
     """
     metrics = []
-    for i, spec in enumerate(specs or []):
-        name, arguments, place = split_component(spec, where / i)
-        metrics.append(METRICS.build(name, arguments, place, class_num=class_num))
+    for block in METRICS.blocks(specs or [], where):
+        metrics.append(METRICS.build(block, class_num=class_num))
         if training and not metrics[-1].names:
-            raise place.error(f"{name} is a metric of evaluation: expected it under Metric.Eval")
+            raise block.where.error(f"{block.name} is a metric of evaluation: expected it under Metric.Eval")
     return metrics
 
 
@@ -96,7 +113,7 @@ class Scorer:
         metrics: from ``build_metrics``.
     """
 
-    def __init__(self, loss_names: Sequence[str], metrics: Sequence[Any]) -> None:
+    def __init__(self, loss_names: Sequence[str], metrics: Sequence[Metric]) -> None:
         self.metrics = list(metrics)
         self.names = [name for metric in self.metrics for name in metric.names] + list(loss_names)
 
@@ -146,5 +163,5 @@ class Totals:
         self.sums = total if distributed.rank() == 0 else np.zeros_like(total)
 
     def as_dict(self) -> dict[str, float]:
-        """This process's sums by name, to go on from."""
-        return dict(zip(self.names, self.sums.tolist(), strict=True))
+        """This process's sums by name, to go on from; empty before the first batch."""
+        return dict(zip(self.names, self.sums.tolist(), strict=True)) if self.sums.any() else {}

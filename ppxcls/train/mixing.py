@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
 
 from ppxcls.config.checks import Count, Positive, Share, Where
-from ppxcls.config.registry import BATCH_TRANSFORMS, split_component
+from ppxcls.config.registry import Registry
 from ppxcls.train.losses import soft_targets
 
-BatchTransform = Callable[[paddle.Tensor, paddle.Tensor, np.random.Generator], tuple[paddle.Tensor, paddle.Tensor]]
+Batch = tuple[paddle.Tensor, paddle.Tensor]
+
+
+class BatchTransform(Protocol):
+    """Changes a batch on the device."""
+
+    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+
+
+BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", ("class_num",))
 
 
 def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:
@@ -21,7 +31,7 @@ def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Ten
 
 
 @BATCH_TRANSFORMS.register
-class MixupOperator:
+class MixupOperator(BatchTransform):
     """Mixes every image with another of the same batch, and their labels alike (mixup, arXiv:1710.09412, section 2).
 
     Args:
@@ -33,9 +43,7 @@ class MixupOperator:
         self.class_num = class_num
         self.alpha = alpha
 
-    def __call__(
-        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
         share = float(rng.beta(self.alpha, self.alpha))
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
@@ -43,7 +51,7 @@ class MixupOperator:
 
 
 @BATCH_TRANSFORMS.register
-class CutmixOperator:
+class CutmixOperator(BatchTransform):
     """Pastes a rectangle of another image of the batch, and mixes the labels by its area (CutMix, arXiv:1905.04899, section 3).
 
     Args:
@@ -55,9 +63,7 @@ class CutmixOperator:
         self.class_num = class_num
         self.alpha = alpha
 
-    def __call__(
-        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
         height, width = images.shape[2:]
         side = (1 - float(rng.beta(self.alpha, self.alpha))) ** 0.5
@@ -88,7 +94,7 @@ class Choice:
 
 
 @BATCH_TRANSFORMS.register
-class OpSampler:
+class OpSampler(BatchTransform):
     """Applies one of the operators, or none, to each batch, each with its share of the batches.
 
     Args:
@@ -104,9 +110,7 @@ class OpSampler:
             raise ValueError(f"expected operators whose prob add up to 1 at most, received {dict.fromkeys(chosen)} {self.shares}")
         self.operators = [globals()[name](class_num, choice.alpha) for name, choice in chosen.items()]
 
-    def __call__(
-        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
-    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
         number = int(np.searchsorted(np.cumsum(self.shares), rng.random(), "right"))
         if number == len(self.operators):
@@ -122,7 +126,4 @@ def build_batch_transforms(
     Raises:
         ConfigError: a transform is unknown or has a wrong argument.
     """
-    transforms = []
-    for i, spec in enumerate(specs or []):
-        transforms.append(BATCH_TRANSFORMS.build(*split_component(spec, where / i), class_num=class_num))
-    return transforms
+    return [BATCH_TRANSFORMS.build(block, class_num=class_num) for block in BATCH_TRANSFORMS.blocks(specs or [], where)]

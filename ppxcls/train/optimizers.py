@@ -1,52 +1,196 @@
-"""Optimizers and weight decay: Paddle's own classes under their own names, with settings by parameter."""
+"""Optimizers and weight decay: Paddle's own classes under their own names, with settings by parameter.
+
+Paddle's signatures differ from version to version, so each optimizer is a function here whose signature is the schema of its block.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import paddle
-from paddle import nn
-from paddle import optimizer as paddle_optimizers
+from paddle import nn, optimizer
+from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LambdaDecay
 from paddle.regularizer import L1Decay, L2Decay
 
-from ppxcls.config.checks import BelowOne, NotNegative, Positive, Where
-from ppxcls.config.registry import OPTIMIZERS, REGULARIZERS, split_block
+from ppxcls.config.checks import BelowOne, Bound, Finite, NotNegative, Positive, Where
+from ppxcls.config.registry import Block, Component, Registry
 
-_BETAS: dict[str, Any] = {"beta1": BelowOne, "beta2": BelowOne, "epsilon": Positive}
 
-OPTIMIZERS.register(paddle_optimizers.SGD)
-OPTIMIZERS.register(paddle_optimizers.Momentum, momentum=BelowOne)
-OPTIMIZERS.register(paddle_optimizers.Adam, **_BETAS)
-OPTIMIZERS.register(paddle_optimizers.Adamax, **_BETAS)
-OPTIMIZERS.register(paddle_optimizers.NAdam, **_BETAS)
-OPTIMIZERS.register(paddle_optimizers.RAdam, **_BETAS)
-OPTIMIZERS.register(paddle_optimizers.Adagrad, epsilon=Positive)
-OPTIMIZERS.register(paddle_optimizers.Adadelta, epsilon=Positive, rho=BelowOne)
-# Paddle's has epsilon inside the root, as TensorFlow's, which the paper's recipe and timm's RMSpropTF need.
-OPTIMIZERS.register(paddle_optimizers.RMSProp, epsilon=Positive, rho=BelowOne, momentum=BelowOne)
+@dataclass
+class ParameterGroup:
+    """Settings of some parameters.
+
+    Attributes:
+        params: regular expression, searched for in the state keys.
+        lr_mult: factor of the learning rate.
+        weight_decay: of these parameters; null for that of the others.
+    """
+
+    params: str
+    lr_mult: NotNegative = 1.0
+    weight_decay: NotNegative | None = None
+
+
+@dataclass
+class OptimizerKeys:
+    """Common keys of the optimizers.
+
+    Attributes:
+        lr: the learning-rate schedule.
+        regularizer: the other way to give weight decay: a block ``L2`` or ``L1``.
+        weight_decay: L2 in the gradient; AdamW and Lamb decouple it from the gradient.
+        no_weight_decay_name: words; parameters whose state keys contain one are not decayed.
+        one_dim_param_no_weight_decay: nor are batch norms and biases.
+        clip_norm, clip_norm_global, clip_value: largest norm of each gradient, norm of all together, or value.
+        groups: settings by parameter.
+        layer_decay: factor of the learning rate for each layer further from the classifier.
+    """
+
+    lr: Annotated[Block, Component("lr schedule")]
+    regularizer: Annotated[Block, Component("regularizer")] | None = None
+    weight_decay: NotNegative | None = None
+    no_weight_decay_name: str | None = None
+    one_dim_param_no_weight_decay: bool = False
+    clip_norm: Positive | None = None
+    clip_norm_global: Positive | None = None
+    clip_value: Positive | None = None
+    groups: list[ParameterGroup] | None = None
+    layer_decay: Annotated[float, Bound(gt=0, le=1)] | None = None
+
+
+@dataclass
+class Given:
+    """What the program gives to every optimizer.
+
+    Attributes:
+        not_decayed: Paddle's names of parameters without weight decay, for optimizers that decouple it.
+    """
+
+    learning_rate: LambdaDecay
+    parameters: list[paddle.Tensor]
+    weight_decay: Any
+    grad_clip: Any
+    not_decayed: set[str]
+
+    def arguments(self) -> dict[str, Any]:
+        """Paddle's arguments of these, without weight decay."""
+        return {"learning_rate": self.learning_rate, "parameters": self.parameters, "grad_clip": self.grad_clip}
+
+    def coupled(self) -> dict[str, Any]:
+        """The same with weight decay as part of the gradient."""
+        return {**self.arguments(), "weight_decay": self.weight_decay}
+
+
+OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", ("given",), OptimizerKeys)
+REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
 
 @OPTIMIZERS.register
-def AdamW(
-    learning_rate: Any,
-    parameters: Any,
-    grad_clip: Any,
-    weight_decay: Any,
-    not_decayed: Any,
+def SGD(given: Given, multi_precision: bool = False) -> Optimizer:
+    """The gradient times the rate."""
+    return optimizer.SGD(**given.coupled(), multi_precision=multi_precision)
+
+
+@OPTIMIZERS.register
+def Momentum(
+    given: Given,
+    momentum: BelowOne = 0.9,
+    use_nesterov: bool = False,
+    multi_precision: bool = False,
+    rescale_grad: Finite = 1.0,
+    use_multi_tensor: bool = False,
+) -> Optimizer:
+    """SGD with momentum, Polyak's or Nesterov's."""
+    return optimizer.Momentum(
+        **given.coupled(),
+        momentum=momentum,
+        use_nesterov=use_nesterov,
+        multi_precision=multi_precision,
+        rescale_grad=rescale_grad,
+        use_multi_tensor=use_multi_tensor,
+    )
+
+
+@OPTIMIZERS.register
+def Adam(
+    given: Given,
     beta1: BelowOne = 0.9,
     beta2: BelowOne = 0.999,
     epsilon: Positive = 1e-8,
-) -> paddle.optimizer.Optimizer:
-    """Adam with decoupled weight decay (arXiv:1711.05101); ``weight_decay`` is 0.01 where it is not given."""
-    return paddle_optimizers.AdamW(
-        learning_rate=learning_rate,
-        parameters=parameters,
-        grad_clip=grad_clip,
-        weight_decay=0.01 if weight_decay is None else weight_decay,
-        apply_decay_param_fun=lambda name: name not in not_decayed,
+    lazy_mode: bool = False,
+    multi_precision: bool = False,
+    use_multi_tensor: bool = False,
+    amsgrad: bool = False,
+) -> Optimizer:
+    """Adam (arXiv:1412.6980), with weight decay in the gradient."""
+    more = {"amsgrad": True} if amsgrad else {}  # not in every Paddle
+    return optimizer.Adam(
+        **given.coupled(),
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+        lazy_mode=lazy_mode,
+        multi_precision=multi_precision,
+        use_multi_tensor=use_multi_tensor,
+        **more,
+    )
+
+
+@OPTIMIZERS.register
+def Adamax(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
+    """Adam with the largest gradient in place of the second moment (arXiv:1412.6980, section 7.1)."""
+    return optimizer.Adamax(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+
+@OPTIMIZERS.register
+def NAdam(
+    given: Given,
+    beta1: BelowOne = 0.9,
+    beta2: BelowOne = 0.999,
+    epsilon: Positive = 1e-8,
+    momentum_decay: Finite = 0.004,
+) -> Optimizer:
+    """Adam with Nesterov's momentum (Dozat, ICLR 2016 workshop)."""
+    return optimizer.NAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon, momentum_decay=momentum_decay)
+
+
+@OPTIMIZERS.register
+def RAdam(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
+    """Adam with a rectified variance in its first steps (arXiv:1908.03265)."""
+    return optimizer.RAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
+
+
+@OPTIMIZERS.register
+def Adagrad(given: Given, epsilon: Positive = 1e-6, initial_accumulator_value: Finite = 0.0) -> Optimizer:
+    """Rates divided by the root of all squared gradients so far (Duchi et al., JMLR 12, 2011)."""
+    return optimizer.Adagrad(**given.coupled(), epsilon=epsilon, initial_accumulator_value=initial_accumulator_value)
+
+
+@OPTIMIZERS.register
+def Adadelta(given: Given, epsilon: Positive = 1e-6, rho: BelowOne = 0.95) -> Optimizer:
+    """Adadelta (arXiv:1212.5701)."""
+    return optimizer.Adadelta(**given.coupled(), epsilon=epsilon, rho=rho)
+
+
+@OPTIMIZERS.register
+def RMSProp(
+    given: Given, rho: BelowOne = 0.95, epsilon: Positive = 1e-6, momentum: BelowOne = 0.0, centered: bool = False
+) -> Optimizer:
+    """RMSProp with epsilon inside the root, as TensorFlow has it; the paper's recipe and timm's RMSpropTF need that."""
+    return optimizer.RMSProp(**given.coupled(), rho=rho, epsilon=epsilon, momentum=momentum, centered=centered)
+
+
+@OPTIMIZERS.register
+def AdamW(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
+    """Adam with decoupled weight decay (arXiv:1711.05101); ``weight_decay`` defaults to 0.01."""
+    return optimizer.AdamW(
+        **given.arguments(),
+        weight_decay=0.01 if given.weight_decay is None else given.weight_decay,
+        apply_decay_param_fun=lambda name: name not in given.not_decayed,
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
@@ -54,23 +198,12 @@ def AdamW(
 
 
 @OPTIMIZERS.register
-def Lamb(
-    learning_rate: Any,
-    parameters: Any,
-    grad_clip: Any,
-    weight_decay: Any,
-    not_decayed: Any,
-    beta1: BelowOne = 0.9,
-    beta2: BelowOne = 0.999,
-    epsilon: Positive = 1e-6,
-) -> paddle.optimizer.Optimizer:
-    """Layer-wise adaptive rates (arXiv:1904.00962); ``weight_decay`` is 0.01 where it is not given."""
-    return paddle_optimizers.Lamb(
-        learning_rate=learning_rate,
-        parameters=parameters,
-        grad_clip=grad_clip,
-        lamb_weight_decay=0.01 if weight_decay is None else weight_decay,
-        exclude_from_weight_decay_fn=lambda parameter: parameter.name in not_decayed,
+def Lamb(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-6) -> Optimizer:
+    """Layer-wise adaptive rates (arXiv:1904.00962); ``weight_decay`` defaults to 0.01."""
+    return optimizer.Lamb(
+        **given.arguments(),
+        lamb_weight_decay=0.01 if given.weight_decay is None else given.weight_decay,
+        exclude_from_weight_decay_fn=lambda parameter: parameter.name in given.not_decayed,
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
@@ -97,7 +230,7 @@ def build_optimizer(
     parameters: Mapping[str, paddle.Tensor],
     lr_at: Callable[[int], float],
     where: Where = Where(("Optimizer",)),
-) -> tuple[paddle.optimizer.Optimizer, LambdaDecay]:
+) -> tuple[Optimizer, LambdaDecay]:
     """The optimizer of a config's block, and the scheduler that sets its rate: call ``step()`` after each optimizer step.
 
     Args:
@@ -106,33 +239,23 @@ def build_optimizer(
         lr_at: learning rate by optimizer step.
 
     Raises:
-        ConfigError: an argument is unknown, missing or wrong, or a pattern means no parameter.
+        ConfigError: an argument is unknown, missing or wrong, or a pattern matches no parameter.
     """
-    # Named as in the config, since the log line says the class's name.
-    scheduler: LambdaDecay = type(spec["lr"]["name"], (LambdaDecay,), {})(1.0, lr_at)
-    name, arguments = split_block(spec)
-    OPTIMIZERS.check(name, arguments, where, where / "name")
-    common = OPTIMIZERS.build_common(arguments, where)
-    if common.regularizer is not None and (common.weight_decay is not None or name in _DECOUPLED):
-        raise (where / "regularizer").error(f"expected weight_decay alone, received regularizer with {name} or beside it")
-    not_decayed = _set_by_parameter(common, parameters, name in _DECOUPLED, where)
-    decay = common.weight_decay if name in _DECOUPLED or common.weight_decay is None else L2Decay(common.weight_decay)
+    block = OPTIMIZERS.block(spec, where)
+    where, common = block.where, OPTIMIZERS.common_keys(block)
+    decoupled = block.name in _DECOUPLED
+    if common.regularizer is not None and (common.weight_decay is not None or decoupled):
+        raise (where / "regularizer").error(f"expected weight_decay alone, received regularizer with {block.name} or beside it")
+    decay = common.weight_decay if decoupled or common.weight_decay is None else L2Decay(common.weight_decay)
     if common.regularizer is not None:
-        decay = REGULARIZERS.build(*split_block(common.regularizer), where / "regularizer")
-    optimizer = OPTIMIZERS.build(
-        name,
-        arguments,
-        where,
-        learning_rate=scheduler,
-        parameters=[p for p in parameters.values() if not p.stop_gradient],
-        weight_decay=decay,
-        grad_clip=_clip(common, where),
-        not_decayed=not_decayed,
-    )
-    return optimizer, scheduler
+        decay = REGULARIZERS.build(common.regularizer)
+    scheduler = LambdaDecay(1.0, lr_at)
+    not_decayed = _set_by_parameter(common, parameters, decoupled, where)
+    trained = [p for p in parameters.values() if not p.stop_gradient]
+    return OPTIMIZERS.build(block, given=Given(scheduler, trained, decay, _clip(common, where), not_decayed)), scheduler
 
 
-def _clip(common: Any, where: Where) -> Any:
+def _clip(common: OptimizerKeys, where: Where) -> Any:
     ways = {
         "clip_norm": nn.ClipGradByNorm,
         "clip_norm_global": nn.ClipGradByGlobalNorm,
@@ -144,7 +267,7 @@ def _clip(common: Any, where: Where) -> Any:
     return next((ways[key](value) for key, value in given.items()), None)
 
 
-def _set_by_parameter(common: Any, parameters: Mapping[str, paddle.Tensor], decoupled: bool, where: Where) -> set[str]:
+def _set_by_parameter(common: OptimizerKeys, parameters: Mapping[str, paddle.Tensor], decoupled: bool, where: Where) -> set[str]:
     """Set each parameter's factor of the rate and its own decay; returns Paddle's names of those that are not decayed."""
     trained = {key: p for key, p in parameters.items() if not p.stop_gradient}
     words = (common.no_weight_decay_name or "").split()
@@ -163,7 +286,7 @@ def _set_by_parameter(common: Any, parameters: Mapping[str, paddle.Tensor], deco
         place = where / "groups" / i
         matched = [key for key in trained if re.search(group.params, key)]
         if not matched:
-            raise (place / "params").error(f"expected a pattern of state keys, received {group.params!r}, which means no parameter")
+            raise (place / "params").error(f"pattern {group.params!r} matches no parameter")
         if group.weight_decay and decoupled:
             raise (place / "weight_decay").error("expected 0 or null: this optimizer decays all that it decays alike")
         for key in matched:

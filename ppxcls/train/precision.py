@@ -10,8 +10,9 @@ from typing import Any
 
 import paddle
 from paddle import nn
+from paddle.optimizer import Optimizer
 
-from ppxcls.config.load import AMP
+from ppxcls.config.sections import AMPSection
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -35,21 +36,31 @@ class Precision:
         return False if found is None else found
 
 
-def autocast(amp: AMP | None) -> Autocast:
-    """The context that a config's section asks for."""
-    if amp is None:
+def autocast(amp: AMPSection | None) -> Autocast:
+    """The context of a forward pass that a config's section asks for; None and ``use_amp: False`` ask for none."""
+    if amp is None or not amp.use_amp:
         return contextlib.nullcontext
     return partial(paddle.amp.auto_cast, enable=True, level=amp.level, dtype=amp.dtype, use_promote=amp.use_promote)
 
 
-def set_precision(
-    amp: AMP | None, model: nn.Layer, optimizer: paddle.optimizer.Optimizer
-) -> tuple[nn.Layer, paddle.optimizer.Optimizer, Precision]:
-    """Model and optimizer as the config's section wants them, and how to compute with them."""
+def evaluation_autocast(amp: AMPSection | None) -> Autocast:
+    """The context of an evaluation: float32 under O1 unless ``use_fp16_test``; under O2 that of training, as its weights are."""
+    return contextlib.nullcontext if amp and amp.level == "O1" and not amp.use_fp16_test else autocast(amp)
+
+
+def set_evaluation_precision(amp: AMPSection | None, model: nn.Layer) -> nn.Layer:
+    """The network with its weights in the type in which O2 trains them; any other as it is."""
+    if amp is None or not amp.use_amp or amp.level != "O2":
+        return model
+    return paddle.amp.decorate(models=model, level="O2", dtype=amp.dtype, save_dtype="float32")
+
+
+def set_precision(amp: AMPSection | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
+    """Network and optimizer as a config's section wants them, and how to compute with them."""
     if amp is None or not amp.use_amp:
         return model, optimizer, Precision()
     if amp.level == "O2":
-        # Float16 weights, float32 master copies in the optimizer, float32 in the files.
+        # Weights of half precision, float32 master copies in the optimizer, float32 in the files.
         model, optimizer = paddle.amp.decorate(
             models=model, optimizers=optimizer, level="O2", dtype=amp.dtype, master_weight=True, save_dtype="float32"
         )

@@ -1,80 +1,71 @@
-"""What a training run says: log lines, ``metrics.jsonl`` and curves."""
+"""What a training run says: log lines, and the same figures for the trackers."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.system import distributed
-from ppxcls.system.logs import BatchClock, Curves, JsonLines, format_figures, logger
-from ppxcls.train.loss_watch import LossWatch
+from ppxcls.system.logs import logger
+from ppxcls.train.metrics import Means
+from ppxcls.train.trackers import Tracker
 
-_NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples", "bad_samples"}
+T = TypeVar("T")
 
 
 class RunLog:
-    """Writes the lines.
+    """Writes the lines, and gives the figures to the trackers of the first process.
 
     Args:
-        watch: of the steps, whose means the lines say.
-        log_interval: iterations between log lines.
-        lr_name: of the schedule, in the log lines.
+        epochs: of the run.
+        interval: iterations between log lines.
+        schedule: name of the learning-rate schedule, for the lines.
     """
 
-    def __init__(self, output_dir: Path, watch: LossWatch, epochs: int, log_interval: int, lr_name: str, curves: Curves) -> None:
-        self.watch = watch
-        self.lines = JsonLines(output_dir / "metrics.jsonl")
+    def __init__(self, trackers: Sequence[Tracker], epochs: int, interval: int, schedule: str) -> None:
         self.clock = BatchClock()
-        self._epochs, self._log_interval, self._lr_name = epochs, log_interval, lr_name
-        self._curves = curves
-        self._is_main = distributed.rank() == 0
+        self._trackers = trackers if distributed.rank() == 0 else []
+        self._epochs, self._interval, self._schedule = epochs, interval, schedule
 
     def start(self, progress: Progress) -> None:
-        """Prepare the files for a run that goes on from here: what was written after it is about to be written again.
+        """Prepare the trackers for a run that goes on from here.
 
         Raises:
             OSError: a file can't be written.
         """
+        for tracker in self._trackers:
+            tracker.start(progress)
 
-        def keep(line: dict[str, Any]) -> bool:
-            if line["kind"] == "eval":  # of an epoch whose evaluation is still to come where it is not done
-                return bool(line["epoch"] < progress.epoch)
-            return (line["epoch"], line["iter"]) < (progress.epoch, progress.batches_done)
+    def is_due(self, number: int, batches: int) -> bool:
+        """Whether a line follows this iteration."""
+        return number % self._interval == 0 or number == batches - 1
 
-        if self._is_main:
-            self.lines.start(keep if progress.step else None)
+    def train_line(self, means: Means, lr: float, number: int, batches: int, progress: Progress) -> None:
+        """Log the epoch's means so far.
 
-    def start_epoch(self, progress: Progress) -> None:
-        """Begin to count, with what the progress holds."""
-        self.watch.start_epoch(progress)
-        self.clock = BatchClock()
-
-    def line_due(self, number: int, batches: int) -> bool:
-        """Whether the losses are to be read after this iteration."""
-        return number % self._log_interval == 0 or number == batches - 1
-
-    def train_line(self, step_lr: float, number: int, batches: int, progress: Progress) -> None:
-        """Log the epoch's means so far; all processes call it."""
-        means = self.watch.totals.reduced().values
+        Args:
+            lr: rate that the step used.
+            number: of the iteration, from 0, of ``batches``.
+        """
         times = self.clock.lap()
         remaining = (self._epochs - progress.epoch + 1) * batches - number - 1
         eta = timedelta(seconds=round(remaining * times["batch_cost"]))
         skipped = f"skipped: {progress.skipped_total}, " if progress.skipped_total else ""
         logger.info(
             f"[Train][Epoch {progress.epoch}/{self._epochs}][Iter: {number}/{batches}]"
-            f"lr({self._lr_name}): {step_lr:.8f}, {format_figures(means)}, {skipped}"
+            f"lr({self._schedule}): {lr:.8f}, {format_figures(means.values)}, {skipped}"
             f"batch_cost: {times['batch_cost']:.5f}s, reader_cost: {times['reader_cost']:.5f}s, "
             f"ips: {times['ips']:.5f} samples/s, eta: {eta}"
         )
         amp = {"skipped": progress.skipped_total} if progress.skipped_total else {}
-        figures = {"lr": step_lr, **means, **amp, **times, "eta": eta.total_seconds()}
-        self._write("train", {"epoch": progress.epoch, "iter": number, "step": progress.step}, figures)
+        figures = {"lr": lr, **means.values, **amp, **times, "eta": eta.total_seconds()}
+        self._track("train", {"epoch": progress.epoch, "iter": number, "step": progress.step}, figures)
 
-    def epoch_line(self, epoch: int) -> None:
-        """Log the epoch's means; all processes call it."""
-        means = self.watch.totals.reduced()
+    def epoch_line(self, means: Means, epoch: int) -> None:
+        """Log the epoch's means."""
         results = {**means.values, "num_samples": means.samples, "bad_samples": means.left_out}
         logger.info(f"[Train][Epoch {epoch}/{self._epochs}][Avg]{format_results(results)}")
 
@@ -82,22 +73,64 @@ class RunLog:
         """Log an evaluation."""
         logger.info(f"[Eval][Epoch {progress.epoch}][Avg]{format_results(results)}")
         logger.info(f"[Eval][Epoch {progress.epoch}][best metric: {progress.best['value']:.5f}]")
-        self._write("eval", {"epoch": progress.epoch, "step": progress.step}, results)
+        self._track("eval", {"epoch": progress.epoch, "step": progress.step}, results)
 
-    def _write(self, kind: str, place: dict[str, Any], figures: dict[str, Any]) -> None:
-        if not self._is_main:
-            return
-        self.lines.append({"kind": kind, **place, **figures})
-        for name in sorted(figures.keys() - _NO_CURVE):
-            self._curves.add(f"{kind}_{name}", figures[name], place["step"])
+    def _track(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log(kind, place, figures)
+
+    def flush(self) -> None:
+        """Write the figures through to the disk.
+
+        Raises:
+            OSError: they can't be written.
+        """
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
-        """Write what is left of the curves."""
-        self._curves.close()
+        """The run has ended."""
+        for tracker in self._trackers:
+            tracker.close()
+
+
+class BatchClock:
+    """Time of batches, and of waiting for them, since the last lap."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._batches = 0
+        self._waited = 0.0
+        self._start = time.perf_counter()
+
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; measures how long each is waited for."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            self._batches += 1
+            yield batch
+
+    def lap(self) -> dict[str, float]:
+        """Seconds a batch, seconds of waiting a batch, and samples a second, since the last lap."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        batches = max(self._batches, 1)
+        times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches, "ips": self.samples / elapsed}
+        self.samples = self._batches = 0
+        self._waited, self._start = 0.0, time.perf_counter()
+        return times
+
+
+def format_figures(values: dict[str, float]) -> str:
+    """``top1: 0.78300, CELoss: 1.90000``."""
+    return ", ".join(f"{name}: {value:.5f}" for name, value in values.items())
 
 
 def format_results(results: dict[str, float]) -> str:
-    """An evaluation's figures and on how many samples they are; what was left out is said."""
+    """The figures of an evaluation or an epoch, and the number of samples; unreadable ones are counted apart."""
     counts = ("num_samples", "bad_samples")
     figures = format_figures({name: value for name, value in results.items() if name not in counts})
     left_out = f", left out as unreadable: {results['bad_samples']}" if results.get("bad_samples") else ""

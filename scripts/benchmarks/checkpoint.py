@@ -55,8 +55,8 @@ def main() -> None:
         labels = paddle.arange(arguments.batch)
 
         def theirs() -> None:
-            paddle.save(trainer.network.state_dict(), str(folder / "theirs.pdparams"))
-            paddle.save(trainer.optimizer.state_dict(), str(folder / "theirs.pdopt"))
+            paddle.save(trainer.learner.network.state_dict(), str(folder / "theirs.pdparams"))
+            paddle.save(trainer.learner.optimizer.state_dict(), str(folder / "theirs.pdopt"))
 
         ways: dict[str, Callable[[], object]] = {
             "without": lambda: None,
@@ -65,17 +65,17 @@ def main() -> None:
         }
         stood: dict[str, list[float]] = {way: [] for way in ways}
         took: dict[str, list[float]] = {way: [] for way in ways}
-        trainer.model.train()
-        trainer.train_step(images, labels, 1.0, True)
+        trainer.learner.model.train()
+        trainer.learner.step(images, labels, 1.0, True)
         for _ in range(arguments.rounds):
             for way, save in ways.items():
                 start = time.perf_counter()
                 save()
                 stood[way].append(time.perf_counter() - start)
                 for _ in range(arguments.steps):
-                    float(trainer.train_step(images, labels, 1.0, True)[1]["loss"])
+                    float(trainer.learner.step(images, labels, 1.0, True)[1]["loss"])
                 took[way].append(time.perf_counter() - start)
-                trainer.folder.wait()
+                trainer.run.folder.wait()
     base = median(took["without"])
     for way in ways:
         cost = median(took[way]) - base

@@ -24,8 +24,9 @@ import cv2
 import numpy as np
 import paddle
 
-from ppxcls.data.dataset import ImageNetDataset, ListIndex
+from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.device import ModelInput
+from ppxcls.data.list_index import ListIndex
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import DistributedBatchSampler
 

@@ -1,0 +1,166 @@
+"""List files: lines of ``path label``, in memory as numpy arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppxcls.data.errors import DataError
+
+Array = np.ndarray[Any, Any]
+
+_BLOCK = 1 << 20  # bytes parsed at once: bounds the memory that parsing needs beside the index itself
+_NEWLINE, _CARRIAGE_RETURN, _TAB, _SPACE = b"\n\r\t "
+_MAX_DIGITS = 9
+
+
+class ListIndex:
+    """A list file in memory: its bytes, and for each sample where its path lies and its label.
+
+    Lines are ``path<delimiter>label``; the label is what follows the last delimiter, so that a path may contain it. Blank lines,
+    CRLF and a byte-order mark are skipped. 1.28 million lines of ImageNet take 0.2 s and 70 MB.
+
+    Args:
+        file: the list file.
+        delimiter: between path and label.
+
+    Raises:
+        DataError: the file is missing or empty, or a line has no path or no label; names file and line.
+    """
+
+    def __init__(self, file: str | Path, delimiter: str = " ") -> None:
+        self.file = Path(file)
+        self._delimiter = delimiter.encode()
+        try:
+            self._bytes = np.fromfile(self.file, np.uint8)
+        except FileNotFoundError:
+            raise DataError(f"{file}: no such list file") from None
+        except OSError as error:
+            raise DataError(f"{file}: can't be read: {error.strerror}") from None
+        if self._bytes.size > np.iinfo(np.uint32).max:
+            raise DataError(f"{file}: {self._bytes.size:,} bytes; a list file may have 4 GiB")
+        lines = 1 + sum(np.count_nonzero(self._bytes[i : i + _BLOCK] == _NEWLINE) for i in range(0, self._bytes.size, _BLOCK))
+        arrays: tuple[Array, ...] = np.empty(lines, np.uint32), np.empty(lines, np.uint16), np.empty(lines, np.int32)
+        count = 0
+        for start, stop in self._blocks():
+            parsed = self._parse(start, stop)
+            for array, part in zip(arrays, parsed, strict=True):
+                array[count : count + part.size] = part
+            count += parsed[0].size
+        if not count:
+            raise DataError(f"{file}: the list has no samples")
+        self.starts, self.lengths, self.labels = (array[:count] for array in arrays)
+
+    def __len__(self) -> int:
+        return self.labels.size
+
+    def digest(self) -> str:
+        """SHA-256 of the list file."""
+        return hashlib.sha256(self._bytes.data).hexdigest()
+
+    def first_outside(self, root: Path) -> int | None:
+        """The first sample whose path is outside a folder by what is written: absolute and elsewhere, or with ``..``; else None.
+
+        Symbolic links are not looked at: whoever made them in the data set's own folder may have put its parts elsewhere.
+        """
+        inside = os.path.join(os.path.abspath(root), "")
+        for absolute in np.flatnonzero(self._bytes[self.starts] == ord("/")).tolist():
+            if not self.path(absolute).startswith(inside):
+                return int(absolute)
+        for start in range(0, self._bytes.size, _BLOCK):  # a look at the bytes: few lists have a ".." to look at closely
+            block = self._bytes[start : start + _BLOCK + 1].tobytes()
+            at = block.find(b"..")
+            while at >= 0:
+                index = int(np.searchsorted(self.starts, start + at, "right")) - 1
+                if index >= 0 and ".." in self.path(index).split("/"):
+                    return index
+                at = block.find(b"..", at + 2)
+        return None
+
+    def path(self, index: int) -> str:
+        """The path of a sample as the list has it."""
+        start = int(self.starts[index])
+        return self._bytes[start : start + int(self.lengths[index])].tobytes().decode("utf-8", "surrogateescape")
+
+    def line(self, index: int) -> str:
+        """``file:line`` of a sample."""
+        return self._line_at(int(self.starts[index]))
+
+    def _line_at(self, position: int) -> str:
+        return f"{self.file}:{np.searchsorted(self._newlines, position) + 1}"
+
+    @cached_property
+    def _newlines(self) -> Array:
+        """Positions of all line ends; made for the first message that names a line, since a check of bad data may name millions."""
+        return np.flatnonzero(self._bytes == _NEWLINE)
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Start and stop of blocks that end where a line ends."""
+        start = 3 if self._bytes[:3].tobytes() == b"\xef\xbb\xbf" else 0
+        while start < self._bytes.size:
+            stop = min(start + _BLOCK, self._bytes.size)
+            if stop < self._bytes.size:  # back to the end of a line; a line longer than a block ends the parse
+                newlines = np.flatnonzero(self._bytes[start:stop] == _NEWLINE)
+                if not newlines.size:
+                    raise DataError(f"{self._line_at(start)}: the line is longer than {_BLOCK:,} bytes")
+                stop = start + int(newlines[-1]) + 1
+            yield start, stop
+            start = stop
+
+    def _parse(self, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """Starts and lengths of the paths, and the labels, of the lines between two positions."""
+        data = self._bytes[start:stop]
+        newlines = np.flatnonzero(data == _NEWLINE)
+        if data[-1] != _NEWLINE:
+            newlines = np.append(newlines, data.size)
+        begins = np.concatenate(([0], newlines[:-1] + 1))
+        begins, ends = _strip(data, begins, newlines)
+        begins, ends = begins[ends > begins], ends[ends > begins]
+        labels = np.zeros(ends.size, np.int64)
+        digits = np.zeros(ends.size, np.int64)
+        running = np.ones(ends.size, bool)
+        for power in range(_MAX_DIGITS):
+            position = ends - 1 - power
+            digit = data[np.maximum(position, 0)].astype(np.int64) - ord("0")
+            running &= (position >= begins) & (digit >= 0) & (digit <= 9)
+            if not running.any():
+                break
+            labels += np.where(running, digit * 10**power, 0)
+            digits += running
+        path_ends = ends - digits - len(self._delimiter)
+        wrong = (digits == 0) | (path_ends <= begins)
+        for offset, byte in enumerate(self._delimiter):
+            wrong |= data[np.clip(path_ends + offset, 0, data.size - 1)] != byte
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            text = data[begins[first] : ends[first]].tobytes().decode("utf-8", "replace")
+            shape = f"path{self._delimiter.decode()}label, the label an integer of up to {_MAX_DIGITS} digits"
+            raise DataError(f"{self._line_at(start + int(begins[first]))}: expected {shape!r}, received {text[:200]!r}")
+        lengths = path_ends - begins
+        if (lengths > np.iinfo(np.uint16).max).any():
+            first = int(np.argmax(lengths))
+            raise DataError(f"{self._line_at(start + int(begins[first]))}: the path is longer than 65,535 bytes")
+        return (begins + start).astype(np.uint32), lengths.astype(np.uint16), labels.astype(np.int32)
+
+
+def _strip(data: Array, begins: Array, ends: Array) -> tuple[Array, Array]:
+    """Move both ends of every line inwards over white space."""
+    blank = np.zeros(256, bool)
+    blank[[_CARRIAGE_RETURN, _TAB, _SPACE]] = True
+    begins, ends = begins.copy(), ends.copy()
+    while True:
+        trim = (ends > begins) & blank[data[np.maximum(ends - 1, 0)]]
+        if not trim.any():
+            break
+        ends -= trim
+    while True:
+        trim = (ends > begins) & blank[data[np.minimum(begins, data.size - 1)]]
+        if not trim.any():
+            return begins, ends
+        begins += trim

@@ -1,0 +1,175 @@
+"""What learns: everything that training changes, and one step of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.optimizer import Optimizer
+from paddle.optimizer.lr import LambdaDecay
+
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.progress import Progress, Snapshot
+from ppxcls.models.weights import check_fits, model_state, set_weights
+from ppxcls.system import distributed
+from ppxcls.train.ema import WeightAverage
+from ppxcls.train.losses import WeightedSum
+from ppxcls.train.lr_schedules import LRSchedule
+from ppxcls.train.metrics import Metric, Scorer, Totals
+from ppxcls.train.mixing import BatchTransform
+from ppxcls.train.optimizer_state import load_optimizer_state, optimizer_state
+from ppxcls.train.precision import Precision
+
+
+class Learner:
+    """Network, loss, optimizer, learning rate, loss scale, average of the weights, mixing; and where training stands.
+
+    Nothing that must survive a kill is kept elsewhere: ``state`` takes it and ``load`` sets it again.
+
+    Args:
+        network: is wrapped for data parallelism if there are several processes.
+        scheduler: sets the optimizer's rate to that of ``schedule``.
+        metrics: training metrics; not computed if labels are mixed.
+        average: of the weights; it is evaluated in their place.
+        mixing: changes batches on the device, in this order.
+
+    Attributes:
+        progress: where training stands. ``step`` counts itself; the loop sets the rest.
+        totals: sums of losses and metrics of the epoch in progress.
+    """
+
+    def __init__(
+        self,
+        network: nn.Layer,
+        loss: WeightedSum,
+        optimizer: Optimizer,
+        scheduler: LambdaDecay,
+        schedule: LRSchedule,
+        *,
+        metrics: Sequence[Metric] = (),
+        precision: Precision | None = None,
+        average: WeightAverage | None = None,
+        mixing: Sequence[BatchTransform] = (),
+    ) -> None:
+        self.network = network
+        self.model = paddle.DataParallel(network) if distributed.world_size() > 1 else network
+        self.loss = loss
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.schedule = schedule
+        self.precision = precision or Precision()
+        self.average = average
+        self.mixing = list(mixing)
+        self.scorer = Scorer(loss.names, [] if self.mixing else metrics)
+        self.totals = Totals(self.scorer.names)
+        self.progress = Progress(started=datetime.now(timezone.utc).isoformat())
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.get_lr())
+
+    def mixed(self, images: paddle.Tensor, labels: paddle.Tensor, seed: Sequence[int]) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The batch after mixing.
+
+        Args:
+            images: float32 [N, 3, H, W].
+            labels: int64 [N].
+            seed: of the random choices.
+
+        Returns:
+            Images, and labels float32 [N, class_num]; unchanged if nothing mixes.
+        """
+        for i, transform in enumerate(self.mixing, 1):
+            images, labels = transform(images, labels, np.random.default_rng([*seed, i]))
+        return images, labels
+
+    def step(self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, is_update_step: bool) -> paddle.Tensor:
+        """One forward and backward pass and, on an update step, one optimizer step.
+
+        Args:
+            images: float32 [N, 3, H, W].
+            labels: int64 [N], or float32 [N, class_num].
+            weight: of this batch's mean loss in the gradient.
+
+        Returns:
+            Sums over the batch of each of ``scorer.names``, float32 [names]; nobody has waited for them yet.
+        """
+        with contextlib.nullcontext() if is_update_step else self._no_sync():
+            with self.precision.autocast():
+                logits = self.model(images)
+                losses = self.loss(logits, labels)
+            self.precision.scaler.scale(losses["loss"] * weight).backward()
+        if is_update_step:
+            self.precision.scaler.step(self.optimizer)
+            self.precision.scaler.update()
+            self.optimizer.clear_grad()
+            self.scheduler.step()
+            self.progress.step += 1
+            if self.average:
+                self.average.update(self.progress.step)
+        return self.scorer({name: value.detach() for name, value in losses.items()}, logits.detach(), labels)
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
+        return self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """In this block the network has the weights to evaluate: the average, if there is one."""
+        return self.average.applied() if self.average else contextlib.nullcontext()
+
+    def observe(self, figure: float) -> None:
+        """Let an evaluation's first figure decide about the rate of the next step."""
+        self.schedule.observe(figure)
+        self.scheduler.step(self.progress.step)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Go on to the beginning of an epoch."""
+        self.progress.epoch, self.progress.batches_done = epoch, 0
+        self.totals = Totals(self.scorer.names)
+
+    def state(self) -> Snapshot | None:
+        """Copies of all that a kill must not lose. All processes call it; those beyond the first get None.
+
+        Raises:
+            CheckpointError: a weight is not finite, so it is not worth saving; names it.
+        """
+        self.totals.gather()
+        if distributed.rank() != 0:
+            return None
+        parts = {".pdparams": model_state(self.network), ".pdopt": optimizer_state(self.optimizer)}
+        for key, value in parts[".pdparams"].items():
+            if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+                raise CheckpointError(f"{key} has values that are not finite: no checkpoint is made of it")
+        if self.average:
+            parts[".pdema"] = self.average.state_dict()
+        self.progress.totals = self.totals.as_dict()
+        self.progress.scaler = {key: np.asarray(value).tolist() for key, value in self.precision.scaler.state_dict().items()}
+        self.progress.plateau = self.schedule.state
+        return Snapshot(parts, self.progress)
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Go on from a state; the inverse of ``state``.
+
+        Raises:
+            CheckpointError: it belongs to another network or optimizer.
+        """
+        weights, progress = snapshot.parts[".pdparams"], snapshot.progress
+        average = snapshot.parts.get(".pdema", weights)  # a run without one begins it with the weights
+        if self.average:
+            check_fits(average, self.network, snapshot.file(".pdema"))
+        set_weights(self.network, weights, snapshot.file(".pdparams"))
+        load_optimizer_state(self.optimizer, snapshot.parts[".pdopt"], weights, self.network, snapshot.file(".pdopt"))
+        if self.average:
+            self.average.load_state_dict(average)
+        progress.started = progress.started or self.progress.started
+        self.progress = progress
+        self.totals = Totals(self.scorer.names, progress.totals if distributed.rank() == 0 else None)
+        self.schedule.load_state(progress.plateau)
+        self.scheduler.step(progress.step)
+        if progress.scaler:
+            self.precision.scaler.load_state_dict(progress.scaler)

@@ -1,0 +1,193 @@
+"""Where the figures of a run go: ``metrics.jsonl`` always, VisualDL's curves, and what ``Global.trackers`` names."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from ppxcls.checkpoints.progress import Progress
+from ppxcls.config.registry import Registry
+from ppxcls.system.logs import logger
+from ppxcls.system.whole_files import write_text
+
+_NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples", "bad_samples"}
+
+
+class Tracker(Protocol):
+    """Takes the figures of a run, in its first process. Only ``log`` has to be written.
+
+    A tracker that can't go on says so in a warning and lets the run go on.
+    """
+
+    def start(self, progress: Progress) -> None:
+        """Prepare for a run that goes on from here; what was logged after this place will be logged again.
+
+        Raises:
+            OSError: there is no place to write to.
+        """
+        return
+
+    def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
+        """Take the figures of one line.
+
+        Args:
+            kind: ``train`` or ``eval``.
+            place: ``epoch``, ``step``, and of training ``iter``.
+            figures: by name, in the order of the log line.
+        """
+
+    def flush(self) -> None:
+        """Write everything through to the disk, before a checkpoint is written. It is called by another thread than ``log``.
+
+        Raises:
+            OSError: it can't be written, so there is no room for a checkpoint either.
+        """
+        return
+
+    def close(self) -> None:
+        """The run has ended."""
+        return
+
+
+TRACKERS: Registry[Tracker] = Registry("tracker", ("folder",), base=Tracker)
+
+
+class JsonLines(Tracker):
+    """A file of JSON objects, one a line, each whole and written once.
+
+    A line that can't be written, because the disk is full, is kept and written before the next one; a warning says so.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._waiting: list[bytes] = []
+
+    def start(self, progress: Progress) -> None:
+        """Keep the lines that stand before this place of the run; the file of an earlier run is moved to ``<name>.old``.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+
+        def is_before(line: dict[str, Any]) -> bool:
+            if line["kind"] == "eval":  # the evaluation of an epoch that is not done is still to come
+                return bool(line["epoch"] < progress.epoch)
+            return (line["epoch"], line["iter"]) < (progress.epoch, progress.batches_done)
+
+        if not self.file.exists():
+            return
+        if progress.step:
+            self.keep(is_before)
+        else:
+            self.file.replace(self.file.with_name(self.file.name + ".old"))
+
+    def keep(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave only the lines whose objects meet the condition.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        kept = []
+        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if condition(json.loads(line)):
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):  # cut off in the middle
+                continue
+        write_text(self.file, "".join(kept))
+
+    def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
+        """Append a line."""
+        self.append({"kind": kind, **place, **figures})
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Append one object; a number that JSON does not have becomes null."""
+        safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        self._waiting.append((json.dumps(safe, ensure_ascii=False) + "\n").encode())
+        try:
+            self._write()
+        except OSError as error:
+            logger.warning(f"{self.file}: {error.strerror}; {len(self._waiting)} lines wait to be written")
+
+    def _write(self) -> None:
+        """Write what waits: all of it, or nothing and raise OSError."""
+        if not self._waiting:
+            return
+        with open(self.file, "ab", buffering=0) as stream:
+            end = stream.tell()
+            data = b"".join(self._waiting)
+            try:
+                written = stream.write(data)
+                if written < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
+            except OSError:
+                stream.truncate(end)
+                raise
+        self._waiting.clear()
+
+    def flush(self) -> None:
+        """Write what waits, through to the disk.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self._write()
+        if self.file.exists():
+            with open(self.file, "rb") as stream:
+                os.fsync(stream.fileno())
+
+
+@TRACKERS.register
+class VisualDL(Tracker):
+    """VisualDL's curves in the run's folder; ``Global.use_visualdl`` adds it too.
+
+    If they can't be written, a warning says so and the run goes on without them.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ValueError: VisualDL is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from visualdl import LogWriter
+        except ImportError:
+            raise ValueError("VisualDL is not installed: pip install 'ppxcls[visualdl]'") from None
+        self._writer: Any = LogWriter(logdir=str(folder / "vdl"))
+
+    def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
+        """Add a point to each curve."""
+        for name in sorted(figures.keys() - _NO_CURVE):
+            self._add(f"{kind}_{name}", figures[name], place["step"])
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:
+            return
+        try:
+            if not self._is_alive():
+                raise OSError("the disk may be full")
+            self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            logger.warning(f"the curves can't be written, the run goes on without them: {error}")
+            self._writer = None
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None and self._is_alive():
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+    def _is_alive(self) -> bool:
+        """A full disk ends VisualDL's thread, and what is put into its queue then waits for ever."""
+        try:
+            return bool(self._writer._get_file_writer()._async_writer._worker.is_alive())
+        except AttributeError:  # its insides are not part of its interface
+            return True

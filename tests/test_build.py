@@ -1,0 +1,232 @@
+"""From a config to objects: what is checked, which weights are meant, and what the common keys of a network do."""
+
+from __future__ import annotations
+
+import collections
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import ppxcls
+from ppxcls.build import build_network, weights_for
+from ppxcls.config.registry import Registry
+from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
+from tests.conftest import ROOT
+
+NETWORK = str(ROOT / "tests/fixtures/small_network.py")
+
+
+@pytest.fixture
+def small(write_config: Callable[..., Path]) -> Callable[..., Path]:
+    """``write_config`` with a network of a few hundred weights."""
+    return lambda **keys: write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [NETWORK], **keys})
+
+
+def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = small(**{"Global.epochs": 2, "DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]})
+    checks: collections.Counter[str] = collections.Counter()
+    check = Registry.check
+
+    def counted(self: Registry[Any], name: str, arguments: Any, where: Any, name_where: Any) -> dict[str, Any]:
+        checks[str(where)] += 1
+        return check(self, name, arguments, where, name_where)
+
+    monkeypatch.setattr(Registry, "check", counted)
+    config = ppxcls.load_config(file)
+    assert checks["Optimizer.lr"] == checks["DataLoader.Eval.dataset.transform_ops.1.ResizeImage"] == checks["Arch"] == 1
+    assert set(checks.values()) == {1}
+    assert len(checks) >= 17
+    checks.clear()
+    ppxcls.build_trainer(config).fit()
+    ppxcls.evaluate(config)
+    ppxcls.check_data(config, progress_bar=False)
+    assert not checks, "nothing is checked again"
+    ppxcls.build_lr_schedule(config.Optimizer.lr, 2, 3)
+    ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
+    assert not checks
+    ppxcls.build_lr_schedule({"name": "ConstLR", "learning_rate": 0.1}, 2, 3)  # the door for a notebook's plain dict
+    assert list(checks.values()) == [1]
+
+
+def test_a_config_can_be_a_dict_and_blocks_read_as_they_were_written(small: Callable[..., Path]) -> None:
+    import yaml
+
+    tree = yaml.safe_load(small().read_text())
+    config = ppxcls.load_config(tree, ["Optimizer.momentum=0.5"])
+    assert config.Optimizer.momentum == config.Optimizer["momentum"] == 0.5
+    assert tree["Optimizer"]["momentum"] == 0.9, "the dict stays as it is"
+    assert dict(config.Optimizer.lr) == {"name": "Cosine", "learning_rate": 0.02}
+    assert list(config.Loss.Train[0]) == ["CELoss"]
+    assert config.Loss.Train[0].CELoss.epsilon == 0.1
+    config.Optimizer.lr.learning_rate = 0.3
+    assert "learning_rate: 0.3" in config.to_yaml()
+    assert ppxcls.load_config(yaml.safe_load(config.to_yaml())).to_yaml() == config.to_yaml()
+    with pytest.raises(AttributeError, match=r"Optimizer.lr has no key 'gamma'"):
+        _ = config.Optimizer.lr.gamma
+    with pytest.raises(ppxcls.ConfigError, match=r"^Global.epochs: expected an integer at least 1, received 0"):
+        ppxcls.load_config({**tree, "Global": {"epochs": 0}})
+
+
+def weights(model: nn.Layer) -> dict[str, np.ndarray]:
+    return {key: value.numpy() for key, value in model.state_dict().items()}
+
+
+def test_weights_for_each_purpose(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small()
+    start, other = tmp_path / "start.pdparams", tmp_path / "other.pdparams"
+    for target in (start, other):
+        paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(target))
+    pretrained, named = f"Arch.pretrained={start}", f"Global.pretrained_model={other}"
+    best = str(tmp_path / "output/SmallNetwork/best_model")
+
+    def meant(*overrides: str) -> dict[str, str | None]:
+        config = ppxcls.load_config(file, list(overrides))
+        return {purpose: weights_for(config, purpose) for purpose in ("train", "evaluate", "infer", "export")}
+
+    assert weights_for(ppxcls.load_config(file), "train") is None
+    for purpose in ("evaluate", "infer", "export"):
+        with pytest.raises(
+            ppxcls.ConfigError, match=f"expected the weights to {purpose}, received null, and there is no {best}.pd"
+        ):
+            weights_for(ppxcls.load_config(file), purpose)
+    assert set(meant(pretrained).values()) == {str(start)}
+    assert set(meant(pretrained, named).values()) == {str(other)}
+    ppxcls.build_trainer(ppxcls.load_config(file, [pretrained])).fit()
+    assert meant(pretrained) == {"train": str(start), "evaluate": best, "infer": best, "export": best}
+    assert meant() == {"train": None, "evaluate": best, "infer": best, "export": best}
+    assert set(meant(named).values()) == {str(other)}
+    assert not np.array_equal(
+        weights(build_network(ppxcls.load_config(file), "infer"))["fc.weight"], paddle.load(str(start))["fc.weight"]
+    )
+
+    shutil.rmtree(tmp_path / "output")
+    results = ppxcls.evaluate(ppxcls.load_config(file, [pretrained]))
+    assert results == ppxcls.evaluate(ppxcls.load_config(file, [f"Global.pretrained_model={start}"]))
+    assert results != ppxcls.evaluate(ppxcls.load_config(file, [pretrained, named]))
+
+
+def test_a_network_without_published_facts_loads_weights(small: Callable[..., Path], tmp_path: Path) -> None:
+    assert MODELS.published("SmallNetwork") is None
+    paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "w.pdparams"))
+    trainer = ppxcls.build_trainer(ppxcls.load_config(small(), [f"Global.pretrained_model={tmp_path}/w"]))
+    assert np.array_equal(
+        weights(trainer.learner.network)["fc.weight"], paddle.load(str(tmp_path / "w.pdparams"))["fc.weight"].numpy()
+    )
+    log = (tmp_path / "output/SmallNetwork/train.log").read_text()
+    assert "Loaded " in log
+    assert "the weights expect" not in log
+
+
+def test_recompute_on_a_network_that_has_no_blocks_is_refused(small: Callable[..., Path]) -> None:
+    config = ppxcls.load_config(small(**{"Arch.recompute": True}))
+    with pytest.raises(ppxcls.ConfigError, match=r"config.yaml:\d+: Arch.recompute: expected false: this network names no blocks"):
+        ppxcls.build_trainer(config)
+    with pytest.raises(ppxcls.ConfigError, match=r"^Arch.recompute: expected false"):
+        ppxcls.build_model("SmallNetwork", recompute=True)
+
+
+@pytest.mark.parametrize("name", sorted(set(ppxcls.list_models()) - {"SmallNetwork"}))
+def test_every_network_of_the_package_names_its_blocks(name: str) -> None:
+    model = ppxcls.build_model(name, class_num=2, recompute=True)
+    plain = ppxcls.build_model(name, class_num=2)
+    changed = [
+        a
+        for a, b in zip(model.sublayers(), plain.sublayers(), strict=True)
+        if isinstance(a, nn.BatchNorm2D) and a._momentum != b._momentum
+    ]
+    assert len(changed) >= 24
+
+
+def test_common_keys_of_build_model(tmp_path: Path) -> None:
+    source = ppxcls.build_model("xception41p", class_num=2)
+    paddle.save(source.state_dict(), str(tmp_path / "w.pdparams"))
+    model = ppxcls.build_model(
+        "xception41p", class_num=2, pretrained=str(tmp_path / "w"), freeze=["^stem", "^blocks.0"], data_format="NHWC"
+    )
+    expected = weights(source)
+    assert all(np.array_equal(value, expected[key]) for key, value in weights(model).items())
+    frozen = {
+        key.split(".")[0] + key.split(".")[1]
+        for key, p in model.named_parameters()
+        if p.stop_gradient and "_mean" not in key and "_variance" not in key
+    }
+    assert frozen == {"stem0", "stem1", "blocks0"}
+    for one in (source, model):
+        one.eval()
+    images = paddle.to_tensor(np.random.default_rng(0).normal(size=(2, 3, 71, 80)).astype(np.float32))
+    with paddle.no_grad():
+        assert np.allclose(source(images).numpy(), model(images).numpy(), atol=1e-4)
+    with pytest.raises(ppxcls.ConfigError, match=r"^Arch.freeze.1: pattern 'nothing' matches no parameter"):
+        ppxcls.build_model("xception41p", freeze=["^stem", "nothing"])
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"^Arch.use_sync_bn: expected false: Paddle has no synchronised batch norm on the CPU"
+    ):
+        ppxcls.build_model("xception41p", use_sync_bn=True)
+    with pytest.raises(ppxcls.ConfigError, match=r"unknown argument of model xception41p 'freese' \(did you mean 'freeze'\?\)"):
+        ppxcls.build_model("xception41p", freese=[])
+
+
+def test_synchronised_batch_norms_keep_relu_and_what_is_frozen() -> None:
+    """Paddle has no kernel for them on the CPU, so their structure is looked at."""
+    model = ppxcls.build_model("xception41p", class_num=2, freeze=["^stem"])
+    keys = list(model.state_dict())
+    synchronize_batch_norms(model)
+    assert list(model.state_dict()) == keys
+    plain = {key for key, layer in model.named_sublayers() if isinstance(layer, nn.BatchNorm2D)}
+    assert plain
+    assert all(key.startswith("stem") for key in plain)
+    synchronised = {key: layer for key, layer in model.named_sublayers() if isinstance(layer, nn.SyncBatchNorm)}
+    assert len(synchronised) > 30
+    for layer in synchronised.values():
+        (hook,) = layer._forward_post_hooks.values()
+        assert hook(layer, None, paddle.to_tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
+    deeplab = ppxcls.build_model("Xception41_deeplab", class_num=2)
+    synchronize_batch_norms(deeplab)
+    norms = [layer for layer in deeplab.sublayers() if isinstance(layer, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(layer._forward_post_hooks for layer in norms), "no ReLU there"
+    assert {layer._epsilon for layer in norms} == {1e-3}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_network_of_half_precision_is_evaluated_as_it_was_trained(
+    dtype: str, small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ppxcls.load_config(small(AMP={"level": "O2", "dtype": dtype}))
+    decorate, seen = paddle.amp.decorate, []
+
+    def recorded(*arguments: Any, **keys: Any) -> Any:
+        seen.append((keys["level"], keys["dtype"]))
+        return decorate(*arguments, **keys)
+
+    monkeypatch.setattr(paddle.amp, "decorate", recorded)
+    ppxcls.build_trainer(config).fit()
+    ppxcls.evaluate(config)
+    assert seen == [("O2", dtype), ("O2", dtype)]
+
+
+def test_from_the_folder_that_contains_a_checkout_named_ppxcls(tmp_path: Path) -> None:
+    """An installed package wins over the checkout's folder, which has no ``__init__.py``."""
+    (tmp_path / "ppxcls").symlink_to(ROOT)
+    command = [sys.executable, "-c", "import ppxcls; print(ppxcls.build_model)"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("<function build_model")
+
+
+def test_a_network_must_say_how_many_classes_it_has(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+    (tmp_path / "no_classes.py").write_text(
+        "import paddle\nimport ppxcls\n\n\n@ppxcls.MODELS.register\ndef NoClasses(width: int = 2) -> paddle.nn.Layer:\n"
+        '    """A network."""\n    return paddle.nn.Linear(width, 2)\n'
+    )
+    config = ppxcls.load_config(write_config(**{"Arch": {"name": "NoClasses"}, "Global.plugins": ["no_classes"]}))
+    with pytest.raises(ppxcls.ConfigError, match=r"Arch.name: the network NoClasses needs a parameter class_num"):
+        ppxcls.build_trainer(config)

@@ -1,0 +1,98 @@
+"""Checkpoints of version 0.2.0, and what one resume costs."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import ppxcls
+from ppxcls.checkpoints import files
+from ppxcls.checkpoints.files import read_checkpoint, read_state
+from tests.conftest import ROOT, write_images
+
+OLD = ROOT / "tests/fixtures/version_0_2_0"
+NETWORK = str(ROOT / "tests/fixtures/small_network.py")
+
+
+def config_of(manifest: dict[str, Any], folder: Path) -> Path:
+    """The config that the manifest holds, on images made again in ``folder``."""
+    write_images(folder / "data", 12)
+    write_images(folder / "data", 7, seed=1, name="val")
+    config = yaml.safe_load(manifest["config"])
+    config["Global"] |= {"output_dir": str(folder / "output"), "plugins": [NETWORK]}
+    for mode, name in (("Train", "train"), ("Eval", "val")):
+        config["DataLoader"][mode]["dataset"] |= {
+            "image_root": str(folder / "data"),
+            "cls_label_path": str(folder / f"data/{name}_list.txt"),
+        }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def arrays(state: dict[str, Any]) -> list[np.ndarray]:
+    """In order, because the optimizer's keys depend on what else a process has built."""
+    return [value for value in state.values() if isinstance(value, np.ndarray)]
+
+
+def test_a_checkpoint_of_0_2_0_is_continued(tmp_path: Path) -> None:
+    parts, manifest = read_checkpoint(OLD / "step_5")
+    assert manifest["ppxcls"] == "0.2.0"
+    config = ppxcls.load_config(config_of(manifest, tmp_path), [f"Global.checkpoints={OLD}/step_5"])
+    trainer = ppxcls.build_trainer(config)
+
+    # What was loaded is what the files hold, to the last bit, and would be saved as the same.
+    snapshot = trainer.learner.state()
+    assert snapshot is not None
+    assert snapshot.parts.keys() == parts.keys() == {".pdparams", ".pdopt", ".pdema"}
+    for extension, part in parts.items():
+        saved, loaded = arrays(part), arrays(snapshot.parts[extension])
+        assert len(saved) >= 4
+        assert all(np.array_equal(a, b) for a, b in zip(saved, loaded, strict=True)), extension
+    written = snapshot.manifest(trainer.run.facts.as_dict())
+    assert written.keys() == manifest.keys() - {"format", "parts"}
+    assert written["progress"] == manifest["progress"]
+
+    trainer.fit()
+    folder = tmp_path / "output/SmallNetwork"
+    # Another processor may round otherwise.
+    for extension in (".pdparams", ".pdopt", ".pdema"):
+        expected, received = arrays(read_state(OLD / f"step_9{extension}")), arrays(read_state(folder / f"latest{extension}"))
+        assert all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, received, strict=True)), extension
+    assert written["progress"]["plateau"]["factor"] == 1
+    assert trainer.progress.plateau["factor"] == 0.25
+    old, new = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (OLD, folder))
+    old = [row for row in old if (row["epoch"], row.get("iter", 9)) >= (2, 4)]
+    assert [row.keys() for row in new] == [row.keys() for row in old]
+    for one, two in zip(old, new, strict=True):
+        for key in one.keys() - {"batch_cost", "reader_cost", "ips", "eta"}:
+            assert two[key] == (pytest.approx(one[key], rel=1e-4) if isinstance(one[key], float) else one[key]), key
+
+
+def test_a_resume_reads_and_hashes_each_part_once(
+    write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [NETWORK], "EMA": {"decay": 0.9}})
+    ppxcls.build_trainer(ppxcls.load_config(file)).fit()
+    folder = tmp_path / "output/SmallNetwork"
+    parts = {hashlib.sha256((folder / f"latest{e}").read_bytes()).digest(): e for e in (".pdparams", ".pdopt", ".pdema")}
+    hashed: collections.Counter[str] = collections.Counter()
+    sha256 = hashlib.sha256
+
+    def counted(data: bytes = b"") -> Any:
+        digest = sha256(data)
+        hashed[parts.get(digest.digest(), "other")] += 1
+        return digest
+
+    monkeypatch.setattr(files.hashlib, "sha256", counted)
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.checkpoints=auto"]))
+    assert trainer.progress.epoch == 2
+    assert {e: hashed[e] for e in parts.values()} == {".pdparams": 1, ".pdopt": 1, ".pdema": 1}
