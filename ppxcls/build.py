@@ -118,8 +118,7 @@ def evaluate(config: Config) -> dict[str, float]:
     evaluation = _build_evaluation(config)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.digest()})
-    rank, world_size = distributed.rank(), distributed.world_size()
-    with Watchdog(config.Global.hang_timeout, rank, world_size, loader.files_being_read) as watchdog:
+    with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read) as watchdog:
         return evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
 
 
@@ -134,8 +133,7 @@ def check_data(config: Config, progress_bar: bool = True) -> DataReport:
     if not modes:
         raise config.where("DataLoader").error("the section is missing")
     datasets = [build_dataset(config, mode) for mode in modes]
-    shown = None if progress_bar else True
-    with tqdm(total=sum(map(len, datasets)), unit="file", disable=shown, leave=False) as bar:
+    with tqdm(total=sum(map(len, datasets)), unit="file", disable=None if progress_bar else True, leave=False) as bar:
         return check_lists(datasets, class_num(config), progress=bar.update)
 
 
@@ -195,26 +193,17 @@ def _load(config: Config, network: nn.Layer, weights: str, purpose: Purpose) -> 
 
 
 def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int) -> Learner:
-    assert config.Loss
-    assert config.Optimizer
-    assert config.DataLoader
-    assert config.DataLoader.Train
-    mixing = config.DataLoader.Train.dataset.get("batch_transform_ops")
-    schedule = build_lr_schedule(config.Optimizer.lr, config.Global.epochs, steps_per_epoch)
-    optimizer, scheduler = build_optimizer(config.Optimizer, dict(network.named_parameters()), schedule)
+    mixing = _required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
+    loss = build_loss(_required(config, "Loss").Train, config.where("Loss.Train"), soft_labels=bool(mixing))
+    block = _required(config, "Optimizer")
+    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch)
+    optimizer, scheduler = build_optimizer(block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(config.AMP, network, optimizer)
-    metrics = config.Metric.Train if config.Metric else None
-    return Learner(
-        network,
-        build_loss(config.Loss.Train, config.where("Loss.Train"), soft_labels=bool(mixing)),
-        optimizer,
-        scheduler,
-        schedule,
-        metrics=build_metrics(metrics, config.where("Metric.Train"), class_num(config), training=True),
-        precision=precision,
-        average=WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None,
-        mixing=build_batch_transforms(mixing, class_num(config)),
-    )
+    average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
+    blocks = config.Metric.Train if config.Metric else None
+    metrics = build_metrics(blocks, config.where("Metric.Train"), class_num(config), training=True)
+    mixes = build_batch_transforms(mixing, class_num(config))
+    return Learner(network, loss, optimizer, scheduler, schedule, metrics, precision, average, mixes)
 
 
 def _build_evaluation(config: Config) -> Evaluation:
@@ -258,12 +247,13 @@ def _facts(config: Config, loader: Loader, steps_per_epoch: int, evaluation: Eva
     return facts
 
 
-def _required(config: Config, path: str) -> None:
+def _required(config: Config, path: str) -> Any:
     value: Any = config
     for key in path.split("."):
         value = getattr(value, key)
         if value is None:
             raise config.where(path).error("the section is missing")
+    return value
 
 
 def start(config: Config, folder: RunFolder | None = None) -> None:
@@ -307,11 +297,7 @@ def class_num(config: Config) -> int:
 
 
 def build_dataset(config: Config, mode: str) -> Dataset:
-    """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
-
-    Raises:
-        ConfigError, DataError: as ``build_trainer``.
-    """
+    """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``. Raises ConfigError and DataError, as ``build_trainer``."""
     section: DatasetSection = getattr(config.DataLoader, mode)
     return DATASETS.build(section.dataset, class_num=class_num(config), patience=section.loader.read_patience)
 
@@ -330,14 +316,8 @@ def build_loader(config: Config, mode: str) -> Loader:
     dataset = build_dataset(config, mode)
     if config.Global.check_data:
         dataset.check_files()
-    sampler = SAMPLERS.build(
-        section.sampler,
-        num_samples=len(dataset),
-        labels=dataset.labels,
-        seed=config.Global.seed or 0,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    process = {"seed": config.Global.seed or 0, "rank": distributed.rank(), "world_size": distributed.world_size()}
+    sampler = SAMPLERS.build(section.sampler, num_samples=len(dataset), labels=dataset.labels, **process)
     bad_samples = None
     if config.Global.on_bad_image == "skip":
         bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)

@@ -21,7 +21,9 @@ def parse_arguments(
     """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``.
 
     Args:
-        others: those of this tool alone, as ``add_argument`` takes them.
+        description: first line of ``--help``.
+        others: arguments of this tool alone, as ``add_argument`` takes them.
+        argv: the words of the command line; None for those of this process.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the YAML")
@@ -42,12 +44,15 @@ def parse_arguments(
 def run(main: Callable[[], int | None]) -> None:
     """Run a tool and exit.
 
-    The code is what it returns, or 0; 2 for a config that can't be meant; 1 for another error that has a name; 75 where a signal
-    stopped a run that has saved; 130 for Ctrl-C.
+    Args:
+        main: returns the exit code; None is 0.
+
+    Errors end in one line on standard error. The exit code is 2 for an invalid config, 1 for any other expected error, 75 if a
+    signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error keeps its traceback.
     """
     try:
         environment.import_paddle()
-        # Imported here, since they need Paddle.
+        # Imported here because they need Paddle.
         from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 
         watchdog.arm()
@@ -59,10 +64,10 @@ def run(main: Callable[[], int | None]) -> None:
             _exit(str(error), EXIT_PREEMPTED)
         except (DataError, CheckpointError, TrainingError, RunFolderError, JobError) as error:
             _exit(f"error: {error}", EXIT_ERROR)
-        except BrokenPipeError:  # the output goes to a program that has read enough, such as head
+        except BrokenPipeError:  # the program that reads the output, such as head, has ended
             os._exit(EXIT_ERROR)
         except OSError as error:
-            if error.errno is None:  # Paddle raises bare ones for faults of its own, whose traceback is wanted
+            if error.errno is None:  # raised by Paddle for a fault of its own; its traceback is wanted
                 raise
             _exit(f"error: {error}", EXIT_ERROR)
         if code:

@@ -182,7 +182,7 @@ def test_a_config_that_differs_by_rank_is_refused(config: Path, port: int, tmp_p
     same, other = "Global.epochs=1", "Optimizer.lr.learning_rate=0.5"
     for code, stderr in by_hand(config, port, (same,), (same, other)):
         assert code == 1
-        assert stderr.strip().endswith("error: the config of rank 1 is not that of rank 0")
+        assert stderr.strip().endswith("error: the config of rank 1 differs from that of rank 0")
 
 
 def test_a_list_that_differs_by_rank_is_refused(config: Path, port: int, tmp_path: Path) -> None:
@@ -191,13 +191,13 @@ def test_a_list_that_differs_by_rank_is_refused(config: Path, port: int, tmp_pat
     other = f"DataLoader.Train.dataset.cls_label_path={tmp_path}/other.txt"
     for code, stderr in by_hand(config, port, (), (other,)):
         assert code == 1
-        assert stderr.strip().endswith("error: the training list of rank 1 is not that of rank 0")
+        assert stderr.strip().endswith("error: the training list of rank 1 differs from that of rank 0")
 
 
 def test_peers_that_do_not_come_are_named(config: Path, port: int) -> None:
     ((code, stderr),) = by_hand(config, port, (), ("absent",))
     assert code == 1
-    assert stderr.strip() == f"rank 0: error: rank 1 of 2 has not come to port {port} within {HANG_TIMEOUT} s"
+    assert stderr.strip() == f"rank 0: error: rank 1 of 2 did not connect to port {port} within {HANG_TIMEOUT} s"
     ((code, stderr),) = by_hand(config, port, ("absent",), ())
     assert code == 1
     assert stderr.strip().startswith(f"rank 1: error: rank 0 at 127.0.0.1:{port} can't be reached within {HANG_TIMEOUT} s: ")
@@ -207,7 +207,7 @@ def test_a_port_that_is_taken_is_said(config: Path, port: int) -> None:
     with socket.create_server(("", port)):
         (code, stderr), _ = by_hand(config, port, (), ())
     assert code == 1
-    message = f"rank 0: error: port {port}, on which the processes are to meet, can't be used: Address already in use"
+    message = f"rank 0: error: port {port}, on which the processes meet, can't be used: Address already in use"
     assert stderr.strip().startswith(message)
 
 

@@ -248,7 +248,7 @@ def test_a_new_run_in_the_folder_of_an_old_one_is_the_newer(write_config: Callab
         (["Arch.name=Xception65", "Global.checkpoints=LATEST"], "Arch.name: 'Xception41' -> 'Xception65'"),
         (["Optimizer.name=SGD", "Optimizer.momentum=null"], "Optimizer.name: 'Momentum' -> 'SGD'"),
         (["Global.seed=1"], "Global.seed: 0 -> 1"),
-        (["DataLoader.Train.sampler.batch_size=2"], "samples of a step on all 1 processes: 4 x update_freq 1 -> 2 x update_freq 1"),
+        (["DataLoader.Train.sampler.batch_size=2"], "samples per step of all 1 processes: 4 x update_freq 1 -> 2 x update_freq 1"),
         (["DataLoader.Train.dataset.cls_label_path=LIST"], r"another training list \(12 samples then, 11 now\)"),
     ],
 )
@@ -279,7 +279,7 @@ def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, [batch, "Global.allow_changes=True", "Global.epochs=3"]))
     assert (trainer.progress.epoch, trainer.progress.step) == (3, 12)
     assert trainer.learner.rate == trainer.learner.schedule(12)
-    assert "changed since the checkpoint: samples of a step" in log.read_text()
+    assert "changed since the checkpoint: samples per step" in log.read_text()
 
 
 def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:

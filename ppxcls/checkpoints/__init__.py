@@ -1,1 +1,1 @@
-"""Files of a run that can be continued; numpy only."""
+"""Checkpoint files, and what they say about a run. This room needs numpy alone."""

@@ -1,4 +1,4 @@
-"""Whether a run can go on from a checkpoint: what its config and its data were, and what they are now."""
+"""Compares a checkpoint's config and data with those of the run that wants to continue it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.system.logs import logger
 
-_OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that a run can't change on its way
+_OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that can't change during a run
 _OF_THE_MACHINE = ("Global.device", "image_root", "cls_label_path", "num_workers", "Global.output_dir", "Global.checkpoints")
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a checkpoint says of the run beside its progress.
+    """Facts about a run that a checkpoint's manifest holds, besides the progress.
 
     Attributes:
-        config: resolved, as YAML.
-        train_list: SHA-256 of the list file; ``eval_list`` alike, or "".
-        samples: of the training list.
+        ppxcls, paddle: versions.
+        config: the resolved config, as YAML.
+        train_list: SHA-256 of the training list.
+        eval_list: SHA-256 of the evaluation list; empty without evaluation.
+        samples: number of training samples.
         global_batch: samples of all processes in one iteration.
-        update_freq: iterations of one optimizer step.
-        steps_per_epoch: optimizer steps.
-        world_size: processes.
+        update_freq: iterations per optimizer step.
+        steps_per_epoch: optimizer steps per epoch.
+        world_size: number of processes.
     """
 
     ppxcls: str
@@ -43,24 +45,25 @@ class RunFacts:
     world_size: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The facts as the manifest has them."""
         return asdict(self)
 
     def of_all_ranks(self) -> dict[str, str]:
-        """What must be the same on every rank: the config but for what is the machine's own, and the lists."""
+        """What must be equal on all ranks: the lists, and the config without what belongs to one machine."""
         config = {key: value for key, value in _flat(yaml.safe_load(self.config)).items() if not key.endswith(_OF_THE_MACHINE)}
         return {"config": repr(sorted(config.items())), "training list": self.train_list, "evaluation list": self.eval_list}
 
 
 def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes: bool) -> None:
-    """Say what has changed since a checkpoint was made, and refuse what can't be meant.
+    """Log what has changed since the checkpoint, and refuse changes that a run can't make.
 
     Args:
-        manifest: of the checkpoint; PaddleClas's have none, and nothing is compared.
+        manifest: the checkpoint's; empty for a checkpoint of PaddleClas, and then nothing is compared.
+        facts: about this run.
         allow_changes: warn instead of refusing.
 
     Raises:
-        CheckpointError: another network, optimizer, seed, training list, or number of samples a step.
+        CheckpointError: the network, optimizer, seed, training list, or number of samples per step has changed.
     """
     try:
         old = RunFacts(**{key: manifest[key] for key in asdict(facts)})
@@ -77,20 +80,20 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
         refused.append(f"another training list ({old.samples:,} samples then, {facts.samples:,} now)")
     if (old.global_batch, old.update_freq) != (facts.global_batch, facts.update_freq):
         sizes = [f"{f.global_batch} x update_freq {f.update_freq}" for f in (old, facts)]
-        refused.append(f"samples of a step on all {facts.world_size} processes: {sizes[0]} -> {sizes[1]}")
+        refused.append(f"samples per step of all {facts.world_size} processes: {sizes[0]} -> {sizes[1]}")
     others = [text for text in changes.values() if text not in refused]
     if old.eval_list != facts.eval_list:
         others.append("another evaluation list: the best metric so far is not comparable")
     if refused and not allow_changes:
         raise CheckpointError(
-            f"the run can't go on under what has changed: {'; '.join(refused)} (-o Global.allow_changes=True does)"
+            f"the checkpoint can't be continued, because of changes: {'; '.join(refused)} (allow: -o Global.allow_changes=True)"
         )
     for text in refused + others:
         logger.warning(f"changed since the checkpoint: {text}")
 
 
 def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
-    """The progress in this run's own batches and steps, where the checkpoint's run had other ones or did not say its step."""
+    """The progress in batches and steps of this run, which may have other sizes than the checkpoint's run had."""
     then = manifest.get("global_batch", facts.global_batch)
     same = (then, manifest.get("steps_per_epoch")) == (facts.global_batch, facts.steps_per_epoch)
     if same and manifest.get("update_freq") == facts.update_freq:

@@ -1,10 +1,10 @@
-"""Files of states: written whole or not at all, checked before they are used, read without running anything.
+"""Files of weights and states: written whole or not at all, checked before use, read without running code from them.
 
-A checkpoint is some files under one prefix, such as ``latest``: the parts, such as ``.pdparams`` (weights) and ``.pdopt``
-(optimizer), both as Paddle writes them, and ``.json``, the manifest: where the run stands, size and SHA-256 of the parts. The
-manifest's rename commits: before it the parts lie complete beside their names as ``.new``, after it they are renamed into place.
-Wherever a save is cut off, each part that the manifest means is at its name or at ``.new``, so the checkpoint that the manifest
-describes can be read.
+A checkpoint is a group of files with one prefix, such as ``latest``. Its parts, such as ``.pdparams`` (weights) and ``.pdopt``
+(optimizer), are as Paddle writes them. Its manifest, ``.json``, holds the progress of the run, and size and SHA-256 of each part.
+
+Renaming the manifest commits a save. Before that, all parts are complete under the additional extension ``.new``; after that, they
+are renamed. So if a save is cut off anywhere, each part of the manifest exists under one of its two names, and can be read.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ import numpy as np
 from ppxcls.system.whole_files import sync_folder, whole_file
 
 FORMAT = 1
-PARTS = (".pdparams", ".pdopt")  # what every checkpoint has
+PARTS = (".pdparams", ".pdopt")  # every checkpoint has these
 
 State = dict[str, Any]
 
 
 class CheckpointError(Exception):
-    """A weights or checkpoint file that can't be used; names the file and what is wrong."""
+    """A file of weights or of a checkpoint can't be used. The message names the file and the reason."""
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Admits numpy arrays and plain containers: a pickle can ask for nothing else, so it can run nothing."""
+    """Allows numpy arrays and plain containers. A pickle can ask for nothing else, so it can't run code."""
 
     _ALLOWED: ClassVar = {
         *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
@@ -62,21 +62,21 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """What numpy's pickles begin with; the bytes follow, so a pickle can't ask for memory that it does not fill."""
+    """The empty array that numpy's pickles begin with. Its bytes follow, so a pickle can't allocate what it does not contain."""
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError(f"it asks for an array of shape {shape} without its bytes")
     return np.ndarray(shape, dtype)
 
 
 def unpickle(data: bytes, file: Path) -> Any:
-    """The plain values and arrays that a pickle holds.
+    """The plain values and arrays of a pickle.
 
     Raises:
-        CheckpointError: no such pickle, or one that asks for more than arrays.
+        CheckpointError: it is no pickle, is damaged, or asks for more than arrays.
     """
     try:
         return _ArraysOnly(io.BytesIO(data)).load()
-    except Exception as error:  # a damaged pickle fails in ways of its own
+    except Exception as error:  # a damaged pickle can raise anything
         reason = " ".join(str(error).split())[:200]
         if isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(f"{file}: refused, not a file of weights: {reason}") from None
@@ -93,20 +93,20 @@ def _read(file: Path) -> bytes:
 
 
 def read_state(file: str | Path) -> State:
-    """Read a ``.pdparams`` or ``.pdopt`` without running what a hostile pickle asks for.
+    """Read a ``.pdparams`` or ``.pdopt`` file. Unlike ``paddle.load``, it runs no code from the file.
 
     Returns:
-        Numpy arrays by key, and whatever plain values stand beside them.
+        Numpy arrays and plain values by key.
 
     Raises:
-        CheckpointError: missing, no such pickle, or one that asks for more than arrays.
+        CheckpointError: it is missing, or as ``unpickle``.
     """
     return _as_state(_read(Path(file)), Path(file))
 
 
 def _as_state(data: bytes, file: Path) -> State:
     state = unpickle(data, file)
-    if isinstance(state, list):  # PaddleClas: one for each of its optimizers, of which a classifier has one
+    if isinstance(state, list):  # PaddleClas writes one state per optimizer, and a classifier has one optimizer
         state = next((s for s in state if s), {})
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dictionary of arrays, received {type(state).__name__}")
@@ -114,13 +114,13 @@ def _as_state(data: bytes, file: Path) -> State:
 
 
 def _plain(value: Any) -> Any:
-    """The array of a tensor that Paddle pickled as its name and its array; anything else as it is."""
+    """The array of a tensor, which Paddle pickles as a pair of name and array; any other value unchanged."""
     is_tensor = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray)
     return value[1] if is_tensor else value
 
 
 def with_extension(prefix: Path, extension: str) -> Path:
-    """The file of a checkpoint with this extension: its prefix may have a dot of its own."""
+    """The prefix with an extension appended. The prefix itself may contain a dot."""
     return prefix.with_name(prefix.name + extension)
 
 
@@ -138,11 +138,12 @@ def write_checkpoint(prefixes: Sequence[Path], states: Mapping[str, State], mani
     """Save one state under one or more prefixes, each whole or not at all.
 
     Args:
-        states: by extension; arrays of numpy and plain values.
-        manifest: ``progress``, and facts for readers.
+        prefixes: of the checkpoint's names; all names share the same parts.
+        states: arrays and plain values, by extension.
+        manifest: ``progress``, and facts about the run.
 
     Raises:
-        OSError: it can't be written; earlier checkpoints stay whole.
+        OSError: it can't be written. Earlier checkpoints stay whole.
     """
     first, *others = prefixes
     recover(first)
@@ -195,16 +196,16 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
 
 
 def read_part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> State:
-    """One part of a checkpoint, from the bytes that were checked and no others.
+    """One part of a checkpoint, from the same bytes whose digest was compared.
 
     Raises:
-        CheckpointError: neither the part nor its ``.new`` has the manifest's size and digest, or it is no state.
+        CheckpointError: no file has the size and digest that the manifest gives, or the part can't be unpickled.
     """
     return _as_state(_part(prefix, manifest, extension)[1], with_extension(prefix, extension))
 
 
 def _part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Path, bytes]:
-    """The file that is the part, and its bytes."""
+    """The file that holds a part, and its bytes."""
     expected = manifest["parts"][extension]
     file = with_extension(prefix, extension)
     for candidate in (file, with_extension(prefix, extension + ".new")):
@@ -218,7 +219,7 @@ def _part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Pa
 
 
 def check_whole(prefix: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose parts all have their digests.
+    """Check the digests of all parts of a checkpoint, and return its manifest.
 
     Raises:
         CheckpointError: it is not whole.
@@ -230,7 +231,7 @@ def check_whole(prefix: Path) -> dict[str, Any]:
 
 
 def remove_checkpoint(prefix: Path) -> None:
-    """Remove a checkpoint, the manifest first: what is left of a removal that was cut off is no checkpoint.
+    """Remove a checkpoint, its manifest first. So a removal that is cut off leaves no checkpoint.
 
     Raises:
         OSError: it can't be removed.
@@ -240,7 +241,7 @@ def remove_checkpoint(prefix: Path) -> None:
 
 
 def recover(prefix: Path) -> None:
-    """Finish a save that was cut off after its commit; remove what one left that was cut off before."""
+    """Finish a save that was cut off after its commit, or remove what is left of one that was cut off before."""
     if not _leftovers(prefix):
         return
     with contextlib.suppress(CheckpointError):
@@ -268,7 +269,7 @@ def _write_new(file: Path, state: State) -> dict[str, Any]:
 
 
 class _HashingWriter:
-    """A file for pickle to write to, that takes size and SHA-256 on the way."""
+    """A file for pickle to write to. It computes size and SHA-256 on the way."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -290,7 +291,7 @@ def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a finished file, which is never written again but only replaced; a copy where there are no links."""
+    """Give a finished file a second name, or copy it if the file system has no links. Finished files are only replaced."""
     try:
         os.link(source, target)
     except OSError:
@@ -301,7 +302,7 @@ def _link(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def _cleared_on_error(prefix: Path) -> Iterator[None]:
-    """Before the commit: leave a full disk's space to the checkpoints that are whole, and say what was being written."""
+    """On an error before the commit, remove what was written, and name the checkpoint in the error."""
     try:
         yield
     except OSError as error:

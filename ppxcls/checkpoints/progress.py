@@ -1,4 +1,4 @@
-"""Where a run stands, and all that a checkpoint holds; PaddleClas's checkpoints are read as well."""
+"""The progress of a run, and the content of a checkpoint. Checkpoints of PaddleClas can be read as well."""
 
 from __future__ import annotations
 

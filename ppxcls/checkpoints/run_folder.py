@@ -1,4 +1,4 @@
-"""The folder of a run: one run at a time, its checkpoints, written in the background, and how many of them are kept."""
+"""The folder of a run. One run at a time writes there; its checkpoints are written in the background."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from ppxcls.system.logs import logger
 
 try:
     import fcntl
-except ImportError:  # no such locks on Windows: two runs on one folder go unnoticed there
+except ImportError:  # Windows has no such locks, so two runs in one folder are not noticed there
     fcntl = None  # type: ignore[assignment]
 
 
-_LOCKS: dict[Path, BinaryIO] = {}  # of this process, open as long as its runs
+_LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
 
 
 class RunFolderError(Exception):
-    """The folder of a run can't be used: another run has it."""
+    """Another run uses the folder."""
 
 
 class RunFolder:
-    """Where a run writes.
+    """The folder that a run writes to.
 
     Args:
         path: ``<output_dir>/<Arch.name>``.
-        keep_last: checkpoints ``step_N`` that are kept.
+        keep_last: number of whole ``step_N`` checkpoints that are kept.
     """
 
     def __init__(self, path: Path, keep_last: int = 2) -> None:
@@ -49,17 +49,17 @@ class RunFolder:
         self.keep_last = keep_last
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-checkpoint")
         self._pending: Future[None] | None = None
-        self._whole: set[tuple[str, int]] = set()  # names and steps of checkpoints that were found whole or written here
+        self._whole: set[tuple[str, int]] = set()  # name and step of checkpoints that are known to be whole
 
     def lock(self) -> None:
-        """Make the folder and take it for this run, as long as the process lives.
+        """Create the folder and lock it for this run, until ``release`` or the end of the process.
 
         Raises:
             RunFolderError: another run has it.
             OSError: it can't be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self._is_mine(_LOCKS.get(self.path.resolve())):  # a notebook builds its trainer again
+        if self._is_mine(_LOCKS.get(self.path.resolve())):  # a notebook has built its trainer before
             return
         file = open(self.path / "run.lock", "a+b")  # noqa: SIM115  open as long as the run
         if fcntl is not None:
@@ -72,7 +72,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"{self.path}: another run writes there ({owner}); give this one another Global.output_dir"
                 ) from None
-            except OSError:  # a file system without locks
+            except OSError:  # the file system has no locks
                 logger.warning(f"{self.path}: the file system has no locks; a second run here would not be noticed")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -80,22 +80,22 @@ class RunFolder:
         _LOCKS[self.path.resolve()] = file
 
     def release(self) -> None:
-        """Let other runs have the folder."""
+        """Release the lock."""
         lock = _LOCKS.pop(self.path.resolve(), None)
         if lock is not None:
             lock.close()
 
     def _is_mine(self, lock: BinaryIO | None) -> bool:
-        """Whether the lock is still that of the file in the folder."""
+        """Whether the lock belongs to the file that is in the folder now."""
         with contextlib.suppress(FileNotFoundError):
             return lock is not None and os.path.samestat(os.stat(self.path / "run.lock"), os.fstat(lock.fileno()))
         return False
 
     def ensure(self) -> None:
-        """Before something is written: where the folder was removed under the run, make and lock it again.
+        """Create and lock the folder again if somebody has removed it during the run.
 
         Raises:
-            RunFolderError: another run has begun there meanwhile.
+            RunFolderError: another run has started there in the meantime.
         """
         lock = _LOCKS.get(self.path.resolve())
         if lock is not None and not self._is_mine(lock):
@@ -104,7 +104,7 @@ class RunFolder:
             self.lock()
 
     def checkpoints(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-        """Prefixes and manifests of all checkpoints, the newest first; and of those whose manifest can't be read, why."""
+        """Prefix and manifest of all checkpoints, the newest first; and the reasons why other manifests can't be read."""
         found, damaged = [], []
         for file in sorted(self.path.glob("*.json")):
             prefix = file.with_suffix("")
@@ -113,7 +113,7 @@ class RunFolder:
             except CheckpointError as error:
                 if with_extension(prefix, ".pdparams").exists() or with_extension(prefix, ".pdparams.new").exists():
                     damaged.append(str(error))
-        # Of one step's, the one that stands furthest, and then the one that is there to be resumed.
+        # Of several with one step, prefer the furthest, and then ``latest``.
         return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
 
     def read_newest(self) -> tuple[Path, Snapshot, dict[str, Any]] | None:
@@ -145,15 +145,16 @@ class RunFolder:
         facts: Mapping[str, Any],
         before: Callable[[], None] | None = None,
     ) -> None:
-        """Write a checkpoint under these names in the background; waits for the one before.
+        """Write a checkpoint in the background. Waits until the one before is written.
 
         Args:
-            snapshot: which nobody changes any more.
-            facts: for the manifest.
-            before: called in the background first.
+            names: of the checkpoint.
+            snapshot: its parts must not change any more.
+            facts: about the run, for the manifest.
+            before: called first, in the background.
 
         Raises:
-            OSError: an earlier one could not be written.
+            OSError: the one before could not be written.
         """
         self.wait()
         manifest = snapshot.manifest(facts)  # now, because the run goes on and changes its progress
@@ -171,7 +172,7 @@ class RunFolder:
         self._pending = self._writer.submit(write)
 
     def poll(self) -> None:
-        """Raise the error of a background save that has failed."""
+        """Raise the error of a save in the background, if one has failed."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
@@ -187,7 +188,7 @@ class RunFolder:
             pending.result()
 
     def _remove_old(self) -> None:
-        """Remove all ``step_N`` beyond the newest ``keep_last`` that are whole: a damaged one counts for nothing."""
+        """Keep the newest ``keep_last`` whole ``step_N``, and what is newer than the oldest of these. Remove the others."""
         steps = [item for item in self.checkpoints()[0] if re.fullmatch(r"step_\d+", item[0].name)]
         kept = 0
         for prefix, manifest in steps:

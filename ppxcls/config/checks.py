@@ -1,4 +1,4 @@
-"""Values from a YAML against type annotations: what a wrong one is told."""
+"""Checks values from a YAML against type annotations, and words the errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KeyPath = tuple[str, ...]
 
 
 class ConfigError(Exception):
-    """What the user wrote can't be meant: says where, what was received and what is allowed."""
+    """The config is invalid. The message gives the place, the value, and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Where:
 
     Attributes:
         keys: key path; list indices as decimal strings.
-        sources: for each key path that was written somewhere, ``file:line`` or ``-o key=value``.
+        sources: where each key path was written: ``file:line`` or ``-o key=value``.
     """
 
     keys: KeyPath = ()
@@ -36,7 +36,7 @@ class Where:
         return ".".join(self.keys)
 
     def error(self, message: str) -> ConfigError:
-        """A ConfigError that begins with the source of this key, or of the nearest key above it, and the key path."""
+        """A ConfigError whose message begins with the source of this key (or of the nearest key above it) and the key path."""
         for length in range(len(self.keys), -1, -1):
             if self.keys[:length] in self.sources:
                 return ConfigError(": ".join(p for p in (self.sources[self.keys[:length]], str(self), message) if p))
@@ -45,7 +45,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Bound:
-    """Range of a number, for ``Annotated``: above or from, below or to."""
+    """Range of a number, for ``Annotated``."""
 
     gt: float = -math.inf
     ge: float = -math.inf
@@ -53,12 +53,12 @@ class Bound:
     le: float = math.inf
 
     def allows(self, value: float) -> bool:
-        """Whether the value is in the range; NaN and infinity never are."""
+        """Whether the value is in the range. NaN and infinity never are."""
         return math.isfinite(value) and self.ge <= value <= self.le and self.gt < value < self.lt
 
     def __str__(self) -> str:
         signs = (("above", self.gt), ("at least", self.ge), ("below", self.lt), ("at most", self.le))
-        return " and ".join(f"{sign} {number:g}" for sign, number in signs if math.isfinite(number)) or "a finite number"
+        return " and ".join(f"{sign} {number:g}" for sign, number in signs if math.isfinite(number))
 
 
 Finite = Annotated[float, Bound()]
@@ -71,11 +71,13 @@ CountOrZero = Annotated[int, Bound(ge=0)]
 
 
 def type_name(hint: Any) -> str:
-    """How an error message says what is allowed."""
+    """The words for an annotation in an error message, such as ``an integer at least 1``."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None):
         return "null"
     if origin is Annotated:
+        if args[1] == Bound():
+            return "a finite number"
         return f"{type_name(args[0])} {args[1]}" if isinstance(args[1], Bound) else type_name(args[0])
     if origin is Literal:
         return " or ".join("null" if a is None else str(a).lower() if isinstance(a, bool) else repr(a) for a in args)
@@ -97,10 +99,12 @@ def type_name(hint: Any) -> str:
 
 
 def parse_number(text: str) -> float:
-    """A number, or a fraction such as PaddleClas's ``1.0/255.0``, from a string; YAML 1.1 reads ``1e-3`` as one too.
+    """The number in a string, which may be a fraction such as PaddleClas's ``1.0/255.0``.
+
+    YAML 1.1 reads numbers such as ``1e-3`` as strings, so they come here too.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither a number nor a fraction.
     """
     numerator, slash, denominator = text.partition("/")
     if not slash:
@@ -139,7 +143,7 @@ def check_value(value: Any, hint: Any, where: Where) -> Any:
         The value, with numbers converted to the annotated type and mappings to the annotated dataclass.
 
     Raises:
-        ConfigError: wrong type, or out of range.
+        ConfigError: the type is wrong, or the number is out of range.
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -166,7 +170,7 @@ def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: Where) -> 
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
-    if len(choices) == 1:  # Optional: the inner message is the better one
+    if len(choices) == 1:  # Optional: the message of the inner check says more
         return check_value(value, choices[0], where)
     for choice in choices:
         try:
@@ -189,24 +193,24 @@ def _check_annotated(value: Any, hint: Any, mark: Any, where: Where) -> Any:
 
 
 class Mark(Protocol):
-    """What stands in ``Annotated`` beside a type and checks the value itself."""
+    """An annotation, beside a type in ``Annotated``, that checks the value itself."""
 
     def check(self, value: Any, where: Where) -> Any:
         """The checked value; raises ConfigError."""
 
 
 def unknown(word: str, allowed: list[str], what: str) -> str:
-    """The message for a word that is not among the allowed ones, with the nearest spelling."""
+    """The message for a word that is not allowed; it suggests the nearest spelling."""
     near = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
     hint = next((f" (did you mean {a!r}?)" for a in allowed if near and a.lower() == near[0]), "")
     return f"unknown {what} {word!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
 
 
 def check_section(value: Any, section: type, where: Where) -> Any:
-    """Check a mapping against a dataclass, field by field, and make the instance.
+    """Check a mapping against a dataclass, field by field, and create the instance.
 
     Raises:
-        ConfigError: not a mapping, an unknown or missing key, or a field's value is wrong.
+        ConfigError: the value is not a mapping, a key is unknown or missing, or the value of a key is invalid.
     """
     value = check_value(value, dict, where)
     hints = typing.get_type_hints(section, include_extras=True)

@@ -1,4 +1,4 @@
-"""A YAML, with overrides, to a checked ``Config``."""
+"""Reads a YAML with overrides and returns a checked ``Config``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
 
 _CONSTRUCTOR = yaml.SafeLoader("")
-_MAX_DEPTH, _MAX_KEYS = 50, 20_000  # an alias can repeat or contain itself
+_MAX_DEPTH, _MAX_KEYS = 50, 20_000  # limits, because an alias can repeat or contain itself
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
@@ -22,12 +22,12 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """Read a YAML, apply the overrides, import the plugins, check everything.
 
     Args:
-        path: of the YAML; or its content as nested dicts and lists, in a notebook.
-        overrides: ``A.b.c=value``, the value in YAML; list items by index, a component of a list by its index, its name or both.
+        path: the YAML file; in a notebook also its content as nested dicts and lists.
+        overrides: ``A.b.c=value`` with the value in YAML. A list item is addressed by its index, or by a component's name.
 
     Raises:
-        ConfigError: the file is missing or is not a YAML, a plugin can't be imported, or a key, name, type or value is wrong; the
-            message gives file, line and key.
+        ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name, type or value is invalid.
+            The message gives file, line and key.
     """
     sources: dict[KeyPath, str] = {}
     folder = None
@@ -45,7 +45,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
 
 
 def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> None:
-    """Import ``Global.plugins``, and put in their place the names by which they are found again."""
+    """Import ``Global.plugins``, and replace each entry by the name or path by which it can be found again."""
     section = raw.get("Global")
     if isinstance(section, dict) and section.get("plugins") is not None:
         where = where / "Global" / "plugins"
@@ -72,7 +72,7 @@ def _read_yaml(path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
 
 
 def _construct(node: yaml.Node, path: Path, keys: KeyPath, sources: dict[KeyPath, str]) -> Any:
-    """The node's plain value; notes the line of every key path, and refuses a key written twice."""
+    """The node's plain value. Records the line of every key path; a key written twice is an error."""
     if keys:
         sources[keys] = f"{path}:{node.start_mark.line + 1}"
     if len(keys) > _MAX_DEPTH or len(sources) > _MAX_KEYS:
@@ -105,7 +105,7 @@ def _reason(error: Exception) -> str:
 
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
-    """Set one key; that it is a declared one is seen when the whole is checked."""
+    """Set one key. Whether the key is declared is checked later, with the whole config."""
     source = f"-o {override}"
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
@@ -128,14 +128,14 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
 def _descend(
     raw: dict[str, Any], keys: list[str], source: str, sources: dict[KeyPath, str]
 ) -> tuple[dict[str, Any] | list[Any], str, KeyPath]:
-    """The mapping or list that holds an override's key, the key in it, and the full key path; makes sections that are not there."""
+    """Find the mapping or list that an override changes; create missing sections. Returns it, the key in it, and the key path."""
     target: Any = raw
     done: KeyPath = ()
     remaining = list(keys)
     while True:
         key = remaining.pop(0)
         if isinstance(target, list) and not key.isdigit():
-            remaining.insert(0, key)  # a component's name: the item, then the name in it
+            remaining.insert(0, key)  # a component's name: first the item, then the name inside it
         if isinstance(target, list):
             key = _list_index(target, key, Where(done, {(): source}))
         done = (*done, key)
@@ -150,7 +150,7 @@ def _descend(
 
 
 def _list_index(items: list[Any], key: str, where: Where) -> str:
-    """The index that a key of an override means: a number, or the name of a component."""
+    """The index of a list item that an override addresses by a number or by a component's name."""
     if key.isdigit() and int(key) < len(items):
         return key
     names = [str(next(iter(item), "")) if isinstance(item, dict) else str(item) for item in items]
@@ -160,7 +160,7 @@ def _list_index(items: list[Any], key: str, where: Where) -> str:
 
 
 def _resolve_class_names(config: Config) -> None:
-    """PaddleClas's YAMLs name a file of its own source tree; where it is not there, the same names ship with this package."""
+    """PaddleClas's YAMLs name a file of its source tree. If it does not exist, use the same names from this package."""
     process = config.Infer and config.Infer.PostProcess
     if process and process.class_id_map_file and not Path(process.class_id_map_file).exists():
         if Path(process.class_id_map_file).name != "imagenet1k_label_list.txt":

@@ -18,6 +18,7 @@ def import_plugin(name: str, folder: Path | None, where: Where) -> str:
         name: of a module, which is looked for where Python looks, then in the current folder, then in ``folder``; or a path that
             ends in ``.py``, relative to the current folder, or else to ``folder``.
         folder: of the YAML; None if there is no file.
+        where: place of the plugin in the config, for error messages.
 
     Returns:
         How it is found again from anywhere: the name of a module that Python finds, or else the file's absolute path.

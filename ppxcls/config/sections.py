@@ -1,7 +1,7 @@
-"""The sections of a config, typed. Components, which are open, are marked by their kind and checked by its registry.
+"""The typed sections of a config. Components are marked by their kind and checked by the registry of that kind.
 
-The schema is PaddleClas's, so that its YAMLs run unchanged. Keys that PaddleClas reads and that have nothing to do here are
-declared with the only value they may have.
+The schema is PaddleClas's, so that its YAMLs run unchanged. Keys of PaddleClas that have no effect here are declared with the only
+value that is allowed.
 """
 
 from __future__ import annotations
@@ -19,31 +19,37 @@ from ppxcls.config.registry import Block, Component, Components
 
 @dataclass
 class GlobalSection:
-    """What is not about one component.
+    """Settings of the whole run.
 
     Attributes:
         device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed Paddle knows.
-        output_dir: everything is written below ``<output_dir>/<Arch.name>/``.
-        save_interval: epochs between ``epoch_N`` checkpoints, which are kept; ``latest`` is written every epoch.
-        save_interval_steps, save_interval_minutes: between checkpoints inside an epoch; null for none.
-        keep_last: checkpoints ``step_N`` that are kept, to fall back on.
+        output_dir: all files are written to ``<output_dir>/<Arch.name>/``.
+        save_interval: epochs between ``epoch_N`` checkpoints, which are never removed. ``latest`` is written every epoch.
+        save_interval_steps: optimizer steps between checkpoints inside an epoch; null for none.
+        save_interval_minutes: minutes between checkpoints inside an epoch; null for none.
+        keep_last: number of ``step_N`` checkpoints that are kept.
+        eval_during_train: evaluate while training.
         eval_interval: epochs between evaluations.
-        start_eval_epoch: first epoch that is evaluated.
+        start_eval_epoch: first epoch after which to evaluate.
+        epochs: epochs of the whole run.
         print_batch_step: iterations between log lines.
-        seed: of the initial weights, the order and every random choice about a sample.
-        pretrained_model: weights to start from, without ``.pdparams``.
-        checkpoints: checkpoint to resume from, without extension; ``auto`` is the run's newest whole one, or none.
-        allow_changes: resume although network, optimizer, data or samples a step are not those of the checkpoint.
+        use_visualdl: write curves for VisualDL to ``vdl/``.
+        seed: decides the initial weights, the order of the samples, and every random choice about a sample; null is 0.
+        pretrained_model: weights to start from or to evaluate; ``.pdparams`` may be left out.
+        checkpoints: checkpoint to resume from, without extension; ``auto`` takes the newest whole one of the run, if there is one.
+        allow_changes: resume even if network, optimizer, seed, training list or samples per step have changed.
         update_freq: micro-batches whose gradients are accumulated for one optimizer step.
-        hang_timeout: seconds without progress, or without a batch from the loader, after which a run ends.
-        on_bad_image: ``skip`` leaves out samples that can't be read and lists them.
-        max_bad_share: of a list's samples; where more can't be read, the run stops.
-        deterministic: choose operators on the device that give the same bits every time.
+        hang_timeout: seconds without progress after which a run ends.
+        on_bad_image: ``raise`` stops at an unreadable sample; ``skip`` leaves it out and lists it.
+        max_bad_share: largest share of unreadable samples in a list; with more, the run stops.
+        deterministic: use the device's deterministic operators.
         check_data: look for every listed file before the first step.
-        image_shape: ``[3, H, W]`` of exported models.
-        save_inference_dir: where exported models go.
-        plugins: modules with components of your own, imported before the config is checked: names, or paths of ``.py`` files.
-        trackers: where figures go beside ``metrics.jsonl``.
+        image_shape: PaddleClas's key, ``[3, H, W]``; not used, because exported models take any size.
+        save_inference_dir: folder of exported models.
+        eval_mode, task, train_mode: PaddleClas's keys with the only value that is supported.
+        to_static, use_dali, use_multilabel: PaddleClas's keys for what is not supported.
+        plugins: modules with your own components: names, or paths of ``.py`` files. They are imported before the config is checked.
+        trackers: components that receive the figures of the run, in addition to ``metrics.jsonl``.
     """
 
     checkpoints: str | None = None
@@ -82,15 +88,17 @@ class GlobalSection:
 
 @dataclass
 class AMPSection:
-    """Automatic mixed precision; PaddleClas turns it on by the section alone, so ``use_amp`` is true unless it says otherwise.
+    """Automatic mixed precision. The section alone turns it on, as in PaddleClas.
 
     Attributes:
+        use_amp: False turns it off.
         scale_loss: initial loss scale.
         use_fp16_test: evaluate under AMP as well.
-        dtype: of the computation.
-        level: O1 casts by operator, O2 keeps the weights in float16 with float32 master copies.
-        use_promote: under O2, compute in float32 where an operator's inputs differ.
-        max_skipped_steps: steps in a row that loss scaling may leave out before the run stops.
+        use_dynamic_loss_scaling: adapt the loss scale to what overflows.
+        dtype: type of the computation.
+        level: O1 casts operator by operator; O2 keeps the weights in ``dtype``, with float32 master copies.
+        use_promote: under O2, compute in float32 if an operator's inputs differ in type.
+        max_skipped_steps: the run stops if loss scaling skips more steps in a row.
     """
 
     use_amp: bool = True
@@ -105,11 +113,12 @@ class AMPSection:
 
 @dataclass
 class EMASection:
-    """An average of the weights, evaluated and kept as the run's result; PaddleClas turns it on by the section alone.
+    """A moving average of the weights, which is evaluated and exported in their place. The section alone turns it on.
 
     Attributes:
-        decay: of the average, an optimizer step.
-        warmup: a smaller decay in the first steps: (1 + n) / (10 + n).
+        use_ema: False turns it off.
+        decay: decay of the average in each optimizer step.
+        warmup: limit the decay of step n to (1 + n) / (10 + n).
     """
 
     use_ema: bool = True
@@ -119,7 +128,12 @@ class EMASection:
 
 @dataclass
 class LossSection:
-    """Losses of training and of evaluation, each a weighted sum."""
+    """Losses. Several losses are added, each with its ``weight``.
+
+    Attributes:
+        Train: training losses.
+        Eval: evaluation losses; null is CELoss.
+    """
 
     Train: Annotated[list[Block], Components("loss")]
     Eval: Annotated[list[Block], Components("loss")] | None = None
@@ -127,7 +141,12 @@ class LossSection:
 
 @dataclass
 class MetricSection:
-    """Metrics of training and of evaluation; null for none."""
+    """Metrics.
+
+    Attributes:
+        Train: training metrics, skipped if labels are mixed; null for none.
+        Eval: evaluation metrics; the first figure decides which checkpoint is ``best_model``.
+    """
 
     Train: Annotated[list[Block], Components("metric")] | None = None
     Eval: Annotated[list[Block], Components("metric")] | None = None
@@ -138,9 +157,9 @@ class LoaderSection:
     """How samples are read.
 
     Attributes:
-        num_workers: threads that decode; 0 decodes in the loop's own thread.
-        use_shared_memory: PaddleClas's; threads share memory as they are.
-        read_patience: seconds during which a disk that is away (EIO, ESTALE and the like) is tried again.
+        num_workers: number of threads that read and decode; 0 uses the loop's own thread.
+        use_shared_memory: PaddleClas's key; it has no effect, because threads share their memory anyway.
+        read_patience: seconds to retry a disk that reports EIO, ESTALE or a similar error.
     """
 
     num_workers: CountOrZero = 4
@@ -150,7 +169,13 @@ class LoaderSection:
 
 @dataclass
 class DatasetSection:
-    """One data set with its order and its reader."""
+    """One data set.
+
+    Attributes:
+        dataset: the samples and how they are prepared.
+        sampler: the order of the samples, and the size of a batch.
+        loader: the threads that read them.
+    """
 
     dataset: Annotated[Block, Component("dataset")]
     sampler: Annotated[Block, Component("sampler")]
@@ -159,7 +184,12 @@ class DatasetSection:
 
 @dataclass
 class DataLoaderSection:
-    """The data sets of training and of evaluation."""
+    """The data sets.
+
+    Attributes:
+        Train: training data.
+        Eval: evaluation data.
+    """
 
     Train: DatasetSection | None = None
     Eval: DatasetSection | None = None
@@ -167,7 +197,13 @@ class DataLoaderSection:
 
 @dataclass
 class PostProcessSection:
-    """From logits to the answer: the ``topk`` classes, with names from a file of ``id name`` lines."""
+    """What is printed of a prediction.
+
+    Attributes:
+        name: PaddleClas's key with the only value that is supported.
+        topk: number of classes.
+        class_id_map_file: class names, a file of ``id name`` lines.
+    """
 
     name: Literal["Topk"] = "Topk"
     topk: Count = 5
@@ -176,7 +212,14 @@ class PostProcessSection:
 
 @dataclass
 class InferSection:
-    """What to predict and how."""
+    """Prediction.
+
+    Attributes:
+        infer_imgs: a file, a folder or a pattern.
+        batch_size: images per batch.
+        transforms: preparation of the images; empty for that of the evaluation.
+        PostProcess: what is printed.
+    """
 
     infer_imgs: str | None = None
     batch_size: Count = 10
@@ -186,7 +229,13 @@ class InferSection:
 
 @dataclass
 class Config:
-    """A checked config: typed sections, and a ``Block`` for each component."""
+    """A checked config: typed sections, and a ``Block`` for each component.
+
+    Attributes:
+        Arch: the network.
+        Optimizer: the optimizer and its learning-rate schedule.
+        sources: where each key was written, for error messages.
+    """
 
     Arch: Annotated[Block, Component("model")]
     Global: GlobalSection = field(default_factory=GlobalSection)

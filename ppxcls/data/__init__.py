@@ -1,6 +1,6 @@
-"""From list files to batches."""
+"""Data sets, transforms and batches."""
 
 import os
 
-# Before OpenCV is imported, which reads it then: an image that says it has more pixels is refused before its memory is asked for.
-os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(178_956_970))  # 512 MiB decoded; where Pillow begins to warn as well
+# OpenCV reads this limit when it is imported. It refuses images with more pixels before it allocates their memory.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(178_956_970))  # 512 MiB decoded; Pillow warns from there on as well

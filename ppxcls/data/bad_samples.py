@@ -1,4 +1,4 @@
-"""Samples that are left out since they can't be read: counted, listed, and too many stop the run."""
+"""Skips unreadable samples, lists them, and stops the run if there are too many."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ppxcls.system.logs import logger
 
 
 class BadSamples:
-    """The file that lists what is left out, one line each: ``list:line<tab>path<tab>reason``.
+    """The file of the samples that were left out, one line each: ``list:line<tab>path<tab>reason``.
 
-    It outlives the process: a resumed run goes on with it, a new run begins a new one. Every process adds its own samples.
+    A resumed run continues the file, and a new run begins a new one. Every process adds its own samples.
 
     Args:
         file: ``bad_samples.txt`` in the run's folder.
-        dataset: whose samples these are.
-        max_share: of the data set's samples; beyond it the run stops.
+        dataset: that the samples belong to.
+        max_share: largest share of the data set's samples; with more, the run stops.
     """
 
     def __init__(self, file: Path, dataset: Dataset, max_share: float) -> None:
@@ -28,7 +28,7 @@ class BadSamples:
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Begin a new file: what an earlier run listed is moved to ``<name>.old``.
+        """Begin a new file, and rename the file of an earlier run to ``<name>.old``.
 
         Raises:
             OSError: the file can't be moved.

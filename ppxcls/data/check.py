@@ -1,4 +1,4 @@
-"""Whether every file of some lists can be used: what ``tools/check_data.py`` reports."""
+"""Checks every sample of some data sets; ``tools/check_data.py`` prints the report."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import decode_image
 
 _DIGEST = 16
-# In the order of the report. With errors the data should not be used as it is.
+# In the order of the report. Data with errors should not be used.
 ERRORS = ("missing", "unreadable", "empty", "truncated", "not an image", "two labels", "in training and evaluation")
 NOTES = ("duplicate", "class without samples")
 
 
 @dataclass
 class DataReport:
-    """What was found.
+    """What a check found.
 
     Attributes:
-        found: lines ``list:line path: what`` by kind, one of ``ERRORS`` or ``NOTES``.
-        lists: by name of the list: samples, and of the classes the counts; of the images the sizes.
+        found: lines ``list:line path: what``, by kind, which is one of ``ERRORS`` or ``NOTES``.
+        lists: figures by data set: number of samples, samples per class, sizes of the images.
     """
 
     found: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in (*ERRORS, *NOTES)})
@@ -36,11 +36,11 @@ class DataReport:
 
     @property
     def errors(self) -> int:
-        """How many things make the data unusable as it is."""
+        """Number of errors."""
         return sum(len(self.found[kind]) for kind in ERRORS)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The report for JSON."""
         return {"errors": self.errors, "lists": self.lists, "found": self.found}
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class DataReport:
 
 
 class _Files:
-    """The files of one list: digests [n, 16] and sizes [n, 2], zero where a file can't be decoded."""
+    """Digests [n, 16] and sizes [n, 2] of the images of one data set. They stay zero if an image can't be decoded."""
 
     def __init__(self, dataset: Dataset, report: DataReport) -> None:
         self.dataset = dataset
@@ -65,7 +65,7 @@ class _Files:
         self._lock = threading.Lock()
 
     def name(self, i: int) -> str:
-        """How a report names a sample."""
+        """The name of a sample in the report."""
         return f"{self.dataset.line(i)} {self.dataset.listed(i)}"
 
     def inspect(self, i: int) -> None:
@@ -101,14 +101,15 @@ def check_lists(
     datasets: Sequence[Dataset],
     class_num: int,
     threads: int | None = None,
-    progress: Callable[[int], object] = lambda n: None,
+    progress: Callable[[int], object] | None = None,
 ) -> DataReport:
-    """Decode every file of the lists, compare them by content, and count the classes.
+    """Decode every sample, compare all by content, and count the classes.
 
     Args:
-        datasets: of training, and of evaluation if there is one.
-        threads: that decode; None takes every core.
-        progress: called with the number of files that have been looked at since the last call.
+        datasets: training data, and evaluation data if there is any.
+        class_num: number of classes.
+        threads: number of threads; None for one per core.
+        progress: called with the number of samples since the last call; None for no calls.
     """
     report = DataReport()
     all_files = [_Files(dataset, report) for dataset in datasets]
@@ -123,7 +124,8 @@ def check_lists(
                 return stop - start
 
             for count in pool.map(inspect, range(0, len(files.dataset), step)):
-                progress(count)
+                if progress:
+                    progress(count)
             name, number = files.dataset.source, len(report.lists) + 1
             report.lists[name if name not in report.lists else f"{name} ({number})"] = _facts(files, class_num, report)
     _compare(all_files, report)
@@ -157,7 +159,7 @@ def _facts(files: _Files, class_num: int, report: DataReport) -> dict[str, Any]:
 
 
 def _compare(all_files: list[_Files], report: DataReport) -> None:
-    """Files with the same bytes: copies in one list, under two labels, or in both lists."""
+    """Find samples with equal bytes: copies in one data set, with two labels, or in both data sets."""
     together = np.concatenate([files.digests for files in all_files])
     keys = together.view(f"V{_DIGEST}").reshape(-1)
     owners = np.concatenate([np.full(len(files.dataset), k) for k, files in enumerate(all_files)])

@@ -1,4 +1,4 @@
-"""Data sets: samples by number, each with a label, transformed on the host."""
+"""Data sets: numbered samples with a label each."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class DatasetKeys:
-    """Common key of the data sets."""
+    """Common key of the data sets.
+
+    Attributes:
+        batch_transform_ops: mixing, applied to whole batches on the device.
+    """
 
     batch_transform_ops: Annotated[list[Block], Components("batch transform")] | None = None
 
 
 class Dataset:
-    """The base of every data set. One of your own needs ``read``, and its labels.
+    """Base class of the data sets. Your own needs labels and a method ``read``.
 
     Args:
         labels: class of each sample, [N], any integer dtype.
-        transform_ops: transforms in order; None leaves what ``read`` gives.
-        class_num: number of classes, to check the labels against; None for no check.
+        transform_ops: transforms in order; None leaves what ``read`` returns.
+        class_num: number of classes, for a check of the labels; None for no check.
 
     Attributes:
-        source: what messages call the data set, such as its list file.
-        labels: as given, as an array.
+        source: name of the data set in messages, such as its list file.
+        labels: array of the labels.
         transform: all transforms.
         host_transform: those that run on the host; ``device_stage`` is what is left for the device.
 
@@ -64,7 +68,7 @@ class Dataset:
         return int(self.labels.size)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        """The image as all the transforms make it, with new random choices each time, and its label.
+        """The image after all transforms, with new random choices each time, and its label.
 
         Raises:
             DataError: as ``load``.
@@ -72,7 +76,7 @@ class Dataset:
         return self._load(self.transform, index, None), int(self.labels[index])
 
     def read(self, index: int) -> bytes | Image:
-        """What the first transform takes: a file's bytes, or an image, uint8 [H, W, 3]. Called by several threads at once.
+        """The input of the first transform: a file's bytes, or an image, uint8 [H, W, 3]. Several threads call it at once.
 
         Raises:
             OSError, ValueError: it can't be read.
@@ -80,7 +84,7 @@ class Dataset:
         raise NotImplementedError
 
     def listed(self, index: int) -> str:
-        """What the data set itself calls a sample."""
+        """The sample's name in the data set, such as its path in the list."""
         return str(index)
 
     def path(self, index: int) -> str:
@@ -92,11 +96,11 @@ class Dataset:
         return f"{self.source}:{index + 1}"
 
     def digest(self) -> str:
-        """SHA-256 of what decides which samples there are, so that a run is not continued on others."""
+        """SHA-256 of the labels and the name. A run is not continued with a data set of another digest."""
         return hashlib.sha256(self.source.encode() + self.labels.astype(np.int64).tobytes()).hexdigest()
 
     def check_files(self) -> None:
-        """Look for every file, if samples have files.
+        """Check that every sample's file exists, if samples have files.
 
         Raises:
             DataError: some are missing.
@@ -106,11 +110,12 @@ class Dataset:
         """Read, decode and transform one image.
 
         Args:
-            rng: source of the random choices; None for a new, unpredictable one.
-            transform: in place of the data set's own host transforms.
+            index: number of the sample.
+            rng: source of the random choices; None for an unpredictable one.
+            transform: replaces the data set's host transforms.
 
         Returns:
-            What the transforms give, without what ``device_stage`` leaves to the device.
+            The image after the host transforms.
 
         Raises:
             DataError: it can't be read or decoded, or does not fit a transform; names the file and its list line.
@@ -135,12 +140,12 @@ class ImageNetDataset(Dataset):
     """Images named by a list file of ``path label`` lines.
 
     Args:
-        image_root: folder that the list's paths begin in.
+        image_root: folder to which the paths of the list are relative.
         cls_label_path: the list file.
         transform_ops: transforms in order; None gives the encoded bytes.
         delimiter: between path and label; None is a space.
         class_num: number of classes, to check the labels against.
-        patience: seconds during which a disk that is away is tried again.
+        patience: seconds to retry a disk that does not answer.
 
     Raises:
         DataError: the list can't be used, a path leaves ``image_root``, or a label is outside ``class_num``.
@@ -172,7 +177,7 @@ class ImageNetDataset(Dataset):
         return read_file(self.path(index), self._patience)
 
     def listed(self, index: int) -> str:
-        """The path as the list has it."""
+        """The path in the list."""
         return self.index.path(index)
 
     def path(self, index: int) -> str:
@@ -188,10 +193,10 @@ class ImageNetDataset(Dataset):
         return self.index.digest()
 
     def check_files(self) -> None:
-        """Look for every listed file.
+        """Check that every listed file exists.
 
         Raises:
-            DataError: some are missing; names the first few with their list lines, and how many there are.
+            DataError: some are missing. The message gives their number, and names the first few with their list lines.
         """
         missing = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
         if missing:

@@ -1,4 +1,4 @@
-"""Encoded bytes to pixels, equal to ``cv2.imdecode(..., 1)`` for whatever file, and faster for the common JPEG."""
+"""Decodes images. The pixels always equal those of ``cv2.imdecode(..., 1)``; common JPEGs are decoded faster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import simplejpeg
 
 Image = np.ndarray[Any, Any]
 
-# Decoding runs in as many threads as the loader has; OpenCV's own pool would fight them for the cores.
+# The loader decodes in threads of its own; OpenCV's pool would compete with them for the cores.
 cv2.setNumThreads(1)
 
-_MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's own limit, for the headers that are read here
+_MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, applied here to headers as well
 _PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF = 0xD8, 0xDA, 0xE1
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -23,14 +23,14 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 def decode_image(data: bytes) -> Image:
     """Decode a JPEG, PNG or anything else that OpenCV reads.
 
-    JPEGs go to simplejpeg, which is the same libjpeg-turbo without a conversion from BGR. What it would read differently goes to
-    OpenCV: an EXIF orientation, four colour components, data that libjpeg warns about but decodes.
+    JPEGs are decoded by simplejpeg, which is libjpeg-turbo as well and gives RGB without a conversion from BGR. OpenCV decodes what
+    simplejpeg would read differently: an EXIF orientation, four colour components, and data that libjpeg decodes with a warning.
 
     Returns:
         uint8 [H, W, 3], RGB, upright.
 
     Raises:
-        ValueError: empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS``, or no image that can be decoded; says which.
+        ValueError: the data is empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS``, or no image.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -38,7 +38,7 @@ def decode_image(data: bytes) -> Image:
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
         except ValueError as error:
-            # Older releases of OpenCV fill what is missing with grey.
+            # Older releases of OpenCV would fill the missing part with grey.
             if "Premature end of JPEG file" in str(error):
                 raise ValueError("truncated JPEG") from None
     if data[:8] == _PNG:
@@ -59,7 +59,7 @@ def _check_pixels(height: bytes, width: bytes) -> None:
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether the markers before the first scan are a JPEG's, with at most 3 components and no orientation that could matter.
+    """Whether it is a JPEG with at most 3 components and without an EXIF orientation, by the markers before the first scan.
 
     Raises:
         ValueError: it has too many pixels.

@@ -1,4 +1,4 @@
-"""The host's batch on the device, as the network takes it."""
+"""Moves batches to the device and completes their transforms there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppxcls.data.transforms import DeviceStage
 
 
 class DeviceTransform(nn.Layer):
-    """What ``split_for_device`` took off the host's transforms: channels first, float32, normalisation; also in exported models."""
+    """The transforms that ``split_for_device`` leaves to the device: layout, float32, normalisation. Exported models contain it."""
 
     def __init__(self, stage: DeviceStage) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Parts of one image that are erased. Names and arguments are PaddleClas's.
+"""Transforms that erase parts of one image. Names and arguments are PaddleClas's.
 
 Every random choice comes from the generator that is passed in.
 """
@@ -22,11 +22,12 @@ class RandomErasing(Transform):
 
     Args:
         EPSILON: probability.
-        sl: smallest share of the area; ``sh``: the largest.
-        r1: smallest of height over width; the largest is its inverse.
-        mean: what ``const`` fills in, in the units of the image where this stands: 0 to 255 before NormalizeImage.
-        attempt: how often a rectangle that does not fit is drawn again.
-        use_log_aspect: draw the logarithm of height over width evenly.
+        sl: smallest share of the area.
+        sh: largest share of the area.
+        r1: smallest ratio of height to width; the largest is its inverse.
+        mean: colour of the mode ``const``, in the units of the image at this place: 0 to 255 before NormalizeImage.
+        attempt: number of tries to draw a rectangle that fits.
+        use_log_aspect: draw the logarithm of the ratio uniformly, instead of the ratio.
         mode: ``const``; ``rand``, one random colour; ``pixel``, a random colour for each pixel.
     """
 
@@ -108,10 +109,11 @@ class GridMask(Transform):
     """Blackens a regular grid of squares (arXiv:2001.04086).
 
     Args:
-        d1: smallest period in pixels; ``d2``: the largest.
-        rotate: the grid is turned by up to this many degrees; 1 for none.
-        ratio: share of a period that is kept, each way.
-        mode: 0 blackens the grid's squares, 1 what is around them.
+        d1: smallest period in pixels.
+        d2: largest period in pixels.
+        rotate: the grid is rotated by less than this number of degrees; 1 for no rotation.
+        ratio: share of a period that is kept, in both directions.
+        mode: 0 blackens the squares of the grid, 1 the area around them.
         prob: probability.
     """
 

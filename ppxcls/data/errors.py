@@ -1,4 +1,4 @@
-"""The error of this room; a module of its own because every module of the room raises it."""
+"""The error that data sets and loaders raise."""
 
 
 class DataError(Exception):

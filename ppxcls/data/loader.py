@@ -1,4 +1,4 @@
-"""Threads to batches: each sample is read, decoded and transformed by one of a pool of threads, into its slot of the batch."""
+"""Makes batches with threads. Each thread reads, decodes and transforms samples into their slots of a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ppxcls.data.sampler import BatchPlan, Sampler
 
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]
 
-_TASK = 8  # samples a thread takes at once
+_TASK = 8  # samples that a thread takes at once
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Batch:
     """A batch in the host's memory.
 
     Attributes:
-        images: uint8 [N, H, W, 3], or what the host's transforms give.
+        images: uint8 [N, H, W, 3], or what the host's transforms return.
         labels: int64 [N].
-        plan: which samples these are, without those that were left out.
-        left_out: samples that can't be read.
+        plan: the samples of the batch, without those that were left out.
+        left_out: number of samples that can't be read.
     """
 
     images: np.ndarray[Any, Any]
@@ -44,8 +44,8 @@ class _Slots:
     """The batch being filled.
 
     Args:
-        like: shape and dtype of the images so far. The array is made at once then, in the caller's thread, where the C library
-            gives out the pages of earlier batches again; otherwise when the first image says how large they are.
+        like: shape and dtype of the images so far. With it the array is created here, in the caller's thread, because the C
+            library reuses the memory of earlier batches there. Without it, the first image decides.
     """
 
     def __init__(self, plan: BatchPlan, like: _Kind | None) -> None:
@@ -56,7 +56,7 @@ class _Slots:
         self._begun = False
 
     def put(self, slot: int, image: np.ndarray[Any, Any]) -> None:
-        """Raises ValueError where the image has another size than those before it."""
+        """Store an image. Raises ValueError if its size differs from those before it."""
         with self._lock:
             if self.images is None or (not self._begun and self.images.shape[1:] != image.shape):
                 self.images = self._empty((image.shape, image.dtype))
@@ -73,12 +73,14 @@ class _Slots:
 class Loader:
     """Batches of a data set in the sampler's order.
 
-    What comes out does not depend on the number of threads: every random choice about a sample is drawn from a generator seeded by
-    ``(seed, epoch, position in the epoch's global order)``. An error in a thread is raised in the loop that asks for the batch.
+    The batches do not depend on the number of threads: the random choices about a sample come from a generator that is seeded by
+    ``(seed, epoch, position in the epoch's global order)``. An error in a thread is raised in the loop that uses the batches.
 
     Args:
-        num_workers: threads; 0 loads in the caller's own thread.
-        bad_samples: where samples that can't be read are listed and left out of their batch; None raises instead.
+        dataset: the samples.
+        sampler: decides their order.
+        num_workers: number of threads; 0 loads in the caller's thread.
+        bad_samples: list of the unreadable samples, which are left out of their batches; None raises instead.
         timeout: seconds to wait for a batch.
     """
 
@@ -95,7 +97,7 @@ class Loader:
         self.num_workers = num_workers
         self.bad_samples = bad_samples
         self.timeout = timeout
-        self._being_read: dict[int, int] = {}  # thread to sample
+        self._being_read: dict[int, int] = {}  # sample by thread
         self._transform = dataset.host_transform
         self._like: _Kind | None = None
 
@@ -107,7 +109,7 @@ class Loader:
         """The batches of one epoch, from global batch ``start`` on.
 
         Raises:
-            DataError: a sample can't be loaded, or not in time; names its file.
+            DataError: a sample can't be loaded, or not in time. The message names its file.
         """
         plans = self.sampler.batches(epoch, start)
         self._transform = self.dataset.host_transform.resized(self.sampler.size_at(epoch))
@@ -121,7 +123,7 @@ class Loader:
         try:
             for slots, futures in prefetched(plans, lambda plan: self._start(pool, plan, epoch)):
                 yield self._wait(slots, futures)
-        finally:  # also when the loop that uses the batches ends early
+        finally:  # also if the loop that uses the batches ends early
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, pool: ThreadPoolExecutor, plan: BatchPlan, epoch: int) -> tuple[_Slots, list[Future[None]]]:
@@ -141,7 +143,7 @@ class Loader:
         return self._finish(slots)
 
     def files_being_read(self) -> str:
-        """The files that the threads are at."""
+        """The files that the threads are reading now."""
         return ", ".join(f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in list(self._being_read.values()))
 
     def _fill(self, slots: _Slots, epoch: int, part: range) -> None:
@@ -170,7 +172,7 @@ class Loader:
             kept = np.setdiff1d(np.arange(len(plan.indices)), slots.bad)
             if kept.size and images is not None:
                 images = images[kept]
-            else:  # none is left: something to keep step with the other processes, that counts for nothing
+            else:  # no sample is left: a dummy that does not count keeps this process in step with the others
                 kept = np.arange(1)
                 if self._like is None:
                     raise DataError(f"no sample of the first batch can be read, such as {self.dataset.path(int(plan.indices[0]))}")

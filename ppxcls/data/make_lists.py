@@ -1,4 +1,4 @@
-"""Folders of images to list files."""
+"""Writes list files for folders of images."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ def make_lists(
 ) -> dict[str, int]:
     """Write ``train_list.txt``, ``val_list.txt`` and ``class_names.txt``; paths are relative to ``folder``, the ``image_root``.
 
-    Classes are numbered in the order of their folders' names. The split is stratified: of each class the same share, and at least
-    one image on each side where it has two; it depends on the seed and the names alone.
+    Classes are numbered in the order of their folders' names. The split takes the same share of each class, and at least one image
+    for each side if a class has two. It depends on the seed and the names alone.
 
     Args:
-        labels: for a flat folder, such as ImageNet's ``val``: a file with a label a line for the images in order of their names;
-            everything goes to ``val_list.txt``.
+        folder: its subfolders are the classes.
+        output: folder of the lists.
+        val_share: share of each class for evaluation.
+        seed: decides the split.
+        labels: for a flat folder, such as ImageNet's ``val``: a file with one label per line, for the images in order of their
+            names. All images go to ``val_list.txt``.
 
     Returns:
-        Lines by file.
+        Number of lines by file.
 
     Raises:
         DataError: there are no images, or the labels do not fit.

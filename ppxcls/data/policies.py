@@ -1,4 +1,4 @@
-"""Augmentation of one uint8 image: policies of Pillow's operations, and colour.
+"""Augmentation policies that apply Pillow's operations to one uint8 image, and colour jitter.
 
 Names and arguments are PaddleClas's. Every random choice comes from the generator that is passed in.
 """
@@ -25,7 +25,7 @@ _NEAREST, _BILINEAR, _BICUBIC = (PillowImage.Resampling[name] for name in ("NEAR
 
 
 class Fill:
-    """Colour and interpolation of what a geometric operation uncovers and moves."""
+    """Interpolation of a geometric operation, and the colour of the area that it uncovers."""
 
     def __init__(self, colour: tuple[int, int, int], resample: PillowImage.Resampling) -> None:
         self.colour = colour
@@ -42,7 +42,7 @@ def _solarize_add(image: Picture, amount: float) -> Picture:
     return image.point(table * len(image.getbands()))
 
 
-# The second argument is the operation's own: radians' tangent, pixels' share, degrees, bits, threshold, factor.
+# The second argument depends on the operation: slope, share of the side, degrees, bits, threshold, or factor.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, v, fill: image,
     "ShearX": lambda image, v, fill: fill.affine(image, 1, v, 0, 0, 1, 0),
@@ -66,10 +66,13 @@ _ENHANCING = {"Color", "Contrast", "Brightness", "Sharpness"}
 
 
 def _argument(name: str, strength: float, most: dict[str, float], rng: Generator) -> float:
-    """An operation's own argument for a strength from 0 to 1.
+    """The argument of an operation for a strength.
 
     Args:
-        most: arguments at full strength; of the enhancing operations, the distance from 1.
+        name: the operation.
+        strength: from 0 to 1.
+        most: argument of each operation at full strength; for enhancing operations the distance from 1.
+        rng: decides the sign.
     """
     value = strength * most.get(name, 0.0)
     if name in _SIGNED:
@@ -88,7 +91,7 @@ def _apply(image: Image, steps: list[tuple[str, float]], fill: Fill) -> Image:
     return np.asarray(picture)
 
 
-# ImageNet's policy as published (AutoAugment, arXiv:1805.09501, table 9): operation, probability, magnitude out of 9, twice.
+# ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operation, probability, and magnitude out of 9.
 _POLICY = """
 Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3|Posterize .6 7 Posterize .6 6
 Equalize .4 7 Solarize .2 4|Equalize .4 4 Rotate .8 8|Solarize .6 3 Equalize .6 7|Posterize .8 5 Equalize 1 2
@@ -105,7 +108,7 @@ _RAND_OPERATIONS = [*_MOST, "AutoContrast", "Equalize", "Invert"]
 
 @TRANSFORMS.register
 class AutoAugment(Transform):
-    """One of 25 pairs of operations, each with its probability (ImageNet's policy of arXiv:1805.09501)."""
+    """Applies one of 25 pairs of operations, each with its probability (ImageNet's policy of arXiv:1805.09501)."""
 
     needs_uint8 = True
 
@@ -125,9 +128,10 @@ class AutoAugment(Transform):
 
 @TRANSFORMS.register
 class RandAugment(Transform):
-    """``num_layers`` operations drawn from 14, all of the same magnitude (arXiv:1909.13719).
+    """Applies random operations of one magnitude (arXiv:1909.13719).
 
     Args:
+        num_layers: number of operations, drawn from 14.
         magnitude: from 0 to 10.
     """
 
@@ -144,7 +148,7 @@ class RandAugment(Transform):
 
 @TRANSFORMS.register
 class TrivialAugment(Transform):
-    """One operation of 14, of a strength drawn evenly from 31 (arXiv:2103.10158, the wide space)."""
+    """Applies one of 14 operations with one of 31 strengths (arXiv:2103.10158, the wide space)."""
 
     needs_uint8 = True
 
@@ -162,14 +166,14 @@ class TrivialAugment(Transform):
 
 @TRANSFORMS.register
 class TimmAutoAugment(Transform):
-    """timm's RandAugment by its string: ``rand-m9-mstd0.5-inc1``.
+    """timm's RandAugment, described by timm's string.
 
     Args:
         config_str: after ``rand``: ``m`` magnitude (9), ``n`` operations (2), ``p`` probability of each (0.5), ``mstd`` standard
-            deviation of the magnitude (0; 100 and more: uniform from 0 to the magnitude), ``mmax`` its limit (10), ``inc1`` for
-            operations that all grow stronger with the magnitude.
+            deviation of the magnitude (0; from 100 on it is uniform from 0 to the magnitude), ``mmax`` its limit (10), ``inc1``
+            lets all operations grow stronger with the magnitude.
         interpolation: ``random`` draws bilinear or bicubic for each image.
-        img_size: pixels of the image, for which timm scales its shifts; they are shares of the side here.
+        img_size: accepted and not used. timm scales shifts by it; here they are shares of the side.
     """
 
     needs_uint8 = True
@@ -209,7 +213,7 @@ class TimmAutoAugment(Transform):
     def _value(self, name: str, strength: float, rng: Generator) -> float:
         if self.settings["inc"]:
             return _argument(name, strength, self._MOST, rng)
-        # Without inc, less of these at a higher magnitude, and enhancement from 0.1 to 1.9.
+        # Without inc, these grow weaker with the magnitude, and enhancing factors go from 0.1 to 1.9.
         if name == "Posterize":
             return 4 * strength
         if name == "Solarize":
@@ -219,11 +223,13 @@ class TimmAutoAugment(Transform):
 
 @TRANSFORMS.register
 class ColorJitter(Transform):
-    """Brightness, contrast, saturation and hue changed by random factors, in a random order.
+    """Changes brightness, contrast, saturation and hue by random factors, in a random order.
 
     Args:
-        brightness: factor drawn from ``[max(0, 1 - b), 1 + b]``; contrast and saturation alike.
-        hue: shift drawn from ``[-hue, hue]`` of the whole circle.
+        brightness: b, for a factor from ``[max(0, 1 - b), 1 + b]``.
+        contrast: like brightness.
+        saturation: like brightness.
+        hue: h, for a shift from ``[-h, h]`` of the whole circle.
     """
 
     needs_uint8 = True

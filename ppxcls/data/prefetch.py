@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the loop that uses it."""
+"""Lets threads work ahead of the loop that uses the results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _AHEAD = 2  # items that are being made while one is used
 
 
 def prefetched(items: Iterable[T], start: Callable[[T], S]) -> Iterator[S]:
-    """Start each item before it is needed, and give out what was started, in order.
+    """Start the work on each item before its result is needed; yield what was started, in order.
 
     Args:
-        start: hands an item to threads and returns at once, with what to wait for.
+        items: to work on.
+        start: hands an item to threads and returns at once.
     """
     started: deque[S] = deque()
     for item in items:

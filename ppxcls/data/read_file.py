@@ -1,4 +1,4 @@
-"""Bytes of a file from a disk that may be away for a while."""
+"""Reads files from disks that may fail to answer for a while."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import os
 import time
 
-# What network file systems report when their server is gone or has changed under an open file, and disks when a cable is loose.
+# Errors of network file systems without their server, and of disks with a loose cable. They may pass.
 _PASSING = {
     getattr(errno, name)
     for name in (
@@ -32,11 +32,12 @@ def read_file(path: str, patience: float = 0.0) -> bytes:
     """Read a whole file.
 
     Args:
-        patience: seconds during which errors that may pass are tried again, with pauses that double.
+        path: of the file.
+        patience: seconds to retry after errors that may pass, with pauses that double.
 
     Raises:
-        OSError: it can't be read, or still can't after that time.
-        ValueError: it is larger than ``MAX_BYTES``, or became another size while it was read.
+        OSError: it can't be read, or still not after that time.
+        ValueError: it is larger than ``MAX_BYTES``, or its size changed while it was read.
     """
     deadline = time.monotonic() + patience
     pause = _FIRST_PAUSE
@@ -58,7 +59,7 @@ def _read_once(path: str) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise ValueError(f"{size:,} bytes; an image file may have {MAX_BYTES:,}")
-        data = file.read(MAX_BYTES + 1)  # bounded: a pipe or a device has no size
+        data = file.read(MAX_BYTES + 1)  # limited, because a pipe or a device has no size
     if len(data) != size:
-        raise ValueError(f"it had {size:,} bytes, of which {len(data):,} were read: is it being written?")
+        raise ValueError(f"expected {size:,} bytes, read {len(data):,}; another program may be writing the file")
     return data

@@ -1,4 +1,4 @@
-"""Which samples make up which batch of which process."""
+"""Divides the samples of an epoch into batches, and each batch among the processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ class BatchPlan:
         number: position of the global batch in its epoch.
         indices: samples to load, int64 [n]; at least one in training.
         first: position of ``indices[0]`` in the epoch's global order.
-        count: samples that count: all of them, or 0 where this process has no sample left and lends one only to keep step with
-            the others.
+        count: number of samples that count: all of them, or 0 if this process has no sample left and only keeps in step.
     """
 
     number: int
@@ -31,12 +30,13 @@ class BatchPlan:
 
 
 class Sampler(Protocol):
-    """Decides which samples make up which batch of which process.
+    """Divides the samples of an epoch into batches.
 
     Attributes:
         batch_size: samples of one process.
-        seed: of the order, and of every random choice about a sample.
-        rank, world_size: number of this process, and of processes.
+        seed: decides the order and every random choice about a sample.
+        rank: number of this process.
+        world_size: number of processes.
     """
 
     batch_size: int
@@ -45,13 +45,13 @@ class Sampler(Protocol):
     world_size: int
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
 
     def global_size(self, number: int) -> int:
-        """Samples of a global batch, all processes together."""
+        """Samples of a global batch, over all processes."""
 
     def size_at(self, epoch: int) -> int | None:
-        """Pixels of the images' sides in an epoch; None for what the transforms say."""
+        """Pixels of the images' sides in an epoch; None for those of the transforms."""
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]:
         """This process's parts, from global batch ``start`` on."""
@@ -63,16 +63,20 @@ SAMPLERS: Registry[Sampler] = Registry("sampler", ("num_samples", "labels", "see
 @SAMPLERS.register
 @dataclass(kw_only=True)
 class DistributedBatchSampler:
-    """Cuts the epoch's order into global batches, and each of those into one part for every process.
+    """Cuts an epoch into global batches, and each of these into one part per process.
 
-    The order depends on the seed and the epoch alone, so runs on 1, 2 or 8 processes see the same global batches when
-    ``batch_size * world_size`` is the same. A last short batch is spread over the processes; nothing is repeated to fill it.
+    The order depends on the seed and the epoch alone. So runs on 1, 2 or 8 processes see the same global batches, if
+    ``batch_size * world_size`` is the same. A short last batch is divided among the processes; no sample is repeated to fill it.
 
     Args:
         batch_size: samples of one process.
-        drop_last: leave out a last short batch.
-        shuffle: a new order every epoch; otherwise the list's.
-        num_samples, labels: of the data set; labels are [num_samples].
+        drop_last: leave out a short last batch.
+        shuffle: use a new order every epoch, instead of the list's.
+        num_samples: number of samples in the data set.
+        labels: their labels, [num_samples].
+        seed: decides the order.
+        rank: number of this process.
+        world_size: number of processes.
     """
 
     batch_size: Count
@@ -90,17 +94,17 @@ class DistributedBatchSampler:
             raise ValueError(f"drop_last leaves nothing of {self.num_samples} samples at a batch_size of {total}")
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         size = self.batch_size * self.world_size
         return self.num_samples // size if self.drop_last else -(-self.num_samples // size)
 
     def global_size(self, number: int) -> int:
-        """Samples of a global batch, all processes together."""
+        """Samples of a global batch, over all processes."""
         size = self.batch_size * self.world_size
         return min(size, self.num_samples - number * size)
 
     def size_at(self, epoch: int) -> int | None:
-        """Pixels of the images' sides in an epoch; None for what the transforms say."""
+        """Pixels of the images' sides in an epoch; None for those of the transforms."""
         return None
 
     def order(self, epoch: int) -> np.ndarray[Any, Any]:
@@ -115,7 +119,7 @@ class DistributedBatchSampler:
         size = self.batch_size * self.world_size
         for number in range(start, len(self)):
             begin, total = number * size, self.global_size(number)
-            # As even as whole samples allow; the first processes take one more.
+            # As even as possible; the first processes take one more.
             first, stop = (begin + -(-total * r // self.world_size) for r in (self.rank, self.rank + 1))
             count = stop - first
             if count == 0:
@@ -126,9 +130,12 @@ class DistributedBatchSampler:
 @SAMPLERS.register
 @dataclass(kw_only=True)
 class RASampler(DistributedBatchSampler):
-    """Repeated augmentation (arXiv:1902.05509): each drawn sample stands ``num_repeats`` times in a row, each with its own choices.
+    """Repeated augmentation (arXiv:1902.05509): each drawn sample is used several times in a row, with other random choices.
 
-    An epoch has as many samples as the list, so it sees one in ``num_repeats`` of them.
+    An epoch has as many samples as the list, so it uses one in ``num_repeats`` of them.
+
+    Args:
+        num_repeats: uses of a sample in a row.
     """
 
     shuffle: bool = True
@@ -142,7 +149,7 @@ class RASampler(DistributedBatchSampler):
 @SAMPLERS.register
 @dataclass(kw_only=True)
 class ClassBalancedSampler(DistributedBatchSampler):
-    """Every class is drawn equally often on average, its samples with repetition."""
+    """Draws every class equally often on average, with repetition of samples."""
 
     shuffle: Literal[True] = True
 
@@ -166,7 +173,7 @@ class ProgressiveSampler(DistributedBatchSampler):
 
     Args:
         epochs: first epoch of each size, from 1, increasing.
-        sizes: pixels of the images' sides from that epoch on; before the first, what the transforms say.
+        sizes: pixels of the images' sides from that epoch on. Before the first, the transforms decide.
     """
 
     shuffle: bool = True
@@ -179,5 +186,5 @@ class ProgressiveSampler(DistributedBatchSampler):
             raise ValueError(f"expected as many sizes as epochs, which increase, received {self.sizes} and {self.epochs}")
 
     def size_at(self, epoch: int) -> int | None:
-        """Pixels of the images' sides in an epoch; None for what the transforms say."""
+        """Pixels of the images' sides in an epoch; None for those of the transforms."""
         return next((size for first, size in zip(self.epochs[::-1], self.sizes[::-1], strict=True) if epoch >= first), None)

@@ -1,6 +1,6 @@
-"""Transforms of one image under PaddleClas's names and rules; add one by registering a class with ``__call__(image, rng)``.
+"""Transforms of one image, with PaddleClas's names and rules.
 
-Every random choice comes from the generator that is passed in, which the loader seeds by the sample's position in the epoch.
+Every random choice comes from the generator that is passed in. The loader seeds it by the sample's position in the epoch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ppxcls.config.checks import Count, Finite, Positive, Share, Where
 from ppxcls.config.registry import Components, Registry
 from ppxcls.data.decode import Image, decode_image
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels from 0 to 1
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels with values from 0 to 1
 
 Generator = np.random.Generator
 TransformOps = Annotated[list[Any], Components("transform")]
@@ -31,7 +31,7 @@ class Transform(Protocol):
     """One step between encoded bytes and the image that the network sees.
 
     Attributes:
-        needs_uint8: whether it works on uint8 images only, so that it must stand before NormalizeImage.
+        needs_uint8: whether it takes uint8 images only, so that it must precede NormalizeImage.
     """
 
     needs_uint8: ClassVar[bool] = False
@@ -40,7 +40,7 @@ class Transform(Protocol):
         """The changed image.
 
         Args:
-            image: [H, W, 3], or what the transform before it gives.
+            image: [H, W, 3], or what the transform before it returns.
             rng: source of every random choice.
 
         Raises:
@@ -78,7 +78,7 @@ def _resizer(interpolation: str | None, backend: str) -> Callable[[Image, tuple[
         ValueError: the backend does not have this interpolation.
     """
     table: Mapping[str, Any] = _CV2 if backend == "cv2" else _PILLOW
-    # Pillow's own default is bicubic, and PaddleClas leaves it to Pillow.
+    # PaddleClas uses Pillow's default, which is bicubic.
     name = interpolation or ("bilinear" if backend == "cv2" else "bicubic")
     if name not in table:
         raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
@@ -103,7 +103,13 @@ def _pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 @TRANSFORMS.register
 class DecodeImage(Transform):
-    """Encoded bytes to uint8 [H, W, 3]; RGB, or OpenCV's BGR with ``to_rgb: False``."""
+    """Decodes bytes to uint8 [H, W, 3].
+
+    Args:
+        to_rgb: RGB; False gives OpenCV's BGR.
+        to_np: PaddleClas's key with the only value that is supported.
+        channel_first: PaddleClas's key with the only value that is supported; see ToCHWImage.
+    """
 
     def __init__(self, to_rgb: bool = True, to_np: Literal[False] = False, channel_first: Literal[False] = False) -> None:
         self.to_rgb = to_rgb
@@ -115,12 +121,13 @@ class DecodeImage(Transform):
 
 @TRANSFORMS.register
 class ResizeImage(Transform):
-    """Resize to ``size``, or so that the shorter side is ``resize_short``.
+    """Resizes to ``size``, or the shorter side to ``resize_short``.
 
     Args:
         size: pixels of both sides, or [width, height].
-        resize_short: pixels of the shorter side; the other keeps the aspect, rounded. Goes before ``size``.
-        interpolation: None is bilinear for cv2, bicubic for pil.
+        resize_short: pixels of the shorter side; the other side keeps the aspect, rounded. It takes precedence over ``size``.
+        interpolation: None is bilinear for cv2 and bicubic for pil.
+        backend: OpenCV or Pillow.
     """
 
     def __init__(
@@ -141,17 +148,17 @@ class ResizeImage(Transform):
             assert self.size is not None
             return self._resize(image, self.size)
         height, width = image.shape[:2]
-        # The order of the operations is PaddleClas's: it decides which way a half rounds.
+        # PaddleClas's order of the operations, which decides how a half is rounded.
         factor = self.resize_short / min(width, height)
         return self._resize(image, (round(width * factor), round(height * factor)))
 
 
 @TRANSFORMS.register
 class CropImage(Transform):
-    """The centre of ``size`` pixels, or [width, height].
+    """Crops the centre. An image that is smaller is an error.
 
-    Raises:
-        ValueError: when called, for an image that is smaller.
+    Args:
+        size: pixels of both sides, or [width, height].
     """
 
     def __init__(self, size: Size) -> None:
@@ -167,14 +174,17 @@ class CropImage(Transform):
 
 @TRANSFORMS.register
 class RandCropImage(Transform):
-    """A random part of the image, resized to ``size`` (the crop of arXiv:1409.4842, section 6, by PaddleClas's law).
+    """Resizes a random part of the image (the crop of arXiv:1409.4842, section 6, with PaddleClas's distribution).
 
-    Width over height is uniform in ``ratio``. The area is a share of the image uniform in ``scale``, both ends cut to the largest
-    share that fits that shape. The position is uniform.
+    The ratio of width to height, the share of the area, and the position are uniform. Both limits of the share are reduced to the
+    largest share that fits the ratio.
 
     Args:
-        size: pixels of both sides, or [width, height].
-        interpolation: None is bilinear for cv2, bicubic for pil.
+        size: pixels of both sides of the result, or [width, height].
+        scale: limits of the share of the area; None is [0.08, 1].
+        ratio: limits of width over height; None is [3/4, 4/3].
+        interpolation: None is bilinear for cv2 and bicubic for pil.
+        backend: OpenCV or Pillow.
     """
 
     def __init__(
@@ -209,7 +219,7 @@ class RandCropImage(Transform):
         largest = min(image_width / image_height / aspect, image_height / image_width * aspect)
         share = rng.uniform(min(self.scale[0], largest), min(self.scale[1], largest))
         side = math.sqrt(image_width * image_height * share)
-        # At least one pixel of an image a few pixels wide.
+        # At least one pixel, if the image is a few pixels wide.
         width = min(max(int(side * math.sqrt(aspect)), 1), image_width)
         height = min(max(int(side / math.sqrt(aspect)), 1), image_height)
         left = int(rng.integers(0, image_width - width, endpoint=True))
@@ -219,7 +229,11 @@ class RandCropImage(Transform):
 
 @TRANSFORMS.register
 class RandFlipImage(Transform):
-    """Mirrors with probability 1/2: ``flip_code`` 1 left to right, 0 upside down, -1 both."""
+    """Mirrors with probability 1/2.
+
+    Args:
+        flip_code: 1 swaps left and right, 0 top and bottom, -1 both.
+    """
 
     def __init__(self, flip_code: Literal[1, 0, -1] = 1) -> None:
         self.flip_code = flip_code
@@ -230,10 +244,12 @@ class RandFlipImage(Transform):
 
 @TRANSFORMS.register
 class NormalizeImage(Transform):
-    """``(image * scale - mean) / std`` in float32; at the end of a data set's transforms it runs on the device instead.
+    """``(image * scale - mean) / std`` in float32. At the end of a data set's transforms it runs on the device.
 
     Args:
-        scale: PaddleClas's string ``1.0/255.0`` is read as the fraction it is.
+        scale: a number, or a fraction such as PaddleClas's ``1.0/255.0``.
+        mean: of each channel.
+        std: of each channel.
         order: ``chw`` for images [3, H, W], ``hwc`` or an empty string for [H, W, 3].
     """
 
@@ -254,7 +270,7 @@ class NormalizeImage(Transform):
         return (image.astype(np.float32) * self.scale - self.mean.reshape(shape)) / self.std.reshape(shape)
 
     def batch(self, images: Image) -> Image:
-        """The same of a batch at once, by a table of the 256 values: uint8 [N, H, W, 3] to float32 [N, 3, H, W]."""
+        """Normalise a batch with a table of the 256 values: uint8 [N, H, W, 3] to float32 [N, 3, H, W]."""
         values = np.arange(256, dtype=np.float32)[:, None]
         table = ((values * self.scale - self.mean) / self.std)[None]
         out = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
@@ -272,24 +288,28 @@ class ToCHWImage(Transform):
 
 
 class Compose:
-    """Transforms one after the other.
+    """Several transforms in a row.
 
     Args:
-        transforms: the first takes encoded bytes, or an image where there is no DecodeImage.
+        transforms: the first takes encoded bytes, or an image if there is no DecodeImage.
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
 
     def resized(self, size: int | None) -> Compose:
-        """The same for images with sides of ``size`` pixels; None for no change."""
+        """The same transforms for images with sides of ``size`` pixels; None for no change."""
         return self if size is None else Compose([transform.resized(size) for transform in self.transforms])
 
     def __call__(self, data: bytes | Image, rng: Generator | None = None) -> Image:
-        """The transformed image: uint8 [H, W, 3], or what the last transform makes of it.
+        """Transform an image.
 
         Args:
-            rng: source of the random choices; None for a new, unpredictable one.
+            data: encoded bytes, or an image if there is no DecodeImage.
+            rng: source of the random choices; None for an unpredictable one.
+
+        Returns:
+            uint8 [H, W, 3], or what the last transform returns.
 
         Raises:
             ValueError: the image can't be decoded, or does not fit a transform.
@@ -303,10 +323,10 @@ class Compose:
 
 @dataclass
 class DeviceStage:
-    """What is left to do on the device after ``split_for_device``.
+    """The transforms that ``split_for_device`` leaves to the device.
 
     Attributes:
-        normalize: to apply to the batch; None where the host did.
+        normalize: to apply to the batch; None if the host has done it.
         chw: whether the host's images are [3, H, W] already.
     """
 
@@ -329,7 +349,7 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
         if transform.needs_uint8 and any(isinstance(t, NormalizeImage | ToCHWImage) for t in transforms):
             raise block.where.error(f"{block.name} works on uint8: expected it before NormalizeImage and ToCHWImage")
         if isinstance(transform, NormalizeImage) and transform.chw and not chw:
-            # PaddleClas's default order on [H, W, 3] divides the rows by the channels' constants, or fails.
+            # With [H, W, 3], PaddleClas's default would apply the channels' constants to rows, or fail.
             raise (block.where / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")
         chw = chw or isinstance(transform, ToCHWImage)
         transforms.append(transform)
@@ -337,7 +357,7 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
 
 
 def split_for_device(compose: Compose) -> tuple[Compose, DeviceStage]:
-    """Take NormalizeImage and ToCHWImage off the end: as uint8, a batch is a quarter of the bytes to move."""
+    """Leave NormalizeImage and ToCHWImage at the end to the device, because a uint8 batch has a quarter of the bytes."""
     host = list(compose.transforms)
     normalize: NormalizeImage | None = None
     while host and isinstance(host[-1], NormalizeImage | ToCHWImage) and not (normalize and isinstance(host[-1], NormalizeImage)):

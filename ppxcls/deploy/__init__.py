@@ -1,1 +1,1 @@
-"""From a trained network to predictions: files that run without this package, and what runs them."""
+"""Prediction, and export to files that run without this package."""

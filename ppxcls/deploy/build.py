@@ -1,4 +1,4 @@
-"""From a config to predictions and exported files: the part of ``build`` that reads ``Infer``."""
+"""From a config to predictions and exported files. Only this module reads ``Infer``."""
 
 from __future__ import annotations
 
@@ -58,10 +58,16 @@ def _names_file(config: Config) -> str | None:
 
 
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
-    """Write weights of timm, Keras or this package as ``.pdparams`` or, by its extension, ``.safetensors``.
+    """Convert weights of timm, Keras or this package.
+
+    Args:
+        source: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``.
+        name: of the network.
+        output: ``.pdparams`` or ``.safetensors``.
+        class_num: number of classes.
 
     Returns:
-        How many tensors the network has.
+        Number of tensors.
 
     Raises:
         ConfigError: there is no such network.
@@ -77,7 +83,7 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
 def export(
     config: Config, formats: Sequence[str], softmax: bool = True, preprocess: bool = True, fold: bool = False
 ) -> dict[str, float]:
-    """Export the network of ``Global.pretrained_model`` to ``Global.save_inference_dir``; see ``deploy.export.export_model``.
+    """Export the network of ``weights_for`` to ``Global.save_inference_dir``. The arguments are those of ``export_model``.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_network``.
@@ -92,7 +98,7 @@ def export(
 
 
 def _real_images(config: Config, host: Any, count: int = 8) -> Array:
-    """The first images of ``Infer.infer_imgs`` or of the evaluation's list that can be read, transformed."""
+    """The first readable images of ``Infer.infer_imgs``, or of the evaluation data, after the host's transforms."""
     loads: list[tuple[str, Callable[[], Array]]]
     if config.Infer and config.Infer.infer_imgs:
         loads = [(file, partial(_load_image, file, host)) for file in find_images(config.Infer.infer_imgs)]
@@ -120,14 +126,16 @@ def _load_image(file: str, transform: Compose) -> Array:
 
 
 def infer(config: Config, kind: Format = "paddleclas", exported: str | None = None, output: str | None = None) -> int:
-    """Predict ``Infer.infer_imgs`` and write the predictions as they come; unreadable files are said on standard error.
+    """Predict the classes of ``Infer.infer_imgs``. Predictions are written as they come, unreadable files to standard error.
 
     Args:
-        exported: an exported folder, or its ``.onnx`` file, to run in place of the network.
-        output: a file to write to; None is standard output.
+        config: with ``Infer.infer_imgs``.
+        kind: form of the output; see ``Writer``.
+        exported: an exported folder, or its ``.onnx`` file, to run instead of the network.
+        output: file for the predictions; None for standard output.
 
     Returns:
-        How many files could not be read.
+        Number of files that could not be read.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't be used.
@@ -162,7 +170,7 @@ def infer(config: Config, kind: Format = "paddleclas", exported: str | None = No
 
 
 def _exported(path: Path, names: dict[int, str]) -> tuple[Runner, Any, bool, dict[int, str]]:
-    """Runner, host transforms, whether it gives logits, and class names, of an exported folder or ``.onnx`` file."""
+    """Runner, host transforms, whether the runner gives logits, and class names, for an exported folder or ``.onnx`` file."""
     folder = path.parent if path.suffix == ".onnx" else path
     side = side_file(folder)
     host, stage = split_for_device(build_transforms(side["transforms"]))

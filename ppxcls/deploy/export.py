@@ -1,4 +1,4 @@
-"""A trained network as files of Paddle Inference and ONNX, each held against the network before it is called done."""
+"""Exports a trained network for Paddle Inference and ONNX, and compares each export with the network."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, pa
 from ppxcls.system.logs import logger
 
 _OPSET = 17
-_TOLERANCE = 1e-4  # of the largest output; float32 sums in another order
+_TOLERANCE = 1e-4  # relative to the largest output; float32 sums differ with their order
 
 
 class Deployed(nn.Layer):
-    """The network with what stands before and after it.
+    """The network with its preprocessing and its softmax.
 
     Args:
-        stage: what was left to do on the device, done in the graph on uint8 [N, H, W, 3]; None for float32 [N, 3, H, W].
+        model: the network.
+        stage: what is left to the device, done in the graph on uint8 [N, H, W, 3]; None takes normalised float32 [N, 3, H, W].
         softmax: probabilities instead of logits.
     """
 
@@ -55,20 +56,24 @@ def export_model(
     preprocess: bool = True,
     fold: bool = False,
 ) -> dict[str, float]:
-    """Write ``inference.json`` and ``.pdiparams``, ``inference.onnx``, and ``inference_config.json``, what a user of them needs.
+    """Write ``inference.json`` with ``.pdiparams``, ``inference.onnx``, and the side file ``inference_config.json``.
 
     Args:
+        model: in evaluation mode.
         stage: of the transforms that made the images.
-        images: real ones, as the host's transforms end, [N, ...]; the batch's size is free in the files.
+        images: real images after the host's transforms, [N, ...]. The exported files take batches of any size.
+        folder: for the files.
         facts: for the side file: transforms, class names.
-        preprocess: normalisation in the graph, so that its input is uint8 [N, H, W, 3].
-        fold: batch norms into the convolutions before them.
+        formats: ``paddle``, ``onnx``.
+        softmax: give probabilities instead of logits.
+        preprocess: put normalisation into the graph, so that its input is uint8 [N, H, W, 3].
+        fold: fold batch norms into the convolutions before them.
 
     Returns:
-        Largest difference from the network by format.
+        Largest difference from the network, by format.
 
     Raises:
-        CheckpointError: an exported file differs from the network, or what writes it is not installed.
+        CheckpointError: an export differs from the network, or the package that writes it is not installed.
         OSError: a file can't be written.
     """
     expected = network_runner(model, stage)(images)

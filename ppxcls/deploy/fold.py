@@ -1,4 +1,4 @@
-"""Batch norms multiplied into the convolutions before them."""
+"""Folds batch norms into the convolutions before them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from ppxcls.models.layers import NormReLU
 
 
 def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
-    """Change a network in evaluation mode so that each batch norm whose input is a convolution's output is a part of it.
-
-    Which they are is seen in one pass, so it holds for every network.
+    """Fold each batch norm whose input is the output of a convolution. One forward pass finds these pairs in any network.
 
     Args:
-        images: of any size that the network takes.
+        model: in evaluation mode; it is changed.
+        images: float32 [N, C, H, W], of any size that the network takes.
 
     Returns:
-        How many were folded; others, such as those after a sum, stay.
+        Number of folded batch norms. Others, such as those after a sum, stay.
     """
     pairs = _pairs(model, images)
     owners = {id(layer): (parent, name) for parent in model.sublayers(include_self=True) for name, layer in parent.named_children()}
@@ -39,7 +38,7 @@ def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
 
 
 def _pairs(model: nn.Layer, images: paddle.Tensor) -> list[tuple[nn.Conv2D, nn.BatchNorm2D]]:
-    made: dict[int, tuple[nn.Conv2D, Any]] = {}  # keeps the outputs alive, so that no id is used twice
+    made: dict[int, tuple[nn.Conv2D, Any]] = {}  # it keeps the outputs alive, so that no id is used twice
     pairs: list[tuple[nn.Conv2D, nn.BatchNorm2D]] = []
 
     def after(layer: nn.Layer, inputs: Any, output: paddle.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Files to predictions, however many: read by threads, in batches, one after the other."""
+"""Predicts the classes of any number of files. Threads read them in batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Format = Literal["paddleclas", "csv", "jsonl"]
 
 @dataclass
 class Prediction:
-    """The best classes of one file, or why there are none."""
+    """The best classes of one file, or the reason why there are none."""
 
     file: str
     class_ids: list[int]
@@ -35,7 +35,7 @@ class Prediction:
 
 
 def find_images(path: str) -> list[str]:
-    """The files that a file, a folder (all images below it) or a pattern means, sorted.
+    """The files of a path, sorted. The path is a file, a folder (all images below it), or a pattern.
 
     Raises:
         DataError: there are none.
@@ -52,10 +52,14 @@ def find_images(path: str) -> list[str]:
 def predict(
     files: Sequence[str], transform: Compose, runner: Runner, batch_size: int, topk: int, softmax: bool
 ) -> Iterator[Prediction]:
-    """Predictions in the order of the files; unreadable ones have an error. No more than a few batches are in memory.
+    """Yield predictions in the order of the files. Unreadable files have an error. A few batches are in memory at a time.
 
     Args:
-        transform: on the host; what is left for the device is the runner's.
+        files: paths of images.
+        transform: the host's transforms; the runner does the rest.
+        runner: gives logits or probabilities.
+        batch_size: images per batch.
+        topk: number of classes in a prediction.
         softmax: whether the runner gives logits.
     """
 
@@ -89,7 +93,7 @@ def _predicted(loaded: list[tuple[str, Array | str]], runner: Runner, topk: int,
 
 
 def class_names(file: str | Path | None) -> dict[int, str]:
-    """Names from a file of ``id name`` lines; none for None.
+    """Class names by id, from a file of ``id name`` lines; empty for None.
 
     Raises:
         DataError: a line has another form.
@@ -110,7 +114,9 @@ class Writer:
     """Writes predictions as they come.
 
     Args:
-        kind: ``paddleclas``, a list of dictionaries a batch as PaddleClas prints it; ``csv``; ``jsonl``, an object a line.
+        kind: ``paddleclas``, one list of dictionaries per batch as PaddleClas prints it; ``csv``; ``jsonl``, one object per line.
+        names: class names by id.
+        stream: to write to.
     """
 
     def __init__(self, kind: Format, names: dict[int, str], stream: TextIO = sys.stdout) -> None:
@@ -120,7 +126,7 @@ class Writer:
             self._csv.writerow(["file_name", "rank", "class_id", "label_name", "score"])
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Write some that have no error."""
+        """Write predictions that have no error."""
         rows = [self._row(p) for p in predictions]
         if self._kind == "paddleclas" and rows:
             print(rows, file=self._stream)
@@ -138,10 +144,10 @@ class Writer:
 
 
 def side_file(folder: Path) -> dict[str, Any]:
-    """What export wrote beside the model.
+    """The side file that ``export_model`` wrote.
 
     Raises:
-        DataError: it is missing or no such file.
+        DataError: it is missing, or not such a file.
     """
     file = folder / "inference_config.json"
     try:

@@ -1,4 +1,4 @@
-"""What predicts: the network itself, or exported files under Paddle Inference or ONNX Runtime. All take and give numpy arrays."""
+"""Runners: the network itself, or exported files under Paddle Inference or ONNX Runtime. They take and return numpy arrays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Runner = Callable[[Array], Array]
 
 
 def network_runner(model: nn.Layer, stage: DeviceStage) -> Runner:
-    """Host images, as ``split_for_device`` leaves them, to logits [N, class_num], float32."""
+    """A runner of the network: images after the host's transforms to logits, float32 [N, class_num]."""
     to_input = ModelInput(stage)
     model.eval()
 
@@ -32,13 +32,14 @@ def network_runner(model: nn.Layer, stage: DeviceStage) -> Runner:
 
 
 def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
-    """An exported folder under Paddle Inference: on a GPU that Paddle is built for, else on the CPU with oneDNN.
+    """A runner of an exported folder under Paddle Inference, on a GPU if Paddle has one, else on the CPU with oneDNN.
 
     Args:
-        threads: on the CPU; None for every core.
+        folder: with ``inference.json`` and ``inference.pdiparams``.
+        threads: number of threads on the CPU; None for one per core.
 
     Raises:
-        CheckpointError: the files are not there, or are none.
+        CheckpointError: the files are missing or are not exported models.
     """
     from paddle import inference
 
@@ -71,13 +72,14 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
 
 
 def onnx_runner(file: Path, threads: int | None = None) -> Runner:
-    """An exported ``.onnx`` file under ONNX Runtime.
+    """A runner of an exported ``.onnx`` file under ONNX Runtime.
 
     Args:
-        threads: on the CPU; None for every core.
+        file: the model.
+        threads: number of threads on the CPU; None for one per core.
 
     Raises:
-        CheckpointError: ONNX Runtime is not installed, or the file is none of its.
+        CheckpointError: ONNX Runtime is not installed, or the file is not an ONNX model.
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
@@ -89,7 +91,7 @@ def onnx_runner(file: Path, threads: int | None = None) -> Runner:
     options.intra_op_num_threads = threads or usable_cores()
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
-    except Exception as error:  # it has a class of its own for each kind of damage
+    except Exception as error:  # ONNX Runtime has many classes of errors, without a common base
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
     name = session.get_inputs()[0].name
 

@@ -1,4 +1,4 @@
-"""The registry of the networks, and what any of them can be told to do without another state key."""
+"""The registry of the networks, and the options that all of them have. No option changes a state key."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ModelKeys:
     """Common keys of the networks.
 
     Attributes:
-        pretrained: file of weights to start from, as ``Global.pretrained_model``.
-        freeze: regular expressions; parameters whose state keys match are not trained, and batch norms among them keep their
+        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence.
+        freeze: regular expressions. Parameters whose state keys match are not trained, and their batch norms keep their
             statistics.
-        use_sync_bn: batch norm uses the statistics of all processes' batches together; on GPUs.
-        data_format: in which the network computes; images and weights are the same.
-        recompute: keep less in memory and compute the blocks again in the backward pass.
+        use_sync_bn: compute batch norm's statistics over all processes; not on the CPU.
+        data_format: memory layout of the computation. Images and weights stay the same.
+        recompute: save memory by computing the blocks again in the backward pass.
     """
 
     pretrained: str | None = None
@@ -42,7 +42,7 @@ MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys)
 
 
 def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
-    """Apply the common keys of ``Arch`` that concern training alone: ``recompute``, ``freeze`` and ``use_sync_bn``.
+    """Apply the common keys that matter for training: ``recompute``, ``freeze`` and ``use_sync_bn``.
 
     Raises:
         ConfigError: the network has no blocks that can be computed again, a pattern matches no parameter, or the device has no
@@ -58,10 +58,12 @@ def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
 
 
 def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
-    """Stop training the parameters whose state keys match a pattern; batch norms among them use their statistics as they are.
+    """Stop training the parameters whose state keys match a pattern. Their batch norms keep their statistics.
 
     Args:
+        model: the network; it is changed.
         patterns: regular expressions, searched for in the state keys.
+        where: place of the patterns, for error messages.
 
     Raises:
         ConfigError: a pattern matches no parameter.
@@ -78,7 +80,7 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:
-    """Let every batch norm that is not frozen use the statistics of all processes' batches together."""
+    """Let every batch norm that is not frozen compute its statistics over all processes."""
     for parent in model.sublayers(include_self=True):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
@@ -89,7 +91,7 @@ def synchronize_batch_norms(model: nn.Layer) -> None:
 
 
 def channels_last(model: nn.Layer) -> None:
-    """Compute on [N, H, W, C], which half-precision units of GPUs prefer; input, output and weights stay as they are."""
+    """Compute on [N, H, W, C], which is faster on GPUs in half precision. Input, output and weights stay the same."""
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D | nn.BatchNorm2D | nn.AdaptiveAvgPool2D):
             layer._data_format = "NHWC"
@@ -101,7 +103,7 @@ def channels_last(model: nn.Layer) -> None:
 def recompute_blocks(model: nn.Layer) -> int:
     """Compute the residual blocks again in the backward pass instead of keeping their activations (arXiv:1604.06174).
 
-    A batch norm in a block then sees each batch twice. With the square root of its momentum, two updates are what one was.
+    A batch norm in a block then sees each batch twice. With the square root of its momentum, two updates equal one.
 
     Args:
         model: its class attribute ``recomputable`` names the classes of these blocks.
@@ -111,7 +113,7 @@ def recompute_blocks(model: nn.Layer) -> int:
     """
     from paddle.distributed.fleet.utils import recompute
 
-    kinds: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())  # any layer may be a network
+    kinds: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())  # a user's network may lack it
     blocks = [layer for layer in model.sublayers() if isinstance(layer, kinds)]
     for block in blocks:
         plain = block.forward

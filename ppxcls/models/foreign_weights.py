@@ -1,4 +1,4 @@
-"""Weights of timm and Keras under this package's state keys and shapes."""
+"""Reads weights of timm and Keras, and converts their keys and shapes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ppxcls.system.whole_files import whole_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
 _INSTALL = "which is not installed: pip install 'ppxcls[convert]'"
-_PROJECTION = ("conv2d", "batch_normalization")  # Keras's names of the layers that it does not name, numbered
-_MOST_BYTES = 1 << 31  # of the weights inside a .keras archive
+_PROJECTION = ("conv2d", "batch_normalization")  # names that Keras gives, with a number, to layers without a name
+_MOST_BYTES = 1 << 31  # largest size of the weights inside a .keras archive
 
 
 def read_foreign_weights(file: Path) -> State:
-    """Weights by this package's state keys.
+    """Read weights, and return them by this package's state keys.
 
     Args:
         file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it with ``weights_only``),
             ``.weights.h5`` or ``.keras`` (Keras's Xception).
 
     Raises:
-        CheckpointError: missing, not such a file, or what reads it is not installed.
+        CheckpointError: it is missing or not such a file, or the package that reads it is not installed.
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
@@ -42,7 +42,7 @@ def read_foreign_weights(file: Path) -> State:
         raise
     except ImportError as error:
         raise CheckpointError(f"{file}: to read it needs {error.name}, {_INSTALL}") from None
-    except Exception as error:  # each library fails in ways of its own
+    except Exception as error:  # each library raises errors of its own
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
 
@@ -77,7 +77,7 @@ def _read_torch(file: Path) -> State:
 
 
 def _from_torch(state: State) -> State:
-    """Batch norm's statistics under Paddle's names, linear weights as [in, out]."""
+    """Rename batch norm's statistics to Paddle's names, and transpose linear weights to [in, out]."""
     if any(key.endswith(("._mean", "._variance")) for key in state):
         return state  # written by this package
     renamed = {}
@@ -90,7 +90,7 @@ def _from_torch(state: State) -> State:
 
 
 def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
-    """Variables by layer, in Keras's order of them."""
+    """Variables by layer, in Keras's order."""
     import h5py
 
     data: Any = file
@@ -113,7 +113,7 @@ def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
 
 
 def _from_keras(layers: Mapping[str, list[np.ndarray[Any, Any]]]) -> State:
-    """Keras's block 2 is block 1 here, and so on; its blocks 1 and 14 are single convolutions here."""
+    """Rename Keras's layers. Its block 2 is block 1 here, and so on; its blocks 1 and 14 are single convolutions here."""
     state: State = {}
     projections = [sorted((n for n in layers if re.fullmatch(rf"{kind}(_\d+)?", n)), key=_number) for kind in _PROJECTION]
     names: dict[str, str] = {}
@@ -139,7 +139,7 @@ def _number(name: str) -> int:
 
 
 def _keras_key(name: str) -> str:
-    """``block3_sepconv2_bn`` is ``block2.rep.5``; a name that means nothing stays, and is then refused as unknown."""
+    """``block3_sepconv2_bn`` is ``block2.rep.5``; an unknown name is returned as it is, and is refused later."""
     if name == "predictions":
         return "fc"
     if match := re.fullmatch(r"block1_conv([12])(_bn)?", name):

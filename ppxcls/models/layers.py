@@ -1,4 +1,4 @@
-"""What the families of Xception have in common beyond their blocks: head, initial values, stochastic depth, channels last."""
+"""Layers and functions that the families share: stochastic depth, the classifier, separable convolutions, initial values."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ppxcls.ops.depthwise import DepthwiseConv2D
 
 
 class DropPath(nn.Layer):
-    """Leaves out a residual branch for some samples while training (stochastic depth, arXiv:1603.09382).
+    """Drops a residual branch for some samples in training (stochastic depth, arXiv:1603.09382).
 
     Args:
-        rate: share of the samples; the others are scaled so that the mean stays.
+        rate: share of the samples. The others are scaled, so that the mean stays the same.
     """
 
     def __init__(self, rate: float) -> None:
@@ -39,7 +39,7 @@ class NormReLU(nn.BatchNorm2D):
 
 
 def linear(features: int, class_num: int) -> nn.Layer:
-    """The classifier; the identity for ``class_num`` 0, so that the network gives features."""
+    """The classifier. With ``class_num`` 0 it is the identity, so that the network returns features."""
     if class_num == 0:
         return nn.Identity()
     limit = 1 / math.sqrt(features)
@@ -49,13 +49,13 @@ def linear(features: int, class_num: int) -> nn.Layer:
 def separable(
     names: tuple[str, str], in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
 ) -> list[tuple[str, nn.Layer]]:
-    """A 3x3 depthwise and a 1x1 convolution, by name, for ``nn.Sequential``."""
+    """A 3x3 depthwise and a 1x1 convolution, with their names, for ``nn.Sequential``."""
     depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
     return [(names[0], depthwise), (names[1], nn.Conv2D(in_channels, out_channels, 1, bias_attr=False))]
 
 
 def initialize(model: nn.Layer) -> None:
-    """Normal kernels with variance 2 / (kernel area times output channels of a group): arXiv:1502.01852, section 2.2, backward."""
+    """Draw kernels from a normal distribution: variance 2 / (kernel area * output channels per group), arXiv:1502.01852, 2.2."""
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D):
             fan = math.prod(layer.weight.shape[2:]) * layer.weight.shape[0] // layer._groups

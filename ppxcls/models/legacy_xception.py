@@ -1,7 +1,7 @@
-"""The original Xception (Chollet, arXiv:1610.02357, figure 5), as Keras and, under the name ``legacy_xception``, timm have it.
+"""The original Xception (Chollet, arXiv:1610.02357, figure 5), as in Keras and, under the name ``legacy_xception``, in timm.
 
-Depthwise before pointwise with nothing between them, one batch norm after each pair, projections with batch norm, max pools. State
-keys are timm's, but for the names of batch norm's statistics.
+A separable convolution is depthwise, then pointwise, then batch norm. Projections have batch norm, and max pools halve the size.
+State keys are timm's, except for the names of batch norm's statistics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NAMES = "conv1", "pointwise"
 
 
 class SamePool(nn.Layer):
-    """3x3 max pool of stride 2 with TensorFlow's padding: where a side is even, one row at its end and none before."""
+    """3x3 max pool of stride 2 with TensorFlow's padding: if a side is even, one row at its end and none at its start."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class SamePool(nn.Layer):
 
 
 class Block(nn.Layer):
-    """Separable convolutions, each after a ReLU and before a batch norm, beside the identity or a strided projection.
+    """Separable convolutions, each after a ReLU and before a batch norm, with an identity or a strided projection as shortcut.
 
     Args:
         channels: input channels, then the output channels of each convolution.
-        relu_first: whether the first convolution sees ReLU of the input.
         pool: the max pool; None for no stride.
+        relu_first: whether ReLU precedes the first convolution.
     """
 
     def __init__(self, channels: tuple[int, ...], pool: nn.Layer | None = None, relu_first: bool = True) -> None:
@@ -66,7 +66,10 @@ class LegacyXception(nn.Layer):
     """Two 3x3 convolutions, 3 downsampling blocks, 8 middle blocks, a downsampling block, two separable convolutions.
 
     Args:
-        keras: max pools padded and batch norms set as in Keras, not as in timm.
+        class_num: number of classes; 0 for features.
+        in_channels: channels of the images.
+        drop_rate: dropout before the classifier.
+        keras: pad max pools and set batch norms as Keras does, not as timm does.
     """
 
     recomputable = (Block,)
@@ -109,11 +112,11 @@ class LegacyXception(nn.Layer):
 # timm 1.0.31's default_cfg; Keras's preprocess_input.
 @MODELS.register(published=Preprocessing("timm", 299, 0.8975, "bicubic", HALF, HALF))
 def legacy_xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
-    """timm's name; 22.9 million parameters at 1,000 classes."""
+    """timm's version; 22.9 million parameters with 1,000 classes."""
     return LegacyXception(class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF))
 def Xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
-    """The same network under Keras's name, with its padding of max pools and its batch norm: epsilon 1e-3, momentum 0.99."""
+    """Keras's version, with its padding of max pools and its batch norm (epsilon 1e-3, momentum 0.99)."""
     return LegacyXception(class_num, in_channels, drop_rate, keras=True)

@@ -1,4 +1,4 @@
-"""What published weights expect of the images, and whether a config's evaluation gives it."""
+"""The preprocessing that published weights expect, and a comparison of a config with it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How the weights of a network were evaluated by who published them.
+    """The preprocessing with which the publisher of a network's weights evaluated them.
 
     Attributes:
-        source: who.
+        source: the publisher.
         input_size: pixels of both sides.
-        crop_share: the input's side over the shorter side after resizing; None for resizing without a crop.
-        mean, std: of channels whose values are from 0 to 1.
+        crop_share: side of the input divided by the shorter side of the resized image; None for no crop.
+        interpolation: of the resizing.
+        mean: of channels with values from 0 to 1.
+        std: of channels with values from 0 to 1.
     """
 
     source: str
@@ -29,14 +31,15 @@ class Preprocessing:
 
 
 HALF = (0.5, 0.5, 0.5)
-PADDLECLAS = Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD)  # its YAMLs of the family
+PADDLECLAS = Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD)  # of its Xception YAMLs
 
 
 def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, Any]]) -> list[str]:
     """How a config's evaluation transforms differ from what published weights expect.
 
     Args:
-        transform_ops: checked, as in the config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
+        expected: by the weights.
+        transform_ops: from the config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
 
     Returns:
         Lines such as ``mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)``.

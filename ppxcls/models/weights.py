@@ -1,4 +1,4 @@
-"""A network's weights from files and to files, by state key."""
+"""Loads and saves the weights of networks, by state key."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
 
-NAMES = "StructuredToParameterName@@"  # where Paddle keeps the parameters' names in a saved state dict
+NAMES = "StructuredToParameterName@@"  # key of the parameters' names in Paddle's saved state dicts
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that a prefix such as ``output/Xception41/best_model`` names; a path with the extension names itself."""
+    """The file of a prefix such as ``output/Xception41/best_model``. A path with an extension is returned as it is."""
     path = Path(path)
     return path if path.suffix in (".pdparams", *SUFFIXES) else path.with_name(path.name + ".pdparams")
 
@@ -34,16 +34,17 @@ def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, av
     """Set a model's parameters and batch-norm statistics by state key.
 
     Args:
-        path: ``.pdparams`` file, with or without its extension, which is checked against the manifest where it belongs to a
-            checkpoint; or a file of timm's or Keras's with its extension.
-        average: take the run's average of the weights (EMA), where the checkpoint has one.
-        keep_trunk: where the classifier has another number of classes than the weights, leave it as it is instead of raising.
+        model: the network.
+        path: a ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a checkpoint are
+            compared with its manifest.
+        keep_trunk: if the classifier has another number of classes than the weights, leave it as it is instead of raising.
+        average: take the average of the weights (EMA), if the checkpoint has one.
 
     Returns:
-        Keys of the classifier that were left as they are.
+        Keys and shapes of the classifier's parameters that were left.
 
     Raises:
-        CheckpointError: the file can't be used, or tensors are missing, unknown or of another shape; names them.
+        CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The message names them.
     """
     file = weights_file(path)
     prefix = file.with_suffix("")
@@ -76,7 +77,9 @@ def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = Fa
     """Set a model's parameters and statistics from arrays by state key.
 
     Args:
-        file: for messages.
+        model: the network.
+        state: arrays by state key.
+        file: name of the file, for messages.
         keep_trunk: leave the classifier as it is if it has another shape.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Xception41, 65 and 71 (Chollet, arXiv:1610.02357, with the deeper middle flows of DeepLab) as PaddleClas trains them.
+"""PaddleClas's Xception41, 65 and 71 (Chollet, arXiv:1610.02357, with the deeper middle flows of DeepLab).
 
-What differs from the paper's figure 5: a separable convolution runs the 1x1 convolution before the depthwise one, each with its own
-batch norm, and the projection shortcuts have none. Published PaddleClas weights load by key.
+They differ from figure 5 of the paper: in a separable convolution, the 1x1 convolution precedes the depthwise one, each has its own
+batch norm, and the projections of the shortcuts have none. Weights that PaddleClas published load by key.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ConvBN(nn.Layer):
 
 
 class SeparableConv(nn.Layer):
-    """1x1 convolution, batch norm, 3x3 depthwise convolution, batch norm; the size stays."""
+    """1x1 convolution, batch norm, 3x3 depthwise convolution, batch norm. The size stays the same."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -47,11 +47,13 @@ class SeparableConv(nn.Layer):
 
 
 class DownsampleBlock(nn.Layer):
-    """Two separable convolutions and a 3x3 max pool, beside a 1x1 projection with the same stride.
+    """Two separable convolutions and a 3x3 max pool, with a 1x1 projection of the same stride as shortcut.
 
     Args:
-        names: attribute names of the two separable convolutions; they differ between entry and exit flow, and weights carry them.
-        relu_first: whether the first convolution sees ReLU of the input; not in the first block, which follows a ReLU.
+        channels: of the input, between the convolutions, and of the output.
+        stride: of the max pool and of the projection.
+        names: attribute names of the two separable convolutions; published weights have others in the exit flow.
+        relu_first: whether ReLU precedes the first convolution; the first block follows a ReLU.
     """
 
     def __init__(self, channels: tuple[int, int, int], stride: int, names: tuple[str, str], relu_first: bool = True) -> None:
@@ -73,11 +75,12 @@ class DownsampleBlock(nn.Layer):
 
 
 class EntryFlow(nn.Layer):
-    """Two 3x3 convolutions, then downsampling blocks: to 1/16 of the image's size.
+    """Two 3x3 convolutions, then downsampling blocks. The size is 1/16 of the image's.
 
     Args:
         channels: output channels of each block.
         strides: stride of each block.
+        in_channels: channels of the images.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], in_channels: int) -> None:
@@ -158,6 +161,7 @@ class PaddleClasXception(nn.Layer):
         entry_strides: strides of the entry flow's blocks.
         middle_blocks: number of blocks of the middle flow.
         class_num: number of classes; 0 for features.
+        in_channels: channels of the images.
         drop_rate: dropout before the classifier.
     """
 
@@ -184,17 +188,17 @@ class PaddleClasXception(nn.Layer):
 
 @MODELS.register(published=PADDLECLAS)
 def Xception41(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
-    """3 entry and 8 middle blocks; 23.0 million parameters at 1,000 classes."""
+    """3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=PADDLECLAS)
 def Xception65(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
-    """3 entry and 16 middle blocks; 36.0 million parameters at 1,000 classes."""
+    """3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=PADDLECLAS)
 def Xception71(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
-    """5 entry and 16 middle blocks; 37.9 million parameters at 1,000 classes."""
+    """5 entry and 16 middle blocks; 37.9 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate)

@@ -1,8 +1,8 @@
-"""The aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2) as timm has it: 41, 65, 71, pre-activated 41p and 65p.
+"""timm's aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2): 41, 65, 71, and pre-activated 41p and 65p.
 
-Strided depthwise convolutions in place of max pools, and a last block without a shortcut. Without pre-activation each depthwise and
-pointwise convolution has a batch norm; with it, one batch norm and ReLU stand before each pair. State keys are timm's, but for the
-names of batch norm's statistics.
+Strided depthwise convolutions replace the max pools, and the last block has no shortcut. Each depthwise and each pointwise
+convolution has a batch norm; in the pre-activated networks, one batch norm and ReLU precede each pair instead. State keys are
+timm's, except for the names of batch norm's statistics.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ def _conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int,
 
 
 class Block(nn.Layer):
-    """Three separable convolutions, each with batch norms after its two halves, and a shortcut: identity, projection, or none.
+    """Three separable convolutions, each with two batch norms, and a shortcut: the identity, a projection, or none.
 
     Args:
         channels: input channels, then the output channels of the three.
-        stride: of the third and of the projection.
-        is_last: without a shortcut, and with ReLU after each batch norm instead of before each separable convolution.
-        drop_path: share of the samples for which the branch is left out in training.
+        stride: of the third convolution and of the projection.
+        dilation: of the depthwise convolutions.
+        is_last: no shortcut, and ReLU after each batch norm instead of before each separable convolution.
+        drop_path: share of the samples for which training drops the branch.
+        norm: makes a batch norm for a number of channels.
     """
 
     def __init__(self, channels: tuple[int, ...], stride: int, dilation: int, is_last: bool, drop_path: float, norm: Norm) -> None:
@@ -71,7 +73,7 @@ class Block(nn.Layer):
 
 
 class PreactBlock(nn.Layer):
-    """As ``Block``, with one batch norm and ReLU before each separable convolution; the shortcut begins after the first one."""
+    """Like ``Block``, with one batch norm and ReLU before each separable convolution. The shortcut begins after the first one."""
 
     def __init__(self, channels: tuple[int, ...], stride: int, dilation: int, is_last: bool, drop_path: float, norm: Norm) -> None:
         super().__init__()
@@ -101,11 +103,13 @@ class XceptionAligned(nn.Layer):
     Args:
         entry: output channels and stride of each block of the entry flow.
         middle_blocks: number of blocks of the middle flow.
-        preact: batch norm and ReLU before the convolutions.
+        preact: whether batch norm and ReLU precede the convolutions.
         epsilon: of batch norm.
+        class_num: number of classes; 0 for features.
+        in_channels: channels of the images.
         drop_rate: dropout before the classifier.
-        drop_path_rate: of the last block; the first has none, and between them it grows evenly.
-        output_stride: of the features before pooling: where it is reached, strides become dilation.
+        drop_path_rate: drop path of the last block. It grows evenly from 0 in the first block.
+        output_stride: size of the image divided by that of the features. Blocks that would exceed it use dilation, not strides.
     """
 
     recomputable = Block, PreactBlock
@@ -172,7 +176,7 @@ def xception41(
     drop_path_rate: BelowOne = 0.0,
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
-    """8 middle blocks; 27.0 million parameters at 1,000 classes."""
+    """8 middle blocks; 27.0 million parameters with 1,000 classes."""
     return XceptionAligned(_ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
@@ -184,7 +188,7 @@ def xception65(
     drop_path_rate: BelowOne = 0.0,
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
-    """16 middle blocks; 39.9 million parameters at 1,000 classes."""
+    """16 middle blocks; 39.9 million parameters with 1,000 classes."""
     return XceptionAligned(_ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
@@ -196,7 +200,7 @@ def xception71(
     drop_path_rate: BelowOne = 0.0,
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
-    """5 entry and 16 middle blocks; 42.3 million parameters at 1,000 classes."""
+    """5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes."""
     return XceptionAligned(_ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
@@ -208,7 +212,7 @@ def xception41p(
     drop_path_rate: BelowOne = 0.0,
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
-    """8 pre-activated middle blocks; 26.9 million parameters at 1,000 classes."""
+    """8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes."""
     return XceptionAligned(_ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
@@ -220,5 +224,5 @@ def xception65p(
     drop_path_rate: BelowOne = 0.0,
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
-    """16 pre-activated middle blocks; 39.8 million parameters at 1,000 classes."""
+    """16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes."""
     return XceptionAligned(_ENTRY, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)

@@ -1,7 +1,7 @@
-"""Xception41 and 65 as DeepLab v3+ modifies them (arXiv:1802.02611, section 3.2), with PaddleClas's classifier on top.
+"""Xception41 and 65 with the changes of DeepLab v3+ (arXiv:1802.02611, section 3.2) and PaddleClas's classifier.
 
-Max pools give way to strided depthwise convolutions, each depthwise and pointwise convolution has its own batch norm (epsilon 1e-3,
-momentum 0.99), and the last block is dilated by 2. State keys, slashes included, are those of PaddleClas's published weights.
+Strided depthwise convolutions replace the max pools, each depthwise and each pointwise convolution has its own batch norm (epsilon
+1e-3, momentum 0.99), and the last block has dilation 2. State keys, with their slashes, are those of PaddleClas's weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ConvBN(nn.Layer):
 
 
 class SeparableConv(nn.Layer):
-    """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm; with ``relu``, a ReLU after each batch norm."""
+    """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm. With ``relu``, a ReLU follows each batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
         super().__init__()
@@ -56,12 +56,13 @@ class SeparableConv(nn.Layer):
 
 
 class Block(nn.Layer):
-    """Three separable convolutions, each after a ReLU, and a shortcut: the identity, or a 1x1 convolution with batch norm.
+    """Three separable convolutions, each after a ReLU, and a shortcut: the identity or a projection with batch norm.
 
     Args:
         channels: input channels, then the output channels of the three convolutions.
         stride: stride of the third convolution and of the projection.
         project: whether the shortcut is a projection.
+        dilation: of the depthwise convolutions.
     """
 
     def __init__(self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True, dilation: int = 1) -> None:
@@ -80,7 +81,7 @@ class Block(nn.Layer):
 
 
 class LastBlock(nn.Layer):
-    """Three separable convolutions, of dilation 2 unless strides were taken away, with ReLU inside; no shortcut."""
+    """Three separable convolutions with ReLU after each batch norm, and no shortcut."""
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
@@ -94,14 +95,15 @@ class LastBlock(nn.Layer):
 
 
 class XceptionDeeplab(nn.Layer):
-    """The network, to 1/32 of the image's size before pooling.
+    """Two 3x3 convolutions, entry, middle and exit flow, classifier.
 
     Args:
         prefix: start of the state keys of entry and middle flow.
         middle_blocks: number of blocks of the middle flow.
         class_num: number of classes; 0 for features.
+        in_channels: channels of the images.
         drop_rate: dropout of the last feature map.
-        output_stride: of the features before pooling: where it is reached, strides become dilation.
+        output_stride: size of the image divided by that of the features. Blocks that would exceed it use dilation, not strides.
     """
 
     recomputable = (Block,)
@@ -125,7 +127,7 @@ class XceptionDeeplab(nn.Layer):
         stride = 2 if reached * 2 <= output_stride else 1
         self._exit_flow_1 = Block((_WIDTH, _WIDTH, 1024, 1024), stride, dilation=dilation)
         self._exit_flow_2 = LastBlock(2 * dilation * 2 // stride)
-        # Paddle's older rule, which the published weights were trained with: evaluation halves, training does not double.
+        # The published weights were trained with Paddle's older rule: evaluation scales the features down, training leaves them.
         self._drop = nn.Dropout(drop_rate, mode="downscale_in_infer")
         self._pool = nn.AdaptiveAvgPool2D(1)
         self._fc = nn.Linear(2048, class_num) if class_num else nn.Identity()
@@ -144,7 +146,7 @@ class XceptionDeeplab(nn.Layer):
 def Xception41_deeplab(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
 ) -> XceptionDeeplab:
-    """8 middle blocks; 27.0 million parameters at 1,000 classes."""
+    """8 middle blocks; 27.0 million parameters with 1,000 classes."""
     return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
 
 
@@ -152,5 +154,5 @@ def Xception41_deeplab(
 def Xception65_deeplab(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
 ) -> XceptionDeeplab:
-    """16 middle blocks; 40.1 million parameters at 1,000 classes."""
+    """16 middle blocks; 40.1 million parameters with 1,000 classes."""
     return XceptionDeeplab("xception_65", 16, class_num, in_channels, drop_rate, output_stride)

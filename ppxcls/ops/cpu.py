@@ -1,4 +1,4 @@
-"""What the CPU's operators share: when they apply, how they see a tensor's memory, how their kernels are compiled and run."""
+"""Helpers of the CPU operators: when they apply, access to a tensor's memory, compiling and running kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-# numba's portable threading layer does not survive two threads entering a parallel kernel at once.
+# numba's portable threading layer crashes if two threads enter a parallel kernel at once.
 _LOCK = threading.Lock()
 
 
@@ -28,19 +28,19 @@ def applies_to(*tensors: paddle.Tensor) -> bool:
 
 
 def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
-    """The tensor's memory as a numpy array, not copied."""
+    """A numpy array that shares the tensor's memory."""
     return np.from_dlpack(tensor.detach().contiguous())
 
 
 def run(module: str, kernel: str, *arguments: Any) -> None:
-    """Run a kernel of a module of this folder, which is imported on first use: numba takes half a second."""
+    """Run a kernel of a module in this folder. The module is imported at first use, because numba takes half a second."""
     with _LOCK:
         _set_threads()
         getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)(*arguments)
 
 
 def _set_threads() -> None:
-    """As many threads as Paddle's own kernels use (``OMP_NUM_THREADS``, which ranks on one machine share out)."""
+    """Use as many threads as Paddle's own kernels (``OMP_NUM_THREADS``)."""
     import numba
 
     wanted = os.environ.get("OMP_NUM_THREADS", "")
@@ -49,11 +49,12 @@ def _set_threads() -> None:
 
 
 def compiled(function: Callable[..., Any], name: str, fastmath: set[str]) -> Callable[..., Any]:
-    """Compile for parallel use; cached on disk unless neither the package nor the user's cache folder can be written.
+    """Compile a function for parallel use. The result is cached on disk, if a folder for it can be written.
 
     Args:
-        name: numba's cache tells functions apart by their name, not by the options they are compiled with.
-        fastmath: the liberties LLVM may take.
+        function: in the subset of Python that numba compiles.
+        name: for numba's cache, which does not distinguish functions by the options they are compiled with.
+        fastmath: LLVM's fast-math flags.
     """
     import numba
 

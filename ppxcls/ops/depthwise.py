@@ -1,4 +1,4 @@
-"""Depthwise convolution layer: numba's kernels on the CPU, Paddle's own everywhere else."""
+"""Depthwise convolution layer: numba's kernels on the CPU, Paddle's operator everywhere else."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from ppxcls.ops import cpu
 class DepthwiseConv2D(nn.Conv2D):
     """``paddle.nn.Conv2D`` without bias, with one kernel for each channel, for ``[N, C, H, W]`` input.
 
-    Same parameters, state keys and initial values as Paddle's layer. Eager float32 on the CPU runs the numba kernels where numba is
-    installed; another device or dtype, static graphs and export run Paddle's own operator.
+    It has the parameters, state keys and initial values of Paddle's layer. In float32 on the CPU it runs the numba kernels, if
+    numba is installed. Other devices and types, static graphs and export run Paddle's operator.
 
     Args:
-        channels: number of input and of output channels.
+        channels: number of input channels, and of output channels.
+        kernel_size: pixels of the kernel's sides.
+        stride: of the output's pixels.
         padding: pixels of zeros on each side, at most ``dilation * (kernel_size - 1)``.
     """
 
@@ -38,7 +40,7 @@ class DepthwiseConv2D(nn.Conv2D):
         if self._data_format == "NCHW" and cpu.applies_to(x, self.weight):
             padding = _pair(self._padding)
             out = _DepthwiseConvolution.apply(x, self.weight, _pair(self._stride), padding, _pair(self._dilation))
-            return out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])  # of a batch norm that was folded in
+            return out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])  # folding a batch norm adds a bias
         return super().forward(x)
 
 
@@ -47,7 +49,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 class _DepthwiseConvolution(PyLayer):
-    """The differentiable operator; gradients of gradients are not defined."""
+    """The differentiable operator. It has no second derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, stride, padding, dilation) -> paddle.Tensor:  # type: ignore[no-untyped-def]
@@ -59,7 +61,7 @@ class _DepthwiseConvolution(PyLayer):
         size = [
             (images.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel.shape[1 + i] - 1) - 1) // stride[i] + 1 for i in range(2)
         ]
-        # Paddle's memory, for its alignment: the products that read it next round by it.
+        # Allocated by Paddle, because the rounding of its next product depends on the alignment.
         out = paddle.empty([*images.shape[:2], *size], "float32")
         cpu.run("depthwise_kernels", "correlate", images, kernel, cpu.view(out), padding, (1, 1), stride, dilation)
         return out

@@ -1,11 +1,11 @@
 """Depthwise convolution of float32 planes on the CPU, compiled by numba at first use.
 
-Paddle's CPU kernel runs im2col and a tiny matrix product for every channel of every image; walking the planes directly is
-2 to 10 times faster. Every plane is first laid in a zero-padded scratch plane, so that no tap needs a bounds check and the
-innermost loops vectorize. Kernels of 3 x 3 (all of Xception's) have their nine taps written out; others take the general loop.
+Paddle's CPU kernel runs im2col and a tiny matrix product for every channel of every image. Looping over the planes directly is 2 to
+10 times faster. Every plane is first copied into a zero-padded scratch plane, so that no tap needs a bounds check and the innermost
+loops vectorize. The nine taps of 3 x 3 kernels, which Xception uses, are written out; others take the general loop.
 
-Taps are summed in Paddle's order and rounded as Paddle rounds, so that outputs and input gradients agree to the last bit where
-its matrix product does the same: deep networks in training amplify a rounding a thousand times and more.
+Taps are summed in Paddle's order and rounded like Paddle's, so that outputs and input gradients agree to the last bit if its matrix
+product does the same. Deep networks in training amplify a rounding difference a thousand times and more.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from ppxcls.ops.cpu import compiled
 def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # type: ignore[no-untyped-def]
     """Correlate every plane with its channel's kernel; all pairs are (y, x).
 
-    The gradient of the input is the same with the stride as spacing, stride 1 and a negative dilation, which turns the kernel round
-    and keeps the order of the taps.
+    The gradient of the input is the same operation with the stride as spacing, stride 1, and a negative dilation, which reverses
+    the kernel and keeps the order of the taps.
 
     Args:
         planes: float32 [N, C, H, W].
         kernels: float32 [C, KH, KW].
         out: float32 [N, C, OH, OW], overwritten.
         padding: zeros above and to the left.
-        spacing: distance of the samples in the padded plane; zeros between them.
+        spacing: distance of the samples in the padded plane, with zeros between them.
+        stride: of the output's pixels.
+        dilation: distance of the taps.
     """
     n_images, n_channels, height, width = planes.shape
     kernel_h, kernel_w = kernels.shape[1:]
@@ -37,7 +39,7 @@ def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # typ
     scratch_w = max((out_w - 1) * stride[1] + abs(reach_x) + 1, padding[1] + (width - 1) * spacing[1] + 1)
     origin = max(-reach_y, 0), max(-reach_x, 0)
     for channel in numba.prange(n_channels):
-        scratch = np.zeros((scratch_h, scratch_w), np.float32)  # its zeros stay: every image writes the same places
+        scratch = np.zeros((scratch_h, scratch_w), np.float32)  # the zeros stay, because every image writes the same places
         row_sums = np.empty((out_h - 1) * scratch_w + out_w, np.float32)
         for image in range(n_images):
             for y in range(height):
@@ -55,10 +57,14 @@ def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # typ
 
 @numba.njit(inline="always")
 def _correlate_flat(plane, kernel, out, origin, dilation):  # type: ignore[no-untyped-def]
-    """Stride 1: the padded plane as one row, in which a tap is a distance. One long loop, whatever the width of the plane.
+    """Correlate with stride 1 in one long loop over the padded plane as one row, in which each tap has a fixed distance.
 
     Args:
-        out: float32 [(OH - 1) * width of the plane + OW]; what falls between the rows is not meant.
+        plane: float32 [H, W], padded.
+        kernel: float32 [KH, KW].
+        out: float32 [(OH - 1) * W + OW], overwritten; the values between two rows of the output are not used.
+        origin: of the first tap, (y, x).
+        dilation: distance of the taps, (y, x).
     """
     flat, width = plane.reshape(plane.size), plane.shape[1]
     first = origin[0] * width + origin[1]
@@ -67,7 +73,7 @@ def _correlate_flat(plane, kernel, out, origin, dilation):  # type: ignore[no-un
         w00, w01, w02 = kernel[0, 0], kernel[0, 1], kernel[0, 2]
         w10, w11, w12 = kernel[1, 0], kernel[1, 1], kernel[1, 2]
         w20, w21, w22 = kernel[2, 0], kernel[2, 1], kernel[2, 2]
-        # Views that begin at the tap: an index that can't be negative is what lets the loop vectorize.
+        # Views that begin at the tap, because the loop vectorizes only if its index can't be negative.
         p00, p01, p02 = flat[first:], flat[first + right :], flat[first + 2 * right :]
         p10, p11, p12 = flat[first + down :], flat[first + down + right :], flat[first + down + 2 * right :]
         p20, p21, p22 = flat[first + 2 * down :], flat[first + 2 * down + right :], flat[first + 2 * down + 2 * right :]
@@ -104,12 +110,15 @@ def _correlate_strided(plane, kernel, out, origin, stride, dilation):  # type: i
 
 
 def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):  # type: ignore[no-untyped-def]
-    """Gradient of the kernels: each channel's planes against the gradient of its output, in the same flat layout.
+    """Gradient of the kernels: correlate each channel's planes with the gradient of its output, in the same flat layout.
 
     Args:
         planes: float32 [N, C, H, W], the input.
         out_gradient: float32 [N, C, OH, OW].
         gradient: float32 [C, KH, KW], overwritten.
+        padding: zeros above and to the left.
+        stride: of the output's pixels.
+        dilation: distance of the taps.
     """
     n_images, n_channels, height, width = planes.shape
     kernel_h, kernel_w = gradient.shape[1:]
@@ -119,7 +128,7 @@ def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):
     for channel in numba.prange(n_channels):
         gradient[channel] = 0
         scratch = np.zeros((scratch_h, scratch_w), np.float32)
-        # The output's gradient where its taps begin in the plane, zeros between: with a stride, and after each row.
+        # The output's gradient at the places where its taps begin; zeros between them if there is a stride, and after each row.
         upstream = np.zeros((out_h - 1) * stride[0] * scratch_w + (out_w - 1) * stride[1] + 1, np.float32)
         for image in range(n_images):
             for y in range(height):
@@ -137,7 +146,7 @@ def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):
 def _add_dot_products(plane, upstream, gradient, dilation):  # type: ignore[no-untyped-def]
     flat, width = plane.reshape(plane.size), plane.shape[1]
     down, right = dilation[0] * width, dilation[1]
-    if gradient.shape[0] == 3 and gradient.shape[1] == 3:  # nine sums at once: the plane is read once
+    if gradient.shape[0] == 3 and gradient.shape[1] == 3:  # nine sums at once, so that the plane is read once
         p01, p02 = flat[right:], flat[2 * right :]
         p10, p11, p12 = flat[down:], flat[down + right :], flat[down + 2 * right :]
         p20, p21, p22 = flat[2 * down :], flat[2 * down + right :], flat[2 * down + 2 * right :]
@@ -167,8 +176,8 @@ def _add_dot_products(plane, upstream, gradient, dilation):  # type: ignore[no-u
                 gradient[ky, kx] += total
 
 
-# Forward, Paddle multiplies and adds in one rounding, as matrix products do; backward, it rounds the products, then adds them up.
+# In the forward pass, Paddle multiplies and adds with one rounding, like a matrix product. In the backward pass it rounds twice.
 correlate = compiled(_correlate, "correlate", {"contract"})
 correlate_rounded = compiled(_correlate, "correlate_rounded", set())
-# The sums over whole planes vectorize only where any order will do. NaN and infinity keep their meaning.
+# The sums over whole planes vectorize only if their order is free. NaN and infinity are respected.
 kernel_gradient = compiled(_kernel_gradient, "kernel_gradient", {"contract", "reassoc", "nsz"})

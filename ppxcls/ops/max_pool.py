@@ -1,4 +1,4 @@
-"""Max pooling layer: numba's kernels on the CPU, Paddle's own everywhere else."""
+"""Max pooling layer: numba's kernels on the CPU, Paddle's operator everywhere else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ppxcls.ops import cpu
 
 
 class MaxPool2D(nn.Layer):
-    """Max pooling of square windows, padded with nothing: ``paddle.nn.MaxPool2D`` on ``[N, C, H, W]``, with the same gradients.
+    """Max pooling with square windows. Values and gradients are those of ``paddle.nn.MaxPool2D``.
 
     Args:
         kernel_size: pixels of the window's sides.
-        padding: pixels beyond each side that windows may begin or end in; less than ``kernel_size``.
+        stride: of the windows.
+        padding: pixels by which windows may extend beyond each side; less than ``kernel_size``.
     """
 
     def __init__(self, kernel_size: int, stride: int, padding: int) -> None:
@@ -33,7 +34,7 @@ class MaxPool2D(nn.Layer):
 
 
 class _MaxPooling(PyLayer):
-    """The differentiable operator; gradients of gradients are not defined."""
+    """The differentiable operator. It has no second derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:

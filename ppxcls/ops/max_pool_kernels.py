@@ -14,11 +14,14 @@ def _max_pool(planes, out, size, stride, padding):  # type: ignore[no-untyped-de
     Args:
         planes: float32 [P, H, W].
         out: float32 [P, OH, OW], overwritten.
+        size: pixels of the window's sides.
+        stride: of the windows.
+        padding: pixels beyond each side.
     """
     height, width = planes.shape[1:]
     out_h, out_w = out.shape[1:]
     for plane in numba.prange(planes.shape[0]):
-        column_max = np.empty(width, np.float32)  # over the window's rows, so that columns that windows share are gone over once
+        column_max = np.empty(width, np.float32)  # over the window's rows first, so that columns of two windows are visited once
         for oy in range(out_h):
             top = oy * stride - padding
             first = max(top, 0)
@@ -35,13 +38,16 @@ def _max_pool(planes, out, size, stride, padding):  # type: ignore[no-untyped-de
 
 
 def _max_pool_gradient(planes, out, out_gradient, gradient, size, stride, padding):  # type: ignore[no-untyped-def]
-    """Adds the gradient of each output to the first pixel of its window, row by row, that has its value.
+    """Add the gradient of each output to the first pixel of its window, row by row, that has its value.
 
     Args:
         planes: float32 [P, H, W], the input.
-        out: float32 [P, OH, OW], the forward pass's.
+        out: float32 [P, OH, OW], from the forward pass.
         out_gradient: float32 [P, OH, OW].
         gradient: float32 [P, H, W], overwritten.
+        size: pixels of the window's sides.
+        stride: of the windows.
+        padding: pixels beyond each side.
     """
     height, width = planes.shape[1:]
     for plane in numba.prange(planes.shape[0]):

@@ -1,1 +1,1 @@
-"""Processes, devices, signals and logs; imports nothing else of the package."""
+"""Processes, devices, signals, logs and files. It imports nothing else of the package."""

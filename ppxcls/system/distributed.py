@@ -16,7 +16,7 @@ from ppxcls.system.rendezvous import JobError, wait_for_all_ranks
 
 
 class DeviceError(ValueError):
-    """The device asked for is not one that the installed Paddle can use here."""
+    """The installed Paddle can't use this device here."""
 
 
 def available_devices() -> list[str]:
@@ -34,8 +34,8 @@ def start(device: str, deterministic: bool = False, timeout: float = 600.0) -> N
     """Select this process's device and, under ``paddle.distributed.launch``, join the other processes.
 
     Args:
-        device: ``cpu``, ``gpu``, ``xpu`` or a custom device's name, with ``:number`` or without.
-        deterministic: choose operators that give the same bits every time.
+        device: ``cpu``, ``gpu``, ``xpu`` or the name of a custom device; ``:number`` may follow.
+        deterministic: use deterministic operators.
         timeout: seconds to wait for the other processes.
 
     Raises:
@@ -51,7 +51,7 @@ def start(device: str, deterministic: bool = False, timeout: float = 600.0) -> N
         )
     paddle.set_device(device)
     if deterministic and paddle.is_compiled_with_cuda():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
     if dist.ParallelEnv().world_size > 1 and not dist.is_initialized():
         _join(timeout)
@@ -69,7 +69,7 @@ def _join(timeout: float) -> None:
 
 
 def determinism() -> str:
-    """What is deterministic on this device, and what is not, in one line."""
+    """One line for the log: what is deterministic on this device."""
     kind = paddle.get_device().split(":")[0]
     if kind == "cpu":
         return "deterministic: on the CPU the same bits for the same number of threads (OMP_NUM_THREADS) and processes"
@@ -92,7 +92,7 @@ def world_size() -> int:
 
 
 def sum_over_processes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Sum of an array over all processes, float64; the array itself where there is one process."""
+    """Sum of an array over all processes, float64. All processes call it."""
     if world_size() == 1:
         return values.astype(np.float64)
     # Vendor chips may have no float64; counts stay exact in float32 up to 16.7 million.
@@ -109,7 +109,7 @@ def barrier() -> None:
 
 
 def share_first_statistics(model: paddle.nn.Layer) -> None:
-    """Give all processes the first one's untrained state, batch norm's statistics: each has those of its own batches."""
+    """Copy the first process's batch-norm statistics to all others. Until then each has those of its own batches."""
     if world_size() == 1:
         return
     tensors = [tensor for tensor in model.state_dict().values() if tensor.stop_gradient]
@@ -122,13 +122,13 @@ def share_first_statistics(model: paddle.nn.Layer) -> None:
 
 
 def require_same(values: Mapping[str, str]) -> None:
-    """Compare texts over all processes, which must all call this.
+    """Check that texts are the same on all processes. All processes call it.
 
     Args:
-        values: by the name that an error says.
+        values: texts by name; the name is for the error message.
 
     Raises:
-        JobError: one of them is not the first process's everywhere; names the ranks.
+        JobError: a text differs from the first process's; the message gives the ranks.
     """
     size = 8
     own = [hashlib.sha256(text.encode()).digest()[:size] for text in values.values()]
@@ -139,14 +139,14 @@ def require_same(values: Mapping[str, str]) -> None:
     for i, name in enumerate(values):
         if unequal[:, i].any():
             ranks = ", ".join(map(str, np.flatnonzero(unequal[:, i])))
-            raise JobError(f"the {name} of rank {ranks} is not that of rank 0")
+            raise JobError(f"the {name} of rank {ranks} differs from that of rank 0")
 
 
 class Agreement:
-    """Flags that a process raises on its own and that all must see in the same step.
+    """Lets all processes see a flag in the same step, whichever process raised it.
 
-    All processes call it equally often. Agreeing makes the host wait for the device, so with several processes it is done
-    about every two seconds of theirs, not in every call.
+    All processes call it equally often. A reduction makes the host wait for the device. So with several processes it is done about
+    every two seconds, not in every call.
     """
 
     _SECONDS = 2.0
@@ -155,7 +155,7 @@ class Agreement:
         self._calls, self._every, self._since = 0, 1, time.monotonic()
 
     def __call__(self, flags: Sequence[bool]) -> list[bool]:
-        """The flags that any process has raised; none in a call that does not ask."""
+        """For each flag, whether any process raised it. In calls without a reduction all are False."""
         if world_size() == 1:
             return list(flags)
         self._calls += 1
@@ -164,6 +164,6 @@ class Agreement:
         elapsed = time.monotonic() - self._since
         *raised, total = sum_over_processes(np.array([*flags, elapsed], np.float64))
         seconds_a_call = max(total / world_size() / self._calls, 1e-3)
-        # From numbers that all have: the same on each.
+        # Computed from reduced numbers, so it is equal on all processes.
         self._calls, self._every, self._since = 0, max(1, round(self._SECONDS / seconds_a_call)), time.monotonic()
         return [bool(flag > 0) for flag in raised]

@@ -1,4 +1,4 @@
-"""What must be set before Paddle is imported; this module imports nothing of it."""
+"""Settings that must precede the import of Paddle. This module does not import it at its top."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _KEEP_BYTES = 1 << 30
 
 
 def require_paddle() -> None:
-    """Raise ImportError with one line that says what to install, where Paddle is not installed."""
+    """Raise ImportError, with one line that says what to install, if Paddle is missing."""
     if importlib.util.find_spec("paddle") is None:
         raise ImportError(_INSTALL)
 
 
 def prepare_cpu() -> None:
-    """Set Paddle's CPU build up for speed; leaves builds for other devices, and what the user has set, alone.
+    """Set up Paddle's CPU build for speed. Builds for other devices and variables that the user has set are left alone.
 
     - ``OMP_NUM_THREADS``: Paddle multiplies matrices on one thread unless it is set. The ranks of one machine share its cores.
-    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL takes its AVX2 path, which it keeps to Intel otherwise.
-    - ``mallopt``: glibc would give every large tensor back to the kernel when it is freed, and fault its pages in anew.
+    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL then uses its AVX2 code, which it reserves for Intel otherwise.
+    - ``mallopt``: without it, glibc returns the memory of every large tensor to the kernel, and each new tensor costs page faults.
     """
     if not _is_cpu_build():
         return
@@ -44,14 +44,14 @@ def prepare_cpu() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     if "AuthenticAMD" in _cpu_info():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    with contextlib.suppress(OSError, AttributeError):  # another libc than glibc
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity mask, less where a container's CPU quota allows fewer."""
+    """Number of cores that this process may use, by its affinity mask and a container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -60,9 +60,9 @@ def usable_cores() -> int:
 
 
 def import_paddle() -> None:
-    """Import Paddle without what it prints at every start: its advice against ``OMP_NUM_THREADS`` and the missing ccache.
+    """Import Paddle without its messages at every start, about ``OMP_NUM_THREADS`` and ccache.
 
-    Nor is it to say in every training step that batch norm tracks its statistics.
+    Its warning in every training step, that batch norm tracks its statistics, is silenced as well.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     if "paddle" in sys.modules:

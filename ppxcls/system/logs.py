@@ -15,7 +15,7 @@ logger.propagate = False
 
 
 class _TerminalHandler(logging.Handler):
-    """Writes above a progress bar that may be on the terminal."""
+    """Writes lines above a progress bar, if the terminal shows one."""
 
     def __init__(self, stream: TextIO | None) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file without which training goes on: on a full disk its lines are lost, and the terminal says so once."""
+    """A log file whose failure does not stop a run. On a full disk its lines are lost, and the terminal reports it once."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -57,6 +57,8 @@ def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | Non
     """Log to the terminal and, if given, to a file; ranks beyond the first log warnings and errors only.
 
     Args:
+        rank: number of this process.
+        file: the log file, written by the first process alone; None for none.
         stream: of the terminal; None for standard output.
 
     Raises:

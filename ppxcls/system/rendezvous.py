@@ -1,7 +1,7 @@
-"""Before the processes of a job join: whether all can be reached, in words; imports nothing of the package.
+"""Checks that all processes of a job can reach the first one, before Paddle connects them.
 
-Paddle's own store waits up to 15 minutes for a process that never comes, holds the interpreter's lock meanwhile, and aborts where
-its port is taken. So the first process takes the names of the others on that port, and leaves it to Paddle when all are there.
+Paddle's own store waits up to 15 minutes for a process that never comes, holds the interpreter's lock all that time, and aborts if
+its port is taken. So the first process listens on that port until all others have connected, and then leaves the port to Paddle.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import socket
 import time
 
 _GREETING = b"ppxcls rank "
-_LINE = 32  # bytes of a greeting, padded
+_LINE = 32  # bytes of a padded greeting
 
 
 class JobError(Exception):
-    """The processes of a job can't work together: they can't reach one another, or differ in what must be the same."""
+    """The processes of a job can't reach one another, or differ in something that must be equal."""
 
 
 def wait_for_all_ranks(master: str, rank: int, world_size: int, timeout: float) -> None:
@@ -23,10 +23,12 @@ def wait_for_all_ranks(master: str, rank: int, world_size: int, timeout: float) 
 
     Args:
         master: ``host:port`` of the first process.
+        rank: number of this process.
+        world_size: number of processes.
         timeout: seconds.
 
     Raises:
-        JobError: the port is taken, the first process can't be reached, or others have not come in time; names them.
+        JobError: the port is taken, the first process can't be reached, or others did not connect in time.
     """
     host, _, port = master.rpartition(":")
     if not host or not port.isdigit():
@@ -44,7 +46,7 @@ def _take_names(port: int, world_size: int, deadline: float, timeout: float) -> 
         try:
             server = connections.enter_context(socket.create_server(("", port), backlog=world_size))
         except OSError as error:
-            raise JobError(f"port {port}, on which the processes are to meet, can't be used: {error.strerror}") from None
+            raise JobError(f"port {port}, on which the processes meet, can't be used: {error.strerror}") from None
         while missing:
             server.settimeout(max(deadline - time.monotonic(), 1e-3))
             try:
@@ -56,7 +58,7 @@ def _take_names(port: int, world_size: int, deadline: float, timeout: float) -> 
                 if time.monotonic() < deadline:
                     continue
                 absent = ", ".join(map(str, sorted(missing)))
-                raise JobError(f"rank {absent} of {world_size} has not come to port {port} within {timeout:g} s") from None
+                raise JobError(f"rank {absent} of {world_size} did not connect to port {port} within {timeout:g} s") from None
             except OSError:
                 continue
             if greeting.startswith(_GREETING) and greeting[len(_GREETING) :].strip().isdigit():
@@ -70,8 +72,8 @@ def _say_name(address: tuple[str, int], rank: int, deadline: float, timeout: flo
             with socket.create_connection(address, timeout=min(5.0, timeout)) as connection:
                 connection.sendall((_GREETING + str(rank).encode()).ljust(_LINE))
                 connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-                connection.recv(1)  # closed when all have come
-            time.sleep(0.5)  # Paddle's store on the first process begins meanwhile; whoever comes too early waits 3 s
+                connection.recv(1)  # the first process closes it when all have connected
+            time.sleep(0.5)  # let Paddle's store start on the first process; a process that is too early waits 3 s
             return
         except OSError as error:
             reason = error.strerror or str(error)

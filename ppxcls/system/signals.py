@@ -1,4 +1,4 @@
-"""Signals at a place where they do no harm; imports nothing of the package."""
+"""Delays signals to places where they do no harm."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again later
 
 
 class Preempted(Exception):
-    """A run was told to stop and has saved: says by which signal, and where it stands."""
+    """A signal stopped the run after it had saved. The message gives the signal and the place in the run."""
 
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
     """Hold a Ctrl-C back until the block ends.
 
-    Raised inside Paddle's backward pass, where Python code of ours runs too, KeyboardInterrupt would come out as another exception,
-    after lines of Paddle's own.
+    Inside Paddle's backward pass, which calls Python code of ours, a KeyboardInterrupt turns into another exception, after lines
+    of Paddle's own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +36,7 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 class StopSignals:
-    """SIGTERM and SIGUSR1, which schedulers send before they take a machine away: noted, for the loop to act on.
+    """Records SIGTERM and SIGUSR1, which schedulers send before they take a machine away. The loop acts on them.
 
     Attributes:
         received: the name of the signal, or None.
@@ -47,7 +47,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Note them in this block instead of dying of them; does nothing outside the main thread."""
+        """Record the signals in this block instead of ending the process. Does nothing outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

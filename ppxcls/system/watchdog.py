@@ -1,4 +1,4 @@
-"""A run that hangs ends with a line that says at what; imports nothing of the package."""
+"""Ends a run that hangs, with a line that says where."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _armed = threading.Event()
 
 
 def arm() -> None:
-    """Let the watchdogs of this process end it. The tools do; in a notebook, or under a debugger, nothing is ended."""
+    """Allow watchdogs to end this process. The tools call it; in a notebook or a debugger nothing is ended."""
     _armed.set()
 
 
 class Watchdog:
-    """Ends the process where the block makes no progress for too long, or where its launcher is gone.
+    """Ends the process if the block makes no progress for too long, or if its launcher is gone.
 
-    A rank that waits for another one gets a quarter more time than one that waits for data, so that the rank that has the cause
-    is the first to speak. A process that hangs inside a system call can't be interrupted by an exception, hence the hard exit.
+    A rank that waits for another rank gets a quarter more time than a rank that waits for data. So the rank with the cause reports
+    first. An exception can't interrupt a process that hangs inside a system call, so the process exits at once.
 
     Args:
         seconds: without progress.
-        rank: of this process, for the message.
-        detail: says more of what is being waited for.
+        rank: number of this process, for the message.
+        world_size: number of processes.
+        detail: returns more words about what the process waits for.
     """
 
     def __init__(self, seconds: float, rank: int = 0, world_size: int = 1, detail: Callable[[], str] = lambda: "") -> None:
@@ -42,16 +43,21 @@ class Watchdog:
         self.feed("start", own=True)
 
     def feed(self, doing: str, own: bool) -> None:
-        """Say that there was progress.
+        """Report progress.
 
         Args:
             doing: what comes next.
-            own: whether that depends on this process alone, not on other ranks.
+            own: whether that depends on this process alone.
         """
         self._doing, self._own, self._since = doing, own, time.monotonic()
 
     def batches(self, batches: Iterator[T], of: str) -> Iterator[T]:
-        """The same batches; each one that comes is progress."""
+        """Pass the batches on; each one counts as progress.
+
+        Args:
+            batches: what to pass on.
+            of: what they belong to, for the message.
+        """
         while True:
             self.feed(f"loading a batch of {of}", own=True)
             batch = next(batches, None)

@@ -11,12 +11,13 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def whole_file(file: Path, durable: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to that appears under its name when the block ends, and not at all if the block raises.
+    """Open a file that appears under its name when the block ends, and never if the block raises.
 
-    Until then it is beside it with the extension ``.new``.
+    Until then it has the additional extension ``.new``.
 
     Args:
-        durable: it is on the disk, with everything written in its folder before, when it appears.
+        file: the name.
+        durable: before it appears, write it and the names in its folder through to the disk.
 
     Raises:
         OSError: it can't be written.
@@ -31,7 +32,7 @@ def whole_file(file: Path, durable: bool = False) -> Iterator[BinaryIO]:
         if durable:
             sync_folder(file.parent)
         os.replace(temporary, file)
-    except Exception:  # a process that is killed leaves it
+    except Exception:  # a killed process leaves it behind
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
@@ -40,7 +41,7 @@ def whole_file(file: Path, durable: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text whole or not at all, in UTF-8; bytes that were no UTF-8 when they were read are written as they were.
+    """Write a text in UTF-8, whole or not at all. Bytes that Python reads as surrogate escapes are written unchanged.
 
     Raises:
         OSError: it can't be written.
@@ -50,7 +51,7 @@ def write_text(file: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, if the file system can."""
+    """Write the names in a folder through to the disk, if the file system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

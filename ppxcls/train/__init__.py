@@ -1,1 +1,1 @@
-"""What training is: the loop, what learns, and what they are made of."""
+"""Training and evaluation, and their components."""

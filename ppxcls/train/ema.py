@@ -1,4 +1,4 @@
-"""An exponential moving average of a model's weights, which is evaluated and kept in their place."""
+"""An exponential moving average of a network's weights, which is evaluated in their place."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from paddle import nn
 
 
 class WeightAverage:
-    """The average of all of the model's state, batch norm's statistics included, updated after each optimizer step.
+    """The average of a network's weights and batch-norm statistics, updated after each optimizer step.
 
     Args:
         model: without the wrapper for data parallelism.
-        decay: of the average, a step.
-        warmup: grow the decay as (1 + n) / (10 + n) in step n, so that the initial weights are forgotten soon.
+        decay: of the average in each step.
+        warmup: limit the decay in step n to (1 + n) / (10 + n), so that the initial weights are soon forgotten.
     """
 
     def __init__(self, model: nn.Layer, decay: float, warmup: bool = False) -> None:
@@ -26,7 +26,7 @@ class WeightAverage:
         self._average = {key: tensor.detach().astype("float32").clone() for key, tensor in self._tensors.items()}
 
     def update(self, step: int) -> None:
-        """Take the weights after optimizer step ``step``, from 1, into the average."""
+        """Add the weights after optimizer step ``step``, counted from 1, to the average."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         with paddle.no_grad():
             for key, tensor in self._tensors.items():
@@ -36,7 +36,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """In this block the model has the average as its weights."""
+        """Give the network the average as its weights in this block."""
         own = {key: tensor.clone() for key, tensor in self._tensors.items()}
         self._set(self._average)
         try:
@@ -54,6 +54,6 @@ class WeightAverage:
         return {key: value.numpy() for key, value in self._average.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from another average, by the model's state keys, all of which must be there."""
+        """Set the average, by the network's state keys; none may be missing."""
         for key in self._average:
             self._average[key] = paddle.to_tensor(state[key])

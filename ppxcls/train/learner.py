@@ -50,7 +50,6 @@ class Learner:
         optimizer: Optimizer,
         scheduler: LambdaDecay,
         schedule: LRSchedule,
-        *,
         metrics: Sequence[Metric] = (),
         precision: Precision | None = None,
         average: WeightAverage | None = None,
@@ -95,7 +94,8 @@ class Learner:
         Args:
             images: float32 [N, 3, H, W].
             labels: int64 [N], or float32 [N, class_num].
-            weight: of this batch's mean loss in the gradient.
+            weight: factor of this batch's mean loss in the gradient.
+            is_update_step: whether the optimizer makes a step; otherwise gradients are accumulated.
 
         Returns:
             Sums over the batch of each of ``scorer.names``, float32 [names]; nobody has waited for them yet.

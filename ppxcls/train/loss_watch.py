@@ -1,4 +1,4 @@
-"""The numbers of training steps: read from the device together, summed, and watched for going wrong."""
+"""Reads the losses of training steps from the device, several at a time, and checks them and the weights."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.train.learner import Learner
 
-_MOST_PENDING = 200  # steps whose losses stay on the device at most
-_SMOOTHING, _SETTLED = 0.9, 10  # of the loss from line to line; lines after which its mean means something
-_DIVERGED = 1.5  # times the first loss of the run, and twice its lowest
+_MOST_PENDING = 200  # largest number of steps whose losses stay on the device
+_SMOOTHING, _SETTLED = 0.9, 10  # smoothing of the loss between log lines; lines before its mean is used
+_DIVERGED = 1.5  # a loss diverges above this multiple of the first loss, and above twice the lowest
 
 
 class TrainingError(Exception):
-    """The run can't go on: says where it was and why."""
+    """The run can't continue. The message gives the place in the run and the reason."""
 
 
 @dataclass
 class StepResult:
-    """A step that is done but whose numbers may not have been read yet.
+    """A step whose numbers may still be on the device.
 
     Attributes:
-        sums: losses and metrics times samples, float32 [names].
-        skipped: whether AMP left the optimizer step out; a boolean or a tensor [].
+        lr: rate of the step.
+        plan: samples of the batch.
+        left_out: number of unreadable samples.
+        sums: sums of losses and metrics over the samples, float32 [names].
+        skipped: whether AMP skipped the optimizer step; a boolean or a tensor [].
     """
 
     lr: float
@@ -41,11 +44,11 @@ class StepResult:
 
 
 class LossWatch:
-    """Collects the numbers of steps on the device; reading them makes the host wait for the device.
+    """Collects the results of steps. Reading them makes the host wait for the device, so it is done for several at a time.
 
     Args:
-        learner: gets the sums and the counts of skipped steps; its weights are looked at.
-        dataset: names the files of a step that goes wrong.
+        learner: receives the sums and the counts of skipped steps; its weights are checked.
+        dataset: gives the files of a failed step.
     """
 
     def __init__(self, learner: Learner, dataset: Dataset) -> None:
@@ -60,14 +63,13 @@ class LossWatch:
         self._pending.append(step)
 
     def read(self, force: bool = True) -> None:
-        """Read the numbers of the steps since the last time, and check that they and the weights are finite.
+        """Read the results of the steps since the last time, and check that they and the weights are finite.
 
         Args:
             force: False reads them only if too many have gathered.
 
         Raises:
-            TrainingError: the loss of a step that was not skipped or a weight is not finite, or too many steps in a row were
-                skipped.
+            TrainingError: a weight or the loss of a step is not finite, or AMP skipped too many steps in a row.
         """
         if not self._pending or not (force or len(self._pending) >= _MOST_PENDING):
             return
@@ -88,7 +90,7 @@ class LossWatch:
                 finite.append(float(row[-1]) / step.plan.count)
         if progress.skipped > learner.precision.max_skipped_steps:
             count = f"{progress.skipped} steps in a row (AMP.max_skipped_steps = {learner.precision.max_skipped_steps})"
-            raise TrainingError(f"AMP found gradients that are not finite in {count}, the last one step {progress.step}")
+            raise TrainingError(f"gradients were not finite in {count}; the last one is step {progress.step}")
         if finite:
             self._watch_loss(sum(finite) / len(finite))
         self._check_weights()
@@ -101,14 +103,14 @@ class LossWatch:
         return f"the loss is not finite: {place}: {values}; last files read: {files}"
 
     def _check_weights(self) -> None:
-        """A gradient that was not finite has left its mark, before the loss shows it."""
+        """Find weights that are not finite, because a gradient was not. The loss shows it only later."""
         trained = {name: p for name, p in self._learner.network.named_parameters() if not p.stop_gradient}
         marks = paddle.stack([(p * 0).sum().astype("float32") for p in trained.values()]).numpy()
         wrong = [name for name, mark in zip(trained, marks, strict=True) if not np.isfinite(mark)]
         if wrong:
-            named = ", ".join(wrong[-3:])  # the gradient comes from the end of the network
+            named = ", ".join(wrong[-3:])  # gradients come from the end of the network
             place = f"after step {self._learner.progress.step}, rank {distributed.rank()}: {len(wrong)} of {len(trained)} tensors"
-            raise TrainingError(f"a gradient was not finite, and so are weights now {place}, such as {named}")
+            raise TrainingError(f"a gradient was not finite, and weights are not finite {place}, such as {named}")
 
     def _watch_loss(self, loss: float) -> None:
         self._loss = loss if math.isnan(self._loss) else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
@@ -117,9 +119,9 @@ class LossWatch:
             self._first_loss = self._lowest_loss = self._loss
         self._lowest_loss = min(self._lowest_loss, self._loss)
         if self._loss > max(_DIVERGED * self._first_loss, 2 * self._lowest_loss) and not self._warned:
-            self._warned = True  # once: the lines that follow show the rest
+            self._warned = True  # once is enough
             now = f"{self._loss:g} at step {self._learner.progress.step}, smoothed"
             logger.warning(
                 f"the loss diverges: {now}, after {self._first_loss:g} at first and {self._lowest_loss:g} at best; "
-                f"a lower learning rate or a longer warm-up may help"
+                "a lower learning rate or a longer warm-up may help"
             )

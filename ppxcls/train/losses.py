@@ -15,7 +15,11 @@ from ppxcls.config.registry import Registry
 
 @dataclass
 class LossKeys:
-    """Common key of the losses."""
+    """Common key of the losses.
+
+    Attributes:
+        weight: factor of the loss in the sum.
+    """
 
     weight: Finite = 1.0
 
@@ -37,7 +41,7 @@ LOSSES: Registry[Loss] = Registry("loss", common=LossKeys, base=Loss)
 
 
 def soft_targets(labels: paddle.Tensor, class_num: int, epsilon: float = 0.0) -> paddle.Tensor:
-    """Targets float32 [N, class_num] of labels int64 [N], or soft ones already; ``epsilon`` of each is spread over all classes."""
+    """Soft targets, float32 [N, class_num], from labels int64 [N] or soft labels, with label smoothing by ``epsilon``."""
     targets = F.one_hot(labels, class_num) if labels.ndim == 1 else labels
     return F.label_smooth(targets, epsilon=epsilon) if epsilon else targets
 
@@ -63,7 +67,7 @@ class CELoss(Loss):
 
 @LOSSES.register
 class SoftTargetCrossEntropy(Loss):
-    """Cross entropy with soft labels only, which mixing makes."""
+    """Cross entropy that requires soft labels, as mixing makes them."""
 
     needs_soft_labels = True
 
@@ -78,8 +82,8 @@ class BCELoss(Loss):
 
     Args:
         epsilon: label smoothing, as in CELoss.
-        target_threshold: targets above it count as 1 and the others as 0; None leaves them soft.
-        sum_classes: add the classes up instead of averaging over them.
+        target_threshold: targets above it become 1 and others 0; None leaves them soft.
+        sum_classes: sum over the classes instead of averaging.
     """
 
     needs_soft_labels = True
@@ -101,7 +105,7 @@ class FocalLoss(Loss):
     """Cross entropy times ``(1 - p) ** gamma`` of the target's probability (arXiv:1708.02002, equation 4), averaged over the batch.
 
     Args:
-        gamma: how much less samples count that are right already; 0 is cross entropy.
+        gamma: the larger it is, the less samples count that are classified well; 0 is cross entropy.
     """
 
     def __init__(self, gamma: NotNegative = 2.0) -> None:
@@ -135,10 +139,12 @@ def build_loss(specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",
     """The weighted sum of a config's list of losses: ``[{"CELoss": {"weight": 1.0, "epsilon": 0.1}}]``.
 
     Args:
+        specs: blocks of the losses.
+        where: place of the list, for error messages.
         soft_labels: whether the labels are soft, as mixing makes them.
 
     Raises:
-        ConfigError: the list is empty, a loss is unknown or has a wrong argument, or it needs soft labels and there are none.
+        ConfigError: the list is empty, a loss is unknown or has an invalid argument, or it requires soft labels.
     """
     if not specs:
         raise where.error("expected at least one loss")
@@ -146,7 +152,7 @@ def build_loss(specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",
     for i, block in enumerate(LOSSES.blocks(specs, where)):
         function, name = LOSSES.build(block), block.name
         if function.needs_soft_labels and not soft_labels:
-            needs = "needs soft labels: of training, with a batch transform that mixes; received integer labels"
+            needs = "needs soft labels, which a batch transform makes in training; received integer labels"
             raise block.where.error(f"{name} {needs}")
         name = name if name not in {term[0] for term in terms} else f"{name}_{i}"
         terms.append((name, LOSSES.common_keys(block).weight, function))

@@ -1,8 +1,8 @@
-"""Learning-rate schedules as plain functions of the optimizer step; warm-up goes before any of them.
+"""Learning-rate schedules: functions of the optimizer step, with warm-up and cool-down for all of them.
 
-A schedule is a function that takes its own arguments, beside ``total`` and ``per_epoch``, and returns the rate as a function of
-``t``. ``t``, ``total`` and ``per_epoch`` are counted in optimizer steps, or in epochs where the config says ``by_epoch``; ``t`` and
-``total`` begin after the warm-up. All agree with PaddleClas's schedules.
+A schedule is a function of its own arguments, and of ``total`` and ``per_epoch`` if it needs them. It returns the rate as a
+function of ``t``. All three are counted in optimizer steps, or in epochs with ``by_epoch``; ``t`` and ``total`` begin after the
+warm-up. The rates equal those of PaddleClas's schedules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AdaptiveRate(Protocol):
     """A rate that depends on the evaluations so far.
 
     Attributes:
-        state: all that it remembers, for checkpoints.
+        state: everything that it remembers, for checkpoints.
     """
 
     state: dict[str, float]
@@ -33,7 +33,7 @@ class AdaptiveRate(Protocol):
         """The rate of the step ``t``."""
 
     def observe(self, value: float) -> None:
-        """Take an evaluation's first figure into account."""
+        """Use the first figure of an evaluation."""
 
 
 @dataclass
@@ -42,9 +42,9 @@ class ScheduleKeys:
 
     Attributes:
         warmup_epoch: epochs of linear warm-up; fractions of an epoch are allowed.
-        warmup_start_lr: rate of the first step; the warm-up ends at the schedule's own first rate.
-        by_epoch: whether the rate changes once an epoch instead of every step.
-        cooldown_epoch: epochs at the end of the run that keep the rate at which the schedule has ended.
+        warmup_start_lr: rate of the first step. The warm-up ends at the schedule's first rate.
+        by_epoch: change the rate once per epoch instead of every step.
+        cooldown_epoch: epochs at the end of the run with the last rate of the schedule.
     """
 
     warmup_epoch: NotNegative = 0.0
@@ -60,8 +60,13 @@ LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", ("total", "per_epoch"), S
 def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0) -> Rate:
     """Half a cosine from ``learning_rate`` to ``eta_min`` (SGDR, arXiv:1608.03983, equation 5).
 
-    It is the rate that PaddleClas's optimizer applies. Without warm-up PaddleClas logs another one: Paddle's ``get_lr()`` runs its
-    recursion once too often there and reports c(t)^2 / c(t - 1).
+    PaddleClas's optimizer uses the same rates. Without warm-up, PaddleClas logs others: Paddle's ``get_lr()`` runs its recursion
+    once too often there and reports c(t)^2 / c(t - 1).
+
+    Args:
+        learning_rate: the first rate.
+        total: length of the schedule.
+        eta_min: the last rate.
     """
     if total <= 0:
         return lambda t: learning_rate
@@ -70,14 +75,14 @@ def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0)
 
 @LR_SCHEDULES.register
 def Linear(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Rate:
-    """From ``learning_rate`` to ``end_lr`` as ``(1 - t / total) ** power``, and ``end_lr`` from there on."""
+    """From ``learning_rate`` to ``end_lr`` by ``(1 - t / total) ** power``; after that, ``end_lr``."""
     height = learning_rate - end_lr
     return lambda t: end_lr + height * (1 - min(t, total) / total) ** power if total > 0 else learning_rate
 
 
 @LR_SCHEDULES.register
 def Polynomial(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Rate:
-    """``Linear`` under its plain name."""
+    """The same as ``Linear``."""
     return Linear(learning_rate, total, end_lr, power)
 
 
@@ -93,7 +98,12 @@ def OneCycleLR(
     """Up from ``max_learning_rate / divide_factor``, then down to ``end_learning_rate`` (arXiv:1708.07120).
 
     Args:
-        phase_pct: share of the run on the way up.
+        max_learning_rate: the highest rate.
+        total: length of the schedule.
+        divide_factor: highest rate divided by the first one.
+        end_learning_rate: the last rate.
+        phase_pct: share of the run in which the rate rises.
+        anneal_strategy: shape of the rise and the fall.
     """
     top = phase_pct * total - 1
     first = max_learning_rate / divide_factor
@@ -111,10 +121,10 @@ def OneCycleLR(
 
 
 class Plateau:
-    """A rate that is lowered when evaluations stop getting better.
+    """A rate that falls when evaluations stop improving.
 
     Attributes:
-        state: rate's factor, the best value, evaluations without a better one, and of the pause after a reduction.
+        state: factor of the rate, best value, evaluations without improvement, and evaluations left of a cool-down.
     """
 
     def __init__(
@@ -129,7 +139,7 @@ class Plateau:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
     def observe(self, value: float) -> None:
-        """Take an evaluation's first figure into account."""
+        """Use the first figure of an evaluation."""
         state = self.state
         if state["pause"] > 0:
             state["pause"] -= 1
@@ -153,11 +163,16 @@ def ReduceOnPlateau(
     cooldown: CountOrZero = 0,
     min_lr: NotNegative = 0.0,
 ) -> Plateau:
-    """Times ``factor`` when the first figure of ``patience`` evaluations was not better than the best by its share ``threshold``.
+    """Multiplies the rate by ``factor`` when the first figure of the evaluations stops improving.
 
     Args:
-        mode: whether a larger figure is better, as of accuracies.
-        cooldown: evaluations after a reduction that are not counted.
+        learning_rate: the first rate.
+        mode: ``max`` if a larger figure is better, as for accuracies.
+        factor: of the rate.
+        patience: evaluations without improvement before the rate falls.
+        threshold: smallest improvement, as a share of the best value.
+        cooldown: evaluations after a reduction that do not count.
+        min_lr: lower limit of the rate.
     """
     return Plateau(learning_rate, mode, factor, patience, threshold, cooldown, min_lr)
 
@@ -169,13 +184,16 @@ def Piecewise(
     values: list[NotNegative],
     learning_rate: NotNegative | None = None,
 ) -> Rate:
-    """``values[i]`` until epoch ``decay_epochs[i]`` after the warm-up, then the next.
+    """``values[i]`` until epoch ``decay_epochs[i]`` after the warm-up, then the next value.
 
     Args:
-        learning_rate: not used; PaddleClas's configs repeat ``values[0]`` here.
+        per_epoch: units of ``t`` per epoch.
+        decay_epochs: epochs at which the rate changes, increasing.
+        values: rates, one more than ``decay_epochs``.
+        learning_rate: accepted and not used, because PaddleClas's configs repeat ``values[0]`` here.
 
     Raises:
-        ValueError: ``values`` is not one longer than ``decay_epochs``, or these do not increase.
+        ValueError: there is not one more of ``values`` than of ``decay_epochs``, or these do not increase.
     """
     if len(values) != len(decay_epochs) + 1:
         raise ValueError(f"expected one more of values than of decay_epochs, received {len(values)} and {len(decay_epochs)}")
@@ -185,7 +203,7 @@ def Piecewise(
 
 @LR_SCHEDULES.register
 def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamma: Positive = 0.1) -> Rate:
-    """Times ``gamma`` every ``step_size`` epochs."""
+    """Multiplies the rate by ``gamma`` every ``step_size`` epochs."""
     length = int(step_size * per_epoch)
     if length < 1:
         raise ValueError(f"expected a step_size of at least one step, received {step_size:g} epochs of {per_epoch:g} steps")
@@ -194,7 +212,7 @@ def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamm
 
 @LR_SCHEDULES.register
 def MultiStepDecay(learning_rate: NotNegative, per_epoch: float, milestones: list[NotNegative], gamma: Positive = 0.1) -> Rate:
-    """Times ``gamma`` at each of the epochs ``milestones``.
+    """Multiplies the rate by ``gamma`` at each epoch of ``milestones``.
 
     Raises:
         ValueError: the milestones do not increase.
@@ -205,7 +223,7 @@ def MultiStepDecay(learning_rate: NotNegative, per_epoch: float, milestones: lis
 
 @LR_SCHEDULES.register
 def ConstLR(learning_rate: NotNegative) -> Rate:
-    """Always ``learning_rate``."""
+    """A constant rate."""
     return lambda t: learning_rate
 
 
@@ -218,12 +236,15 @@ def Cyclic(
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
     exp_gamma: Annotated[float, Bound(gt=0, le=1)] = 1.0,
 ) -> Rate:
-    """Up and down between two rates (arXiv:1506.01186).
+    """Rises and falls between two rates (arXiv:1506.01186).
 
     Args:
-        step_size_up: units of ``t`` on the way up.
-        step_size_down: units on the way down; None for as many.
-        mode: height of the cycles: constant, halved each cycle, or times ``exp_gamma`` each unit.
+        base_learning_rate: the lower rate.
+        max_learning_rate: the upper rate.
+        step_size_up: units of ``t`` for the rise.
+        step_size_down: units for the fall; None for as many.
+        mode: the height of the cycles is constant, halved each cycle, or multiplied by ``exp_gamma`` each unit.
+        exp_gamma: of the mode ``exp_range``.
     """
     cycle_size = step_size_up + (step_size_down or step_size_up)
 
@@ -249,15 +270,16 @@ def build_lr_schedule(
     """The rate of every optimizer step.
 
     Args:
-        spec: ``{"name": "Cosine", "learning_rate": 0.045, ...}``, with the warm-up's keys.
+        spec: block of the schedule, such as ``{"name": "Cosine", "learning_rate": 0.045}``, with the common keys.
         epochs: epochs of the whole run.
-        steps_per_epoch: optimizer steps an epoch.
+        steps_per_epoch: optimizer steps per epoch.
+        where: place of the block, for error messages.
 
     Returns:
         The learning rate by optimizer step, counted from 0.
 
     Raises:
-        ConfigError: unknown schedule or argument, wrong value, or a warm-up longer than the run.
+        ConfigError: the schedule or an argument is unknown, a value is invalid, or the warm-up is longer than the run.
     """
     block = LR_SCHEDULES.block(spec, where)
     where, common = block.where, LR_SCHEDULES.common_keys(block)
@@ -276,15 +298,15 @@ def build_lr_schedule(
 
 
 class LRSchedule:
-    """Warm-up, a schedule, cool-down: the rate by optimizer step.
+    """A schedule with warm-up and cool-down: the rate as a function of the optimizer step.
 
     Args:
         name: of the schedule, for the log.
         rate: the schedule, from the end of the warm-up on.
         warm_up: units of the warm-up.
         start_lr: rate of the first step of the warm-up.
-        end: unit of the schedule at which the cool-down begins, which keeps the rate; None for none.
-        unit: optimizer steps of one unit: 1, or those of an epoch.
+        end: unit of the schedule at which the cool-down begins; None for no cool-down.
+        unit: optimizer steps per unit.
     """
 
     def __init__(self, name: str, rate: Rate, warm_up: float, start_lr: float, end: float | None, unit: int) -> None:
@@ -294,16 +316,16 @@ class LRSchedule:
 
     @property
     def state(self) -> dict[str, float]:
-        """What a rate that depends on the evaluations remembers; empty for the others."""
+        """What an adaptive rate remembers; empty for other rates."""
         return dict(self._rate.state) if isinstance(self._rate, AdaptiveRate) else {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Go on from an earlier ``state``."""
+        """Continue from an earlier ``state``."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.state |= state
 
     def observe(self, value: float) -> None:
-        """Take an evaluation's first figure into account."""
+        """Use the first figure of an evaluation."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.observe(value)
 

@@ -1,4 +1,4 @@
-"""Metrics as sums over a batch, so that any split of the samples over batches and processes adds up to the same counts."""
+"""Metrics, computed as sums over batches. So any division of the samples into batches and processes gives the same figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Metric(Protocol):
     """Figures about predictions.
 
     Attributes:
-        names: of the figures that are means over samples. A metric of training has no others.
+        names: of the figures that are means over samples. Training metrics have no others.
     """
 
     names: Sequence[str] = ()
@@ -26,7 +26,7 @@ class Metric(Protocol):
         """Args: logits: [N, class_num]; labels: int64 [N]. Returns: for each of ``names`` the sum over the batch, float32 []."""
 
     def results(self) -> dict[str, float]:
-        """The figures that are no means, at the end of an evaluation; counting begins again. All processes call it."""
+        """Figures that are not means, at the end of an evaluation. Counting starts again. All processes call it."""
         return {}
 
 
@@ -35,7 +35,11 @@ METRICS: Registry[Metric] = Registry("metric", ("class_num",), base=Metric)
 
 @METRICS.register
 class TopkAcc(Metric):
-    """Whether the label is among the k largest logits; where there are fewer classes than k, it always is."""
+    """Share of samples whose label is among the k largest logits. With fewer than k classes it is 1.
+
+    Args:
+        topk: k, or several.
+    """
 
     def __init__(self, topk: Count | list[Count] = 1) -> None:
         self.topk = [topk] if isinstance(topk, int) else list(topk)
@@ -53,9 +57,9 @@ class TopkAcc(Metric):
 
 @METRICS.register
 class ClassReport(Metric):
-    """Precision, recall and F1 by class and their means, balanced accuracy and the confusion matrix; of evaluation only.
+    """Precision, recall, F1 and balanced accuracy, from a confusion matrix. For evaluation only.
 
-    Counted as a confusion matrix, which adds up over processes exactly; scikit-learn makes the figures of it.
+    The confusion matrix adds up exactly over processes; scikit-learn computes the figures.
 
     Args:
         class_num: number of classes.
@@ -70,7 +74,7 @@ class ClassReport(Metric):
         return {}
 
     def results(self) -> dict[str, float]:
-        """Means over the classes that occur, of all processes, which must all call this; counting begins again."""
+        """Means over the classes that occur, over all processes. Counting starts again. All processes call it."""
         from sklearn.metrics import precision_recall_fscore_support
 
         total = distributed.sum_over_processes(self._matrix.reshape(-1)).reshape(self._matrix.shape)
@@ -92,24 +96,27 @@ def build_metrics(
     """The metrics of a config's list: ``[{"TopkAcc": {"topk": [1, 5]}}]``; none for null.
 
     Args:
-        training: whether they are of training, where only means over samples can be.
+        specs: blocks of the metrics.
+        where: place of the list, for error messages.
+        class_num: number of classes.
+        training: whether they are training metrics, which must be means over samples.
 
     Raises:
-        ConfigError: a metric is unknown or has a wrong argument.
+        ConfigError: a metric is unknown, has an invalid argument, or is for evaluation only.
     """
     metrics = []
     for block in METRICS.blocks(specs or [], where):
         metrics.append(METRICS.build(block, class_num=class_num))
         if training and not metrics[-1].names:
-            raise block.where.error(f"{block.name} is a metric of evaluation: expected it under Metric.Eval")
+            raise block.where.error(f"{block.name} is an evaluation metric: expected it under Metric.Eval")
     return metrics
 
 
 class Scorer:
-    """Losses and metrics of a batch as one tensor of sums over its samples, its entries in the order of ``names``.
+    """Puts losses and metrics of a batch into one tensor of sums over its samples, in the order of ``names``.
 
     Args:
-        loss_names: names of the losses, in the order of the dictionary that is passed in.
+        loss_names: names of the losses.
         metrics: from ``build_metrics``.
     """
 
@@ -128,7 +135,7 @@ class Scorer:
 
 
 class Means(NamedTuple):
-    """Of all processes: samples that count, samples that were left out since they can't be read, and means by name."""
+    """Over all processes: number of samples, number of unreadable samples, and means by name."""
 
     samples: int
     left_out: int
@@ -139,8 +146,8 @@ class Totals:
     """Sums over many batches, on the host in float64.
 
     Args:
-        names: what the entries of a batch's sums are.
-        values: where to go on from: ``samples``, ``left_out`` and each name's sum.
+        names: of the entries of a batch's sums.
+        values: sums to continue from, by name, with ``samples`` and ``left_out``.
     """
 
     def __init__(self, names: Sequence[str], values: Mapping[str, float] | None = None) -> None:
@@ -152,16 +159,16 @@ class Totals:
         self.sums += np.concatenate(([samples, left_out], sums))
 
     def reduced(self) -> Means:
-        """Over all processes, which must all call this."""
+        """The means over all processes, which all call it."""
         samples, left_out, *sums = distributed.sum_over_processes(self.sums).tolist()
         means = {name: value / max(samples, 1) for name, value in zip(self.names[2:], sums, strict=True)}
         return Means(round(samples), round(left_out), means)
 
     def gather(self) -> None:
-        """Move the sums of all processes, which must all call this, to the first one's; the means stay what they are."""
+        """Move the sums of all processes, which all call it, to the first one. The means stay the same."""
         total = distributed.sum_over_processes(self.sums)
         self.sums = total if distributed.rank() == 0 else np.zeros_like(total)
 
     def as_dict(self) -> dict[str, float]:
-        """This process's sums by name, to go on from; empty before the first batch."""
+        """This process's sums by name, to continue from; empty before the first batch."""
         return dict(zip(self.names, self.sums.tolist(), strict=True)) if self.sums.any() else {}

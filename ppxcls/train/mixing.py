@@ -1,4 +1,4 @@
-"""Transforms of a whole batch on the device, after normalisation: mixing. Labels come out soft."""
+"""Mixing: transforms of a whole batch on the device, after normalisation. They make labels soft."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Ten
 
 @BATCH_TRANSFORMS.register
 class MixupOperator(BatchTransform):
-    """Mixes every image with another of the same batch, and their labels alike (mixup, arXiv:1710.09412, section 2).
+    """Mixes every image, and its label, with another of the same batch (mixup, arXiv:1710.09412, section 2).
 
     Args:
-        alpha: both parameters of the Beta distribution of the share.
         class_num: number of classes.
+        alpha: both parameters of the Beta distribution of the share.
     """
 
     def __init__(self, class_num: Count, alpha: Positive = 1.0) -> None:
@@ -55,8 +55,8 @@ class CutmixOperator(BatchTransform):
     """Pastes a rectangle of another image of the batch, and mixes the labels by its area (CutMix, arXiv:1905.04899, section 3).
 
     Args:
-        alpha: both parameters of the Beta distribution of the share that stays.
         class_num: number of classes.
+        alpha: both parameters of the Beta distribution of the share that remains.
     """
 
     def __init__(self, class_num: Count, alpha: Positive = 0.2) -> None:
@@ -85,7 +85,7 @@ class Choice:
     """One of OpSampler's operators.
 
     Attributes:
-        alpha: as the operator's own.
+        alpha: the operator's.
         prob: share of the batches.
     """
 
@@ -95,10 +95,12 @@ class Choice:
 
 @BATCH_TRANSFORMS.register
 class OpSampler(BatchTransform):
-    """Applies one of the operators, or none, to each batch, each with its share of the batches.
+    """Applies one of the operators, or none, to each batch.
 
     Args:
         class_num: number of classes.
+        MixupOperator: ``alpha`` and ``prob``, its share of the batches; null for none.
+        CutmixOperator: likewise.
     """
 
     def __init__(self, class_num: Count, MixupOperator: Choice | None = None, CutmixOperator: Choice | None = None) -> None:

@@ -25,7 +25,9 @@ def load_optimizer_state(optimizer: Optimizer, state: State, weights: State, mod
     """Set the accumulators under this process's names of the parameters, which depend on what was built before them.
 
     Args:
+        optimizer: of this process.
         state: by the names of the process that saved it.
+        model: whose parameters the optimizer has.
         weights: saved with it; holds those names by state key.
         file: for messages.
 

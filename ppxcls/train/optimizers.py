@@ -234,9 +234,10 @@ def build_optimizer(
     """The optimizer of a config's block, and the scheduler that sets its rate: call ``step()`` after each optimizer step.
 
     Args:
-        spec: ``{"name": "Momentum", "momentum": 0.9, "lr": {...}, "regularizer": {"name": "L2", "coeff": 1e-4}}``.
+        spec: block of the optimizer: ``{"name": "Momentum", "momentum": 0.9, "lr": {...}}``.
         parameters: by state key.
         lr_at: learning rate by optimizer step.
+        where: place of the block, for error messages.
 
     Raises:
         ConfigError: an argument is unknown, missing or wrong, or a pattern matches no parameter.
@@ -245,7 +246,8 @@ def build_optimizer(
     where, common = block.where, OPTIMIZERS.common_keys(block)
     decoupled = block.name in _DECOUPLED
     if common.regularizer is not None and (common.weight_decay is not None or decoupled):
-        raise (where / "regularizer").error(f"expected weight_decay alone, received regularizer with {block.name} or beside it")
+        reason = f"{block.name} decouples it from the gradient" if decoupled else "both add to the gradient"
+        raise (where / "regularizer").error(f"expected weight_decay alone, because {reason}; received a regularizer")
     decay = common.weight_decay if decoupled or common.weight_decay is None else L2Decay(common.weight_decay)
     if common.regularizer is not None:
         decay = REGULARIZERS.build(common.regularizer)
@@ -288,7 +290,9 @@ def _set_by_parameter(common: OptimizerKeys, parameters: Mapping[str, paddle.Ten
         if not matched:
             raise (place / "params").error(f"pattern {group.params!r} matches no parameter")
         if group.weight_decay and decoupled:
-            raise (place / "weight_decay").error("expected 0 or null: this optimizer decays all that it decays alike")
+            raise (place / "weight_decay").error(
+                "expected 0 or null, because this optimizer has one weight decay for all parameters"
+            )
         for key in matched:
             factors[key] *= group.lr_mult
             if group.weight_decay is not None:

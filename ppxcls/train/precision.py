@@ -1,4 +1,4 @@
-"""How to compute: float32, or automatic mixed precision."""
+"""Precision of the computation: float32, or automatic mixed precision."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 @dataclass
 class Precision:
-    """The context of forward passes and the scaling of the loss; float32 as it stands.
+    """The context of forward passes, and the loss scale. The defaults are those of float32.
 
     Attributes:
-        max_skipped_steps: steps in a row that the scaling may leave out.
+        autocast: makes the context.
+        scaler: scales the loss.
+        max_skipped_steps: largest number of steps in a row that the scaler may skip.
     """
 
     autocast: Autocast = contextlib.nullcontext
@@ -30,37 +32,37 @@ class Precision:
     max_skipped_steps: int = 100
 
     def last_step_skipped(self) -> Any:
-        """Whether the last ``scaler.step`` left the optimizer step out; may be a tensor, which nobody has waited for yet."""
-        # Paddle has no public word for it. False where scaling is off, as it is on the CPU.
+        """Whether the last ``scaler.step`` skipped the optimizer step; it may be a tensor that is still being computed."""
+        # Paddle has no public name for it. It is False if scaling is off, as on the CPU.
         found = getattr(self.scaler, "_cache_found_inf", None)
         return False if found is None else found
 
 
 def autocast(amp: AMPSection | None) -> Autocast:
-    """The context of a forward pass that a config's section asks for; None and ``use_amp: False`` ask for none."""
+    """Makes the context of a training step, by a config's section."""
     if amp is None or not amp.use_amp:
         return contextlib.nullcontext
     return partial(paddle.amp.auto_cast, enable=True, level=amp.level, dtype=amp.dtype, use_promote=amp.use_promote)
 
 
 def evaluation_autocast(amp: AMPSection | None) -> Autocast:
-    """The context of an evaluation: float32 under O1 unless ``use_fp16_test``; under O2 that of training, as its weights are."""
+    """Makes the context of an evaluation: float32 under O1 without ``use_fp16_test``, otherwise that of training."""
     return contextlib.nullcontext if amp and amp.level == "O1" and not amp.use_fp16_test else autocast(amp)
 
 
 def set_evaluation_precision(amp: AMPSection | None, model: nn.Layer) -> nn.Layer:
-    """The network with its weights in the type in which O2 trains them; any other as it is."""
+    """Cast a network to the type in which O2 trains it. With any other section it stays the same."""
     if amp is None or not amp.use_amp or amp.level != "O2":
         return model
     return paddle.amp.decorate(models=model, level="O2", dtype=amp.dtype, save_dtype="float32")
 
 
 def set_precision(amp: AMPSection | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
-    """Network and optimizer as a config's section wants them, and how to compute with them."""
+    """Set up network and optimizer for training, by a config's section."""
     if amp is None or not amp.use_amp:
         return model, optimizer, Precision()
     if amp.level == "O2":
-        # Weights of half precision, float32 master copies in the optimizer, float32 in the files.
+        # The weights have half precision. The optimizer keeps float32 copies, and files hold float32.
         model, optimizer = paddle.amp.decorate(
             models=model, optimizers=optimizer, level="O2", dtype=amp.dtype, master_weight=True, save_dtype="float32"
         )

@@ -33,6 +33,8 @@ class Run:
         """Begin to write a checkpoint under these names in the background.
 
         Args:
+            names: of the checkpoint.
+            snapshot: what to write.
             before: called first, in the background.
 
         Raises:

@@ -47,8 +47,11 @@ class RunLog:
         """Log the epoch's means so far.
 
         Args:
+            means: over the samples of the epoch.
             lr: rate that the step used.
-            number: of the iteration, from 0, of ``batches``.
+            number: number of the iteration, from 0.
+            batches: iterations per epoch.
+            progress: where the run stands.
         """
         times = self.clock.lap()
         remaining = (self._epochs - progress.epoch + 1) * batches - number - 1

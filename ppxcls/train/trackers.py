@@ -25,7 +25,7 @@ class Tracker(Protocol):
     A tracker that can't go on says so in a warning and lets the run go on.
     """
 
-    def start(self, progress: Progress) -> None:
+    def start(self, progress: Progress) -> None:  # noqa: ARG002  not every tracker prepares itself
         """Prepare for a run that goes on from here; what was logged after this place will be logged again.
 
         Raises:

@@ -204,12 +204,10 @@ class Trainer:
         self.run.folder.wait()
         distributed.barrier()  # a launcher ends the other ranks when the first one has gone
         signal = self._signals.received or "a signal to another rank"
-        raise Preempted(f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto goes on from there")
+        raise Preempted(f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto continues from there")
 
     def save(self, names: Sequence[str]) -> None:
-        """Begin to save a checkpoint as ``step_N`` and under these names, in the background of the first process.
-
-        All processes call it.
+        """Begin to save a checkpoint as ``step_N`` and under these names, in the background. All processes call it.
 
         Raises:
             OSError: the checkpoint before can't be written; those that are whole stay.

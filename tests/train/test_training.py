@@ -20,7 +20,7 @@ RUNS = json.loads((SHARED / "parity/training.json").read_text()) if SHARED.is_di
 
 
 def training_weights(state: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    from tests.test_models import formula_weights
+    from tests.models.test_models import formula_weights
 
     weights = formula_weights(state, seed)
     for key, value in weights.items():

@@ -52,7 +52,9 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
         watch.add(step(1.0, True))
     watch.read()
     watch.add(step(1.0, True))
-    with pytest.raises(TrainingError, match=r"not finite in 4 steps in a row \(AMP.max_skipped_steps = 3\), the last one step 7"):
+    with pytest.raises(
+        TrainingError, match=r"not finite in 4 steps in a row \(AMP.max_skipped_steps = 3\); the last one is step 7"
+    ):
         watch.read()
 
 
@@ -113,7 +115,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_not_finite(write_config: Call
 @pytest.mark.parametrize("skips", [2, 5])
 def test_amp_that_skips(skips: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
     """With a stand-in for the scaler, which Paddle turns off on the CPU."""
-    from tests.test_training import RecordingScaler
+    from tests.train.test_training import RecordingScaler
 
     class Skipping(RecordingScaler):
         _cache_found_inf: Any = None

@@ -103,7 +103,7 @@ def test_section_that_is_not_there_can_be_made_by_overrides(tmp_path: Path) -> N
         ("Global.eval_during_train=yep", r"expected true or false, received 'yep'"),
         ("Global.to_static=true", r"Global.to_static: expected false, received True"),
         ("Global.image_shape=[3, 299]", r"Global.image_shape: expected a list of 3"),
-        ("Arch.name=Xcepton41", r"Arch.name: unknown model 'Xcepton41' \(did you mean 'Xception41'\?\); allowed: Xc"),
+        ("Arch.name=Xcepton41", r"Arch.name: unknown model 'Xcepton41' \(did you mean 'Xception41'\?\); allowed: .*Xception41"),
         ("Arch.class_num=-1", r"Arch.class_num: expected an integer at least 0"),
         ("Arch.depth=3", r"Arch.depth: unknown argument of model Xception41 'depth'; allowed: class_num"),
         ("AMP.level=O3", r"AMP.level: expected 'O1' or 'O2', received 'O3'"),

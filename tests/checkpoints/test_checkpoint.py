@@ -165,7 +165,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import ppxcls
 ppxcls.load_config
 from pathlib import Path
-from tests.test_checkpoint import make, step, save
+from tests.checkpoints.test_checkpoint import make, step, save
 one = make()
 save(Path({str(tmp_path / "latest")!r}), one, step=1)
 step(one, 1)

@@ -279,7 +279,7 @@ def test_class_report_is_scikit_learns(write_config: Callable[..., Path], tmp_pa
     trainer.fit()
     row = [json.loads(line) for line in (trainer.output_dir / "metrics.jsonl").read_text().splitlines()][-1]
     assert {"top1", "precision", "recall", "f1", "balanced_accuracy"} <= row.keys()
-    with pytest.raises(ppxcls.ConfigError, match="ClassReport is a metric of evaluation"):
+    with pytest.raises(ppxcls.ConfigError, match="ClassReport is an evaluation metric"):
         ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Metric.Train": [{"ClassReport": {}}]})))
 
 

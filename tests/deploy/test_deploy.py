@@ -184,7 +184,7 @@ def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(folder / "9.png"), rng.integers(0, 65_536, (80, 80, 3)).astype(np.uint16))
     from PIL import Image
 
-    from tests.test_check_data import png_of
+    from tests.data.test_check_data import png_of
 
     frames = [Image.fromarray(rng.integers(0, 256, (80, 80, 3)).astype(np.uint8)) for _ in range(2)]
     frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
