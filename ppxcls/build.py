@@ -93,7 +93,8 @@ def build_trainer(config: Config) -> Trainer:
     run = Run(folder, facts, _trackers(config), config.Global.hang_timeout)
     plan = Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)})
     trainer = Trainer(learner, loader, run, plan, evaluation)
-    resumed = config.Global.checkpoints and trainer.resume(config.Global.checkpoints, config.Global.allow_changes)
+    path = config.Global.checkpoints
+    resumed = trainer.resume(path, config.Global.allow_changes) if path else False
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
     if distributed.rank() == 0:
         if not resumed and loader.bad_samples:
@@ -123,16 +124,11 @@ def evaluate(config: Config) -> dict[str, float]:
 
 
 def check_data(config: Config, progress_bar: bool = True) -> DataReport:
-    """Decode every file of the config's lists and report what is wrong with them, with a progress bar on a terminal.
-
-    Raises:
-        ConfigError: there are no lists.
-        DataError: a list can't be used.
-    """
+    """Decode every sample of the config's data sets and report what is wrong. Raises ConfigError and DataError."""
     modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
     if not modes:
         raise config.where("DataLoader").error("the section is missing")
-    datasets = [build_dataset(config, mode) for mode in modes]
+    datasets = [build_dataset(config, mode, patience=0) for mode in modes]
     with tqdm(total=sum(map(len, datasets)), unit="file", disable=None if progress_bar else True, leave=False) as bar:
         return check_lists(datasets, class_num(config), progress=bar.update)
 
@@ -296,10 +292,11 @@ def class_num(config: Config) -> int:
     return int(config.Arch.get("class_num", declared.default))
 
 
-def build_dataset(config: Config, mode: str) -> Dataset:
+def build_dataset(config: Config, mode: str, patience: float | None = None) -> Dataset:
     """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``. Raises ConfigError and DataError, as ``build_trainer``."""
     section: DatasetSection = getattr(config.DataLoader, mode)
-    return DATASETS.build(section.dataset, class_num=class_num(config), patience=section.loader.read_patience)
+    seconds = section.loader.read_patience if patience is None else patience
+    return DATASETS.build(section.dataset, class_num=class_num(config), patience=seconds)
 
 
 def build_loader(config: Config, mode: str) -> Loader:

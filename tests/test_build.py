@@ -75,6 +75,30 @@ def test_a_config_can_be_a_dict_and_blocks_read_as_they_were_written(small: Call
         ppxcls.load_config({**tree, "Global": {"epochs": 0}})
 
 
+def test_a_block_that_is_changed_in_a_notebook_is_checked(small: Callable[..., Path]) -> None:
+    config = ppxcls.load_config(small())
+    for name, value, message in (
+        ("clas_num", 7, r"unknown argument of model SmallNetwork 'clas_num' \(did you mean 'class_num'\?\)"),
+        ("class_num", "7", "Arch.class_num: expected an integer, received '7'"),
+    ):
+        with pytest.raises(ppxcls.ConfigError, match=message):
+            setattr(config.Arch, name, value)
+    config.Arch["class_num"] = 5
+    assert config.Arch.class_num == 5
+    config.Optimizer.groups = [{"params": "^fc", "lr_mult": 2}]
+    config.Optimizer.weight_decay = 0.1
+    config.Optimizer.regularizer = None
+    network = ppxcls.build_model("SmallNetwork")
+    from ppxcls.train.optimizers import build_optimizer
+
+    build_optimizer(config.Optimizer, dict(network.named_parameters()), lambda step: 0.1)
+    assert dict(network.named_parameters())["fc.weight"].optimize_attr["learning_rate"] == 2
+    with pytest.raises(AttributeError, match=r"Optimizer.name can't be set"):
+        config.Optimizer.name = "SGD"
+    with pytest.raises(ppxcls.ConfigError, match="expected a lr schedule, received the model SmallNetwork"):
+        ppxcls.build_lr_schedule(config.Arch, 2, 3)
+
+
 def weights(model: nn.Layer) -> dict[str, np.ndarray]:
     return {key: value.numpy() for key, value in model.state_dict().items()}
 

@@ -267,6 +267,39 @@ def test_a_plugin_that_is_none(text: str | None, message: str, write_config: Cal
     assert "no_such_plugin" not in sys.modules
 
 
+def test_a_plugin_is_found_again_and_can_be_repaired(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "helper_of_mine.py").write_text("RATE = 0.25\n")
+    text = (
+        "import ppxcls\nfrom helper_of_mine import RATE\n\n\n@ppxcls.LR_SCHEDULES.register\n"
+        'def Quarter() -> object:\n    """A rate."""\n    return lambda t: RATE\n'
+    )
+    (tmp_path / "my_schedule.py").write_text(text + "\nraise SystemExit(3)\n")
+    file = write_config(**{"Global.plugins": ["my_schedule"], "Optimizer.lr": {"name": "Quarter"}})
+    with pytest.raises(ppxcls.ConfigError, match="the plugin 'my_schedule' can't be imported: SystemExit: 3"):
+        ppxcls.load_config(file)
+    (tmp_path / "my_schedule.py").write_text(text)
+    for _ in range(2):
+        config = ppxcls.load_config(file)
+        assert config.Global.plugins == [str(tmp_path / "my_schedule.py")]
+    assert ppxcls.build_lr_schedule(config.Optimizer.lr, 1, 1)(0) == 0.25
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/my_schedule.py").write_text(text)
+    other = tmp_path / "other/config.yaml"
+    other.write_text(file.read_text())
+    with pytest.raises(ppxcls.ConfigError, match="another module named 'my_schedule' is loaded already"):
+        ppxcls.load_config(other)
+
+
+def test_a_function_must_return_what_the_program_uses(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "bare_loss.py").write_text(
+        "import ppxcls\n\n\n@ppxcls.LOSSES.register\ndef BareLoss() -> object:\n"
+        '    """No class."""\n    return lambda logits, labels: logits.mean()\n'
+    )
+    config = ppxcls.load_config(write_config(**{"Global.plugins": ["bare_loss"], "Loss.Train": [{"BareLoss": {}}]}))
+    with pytest.raises(ppxcls.ConfigError, match=r"Loss.Train.0.BareLoss: .*without needs_soft_labels; derive its class from"):
+        ppxcls.build_trainer(config)
+
+
 def test_an_unknown_name_without_the_plugin(write_config: Callable[..., Path]) -> None:
     with pytest.raises(ppxcls.ConfigError, match="Arch.name: unknown model 'TwoLayerss'"):
         ppxcls.load_config(write_config(**{"Arch": {"name": "TwoLayerss"}}))
@@ -285,4 +318,6 @@ def test_a_data_set_says_what_is_wrong_with_its_labels() -> None:
         Arrays([])
     with pytest.raises(ppxcls.DataError, match=r"1 \(Arrays:2\): it is black"):
         Arrays([0, 1]).load(1)
+    with pytest.raises(ppxcls.DataError, match="Arrays: expected integer labels"):
+        Arrays([0.5, 1.7])
     assert Arrays([0, 1]).digest() != Arrays([1, 0]).digest()

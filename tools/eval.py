@@ -17,12 +17,13 @@ def main() -> None:
     if arguments.print_config:
         print(config.to_yaml())
     results = ppxcls.evaluate(config)
+    from ppxcls.build import weights_for
     from ppxcls.system import distributed
     from ppxcls.train.run_log import format_results
 
     if distributed.rank() == 0:
         file = config.run_folder / "eval.json"
-        weights = str(config.Global.pretrained_model or file.with_name("best_model"))
+        weights = weights_for(config, "evaluate")
         file.write_text(json.dumps({"weights": weights, **results}, indent=1) + "\n", encoding="utf-8")
         logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
 

@@ -50,7 +50,8 @@ class RunFacts:
 
     def of_all_ranks(self) -> dict[str, str]:
         """What must be equal on all ranks: the lists, and the config without what belongs to one machine."""
-        config = {key: value for key, value in _flat(yaml.safe_load(self.config)).items() if not key.endswith(_OF_THE_MACHINE)}
+        flat = _flat(yaml.safe_load(self.config))
+        config = {k: v for k, v in flat.items() if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")}
         return {"config": repr(sorted(config.items())), "training list": self.train_list, "evaluation list": self.eval_list}
 
 

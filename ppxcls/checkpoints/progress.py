@@ -10,6 +10,10 @@ from typing import Any
 from ppxcls.checkpoints.files import CheckpointError, State, read_checkpoint, read_state, unpickle, with_extension
 
 
+class UnknownProgressError(CheckpointError):
+    """The progress in a manifest has keys or types that this version does not know."""
+
+
 @dataclass
 class Progress:
     """Where a run stands.
@@ -94,7 +98,8 @@ def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
     known = {f.name: type(getattr(Progress(), f.name)) for f in fields(Progress)}
     wrong = [key for key, value in values.items() if not isinstance(value, known.get(key, ()))]
     if wrong:
-        raise CheckpointError(f"{with_extension(prefix, '.json')}: unknown key or wrong type in the progress: {', '.join(wrong)}")
+        file = with_extension(prefix, ".json")
+        raise UnknownProgressError(f"{file}: unknown key or wrong type in the progress: {', '.join(wrong)}")
     return Progress(**values)
 
 

@@ -20,7 +20,7 @@ from ppxcls.checkpoints.files import (
     with_extension,
     write_checkpoint,
 )
-from ppxcls.checkpoints.progress import Snapshot, read_snapshot
+from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
 from ppxcls.system.logs import logger
 
 try:
@@ -128,6 +128,8 @@ class RunFolder:
         for prefix, _ in found:
             try:
                 snapshot, manifest = read_snapshot(prefix)
+            except UnknownProgressError:  # it is whole, and was written by another version
+                raise
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue

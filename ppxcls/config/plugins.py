@@ -10,6 +10,8 @@ from pathlib import Path
 from ppxcls.config.checks import Where
 from ppxcls.config.registry import registries
 
+_FROM_FILES: dict[Path, str] = {}  # plugins that were imported from files: the names of their modules
+
 
 def import_plugin(name: str, folder: Path | None, where: Where) -> str:
     """Import one plugin.
@@ -26,17 +28,20 @@ def import_plugin(name: str, folder: Path | None, where: Where) -> str:
     Raises:
         ConfigError: it can't be found, or its import fails.
     """
-    registries()  # the package's own components first, so that it is the plugin's fault if two have one name
+    # The package's own components come first, so that it is the plugin's fault if two have one name.
+    before = {kind: registry.registered() for kind, registry in registries().items()}
     is_file = name.endswith(".py")
     try:
-        if not is_file and _is_importable(name):
+        if not is_file and name not in _FROM_FILES.values() and _is_importable(name):
             importlib.import_module(name)
             return name
         relative = Path(name) if is_file else Path(*name.split(".")).with_suffix(".py")
         for base in [Path(), *([] if folder is None else [folder])]:
             if (base / relative).is_file():
                 return _import_file((base / relative).resolve())
-    except Exception as error:  # a user's module can fail in any way
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way
+        for kind, registry in registries().items():
+            registry.forget(registry.registered() - before[kind])
         reason = " ".join(str(error).split())
         raise where.error(f"the plugin {name!r} can't be imported: {type(error).__name__}: {reason}") from error
     raise where.error(f"expected the name of a Python module or the path of a .py file, received {name!r}, which does not exist")
@@ -50,18 +55,22 @@ def _is_importable(name: str) -> bool:
 
 
 def _import_file(file: Path) -> str:
-    """Import a file under its own name, once."""
-    loaded = sys.modules.get(file.stem)
-    if loaded is None:
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[file.stem]
-            raise
-    elif Path(loaded.__file__ or "").resolve() != file:
+    """Import a file under its own name, once. Files beside it can be imported by it."""
+    if file in _FROM_FILES:
+        return str(file)
+    if file.stem in sys.modules:
         raise ImportError(f"another module named {file.stem!r} is loaded already")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[file.stem] = module = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.stem]
+        raise
+    finally:
+        sys.path.remove(str(file.parent))
+    _FROM_FILES[file] = file.stem
     return str(file)

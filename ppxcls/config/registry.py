@@ -72,9 +72,12 @@ class Block(Mapping[str, Any]):
             raise AttributeError(f"{self.where} has no key {key!r}") from None
 
     def __setattr__(self, key: str, value: Any) -> None:
+        """Set an argument, checked as when the config is loaded. Another component needs an override."""
         if key == "name" or self.listed:
             raise AttributeError(f"{self.where}.{key} can't be set; load the config with an override")
-        self.arguments[key] = value
+        registry(self.kind).set_argument(self, key, value)
+
+    __setitem__ = __setattr__
 
     def __iter__(self) -> Iterator[str]:
         return iter([self.name] if self.listed else ["name", *self.arguments])
@@ -164,15 +167,16 @@ class Registry(Generic[T]):
         # In a notebook, a cell is run again.
         if name in self._components and not component.__module__ == self._components[name].__module__ == "__main__":
             raise TypeError(f"{self.kind} {name!r} is registered twice")
-        if inspect.isclass(component) and self._base is not None:
-            wanted = [key for key in dir(self._base) if not key.startswith("_")]
-            missing = [key for key in wanted if not hasattr(component, key)]
-            if missing:
-                raise TypeError(f"{self.kind} {name}: no {', '.join(missing)}; derive the class from {self._base.__name__}")
+        if inspect.isclass(component) and self._base is not None and (missing := self._missing(component)):
+            raise TypeError(f"{self.kind} {name}: no {', '.join(missing)}; derive the class from {self._base.__name__}")
         self._hints[name] = self._schema(component)
         self._components[name] = component
         self._published[name] = published
         return component
+
+    def _missing(self, candidate: Any) -> list[str]:
+        """What the program uses of a component of this kind, and the candidate lacks."""
+        return [key for key in dir(self._base) if not key.startswith("_") and not hasattr(candidate, key)]
 
     def _schema(self, component: Callable[..., Any]) -> dict[str, Any]:
         if getattr(component, "__init__", None) in _NO_INITS and inspect.isclass(component):
@@ -180,7 +184,9 @@ class Registry(Generic[T]):
         parameters = [p for p in inspect.signature(component).parameters.values() if p.name not in self._given]
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError(f"{self.kind} {component.__name__}: *args and **kwargs can't be checked")
-        function = component.__init__ if inspect.isclass(component) and not is_dataclass(component) else component
+        function = component.__init__ if inspect.isclass(component) else component
+        if is_dataclass(component) and "__init__" in vars(component) and "__dataclass_fields__" in vars(component):
+            function = component  # its __init__ is generated
         hints = typing.get_type_hints(function, include_extras=True)
         missing = [p.name for p in parameters if p.name not in hints]
         if missing:
@@ -218,7 +224,7 @@ class Registry(Generic[T]):
             ConfigError: no name, an unknown one, or a wrong argument.
         """
         if isinstance(value, Block):
-            return value
+            return self._own(value)
         value = check_value(value, dict, where)
         if "name" not in value:
             raise where.error(f"the key name is missing; allowed: {', '.join(self.names())}")
@@ -236,7 +242,7 @@ class Registry(Generic[T]):
 
     def _listed(self, item: Any, where: Where) -> Block:
         if isinstance(item, Block):
-            return item
+            return self._own(item)
         if isinstance(item, str):
             item = {item: None}
         if not isinstance(item, dict) or len(item) != 1:
@@ -245,6 +251,11 @@ class Registry(Generic[T]):
         place = where / name
         arguments = {} if arguments is None else check_value(arguments, dict, place)
         return Block(self.kind, name, self.check(name, arguments, place, place), place, listed=True)
+
+    def _own(self, block: Block) -> Block:
+        if block.kind != self.kind:
+            raise block.where.error(f"expected a {self.kind}, received the {block.kind} {block.name}")
+        return block
 
     def check(self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where) -> dict[str, Any]:
         """Check arguments against the signature of the component and the common keys.
@@ -256,9 +267,7 @@ class Registry(Generic[T]):
             ConfigError: unknown name, an unknown or missing argument, a wrong type or value.
         """
         component = self.get(name, name_where)
-        own = self._hints[name]
-        common = typing.get_type_hints(self.common, include_extras=True) if self.common else {}
-        allowed = {**common, **own}
+        own, allowed = self._hints[name], self._allowed(name)
         for key in arguments:
             if key not in allowed:
                 raise (where / key).error(unknown(key, sorted(allowed), f"argument of {self.kind} {name}"))
@@ -270,6 +279,31 @@ class Registry(Generic[T]):
                 raise where.error(f"{self.kind} {name} needs the argument {key}: {type_name(allowed[key])}")
         return {key: check_value(value, allowed[key], where / key) for key, value in arguments.items()}
 
+    def set_argument(self, block: Block, key: str, value: Any) -> None:
+        """Change one argument of a block, in a notebook.
+
+        Raises:
+            ConfigError: the argument is unknown, or the value is invalid.
+        """
+        allowed = self._allowed(block.name)
+        if key not in allowed:
+            raise (block.where / key).error(unknown(key, sorted(allowed), f"argument of {self.kind} {block.name}"))
+        block.arguments[key] = check_value(value, allowed[key], block.where / key)
+
+    def _allowed(self, name: str) -> dict[str, Any]:
+        """Annotations of the arguments that a block may have."""
+        common = typing.get_type_hints(self.common, include_extras=True) if self.common else {}
+        return {**common, **self._hints[name]}
+
+    def registered(self) -> set[str]:
+        """The names so far, without importing anything."""
+        return set(self._components)
+
+    def forget(self, names: set[str]) -> None:
+        """Take back registrations, because the import of their module has failed."""
+        for name in names:
+            del self._components[name], self._hints[name], self._published[name]
+
     def build(self, block: Block, **given: Any) -> T:
         """Call the component with its block's arguments and whatever of ``given`` it has parameters for.
 
@@ -278,18 +312,22 @@ class Registry(Generic[T]):
         """
         component = self._components[block.name]
         parameters = inspect.signature(component).parameters
-        own = {key: value for key, value in block.arguments.items() if key in self._hints[block.name]}
+        own = {key: value for key, value in dict.items(block.arguments) if key in self._hints[block.name]}
         own |= {key: value for key, value in given.items() if key in parameters}
         try:
-            return typing.cast(T, component(**own))
+            built = component(**own)
         except ValueError as error:
             raise block.where.error(f"{self.kind} {block.name}: {error}") from error
+        if self._base is not None and (missing := self._missing(built)):
+            made = f"{self.kind} {block.name} returns an object without {', '.join(missing)}"
+            raise block.where.error(f"{made}; derive its class from ppxcls's {self._base.__name__}")
+        return typing.cast(T, built)
 
     def common_keys(self, block: Block) -> Any:
         """The instance of the ``common`` dataclass that a block holds."""
         assert self.common is not None
         names = {f.name for f in fields(self.common)}
-        return self.common(**{key: value for key, value in block.arguments.items() if key in names})
+        return self.common(**{key: value for key, value in dict.items(block.arguments) if key in names})
 
 
 _NO_INITS = object.__init__, _Plain.__init__  # what a class without parameters inherits, also from a Protocol

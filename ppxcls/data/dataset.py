@@ -56,6 +56,8 @@ class Dataset:
         self.source = self.source or type(self).__name__
         self.transform = build_transforms(transform_ops or [])
         self.host_transform, self.device_stage = split_for_device(self.transform)
+        if self.labels.size and (self.labels.ndim != 1 or self.labels.dtype.kind not in "iu"):
+            raise DataError(f"{self.source}: expected integer labels [N], received {self.labels.dtype} {list(self.labels.shape)}")
         if not self.labels.size:
             raise DataError(f"{self.source}: the data set has no samples")
         for extreme in (int(np.argmin(self.labels)), int(np.argmax(self.labels))):

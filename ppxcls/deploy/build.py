@@ -103,7 +103,7 @@ def _real_images(config: Config, host: Any, count: int = 8) -> Array:
     if config.Infer and config.Infer.infer_imgs:
         loads = [(file, partial(_load_image, file, host)) for file in find_images(config.Infer.infer_imgs)]
     elif config.DataLoader and config.DataLoader.Eval:
-        dataset = build_dataset(config, "Eval")
+        dataset = build_dataset(config, "Eval", patience=0)
         numbers = range(min(len(dataset), 4 * count))
         loads = [(dataset.path(i), partial(dataset.load, i, transform=host)) for i in numbers]
     else:

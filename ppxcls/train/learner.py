@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -39,7 +40,7 @@ class Learner:
         mixing: changes batches on the device, in this order.
 
     Attributes:
-        progress: where training stands. ``step`` counts itself; the loop sets the rest.
+        progress: where training stands. ``step`` counts the optimizer steps; the loop sets the place in the data.
         totals: sums of losses and metrics of the epoch in progress.
     """
 
@@ -150,7 +151,7 @@ class Learner:
         self.progress.totals = self.totals.as_dict()
         self.progress.scaler = {key: np.asarray(value).tolist() for key, value in self.precision.scaler.state_dict().items()}
         self.progress.plateau = self.schedule.state
-        return Snapshot(parts, self.progress)
+        return Snapshot(parts, copy.deepcopy(self.progress))
 
     def load(self, snapshot: Snapshot) -> None:
         """Go on from a state; the inverse of ``state``.

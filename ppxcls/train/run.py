@@ -65,5 +65,5 @@ class Run:
             snapshot, manifest = read_snapshot(checkpoint)
         check_continues(manifest, self.facts, allow_changes)
         snapshot.progress = converted_progress(snapshot.progress, manifest, self.facts)
-        logger.info(f"Resumed {checkpoint}: {snapshot.progress}")
+        snapshot.prefix = Path(checkpoint)
         return snapshot

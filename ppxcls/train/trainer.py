@@ -17,6 +17,7 @@ from ppxcls.checkpoints.progress import Progress
 from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
+from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train.evaluation import Evaluation
@@ -231,6 +232,7 @@ class Trainer:
         snapshot = self.run.read(checkpoint, allow_changes)
         if snapshot is not None:
             self.learner.load(snapshot)
+            logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
         return snapshot is not None
 
 

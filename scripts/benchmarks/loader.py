@@ -75,7 +75,7 @@ def exhaust(batches: Iterable[object]) -> None:
 
 
 def make_only(dataset: ImageNetDataset) -> Callable[[], None]:
-    loader = Loader(dataset, DistributedBatchSampler(BATCH, drop_last=True, num_samples=len(dataset)), num_workers=0)
+    loader = Loader(dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), num_workers=0)
     return lambda: exhaust(loader.epoch(0))
 
 
@@ -89,7 +89,7 @@ def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
 
 
 def handed_over(dataset: ImageNetDataset, threads: int, normalize: bool) -> Callable[[], None]:
-    loader = Loader(dataset, DistributedBatchSampler(BATCH, drop_last=True, num_samples=len(dataset)), threads)
+    loader = Loader(dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), threads)
     to_input = ModelInput(dataset.device_stage) if normalize else paddle.to_tensor
 
     def run() -> None:

@@ -160,12 +160,12 @@ def loop_seconds(size: int, batch: int) -> float:
         logger.handlers.clear()
         import paddle
 
-        results = paddle.zeros([batch, 1000]), {name: paddle.ones([]) for name in trainer.loss_fn.names}
-        trainer.learner.step = lambda *_, **__: results  # type: ignore[method-assign]
-        trainer.train_one_epoch(1)
+        sums = paddle.ones([len(trainer.learner.scorer.names)])
+        trainer.learner.step = lambda *_, **__: sums  # type: ignore[method-assign]
+        trainer.train_one_epoch()
         start = time.perf_counter()
         trainer.progress.batches_done = 0
-        trainer.train_one_epoch(2)
+        trainer.train_one_epoch()
         return (time.perf_counter() - start) / len(trainer.loader)
 
 
