@@ -116,8 +116,8 @@ class RunFolder:
         # Of several with one step, prefer the furthest, and then ``latest``.
         return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
 
-    def read_newest(self) -> tuple[Path, Snapshot, dict[str, Any]] | None:
-        """The newest checkpoint that is whole: its prefix, what it holds, and its manifest. None if there is no checkpoint.
+    def read_newest(self) -> tuple[Snapshot, dict[str, Any]] | None:
+        """The newest checkpoint that is whole: what it holds, and its manifest. None if there is no checkpoint.
 
         A warning names the newer ones that are damaged.
 
@@ -135,7 +135,7 @@ class RunFolder:
                 continue
             for reason in damaged:
                 logger.warning(f"refused: {reason}; the next older checkpoint is taken")
-            return prefix, snapshot, manifest
+            return snapshot, manifest
         if damaged:
             raise CheckpointError(f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}")
         return None
@@ -159,7 +159,7 @@ class RunFolder:
             OSError: the one before could not be written.
         """
         self.wait()
-        manifest = snapshot.manifest(facts)  # now, because the run goes on and changes its progress
+        manifest = snapshot.manifest(facts)
 
         def write() -> None:
             self.ensure()

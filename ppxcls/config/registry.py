@@ -211,6 +211,7 @@ class Registry(Generic[T]):
 
     def published(self, name: str) -> Any:
         """What was given as ``published`` when the component was registered; None if nothing was."""
+        _import_rooms()
         return self._published.get(name)
 
     def schema(self, name: str) -> dict[str, Any]:
@@ -269,8 +270,7 @@ class Registry(Generic[T]):
         component = self.get(name, name_where)
         own, allowed = self._hints[name], self._allowed(name)
         for key in arguments:
-            if key not in allowed:
-                raise (where / key).error(unknown(key, sorted(allowed), f"argument of {self.kind} {name}"))
+            self._check_known(key, allowed, name, where)
         required = [p.name for p in inspect.signature(component).parameters.values() if p.default is p.empty and p.name in own]
         if self.common:
             required += [f.name for f in fields(self.common) if f.default is MISSING and f.default_factory is MISSING]
@@ -286,9 +286,12 @@ class Registry(Generic[T]):
             ConfigError: the argument is unknown, or the value is invalid.
         """
         allowed = self._allowed(block.name)
-        if key not in allowed:
-            raise (block.where / key).error(unknown(key, sorted(allowed), f"argument of {self.kind} {block.name}"))
+        self._check_known(key, allowed, block.name, block.where)
         block.arguments[key] = check_value(value, allowed[key], block.where / key)
+
+    def _check_known(self, key: Any, allowed: Mapping[str, Any], name: str, where: Where) -> None:
+        if key not in allowed:
+            raise (where / key).error(unknown(key, sorted(allowed), f"argument of {self.kind} {name}"))
 
     def _allowed(self, name: str) -> dict[str, Any]:
         """Annotations of the arguments that a block may have."""

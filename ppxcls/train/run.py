@@ -60,10 +60,9 @@ class Run:
             if newest is None:
                 logger.info(f"no checkpoint in {self.folder.path}: the run starts afresh")
                 return None
-            checkpoint, snapshot, manifest = newest
+            snapshot, manifest = newest
         else:
             snapshot, manifest = read_snapshot(checkpoint)
         check_continues(manifest, self.facts, allow_changes)
         snapshot.progress = converted_progress(snapshot.progress, manifest, self.facts)
-        snapshot.prefix = Path(checkpoint)
         return snapshot

@@ -15,7 +15,7 @@ import yaml
 
 import ppxcls
 from ppxcls.checkpoints import files
-from ppxcls.checkpoints.files import read_checkpoint, read_state
+from ppxcls.checkpoints.files import CheckpointError, read_checkpoint, read_state
 from tests.conftest import ROOT, write_images
 
 OLD = ROOT / "tests/fixtures/version_0_2_0"
@@ -96,3 +96,11 @@ def test_a_resume_reads_and_hashes_each_part_once(
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.checkpoints=auto"]))
     assert trainer.progress.epoch == 2
     assert {e: hashed[e] for e in parts.values()} == {".pdparams": 1, ".pdopt": 1, ".pdema": 1}
+
+
+def test_a_checkpoint_named_by_one_of_its_files_is_named_rightly_in_messages(tmp_path: Path) -> None:
+    _, manifest = read_checkpoint(OLD / "step_5")
+    overrides = [f"Global.checkpoints={OLD}/step_5.pdparams", "Arch.class_num=7", "Global.allow_changes=True"]
+    config = ppxcls.load_config(config_of(manifest, tmp_path), overrides)
+    with pytest.raises(CheckpointError, match=r"step_5\.(pdparams|pdema) does not fit the model"):
+        ppxcls.build_trainer(config)
