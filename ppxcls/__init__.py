@@ -30,6 +30,7 @@ _HOMES = {
     "convert_weights": "ppxcls.deploy.build",
     "export": "ppxcls.deploy.build",
     "infer": "ppxcls.deploy.build",
+    "load": "ppxcls.deploy.build",
     "load_weights": "ppxcls.models.weights",
     "build_transforms": "ppxcls.data.transforms",
     "MODELS": "ppxcls.models.common_keys",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from ppxcls.deploy.build import convert_weights as convert_weights
     from ppxcls.deploy.build import export as export
     from ppxcls.deploy.build import infer as infer
+    from ppxcls.deploy.build import load as load
     from ppxcls.models.weights import load_weights as load_weights
     from ppxcls.system.signals import Preempted as Preempted
     from ppxcls.train.loss_watch import TrainingError as TrainingError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
+import uuid
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 import paddle
 from paddle import nn
@@ -26,7 +26,6 @@ from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.watchdog import Watchdog
-from ppxcls.system.whole_files import write_text
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
@@ -37,10 +36,18 @@ from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.optimizers import build_optimizer
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision, set_precision
 from ppxcls.train.run import Run
+from ppxcls.train.run_log import format_results
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
+from ppxcls.train.trained_model import (
+    Purpose,
+    Weights,
+    class_names_for,
+    class_num,
+    describe,
+    weights_for,
+    write_results,
+)
 from ppxcls.train.trainer import Plan, Trainer
-
-Purpose = Literal["train", "evaluate", "infer", "export"]
 
 
 def list_models() -> list[str]:
@@ -83,28 +90,27 @@ def build_trainer(config: Config) -> Trainer:
         _required(config, section)
     folder = RunFolder(config.run_folder, config.Global.keep_last)
     start(config, folder)
-    network = build_network(config, "train")
+    weights = weights_for(config, "train")
+    network = build_network(config, "train", weights)
     loader = build_loader(config, "Train")
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     evaluation = _build_evaluation(config) if evaluates else None
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
     learner = _build_learner(config, network, steps_per_epoch)
-    facts = _facts(config, loader, steps_per_epoch, evaluation)
-    run = Run(folder, facts, _trackers(config), config.Global.hang_timeout)
+    facts = _facts(config, loader, steps_per_epoch, evaluation, weights)
+    run = Run(folder, facts, _trackers(config), class_names_for(config), config.Global.hang_timeout)
     plan = Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)})
     trainer = Trainer(learner, loader, run, plan, evaluation)
     path = config.Global.checkpoints
     resumed = trainer.resume(path, config.Global.allow_changes) if path else False
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
-    if distributed.rank() == 0:
-        if not resumed and loader.bad_samples:
-            loader.bad_samples.start()
-        write_text(folder.path / "config.yaml", config.to_yaml())
+    if distributed.rank() == 0 and not resumed and loader.bad_samples:
+        loader.bad_samples.start()
     return trainer
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Evaluate the weights of ``weights_for`` on ``DataLoader.Eval``.
+    """Evaluate the weights of ``weights_for`` on ``DataLoader.Eval``, and write the result to the run's folder.
 
     Returns:
         Metrics as shares, losses as means over samples, and ``num_samples``.
@@ -112,15 +118,21 @@ def evaluate(config: Config) -> dict[str, float]:
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``.
     """
-    weights_for(config, "evaluate")
-    _required(config, "DataLoader.Eval")
+    weights = weights_for(config, "evaluate")
+    assert weights
+    dataset = _required(config, "DataLoader.Eval").dataset
     start(config)
-    network = set_evaluation_precision(config.AMP, build_network(config, "evaluate"))
+    logger.info(describe(config, weights, dataset.get("transform_ops") or [], class_names_for(config)))
+    network = set_evaluation_precision(config.AMP, build_network(config, "evaluate", weights))
     evaluation = _build_evaluation(config)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.digest()})
     with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read) as watchdog:
-        return evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
+        results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
+    if distributed.rank() == 0:
+        file = write_results(config, weights, results)
+        logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
+    return results
 
 
 def check_data(config: Config, progress_bar: bool = True) -> DataReport:
@@ -133,42 +145,24 @@ def check_data(config: Config, progress_bar: bool = True) -> DataReport:
         return check_lists(datasets, class_num(config), progress=bar.update)
 
 
-def weights_for(config: Config, purpose: Purpose) -> str | None:
-    """Which weights a config means; nothing else decides it.
-
-    - To train: ``Global.pretrained_model``, or else ``Arch.pretrained``; None for fresh weights.
-    - To evaluate, infer or export: ``Global.pretrained_model``; or else ``best_model`` of this config's run, if it exists; or else
-      ``Arch.pretrained``.
-
-    Raises:
-        ConfigError: there is nothing to evaluate, infer with or export.
-    """
-    pretrained: str | None = MODELS.common_keys(config.Arch).pretrained
-    if config.Global.pretrained_model or purpose == "train":
-        return config.Global.pretrained_model or pretrained
-    best = config.run_folder / "best_model"
-    if weights_file(best).exists():
-        return str(best)
-    if not pretrained:
-        message = f"expected the weights to {purpose}, received null, and there is no {weights_file(best)}"
-        raise config.where("Global.pretrained_model").error(message)
-    return pretrained
-
-
-def build_network(config: Config, purpose: Purpose) -> nn.Layer:
+def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> nn.Layer:
     """The network of a config with its weights.
 
-    To train, the classifier may have another size than the weights'. For any other purpose the average of the weights is taken, if
-    the config and the checkpoint have one. Exported networks compute on [N, C, H, W], whatever ``data_format`` says.
+    To train, the classifier may have another size than the weights'. Exported networks compute on [N, C, H, W], whatever
+    ``data_format`` says.
 
     Raises:
-        ConfigError: as ``weights_for`` and ``prepare_training``.
+        ConfigError: as ``prepare_training``.
         CheckpointError: the weights can't be used.
     """
-    weights, keys = weights_for(config, purpose), MODELS.common_keys(config.Arch)
+    keys = MODELS.common_keys(config.Arch)
     network = MODELS.build(config.Arch)
     if weights:
-        _load(config, network, weights, purpose)
+        left = load_weights(network, weights.path, purpose == "train", weights.average)
+        logger.info(f"Loaded {weights}")
+        if left:
+            logger.warning(f"the classifier starts anew, because its size differs: {'; '.join(left)}")
+        _compare_with_published(config, weights)
     if keys.data_format == "NHWC" and purpose != "export":
         channels_last(network)
     if purpose == "train":
@@ -176,16 +170,12 @@ def build_network(config: Config, purpose: Purpose) -> nn.Layer:
     return network
 
 
-def _load(config: Config, network: nn.Layer, weights: str, purpose: Purpose) -> None:
-    left = load_weights(network, weights, purpose == "train", average=config.EMA is not None and purpose != "train")
-    logger.info(f"Loaded {weights}")
+def _compare_with_published(config: Config, weights: Weights) -> None:
     published = MODELS.published(config.Arch.name)
-    is_own = weights_file(weights).with_suffix(".json").exists()
-    if published and not is_own and config.DataLoader and config.DataLoader.Eval:
+    is_checkpoint = weights_file(weights.path).with_suffix(".json").exists()
+    if published and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
         for line in differences(published, config.DataLoader.Eval.dataset.get("transform_ops") or []):
-            logger.warning(f"evaluation transforms against {weights}: {line}")
-    if left:
-        logger.warning(f"the classifier starts anew, because its size differs: {'; '.join(left)}")
+            logger.warning(f"evaluation transforms against {weights.path}: {line}")
 
 
 def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int) -> Learner:
@@ -226,11 +216,13 @@ def _trackers(config: Config) -> list[Tracker]:
     return trackers + [TRACKERS.build(block, folder=folder) for block in config.Global.trackers or []]
 
 
-def _facts(config: Config, loader: Loader, steps_per_epoch: int, evaluation: Evaluation | None) -> RunFacts:
+def _facts(
+    config: Config, loader: Loader, steps_per_epoch: int, evaluation: Evaluation | None, weights: Weights | None
+) -> RunFacts:
     facts = RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
-        config=config.to_yaml(),
+        config=config.to_yaml(is_run=True),
         train_list=loader.dataset.digest(),
         eval_list=evaluation.loader.dataset.digest() if evaluation else "",
         samples=len(loader.dataset),
@@ -238,6 +230,8 @@ def _facts(config: Config, loader: Loader, steps_per_epoch: int, evaluation: Eva
         update_freq=config.Global.update_freq,
         steps_per_epoch=steps_per_epoch,
         world_size=distributed.world_size(),
+        run=uuid.uuid4().hex,
+        started_from=str(weights) if weights else None,
     )
     distributed.require_same(facts.of_all_ranks())
     return facts
@@ -264,7 +258,7 @@ def start(config: Config, folder: RunFolder | None = None) -> None:
     start_processes(config)
     if folder and distributed.rank() == 0:
         folder.lock()
-    set_up_logging(distributed.rank(), config.run_folder / "train.log")
+    set_up_logging(distributed.rank(), (folder.path if folder else config.trained_folder) / "train.log")
     if config.Global.deterministic:
         logger.info(distributed.determinism())
     paddle.seed(config.Global.seed or 0)  # the initial weights
@@ -281,15 +275,6 @@ def start_processes(config: Config) -> None:
         distributed.start(config.Global.device, config.Global.deterministic, config.Global.hang_timeout)
     except distributed.DeviceError as error:
         raise config.where("Global.device").error(str(error)) from None
-
-
-def class_num(config: Config) -> int:
-    """The number of classes of the config's network: from ``Arch``, or the network's own default."""
-    declared = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get("class_num")
-    if declared is None:
-        message = f"the network {config.Arch.name} needs a parameter class_num, against which labels are checked"
-        raise config.where("Arch.name").error(message)
-    return int(config.Arch.get("class_num", declared.default))
 
 
 def build_dataset(config: Config, mode: str, patience: float | None = None) -> Dataset:

@@ -16,7 +16,10 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def parse_arguments(
-    description: str, others: Mapping[str, dict[str, Any]] | None = None, argv: Sequence[str] | None = None
+    description: str,
+    others: Mapping[str, dict[str, Any]] | None = None,
+    argv: Sequence[str] | None = None,
+    needs_config: Callable[[argparse.Namespace], bool] = lambda _: True,
 ) -> argparse.Namespace:
     """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``.
 
@@ -24,9 +27,10 @@ def parse_arguments(
         description: first line of ``--help``.
         others: arguments of this tool alone, as ``add_argument`` takes them.
         argv: the words of the command line; None for those of this process.
+        needs_config: whether ``-c`` must be among the parsed arguments.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the YAML")
+    parser.add_argument("-c", "--config", metavar="FILE", help="the YAML, or the folder of a run")
     parser.add_argument(
         "-o",
         "--override",
@@ -38,7 +42,10 @@ def parse_arguments(
     parser.add_argument("-p", "--print-config", action="store_true", help="print the resolved config first")
     for name, settings in (others or {}).items():
         parser.add_argument(name, **settings)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.config is None and (needs_config(arguments) or arguments.override):
+        parser.error("the following arguments are required: -c/--config")
+    return arguments
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,10 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.build import build_network, weights_for
+from ppxcls.build import build_network
 from ppxcls.config.registry import Registry
 from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
+from ppxcls.train.trained_model import weights_for
 from tests.conftest import ROOT
 
 NETWORK = str(ROOT / "tests/fixtures/small_network.py")
@@ -104,37 +106,52 @@ def weights(model: nn.Layer) -> dict[str, np.ndarray]:
 
 
 def test_weights_for_each_purpose(small: Callable[..., Path], tmp_path: Path) -> None:
-    file = small()
+    """The command line, then the run's best_model, then its latest, then the YAML; and either key."""
     start, other = tmp_path / "start.pdparams", tmp_path / "other.pdparams"
     for target in (start, other):
         paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(target))
-    pretrained, named = f"Arch.pretrained={start}", f"Global.pretrained_model={other}"
-    best = str(tmp_path / "output/SmallNetwork/best_model")
+    keys = {"Arch": {"name": "SmallNetwork", "pretrained": str(start)}}
+    folder = tmp_path / "output/SmallNetwork"
+    purposes = ("train", "evaluate", "infer", "export")
 
-    def meant(*overrides: str) -> dict[str, str | None]:
+    def meant(file: Path, *overrides: str) -> list[str | None]:
         config = ppxcls.load_config(file, list(overrides))
-        return {purpose: weights_for(config, purpose) for purpose in ("train", "evaluate", "infer", "export")}
+        return [weights and weights.path for weights in (weights_for(config, purpose) for purpose in purposes)]
 
-    assert weights_for(ppxcls.load_config(file), "train") is None
-    for purpose in ("evaluate", "infer", "export"):
-        with pytest.raises(
-            ppxcls.ConfigError, match=f"expected the weights to {purpose}, received null, and there is no {best}.pd"
-        ):
-            weights_for(ppxcls.load_config(file), purpose)
-    assert set(meant(pretrained).values()) == {str(start)}
-    assert set(meant(pretrained, named).values()) == {str(other)}
-    ppxcls.build_trainer(ppxcls.load_config(file, [pretrained])).fit()
-    assert meant(pretrained) == {"train": str(start), "evaluate": best, "infer": best, "export": best}
-    assert meant() == {"train": None, "evaluate": best, "infer": best, "export": best}
-    assert set(meant(named).values()) == {str(other)}
-    assert not np.array_equal(
-        weights(build_network(ppxcls.load_config(file), "infer"))["fc.weight"], paddle.load(str(start))["fc.weight"]
-    )
+    plain = small()
+    assert weights_for(ppxcls.load_config(plain), "train") is None
+    for purpose in purposes[1:]:
+        message = f"expected the weights to {purpose}, received null, and there is no {folder}/best_model.pdparams"
+        with pytest.raises(ppxcls.ConfigError, match=message):
+            weights_for(ppxcls.load_config(plain), purpose)
+    file = small(**keys)
+    assert meant(file) == [str(start)] * 4
+    for key in ("Global.pretrained_model", "Arch.pretrained"):
+        assert meant(file, f"{key}={other}") == [str(other)] * 4
 
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file))
+    trainer.fit()
+    best = str(folder / "best_model")
+    assert meant(file) == [str(start), best, best, best], "what a run started from is not its result"
+    for key in ("Global.pretrained_model", "Arch.pretrained"):
+        assert meant(file, f"{key}={other}") == [str(other)] * 4
+    result = weights_for(ppxcls.load_config(file), "evaluate")
+    assert result is not None
+    assert result.is_own
+    assert result.note == f"epoch 1, top1 {trainer.progress.best['value']:.4g}"
+    manifest = json.loads((folder / "best_model.json").read_text())
+    assert manifest["started_from"] == str(start)
+    assert len(manifest["run"]) == 32
+    trained = weights(build_network(ppxcls.load_config(file), "infer", result))
+    assert not np.array_equal(trained["fc.weight"], paddle.load(str(start))["fc.weight"].numpy())
+
+    for part in folder.glob("best_model.*"):
+        part.unlink()
+    assert meant(file)[1:] == [str(folder / "latest")] * 3
     shutil.rmtree(tmp_path / "output")
-    results = ppxcls.evaluate(ppxcls.load_config(file, [pretrained]))
-    assert results == ppxcls.evaluate(ppxcls.load_config(file, [f"Global.pretrained_model={start}"]))
-    assert results != ppxcls.evaluate(ppxcls.load_config(file, [pretrained, named]))
+    results = ppxcls.evaluate(ppxcls.load_config(file))
+    assert results == ppxcls.evaluate(ppxcls.load_config(plain, [f"Global.pretrained_model={start}"]))
+    assert results != ppxcls.evaluate(ppxcls.load_config(file, [f"Arch.pretrained={other}"]))
 
 
 def test_a_network_without_published_facts_loads_weights(small: Callable[..., Path], tmp_path: Path) -> None:

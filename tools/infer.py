@@ -1,4 +1,4 @@
-"""Predict: ``python tools/infer.py -c configs/Xception41.yaml -o Infer.infer_imgs=DIR -o Global.pretrained_model=WEIGHTS``."""
+"""Predict: ``python tools/infer.py -c output/Xception41 IMAGES``, or with exported files ``--exported DIR IMAGES``."""
 
 import sys
 from pathlib import Path
@@ -11,15 +11,17 @@ from ppxcls import cli
 
 def main() -> int:
     arguments = cli.parse_arguments(
-        "Predict the classes of images: a file, a folder, or a quoted pattern.",
+        "Predict the classes of images.",
         {
+            "images": {"nargs": "*", "metavar": "IMAGES", "help": "files, folders or quoted patterns; default: Infer.infer_imgs"},
             "--format": {"choices": ["paddleclas", "csv", "jsonl"], "default": "paddleclas", "help": "of the output"},
-            "--exported": {"metavar": "DIR", "help": "run what export_model.py wrote: the folder, or its .onnx file"},
+            "--exported": {"metavar": "DIR", "help": "run what export_model.py wrote: the folder, or its .onnx file; needs no -c"},
             "--output": {"metavar": "FILE", "help": "write there instead of to standard output"},
         },
+        needs_config=lambda given: not given.exported,
     )
-    config = ppxcls.load_config(arguments.config, arguments.override)
-    failed = ppxcls.infer(config, arguments.format, arguments.exported, arguments.output)
+    config = ppxcls.load_config(arguments.config, arguments.override) if arguments.config else None
+    failed = ppxcls.infer(config, arguments.format, arguments.exported, arguments.output, arguments.images)
     return cli.EXIT_ERROR if failed else 0
 
 

@@ -14,6 +14,7 @@ from ppxcls.checkpoints.progress import Progress
 from ppxcls.system.logs import logger
 
 _OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that can't change during a run
+_OF_ONE_START = ("Global.checkpoints", "Global.allow_changes")  # wishes of one command line
 _OF_THE_MACHINE = ("Global.device", "image_root", "cls_label_path", "num_workers", "Global.output_dir", "Global.checkpoints")
 
 
@@ -31,6 +32,8 @@ class RunFacts:
         update_freq: iterations per optimizer step.
         steps_per_epoch: optimizer steps per epoch.
         world_size: number of processes.
+        run: id of the run, which all its checkpoints share; None in those of versions before 0.3.0.
+        started_from: weights that the run started from; None for fresh ones.
     """
 
     ppxcls: str
@@ -43,6 +46,8 @@ class RunFacts:
     update_freq: int
     steps_per_epoch: int
     world_size: int
+    run: str | None = None
+    started_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The facts as the manifest has them."""
@@ -67,14 +72,14 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
         CheckpointError: the network, optimizer, seed, training list, or number of samples per step has changed.
     """
     try:
-        old = RunFacts(**{key: manifest[key] for key in asdict(facts)})
-    except KeyError:
+        old = RunFacts(**{key: manifest[key] for key in asdict(facts) if key in manifest})
+    except TypeError:  # PaddleClas's
         return
     before, after = _flat(yaml.safe_load(old.config)), _flat(yaml.safe_load(facts.config))
     changes = {
         key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and key != "Global.checkpoints"
+        if before.get(key) != after.get(key) and key not in _OF_ONE_START
     }
     refused = [text for key, text in changes.items() if key.startswith(_OTHER_NETWORK)]
     if old.train_list != facts.train_list:

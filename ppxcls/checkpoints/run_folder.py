@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -30,6 +31,9 @@ except ImportError:  # Windows has no such locks, so two runs in one folder are 
 
 
 _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
+
+
+_RESULTS = ("config.yaml", "class_names.txt", "metrics.jsonl", "bad_samples.txt", "vdl")
 
 
 class RunFolderError(Exception):
@@ -103,6 +107,25 @@ class RunFolder:
             self.release()
             self.lock()
 
+    def set_aside(self) -> Path | None:
+        """Move the checkpoints and results of an earlier run into a folder of their own, and return it; None if there are none.
+
+        Raises:
+            OSError: they can't be moved.
+        """
+        found, damaged = self.checkpoints()
+        if not found and not damaged:
+            return None
+        number = next(i for i in itertools.count(1) if not (self.path / f"earlier_{i}").exists())
+        target = self.path / f"earlier_{number}"
+        target.mkdir()
+        suffixes = (".json", ".pdparams", ".pdopt", ".pdema", ".new")
+        for file in sorted(self.path.iterdir()):
+            if file.name in _RESULTS or file.suffix in suffixes:
+                file.replace(target / file.name)
+        self._whole.clear()
+        return target
+
     def checkpoints(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
         """Prefix and manifest of all checkpoints, the newest first; and the reasons why other manifests can't be read."""
         found, damaged = [], []
@@ -113,6 +136,10 @@ class RunFolder:
             except CheckpointError as error:
                 if with_extension(prefix, ".pdparams").exists() or with_extension(prefix, ".pdparams.new").exists():
                     damaged.append(str(error))
+        runs = {manifest.get("run") for _, manifest in found}
+        if len(runs) > 1:  # files that somebody has copied together: those of ``latest`` are meant
+            own = next((manifest.get("run") for prefix, manifest in found if prefix.name == "latest"), None)
+            found = [item for item in found if own is None or item[1].get("run") in (own, None)]
         # Of several with one step, prefer the furthest, and then ``latest``.
         return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
 
@@ -211,7 +238,9 @@ class RunFolder:
         return key in self._whole
 
 
-def _position(manifest: Mapping[str, Any]) -> tuple[str, int, int, int]:
+def _position(manifest: Mapping[str, Any]) -> tuple[bool, str, int, int, int]:
+    """How far a checkpoint stands. Without the id of a run, the clock tells runs apart, as in versions before 0.3.0."""
     progress = manifest["progress"]
     numbers = [value if isinstance(value := progress.get(key), int) else 0 for key in ("epoch", "batches_done", "step")]
-    return str(progress.get("started", "")), numbers[0], numbers[1], numbers[2]
+    has_id = bool(manifest.get("run"))  # a run of an earlier version that goes on has one from then on
+    return has_id, "" if has_id else str(progress.get("started", "")), numbers[0], numbers[1], numbers[2]

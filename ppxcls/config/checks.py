@@ -11,6 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
 KeyPath = tuple[str, ...]
+OVERRIDE = "-o "  # begins the source of a key that the command line gave
 
 
 class ConfigError(Exception):

@@ -9,12 +9,13 @@ from typing import Any
 
 import yaml
 
-from ppxcls.config.checks import ConfigError, KeyPath, Where, check_section, check_value, unknown
+from ppxcls.config.checks import OVERRIDE, ConfigError, KeyPath, Where, check_section, check_value, unknown
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
 
 _CONSTRUCTOR = yaml.SafeLoader("")
 _MAX_DEPTH, _MAX_KEYS = 50, 20_000  # limits, because an alias can repeat or contain itself
+RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
@@ -22,7 +23,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """Read a YAML, apply the overrides, import the plugins, check everything.
 
     Args:
-        path: the YAML file; in a notebook also its content as nested dicts and lists.
+        path: the YAML file, or the folder of a run; in a notebook also the YAML's content as nested dicts and lists.
         overrides: ``A.b.c=value`` with the value in YAML. A list item is addressed by its index, or by a component's name.
 
     Raises:
@@ -30,18 +31,26 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
             The message gives file, line and key.
     """
     sources: dict[KeyPath, str] = {}
-    folder = None
+    file = None
     if isinstance(path, Mapping):
         raw = copy.deepcopy(plain(path))
     else:
-        raw, folder = _read_yaml(Path(path), sources), Path(path).parent
+        file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
+        raw = _read_yaml(file, sources)
     for override in overrides:
         _apply_override(raw, override, sources)
-    _import_plugins(raw, folder, Where((), sources))
+    _import_plugins(raw, file.parent if file else None, Where((), sources))
     config: Config = check_section(raw, Config, Where((), sources))
     config.sources = sources
+    if file is not None and file.name == RUN_CONFIG and not config.is_override("Global.output_dir"):
+        config.own_folder = _folder_of_run(file.parent)
     _resolve_class_names(config)
     return config
+
+
+def _folder_of_run(folder: Path) -> Path | None:
+    """The folder, if it holds results of a run."""
+    return folder if any((folder / f"{name}.json").exists() for name in ("latest", "best_model")) else None
 
 
 def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> None:
@@ -106,7 +115,7 @@ def _reason(error: Exception) -> str:
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
     """Set one key. Whether the key is declared is checked later, with the whole config."""
-    source = f"-o {override}"
+    source = f"{OVERRIDE}{override}"
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):

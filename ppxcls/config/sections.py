@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 
-from ppxcls.config.checks import BelowOne, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where
+from ppxcls.config.checks import OVERRIDE, BelowOne, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where
 from ppxcls.config.registry import Block, Component, Components
 
 
@@ -235,6 +235,7 @@ class Config:
         Arch: the network.
         Optimizer: the optimizer and its learning-rate schedule.
         sources: where each key was written, for error messages.
+        own_folder: folder of the run whose ``config.yaml`` this is; None for any other YAML.
     """
 
     Arch: Annotated[Block, Component("model")]
@@ -247,6 +248,7 @@ class Config:
     Infer: InferSection | None = None
     Metric: MetricSection | None = None
     sources: dict[KeyPath, str] = field(default_factory=dict, init=False, repr=False)
+    own_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def where(self, path: str = "") -> Where:
         """The place of a key, such as ``DataLoader.Train``, for error messages."""
@@ -257,9 +259,31 @@ class Config:
         """Where a run of this config writes."""
         return Path(self.Global.output_dir) / self.Arch.name
 
-    def to_yaml(self) -> str:
-        """The config as YAML that loads to the same config."""
+    @property
+    def trained_folder(self) -> Path:
+        """The folder of the run whose results this config means: the one that its YAML lies in, or else ``run_folder``."""
+        return self.own_folder or self.run_folder
+
+    def is_override(self, path: str) -> bool:
+        """Whether the command line, or ``overrides`` in a notebook, gave this key or a part of it."""
+        keys = tuple(path.split("."))
+        return any(k[: len(keys)] == keys and source.startswith(OVERRIDE) for k, source in self.sources.items()) or any(
+            self.sources.get(keys[:i], "").startswith(OVERRIDE) for i in range(1, len(keys))
+        )
+
+    def overridden(self) -> list[str]:
+        """The keys that the command line gave."""
+        return [".".join(keys) for keys, source in self.sources.items() if source.startswith(f"{OVERRIDE}{'.'.join(keys)}=")]
+
+    def to_yaml(self, is_run: bool = False) -> str:
+        """The config as YAML that loads to the same config.
+
+        Args:
+            is_run: leave out what belongs to one start of a run, not to the run: the checkpoint to resume from.
+        """
         sections = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.init}
+        if is_run:
+            sections["Global"] |= {"checkpoints": None, "allow_changes": False}
         return yaml.safe_dump({k: v for k, v in sections.items() if v is not None}, sort_keys=False, allow_unicode=True)
 
 

@@ -301,6 +301,16 @@ class Compose:
         """The same transforms for images with sides of ``size`` pixels; None for no change."""
         return self if size is None else Compose([transform.resized(size) for transform in self.transforms])
 
+    def without_decoding(self, image: Image, rng: Generator | None = None) -> Image:
+        """Transform an image that is decoded already, uint8 [H, W, 3], RGB.
+
+        Raises:
+            ValueError: it does not fit a transform.
+        """
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"expected an image uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
+        return Compose([t for t in self.transforms if not isinstance(t, DecodeImage)])(image, rng)
+
     def __call__(self, data: bytes | Image, rng: Generator | None = None) -> Image:
         """Transform an image.
 

@@ -1,7 +1,8 @@
-"""From a config to predictions and exported files. Only this module reads ``Infer``."""
+"""From a config, a run or exported files to predictions and exports. Only this module reads ``Infer``."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,13 +10,12 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from paddle import nn
 from tqdm import tqdm
 
-from ppxcls.build import build_dataset, build_model, build_network, start_processes, weights_for
+from ppxcls.build import build_dataset, build_model, build_network, start_processes
+from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, plain
 from ppxcls.data.device import ModelInput
@@ -23,38 +23,82 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
-from ppxcls.deploy.predict import Format, Writer, class_names, find_images, predict, side_file
-from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
+from ppxcls.deploy.predict import Prediction, Predictor, find_images
+from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
+from ppxcls.deploy.side_file import METADATA_KEY, NAME, Exported, parse, read_side_file
+from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import load_weights, save_weights
 from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.train.trained_model import class_names_for, class_num, describe, transforms_for, weights_for
+
+# Keys that make sense with exported files, which hold the others.
+_KEYS_FOR_EXPORTED = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
 
 
-def trained_network(config: Config, purpose: Literal["infer", "export"]) -> nn.Layer:
-    """The network with the weights of ``weights_for``, in evaluation mode.
+def load(path: str | Path) -> Predictor:
+    """A trained run or an exported model, ready to predict: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
+
+    Args:
+        path: folder of a run, its ``config.yaml``, an exported folder, or an exported ``.onnx`` file.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: it can't be used.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx" or (path / NAME).is_file():
+        return exported_predictor(path)
+    return trained_predictor(load_config(path))
+
+
+def trained_predictor(config: Config) -> Predictor:
+    """The network of a config with the weights of ``weights_for``.
 
     Raises:
         ConfigError: no weights are named, or the device is not there.
-        CheckpointError: they can't be used.
+        CheckpointError: the weights can't be used.
+        DataError: the class names can't be used.
     """
-    weights_for(config, purpose)  # before the device and its processes
+    weights = weights_for(config, "infer")
+    assert weights
+    blocks, names = transforms_for(config), class_names_for(config)
     start_processes(config)
-    set_up_logging(stream=sys.stderr if purpose == "infer" else None)  # predictions go to standard output
-    network = build_network(config, purpose)
-    network.eval()
-    return network
+    host, stage = split_for_device(build_transforms(blocks))
+    runner = network_runner(build_network(config, "infer", weights), stage)
+    return Predictor(host, runner, names, gives_logits=True, description=describe(config, weights, blocks, names))
 
 
-def _transform_blocks(config: Config) -> list[Block]:
-    """The transforms of ``Infer``, or else of the evaluation."""
-    if config.Infer and config.Infer.transforms:
-        return config.Infer.transforms
-    if config.DataLoader and config.DataLoader.Eval:
-        return list(config.DataLoader.Eval.dataset.get("transform_ops") or [])
-    raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
+def exported_predictor(path: Path) -> Predictor:
+    """Exported files, with what they say of themselves.
+
+    Args:
+        path: the folder, or its ``.onnx`` file, which may also be alone.
+
+    Raises:
+        CheckpointError, DataError: they can't be used.
+    """
+    is_onnx = path.suffix == ".onnx"
+    folder = path.parent if is_onnx else path
+    runner = onnx_runner(path) if is_onnx else None
+    is_alone = is_onnx and not (folder / NAME).is_file()
+    exported = _from_metadata(path) if is_alone else read_side_file(folder)
+    if runner is None:
+        has_paddle = (folder / "inference.pdiparams").is_file()
+        runner = paddle_runner(folder) if has_paddle else onnx_runner(folder / "inference.onnx")
+    host, stage = split_for_device(build_transforms(exported.transforms))
+    if not exported.preprocesses:
+        runner = _prepared(runner, ModelInput(stage))
+    return Predictor(host, runner, exported.class_names, exported.gives_logits, f"{path}: {exported.describe()}")
 
 
-def _names_file(config: Config) -> str | None:
-    return config.Infer.PostProcess.class_id_map_file if config.Infer and config.Infer.PostProcess else None
+def _from_metadata(file: Path) -> Exported:
+    try:
+        return parse(json.loads(onnx_metadata(file)[METADATA_KEY]), str(file))
+    except (KeyError, ValueError, RecursionError):
+        raise DataError(f"{file}: no {NAME} beside it, and no description of the model in it") from None
+
+
+def _prepared(runner: Runner, to_input: ModelInput) -> Runner:
+    return lambda images: runner(to_input(images).numpy())
 
 
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
@@ -86,18 +130,31 @@ def export(
     """Export the network of ``weights_for`` to ``Global.save_inference_dir``. The arguments are those of ``export_model``.
 
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_network``.
+        ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
     """
-    model = trained_network(config, "export")
-    blocks = _transform_blocks(config)
+    weights = weights_for(config, "export")
+    assert weights
+    blocks, names = transforms_for(config), class_names_for(config)
+    start_processes(config)
+    set_up_logging()
+    logger.info(describe(config, weights, blocks, names))
+    network = build_network(config, "export", weights)
+    network.eval()
     host, stage = split_for_device(build_transforms(blocks))
-    images = _real_images(config, host)
-    facts = {"model": config.Arch.name, "transforms": plain(blocks), "class_names": class_names(_names_file(config))}
-    folder = Path(config.Global.save_inference_dir)
-    return export_model(model, stage, images, folder, facts, formats, softmax, preprocess, fold)
+    exported = Exported(
+        model=config.Arch.name,
+        weights=str(weights),
+        transforms=plain(blocks),
+        class_names=names,
+        class_num=class_num(config),
+        preprocesses=preprocess,
+        gives_logits=not softmax,
+    )
+    images = _real_images(config, blocks, host)
+    return export_model(network, stage, images, Path(config.Global.save_inference_dir), exported, formats, fold)
 
 
-def _real_images(config: Config, host: Any, count: int = 8) -> Array:
+def _real_images(config: Config, blocks: Sequence[Block], host: Compose, count: int = 8) -> Array:
     """The first readable images of ``Infer.infer_imgs``, or of the evaluation data, after the host's transforms."""
     loads: list[tuple[str, Callable[[], Array]]]
     if config.Infer and config.Infer.infer_imgs:
@@ -108,10 +165,12 @@ def _real_images(config: Config, host: Any, count: int = 8) -> Array:
         loads = [(dataset.path(i), partial(dataset.load, i, transform=host)) for i in numbers]
     else:
         raise config.where("Infer.infer_imgs").error("expected images to compare the exported files on, received null")
-    images = []
+    images: list[Array] = []
     for name, load in loads:
         try:
-            images.append(load())
+            image = load()
+            if not images or image.shape == images[0].shape:
+                images.append(image)
         except (OSError, ValueError, DataError) as error:
             logger.warning(f"{name}: {error}")
         if len(images) == count:
@@ -125,14 +184,21 @@ def _load_image(file: str, transform: Compose) -> Array:
     return transform(read_file(file))
 
 
-def infer(config: Config, kind: Format = "paddleclas", exported: str | None = None, output: str | None = None) -> int:
-    """Predict the classes of ``Infer.infer_imgs``. Predictions are written as they come, unreadable files to standard error.
+def infer(
+    config: Config | None,
+    kind: Format = "paddleclas",
+    exported: str | None = None,
+    output: str | None = None,
+    images: Sequence[str] = (),
+) -> int:
+    """Predict images. Predictions are written as they come, unreadable files to standard error.
 
     Args:
-        config: with ``Infer.infer_imgs``.
+        config: of the network, or with ``exported`` of no more than the images; None for no config.
         kind: form of the output; see ``Writer``.
         exported: an exported folder, or its ``.onnx`` file, to run instead of the network.
         output: file for the predictions; None for standard output.
+        images: files, folders or patterns; empty for ``Infer.infer_imgs``.
 
     Returns:
         Number of files that could not be read.
@@ -140,28 +206,30 @@ def infer(config: Config, kind: Format = "paddleclas", exported: str | None = No
     Raises:
         ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't be used.
     """
-    if not config.Infer or not config.Infer.infer_imgs:
-        raise config.where("Infer.infer_imgs").error("expected a file, a folder or a pattern, received null")
-    files = find_images(config.Infer.infer_imgs)
-    process = config.Infer.PostProcess
-    names = class_names(_names_file(config))
+    set_up_logging(stream=sys.stderr)  # predictions go to standard output
+    section = config.Infer if config else None
+    paths = list(images) or ([section.infer_imgs] if section and section.infer_imgs else [])
+    if not paths:
+        message = "expected a file, a folder or a pattern, received null"
+        raise config.where("Infer.infer_imgs").error(message) if config else DataError(f"images: {message}")
+    files = [file for path in paths for file in find_images(path)]
     if exported:
-        runner, host, softmax, names = _exported(Path(exported), names)
+        if config:
+            _refuse_overrides(config)
+        predictor = exported_predictor(Path(exported))
     else:
-        host, stage = split_for_device(build_transforms(_transform_blocks(config)))
-        runner, softmax = network_runner(trained_network(config, "infer"), stage), True
-    topk = process.topk if process else 5
+        assert config
+        predictor = trained_predictor(config)
+    logger.info(predictor.description)
+    topk = section.PostProcess.topk if section and section.PostProcess else 5
+    batch_size = section.batch_size if section else 10
     failed, start = 0, time.perf_counter()
-    predictions = predict(files, host, runner, config.Infer.batch_size, topk, softmax)
     with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as stream:
-        writer = Writer(kind, names, stream)
+        predictions, writer = predictor.stream(files, topk, batch_size), Writer(kind, stream)
         with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
-            while batch := list(islice(predictions, config.Infer.batch_size)):
+            while batch := list(islice(predictions, batch_size)):
                 writer.write([p for p in batch if not p.error])
-                for p in batch:
-                    if p.error:
-                        failed += 1
-                        print(f"{p.file}: {p.error}", file=sys.stderr)
+                failed += _report(batch)
                 bar.update(len(batch))
     rate = (len(files) - failed) / (time.perf_counter() - start)
     unread = f", {failed} could not be read" if failed else ""
@@ -169,17 +237,16 @@ def infer(config: Config, kind: Format = "paddleclas", exported: str | None = No
     return failed
 
 
-def _exported(path: Path, names: dict[int, str]) -> tuple[Runner, Any, bool, dict[int, str]]:
-    """Runner, host transforms, whether the runner gives logits, and class names, for an exported folder or ``.onnx`` file."""
-    folder = path.parent if path.suffix == ".onnx" else path
-    side = side_file(folder)
-    host, stage = split_for_device(build_transforms(side["transforms"]))
-    runner = onnx_runner(path) if path.suffix == ".onnx" else paddle_runner(folder)
-    if not side["preprocessing in the graph"]:
-        to_input, bare = ModelInput(stage), runner
+def _report(predictions: Sequence[Prediction]) -> int:
+    """Print the errors; returns their number."""
+    failed = [p for p in predictions if p.error]
+    for p in failed:
+        print(f"{p.file}: {p.error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    return len(failed)
 
-        def runner(images: Array) -> Array:
-            return bare(to_input(images).numpy())
 
-    stored = {int(key): value for key, value in side["class_names"].items()}
-    return runner, host, side["output"] == "logits", stored or names
+def _refuse_overrides(config: Config) -> None:
+    """Exported files hold their own weights, preparation and names. A wish that they can't follow is an error."""
+    for key in config.overridden():
+        if not key.startswith(_KEYS_FOR_EXPORTED):
+            raise config.where(key).error("exported files have their own; export again to change it, or leave out --exported")

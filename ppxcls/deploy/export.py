@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
@@ -18,7 +19,9 @@ from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
+from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
 from ppxcls.system.logs import logger
+from ppxcls.system.whole_files import whole_file
 
 _OPSET = 17
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums differ with their order
@@ -50,23 +53,21 @@ def export_model(
     stage: DeviceStage,
     images: Array,
     folder: Path,
-    facts: dict[str, Any],
+    exported: Exported,
     formats: Sequence[str] = ("paddle", "onnx"),
-    softmax: bool = True,
-    preprocess: bool = True,
     fold: bool = False,
 ) -> dict[str, float]:
-    """Write ``inference.json`` with ``.pdiparams``, ``inference.onnx``, and the side file ``inference_config.json``.
+    """Write ``inference.json`` with ``.pdiparams``, ``inference.onnx``, and the side files.
+
+    The same weights give the same bytes, and nothing is installed or fetched.
 
     Args:
         model: in evaluation mode.
         stage: of the transforms that made the images.
         images: real images after the host's transforms, [N, ...]. The exported files take batches of any size.
         folder: for the files.
-        facts: for the side file: transforms, class names.
+        exported: what the files say of themselves; it decides about softmax, and about normalisation in the graph.
         formats: ``paddle``, ``onnx``.
-        softmax: give probabilities instead of logits.
-        preprocess: put normalisation into the graph, so that its input is uint8 [N, H, W, 3].
         fold: fold batch norms into the convolutions before them.
 
     Returns:
@@ -78,32 +79,32 @@ def export_model(
     """
     expected = network_runner(model, stage)(images)
     to_input = ModelInput(stage)
-    inputs = images if preprocess else to_input(images).numpy()
+    inputs = images if exported.preprocesses else to_input(images).numpy()
     if fold:
         count = fold_batch_norms(model, to_input(images[:1]))
         logger.info(f"folded {count} batch norms into their convolutions")
-    deployed = Deployed(model, stage if preprocess else None, softmax)
+    deployed = Deployed(model, stage if exported.preprocesses else None, softmax=not exported.gives_logits)
     deployed.eval()
-    if softmax:
+    if not exported.gives_logits:
         expected = F.softmax(paddle.to_tensor(expected), axis=-1).numpy()
     folder.mkdir(parents=True, exist_ok=True)
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
-    paddle.jit.save(paddle.jit.to_static(deployed, input_spec=[spec], full_graph=True), str(folder / "inference"))
+    program = paddle.jit.to_static(deployed, input_spec=[spec], full_graph=True)
     differences = {}
-    if "paddle" in formats:
-        differences["paddle"] = _compared("Paddle Inference", paddle_runner(folder), inputs, expected)
-    if "onnx" in formats:
-        _write_onnx(folder)
-        differences["onnx"] = _compared("ONNX Runtime", onnx_runner(folder / "inference.onnx"), inputs, expected)
-    side = {
-        **facts,
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
+        paddle.jit.save(program, f"{temporary}/inference")
+        if "paddle" in formats:
+            for file in sorted(Path(temporary).iterdir()):
+                shutil.copyfile(file, folder / file.name)
+            differences["paddle"] = _compared("Paddle Inference", paddle_runner(folder), inputs, expected)
+        if "onnx" in formats:
+            _write_onnx(Path(temporary), folder / "inference.onnx", exported)
+            differences["onnx"] = _compared("ONNX Runtime", onnx_runner(folder / "inference.onnx"), inputs, expected)
+    facts = {
         "input": {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]},
-        "output": "probabilities" if softmax else "logits",
-        "preprocessing in the graph": preprocess,
         "largest difference from the network": differences,
     }
-    text = json.dumps(side, indent=1, ensure_ascii=False) + "\n"
-    (folder / "inference_config.json").write_text(text, encoding="utf-8")
+    write_side_files(folder, exported, facts, "paddle" in formats)
     return differences
 
 
@@ -117,16 +118,22 @@ def _compared(name: str, runner: Runner, images: Array, expected: Array) -> floa
     return difference
 
 
-def _write_onnx(folder: Path) -> None:
+def _write_onnx(source: Path, target: Path, exported: Exported) -> None:
     try:
+        import onnx
         import paddle2onnx
     except ImportError:
         raise CheckpointError("to write ONNX needs paddle2onnx: pip install 'ppxcls[export]'") from None
     logging.getLogger("paddle2onnx").setLevel(logging.WARNING)
-    paddle2onnx.export(
-        str(folder / "inference.json"),
-        str(folder / "inference.pdiparams"),
-        str(folder / "inference.onnx"),
+    model = paddle2onnx.export(
+        str(source / "inference.json"),
+        str(source / "inference.pdiparams"),
+        None,  # returns the model; to write it, the converter would run optimizers that install packages at run time
         opset_version=_OPSET,
-        enable_optimize=False,  # it would install packages at run time
+        enable_optimize=False,
     )
+    parsed = onnx.load_model_from_string(model)
+    entry = parsed.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(exported.as_dict(), ensure_ascii=False)
+    with whole_file(target) as stream:
+        stream.write(parsed.SerializeToString(deterministic=True))

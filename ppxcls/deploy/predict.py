@@ -1,16 +1,12 @@
-"""Predicts the classes of any number of files. Threads read them in batches."""
+"""Predicts the classes of any number of images. Threads read them in batches."""
 
 from __future__ import annotations
 
-import csv
 import glob
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TextIO
 
 import numpy as np
 
@@ -21,16 +17,25 @@ from ppxcls.data.transforms import Compose
 from ppxcls.deploy.runners import Array, Runner
 from ppxcls.system.environment import usable_cores
 
-Format = Literal["paddleclas", "csv", "jsonl"]
+Source = str | Path | Array
 
 
 @dataclass
 class Prediction:
-    """The best classes of one file, or the reason why there are none."""
+    """The best classes of one image, or the reason why there are none.
+
+    Attributes:
+        file: path of the image; ``image 0`` and so on for arrays.
+        class_ids: the best classes, the best first.
+        scores: their probabilities.
+        label_names: their names; empty if the classes have no names.
+        error: why the image can't be predicted; empty if it can.
+    """
 
     file: str
-    class_ids: list[int]
-    scores: list[float]
+    class_ids: list[int] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    label_names: list[str] = field(default_factory=list)
     error: str = ""
 
 
@@ -49,110 +54,72 @@ def find_images(path: str) -> list[str]:
     return sorted(found)
 
 
-def predict(
-    files: Sequence[str], transform: Compose, runner: Runner, batch_size: int, topk: int, softmax: bool
-) -> Iterator[Prediction]:
-    """Yield predictions in the order of the files. Unreadable files have an error. A few batches are in memory at a time.
+class Predictor:
+    """A trained network, or its exported files, ready to predict.
 
     Args:
-        files: paths of images.
         transform: the host's transforms; the runner does the rest.
         runner: gives logits or probabilities.
-        batch_size: images per batch.
-        topk: number of classes in a prediction.
-        softmax: whether the runner gives logits.
+        names: of the classes, in the order of their ids; empty for no names.
+        gives_logits: whether the runner gives logits.
+        description: one line about what predicts.
     """
 
-    def load(file: str) -> tuple[str, Array | str]:
+    def __init__(self, transform: Compose, runner: Runner, names: Sequence[str], gives_logits: bool, description: str) -> None:
+        self.names = list(names)
+        self.description = description
+        self._transform, self._runner, self._gives_logits = transform, runner, gives_logits
+
+    def predict(self, images: Source | Sequence[Source], topk: int = 5, batch_size: int = 10) -> list[Prediction]:
+        """Predict images.
+
+        Args:
+            images: one or several; each a path, or an array uint8 [H, W, 3], RGB.
+            topk: number of classes in a prediction.
+            batch_size: images per batch.
+
+        Returns:
+            A prediction for each image, in their order. One that can't be read has an ``error``.
+        """
+        several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        return list(self.stream(several, topk, batch_size))
+
+    def stream(self, images: Sequence[Source], topk: int = 5, batch_size: int = 10) -> Iterator[Prediction]:
+        """The same, as they come. A few batches are in memory at a time."""
+        numbered = list(enumerate(images))
+        batches = [numbered[i : i + batch_size] for i in range(0, len(numbered), batch_size)]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            for futures in prefetched(batches, lambda batch: [pool.submit(self._load, *item) for item in batch]):
+                yield from self._predicted([future.result() for future in futures], topk)
+
+    def _load(self, number: int, source: Source) -> tuple[str, Array | str]:
+        """The name of an image, and the transformed image or the reason why there is none."""
+        name = f"image {number}" if isinstance(source, np.ndarray) else str(source)
         try:
-            return file, transform(read_file(file), np.random.default_rng(0))
+            if isinstance(source, np.ndarray):
+                return name, self._transform.without_decoding(source, np.random.default_rng(0))
+            return name, self._transform(read_file(name), np.random.default_rng(0))
         except OSError as error:
-            return file, error.strerror or str(error)
+            return name, error.strerror or str(error)
         except (ValueError, MemoryError) as error:
-            return file, " ".join(str(error).split()) or "too large for the memory"
+            return name, " ".join(str(error).split()) or "too large for the memory"
 
-    batches = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        for futures in prefetched(batches, lambda batch: [pool.submit(load, file) for file in batch]):
-            yield from _predicted([future.result() for future in futures], runner, topk, softmax)
+    def _predicted(self, loaded: list[tuple[str, Array | str]], topk: int) -> Iterator[Prediction]:
+        rows = iter(self._run([image for _, image in loaded if not isinstance(image, str)]))
+        for file, image in loaded:
+            if isinstance(image, str):
+                yield Prediction(file, error=image)
+                continue
+            scores: Array = next(rows).astype(np.float64)
+            if self._gives_logits:
+                scores = np.exp(scores - scores.max())
+                scores /= scores.sum()
+            best = np.argsort(-scores, kind="stable")[:topk].tolist()
+            names = [self.names[i] for i in best] if self.names else []
+            yield Prediction(file, best, scores[best].round(5).tolist(), names)
 
-
-def _predicted(loaded: list[tuple[str, Array | str]], runner: Runner, topk: int, softmax: bool) -> Iterator[Prediction]:
-    images = [image for _, image in loaded if not isinstance(image, str)]
-    rows = iter(runner(np.stack(images)) if images else ())
-    for file, image in loaded:
-        if isinstance(image, str):
-            yield Prediction(file, [], [], image)
-            continue
-        scores: Array = next(rows).astype(np.float64)
-        if softmax:
-            scores = np.exp(scores - scores.max())
-            scores /= scores.sum()
-        best = np.argsort(-scores, kind="stable")[:topk]
-        yield Prediction(file, best.tolist(), scores[best].round(5).tolist())
-
-
-def class_names(file: str | Path | None) -> dict[int, str]:
-    """Class names by id, from a file of ``id name`` lines; empty for None.
-
-    Raises:
-        DataError: a line has another form.
-    """
-    if file is None:
-        return {}
-    names = {}
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
-        index, _, name = line.strip().partition(" ")
-        if line.strip():
-            if not index.isdigit():
-                raise DataError(f"{file}:{number}: expected 'id name', received {line[:80]!r}")
-            names[int(index)] = name
-    return names
-
-
-class Writer:
-    """Writes predictions as they come.
-
-    Args:
-        kind: ``paddleclas``, one list of dictionaries per batch as PaddleClas prints it; ``csv``; ``jsonl``, one object per line.
-        names: class names by id.
-        stream: to write to.
-    """
-
-    def __init__(self, kind: Format, names: dict[int, str], stream: TextIO = sys.stdout) -> None:
-        self._kind, self._names, self._stream = kind, names, stream
-        self._csv = csv.writer(stream, lineterminator="\n")
-        if kind == "csv":
-            self._csv.writerow(["file_name", "rank", "class_id", "label_name", "score"])
-
-    def write(self, predictions: Sequence[Prediction]) -> None:
-        """Write predictions that have no error."""
-        rows = [self._row(p) for p in predictions]
-        if self._kind == "paddleclas" and rows:
-            print(rows, file=self._stream)
-        elif self._kind == "jsonl":
-            for row in rows:
-                print(json.dumps(row, ensure_ascii=False), file=self._stream)
-        elif self._kind == "csv":
-            for p in predictions:
-                for rank, (index, score) in enumerate(zip(p.class_ids, p.scores, strict=True), 1):
-                    self._csv.writerow([p.file, rank, index, self._names.get(index, ""), score])
-
-    def _row(self, prediction: Prediction) -> dict[str, Any]:
-        labels = {"label_names": [self._names.get(i, "") for i in prediction.class_ids]} if self._names else {}
-        return {"class_ids": prediction.class_ids, "scores": prediction.scores, "file_name": prediction.file, **labels}
-
-
-def side_file(folder: Path) -> dict[str, Any]:
-    """The side file that ``export_model`` wrote.
-
-    Raises:
-        DataError: it is missing, or not such a file.
-    """
-    file = folder / "inference_config.json"
-    try:
-        with open(file, encoding="utf-8") as stream:
-            side: dict[str, Any] = json.load(stream)
-        return {key: side[key] for key in ("transforms", "class_names", "output", "preprocessing in the graph")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file}: not what export_model.py writes: {type(error).__name__}: {error}") from None
+    def _run(self, images: list[Array]) -> list[Array]:
+        """The rows of the runner's output. Images of different sizes are run one by one."""
+        if len({image.shape for image in images}) > 1:
+            return [self._runner(image[None])[0] for image in images]
+        return list(self._runner(np.stack(images))) if images else []

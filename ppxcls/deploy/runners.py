@@ -71,6 +71,15 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     return run
 
 
+def onnx_metadata(file: Path) -> dict[str, str]:
+    """The metadata of an exported ``.onnx`` file.
+
+    Raises:
+        CheckpointError: as ``onnx_runner``.
+    """
+    return dict(_onnx_session(file, None).get_modelmeta().custom_metadata_map)
+
+
 def onnx_runner(file: Path, threads: int | None = None) -> Runner:
     """A runner of an exported ``.onnx`` file under ONNX Runtime.
 
@@ -81,6 +90,16 @@ def onnx_runner(file: Path, threads: int | None = None) -> Runner:
     Raises:
         CheckpointError: ONNX Runtime is not installed, or the file is not an ONNX model.
     """
+    session = _onnx_session(file, threads)
+    name = session.get_inputs()[0].name
+
+    def run(images: Array) -> Array:
+        return session.run(None, {name: np.ascontiguousarray(images)})[0]
+
+    return run
+
+
+def _onnx_session(file: Path, threads: int | None) -> Any:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
     try:
@@ -90,12 +109,6 @@ def onnx_runner(file: Path, threads: int | None = None) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
+        return onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # ONNX Runtime has many classes of errors, without a common base
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
-    name = session.get_inputs()[0].name
-
-    def run(images: Array) -> Array:
-        return session.run(None, {name: np.ascontiguousarray(images)})[0]
-
-    return run

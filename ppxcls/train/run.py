@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ppxcls.checkpoints.compatibility import RunFacts, check_continues, converted_progress
 from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
+from ppxcls.system.whole_files import write_text
 from ppxcls.train.trackers import Tracker
 
 
@@ -19,15 +21,33 @@ class Run:
 
     Attributes:
         folder: of checkpoints and logs.
-        facts: what the checkpoints' manifests say beside the progress.
+        facts: what the checkpoints' manifests say beside the progress. A continued run takes over its id.
         trackers: where the figures go; used by the first process alone.
+        class_names: in the order of the ids; empty for no names.
         hang_timeout: seconds without progress after which a run of the tools ends.
     """
 
     folder: RunFolder
     facts: RunFacts
     trackers: Sequence[Tracker] = field(default_factory=list)
+    class_names: Sequence[str] = ()
     hang_timeout: float = 600.0
+
+    def begin(self, is_continued: bool) -> None:
+        """Prepare the folder in the first process: what a run is, so that its folder needs nothing else.
+
+        Args:
+            is_continued: whether the run goes on from a checkpoint. Otherwise the files of an earlier run are moved aside.
+
+        Raises:
+            OSError: a file can't be moved or written.
+        """
+        folder = self.folder.path
+        if not is_continued and (aside := self.folder.set_aside()):
+            logger.warning(f"the files of an earlier run were moved to {aside}")
+        write_text(folder / "config.yaml", self.facts.config)
+        if self.class_names:
+            write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
 
     def save(self, names: Sequence[str], snapshot: Snapshot, before: Callable[[], None]) -> None:
         """Begin to write a checkpoint under these names in the background.
@@ -64,5 +84,7 @@ class Run:
         else:
             snapshot, manifest = read_snapshot(checkpoint)
         check_continues(manifest, self.facts, allow_changes)
+        known = {key: manifest[key] for key in ("run", "started_from") if manifest.get(key)}
+        self.facts = replace(self.facts, **known)
         snapshot.progress = converted_progress(snapshot.progress, manifest, self.facts)
         return snapshot

@@ -66,6 +66,7 @@ class Trainer:
         self._agree = distributed.Agreement()
         self._saved_at = time.monotonic()
         self._is_main = distributed.rank() == 0
+        self._is_continued = False
 
     @property
     def progress(self) -> Progress:
@@ -91,6 +92,11 @@ class Trainer:
         """
         with self._signals.noted(), self.watchdog:
             try:
+                if self.progress.epoch > self.plan.epochs:
+                    logger.info(f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done")
+                    return self.progress.best
+                if self._is_main:
+                    self.run.begin(self._is_continued)
                 self.log.start(self.progress)
                 while self.progress.epoch <= self.plan.epochs:
                     self.train_one_epoch()
@@ -233,6 +239,7 @@ class Trainer:
         if snapshot is not None:
             self.learner.load(snapshot)
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
+            self._is_continued = True
         return snapshot is not None
 
 

@@ -64,10 +64,11 @@ def export(folder: Path) -> None:
 
     model = ppxcls.build_model("Xception41")
     from ppxcls.deploy.export import export_model
+    from ppxcls.deploy.side_file import Exported
 
     _, stage = split_for_device(ppxcls.build_transforms([{"NormalizeImage": {"order": ""}}]))
     images = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), np.uint8)
-    export_model(model, stage, images, folder, {"transforms": [], "class_names": {}})
+    export_model(model, stage, images, folder, Exported("Xception41", "fresh weights", [], [], 1000))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ import yaml
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.predict import find_images, predict
+from ppxcls.deploy.predict import Predictor, find_images
 from tests.conftest import run_tool, small_config
 
 # The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.
@@ -249,8 +249,8 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
         return np.zeros((len(images), 3), np.float32)
 
     files = [__file__] * 500
-    count = sum(1 for _ in predict(files, Transform(), runner, 4, 1, True))  # type: ignore[arg-type]
-    assert count == 500
+    predictor = Predictor(Transform(), runner, [], gives_logits=True, description="")  # type: ignore[arg-type]
+    assert sum(1 for _ in predictor.stream(files, topk=1, batch_size=4)) == 500
     assert most <= 4 * 4
 
 
@@ -259,7 +259,7 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
     [
         (["-o", "Infer.infer_imgs=null"], 2, "Infer.infer_imgs: expected a file, a folder or a pattern, received null"),
         ([], 2, "Global.pretrained_model: expected the weights to infer, received null, and there is no "),
-        (["--exported", "nowhere"], 1, "error: nowhere/inference_config.json: not what export_model.py writes"),
+        (["--exported", "nowhere"], 1, "error: nowhere: no such folder of an exported model"),
         (["-o", "Global.pretrained_model=HTML"], 1, "not a file of weights"),
     ],
 )
