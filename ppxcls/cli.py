@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppxcls.system import environment, watchdog
+from ppxcls.system.paths import printable
 from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
@@ -85,7 +86,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _exit(message: str, code: int) -> None:
     rank = f"rank {os.environ['PADDLE_TRAINER_ID']}: " if int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1 else ""
-    print(f"{rank}{message}", file=sys.stderr, flush=True)
+    print(f"{rank}{printable(message)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.
     os._exit(code)

@@ -8,12 +8,14 @@ from pathlib import Path
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
 from ppxcls.system.logs import logger
+from ppxcls.system.paths import printable
 
 
 class BadSamples:
     """The file of the samples that were left out, one line each: ``list:line<tab>path<tab>reason``.
 
-    A resumed run continues the file, and a new run begins a new one. Every process adds its own samples.
+    A resumed run continues the file, and a new run moves it aside with the others of the earlier run. Every process adds its own
+    samples.
 
     Args:
         file: ``bad_samples.txt`` in the run's folder.
@@ -27,15 +29,6 @@ class BadSamples:
         self._max_share = max_share
         self._lock = threading.Lock()
 
-    def start(self) -> None:
-        """Begin a new file, and rename the file of an earlier run to ``<name>.old``.
-
-        Raises:
-            OSError: the file can't be moved.
-        """
-        if self.file.exists():
-            self.file.replace(self.file.with_name(self.file.name + ".old"))
-
     def add(self, index: int, error: DataError) -> None:
         """List a sample that is not listed yet.
 
@@ -43,16 +36,16 @@ class BadSamples:
             DataError: too many of the data set's samples are listed.
             OSError: the file can't be written.
         """
-        line = self._dataset.line(index)
+        line = printable(self._dataset.line(index))
         with self._lock:
             known = {row.split("\t", 1)[0] for row in self._rows()}
             if line in known:
                 return
             logger.warning(f"left out: {error}")
-            path = self._dataset.listed(index).encode("utf-8", "backslashreplace").decode()
+            path = self._dataset.listed(index)
             with open(self.file, "a", encoding="utf-8") as stream:
-                stream.write(f"{line}\t{path}\t{' '.join(str(error).split())}\n")
-            prefix = f"{self._dataset.source}:"
+                stream.write("\t".join(map(printable, (line, path, str(error)))) + "\n")
+            prefix = printable(f"{self._dataset.source}:")
             count = 1 + sum(row.startswith(prefix) for row in known)
         if count > self._max_share * len(self._dataset):
             total = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.source}"

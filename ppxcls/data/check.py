@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.dataset import Dataset
-from ppxcls.data.decode import decode_image
+from ppxcls.data.decode import decode_image, largest_of_few_bits
+from ppxcls.system.paths import printable
 
 _DIGEST = 16
 # In the order of the report. Data with errors should not be used.
 ERRORS = ("missing", "unreadable", "empty", "truncated", "not an image", "two labels", "in training and evaluation")
-NOTES = ("duplicate", "class without samples")
+NOTES = ("almost black", "duplicate", "class without samples")
 
 
 @dataclass
@@ -66,7 +67,7 @@ class _Files:
 
     def name(self, i: int) -> str:
         """The name of a sample in the report."""
-        return f"{self.dataset.line(i)} {self.dataset.listed(i)}"
+        return printable(f"{self.dataset.line(i)} {self.dataset.listed(i)}")
 
     def inspect(self, i: int) -> None:
         """Read and decode one file."""
@@ -83,7 +84,10 @@ class _Files:
             return self._note("empty", i, "0 bytes")
         self._set_digest(i, data)
         try:
-            self.sizes[i] = decode_image(data).shape[:2]
+            image = decode_image(data)
+            self.sizes[i] = image.shape[:2]
+            if (largest := largest_of_few_bits(data, image)) is not None:
+                self._note("almost black", i, f"16 bits per channel, values up to {largest:,} of 65,535")
         except (ValueError, MemoryError) as error:
             kind = "truncated" if "truncated" in str(error) else "not an image"
             self._note(kind, i, str(error) or "too large for the memory")
@@ -94,7 +98,7 @@ class _Files:
 
     def _note(self, kind: str, i: int, reason: str) -> None:
         with self._lock:
-            self._report.found[kind].append(f"{self.name(i)}: {reason}")
+            self._report.found[kind].append(f"{self.name(i)}: {printable(reason)}")
 
 
 def check_lists(
@@ -126,7 +130,7 @@ def check_lists(
             for count in pool.map(inspect, range(0, len(files.dataset), step)):
                 if progress:
                     progress(count)
-            name, number = files.dataset.source, len(report.lists) + 1
+            name, number = printable(files.dataset.source), len(report.lists) + 1
             report.lists[name if name not in report.lists else f"{name} ({number})"] = _facts(files, class_num, report)
     _compare(all_files, report)
     for found in report.found.values():
@@ -139,7 +143,7 @@ def _facts(files: _Files, class_num: int, report: DataReport) -> dict[str, Any]:
     counts = np.bincount(dataset.labels, minlength=class_num)
     if absent := np.flatnonzero(counts == 0).tolist():
         shown = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
-        report.found["class without samples"].append(f"{dataset.source}: {len(absent):,} of {class_num:,}: {shown}")
+        report.found["class without samples"].append(f"{printable(dataset.source)}: {len(absent):,} of {class_num:,}: {shown}")
     sides = files.sizes[files.sizes[:, 0] > 0]
     facts: dict[str, Any] = {
         "samples": len(dataset),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
+from ppxcls.system.paths import printable
 
 CLASS_NAMES = "class_names.txt"  # beside the lists, and in a run's folder
 IMAGENET_NAMES = Path(__file__).with_name("imagenet1k_classes.txt")
@@ -24,15 +25,15 @@ _ZEROS = ((b"\0\0\0.", "utf-32-be"), (b".\0\0\0", "utf-32-le"), (b"\0.", "utf-16
 _LINE = re.compile(r"(\d{1,9})[\t ,]+(\S.*)")
 
 
-def read_class_names(file: str | Path, class_num: int) -> list[str]:
+def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
     """The names of the classes, in the order of their ids.
 
     Lines are ``id name``, with a blank, tab or comma between them. A file named ``labels.txt`` may have one name per line instead,
-    as PaddleX writes it.
+    as PaddleX writes it. Control characters are escaped.
 
     Args:
         file: the file.
-        class_num: number of classes that it must have.
+        class_num: number of classes that it must have; None for any number.
 
     Raises:
         DataError: it can't be read, a line has another form, or the ids are not 0 to ``class_num`` - 1, each once.
@@ -47,7 +48,9 @@ def read_class_names(file: str | Path, class_num: int) -> list[str]:
             raise DataError(f"{file}:{number}: expected 'id name', received {line[:80]!r}")
         if int(match[1]) in names:
             raise DataError(f"{file}:{number}: the id {int(match[1])} has two names")
-        names[int(match[1])] = match[2]
+        names[int(match[1])] = printable(match[2])
+    if class_num is None:
+        class_num = len(names)
     if len(names) != class_num:
         raise DataError(f"{file}: expected the names of {class_num:,} classes, received {len(names):,}")
     for expected, index in enumerate(sorted(names)):
@@ -57,8 +60,8 @@ def read_class_names(file: str | Path, class_num: int) -> list[str]:
 
 
 def class_name_lines(names: Sequence[str]) -> str:
-    """The content of a file that ``read_class_names`` reads."""
-    return "".join(f"{index} {name}\n" for index, name in enumerate(names))
+    """The content of a file that ``read_class_names`` reads. A name of blanks alone is quoted."""
+    return "".join(f"{index} {printable(name) if name.strip() else repr(name)}\n" for index, name in enumerate(names))
 
 
 def _text(file: Path) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
+from PIL import Image as PillowImage
+
+from ppxcls.system.logs import logger
 
 Image = np.ndarray[Any, Any]
 
@@ -17,6 +22,7 @@ cv2.setNumThreads(1)
 _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, applied here to headers as well
 _PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF = 0xD8, 0xDA, 0xE1
+_has_warned = threading.Event()
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
@@ -47,9 +53,48 @@ def decode_image(data: bytes) -> Image:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ValueError(f"OpenCV can't decode it: {error.err}") from None
+    if image is None and (data[:4] == b"GIF8" or data[4:12] in (b"ftypavif", b"ftypavis")):
+        return _by_pillow(data)
     if image is None:
         raise ValueError("not an image, or damaged beyond decoding")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _by_pillow(data: bytes) -> Image:
+    """The first picture of a GIF or AVIF, for OpenCV's builds without these formats."""
+    try:
+        with PillowImage.open(io.BytesIO(data)) as picture:
+            _check_pixels(picture.height.to_bytes(4, "big"), picture.width.to_bytes(4, "big"))
+            return np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
+        raise ValueError(f"not an image, or damaged beyond decoding: {error}") from None
+
+
+def largest_of_few_bits(data: bytes, image: Image) -> int | None:
+    """The largest value of an image with 16 bits per channel that uses 14 or fewer, so that it is decoded to almost black.
+
+    Cameras and microscopes write such files. None for any other image.
+
+    Args:
+        data: encoded bytes.
+        image: the decoded image, uint8 [H, W, 3].
+    """
+    may_have_16 = (data[:8] == _PNG and data[24:25] == b"\x10") or data[:4] in (b"II*\0", b"MM\0*")
+    if not may_have_16 or int(image.max()) > 64:
+        return None
+    whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if whole is None or whole.dtype != np.uint16:
+        return None
+    largest = int(whole[..., :3].max() if whole.ndim == 3 else whole.max())
+    return largest if 0 < largest < 1 << 14 else None
+
+
+def warn_of_few_bits(data: bytes, image: Image) -> None:
+    """Log a warning, once in a process, for an image of which ``largest_of_few_bits`` is not None."""
+    if not _has_warned.is_set() and (largest := largest_of_few_bits(data, image)) is not None:
+        _has_warned.set()
+        values = f"an image with 16 bits per channel has values up to {largest:,} of 65,535"
+        logger.warning(f"{values}, so it decodes to almost black; tools/check_data.py lists such files")
 
 
 def _check_pixels(height: bytes, width: bytes) -> None:

@@ -20,11 +20,24 @@ _NEWLINE, _CARRIAGE_RETURN, _TAB, _SPACE = b"\n\r\t "
 _MAX_DIGITS = 9
 
 
+def list_line(path: str, label: int) -> str:
+    """The line of a sample, for any path that a disk can hold.
+
+    ``./`` goes before what a reader would strip from the beginning of a line. A line break in a name is written as NUL, which no
+    name can contain.
+    """
+    if path[:1] in (" ", "\t", "\r", "\n", "\ufeff"):
+        path = f"./{path}"
+    return f"{path} {label}".replace("\n", "\0")
+
+
 class ListIndex:
     """A list file in memory: its bytes, and for each sample the position of its path and its label.
 
     Lines are ``path<delimiter>label``. The label follows the last delimiter, so a path may contain the delimiter. Blank lines,
-    CRLF and a byte-order mark are skipped. 1.28 million lines of ImageNet take 0.2 s and 70 MB.
+    CRLF and a byte-order mark are skipped; ``list_line`` writes what would be lost by that.
+
+    1.28 million lines of ImageNet take 0.2 s and 70 MB.
 
     Args:
         file: the list file.
@@ -86,7 +99,8 @@ class ListIndex:
     def path(self, index: int) -> str:
         """The path of a sample in the list."""
         start = int(self.starts[index])
-        return self._bytes[start : start + int(self.lengths[index])].tobytes().decode("utf-8", "surrogateescape")
+        written = self._bytes[start : start + int(self.lengths[index])].tobytes()
+        return written.replace(b"\0", b"\n").decode("utf-8", "surrogateescape")
 
     def line(self, index: int) -> str:
         """``file:line`` of a sample."""

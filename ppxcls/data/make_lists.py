@@ -2,33 +2,70 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ppxcls.data.class_names import CLASS_NAMES, class_name_lines, read_class_names
 from ppxcls.data.errors import DataError
-from ppxcls.data.read_file import IMAGE_EXTENSIONS
+from ppxcls.data.image_files import ImageFiles, find_image_files, is_hidden
+from ppxcls.data.list_index import ListIndex, list_line
+from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import write_text
+
+# Folders that split a data set, in torchvision, Ultralytics, fastai and Keras.
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass
+class MadeLists:
+    """What ``make_lists`` wrote.
+
+    Attributes:
+        lists: number of lines by file.
+        skipped: what it left out, in one line.
+        notes: what a user should look at.
+    """
+
+    lists: dict[str, int]
+    skipped: str = "skipped: nothing"
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = [f"{file}: {count:,} lines" for file, count in self.lists.items()]
+        return "\n".join(map(printable, [*counts, *self.notes, self.skipped]))
 
 
 def make_lists(
     folder: str | Path, output: str | Path, val_share: float = 0.2, seed: int = 0, labels: str | Path | None = None
-) -> dict[str, int]:
+) -> MadeLists:
     """Write ``train_list.txt``, ``val_list.txt`` and ``class_names.txt``; paths are relative to ``folder``, the ``image_root``.
 
     Classes are numbered in the order of their folders' names. The split takes the same share of each class, and at least one image
     for each side if a class has two. It depends on the seed and the names alone.
 
+    A folder of ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``. So is one with PaddleX's
+    ``train.txt``, ``val.txt`` and ``labels.txt``. Hidden files and folders are skipped, and links are followed.
+
     Args:
-        folder: its subfolders are the classes.
+        folder: its subfolders are the classes, or it is split as described.
         output: folder of the lists.
-        val_share: share of each class for evaluation.
+        val_share: share of each class for evaluation, if the folder is not split.
         seed: decides the split.
         labels: for a flat folder, such as ImageNet's ``val``: a file with one label per line, for the images in order of their
             names. All images go to ``val_list.txt``.
-
-    Returns:
-        Number of lines by file.
 
     Raises:
         DataError: there are no images, or the labels do not fit.
@@ -37,45 +74,153 @@ def make_lists(
     folder, output = Path(folder), Path(output)
     if not 0 <= val_share < 1:
         raise DataError(f"expected a share for evaluation from 0 to below 1, received {val_share:g}")
+    if not folder.is_dir():
+        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     if labels is not None:
-        return _written(output, {"val_list.txt": _flat(folder, Path(labels))})
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+        return _flat(folder, output, Path(labels))
+    if (folder / "train.txt").is_file() and (names := _paddlex_names(folder)):
+        return _paddlex(folder, output, names)
+    parts = _parts(folder)
+    found = ImageFiles()
+    if parts:
+        _count_beside(folder, list(parts.values()), found)
+    classes = _class_folders(folder / parts["train"] if parts else folder)
+    if not classes:
+        raise DataError(f"{folder / parts.get('train', '')}: no folders of classes; for a flat folder give the labels")
+    files = _files(folder, parts.get("train", ""), classes, found, all_needed=True)
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    if "val" in parts:
+        lines["train"] = [list_line(file, label) for label, paths in enumerate(files) for file in paths]
+    else:
+        lines["train"], lines["val"] = _split(files, val_share, seed)
+    for part in ("val", "test"):
+        if part in parts:
+            lines[part] = _part_lines(folder, parts[part], classes, found)
+    return _written(output, lines, classes, found)
+
+
+def _parts(folder: Path) -> dict[str, str]:
+    """The names of ``train/``, ``val/`` and ``test/`` by their part; empty if the folder is not split."""
+    parts: dict[str, str] = {}
+    for name in _class_folders(folder):
+        part = _PARTS.get(name.lower())
+        if part in parts:
+            raise DataError(f"{folder}: {parts[part]} and {name} are both the {part} part")
+        if part:
+            parts[part] = name
+    others = [name for name in _class_folders(folder) if name not in parts.values()]
+    if "train" not in parts or (len(parts) == 1 and others):  # classes may be called "train" or "test" too
+        return {}
+    if others:
+        raise DataError(f"{folder}: expected train/, val/ and test/ or folders of classes, received both: also {others[0]!r}")
+    return parts
+
+
+def _class_folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry))
+
+
+def _files(folder: Path, part: str, classes: Sequence[str], found: ImageFiles, all_needed: bool) -> list[list[str]]:
+    """The images of each class, with their paths from the folder."""
+    root = folder / part
+    _count_beside(root, classes, found)
+    files = []
+    for name in classes:
+        images = find_image_files(root / name) if (root / name).is_dir() else ImageFiles()
+        if not images.files and all_needed:
+            raise DataError(f"{root / name}: no images in the folder of a class ({images.skipped_line()})")
+        files.append(found.add(images, f"{part}/{name}" if part else name))
+    return files
+
+
+def _count_beside(folder: Path, names: Sequence[str], found: ImageFiles) -> None:
+    """Count what lies beside these folders."""
+    for entry in os.scandir(folder):
+        if entry.name not in names:
+            found.skipped["hidden" if is_hidden(entry.name) else "beside the folders of classes"] += 1
+
+
+def _part_lines(folder: Path, part: str, classes: list[str], found: ImageFiles) -> list[str]:
+    own = _class_folders(folder / part)
+    if unknown := [name for name in own if name not in classes]:
+        raise DataError(f"{folder / part / unknown[0]}: a class that is not in the training part")
+    if not own:
+        raise DataError(f"{folder / part}: no folders of classes, as the training part has them")
+    files = _files(folder, part, classes, found, all_needed=False)
+    return [list_line(file, label) for label, paths in enumerate(files) for file in paths]
+
+
+def _split(files: Sequence[Sequence[str]], val_share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Lines of the training and the evaluation list."""
     rng = np.random.default_rng(seed)
     train: list[str] = []
     val: list[str] = []
-    for label, name in enumerate(classes):
-        files = _images(folder / name, folder)
-        if not files:
-            raise DataError(f"{folder / name}: no images in the folder of a class")
-        count = round(val_share * len(files))
-        count = min(max(count, int(val_share > 0)), len(files) - 1)
-        chosen = set(rng.permutation(len(files))[:count].tolist())
-        for i, file in enumerate(files):
-            (val if i in chosen else train).append(f"{file} {label}")
-    if not classes:
-        raise DataError(f"{folder}: no folders of classes; for a flat folder give the labels")
-    lists = {"train_list.txt": train, "val_list.txt": val, "class_names.txt": [f"{i} {name}" for i, name in enumerate(classes)]}
-    return _written(output, {name: lines for name, lines in lists.items() if lines})
+    for label, paths in enumerate(files):
+        count = round(val_share * len(paths))
+        count = min(max(count, int(val_share > 0)), len(paths) - 1)
+        chosen = set(rng.permutation(len(paths))[:count].tolist())
+        for i, file in enumerate(paths):
+            (val if i in chosen else train).append(list_line(file, label))
+    return train, val
 
 
-def _images(folder: Path, root: Path) -> list[str]:
-    found = [f for f in folder.rglob("*") if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file()]
-    return sorted(f.relative_to(root).as_posix() for f in found)
-
-
-def _flat(folder: Path, labels: Path) -> list[str]:
-    files = _images(folder, folder)
+def _flat(folder: Path, output: Path, labels: Path) -> MadeLists:
+    found = find_image_files(folder)
     try:
         numbers = [int(line) for line in labels.read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:
         raise DataError(f"{labels}: expected a number a line: {error}") from None
-    if len(numbers) != len(files) or not files:
-        raise DataError(f"{labels}: {len(numbers):,} labels for {len(files):,} images in {folder}")
-    return [f"{file} {number}" for file, number in zip(files, numbers, strict=True)]
+    if len(numbers) != len(found.files) or not found.files:
+        counts = f"{len(numbers):,} labels for {len(found.files):,} images in {folder}"
+        raise DataError(f"{labels}: {counts} ({found.skipped_line()})")
+    lines = [list_line(file, number) for file, number in zip(found.files, numbers, strict=True)]
+    return _written(output, {"val": lines}, [], found)
 
 
-def _written(output: Path, lists: dict[str, list[str]]) -> dict[str, int]:
+def _paddlex_names(folder: Path) -> Path | None:
+    return next((folder / name for name in ("labels.txt", "label.txt") if (folder / name).is_file()), None)
+
+
+def _paddlex(folder: Path, output: Path, names_file: Path) -> MadeLists:
+    """Convert PaddleX's lists, whose lines are ``path label`` too, and check that their files are there."""
+    names = read_class_names(names_file, None)
+    lines: dict[str, list[str]] = {}
+    for part in ("train", "val", "test"):
+        file = folder / f"{part}.txt"
+        if not file.is_file():
+            continue
+        index = ListIndex(file)
+        lines[part] = []
+        for i in range(len(index)):
+            path, label = index.path(i), int(index.labels[i])
+            if label >= len(names):
+                raise DataError(f"{index.line(i)}: the label {label}, but {names_file} has {len(names):,} names")
+            if not (folder / path).is_file():
+                raise DataError(f"{index.line(i)}: no such file: {folder / path}")
+            lines[part].append(list_line(path, label))
+    return _written(output, lines, names, ImageFiles())
+
+
+def _written(output: Path, lines: dict[str, list[str]], classes: Sequence[str], found: ImageFiles) -> MadeLists:
     output.mkdir(parents=True, exist_ok=True)
-    for name, lines in lists.items():
-        write_text(output / name, "\n".join(lines) + "\n")
-    return {str(output / name): len(lines) for name, lines in lists.items()}
+    made = MadeLists({}, found.skipped_line(), _alike(classes))
+    for part, rows in lines.items():
+        if rows:
+            file = output / f"{part}_list.txt"
+            write_text(file, "\n".join(rows) + "\n")
+            made.lists[str(file)] = len(rows)
+    if classes:
+        write_text(output / CLASS_NAMES, class_name_lines(classes))
+        made.lists[str(output / CLASS_NAMES)] = len(classes)
+    return made
+
+
+def _alike(classes: Sequence[str]) -> list[str]:
+    """A note for two classes whose names look alike: they differ in blanks or in the form of their Unicode."""
+    seen: dict[str, int] = {}
+    notes = []
+    for label, name in enumerate(classes):
+        first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), label)
+        if first != label:
+            notes.append(f"the names of the classes {first} and {label} look alike: {classes[first]!a} and {name!a}")
+    return notes

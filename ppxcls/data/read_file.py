@@ -25,7 +25,6 @@ _PASSING = {
 }
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
 MAX_BYTES = 1 << 28
-IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}  # in lower case
 
 
 def read_file(path: str, patience: float = 0.0) -> bytes:

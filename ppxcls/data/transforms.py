@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count, Finite, Positive, Share, Where
 from ppxcls.config.registry import Components, Registry
-from ppxcls.data.decode import Image, decode_image
+from ppxcls.data.decode import Image, decode_image, warn_of_few_bits
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels with values from 0 to 1
 
@@ -107,15 +107,22 @@ class DecodeImage(Transform):
 
     Args:
         to_rgb: RGB; False gives OpenCV's BGR.
-        to_np: PaddleClas's key with the only value that is supported.
+        to_np, backend: PaddleClas's keys; they have no effect.
         channel_first: PaddleClas's key with the only value that is supported; see ToCHWImage.
     """
 
-    def __init__(self, to_rgb: bool = True, to_np: Literal[False] = False, channel_first: Literal[False] = False) -> None:
+    def __init__(
+        self,
+        to_rgb: bool = True,
+        to_np: bool = False,
+        channel_first: Literal[False] = False,
+        backend: Literal["cv2", "pil"] = "cv2",
+    ) -> None:
         self.to_rgb = to_rgb
 
     def __call__(self, data: bytes, rng: Generator) -> Image:
         image = decode_image(data)
+        warn_of_few_bits(data, image)
         return image if self.to_rgb else image[:, :, ::-1]
 
 
@@ -128,6 +135,7 @@ class ResizeImage(Transform):
         resize_short: pixels of the shorter side; the other side keeps the aspect, rounded. It takes precedence over ``size``.
         interpolation: None is bilinear for cv2 and bicubic for pil.
         backend: OpenCV or Pillow.
+        return_numpy: PaddleClas's key; it has no effect.
     """
 
     def __init__(
@@ -136,6 +144,7 @@ class ResizeImage(Transform):
         resize_short: Count | None = None,
         interpolation: Interpolation | None = None,
         backend: Literal["cv2", "pil"] = "cv2",
+        return_numpy: bool = True,
     ) -> None:
         if size is None and resize_short is None:
             raise ValueError("expected size or resize_short")
@@ -247,22 +256,25 @@ class NormalizeImage(Transform):
     """``(image * scale - mean) / std`` in float32. At the end of a data set's transforms it runs on the device.
 
     Args:
-        scale: a number, or a fraction such as PaddleClas's ``1.0/255.0``.
-        mean: of each channel.
-        std: of each channel.
+        scale: a number, or a fraction such as PaddleClas's ``1.0/255.0``; None is 1 / 255.
+        mean: of each channel; None is ImageNet's.
+        std: of each channel; None is ImageNet's.
         order: ``chw`` for images [3, H, W], ``hwc`` or an empty string for [H, W, 3].
+        output_fp16, channel_num: PaddleClas's keys; they have no effect, because AMP casts, and a fourth channel would be zero.
     """
 
     def __init__(
         self,
-        scale: Finite = 1 / 255,
-        mean: tuple[Finite, Finite, Finite] = IMAGENET_MEAN,
-        std: tuple[Positive, Positive, Positive] = IMAGENET_STD,
+        scale: Finite | None = None,
+        mean: tuple[Finite, Finite, Finite] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
         order: Literal["chw", "hwc", ""] = "chw",
+        output_fp16: bool = False,
+        channel_num: Literal[3, 4] = 3,
     ) -> None:
-        self.scale = np.float32(scale)
-        self.mean = np.array(mean, np.float32)
-        self.std = np.array(std, np.float32)
+        self.scale = np.float32(1 / 255 if scale is None else scale)
+        self.mean = np.array(mean or IMAGENET_MEAN, np.float32)
+        self.std = np.array(std or IMAGENET_STD, np.float32)
         self.chw = order == "chw"
 
     def __call__(self, image: Image, rng: Generator) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ppxcls.data.errors import DataError
+from ppxcls.data.image_files import find_image_files
 from ppxcls.data.prefetch import prefetched
-from ppxcls.data.read_file import IMAGE_EXTENSIONS, read_file
+from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose
 from ppxcls.deploy.runners import Array, Runner
 from ppxcls.system.environment import usable_cores
+from ppxcls.system.paths import url_problem
 
 Source = str | Path | Array
 
@@ -45,8 +48,10 @@ def find_images(path: str) -> list[str]:
     Raises:
         DataError: there are none.
     """
+    if (problem := url_problem(path)) is not None:
+        raise DataError(problem)
     if Path(path).is_dir():
-        found = [str(f) for f in Path(path).rglob("*") if f.suffix.lower() in IMAGE_EXTENSIONS and f.is_file()]
+        found = [os.path.join(path, file) for file in find_image_files(path).files]
     else:
         found = [path] if Path(path).is_file() else [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
     if not found:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, TextIO
 
 from ppxcls.deploy.predict import Prediction
+from ppxcls.system.paths import printable
 
 Format = Literal["paddleclas", "csv", "jsonl"]
 
@@ -34,18 +35,19 @@ class Writer:
             print(rows, file=self._stream)
         elif self._kind == "jsonl":
             for row in rows:
-                print(json.dumps(row, ensure_ascii=False), file=self._stream)
+                print(_json(row), file=self._stream)
         elif self._kind == "csv":
             for p in predictions:
                 names = p.label_names or [""] * len(p.class_ids)
                 for rank, (index, name, score) in enumerate(zip(p.class_ids, names, p.scores, strict=True), 1):
-                    self._csv.writerow([_text(p.file), rank, index, name, score])
+                    self._csv.writerow([printable(p.file), rank, index, printable(name), score])
 
     def _row(self, prediction: Prediction) -> dict[str, Any]:
         labels = {"label_names": prediction.label_names} if prediction.label_names else {}
-        return {"class_ids": prediction.class_ids, "scores": prediction.scores, "file_name": _text(prediction.file), **labels}
+        return {"class_ids": prediction.class_ids, "scores": prediction.scores, "file_name": prediction.file, **labels}
 
 
-def _text(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 are written as escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _json(row: dict[str, Any]) -> str:
+    """JSON of one printable line. Python's ``json`` reads names of any bytes back; ``os.fsencode`` gives the bytes."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if text == printable(text) else json.dumps(row)

@@ -10,8 +10,18 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ppxcls.system.paths import printable
+
 logger = logging.getLogger("ppxcls")
 logger.propagate = False
+
+
+class _Formatter(logging.Formatter):
+    """Escapes control characters in messages, because names and values in them come from files."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 class _TerminalHandler(logging.Handler):
@@ -72,7 +82,7 @@ def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | Non
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_FileHandler(file))
     prefix = "" if rank == 0 else f"[rank {rank}] "
-    formatter = logging.Formatter(f"[%(asctime)s] %(name)s %(levelname)s: {prefix}%(message)s", "%Y/%m/%d %H:%M:%S")
+    formatter = _Formatter(f"[%(asctime)s] %(name)s %(levelname)s: {prefix}%(message)s", "%Y/%m/%d %H:%M:%S")
     for handler in handlers:
         handler.setFormatter(formatter)
         logger.addHandler(handler)

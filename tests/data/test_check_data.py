@@ -67,6 +67,19 @@ def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text())["lists"][listed]["of the largest"] == 4
 
 
+def test_twelve_bits_in_sixteen_are_a_category_and_a_line_at_training(config: Path, tmp_path: Path) -> None:
+    for i in (3, 4):
+        values = np.random.default_rng(i).integers(0, 4096, (80, 80, 3)).astype(np.uint16)
+        cv2.imwrite(str(tmp_path / f"data/train/{i:04d}.png"), values)
+    checked = run_tool("tools/check_data.py", "-c", config)
+    assert checked.returncode == 0, checked.stderr
+    assert "almost black: 2" in checked.stdout
+    assert "train/0003.png: 16 bits per channel, values up to 4,09" in checked.stdout
+    trained = run_tool("tools/train.py", "-c", config)
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.count("so it decodes to almost black; tools/check_data.py lists such files") == 1
+
+
 def test_a_folder_that_is_not_there(config: Path) -> None:
     """Every file of both lists is missing; each line is named."""
     nowhere = [part for mode in ("Train", "Eval") for part in ("-o", f"DataLoader.{mode}.dataset.image_root=nowhere")]

@@ -8,10 +8,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from ppxcls.data import decode
-from ppxcls.data.decode import decode_image
+from ppxcls.data.decode import decode_image, largest_of_few_bits
 from tests.conftest import SHARED, needs_shared
 
 
@@ -115,3 +115,30 @@ def test_png_named_jpeg(tmp_path: Path) -> None:
     file = tmp_path / "n02105855_2933.JPEG"
     file.write_bytes(FILES["png"])
     assert np.array_equal(decode_image(file.read_bytes()), opencv(FILES["png"]))
+
+
+@pytest.mark.parametrize("extension", [".png", ".tiff"])
+@pytest.mark.parametrize(("bits", "is_dark"), [(10, True), (12, True), (14, True), (16, False)])
+def test_few_bits_in_16_are_noticed(extension: str, bits: int, is_dark: bool) -> None:
+    for shape in ((40, 40, 3), (40, 40)):
+        values = np.random.default_rng(0).integers(0, 1 << bits, shape).astype(np.uint16)
+        values.flat[0] = (1 << bits) - 1
+        data = cv2.imencode(extension, values)[1].tobytes()
+        assert largest_of_few_bits(data, decode_image(data)) == ((1 << bits) - 1 if is_dark else None)
+    for dark in (np.full((9, 9, 3), 3, np.uint8), np.zeros((9, 9, 3), np.uint16)):
+        data = cv2.imencode(extension, dark)[1].tobytes()
+        assert largest_of_few_bits(data, decode_image(data)) is None
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF"])
+def test_what_an_opencv_can_not_read_pillow_does(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenCV's wheels read GIF and AVIF only in newer releases."""
+    if not features.check("avif") and kind == "AVIF":
+        pytest.skip("this Pillow has no AVIF")
+    picture = np.full((40, 30, 3), 200, np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, kind)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    assert np.abs(decode_image(stream.getvalue()).astype(int) - picture).max() <= 3
+    with pytest.raises(ValueError, match="damaged beyond decoding"):
+        decode_image(stream.getvalue()[:30])

@@ -68,37 +68,6 @@ def weights(config: Path) -> str:
     return f"Global.pretrained_model={config.parent}/output/Xception41/latest"
 
 
-def test_lists_are_stratified_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "pictures", count=10)
-    (data / "cat/notes.txt").write_text("no image")
-    counts = ppxcls.make_lists(data, tmp_path / "a", val_share=0.3)
-    assert list(counts.values()) == [21, 9, 3]
-    val = (tmp_path / "a/val_list.txt").read_text(encoding="utf-8").splitlines()
-    assert [sum(line.endswith(f" {label}") for line in val) for label in range(3)] == [3, 3, 3]
-    train = (tmp_path / "a/train_list.txt").read_text(encoding="utf-8").splitlines()
-    assert not {line.split()[0] for line in train} & {line.split()[0] for line in val}
-    assert (tmp_path / "a/class_names.txt").read_text(encoding="utf-8") == "0 cat\n1 dog\n2 élan\n"
-    for seed, same in ((0, True), (1, False)):
-        ppxcls.make_lists(data, tmp_path / "b", val_share=0.3, seed=seed)
-        assert ((tmp_path / "b/val_list.txt").read_text() == (tmp_path / "a/val_list.txt").read_text()) == same
-    (data / "empty").mkdir()
-    with pytest.raises(ppxcls.DataError, match="empty: no images in the folder of a class"):
-        ppxcls.make_lists(data, tmp_path / "c")
-
-
-def test_flat_folder_with_labels(tmp_path: Path) -> None:
-    flat = pictures(tmp_path / "val", ("",), count=3)
-    labels = tmp_path / "ground_truth.txt"
-    labels.write_text("7\n0\n999\n")
-    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "lists/val_list.txt").read_text() == "0.jpg 7\n1.jpg 0\n2.jpg 999\n"
-    labels.write_text("7\n0\n")
-    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
-    assert result.returncode == 1
-    assert "2 labels for 3 images" in result.stderr
-
-
 def test_weights_there_and_back(tmp_path: Path) -> None:
     model = ppxcls.build_model("xception41p", class_num=5)
     paddle.save(model.state_dict(), str(tmp_path / "a.pdparams"))

@@ -1,0 +1,275 @@
+"""Lists from folders of images: what is found, what is skipped and counted, and names of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import ppxcls
+from ppxcls.data.image_files import IMAGE_EXTENSIONS, find_image_files
+from ppxcls.data.list_index import ListIndex, list_line
+from ppxcls.deploy.predict import find_images
+from ppxcls.system.paths import printable
+from tests.conftest import run_tool
+
+JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8))[1].tobytes()
+# Blanks at the ends, a line break, a tab, Latin-1 bytes, NFC and NFD, an escape, a byte-order mark, a line separator, ``..``.
+NAMES = [
+    b" a.jpg",
+    b"b .jpg",
+    b"\tc.jpg",
+    b"d\n.jpg",
+    b"\ne.jpg",
+    b"\xe9f.jpg",
+    "gé.jpg".encode(),
+    "ge\u0301.jpg".encode(),
+    b"h\x1b[2J.jpg",
+    b"\xef\xbb\xbfi.jpg",
+    "j\u2028k.jpg".encode(),
+    b"l..m.jpg",
+    b"n.jpg ",
+    b"o 3.jpg",
+    b"p\r.jpg",
+]
+
+
+def fill(folder: Path, files: dict[str, int] | list[str], data: bytes = JPEG) -> Path:
+    """Write images; a number stands for as many files in this folder."""
+    names = files if isinstance(files, list) else [f"{name}/{i}.jpg" for name, count in files.items() for i in range(count)]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def listed(folder: Path, name: str) -> list[tuple[str, int]]:
+    index = ListIndex(folder / f"{name}_list.txt")
+    return [(index.path(i), int(index.labels[i])) for i in range(len(index))]
+
+
+def test_lists_are_stratified_and_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    data = fill(tmp_path / "pictures", {"cat": 10, "dog": 10, "élan": 10})
+    made = ppxcls.make_lists(data, tmp_path / "a", val_share=0.3)
+    assert list(made.lists.values()) == [21, 9, 3]
+    assert [sum(label == k for _, label in listed(tmp_path / "a", "val")) for k in range(3)] == [3, 3, 3]
+    assert not set(listed(tmp_path / "a", "train")) & set(listed(tmp_path / "a", "val"))
+    assert (tmp_path / "a/class_names.txt").read_text(encoding="utf-8") == "0 cat\n1 dog\n2 élan\n"
+    for seed, same in ((0, True), (1, False)):
+        ppxcls.make_lists(data, tmp_path / "b", val_share=0.3, seed=seed)
+        assert ((tmp_path / "b/val_list.txt").read_text() == (tmp_path / "a/val_list.txt").read_text()) == same
+    (data / "empty").mkdir()
+    with pytest.raises(ppxcls.DataError, match="empty: no images in the folder of a class"):
+        ppxcls.make_lists(data, tmp_path / "c")
+
+
+def test_flat_folder_with_labels(tmp_path: Path) -> None:
+    flat = fill(tmp_path / "val", ["0.jpg", "1.jpg", "2.jpg"])
+    labels = tmp_path / "ground_truth.txt"
+    labels.write_text("7\n0\n999\n")
+    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "lists/val_list.txt").read_text() == "0.jpg 7\n1.jpg 0\n2.jpg 999\n"
+    labels.write_text("7\n0\n")
+    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
+    assert result.returncode == 1
+    assert "2 labels for 3 images" in result.stderr
+
+
+def test_what_is_skipped_is_counted_by_reason(tmp_path: Path) -> None:
+    data = fill(tmp_path / "p", {"ant": 3, "bee": 3})
+    fill(data, [".ipynb_checkpoints/a.jpg", "__MACOSX/b.jpg", "ant/._0.jpg", "ant/.ipynb_checkpoints/0.jpg"])
+    fill(data, ["ant/notes.txt", "bee/a.heic", "bee/b.HEIC", "bee/no_extension", "readme.md"])
+    (data / "ant/gone.jpg").symlink_to("nowhere.jpg")
+    (data / "ant/self.jpg").symlink_to("self.jpg")
+    (data / "bee/up").symlink_to("..")
+    os.mkfifo(data / "bee/pipe.jpg")
+    made = ppxcls.make_lists(data, tmp_path / "lists")
+    assert made.lists[str(tmp_path / "lists/class_names.txt")] == 2
+    assert {path for part in ("train", "val") for path, _ in listed(tmp_path / "lists", part)} == {
+        f"{name}/{i}.jpg" for name in ("ant", "bee") for i in range(3)
+    }
+    result = run_tool("tools/make_lists.py", data, "-o", tmp_path / "lists")
+    assert result.stdout.splitlines()[-1] == (
+        "skipped: 1 beside the folders of classes, 4 hidden, 2 links that lead nowhere, 1 links to a folder that they lie in, "
+        "4 not images (.heic, .txt, no extension), 1 not regular files"
+    )
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "disk", {"ant": 4, "more/deep": 2})
+    data = fill(tmp_path / "p", {"bee": 4})
+    (data / "ant").symlink_to(elsewhere / "ant")
+    (data / "bee/more").symlink_to(elsewhere / "more")
+    made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0.5)
+    assert list(made.lists.values()) == [5, 5, 2]
+    assert ("bee/more/deep/1.jpg", 1) in listed(tmp_path / "lists", "train") + listed(tmp_path / "lists", "val")
+    assert len(find_images(str(data))) == 10
+
+
+def test_every_extension_and_the_same_ones_everywhere(tmp_path: Path) -> None:
+    names = [f"a/{i}{extension.upper() if i % 2 else extension}" for i, extension in enumerate(sorted(IMAGE_EXTENSIONS))]
+    data = fill(tmp_path / "p", names)
+    made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0)
+    assert made.skipped == "skipped: nothing"
+    assert len(listed(tmp_path / "lists", "train")) == len(IMAGE_EXTENSIONS) == len(find_images(str(data)))
+    assert {".jfif", ".avif", ".gif", ".webp"} <= IMAGE_EXTENSIONS
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"), [("train", "val", "test"), ("Train", "valid", None), ("training", "validation", None)]
+)
+def test_a_folder_that_is_split_already(train: str, val: str, test: str | None, tmp_path: Path) -> None:
+    parts = {f"{train}/ant": 3, f"{train}/bee": 3, f"{val}/bee": 2} | ({f"{test}/ant": 1} if test else {})
+    made = ppxcls.make_lists(fill(tmp_path / "p", parts), tmp_path / "lists")
+    assert listed(tmp_path / "lists", "train") == [
+        (f"{train}/{n}/{i}.jpg", k) for k, n in enumerate(("ant", "bee")) for i in range(3)
+    ]
+    assert listed(tmp_path / "lists", "val") == [(f"{val}/bee/0.jpg", 1), (f"{val}/bee/1.jpg", 1)]
+    assert (tmp_path / "lists/class_names.txt").read_text() == "0 ant\n1 bee\n"
+    assert list(made.lists.values()) == ([6, 2, 1, 2] if test else [6, 2, 2])
+
+
+def test_a_training_part_alone_is_split(tmp_path: Path) -> None:
+    made = ppxcls.make_lists(fill(tmp_path / "p", {"train/ant": 5, "train/bee": 5, "test/ant": 2}), tmp_path / "lists")
+    assert list(made.lists.values()) == [8, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train/ant": 2, "val/bee": 2}, "val/bee: a class that is not in the training part"),
+        ({"train/ant": 2, "val": 2}, "val: no folders of classes, as the training part has them"),
+        ({"train/ant": 2, "val/ant": 1, "valid/ant": 1}, "val and valid are both the val part"),
+        ({"train/ant": 2, "val/ant": 1, "ant": 1}, "expected train/, val/ and test/ or folders of classes, received both"),
+        ({"train": 2, "val": 2}, "train: no folders of classes"),
+    ],
+)
+def test_refused_splits(files: dict[str, int], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ppxcls.DataError, match=message):
+        ppxcls.make_lists(fill(tmp_path / "p", files), tmp_path / "lists")
+
+
+def test_classes_may_be_called_train(tmp_path: Path) -> None:
+    made = ppxcls.make_lists(fill(tmp_path / "p", {"car": 2, "train": 2}), tmp_path / "lists", val_share=0)
+    assert list(made.lists.values()) == [4, 2]
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    result = run_tool("tools/make_lists.py", tmp_path / "nowhere", "-o", tmp_path / "lists")
+    assert result.returncode == 1
+    assert result.stderr.strip() == f"error: {tmp_path}/nowhere: no such folder"
+    (tmp_path / "file").touch()
+    with pytest.raises(ppxcls.DataError, match="file: not a folder"):
+        ppxcls.make_lists(tmp_path / "file", tmp_path / "lists")
+
+
+@pytest.mark.parametrize("names", ["ant\nbee eater\n", "0 ant\n1 bee eater\n", "0,ant\n1,bee eater\n"])
+def test_lists_of_paddlex(names: str, tmp_path: Path) -> None:
+    data = fill(tmp_path / "p", ["images/a b.jpg", "images/c.jpg", "images/d.jpg"])
+    (data / "labels.txt").write_text(names)
+    (data / "train.txt").write_text("images/a b.jpg 0\nimages/c.jpg 1\n")
+    (data / "val.txt").write_text("images/d.jpg 1\n")
+    made = ppxcls.make_lists(data, tmp_path / "lists")
+    assert list(made.lists.values()) == [2, 1, 2]
+    assert listed(tmp_path / "lists", "train") == [("images/a b.jpg", 0), ("images/c.jpg", 1)]
+    assert (tmp_path / "lists/class_names.txt").read_text() == "0 ant\n1 bee eater\n"
+    (data / "val.txt").write_text("images/d.jpg 2\n")
+    with pytest.raises(ppxcls.DataError, match=r"val.txt:1: the label 2, but .*labels.txt has 2 names"):
+        ppxcls.make_lists(data, tmp_path / "lists")
+    (data / "val.txt").write_text("images/e.jpg 1\n")
+    with pytest.raises(ppxcls.DataError, match=r"val.txt:1: no such file: .*images/e.jpg"):
+        ppxcls.make_lists(data, tmp_path / "lists")
+
+
+def test_names_that_look_alike_are_pointed_out(tmp_path: Path) -> None:
+    data = fill(tmp_path / "p", {"ant": 1, " ant": 1, "é": 1, "e\u0301": 1, "bee": 1})
+    made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0)
+    assert sorted(path for path, _ in listed(tmp_path / "lists", "train")) == sorted(
+        f"{p}{n}/0.jpg" for n, p in (("ant", ""), (" ant", "./"), ("é", ""), ("e\u0301", ""), ("bee", ""))
+    )
+    assert len(made.notes) == 2
+    assert all("look alike" in note for note in made.notes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other disks do not hold every name")
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_line_carries_every_name(name: bytes, tmp_path: Path) -> None:
+    text = os.fsdecode(name)
+    for path in (text, f"{text}/{text}"):
+        (tmp_path / "list.txt").write_bytes(f"{list_line(path, 7)}\n{list_line(path, 8)}\r\n".encode("utf-8", "surrogateescape"))
+        index = ListIndex(tmp_path / "list.txt")
+        assert [os.path.normpath(index.path(i)) for i in range(2)] == [path, path]
+        assert index.labels.tolist() == [7, 8]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other disks do not hold every name")
+def test_names_of_every_kind_through_all_tools(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """Lists, check_data, training with an unreadable file, its report, and predictions: each name is there, and none is raw."""
+    data = tmp_path / "p"
+    for part in (b"x y ", b" z\xff"):
+        for name in NAMES:
+            (Path(os.fsdecode(os.fsencode(data) + b"/" + part))).mkdir(parents=True, exist_ok=True)
+            (data / os.fsdecode(part) / os.fsdecode(name)).write_bytes(JPEG)
+    bad = data / "x y " / os.fsdecode(b"\x1b[31m\n\xe9 bad.jpg")
+    bad.write_bytes(b"<html>")
+    result = run_tool("tools/make_lists.py", data, "-o", tmp_path / "lists", "--val-share", "0")
+    assert result.returncode == 0, result.stderr
+    assert len(listed(tmp_path / "lists", "train")) == 2 * len(NAMES) + 1
+    steps = [{"DecodeImage": {}}, {"ResizeImage": {"size": 71}}, {"NormalizeImage": {"order": ""}}]
+    file = write_config(
+        **{
+            "Arch": {"name": "SmallNetwork", "class_num": 2},
+            "Global.plugins": ["tests/fixtures/small_network.py"],
+            "DataLoader.Eval": None,
+            "DataLoader.Train.dataset.image_root": str(data),
+            "DataLoader.Train.dataset.cls_label_path": str(tmp_path / "lists/train_list.txt"),
+            "Global.on_bad_image": "skip",
+            "Global.max_bad_share": 0.1,
+            "Infer": {"infer_imgs": str(data), "transforms": steps},
+        }
+    )
+    report = tmp_path / "report.json"
+    checked = run_tool("tools/check_data.py", "-c", file, "--json", report)
+    assert checked.returncode == 1, checked.stderr
+    found = json.loads(report.read_text(encoding="utf-8"))["found"]
+    (line,) = found["not an image"]
+    assert r"x y /\x1b[31m\n\xe9 bad.jpg: not an image" in line
+    trained = run_tool("tools/train.py", "-c", file)
+    assert trained.returncode == 0, trained.stderr
+    row = (tmp_path / "output/SmallNetwork/bad_samples.txt").read_text(encoding="utf-8")
+    assert row.count("\n") == 1
+    assert r"\x1b[31m\n\xe9 bad.jpg" in row
+    for kind in ("paddleclas", "csv", "jsonl"):
+        predicted = run_tool("tools/infer.py", "-c", file, "--format", kind)
+        assert predicted.returncode == 1
+        assert r"\x1b[31m\n\xe9 bad.jpg: not an image" in predicted.stderr
+        for text in (predicted.stdout, predicted.stderr):
+            assert all(line == printable(line) for line in text.split("\n")), kind
+        if kind == "jsonl":
+            names = {os.fsencode(json.loads(line)["file_name"]) for line in predicted.stdout.splitlines()}
+            assert names == {os.fsencode(path) for path in find_images(str(data))} - {os.fsencode(bad)}
+    for result in (checked, trained):
+        assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_a_folder_nested_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1200):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("a.jpg").touch()
+        os.chdir(here)
+        assert [name.count("/") for name in find_image_files(tmp_path).files] == [1200]
+    finally:
+        os.chdir(here)
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # Python's own removal recurses
