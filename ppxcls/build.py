@@ -41,9 +41,11 @@ from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
 from ppxcls.train.trained_model import (
     Purpose,
     Weights,
+    chance_warning,
     class_names_for,
     class_num,
     describe,
+    unused_classes_warning,
     weights_for,
     write_results,
 )
@@ -93,6 +95,8 @@ def build_trainer(config: Config) -> Trainer:
     weights = weights_for(config, "train")
     network = build_network(config, "train", weights)
     loader = build_loader(config, "Train")
+    if warning := unused_classes_warning(loader.dataset, class_num(config)):
+        logger.warning(warning)
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     evaluation = _build_evaluation(config) if evaluates else None
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
@@ -102,10 +106,9 @@ def build_trainer(config: Config) -> Trainer:
     plan = Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)})
     trainer = Trainer(learner, loader, run, plan, evaluation)
     path = config.Global.checkpoints
-    resumed = trainer.resume(path, config.Global.allow_changes) if path else False
+    if path:
+        trainer.resume(path, config.Global.allow_changes)
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
-    if distributed.rank() == 0 and not resumed and loader.bad_samples:
-        loader.bad_samples.start()
     return trainer
 
 
@@ -118,10 +121,10 @@ def evaluate(config: Config) -> dict[str, float]:
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``.
     """
-    weights = weights_for(config, "evaluate")
-    assert weights
     dataset = _required(config, "DataLoader.Eval").dataset
     start(config)
+    weights = weights_for(config, "evaluate")
+    assert weights
     logger.info(describe(config, weights, dataset.get("transform_ops") or [], class_names_for(config)))
     network = set_evaluation_precision(config.AMP, build_network(config, "evaluate", weights))
     evaluation = _build_evaluation(config)
@@ -130,6 +133,8 @@ def evaluate(config: Config) -> dict[str, float]:
     with Watchdog(config.Global.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read) as watchdog:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
     if distributed.rank() == 0:
+        if not weights.is_own and (warning := chance_warning(results, class_num(config))):
+            logger.warning(warning)
         file = write_results(config, weights, results)
         logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
     return results

@@ -322,5 +322,5 @@ def test_a_new_run_lists_its_own_bad_samples(write_config: Callable[..., Path], 
         ppxcls.build_trainer(ppxcls.load_config(file)).fit()
     listed = tmp_path / "output/Xception41/bad_samples.txt"
     assert len(listed.read_text().splitlines()) == 1
-    assert (listed.parent / "bad_samples.txt.old").read_text() == listed.read_text()
+    assert (listed.parent / "earlier_1/bad_samples.txt").read_text() == listed.read_text()
     assert yaml.safe_load((listed.parent / "config.yaml").read_text())["Global"]["on_bad_image"] == "skip"

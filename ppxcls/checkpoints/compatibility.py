@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
-
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress
+from ppxcls.config.checks import ConfigError
+from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.logs import logger
 
 _OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that can't change during a run
@@ -55,7 +55,7 @@ class RunFacts:
 
     def of_all_ranks(self) -> dict[str, str]:
         """What must be equal on all ranks: the lists, and the config without what belongs to one machine."""
-        flat = _flat(yaml.safe_load(self.config))
+        flat = _flat(read_yaml(self.config, "the config"))
         config = {k: v for k, v in flat.items() if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")}
         return {"config": repr(sorted(config.items())), "training list": self.train_list, "evaluation list": self.eval_list}
 
@@ -75,7 +75,11 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
         old = RunFacts(**{key: manifest[key] for key in asdict(facts) if key in manifest})
     except TypeError:  # PaddleClas's
         return
-    before, after = _flat(yaml.safe_load(old.config)), _flat(yaml.safe_load(facts.config))
+    try:
+        before = _flat(read_yaml(old.config, "the checkpoint's config"))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    after = _flat(read_yaml(facts.config, "the config"))
     changes = {
         key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({*before, *after})

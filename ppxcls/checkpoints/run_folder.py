@@ -31,9 +31,8 @@ except ImportError:  # Windows has no such locks, so two runs in one folder are 
 
 
 _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
-
-
-_RESULTS = ("config.yaml", "class_names.txt", "metrics.jsonl", "bad_samples.txt", "vdl")
+_DESCRIPTIONS = ("config.yaml", "class_names.txt")  # of a run; without anything else they are not worth keeping
+_RESULTS = (*_DESCRIPTIONS, "metrics.jsonl", "bad_samples.txt", "vdl")
 
 
 class RunFolderError(Exception):
@@ -113,16 +112,15 @@ class RunFolder:
         Raises:
             OSError: they can't be moved.
         """
-        found, damaged = self.checkpoints()
-        if not found and not damaged:
+        suffixes = (".json", ".pdparams", ".pdopt", ".pdema", ".new")
+        files = [file for file in sorted(self.path.iterdir()) if file.name in _RESULTS or file.suffix in suffixes]
+        if all(file.name in _DESCRIPTIONS for file in files):
             return None
         number = next(i for i in itertools.count(1) if not (self.path / f"earlier_{i}").exists())
         target = self.path / f"earlier_{number}"
         target.mkdir()
-        suffixes = (".json", ".pdparams", ".pdopt", ".pdema", ".new")
-        for file in sorted(self.path.iterdir()):
-            if file.name in _RESULTS or file.suffix in suffixes:
-                file.replace(target / file.name)
+        for file in files:
+            file.replace(target / file.name)
         self._whole.clear()
         return target
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
+from ppxcls.config.paddleclas import not_supported
+
 KeyPath = tuple[str, ...]
 OVERRIDE = "-o "  # begins the source of a key that the command line gave
+
+
+_INT64 = 1 << 63
+_LEADING_ZERO = re.compile(r"([-+]?)0+([1-9][0-9]*)")
 
 
 class ConfigError(Exception):
@@ -117,15 +125,14 @@ def parse_number(text: str) -> float:
 
 def _check_scalar(value: Any, hint: type, where: Where) -> Any:
     if hint is float and isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError, OverflowError):
             return parse_number(value)
-        except ValueError:
-            pass
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+    if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64:
         return value
     if hint in (str, dict, list) and isinstance(value, hint):
         return value
@@ -133,8 +140,21 @@ def _check_scalar(value: Any, hint: type, where: Where) -> Any:
 
 
 def _mismatch(value: Any, hint: Any, where: Where) -> ConfigError:
-    shown = "null" if value is None else repr(value)
-    return where.error(f"expected {type_name(hint)}, received {shown if len(shown) < 120 else shown[:117] + '...'}")
+    message = f"expected {type_name(hint)}, received {shown(value)}"
+    if isinstance(value, str) and (number := _LEADING_ZERO.fullmatch(value)):
+        message += f"; write {number[1] or ''}{number[2]}, or 0o{number[2]} for octal"
+    if where.keys and typing.get_origin(hint) is Literal and (advice := not_supported(where.keys[-1])):
+        message += f": {advice}"
+    return where.error(message)
+
+
+def shown(value: Any) -> str:
+    """A value of a config in an error message: at most 120 characters."""
+    try:
+        text = "null" if value is None else repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        text = "a number of more than 4,300 digits"
+    return text if len(text) < 120 else text[:117] + "..."
 
 
 def check_value(value: Any, hint: Any, where: Where) -> Any:
@@ -200,8 +220,42 @@ class Mark(Protocol):
         """The checked value; raises ConfigError."""
 
 
+class RegularExpression:
+    """Marks a string that must be a regular expression."""
+
+    def check(self, value: Any, where: Where) -> str:
+        """The string.
+
+        Raises:
+            ConfigError: it is no regular expression.
+        """
+        pattern = str(check_value(value, str, where))
+        try:
+            re.compile(pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise where.error(f"expected a regular expression, received {shown(pattern)}: {error}") from None
+        return pattern
+
+
+Pattern = Annotated[str, RegularExpression()]
+
+
+def matching(pattern: str, keys: Iterable[str], where: Where) -> set[str]:
+    """The state keys in which a regular expression is found.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = {key for key in keys if re.search(pattern, key)}
+    if not found:
+        raise where.error(f"pattern {pattern!r} matches no parameter")
+    return found
+
+
 def unknown(word: str, allowed: list[str], what: str) -> str:
     """The message for a word that is not allowed; it suggests the nearest spelling."""
+    if (message := not_supported(word)) is not None:
+        return message
     near = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
     hint = next((f" (did you mean {a!r}?)" for a in allowed if near and a.lower() == near[0]), "")
     return f"unknown {what} {word!r}{hint}; allowed: {', '.join(allowed) or 'none'}"

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ppxcls.config.checks import OVERRIDE, ConfigError, KeyPath, Where, check_section, check_value, unknown
+from ppxcls.config.checks import OVERRIDE, ConfigError, KeyPath, Where, check_section, check_value, shown, unknown
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
+from ppxcls.config.yaml_values import read_yaml
 
-_CONSTRUCTOR = yaml.SafeLoader("")
-_MAX_DEPTH, _MAX_KEYS = 50, 20_000  # limits, because an alias can repeat or contain itself
 RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
@@ -35,8 +32,10 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     if isinstance(path, Mapping):
         raw = copy.deepcopy(plain(path))
     else:
+        if "://" in str(path):
+            raise ConfigError(f"expected a file, received a URL; download it first: {path}")
         file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
-        raw = _read_yaml(file, sources)
+        raw = _read_file(file, sources)
     for override in overrides:
         _apply_override(raw, override, sources)
     _import_plugins(raw, file.parent if file else None, Where((), sources))
@@ -62,55 +61,18 @@ def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> N
         section["plugins"] = [import_plugin(name, folder, where / i) for i, name in enumerate(names)]
 
 
-def _read_yaml(path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
+def _read_file(path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and a path with a NUL
         raise ConfigError(f"{path}: can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {_reason(error)}") from None
-    if not isinstance(node, yaml.MappingNode):
+    raw = read_yaml(text, str(path), sources)
+    if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, such as Global and Arch")
     sources[()] = str(path)
-    return _construct(node, path, (), sources)
-
-
-def _construct(node: yaml.Node, path: Path, keys: KeyPath, sources: dict[KeyPath, str]) -> Any:
-    """The node's plain value. Records the line of every key path; a key written twice is an error."""
-    if keys:
-        sources[keys] = f"{path}:{node.start_mark.line + 1}"
-    if len(keys) > _MAX_DEPTH or len(sources) > _MAX_KEYS:
-        raise ConfigError(
-            f"{path}: nested more than {_MAX_DEPTH} deep or more than {_MAX_KEYS} keys: anchors that repeat themselves?"
-        )
-    if isinstance(node, yaml.MappingNode):
-        _CONSTRUCTOR.flatten_mapping(node)  # merge keys, <<
-        value: dict[Any, Any] = {}
-        for key_node, value_node in node.value:
-            key = str(key_node.value)
-            if key in value:
-                line = key_node.start_mark.line + 1
-                raise ConfigError(f"{path}:{line}: {'.'.join((*keys, key))}: written twice in the same mapping")
-            below = (*keys, key)
-            value[key] = _construct(value_node, path, below, sources)
-            sources[below] = f"{path}:{key_node.start_mark.line + 1}"
-        return value
-    if isinstance(node, yaml.SequenceNode):
-        return [_construct(item, path, (*keys, str(i)), sources) for i, item in enumerate(node.value)]
-    try:
-        return _CONSTRUCTOR.construct_object(node)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{sources[keys]}: {'.'.join(keys)}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """PyYAML's own words, in one line."""
-    return getattr(error, "problem", None) or " ".join(str(error).split())
+    return raw
 
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
@@ -120,10 +82,7 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
     keys = name.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"{source}: expected KEY.KEY=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: the value is not valid YAML: {_reason(error)}") from None
+    value = read_yaml(text, source)
     parent, key, done = _descend(raw, keys, source, sources)
     if isinstance(parent, list):
         parent[int(key)] = value
@@ -155,7 +114,7 @@ def _descend(
             sources[done] = source
         target = target[int(key)] if isinstance(target, list) else target[key]
         if not isinstance(target, dict | list):
-            raise ConfigError(f"{source}: {'.'.join(done)} is {target!r}: it has no keys")
+            raise ConfigError(f"{source}: {'.'.join(done)} is {shown(target)}: it has no keys")
 
 
 def _list_index(items: list[Any], key: str, where: Where) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from easydict import EasyDict
 
-from ppxcls.config.checks import Where, check_value, type_name, unknown
+from ppxcls.config.checks import Where, check_value, shown, type_name, unknown
 
 _ROOMS = ("ppxcls.models", "ppxcls.data", "ppxcls.train")
 
@@ -247,7 +247,7 @@ class Registry(Generic[T]):
         if isinstance(item, str):
             item = {item: None}
         if not isinstance(item, dict) or len(item) != 1:
-            raise where.error(f"expected one component, Name: {{...}}, received {item!r}")
+            raise where.error(f"expected one component, Name: {{...}}, received {shown(item)}")
         ((name, arguments),) = item.items()
         place = where / name
         arguments = {} if arguments is None else check_value(arguments, dict, place)

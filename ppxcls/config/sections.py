@@ -11,10 +11,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from ppxcls.config.checks import OVERRIDE, BelowOne, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where
 from ppxcls.config.registry import Block, Component, Components
+from ppxcls.config.yaml_values import write_yaml
 
 
 @dataclass
@@ -44,7 +43,8 @@ class GlobalSection:
         max_bad_share: largest share of unreadable samples in a list; with more, the run stops.
         deterministic: use the device's deterministic operators.
         check_data: look for every listed file before the first step.
-        image_shape: PaddleClas's key, ``[3, H, W]``; not used, because exported models take any size.
+        image_shape: PaddleClas's key, ``[3, H, W]``. The transforms decide the size; a warning says if this differs from it.
+        image_channel: PaddleClas's key; it has no effect.
         save_inference_dir: folder of exported models.
         eval_mode, task, train_mode: PaddleClas's keys with the only value that is supported.
         to_static, use_dali, use_multilabel: PaddleClas's keys for what is not supported.
@@ -74,7 +74,8 @@ class GlobalSection:
     on_bad_image: Literal["raise", "skip"] = "raise"
     max_bad_share: Share = 0.001
     deterministic: bool = False
-    image_shape: tuple[int, int, int] = (3, 299, 299)
+    image_shape: tuple[Count, Count, Count] | None = None
+    image_channel: Literal[3, 4] | None = None
     save_inference_dir: str = "./inference"
     plugins: list[str] | None = None
     trackers: Annotated[list[Block], Components("tracker")] | None = None
@@ -160,11 +161,17 @@ class LoaderSection:
         num_workers: number of threads that read and decode; 0 uses the loop's own thread.
         use_shared_memory: PaddleClas's key; it has no effect, because threads share their memory anyway.
         read_patience: seconds to retry a disk that reports EIO, ESTALE or a similar error.
+        collate_fn, persistent_workers, prefetch_factor, timeout: keys of Paddle's loader; they have no effect, because there are
+            no processes.
     """
 
     num_workers: CountOrZero = 4
     use_shared_memory: bool = True
     read_patience: NotNegative = 60.0
+    collate_fn: str | None = None
+    persistent_workers: bool = False
+    prefetch_factor: Count | None = None
+    timeout: NotNegative = 0.0
 
 
 @dataclass
@@ -284,7 +291,7 @@ class Config:
         sections = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.init}
         if is_run:
             sections["Global"] |= {"checkpoints": None, "allow_changes": False}
-        return yaml.safe_dump({k: v for k, v in sections.items() if v is not None}, sort_keys=False, allow_unicode=True)
+        return write_yaml({k: v for k, v in sections.items() if v is not None})
 
 
 def plain(value: Any) -> Any:

@@ -29,21 +29,26 @@ from ppxcls.deploy.side_file import METADATA_KEY, NAME, Exported, parse, read_si
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import load_weights, save_weights
 from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.system.paths import printable, url_problem
 from ppxcls.train.trained_model import class_names_for, class_num, describe, transforms_for, weights_for
 
 # Keys that make sense with exported files, which hold the others.
 _KEYS_FOR_EXPORTED = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
 
 
-def load(path: str | Path) -> Predictor:
+def load(path: str | Path | Config) -> Predictor:
     """A trained run or an exported model, ready to predict: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
 
     Args:
-        path: folder of a run, its ``config.yaml``, an exported folder, or an exported ``.onnx`` file.
+        path: folder of a run, its ``config.yaml``, a config, an exported folder, or an exported ``.onnx`` file.
 
     Raises:
         ConfigError, CheckpointError, DataError: it can't be used.
     """
+    if isinstance(path, Config):
+        return trained_predictor(path)
+    if (problem := url_problem(path)) is not None:
+        raise DataError(problem)
     path = Path(path)
     if path.suffix == ".onnx" or (path / NAME).is_file():
         return exported_predictor(path)
@@ -132,11 +137,11 @@ def export(
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
     """
+    set_up_logging()
     weights = weights_for(config, "export")
     assert weights
     blocks, names = transforms_for(config), class_names_for(config)
     start_processes(config)
-    set_up_logging()
     logger.info(describe(config, weights, blocks, names))
     network = build_network(config, "export", weights)
     network.eval()
@@ -241,7 +246,7 @@ def _report(predictions: Sequence[Prediction]) -> int:
     """Print the errors; returns their number."""
     failed = [p for p in predictions if p.error]
     for p in failed:
-        print(f"{p.file}: {p.error}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        print(printable(f"{p.file}: {p.error}"), file=sys.stderr)
     return len(failed)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppxcls.config.checks import Where
+from ppxcls.config.checks import Pattern, Where, matching
 from ppxcls.config.registry import Registry
 from ppxcls.models.layers import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
@@ -23,7 +22,7 @@ class ModelKeys:
     """Common keys of the networks.
 
     Attributes:
-        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence.
+        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence. Nothing is downloaded for ``True``.
         freeze: regular expressions. Parameters whose state keys match are not trained, and their batch norms keep their
             statistics.
         use_sync_bn: compute batch norm's statistics over all processes; not on the CPU.
@@ -31,8 +30,8 @@ class ModelKeys:
         recompute: save memory by computing the blocks again in the backward pass.
     """
 
-    pretrained: str | None = None
-    freeze: list[str] | None = None
+    pretrained: str | bool | None = None
+    freeze: list[Pattern] | None = None
     use_sync_bn: bool = False
     data_format: Literal["NCHW", "NHWC"] = "NCHW"
     recompute: bool = False
@@ -66,17 +65,17 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
         where: place of the patterns, for error messages.
 
     Raises:
-        ConfigError: a pattern matches no parameter.
+        ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
     for i, pattern in enumerate(patterns):
-        frozen = [key for key, p in model.named_parameters() if re.search(pattern, key)]
-        if not frozen:
-            raise (where / i).error(f"pattern {pattern!r} matches no parameter")
+        frozen = matching(pattern, [key for key, _ in model.named_parameters()], where / i)
         for key, parameter in model.named_parameters():
             parameter.stop_gradient |= key in frozen
         for key, layer in model.named_sublayers():
             if isinstance(layer, nn.BatchNorm2D) and f"{key}.weight" in frozen:
                 layer._use_global_stats = True
+    if patterns and all(parameter.stop_gradient for parameter in model.parameters()):
+        raise where.error("expected patterns that leave something to train; every parameter is frozen")
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:

@@ -15,7 +15,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import initialize, linear, separable
-from ppxcls.models.preprocessing import HALF, Preprocessing
+from ppxcls.models.preprocessing import HALF, Preprocessing, of_timm
 from ppxcls.ops.max_pool import MaxPool2D
 
 _NAMES = "conv1", "pointwise"
@@ -109,14 +109,17 @@ class LegacyXception(nn.Layer):
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 
-# timm 1.0.31's default_cfg; Keras's preprocess_input.
-@MODELS.register(published=Preprocessing("timm", 299, 0.8975, "bicubic", HALF, HALF))
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/xception/xception_weights_tf_dim_ordering_tf_kernels.h5"
+
+
+@MODELS.register(published=of_timm("legacy_xception.tf_in1k", 0.8975))
 def legacy_xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
     """timm's version; 22.9 million parameters with 1,000 classes."""
     return LegacyXception(class_num, in_channels, drop_rate)
 
 
-@MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF))
+# Keras's preprocess_input.
+@MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF, _KERAS))
 def Xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
     """Keras's version, with its padding of max pools and its batch norm (epsilon 1e-3, momentum 0.99)."""
     return LegacyXception(class_num, in_channels, drop_rate, keras=True)

@@ -20,6 +20,7 @@ class Preprocessing:
         interpolation: of the resizing.
         mean: of channels with values from 0 to 1.
         std: of channels with values from 0 to 1.
+        url: of the weights at their publisher's.
     """
 
     source: str
@@ -28,10 +29,21 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    url: str = ""
 
 
 HALF = (0.5, 0.5, 0.5)
-PADDLECLAS = Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD)  # of its Xception YAMLs
+
+
+def of_paddleclas(name: str) -> Preprocessing:
+    """The preprocessing of PaddleClas's Xception YAMLs, with the weights' address from its table of models."""
+    url = f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{name}_pretrained.pdparams"
+    return Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD, url)
+
+
+def of_timm(name: str, crop_share: float) -> Preprocessing:
+    """The preprocessing of timm 1.0.31's ``default_cfg``, with the weights' page on the Hugging Face hub."""
+    return Preprocessing("timm", 299, crop_share, "bicubic", HALF, HALF, f"https://huggingface.co/timm/{name}")
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ class PreparedImages:
             size=size,
             short=resize.get("resize_short") if resize else None,
             interpolation=interpolation,
-            mean=None if normalize is None else tuple(normalize.get("mean", IMAGENET_MEAN)),
-            std=None if normalize is None else tuple(normalize.get("std", IMAGENET_STD)),
+            mean=None if normalize is None else tuple(normalize.get("mean") or IMAGENET_MEAN),
+            std=None if normalize is None else tuple(normalize.get("std") or IMAGENET_STD),
         )
 
     def __str__(self) -> str:

@@ -20,12 +20,19 @@ from ppxcls.checkpoints.files import (
     write_state,
 )
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
+from ppxcls.system.paths import url_problem
 
 NAMES = "StructuredToParameterName@@"  # key of the parameters' names in Paddle's saved state dicts
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of a prefix such as ``output/Xception41/best_model``. A path with an extension is returned as it is."""
+    """The file of a prefix such as ``output/Xception41/best_model``. A path with an extension is returned as it is.
+
+    Raises:
+        CheckpointError: it is a URL.
+    """
+    if (problem := url_problem(path)) is not None:
+        raise CheckpointError(problem)
     path = Path(path)
     return path if path.suffix in (".pdparams", *SUFFIXES) else path.with_name(path.name + ".pdparams")
 

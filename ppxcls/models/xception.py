@@ -13,7 +13,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import linear
-from ppxcls.models.preprocessing import PADDLECLAS
+from ppxcls.models.preprocessing import of_paddleclas
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
 
@@ -186,19 +186,19 @@ class PaddleClasXception(nn.Layer):
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
 
 
-@MODELS.register(published=PADDLECLAS)
+@MODELS.register(published=of_paddleclas("Xception41"))
 def Xception41(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
     """3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
-@MODELS.register(published=PADDLECLAS)
+@MODELS.register(published=of_paddleclas("Xception65"))
 def Xception65(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
     """3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
-@MODELS.register(published=PADDLECLAS)
+@MODELS.register(published=of_paddleclas("Xception71"))
 def Xception71(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
     """5 entry and 16 middle blocks; 37.9 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate)

@@ -8,7 +8,6 @@ timm's, except for the names of batch norm's statistics.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -19,14 +18,12 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import DropPath, NormReLU, initialize, linear, separable
-from ppxcls.models.preprocessing import HALF, Preprocessing
+from ppxcls.models.preprocessing import of_timm
 
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]
 
 _NAMES = "conv_dw", "conv_pw"
-# timm 1.0.31's default_cfg.
-_PUBLISHED = Preprocessing("timm", 299, 0.94, "bicubic", HALF, HALF)
 _EXIT = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the exit flow's two blocks
 
 
@@ -168,7 +165,7 @@ _ENTRY = ((128, 2), (256, 2), (728, 2))
 _ENTRY_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
 
 
-@MODELS.register(published=replace(_PUBLISHED, crop_share=0.903))
+@MODELS.register(published=of_timm("xception41.tf_in1k", 0.903))
 def xception41(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -180,7 +177,7 @@ def xception41(
     return XceptionAligned(_ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register(published=_PUBLISHED)
+@MODELS.register(published=of_timm("xception65.ra3_in1k", 0.94))
 def xception65(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -192,7 +189,7 @@ def xception65(
     return XceptionAligned(_ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register(published=replace(_PUBLISHED, crop_share=0.903))
+@MODELS.register(published=of_timm("xception71.tf_in1k", 0.903))
 def xception71(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -204,7 +201,7 @@ def xception71(
     return XceptionAligned(_ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register(published=_PUBLISHED)
+@MODELS.register(published=of_timm("xception41p.ra3_in1k", 0.94))
 def xception41p(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -216,7 +213,7 @@ def xception41p(
     return XceptionAligned(_ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
 
 
-@MODELS.register(published=_PUBLISHED)
+@MODELS.register(published=of_timm("xception65p.ra3_in1k", 0.94))
 def xception65p(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,

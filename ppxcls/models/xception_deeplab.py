@@ -14,7 +14,7 @@ from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.preprocessing import PADDLECLAS
+from ppxcls.models.preprocessing import of_paddleclas
 from ppxcls.ops.depthwise import DepthwiseConv2D
 
 _WIDTH = 728  # channels of the middle flow
@@ -142,7 +142,7 @@ class XceptionDeeplab(nn.Layer):
         return self._fc(paddle.flatten(self._pool(x), start_axis=1))
 
 
-@MODELS.register(published=PADDLECLAS)
+@MODELS.register(published=of_paddleclas("Xception41_deeplab"))
 def Xception41_deeplab(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
 ) -> XceptionDeeplab:
@@ -150,7 +150,7 @@ def Xception41_deeplab(
     return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
 
 
-@MODELS.register(published=PADDLECLAS)
+@MODELS.register(published=of_paddleclas("Xception65_deeplab"))
 def Xception65_deeplab(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
 ) -> XceptionDeeplab:

@@ -34,9 +34,9 @@ class Evaluation:
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
 
-    def is_better(self, name: str, value: float, best: float) -> bool:
-        """Whether a figure is better than another: larger, or of a loss smaller."""
-        return value < best if name in self._loss.names else value > best
+    def larger_is_better(self, name: str) -> bool:
+        """Whether a larger value of this figure is better, as of a metric; a smaller loss is."""
+        return name not in self._loss.names
 
     def __call__(self, network: nn.Layer, batches: Iterable[Batch]) -> dict[str, float]:
         """Evaluate.

@@ -123,9 +123,9 @@ class Learner:
         """In this block the network has the weights to evaluate: the average, if there is one."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
-    def observe(self, figure: float) -> None:
+    def observe(self, figure: float, larger_is_better: bool) -> None:
         """Let an evaluation's first figure decide about the rate of the next step."""
-        self.schedule.observe(figure)
+        self.schedule.observe(figure, larger_is_better)
         self.scheduler.step(self.progress.step)
 
     def start_epoch(self, epoch: int) -> None:

@@ -32,7 +32,7 @@ class AdaptiveRate(Protocol):
     def __call__(self, t: int) -> float:
         """The rate of the step ``t``."""
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, larger_is_better: bool) -> None:
         """Use the first figure of an evaluation."""
 
 
@@ -70,7 +70,7 @@ def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0)
     """
     if total <= 0:
         return lambda t: learning_rate
-    return lambda t: eta_min + (learning_rate - eta_min) * (1 + math.cos(math.pi * t / total)) / 2
+    return lambda t: eta_min + (learning_rate - eta_min) * (1 + math.cos(math.pi * min(t / total, 1))) / 2
 
 
 @LR_SCHEDULES.register
@@ -105,7 +105,7 @@ def OneCycleLR(
         phase_pct: share of the run in which the rate rises.
         anneal_strategy: shape of the rise and the fall.
     """
-    top = phase_pct * total - 1
+    top = max(phase_pct * total - 1, 0.0)
     first = max_learning_rate / divide_factor
 
     def between(a: float, b: float, share: float) -> float:
@@ -113,7 +113,7 @@ def OneCycleLR(
         return b + (a - b) * ((1 + math.cos(math.pi * share)) / 2 if anneal_strategy == "cos" else 1 - share)
 
     def rate(t: int) -> float:
-        if t <= top:
+        if t < top:
             return between(first, max_learning_rate, t / top)
         return between(max_learning_rate, end_learning_rate, (t - top) / max(total - 1 - top, 1e-9))
 
@@ -128,9 +128,16 @@ class Plateau:
     """
 
     def __init__(
-        self, learning_rate: float, mode: str, factor: float, patience: int, threshold: float, cooldown: int, min_lr: float
+        self,
+        learning_rate: float,
+        mode: str | None,
+        factor: float,
+        patience: int,
+        threshold: float,
+        cooldown: int,
+        min_lr: float,
     ) -> None:
-        self._learning_rate, self._sign = learning_rate, 1 if mode == "max" else -1
+        self._learning_rate, self._mode = learning_rate, mode
         self._factor, self._patience = factor, patience
         self._threshold, self._cooldown, self._min_lr = threshold, cooldown, min_lr
         self.state: dict[str, float] = {"factor": 1.0, "bad": 0, "pause": 0}
@@ -138,14 +145,15 @@ class Plateau:
     def __call__(self, t: int) -> float:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, larger_is_better: bool) -> None:
         """Use the first figure of an evaluation."""
         state = self.state
         if state["pause"] > 0:
             state["pause"] -= 1
             return
         best = state.get("best")
-        if best is None or self._sign * (value - best) > self._threshold * abs(best):
+        sign = 1 if self._mode == "max" or (self._mode is None and larger_is_better) else -1
+        if best is None or sign * (value - best) > self._threshold * abs(best):
             state |= {"best": value, "bad": 0}
         else:
             state["bad"] += 1
@@ -156,7 +164,7 @@ class Plateau:
 @LR_SCHEDULES.register
 def ReduceOnPlateau(
     learning_rate: NotNegative,
-    mode: Literal["min", "max"] = "max",
+    mode: Literal["min", "max"] | None = None,
     factor: Annotated[float, Bound(gt=0, lt=1)] = 0.1,
     patience: CountOrZero = 10,
     threshold: NotNegative = 1e-4,
@@ -167,7 +175,7 @@ def ReduceOnPlateau(
 
     Args:
         learning_rate: the first rate.
-        mode: ``max`` if a larger figure is better, as for accuracies.
+        mode: ``max`` if a larger figure is better; None for ``min`` if the figure is a loss, and otherwise ``max``.
         factor: of the rate.
         patience: evaluations without improvement before the rate falls.
         threshold: smallest improvement, as a share of the best value.
@@ -324,10 +332,10 @@ class LRSchedule:
         if isinstance(self._rate, AdaptiveRate):
             self._rate.state |= state
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, larger_is_better: bool) -> None:
         """Use the first figure of an evaluation."""
         if isinstance(self._rate, AdaptiveRate):
-            self._rate.observe(value)
+            self._rate.observe(value, larger_is_better)
 
     def __call__(self, step: int) -> float:
         t = step // self._unit

@@ -5,7 +5,6 @@ Paddle's signatures differ from version to version, so each optimizer is a funct
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,8 +15,9 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LambdaDecay
 from paddle.regularizer import L1Decay, L2Decay
 
-from ppxcls.config.checks import BelowOne, Bound, Finite, NotNegative, Positive, Where
+from ppxcls.config.checks import BelowOne, Bound, Finite, NotNegative, Pattern, Positive, Where, matching
 from ppxcls.config.registry import Block, Component, Registry
+from ppxcls.system.logs import logger
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ParameterGroup:
         weight_decay: of these parameters; null for that of the others.
     """
 
-    params: str
+    params: Pattern
     lr_mult: NotNegative = 1.0
     weight_decay: NotNegative | None = None
 
@@ -251,6 +251,9 @@ def build_optimizer(
     decay = common.weight_decay if decoupled or common.weight_decay is None else L2Decay(common.weight_decay)
     if common.regularizer is not None:
         decay = REGULARIZERS.build(common.regularizer)
+    excluded = [key for key in ("no_weight_decay_name", "one_dim_param_no_weight_decay") if getattr(common, key)]
+    if excluded and decay is None and not decoupled and not any(group.weight_decay for group in common.groups or []):
+        logger.warning(f"Optimizer.{excluded[0]} has no effect, because there is no weight decay")
     scheduler = LambdaDecay(1.0, lr_at)
     not_decayed = _set_by_parameter(common, parameters, decoupled, where)
     trained = [p for p in parameters.values() if not p.stop_gradient]
@@ -273,6 +276,9 @@ def _set_by_parameter(common: OptimizerKeys, parameters: Mapping[str, paddle.Ten
     """Set each parameter's factor of the rate and its own decay; returns Paddle's names of those that are not decayed."""
     trained = {key: p for key, p in parameters.items() if not p.stop_gradient}
     words = (common.no_weight_decay_name or "").split()
+    for word in words:
+        if not any(word in key for key in parameters):
+            raise (where / "no_weight_decay_name").error(f"{word!r} is in no state key of a parameter")
     free = {
         key
         for key, p in trained.items()
@@ -283,12 +289,14 @@ def _set_by_parameter(common: OptimizerKeys, parameters: Mapping[str, paddle.Ten
     if common.layer_decay is not None:
         depth = _depths(list(trained))
         deepest = max(depth.values())
+        if deepest == 0:
+            raise (where / "layer_decay").error("expected null: only one layer is trained, so there is no other rate to set")
         factors = {key: common.layer_decay ** (deepest - depth[key]) for key in trained}
     for i, group in enumerate(common.groups or []):
         place = where / "groups" / i
-        matched = [key for key in trained if re.search(group.params, key)]
+        matched = matching(group.params, parameters, place / "params") & trained.keys()
         if not matched:
-            raise (place / "params").error(f"pattern {group.params!r} matches no parameter")
+            raise (place / "params").error(f"pattern {group.params!r} matches frozen parameters only")
         if group.weight_decay and decoupled:
             raise (place / "weight_decay").error(
                 "expected 0 or null, because this optimizer has one weight decay for all parameters"

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ppxcls.checkpoints.compatibility import RunFacts, check_continues, converted_progress
+from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
+from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import write_text
 from ppxcls.train.trackers import Tracker
 
@@ -82,6 +84,8 @@ class Run:
                 return None
             snapshot, manifest = newest
         else:
+            if (problem := url_problem(checkpoint)) is not None:
+                raise CheckpointError(problem)
             snapshot, manifest = read_snapshot(checkpoint)
         check_continues(manifest, self.facts, allow_changes)
         known = {key: manifest[key] for key in ("run", "started_from") if manifest.get(key)}

@@ -69,7 +69,7 @@ class JsonLines(Tracker):
         self._waiting: list[bytes] = []
 
     def start(self, progress: Progress) -> None:
-        """Keep the lines that stand before this place of the run; the file of an earlier run is moved to ``<name>.old``.
+        """Keep the lines that stand before this place of the run.
 
         Raises:
             OSError: the file can't be written.
@@ -80,12 +80,8 @@ class JsonLines(Tracker):
                 return bool(line["epoch"] < progress.epoch)
             return (line["epoch"], line["iter"]) < (progress.epoch, progress.batches_done)
 
-        if not self.file.exists():
-            return
-        if progress.step:
+        if self.file.exists():
             self.keep(is_before)
-        else:
-            self.file.replace(self.file.with_name(self.file.name + ".old"))
 
     def keep(self, condition: Callable[[dict[str, Any]], bool]) -> None:
         """Leave only the lines whose objects meet the condition.
@@ -161,7 +157,12 @@ class VisualDL(Tracker):
             from visualdl import LogWriter
         except ImportError:
             raise ValueError("VisualDL is not installed: pip install 'ppxcls[visualdl]'") from None
-        self._writer: Any = LogWriter(logdir=str(folder / "vdl"))
+        self._make_writer: Callable[[], Any] = lambda: LogWriter(logdir=str(folder / "vdl"))
+        self._writer: Any = None
+
+    def start(self, progress: Progress) -> None:  # noqa: ARG002  a new file of curves is begun anyway
+        """Open the file, after the files of an earlier run were moved aside."""
+        self._writer = self._make_writer()
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
         """Add a point to each curve."""

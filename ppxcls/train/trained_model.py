@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ppxcls.checkpoints.files import CheckpointError, read_manifest, with_extension
+from ppxcls.config.checks import ConfigError
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
 from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, read_class_names
+from ppxcls.data.dataset import Dataset
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import PreparedImages
 from ppxcls.models.weights import weights_file
 from ppxcls.system.logs import logger
+from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import write_text
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
 
 _SHOWN_NAMES = 5
+_LEAST_SAMPLES = 50  # below that, good weights can score 0 by bad luck
+_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,8 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
         "Arch.pretrained": MODELS.common_keys(config.Arch).pretrained,
     }
     given = [path for key, path in named.items() if path and (purpose == "train" or config.is_override(key))]
+    if True in given:
+        raise _no_download(config)
     if given:
         return _weights(config, given[0])
     if purpose == "train":
@@ -86,13 +94,24 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
                 logger.warning(f"{folder}: no best_model, because no evaluation has chosen one; latest is used")
             return _weights(config, str(folder / name))
     for path in named.values():
+        if path is True:
+            raise _no_download(config)
         if path:
             return _weights(config, path)
     message = f"expected the weights to {purpose}, received null, and there is no {weights_file(folder / 'best_model')}"
     raise config.where("Global.pretrained_model").error(message)
 
 
+def _no_download(config: Config) -> ConfigError:
+    published = MODELS.published(config.Arch.name)
+    place = f"; download {published.url} ({published.source})" if published and published.url else ""
+    return config.where("Arch.pretrained").error(f"expected a file, received True{place}, and give its path")
+
+
 def _weights(config: Config, path: str) -> Weights:
+    if (problem := url_problem(path)) is not None:
+        key = "Global.pretrained_model" if config.Global.pretrained_model == path else "Arch.pretrained"
+        raise config.where(key).error(problem)
     manifest = _manifest(weights_file(path))
     has_average = ".pdema" in manifest.get("parts", {})
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")
@@ -146,9 +165,18 @@ def transforms_for(config: Config) -> list[Block]:
         raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
     prefers_own = bool(own) and (not evaluation or config.is_override("Infer.transforms"))
     if own and evaluation and (found := PreparedImages.by(evaluation).differences(PreparedImages.by(own))):
-        used = "Infer.transforms is used" if prefers_own else "the evaluation's is used; -o Infer.transforms=... overrides it"
-        logger.warning(f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(found)}): {used}")
-    return own if prefers_own else evaluation
+        choice = "Infer.transforms is used" if prefers_own else "the evaluation's is used; -o Infer.transforms=... overrides it"
+        logger.warning(f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(found)}): {choice}")
+    used = own if prefers_own else evaluation
+    _compare_with_image_shape(config, used)
+    return used
+
+
+def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> None:
+    shape, size = config.Global.image_shape, PreparedImages.by(transforms).size
+    width, height = size if isinstance(size, tuple) else (size, size)
+    if shape and size and shape[1:] != (height, width):
+        logger.warning(f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}: they decide")
 
 
 def class_names_for(config: Config) -> list[str]:
@@ -170,9 +198,9 @@ def class_names_for(config: Config) -> list[str]:
     for folder in (config.trained_folder, *_list_folders(config)):
         if (folder / CLASS_NAMES).is_file():
             return read_class_names(folder / CLASS_NAMES, count)
-    if named and (count == 1000 or Path(named) != IMAGENET_NAMES):
+    if named and (count == _IMAGENET_CLASSES or Path(named) != IMAGENET_NAMES):
         return read_class_names(named, count)
-    return read_class_names(IMAGENET_NAMES, count) if count == 1000 else []
+    return read_class_names(IMAGENET_NAMES, count) if count == _IMAGENET_CLASSES else []
 
 
 def _list_folders(config: Config) -> list[Path]:
@@ -187,6 +215,29 @@ def describe(config: Config, weights: Weights, transforms: Sequence[Block], name
     shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
     classes = f"{count:,} classes" + (f": {shown}" if names else "")
     return f"{config.Arch.name} with {weights}, {PreparedImages.by(transforms)}, {classes}"
+
+
+def unused_classes_warning(dataset: Dataset, count: int) -> str | None:
+    """A warning if the network has more classes than the labels of its training data; None if it has not."""
+    largest = int(dataset.labels.max())
+    if largest + 1 >= count:
+        return None
+    return f"Arch.class_num is {count:,}, but the labels of {dataset.source} end at {largest:,}: expected {largest + 1:,}?"
+
+
+def chance_warning(results: Mapping[str, float], count: int) -> str | None:
+    """A warning if weights from elsewhere score no better than chance; None if they do better or there are too few samples.
+
+    The limit is three standard deviations above the expected share of correct guesses.
+    """
+    samples, top1 = results.get("num_samples", 0), results.get("top1")
+    if top1 is None or count < 2 or samples < _LEAST_SAMPLES:
+        return None
+    chance = 1 / count
+    if top1 > chance + 3 * math.sqrt(chance * (1 - chance) / samples):
+        return None
+    order = "ImageNet's, which sorts the WordNet ids" if count == _IMAGENET_CLASSES else "that of the weights"
+    return f"top1 {top1:.4f} is chance for {count:,} classes: the list's class order is probably not {order}"
 
 
 def write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:

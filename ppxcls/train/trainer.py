@@ -97,6 +97,7 @@ class Trainer:
                     return self.progress.best
                 if self._is_main:
                     self.run.begin(self._is_continued)
+                distributed.barrier()  # the other processes must not write to a file that is moved aside
                 self.log.start(self.progress)
                 while self.progress.epoch <= self.plan.epochs:
                     self.train_one_epoch()
@@ -177,12 +178,12 @@ class Trainer:
         with self.learner.averaged():
             results = evaluation(self.learner.network, self._stoppable(evaluation.loader.epoch()))
         name, value = next(iter(results.items()))
-        best = self.progress.best
-        is_best = not best or best["metric"] != name or evaluation.is_better(name, value, best["value"])
+        best, larger = self.progress.best, evaluation.larger_is_better(name)
+        is_best = not best or best["metric"] != name or (value > best["value"] if larger else value < best["value"])
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
         self.log.eval_line(results, self.progress)
-        self.learner.observe(value)
+        self.learner.observe(value, larger)
         return is_best
 
     def _stoppable(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -10,6 +11,7 @@ import paddle
 import pytest
 
 import ppxcls
+from ppxcls.train.lr_schedules import LR_SCHEDULES
 from tests.conftest import SHARED, needs_shared
 
 CASES = json.loads((SHARED / "parity/lr_schedules.json").read_text()) if SHARED.is_dir() else []
@@ -105,3 +107,76 @@ def test_warm_up_of_a_fraction_of_an_epoch_and_of_the_whole_run() -> None:
 def test_rejected(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ppxcls.ConfigError, match=message):
         ppxcls.build_lr_schedule(spec, epochs=10, steps_per_epoch=5)
+
+
+SPECS: dict[str, list[dict[str, Any]]] = {
+    "Cosine": [{"learning_rate": 1.0}, {"learning_rate": 1.0, "eta_min": 0.5}],
+    "Linear": [{"learning_rate": 1.0}, {"learning_rate": 1.0, "end_lr": 0.5, "power": 2}],
+    "Polynomial": [{"learning_rate": 1.0}],
+    "OneCycleLR": [
+        {"max_learning_rate": 1.0, "phase_pct": share, "anneal_strategy": strategy}
+        for share in (1e-6, 0.04, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.5, 0.999)
+        for strategy in ("cos", "linear")
+    ],
+    "ReduceOnPlateau": [{"learning_rate": 1.0}],
+    "Piecewise": [{"decay_epochs": [0.5, 2], "values": [1.0, 0.5, 0.1]}],
+    "Step": [{"learning_rate": 1.0, "step_size": size} for size in (0.2, 0.5, 1, 30)],
+    "MultiStepDecay": [{"learning_rate": 1.0, "milestones": [0, 0.3, 4]}],
+    "ConstLR": [{"learning_rate": 1.0}],
+    "Cyclic": [
+        {"base_learning_rate": 0.1, "max_learning_rate": 1.0, "step_size_up": n, "step_size_down": m}
+        for n in (1, 3)
+        for m in (1, 2)
+    ],
+}
+FALLING = {"Cosine", "Linear", "Polynomial", "Piecewise", "Step", "MultiStepDecay", "ConstLR", "ReduceOnPlateau"}
+
+
+@pytest.mark.parametrize("name", LR_SCHEDULES.names())
+def test_every_schedule_is_defined_on_every_step_of_short_runs(name: str) -> None:
+    """Epochs, steps, warm-up, cool-down and shares at their ends: each rate is finite and between 0 and the highest one."""
+    tried = 0
+    for epochs, steps in itertools.product(range(1, 6), range(1, 6)):
+        for warm_up, cool_down in itertools.product((0, 0.3, 0.5, 1, epochs), (0, 0.5, 1)):
+            if warm_up + cool_down > epochs:
+                continue
+            for keys, by_epoch in itertools.product(SPECS[name], (False, True)):
+                spec = {"name": name, **keys, "warmup_epoch": warm_up, "cooldown_epoch": cool_down, "by_epoch": by_epoch}
+                try:
+                    lr_at = ppxcls.build_lr_schedule(spec, epochs, steps)
+                except ppxcls.ConfigError as error:
+                    assert "step_size of at least one step" in str(error)  # noqa: PT017  the one thing that may be refused
+                    continue
+                rates = [lr_at(step) for step in range(epochs * steps + 1)]
+                assert all(math.isfinite(rate) and 0 <= rate <= 1 + 1e-12 for rate in rates), (spec, epochs, steps, rates)
+                warm = math.ceil(warm_up * steps) if not by_epoch else math.ceil(warm_up) * steps
+                if name in FALLING:
+                    after = rates[warm:]
+                    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after)), (spec, epochs, steps, rates)
+                tried += 1
+    assert tried > 500
+
+
+def test_one_cycle_whose_rise_is_one_step() -> None:
+    spec = {"name": "OneCycleLR", "max_learning_rate": 1.0, "phase_pct": 0.1, "end_learning_rate": 0.0, "anneal_strategy": "linear"}
+    lr_at = ppxcls.build_lr_schedule(spec, epochs=2, steps_per_epoch=5)
+    assert [lr_at(step) for step in range(10)] == pytest.approx([1 - step / 9 for step in range(10)])
+
+
+def test_plateau_follows_the_figure_that_is_watched() -> None:
+    """Without a mode, a loss that falls leaves the rate, and an accuracy that falls lowers it; a mode decides by itself."""
+
+    def rate_after(values: list[float], larger_is_better: bool, **keys: Any) -> float:
+        spec = {"name": "ReduceOnPlateau", "learning_rate": 1.0, "patience": 0, "factor": 0.5, **keys}
+        lr_at = ppxcls.build_lr_schedule(spec, 9, 9)
+        for value in values:
+            lr_at.observe(value, larger_is_better)
+        return lr_at(5)
+
+    falling, rising = [0.9, 0.6, 0.3], [0.3, 0.6, 0.9]
+    assert rate_after(falling, larger_is_better=False) == 1
+    assert rate_after(rising, larger_is_better=False) == 0.25
+    assert rate_after(rising, larger_is_better=True) == 1
+    assert rate_after(falling, larger_is_better=True) == 0.25
+    assert rate_after(falling, larger_is_better=True, mode="min") == 1
+    assert rate_after(rising, larger_is_better=False, mode="max") == 1

@@ -130,6 +130,10 @@ def test_clipping(key: str, expected: float) -> None:
         ),
         ({"name": "SGD", "groups": [{"pattern": "x"}]}, "unknown key 'pattern'"),
         ({"name": "SGD", "layer_decay": 1.5}, "layer_decay: expected a number"),
+        (
+            {"name": "AdamW", "no_weight_decay_name": "bias nrom"},
+            "Optimizer.no_weight_decay_name: 'nrom' is in no state key of a parameter",
+        ),
     ],
 )
 def test_optimizer_settings_refused(spec: dict[str, Any], message: str) -> None:
@@ -199,7 +203,7 @@ def test_plateau_against_paddle() -> None:
     lr_at = ppxcls.build_lr_schedule(spec, epochs=99, steps_per_epoch=1)
     theirs = paddle.optimizer.lr.ReduceOnPlateau(0.4, mode="max", factor=0.5, patience=2, cooldown=1)
     for value in [0.1, 0.2, 0.2, 0.2, 0.2, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4]:
-        lr_at.observe(value)
+        lr_at.observe(value, larger_is_better=True)
         theirs.step(paddle.to_tensor(value))
         assert lr_at(5) == pytest.approx(theirs.last_lr)
 

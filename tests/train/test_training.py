@@ -193,8 +193,9 @@ def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tm
     folder = tmp_path / "output/Xception41"
     names = {f.name for f in folder.iterdir()}
     expected = {f"{n}.{e}" for n in ("step_3", "latest", "best_model", "epoch_1") for e in ("pdparams", "pdopt", "json")}
-    assert names == expected | {"run.lock", "train.log", "config.yaml", "metrics.jsonl", "metrics.jsonl.old", "vdl"}
-    assert len(lines(tmp_path / "output", "train")) == 3  # the first run's are in .old
+    assert names == expected | {"run.lock", "train.log", "config.yaml", "metrics.jsonl", "vdl", "earlier_1"}
+    assert len(lines(tmp_path / "output", "train")) == 3  # the first run's are in earlier_1
+    assert {f.name for f in (folder / "earlier_1").iterdir()} == expected | {"config.yaml", "metrics.jsonl", "vdl"}
     assert ppxcls.load_config(folder / "config.yaml").Global.epochs == 1
     log = (folder / "train.log").read_text()
     assert "[Train][Epoch 1/1][Iter: 0/3]lr(Cosine): 0.0" in log
@@ -230,6 +231,17 @@ def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Pa
         (["DataLoader.Eval.sampler.drop_last=True"], "drop_last: expected false"),
         (["DataLoader.Train.sampler.batch_size=64", "DataLoader.Train.sampler.drop_last=True"], "drop_last leaves nothing of 12"),
         (["Optimizer.lr.warmup_epoch=3"], "Optimizer.lr.warmup_epoch: expected a number at most 1"),
+        (["Arch.freeze=['.']"], "Arch.freeze: expected patterns that leave something to train; every parameter is frozen"),
+        (["Arch.freeze=[nothing]"], "Arch.freeze.0: pattern 'nothing' matches no parameter"),
+        (["Optimizer.no_weight_decay_name=bnn"], "Optimizer.no_weight_decay_name: 'bnn' is in no state key of a parameter"),
+        (
+            ["Arch.freeze=['^(?!_exit_flow._out)']", "Optimizer.layer_decay=0.5"],
+            "Optimizer.layer_decay: expected null: only one layer is trained",
+        ),
+        (
+            ["Arch.freeze=['^_entry_flow']", "Optimizer.groups=[{params: _entry_flow}]"],
+            "Optimizer.groups.0.params: pattern '_entry_flow' matches frozen parameters only",
+        ),
     ],
 )
 def test_refused_when_built(overrides: list[str], message: str, write_config: Callable[..., Path]) -> None:

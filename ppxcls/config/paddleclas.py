@@ -1,0 +1,86 @@
+"""Words of PaddleClas's configs that are not supported here, and what to use instead."""
+
+from __future__ import annotations
+
+_CROP = "RandCropImage crops as the ImageNet recipes do"
+_ONE_LABEL = "one label a sample is trained here"
+_RETRIEVAL = "this trains classifiers, not retrieval or face recognition"
+_NO_KEY = "leave the key out"
+
+# By the key or the name of the component. What PaddleClas has and this package has under the same name is not listed.
+INSTEAD = {
+    # Global, AMP, Arch
+    "to_static": f"training runs in dynamic mode; {_NO_KEY}",
+    "use_dali": f"threads decode the images, as fast as the cores allow; {_NO_KEY}",
+    "use_multilabel": f"{_ONE_LABEL}; {_NO_KEY}",
+    "use_pure_fp16": "AMP.level: O2",
+    "use_fp16": "AMP.use_amp",
+    "use_gpu": "Global.device: gpu",
+    "input_image_channel": f"the networks take 3 channels; {_NO_KEY}",
+    "infer_model_name": _NO_KEY,
+    "Slim": "export with tools/export_model.py, and quantise or prune the ONNX file with a tool for it",
+    "DataAugmentation": "transform_ops of the data set",
+    "UnLabelTrain": "semi-supervised training has no place here; train on labelled images",
+    # Data sets and samplers
+    "MultiLabelDataset": f"ImageNetDataset; {_ONE_LABEL}",
+    "ImageNetLTDataset": "ImageNetDataset with the sampler ClassBalancedSampler",
+    "CustomLabelDataset": "ImageNetDataset with a list of labelled images",
+    "MultiScaleDataset": "ImageNetDataset with the sampler ProgressiveSampler",
+    "Cifar10": "tools/make_lists.py on a folder of images, and ImageNetDataset",
+    "Cifar100": "tools/make_lists.py on a folder of images, and ImageNetDataset",
+    "MNIST": "tools/make_lists.py on a folder of images, and ImageNetDataset",
+    "MixDataset": "one list with the lines of all",
+    "VeriWild": _RETRIEVAL,
+    "LogoDataset": _RETRIEVAL,
+    "AdaFaceDataset": _RETRIEVAL,
+    "FiveValidationDataset": _RETRIEVAL,
+    "MultiScaleSampler": "ProgressiveSampler, whose images grow during training",
+    "BatchSampler": "DistributedBatchSampler",
+    "DistributedRandomIdentitySampler": _RETRIEVAL,
+    "PKSampler": _RETRIEVAL,
+    "MixSampler": "one list with the lines of all, or ClassBalancedSampler",
+    # Transforms
+    "RandCropImageV2": _CROP,
+    "RandomCropImage": _CROP,
+    "RandomResizedCrop": _CROP,
+    "DecodeRandomResizedCrop": f"DecodeImage and RandCropImage; {_CROP}",
+    "CropMirrorNormalize": "CropImage, RandFlipImage and NormalizeImage",
+    "RandomHorizontalFlip": "RandFlipImage",
+    "RandomRotation": "RandAugment or TrivialAugment, which rotate too",
+    "RandomRot90": "RandFlipImage with flip_code: -1, or RandAugment",
+    "RandomInterpolationAugment": "RandCropImage with one interpolation",
+    "AugMix": "RandAugment, TrivialAugment or TimmAutoAugment",
+    "CropWithPadding": "ResizeImage and CropImage",
+    "Pad": "ResizeImage, which fills the whole size",
+    "Padv2": "ResizeImage, which fills the whole size",
+    "Normalize": "NormalizeImage",
+    "ToTensor": "NormalizeImage",
+    "PCALighting": "ColorJitter",
+    "BlurImage": "TrivialAugment",
+    # Mixing
+    "FmixOperator": "CutmixOperator",
+    "MixupCutmixHybrid": "OpSampler with MixupOperator and CutmixOperator",
+    # Losses and metrics
+    "MixCELoss": "CELoss, which takes mixed labels too",
+    "MultiLabelLoss": f"BCELoss; {_ONE_LABEL}",
+    "DistillationCELoss": "CELoss; distillation has no place here",
+    "TripletLoss": _RETRIEVAL,
+    "CenterLoss": _RETRIEVAL,
+    "Recallk": _RETRIEVAL,
+    "mAP": _RETRIEVAL,
+    "mINP": _RETRIEVAL,
+    "HammingDistance": f"TopkAcc or ClassReport; {_ONE_LABEL}",
+    "AccuracyScore": "TopkAcc or ClassReport",
+    "ATTRMetric": f"ClassReport; {_ONE_LABEL}",
+    # Schedules and optimizers
+    "CosineFixmatch": "Cosine",
+    "ReduceOnPlateauV2": "ReduceOnPlateau",
+    "AdamWDL": "AdamW with layer_decay",
+    "LarsMomentum": "Momentum or Lamb",
+}
+
+
+def not_supported(word: object) -> str | None:
+    """The message for a word of PaddleClas that is not supported here; None for any other word."""
+    instead = INSTEAD.get(str(word))
+    return None if instead is None else f"{word!r} of PaddleClas is not supported here; instead: {instead}"
