@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppxcls.system import environment
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 environment.require_paddle()
 environment.prepare_cpu()

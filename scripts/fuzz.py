@@ -1,6 +1,6 @@
-"""Mutated images, lists, YAMLs and checkpoints: each must work or end in an error that has a name.
+"""Mutated images, lists, names, YAMLs and checkpoints: each must work or end in an error that has a name.
 
-    python scripts/fuzz.py --images 5000 --configs 1000 --lists 1000 --checkpoints 500 --seed 0
+    python scripts/fuzz.py --images 5000 --configs 1000 --lists 1000 --names 1000 --maps 1000 --checkpoints 500 --seed 0
 
 Each kind runs in a process of its own, with a limit on its memory and a time limit a case. A crash, a hang, another exception than
 the named one and memory beyond the limit are findings, printed with the number of the case: the seed and the number make it again.
@@ -12,6 +12,7 @@ import argparse
 import collections
 import io
 import json
+import os
 import resource
 import signal
 import struct
@@ -32,9 +33,12 @@ from PIL import Image
 
 import ppxcls
 from ppxcls.config.load import load_config
+from ppxcls.data.class_names import read_class_names
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import decode_image
 from ppxcls.data.errors import DataError
+from ppxcls.data.list_index import ListIndex
+from ppxcls.system.paths import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 20  # a case
@@ -247,10 +251,100 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         yield load, ppxcls.CheckpointError
 
 
+# Parts of names: blanks, controls, line separators, dots, bytes that are no UTF-8, what lists and class names treat specially.
+_PIECES = [
+    b" ",
+    b"  ",
+    b"\t",
+    b"\n",
+    b"\r",
+    b"\x1b[2J",
+    b"\x7f",
+    b"\xe9",
+    b"\xff\xfe",
+    b"..",
+    b".",
+    b"a",
+    b"0",
+    b" 7",
+    b"'",
+    b'"',
+    b"\\",
+]
+_PIECES += [text.encode() for text in ("é", "e\u0301", "\u2028", "\ufeff", "蜂", "*", "%00", "-", "#", ",", "train", "val")]
+
+
+def _name(rng: Generator) -> bytes:
+    pieces = [_PIECES[int(k)] for k in rng.integers(len(_PIECES), size=int(rng.integers(1, 5)))]
+    return b"".join(pieces) if rng.random() < 0.8 else rng.bytes(4).replace(b"/", b"").replace(b"\0", b"") + b"x"
+
+
+def name_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
+    """Folders of classes and images with names of every kind: their lists name each image once, with the label of its folder."""
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        root = os.fsencode(folder / f"data_{i}")
+        wanted = set()
+        for _ in range(int(rng.integers(1, 4))):
+            name = _name(rng)
+            for _ in range(int(rng.integers(1, 4))):
+                file = _name(rng) + b".jpg"
+                if name in (b".", b"..") or len(name) > 200 or len(file) > 200:
+                    continue
+                os.makedirs(root + b"/" + name, exist_ok=True)
+                with open(root + b"/" + name + b"/" + file, "wb"):
+                    pass
+                if not name.startswith(b".") and not file.startswith(b"."):
+                    wanted.add((name, file))
+
+        def check(root: bytes = root, wanted: set[tuple[bytes, bytes]] = wanted, number: int = i) -> None:
+            output = folder / f"lists_{number}"
+            made = ppxcls.make_lists(os.fsdecode(root), output, seed=number)
+            assert str(made) == "\n".join(map(printable, str(made).split("\n")))
+            found = {}
+            for part in ("train", "val"):
+                if (output / f"{part}_list.txt").exists():
+                    index = ListIndex(output / f"{part}_list.txt")
+                    found |= {os.fsencode(os.path.normpath(index.path(k))): int(index.labels[k]) for k in range(len(index))}
+            assert found.keys() == {b"/".join(pair) for pair in wanted}
+            # Python's own order of strings is that of the labels.
+            classes = sorted({os.fsdecode(name) for name, _ in wanted})
+            assert all(classes[label] == os.fsdecode(path.split(b"/")[0]) for path, label in found.items())
+            assert len(read_class_names(output / "class_names.txt", len(classes))) == len(classes)
+
+        yield check, DataError
+
+
+def map_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
+    """Files of class names in every form and encoding, mutated or not."""
+    target = folder / "names.txt"
+    encodings = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        separator, end = ("\t", " ", ",", ", ")[i % 4], ("\n", "\r\n")[i % 2]
+        names = [os.fsdecode(_name(rng)).encode("utf-8", "replace").decode() for _ in range(5)]
+        names = [" ".join(name.split()) or "x" for name in names]
+        data = "".join(f"{k}{separator}{name}{end}" for k, name in enumerate(names)).encode(encodings[i % len(encodings)])
+        is_whole = i % 3 == 0
+        data = data if is_whole else mutate(data, rng)
+
+        def read(data: bytes = data, names: list[str] = names, is_whole: bool = is_whole) -> None:
+            target.write_bytes(data)
+            received = read_class_names(target, 5)
+            assert len(received) == 5
+            if is_whole:
+                assert received == [printable(name.lstrip(" ,\t")) or received[k] for k, name in enumerate(names)]
+            assert all(name == printable(name) for name in received)
+
+        yield read, DataError
+
+
 KINDS: dict[str, Callable[[int, int, Path], Iterator[Case]]] = {
     "images": image_cases,
     "configs": config_cases,
     "lists": list_cases,
+    "names": name_cases,
+    "maps": map_cases,
     "checkpoints": checkpoint_cases,
 }
 

@@ -14,7 +14,7 @@ else
 fi
 python scripts/make_digits.py dataset/digits
 python tools/train.py -c configs/quickstart.yaml "$@"
-python tools/eval.py -c configs/quickstart.yaml "$@" -o Global.pretrained_model=output/quickstart/Xception41/best_model
+python tools/eval.py -c configs/quickstart.yaml "$@"
 python scripts/plot_curves.py output/quickstart/Xception41
 python - <<'PY'
 import json

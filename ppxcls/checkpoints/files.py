@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import sync_folder, whole_file
 
 FORMAT = 1
@@ -31,7 +32,10 @@ State = dict[str, Any]
 
 
 class CheckpointError(Exception):
-    """A file of weights or of a checkpoint can't be used. The message names the file and the reason."""
+    """A file of weights or of a checkpoint can't be used. The message names the file and the reason, in one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class _ArraysOnly(pickle.Unpickler):

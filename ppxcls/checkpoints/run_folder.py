@@ -237,7 +237,7 @@ class RunFolder:
 
 
 def _position(manifest: Mapping[str, Any]) -> tuple[bool, str, int, int, int]:
-    """How far a checkpoint stands. Without the id of a run, the clock tells runs apart, as in versions before 0.3.0."""
+    """How far a checkpoint stands. Without the id of a run, the clock tells runs apart, as in versions before 0.4.0."""
     progress = manifest["progress"]
     numbers = [value if isinstance(value := progress.get(key), int) else 0 for key in ("epoch", "batches_done", "step")]
     has_id = bool(manifest.get("run"))  # a run of an earlier version that goes on has one from then on

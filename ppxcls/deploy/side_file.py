@@ -17,6 +17,7 @@ from ppxcls.system.whole_files import write_text
 NAME = "inference_config.json"
 METADATA_KEY = "ppxcls"  # of the same JSON in an ONNX file
 _SHOWN_NAMES = 5
+_PADDLEX_NAME = "ResNet50"
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Exported:
 
 
 def write_side_files(folder: Path, exported: Exported, facts: Mapping[str, Any], is_paddle: bool) -> None:
-    """Write ``inference_config.json``, and beside Paddle's files PaddleX's ``inference.yml``.
+    """Write ``inference_config.json``, and beside Paddle's files with float input PaddleX's ``inference.yml``.
 
     Args:
         folder: of the exported files.
@@ -75,8 +76,10 @@ def write_side_files(folder: Path, exported: Exported, facts: Mapping[str, Any],
     """
     text = json.dumps({**exported.as_dict(), **facts}, indent=1, ensure_ascii=False)
     write_text(folder / NAME, text + "\n")
-    if is_paddle:
-        write_text(folder / "inference.yml", _paddlex(exported))
+    page = folder / "inference.yml"
+    page.unlink(missing_ok=True)  # of an earlier export
+    if is_paddle and not exported.preprocesses:  # PaddleX always normalises
+        write_text(page, _paddlex(exported))
 
 
 def read_side_file(folder: Path) -> Exported:
@@ -125,14 +128,15 @@ def _paddlex(exported: Exported) -> str:
     for op in exported.transforms:
         ((name, arguments),) = op.items()
         arguments = {key: list(v) if isinstance(v, tuple) else v for key, v in (arguments or {}).items() if v is not None}
-        if name != "DecodeImage" and not (exported.preprocesses and name in ("NormalizeImage", "ToCHWImage")):
+        if name != "DecodeImage":
             ops.append({name: arguments or None})
-    if not exported.preprocesses and not any("ToCHWImage" in op for op in ops):
+    if not any("ToCHWImage" in op for op in ops):
         ops.append({"ToCHWImage": None})
     names: Sequence[str] = exported.class_names or [str(i) for i in range(exported.class_num)]
     page = {
-        "Global": {"model_name": exported.model},
+        "Global": {"model_name": _PADDLEX_NAME},
         "PreProcess": {"transform_ops": ops},
         "PostProcess": {"Topk": {"topk": min(5, exported.class_num), "label_list": list(names)}},
     }
-    return yaml.safe_dump(page, sort_keys=False, allow_unicode=True)
+    comment = f"# {exported.model}. PaddleX has no Xception; this name of its table selects image classification.\n"
+    return comment + yaml.safe_dump(page, sort_keys=False, allow_unicode=True)

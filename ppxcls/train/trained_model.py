@@ -140,7 +140,7 @@ def _manifest(file: Path) -> dict[str, Any]:
 
 
 def _is_of_this_run(folder: Path, name: str) -> bool:
-    """Whether a checkpoint belongs to the run of ``latest``, by their ids. Versions before 0.3.0 wrote none."""
+    """Whether a checkpoint belongs to the run of ``latest``, by their ids. Versions before 0.4.0 wrote none."""
     ids = [_manifest(weights_file(folder / part)).get("run") for part in (name, "latest")]
     if None in ids or ids[0] == ids[1]:
         return True

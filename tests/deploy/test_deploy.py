@@ -125,6 +125,13 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
     assert side["class_names"] == {"0": "cat", "1": "dog", "2": "élan"}
     assert side["input"]["dtype"] == ("float32" if "--float-input" in options else "uint8")
     assert side["output"] == ("logits" if "--logits" in options else "probabilities")
+    paddlex = tmp_path / "inference/inference.yml"  # PaddleX 3.7 gave the same scores with it
+    assert paddlex.is_file() == ("--float-input" in options)
+    if paddlex.is_file():
+        page = yaml.safe_load(paddlex.read_text(encoding="utf-8"))
+        steps = [next(iter(op)) for op in page["PreProcess"]["transform_ops"]]
+        assert steps == ["ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage"]
+        assert page["PostProcess"]["Topk"]["label_list"] == ["cat", "dog", "élan"]
     own = run_tool("tools/infer.py", "-c", trained, "-o", weights(trained))
     assert own.returncode == 0, own.stderr
     expected = predictions(own.stdout)
