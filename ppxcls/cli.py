@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ppxcls.system import environment, watchdog
+from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
@@ -63,6 +65,7 @@ def run(main: Callable[[], int | None]) -> None:
         # Imported here because they need Paddle.
         from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 
+        warnings.showwarning = cast(Any, _warning_line)
         watchdog.arm()
         try:
             code = main()
@@ -82,6 +85,11 @@ def run(main: Callable[[], int | None]) -> None:
             sys.exit(code)
     except KeyboardInterrupt:
         _exit("interrupted; checkpoints that were saved are whole", EXIT_INTERRUPTED)
+
+
+def _warning_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning of a library, as one line of the log."""
+    logger.warning(f"{category.__name__}: {' '.join(str(message).split())}")
 
 
 def _exit(message: str, code: int) -> None:

@@ -84,6 +84,7 @@ with open(folder / "rest", "wb", buffering=0) as rest:
             pass
     except OSError:
         pass
+curves.start(None)
 curves._writer._get_file_writer()._async_writer._worker._flush_secs = 0
 curves._writer._get_file_writer()._async_writer._worker._next_flush_time = 0
 for step in range(1, 301):

@@ -220,6 +220,18 @@ def test_auto_resumes_the_run_of_the_folder_whatever_the_clock_said(
     assert again.progress.step == 6
 
 
+def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small()
+    first = train(file, f"Global.output_dir={tmp_path}/first")
+    train(file, "Global.epochs=3", "Global.seed=1")
+    folder = tmp_path / "output/SmallNetwork"
+    start = f"Global.checkpoints={tmp_path}/first/SmallNetwork/latest"
+    assert train(file, start, "Global.epochs=2").progress.step == 6
+    ids = {json.loads(f.read_text())["run"] for f in folder.glob("*.json")}
+    assert ids == {first.run.facts.run}
+    assert (folder / "earlier_1/step_9.json").exists()
+
+
 def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_path: Path) -> None:
     """Wishes of one command line are not stored, and a command that trains nothing changes nothing."""
     file = small(**{"Global.epochs": 2})

@@ -83,7 +83,7 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
     changes = {
         key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key) and key not in _OF_ONE_START
+        if not _same(before, after, key) and key not in _OF_ONE_START
     }
     refused = [text for key, text in changes.items() if key.startswith(_OTHER_NETWORK)]
     if old.train_list != facts.train_list:
@@ -100,6 +100,13 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
         )
     for text in refused + others:
         logger.warning(f"changed since the checkpoint: {text}")
+
+
+def _same(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> bool:
+    """Whether a key has not changed. One that an older version did not have counts as empty."""
+    if key in before and key in after:
+        return bool(before[key] == after[key])
+    return not before.get(key) and not after.get(key)
 
 
 def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:

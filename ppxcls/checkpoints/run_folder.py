@@ -106,6 +106,10 @@ class RunFolder:
             self.release()
             self.lock()
 
+    def run_ids(self) -> set[str]:
+        """The ids of the runs whose checkpoints are here. Versions before 0.4.0 wrote none."""
+        return {manifest["run"] for _, manifest in self._manifests()[0] if manifest.get("run")}
+
     def set_aside(self) -> Path | None:
         """Move the checkpoints and results of an earlier run into a folder of their own, and return it; None if there are none.
 
@@ -125,7 +129,17 @@ class RunFolder:
         return target
 
     def checkpoints(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-        """Prefix and manifest of all checkpoints, the newest first; and the reasons why other manifests can't be read."""
+        """Prefix and manifest of the run's checkpoints, the newest first; and the reasons why other manifests can't be read.
+
+        Of files that somebody has copied together from several runs, those of the run of ``latest`` are meant.
+        """
+        found, damaged = self._manifests()
+        own = next((manifest.get("run") for prefix, manifest in found if prefix.name == "latest"), None)
+        found = [item for item in found if own is None or item[1].get("run") in (own, None)]
+        # Of several with one step, prefer the furthest, and then ``latest``.
+        return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
+
+    def _manifests(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
         found, damaged = [], []
         for file in sorted(self.path.glob("*.json")):
             prefix = file.with_suffix("")
@@ -134,12 +148,7 @@ class RunFolder:
             except CheckpointError as error:
                 if with_extension(prefix, ".pdparams").exists() or with_extension(prefix, ".pdparams.new").exists():
                     damaged.append(str(error))
-        runs = {manifest.get("run") for _, manifest in found}
-        if len(runs) > 1:  # files that somebody has copied together: those of ``latest`` are meant
-            own = next((manifest.get("run") for prefix, manifest in found if prefix.name == "latest"), None)
-            found = [item for item in found if own is None or item[1].get("run") in (own, None)]
-        # Of several with one step, prefer the furthest, and then ``latest``.
-        return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
+        return found, damaged
 
     def read_newest(self) -> tuple[Snapshot, dict[str, Any]] | None:
         """The newest checkpoint that is whole: what it holds, and its manifest. None if there is no checkpoint.

@@ -65,6 +65,7 @@ def import_paddle() -> None:
     Its warning in every training step, that batch norm tracks its statistics, is silenced as well.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
+    warnings.filterwarnings("ignore", message=".* can only be enabled on CUDAPlace")  # AMP on a CPU: set_precision says it
     if "paddle" in sys.modules:
         return
     printed = io.StringIO()

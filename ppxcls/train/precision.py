@@ -13,6 +13,7 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 from ppxcls.config.sections import AMPSection
+from ppxcls.system.logs import logger
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -61,6 +62,8 @@ def set_precision(amp: AMPSection | None, model: nn.Layer, optimizer: Optimizer)
     """Set up network and optimizer for training, by a config's section."""
     if amp is None or not amp.use_amp:
         return model, optimizer, Precision()
+    if paddle.get_device() == "cpu":
+        logger.warning("AMP: Paddle does not scale the loss and computes under O1 in float32 on a CPU")
     if amp.level == "O2":
         # The weights have half precision. The optimizer keeps float32 copies, and files hold float32.
         model, optimizer = paddle.amp.decorate(

@@ -39,13 +39,14 @@ class Run:
         """Prepare the folder in the first process: what a run is, so that its folder needs nothing else.
 
         Args:
-            is_continued: whether the run goes on from a checkpoint. Otherwise the files of an earlier run are moved aside.
+            is_continued: whether the run goes on from a checkpoint. Files of any other run are moved aside.
 
         Raises:
             OSError: a file can't be moved or written.
         """
         folder = self.folder.path
-        if not is_continued and (aside := self.folder.set_aside()):
+        is_own = is_continued and self.folder.run_ids() <= {self.facts.run}
+        if not is_own and (aside := self.folder.set_aside()):
             logger.warning(f"the files of an earlier run were moved to {aside}")
         write_text(folder / "config.yaml", self.facts.config)
         if self.class_names:

@@ -61,7 +61,8 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
         return float(np.sqrt(sum((v**2).sum() for v in values)))
 
     assert norm(v for k, v in final.items() if k not in running) == pytest.approx(run["weight_norm"], rel=1e-8)
-    assert norm(running.values()) == pytest.approx(run["running_norm"], rel=5e-5)
+    # Measured: 0.7e-5 away with two threads of MKL, 5.6e-5 with one, which MKL chooses by itself on a busy machine.
+    assert norm(running.values()) == pytest.approx(run["running_norm"], rel=1e-4)
 
 
 def train(config_file: Path, *overrides: str) -> Any:
