@@ -9,7 +9,6 @@ from ppxcls.system import environment
 
 __version__ = "0.4.0"
 
-environment.require_paddle()
 environment.prepare_cpu()
 
 # Name to home: looked up on first use, so that importing ppxcls costs nothing.
@@ -21,8 +20,8 @@ _HOMES = {
     "Preempted": "ppxcls.system.signals",
     "TrainingError": "ppxcls.train.loss_watch",
     "load_config": "ppxcls.config.load",
-    "list_models": "ppxcls.build",
-    "build_model": "ppxcls.build",
+    "list_models": "ppxcls.train.network",
+    "build_model": "ppxcls.train.network",
     "build_trainer": "ppxcls.build",
     "evaluate": "ppxcls.build",
     "check_data": "ppxcls.build",
@@ -55,11 +54,9 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from ppxcls.build import build_model as build_model
     from ppxcls.build import build_trainer as build_trainer
     from ppxcls.build import check_data as check_data
     from ppxcls.build import evaluate as evaluate
-    from ppxcls.build import list_models as list_models
     from ppxcls.checkpoints.files import CheckpointError as CheckpointError
     from ppxcls.checkpoints.run_folder import RunFolderError as RunFolderError
     from ppxcls.config.checks import ConfigError as ConfigError
@@ -75,6 +72,8 @@ if TYPE_CHECKING:
     from ppxcls.system.signals import Preempted as Preempted
     from ppxcls.train.loss_watch import TrainingError as TrainingError
     from ppxcls.train.lr_schedules import build_lr_schedule as build_lr_schedule
+    from ppxcls.train.network import build_model as build_model
+    from ppxcls.train.network import list_models as list_models
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import fields
 from typing import Any
@@ -13,16 +14,12 @@ from tqdm import tqdm
 from ppxcls import __version__
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
-from ppxcls.config.checks import Where
 from ppxcls.config.sections import Config, DatasetSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
-from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
-from ppxcls.models.preprocessing import differences
-from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.watchdog import Watchdog
@@ -33,13 +30,13 @@ from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 from ppxcls.train.lr_schedules import build_lr_schedule
 from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.mixing import build_batch_transforms
+from ppxcls.train.network import build_network, static_network
 from ppxcls.train.optimizers import build_optimizer
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision, set_precision
 from ppxcls.train.run import Run
 from ppxcls.train.run_log import format_results
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
 from ppxcls.train.trained_model import (
-    Purpose,
     Weights,
     chance_warning,
     class_names_for,
@@ -50,32 +47,6 @@ from ppxcls.train.trained_model import (
     write_results,
 )
 from ppxcls.train.trainer import Plan, Trainer
-
-
-def list_models() -> list[str]:
-    """Names of all networks."""
-    return MODELS.names()
-
-
-def build_model(name: str, **arguments: Any) -> nn.Layer:
-    """A network with fresh weights, or with those of ``pretrained``.
-
-    Args:
-        name: one of ``list_models()``.
-        arguments: the network's own, such as ``class_num=37``, and the common ones, such as ``freeze``.
-
-    Raises:
-        ConfigError: unknown name or argument, or an argument that this network or device can't follow.
-        CheckpointError: the weights can't be used.
-    """
-    block = MODELS.block({"name": name, **arguments}, Where(("Arch",)))
-    model, keys = MODELS.build(block), MODELS.common_keys(block)
-    if keys.pretrained:
-        load_weights(model, keys.pretrained, keep_trunk=True)
-    if keys.data_format == "NHWC":
-        channels_last(model)
-    prepare_training(model, keys, block.where)
-    return model
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -93,16 +64,23 @@ def build_trainer(config: Config) -> Trainer:
     folder = RunFolder(config.run_folder, config.Global.keep_last)
     start(config, folder)
     weights = weights_for(config, "train")
+    if weights and weights.is_own:
+        moved = "a new run moves its files aside: go on from them with Global.checkpoints, or choose another output_dir"
+        raise config.where("Global.pretrained_model").error(f"{weights.path} lies in the run's own folder, and {moved}")
     network = build_network(config, "train", weights)
     loader = build_loader(config, "Train")
     if warning := unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
+    if config.Global.start_eval_epoch > config.Global.epochs:
+        logger.warning(f"Global.start_eval_epoch {config.Global.start_eval_epoch} is after the last epoch: nothing is evaluated")
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     evaluation = _build_evaluation(config) if evaluates else None
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
-    learner = _build_learner(config, network, steps_per_epoch)
+    samples_per_step = loader.sampler.batch_size * loader.sampler.world_size * config.Global.update_freq
+    learner = _build_learner(config, network, steps_per_epoch, samples_per_step)
     facts = _facts(config, loader, steps_per_epoch, evaluation, weights)
-    run = Run(folder, facts, _trackers(config), class_names_for(config), config.Global.hang_timeout)
+    names = class_names_for(config, "train")
+    run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)
     plan = Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)})
     trainer = Trainer(learner, loader, run, plan, evaluation)
     path = config.Global.checkpoints
@@ -125,8 +103,10 @@ def evaluate(config: Config) -> dict[str, float]:
     start(config)
     weights = weights_for(config, "evaluate")
     assert weights
-    logger.info(describe(config, weights, dataset.get("transform_ops") or [], class_names_for(config)))
+    logger.info(describe(config, weights, dataset.get("transform_ops") or [], class_names_for(config, "evaluate")))
     network = set_evaluation_precision(config.AMP, build_network(config, "evaluate", weights))
+    if config.Global.to_static:
+        network = static_network(network)
     evaluation = _build_evaluation(config)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.digest()})
@@ -150,51 +130,34 @@ def check_data(config: Config, progress_bar: bool = True) -> DataReport:
         return check_lists(datasets, class_num(config), progress=bar.update)
 
 
-def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> nn.Layer:
-    """The network of a config with its weights.
-
-    To train, the classifier may have another size than the weights'. Exported networks compute on [N, C, H, W], whatever
-    ``data_format`` says.
-
-    Raises:
-        ConfigError: as ``prepare_training``.
-        CheckpointError: the weights can't be used.
-    """
-    keys = MODELS.common_keys(config.Arch)
-    network = MODELS.build(config.Arch)
-    if weights:
-        left = load_weights(network, weights.path, purpose == "train", weights.average)
-        logger.info(f"Loaded {weights}")
-        if left:
-            logger.warning(f"the classifier starts anew, because its size differs: {'; '.join(left)}")
-        _compare_with_published(config, weights)
-    if keys.data_format == "NHWC" and purpose != "export":
-        channels_last(network)
-    if purpose == "train":
-        prepare_training(network, keys, config.where("Arch"))
-    return network
-
-
-def _compare_with_published(config: Config, weights: Weights) -> None:
-    published = MODELS.published(config.Arch.name)
-    is_checkpoint = weights_file(weights.path).with_suffix(".json").exists()
-    if published and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
-        for line in differences(published, config.DataLoader.Eval.dataset.get("transform_ops") or []):
-            logger.warning(f"evaluation transforms against {weights.path}: {line}")
-
-
-def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int) -> Learner:
+def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
     mixing = _required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     loss = build_loss(_required(config, "Loss").Train, config.where("Loss.Train"), soft_labels=bool(mixing))
     block = _required(config, "Optimizer")
-    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch)
+    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch, factor=_lr_factor(config, samples_per_step))
     optimizer, scheduler = build_optimizer(block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(config.AMP, network, optimizer)
     average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
     blocks = config.Metric.Train if config.Metric else None
     metrics = build_metrics(blocks, config.where("Metric.Train"), class_num(config), training=True)
     mixes = build_batch_transforms(mixing, class_num(config))
-    return Learner(network, loss, optimizer, scheduler, schedule, metrics, precision, average, mixes)
+    if config.Global.to_static:
+        network = static_network(network)
+    buffer = config.Global.comm_buffer_size
+    return Learner(network, loss, optimizer, scheduler, schedule, metrics, precision, average, mixes, buffer)
+
+
+def _lr_factor(config: Config, samples_per_step: int) -> float:
+    """By how much ``Global.scale_lr`` multiplies the learning rate."""
+    rule, base = config.Global.scale_lr, config.Global.base_batch_size
+    if rule is None:
+        return 1.0
+    if base is None:
+        raise config.where("Global.base_batch_size").error("expected the samples per step that the learning rate was chosen for")
+    share = samples_per_step / base
+    factor = share if rule == "linear" else math.sqrt(share)
+    logger.info(f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step, chosen for {base} ({rule})")
+    return factor
 
 
 def _build_evaluation(config: Config) -> Evaluation:
@@ -263,7 +226,7 @@ def start(config: Config, folder: RunFolder | None = None) -> None:
     start_processes(config)
     if folder and distributed.rank() == 0:
         folder.lock()
-    set_up_logging(distributed.rank(), (folder.path if folder else config.trained_folder) / "train.log")
+    set_up_logging(distributed.rank(), config.run_folder / "train.log")
     if config.Global.deterministic:
         logger.info(distributed.determinism())
     paddle.seed(config.Global.seed or 0)  # the initial weights
@@ -277,7 +240,8 @@ def start_processes(config: Config) -> None:
         JobError: the other processes can't be reached.
     """
     try:
-        distributed.start(config.Global.device, config.Global.deterministic, config.Global.hang_timeout)
+        wishes = config.Global
+        distributed.start(wishes.device, wishes.deterministic, wishes.hang_timeout, wishes.cudnn_search)
     except distributed.DeviceError as error:
         raise config.where("Global.device").error(str(error)) from None
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 from ppxcls.system import environment, watchdog
 from ppxcls.system.logs import logger
@@ -46,9 +48,31 @@ def parse_arguments(
     for name, settings in (others or {}).items():
         parser.add_argument(name, **settings)
     arguments = parser.parse_args(argv)
+    if arguments.config is not None:
+        arguments.config = _own_config(arguments.config)
     if arguments.config is None and (needs_config(arguments) or arguments.override):
         parser.error("the following arguments are required: -c/--config")
     return arguments
+
+
+def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> Any:
+    """The config that the arguments name, printed first if they ask for it: to the stream, None for standard output."""
+    from ppxcls import load_config as load
+
+    config = load(arguments.config, arguments.override)
+    if arguments.print_config:
+        print(config.to_yaml(), file=stream or sys.stdout)
+    return config
+
+
+def _own_config(path: str) -> str:
+    """The file of this repository for one of PaddleClas's, such as ``ppcls/configs/ImageNet/Xception/Xception41.yaml``."""
+    own = Path(__file__).resolve().parents[1] / "configs" / Path(path).name
+    if "ppcls/configs/" not in Path(path).as_posix() or Path(path).exists() or not own.is_file():
+        return path
+    if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
+        print(printable(f"{path} is not here; {own} is used"), file=sys.stderr)
+    return str(own)
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -61,10 +85,16 @@ def run(main: Callable[[], int | None]) -> None:
     signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error keeps its traceback.
     """
     try:
-        environment.import_paddle()
+        try:
+            environment.import_paddle()
+        except ImportError as error:
+            _exit(str(error), EXIT_ERROR)
         # Imported here because they need Paddle.
         from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
 
+        for stream in (sys.stdout, sys.stderr):  # of a terminal or a pipe that is not UTF-8
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         warnings.showwarning = cast(Any, _warning_line)
         watchdog.arm()
         try:

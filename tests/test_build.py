@@ -17,9 +17,9 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.build import build_network
 from ppxcls.config.registry import Registry
 from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
+from ppxcls.train.network import build_network
 from ppxcls.train.trained_model import weights_for
 from tests.conftest import ROOT
 

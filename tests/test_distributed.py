@@ -36,6 +36,7 @@ def train_lines(output: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == "train"]
 
 
+@pytest.mark.every_paddle
 @pytest.mark.parametrize("update_freq", [1, 2])
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     update_freq: int, write_config: Callable[..., Path], tmp_path: Path
@@ -60,6 +61,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     assert not list((tmp_path / "2").rglob("*.new"))
 
 
+@pytest.mark.every_paddle
 def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """7 samples in batches of 4 do not divide by 2; with batches of 3 the second process has none of the last global batch."""
     file = write_config()

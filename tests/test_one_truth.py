@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import yaml
 import ppxcls
 from ppxcls.data.list_index import ListIndex
 from ppxcls.train import learner
-from ppxcls.train.trained_model import class_names_for, transforms_for
+from ppxcls.train.trained_model import Purpose, class_names_for, transforms_for, weights_for
 from tests.conftest import ROOT, run_tool
 from tests.deploy.test_deploy import HAS_ONNX, pictures
 
@@ -59,6 +59,10 @@ def train(file: Path, *overrides: str) -> Any:
     return trainer
 
 
+def config_of(path: Path, *overrides: str) -> Any:
+    return ppxcls.load_config(path, list(overrides))
+
+
 def rows_of(text: str) -> list[dict[str, Any]]:
     return [row for line in text.splitlines() if line.startswith("[{") for row in ast.literal_eval(line)]
 
@@ -90,6 +94,7 @@ def fine_tuned(tmp_path: Path) -> tuple[Path, dict[str, int]]:
     return tmp_path / "output/Xception41", {str(data / index.path(i)): int(index.labels[i]) for i in range(len(index))}
 
 
+@pytest.mark.every_paddle
 def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> None:
     folder, labels = fine_tuned(tmp_path)
     assert (folder / "class_names.txt").read_text(encoding="utf-8") == "0 ant\n1 bee\n2 élan\n"
@@ -232,6 +237,59 @@ def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(small: C
     assert (folder / "earlier_1/step_9.json").exists()
 
 
+def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tmp_path: Path) -> None:
+    """Going on from an older checkpoint: neither ``auto`` nor an evaluation takes what the abandoned branch wrote."""
+    file = small(**{"Global.keep_last": 9})
+    train(file, "Global.epochs=3")
+    folder = tmp_path / "output/SmallNetwork"
+    train(
+        file, f"Global.checkpoints={folder}/epoch_1", "Optimizer.lr.learning_rate=0.9", "Global.epochs=2", "Global.eval_interval=9"
+    )
+    assert {f.stem for f in (folder / "earlier_1").glob("*.json")} >= {"epoch_2", "epoch_3", "step_9"}
+    assert (folder / "epoch_1.json").exists()
+    again = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.epochs=4", "Global.checkpoints=auto"]))
+    assert again.progress.step == 6
+    weights = weights_for(ppxcls.load_config(folder), "evaluate")
+    assert weights is not None
+    assert int(weights.note.split()[1].rstrip(",")) <= 2
+
+
+def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_path: Path) -> None:
+    """The folder is enough, whatever became of the place it was written to; and what it started from is not its result."""
+    ppxcls.load_config(small())  # imports the plugin
+    paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "start.pdparams"))
+    names = tmp_path / "names.txt"
+    names.write_text("0 ant\n1 bee\n2 cat\n")
+    trainer = train(
+        small(**{"Global.pretrained_model": f"{tmp_path}/start"}, Infer={"PostProcess": {"class_id_map_file": str(names)}})
+    )
+    best = trainer.progress.best["value"]
+    moved = shutil.move(tmp_path / "output/SmallNetwork", tmp_path / "moved")
+    names.unlink()
+    assert ppxcls.evaluate(ppxcls.load_config(moved))["top1"] == best
+    assert not (tmp_path / "output/SmallNetwork").exists()
+    again = train(moved, "Global.checkpoints=auto", "Global.epochs=2")
+    assert (again.progress.step, again.output_dir) == (6, Path(moved))
+    part = tmp_path / "part"
+    part.mkdir()
+    for name in ("config.yaml", "best_model.pdparams", "class_names.txt"):
+        shutil.copy(Path(moved) / name, part)
+    weights = weights_for(ppxcls.load_config(part), "infer")
+    assert weights is not None
+    assert weights.path == str(part / "best_model")
+    (part / "best_model.pdparams").unlink()
+    with pytest.raises(ppxcls.ConfigError, match="expected the weights to infer, received null, and there is no .*part/best_model"):
+        weights_for(ppxcls.load_config(part), "infer")
+
+
+def test_a_run_does_not_start_from_its_own_folder(small: Callable[..., Path], tmp_path: Path) -> None:
+    train(small())
+    start = f"Global.pretrained_model={tmp_path}/output/SmallNetwork/best_model"
+    with pytest.raises(ppxcls.ConfigError, match="lies in the run's own folder, and a new run moves its files aside"):
+        ppxcls.build_trainer(ppxcls.load_config(small(), [start]))
+    assert train(small(), start, f"Global.output_dir={tmp_path}/other").progress.step == 3
+
+
 def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_path: Path) -> None:
     """Wishes of one command line are not stored, and a command that trains nothing changes nothing."""
     file = small(**{"Global.epochs": 2})
@@ -259,7 +317,13 @@ def test_an_evaluation_of_other_weights_is_kept_apart(small: Callable[..., Path]
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "other.pdparams"))
     ppxcls.evaluate(ppxcls.load_config(folder, [f"Global.pretrained_model={tmp_path}/other"]))
     assert (folder / "eval.json").read_bytes() == own
-    assert json.loads((folder / "eval_of_other_weights.json").read_text())["weights"] == f"{tmp_path}/other"
+    assert json.loads((folder / "eval_other.json").read_text())["weights"] == f"{tmp_path}/other"
+    listed = config_of(folder).DataLoader.Train.dataset.cls_label_path
+    for other in (f"Global.pretrained_model={folder}/epoch_1", f"DataLoader.Eval.dataset.cls_label_path={listed}"):
+        (folder / "eval_other.json").unlink()
+        ppxcls.evaluate(config_of(folder, other))
+        assert (folder / "eval.json").read_bytes() == own
+        assert (folder / "eval_other.json").exists()
 
 
 def test_which_preparation_is_used(small: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -301,19 +365,26 @@ def test_where_class_names_come_from(small: Callable[..., Path], tmp_path: Path,
     named.write_text("0 x\n1 y\n2 z\n")
     process = {"PostProcess": {"class_id_map_file": str(named)}}
     file = small(Infer=process, **own)
-    assert class_names_for(ppxcls.load_config(file)) == ["x", "y", "z"]
+
+    def names(path: Path, overrides: Sequence[str] = (), purpose: Purpose = "infer") -> list[str]:
+        return class_names_for(ppxcls.load_config(path, overrides), purpose)
+
+    assert names(file) == ["x", "y", "z"]
     (lists / "class_names.txt").write_text("0 ant\n1 bee\n2 cat\n")
-    assert class_names_for(ppxcls.load_config(file)) == ["ant", "bee", "cat"]
+    assert names(file) == ["ant", "bee", "cat"]
     override = [f"Infer.PostProcess.class_id_map_file={named}"]
-    assert class_names_for(ppxcls.load_config(file, override)) == ["x", "y", "z"]
+    assert names(file, override) == ["x", "y", "z"]
     train(file)
+    (lists / "class_names.txt").write_text("0 dog\n1 eel\n2 fox\n")
+    assert names(file) == ["ant", "bee", "cat"]
+    assert names(file, purpose="train") == ["dog", "eel", "fox"], "an earlier run in the folder has no say in a new one"
     (lists / "class_names.txt").unlink()
-    assert class_names_for(ppxcls.load_config(tmp_path / "output/SmallNetwork")) == ["ant", "bee", "cat"]
-    assert class_names_for(ppxcls.load_config(file, ["Global.output_dir=elsewhere", "Infer=null"])) == []
-    thousand = class_names_for(ppxcls.load_config(file, ["Global.output_dir=elsewhere", "Arch.class_num=1000", "Infer=null"]))
+    assert names(tmp_path / "output/SmallNetwork") == ["ant", "bee", "cat"]
+    assert names(file, ["Global.output_dir=elsewhere", "Infer=null"]) == []
+    thousand = names(file, ["Global.output_dir=elsewhere", "Arch.class_num=1000", "Infer=null"])
     assert thousand[0] == "tench, Tinca tinca"
     with pytest.raises(ppxcls.DataError, match=r"named.txt: expected the names of 4 classes, received 3$"):
-        class_names_for(ppxcls.load_config(file, ["Global.output_dir=elsewhere", "Arch.class_num=4"]))
+        names(file, ["Global.output_dir=elsewhere", "Arch.class_num=4"])
 
 
 def test_more_classes_than_labels_is_one_line(small: Callable[..., Path], tmp_path: Path) -> None:
@@ -353,6 +424,7 @@ def test_images_of_two_shapes_in_a_batch(small: Callable[..., Path], tmp_path: P
         assert alone.scores == pytest.approx(prediction.scores, abs=1e-5)
 
 
+@pytest.mark.every_paddle
 @pytest.mark.skipif(not HAS_ONNX, reason="paddle2onnx or onnxruntime is not installed")
 def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(small: Callable[..., Path], tmp_path: Path) -> None:
     file = small(Infer={"infer_imgs": str(pictures(tmp_path / "p", ("a",), 2))})
@@ -380,12 +452,49 @@ def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(small: Callab
     assert not (tmp_path / "pip_was_called").exists()
 
 
+@pytest.mark.skipif(not HAS_ONNX, reason="paddle2onnx or onnxruntime is not installed")
+def test_an_export_replaces_the_earlier_one_whole(
+    small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of two networks, or an ONNX file and another's description, never lie together; a failed export changes nothing."""
+    file = small(Infer={"infer_imgs": str(pictures(tmp_path / "p", ("a",), 2))})
+    target = tmp_path / "inference"
+    images = sorted(map(str, (tmp_path / "p/a").iterdir()))
+
+    def scores(path: Path) -> list[float]:
+        return [score for p in ppxcls.load(path).predict(images) for score in p.scores]
+
+    def export(*formats: str, **options: Any) -> None:
+        ppxcls.export(config_of(file, f"Global.save_inference_dir={target}"), formats=formats, **options)
+
+    train(file)
+    export("paddle", "onnx")
+    train(file, "Global.seed=1")
+    expected = scores(tmp_path / "output/SmallNetwork")
+    export("onnx")
+    assert {f.name for f in target.iterdir()} == {"inference.onnx", "inference_config.json"}
+    for path in (target, target / "inference.onnx"):
+        assert scores(path) == pytest.approx(expected, abs=3e-5)
+    before = {f.name: f.read_bytes() for f in target.iterdir()}
+    train(file, "Global.seed=2")
+    monkeypatch.setattr("ppxcls.deploy.export._TOLERANCE", -1.0)
+    with pytest.raises(ppxcls.CheckpointError, match="differs"):
+        export("paddle", "onnx", softmax=False)
+    assert {f.name: f.read_bytes() for f in target.iterdir()} == before
+
+
 @pytest.mark.parametrize(
-    "override", ["Infer.transforms=[{DecodeImage: {}}]", "Arch.class_num=3", "Infer.PostProcess.class_id_map_file=x"]
+    "override",
+    [
+        "Infer.transforms=[{DecodeImage: {}}]",
+        "Infer.transforms.DecodeImage.to_rgb=False",
+        "Arch.class_num=3",
+        "Infer.PostProcess.class_id_map_file=x",
+    ],
 )
 def test_exported_files_refuse_what_they_can_not_follow(override: str, small: Callable[..., Path], tmp_path: Path) -> None:
     data = pictures(tmp_path / "p", ("a",), 2)
-    file = small(Infer={"infer_imgs": str(data)})
+    file = small(Infer={"infer_imgs": str(data), "transforms": [{"DecodeImage": {}}, {"ResizeImage": {"size": 71}}]})
     train(file)
     ppxcls.export(ppxcls.load_config(file, [f"Global.save_inference_dir={tmp_path}/inference"]), formats=["paddle"])
     (tmp_path / "x").write_text("0 a\n1 b\n2 c\n")

@@ -26,7 +26,7 @@ from tests.conftest import ROOT, run_tool, small_config
 
 STEPS = {"Global.epochs": 3, "Global.save_interval_steps": 2, "Global.save_interval": 2, "Global.checkpoints": "auto"}
 # Of a log line, what depends on the clock.
-TIMES = {"batch_cost", "reader_cost", "ips", "eta"}
+TIMES = {"batch_cost", "reader_cost", "ips", "ips_total", "eta"}
 
 
 def start(file: Path, output: Path) -> subprocess.Popen[str]:
@@ -76,6 +76,7 @@ def assert_same_run(one: Path, two: Path, epochs: int = 3) -> None:
     assert places == [(epoch, i) for epoch in range(1, epochs + 1) for i in range(3)], "none missing, none twice"
 
 
+@pytest.mark.every_paddle
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
     epochs = 3 if kills < 4 else 12
@@ -282,6 +283,7 @@ def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config
     assert "changed since the checkpoint: samples per step" in log.read_text()
 
 
+@pytest.mark.every_paddle
 def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """What its save_model writes: the network's state, a list of the optimizers' states, epoch and metric."""
     import paddle

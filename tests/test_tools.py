@@ -147,13 +147,48 @@ assert set(results) == {{"top1", "top5", "CELoss", "loss", "num_samples"}} and r
     assert result.returncode == 0, result.stderr
 
 
-def test_without_paddle_one_line_says_what_to_install(tmp_path: Path) -> None:
-    blocker = tmp_path / "sitecustomize.py"
-    blocker.write_text(
-        "import importlib.util\nfind = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *a: None if name == 'paddle' else find(name, *a)\n"
-    )
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (None, "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', or the build for your GPU"),
+        ("__version__ = '2.5.2'", "ppxcls needs PaddlePaddle 2.6 or newer; 2.5.2 is installed"),
+        (
+            "raise OSError('libcudart.so:\\n no such file')",
+            "PaddlePaddle is installed and can't be imported: OSError: libcudart.so: no",
+        ),
+    ],
+)
+def test_a_paddle_that_can_not_be_used_is_one_line(module: str | None, message: str, tmp_path: Path) -> None:
+    if module is None:
+        (tmp_path / "sitecustomize.py").write_text(
+            "import importlib.util\nfind = importlib.util.find_spec\n"
+            "importlib.util.find_spec = lambda name, *a: None if name == 'paddle' else find(name, *a)\n"
+        )
+    else:
+        (tmp_path / "paddle.py").write_text(module)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    result = subprocess.run([sys.executable, "-c", "import ppxcls"], check=False, capture_output=True, text=True, env=environment)
+    result = run_tool("tools/train.py", "-c", "configs/quickstart.yaml", env=environment)
     assert result.returncode == 1
-    assert result.stderr.strip().splitlines()[-1].startswith("ImportError: ppxcls needs PaddlePaddle, which is not installed: pip")
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    command = [sys.executable, "-c", "import ppxcls; ppxcls.build_model"]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert result.stderr.splitlines()[-1].startswith(f"ImportError: {message}")
+
+
+def test_paddleclas_command_works_as_it_is_typed_there(tmp_path: Path, images: Path) -> None:
+    """Its path of the YAML is not here; the same YAML of this repository is used, and a line says so."""
+    path = "./ppcls/configs/ImageNet/Xception/Xception41.yaml"
+    overrides = ["Global.device=cpu", "Arch.class_num=3", "Global.epochs=1", f"Global.output_dir={tmp_path}/output"]
+    for mode, name in (("Train", "train"), ("Eval", "val")):
+        overrides += [f"DataLoader.{mode}.dataset.image_root={images}", f"DataLoader.{mode}.sampler.batch_size=6"]
+        overrides += [f"DataLoader.{mode}.dataset.cls_label_path={images}/{name}_list.txt"]
+    overrides += ["DataLoader.Train.dataset.transform_ops.RandCropImage.size=71"]
+    overrides += [f"DataLoader.Eval.dataset.transform_ops.{step}" for step in ("ResizeImage.resize_short=75", "CropImage.size=71")]
+    result = run_tool("tools/train.py", "-c", path, *[word for o in overrides for word in ("-o", o)])
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == f"{path} is not here; {ROOT}/configs/Xception41.yaml is used\n"
+    assert (tmp_path / "output/Xception41/best_model.pdparams").is_file()
+    wrong = run_tool("tools/train.py", "-c", "ppcls/configs/ImageNet/ResNet/ResNet50.yaml")
+    assert wrong.returncode == 2
+    assert "no such config file" in wrong.stderr

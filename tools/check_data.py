@@ -15,7 +15,7 @@ def main() -> int:
         "Decode every listed file and look for copies, wrong labels and leaks.",
         {"--json": {"metavar": "FILE", "help": "write the report as JSON too"}},
     )
-    config = ppxcls.load_config(arguments.config, arguments.override)
+    config = cli.load_config(arguments)
     report = ppxcls.check_data(config)
     print(report)
     if arguments.json:

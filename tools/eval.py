@@ -13,9 +13,7 @@ def main() -> None:
     arguments = cli.parse_arguments(
         "Evaluate a run's best_model, or the weights of -o Global.pretrained_model: top-1, top-5, loss."
     )
-    config = ppxcls.load_config(arguments.config, arguments.override)
-    if arguments.print_config:
-        print(config.to_yaml())
+    config = cli.load_config(arguments)
     ppxcls.evaluate(config)
 
 

@@ -19,7 +19,7 @@ def main() -> None:
             "--fold": {"action": "store_true", "help": "fold batch norms into convolutions"},
         },
     )
-    config = ppxcls.load_config(arguments.config, arguments.override)
+    config = cli.load_config(arguments)
     formats = ["paddle", "onnx"] if arguments.format == "both" else [arguments.format]
     ppxcls.export(config, formats, not arguments.logits, not arguments.float_input, arguments.fold)
     print(f"written to {config.Global.save_inference_dir}")

@@ -20,7 +20,7 @@ def main() -> int:
         },
         needs_config=lambda given: not given.exported,
     )
-    config = ppxcls.load_config(arguments.config, arguments.override) if arguments.config else None
+    config = cli.load_config(arguments, sys.stderr) if arguments.config else None
     failed = ppxcls.infer(config, arguments.format, arguments.exported, arguments.output, arguments.images)
     return cli.EXIT_ERROR if failed else 0
 

@@ -11,9 +11,7 @@ from ppxcls import cli
 
 def main() -> None:
     arguments = cli.parse_arguments("Train a classifier as a YAML says.")
-    config = ppxcls.load_config(arguments.config, arguments.override)
-    if arguments.print_config:
-        print(config.to_yaml())
+    config = cli.load_config(arguments)
     ppxcls.build_trainer(config).fit()
 
 

@@ -32,7 +32,7 @@ class RunFacts:
         update_freq: iterations per optimizer step.
         steps_per_epoch: optimizer steps per epoch.
         world_size: number of processes.
-        run: id of the run, which all its checkpoints share; None in those of versions before 0.4.0.
+        run: id of the run, which all its checkpoints share; None in those of older versions.
         started_from: weights that the run started from; None for fresh ones.
     """
 

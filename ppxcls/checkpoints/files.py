@@ -186,7 +186,8 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
         parts = dict(manifest["parts"])
         if missing := set(PARTS) - parts.keys():
             raise KeyError(*missing)
-        complete = isinstance(manifest["progress"], dict) and all(
+        progress = manifest["progress"]
+        complete = isinstance(progress, dict) and all(
             isinstance(part["size"], int) and isinstance(part["sha256"], str) for part in parts.values()
         )
         complete &= all(extension[0] == "." and Path(extension).name == extension for extension in parts)

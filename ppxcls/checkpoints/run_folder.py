@@ -21,7 +21,7 @@ from ppxcls.checkpoints.files import (
     with_extension,
     write_checkpoint,
 )
-from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
+from ppxcls.checkpoints.progress import Progress, Snapshot, UnknownProgressError, read_snapshot
 from ppxcls.system.logs import logger
 
 try:
@@ -32,7 +32,8 @@ except ImportError:  # Windows has no such locks, so two runs in one folder are 
 
 _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
 _DESCRIPTIONS = ("config.yaml", "class_names.txt")  # of a run; without anything else they are not worth keeping
-_RESULTS = (*_DESCRIPTIONS, "metrics.jsonl", "bad_samples.txt", "vdl")
+_RESULTS = (*_DESCRIPTIONS, "metrics.jsonl", "bad_samples.txt", "vdl", "eval.json", "eval_other.json")
+_CHECKPOINT = re.compile(r"(latest|best_model|(step|epoch)_\d+)\.(json|pdparams|pdopt|pdema|pdstates?)(\.new)?")
 
 
 class RunFolderError(Exception):
@@ -107,7 +108,7 @@ class RunFolder:
             self.lock()
 
     def run_ids(self) -> set[str]:
-        """The ids of the runs whose checkpoints are here. Versions before 0.4.0 wrote none."""
+        """The ids of the runs whose checkpoints are here. Older versions wrote none."""
         return {manifest["run"] for _, manifest in self._manifests()[0] if manifest.get("run")}
 
     def set_aside(self) -> Path | None:
@@ -116,14 +117,25 @@ class RunFolder:
         Raises:
             OSError: they can't be moved.
         """
-        suffixes = (".json", ".pdparams", ".pdopt", ".pdema", ".new")
-        files = [file for file in sorted(self.path.iterdir()) if file.name in _RESULTS or file.suffix in suffixes]
-        if all(file.name in _DESCRIPTIONS for file in files):
-            return None
+        files = [file for file in self.path.iterdir() if file.name in _RESULTS or _CHECKPOINT.fullmatch(file.name)]
+        return None if all(file.name in _DESCRIPTIONS for file in files) else self._move_aside(files)
+
+    def set_aside_after(self, progress: Progress) -> Path | None:
+        """Move the checkpoints that stand after this place aside, and return their folder; None if there are none.
+
+        Raises:
+            OSError: they can't be moved.
+        """
+        place = progress.epoch, progress.batches_done, progress.step
+        later = {prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place}
+        files = [f for f in self.path.iterdir() if _CHECKPOINT.fullmatch(f.name) and f.name.split(".")[0] in later]
+        return self._move_aside(files) if files else None
+
+    def _move_aside(self, files: Sequence[Path]) -> Path:
         number = next(i for i in itertools.count(1) if not (self.path / f"earlier_{i}").exists())
         target = self.path / f"earlier_{number}"
         target.mkdir()
-        for file in files:
+        for file in sorted(files):
             file.replace(target / file.name)
         self._whole.clear()
         return target
@@ -246,7 +258,7 @@ class RunFolder:
 
 
 def _position(manifest: Mapping[str, Any]) -> tuple[bool, str, int, int, int]:
-    """How far a checkpoint stands. Without the id of a run, the clock tells runs apart, as in versions before 0.4.0."""
+    """How far a checkpoint stands. Without the id of a run, the clock tells runs apart, as in older versions."""
     progress = manifest["progress"]
     numbers = [value if isinstance(value := progress.get(key), int) else 0 for key in ("epoch", "batches_done", "step")]
     has_id = bool(manifest.get("run"))  # a run of an earlier version that goes on has one from then on

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
@@ -116,6 +116,8 @@ def parse_number(text: str) -> float:
         ValueError: it is neither a number nor a fraction.
     """
     numerator, slash, denominator = text.partition("/")
+    if _LEADING_ZERO.match(text) or not text.isascii():
+        raise ValueError("a leading zero, or digits that are not ASCII")
     if not slash:
         return float(text)
     if float(denominator) == 0:
@@ -134,9 +136,19 @@ def _check_scalar(value: Any, hint: type, where: Where) -> Any:
         return value
     if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64:
         return value
+    if hint is str and isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+        raise where.error(f"expected text without NUL and lone surrogates, received {shown(value)}")
     if hint in (str, dict, list) and isinstance(value, hint):
         return value
     raise _mismatch(value, hint, where)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mismatch(value: Any, hint: Any, where: Where) -> ConfigError:
@@ -220,6 +232,27 @@ class Mark(Protocol):
         """The checked value; raises ConfigError."""
 
 
+@dataclass(frozen=True)
+class Lacks:
+    """Marks a switch that this installation can't turn on.
+
+    Attributes:
+        what: what it lacks, such as ``Paddle 3.0``; None if it lacks nothing.
+    """
+
+    what: str | None
+
+    def check(self, value: Any, where: Where) -> bool:
+        """The switch.
+
+        Raises:
+            ConfigError: it is no switch, or is turned on.
+        """
+        if check_value(value, bool, where) and self.what is not None:
+            raise where.error(f"needs {self.what}")
+        return bool(value)
+
+
 class RegularExpression:
     """Marks a string that must be a regular expression."""
 
@@ -261,6 +294,11 @@ def unknown(word: str, allowed: list[str], what: str) -> str:
     return f"unknown {what} {word!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
 
 
+def without_unused(values: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """The values without keys that PaddleClas has and that are turned off."""
+    return {k: v for k, v in values.items() if k in known or v not in (None, False) or not_supported(k) is None}
+
+
 def check_section(value: Any, section: type, where: Where) -> Any:
     """Check a mapping against a dataclass, field by field, and create the instance.
 
@@ -270,6 +308,7 @@ def check_section(value: Any, section: type, where: Where) -> Any:
     value = check_value(value, dict, where)
     hints = typing.get_type_hints(section, include_extras=True)
     hints = {f.name: hints[f.name] for f in fields(section) if f.init}
+    value = without_unused(value, hints)
     for key in value:
         if key not in hints:
             raise (where / key).error(unknown(key, list(hints), "key"))

@@ -13,6 +13,7 @@ from ppxcls.config.sections import Config, plain
 from ppxcls.config.yaml_values import read_yaml
 
 RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
+RUN_MARK = "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # its first line
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
@@ -29,27 +30,30 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """
     sources: dict[KeyPath, str] = {}
     file = None
+    own_folder = None
     if isinstance(path, Mapping):
         raw = copy.deepcopy(plain(path))
     else:
         if "://" in str(path):
             raise ConfigError(f"expected a file, received a URL; download it first: {path}")
         file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
-        raw = _read_file(file, sources)
-    for override in overrides:
-        _apply_override(raw, override, sources)
+        text = _read_text(file)
+        raw = _mapping(text, file, sources)
+        own_folder = _folder_of_run(file, text)
+    given = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, Where((), sources))
     config: Config = check_section(raw, Config, Where((), sources))
-    config.sources = sources
-    if file is not None and file.name == RUN_CONFIG and not config.is_override("Global.output_dir"):
-        config.own_folder = _folder_of_run(file.parent)
+    config.sources, config.overrides = sources, given
+    if not config.is_override("Global.output_dir"):
+        config.own_folder = own_folder
     _resolve_class_names(config)
     return config
 
 
-def _folder_of_run(folder: Path) -> Path | None:
-    """The folder, if it holds results of a run."""
-    return folder if any((folder / f"{name}.json").exists() for name in ("latest", "best_model")) else None
+def _folder_of_run(file: Path, text: str) -> Path | None:
+    """The folder of the run that wrote a YAML into it; None for any other YAML. Older versions wrote no mark."""
+    has_results = any((file.parent / f"{name}.json").exists() for name in ("latest", "best_model"))
+    return file.parent if text.startswith(RUN_MARK) or (file.name == RUN_CONFIG and has_results) else None
 
 
 def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> None:
@@ -61,13 +65,16 @@ def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> N
         section["plugins"] = [import_plugin(name, folder, where / i) for i, name in enumerate(names)]
 
 
-def _read_file(path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and a path with a NUL
         raise ConfigError(f"{path}: can't be read: {error}") from None
+
+
+def _mapping(text: str, path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
     raw = read_yaml(text, str(path), sources)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, such as Global and Arch")
@@ -75,8 +82,8 @@ def _read_file(path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
     return raw
 
 
-def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> None:
-    """Set one key. Whether the key is declared is checked later, with the whole config."""
+def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> KeyPath:
+    """Set one key, and return its path. Whether the key is declared is checked later, with the whole config."""
     source = f"{OVERRIDE}{override}"
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
@@ -91,6 +98,7 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
     for below in [k for k in sources if k[: len(done)] == done]:
         del sources[below]
     sources[done] = source
+    return done
 
 
 def _descend(
@@ -130,6 +138,8 @@ def _list_index(items: list[Any], key: str, where: Where) -> str:
 def _resolve_class_names(config: Config) -> None:
     """PaddleClas's YAMLs name a file of its source tree. If it does not exist, use the same names from this package."""
     process = config.Infer and config.Infer.PostProcess
+    if config.own_folder and not config.is_override("Infer.PostProcess.class_id_map_file"):
+        return  # the names are in the run's folder
     if process and process.class_id_map_file and not Path(process.class_id_map_file).exists():
         if Path(process.class_id_map_file).name != "imagenet1k_label_list.txt":
             raise config.where("Infer.PostProcess.class_id_map_file").error(

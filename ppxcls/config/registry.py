@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from easydict import EasyDict
 
-from ppxcls.config.checks import Where, check_value, shown, type_name, unknown
+from ppxcls.config.checks import Where, check_value, shown, type_name, unknown, without_unused
 
 _ROOMS = ("ppxcls.models", "ppxcls.data", "ppxcls.train")
 
@@ -139,30 +139,32 @@ class Registry(Generic[T]):
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
         self._published: dict[str, Any] = {}
+        self._lacks: dict[str, str | None] = {}
         _REGISTRIES[kind] = self
 
     @typing.overload
     def register(self, component: C) -> C: ...
 
     @typing.overload
-    def register(self, *, published: Any) -> Callable[[C], C]: ...
+    def register(self, *, published: Any = None, lacks: str | None = None) -> Callable[[C], C]: ...
 
-    def register(self, component: Any = None, *, published: Any = None) -> Any:
+    def register(self, component: Any = None, *, published: Any = None, lacks: str | None = None) -> Any:
         """Register a class or a function under its ``__name__``; a decorator, with or without arguments.
 
         Args:
             component: the annotations of its parameters are the schema.
             published: facts about what was published under this name, for ``published``.
+            lacks: what this installation lacks for the component, such as ``Paddle 3.0``; a config that names it is refused.
 
         Raises:
             TypeError: the name is taken, the signature can't be a schema (``*args``, ``**kwargs``, no annotation), or a class lacks
                 what the program uses.
         """
         if component is None:
-            return functools.partial(self._add, published=published)
-        return self._add(component, published)
+            return functools.partial(self._add, published=published, lacks=lacks)
+        return self._add(component, published, lacks)
 
-    def _add(self, component: C, published: Any) -> C:
+    def _add(self, component: C, published: Any, lacks: str | None) -> C:
         name = component.__name__
         # In a notebook, a cell is run again.
         if name in self._components and not component.__module__ == self._components[name].__module__ == "__main__":
@@ -172,6 +174,7 @@ class Registry(Generic[T]):
         self._hints[name] = self._schema(component)
         self._components[name] = component
         self._published[name] = published
+        self._lacks[name] = lacks
         return component
 
     def _missing(self, candidate: Any) -> list[str]:
@@ -202,11 +205,13 @@ class Registry(Generic[T]):
         """The component of this name.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or this installation lacks something for it.
         """
         names = self.names()
         if name not in names:
             raise where.error(unknown(name, names, self.kind))
+        if (lacks := self._lacks[name]) is not None:
+            raise where.error(f"{self.kind} {name} needs {lacks}")
         return self._components[name]
 
     def published(self, name: str) -> Any:
@@ -269,6 +274,7 @@ class Registry(Generic[T]):
         """
         component = self.get(name, name_where)
         own, allowed = self._hints[name], self._allowed(name)
+        arguments = without_unused(arguments, allowed)
         for key in arguments:
             self._check_known(key, allowed, name, where)
         required = [p.name for p in inspect.signature(component).parameters.values() if p.default is p.empty and p.name in own]
@@ -305,7 +311,7 @@ class Registry(Generic[T]):
     def forget(self, names: set[str]) -> None:
         """Take back registrations, because the import of their module has failed."""
         for name in names:
-            del self._components[name], self._hints[name], self._published[name]
+            del self._components[name], self._hints[name], self._published[name], self._lacks[name]
 
     def build(self, block: Block, **given: Any) -> T:
         """Call the component with its block's arguments and whatever of ``given`` it has parameters for.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ppxcls.config.checks import OVERRIDE, BelowOne, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where
+from ppxcls.config.checks import BelowOne, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where
 from ppxcls.config.registry import Block, Component, Components
 from ppxcls.config.yaml_values import write_yaml
 
@@ -47,7 +47,13 @@ class GlobalSection:
         image_channel: PaddleClas's key; it has no effect.
         save_inference_dir: folder of exported models.
         eval_mode, task, train_mode: PaddleClas's keys with the only value that is supported.
-        to_static, use_dali, use_multilabel: PaddleClas's keys for what is not supported.
+        to_static: compile the network to a static graph for training and evaluation.
+        cudnn_search: let cuDNN try all algorithms for each shape of convolution, and use its persistent batch norm; GPUs only.
+        comm_buffer_size: megabytes of gradients that processes exchange at once.
+        scale_lr: multiply the whole schedule by the samples per step over ``base_batch_size``: ``linear`` (arXiv:1706.02677), or by
+            the root of it, ``sqrt`` (arXiv:1404.5997).
+        base_batch_size: samples per step of all processes for which the learning rate was chosen.
+        use_dali, use_multilabel: PaddleClas's keys for what is not supported.
         plugins: modules with your own components: names, or paths of ``.py`` files. They are imported before the config is checked.
         trackers: components that receive the figures of the run, in addition to ``metrics.jsonl``.
     """
@@ -82,7 +88,11 @@ class GlobalSection:
     eval_mode: Literal["classification"] = "classification"
     task: Literal["classification"] = "classification"
     train_mode: Literal["classification"] | None = None
-    to_static: Literal[False] = False
+    to_static: bool = False
+    cudnn_search: bool = False
+    comm_buffer_size: Count = 25
+    scale_lr: Literal["linear", "sqrt"] | None = None
+    base_batch_size: Count | None = None
     use_dali: Literal[False] = False
     use_multilabel: Literal[False] = False
 
@@ -242,6 +252,7 @@ class Config:
         Arch: the network.
         Optimizer: the optimizer and its learning-rate schedule.
         sources: where each key was written, for error messages.
+        overrides: the keys that the command line gave, list items by their indices.
         own_folder: folder of the run whose ``config.yaml`` this is; None for any other YAML.
     """
 
@@ -255,6 +266,7 @@ class Config:
     Infer: InferSection | None = None
     Metric: MetricSection | None = None
     sources: dict[KeyPath, str] = field(default_factory=dict, init=False, repr=False)
+    overrides: list[KeyPath] = field(default_factory=list, init=False, repr=False, compare=False)
     own_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def where(self, path: str = "") -> Where:
@@ -263,24 +275,13 @@ class Config:
 
     @property
     def run_folder(self) -> Path:
-        """Where a run of this config writes."""
-        return Path(self.Global.output_dir) / self.Arch.name
-
-    @property
-    def trained_folder(self) -> Path:
-        """The folder of the run whose results this config means: the one that its YAML lies in, or else ``run_folder``."""
-        return self.own_folder or self.run_folder
+        """The folder of the run: the one that its ``config.yaml`` lies in, or else ``<output_dir>/<Arch.name>``."""
+        return self.own_folder or Path(self.Global.output_dir) / self.Arch.name
 
     def is_override(self, path: str) -> bool:
-        """Whether the command line, or ``overrides`` in a notebook, gave this key or a part of it."""
+        """Whether the command line, or ``overrides`` in a notebook, gave this key, a part of it, or what it is a part of."""
         keys = tuple(path.split("."))
-        return any(k[: len(keys)] == keys and source.startswith(OVERRIDE) for k, source in self.sources.items()) or any(
-            self.sources.get(keys[:i], "").startswith(OVERRIDE) for i in range(1, len(keys))
-        )
-
-    def overridden(self) -> list[str]:
-        """The keys that the command line gave."""
-        return [".".join(keys) for keys, source in self.sources.items() if source.startswith(f"{OVERRIDE}{'.'.join(keys)}=")]
+        return any(given[: len(keys)] == keys[: len(given)] for given in self.overrides)
 
     def to_yaml(self, is_run: bool = False) -> str:
         """The config as YAML that loads to the same config.

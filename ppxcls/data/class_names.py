@@ -13,6 +13,7 @@ from ppxcls.system.paths import printable
 CLASS_NAMES = "class_names.txt"  # beside the lists, and in a run's folder
 IMAGENET_NAMES = Path(__file__).with_name("imagenet1k_classes.txt")
 _MAX_BYTES = 1 << 26
+_SHOWN_NAMES = 5
 _MARKS = (  # the marks of UTF-32 begin with those of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -60,8 +61,19 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
 
 
 def class_name_lines(names: Sequence[str]) -> str:
-    """The content of a file that ``read_class_names`` reads. A name of blanks alone is quoted."""
-    return "".join(f"{index} {printable(name) if name.strip() else repr(name)}\n" for index, name in enumerate(names))
+    """The content of a file that ``read_class_names`` reads. A name that it would change, such as one with a blank, is quoted."""
+    return "".join(f"{index} {_as_read(printable(name))}\n" for index, name in enumerate(names))
+
+
+def _as_read(name: str) -> str:
+    match = _LINE.fullmatch(f"0 {name}".strip())
+    return name if match and match[2] == name else repr(name)
+
+
+def describe_classes(count: int, names: Sequence[str]) -> str:
+    """Such as ``3 classes: ant, bee, cat``."""
+    shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+    return f"{count:,} classes" + (f": {shown}" if names else "")
 
 
 def _text(file: Path) -> str:

@@ -15,7 +15,7 @@ from ppxcls.data.decode import Image
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
-from ppxcls.data.transforms import Compose, Generator, TransformOps, build_transforms, split_for_device
+from ppxcls.data.transforms import Compose, Generator, TransformOps, build_transforms, split_for_device, starts_with_decoding
 
 Array = np.ndarray[Any, Any]
 
@@ -164,6 +164,8 @@ class ImageNetDataset(Dataset):
     ) -> None:
         if delimiter == "":
             raise ValueError("expected a delimiter of at least one character, received ''")
+        if transform_ops is not None and not starts_with_decoding(transform_ops):
+            raise ValueError("expected DecodeImage as the first of transform_ops, because files are read as bytes")
         self.image_root = Path(image_root)
         self.index = ListIndex(cls_label_path, delimiter or " ")
         self.source = str(self.index.file)

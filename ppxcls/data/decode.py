@@ -66,8 +66,8 @@ def _by_pillow(data: bytes) -> Image:
         with PillowImage.open(io.BytesIO(data)) as picture:
             _check_pixels(picture.height.to_bytes(4, "big"), picture.width.to_bytes(4, "big"))
             return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
-        raise ValueError(f"not an image, or damaged beyond decoding: {error}") from None
+    except (OSError, SyntaxError, PillowImage.DecompressionBombError):
+        raise ValueError("not an image, or damaged beyond decoding") from None
 
 
 def largest_of_few_bits(data: bytes, image: Image) -> int | None:
@@ -83,7 +83,7 @@ def largest_of_few_bits(data: bytes, image: Image) -> int | None:
     if not may_have_16 or int(image.max()) > 64:
         return None
     whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if whole is None or whole.dtype != np.uint16:
+    if whole is None or whole.dtype not in (np.uint16, np.int16):
         return None
     largest = int(whole[..., :3].max() if whole.ndim == 3 else whole.max())
     return largest if 0 < largest < 1 << 14 else None

@@ -25,7 +25,8 @@ class DeviceTransform(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """[N, H, W, 3], or [N, 3, H, W] as the host's transforms end, of any dtype, to float32 [N, 3, H, W]."""
-        x = (images if self._chw else images.transpose([0, 3, 1, 2])).astype("float32")
+        x = images.astype("float32")  # first, because Paddle 2.6 does not transpose uint8 in a static graph
+        x = x if self._chw else x.transpose([0, 3, 1, 2])
         return x if self._scale is None else (x * self._scale - self.mean) / self.std
 
 

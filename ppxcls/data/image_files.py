@@ -17,7 +17,7 @@ IMAGE_EXTENSIONS = {
 _HIDDEN = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
 _OTHER = "not images"
 _SHOWN_EXTENSIONS = 8
-_Identity = tuple[int, int]
+Identity = tuple[int, int]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class ImageFiles:
 
     def skipped_line(self) -> str:
         """One line that counts by reason what was skipped."""
-        shown = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items())]
+        shown = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count]
         if self.others:
             extensions = sorted(self.others)
             listed = ", ".join(extensions[:_SHOWN_EXTENSIONS]) + (", ..." if len(extensions) > _SHOWN_EXTENSIONS else "")
@@ -65,7 +65,7 @@ def find_image_files(folder: str | Path) -> ImageFiles:
     """
     found = ImageFiles()
     try:
-        waiting = [(str(folder), "", _lies_in(folder))]
+        waiting = [(str(folder), "", lies_in(folder))]
         os.listdir(folder)
     except OSError as error:
         raise DataError(f"{folder}: {error.strerror or error}") from None
@@ -81,11 +81,11 @@ def find_image_files(folder: str | Path) -> ImageFiles:
             if is_hidden(entry.name):
                 found.skipped["hidden"] += 1
             elif os.path.isdir(entry):
-                identity = _identity(entry)
-                if identity in inside:
+                place = identity(entry)
+                if place in inside:
                     found.skipped["links to a folder that they lie in"] += 1
                 else:
-                    waiting.append((entry.path, f"{name}/", inside | {identity}))
+                    waiting.append((entry.path, f"{name}/", inside | {place}))
             elif (reason := _reason_to_skip(entry)) is not None:
                 found.skipped[reason] += 1
                 if reason == _OTHER:
@@ -108,12 +108,13 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].strip().lower() in IMAGE_EXTENSIONS
 
 
-def _lies_in(folder: str | Path) -> frozenset[_Identity]:
+def lies_in(folder: str | Path) -> frozenset[Identity]:
     """The folder, and those that it lies in, by its written and by its real path."""
     paths = [Path(os.path.abspath(folder)), Path(os.path.realpath(folder))]
-    return frozenset(_identity(above) for path in paths for above in (path, *path.parents))
+    return frozenset(identity(above) for path in paths for above in (path, *path.parents))
 
 
-def _identity(folder: str | Path | os.DirEntry[str]) -> _Identity:
+def identity(folder: str | Path | os.DirEntry[str]) -> Identity:
+    """What tells a folder from every other, by whatever path it is reached."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino

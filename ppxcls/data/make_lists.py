@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,12 @@ import numpy as np
 
 from ppxcls.data.class_names import CLASS_NAMES, class_name_lines, read_class_names
 from ppxcls.data.errors import DataError
-from ppxcls.data.image_files import ImageFiles, find_image_files, is_hidden
+from ppxcls.data.image_files import ImageFiles, find_image_files, identity, is_hidden, lies_in
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import write_text
 
+_LABEL = re.compile(r"[0-9]{1,9}")
 # Folders that split a data set, in torchvision, Ultralytics, fastai and Keras.
 _PARTS = {
     "train": "train",
@@ -84,9 +86,13 @@ def make_lists(
     found = ImageFiles()
     if parts:
         _count_beside(folder, list(parts.values()), found)
-    classes = _class_folders(folder / parts["train"] if parts else folder)
+    root = folder / parts.get("train", "")
+    classes = _class_folders(root)
     if not classes:
-        raise DataError(f"{folder / parts.get('train', '')}: no folders of classes; for a flat folder give the labels")
+        raise DataError(f"{root}: no folders of classes; for a flat folder give the labels")
+    for name in classes:
+        if "train" in map(str.lower, _class_folders(root / name)):
+            raise DataError(f"{root / name}: a folder of a class that has train/ in it: is it the folder to make lists of?")
     files = _files(folder, parts.get("train", ""), classes, found, all_needed=True)
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     if "val" in parts:
@@ -117,7 +123,9 @@ def _parts(folder: Path) -> dict[str, str]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry))
+    inside = lies_in(folder)
+    visible = [entry for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry)]
+    return sorted(entry.name for entry in visible if identity(entry) not in inside)  # no link to where it lies
 
 
 def _files(folder: Path, part: str, classes: Sequence[str], found: ImageFiles, all_needed: bool) -> list[list[str]]:
@@ -167,14 +175,18 @@ def _split(files: Sequence[Sequence[str]], val_share: float, seed: int) -> tuple
 def _flat(folder: Path, output: Path, labels: Path) -> MadeLists:
     found = find_image_files(folder)
     try:
-        numbers = [int(line) for line in labels.read_text(encoding="utf-8").split()]
+        lines = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{labels}: expected a number a line: {error}") from None
+        raise DataError(f"{labels}: can't be read: {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not _LABEL.fullmatch(line):
+            raise DataError(f"{labels}:{number}: expected a label of up to 9 digits a line, received {line[:80]!r}")
+    numbers = [int(line) for line in lines]
     if len(numbers) != len(found.files) or not found.files:
         counts = f"{len(numbers):,} labels for {len(found.files):,} images in {folder}"
         raise DataError(f"{labels}: {counts} ({found.skipped_line()})")
-    lines = [list_line(file, number) for file, number in zip(found.files, numbers, strict=True)]
-    return _written(output, {"val": lines}, [], found)
+    rows = [list_line(file, number) for file, number in zip(found.files, numbers, strict=True)]
+    return _written(output, {"val": rows}, [], found)
 
 
 def _paddlex_names(folder: Path) -> Path | None:
@@ -183,14 +195,16 @@ def _paddlex_names(folder: Path) -> Path | None:
 
 def _paddlex(folder: Path, output: Path, names_file: Path) -> MadeLists:
     """Convert PaddleX's lists, whose lines are ``path label`` too, and check that their files are there."""
-    names = read_class_names(names_file, None)
-    lines: dict[str, list[str]] = {}
+    names, found = read_class_names(names_file, None), find_image_files(folder)
+    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    listed: set[str] = set()
     for part in ("train", "val", "test"):
         file = folder / f"{part}.txt"
         if not file.is_file():
             continue
         index = ListIndex(file)
-        lines[part] = []
+        if (outside := index.first_outside(folder)) is not None:
+            raise DataError(f"{index.line(outside)}: expected a path inside {folder}, received {index.path(outside)!r}")
         for i in range(len(index)):
             path, label = index.path(i), int(index.labels[i])
             if label >= len(names):
@@ -198,17 +212,24 @@ def _paddlex(folder: Path, output: Path, names_file: Path) -> MadeLists:
             if not (folder / path).is_file():
                 raise DataError(f"{index.line(i)}: no such file: {folder / path}")
             lines[part].append(list_line(path, label))
-    return _written(output, lines, names, ImageFiles())
+            listed.add(os.path.normpath(path))
+    found.skipped["images that no list names"] = len(set(found.files) - listed)
+    return _written(output, lines, names, found)
 
 
 def _written(output: Path, lines: dict[str, list[str]], classes: Sequence[str], found: ImageFiles) -> MadeLists:
     output.mkdir(parents=True, exist_ok=True)
     made = MadeLists({}, found.skipped_line(), _alike(classes))
+    if len(classes) == 1:
+        made.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
     for part, rows in lines.items():
+        file = output / f"{part}_list.txt"
         if rows:
-            file = output / f"{part}_list.txt"
             write_text(file, "\n".join(rows) + "\n")
             made.lists[str(file)] = len(rows)
+        elif file.exists():  # of other images, beside these class names
+            file.unlink()
+            made.notes.append(f"{file} of an earlier call was removed")
     if classes:
         write_text(output / CLASS_NAMES, class_name_lines(classes))
         made.lists[str(output / CLASS_NAMES)] = len(classes)

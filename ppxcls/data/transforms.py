@@ -319,7 +319,7 @@ class Compose:
         Raises:
             ValueError: it does not fit a transform.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected an image uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
         return Compose([t for t in self.transforms if not isinstance(t, DecodeImage)])(image, rng)
 
@@ -376,6 +376,11 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
         chw = chw or isinstance(transform, ToCHWImage)
         transforms.append(transform)
     return Compose(transforms)
+
+
+def starts_with_decoding(specs: Sequence[Any]) -> bool:
+    """Whether the first of a config's transforms is DecodeImage, as files need it."""
+    return bool(specs) and "DecodeImage" in specs[0]
 
 
 def split_for_device(compose: Compose) -> tuple[Compose, DeviceStage]:

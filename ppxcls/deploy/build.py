@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ppxcls.build import build_dataset, build_model, build_network, start_processes
+from ppxcls.build import build_dataset, start_processes
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, plain
@@ -30,6 +30,7 @@ from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import load_weights, save_weights
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
+from ppxcls.train.network import build_model, build_network
 from ppxcls.train.trained_model import class_names_for, class_num, describe, transforms_for, weights_for
 
 # Keys that make sense with exported files, which hold the others.
@@ -65,14 +66,14 @@ def trained_predictor(config: Config) -> Predictor:
     """
     weights = weights_for(config, "infer")
     assert weights
-    blocks, names = transforms_for(config), class_names_for(config)
+    blocks, names = transforms_for(config), class_names_for(config, "infer")
     start_processes(config)
     host, stage = split_for_device(build_transforms(blocks))
     runner = network_runner(build_network(config, "infer", weights), stage)
     return Predictor(host, runner, names, gives_logits=True, description=describe(config, weights, blocks, names))
 
 
-def exported_predictor(path: Path) -> Predictor:
+def exported_predictor(path: str | Path) -> Predictor:
     """Exported files, with what they say of themselves.
 
     Args:
@@ -81,14 +82,15 @@ def exported_predictor(path: Path) -> Predictor:
     Raises:
         CheckpointError, DataError: they can't be used.
     """
-    is_onnx = path.suffix == ".onnx"
-    folder = path.parent if is_onnx else path
-    runner = onnx_runner(path) if is_onnx else None
-    is_alone = is_onnx and not (folder / NAME).is_file()
-    exported = _from_metadata(path) if is_alone else read_side_file(folder)
-    if runner is None:
-        has_paddle = (folder / "inference.pdiparams").is_file()
-        runner = paddle_runner(folder) if has_paddle else onnx_runner(folder / "inference.onnx")
+    if (problem := url_problem(path)) is not None:
+        raise DataError(problem)
+    path = Path(path)
+    if path.suffix == ".onnx":
+        runner, exported = onnx_runner(path), _from_metadata(path)
+    else:
+        exported = read_side_file(path)
+        has_paddle = (path / "inference.pdiparams").is_file()
+        runner = paddle_runner(path) if has_paddle else onnx_runner(path / "inference.onnx")
     host, stage = split_for_device(build_transforms(exported.transforms))
     if not exported.preprocesses:
         runner = _prepared(runner, ModelInput(stage))
@@ -96,10 +98,14 @@ def exported_predictor(path: Path) -> Predictor:
 
 
 def _from_metadata(file: Path) -> Exported:
+    """What an ``.onnx`` file says of itself; of older versions the file beside it."""
+    stored = onnx_metadata(file).get(METADATA_KEY)
+    if stored is None:
+        return read_side_file(file.parent)
     try:
-        return parse(json.loads(onnx_metadata(file)[METADATA_KEY]), str(file))
-    except (KeyError, ValueError, RecursionError):
-        raise DataError(f"{file}: no {NAME} beside it, and no description of the model in it") from None
+        return parse(json.loads(stored), str(file))
+    except (ValueError, RecursionError):
+        raise DataError(f"{file}: its description of the model is damaged") from None
 
 
 def _prepared(runner: Runner, to_input: ModelInput) -> Runner:
@@ -140,7 +146,7 @@ def export(
     set_up_logging()
     weights = weights_for(config, "export")
     assert weights
-    blocks, names = transforms_for(config), class_names_for(config)
+    blocks, names = transforms_for(config), class_names_for(config, "export")
     start_processes(config)
     logger.info(describe(config, weights, blocks, names))
     network = build_network(config, "export", weights)
@@ -221,7 +227,7 @@ def infer(
     if exported:
         if config:
             _refuse_overrides(config)
-        predictor = exported_predictor(Path(exported))
+        predictor = exported_predictor(exported)
     else:
         assert config
         predictor = trained_predictor(config)
@@ -252,6 +258,6 @@ def _report(predictions: Sequence[Prediction]) -> int:
 
 def _refuse_overrides(config: Config) -> None:
     """Exported files hold their own weights, preparation and names. A wish that they can't follow is an error."""
-    for key in config.overridden():
+    for key in map(".".join, config.overrides):
         if not key.startswith(_KEYS_FOR_EXPORTED):
             raise config.where(key).error("exported files have their own; export again to change it, or leave out --exported")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,17 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
+from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner, program_file
 from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
+from ppxcls.system.environment import paddle_version
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import whole_file
 
 _OPSET = 17
+_FILES = (
+    *("inference.json", "inference.pdmodel", "inference.pdiparams", "inference.pdiparams.info", "inference.onnx"),
+    *("inference.yml", "inference_config.json"),
+)
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums differ with their order
 
 
@@ -57,7 +61,7 @@ def export_model(
     formats: Sequence[str] = ("paddle", "onnx"),
     fold: bool = False,
 ) -> dict[str, float]:
-    """Write ``inference.json`` with ``.pdiparams``, ``inference.onnx``, and the side files.
+    """Write ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the side files.
 
     The same weights give the same bytes, and nothing is installed or fetched.
 
@@ -92,20 +96,31 @@ def export_model(
     program = paddle.jit.to_static(deployed, input_spec=[spec], full_graph=True)
     differences = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        paddle.jit.save(program, f"{temporary}/inference")
-        if "paddle" in formats:
-            for file in sorted(Path(temporary).iterdir()):
-                shutil.copyfile(file, folder / file.name)
-            differences["paddle"] = _compared("Paddle Inference", paddle_runner(folder), inputs, expected)
+        ready = Path(temporary)
+        paddle.jit.save(program, f"{ready}/inference")
         if "onnx" in formats:
-            _write_onnx(Path(temporary), folder / "inference.onnx", exported)
-            differences["onnx"] = _compared("ONNX Runtime", onnx_runner(folder / "inference.onnx"), inputs, expected)
-    facts = {
-        "input": {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]},
-        "largest difference from the network": differences,
-    }
-    write_side_files(folder, exported, facts, "paddle" in formats)
+            _write_onnx(ready, ready / "inference.onnx", exported)
+            differences["onnx"] = _compared("ONNX Runtime", onnx_runner(ready / "inference.onnx"), inputs, expected)
+        if "paddle" in formats:
+            differences["paddle"] = _compared("Paddle Inference", paddle_runner(ready), inputs, expected)
+        else:
+            for file in ready.glob("inference.[!o]*"):
+                file.unlink()
+        about = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
+        facts = {"input": about, "largest difference from the network": differences}
+        write_side_files(ready, exported, facts, "paddle" in formats)
+        _replace(folder, ready)
     return differences
+
+
+def _replace(folder: Path, ready: Path) -> None:
+    """Move whole, compared files into the folder, and remove those of an earlier export, which may be another network's."""
+    for name in _FILES:
+        if not (ready / name).exists() and (folder / name).exists():
+            (folder / name).unlink()
+            logger.warning(f"removed {folder / name}, which an earlier export wrote")
+    for file in sorted(ready.iterdir()):
+        file.replace(folder / file.name)
 
 
 def _compared(name: str, runner: Runner, images: Array, expected: Array) -> float:
@@ -118,15 +133,22 @@ def _compared(name: str, runner: Runner, images: Array, expected: Array) -> floa
     return difference
 
 
+def export_extra() -> str:
+    """The extra of this package that installs a paddle2onnx for the installed Paddle."""
+    return "export" if paddle_version() >= (3, 0) else "export-paddle2"
+
+
 def _write_onnx(source: Path, target: Path, exported: Exported) -> None:
     try:
         import onnx
         import paddle2onnx
     except ImportError:
-        raise CheckpointError("to write ONNX needs paddle2onnx: pip install 'ppxcls[export]'") from None
+        raise CheckpointError(f"to write ONNX needs paddle2onnx: pip install 'ppxcls[{export_extra()}]'") from None
+    except ValueError as error:  # paddle2onnx 2 refuses Paddle 2, and says what it wants
+        raise CheckpointError(f"pip install 'ppxcls[{export_extra()}]': {' '.join(str(error).split())}") from None
     logging.getLogger("paddle2onnx").setLevel(logging.WARNING)
     model = paddle2onnx.export(
-        str(source / "inference.json"),
+        str(program_file(source)),
         str(source / "inference.pdiparams"),
         None,  # returns the model; to write it, the converter would run optimizers that install packages at run time
         opset_version=_OPSET,

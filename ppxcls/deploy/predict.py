@@ -85,8 +85,16 @@ class Predictor:
 
         Returns:
             A prediction for each image, in their order. One that can't be read has an ``error``.
+
+        Raises:
+            DataError: ``images`` is something else, or a number is below 1.
         """
         several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        for source in several:
+            if not isinstance(source, str | Path | np.ndarray):
+                raise DataError(f"expected paths or arrays uint8 [H, W, 3], received {type(source).__name__}")
+        if topk < 1 or batch_size < 1:
+            raise DataError(f"expected topk and batch_size of at least 1, received {topk} and {batch_size}")
         return list(self.stream(several, topk, batch_size))
 
     def stream(self, images: Sequence[Source], topk: int = 5, batch_size: int = 10) -> Iterator[Prediction]:

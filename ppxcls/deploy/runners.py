@@ -13,7 +13,7 @@ from paddle import nn
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
-from ppxcls.system.environment import usable_cores
+from ppxcls.system.environment import paddle_version, usable_cores
 
 Array = np.ndarray[Any, Any]
 Runner = Callable[[Array], Array]
@@ -35,7 +35,7 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     """A runner of an exported folder under Paddle Inference, on a GPU if Paddle has one, else on the CPU with oneDNN.
 
     Args:
-        folder: with ``inference.json`` and ``inference.pdiparams``.
+        folder: with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or ``inference.pdmodel`` of Paddle 2.
         threads: number of threads on the CPU; None for one per core.
 
     Raises:
@@ -43,10 +43,11 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     """
     from paddle import inference
 
-    model, weights = folder / "inference.json", folder / "inference.pdiparams"
-    for file in (model, weights):
-        if not file.is_file():
-            raise CheckpointError(f"{file}: no such file")
+    model, weights = program_file(folder), folder / "inference.pdiparams"
+    if not weights.is_file():
+        raise CheckpointError(f"{weights}: no such file")
+    if model.suffix == ".json" and paddle_version() < (3, 0):
+        raise CheckpointError(f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it")
     settings = inference.Config(str(model), str(weights))
     settings.disable_glog_info()
     if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
@@ -69,6 +70,18 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
         return predictor.get_output_handle(result).copy_to_cpu()
 
     return run
+
+
+def program_file(folder: Path) -> Path:
+    """The program of an exported folder: ``inference.json`` of Paddle 3, or ``inference.pdmodel`` of Paddle 2.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    for name in ("inference.json", "inference.pdmodel"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: neither inference.json nor inference.pdmodel")
 
 
 def onnx_metadata(file: Path) -> dict[str, str]:

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
+from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.models.preprocessing import PreparedImages
 from ppxcls.system.whole_files import write_text
 
 NAME = "inference_config.json"
 METADATA_KEY = "ppxcls"  # of the same JSON in an ONNX file
-_SHOWN_NAMES = 5
+_MOST_CLASSES = 10_000_000
 _PADDLEX_NAME = "ResNet50"
 
 
@@ -57,8 +58,7 @@ class Exported:
 
     def describe(self) -> str:
         """One line: network, weights, preparation of the images, classes."""
-        shown = ", ".join(self.class_names[:_SHOWN_NAMES]) + (", ..." if len(self.class_names) > _SHOWN_NAMES else "")
-        classes = f"{self.class_num:,} classes" + (f": {shown}" if shown else "")
+        classes = describe_classes(self.class_num, self.class_names)
         return f"{self.model} exported from {self.weights}, {PreparedImages.by(self.transforms)}, {classes}"
 
 
@@ -76,10 +76,8 @@ def write_side_files(folder: Path, exported: Exported, facts: Mapping[str, Any],
     """
     text = json.dumps({**exported.as_dict(), **facts}, indent=1, ensure_ascii=False)
     write_text(folder / NAME, text + "\n")
-    page = folder / "inference.yml"
-    page.unlink(missing_ok=True)  # of an earlier export
     if is_paddle and not exported.preprocesses:  # PaddleX always normalises
-        write_text(page, _paddlex(exported))
+        write_text(folder / "inference.yml", _paddlex(exported))
 
 
 def read_side_file(folder: Path) -> Exported:
@@ -92,6 +90,8 @@ def read_side_file(folder: Path) -> Exported:
         raise DataError(f"{folder}: no such folder of an exported model")
     try:
         return parse(json.loads((folder / NAME).read_text(encoding="utf-8")), str(folder / NAME))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no {NAME} in it, so it is not what export_model.py writes") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / NAME}: not what export_model.py writes: {type(error).__name__}: {error}") from None
 
@@ -109,6 +109,10 @@ def parse(values: Any, source: str) -> Exported:
         if not isinstance(values.get(key), kind):
             raise DataError(f"{source}: not what export_model.py writes: {key} is {values.get(key)!r:.80}")
     names, count = values["class_names"], values.get("class_num", len(values["class_names"]))
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST_CLASSES or not values["transforms"]:
+        raise DataError(
+            f"{source}: not what export_model.py writes: class_num {count!r:.80}, {len(values['transforms'])} transforms"
+        )
     if names and list(names) != [str(i) for i in range(count)]:
         raise DataError(f"{source}: expected the names of {count} classes with ids from 0, received {len(names)}")
     return Exported(

@@ -67,8 +67,9 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
     Raises:
         ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
+    trainable = [key for key, p in model.named_parameters() if not p.stop_gradient]  # Paddle counts batch norm's statistics too
     for i, pattern in enumerate(patterns):
-        frozen = matching(pattern, [key for key, _ in model.named_parameters()], where / i)
+        frozen = matching(pattern, trainable, where / i)
         for key, parameter in model.named_parameters():
             parameter.stop_gradient |= key in frozen
         for key, layer in model.named_sublayers():

@@ -35,7 +35,7 @@ class NormReLU(nn.BatchNorm2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to the same."""
-        return F.relu(super().forward(x))
+        return F.relu(nn.BatchNorm2D.forward(self, x))  # to a static graph, Paddle 2.6 translates no super()
 
 
 def linear(features: int, class_num: int) -> nn.Layer:

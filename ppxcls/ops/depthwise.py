@@ -41,7 +41,7 @@ class DepthwiseConv2D(nn.Conv2D):
             padding = _pair(self._padding)
             out = _DepthwiseConvolution.apply(x, self.weight, _pair(self._stride), padding, _pair(self._dilation))
             return out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])  # folding a batch norm adds a bias
-        return super().forward(x)
+        return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

@@ -30,13 +30,14 @@ def available_devices() -> list[str]:
     return [*dict.fromkeys(custom), *names]
 
 
-def start(device: str, deterministic: bool = False, timeout: float = 600.0) -> None:
+def start(device: str, deterministic: bool = False, timeout: float = 600.0, cudnn_search: bool = False) -> None:
     """Select this process's device and, under ``paddle.distributed.launch``, join the other processes.
 
     Args:
         device: ``cpu``, ``gpu``, ``xpu`` or the name of a custom device; ``:number`` may follow.
         deterministic: use deterministic operators.
         timeout: seconds to wait for the other processes.
+        cudnn_search: let cuDNN try its algorithms; deterministic operators exclude that.
 
     Raises:
         DeviceError: there is no such device here.
@@ -53,6 +54,8 @@ def start(device: str, deterministic: bool = False, timeout: float = 600.0) -> N
     if deterministic and paddle.is_compiled_with_cuda():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
+    elif cudnn_search and paddle.is_compiled_with_cuda():
+        paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True, "FLAGS_cudnn_batchnorm_spatial_persistent": True})
     if dist.ParallelEnv().world_size > 1 and not dist.is_initialized():
         _join(timeout)
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import io
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,15 +17,10 @@ _INSTALL = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
 )
+_OLDEST = (2, 6)
 # glibc's mallopt, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
-
-
-def require_paddle() -> None:
-    """Raise ImportError, with one line that says what to install, if Paddle is missing."""
-    if importlib.util.find_spec("paddle") is None:
-        raise ImportError(_INSTALL)
 
 
 def prepare_cpu() -> None:
@@ -63,20 +59,40 @@ def import_paddle() -> None:
     """Import Paddle without its messages at every start, about ``OMP_NUM_THREADS`` and ccache.
 
     Its warning in every training step, that batch norm tracks its statistics, is silenced as well.
+
+    Raises:
+        ImportError: Paddle is missing, can't be imported, or is too old. The message is one line.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     warnings.filterwarnings("ignore", message=".* can only be enabled on CUDAPlace")  # AMP on a CPU: set_precision says it
+    warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # of to_static, by Paddle's own code
     if "paddle" in sys.modules:
         return
+    if importlib.util.find_spec("paddle") is None:
+        raise ImportError(_INSTALL)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
-            import paddle  # noqa: F401
+            import paddle
+    except Exception as error:  # a library of CUDA or a vendor that is missing, another numpy: any class of error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ImportError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
     finally:
         for line in printed.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line:
                 print(line, file=sys.stderr)
+    if paddle_version() < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        raise ImportError(f"ppxcls needs PaddlePaddle {oldest} or newer; {paddle.__version__} is installed")
+
+
+def paddle_version() -> tuple[int, int]:
+    """Major and minor version of Paddle. A build from its development branch, 0.0.0, counts as the newest."""
+    import paddle
+
+    numbers = [int(digits) for digits in re.findall(r"\d+", paddle.__version__)[:2]]
+    return (99, 0) if numbers[:1] == [0] or len(numbers) < 2 else (numbers[0], numbers[1])
 
 
 def _is_cpu_build() -> bool:

@@ -38,6 +38,7 @@ class Learner:
         metrics: training metrics; not computed if labels are mixed.
         average: of the weights; it is evaluated in their place.
         mixing: changes batches on the device, in this order.
+        comm_buffer_size: megabytes of gradients that the processes exchange at once.
 
     Attributes:
         progress: where training stands. ``step`` counts the optimizer steps; the loop sets the place in the data.
@@ -55,9 +56,11 @@ class Learner:
         precision: Precision | None = None,
         average: WeightAverage | None = None,
         mixing: Sequence[BatchTransform] = (),
+        comm_buffer_size: int = 25,
     ) -> None:
         self.network = network
-        self.model = paddle.DataParallel(network) if distributed.world_size() > 1 else network
+        is_parallel = distributed.world_size() > 1
+        self.model = paddle.DataParallel(network, comm_buffer_size=comm_buffer_size) if is_parallel else network
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler

@@ -67,7 +67,12 @@ def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0)
         learning_rate: the first rate.
         total: length of the schedule.
         eta_min: the last rate.
+
+    Raises:
+        ValueError: ``eta_min`` is above ``learning_rate``.
     """
+    if eta_min > learning_rate:
+        raise ValueError(f"expected eta_min of at most learning_rate, {learning_rate:g}, received {eta_min:g}")
     if total <= 0:
         return lambda t: learning_rate
     return lambda t: eta_min + (learning_rate - eta_min) * (1 + math.cos(math.pi * min(t / total, 1))) / 2
@@ -273,7 +278,11 @@ def _increasing(epochs: list[float], per_epoch: float, name: str) -> list[float]
 
 
 def build_lr_schedule(
-    spec: Mapping[str, Any], epochs: int, steps_per_epoch: int, where: Where = Where(("Optimizer", "lr"))
+    spec: Mapping[str, Any],
+    epochs: int,
+    steps_per_epoch: int,
+    where: Where = Where(("Optimizer", "lr")),
+    factor: float = 1.0,
 ) -> LRSchedule:
     """The rate of every optimizer step.
 
@@ -282,6 +291,7 @@ def build_lr_schedule(
         epochs: epochs of the whole run.
         steps_per_epoch: optimizer steps per epoch.
         where: place of the block, for error messages.
+        factor: of every rate.
 
     Returns:
         The learning rate by optimizer step, counted from 0.
@@ -302,7 +312,7 @@ def build_lr_schedule(
     rate = LR_SCHEDULES.build(block, total=total, per_epoch=per_epoch)
     end = total if common.cooldown_epoch else None
     unit = steps_per_epoch if common.by_epoch else 1
-    return LRSchedule(block.name, rate, warm_up, common.warmup_start_lr, end, unit)
+    return LRSchedule(block.name, rate, warm_up, common.warmup_start_lr, end, unit, factor)
 
 
 class LRSchedule:
@@ -315,12 +325,15 @@ class LRSchedule:
         start_lr: rate of the first step of the warm-up.
         end: unit of the schedule at which the cool-down begins; None for no cool-down.
         unit: optimizer steps per unit.
+        factor: of every rate.
     """
 
-    def __init__(self, name: str, rate: Rate, warm_up: float, start_lr: float, end: float | None, unit: int) -> None:
+    def __init__(
+        self, name: str, rate: Rate, warm_up: float, start_lr: float, end: float | None, unit: int, factor: float = 1.0
+    ) -> None:
         self.name = name
         self._rate, self._warm_up, self._start_lr, self._end, self._unit = rate, warm_up, start_lr, end, unit
-        self._first = rate(0)
+        self._first, self._factor = rate(0), factor
 
     @property
     def state(self) -> dict[str, float]:
@@ -338,6 +351,9 @@ class LRSchedule:
             self._rate.observe(value, larger_is_better)
 
     def __call__(self, step: int) -> float:
+        return self._factor * self._unscaled(step)
+
+    def _unscaled(self, step: int) -> float:
         t = step // self._unit
         if t < self._warm_up:
             return self._start_lr + (self._first - self._start_lr) * t / self._warm_up

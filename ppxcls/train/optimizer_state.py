@@ -17,7 +17,9 @@ _SCHEDULER = "LR_Scheduler"  # the rate is a function of the step, so the schedu
 
 def optimizer_state(optimizer: Optimizer) -> State:
     """Copies of the accumulators in the host's memory, by Paddle's names."""
-    state: State = to_numpy({key: value for key, value in optimizer.state_dict().items() if key != _SCHEDULER})
+    # Before the first step, Paddle 2.6 leaves out what was loaded.
+    loaded = optimizer._accumulators_holder if not optimizer._accumulators else {}
+    state: State = to_numpy({key: value for key, value in {**loaded, **optimizer.state_dict()}.items() if key != _SCHEDULER})
     return state
 
 

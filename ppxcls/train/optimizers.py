@@ -15,7 +15,7 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LambdaDecay
 from paddle.regularizer import L1Decay, L2Decay
 
-from ppxcls.config.checks import BelowOne, Bound, Finite, NotNegative, Pattern, Positive, Where, matching
+from ppxcls.config.checks import BelowOne, Bound, Finite, Lacks, NotNegative, Pattern, Positive, Where, matching
 from ppxcls.config.registry import Block, Component, Registry
 from ppxcls.system.logs import logger
 
@@ -85,6 +85,9 @@ class Given:
         return {**self.arguments(), "weight_decay": self.weight_decay}
 
 
+# NAdam, RAdam and Adam's amsgrad came together.
+_PADDLE_3 = None if hasattr(optimizer, "NAdam") else f"Paddle 3.0 or newer; {paddle.__version__} is installed"
+
 OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", ("given",), OptimizerKeys)
 REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
@@ -124,7 +127,7 @@ def Adam(
     lazy_mode: bool = False,
     multi_precision: bool = False,
     use_multi_tensor: bool = False,
-    amsgrad: bool = False,
+    amsgrad: Annotated[bool, Lacks(_PADDLE_3)] = False,
 ) -> Optimizer:
     """Adam (arXiv:1412.6980), with weight decay in the gradient."""
     more = {"amsgrad": True} if amsgrad else {}  # not in every Paddle
@@ -146,7 +149,7 @@ def Adamax(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon
     return optimizer.Adamax(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
 
 
-@OPTIMIZERS.register
+@OPTIMIZERS.register(lacks=_PADDLE_3)
 def NAdam(
     given: Given,
     beta1: BelowOne = 0.9,
@@ -158,7 +161,7 @@ def NAdam(
     return optimizer.NAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon, momentum_decay=momentum_decay)
 
 
-@OPTIMIZERS.register
+@OPTIMIZERS.register(lacks=_PADDLE_3)
 def RAdam(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
     """Adam with a rectified variance in its first steps (arXiv:1908.03265)."""
     return optimizer.RAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)

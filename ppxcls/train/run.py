@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ppxcls.checkpoints.compatibility import RunFacts, check_continues, converted_progress
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.checkpoints.progress import Snapshot, read_snapshot
+from ppxcls.checkpoints.progress import Progress, Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.config.load import RUN_CONFIG, RUN_MARK
 from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
@@ -35,20 +36,24 @@ class Run:
     class_names: Sequence[str] = ()
     hang_timeout: float = 600.0
 
-    def begin(self, is_continued: bool) -> None:
+    def begin(self, continued_from: Progress | None) -> None:
         """Prepare the folder in the first process: what a run is, so that its folder needs nothing else.
 
         Args:
-            is_continued: whether the run goes on from a checkpoint. Files of any other run are moved aside.
+            continued_from: where the checkpoint stands that the run goes on from; None for a run that starts afresh. Files of any
+                other run, and those that an abandoned continuation of this one wrote after this place, are moved aside.
 
         Raises:
             OSError: a file can't be moved or written.
         """
         folder = self.folder.path
-        is_own = is_continued and self.folder.run_ids() <= {self.facts.run}
-        if not is_own and (aside := self.folder.set_aside()):
+        if continued_from is None or self.folder.run_ids() - {self.facts.run}:
+            aside = self.folder.set_aside()
+        else:
+            aside = self.folder.set_aside_after(continued_from)
+        if aside:
             logger.warning(f"the files of an earlier run were moved to {aside}")
-        write_text(folder / "config.yaml", self.facts.config)
+        write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)
         if self.class_names:
             write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
 

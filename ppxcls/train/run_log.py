@@ -61,7 +61,7 @@ class RunLog:
             f"[Train][Epoch {progress.epoch}/{self._epochs}][Iter: {number}/{batches}]"
             f"lr({self._schedule}): {lr:.8f}, {format_figures(means.values)}, {skipped}"
             f"batch_cost: {times['batch_cost']:.5f}s, reader_cost: {times['reader_cost']:.5f}s, "
-            f"ips: {times['ips']:.5f} samples/s, eta: {eta}"
+            f"ips: {times['ips']:.4g} samples/s/card, {times['ips_total']:.4g} in all, eta: {eta}"
         )
         amp = {"skipped": progress.skipped_total} if progress.skipped_total else {}
         figures = {"lr": lr, **means.values, **amp, **times, "eta": eta.total_seconds()}
@@ -118,10 +118,11 @@ class BatchClock:
             yield batch
 
     def lap(self) -> dict[str, float]:
-        """Seconds a batch, seconds of waiting a batch, and samples a second, since the last lap."""
+        """Seconds a batch, seconds of waiting a batch, and samples a second of one process and of all, since the last lap."""
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         batches = max(self._batches, 1)
-        times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches, "ips": self.samples / elapsed}
+        times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches}
+        times |= {"ips": self.samples / elapsed / distributed.world_size(), "ips_total": self.samples / elapsed}
         self.samples = self._batches = 0
         self._waited, self._start = 0.0, time.perf_counter()
         return times

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppxcls.checkpoints.files import CheckpointError, read_manifest, with_extension
-from ppxcls.config.checks import ConfigError
+from ppxcls.config.checks import ConfigError, Where
+from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.registry import Block
-from ppxcls.config.sections import Config
-from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, read_class_names
+from ppxcls.config.sections import Config, plain
+from ppxcls.config.yaml_values import read_yaml
+from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, describe_classes, read_class_names
 from ppxcls.data.dataset import Dataset
+from ppxcls.data.transforms import starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import PreparedImages
 from ppxcls.models.weights import weights_file
@@ -25,7 +28,7 @@ from ppxcls.system.whole_files import write_text
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
 
-_SHOWN_NAMES = 5
+_RESULTS = ("best_model", "latest")  # of a run, the better first
 _LEAST_SAMPLES = 50  # below that, good weights can score 0 by bad luck
 _IMAGENET_CLASSES = 1000
 
@@ -37,7 +40,7 @@ class Weights:
     Attributes:
         path: of the file; ``.pdparams`` may be left out.
         average: whether to take the average of the weights (EMA).
-        is_own: whether they are the result of this config's run.
+        is_own: whether they are the result of this config's run: ``best_model`` or ``latest``, averaged if there is an average.
         note: what the line of a tool says about them, such as ``epoch 7, top1 0.91, averaged weights``.
     """
 
@@ -68,7 +71,7 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
     1. what the command line names, in either key;
     2. ``best_model`` of this config's run;
     3. ``latest`` of this config's run, with a warning;
-    4. what the YAML names, in either key.
+    4. what the YAML names, in either key, unless it is the ``config.yaml`` of a run, which names what the run started from.
 
     The average of the weights is taken if the checkpoint has one, unless ``EMA.use_ema`` is false or the command line says
     ``EMA=null``.
@@ -81,53 +84,65 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
         "Arch.pretrained": MODELS.common_keys(config.Arch).pretrained,
     }
     given = [path for key, path in named.items() if path and (purpose == "train" or config.is_override(key))]
-    if True in given:
-        raise _no_download(config)
     if given:
         return _weights(config, given[0])
     if purpose == "train":
         return None
-    folder = config.trained_folder
-    for name in ("best_model", "latest"):
+    folder = config.run_folder
+    for name in _RESULTS:
         if weights_file(folder / name).exists() and _is_of_this_run(folder, name):
             if name == "latest":
                 logger.warning(f"{folder}: no best_model, because no evaluation has chosen one; latest is used")
             return _weights(config, str(folder / name))
-    for path in named.values():
-        if path is True:
-            raise _no_download(config)
-        if path:
-            return _weights(config, path)
+    if not config.own_folder:  # what a run started from is never its result
+        for path in named.values():
+            if path:
+                return _weights(config, path)
     message = f"expected the weights to {purpose}, received null, and there is no {weights_file(folder / 'best_model')}"
     raise config.where("Global.pretrained_model").error(message)
 
 
-def _no_download(config: Config) -> ConfigError:
-    published = MODELS.published(config.Arch.name)
-    place = f"; download {published.url} ({published.source})" if published and published.url else ""
-    return config.where("Arch.pretrained").error(f"expected a file, received True{place}, and give its path")
+def no_download(name: str, where: Where) -> ConfigError:
+    """The error for ``pretrained: True`` of this network; it names the place of the published weights."""
+    published = MODELS.published(name)
+    place = f"download {published.url} ({published.source})" if published and published.url else "nothing is downloaded"
+    return (where / "pretrained").error(f"expected a file, received True; {place}, and give its path")
 
 
-def _weights(config: Config, path: str) -> Weights:
+def _weights(config: Config, path: str | bool) -> Weights:
+    if isinstance(path, bool):
+        raise no_download(config.Arch.name, config.where("Arch"))
     if (problem := url_problem(path)) is not None:
         key = "Global.pretrained_model" if config.Global.pretrained_model == path else "Arch.pretrained"
         raise config.where(key).error(problem)
-    manifest = _manifest(weights_file(path))
+    file = weights_file(path)
+    manifest = _manifest(file)
     has_average = ".pdema" in manifest.get("parts", {})
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")
-    notes = []
-    progress = manifest.get("progress", {})
-    best = progress.get("best") or {}
-    if progress:
-        done = progress["epoch"] - (0 if progress["batches_done"] else 1)
-        notes.append(f"epoch {done}" if not progress["batches_done"] else f"in epoch {done}, step {progress['step']}")
+    notes = _progress_notes(manifest.get("progress", {}))
+    if has_average:
+        notes.append("averaged weights" if wants_average else "raw weights")
+    is_default = wants_average or not has_average
+    is_own = is_default and any(_is_same_file(file, weights_file(config.run_folder / name)) for name in _RESULTS)
+    return Weights(path, has_average and wants_average, is_own, ", ".join(notes))
+
+
+def _is_same_file(a: Path, b: Path) -> bool:
+    return a.resolve() == b.resolve()
+
+
+def _progress_notes(progress: dict[str, Any]) -> list[str]:
+    """Where a checkpoint stands, and its evaluation if it is the best one. A manifest may have been damaged."""
+    try:
+        is_whole = not progress["batches_done"]
+        done = int(progress["epoch"]) - is_whole
+        notes = [f"epoch {done}" if is_whole else f"in epoch {done}, step {progress['step']}"]
+        best = progress.get("best")
         if best and best["epoch"] == done:
             notes.append(f"{best['metric']} {best['value']:.4g}")
-    average = has_average and wants_average
-    if has_average:
-        notes.append("averaged weights" if average else "raw weights")
-    is_own = weights_file(path).resolve().parent == config.trained_folder.resolve()
-    return Weights(path, average, is_own, ", ".join(notes))
+    except (KeyError, TypeError, ValueError):
+        return []  # loading the weights reports it, or there is none
+    return notes
 
 
 def _manifest(file: Path) -> dict[str, Any]:
@@ -140,7 +155,7 @@ def _manifest(file: Path) -> dict[str, Any]:
 
 
 def _is_of_this_run(folder: Path, name: str) -> bool:
-    """Whether a checkpoint belongs to the run of ``latest``, by their ids. Versions before 0.4.0 wrote none."""
+    """Whether a checkpoint belongs to the run of ``latest``, by their ids. Older versions wrote none."""
     ids = [_manifest(weights_file(folder / part)).get("run") for part in (name, "latest")]
     if None in ids or ids[0] == ids[1]:
         return True
@@ -168,6 +183,8 @@ def transforms_for(config: Config) -> list[Block]:
         choice = "Infer.transforms is used" if prefers_own else "the evaluation's is used; -o Infer.transforms=... overrides it"
         logger.warning(f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(found)}): {choice}")
     used = own if prefers_own else evaluation
+    if not starts_with_decoding(used):
+        raise config.where("Infer.transforms").error("expected DecodeImage first, because files are read as bytes")
     _compare_with_image_shape(config, used)
     return used
 
@@ -179,11 +196,12 @@ def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> No
         logger.warning(f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}: they decide")
 
 
-def class_names_for(config: Config) -> list[str]:
+def class_names_for(config: Config, purpose: Purpose) -> list[str]:
     """The names of the classes; empty if nothing gives them.
 
-    In this order: a file that the command line names; ``class_names.txt`` of the run; that of the lists' folder; the file that the
-    YAML names, unless it is ImageNet's and there are other classes; ImageNet's names for 1,000 classes.
+    In this order: a file that the command line names; ``class_names.txt`` of the run, but not to train by another YAML, because
+    another run may have left it; that of the lists' folder; the file that the YAML names, unless it is ImageNet's and there are
+    other classes; ImageNet's names for 1,000 classes.
 
     Raises:
         DataError: the file can't be used, or has not one name for each class.
@@ -195,7 +213,8 @@ def class_names_for(config: Config) -> list[str]:
     named = process.class_id_map_file if process else None
     if named and config.is_override("Infer.PostProcess.class_id_map_file"):
         return read_class_names(named, count)
-    for folder in (config.trained_folder, *_list_folders(config)):
+    is_of_this_run = purpose != "train" or config.own_folder is not None
+    for folder in [*([config.run_folder] if is_of_this_run else []), *_list_folders(config)]:
         if (folder / CLASS_NAMES).is_file():
             return read_class_names(folder / CLASS_NAMES, count)
     if named and (count == _IMAGENET_CLASSES or Path(named) != IMAGENET_NAMES):
@@ -211,9 +230,7 @@ def _list_folders(config: Config) -> list[Path]:
 
 def describe(config: Config, weights: Weights, transforms: Sequence[Block], names: Sequence[str]) -> str:
     """One line about what a tool uses: weights, preparation of the images, classes."""
-    count = class_num(config)
-    shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
-    classes = f"{count:,} classes" + (f": {shown}" if names else "")
+    classes = describe_classes(class_num(config), names)
     return f"{config.Arch.name} with {weights}, {PreparedImages.by(transforms)}, {classes}"
 
 
@@ -241,14 +258,29 @@ def chance_warning(results: Mapping[str, float], count: int) -> str | None:
 
 
 def write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:
-    """Write an evaluation to ``eval.json`` of the run, or beside it if the weights are not the run's.
+    """Write an evaluation to the run's folder: to ``eval.json`` if it is the run's own, otherwise to ``eval_other.json``.
+
+    It is the run's own if the weights are, and the data and their preparation are those of the run's ``config.yaml``.
 
     Raises:
         OSError: it can't be written.
     """
-    folder = config.trained_folder
-    has_run = weights_file(folder / "latest").exists() or weights_file(folder / "best_model").exists()
-    file = folder / ("eval.json" if weights.is_own or not has_run else "eval_of_other_weights.json")
+    folder = config.run_folder
+    is_own = weights.is_own and _evaluates_as_the_run(config)
+    file = folder / ("eval.json" if is_own else "eval_other.json")
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps({"weights": weights.path, **results}, indent=1) + "\n")
+    dataset = plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
+    facts = {"weights": weights.path, "about": weights.note, "data": dataset.get("cls_label_path", dataset.get("name"))}
+    write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
     return file
+
+
+def _evaluates_as_the_run(config: Config) -> bool:
+    try:
+        stored = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
+        then = stored["DataLoader"]["Eval"]["dataset"]
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return True  # nothing says otherwise
+    assert config.DataLoader
+    assert config.DataLoader.Eval
+    return bool(then == plain(config.DataLoader.Eval.dataset))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Trainer:
         self._agree = distributed.Agreement()
         self._saved_at = time.monotonic()
         self._is_main = distributed.rank() == 0
-        self._is_continued = False
+        self._continued_from: Progress | None = None
 
     @property
     def progress(self) -> Progress:
@@ -93,10 +94,10 @@ class Trainer:
         with self._signals.noted(), self.watchdog:
             try:
                 if self.progress.epoch > self.plan.epochs:
-                    logger.info(f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done")
+                    logger.warning(f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done")
                     return self.progress.best
                 if self._is_main:
-                    self.run.begin(self._is_continued)
+                    self.run.begin(self._continued_from)
                 distributed.barrier()  # the other processes must not write to a file that is moved aside
                 self.log.start(self.progress)
                 while self.progress.epoch <= self.plan.epochs:
@@ -240,7 +241,7 @@ class Trainer:
         if snapshot is not None:
             self.learner.load(snapshot)
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
-            self._is_continued = True
+            self._continued_from = copy.copy(self.progress)
         return snapshot is not None
 
 

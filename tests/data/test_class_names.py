@@ -69,7 +69,8 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 def test_names_that_are_written_are_read(tmp_path: Path) -> None:
-    names = ["a", " b ", "c\nd", "\x1b[2J", "\udce9", "   ", "e\tf", "7"]
+    names = ["a", " b ", "c\nd", "\x1b[2J", "\udce9", "   ", "e\tf", "7", ",g", "\xa0h", "i, j"]
     file = tmp_path / "class_names.txt"
     file.write_text(class_name_lines(names), encoding="utf-8")
-    assert read_class_names(file, 8) == ["a", "b", r"c\nd", r"\x1b[2J", r"\xe9", "'   '", r"e\tf", "7"]
+    expected = ["a", "' b '", r"c\nd", r"\x1b[2J", r"\xe9", "'   '", r"e\tf", "7", "',g'", r"'\xa0h'", "i, j"]
+    assert read_class_names(file, 11) == expected

@@ -157,6 +157,37 @@ def test_refused_splits(files: dict[str, int], message: str, tmp_path: Path) -> 
         ppxcls.make_lists(fill(tmp_path / "p", files), tmp_path / "lists")
 
 
+def test_what_an_earlier_call_left_is_removed(tmp_path: Path) -> None:
+    ppxcls.make_lists(fill(tmp_path / "a", {"ant": 4, "bee": 4}), tmp_path / "lists")
+    made = ppxcls.make_lists(fill(tmp_path / "b", {"cat": 2, "dog": 2}), tmp_path / "lists", val_share=0)
+    assert not (tmp_path / "lists/val_list.txt").exists()
+    assert made.notes == [f"{tmp_path}/lists/val_list.txt of an earlier call was removed"]
+
+
+def test_a_link_to_the_folder_itself_is_no_class(tmp_path: Path) -> None:
+    data = fill(tmp_path / "p", {"ant": 2, "bee": 2})
+    (data / "current").symlink_to(".")
+    (data / "above").symlink_to("..")
+    made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0)
+    assert made.lists[str(tmp_path / "lists/class_names.txt")] == 2
+
+
+def test_the_wrong_folder_is_noticed(tmp_path: Path) -> None:
+    fill(tmp_path / "p", {"images/train/ant": 2, "images/val/ant": 2})
+    with pytest.raises(ppxcls.DataError, match="p/images: a folder of a class that has train/ in it: is it the folder"):
+        ppxcls.make_lists(tmp_path / "p", tmp_path / "lists")
+    made = ppxcls.make_lists(fill(tmp_path / "q", {"pictures/ant": 2, "pictures/bee": 2}), tmp_path / "lists")
+    assert made.notes == ["there is one class only, 'pictures': is this the folder of the classes?"]
+
+
+@pytest.mark.parametrize("line", ["-1", "9999999999", "1_0", "1 0", "one", "1.0"])
+def test_labels_that_are_none(line: str, tmp_path: Path) -> None:
+    flat = fill(tmp_path / "val", ["0.jpg", "1.jpg"])
+    (tmp_path / "labels.txt").write_text(f"0\n{line}\n")
+    with pytest.raises(ppxcls.DataError, match=r"labels.txt:2: expected a label of up to 9 digits a line, received "):
+        ppxcls.make_lists(flat, tmp_path / "lists", labels=tmp_path / "labels.txt")
+
+
 def test_classes_may_be_called_train(tmp_path: Path) -> None:
     made = ppxcls.make_lists(fill(tmp_path / "p", {"car": 2, "train": 2}), tmp_path / "lists", val_share=0)
     assert list(made.lists.values()) == [4, 2]
@@ -187,6 +218,11 @@ def test_lists_of_paddlex(names: str, tmp_path: Path) -> None:
     (data / "val.txt").write_text("images/e.jpg 1\n")
     with pytest.raises(ppxcls.DataError, match=r"val.txt:1: no such file: .*images/e.jpg"):
         ppxcls.make_lists(data, tmp_path / "lists")
+    (data / "val.txt").write_text("../outside.jpg 1\n")
+    with pytest.raises(ppxcls.DataError, match=r"val.txt:1: expected a path inside .*, received '../outside.jpg'"):
+        ppxcls.make_lists(data, tmp_path / "lists")
+    (data / "val.txt").unlink()
+    assert "1 images that no list names" in ppxcls.make_lists(data, tmp_path / "lists").skipped
 
 
 def test_names_that_look_alike_are_pointed_out(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def test_foreign_files_that_are_none(name: str, data: bytes | None, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.every_paddle
 @needs_shared
 @pytest.mark.parametrize("name", NAMES)
 def test_parity_with_paddleclas(name: str) -> None:
@@ -285,6 +286,7 @@ def gradients(model: nn.Layer, images: np.ndarray) -> tuple[float, dict[str, np.
     return float(loss), own, {key: v.numpy() for key, v in model.state_dict().items() if v.stop_gradient}
 
 
+@pytest.mark.every_paddle
 @pytest.mark.parametrize("option", ["NHWC", "recompute"])
 @pytest.mark.parametrize("name", ["Xception41", "Xception", "xception41p"])
 def test_options_change_nothing_but_rounding(name: str, option: str) -> None:

@@ -40,6 +40,7 @@ def run(layer: nn.Layer, x: np.ndarray, upstream: np.ndarray | None) -> list[np.
     return [out.numpy(), images.grad.numpy(), layer.weight.grad.numpy()]
 
 
+@pytest.mark.every_paddle
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 def test_values_and_gradients(geometry: tuple[Any, ...]) -> None:
     kernel, stride, padding, dilation, size = geometry
@@ -117,6 +118,7 @@ def test_from_several_threads_at_once() -> None:
             assert np.array_equal(out, expected)
 
 
+@pytest.mark.every_paddle
 @pytest.mark.parametrize("geometry", [(3, 2, 1), (3, 1, 1), (2, 2, 0), (3, 3, 0), (5, 2, 2)], ids=str)
 @pytest.mark.parametrize("size", [(19, 19), (18, 20), (5, 7), (150, 11)])
 def test_max_pool(geometry: tuple[int, int, int], size: tuple[int, int]) -> None:

@@ -29,6 +29,7 @@ def training_weights(state: dict[str, list[int]], seed: int) -> dict[str, np.nda
     return weights
 
 
+@pytest.mark.every_paddle
 @needs_shared
 @pytest.mark.parametrize("run", RUNS["runs"], ids=lambda r: f"epsilon-{r['epsilon']}")
 def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
@@ -80,6 +81,7 @@ def lines(output: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
+@pytest.mark.every_paddle
 @pytest.mark.parametrize("arch", ["Xception41", "Xception41_deeplab"])
 def test_resuming_after_an_epoch_is_exact(arch: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
     """Deeplab's dropout draws random numbers too."""
@@ -200,16 +202,40 @@ def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tm
     assert ppxcls.load_config(folder / "config.yaml").Global.epochs == 1
     log = (folder / "train.log").read_text()
     assert "[Train][Epoch 1/1][Iter: 0/3]lr(Cosine): 0.0" in log
-    for word in ("top1: ", "CELoss: ", "loss: ", "batch_cost: ", "reader_cost: ", "ips: ", "samples/s", "eta: "):
+    for word in (
+        "top1: ",
+        "CELoss: ",
+        "loss: ",
+        "batch_cost: ",
+        "reader_cost: ",
+        "ips: ",
+        " samples/s/card, ",
+        " in all, ",
+        "eta: ",
+    ):
         assert word in log
     row = lines(tmp_path / "output", "train")[0]
-    assert {"epoch", "iter", "step", "lr", "top1", "top2", "CELoss", "loss", "batch_cost", "reader_cost", "ips"} <= set(row)
+    assert {
+        "epoch",
+        "iter",
+        "step",
+        "lr",
+        "top1",
+        "top2",
+        "CELoss",
+        "loss",
+        "batch_cost",
+        "reader_cost",
+        "ips",
+        "ips_total",
+    } <= set(row)
     from visualdl import LogReader
 
     reader = LogReader(file_path=str(next((folder / "vdl").iterdir())))
     assert {"train_loss", "train_lr", "train_ips", "train_top1", "eval_top1", "eval_loss"} <= set(reader.get_tags()["scalar"])
 
 
+@pytest.mark.every_paddle
 def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Path], tmp_path: Path) -> None:
     model = ppxcls.build_model("Xception41", class_num=5)
     paddle.save(model.state_dict(), str(tmp_path / "five.pdparams"))
@@ -233,6 +259,16 @@ def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Pa
         (["DataLoader.Train.sampler.batch_size=64", "DataLoader.Train.sampler.drop_last=True"], "drop_last leaves nothing of 12"),
         (["Optimizer.lr.warmup_epoch=3"], "Optimizer.lr.warmup_epoch: expected a number at most 1"),
         (["Arch.freeze=['.']"], "Arch.freeze: expected patterns that leave something to train; every parameter is frozen"),
+        (["Arch.freeze=[_mean]"], "Arch.freeze.0: pattern '_mean' matches no parameter"),
+        (
+            ["DataLoader.Eval.dataset.transform_ops=[{ResizeImage: {size: 71}}]"],
+            "expected DecodeImage as the first of transform_ops",
+        ),
+        (["DataLoader.Train.dataset.transform_ops=[]"], "expected DecodeImage as the first of transform_ops"),
+        (
+            ["Optimizer.lr={name: Cosine, learning_rate: 0.1, eta_min: 0.2}"],
+            "expected eta_min of at most learning_rate, 0.1, received 0.2",
+        ),
         (["Arch.freeze=[nothing]"], "Arch.freeze.0: pattern 'nothing' matches no parameter"),
         (["Optimizer.no_weight_decay_name=bnn"], "Optimizer.no_weight_decay_name: 'bnn' is in no state key of a parameter"),
         (
@@ -308,3 +344,37 @@ def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None
     after = ppxcls.evaluate(ppxcls.load_config(write_config(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"]))
     assert after == {key: during[key] for key in after}
     assert ppxcls.load_config(write_config(AMP={"level": "O1"})).AMP.use_amp
+
+
+@pytest.mark.every_paddle
+@pytest.mark.parametrize("name", ["Xception41", "xception41p"])
+def test_a_static_graph_gives_the_same_losses(
+    name: str, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with an average of the weights, a resume and an evaluation; the weights have the same keys.
+
+    Both run Paddle's operators: small batches magnify the rounding by which numba's kernels differ.
+    """
+    monkeypatch.setattr("ppxcls.ops.cpu.HAS_NUMBA", False)
+    file = write_config(**{"Arch.name": name, "EMA": {"decay": 0.5}, "Global.epochs": 2, "Optimizer.lr.learning_rate": 1e-3})
+    losses = {}
+    for static in (False, True):
+        wishes = [f"Global.to_static={static}", f"Global.output_dir={tmp_path}/{static}"]
+        train(file, *wishes, "Global.epochs=1")
+        trainer = train(file, *wishes, "Global.checkpoints=auto")
+        rows = [json.loads(line) for line in (trainer.output_dir / "metrics.jsonl").read_text().splitlines()]
+        losses[static] = [row["loss"] for row in rows]
+        latest = f"Global.pretrained_model={trainer.output_dir}/latest"
+        assert ppxcls.evaluate(ppxcls.load_config(trainer.output_dir, [latest]))["loss"] == pytest.approx(
+            losses[static][-1], rel=1e-6
+        )
+        assert set(trainer.learner.network.state_dict()) == set(ppxcls.build_model(name, class_num=3).state_dict())
+    assert len(losses[True]) == 8
+    assert losses[True] == pytest.approx(losses[False], rel=1e-5)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("linear", 0.02 * 8 / 32), ("sqrt", 0.02 * 0.5)])
+def test_the_rate_follows_the_samples_per_step(rule: str, expected: float, write_config: Callable[..., Path]) -> None:
+    keys = [f"Global.scale_lr={rule}", "Global.base_batch_size=32", "Global.update_freq=2", "Arch.name=SmallNetwork"]
+    config = ppxcls.load_config(write_config(**{"Global.plugins": ["tests/fixtures/small_network.py"]}), keys)
+    assert ppxcls.build_trainer(config).learner.rate == pytest.approx(expected)
