@@ -14,6 +14,7 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.system.environment import paddle_version, usable_cores
+from ppxcls.system.logs import logger
 
 Array = np.ndarray[Any, Any]
 Runner = Callable[[Array], Array]
@@ -41,35 +42,53 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     Raises:
         CheckpointError: the files are missing or are not exported models.
     """
-    from paddle import inference
-
     model, weights = program_file(folder), folder / "inference.pdiparams"
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
     if model.suffix == ".json" and paddle_version() < (3, 0):
         raise CheckpointError(f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it")
+    predictor = _predictor(model, weights, threads or usable_cores(), with_onednn=True)
+
+    def run(images: Array) -> Array:
+        nonlocal predictor
+        try:
+            return _run(predictor, images)
+        except (RuntimeError, NotImplementedError) as error:
+            if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # Paddle issue 77340
+                raise
+            logger.warning(f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly")
+            predictor = _predictor(model, weights, threads or usable_cores(), with_onednn=False)
+            return _run(predictor, images)
+
+    return run
+
+
+def _predictor(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
+    """Paddle's predictor, on a GPU if there is one."""
+    from paddle import inference
+
     settings = inference.Config(str(model), str(weights))
     settings.disable_glog_info()
     if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
         settings.enable_use_gpu(512, 0)
     else:
         settings.disable_gpu()
-        settings.enable_mkldnn()
-        settings.set_cpu_math_library_num_threads(threads or usable_cores())
+        if with_onednn:
+            settings.enable_mkldnn()
+        settings.set_cpu_math_library_num_threads(threads)
     settings.switch_ir_optim(True)
     try:
-        predictor = inference.create_predictor(settings)
+        return inference.create_predictor(settings)
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{model}: not an exported model: {' '.join(str(error).split())[-200:]}") from None
-    source, result = (predictor.get_input_handle(predictor.get_input_names()[0]), predictor.get_output_names()[0])
 
-    def run(images: Array) -> Array:
-        source.reshape(images.shape)
-        source.copy_from_cpu(np.ascontiguousarray(images))
-        predictor.run()
-        return predictor.get_output_handle(result).copy_to_cpu()
 
-    return run
+def _run(predictor: Any, images: Array) -> Array:
+    source = predictor.get_input_handle(predictor.get_input_names()[0])
+    source.reshape(images.shape)
+    source.copy_from_cpu(np.ascontiguousarray(images))
+    predictor.run()
+    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
 
 def program_file(folder: Path) -> Path:

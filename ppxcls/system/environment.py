@@ -97,7 +97,8 @@ def paddle_version() -> tuple[int, int]:
 
 def _is_cpu_build() -> bool:
     names = {d.metadata["Name"].lower().replace("_", "-") for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return {n for n in names if n.split("-")[0] == "paddlepaddle"} == {"paddlepaddle"}
+    plugins = [n for n in names if n.startswith(("paddle-custom", "paddle-iluvatar", "paddle-metax"))]  # beside the CPU build
+    return {n for n in names if n.split("-")[0] == "paddlepaddle"} == {"paddlepaddle"} and not plugins
 
 
 def _cpu_info() -> str:

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ import yaml
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
+from ppxcls.deploy import runners
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.predict import Predictor, find_images
 from tests.conftest import run_tool, small_config
@@ -147,6 +149,38 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
         for a, b in zip(received, expected, strict=True):
             assert a["scores"] == pytest.approx(b["scores"], abs=2e-5)
             assert a["class_ids"] == b["class_ids"] or abs(a["scores"][0] - a["scores"][1]) < 1e-4
+
+
+def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle issue 77340: the predictor is made and fails when it runs."""
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
+    image = str(next((trained.parent / "pictures/cat").iterdir()))
+    expected = ppxcls.load(tmp_path / "inference").predict(image)
+    make, asked = runners._predictor, []
+
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            raise NotImplementedError("ConvertPirAttribute2RuntimeAttribute not support [pir::ArrayAttribute]\n[operator]")
+
+    def predictor(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
+        asked.append(with_onednn)
+        return Failing() if with_onednn else make(model, weights, threads, with_onednn)
+
+    monkeypatch.setattr(runners, "_predictor", predictor)
+    received = ppxcls.load(tmp_path / "inference").predict([image, image])
+    assert asked == [True, False]
+    assert received[1].scores == pytest.approx(expected[0].scores, abs=2e-5)
+
+
+def test_a_program_of_another_paddle_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ppxcls.CheckpointError, match="neither inference.json nor inference.pdmodel"):
+        runners.paddle_runner(tmp_path)
+    for name in ("inference.json", "inference.pdiparams"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(runners, "paddle_version", lambda: (2, 6))
+    with pytest.raises(ppxcls.CheckpointError, match=r"inference.json: written by Paddle 3, which Paddle .* can't read"):
+        runners.paddle_runner(tmp_path)
 
 
 def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:

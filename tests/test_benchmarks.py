@@ -1,0 +1,21 @@
+"""The benchmark for GPUs on a CPU: that it measures, not what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import run_tool
+
+
+def test_the_benchmark_for_gpus_measures(tmp_path: Path) -> None:
+    options = {"device": "cpu", "cards": "1", "size": "71", "batch": "2", "steps": "1", "files": "6", "precisions": "float32-nhwc"}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    result = run_tool("scripts/benchmarks/gpu.py", *words, "--json", tmp_path / "gpu.json", "--profile", tmp_path / "trace")
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())
+    assert "error" not in row
+    assert min(row["ips"], row["ips_loader"], row["parts"]["forward"], row["parts"]["backward"]) > 0
+    assert row["share_of_peak"] is None
+    assert result.stdout.count("| Xception41 | float32-nhwc | 1 |") == 1
+    assert list((tmp_path / "trace/Xception41-float32-nhwc").glob("*.json"))
