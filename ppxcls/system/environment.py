@@ -70,6 +70,7 @@ def import_paddle() -> None:
         return
     if importlib.util.find_spec("paddle") is None:
         raise ImportError(_INSTALL)
+    os.environ.setdefault("GLOG_minloglevel", "1")  # without Paddle's own log lines, which are no warnings
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), warnings.catch_warnings():
