@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from ppxcls.checkpoints.array_pickle import RefusedError, read_arrays
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import sync_folder, whole_file
+from ppxcls.system.whole_files import read_regular, sync_folder, whole_file
 
 FORMAT = 1
+MOST_BYTES = 1 << 32  # of one file; the largest network here and its optimizer have 0.6 GB
+_MOST_MANIFEST_BYTES = 1 << 24
 PARTS = (".pdparams", ".pdopt")  # every checkpoint has these
 
 State = dict[str, Any]
@@ -38,62 +40,25 @@ class CheckpointError(Exception):
         super().__init__(printable(message))
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Allows numpy arrays and plain containers. A pickle can ask for nothing else, so it can't run code."""
-
-    _ALLOWED: ClassVar = {
-        *((f"numpy.{core}.multiarray", "scalar") for core in ("core", "_core")),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("collections", "OrderedDict"),
-        ("builtins", "tuple"),  # how Paddle pickles a tensor: its name and its array
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
-            return _encode_latin1
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return _empty_array
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, and weights need arrays only")
-        return super().find_class(module, name)
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
-    """The empty array that numpy's pickles begin with. Its bytes follow, so a pickle can't allocate what it does not contain."""
-    if kind is not np.ndarray or shape != (0,):
-        raise pickle.UnpicklingError(f"it asks for an array of shape {shape} without its bytes")
-    return np.ndarray(shape, dtype)
-
-
 def unpickle(data: bytes, file: Path) -> Any:
-    """The plain values and arrays of a pickle.
+    """The plain values and arrays of a pickle. Nothing of it is called; see ``array_pickle``.
 
     Raises:
         CheckpointError: it is no pickle, is damaged, or asks for more than arrays.
     """
     try:
-        return _ArraysOnly(io.BytesIO(data)).load()
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = " ".join(str(error).split())[:200]
-        if isinstance(error, pickle.UnpicklingError):
-            raise CheckpointError(f"{file}: refused, not a file of weights: {reason}") from None
-        raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
+        return read_arrays(data)
+    except RefusedError as error:
+        raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
 
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_regular(file, MOST_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
-    except OSError as error:
-        raise CheckpointError(f"{file}: can't be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read_state(file: str | Path) -> State:
@@ -181,7 +146,7 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     """
     file = with_extension(prefix, ".json")
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(file, _MOST_MANIFEST_BYTES).decode())
         number = manifest["format"]
         parts = dict(manifest["parts"])
         if missing := set(PARTS) - parts.keys():
@@ -216,7 +181,7 @@ def _part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Pa
     for candidate in (file, with_extension(prefix, extension + ".new")):
         with contextlib.suppress(OSError):
             if candidate.stat().st_size == expected["size"]:
-                data = candidate.read_bytes()
+                data = read_regular(candidate, MOST_BYTES)
                 if hashlib.sha256(data).hexdigest() == expected["sha256"]:
                     return candidate, data
     reason = "is damaged: its size or SHA-256 is not the manifest's" if file.exists() else "is missing"

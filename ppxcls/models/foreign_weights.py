@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.files import CheckpointError, State
+from ppxcls.checkpoints.files import MOST_BYTES, CheckpointError, State
 from ppxcls.system.whole_files import whole_file
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
@@ -32,6 +32,8 @@ def read_foreign_weights(file: Path) -> State:
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
+    if file.stat().st_size > MOST_BYTES:
+        raise CheckpointError(f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MOST_BYTES:,}")
     try:
         if file.suffix == ".safetensors":
             return _from_torch(_read_safetensors(file))
@@ -104,12 +106,35 @@ def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
     with h5py.File(data, "r") as stored:
         if "layers" not in stored:
             raise CheckpointError(f"{file}: expected the weights of a Keras 3 model, with a group 'layers'")
-        for name, layer in stored["layers"].items():
-            variables = layer.get("vars")
+        groups = _member(stored, "layers", file)
+        for name in groups:
+            variables = _member(_member(groups, name, file), "vars", file)
             if variables is not None and len(variables):
                 shown = str(variables.attrs.get("name", name))
-                layers[shown] = [np.asarray(variables[str(i)]) for i in range(len(variables))]
+                layers[shown] = [_stored_array(_member(variables, str(i), file), file) for i in range(len(variables))]
     return layers
+
+
+def _member(group: Any, name: str, file: Path) -> Any:
+    """A member of a group, None if there is none. A link could lead into any other file, so only a file's own objects are read."""
+    import h5py
+
+    if not isinstance(group, h5py.Group):
+        raise CheckpointError(f"{file}: {name} is expected in a group")
+    link = group.get(name, getlink=True)
+    if link is not None and not isinstance(link, h5py.HardLink):
+        raise CheckpointError(f"{file}: refused, {name} is a link to {getattr(link, 'filename', 'another place')}")
+    return group.get(name)
+
+
+def _stored_array(dataset: Any, file: Path) -> np.ndarray[Any, Any]:
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise CheckpointError(f"{file}: refused, a variable's numbers are not in the file")
+    if dataset.dtype.kind not in "fiu" or dataset.size * dataset.dtype.itemsize > _MOST_BYTES:
+        raise CheckpointError(f"{file}: refused, a variable of {dataset.dtype} and {dataset.size:,} numbers")
+    return np.asarray(dataset)
 
 
 def _from_keras(layers: Mapping[str, list[np.ndarray[Any, Any]]]) -> State:

@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are read whole within a limit, and written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +39,33 @@ def whole_file(file: Path, durable: bool = False) -> Iterator[BinaryIO]:
         raise
     if durable:
         sync_folder(file.parent)
+
+
+def read_regular(file: str | Path, most_bytes: int) -> bytes:
+    """Read a whole regular file. A pipe or a device, which could block or never end, is refused before it is opened.
+
+    Args:
+        file: the file; a link to a regular file is one.
+        most_bytes: limit of its size.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no regular file, or larger. The message has no name.
+    """
+    _check_regular(os.stat(file), most_bytes)
+    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # it may have been replaced meanwhile
+        status = os.fstat(stream.fileno())
+        _check_regular(status, most_bytes)
+        return stream.read(status.st_size)  # with a size, because Python reserves as much
+
+
+def _check_regular(status: os.stat_result, most_bytes: int) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is no regular file")
+    if status.st_size > most_bytes:
+        raise ValueError(f"{status.st_size:,} bytes; such a file may have {most_bytes:,}")
 
 
 def write_text(file: Path, text: str) -> None:

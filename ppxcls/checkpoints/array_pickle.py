@@ -1,0 +1,400 @@
+"""Reads the pickles of Paddle and numpy without Python's unpickler: only what their writers produce, from checked bytes.
+
+A pickle is a program. Python's unpickler runs it, and even if it may only call numpy, a file can give numpy a forged type whose
+items are pointers. Here each opcode that the writers use is interpreted, and everything else is refused. Arrays are built from a
+name in a table of plain types, a shape, and as many bytes as these need.
+
+Limits: ``MOST_OPCODES`` opcodes, and as many values, nested ``_MOST_DEEP`` deep; what is shared counts each time. So reading needs
+the size of the file, which the arrays share, and at most some 200 MB more.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+MOST_OPCODES = 1_000_000  # Xception71 and its optimizer have some 60,000
+_MOST_DEEP = 8
+_MOST_DIMENSIONS = 8
+_LONGEST_SIDE = 1 << 40  # of an array; its bytes limit it further
+_LONGEST_INTEGER = 8  # bytes
+_LONGEST_TEXT = 1 << 16  # of keys and names
+_TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_GLOBALS = {
+    **{(module, name): name for module in _MODULES for name in ("_reconstruct", "scalar")},
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): "dtype",
+    ("numpy.core.numeric", "_frombuffer"): "_frombuffer",
+    ("numpy._core.numeric", "_frombuffer"): "_frombuffer",
+    ("collections", "OrderedDict"): "OrderedDict",
+    ("builtins", "tuple"): "tuple",  # how Paddle pickles a tensor: its name and its array
+    ("_codecs", "encode"): "encode",  # how protocol 2 writes bytes
+    ("__builtin__", "bytes"): "bytes",  # and none
+}
+
+
+class RefusedError(ValueError):
+    """The pickle holds something else than arrays and plain values, or is damaged."""
+
+
+@dataclass
+class _Global:
+    """A name that the pickle may call."""
+
+    name: str
+
+
+@dataclass
+class _Type:
+    """A numpy type in the making: its name from the table, and later its byte order."""
+
+    name: str
+    order: str = "="
+
+
+@dataclass
+class _Array:
+    """An array in the making: empty until its state comes."""
+
+    value: np.ndarray[Any, Any] | None = None
+
+
+_MARK = object()
+
+
+def read_arrays(data: bytes) -> Any:
+    """The value of a pickle: nested dictionaries, lists and tuples of arrays, numbers, text and bytes.
+
+    Raises:
+        RefusedError: it holds something else, or is damaged. Nothing of it has been called.
+    """
+    value = _Machine(data).run()
+    return _finished(value)
+
+
+class _Machine:
+    """Interprets the opcodes. Byte strings are views of the data, so nothing is copied."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+        self._at = 0
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+
+    def run(self) -> Any:
+        for _ in range(MOST_OPCODES):
+            opcode = self.take(1)[0]
+            if opcode == 0x2E:  # STOP
+                if len(self._stack) != 1:
+                    raise RefusedError("it ends with more or less than one value")
+                return self.pop()
+            action = _ACTIONS.get(opcode)
+            if action is None:
+                raise RefusedError(f"it has the opcode {bytes([opcode])!r}, which weights do not need")
+            action(self)
+        raise RefusedError(f"it has more than {MOST_OPCODES:,} opcodes")
+
+    def take(self, count: int) -> memoryview:
+        if count > len(self._data) - self._at:
+            raise RefusedError("it ends too early")
+        self._at += count
+        return self._data[self._at - count : self._at]
+
+    def number(self, layout: str) -> Any:
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def text(self, length: int) -> str:
+        # A text of bytes in protocol 2 is as long as an array; its characters are checked when it is encoded.
+        try:
+            return str(self.take(length), "utf-8", "surrogatepass")
+        except UnicodeDecodeError:
+            raise RefusedError("a text is not UTF-8") from None
+
+    def _line(self) -> str:
+        end = self._data.obj.find(b"\n", self._at, self._at + _LONGEST_TEXT)  # type: ignore[attr-defined]
+        if end < 0:
+            raise RefusedError("a name has no end")
+        return str(self.take(end + 1 - self._at)[:-1], "ascii", "replace")
+
+    def push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def pop(self) -> Any:
+        if not self._stack or self._stack[-1] is _MARK:
+            raise RefusedError("it takes a value that is not there")
+        return self._stack.pop()
+
+    def _top(self, kind: type) -> Any:
+        if not self._stack or not isinstance(self._stack[-1], kind):
+            raise RefusedError(f"it adds to something that is no {kind.__name__}")
+        return self._stack[-1]
+
+    def _since_mark(self) -> list[Any]:
+        for at in range(len(self._stack) - 1, -1, -1):
+            if self._stack[at] is _MARK:
+                items = self._stack[at + 1 :]
+                del self._stack[at:]
+                return items
+        raise RefusedError("it takes values since a mark that is not there")
+
+    def tuple_of(self, count: int) -> None:
+        self.push(tuple(reversed([self.pop() for _ in range(count)])))
+
+    def tuple_since_mark(self) -> None:
+        self.push(tuple(self._since_mark()))
+
+    def append(self) -> None:
+        value = self.pop()
+        self._top(list).append(value)
+
+    def appends(self) -> None:
+        values = self._since_mark()
+        self._top(list).extend(values)
+
+    def set_item(self) -> None:
+        value, key = self.pop(), self.pop()
+        self._set(key, value)
+
+    def set_items(self) -> None:
+        values = self._since_mark()
+        if len(values) % 2:
+            raise RefusedError("a dictionary has a key without a value")
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            self._set(key, value)
+
+    def _set(self, key: Any, value: Any) -> None:
+        # A tuple as a key would be hashed with all that it shares, which can take for ever.
+        if not isinstance(key, str | int) or (isinstance(key, str) and len(key) > _LONGEST_TEXT):
+            raise RefusedError(f"a key of a dictionary is {type(key).__name__}")
+        self._top(dict)[key] = value
+
+    def put(self, index: int) -> None:
+        if not self._stack or self._stack[-1] is _MARK:
+            raise RefusedError("it remembers a value that is not there")
+        self._memo[index] = self._stack[-1]
+
+    def memoize(self) -> None:
+        self.put(len(self._memo))
+
+    def get(self, index: int) -> None:
+        if index not in self._memo:
+            raise RefusedError("it asks for a value that it has not remembered")
+        self.push(self._memo[index])
+
+    def long(self) -> None:
+        length = self.take(1)[0]
+        if length > _LONGEST_INTEGER:
+            raise RefusedError(f"an integer has {length} bytes")
+        self.push(int.from_bytes(self.take(length), "little", signed=True))
+
+    def global_by_lines(self) -> None:
+        self._global(self._line(), self._line())
+
+    def global_from_stack(self) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise RefusedError("a name is no text")
+        self._global(module, name)
+
+    def _global(self, module: str, name: str) -> None:
+        known = _GLOBALS.get((module, name))
+        if known is None:
+            raise RefusedError(f"it asks for {module[:80]}.{name[:80]}, and weights need arrays only")
+        self.push(_Global(known))
+
+    def reduce(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, _Global) or not isinstance(arguments, tuple) or function.name not in _CALLS:
+            raise RefusedError("it calls something that is no writer of arrays")
+        self.push(_CALLS[function.name](arguments))
+
+    def build(self) -> None:
+        state = self.pop()
+        target = self._stack[-1] if self._stack else None
+        if isinstance(target, _Type):
+            _set_type(target, state)
+        elif isinstance(target, _Array):
+            _set_array(target, state)
+        else:
+            raise RefusedError("it gives a state to something that is no array")
+
+    def frame(self) -> None:
+        if self.number("<Q") > len(self._data) - self._at:
+            raise RefusedError("it ends too early")
+
+    def protocol(self) -> None:
+        if not 2 <= (number := self.take(1)[0]) <= 5:
+            raise RefusedError(f"it is written by the protocol {number}")
+
+
+def _of(names: str, arguments: tuple[Any, ...], *kinds: type) -> None:
+    """Check number and types of a call's arguments."""
+    if len(arguments) != len(kinds) or not all(isinstance(a, kind) for a, kind in zip(arguments, kinds, strict=True)):
+        raise RefusedError(f"{names} is called with other arguments than numpy's writer gives")
+
+
+def _dtype(arguments: tuple[Any, ...]) -> _Type:
+    _of("dtype", arguments, str, int, int)
+    if arguments[0] not in _TYPES:
+        raise RefusedError(f"an array has the type {arguments[0][:20]!r}; expected one of {', '.join(_TYPES)}")
+    return _Type(arguments[0])
+
+
+def _set_type(target: _Type, state: Any) -> None:
+    """The state that numpy writes for a plain type: version, byte order, and nothing else."""
+    if not isinstance(state, tuple) or len(state) != 8 or state[2:] != (None, None, None, -1, -1, 0) or state[0] != 3:
+        raise RefusedError("a type has a state that plain types do not have")
+    if not isinstance(state[1], str) or state[1] not in ("<", ">", "|", "="):
+        raise RefusedError("a type has an unknown byte order")
+    target.order = state[1]
+
+
+def _reconstruct(arguments: tuple[Any, ...]) -> _Array:
+    _of("_reconstruct", arguments, _Global, tuple, object)
+    if arguments[0].name != "ndarray" or arguments[1] != (0,) or bytes(_bytes(arguments[2])) != b"b":
+        raise RefusedError("an array begins with something else than an empty one")
+    return _Array()
+
+
+def _set_array(target: _Array, state: Any) -> None:
+    """The state that numpy writes for an array: version, shape, type, whether columns come first, bytes."""
+    _of("an array's state", state if isinstance(state, tuple) else (), int, tuple, _Type, int, object)
+    target.value = _array(_bytes(state[4]), state[2], state[1], "F" if state[3] else "C")
+
+
+def _frombuffer(arguments: tuple[Any, ...]) -> _Array:
+    """How protocol 5 writes an array: bytes, type, shape, order."""
+    _of("_frombuffer", arguments, object, _Type, tuple, str)
+    array = _Array()
+    array.value = _array(_bytes(arguments[0]), arguments[1], arguments[2], "F" if arguments[3] == "F" else "C")
+    return array
+
+
+def _array(data: memoryview, kind: _Type, shape: tuple[Any, ...], order: Any) -> np.ndarray[Any, Any]:
+    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < _LONGEST_SIDE for n in shape):
+        raise RefusedError("an array has a shape that its bytes can't fill")
+    dtype = np.dtype(kind.order + kind.name)
+    if math.prod(shape) * dtype.itemsize != len(data):
+        raise RefusedError(f"an array of shape {list(shape)} and type {kind.name} has {len(data):,} bytes")
+    array = np.frombuffer(data, dtype).reshape(shape, order=order)
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _scalar(arguments: tuple[Any, ...]) -> np.generic:
+    _of("scalar", arguments, _Type, object)
+    return cast(np.generic, _array(_bytes(arguments[1]), arguments[0], (), "C")[()])
+
+
+def _encode(arguments: tuple[Any, ...]) -> memoryview:
+    _of("encode", arguments, str, str)
+    try:
+        return memoryview(arguments[0].encode("latin1"))
+    except UnicodeEncodeError:
+        raise RefusedError("bytes are written as characters beyond 255") from None
+
+
+def _no_bytes(arguments: tuple[Any, ...]) -> memoryview:
+    _of("bytes", arguments)
+    return memoryview(b"")
+
+
+def _tuple(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    _of("tuple", arguments, object)
+    if not isinstance(arguments[0], tuple | list):
+        raise RefusedError("a tuple is made of something else than values")
+    return tuple(arguments[0])
+
+
+def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    _of("OrderedDict", arguments)
+    return {}
+
+
+def _bytes(value: Any) -> memoryview:
+    if not isinstance(value, memoryview):
+        raise RefusedError("bytes are missing")
+    return value
+
+
+_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    "_reconstruct": _reconstruct,
+    "scalar": _scalar,
+    "dtype": _dtype,
+    "_frombuffer": _frombuffer,
+    "OrderedDict": _ordered,
+    "tuple": _tuple,
+    "encode": _encode,
+    "bytes": _no_bytes,
+}
+_ACTIONS: dict[int, Callable[[_Machine], object]] = {
+    0x80: _Machine.protocol,
+    0x95: _Machine.frame,
+    0x28: lambda m: m.push(_MARK),
+    0x4E: lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    0x4A: lambda m: m.push(m.number("<i")),
+    0x4B: lambda m: m.push(m.number("<B")),
+    0x4D: lambda m: m.push(m.number("<H")),
+    0x8A: _Machine.long,
+    0x47: lambda m: m.push(m.number(">d")),
+    0x8C: lambda m: m.push(m.text(m.number("<B"))),
+    0x58: lambda m: m.push(m.text(m.number("<I"))),
+    0x8D: lambda m: m.push(m.text(m.number("<Q"))),
+    0x43: lambda m: m.push(m.take(m.number("<B"))),
+    0x42: lambda m: m.push(m.take(m.number("<I"))),
+    0x8E: lambda m: m.push(m.take(m.number("<Q"))),
+    0x96: lambda m: m.push(m.take(m.number("<Q"))),
+    0x29: lambda m: m.push(()),
+    0x85: lambda m: m.tuple_of(1),
+    0x86: lambda m: m.tuple_of(2),
+    0x87: lambda m: m.tuple_of(3),
+    0x74: _Machine.tuple_since_mark,
+    0x5D: lambda m: m.push([]),
+    0x61: _Machine.append,
+    0x65: _Machine.appends,
+    0x7D: lambda m: m.push({}),
+    0x73: _Machine.set_item,
+    0x75: _Machine.set_items,
+    0x94: _Machine.memoize,
+    0x71: lambda m: m.put(m.number("<B")),
+    0x72: lambda m: m.put(m.number("<I")),
+    0x68: lambda m: m.get(m.number("<B")),
+    0x6A: lambda m: m.get(m.number("<I")),
+    0x63: _Machine.global_by_lines,
+    0x93: _Machine.global_from_stack,
+    0x52: _Machine.reduce,
+    0x62: _Machine.build,
+}
+
+
+def _finished(value: Any) -> Any:
+    """The value with its arrays in place of those in the making. Counts what is shared each time, so that cycles and floods end."""
+    count = 0
+
+    def finish(part: Any, depth: int) -> Any:
+        nonlocal count
+        count += 1
+        if count > MOST_OPCODES or depth > _MOST_DEEP:
+            raise RefusedError(f"it is nested more than {_MOST_DEEP} deep, or shares values more than {MOST_OPCODES:,} times")
+        if isinstance(part, dict):
+            return {key: finish(item, depth + 1) for key, item in part.items()}
+        if isinstance(part, list):
+            return [finish(item, depth + 1) for item in part]
+        if isinstance(part, tuple):
+            return tuple(finish(item, depth + 1) for item in part)
+        if isinstance(part, _Array) and part.value is not None:
+            return part.value
+        if isinstance(part, memoryview):
+            return bytes(part)
+        if part is None or isinstance(part, bool | int | float | str | np.generic):
+            return part
+        raise RefusedError(f"it holds {type(part).__name__.strip('_').lower()} without a value")
+
+    return finish(value, 0)
