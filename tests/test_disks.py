@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,35 @@ def test_a_new_run_lists_its_own_bad_samples(write_config: Callable[..., Path], 
     assert len(listed.read_text().splitlines()) == 1
     assert (listed.parent / "earlier_1/bad_samples.txt").read_text() == listed.read_text()
     assert yaml.safe_load((listed.parent / "config.yaml").read_text())["Global"]["on_bad_image"] == "skip"
+
+
+@pytest.mark.parametrize("name", ["run.lock", "train.log", "config.yaml", "metrics.jsonl", "latest.json"])
+def test_links_out_of_the_folder_are_not_written_through(name: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "output/Xception41"
+    folder.mkdir(parents=True)
+    target = tmp_path / "theirs.txt"
+    target.write_text("precious")
+    (folder / name).symlink_to(target)
+    with pytest.raises(ppxcls.RunFolderError, match=f"{name} is a link out of the run's folder"):
+        ppxcls.build_trainer(ppxcls.load_config(write_config()))
+    assert target.read_text() == "precious"
+    assert {f.name for f in folder.iterdir()} == {name}
+
+
+def test_lines_that_two_threads_write_are_there_once(tmp_path: Path) -> None:
+    """The loop appends while the thread that saves flushes."""
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.is_set():
+            lines.flush()
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    for i in range(5000):
+        lines.append({"i": i})
+    done.set()
+    thread.join()
+    written = [json.loads(line)["i"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written == list(range(5000))

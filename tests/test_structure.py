@@ -24,7 +24,8 @@ ROWS = [
     ["train"],
     ["models"],
     ["data", "checkpoints"],
-    ["config", "ops", "system"],
+    ["config"],
+    ["ops", "system"],
 ]
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted((ROOT / "ppxcls").rglob("*.py"))

@@ -59,10 +59,11 @@ class RunFolder:
         """Create the folder and lock it for this run, until ``release`` or the end of the process.
 
         Raises:
-            RunFolderError: another run has it.
+            RunFolderError: another run has it, or a link in it leads out of it.
             OSError: it can't be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        self._refuse_links()
         if self._is_mine(_LOCKS.get(self.path.resolve())):  # a notebook has built its trainer before
             return
         file = open(self.path / "run.lock", "a+b")  # noqa: SIM115  open as long as the run
@@ -82,6 +83,15 @@ class RunFolder:
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         _LOCKS[self.path.resolve()] = file
+
+    def _refuse_links(self) -> None:
+        """A run writes to its files by name. What a link leads to, such as another user's file, must not be overwritten."""
+        inside = self.path.resolve()
+        for entry in os.scandir(self.path):
+            if entry.is_symlink() and inside not in Path(entry.path).resolve().parents:
+                raise RunFolderError(
+                    f"{entry.path} is a link out of the run's folder, through which the run would write; remove it"
+                )
 
     def release(self) -> None:
         """Release the lock."""

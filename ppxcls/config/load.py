@@ -11,7 +11,10 @@ from ppxcls.config.checks import OVERRIDE, ConfigError, KeyPath, Where, check_se
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
 from ppxcls.config.yaml_values import read_yaml
+from ppxcls.system.paths import url_problem
+from ppxcls.system.whole_files import read_regular
 
+_MOST_BYTES = 1 << 20  # of a YAML
 RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
 RUN_MARK = "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # its first line
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
@@ -34,8 +37,8 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     if isinstance(path, Mapping):
         raw = copy.deepcopy(plain(path))
     else:
-        if "://" in str(path):
-            raise ConfigError(f"expected a file, received a URL; download it first: {path}")
+        if (problem := url_problem(path)) is not None:
+            raise ConfigError(problem)
         file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
         text = _read_text(file)
         raw = _mapping(text, file, sources)
@@ -67,11 +70,11 @@ def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> N
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path, _MOST_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and a path with a NUL
-        raise ConfigError(f"{path}: can't be read: {error}") from None
+        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _mapping(text: str, path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def _descend(
     remaining = list(keys)
     while True:
         key = remaining.pop(0)
-        if isinstance(target, list) and not key.isdigit():
+        if isinstance(target, list) and not _is_index(key):
             remaining.insert(0, key)  # a component's name: first the item, then the name inside it
         if isinstance(target, list):
             key = _list_index(target, key, Where(done, {(): source}))
@@ -125,9 +128,13 @@ def _descend(
             raise ConfigError(f"{source}: {'.'.join(done)} is {shown(target)}: it has no keys")
 
 
+def _is_index(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) < 10
+
+
 def _list_index(items: list[Any], key: str, where: Where) -> str:
     """The index of a list item that an override addresses by a number or by a component's name."""
-    if key.isdigit() and int(key) < len(items):
+    if _is_index(key) and int(key) < len(items):
         return key
     names = [str(next(iter(item), "")) if isinstance(item, dict) else str(item) for item in items]
     if names.count(key) == 1:

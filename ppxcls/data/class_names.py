@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ppxcls.data.errors import DataError
 from ppxcls.system.paths import printable
+from ppxcls.system.whole_files import read_regular
 
 CLASS_NAMES = "class_names.txt"  # beside the lists, and in a run's folder
 IMAGENET_NAMES = Path(__file__).with_name("imagenet1k_classes.txt")
@@ -78,13 +79,11 @@ def describe_classes(count: int, names: Sequence[str]) -> str:
 
 def _text(file: Path) -> str:
     try:
-        if not file.is_file():
-            raise DataError(f"{file}: no such file of class names")
-        if file.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{file}: {file.stat().st_size:,} bytes; a file of class names may have {_MAX_BYTES:,}")
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: can't be read: {error.strerror}") from None
+        data = read_regular(file, _MAX_BYTES)
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file of class names") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
     encoding = _encoding(data)
     try:
         return data.decode(encoding)

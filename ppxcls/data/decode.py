@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
+import warnings
 from typing import Any
 
 import cv2
@@ -49,6 +50,8 @@ def decode_image(data: bytes) -> Image:
                 raise ValueError("truncated JPEG") from None
     if data[:8] == _PNG:
         _check_pixels(data[20:24], data[16:20])
+    elif not data.startswith(b"\xff\xd8"):
+        _check_size_by_pillow(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
@@ -58,6 +61,20 @@ def decode_image(data: bytes) -> Image:
     if image is None:
         raise ValueError("not an image, or damaged beyond decoding")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _check_size_by_pillow(data: bytes) -> None:
+    """Refuse too many pixels by the header. OpenCV's own limit does not hold if it was imported before this package."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+            with PillowImage.open(io.BytesIO(data)) as picture:
+                width, height = picture.size
+    except PillowImage.DecompressionBombError:
+        raise ValueError(f"too many pixels; an image may have {_MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)") from None
+    except Exception:  # what Pillow does not know, OpenCV may decode, or refuse
+        return
+    _check_pixels(height.to_bytes(8, "big"), width.to_bytes(8, "big"))
 
 
 def _by_pillow(data: bytes) -> Image:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.errors import DataError
+from ppxcls.system.whole_files import read_regular
 
 Array = np.ndarray[Any, Any]
 
@@ -51,13 +52,11 @@ class ListIndex:
         self.file = Path(file)
         self._delimiter = delimiter.encode()
         try:
-            self._bytes = np.fromfile(self.file, np.uint8)
+            self._bytes = np.frombuffer(read_regular(self.file, np.iinfo(np.uint32).max), np.uint8)
         except FileNotFoundError:
             raise DataError(f"{file}: no such list file") from None
-        except OSError as error:
-            raise DataError(f"{file}: can't be read: {error.strerror}") from None
-        if self._bytes.size > np.iinfo(np.uint32).max:
-            raise DataError(f"{file}: {self._bytes.size:,} bytes; a list file may have 4 GiB")
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
         lines = 1 + sum(np.count_nonzero(self._bytes[i : i + _BLOCK] == _NEWLINE) for i in range(0, self._bytes.size, _BLOCK))
         arrays: tuple[Array, ...] = np.empty(lines, np.uint32), np.empty(lines, np.uint16), np.empty(lines, np.int32)
         count = 0
@@ -164,17 +163,10 @@ class ListIndex:
 
 
 def _strip(data: Array, begins: Array, ends: Array) -> tuple[Array, Array]:
-    """Strip white space from both ends of every line."""
+    """Strip white space from both ends of every line. Lines of blanks become empty."""
     blank = np.zeros(256, bool)
     blank[[_CARRIAGE_RETURN, _TAB, _SPACE]] = True
-    begins, ends = begins.copy(), ends.copy()
-    while True:
-        trim = (ends > begins) & blank[data[np.maximum(ends - 1, 0)]]
-        if not trim.any():
-            break
-        ends -= trim
-    while True:
-        trim = (ends > begins) & blank[data[np.minimum(begins, data.size - 1)]]
-        if not trim.any():
-            return begins, ends
-        begins += trim
+    others = np.append(np.flatnonzero(~blank[data]), data.size)  # positions of what is not white space, and one behind the last
+    first = others[np.searchsorted(others, begins)]
+    last = others[np.maximum(np.searchsorted(others, ends) - 1, 0)]
+    return np.minimum(first, ends), np.where((last >= begins) & (last < ends), last + 1, np.minimum(first, ends))

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +15,9 @@ from typing import Any, Protocol
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.registry import Registry
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import write_text
+from ppxcls.system.whole_files import read_regular, write_text
 
+_MOST_BYTES = 1 << 32  # of metrics.jsonl
 _NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples", "bad_samples"}
 
 
@@ -67,6 +69,7 @@ class JsonLines(Tracker):
     def __init__(self, file: Path) -> None:
         self.file = file
         self._waiting: list[bytes] = []
+        self._lock = threading.Lock()  # the loop appends, and the thread that saves flushes
 
     def start(self, progress: Progress) -> None:
         """Keep the lines that stand before this place of the run.
@@ -87,14 +90,14 @@ class JsonLines(Tracker):
         """Leave only the lines whose objects meet the condition.
 
         Raises:
-            OSError: the file can't be written.
+            OSError: the file can't be read or written.
         """
         kept = []
-        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_regular(self.file, _MOST_BYTES).decode(errors="replace").split("\n"):
             try:
                 if condition(json.loads(line)):
                     kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # cut off in the middle
+            except (ValueError, KeyError, TypeError, RecursionError):  # cut off in the middle, or not ours
                 continue
         write_text(self.file, "".join(kept))
 
@@ -105,9 +108,11 @@ class JsonLines(Tracker):
     def append(self, values: dict[str, Any]) -> None:
         """Append one object; a number that JSON does not have becomes null."""
         safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._waiting.append((json.dumps(safe, ensure_ascii=False) + "\n").encode())
+        line = (json.dumps(safe, ensure_ascii=False) + "\n").encode()
         try:
-            self._write()
+            with self._lock:
+                self._waiting.append(line)
+                self._write()
         except OSError as error:
             logger.warning(f"{self.file}: {error.strerror}; {len(self._waiting)} lines wait to be written")
 
@@ -133,7 +138,8 @@ class JsonLines(Tracker):
         Raises:
             OSError: it can't be written.
         """
-        self._write()
+        with self._lock:
+            self._write()
         if self.file.exists():
             with open(self.file, "rb") as stream:
                 os.fsync(stream.fileno())

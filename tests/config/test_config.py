@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,25 @@ def test_missing_and_binary_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ppxcls.ConfigError, match=r"a.yaml: can't be read"):
         ppxcls.load_config(tmp_path / "a.yaml")
+
+
+def test_configs_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "large.yaml").write_bytes(b"# " + b"x" * (1 << 20))
+    reasons = {
+        "pipe": "it is no regular file",
+        "zero": "it is no regular file",
+        "large": "1,048,578 bytes; such a file may have 1,048,576",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(ppxcls.ConfigError, match=f"{name}.yaml: can't be read: {reason}"):
+            ppxcls.load_config(tmp_path / f"{name}.yaml")
+
+
+def test_a_digit_that_is_no_index() -> None:
+    with pytest.raises(ppxcls.ConfigError, match="unknown list index '²'"):
+        ppxcls.load_config(XCEPTION, ["DataLoader.Train.dataset.transform_ops.².RandCropImage.size=9"])
 
 
 def test_byte_order_mark(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,9 +64,11 @@ def test_refused(content: bytes | str, message: str, tmp_path: Path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(ppxcls.DataError, match="no such file of class names"):
-            read_class_names(path, 3)
+    os.mkfifo(tmp_path / "pipe.txt")
+    reasons = {"none.txt": "no such file of class names", "": "it is a folder", "pipe.txt": "it is no regular file"}
+    for name, reason in reasons.items():
+        with pytest.raises(ppxcls.DataError, match=reason):
+            read_class_names(tmp_path / name, 3)
 
 
 def test_names_that_are_written_are_read(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -80,6 +82,37 @@ def test_against_a_plain_parser(block: int, tmp_path: Path, monkeypatch: pytest.
 def test_refused_list(content: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         ListIndex(write_list(tmp_path, content))
+
+
+def test_lists_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("pipe.txt", "zero.txt"):
+        with pytest.raises(DataError, match=f"{name}: can't be read: it is no regular file"):
+            ListIndex(tmp_path / name)
+
+
+@pytest.mark.parametrize("filler", [b" ", b"\t", b"x", b"0"])
+def test_a_line_of_a_megabyte_is_read_at_once(filler: bytes, tmp_path: Path) -> None:
+    """White space was stripped a character a pass: a million passes over the block."""
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"a.jpg 1\n" + filler * 1_000_000 + b"\nb.jpg 2\n")
+    passes = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal passes
+        passes += event == "call"
+
+    sys.setprofile(count)
+    try:
+        if filler.strip():
+            with pytest.raises(DataError, match=r"list.txt:2: expected 'path label"):
+                ListIndex(file)
+        else:
+            assert [ListIndex(file).path(i) for i in range(2)] == ["a.jpg", "b.jpg"]
+    finally:
+        sys.setprofile(None)
+    assert passes < 10_000
 
 
 def test_missing_list_and_label_out_of_range(tmp_path: Path) -> None:
