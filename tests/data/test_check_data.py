@@ -135,7 +135,10 @@ def test_decompression_bombs_are_refused_by_their_header() -> None:
         decode_image(bitmap[:18] + struct.pack("<ii", 30_000, 30_000) + bitmap[26:])
 
 
-@pytest.mark.parametrize("counts", ["--images 600 --lists 200 --names 150 --maps 300", "--configs 150", "--checkpoints 200"])
+@pytest.mark.parametrize(
+    "counts",
+    ["--images 600 --lists 200 --names 150 --maps 300", "--configs 150", "--checkpoints 200 --pickles 2000 --safetensors 500"],
+)
 def test_fuzzing(counts: str) -> None:
     """A short version; ``python scripts/fuzz.py --help`` says the long one."""
     command = [sys.executable, "scripts/fuzz.py", *counts.split(), "--seed", "7"]
