@@ -14,6 +14,7 @@ from ppxcls.config.load import RUN_CONFIG, RUN_MARK
 from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
+from ppxcls.system.supervisor import note_begun
 from ppxcls.system.whole_files import write_text
 from ppxcls.train.trackers import Tracker
 
@@ -56,6 +57,7 @@ class Run:
         write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)
         if self.class_names:
             write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
+        note_begun()
 
     def save(self, names: Sequence[str], snapshot: Snapshot, before: Callable[[], None]) -> None:
         """Begin to write a checkpoint under these names in the background.

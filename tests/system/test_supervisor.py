@@ -1,0 +1,94 @@
+"""The supervisor with small commands, and with a job whose rank is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ppxcls
+from ppxcls.system.supervisor import Supervisor
+from tests.conftest import ROOT
+
+# Counts its runs in a file, notes that it has begun on the second, and ends with the codes that it is given, one after the other.
+SCRIPT = """
+import os, sys
+from pathlib import Path
+count = Path(sys.argv[1])
+number = int(count.read_text()) if count.exists() else 0
+count.write_text(str(number + 1))
+with open(sys.argv[1] + ".words", "a") as words:
+    print(*sys.argv[3:], file=words)
+if number == 1:
+    Path(os.environ["PPXCLS_BEGUN"]).touch()
+os._exit(int(sys.argv[2].split(",")[number]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "restarts", "code", "runs", "last"),
+    [
+        ("0", 5, 0, 1, None),
+        ("1,1,0", 5, 0, 3, "launch: the job ended with code 1 after 0 s; restart 2 of 5 in 0 s, from its newest checkpoint"),
+        ("2", 5, 2, 1, None),
+        ("75", 5, 75, 1, None),
+        ("1,7,7", 2, 7, 3, "launch: the job ended with code 7 after 0 s; it has failed 3 times in a row, and is given up"),
+    ],
+)
+def test_what_is_restarted(codes: str, restarts: int, code: int, runs: int, last: str | None, tmp_path: Path) -> None:
+    said: list[str] = []
+    count = tmp_path / "count"
+    supervisor = Supervisor([sys.executable, "-c", SCRIPT, str(count), codes], ["--resume"], restarts, 0.1, said.append)
+    assert supervisor.run() == code
+    assert int(count.read_text()) == runs
+    assert (said[-1] if said else None) == last
+    words = (tmp_path / "count.words").read_text().splitlines()
+    assert words == ["", "", "--resume"][:runs], "it goes on from a checkpoint only after it had begun"
+
+
+def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
+    script = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('ready', flush=True)\n"
+    job = f"[sys.executable, '-c', {script + 'time.sleep(60)'!r}]"
+    code = f"import sys\nfrom ppxcls.system.supervisor import Supervisor\nsys.exit(Supervisor({job}, [], 9).run())"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 75
+
+
+def test_a_job_whose_rank_is_killed_goes_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """Two processes; one is killed after a checkpoint inside the first epoch. The end is the run's that was not killed."""
+    keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [str(ROOT / "tests/fixtures/small_network.py")]}
+    file = write_config(**keys, **{"Global.epochs": 40, "Global.save_interval_steps": 1, "DataLoader.Train.sampler.batch_size": 2})
+    output = tmp_path / "output/SmallNetwork"
+    command = ["--pause", "0.5", "--nproc_per_node", "2", "--log_dir", str(tmp_path / "log"), "tools/train.py", "-c", str(file)]
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen([sys.executable, "tools/launch.py", *command], cwd=ROOT, stdout=said, stderr=said)
+        deadline = time.monotonic() + 120
+        while not list(output.glob("step_*.json")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        ranks = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_rank(pid, str(file))]
+        os.kill(max(ranks), signal.SIGKILL)
+        assert process.wait(timeout=200) == 0, (tmp_path / "said").read_text()
+    text = (tmp_path / "said").read_text()
+    assert text.count("launch: the job ended with ") == 1
+    assert "restart 1 of 10 in 0 s, from its newest checkpoint" in text
+    assert json.loads((output / "latest.json").read_text())["progress"]["epoch"] == 41
+    assert not list(output.glob("earlier_*"))
+    assert ppxcls.load_config(output).Global.checkpoints is None
+
+
+def is_rank(pid: int, config: str) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+    except OSError:
+        return False
+    return config in words and "paddle.distributed.launch" not in words and "tools/launch.py" not in words
