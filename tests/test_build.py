@@ -207,19 +207,17 @@ def test_common_keys_of_build_model(tmp_path: Path) -> None:
         assert np.allclose(source(images).numpy(), model(images).numpy(), atol=1e-4)
     with pytest.raises(ppxcls.ConfigError, match=r"^Arch.freeze.1: pattern 'nothing' matches no parameter"):
         ppxcls.build_model("xception41p", freeze=["^stem", "nothing"])
-    with pytest.raises(
-        ppxcls.ConfigError, match=r"^Arch.use_sync_bn: expected false: Paddle has no synchronised batch norm on the CPU"
-    ):
-        ppxcls.build_model("xception41p", use_sync_bn=True)
     with pytest.raises(ppxcls.ConfigError, match=r"unknown argument of model xception41p 'freese' \(did you mean 'freeze'\?\)"):
         ppxcls.build_model("xception41p", freese=[])
 
 
-def test_synchronised_batch_norms_keep_relu_and_what_is_frozen() -> None:
-    """Paddle has no kernel for them on the CPU, so their structure is looked at."""
+def test_synchronised_batch_norms_keep_relu_and_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of Paddle, for which it has no kernel on the CPU, so their structure is looked at."""
     model = ppxcls.build_model("xception41p", class_num=2, freeze=["^stem"])
     keys = list(model.state_dict())
-    synchronize_batch_norms(model)
+    with monkeypatch.context() as context:
+        context.setattr(paddle, "get_device", lambda: "gpu:0")
+        synchronize_batch_norms(model)
     assert list(model.state_dict()) == keys
     plain = {key for key, layer in model.named_sublayers() if isinstance(layer, nn.BatchNorm2D)}
     assert plain
@@ -230,6 +228,7 @@ def test_synchronised_batch_norms_keep_relu_and_what_is_frozen() -> None:
         (hook,) = layer._forward_post_hooks.values()
         assert hook(layer, None, paddle.to_tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
     deeplab = ppxcls.build_model("Xception41_deeplab", class_num=2)
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     synchronize_batch_norms(deeplab)
     norms = [layer for layer in deeplab.sublayers() if isinstance(layer, nn.SyncBatchNorm)]
     assert norms

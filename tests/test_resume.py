@@ -283,6 +283,19 @@ def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config
     assert "changed since the checkpoint: samples per step" in log.read_text()
 
 
+def test_the_same_samples_per_step_in_other_parts_go_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    """Stopped inside an epoch with batches of 4, continued with 2 x ``update_freq`` 2: no change of the run, and the same steps."""
+    network = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [str(ROOT / "tests/fixtures/small_network.py")]}
+    file = write_config(**network, **{"Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.epochs": 2})
+    whole = train(file, f"Global.output_dir={tmp_path}/whole", "Global.checkpoints=null")
+    parts = ["DataLoader.Train.sampler.batch_size=2", "Global.update_freq=2"]
+    start = f"Global.checkpoints={tmp_path}/whole/SmallNetwork/step_2"
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/parts", start, *parts]))
+    assert (trainer.progress.epoch, trainer.progress.batches_done, trainer.progress.step) == (1, 4, 2)
+    trainer.fit()
+    assert trainer.progress.step == whole.progress.step == 6
+
+
 @pytest.mark.every_paddle
 def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """What its save_model writes: the network's state, a list of the optimizers' states, epoch and metric."""

@@ -1,4 +1,4 @@
-"""Paddle's launcher with restarts: ``python tools/launch.py --restarts 10 --gpus 0,1 tools/train.py -c configs/Xception41.yaml``."""
+"""Paddle's launcher with restarts: ``python tools/launch.py --restarts 10 --gpus 0,1 tools/train.py -c FILE``."""
 
 import argparse
 import sys

@@ -88,7 +88,7 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
     refused = [text for key, text in changes.items() if key.startswith(_OTHER_NETWORK)]
     if old.train_list != facts.train_list:
         refused.append(f"another training list ({old.samples:,} samples then, {facts.samples:,} now)")
-    if (old.global_batch, old.update_freq) != (facts.global_batch, facts.update_freq):
+    if old.global_batch * old.update_freq != facts.global_batch * facts.update_freq:
         sizes = [f"{f.global_batch} x update_freq {f.update_freq}" for f in (old, facts)]
         refused.append(f"samples per step of all {facts.world_size} processes: {sizes[0]} -> {sizes[1]}")
     others = [text for text in changes.values() if text not in refused]

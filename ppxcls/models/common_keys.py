@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import paddle
+import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddle import nn
 
@@ -15,6 +16,7 @@ from ppxcls.config.checks import Pattern, Where, matching
 from ppxcls.config.registry import Registry
 from ppxcls.models.layers import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
+from ppxcls.ops.sync_batch_norm import synchronized_batch_norm
 
 
 @dataclass
@@ -25,7 +27,7 @@ class ModelKeys:
         pretrained: weights to start from; ``Global.pretrained_model`` takes precedence. Nothing is downloaded for ``True``.
         freeze: regular expressions. Parameters whose state keys match are not trained, and their batch norms keep their
             statistics.
-        use_sync_bn: compute batch norm's statistics over all processes; not on the CPU.
+        use_sync_bn: compute batch norm's statistics over all processes, so that their number changes nothing but rounding.
         data_format: memory layout of the computation. Images and weights stay the same.
         recompute: save memory by computing the blocks again in the backward pass.
     """
@@ -44,15 +46,12 @@ def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
     """Apply the common keys that matter for training: ``recompute``, ``freeze`` and ``use_sync_bn``.
 
     Raises:
-        ConfigError: the network has no blocks that can be computed again, a pattern matches no parameter, or the device has no
-            synchronised batch norm.
+        ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter.
     """
     if keys.recompute and not recompute_blocks(model):
         raise (where / "recompute").error("expected false: this network names no blocks that can be computed again")
     freeze(model, keys.freeze or [], where / "freeze")
     if keys.use_sync_bn:
-        if paddle.get_device() == "cpu":
-            raise (where / "use_sync_bn").error("expected false: Paddle has no synchronised batch norm on the CPU")
         synchronize_batch_norms(model)
 
 
@@ -80,7 +79,11 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:
-    """Let every batch norm that is not frozen compute its statistics over all processes."""
+    """Let every batch norm that is not frozen compute its statistics over all processes. One process has them already."""
+    if paddle.get_device() == "cpu":
+        if dist.get_world_size() > 1:
+            _synchronize_on_the_cpu(model)
+        return
     for parent in model.sublayers(include_self=True):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
@@ -88,6 +91,22 @@ def synchronize_batch_norms(model: nn.Layer) -> None:
                 if isinstance(norm, NormReLU):
                     synchronized.register_forward_post_hook(lambda layer, inputs, output: F.relu(output))
                 parent.add_sublayer(name, synchronized)
+
+
+def _synchronize_on_the_cpu(model: nn.Layer) -> None:
+    for norm in model.sublayers():
+        if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
+            plain = norm.forward
+
+            def forward(
+                x: paddle.Tensor, norm: nn.BatchNorm2D = norm, plain: Callable[..., paddle.Tensor] = plain
+            ) -> paddle.Tensor:
+                if not norm.training:
+                    return plain(x)
+                y = synchronized_batch_norm(norm, x)
+                return F.relu(y) if isinstance(norm, NormReLU) else y
+
+            norm.forward = forward
 
 
 def channels_last(model: nn.Layer) -> None:
