@@ -33,6 +33,7 @@ from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.network import build_network, static_network
 from ppxcls.train.optimizers import build_optimizer
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision, set_precision
+from ppxcls.train.room import report_room
 from ppxcls.train.run import Run
 from ppxcls.train.run_log import format_results
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
@@ -78,6 +79,8 @@ def build_trainer(config: Config) -> Trainer:
     steps_per_epoch = -(-len(loader) // config.Global.update_freq)
     samples_per_step = loader.sampler.batch_size * loader.sampler.world_size * config.Global.update_freq
     learner = _build_learner(config, network, steps_per_epoch, samples_per_step)
+    if distributed.rank() == 0:
+        report_room(config, network, folder.path)
     facts = _facts(config, loader, steps_per_epoch, evaluation, weights)
     names = class_names_for(config, "train")
     run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)

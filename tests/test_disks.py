@@ -21,6 +21,7 @@ import ppxcls
 from ppxcls.data import read_file
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.errors import DataError
+from ppxcls.train.room import checkpoint_bytes
 from ppxcls.train.trackers import JsonLines
 from tests.conftest import ROOT, run_tool, write_images
 
@@ -326,6 +327,32 @@ def test_a_new_run_lists_its_own_bad_samples(write_config: Callable[..., Path], 
     assert len(listed.read_text().splitlines()) == 1
     assert (listed.parent / "earlier_1/bad_samples.txt").read_text() == listed.read_text()
     assert yaml.safe_load((listed.parent / "config.yaml").read_text())["Global"]["on_bad_image"] == "skip"
+
+
+@pytest.mark.parametrize(("optimizer", "average"), [("Momentum", None), ("AdamW", {"decay": 0.9}), ("SGD", None)])
+def test_the_room_that_checkpoints_need_is_said(
+    optimizer: str,
+    average: dict[str, float] | None,
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"name": optimizer, "lr": {"name": "ConstLR", "learning_rate": 0.01}}
+    config = ppxcls.load_config(write_config(Optimizer=settings, EMA=average, **{"Global.epochs": 3}), ["Global.save_interval=2"])
+    trainer = ppxcls.build_trainer(config)
+    log = tmp_path / "output/Xception41/train.log"
+    assert "GB each need up to " in log.read_text()
+    trainer.fit()
+    files = [log.parent / f"latest{extension}" for extension in (".pdparams", ".pdopt", ".pdema")]
+    written = sum(file.stat().st_size for file in files if file.exists())
+    assert checkpoint_bytes(config, trainer.learner.network) == pytest.approx(written, rel=0.02)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**8))
+    trainer.run.folder.release()
+    ppxcls.build_trainer(config)
+    count = 2 + 2 + 1  # keep_last, best_model and the one being written, epoch_2
+    line = f"need up to {count * checkpoint_bytes(config, trainer.learner.network) / 1e9:.3g} GB at "
+    assert f"{line}{log.parent}, where 0.1 GB are free; Global.save_interval decides how many are kept" in log.read_text()
 
 
 @pytest.mark.parametrize("name", ["run.lock", "train.log", "config.yaml", "metrics.jsonl", "latest.json"])
