@@ -13,7 +13,7 @@ from paddle import nn
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
-from ppxcls.system.environment import paddle_version, usable_cores
+from ppxcls.system.environment import paddle_version, restore_threads, usable_cores
 from ppxcls.system.logs import logger
 
 Array = np.ndarray[Any, Any]
@@ -88,6 +88,7 @@ def _run(predictor: Any, images: Array) -> Array:
     source.reshape(images.shape)
     source.copy_from_cpu(np.ascontiguousarray(images))
     predictor.run()
+    restore_threads()
     return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
 
 

@@ -88,6 +88,15 @@ def import_paddle() -> None:
         raise ImportError(f"ppxcls needs PaddlePaddle {oldest} or newer; {paddle.__version__} is installed")
 
 
+def restore_threads() -> None:
+    """Let Paddle's CPU operators use ``OMP_NUM_THREADS`` threads again. A predictor of Paddle Inference leaves them at one."""
+    from paddle.base import core
+
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        core.set_num_threads(int(wanted))
+
+
 def paddle_version() -> tuple[int, int]:
     """Major and minor version of Paddle. A build from its development branch, 0.0.0, counts as the newest."""
     import paddle

@@ -173,6 +173,17 @@ def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkey
     assert received[1].scores == pytest.approx(expected[0].scores, abs=2e-5)
 
 
+def test_prediction_leaves_the_number_of_threads(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paddle Inference sets it to one after each run; training in the same process would be slower, and round otherwise."""
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    asked: list[int] = []
+    monkeypatch.setattr("paddle.base.core.set_num_threads", asked.append)
+    ppxcls.load(tmp_path / "inference").predict(str(next((trained.parent / "pictures/cat").iterdir())))
+    assert asked[-1:] == [2]
+
+
 def test_a_program_of_another_paddle_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ppxcls.CheckpointError, match="neither inference.json nor inference.pdmodel"):
         runners.paddle_runner(tmp_path)

@@ -62,7 +62,7 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
         return float(np.sqrt(sum((v**2).sum() for v in values)))
 
     assert norm(v for k, v in final.items() if k not in running) == pytest.approx(run["weight_norm"], rel=1e-8)
-    # Measured: 0.7e-5 away with two threads of MKL, 5.6e-5 with one, which MKL chooses by itself on a busy machine.
+    # Measured: 0.7e-5 away with two threads, 5.6e-5 with one.
     assert norm(running.values()) == pytest.approx(run["running_norm"], rel=1e-4)
 
 
