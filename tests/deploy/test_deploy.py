@@ -113,7 +113,6 @@ def predictions(text: str) -> list[dict]:
     return [row for line in text.splitlines() if line.startswith("[{") for row in ast.literal_eval(line)]
 
 
-@pytest.mark.every_paddle
 @pytest.mark.parametrize("options", [[], ["--fold", "--logits"], ["--float-input"]])
 def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: Path) -> None:
     formats = {"Paddle Inference": "inference"} | ({"ONNX Runtime": "inference/inference.onnx"} if HAS_ONNX else {})

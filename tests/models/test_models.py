@@ -286,7 +286,6 @@ def gradients(model: nn.Layer, images: np.ndarray) -> tuple[float, dict[str, np.
     return float(loss), own, {key: v.numpy() for key, v in model.state_dict().items() if v.stop_gradient}
 
 
-@pytest.mark.every_paddle
 @pytest.mark.parametrize("option", ["NHWC", "recompute"])
 @pytest.mark.parametrize("name", ["Xception41", "Xception", "xception41p"])
 def test_options_change_nothing_but_rounding(name: str, option: str) -> None:
