@@ -49,6 +49,7 @@ class GlobalSection:
         eval_mode, task, train_mode: PaddleClas's keys with the only value that is supported.
         to_static: compile the network to a static graph for training and evaluation.
         cudnn_search: let cuDNN try all algorithms for each shape of convolution, and use its persistent batch norm; GPUs only.
+        pin_memory: copy training batches from pinned memory without waiting for the copy; GPUs only.
         comm_buffer_size: megabytes of gradients that processes exchange at once.
         scale_lr: multiply the whole schedule by the samples per step over ``base_batch_size``: ``linear`` (arXiv:1706.02677), or by
             the root of it, ``sqrt`` (arXiv:1404.5997).
@@ -90,6 +91,7 @@ class GlobalSection:
     train_mode: Literal["classification"] | None = None
     to_static: bool = False
     cudnn_search: bool = False
+    pin_memory: bool = False
     comm_buffer_size: Count = 25
     scale_lr: Literal["linear", "sqrt"] | None = None
     base_batch_size: Count | None = None

@@ -34,15 +34,25 @@ class ModelInput:
     """Moves a batch to the device and applies ``DeviceTransform`` there.
 
     On a CPU, a table on the host gives the same numbers ten times faster than Paddle's broadcasting.
+
+    Args:
+        stage: what is left to the device.
+        pinned: on a GPU, copy from pinned memory without waiting, so that the copy is queued behind the computation.
     """
 
-    def __init__(self, stage: DeviceStage) -> None:
+    def __init__(self, stage: DeviceStage, pinned: bool = False) -> None:
         self._stage = stage
         self._transform = DeviceTransform(stage)
+        self._pinned = pinned
+        self._copied: list[paddle.Tensor] = []  # pinned memory of the last batches, whose copies may still be queued
 
     def __call__(self, images: np.ndarray[Any, Any]) -> paddle.Tensor:
         """Args: images: uint8 [N, H, W, 3], or as the host's transforms end. Returns: float32 [N, 3, H, W]."""
         normalize = self._stage.normalize
         if normalize and not self._stage.chw and images.dtype == np.uint8 and paddle.get_device() == "cpu":
             return paddle.to_tensor(normalize.batch(images))
+        if self._pinned and paddle.get_device().startswith("gpu"):
+            pinned = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace())
+            self._copied = [*self._copied[-2:], pinned]
+            return self._transform(pinned.cuda(blocking=False))
         return self._transform(paddle.to_tensor(images))

@@ -44,6 +44,7 @@ class Plan:
     start_eval_epoch: int = 0
     save_interval_steps: int | None = None
     save_interval_minutes: float | None = None
+    pin_memory: bool = False
 
 
 class Trainer:
@@ -62,7 +63,7 @@ class Trainer:
         self.log = RunLog(run.trackers, plan.epochs, plan.print_batch_step, learner.schedule.name)
         self.watch = LossWatch(learner, loader.dataset)
         self.watchdog = Watchdog(run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read)
-        self._to_input = ModelInput(loader.dataset.device_stage)
+        self._to_input = ModelInput(loader.dataset.device_stage, plan.pin_memory)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
         self._saved_at = time.monotonic()

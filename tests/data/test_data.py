@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 import pytest
 
 from ppxcls.data import list_index
 from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import DistributedBatchSampler
+from ppxcls.data.transforms import build_transforms, split_for_device
 from tests.conftest import write_images
 
 
@@ -258,3 +261,24 @@ def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pyte
         time.sleep(0.01)
     assert len(loaded) == 12  # the one that is used, and two more of four
     iterator.close()
+
+
+def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for what only CUDA builds have: the same numbers, and the memory is held while copies may be queued."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
+    stage = split_for_device(build_transforms([{"NormalizeImage": {"order": ""}}]))[1]
+    expected = DeviceTransform(stage)(paddle.to_tensor(images)).numpy()
+    asked: list[bool] = []
+
+    def cuda(self: paddle.Tensor, blocking: bool = True) -> paddle.Tensor:
+        asked.append(blocking)
+        return self
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    monkeypatch.setattr(paddle, "CUDAPinnedPlace", paddle.CPUPlace)
+    monkeypatch.setattr(paddle.Tensor, "cuda", cuda)
+    to_input = ModelInput(stage, pinned=True)
+    for _ in range(5):
+        assert np.array_equal(to_input(images).numpy(), expected)
+    assert asked == [False] * 5
+    assert len(to_input._copied) == 3
