@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppxcls.system.supervisor import Supervisor
+from ppxcls.system.supervisor import Supervisor, host_problem
 
 
 def main() -> int:
@@ -20,6 +20,8 @@ def main() -> int:
     arguments, launcher = parser.parse_known_args()
     if not any(word.endswith(".py") for word in launcher):
         parser.error("expected a script, such as tools/train.py")
+    if (problem := host_problem(launcher)) is not None:
+        parser.error(problem)
     command = [sys.executable, "-m", "paddle.distributed.launch", *launcher]
     return Supervisor(command, ["-o", "Global.checkpoints=auto"], arguments.restarts, arguments.pause).run()
 

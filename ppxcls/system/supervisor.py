@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,24 @@ def note_begun() -> None:
     """Tell a supervisor, if there is one, that the run has begun, so that it can go on from a checkpoint of its own."""
     if file := os.environ.get(BEGUN):
         Path(file).touch()
+
+
+def host_problem(words: Sequence[str]) -> str | None:
+    """Why several nodes would wait for each other for ever; None if they would not, or there is one node.
+
+    Args:
+        words: the launcher's arguments.
+    """
+    values = dict(itertools.pairwise(words)) | dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    if values.get("--nnodes", "1") in ("1", "1:1") or "--host" in values:
+        return None
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        address = "no address"
+    if address.startswith("127.") or address == "no address":
+        return f"this host's name means {address}, so the other nodes can't reach it: add --host with its own address"
+    return None
 
 
 class Supervisor:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
-from ppxcls.system.supervisor import Supervisor
+from ppxcls.system.supervisor import Supervisor, host_problem
 from tests.conftest import ROOT
 
 # Counts its runs in a file, notes that it has begun on the second, and ends with the codes that it is given, one after the other.
@@ -51,6 +51,32 @@ def test_what_is_restarted(codes: str, restarts: int, code: int, runs: int, last
     assert (said[-1] if said else None) == last
     words = (tmp_path / "count.words").read_text().splitlines()
     assert words == ["", "", "--resume"][:runs], "it goes on from a checkpoint only after it had begun"
+
+
+@pytest.mark.parametrize(
+    ("words", "address", "is_problem"),
+    [
+        (["--nnodes", "2", "--master", "10.0.0.1:80", "tools/train.py"], "127.0.1.1", True),
+        (["--nnodes=2", "tools/train.py"], "127.0.0.1", True),
+        (["--nnodes", "2", "tools/train.py"], None, True),
+        (["--nnodes", "2", "tools/train.py"], "10.0.0.2", False),
+        (["--nnodes", "2", "--host", "10.0.0.2", "tools/train.py"], "127.0.0.1", False),
+        (["--nnodes=2", "--host=10.0.0.2", "tools/train.py"], "127.0.0.1", False),
+        (["--nproc_per_node", "2", "tools/train.py"], "127.0.0.1", False),
+    ],
+)
+def test_nodes_that_could_not_meet(
+    words: list[str], address: str | None, is_problem: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_name(_: str) -> str:
+        if address is None:
+            raise OSError("unknown name")
+        return address
+
+    monkeypatch.setattr("socket.gethostbyname", by_name)
+    problem = host_problem(words)
+    assert (problem is not None) == is_problem
+    assert problem is None or "add --host with its own address" in problem
 
 
 def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
