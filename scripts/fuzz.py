@@ -36,7 +36,8 @@ import yaml
 from PIL import Image
 
 import ppxcls
-from ppxcls.checkpoints.array_pickle import RefusedError, read_arrays
+from ppxcls.checkpoints.array_pickle import read_arrays
+from ppxcls.checkpoints.pickled_arrays import RefusedError
 from ppxcls.config.load import load_config
 from ppxcls.data.class_names import read_class_names
 from ppxcls.data.dataset import ImageNetDataset

@@ -10,59 +10,19 @@ the size of the file, which the arrays share, and at most some 200 MB more.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
+from ppxcls.checkpoints.pickled_arrays import CALLS, GLOBALS, Array, Global, RefusedError, Type, set_array, set_type
+
 MOST_OPCODES = 1_000_000  # Xception71 and its optimizer have some 60,000
 _MOST_DEEP = 8
-_MOST_DIMENSIONS = 8
-_LONGEST_SIDE = 1 << 40  # of an array; its bytes limit it further
 _LONGEST_INTEGER = 8  # bytes
+_FREE_BYTES = 1 << 20  # that any file may copy
 _LONGEST_TEXT = 1 << 16  # of keys and names
-_TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
-_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_GLOBALS = {
-    **{(module, name): name for module in _MODULES for name in ("_reconstruct", "scalar")},
-    ("numpy", "ndarray"): "ndarray",
-    ("numpy", "dtype"): "dtype",
-    ("numpy.core.numeric", "_frombuffer"): "_frombuffer",
-    ("numpy._core.numeric", "_frombuffer"): "_frombuffer",
-    ("collections", "OrderedDict"): "OrderedDict",
-    ("builtins", "tuple"): "tuple",  # how Paddle pickles a tensor: its name and its array
-    ("_codecs", "encode"): "encode",  # how protocol 2 writes bytes
-    ("__builtin__", "bytes"): "bytes",  # and none
-}
-
-
-class RefusedError(ValueError):
-    """The pickle holds something else than arrays and plain values, or is damaged."""
-
-
-@dataclass
-class _Global:
-    """A name that the pickle may call."""
-
-    name: str
-
-
-@dataclass
-class _Type:
-    """A numpy type in the making: its name from the table, and later its byte order."""
-
-    name: str
-    order: str = "="
-
-
-@dataclass
-class _Array:
-    """An array in the making: empty until its state comes."""
-
-    value: np.ndarray[Any, Any] | None = None
 
 
 _MARK = object()
@@ -86,6 +46,13 @@ class _Machine:
         self._at = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._copied = 0
+
+    def spend(self, count: int) -> None:
+        """Account for bytes that are copied, because a small file can ask for the same copy again and again."""
+        self._copied += count
+        if self._copied > 2 * len(self._data) + _FREE_BYTES:
+            raise RefusedError("it copies its bytes again and again")
 
     def run(self) -> Any:
         for _ in range(MOST_OPCODES):
@@ -203,24 +170,24 @@ class _Machine:
         self._global(module, name)
 
     def _global(self, module: str, name: str) -> None:
-        known = _GLOBALS.get((module, name))
+        known = GLOBALS.get((module, name))
         if known is None:
             raise RefusedError(f"it asks for {module[:80]}.{name[:80]}, and weights need arrays only")
-        self.push(_Global(known))
+        self.push(Global(known))
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, _Global) or not isinstance(arguments, tuple) or function.name not in _CALLS:
+        if not isinstance(function, Global) or not isinstance(arguments, tuple) or function.name not in CALLS:
             raise RefusedError("it calls something that is no writer of arrays")
-        self.push(_CALLS[function.name](arguments))
+        self.push(CALLS[function.name](self.spend, arguments))
 
     def build(self) -> None:
         state = self.pop()
         target = self._stack[-1] if self._stack else None
-        if isinstance(target, _Type):
-            _set_type(target, state)
-        elif isinstance(target, _Array):
-            _set_array(target, state)
+        if isinstance(target, Type):
+            set_type(target, state)
+        elif isinstance(target, Array):
+            set_array(self.spend, target, state)
         else:
             raise RefusedError("it gives a state to something that is no array")
 
@@ -233,105 +200,6 @@ class _Machine:
             raise RefusedError(f"it is written by the protocol {number}")
 
 
-def _of(names: str, arguments: tuple[Any, ...], *kinds: type) -> None:
-    """Check number and types of a call's arguments."""
-    if len(arguments) != len(kinds) or not all(isinstance(a, kind) for a, kind in zip(arguments, kinds, strict=True)):
-        raise RefusedError(f"{names} is called with other arguments than numpy's writer gives")
-
-
-def _dtype(arguments: tuple[Any, ...]) -> _Type:
-    _of("dtype", arguments, str, int, int)
-    if arguments[0] not in _TYPES:
-        raise RefusedError(f"an array has the type {arguments[0][:20]!r}; expected one of {', '.join(_TYPES)}")
-    return _Type(arguments[0])
-
-
-def _set_type(target: _Type, state: Any) -> None:
-    """The state that numpy writes for a plain type: version, byte order, and nothing else."""
-    if not isinstance(state, tuple) or len(state) != 8 or state[2:] != (None, None, None, -1, -1, 0) or state[0] != 3:
-        raise RefusedError("a type has a state that plain types do not have")
-    if not isinstance(state[1], str) or state[1] not in ("<", ">", "|", "="):
-        raise RefusedError("a type has an unknown byte order")
-    target.order = state[1]
-
-
-def _reconstruct(arguments: tuple[Any, ...]) -> _Array:
-    _of("_reconstruct", arguments, _Global, tuple, object)
-    if arguments[0].name != "ndarray" or arguments[1] != (0,) or bytes(_bytes(arguments[2])) != b"b":
-        raise RefusedError("an array begins with something else than an empty one")
-    return _Array()
-
-
-def _set_array(target: _Array, state: Any) -> None:
-    """The state that numpy writes for an array: version, shape, type, whether columns come first, bytes."""
-    _of("an array's state", state if isinstance(state, tuple) else (), int, tuple, _Type, int, object)
-    target.value = _array(_bytes(state[4]), state[2], state[1], "F" if state[3] else "C")
-
-
-def _frombuffer(arguments: tuple[Any, ...]) -> _Array:
-    """How protocol 5 writes an array: bytes, type, shape, order."""
-    _of("_frombuffer", arguments, object, _Type, tuple, str)
-    array = _Array()
-    array.value = _array(_bytes(arguments[0]), arguments[1], arguments[2], "F" if arguments[3] == "F" else "C")
-    return array
-
-
-def _array(data: memoryview, kind: _Type, shape: tuple[Any, ...], order: Any) -> np.ndarray[Any, Any]:
-    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < _LONGEST_SIDE for n in shape):
-        raise RefusedError("an array has a shape that its bytes can't fill")
-    dtype = np.dtype(kind.order + kind.name)
-    if math.prod(shape) * dtype.itemsize != len(data):
-        raise RefusedError(f"an array of shape {list(shape)} and type {kind.name} has {len(data):,} bytes")
-    array = np.frombuffer(data, dtype).reshape(shape, order=order)
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
-
-
-def _scalar(arguments: tuple[Any, ...]) -> np.generic:
-    _of("scalar", arguments, _Type, object)
-    return cast(np.generic, _array(_bytes(arguments[1]), arguments[0], (), "C")[()])
-
-
-def _encode(arguments: tuple[Any, ...]) -> memoryview:
-    _of("encode", arguments, str, str)
-    try:
-        return memoryview(arguments[0].encode("latin1"))
-    except UnicodeEncodeError:
-        raise RefusedError("bytes are written as characters beyond 255") from None
-
-
-def _no_bytes(arguments: tuple[Any, ...]) -> memoryview:
-    _of("bytes", arguments)
-    return memoryview(b"")
-
-
-def _tuple(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    _of("tuple", arguments, object)
-    if not isinstance(arguments[0], tuple | list):
-        raise RefusedError("a tuple is made of something else than values")
-    return tuple(arguments[0])
-
-
-def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    _of("OrderedDict", arguments)
-    return {}
-
-
-def _bytes(value: Any) -> memoryview:
-    if not isinstance(value, memoryview):
-        raise RefusedError("bytes are missing")
-    return value
-
-
-_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "_reconstruct": _reconstruct,
-    "scalar": _scalar,
-    "dtype": _dtype,
-    "_frombuffer": _frombuffer,
-    "OrderedDict": _ordered,
-    "tuple": _tuple,
-    "encode": _encode,
-    "bytes": _no_bytes,
-}
 _ACTIONS: dict[int, Callable[[_Machine], object]] = {
     0x80: _Machine.protocol,
     0x95: _Machine.frame,
@@ -377,6 +245,7 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
 def _finished(value: Any) -> Any:
     """The value with its arrays in place of those in the making. Counts what is shared each time, so that cycles and floods end."""
     count = 0
+    strings: dict[int, bytes] = {}  # shared ones are copied once
 
     def finish(part: Any, depth: int) -> Any:
         nonlocal count
@@ -389,10 +258,12 @@ def _finished(value: Any) -> Any:
             return [finish(item, depth + 1) for item in part]
         if isinstance(part, tuple):
             return tuple(finish(item, depth + 1) for item in part)
-        if isinstance(part, _Array) and part.value is not None:
+        if isinstance(part, Array) and part.value is not None:
             return part.value
         if isinstance(part, memoryview):
-            return bytes(part)
+            if id(part) not in strings:
+                strings[id(part)] = bytes(part)
+            return strings[id(part)]
         if part is None or isinstance(part, bool | int | float | str | np.generic):
             return part
         raise RefusedError(f"it holds {type(part).__name__.strip('_').lower()} without a value")

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.array_pickle import RefusedError, read_arrays
+from ppxcls.checkpoints.array_pickle import read_arrays
+from ppxcls.checkpoints.pickled_arrays import RefusedError
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import read_regular, sync_folder, whole_file
 

@@ -20,7 +20,8 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.checkpoints.array_pickle import MOST_OPCODES, RefusedError, read_arrays
+from ppxcls.checkpoints.array_pickle import MOST_OPCODES, read_arrays
+from ppxcls.checkpoints.pickled_arrays import RefusedError
 from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)
@@ -176,6 +177,13 @@ def test_refused(name: str) -> None:
         read_arrays(pickled(body))
 
 
+def test_bytes_that_are_shared_are_copied_once() -> None:
+    data = pickled(b"(" + b"\x8e" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"\x94" + b"h\x00" * 1000 + b"t")
+    values = read_arrays(data)
+    assert len(values) == 1001
+    assert len({id(value) for value in values}) == 1
+
+
 def test_a_plain_array_by_hand() -> None:
     assert same(read_arrays(pickled(array())), np.zeros(2, np.float32))
 
@@ -194,7 +202,19 @@ def floods() -> dict[str, bytes]:
     tuples = b")" + b"\x94"
     for level in range(40):
         tuples += b"h" + bytes([level]) + b"h" + bytes([level]) + b"\x86\x94"
+    megabyte = b"\x8e" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"\x94"
+    text_of_a_megabyte = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"\x94"
+    call = named("_codecs", "encode") + b"h\x00" + text("latin1") + b"\x86R"
+    frombuffer = named("numpy._core.numeric", "_frombuffer") + b"(h\x00" + DTYPE + STATE.replace(text("<"), text(">"))
+    frombuffer += number(1 << 18) + b"\x85" + text("C") + b"tR"
     return {
+        "the same bytes encoded again and again": b"\x80\x04(" + text_of_a_megabyte + call * 5000 + b"t.",
+        "the same array swapped again and again": b"\x80\x04(" + megabyte + frombuffer * 5000 + b"t.",
+        "the same tuple made again and again": b"\x80\x04(("
+        + b"N" * 100_000
+        + b"t\x94"
+        + (named("builtins", "tuple") + b"h\x00\x85R") * 20_000
+        + b"t.",
         "a million nested tuples": b"\x80\x04)" + b"\x85" * 1_000_000 + b".",
         "a million marks": b"\x80\x04" + b"(" * 1_000_000 + b".",
         "lists that double": b"\x80\x04" + shared + b".",
