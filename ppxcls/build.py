@@ -20,6 +20,7 @@ from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
+from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.watchdog import Watchdog
@@ -65,7 +66,7 @@ def build_trainer(config: Config) -> Trainer:
     folder = RunFolder(config.run_folder, config.Global.keep_last)
     start(config, folder)
     weights = weights_for(config, "train")
-    if weights and weights.is_own:
+    if weights and folder.is_checkpoint(weights_file(weights.path)):
         moved = "a new run moves its files aside: go on from them with Global.checkpoints, or choose another output_dir"
         raise config.where("Global.pretrained_model").error(f"{weights.path} lies in the run's own folder, and {moved}")
     network = build_network(config, "train", weights)

@@ -53,6 +53,9 @@ if dist.get_world_size() > 1:
     dist.init_parallel_env()
 paddle.seed(0)
 network = nn.Sequential(nn.Conv2D(3, 4, 3), NormReLU(4), nn.Conv2D(4, 5, 3), nn.BatchNorm2D(5), nn.Flatten(), nn.Linear(80, 3))
+if sys.argv[2] == "frozen":  # the first norm's input needs no gradient
+    for parameter in network[0].parameters():
+        parameter.stop_gradient = True
 synchronize_batch_norms(network)
 images, labels = np.random.default_rng(0).normal(3, 2, (7, 3, 8, 8)).astype("float32"), np.arange(7) % 3
 mine = {{1: [slice(0, 7)], 2: [slice(0, 4), slice(4, 7)]}}[dist.get_world_size()][dist.get_rank()]
@@ -71,17 +74,18 @@ if dist.get_rank() == 0:
 
 
 @pytest.mark.every_paddle
-def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("what", "gradients"), [("all", 10), ("frozen", 8)])
+def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(what: str, gradients: int, tmp_path: Path) -> None:
     """Parts of 4 and 3 images against all 7 in one process, whose batch norm is Paddle's own."""
     script = tmp_path / "step.py"
     script.write_text(ONE_STEP)
     found = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.json"
-        result = run_tool(script, output, processes=processes, log_dir=tmp_path / "log")
+        result = run_tool(script, output, what, processes=processes, log_dir=tmp_path / "log")
         assert result.returncode == 0, result.stderr
         found.append(json.loads(output.read_text()))
-    assert len(found[0]) == 1 + 10 + 4
+    assert len(found[0]) == 1 + gradients + 4
     for key, value in found[0].items():
         assert np.allclose(found[1][key], value, rtol=1e-5, atol=1e-6), key
 

@@ -282,9 +282,19 @@ def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_
         weights_for(ppxcls.load_config(part), "infer")
 
 
-def test_a_run_does_not_start_from_its_own_folder(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_copy_of_a_runs_config_is_a_config_like_any_other(small: Callable[..., Path], tmp_path: Path) -> None:
     train(small())
-    start = f"Global.pretrained_model={tmp_path}/output/SmallNetwork/best_model"
+    run = tmp_path / "output/SmallNetwork"
+    copied = shutil.copy(run / "config.yaml", tmp_path / "mine.yaml")
+    assert ppxcls.load_config(copied).run_folder == run
+    assert ppxcls.load_config(copied, [f"Global.output_dir={tmp_path}/b"]).run_folder == tmp_path / "b/SmallNetwork"
+    assert ppxcls.load_config(run, ["Arch={name: Xception65}"]).run_folder == tmp_path / "output/Xception65"
+
+
+@pytest.mark.parametrize("name", ["best_model", "epoch_1", "step_3.pdparams"])
+def test_a_run_does_not_start_from_its_own_folder(name: str, small: Callable[..., Path], tmp_path: Path) -> None:
+    train(small())
+    start = f"Global.pretrained_model={tmp_path}/output/SmallNetwork/{name}"
     with pytest.raises(ppxcls.ConfigError, match="lies in the run's own folder, and a new run moves its files aside"):
         ppxcls.build_trainer(ppxcls.load_config(small(), [start]))
     assert train(small(), start, f"Global.output_dir={tmp_path}/other").progress.step == 3

@@ -294,6 +294,11 @@ def test_the_same_samples_per_step_in_other_parts_go_on(write_config: Callable[.
     assert (trainer.progress.epoch, trainer.progress.batches_done, trainer.progress.step) == (1, 4, 2)
     trainer.fit()
     assert trainer.progress.step == whole.progress.step == 6
+    # In the folder itself, the checkpoints up to the place are not taken for later ones, although they count other batches.
+    folder = tmp_path / "whole/SmallNetwork"
+    train(file, f"Global.output_dir={tmp_path}/whole", f"Global.checkpoints={folder}/step_4", *parts)
+    assert {f.name for f in (folder / "earlier_1").glob("step_*.json")} == {"step_5.json", "step_6.json"}
+    assert {"step_1.json", "step_4.json"} <= {f.name for f in folder.glob("step_*.json")}
 
 
 @pytest.mark.every_paddle

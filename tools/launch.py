@@ -17,8 +17,10 @@ def main() -> int:
     )
     parser.add_argument("--restarts", type=int, default=10, help="in a row; failures after ten minutes are counted anew")
     parser.add_argument("--pause", type=float, default=5.0, help="seconds before the first restart, doubled each time")
-    arguments, launcher = parser.parse_known_args()
-    if not any(word.endswith(".py") for word in launcher):
+    script = next((i for i, word in enumerate(sys.argv) if i and word.endswith(".py")), len(sys.argv))  # the rest is its own
+    arguments, launcher = parser.parse_known_args(sys.argv[1:script])
+    launcher += sys.argv[script:]
+    if script == len(sys.argv):
         parser.error("expected a script, such as tools/train.py")
     if (problem := host_problem(launcher)) is not None:
         parser.error(problem)

@@ -35,7 +35,7 @@ def read_arrays(data: bytes) -> Any:
         RefusedError: it holds something else, or is damaged. Nothing of it has been called.
     """
     value = _Machine(data).run()
-    return _finished(value)
+    return _finished(value, 4 * len(data) + _FREE_BYTES)
 
 
 class _Machine:
@@ -77,9 +77,12 @@ class _Machine:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def text(self, length: int) -> str:
-        # A text of bytes in protocol 2 is as long as an array; its characters are checked when it is encoded.
+        data = self.take(length)
+        # Protocol 2 writes an array's bytes as a text. One wider character would make it four times as large.
+        if length > _LONGEST_TEXT and int(np.frombuffer(data, np.uint8).max()) > 0xC3:
+            raise RefusedError("a long text has characters beyond 255")
         try:
-            return str(self.take(length), "utf-8", "surrogatepass")
+            return str(data, "utf-8", "surrogatepass")
         except UnicodeDecodeError:
             raise RefusedError("a text is not UTF-8") from None
 
@@ -242,14 +245,17 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
 }
 
 
-def _finished(value: Any) -> Any:
+def _finished(value: Any, most_bytes: int) -> Any:
     """The value with its arrays in place of those in the making. Counts what is shared each time, so that cycles and floods end."""
-    count = 0
+    count = size = 0
     strings: dict[int, bytes] = {}  # shared ones are copied once
 
     def finish(part: Any, depth: int) -> Any:
-        nonlocal count
+        nonlocal count, size
         count += 1
+        size += part.value.nbytes if isinstance(part, Array) and part.value is not None else 0  # whoever uses it may copy it
+        if size > most_bytes:
+            raise RefusedError("it shares its arrays again and again")
         if count > MOST_OPCODES or depth > _MOST_DEEP:
             raise RefusedError(f"it is nested more than {_MOST_DEEP} deep, or shares values more than {MOST_OPCODES:,} times")
         if isinstance(part, dict):

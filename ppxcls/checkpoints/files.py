@@ -29,6 +29,7 @@ from ppxcls.system.whole_files import read_regular, sync_folder, whole_file
 FORMAT = 1
 MOST_BYTES = 1 << 32  # of one file; the largest network here and its optimizer have 0.6 GB
 _MOST_MANIFEST_BYTES = 1 << 24
+NAMES = "StructuredToParameterName@@"  # key of the parameters' names in Paddle's saved state dicts
 PARTS = (".pdparams", ".pdopt")  # every checkpoint has these
 
 State = dict[str, Any]
@@ -80,7 +81,14 @@ def _as_state(data: bytes, file: Path) -> State:
         state = next((s for s in state if s), {})
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dictionary of arrays, received {type(state).__name__}")
+    names = state.get(NAMES, {})
+    if not all(isinstance(key, str) for key in state) or not isinstance(names, dict) or not all(map(_is_text, names.items())):
+        raise CheckpointError(f"{file}: expected names as keys, and {NAMES} from name to name")
     return {key: _plain(value) for key, value in state.items()}
+
+
+def _is_text(pair: tuple[Any, Any]) -> bool:
+    return isinstance(pair[0], str) and isinstance(pair[1], str)
 
 
 def _plain(value: Any) -> Any:

@@ -102,7 +102,10 @@ def _array(spend: Spend, data: memoryview, kind: Type, shape: tuple[Any, ...], o
     dtype = np.dtype(kind.order + kind.name)
     if math.prod(shape) * dtype.itemsize != len(data):
         raise RefusedError(f"an array of shape {list(shape)} and type {kind.name} has {len(data):,} bytes")
-    array = np.frombuffer(data, dtype).reshape(shape, order=order)
+    try:
+        array = np.frombuffer(data, dtype).reshape(shape, order=order)
+    except ValueError as error:  # an empty array with sides that numpy can't multiply
+        raise RefusedError(f"an array has a shape that numpy refuses: {error}") from None
     if dtype.isnative:
         return array
     spend(array.nbytes)

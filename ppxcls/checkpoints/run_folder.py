@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import re
+import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from ppxcls.checkpoints.files import (
     with_extension,
     write_checkpoint,
 )
-from ppxcls.checkpoints.progress import Progress, Snapshot, UnknownProgressError, read_snapshot
+from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
 from ppxcls.system.logs import logger
 
 try:
@@ -130,13 +131,19 @@ class RunFolder:
         files = [file for file in self.path.iterdir() if file.name in _RESULTS or _CHECKPOINT.fullmatch(file.name)]
         return None if all(file.name in _DESCRIPTIONS for file in files) else self._move_aside(files)
 
-    def set_aside_after(self, progress: Progress) -> Path | None:
-        """Move the checkpoints that stand after this place aside, and return their folder; None if there are none.
+    def is_checkpoint(self, file: Path) -> bool:
+        """Whether a file is part of a checkpoint in this folder, which a new run would move aside."""
+        return file.resolve().parent == self.path.resolve() and _CHECKPOINT.fullmatch(file.name) is not None
+
+    def set_aside_after(self, *place: int) -> Path | None:
+        """Move the checkpoints that stand after a place aside, and return their folder; None if there are none.
+
+        Args:
+            place: epoch, batches done in it, and step, as the manifests have them.
 
         Raises:
             OSError: they can't be moved.
         """
-        place = progress.epoch, progress.batches_done, progress.step
         later = {prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place}
         files = [f for f in self.path.iterdir() if _CHECKPOINT.fullmatch(f.name) and f.name.split(".")[0] in later]
         return self._move_aside(files) if files else None
@@ -146,7 +153,10 @@ class RunFolder:
         target = self.path / f"earlier_{number}"
         target.mkdir()
         for file in sorted(files):
-            file.replace(target / file.name)
+            if file.name in _DESCRIPTIONS:  # copied, so that the folder has a config at every moment
+                shutil.copy2(file, target / file.name)
+            else:
+                file.replace(target / file.name)
         self._whole.clear()
         return target
 

@@ -47,7 +47,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     _import_plugins(raw, file.parent if file else None, Where((), sources))
     config: Config = check_section(raw, Config, Where((), sources))
     config.sources, config.overrides = sources, given
-    if not config.is_override("Global.output_dir"):
+    if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
     _resolve_class_names(config)
     return config
@@ -56,7 +56,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
 def _folder_of_run(file: Path, text: str) -> Path | None:
     """The folder of the run that wrote a YAML into it; None for any other YAML. Older versions wrote no mark."""
     has_results = any((file.parent / f"{name}.json").exists() for name in ("latest", "best_model"))
-    return file.parent if text.startswith(RUN_MARK) or (file.name == RUN_CONFIG and has_results) else None
+    return file.parent if file.name == RUN_CONFIG and (text.startswith(RUN_MARK) or has_results) else None
 
 
 def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> None:

@@ -24,6 +24,9 @@ _MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, a
 _PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF = 0xD8, 0xDA, 0xE1
 _has_warned = threading.Event()
+# Pillow refuses twice as many as it warns of; here it is only asked for sizes, which are compared with our own limit.
+PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, _MAX_PIXELS)
+warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
@@ -50,7 +53,7 @@ def decode_image(data: bytes) -> Image:
                 raise ValueError("truncated JPEG") from None
     if data[:8] == _PNG:
         _check_pixels(data[20:24], data[16:20])
-    elif not data.startswith(b"\xff\xd8"):
+    else:
         _check_size_by_pillow(data)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -66,10 +69,8 @@ def decode_image(data: bytes) -> Image:
 def _check_size_by_pillow(data: bytes) -> None:
     """Refuse too many pixels by the header. OpenCV's own limit does not hold if it was imported before this package."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
-            with PillowImage.open(io.BytesIO(data)) as picture:
-                width, height = picture.size
+        with PillowImage.open(io.BytesIO(data)) as picture:
+            width, height = picture.size
     except PillowImage.DecompressionBombError:
         raise ValueError(f"too many pixels; an image may have {_MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)") from None
     except Exception:  # what Pillow does not know, OpenCV may decode, or refuse

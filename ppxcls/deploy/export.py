@@ -128,7 +128,7 @@ def _compared(name: str, runner: Runner, images: Array, expected: Array) -> floa
     difference = float(np.abs(received - expected).max())
     same = int((received.argmax(axis=1) == expected.argmax(axis=1)).sum())
     logger.info(f"{name}: largest difference {difference:.2e} on {len(images)} images, top-1 equal on {same}")
-    if difference > _TOLERANCE * float(np.abs(expected).max()) or same < len(images):
+    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or same < len(images):  # NaN is no agreement
         raise CheckpointError(f"{name} differs from the network by {difference:.2e}, top-1 equal on {same} of {len(images)} images")
     return difference
 

@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import (
+    NAMES,
     CheckpointError,
     State,
     read_manifest,
@@ -21,8 +22,6 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
 from ppxcls.system.paths import url_problem
-
-NAMES = "StructuredToParameterName@@"  # key of the parameters' names in Paddle's saved state dicts
 
 
 def weights_file(path: str | Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -22,9 +23,10 @@ _HEALTHY = 600.0  # seconds after which a failure counts as the first one again
 
 
 def note_begun() -> None:
-    """Tell a supervisor, if there is one, that the run has begun, so that it can go on from a checkpoint of its own."""
-    if file := os.environ.get(BEGUN):
-        Path(file).touch()
+    """Tell this node's supervisor, if there is one, that the run has begun, so that it can go on from a checkpoint of its own."""
+    if (file := os.environ.get(BEGUN)) and os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":  # each node has its own supervisor
+        with contextlib.suppress(OSError):
+            Path(file).touch()
 
 
 def host_problem(words: Sequence[str]) -> str | None:
@@ -48,8 +50,8 @@ def host_problem(words: Sequence[str]) -> str | None:
 class Supervisor:
     """Runs a command, and runs it again if it fails.
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on to the command, and then it is not run again. Neither is it after exit code 2 (the
-    config is invalid) or 75 (it was told to stop, and has saved).
+    SIGTERM and SIGINT are passed on to the command, SIGUSR1 as SIGTERM, because Paddle's launcher does not know it; then the
+    command is not run again. Neither is it after exit code 2 (the config is invalid), 75 or 15 (it was told to stop and has saved).
 
     Args:
         command: the words of the job.
@@ -82,13 +84,20 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _run(self, begun: Path) -> int:
-        failures = 0
+        failures, has_begun = 0, False
         while True:
             start = time.monotonic()
-            words = [*self._command, *(self._resume if begun.exists() else [])]
-            self._process = subprocess.Popen(words, env={**os.environ, BEGUN: str(begun)})  # noqa: S603  the user's own command
+            words = [*self._command, *(self._resume if has_begun else [])]
+            # In a session of its own, so that Ctrl-C at a terminal reaches it once.
+            environment = {**os.environ, BEGUN: str(begun)}
+            self._process = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603  the user's own command
+            if self._received is not None:  # it came in the meantime
+                self._process.send_signal(self._received)
             code = self._process.wait()
+            has_begun |= begun.exists()
             seconds = time.monotonic() - start
+            if code == signal.SIGTERM:  # how Paddle's launcher ends after one
+                return EXIT_PREEMPTED
             if self._received is not None or code in (_DONE, _USAGE, EXIT_PREEMPTED):
                 return code
             failures = 1 if seconds > _HEALTHY else failures + 1
@@ -96,8 +105,8 @@ class Supervisor:
             if failures > self._restarts:
                 self._say(f"launch: {ended}; it has failed {failures} times in a row, and is given up")
                 return code if code > 0 else 1
-            pause = min(self._pause * 2 ** (failures - 1), 300.0)
-            place = "from its newest checkpoint" if begun.exists() else "from the start"
+            pause = min(self._pause * 2 ** min(failures - 1, 10), 300.0)
+            place = "from its newest checkpoint" if has_begun else "from the start"
             self._say(f"launch: {ended}; restart {failures} of {self._restarts} in {pause:.0f} s, {place}")
             self._wait(pause)
             if self._received is not None:
@@ -109,6 +118,6 @@ class Supervisor:
             time.sleep(min(left, 0.2))
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
+        self._received = number = signal.SIGTERM if number == signal.SIGUSR1 else number
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(number)

@@ -77,7 +77,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.seconds / 10)):
-            if self._several and os.getppid() != self._parent:
+            if (self._several or "PADDLE_TRAINER_ID" in os.environ) and os.getppid() != self._parent:
                 self._end("the launcher is gone")
             waited = time.monotonic() - self._since
             if waited > self.seconds * (1 if self._own or not self._several else 1.25):

@@ -58,7 +58,7 @@ print("FACTS" + json.dumps({"paddle": paddle.__version__, "version": version, "d
 _STEP = """
 import json, sys, time
 import ppxcls
-model = ppxcls.build_model("Xception41", class_num=10)
+ppxcls.build_model
 import paddle
 paddle.set_device(sys.argv[1])
 paddle.seed(0)

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from ppxcls.checkpoints.compatibility import RunFacts, check_continues, converted_progress
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.checkpoints.progress import Progress, Snapshot, read_snapshot
+from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.load import RUN_CONFIG, RUN_MARK
 from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
-from ppxcls.system.supervisor import note_begun
 from ppxcls.system.whole_files import write_text
 from ppxcls.train.trackers import Tracker
 
@@ -36,28 +35,28 @@ class Run:
     trackers: Sequence[Tracker] = field(default_factory=list)
     class_names: Sequence[str] = ()
     hang_timeout: float = 600.0
+    _resumed_at: tuple[int, int, int] | None = field(default=None, init=False, repr=False)
 
-    def begin(self, continued_from: Progress | None) -> None:
+    def begin(self, is_continued: bool) -> None:
         """Prepare the folder in the first process: what a run is, so that its folder needs nothing else.
 
         Args:
-            continued_from: where the checkpoint stands that the run goes on from; None for a run that starts afresh. Files of any
-                other run, and those that an abandoned continuation of this one wrote after this place, are moved aside.
+            is_continued: whether the run goes on from a checkpoint. Files of any other run are moved aside, and those that an
+                abandoned continuation of this one wrote after the checkpoint.
 
         Raises:
             OSError: a file can't be moved or written.
         """
         folder = self.folder.path
-        if continued_from is None or self.folder.run_ids() - {self.facts.run}:
+        if not is_continued or self.folder.run_ids() - {self.facts.run}:
             aside = self.folder.set_aside()
-        else:
-            aside = self.folder.set_aside_after(continued_from)
+        else:  # by the place in the checkpoint's own units, which are those of the other manifests
+            aside = self.folder.set_aside_after(*self._resumed_at) if self._resumed_at else None
         if aside:
             logger.warning(f"the files of an earlier run were moved to {aside}")
         write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)
         if self.class_names:
             write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
-        note_begun()
 
     def save(self, names: Sequence[str], snapshot: Snapshot, before: Callable[[], None]) -> None:
         """Begin to write a checkpoint under these names in the background.
@@ -96,6 +95,7 @@ class Run:
                 raise CheckpointError(problem)
             snapshot, manifest = read_snapshot(checkpoint)
         check_continues(manifest, self.facts, allow_changes)
+        self._resumed_at = (snapshot.progress.epoch, snapshot.progress.batches_done, snapshot.progress.step)
         known = {key: manifest[key] for key in ("run", "started_from") if manifest.get(key)}
         self.facts = replace(self.facts, **known)
         snapshot.progress = converted_progress(snapshot.progress, manifest, self.facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
+from ppxcls.system.supervisor import note_begun
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
@@ -68,7 +68,7 @@ class Trainer:
         self._agree = distributed.Agreement()
         self._saved_at = time.monotonic()
         self._is_main = distributed.rank() == 0
-        self._continued_from: Progress | None = None
+        self._is_continued = False
 
     @property
     def progress(self) -> Progress:
@@ -98,8 +98,10 @@ class Trainer:
                     logger.warning(f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done")
                     return self.progress.best
                 if self._is_main:
-                    self.run.begin(self._continued_from)
+                    self.run.folder.lock()  # a notebook may call this again
+                    self.run.begin(self._is_continued or self.progress.step > 0)
                 distributed.barrier()  # the other processes must not write to a file that is moved aside
+                note_begun()
                 self.log.start(self.progress)
                 while self.progress.epoch <= self.plan.epochs:
                     self.train_one_epoch()
@@ -242,7 +244,7 @@ class Trainer:
         if snapshot is not None:
             self.learner.load(snapshot)
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
-            self._continued_from = copy.copy(self.progress)
+            self._is_continued = True
         return snapshot is not None
 
 

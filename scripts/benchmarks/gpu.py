@@ -103,7 +103,7 @@ def measured(arguments: argparse.Namespace, network: str, precision: str, cards:
     numbers = {name: str(getattr(arguments, name)) for name in ("device", "batch", "size", "steps", "workers")}
     options = {"worker": str(output), "network": network, "precision": precision, "data": str(data), **numbers}
     if arguments.profile and cards == 1:
-        options["profile"] = str(Path(arguments.profile) / f"{network}-{precision}")
+        options["profile"] = str(Path(arguments.profile).resolve() / f"{network}-{precision}")
     launch = (
         ["-m", "paddle.distributed.launch", "--nproc_per_node", str(cards), "--log_dir", str(data / "log")] if cards > 1 else []
     )
@@ -180,12 +180,12 @@ def work(arguments: argparse.Namespace) -> None:
         for _ in range(3):
             step()
     seconds = statistics.median(timed(step) for _ in range(arguments.steps))
-    batches = list(zip(range(arguments.steps), trainer.loader.epoch(1), strict=False))
+    first = next(iter(trainer.loader.epoch(1)))
     result = {
         "ips": arguments.batch * world / seconds,
         "ips_loader": with_loader(trainer, arguments.steps, world),
-        "parts": parts(learner, images, labels, trainer._to_input, batches[0][1].images, arguments.steps),
-        "share_of_peak": share_of_peak(learner.network, arguments, seconds),
+        "parts": parts(learner, images, labels, trainer._to_input, first.images, arguments.steps),
+        "share_of_peak": share_of_peak(arguments, seconds),
         "paddle": paddle.__version__,
         "device": device_name(arguments.device),
         **{name: getattr(arguments, name) for name in ("batch", "size", "steps", "workers")},
@@ -279,12 +279,14 @@ def parts(learner: Any, images: Any, labels: Any, to_input: Any, host_images: An
     return {**medians, "backward": local, "all-reduce": max(0.0, medians["backward"] - local)}
 
 
-def share_of_peak(network: Any, arguments: argparse.Namespace, seconds: float) -> float | None:
+def share_of_peak(arguments: argparse.Namespace, seconds: float) -> float | None:
     """Share of the card's peak that a step reaches: three forward passes' operations, two of them for the backward pass."""
+    import ppxcls
+
     peak = next((peaks for name, peaks in PEAKS.items() if name in device_name(arguments.device)), None)
     if peak is None:
         return None
-    operations = 6 * multiplications(network, arguments.size) * arguments.batch
+    operations = 6 * multiplications(ppxcls.build_model(arguments.network), arguments.size) * arguments.batch
     return operations / seconds / (1e12 * peak["float32" not in arguments.precision])
 
 
