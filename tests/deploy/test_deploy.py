@@ -178,7 +178,13 @@ def test_prediction_leaves_the_number_of_threads(trained: Path, tmp_path: Path, 
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     asked: list[int] = []
-    monkeypatch.setattr("paddle.base.core.set_num_threads", asked.append)
+    set_threads = paddle.base.core.set_num_threads
+
+    def note(count: int) -> None:
+        asked.append(count)
+        set_threads(count)  # otherwise the tests after this one would run on one thread
+
+    monkeypatch.setattr("paddle.base.core.set_num_threads", note)
     ppxcls.load(tmp_path / "inference").predict(str(next((trained.parent / "pictures/cat").iterdir())))
     assert asked[-1:] == [2]
 
