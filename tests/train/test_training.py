@@ -346,7 +346,9 @@ def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None
     assert ppxcls.load_config(write_config(AMP={"level": "O1"})).AMP.use_amp
 
 
-@pytest.mark.parametrize("name", [pytest.param("Xception41", marks=pytest.mark.every_paddle), "xception41p"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("Xception41", marks=pytest.mark.every_paddle), pytest.param("xception41p", marks=pytest.mark.slow)]
+)
 def test_a_static_graph_gives_the_same_losses(
     name: str, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
