@@ -103,11 +103,11 @@ def evaluate(config: Config) -> dict[str, float]:
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``.
     """
-    dataset = _required(config, "DataLoader.Eval").dataset
+    _required(config, "DataLoader.Eval")
     start(config)
     weights = weights_for(config, "evaluate")
     assert weights
-    logger.info(describe(config, weights, dataset.get("transform_ops") or [], class_names_for(config, "evaluate")))
+    logger.info(describe(config, weights, config.evaluation_transforms, class_names_for(config, "evaluate")))
     network = set_evaluation_precision(config.AMP, build_network(config, "evaluate", weights))
     if config.Global.to_static:
         network = static_network(network)

@@ -15,9 +15,6 @@ from typing import Annotated, Any, Literal, Protocol, Union
 from ppxcls.config.paddleclas import not_supported
 
 KeyPath = tuple[str, ...]
-OVERRIDE = "-o "  # begins the source of a key that the command line gave
-
-
 _INT64 = 1 << 63
 _LEADING_ZERO = re.compile(r"([-+]?)0+([1-9][0-9]*)")
 

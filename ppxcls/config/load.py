@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppxcls.config.checks import OVERRIDE, ConfigError, KeyPath, Where, check_section, check_value, shown, unknown
+from ppxcls.config.checks import ConfigError, KeyPath, Where, check_section, check_value, shown, unknown
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
 from ppxcls.config.yaml_values import read_yaml
@@ -87,7 +87,7 @@ def _mapping(text: str, path: Path, sources: dict[KeyPath, str]) -> dict[str, An
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> KeyPath:
     """Set one key, and return its path. Whether the key is declared is checked later, with the whole config."""
-    source = f"{OVERRIDE}{override}"
+    source = f"-o {override}"
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):

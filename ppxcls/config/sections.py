@@ -280,6 +280,12 @@ class Config:
         """The folder of the run: the one that its ``config.yaml`` lies in, or else ``<output_dir>/<Arch.name>``."""
         return self.own_folder or Path(self.Global.output_dir) / self.Arch.name
 
+    @property
+    def evaluation_transforms(self) -> list[Block]:
+        """``transform_ops`` of ``DataLoader.Eval``; empty if there are none."""
+        section = self.DataLoader.Eval if self.DataLoader else None
+        return list(section.dataset.get("transform_ops") or []) if section else []
+
     def is_override(self, path: str) -> bool:
         """Whether the command line, or ``overrides`` in a notebook, gave this key, a part of it, or what it is a part of."""
         keys = tuple(path.split("."))

@@ -47,17 +47,18 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
         raise CheckpointError(f"{weights}: no such file")
     if model.suffix == ".json" and paddle_version() < (3, 0):
         raise CheckpointError(f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it")
-    predictor = _predictor(model, weights, threads or usable_cores(), with_onednn=True)
+    threads = threads or usable_cores()
+    predictor = _predictor(model, weights, threads, with_onednn=True)
 
     def run(images: Array) -> Array:
         nonlocal predictor
         try:
             return _run(predictor, images)
         except (RuntimeError, NotImplementedError) as error:
-            if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # Paddle issue 77340
+            if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # an error of Paddle 3.3
                 raise
             logger.warning(f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly")
-            predictor = _predictor(model, weights, threads or usable_cores(), with_onednn=False)
+            predictor = _predictor(model, weights, threads, with_onednn=False)
             return _run(predictor, images)
 
     return run

@@ -105,10 +105,20 @@ def paddle_version() -> tuple[int, int]:
     return (99, 0) if numbers[:1] == [0] or len(numbers) < 2 else (numbers[0], numbers[1])
 
 
+def installed_names() -> set[str]:
+    """The names of the installed distributions, in lower case with hyphens."""
+    return {d.metadata["Name"].lower().replace("_", "-") for d in importlib.metadata.distributions() if d.metadata["Name"]}
+
+
+def paddle_builds(names: set[str]) -> set[str]:
+    """Those of the names that are builds of Paddle, such as ``paddlepaddle-gpu``; several lie over each other."""
+    return {name for name in names if name.split("-")[0] == "paddlepaddle"}
+
+
 def _is_cpu_build() -> bool:
-    names = {d.metadata["Name"].lower().replace("_", "-") for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    names = installed_names()
     plugins = [n for n in names if n.startswith(("paddle-custom", "paddle-iluvatar", "paddle-metax"))]  # beside the CPU build
-    return {n for n in names if n.split("-")[0] == "paddlepaddle"} == {"paddlepaddle"} and not plugins
+    return paddle_builds(names) == {"paddlepaddle"} and not plugins
 
 
 def _cpu_info() -> str:

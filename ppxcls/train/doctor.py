@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls import __version__
-from ppxcls.system.environment import usable_cores
+from ppxcls.system.environment import installed_names, paddle_builds, usable_cores
 
 _SECONDS = 300  # for an import or the steps of one device; the first step on a GPU compiles and searches
 _NEEDED = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "pyyaml", "easydict", "tqdm")
@@ -57,12 +57,11 @@ print("FACTS" + json.dumps({"paddle": paddle.__version__, "version": version, "d
 """
 _STEP = """
 import json, sys, time
-import ppxcls
-ppxcls.build_model
+from ppxcls import build_model
 import paddle
 paddle.set_device(sys.argv[1])
 paddle.seed(0)
-model = ppxcls.build_model("Xception41", class_num=10)
+model = build_model("Xception41", class_num=10)
 optimizer = paddle.optimizer.Momentum(0.01, parameters=model.parameters())
 images, labels = paddle.randn([8, 3, 96, 96]), paddle.arange(8)
 times = []
@@ -146,8 +145,7 @@ def _root() -> str:
 
 
 def _packages() -> Iterator[Finding]:
-    names = {(d.metadata["Name"] or "").lower().replace("_", "-") for d in importlib.metadata.distributions()}
-    builds = sorted(name for name in names if name.split("-")[0] == "paddlepaddle")
+    builds = sorted(paddle_builds(installed_names()))
     if len(builds) > 1:
         yield Finding("packages", f"{' and '.join(builds)} lie over each other: uninstall them, and install one", is_ok=False)
     found: list[str] = []

@@ -74,7 +74,7 @@ def _compare_with_published(config: Config, weights: Weights) -> None:
     published = MODELS.published(config.Arch.name)
     is_checkpoint = weights_file(weights.path).with_suffix(".json").exists()
     if published and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
-        for line in differences(published, config.DataLoader.Eval.dataset.get("transform_ops") or []):
+        for line in differences(published, config.evaluation_transforms):
             logger.warning(f"evaluation transforms against {weights.path}: {line}")
 
 

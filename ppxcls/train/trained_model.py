@@ -173,9 +173,7 @@ def transforms_for(config: Config) -> list[Block]:
         ConfigError: there are neither.
     """
     own = config.Infer.transforms if config.Infer else []
-    evaluation: list[Block] = []
-    if config.DataLoader and config.DataLoader.Eval:
-        evaluation = list(config.DataLoader.Eval.dataset.get("transform_ops") or [])
+    evaluation = config.evaluation_transforms
     if not own and not evaluation:
         raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
     prefers_own = bool(own) and (not evaluation or config.is_override("Infer.transforms"))

@@ -151,7 +151,7 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
 
 
 def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paddle issue 77340: the predictor is made and fails when it runs."""
+    """An error of Paddle 3.3: the predictor is made and fails when it runs."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     image = str(next((trained.parent / "pictures/cat").iterdir()))
