@@ -107,6 +107,7 @@ def weights(model: nn.Layer) -> dict[str, np.ndarray]:
 
 def test_weights_for_each_purpose(small: Callable[..., Path], tmp_path: Path) -> None:
     """The command line, then the run's best_model, then its latest, then the YAML; and either key."""
+    ppxcls.load_config(small())  # imports the network's module
     start, other = tmp_path / "start.pdparams", tmp_path / "other.pdparams"
     for target in (start, other):
         paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(target))

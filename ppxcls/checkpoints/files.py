@@ -24,7 +24,7 @@ import numpy as np
 from ppxcls.checkpoints.array_pickle import read_arrays
 from ppxcls.checkpoints.pickled_arrays import RefusedError
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import read_regular, sync_folder, whole_file
+from ppxcls.system.whole_files import read_regular, reason_of, sync_folder, whole_file
 
 FORMAT = 1
 MOST_BYTES = 1 << 32  # of one file; the largest network here and its optimizer have 0.6 GB
@@ -60,7 +60,7 @@ def _read(file: Path) -> bytes:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+        raise CheckpointError(f"{file}: can't be read: {reason_of(error)}") from None
 
 
 def read_state(file: str | Path) -> State:

@@ -12,7 +12,7 @@ from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.paths import url_problem
-from ppxcls.system.whole_files import read_regular
+from ppxcls.system.whole_files import read_regular, reason_of
 
 _MOST_BYTES = 1 << 20  # of a YAML
 RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
@@ -74,7 +74,7 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and a path with a NUL
-        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{path}: can't be read: {reason_of(error)}") from None
 
 
 def _mapping(text: str, path: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:

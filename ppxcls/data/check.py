@@ -16,6 +16,7 @@ import numpy as np
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import decode_image, largest_of_few_bits
 from ppxcls.system.paths import printable
+from ppxcls.system.whole_files import reason_of
 
 _DIGEST = 16
 # In the order of the report. Data with errors should not be used.
@@ -76,7 +77,7 @@ class _Files:
         except FileNotFoundError:
             return self._note("missing", i, "no such file")
         except (OSError, ValueError) as error:
-            return self._note("unreadable", i, getattr(error, "strerror", None) or str(error))
+            return self._note("unreadable", i, reason_of(error))
         if not isinstance(data, bytes):  # a data set of arrays
             self.sizes[i] = data.shape[:2]
             return self._set_digest(i, data.tobytes())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ppxcls.data.errors import DataError
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import read_regular
+from ppxcls.system.whole_files import read_regular, reason_of
 
 CLASS_NAMES = "class_names.txt"  # beside the lists, and in a run's folder
 IMAGENET_NAMES = Path(__file__).with_name("imagenet1k_classes.txt")
@@ -83,7 +83,7 @@ def _text(file: Path) -> str:
     except FileNotFoundError:
         raise DataError(f"{file}: no such file of class names") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+        raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
     encoding = _encoding(data)
     try:
         return data.decode(encoding)

@@ -16,6 +16,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, Generator, TransformOps, build_transforms, split_for_device, starts_with_decoding
+from ppxcls.system.whole_files import reason_of
 
 Array = np.ndarray[Any, Any]
 
@@ -128,7 +129,7 @@ class Dataset:
         try:
             return transform(self.read(index), rng)
         except OSError as error:
-            reason = error.strerror or str(error)
+            reason = reason_of(error)
         except (ValueError, MemoryError) as error:
             reason = str(error) or "too large for the memory"
         raise DataError(f"{self.path(index)} ({self.line(index)}): {reason}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
+from ppxcls.system.whole_files import reason_of
 
 # In lower case; what decode_image reads.
 IMAGE_EXTENSIONS = {
@@ -68,7 +69,7 @@ def find_image_files(folder: str | Path) -> ImageFiles:
         waiting = [(str(folder), "", lies_in(folder))]
         os.listdir(folder)
     except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from None
+        raise DataError(f"{folder}: {reason_of(error)}") from None
     while waiting:
         path, below, inside = waiting.pop()
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.errors import DataError
-from ppxcls.system.whole_files import read_regular
+from ppxcls.system.whole_files import read_regular, reason_of
 
 Array = np.ndarray[Any, Any]
 
@@ -56,7 +56,7 @@ class ListIndex:
         except FileNotFoundError:
             raise DataError(f"{file}: no such list file") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+            raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
         lines = 1 + sum(np.count_nonzero(self._bytes[i : i + _BLOCK] == _NEWLINE) for i in range(0, self._bytes.size, _BLOCK))
         arrays: tuple[Array, ...] = np.empty(lines, np.uint32), np.empty(lines, np.uint16), np.empty(lines, np.int32)
         count = 0

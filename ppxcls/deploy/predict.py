@@ -19,6 +19,7 @@ from ppxcls.data.transforms import Compose
 from ppxcls.deploy.runners import Array, Runner
 from ppxcls.system.environment import usable_cores
 from ppxcls.system.paths import url_problem
+from ppxcls.system.whole_files import reason_of
 
 Source = str | Path | Array
 
@@ -113,7 +114,7 @@ class Predictor:
                 return name, self._transform.without_decoding(source, np.random.default_rng(0))
             return name, self._transform(read_file(name), np.random.default_rng(0))
         except OSError as error:
-            return name, error.strerror or str(error)
+            return name, reason_of(error)
         except (ValueError, MemoryError) as error:
             return name, " ".join(str(error).split()) or "too large for the memory"
 

@@ -59,6 +59,11 @@ def read_regular(file: str | Path, most_bytes: int) -> bytes:
         return stream.read(status.st_size)  # with a size, because Python reserves as much
 
 
+def reason_of(error: Exception) -> str:
+    """Why a file can't be used: the system's words without the path, or else the message of the error."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def _check_regular(status: os.stat_result, most_bytes: int) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a folder")
