@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import collections
 import io
-import itertools
 import json
 import os
-import pickle
-import pickletools
 import resource
 import signal
 import struct
@@ -33,11 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 import yaml
+from fuzzing.mutation import Case, Generator, mutate
+from fuzzing.weights import checkpoint_cases, pickle_cases, safetensors_cases
 from PIL import Image
 
 import ppxcls
-from ppxcls.checkpoints.array_pickle import read_arrays
-from ppxcls.checkpoints.pickled_arrays import RefusedError
 from ppxcls.config.load import load_config
 from ppxcls.data.class_names import read_class_names
 from ppxcls.data.dataset import ImageNetDataset
@@ -49,34 +46,6 @@ from ppxcls.system.paths import printable
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 20  # a case
 MEMORY = 3 << 30  # bytes above what the process needs at its start; the largest image that is allowed takes half of it
-
-Generator = np.random.Generator
-Case = tuple[Callable[[], object], type[Exception]]  # what is tried, and the error that it may give
-
-
-def mutate(data: bytes, rng: Generator) -> bytes:
-    """Flip bits, overwrite, cut, insert, repeat or remove a part, once or a few times."""
-    out = bytearray(data)
-    for _ in range(int(rng.integers(1, 5))):
-        if not out:
-            break
-        at, length = int(rng.integers(len(out))), int(rng.integers(1, 64))
-        kind = int(rng.integers(7))
-        if kind == 0:
-            out[at] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            out[at : at + length] = rng.bytes(min(length, len(out) - at))
-        elif kind == 2:
-            del out[at:]
-        elif kind == 3:
-            out[at:at] = rng.bytes(length)
-        elif kind == 4:
-            out[at:at] = out[at : at + length]
-        elif kind == 5:
-            del out[at : at + length]
-        else:
-            out[at] = int(rng.choice([0, 1, 127, 128, 255]))
-    return bytes(out)
 
 
 def _images() -> list[bytes]:
@@ -206,57 +175,6 @@ def list_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         yield load, DataError
 
 
-def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Checkpoints: damaged, and damaged with digests that fit, so that the damage gets past them; PaddleClas's too."""
-    import hashlib
-
-    import paddle
-    from paddle import nn
-
-    from ppxcls.checkpoints.files import write_checkpoint
-    from ppxcls.checkpoints.progress import read_snapshot
-    from ppxcls.train.learner import Learner
-    from ppxcls.train.losses import build_loss
-    from ppxcls.train.optimizers import build_optimizer
-
-    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
-    lr = {"name": "ConstLR", "learning_rate": 0.1}
-    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
-    optimizer, scheduler = build_optimizer({"name": "Momentum", "lr": lr}, dict(model.named_parameters()), schedule)
-    learner = Learner(model, build_loss([{"CELoss": {}}]), optimizer, scheduler, schedule)
-    learner.step(paddle.randn([2, 3, 4, 4]), paddle.to_tensor([0, 2]), 1.0, is_update_step=True)
-    learner.progress.best = {"metric": "top1", "value": 0.5, "epoch": 1}
-    snapshot = learner.state()
-    assert snapshot is not None
-    write_checkpoint([folder / "latest"], snapshot.parts, snapshot.manifest({}))
-    theirs = folder / "theirs"
-    paddle.save(model.state_dict(), f"{theirs}.pdparams")
-    paddle.save([optimizer.state_dict()], f"{theirs}.pdopt")
-    paddle.save({"metric": 0.5, "epoch": 3}, f"{theirs}.pdstates")
-    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
-    for i in range(count):
-        rng = np.random.default_rng([seed, i])
-        stem = ("latest", "latest", "theirs")[i % 3]
-        names = [name for name in sorted(whole) if name.startswith(stem)]
-        changed = dict(whole)
-        name = names[int(rng.integers(len(names)))]
-        changed[name] = mutate(whole[name], rng)
-        if i % 3 == 1:
-            manifest = json.loads(whole["latest.json"])
-            for extension, part in manifest["parts"].items():
-                data = changed[f"latest{extension}"]
-                part.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
-            if name != "latest.json":
-                changed["latest.json"] = json.dumps(manifest).encode()
-
-        def load(changed: dict[str, bytes] = changed, stem: str = stem) -> None:
-            for name, data in changed.items():
-                (folder / name).write_bytes(data)
-            learner.load(read_snapshot(folder / stem)[0])
-
-        yield load, ppxcls.CheckpointError
-
-
 # Parts of names: blanks, controls, line separators, dots, bytes that are no UTF-8, what lists and class names treat specially.
 _PIECES = [
     b" ",
@@ -343,101 +261,6 @@ def map_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
             assert all(name == printable(name) for name in received)
 
         yield read, DataError
-
-
-def _opcodes(data: bytes) -> list[bytes]:
-    """The opcodes of a pickle with their arguments."""
-    places = [place for _, _, place in pickletools.genops(data)] + [len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(places)]
-
-
-def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Pickles of weights whose opcodes are left out, repeated, exchanged or replaced: opcodes, not bytes, so that they run far."""
-    value = {
-        "w": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "t": ("name", np.ones(2, np.int64)),
-        "s": np.float32(0.5),
-        "d": {"a": [1, None, True, 2.5, "text"], "b": b"bytes"},
-    }
-    streams = [_opcodes(pickle.dumps(value, protocol)) for protocol in (2, 3, 4, 5)]
-    others = sorted({opcode for stream in streams for opcode in stream if len(opcode) < 40})
-    others += [bytes([code]) for code in b"oidlbRcCQP0123stuaeN]})(\x81\x82\x84\x85\x86\x87\x88\x89\x90\x91\x92\x93\x94\x97\x98"]
-    others += [
-        b"\x8c\x01O",
-        b"\x8c\x02V8",
-        b"\x8c\x05dtype",
-        b"\x8c\x06system",
-        b"\x8c\x02os",
-        b"cos\nsystem\n",
-        b"cnumpy\ndtype\n",
-    ]
-    others += [b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\xff", b"\x8a\xff" + bytes(255), b"\x8e" + b"\xff" * 8, b"X\xff\xff\xff\x7f"]
-    for i in range(count):
-        rng = np.random.default_rng([seed, i])
-        stream = list(streams[i % 4])
-        for _ in range(int(rng.integers(1, 6))):
-            at, kind = int(rng.integers(1, len(stream))), int(rng.integers(5))
-            if kind == 0:
-                del stream[at]
-            elif kind == 1:
-                stream[at:at] = stream[at : at + int(rng.integers(1, 9))] * int(rng.integers(1, 4))
-            elif kind == 2:
-                other = int(rng.integers(1, len(stream)))
-                stream[at], stream[other] = stream[other], stream[at]
-            elif kind == 3:
-                stream[at] = others[int(rng.integers(len(others)))]
-            else:
-                stream.insert(at, others[int(rng.integers(len(others)))])
-        if b"." not in stream:
-            stream.append(b".")
-
-        def read(data: bytes = b"".join(stream)) -> None:
-            _plain_arrays(read_arrays(data))
-
-        yield read, RefusedError
-
-
-def _plain_arrays(value: Any) -> None:
-    """Touch every number, which a forged type would turn into a pointer."""
-    if isinstance(value, dict | list | tuple):
-        for item in value.values() if isinstance(value, dict) else value:
-            _plain_arrays(item)
-    elif isinstance(value, np.ndarray | np.generic):
-        assert value.dtype.kind in "biuf"
-        assert str(np.asarray(value).sum())
-    else:
-        assert value is None or isinstance(value, bool | int | float | str | bytes)
-
-
-def safetensors_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Headers whose entries have other offsets, shapes and types."""
-    from ppxcls.models.foreign_weights import read_foreign_weights
-
-    target = folder / "w.safetensors"
-    numbers = [0, 1, 4, 8, 24, 25, -1, 1 << 31, 1 << 62, (1 << 64) - 1, 2.5, "8", None, []]
-    types = ["F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "O", "", 3, None]
-    for i in range(count):
-        rng = np.random.default_rng([seed, i])
-        header: dict[str, Any] = {
-            "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
-            "b.weight": {"dtype": "F32", "shape": [2], "data_offsets": [24, 32]},
-        }
-        for _ in range(int(rng.integers(0, 4))):
-            entry = header[("a.weight", "b.weight")[int(rng.integers(2))]]
-            key = ("dtype", "shape", "data_offsets")[int(rng.integers(3))]
-            if key == "dtype":
-                entry[key] = types[int(rng.integers(len(types)))]
-            elif isinstance(entry[key], list) and entry[key]:
-                entry[key][int(rng.integers(len(entry[key])))] = numbers[int(rng.integers(len(numbers)))]
-        text = json.dumps(header).encode()
-        length = len(text) if rng.random() < 0.8 else int(rng.choice([0, 1, len(text) + 1, 1 << 40]))
-        data = struct.pack("<Q", length) + (mutate(text, rng) if i % 5 == 4 else text) + bytes(32)
-
-        def read(data: bytes = data) -> None:
-            target.write_bytes(data)
-            _plain_arrays(read_foreign_weights(target))
-
-        yield read, ppxcls.CheckpointError
 
 
 KINDS: dict[str, Callable[[int, int, Path], Iterator[Case]]] = {

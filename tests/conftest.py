@@ -19,6 +19,7 @@ import ppxcls
 ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_NETWORK = str(ROOT / "tests/fixtures/small_network.py")
 SHARED = Path(os.environ.get("PPXCLS_SHARED", ROOT.parent / "shared"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no reference data at {SHARED}")
 
@@ -102,3 +103,9 @@ def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subpr
         launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log_dir)]
     command = [sys.executable, *launch, *map(str, arguments)]
     return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)
+
+
+@pytest.fixture
+def small(write_config: Callable[..., Path]) -> Callable[..., Path]:
+    """``write_config`` with a network of a few hundred weights."""
+    return lambda **keys: write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], **keys})

@@ -23,14 +23,6 @@ from ppxcls.train.network import build_network
 from ppxcls.train.trained_model import weights_for
 from tests.conftest import ROOT
 
-NETWORK = str(ROOT / "tests/fixtures/small_network.py")
-
-
-@pytest.fixture
-def small(write_config: Callable[..., Path]) -> Callable[..., Path]:
-    """``write_config`` with a network of a few hundred weights."""
-    return lambda **keys: write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [NETWORK], **keys})
-
 
 def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     file = small(**{"Global.epochs": 2, "DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]})

@@ -9,23 +9,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 import pytest
-import yaml
 
 import ppxcls
 from ppxcls.data.list_index import ListIndex
-from ppxcls.train import learner
-from ppxcls.train.trained_model import Purpose, class_names_for, transforms_for, weights_for
+from ppxcls.train.trained_model import Purpose, class_names_for, transforms_for
 from tests.conftest import ROOT, run_tool
 from tests.deploy.test_deploy import HAS_ONNX, pictures
-
-NETWORK = str(ROOT / "tests/fixtures/small_network.py")
 
 PLAIN_SCRIPT = """
 import json, sys
@@ -45,12 +40,6 @@ for file in sys.argv[2:]:
     rows[file] = {about["class_names"][str(i)]: float(score) for i, score in enumerate(scores)}
 print(json.dumps(rows))
 """
-
-
-@pytest.fixture
-def small(write_config: Callable[..., Path]) -> Callable[..., Path]:
-    """``write_config`` with a network of a few hundred weights."""
-    return lambda **keys: write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [NETWORK], **keys})
 
 
 def train(file: Path, *overrides: str) -> Any:
@@ -174,148 +163,6 @@ def test_averaged_or_raw_weights(small: Callable[..., Path], tmp_path: Path) -> 
     wish = [f"Global.pretrained_model={folder}/latest", "EMA.use_ema=False", f"Global.output_dir={tmp_path}/c"]
     started = ppxcls.build_trainer(ppxcls.load_config(small(EMA={}), wish))
     assert np.array_equal(started.learner.network.state_dict()["fc.weight"].numpy(), raw)
-
-
-def test_an_earlier_run_in_the_folder_is_moved_aside(small: Callable[..., Path], tmp_path: Path) -> None:
-    file = small()
-    first = train(file)
-    folder = tmp_path / "output/SmallNetwork"
-    (folder / "eval.json").write_text("{}")
-    first_id = json.loads((folder / "latest.json").read_text())["run"]
-    result = run_tool("tools/train.py", "-c", file, "-o", "Global.eval_during_train=False", "-o", "Global.seed=1")
-    assert result.returncode == 0, result.stderr
-    assert f"the files of an earlier run were moved to {folder}/earlier_1" in result.stdout
-    assert not (folder / "best_model.json").exists()
-    assert not (folder / "eval.json").exists()
-    second = json.loads((folder / "latest.json").read_text())
-    assert second["run"] != first_id
-    assert ppxcls.evaluate(ppxcls.load_config(folder / "earlier_1"))["top1"] == first.progress.best["value"]
-    used = run_tool("tools/eval.py", "-c", file)
-    assert "no best_model, because no evaluation has chosen one; latest is used" in used.stdout
-    # Files that somebody copies back belong to another run all the same.
-    for part in (folder / "earlier_1").glob("best_model.*"):
-        shutil.copy(part, folder)
-    used = run_tool("tools/eval.py", "-c", file)
-    assert f"{folder}/best_model belongs to another run than {folder}/latest and is ignored" in used.stdout
-    assert f"with {folder}/latest (epoch 1)" in used.stdout
-
-
-def test_auto_resumes_the_run_of_the_folder_whatever_the_clock_said(
-    small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Ahead(datetime):
-        @classmethod
-        def now(cls, tz: Any = None) -> datetime:
-            return datetime.now(timezone.utc) + timedelta(days=30)
-
-    file = small(**{"Global.save_interval_steps": 1, "Global.keep_last": 9})
-    with monkeypatch.context() as context:
-        context.setattr(learner, "datetime", Ahead)
-        train(file, "Global.epochs=3")
-    folder = tmp_path / "output/SmallNetwork"
-    train(file)
-    newest = train(file, "Global.epochs=2", "Global.checkpoints=auto")
-    assert newest.progress.step == 6
-    manifest = json.loads((folder / "latest.json").read_text())
-    assert {json.loads(f.read_text())["run"] for f in folder.glob("step_*.json")} == {manifest["run"]}
-    # Even if the files of the older run lie beside, further on and with a later clock.
-    for part in (folder / "earlier_1").glob("step_9.*"):
-        shutil.copy(part, folder)
-    again = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.epochs=3", "Global.checkpoints=auto"]))
-    assert again.progress.step == 6
-
-
-def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(small: Callable[..., Path], tmp_path: Path) -> None:
-    file = small()
-    first = train(file, f"Global.output_dir={tmp_path}/first")
-    train(file, "Global.epochs=3", "Global.seed=1")
-    folder = tmp_path / "output/SmallNetwork"
-    start = f"Global.checkpoints={tmp_path}/first/SmallNetwork/latest"
-    assert train(file, start, "Global.epochs=2").progress.step == 6
-    ids = {json.loads(f.read_text())["run"] for f in folder.glob("*.json")}
-    assert ids == {first.run.facts.run}
-    assert (folder / "earlier_1/step_9.json").exists()
-
-
-def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Going on from an older checkpoint: neither ``auto`` nor an evaluation takes what the abandoned branch wrote."""
-    file = small(**{"Global.keep_last": 9})
-    train(file, "Global.epochs=3")
-    folder = tmp_path / "output/SmallNetwork"
-    train(
-        file, f"Global.checkpoints={folder}/epoch_1", "Optimizer.lr.learning_rate=0.9", "Global.epochs=2", "Global.eval_interval=9"
-    )
-    assert {f.stem for f in (folder / "earlier_1").glob("*.json")} >= {"epoch_2", "epoch_3", "step_9"}
-    assert (folder / "epoch_1.json").exists()
-    again = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.epochs=4", "Global.checkpoints=auto"]))
-    assert again.progress.step == 6
-    weights = weights_for(ppxcls.load_config(folder), "evaluate")
-    assert weights is not None
-    assert int(weights.note.split()[1].rstrip(",")) <= 2
-
-
-def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_path: Path) -> None:
-    """The folder is enough, whatever became of the place it was written to; and what it started from is not its result."""
-    ppxcls.load_config(small())  # imports the plugin
-    paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "start.pdparams"))
-    names = tmp_path / "names.txt"
-    names.write_text("0 ant\n1 bee\n2 cat\n")
-    trainer = train(
-        small(**{"Global.pretrained_model": f"{tmp_path}/start"}, Infer={"PostProcess": {"class_id_map_file": str(names)}})
-    )
-    best = trainer.progress.best["value"]
-    moved = shutil.move(tmp_path / "output/SmallNetwork", tmp_path / "moved")
-    names.unlink()
-    assert ppxcls.evaluate(ppxcls.load_config(moved))["top1"] == best
-    assert not (tmp_path / "output/SmallNetwork").exists()
-    again = train(moved, "Global.checkpoints=auto", "Global.epochs=2")
-    assert (again.progress.step, again.output_dir) == (6, Path(moved))
-    part = tmp_path / "part"
-    part.mkdir()
-    for name in ("config.yaml", "best_model.pdparams", "class_names.txt"):
-        shutil.copy(Path(moved) / name, part)
-    weights = weights_for(ppxcls.load_config(part), "infer")
-    assert weights is not None
-    assert weights.path == str(part / "best_model")
-    (part / "best_model.pdparams").unlink()
-    with pytest.raises(ppxcls.ConfigError, match="expected the weights to infer, received null, and there is no .*part/best_model"):
-        weights_for(ppxcls.load_config(part), "infer")
-
-
-def test_a_copy_of_a_runs_config_is_a_config_like_any_other(small: Callable[..., Path], tmp_path: Path) -> None:
-    train(small())
-    run = tmp_path / "output/SmallNetwork"
-    copied = shutil.copy(run / "config.yaml", tmp_path / "mine.yaml")
-    assert ppxcls.load_config(copied).run_folder == run
-    assert ppxcls.load_config(copied, [f"Global.output_dir={tmp_path}/b"]).run_folder == tmp_path / "b/SmallNetwork"
-    assert ppxcls.load_config(run, ["Arch={name: Xception65}"]).run_folder == tmp_path / "output/Xception65"
-
-
-@pytest.mark.parametrize("name", ["best_model", "epoch_1", "step_3.pdparams"])
-def test_a_run_does_not_start_from_its_own_folder(name: str, small: Callable[..., Path], tmp_path: Path) -> None:
-    train(small())
-    start = f"Global.pretrained_model={tmp_path}/output/SmallNetwork/{name}"
-    with pytest.raises(ppxcls.ConfigError, match="lies in the run's own folder, and a new run moves its files aside"):
-        ppxcls.build_trainer(ppxcls.load_config(small(), [start]))
-    assert train(small(), start, f"Global.output_dir={tmp_path}/other").progress.step == 3
-
-
-def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Wishes of one command line are not stored, and a command that trains nothing changes nothing."""
-    file = small(**{"Global.epochs": 2})
-    train(file)
-    stored = tmp_path / "output/SmallNetwork/config.yaml"
-    before = stored.read_bytes()
-    for epochs in (1, 2):
-        again = run_tool("tools/train.py", "-c", file, "-o", "Global.checkpoints=auto", "-o", f"Global.epochs={epochs}")
-        assert again.returncode == 0, again.stderr
-        assert f"nothing is left to do: 2 of {epochs} epochs are done" in again.stdout
-        assert stored.read_bytes() == before
-    train(file, "Global.checkpoints=auto", "Global.allow_changes=True", "Global.epochs=3")
-    settings = yaml.safe_load(stored.read_text())["Global"]
-    assert (settings["checkpoints"], settings["allow_changes"], settings["epochs"]) == (None, False, 3)
-    fresh = ppxcls.build_trainer(ppxcls.load_config(stored))
-    assert fresh.progress.step == 0
 
 
 def test_an_evaluation_of_other_weights_is_kept_apart(small: Callable[..., Path], tmp_path: Path) -> None:

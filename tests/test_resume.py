@@ -22,7 +22,7 @@ import yaml
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
-from tests.conftest import ROOT, run_tool, small_config
+from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
 
 STEPS = {"Global.epochs": 3, "Global.save_interval_steps": 2, "Global.save_interval": 2, "Global.checkpoints": "auto"}
 # Of a log line, what depends on the clock.
@@ -285,7 +285,7 @@ def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config
 
 def test_the_same_samples_per_step_in_other_parts_go_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """Stopped inside an epoch with batches of 4, continued with 2 x ``update_freq`` 2: no change of the run, and the same steps."""
-    network = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [str(ROOT / "tests/fixtures/small_network.py")]}
+    network = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
     file = write_config(**network, **{"Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.epochs": 2})
     whole = train(file, f"Global.output_dir={tmp_path}/whole", "Global.checkpoints=null")
     parts = ["DataLoader.Train.sampler.batch_size=2", "Global.update_freq=2"]

@@ -16,11 +16,10 @@ import yaml
 import ppxcls
 from ppxcls.checkpoints import files
 from ppxcls.checkpoints.files import CheckpointError, read_checkpoint, read_state
-from tests.conftest import ROOT, write_images
+from tests.conftest import ROOT, SMALL_NETWORK, write_images
 
 OLD = ROOT / "tests/fixtures/version_0_2_0"
 OF_2_6 = ROOT / "tests/fixtures/paddle_2_6"
-NETWORK = str(ROOT / "tests/fixtures/small_network.py")
 
 
 def config_of(manifest: dict[str, Any], folder: Path) -> Path:
@@ -28,7 +27,7 @@ def config_of(manifest: dict[str, Any], folder: Path) -> Path:
     write_images(folder / "data", 12)
     write_images(folder / "data", 7, seed=1, name="val")
     config = yaml.safe_load(manifest["config"])
-    config["Global"] |= {"output_dir": str(folder / "output"), "plugins": [NETWORK]}
+    config["Global"] |= {"output_dir": str(folder / "output"), "plugins": [SMALL_NETWORK]}
     for mode, name in (("Train", "train"), ("Eval", "val")):
         config["DataLoader"][mode]["dataset"] |= {
             "image_root": str(folder / "data"),
@@ -98,7 +97,7 @@ def test_a_checkpoint_of_paddle_2_6_is_continued(tmp_path: Path) -> None:
 def test_a_resume_reads_and_hashes_each_part_once(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [NETWORK], "EMA": {"decay": 0.9}})
+    file = write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], "EMA": {"decay": 0.9}})
     ppxcls.build_trainer(ppxcls.load_config(file)).fit()
     folder = tmp_path / "output/SmallNetwork"
     parts = {hashlib.sha256((folder / f"latest{e}").read_bytes()).digest(): e for e in (".pdparams", ".pdopt", ".pdema")}

@@ -15,7 +15,7 @@ import pytest
 
 import ppxcls
 from ppxcls.system.supervisor import Supervisor, host_problem
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK
 
 # Counts its runs in a file, notes that it has begun on the second, and ends with the codes that it is given, one after the other.
 SCRIPT = """
@@ -92,7 +92,7 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
 
 def test_a_job_whose_rank_is_killed_goes_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """Two processes; one is killed after a checkpoint inside the first epoch. The end is the run's that was not killed."""
-    keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [str(ROOT / "tests/fixtures/small_network.py")]}
+    keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
     file = write_config(**keys, **{"Global.epochs": 40, "Global.save_interval_steps": 1, "DataLoader.Train.sampler.batch_size": 2})
     output = tmp_path / "output/SmallNetwork"
     command = ["--pause", "0.5", "--nproc_per_node", "2", "--log_dir", str(tmp_path / "log"), "tools/train.py", "-c", str(file)]
