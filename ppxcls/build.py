@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import uuid
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import paddle
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from ppxcls import __version__
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.checkpoints.safe_states import INSTALL
 from ppxcls.config.sections import Config, DatasetSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
@@ -63,7 +65,10 @@ def build_trainer(config: Config) -> Trainer:
     """
     for section in ("Loss", "Optimizer", "DataLoader.Train"):
         _required(config, section)
-    folder = RunFolder(config.run_folder, config.Global.keep_last)
+    is_safe = config.Global.weights_format == "safetensors"
+    if is_safe and importlib.util.find_spec("safetensors") is None:
+        raise config.where("Global.weights_format").error(f"safetensors needs the package of that name, {INSTALL}")
+    folder = RunFolder(config.run_folder, config.Global.keep_last, is_safe, config.Global.best_model_optimizer)
     start(config, folder)
     weights = weights_for(config, "train")
     if weights and folder.is_checkpoint(weights_file(weights.path)):
@@ -77,15 +82,16 @@ def build_trainer(config: Config) -> Trainer:
         logger.warning(f"Global.start_eval_epoch {config.Global.start_eval_epoch} is after the last epoch: nothing is evaluated")
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     evaluation = _build_evaluation(config) if evaluates else None
-    steps_per_epoch = -(-len(loader) // config.Global.update_freq)
-    samples_per_step = loader.sampler.batch_size * loader.sampler.world_size * config.Global.update_freq
+    update_freq = _update_freq(config, loader)
+    steps_per_epoch = -(-len(loader) // update_freq)
+    samples_per_step = loader.sampler.batch_size * loader.sampler.world_size * update_freq
     learner = _build_learner(config, network, steps_per_epoch, samples_per_step)
     if distributed.rank() == 0:
         report_room(config, network, folder.path)
-    facts = _facts(config, loader, steps_per_epoch, evaluation, weights)
+    facts = _facts(config, loader, update_freq, evaluation, weights)
     names = class_names_for(config, "train")
     run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)
-    plan = Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)})
+    plan = replace(Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)}), update_freq=update_freq)
     trainer = Trainer(learner, loader, run, plan, evaluation)
     path = config.Global.checkpoints
     if path:
@@ -151,6 +157,21 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     return Learner(network, loss, optimizer, scheduler, schedule, metrics, precision, average, mixes, buffer)
 
 
+def _update_freq(config: Config, loader: Loader) -> int:
+    """Micro-batches per optimizer step, from ``Global.samples_per_step`` if it is given."""
+    wanted, own = config.Global.samples_per_step, config.Global.update_freq
+    if wanted is None:
+        return own
+    together = loader.sampler.batch_size * loader.sampler.world_size
+    where = config.where("Global.samples_per_step")
+    if wanted % together:
+        parts = f"{loader.sampler.world_size} processes with batches of {loader.sampler.batch_size}"
+        raise where.error(f"expected a multiple of {together} ({parts}), received {wanted}")
+    if own not in (1, wanted // together):
+        raise where.error(f"{wanted} samples are {wanted // together} micro-batches, and Global.update_freq says {own}; give one")
+    return wanted // together
+
+
 def _lr_factor(config: Config, samples_per_step: int) -> float:
     """By how much ``Global.scale_lr`` multiplies the learning rate."""
     rule, base = config.Global.scale_lr, config.Global.base_batch_size
@@ -188,9 +209,7 @@ def _trackers(config: Config) -> list[Tracker]:
     return trackers + [TRACKERS.build(block, folder=folder) for block in config.Global.trackers or []]
 
 
-def _facts(
-    config: Config, loader: Loader, steps_per_epoch: int, evaluation: Evaluation | None, weights: Weights | None
-) -> RunFacts:
+def _facts(config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None) -> RunFacts:
     facts = RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
@@ -199,8 +218,8 @@ def _facts(
         eval_list=evaluation.loader.dataset.digest() if evaluation else "",
         samples=len(loader.dataset),
         global_batch=loader.sampler.batch_size * loader.sampler.world_size,
-        update_freq=config.Global.update_freq,
-        steps_per_epoch=steps_per_epoch,
+        update_freq=update_freq,
+        steps_per_epoch=-(-len(loader) // update_freq),
         world_size=distributed.world_size(),
         run=uuid.uuid4().hex,
         started_from=str(weights) if weights else None,

@@ -11,6 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.run_folder import RunFolderError
+from ppxcls.config.checks import ConfigError
+from ppxcls.data.errors import DataError
 from ppxcls.system import environment, watchdog
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
@@ -84,37 +88,44 @@ def run(main: Callable[[], int | None]) -> None:
     Errors end in one line on standard error. The exit code is 2 for an invalid config, 1 for any other expected error, 75 if a
     signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):  # of a terminal or a pipe that is not UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = cast(Any, _warning_line)
+    watchdog.arm()
     try:
-        try:
-            environment.import_paddle()
-        except ImportError as error:
-            _exit(str(error), EXIT_ERROR)
-        # Imported here because they need Paddle.
-        from ppxcls import CheckpointError, ConfigError, DataError, RunFolderError, TrainingError
-
-        for stream in (sys.stdout, sys.stderr):  # of a terminal or a pipe that is not UTF-8
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="backslashreplace")
-        warnings.showwarning = cast(Any, _warning_line)
-        watchdog.arm()
-        try:
-            code = main()
-        except ConfigError as error:
-            _exit(f"config error: {error}", EXIT_USAGE)
-        except Preempted as error:
-            _exit(str(error), EXIT_PREEMPTED)
-        except (DataError, CheckpointError, TrainingError, RunFolderError, JobError) as error:
-            _exit(f"error: {error}", EXIT_ERROR)
-        except BrokenPipeError:  # the program that reads the output, such as head, has ended
-            os._exit(EXIT_ERROR)
-        except OSError as error:
-            if error.errno is None:  # raised by Paddle for a fault of its own; its traceback is wanted
-                raise
-            _exit(f"error: {error}", EXIT_ERROR)
-        if code:
-            sys.exit(code)
+        code = main()  # reads the arguments first, so that --help does not wait for Paddle
     except KeyboardInterrupt:
         _exit("interrupted; checkpoints that were saved are whole", EXIT_INTERRUPTED)
+    except environment.PaddleError as error:
+        _exit(str(error), EXIT_ERROR)
+    except BrokenPipeError:  # the program that reads the output, such as head, has ended
+        os._exit(EXIT_ERROR)
+    except Exception as error:
+        message, code = _expected(error)
+        if message is None:
+            raise
+        _exit(message, code)
+    if code:
+        sys.exit(code)
+
+
+def _expected(error: Exception) -> tuple[str | None, int]:
+    """The line and the exit code for an error that a user can cause; no line for any other one."""
+    if isinstance(error, ConfigError):
+        return f"config error: {error}", EXIT_USAGE
+    if isinstance(error, Preempted):
+        return str(error), EXIT_PREEMPTED
+    if isinstance(error, DataError | CheckpointError | RunFolderError | JobError):
+        return f"error: {error}", EXIT_ERROR
+    if isinstance(error, OSError) and error.errno is not None:  # without a number, it is Paddle's for a fault of its own
+        return f"error: {error}", EXIT_ERROR
+    if "paddle" in sys.modules:
+        from ppxcls import TrainingError
+
+        if isinstance(error, TrainingError):
+            return f"error: {error}", EXIT_ERROR
+    return None, EXIT_ERROR
 
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

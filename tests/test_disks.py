@@ -65,6 +65,28 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
 
 
 @has_tmpfs
+def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], tmp_path: Path) -> None:
+    """Two are kept and one is written, 16 MB each, and ``best_model`` has 8 MB; the disk has room for 2.9 of 16 MB."""
+    arch = {"name": "SmallNetwork", "class_num": 400_000}
+    file = small(**{"Arch": arch, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9})
+    disk = tmp_path / "output"
+    result = on_small_disk(
+        disk,
+        "46m",
+        f"""
+        {sys.executable} tools/train.py -c {file} > /dev/null
+        grep -c "the checkpoint is written once more" {disk}/SmallNetwork/train.log
+        ls {disk}/SmallNetwork
+        """,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    names = result.stdout.split()
+    assert int(names[0]) >= 1
+    assert {"latest.pdopt", "latest.pdparams", "best_model.pdparams", "step_6.json"} <= set(names)
+    assert "best_model.pdopt" not in names
+
+
+@has_tmpfs
 def test_full_disk_during_logs_and_curves(tmp_path: Path) -> None:
     """Training goes on; no line of metrics.jsonl is lost or torn; the log and the curves say what they lack."""
     script = tmp_path / "script.py"
@@ -345,14 +367,18 @@ def test_the_room_that_checkpoints_need_is_said(
     trainer.fit()
     files = [log.parent / f"latest{extension}" for extension in (".pdparams", ".pdopt", ".pdema")]
     written = sum(file.stat().st_size for file in files if file.exists())
-    assert checkpoint_bytes(config, trainer.learner.network) == pytest.approx(written, rel=0.02)
+    weights, state = checkpoint_bytes(config, trainer.learner.network)
+    assert weights + state == pytest.approx(written, rel=0.02)
+    best = sum(f.stat().st_size for f in log.parent.glob("best_model.pd*"))
+    assert weights == pytest.approx(best, rel=0.02), "best_model has no optimizer's state"
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**8))
     trainer.run.folder.release()
     ppxcls.build_trainer(config)
-    count = 2 + 2 + 1  # keep_last, best_model and the one being written, epoch_2
-    line = f"need up to {count * checkpoint_bytes(config, trainer.learner.network) / 1e9:.3g} GB at "
-    assert f"{line}{log.parent}, where 0.1 GB are free; Global.save_interval decides how many are kept" in log.read_text()
+    count = 2 + 1 + 1  # keep_last, the one being written, epoch_2
+    line = f"need up to {(count * (weights + state) + weights) / 1e9:.3g} GB at {log.parent}: 4, and best_model of "
+    assert line in log.read_text()
+    assert " GB; only 0.1 GB are free; Global.save_interval and Global.keep_last decide how many are kept" in log.read_text()
 
 
 @pytest.mark.parametrize("name", ["run.lock", "train.log", "config.yaml", "metrics.jsonl", "latest.json"])

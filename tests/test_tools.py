@@ -173,7 +173,15 @@ def test_a_paddle_that_can_not_be_used_is_one_line(module: str | None, message: 
     assert result.stderr.count("\n") == 1
     command = [sys.executable, "-c", "import ppxcls; ppxcls.build_model"]
     result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
-    assert result.stderr.splitlines()[-1].startswith(f"ImportError: {message}")
+    assert result.stderr.splitlines()[-1].startswith(f"ppxcls.system.environment.PaddleError: {message}")
+
+
+@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+def test_help_does_not_wait_for_paddle(tool: str, tmp_path: Path) -> None:
+    (tmp_path / "paddle.py").write_text("raise SystemExit('Paddle was imported')")
+    result = run_tool(f"tools/{tool}", "--help", env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: ")
 
 
 def test_paddleclas_command_works_as_it_is_typed_there(tmp_path: Path, images: Path) -> None:

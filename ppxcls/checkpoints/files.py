@@ -1,7 +1,8 @@
 """Files of weights and states: written whole or not at all, checked before use, read without running code from them.
 
 A checkpoint is a group of files with one prefix, such as ``latest``. Its parts, such as ``.pdparams`` (weights) and ``.pdopt``
-(optimizer), are as Paddle writes them. Its manifest, ``.json``, holds the progress of the run, and size and SHA-256 of each part.
+(optimizer), are as Paddle writes them; the weights may be ``.safetensors`` instead. Its manifest, ``.json``, holds the progress of
+the run, and size and SHA-256 of each part. In memory, a part is called by the extension that Paddle gives it.
 
 Renaming the manifest commits a save. Before that, all parts are complete under the additional extension ``.new``; after that, they
 are renamed. So if a save is cut off anywhere, each part of the manifest exists under one of its two names, and can be read.
@@ -15,7 +16,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ import numpy as np
 
 from ppxcls.checkpoints.array_pickle import read_arrays
 from ppxcls.checkpoints.pickled_arrays import RefusedError
+from ppxcls.checkpoints.safe_states import INSTALL, NAMES, pack, unpack
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import read_regular, reason_of, sync_folder, whole_file
 
 FORMAT = 1
 MOST_BYTES = 1 << 32  # of one file; the largest network here and its optimizer have 0.6 GB
 _MOST_MANIFEST_BYTES = 1 << 24
-NAMES = "StructuredToParameterName@@"  # key of the parameters' names in Paddle's saved state dicts
-PARTS = (".pdparams", ".pdopt")  # every checkpoint has these
+WEIGHTS, OPTIMIZER, AVERAGE = ".pdparams", ".pdopt", ".pdema"
+_SAFE = {WEIGHTS: ".safetensors", AVERAGE: ".ema.safetensors"}  # the files of parts that are written as safetensors
+_PART_OF = {file: part for part, file in _SAFE.items()}
+EXTENSIONS = (WEIGHTS, OPTIMIZER, AVERAGE, *_PART_OF)  # of all files of parts
 
 State = dict[str, Any]
 
@@ -64,7 +68,7 @@ def _read(file: Path) -> bytes:
 
 
 def read_state(file: str | Path) -> State:
-    """Read a ``.pdparams`` or ``.pdopt`` file. Unlike ``paddle.load``, it runs no code from the file.
+    """Read a ``.pdparams``, ``.pdopt`` or ``.safetensors`` file. Unlike ``paddle.load``, it runs no code from the file.
 
     Returns:
         Numpy arrays and plain values by key.
@@ -76,7 +80,7 @@ def read_state(file: str | Path) -> State:
 
 
 def _as_state(data: bytes, file: Path) -> State:
-    state = unpickle(data, file)
+    state = _unpack(data, file) if file.suffix == ".safetensors" else unpickle(data, file)
     if isinstance(state, list):  # PaddleClas writes one state per optimizer, and a classifier has one optimizer
         state = next((s for s in state if s), {})
     if not isinstance(state, dict):
@@ -85,6 +89,16 @@ def _as_state(data: bytes, file: Path) -> State:
     if not all(isinstance(key, str) for key in state) or not isinstance(names, dict) or not all(map(_is_text, names.items())):
         raise CheckpointError(f"{file}: expected names as keys, and {NAMES} from name to name")
     return {key: _plain(value) for key, value in state.items()}
+
+
+def _unpack(data: bytes, file: Path) -> State:
+    try:
+        return unpack(data)
+    except ImportError as error:
+        raise CheckpointError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
 
 
 def _is_text(pair: tuple[Any, Any]) -> bool:
@@ -103,48 +117,80 @@ def with_extension(prefix: Path, extension: str) -> Path:
 
 
 def write_state(file: Path, state: State) -> None:
-    """Write one file of states, whole or not at all.
+    """Write one file of states, whole or not at all: ``.safetensors``, or as Paddle's for any other extension.
 
     Raises:
+        CheckpointError: safetensors is not installed.
         OSError: it can't be written.
     """
     with whole_file(file, durable=True) as stream:
+        _dump(file, state, stream)
+
+
+def _dump(file: Path, state: State, stream: Any) -> None:
+    if file.suffix != ".safetensors":
         pickle.dump(state, stream, protocol=4)
+        return
+    try:
+        stream.write(pack(state))
+    except ImportError as error:
+        raise CheckpointError(f"{file}: to write it needs {error.name}, {INSTALL}") from None
 
 
-def write_checkpoint(prefixes: Sequence[Path], states: Mapping[str, State], manifest: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    prefixes: Sequence[Path],
+    states: Mapping[str, State],
+    manifest: Mapping[str, Any],
+    safe: bool = False,
+    without: Mapping[Path, Collection[str]] | None = None,
+) -> None:
     """Save one state under one or more prefixes, each whole or not at all.
 
     Args:
         prefixes: of the checkpoint's names; all names share the same parts.
-        states: arrays and plain values, by extension.
+        states: arrays and plain values, by part.
         manifest: ``progress``, and facts about the run.
+        safe: write weights as ``.safetensors``.
+        without: parts that a prefix does not have.
 
     Raises:
+        CheckpointError: safetensors is not installed.
         OSError: it can't be written. Earlier checkpoints stay whole.
     """
-    first, *others = prefixes
-    recover(first)
-    with _cleared_on_error(first):
-        parts = {extension: _write_new(with_extension(first, extension + ".new"), state) for extension, state in states.items()}
-    whole = {"format": FORMAT, **manifest, "parts": parts}
-    _commit(first, whole)
-    for prefix in others:
+    sources: dict[str, Path] = {}  # finished files of parts
+    written: dict[str, dict[str, Any]] = {}  # their sizes and digests
+    for prefix in prefixes:
         recover(prefix)
+        left_out = (without or {}).get(prefix, ())
+        parts = {}
         with _cleared_on_error(prefix):
-            for extension in parts:
-                _link(with_extension(first, extension), with_extension(prefix, extension + ".new"))
-        _commit(prefix, whole)
+            for part, state in states.items():
+                if part in left_out:
+                    continue
+                extension = _SAFE.get(part, part) if safe else part
+                file = with_extension(prefix, extension + ".new")
+                if part in sources:
+                    _link(sources[part], file)
+                else:
+                    written[part] = _write_new(file, with_extension(prefix, extension), state)
+                parts[extension] = written[part]
+        _commit(prefix, {"format": FORMAT, **manifest, "parts": parts})
+        sources |= {_PART_OF.get(extension, extension): with_extension(prefix, extension) for extension in parts}
 
 
 def read_checkpoint(prefix: Path) -> tuple[dict[str, State], dict[str, Any]]:
-    """The states of a checkpoint by extension, and its manifest.
+    """The states of a checkpoint by part, and its manifest.
 
     Raises:
         CheckpointError: missing, damaged, or of a newer format.
     """
     manifest = read_manifest(prefix)
-    return {extension: read_part(prefix, manifest, extension) for extension in manifest["parts"]}, manifest
+    return {part: read_part(prefix, manifest, part) for part in parts_of(manifest)}, manifest
+
+
+def parts_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The parts that a checkpoint has, from its manifest."""
+    return [_PART_OF.get(extension, extension) for extension in manifest.get("parts", {})]
 
 
 def read_manifest(prefix: Path) -> dict[str, Any]:
@@ -158,8 +204,8 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
         manifest = json.loads(read_regular(file, _MOST_MANIFEST_BYTES).decode())
         number = manifest["format"]
         parts = dict(manifest["parts"])
-        if missing := set(PARTS) - parts.keys():
-            raise KeyError(*missing)
+        if WEIGHTS not in parts_of(manifest):
+            raise KeyError(WEIGHTS)
         progress = manifest["progress"]
         complete = isinstance(progress, dict) and all(
             isinstance(part["size"], int) and isinstance(part["sha256"], str) for part in parts.values()
@@ -174,12 +220,18 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def read_part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> State:
+def is_complete(manifest: Mapping[str, Any]) -> bool:
+    """Whether a run can go on from a checkpoint. ``best_model`` may hold weights alone."""
+    return OPTIMIZER in parts_of(manifest)
+
+
+def read_part(prefix: Path, manifest: Mapping[str, Any], part: str) -> State:
     """One part of a checkpoint, from the same bytes whose digest was compared.
 
     Raises:
-        CheckpointError: no file has the size and digest that the manifest gives, or the part can't be unpickled.
+        CheckpointError: no file has the size and digest that the manifest gives, or the part can't be read.
     """
+    extension = part if part in manifest["parts"] else _SAFE.get(part, part)
     return _as_state(_part(prefix, manifest, extension)[1], with_extension(prefix, extension))
 
 
@@ -234,14 +286,15 @@ def recover(prefix: Path) -> None:
 
 
 def _leftovers(prefix: Path) -> list[Path]:
-    return sorted(f for f in prefix.parent.glob("*.new") if f.name.rpartition(".new")[0].rpartition(".")[0] == prefix.name)
+    names = [with_extension(prefix, f"{extension}.new") for extension in (".json", *EXTENSIONS)]
+    return [file for file in names if file.exists()]
 
 
-def _write_new(file: Path, state: State) -> dict[str, Any]:
+def _write_new(file: Path, final: Path, state: State) -> dict[str, Any]:
     """Write a part under its temporary name; returns its size and digest."""
     with open(file, "wb") as stream:
         writer = _HashingWriter(stream)
-        pickle.dump(state, writer, protocol=4)
+        _dump(final, state, writer)
         stream.flush()
         os.fsync(stream.fileno())
     return {"size": writer.size, "sha256": writer.digest.hexdigest()}
@@ -266,6 +319,8 @@ def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
         stream.write(json.dumps(manifest, indent=1).encode())
     for extension in manifest["parts"]:
         os.replace(with_extension(prefix, extension + ".new"), with_extension(prefix, extension))
+    for extension in set(EXTENSIONS) - manifest["parts"].keys():  # of what had this name before
+        with_extension(prefix, extension).unlink(missing_ok=True)
     sync_folder(prefix.parent)
 
 
@@ -284,8 +339,10 @@ def _cleared_on_error(prefix: Path) -> Iterator[None]:
     """On an error before the commit, remove what was written, and name the checkpoint in the error."""
     try:
         yield
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         with contextlib.suppress(OSError):
             for file in _leftovers(prefix):
                 file.unlink()
+        if isinstance(error, CheckpointError):
+            raise
         raise OSError(error.errno, f"can't save the checkpoint: {error.strerror}", str(prefix)) from error

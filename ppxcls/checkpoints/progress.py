@@ -7,7 +7,19 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ppxcls.checkpoints.files import CheckpointError, State, read_checkpoint, read_state, unpickle, with_extension
+from ppxcls.checkpoints.files import (
+    EXTENSIONS,
+    OPTIMIZER,
+    WEIGHTS,
+    CheckpointError,
+    State,
+    is_complete,
+    read_checkpoint,
+    read_manifest,
+    read_state,
+    unpickle,
+    with_extension,
+)
 
 
 class UnknownProgressError(CheckpointError):
@@ -51,8 +63,8 @@ class Snapshot:
     """All that must survive a kill.
 
     Attributes:
-        parts: copies of states in the host's memory, by the extension of their files: ``.pdparams`` (weights), ``.pdopt``
-            (optimizer), and ``.pdema`` (average of the weights) if there is one.
+        parts: copies of states in the host's memory, by Paddle's extensions: ``.pdparams`` (weights), ``.pdopt`` (optimizer),
+            and ``.pdema`` (average of the weights) if there is one.
         progress: where the run stands.
         prefix: of the files it was read from, for messages.
     """
@@ -80,18 +92,26 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
         The snapshot, and the manifest. PaddleClas's files have no manifest and no step: it is empty, and the step is 0.
 
     Raises:
-        CheckpointError: missing, damaged, or of a newer format.
+        CheckpointError: missing, damaged, of a newer format, or without the optimizer's state.
     """
     prefix = _prefix(prefix)
     if not with_extension(prefix, ".json").exists() and with_extension(prefix, ".pdstates").exists():
         return _read_paddleclas(prefix), {}
+    if not is_complete(read_manifest(prefix)):
+        raise CheckpointError(
+            f"{prefix} has no optimizer's state, so a run can't go on from it; latest has one, and best_model if it is written "
+            f"with Global.best_model_optimizer: True"
+        )
     parts, manifest = read_checkpoint(prefix)
     return Snapshot(parts, _progress(manifest["progress"], prefix), prefix), manifest
 
 
 def _prefix(path: str | Path) -> Path:
     path = Path(path)
-    return path.with_suffix("") if path.suffix in (".json", ".pdparams", ".pdopt", ".pdema", ".pdstates") else path
+    for extension in (".json", ".pdstates", *sorted(EXTENSIONS, key=len, reverse=True)):
+        if path.name.endswith(extension):
+            return path.with_name(path.name.removesuffix(extension))
+    return path
 
 
 def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
@@ -110,5 +130,5 @@ def _read_paddleclas(prefix: Path) -> Snapshot:
     epoch = states.get("epoch") if isinstance(states, dict) else None
     if not isinstance(epoch, int | float) or not 0 <= epoch < 1e6 or epoch != int(epoch):
         raise CheckpointError(f"{file}: expected the epoch that was done, received {epoch!r}")
-    parts = {extension: read_state(with_extension(prefix, extension)) for extension in (".pdparams", ".pdopt")}
+    parts = {extension: read_state(with_extension(prefix, extension)) for extension in (WEIGHTS, OPTIMIZER)}
     return Snapshot(parts, Progress(epoch=int(epoch) + 1), prefix)

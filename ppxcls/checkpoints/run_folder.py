@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ppxcls.checkpoints.files import (
+    EXTENSIONS,
+    OPTIMIZER,
     CheckpointError,
     check_whole,
+    is_complete,
     read_manifest,
     recover,
     remove_checkpoint,
@@ -34,7 +38,9 @@ except ImportError:  # Windows has no such locks, so two runs in one folder are 
 _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
 _DESCRIPTIONS = ("config.yaml", "class_names.txt")  # of a run; without anything else they are not worth keeping
 _RESULTS = (*_DESCRIPTIONS, "metrics.jsonl", "bad_samples.txt", "vdl", "eval.json", "eval_other.json")
-_CHECKPOINT = re.compile(r"(latest|best_model|(step|epoch)_\d+)\.(json|pdparams|pdopt|pdema|pdstates?)(\.new)?")
+_EXTENSIONS = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
+_CHECKPOINT = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSIONS})(\.new)?")
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunFolderError(Exception):
@@ -47,11 +53,14 @@ class RunFolder:
     Args:
         path: ``<output_dir>/<Arch.name>``.
         keep_last: number of whole ``step_N`` checkpoints that are kept.
+        safe: write weights as ``.safetensors``.
+        best_with_optimizer: write the optimizer's state with ``best_model`` too.
     """
 
-    def __init__(self, path: Path, keep_last: int = 2) -> None:
+    def __init__(self, path: Path, keep_last: int = 2, safe: bool = False, best_with_optimizer: bool = False) -> None:
         self.path = path
-        self.keep_last = keep_last
+        self.keep_last, self.safe = keep_last, safe
+        self._without = {} if best_with_optimizer else {path / "best_model": (OPTIMIZER,)}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-checkpoint")
         self._pending: Future[None] | None = None
         self._whole: set[tuple[str, int]] = set()  # name and step of checkpoints that are known to be whole
@@ -178,7 +187,7 @@ class RunFolder:
             try:
                 found.append((prefix, read_manifest(prefix)))
             except CheckpointError as error:
-                if with_extension(prefix, ".pdparams").exists() or with_extension(prefix, ".pdparams.new").exists():
+                if any(_CHECKPOINT.fullmatch(f.name) and f != file for f in self.path.glob(f"{prefix.name}.*")):
                     damaged.append(str(error))
         return found, damaged
 
@@ -191,7 +200,7 @@ class RunFolder:
             CheckpointError: there are checkpoints, but none is whole.
         """
         found, damaged = self.checkpoints()
-        for prefix, _ in found:
+        for prefix, _ in (item for item in found if is_complete(item[1])):
             try:
                 snapshot, manifest = read_snapshot(prefix)
             except UnknownProgressError:  # it is whole, and was written by another version
@@ -232,12 +241,38 @@ class RunFolder:
             if before:
                 before()
             paths = [self.path / name for name in names]
-            write_checkpoint(paths, snapshot.parts, manifest)
+            self._write(lambda: write_checkpoint(paths, snapshot.parts, manifest, self.safe, self._without))
             self._whole |= {(name, snapshot.progress.step) for name in names}
             self._remove_old()
             logger.info(f"Saved {', '.join(map(str, paths))}")
 
         self._pending = self._writer.submit(write)
+
+    def _write(self, write: Callable[[], None]) -> None:
+        """Write; if the disk is full, remove the older ``step_N`` and write once more."""
+        try:
+            write()
+        except OSError as error:
+            removed = self._free_room() if error.errno in _FULL else []
+            if not removed:
+                raise
+            logger.warning(f"{error.strerror}: removed {', '.join(removed)}, and the checkpoint is written once more")
+            write()
+
+    def _free_room(self) -> list[str]:
+        """Remove every ``step_N`` but the newest whole checkpoint; returns their names."""
+        complete = [item for item in self.checkpoints()[0] if is_complete(item[1])]
+        newest = next((prefix for prefix, manifest in complete if self._is_whole(prefix, manifest)), None)
+        steps = [prefix for prefix, _ in complete if prefix != newest and re.fullmatch(r"step_\d+", prefix.name)]
+        if newest is not None:
+            for prefix in steps:
+                remove_checkpoint(prefix)
+        return [prefix.name for prefix in steps] if newest is not None else []
+
+    def recover(self) -> None:
+        """Finish or remove what saves have left that were cut off."""
+        for name in {match[1] for file in self.path.glob("*.new") if (match := _CHECKPOINT.fullmatch(file.name))}:
+            recover(self.path / name)
 
     def poll(self) -> None:
         """Raise the error of a save in the background, if one has failed."""

@@ -23,10 +23,13 @@ class GlobalSection:
     Attributes:
         device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed Paddle knows.
         output_dir: all files are written to ``<output_dir>/<Arch.name>/``.
-        save_interval: epochs between ``epoch_N`` checkpoints, which are never removed. ``latest`` is written every epoch.
+        save_interval: epochs between ``epoch_N`` checkpoints, which are never removed.
+        latest_interval: epochs between writes of ``latest`` and ``step_N``; they are also written at the end and at a signal.
         save_interval_steps: optimizer steps between checkpoints inside an epoch; null for none.
         save_interval_minutes: minutes between checkpoints inside an epoch; null for none.
         keep_last: number of ``step_N`` checkpoints that are kept.
+        best_model_optimizer: write the optimizer's state with ``best_model`` too, so that a run can go on from it.
+        weights_format: of the weights in checkpoints, ``.pdparams`` as Paddle's or ``.safetensors``.
         eval_during_train: evaluate while training.
         eval_interval: epochs between evaluations.
         start_eval_epoch: first epoch after which to evaluate.
@@ -38,6 +41,7 @@ class GlobalSection:
         checkpoints: checkpoint to resume from, without extension; ``auto`` takes the newest whole one of the run, if there is one.
         allow_changes: resume even if network, optimizer, seed, training list or samples per step have changed.
         update_freq: micro-batches whose gradients are accumulated for one optimizer step.
+        samples_per_step: samples of all processes in one optimizer step. It decides ``update_freq``, for any number of processes.
         hang_timeout: seconds without progress after which a run ends.
         on_bad_image: ``raise`` stops at an unreadable sample; ``skip`` leaves it out and lists it.
         max_bad_share: largest share of unreadable samples in a list; with more, the run stops.
@@ -66,7 +70,10 @@ class GlobalSection:
     save_interval: Count = 1
     save_interval_steps: Count | None = None
     save_interval_minutes: Positive | None = None
+    latest_interval: Count = 1
     keep_last: Count = 2
+    best_model_optimizer: bool = False
+    weights_format: Literal["pdparams", "safetensors"] = "pdparams"
     eval_during_train: bool = True
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
@@ -75,6 +82,7 @@ class GlobalSection:
     use_visualdl: bool = False
     seed: CountOrZero | None = None
     update_freq: Count = 1
+    samples_per_step: Count | None = None
     check_data: bool = False
     allow_changes: bool = False
     hang_timeout: Positive = 600.0

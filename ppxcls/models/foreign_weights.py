@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.files import MOST_BYTES, CheckpointError, State
-from ppxcls.system.whole_files import whole_file
+from ppxcls.checkpoints.files import MOST_BYTES, CheckpointError, State, read_state
+from ppxcls.checkpoints.safe_states import INSTALL, NAMES
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
-_INSTALL = "which is not installed: pip install 'ppxcls[convert]'"
 _PROJECTION = ("conv2d", "batch_normalization")  # names that Keras gives, with a number, to layers without a name
 _MOST_BYTES = 1 << 31  # largest size of the weights inside a .keras archive
 
@@ -36,38 +35,17 @@ def read_foreign_weights(file: Path) -> State:
         raise CheckpointError(f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MOST_BYTES:,}")
     try:
         if file.suffix == ".safetensors":
-            return _from_torch(_read_safetensors(file))
+            return _from_torch(read_state(file))
         if file.suffix in (".h5", ".keras"):
             return _from_keras(_read_keras(file))
         return _from_torch(_read_torch(file))
     except CheckpointError:
         raise
     except ImportError as error:
-        raise CheckpointError(f"{file}: to read it needs {error.name}, {_INSTALL}") from None
+        raise CheckpointError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
     except Exception as error:  # each library raises errors of its own
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
-
-
-def write_safetensors(file: Path, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Write arrays as ``.safetensors``.
-
-    Raises:
-        CheckpointError: safetensors is not installed.
-        OSError: the file can't be written.
-    """
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise CheckpointError(f"{file}: to write it needs {error.name}, {_INSTALL}") from None
-    with whole_file(file) as stream:
-        stream.write(save({key: np.ascontiguousarray(value) for key, value in state.items()}))
-
-
-def _read_safetensors(file: Path) -> State:
-    from safetensors.numpy import load
-
-    return dict(load(file.read_bytes()))
 
 
 def _read_torch(file: Path) -> State:
@@ -80,7 +58,7 @@ def _read_torch(file: Path) -> State:
 
 def _from_torch(state: State) -> State:
     """Rename batch norm's statistics to Paddle's names, and transpose linear weights to [in, out]."""
-    if any(key.endswith(("._mean", "._variance")) for key in state):
+    if NAMES in state or any(key.endswith(("._mean", "._variance")) for key in state):
         return state  # written by this package
     renamed = {}
     for key, value in state.items():

@@ -11,21 +11,26 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import (
-    NAMES,
+    AVERAGE,
+    WEIGHTS,
     CheckpointError,
     State,
+    parts_of,
     read_manifest,
     read_part,
     read_state,
     with_extension,
     write_state,
 )
-from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights, write_safetensors
+from ppxcls.checkpoints.safe_states import NAMES
+from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
 from ppxcls.system.paths import url_problem
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of a prefix such as ``output/Xception41/best_model``. A path with an extension is returned as it is.
+    """The file of a prefix such as ``output/Xception41/best_model``: ``.pdparams``, or ``.safetensors`` if only that is there.
+
+    A path with an extension is returned as it is.
 
     Raises:
         CheckpointError: it is a URL.
@@ -33,7 +38,10 @@ def weights_file(path: str | Path) -> Path:
     if (problem := url_problem(path)) is not None:
         raise CheckpointError(problem)
     path = Path(path)
-    return path if path.suffix in (".pdparams", *SUFFIXES) else path.with_name(path.name + ".pdparams")
+    if path.suffix in (WEIGHTS, *SUFFIXES):
+        return path
+    file, safe = with_extension(path, WEIGHTS), with_extension(path, ".safetensors")
+    return safe if safe.exists() and not file.exists() else file
 
 
 def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False) -> list[str]:
@@ -53,15 +61,27 @@ def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, av
         CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The message names them.
     """
     file = weights_file(path)
-    prefix = file.with_suffix("")
-    if file.suffix in SUFFIXES:
-        state = read_foreign_weights(file)
-    elif with_extension(prefix, ".json").exists():
-        manifest = read_manifest(prefix)
-        state = read_part(prefix, manifest, ".pdema" if average and ".pdema" in manifest["parts"] else ".pdparams")
+    manifest = _manifest_of(file)
+    if manifest:
+        part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
+        state = read_part(file.with_suffix(""), manifest, part)
     else:
-        state = read_state(file)
+        state = read_foreign_weights(file) if file.suffix in SUFFIXES else read_state(file)
     return set_weights(model, state, file, keep_trunk)
+
+
+def _manifest_of(file: Path) -> dict[str, Any] | None:
+    """The manifest that vouches for a file of weights; None if there is none."""
+    prefix = file.with_suffix("")
+    if file.suffix not in (WEIGHTS, ".safetensors") or not with_extension(prefix, ".json").exists():
+        return None
+    try:
+        manifest = read_manifest(prefix)
+    except CheckpointError:
+        if file.suffix == WEIGHTS:
+            raise
+        return None  # others put a JSON file of their own beside their .safetensors
+    return manifest if file.suffix in manifest["parts"] or file.suffix == WEIGHTS else None
 
 
 def save_weights(model: nn.Layer, file: Path) -> None:
@@ -71,12 +91,9 @@ def save_weights(model: nn.Layer, file: Path) -> None:
         CheckpointError: another extension, or safetensors is not installed.
         OSError: the file can't be written.
     """
-    if file.suffix == ".safetensors":
-        write_safetensors(file, to_numpy(model.state_dict()))
-    elif file.suffix == ".pdparams":
-        write_state(file, model_state(model))
-    else:
+    if file.suffix not in (WEIGHTS, ".safetensors"):
         raise CheckpointError(f"{file}: expected .pdparams or .safetensors")
+    write_state(file, model_state(model))
 
 
 def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = False) -> list[str]:

@@ -23,6 +23,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
 
 
+class PaddleError(ImportError):
+    """Paddle is missing, can't be imported, or is too old. The message is one line."""
+
+
 def prepare_cpu() -> None:
     """Set up Paddle's CPU build for speed. Builds for other devices and variables that the user has set are left alone.
 
@@ -61,7 +65,7 @@ def import_paddle() -> None:
     Its warning in every training step, that batch norm tracks its statistics, is silenced as well.
 
     Raises:
-        ImportError: Paddle is missing, can't be imported, or is too old. The message is one line.
+        PaddleError: it is missing, can't be imported, or is too old.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
     warnings.filterwarnings("ignore", message=".* can only be enabled on CUDAPlace")  # AMP on a CPU: set_precision says it
@@ -69,7 +73,7 @@ def import_paddle() -> None:
     if "paddle" in sys.modules:
         return
     if importlib.util.find_spec("paddle") is None:
-        raise ImportError(_INSTALL)
+        raise PaddleError(_INSTALL)
     os.environ.setdefault("GLOG_minloglevel", "1")  # without Paddle's own log lines, which are no warnings
     printed = io.StringIO()
     try:
@@ -78,14 +82,14 @@ def import_paddle() -> None:
             import paddle
     except Exception as error:  # a library of CUDA or a vendor that is missing, another numpy: any class of error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ImportError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
+        raise PaddleError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
     finally:
         for line in printed.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line:
                 print(line, file=sys.stderr)
     if paddle_version() < _OLDEST:
         oldest = ".".join(map(str, _OLDEST))
-        raise ImportError(f"ppxcls needs PaddlePaddle {oldest} or newer; {paddle.__version__} is installed")
+        raise PaddleError(f"ppxcls needs PaddlePaddle {oldest} or newer; {paddle.__version__} is installed")
 
 
 def restore_threads() -> None:

@@ -14,7 +14,7 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LambdaDecay
 
-from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.files import AVERAGE, OPTIMIZER, WEIGHTS, CheckpointError
 from ppxcls.checkpoints.progress import Progress, Snapshot
 from ppxcls.models.weights import check_fits, model_state, set_weights
 from ppxcls.system import distributed
@@ -145,12 +145,12 @@ class Learner:
         self.totals.gather()
         if distributed.rank() != 0:
             return None
-        parts = {".pdparams": model_state(self.network), ".pdopt": optimizer_state(self.optimizer)}
-        for key, value in parts[".pdparams"].items():
+        parts = {WEIGHTS: model_state(self.network), OPTIMIZER: optimizer_state(self.optimizer)}
+        for key, value in parts[WEIGHTS].items():
             if isinstance(value, np.ndarray) and not np.isfinite(value).all():
                 raise CheckpointError(f"{key} has values that are not finite: no checkpoint is made of it")
         if self.average:
-            parts[".pdema"] = self.average.state_dict()
+            parts[AVERAGE] = self.average.state_dict()
         self.progress.totals = self.totals.as_dict()
         self.progress.scaler = {key: np.asarray(value).tolist() for key, value in self.precision.scaler.state_dict().items()}
         self.progress.plateau = self.schedule.state
@@ -162,12 +162,12 @@ class Learner:
         Raises:
             CheckpointError: it belongs to another network or optimizer.
         """
-        weights, progress = snapshot.parts[".pdparams"], snapshot.progress
-        average = snapshot.parts.get(".pdema", weights)  # a run without one begins it with the weights
+        weights, progress = snapshot.parts[WEIGHTS], snapshot.progress
+        average = snapshot.parts.get(AVERAGE, weights)  # a run without one begins it with the weights
         if self.average:
-            check_fits(average, self.network, snapshot.file(".pdema"))
-        set_weights(self.network, weights, snapshot.file(".pdparams"))
-        load_optimizer_state(self.optimizer, snapshot.parts[".pdopt"], weights, self.network, snapshot.file(".pdopt"))
+            check_fits(average, self.network, snapshot.file(AVERAGE))
+        set_weights(self.network, weights, snapshot.file(WEIGHTS))
+        load_optimizer_state(self.optimizer, snapshot.parts[OPTIMIZER], weights, self.network, snapshot.file(OPTIMIZER))
         if self.average:
             self.average.load_state_dict(average)
         progress.started = progress.started or self.progress.started

@@ -9,7 +9,8 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppxcls.checkpoints.files import NAMES, CheckpointError, State
+from ppxcls.checkpoints.files import CheckpointError, State
+from ppxcls.checkpoints.safe_states import NAMES
 from ppxcls.models.weights import is_numeric, to_numpy
 
 _SCHEDULER = "LR_Scheduler"  # the rate is a function of the step, so the scheduler has no state of its own

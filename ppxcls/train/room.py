@@ -14,25 +14,32 @@ _COPIES = {"SGD": 0, "Momentum": 1, "Adagrad": 1}  # of the weights in the optim
 _GIGABYTE = 1e9
 
 
-def checkpoint_bytes(config: Config, network: nn.Layer) -> int:
-    """Bytes of one checkpoint: weights, the optimizer's state, and the average of the weights, if there is one."""
+def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
+    """Bytes of the weights in one checkpoint, with their average if there is one; and of the optimizer's state."""
     assert config.Optimizer
     weights = sum(4 * int(tensor.size) for tensor in network.state_dict().values())
     trained = sum(4 * int(p.size) for p in network.parameters() if not p.stop_gradient)
     has_average = config.EMA is not None and config.EMA.use_ema
-    return weights * (1 + has_average) + trained * _COPIES.get(config.Optimizer.name, 2)
+    return weights * (1 + has_average), trained * _COPIES.get(config.Optimizer.name, 2)
 
 
 def report_room(config: Config, network: nn.Layer, folder: Path) -> None:
     """Log the room that a run's checkpoints need at most, as a warning if the disk has less.
 
-    They are ``keep_last`` of ``step_N``, ``best_model``, one that is being written, and ``epoch_N``. ``latest`` shares its files.
+    They are ``keep_last`` of ``step_N``, one that is being written, ``epoch_N``, and ``best_model``, which has no optimizer's state
+    unless ``Global.best_model_optimizer`` is set. ``latest`` shares the files of the newest ``step_N``.
     """
-    one = checkpoint_bytes(config, network)
-    count = config.Global.keep_last + 2 + config.Global.epochs // config.Global.save_interval
+    weights, state = checkpoint_bytes(config, network)
+    wishes = config.Global
+    count = wishes.keep_last + 1 + wishes.epochs // wishes.save_interval
+    most = count * (weights + state) + weights + state * wishes.best_model_optimizer
     free = shutil.disk_usage(folder).free
-    needed = f"checkpoints of {one / _GIGABYTE:.2g} GB each need up to {count * one / _GIGABYTE:.3g} GB at {folder}"
-    if free < count * one:
-        logger.warning(f"{needed}, where {free / _GIGABYTE:.3g} GB are free; Global.save_interval decides how many are kept")
+    needed = (
+        f"checkpoints of {(weights + state) / _GIGABYTE:.2g} GB each need up to {most / _GIGABYTE:.3g} GB at {folder}: {count}, "
+        f"and best_model of {(weights + state * wishes.best_model_optimizer) / _GIGABYTE:.2g} GB"
+    )
+    if free < most:
+        advice = "Global.save_interval and Global.keep_last decide how many are kept"
+        logger.warning(f"{needed}; only {free / _GIGABYTE:.3g} GB are free; {advice}")
     else:
         logger.info(needed)

@@ -48,6 +48,7 @@ class Run:
             OSError: a file can't be moved or written.
         """
         folder = self.folder.path
+        self.folder.recover()
         if not is_continued or self.folder.run_ids() - {self.facts.run}:
             aside = self.folder.set_aside()
         else:  # by the place in the checkpoint's own units, which are those of the other manifests

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppxcls.checkpoints.files import CheckpointError, read_manifest, with_extension
+from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of, read_manifest, with_extension
 from ppxcls.config.checks import ConfigError, Where
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.registry import Block
@@ -117,7 +117,7 @@ def _weights(config: Config, path: str | bool) -> Weights:
         raise config.where(key).error(problem)
     file = weights_file(path)
     manifest = _manifest(file)
-    has_average = ".pdema" in manifest.get("parts", {})
+    has_average = AVERAGE in parts_of(manifest)
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")
     notes = _progress_notes(manifest.get("progress", {}))
     if has_average:

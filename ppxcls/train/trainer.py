@@ -40,6 +40,7 @@ class Plan:
     update_freq: int = 1
     print_batch_step: int = 10
     save_interval: int = 1
+    latest_interval: int = 1
     eval_interval: int = 1
     start_eval_epoch: int = 0
     save_interval_steps: int | None = None
@@ -69,6 +70,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._is_main = distributed.rank() == 0
         self._is_continued = False
+        self._saved: tuple[int, int] | None = None  # epoch and batches done of the last ``latest``
 
     @property
     def progress(self) -> Progress:
@@ -166,15 +168,17 @@ class Trainer:
     def _finish_epoch(self) -> None:
         """Evaluate if it is due, and save."""
         epoch, plan = self.progress.epoch, self.plan
-        names = ["latest"]
-        due = epoch % plan.eval_interval == 0 or epoch == plan.epochs
+        is_last = epoch == plan.epochs
+        names = ["latest"] if is_last or epoch % plan.latest_interval == 0 else []
+        due = epoch % plan.eval_interval == 0 or is_last
         if self.evaluation and due and epoch >= plan.start_eval_epoch and self._evaluate(self.evaluation):
             names.append("best_model")
         if epoch % plan.save_interval == 0:
             names.append(f"epoch_{epoch}")
         self.learner.start_epoch(epoch + 1)
-        self.save(names)
-        if self._is_told_to_stop() and self.progress.epoch <= plan.epochs:
+        if names:
+            self.save(names)
+        if self._is_told_to_stop() and not is_last:
             self._preempted()
 
     def _evaluate(self, evaluation: Evaluation) -> bool:
@@ -210,8 +214,11 @@ class Trainer:
         if by_time or (self.plan.save_interval_steps and self.progress.step % self.plan.save_interval_steps == 0):
             self.save(["latest"])
 
+    def _place(self) -> tuple[int, int]:
+        return self.progress.epoch, self.progress.batches_done
+
     def _preempted(self) -> None:
-        if self.progress.batches_done:  # not yet saved by the epoch's end
+        if self._saved != self._place():
             self.save(["latest"])
         self.run.folder.wait()
         distributed.barrier()  # a launcher ends the other ranks when the first one has gone
@@ -219,20 +226,24 @@ class Trainer:
         raise Preempted(f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto continues from there")
 
     def save(self, names: Sequence[str]) -> None:
-        """Begin to save a checkpoint as ``step_N`` and under these names, in the background. All processes call it.
+        """Begin to save a checkpoint under these names, in the background; with ``latest``, also as ``step_N``.
+
+        All processes call it.
 
         Raises:
             OSError: the checkpoint before can't be written; those that are whole stay.
             TrainingError: a loss or a weight is not finite.
         """
         self.watch.read()
-        self._saved_at = time.monotonic()
+        if "latest" in names:
+            names = [f"step_{self.progress.step}", *names]
+            self._saved, self._saved_at = self._place(), time.monotonic()
         try:
             snapshot = self.learner.state()
         except CheckpointError as error:
             raise TrainingError(f"step {self.progress.step}: {error}") from None
         if snapshot is not None:
-            self.run.save([f"step_{self.progress.step}", *names], snapshot, self.log.flush)
+            self.run.save(names, snapshot, self.log.flush)
 
     def resume(self, checkpoint: str | Path, allow_changes: bool = False) -> bool:
         """Go on from a checkpoint; see ``Run.read``.

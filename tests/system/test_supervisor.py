@@ -45,12 +45,14 @@ os._exit(int(sys.argv[2].split(",")[number]))
 def test_what_is_restarted(codes: str, restarts: int, code: int, runs: int, last: str | None, tmp_path: Path) -> None:
     said: list[str] = []
     count = tmp_path / "count"
-    supervisor = Supervisor([sys.executable, "-c", SCRIPT, str(count), codes], ["--resume"], restarts, 0.1, said.append)
+    words = [sys.executable, "-c", SCRIPT, str(count), codes]
+    supervisor = Supervisor(lambda place: [*words, *(["--resume"] if place.resume else [])], restarts, 0.1, said.append)
     assert supervisor.run() == code
     assert int(count.read_text()) == runs
     assert (said[-1] if said else None) == last
-    words = (tmp_path / "count.words").read_text().splitlines()
-    assert words == ["", "", "--resume"][:runs], "it goes on from a checkpoint only after it had begun"
+    assert (tmp_path / "count.words").read_text().splitlines() == ["", "", "--resume"][:runs], (
+        "it goes on from a checkpoint only after it had begun"
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_nodes_that_could_not_meet(
 def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
     script = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('ready', flush=True)\n"
     job = f"[sys.executable, '-c', {script + 'time.sleep(60)'!r}]"
-    code = f"import sys\nfrom ppxcls.system.supervisor import Supervisor\nsys.exit(Supervisor({job}, [], 9).run())"
+    code = f"import sys\nfrom ppxcls.system.supervisor import Supervisor\nsys.exit(Supervisor(lambda _: {job}, 9).run())"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
