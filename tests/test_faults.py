@@ -61,7 +61,7 @@ class Job:
         """Process ids by rank."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError, IndexError):
+            with contextlib.suppress(OSError, ValueError, IndexError, KeyError):  # it may be starting or ending
                 if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == self.process.pid:
                     names = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
                     found[int(names["PADDLE_TRAINER_ID"])] = int(folder.name)
@@ -98,6 +98,22 @@ def test_a_killed_launcher_leaves_no_orphan(config: Path, tmp_path: Path) -> Non
         time.sleep(0.1)
     assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()]
     assert "the launcher is gone" in job.output(0) + job.output(1)
+
+
+def test_a_launcher_killed_at_the_start_leaves_no_orphan(config: Path, tmp_path: Path) -> None:
+    """Before Paddle is imported, and long before the first step."""
+    job = Job(config, tmp_path)
+    deadline = time.monotonic() + 60
+    while len(ranks := job.ranks()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    job.process.kill()
+    job.process.communicate(timeout=60)  # the ranks hold its output open until they end
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()], "an orphan is left"
+    assert not list(job.folder.glob("latest*"))
 
 
 def test_a_rank_that_can_not_read_names_the_file(config: Path, tmp_path: Path) -> None:

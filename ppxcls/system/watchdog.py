@@ -13,15 +13,33 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _armed = threading.Event()
+_PARENT = os.getppid()  # as early as possible: a launcher may be gone before Paddle is imported
 
 
 def arm() -> None:
-    """Allow watchdogs to end this process. The tools call it; in a notebook or a debugger nothing is ended."""
+    """Allow watchdogs to end this process, and end it from now on if its launcher is gone.
+
+    The tools call it; in a notebook or a debugger nothing is ended.
+    """
+    if not _armed.is_set() and "PADDLE_TRAINER_ID" in os.environ:
+        threading.Thread(target=_watch_launcher, name="ppxcls-launcher", daemon=True).start()
     _armed.set()
 
 
+def _watch_launcher() -> None:
+    while os.getppid() == _PARENT:
+        time.sleep(1.0)
+    several = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1
+    _end(f"rank {os.environ['PADDLE_TRAINER_ID']}: " if several else "", "the launcher is gone")
+
+
+def _end(name: str, message: str) -> None:
+    print(f"error: {name}{message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 class Watchdog:
-    """Ends the process if the block makes no progress for too long, or if its launcher is gone.
+    """Ends the process if the block makes no progress for too long.
 
     A rank that waits for another rank gets a quarter more time than a rank that waits for data. So the rank with the cause reports
     first. An exception can't interrupt a process that hangs inside a system call, so the process exits at once.
@@ -38,7 +56,6 @@ class Watchdog:
         self._name = f"rank {rank}: " if world_size > 1 else ""
         self._several = world_size > 1
         self._detail = detail
-        self._parent = os.getppid()
         self._stop = threading.Event()
         self.feed("start", own=True)
 
@@ -77,14 +94,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.seconds / 10)):
-            if (self._several or "PADDLE_TRAINER_ID" in os.environ) and os.getppid() != self._parent:
-                self._end("the launcher is gone")
             waited = time.monotonic() - self._since
             if waited > self.seconds * (1 if self._own or not self._several else 1.25):
                 cause = "" if self._own or not self._several else " (another rank may hang, or is gone)"
                 detail = self._detail()
-                self._end(f"no progress for {waited:.0f} s at: {self._doing}{f': {detail}' if detail else ''}{cause}")
-
-    def _end(self, message: str) -> None:
-        print(f"error: {self._name}{message}", file=sys.stderr, flush=True)
-        os._exit(1)
+                _end(self._name, f"no progress for {waited:.0f} s at: {self._doing}{f': {detail}' if detail else ''}{cause}")

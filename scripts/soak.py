@@ -1,0 +1,206 @@
+"""Train two processes under ``tools/launch.py`` for a time, with a fault every few seconds, and compare with a run without faults.
+
+    python scripts/soak.py --minutes 60 --seed 1
+
+The faults, by the seed: a rank, the launcher or the supervisor is killed, a rank is stopped, the disk is filled, the run's folder
+is removed. The output folder is a small disk of its own, for which the script needs ``unshare``. At the end the run is told to
+stop, then finishes its epoch, and another run trains as many epochs undisturbed. Weights, optimizer and progress must be equal, bit
+by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import yaml
+
+from ppxcls.checkpoints.files import CheckpointError, read_checkpoint, read_manifest
+from tests.conftest import SMALL_NETWORK, small_config, write_images
+
+HANG_TIMEOUT = 20
+AUTO = ["-o", "Global.checkpoints=auto"]
+
+
+class Soak:
+    """A job and what is done to it."""
+
+    def __init__(self, folder: Path, network: str, seed: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.faults: collections.Counter[str] = collections.Counter()
+        self.disk = folder / "disk"
+        for name, count in (("train", 24), ("val", 7)):
+            write_images(folder / "data", count, name=name)
+        self.config = folder / "config.yaml"
+        keys = {
+            "Arch": {"name": network, "class_num": 3},
+            "Global.plugins": [SMALL_NETWORK],
+            "Global.epochs": 100_000,
+            "Global.save_interval": 100_000,
+            "Global.save_interval_steps": 2,
+            "Global.hang_timeout": HANG_TIMEOUT,
+            "DataLoader.Train.sampler.batch_size": 2,
+            "Optimizer.lr": {"name": "ConstLR", "learning_rate": 0.001},
+        }
+        self.config.write_text(yaml.safe_dump(small_config(folder / "data", self.disk, **keys), sort_keys=False))
+        self.run = self.disk / network
+        self.job = self._start()
+
+    def _start(self, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "tools/launch.py", "--restarts", "1000", "--pause", "0.2", "--nproc_per_node", "2"]
+        command += ["--log_dir", str(self.folder / "log"), "tools/train.py", "-c", str(self.config), *AUTO, *words]
+        with open(self.folder / "said", "ab") as said:
+            return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+
+    def step(self) -> int:
+        """Of the newest checkpoint; 0 if there is none."""
+        with contextlib.suppress(CheckpointError):
+            return int(read_manifest(self.run / "latest")["progress"]["step"])
+        return 0
+
+    def processes(self) -> list[list[int]]:
+        """Process ids: the supervisor's, the launcher's, the ranks'."""
+        levels = [[self.job.pid]]
+        for _ in range(2):
+            levels.append([child for pid in levels[-1] for child in _children(pid)])
+        return levels
+
+    def fault(self) -> None:
+        """One fault at random, and the start of a supervisor that was killed."""
+        weights = {self.kill_rank: 5, self.kill_launcher: 3, self.kill_supervisor: 2, self.stop_rank: 1}
+        weights |= {self.fill_disk: 1, self.remove_folder: 1}
+        (chosen,) = self.rng.choices(list(weights), list(weights.values()))
+        if chosen():
+            self.faults[chosen.__name__] += 1
+        if self.job.poll() is not None:
+            self.job = self._start()
+
+    def kill_rank(self) -> bool:
+        return self._signal(2, signal.SIGKILL)
+
+    def kill_launcher(self) -> bool:
+        return self._signal(1, signal.SIGKILL)
+
+    def kill_supervisor(self) -> bool:
+        """With all that is below it: the machine is switched off."""
+        for pid in [pid for level in self.processes() for pid in level]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.job.wait()
+        return True
+
+    def stop_rank(self) -> bool:
+        if not self._signal(2, signal.SIGSTOP):
+            return False
+        time.sleep(HANG_TIMEOUT + 10)
+        return True
+
+    def fill_disk(self) -> bool:
+        filler = self.disk / "filler"
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as stream:
+            while stream.write(bytes(1 << 14)):
+                pass
+        time.sleep(self.rng.uniform(5, 25))
+        filler.unlink()
+        return True
+
+    def remove_folder(self) -> bool:
+        shutil.rmtree(self.run, ignore_errors=True)
+        return True
+
+    def _signal(self, level: int, number: int) -> bool:
+        pids = self.processes()[level]
+        if pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.rng.choice(pids), number)
+        return bool(pids)
+
+    def finish(self) -> int:
+        """Tell the run to stop, then let it finish its epoch; returns the number of epochs."""
+        self.job.send_signal(signal.SIGTERM)
+        self.job.wait()
+        time.sleep(5)  # processes whose launcher was killed a moment ago end by themselves
+        epochs = max(read_manifest(self.run / "latest")["progress"]["epoch"], 1)
+        self.job = self._start("-o", f"Global.epochs={epochs}")
+        assert self.job.wait() == 0, (self.folder / "said").read_text()[-2000:]
+        return int(epochs)
+
+
+def undisturbed(soak: Soak, epochs: int) -> Path:
+    """A run of as many epochs; returns its folder."""
+    output = soak.folder / "undisturbed"
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(soak.folder / "log2")]
+    command += ["tools/train.py", "-c", str(soak.config), "-o", f"Global.epochs={epochs}", "-o", f"Global.output_dir={output}"]
+    subprocess.run([*command, "-o", "Global.save_interval_steps=null"], check=True, cwd=ROOT, capture_output=True)
+    return output / soak.run.name
+
+
+def difference(one: Path, two: Path) -> str | None:
+    """In what two checkpoints differ."""
+    (parts, manifest), (others, other) = read_checkpoint(one), read_checkpoint(two)
+    for values in (manifest["progress"], other["progress"]):
+        del values["started"]
+    if manifest["progress"] != other["progress"]:
+        return f"progress: {manifest['progress']} and {other['progress']}"
+    for part in parts:
+        pairs = zip(_arrays(parts[part]), _arrays(others[part]), strict=True)
+        if not all(np.array_equal(a, b) for a, b in pairs):
+            return f"{part} differs"
+    return None
+
+
+def _arrays(state: dict[str, Any]) -> list[Any]:
+    return [value for value in state.values() if isinstance(value, np.ndarray)]
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--network", default="Xception41")
+    parser.add_argument("--disk", default="700m", help="size of the output's disk")
+    parser.add_argument("--folder", help=argparse.SUPPRESS)  # the script calls itself where the disk is mounted
+    arguments = parser.parse_args()
+    if arguments.folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            (Path(name) / "disk").mkdir()
+            mount = f'mount -t tmpfs -o size={arguments.disk} none {name}/disk && exec "$@"'
+            own = [sys.executable, *sys.argv, "--folder", name]
+            command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh", *own]
+            sys.exit(subprocess.run(command, check=False).returncode)
+    soak = Soak(Path(arguments.folder), arguments.network, arguments.seed)
+    end = time.monotonic() + 60 * arguments.minutes
+    while time.monotonic() < end:
+        time.sleep(soak.rng.uniform(5, 45))
+        soak.fault()
+        print(f"{(end - time.monotonic()) / 60:5.1f} min left, step {soak.step()}, {dict(soak.faults)}", flush=True)
+    epochs = soak.finish()
+    found = difference(soak.run / "latest", undisturbed(soak, epochs) / "latest")
+    print(f"{sum(soak.faults.values())} faults in {arguments.minutes:g} minutes: {dict(soak.faults)}; {epochs} epochs")
+    print(f"differs from the undisturbed run: {found}" if found else "equal to the undisturbed run, bit by bit")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
