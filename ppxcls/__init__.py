@@ -30,6 +30,8 @@ _HOMES = {
     "export": "ppxcls.deploy.build",
     "infer": "ppxcls.deploy.build",
     "load": "ppxcls.deploy.build",
+    "fit": "ppxcls.photographs.folder",
+    "report": "ppxcls.reports.page",
     "load_weights": "ppxcls.models.weights",
     "build_transforms": "ppxcls.data.transforms",
     "MODELS": "ppxcls.models.common_keys",
@@ -69,6 +71,8 @@ if TYPE_CHECKING:
     from ppxcls.deploy.build import infer as infer
     from ppxcls.deploy.build import load as load
     from ppxcls.models.weights import load_weights as load_weights
+    from ppxcls.photographs.folder import fit as fit
+    from ppxcls.reports.page import report as report
     from ppxcls.system.signals import Preempted as Preempted
     from ppxcls.train.loss_watch import TrainingError as TrainingError
     from ppxcls.train.lr_schedules import build_lr_schedule as build_lr_schedule

@@ -36,11 +36,13 @@ from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.network import build_network, static_network
 from ppxcls.train.optimizers import build_optimizer
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision, set_precision
+from ppxcls.train.predictions import OTHER_PREDICTIONS, PREDICTIONS, write_predictions
 from ppxcls.train.room import report_room
 from ppxcls.train.run import Run
 from ppxcls.train.run_log import format_results
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
 from ppxcls.train.trained_model import (
+    EVALUATION,
     Weights,
     chance_warning,
     class_names_for,
@@ -126,6 +128,9 @@ def evaluate(config: Config) -> dict[str, float]:
         if not weights.is_own and (warning := chance_warning(results, class_num(config))):
             logger.warning(warning)
         file = write_results(config, weights, results)
+        assert evaluation.predictions
+        table = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
+        write_predictions(file.with_name(table), evaluation.predictions, loader.dataset, class_names_for(config, "evaluate"))
         logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
     return results
 

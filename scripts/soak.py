@@ -82,8 +82,8 @@ class Soak:
 
     def fault(self) -> None:
         """One fault at random, and the start of a supervisor that was killed."""
-        weights = {self.kill_rank: 5, self.kill_launcher: 3, self.kill_supervisor: 2, self.stop_rank: 1}
-        weights |= {self.fill_disk: 1, self.remove_folder: 1}
+        weights = {self.kill_rank: 10, self.kill_launcher: 6, self.kill_supervisor: 4, self.stop_rank: 2}
+        weights |= {self.fill_disk: 2, self.remove_folder: 1}
         (chosen,) = self.rng.choices(list(weights), list(weights.values()))
         if chosen():
             self.faults[chosen.__name__] += 1

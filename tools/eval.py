@@ -5,17 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import ppxcls
 from ppxcls import cli
-
-
-def main() -> None:
-    arguments = cli.parse_arguments(
-        "Evaluate a run's best_model, or the weights of -o Global.pretrained_model: top-1, top-5, loss."
-    )
-    config = cli.load_config(arguments)
-    ppxcls.evaluate(config)
-
+from ppxcls.cli import verbs
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(verbs.evaluate)

@@ -55,8 +55,8 @@ class RunFacts:
 
     def of_all_ranks(self) -> dict[str, str]:
         """What must be equal on all ranks: the lists, and the config without what belongs to one machine."""
-        flat = _flat(read_yaml(self.config, "the config"))
-        config = {k: v for k, v in flat.items() if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")}
+        leaves = flat(read_yaml(self.config, "the config"))
+        config = {k: v for k, v in leaves.items() if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")}
         return {"config": repr(sorted(config.items())), "training list": self.train_list, "evaluation list": self.eval_list}
 
 
@@ -76,10 +76,10 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
     except TypeError:  # PaddleClas's
         return
     try:
-        before = _flat(read_yaml(old.config, "the checkpoint's config"))
+        before = flat(read_yaml(old.config, "the checkpoint's config"))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    after = _flat(read_yaml(facts.config, "the config"))
+    after = flat(read_yaml(facts.config, "the config"))
     changes = {
         key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({*before, *after})
@@ -122,7 +122,7 @@ def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: R
     return progress
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves of a nested config by their key paths."""
     if isinstance(tree, dict):
         items = [(str(key), value) for key, value in tree.items()]
@@ -130,4 +130,4 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         items = [(str(i), value) for i, value in enumerate(tree)]
     else:
         return {prefix: tree}
-    return {k: v for key, value in items for k, v in _flat(value, f"{prefix}.{key}" if prefix else key).items()}
+    return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}

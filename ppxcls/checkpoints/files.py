@@ -225,6 +225,11 @@ def is_complete(manifest: Mapping[str, Any]) -> bool:
     return OPTIMIZER in parts_of(manifest)
 
 
+def has_any_part(prefix: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a file of a checkpoint is there beside the manifest."""
+    return any(with_extension(prefix, extension + new).exists() for extension in manifest["parts"] for new in ("", ".new"))
+
+
 def read_part(prefix: Path, manifest: Mapping[str, Any], part: str) -> State:
     """One part of a checkpoint, from the same bytes whose digest was compared.
 
@@ -317,8 +322,12 @@ class _HashingWriter:
 def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
     with _cleared_on_error(prefix), whole_file(with_extension(prefix, ".json"), durable=True) as stream:
         stream.write(json.dumps(manifest, indent=1).encode())
-    for extension in manifest["parts"]:
-        os.replace(with_extension(prefix, extension + ".new"), with_extension(prefix, extension))
+    try:
+        for extension in manifest["parts"]:
+            os.replace(with_extension(prefix, extension + ".new"), with_extension(prefix, extension))
+    except FileNotFoundError:  # somebody has removed them in the meantime
+        with_extension(prefix, ".json").unlink(missing_ok=True)
+        raise
     for extension in set(EXTENSIONS) - manifest["parts"].keys():  # of what had this name before
         with_extension(prefix, extension).unlink(missing_ok=True)
     sync_folder(prefix.parent)

@@ -19,6 +19,7 @@ from ppxcls.checkpoints.files import (
     OPTIMIZER,
     CheckpointError,
     check_whole,
+    has_any_part,
     is_complete,
     read_manifest,
     recover,
@@ -37,7 +38,20 @@ except ImportError:  # Windows has no such locks, so two runs in one folder are 
 
 _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
 _DESCRIPTIONS = ("config.yaml", "class_names.txt")  # of a run; without anything else they are not worth keeping
-_RESULTS = (*_DESCRIPTIONS, "metrics.jsonl", "bad_samples.txt", "vdl", "eval.json", "eval_other.json")
+_RESULTS = (
+    *_DESCRIPTIONS,
+    "metrics.jsonl",
+    "bad_samples.txt",
+    "vdl",
+    "eval.json",
+    "eval_other.json",
+    "predictions.csv",
+    "predictions_other.csv",
+    "per_class.csv",
+    "first_batch.png",
+    "report.html",
+    "README.md",
+)
 _EXTENSIONS = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
 _CHECKPOINT = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSIONS})(\.new)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -185,7 +199,11 @@ class RunFolder:
         for file in sorted(self.path.glob("*.json")):
             prefix = file.with_suffix("")
             try:
-                found.append((prefix, read_manifest(prefix)))
+                manifest = read_manifest(prefix)
+                if has_any_part(prefix, manifest):
+                    found.append((prefix, manifest))
+                else:
+                    logger.warning(f"{file} is the rest of a checkpoint whose files were removed; it is ignored")
             except CheckpointError as error:
                 if any(_CHECKPOINT.fullmatch(f.name) and f != file for f in self.path.glob(f"{prefix.name}.*")):
                     damaged.append(str(error))
@@ -249,8 +267,11 @@ class RunFolder:
         self._pending = self._writer.submit(write)
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Write; if the disk is full, remove the older ``step_N`` and write once more."""
+        """Write. If the disk is full, remove the older ``step_N`` and write once more; also if the folder was removed meanwhile."""
         try:
+            write()
+        except FileNotFoundError:
+            self.ensure()
             write()
         except OSError as error:
             removed = self._free_room() if error.errno in _FULL else []

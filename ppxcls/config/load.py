@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.config.checks import ConfigError, KeyPath, Where, check_section, check_value, shown, unknown
+from ppxcls.config.inheritance import with_bases
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
 from ppxcls.config.yaml_values import read_yaml
@@ -21,7 +22,7 @@ _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes
 
 
 def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML, apply the overrides, import the plugins, check everything.
+    """Read a YAML over its ``base``, apply the overrides, import the plugins, check everything.
 
     Args:
         path: the YAML file, or the folder of a run; in a notebook also the YAML's content as nested dicts and lists.
@@ -35,13 +36,13 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     file = None
     own_folder = None
     if isinstance(path, Mapping):
-        raw = copy.deepcopy(plain(path))
+        raw = with_bases(copy.deepcopy(plain(path)), None, sources, _read_base)
     else:
         if (problem := url_problem(path)) is not None:
             raise ConfigError(problem)
         file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
         text = _read_text(file)
-        raw = _mapping(text, file, sources)
+        raw = with_bases(_mapping(text, file, sources), file, sources, _read_base)
         own_folder = _folder_of_run(file, text)
     given = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, Where((), sources))
@@ -51,6 +52,10 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         config.own_folder = own_folder
     _resolve_class_names(config)
     return config
+
+
+def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
+    return _mapping(_read_text(file), file, sources)
 
 
 def _folder_of_run(file: Path, text: str) -> Path | None:

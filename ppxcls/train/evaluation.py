@@ -16,6 +16,7 @@ from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Metric, Scorer, Totals
 from ppxcls.train.precision import Autocast
+from ppxcls.train.predictions import Predictions, PredictionTable
 
 
 class Evaluation:
@@ -24,6 +25,9 @@ class Evaluation:
     Args:
         loader: not shuffled; the parts of all processes make up the data set.
         autocast: makes the context to compute in.
+
+    Attributes:
+        predictions: of the last evaluation, sample by sample; None before it.
     """
 
     def __init__(
@@ -33,6 +37,8 @@ class Evaluation:
         self._loss, self._metrics, self._autocast = loss, list(metrics), autocast
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
+        self._table = PredictionTable(len(loader.dataset))
+        self.predictions: Predictions | None = None
 
     def larger_is_better(self, name: str) -> bool:
         """Whether a larger value of this figure is better, as of a metric; a smaller loss is."""
@@ -66,6 +72,7 @@ class Evaluation:
         finally:
             if was_training:
                 network.train()
+        self.predictions = self._table.gathered()
         return self._results(scored, left_out)
 
     def _score(self, network: nn.Layer, batch: Batch) -> paddle.Tensor:
@@ -73,6 +80,7 @@ class Evaluation:
         with interrupts_deferred(), self._autocast():
             logits = network(self._to_input(batch.images))
             losses = self._loss(logits, labels)
+        self._table.add(batch.plan.indices, logits, labels)
         return self._scorer(losses, logits, labels)
 
     def _results(self, scored: list[tuple[int, paddle.Tensor]], left_out: int) -> dict[str, float]:

@@ -15,6 +15,8 @@ from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import write_text
+from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.predictions import PREDICTIONS, write_predictions
 from ppxcls.train.trackers import Tracker
 
 
@@ -58,6 +60,18 @@ class Run:
         write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)
         if self.class_names:
             write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
+
+    def write_predictions(self, evaluation: Evaluation) -> None:
+        """Write the predictions of an evaluation to the folder. A full disk is a warning: the run is worth more.
+
+        Args:
+            evaluation: one that has been done.
+        """
+        assert evaluation.predictions
+        try:
+            write_predictions(self.folder.path / PREDICTIONS, evaluation.predictions, evaluation.loader.dataset, self.class_names)
+        except OSError as error:
+            logger.warning(f"{self.folder.path / PREDICTIONS}: {error.strerror}")
 
     def save(self, names: Sequence[str], snapshot: Snapshot, before: Callable[[], None]) -> None:
         """Begin to write a checkpoint under these names in the background.

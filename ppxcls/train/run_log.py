@@ -64,7 +64,7 @@ class RunLog:
             f"ips: {times['ips']:.4g} samples/s/card, {times['ips_total']:.4g} in all, eta: {eta}"
         )
         amp = {"skipped": progress.skipped_total} if progress.skipped_total else {}
-        figures = {"lr": lr, **means.values, **amp, **times, "eta": eta.total_seconds()}
+        figures = {"lr": lr, **means.values, **amp, **times, "eta": eta.total_seconds(), "samples": means.samples}
         self._track("train", {"epoch": progress.epoch, "iter": number, "step": progress.step}, figures)
 
     def epoch_line(self, means: Means, epoch: int) -> None:

@@ -18,7 +18,7 @@ from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import read_regular, write_text
 
 _MOST_BYTES = 1 << 32  # of metrics.jsonl
-_NO_CURVE = {"batch_cost", "reader_cost", "eta", "num_samples", "bad_samples"}
+_NO_CURVE = {"batch_cost", "reader_cost", "eta", "samples", "num_samples", "bad_samples"}
 
 
 class Tracker(Protocol):

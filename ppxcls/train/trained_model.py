@@ -28,6 +28,7 @@ from ppxcls.system.whole_files import write_text
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
 
+EVALUATION = "eval.json"
 _RESULTS = ("best_model", "latest")  # of a run, the better first
 _LEAST_SAMPLES = 50  # below that, good weights can score 0 by bad luck
 _IMAGENET_CLASSES = 1000
@@ -265,7 +266,7 @@ def write_results(config: Config, weights: Weights, results: dict[str, float]) -
     """
     folder = config.run_folder
     is_own = weights.is_own and _evaluates_as_the_run(config)
-    file = folder / ("eval.json" if is_own else "eval_other.json")
+    file = folder / (EVALUATION if is_own else "eval_other.json")
     folder.mkdir(parents=True, exist_ok=True)
     dataset = plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
     facts = {"weights": weights.path, "about": weights.note, "data": dataset.get("cls_label_path", dataset.get("name"))}

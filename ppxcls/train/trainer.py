@@ -22,6 +22,7 @@ from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
 from ppxcls.system.supervisor import note_begun
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.first_batch import FIRST_BATCH, write_first_batch
 from ppxcls.train.learner import Learner
 from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from ppxcls.train.run import Run
@@ -146,6 +147,8 @@ class Trainer:
         paddle.seed(_step_seed(sampler.seed, epoch, plan.number, sampler.rank))
         images, labels = self._to_input(batch.images), paddle.to_tensor(batch.labels)
         images, labels = learner.mixed(images, labels, [sampler.seed, epoch, plan.first])
+        if self._is_main and epoch == 1 and plan.number == 0:
+            write_first_batch(self.output_dir / FIRST_BATCH, images)
         lr = learner.rate
         is_update_step = plan.number == group[-1]
         sums = learner.step(images, labels, weight, is_update_step)
@@ -190,6 +193,8 @@ class Trainer:
         is_best = not best or best["metric"] != name or (value > best["value"] if larger else value < best["value"])
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
+            if self._is_main:
+                self.run.write_predictions(evaluation)
         self.log.eval_line(results, self.progress)
         self.learner.observe(value, larger)
         return is_best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import ppxcls
+from ppxcls.checkpoints import files
 from ppxcls.checkpoints.files import read_checkpoint, write_checkpoint
 from ppxcls.checkpoints.safe_states import NAMES, pack, unpack
 from tests.conftest import ROOT, run_tool
@@ -149,3 +151,32 @@ def test_samples_per_step_decide_the_accumulation(small: Callable[..., Path], tm
     ]
     assert same(*(read_checkpoint(folder / "latest")[0][".pdparams"] for folder in folders))
     assert read_checkpoint(folders[0] / "latest")[1]["update_freq"] == 2
+
+
+def test_a_folder_removed_during_a_save_is_written_again(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the parts were written and before they have their names."""
+    trainer = ppxcls.build_trainer(ppxcls.load_config(small(**STEPS)))
+    whole, removed = files.whole_file, []
+
+    def remove_and_write(file: Path, durable: bool = False) -> Any:
+        if file.name == "step_2.json" and not removed:
+            removed.append(file)
+            shutil.rmtree(file.parent)
+            file.parent.mkdir()
+        return whole(file, durable)
+
+    monkeypatch.setattr(files, "whole_file", remove_and_write)
+    trainer.fit()
+    assert removed
+    assert {f.stem for f in trainer.output_dir.glob("*.json")} == {"step_2", "step_3", "latest", "best_model"}
+    assert files.check_whole(trainer.output_dir / "step_2")["progress"]["step"] == 2
+
+
+def test_a_manifest_without_files_is_ignored(small: Callable[..., Path]) -> None:
+    file = small(**STEPS)
+    folder = train(file)
+    for part in folder.glob("*.pd*"):
+        part.unlink()
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.checkpoints=auto"]))
+    assert trainer.progress.step == 0
+    assert "step_3.json is the rest of a checkpoint whose files were removed; it is ignored" in (folder / "train.log").read_text()

@@ -28,6 +28,7 @@ def parse_arguments(
     description: str,
     others: Mapping[str, dict[str, Any]] | None = None,
     argv: Sequence[str] | None = None,
+    examples: Sequence[str] = (),
     needs_config: Callable[[argparse.Namespace], bool] = lambda _: True,
 ) -> argparse.Namespace:
     """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``.
@@ -36,9 +37,10 @@ def parse_arguments(
         description: first line of ``--help``.
         others: arguments of this tool alone, as ``add_argument`` takes them.
         argv: the words of the command line; None for those of this process.
+        examples: commands, for ``--help``.
         needs_config: whether ``-c`` must be among the parsed arguments.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = parser_for(description, examples)
     parser.add_argument("-c", "--config", metavar="FILE", help="the YAML, or the folder of a run")
     parser.add_argument(
         "-o",
@@ -59,6 +61,14 @@ def parse_arguments(
     return arguments
 
 
+def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` ends with examples."""
+    epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+    return argparse.ArgumentParser(
+        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
 def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> Any:
     """The config that the arguments name, printed first if they ask for it: to the stream, None for standard output."""
     from ppxcls import load_config as load
@@ -71,7 +81,7 @@ def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> 
 
 def _own_config(path: str) -> str:
     """The file of this repository for one of PaddleClas's, such as ``ppcls/configs/ImageNet/Xception/Xception41.yaml``."""
-    own = Path(__file__).resolve().parents[1] / "configs" / Path(path).name
+    own = Path(__file__).resolve().parents[2] / "configs" / Path(path).name
     if "ppcls/configs/" not in Path(path).as_posix() or Path(path).exists() or not own.is_file():
         return path
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":

@@ -1,0 +1,150 @@
+"""``ppxcls fit``: lists, settings, YAML, training, evaluation and report of a folder of photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ppxcls.build import build_trainer, evaluate
+from ppxcls.config.load import load_config
+from ppxcls.config.yaml_values import write_yaml
+from ppxcls.data.class_names import CLASS_NAMES
+from ppxcls.data.errors import DataError
+from ppxcls.data.make_lists import make_lists
+from ppxcls.photographs.settings import Settings, choose, network_of
+from ppxcls.reports.page import report_after_training
+from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.system.paths import printable, url_problem
+from ppxcls.system.whole_files import write_text
+
+TRAIN, HEAD = "train.yaml", "head.yaml"
+_ALL_BUT_THE_CLASSIFIER = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
+_HEAD_LEARNING_RATE, _FINE_TUNING_RATE = 0.002, 0.0003
+
+
+def fit(
+    photos: str | Path,
+    weights: str | None = None,
+    network: str | None = None,
+    minutes: float = 10.0,
+    output: str | Path | None = None,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train a classifier on a folder of photographs; the folder stays as it is.
+
+    Args:
+        photos: its folders are the classes, or ``train/`` and ``val/`` with such folders; see ``make_lists``.
+        weights: to start from, such as published ones. First the classifier alone is trained, then all layers, the earlier ones at
+            lower rates.
+        network: its name; None for that of the weights.
+        minutes: that the training may take on this machine, about.
+        output: folder of lists, YAML and run; None for ``output/<name of the folder>``.
+        device: to train on; None for the best one here.
+        overrides: ``A.b=value``, applied to the YAML.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError, OSError: as ``make_lists`` and ``build_trainer``.
+    """
+    set_up_logging()
+    if problem := url_problem(photos):
+        raise DataError(problem)
+    photos = Path(photos)
+    output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
+    if minutes <= 0:
+        raise DataError(f"expected minutes above 0, received {minutes:g}")
+    if (output / TRAIN).exists():
+        raise DataError(f"{output / TRAIN} is there already: train by it with 'ppxcls train -c {output / TRAIN}', or give --output")
+    made = make_lists(photos, output / "lists")
+    for line in str(made).splitlines():
+        logger.info(line)
+    if not made.lists.get(str(output / "lists" / "val_list.txt")):
+        raise DataError(f"{photos}: no images are left to evaluate on; each class needs at least two")
+    class_num = len((output / "lists" / CLASS_NAMES).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    if class_num < 2:
+        raise DataError(f"{photos}: one class; a classifier needs at least two folders")
+    try:
+        network = network or network_of(weights)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    settings = choose(photos, output / "lists" / "train_list.txt", class_num, network, weights, minutes, device)
+    for line in settings.why:
+        logger.info(line)
+    write_text(output / TRAIN, _yaml(settings, photos, output))
+    if settings.head_epochs:
+        write_text(output / HEAD, _head_yaml(settings, output))
+        build_trainer(load_config(output / HEAD)).fit()
+    config = load_config(output / TRAIN, overrides)
+    build_trainer(config).fit()
+    evaluate(load_config(config.run_folder))
+    report_after_training(config.run_folder)
+    return config.run_folder
+
+
+def next_commands(folder: Path) -> list[str]:
+    """The commands that a user may want after ``fit``."""
+    return [
+        f"  ppxcls infer -c {folder} NEW_IMAGES",
+        f"  ppxcls export -c {folder}",
+        f"  ppxcls train -c {folder.parent / TRAIN}    # again, after editing that file",
+    ]
+
+
+def _yaml(settings: Settings, photos: Path, output: Path) -> str:
+    """The YAML of the training: what differs from its base."""
+    start = str(output / "head" / settings.network / "latest") if settings.head_epochs else None
+    rate = _FINE_TUNING_RATE if settings.weights else 0.001
+    optimizer = {"layer_decay": 0.9} if settings.weights else {}
+    content = {
+        "base": "photographs",
+        "Global": {
+            "device": settings.device,
+            "output_dir": str(output),
+            "epochs": settings.epochs,
+            **({"pretrained_model": start} if start else {}),
+        },
+        "Arch": {"name": settings.network, "class_num": settings.class_num},
+        "Optimizer": {**optimizer, "lr": {"learning_rate": rate, "warmup_epoch": min(1, settings.epochs // 3)}},
+        "DataLoader": {
+            "Train": _section("train", settings, photos, output, {"RandCropImage": {"size": settings.size}}),
+            "Eval": _section(
+                "val",
+                settings,
+                photos,
+                output,
+                {"ResizeImage": {"resize_short": round(settings.size / 0.9)}, "CropImage": {"size": settings.size}},
+            ),
+        },
+    }
+    why = "".join(f"# {printable(line)}\n" for line in settings.why)
+    title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
+    command = f"#   ppxcls train -c {printable(str(output / TRAIN))}"
+    return f"{title}\n#\n{command}\n#\n{why}\n{write_yaml(content)}"
+
+
+def _section(part: str, settings: Settings, photos: Path, output: Path, sizes: dict[str, dict[str, int]]) -> dict[str, object]:
+    normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
+    dataset = {
+        "image_root": str(photos),
+        "cls_label_path": str(output / "lists" / f"{part}_list.txt"),
+        "transform_ops": {**sizes, **normalize},
+    }
+    return {"dataset": dataset, "sampler": {"batch_size": settings.batch_size}}
+
+
+def _head_yaml(settings: Settings, output: Path) -> str:
+    """The YAML of the classifier's own training, which is over the other one."""
+    content = {
+        "base": TRAIN,
+        "Global": {
+            "output_dir": str(output / "head"),
+            "epochs": settings.head_epochs,
+            "pretrained_model": settings.weights,
+        },
+        "Arch": {"freeze": [_ALL_BUT_THE_CLASSIFIER]},
+        "Optimizer": {"layer_decay": None, "lr": {"learning_rate": _HEAD_LEARNING_RATE, "warmup_epoch": 0}},
+    }
+    return f"# The classifier alone, before all layers are trained by {TRAIN}.\n\n{write_yaml(content)}"

@@ -1,0 +1,1 @@
+"""What a person looks at after training: one HTML page about a run, or about several."""

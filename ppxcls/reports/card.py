@@ -1,0 +1,55 @@
+"""The model card of a run, with the fields of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from ppxcls.reports import figures
+from ppxcls.reports.record import Record
+from ppxcls.system.paths import printable
+
+
+def model_card(record: Record) -> str:
+    """The text of ``README.md``: metadata as YAML, then what the model is, how it was trained, and how to use it."""
+    name, manifest = record.config.Arch.name, record.manifest
+    meta: dict[str, Any] = {
+        "library_name": "paddlepaddle",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "xception", "ppxcls"],
+    }
+    lines = [f"# {name}", "", f"An image classifier with {len(record.names):,} classes, trained with ppxcls.", ""]
+    if record.samples is not None:
+        found = {f"top{k}": figures.topk_share(record.samples, k) for k in (1, 5) if k == 1 or len(record.names) > k}
+        meta["metrics"] = ["accuracy"]
+        results = [{"type": "accuracy", "name": key, "value": round(share.value, 5)} for key, share in found.items()]
+        data = {"type": "imagefolder", "name": _eval_list(record)}
+        task = {"type": "image-classification"}
+        meta["model-index"] = [{"name": name, "results": [{"task": task, "dataset": data, "metrics": results}]}]
+        lines += ["## Evaluation", "", f"On {len(record.samples):,} images of `{_eval_list(record)}`:", ""]
+        lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
+        lines += [f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |" for key, share in found.items()]
+        lines.append("")
+    lines += ["## Training", "", f"- epochs: {record.config.Global.epochs}"]
+    origin = manifest.get("started_from")
+    lines.append(f"- started from: {printable(str(origin)) if origin else 'fresh weights'}")
+    lines += [
+        f"- {key}: {printable(str(manifest[key]))}" for key in ("ppxcls", "paddle", "samples", "train_list") if manifest.get(key)
+    ]
+    lines += ["- every setting: `config.yaml`", "", "## Use", "", "```python", "import ppxcls", ""]
+    lines += [f'model = ppxcls.load("{record.folder.name}")  # this folder', 'print(model.predict("image.jpg"))', "```", ""]
+    lines += [
+        "## Limits",
+        "",
+        "The figures hold for images like those of the evaluation list. `report.html` shows where it is wrong.",
+        "",
+    ]
+    front = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n" + "\n".join(lines)
+
+
+def _eval_list(record: Record) -> str:
+    loaders = record.config.DataLoader
+    dataset = loaders.Eval.dataset if loaders and loaders.Eval else {}
+    return printable(str(dataset.get("cls_label_path", dataset.get("name", "the evaluation data"))))

@@ -1,0 +1,337 @@
+"""Writes ``report.html`` and the files beside it for a run, and a page that compares several."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppxcls.checkpoints.compatibility import flat
+from ppxcls.config.checks import ConfigError
+from ppxcls.config.yaml_values import read_yaml
+from ppxcls.data.errors import DataError
+from ppxcls.reports import figures
+from ppxcls.reports.card import model_card
+from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves
+from ppxcls.reports.pictures import data_uri, overlays, thumbnail
+from ppxcls.reports.record import Record, Samples, read_record
+from ppxcls.system.logs import logger
+from ppxcls.system.paths import printable
+from ppxcls.system.whole_files import whole_file, write_text
+from ppxcls.train.first_batch import FIRST_BATCH
+
+REPORT, PER_CLASS, CARD = "report.html", "per_class.csv", "README.md"
+INSTALL = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
+_SHOWN = 24  # images of a gallery
+_EXPLAINED = 8  # images with Grad-CAM
+_MOST_CELLS = 30  # classes up to which the confusion matrix is a table
+
+
+class ReportError(Exception):
+    """A report can't be written. The message is one line."""
+
+
+def report(runs: str | Path | Sequence[str | Path], output: str | Path = "comparison.html") -> Path:
+    """Write the page of a run into its folder, or a page that compares several runs.
+
+    Args:
+        runs: a run's folder, or several.
+        output: the file of a comparison.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError, DataError, OSError: a folder is no run's, a package is not installed, or a file can't be written.
+    """
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    try:
+        return write_report(folders[0]) if len(folders) == 1 else write_comparison(folders, Path(output))
+    except ReportError as error:
+        raise DataError(str(error)) from None
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html``, its pictures, ``per_class.csv`` and the model card ``README.md`` into a run's folder.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        The page. It is one file, and nothing that it shows is loaded from elsewhere.
+
+    Raises:
+        ConfigError: it is no run's folder.
+        ReportError: a package is not installed.
+        OSError: it can't be written.
+    """
+    record = read_record(folder)
+    _require_packages()
+    pictures: dict[str, bytes] = {}
+    if record.train:
+        pictures["curves.png"] = draw_curves([record])
+    page: dict[str, Any] = {"title": printable(record.title), "names": [printable(name) for name in record.names]}
+    page |= {"notes": _notes(record), "numbers": _numbers(record), "facts": _facts(record), "config": record.config.to_yaml()}
+    if record.samples is not None:
+        page |= _of_samples(record, record.samples, pictures)
+    if record.class_counts is not None:
+        pictures["balance.png"] = draw_balance(record.class_counts, record.names)
+    for name, data in pictures.items():
+        with whole_file(record.folder / name) as stream:
+            stream.write(data)
+        page[name.removesuffix(".png")] = data_uri(data)
+    if "calibration.png" in pictures:
+        page["calibration"] = {"error": page["error"], "image": data_uri(pictures["calibration.png"])}
+    if (first := record.folder / FIRST_BATCH).is_file():
+        page["first_batch"] = data_uri(first.read_bytes())
+    page["sections"] = _sections(page)
+    write_text(record.folder / REPORT, _render("report.html.j2", page))
+    write_text(record.folder / CARD, model_card(record))
+    return record.folder / REPORT
+
+
+def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
+    """Write a page that compares runs: results, curves, and what differs in their configs.
+
+    Args:
+        folders: of the runs.
+        file: the page.
+
+    Raises:
+        ConfigError, ReportError, OSError: as ``write_report``.
+    """
+    records = [read_record(folder) for folder in folders]
+    _require_packages()
+    metrics = list(dict.fromkeys(key for record in records for key in _best(record) if key not in ("kind", "epoch", "step")))
+    rows = []
+    for record in records:
+        best = _best(record)
+        cells: list[dict[str, Any]] = [{"text": printable(record.title), "v": None}]
+        for key in ("epoch", *metrics):
+            value = best.get(key)
+            cells.append({"text": f"{value:.5g}" if isinstance(value, int | float) else "", "v": value})
+        rows.append(cells)
+    configs = [flat(read_yaml(record.config.to_yaml(), "the config")) for record in records]
+    keys = sorted({key for config in configs for key in config})
+    differences = [
+        (key, [_shown(config.get(key, "")) for config in configs])
+        for key in keys
+        if len({repr(config.get(key, "")) for config in configs}) > 1
+    ]
+    page = {
+        "title": "Comparison of runs",
+        "heads": ["run", "best epoch", *metrics],
+        "rows": rows,
+        "curves": data_uri(draw_curves(records)),
+        "differences": differences,
+        "runs": [printable(str(record.folder)) for record in records],
+    }
+    write_text(file, _render("compare.html.j2", page))
+    return file
+
+
+def report_after_training(folder: Path) -> None:
+    """Write the report at the end of a training. What prevents it is one line in the log: the run itself has ended well."""
+    try:
+        logger.info(f"report: {write_report(folder)}")
+    except ReportError as error:
+        logger.info(str(error))
+    except (OSError, ConfigError) as error:
+        logger.warning(f"the report can't be written: {error}")
+    except Exception as error:  # of a library that draws; the weights are there, and the report can be written again
+        logger.warning(f"the report can't be written: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _require_packages() -> None:
+    try:
+        import jinja2  # noqa: F401  only whether they are there
+        import matplotlib as mpl  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError:
+        raise ReportError(f"a report needs {INSTALL}") from None
+
+
+def _render(template: str, page: dict[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ppxcls.reports"), autoescape=True, undefined=jinja2.ChainableUndefined
+    )
+    return environment.get_template(template).render(page)
+
+
+def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) -> dict[str, Any]:
+    matrix = figures.confusion(samples, len(record.names))
+    classes = figures.by_class(matrix)
+    calibration = figures.calibration(samples)
+    pictures["calibration.png"] = draw_calibration(calibration)
+    support = matrix.sum(axis=1)
+    pairs = [(a, b, n, n / support[a]) for a, b, n in figures.most_confused(matrix)]
+    rows = _class_rows(record, classes)
+    _write_per_class(record.folder / PER_CLASS, rows)
+    mistakes = figures.worst_mistakes(samples, _SHOWN)
+    chosen = list(dict.fromkeys([*mistakes[: _EXPLAINED // 2], *_spread(samples, _EXPLAINED)]))[:_EXPLAINED]
+    return {
+        "matrix": _matrix(matrix),
+        "pairs": pairs,
+        "per_class": rows,
+        "error": calibration.error,
+        "mistakes": _gallery(record, samples, mistakes),
+        "uncertain": _gallery(record, samples, figures.least_certain(samples, _SHOWN)),
+        "suspects": _gallery(record, samples, figures.suspected_labels(samples, _SHOWN)),
+        "cams": _explained(record, samples, chosen),
+    }
+
+
+def _matrix(matrix: np.ndarray[Any, Any]) -> dict[str, Any]:
+    order = figures.clustered_order(matrix)
+    if len(matrix) > _MOST_CELLS:
+        label, predicted = np.nonzero(matrix)
+        entries = np.stack([label, predicted, matrix[label, predicted]], axis=1).tolist()
+        return {"order": order.tolist(), "entries": entries, "largest": int(matrix.max())}
+    sorted_ = matrix[np.ix_(order, order)]
+    shares = sorted_ / np.maximum(sorted_.sum(axis=1, keepdims=True), 1)
+    cells = [
+        [{"count": int(n), "share": 0.8 * s} for n, s in zip(*pair, strict=True)] for pair in zip(sorted_, shares, strict=True)
+    ]
+    return {"order": order.tolist(), "cells": cells}
+
+
+def _class_rows(record: Record, classes: dict[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
+    training = record.class_counts
+    return [
+        {
+            "id": i,
+            "name": printable(name),
+            "training": None if training is None else int(training[i]),
+            **{key: values[i].item() for key, values in classes.items()},
+        }
+        for i, name in enumerate(record.names)
+    ]
+
+
+def _write_per_class(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, ["id", "name", "precision", "recall", "f1", "support", "predicted", "training"], lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
+
+
+def _item(record: Record, samples: Samples, i: int, image: str | None) -> dict[str, Any]:
+    label, predicted = (printable(record.names[int(ids[i])]) for ids in (samples.labels, samples.predicted))
+    shown = "/".join(Path(samples.files[i]).parts[-2:])
+    return {"image": image, "label": label, "predicted": predicted, "score": float(samples.scores[i]), "file": printable(shown)}
+
+
+def _gallery(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    return [_item(record, samples, i, thumbnail(samples.files[i])) for i in numbers]
+
+
+def _spread(samples: Samples, count: int) -> list[int]:
+    """Samples at equal distances."""
+    return np.unique(np.linspace(0, len(samples) - 1, count).astype(int)).tolist()
+
+
+def _explained(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    try:
+        images = overlays(record.config, [(samples.files[i], int(samples.predicted[i])) for i in numbers])
+    except Exception as error:  # a network of the user's own may have no gradient, no feature map, or no weights any more
+        logger.info(f"the report has no Grad-CAM: {' '.join(str(error).split())}")
+        return []
+    return [_item(record, samples, i, image) for i, image in zip(numbers, images, strict=True) if image]
+
+
+def _best(record: Record) -> dict[str, Any]:
+    """The evaluation that the checkpoints call the best, or the last one."""
+    epoch = record.manifest.get("progress", {}).get("best", {}).get("epoch")
+    chosen = [row for row in record.evaluations if row.get("epoch") == epoch] or record.evaluations
+    return chosen[-1] if chosen else {}
+
+
+def _numbers(record: Record) -> list[dict[str, str]]:
+    numbers = []
+    samples = record.samples
+    if samples is not None:
+        for k in (1, 5):
+            if k == 1 or len(record.names) > k:
+                found = figures.topk_share(samples, k)
+                interval = f"95 %: {100 * found.low:.2f} to {100 * found.high:.2f}"
+                numbers.append({"name": f"top-{k}", "value": f"{100 * found.value:.2f} %", "note": interval})
+        numbers.append({"name": "evaluated", "value": f"{len(samples):,}", "note": f"samples, {len(record.names):,} classes"})
+    if best := _best(record):
+        numbers.append({"name": "best epoch", "value": str(best.get("epoch", "")), "note": f"of {record.config.Global.epochs}"})
+    rates = [row["ips_total"] for row in record.train if isinstance(row.get("ips_total"), int | float)]
+    if rates:
+        numbers.append({"name": "training", "value": f"{np.median(rates):.4g}", "note": "images/s, median of the log lines"})
+    return numbers
+
+
+def _notes(record: Record) -> list[str]:
+    notes = []
+    if record.samples is None:
+        notes.append("This run was not evaluated, or its predictions.csv is missing: python tools/eval.py -c FOLDER writes it.")
+    else:
+        absent = sorted(set(range(len(record.names))) - set(record.samples.labels.tolist()))
+        if absent:
+            shown = ", ".join(printable(record.names[i]) for i in absent[:5])
+            notes.append(
+                f"{len(absent)} of {len(record.names)} classes have no evaluated sample: {shown}{' …' if len(absent) > 5 else ''}"
+            )
+        wrong = sum(not Path(file).is_file() for file in record.samples.files[:100])
+        if wrong:
+            notes.append("The images are not where they were during the evaluation, so some pictures are missing.")
+    return notes
+
+
+def _facts(record: Record) -> list[tuple[str, str]]:
+    manifest, progress = record.manifest, record.manifest.get("progress", {})
+    facts = [("network", record.config.Arch.name), ("folder", str(record.folder))]
+    for key, name in (("started_from", "started from"), ("ppxcls", "ppxcls"), ("paddle", "Paddle"), ("world_size", "processes")):
+        if manifest.get(key) is not None:
+            facts.append((name, str(manifest[key])))
+    facts.append(("device", record.config.Global.device))
+    for key, name in (
+        ("train_list", "training list, SHA-256"),
+        ("eval_list", "evaluation list, SHA-256"),
+        ("run", "id of the run"),
+    ):
+        if manifest.get(key):
+            facts.append((name, str(manifest[key])))
+    if progress.get("step"):
+        facts.append(("optimizer steps", f"{progress['step']:,}"))
+    try:
+        began = datetime.fromisoformat(str(progress.get("started")))
+        ended = datetime.fromtimestamp((record.folder / "metrics.jsonl").stat().st_mtime, timezone.utc)
+        facts.append(("from the start to the last log line", str(ended - began).split(".", maxsplit=1)[0]))
+    except (ValueError, TypeError, OSError):
+        pass
+    facts.append(("report written", time.strftime("%Y-%m-%d %H:%M")))
+    return [(key, printable(value)) for key, value in facts]
+
+
+def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
+    sections = [("curves", "Curves")]
+    if "matrix" in page:
+        sections += [
+            ("confusion", "Confusion"),
+            ("confused", "Most confused"),
+            ("classes", "Classes"),
+            ("calibration", "Calibration"),
+        ]
+        sections += [("mistakes", "Worst mistakes"), ("uncertain", "Least certain"), ("suspects", "Suspected labels")]
+    optional = (("cams", "cam", "Grad-CAM"), ("balance", "balance", "Class balance"), ("first_batch", "batch", "First batch"))
+    sections += [(id_, name) for key, id_, name in optional if page.get(key)]
+    return [*sections, ("run", "The run")]
+
+
+def _shown(value: Any) -> str:
+    return printable(str(value))

@@ -1,0 +1,121 @@
+"""Thumbnails of samples, and what in them the network looked at."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppxcls.config.sections import Config
+from ppxcls.data.decode import decode_image
+from ppxcls.data.device import ModelInput
+from ppxcls.data.errors import DataError
+from ppxcls.data.read_file import read_file
+from ppxcls.data.transforms import build_transforms, split_for_device
+from ppxcls.train.network import build_network
+from ppxcls.train.trained_model import transforms_for, weights_for
+
+_SIDE = 128  # pixels of a thumbnail's longer side
+Array = np.ndarray[Any, Any]
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """A picture as text for a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def thumbnail(file: str) -> str | None:
+    """A small JPEG of an image file as text for a page; None if it can't be read."""
+    try:
+        image = decode_image(read_file(file))
+    except (OSError, ValueError, MemoryError):
+        return None
+    return _jpeg(_fitted(image))
+
+
+def _fitted(image: Array) -> Array:
+    scale = _SIDE / max(image.shape[:2])
+    size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+
+
+def _jpeg(image: Array) -> str:
+    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return data_uri(data.tobytes(), "jpeg")
+
+
+class GradCam:
+    """Which places of an image raise the score of a class (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2).
+
+    It uses the last feature map of the network that has more than one place.
+
+    Args:
+        config: of a run with weights.
+
+    Raises:
+        ConfigError, CheckpointError: there are no weights, or they can't be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._network = build_network(config, "export", weights_for(config, "export"))
+        self._network.eval()
+        self._host, stage = split_for_device(build_transforms(transforms_for(config)))
+        self._to_input = ModelInput(stage)
+
+    def overlay(self, file: str, class_id: int) -> str | None:
+        """The image as the network sees it, with the places marked; text for a page, None if it can't be made.
+
+        Args:
+            file: the image.
+            class_id: the class whose score is explained.
+        """
+        try:
+            pixels = self._host(read_file(file), np.random.default_rng(0))
+        except (OSError, ValueError, MemoryError, DataError):
+            return None
+        places = self._places(self._to_input(pixels[None]), class_id)
+        if places is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+            return None
+        heat = cv2.resize(places, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        colors = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+        return _jpeg(_fitted((0.5 * pixels + 0.5 * colors).astype(np.uint8)))
+
+    def _places(self, images: paddle.Tensor, class_id: int) -> Array | None:
+        """Weights from 0 to 1, float32 [h, w]; None if the network has no feature map."""
+        maps: list[paddle.Tensor] = []
+
+        def keep(layer: nn.Layer, inputs: Any, output: Any) -> None:
+            if isinstance(output, paddle.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                maps.append(output)
+
+        hooks = [layer.register_forward_post_hook(keep) for layer in self._network.sublayers()]
+        try:
+            images.stop_gradient = False
+            logits = self._network(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not maps:
+            return None
+        (gradient,) = paddle.grad(logits[0, class_id], [maps[-1]], allow_unused=True)
+        if gradient is None:
+            return None
+        weights = gradient.mean(axis=[2, 3], keepdim=True)
+        places = nn.functional.relu((weights * maps[-1]).sum(axis=1))[0].detach().astype("float32").numpy()
+        return places / max(float(places.max()), 1e-12)
+
+
+def overlays(config: Config, samples: Sequence[tuple[str, int]]) -> list[str | None]:
+    """Grad-CAM of several images; see ``GradCam``.
+
+    Args:
+        config: of the run.
+        samples: file and class.
+    """
+    cam = GradCam(config)
+    return [cam.overlay(file, class_id) for file, class_id in samples]

@@ -1,0 +1,181 @@
+"""From a folder of photographs to a classifier in one command, as a user types it; the examples of ``--help`` run as printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+import ppxcls
+from ppxcls.checkpoints.files import read_state
+from ppxcls.cli.verbs import EXAMPLES, VERBS
+from ppxcls.models.weights import save_weights
+from ppxcls.photographs.folder import _ALL_BUT_THE_CLASSIFIER
+from ppxcls.photographs.settings import choose, network_of
+from tests.conftest import ROOT
+
+pytest.importorskip("jinja2")
+
+
+def typed(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """``ppxcls ...`` in a folder."""
+    assert words[0] == "ppxcls"
+    command = [sys.executable, "-m", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, timeout=280, env=environment)
+
+
+def photographs(folder: Path, count: int = 12, side: int = 80) -> Path:
+    """Folders of two classes; the colour tells the class."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("cats & dogs", "birds")):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 60, (side, side + i, 3)).astype(np.uint8)
+            image[..., label] += 150
+            cv2.imwrite(str(folder / name / f"{i}.jpg"), image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``photos/``, and the result of the first command in it."""
+    folder = tmp_path_factory.mktemp("place")
+    photographs(folder / "photos")
+    save_weights(ppxcls.build_model("legacy_xception", class_num=1000), folder / "legacy_xception.safetensors")
+    result = typed(["ppxcls", "fit", "photos", "--minutes", "0.05"], folder)
+    assert result.returncode == 0, result.stderr
+    assert "report: output/photos/Xception41/report.html" in result.stdout
+    return folder
+
+
+def test_one_command(place: Path) -> None:
+    before = {f.relative_to(place / "photos") for f in (place / "photos").rglob("*")}
+    assert len(before) == 26, "the folder stays as it was"
+    run = place / "output/photos/Xception41"
+    assert {"report.html", "README.md", "predictions.csv", "eval.json", "best_model.pdparams"} <= {f.name for f in run.iterdir()}
+    short = yaml.safe_load((place / "output/photos/train.yaml").read_text())
+    assert short["base"] == "photographs"
+    assert short["Arch"] == {"name": "Xception41", "class_num": 2}
+    predictions = ppxcls.load(run).predict([place / "photos/birds/0.jpg"])
+    assert set(predictions[0].label_names) == {"birds", "cats & dogs"}
+
+
+@pytest.mark.parametrize("verb", [*(verb for verb in EXAMPLES if verb not in ("fit", "infer", "doctor")), "infer"])
+def test_the_examples_run_as_printed(verb: str, place: Path) -> None:
+    shown = typed(["ppxcls", verb, "--help"], place)
+    for example in EXAMPLES[verb]:
+        assert f"  {example}\n" in shown.stdout
+        result = typed(shlex.split(example), place)
+        assert result.returncode == 0, f"{example}: {result.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_examples_of_fit_run_as_printed(tmp_path: Path) -> None:
+    photographs(tmp_path / "photos")
+    save_weights(ppxcls.build_model("legacy_xception", class_num=1000), tmp_path / "legacy_xception.safetensors")
+    for example in EXAMPLES["fit"]:
+        result = typed(shlex.split(example), tmp_path)
+        assert result.returncode == 0, f"{example}: {result.stderr}"
+
+
+def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
+    """The head's run starts from the weights and changes the classifier alone; the main run starts from its result."""
+    photographs(tmp_path / "photos", 4)
+    model = ppxcls.build_model("Xception41", class_num=1000)
+    save_weights(model, tmp_path / "Xception41_pretrained.pdparams")
+    words = ["ppxcls", "fit", "photos", "--minutes", "0.01", "--weights", "Xception41_pretrained.pdparams", "--output", "mine"]
+    result = typed(words, tmp_path)
+    assert result.returncode == 0, result.stderr
+    head = read_state(tmp_path / "mine/head/Xception41/latest.pdparams")
+    before = {key: value.numpy() for key, value in model.state_dict().items()}
+    changed = {key for key in before if before[key].shape != head[key].shape or not np.array_equal(before[key], head[key])}
+    assert changed == {"_exit_flow._out.weight", "_exit_flow._out.bias"}
+    manifest = json.loads((tmp_path / "mine/Xception41/latest.json").read_text())
+    assert manifest["started_from"].startswith("mine/head/Xception41/latest")
+
+
+@pytest.mark.parametrize("name", ppxcls.list_models())
+def test_all_but_the_classifier_is_frozen_in_every_network(name: str) -> None:
+    model = ppxcls.build_model(name, class_num=3, freeze=[_ALL_BUT_THE_CLASSIFIER])
+    trained = {key for key, parameter in model.named_parameters() if not parameter.stop_gradient}
+    assert len(trained) == 2
+    assert all(model.state_dict()[key].shape[-1] == 3 for key in trained)
+
+
+def test_every_verb_is_listed_with_a_line() -> None:
+    shown = typed(["ppxcls", "--help"], ROOT).stdout
+    for verb, function in VERBS.items():
+        assert f"  {verb} " in shown
+        assert function.__doc__
+    result = typed(["ppxcls", "trian"], ROOT)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (2, "ppxcls: there is no verb 'trian'")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["empty"], "empty: no folders of classes"),
+        (["one"], "one: one class; a classifier needs at least two folders"),
+        (["photos", "--minutes", "0"], "expected minutes above 0, received 0"),
+        (["photos", "--weights", "mine.pdparams"], "mine.pdparams: the name of the file does not begin with a network's"),
+        (["https://example.org/photos"], "URL"),
+    ],
+)
+def test_what_can_not_be_trained_on_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    photographs(tmp_path / "photos")
+    photographs(tmp_path / "both")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "both/birds").rename(tmp_path / "one/birds")
+    result = typed(["ppxcls", "fit", *words], tmp_path)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_yaml_that_is_there_is_not_overwritten(place: Path) -> None:
+    result = typed(shlex.split(EXAMPLES["fit"][0]), place)
+    assert result.returncode == 1
+    assert "output/photos/train.yaml is there already: train by it with 'ppxcls train -c" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (None, "Xception41"),
+        ("x/Xception41_pretrained.pdparams", "Xception41"),
+        ("Xception65_deeplab_pretrained.pdparams", "Xception65_deeplab"),
+        ("legacy_xception.safetensors", "legacy_xception"),
+        ("legacy_xception-43020ad28.pth", "legacy_xception"),
+        ("xception71.tf_in1k.safetensors", "xception71"),
+    ],
+)
+def test_the_network_is_that_of_the_weights(file: str | None, name: str) -> None:
+    assert network_of(file) == name
+
+
+def test_more_time_gives_more_pixels_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppxcls.photographs.settings._seconds_per_step", lambda *_: 0.1)
+    lists = ppxcls.make_lists(photographs(tmp_path / "photos", 300, side=320), tmp_path / "lists")
+    assert lists
+    found = [
+        choose(tmp_path / "photos", tmp_path / "lists/train_list.txt", 2, "Xception41", None, minutes, "cpu")
+        for minutes in (0.05, 5, 1000)
+    ]
+    sizes = [settings.size for settings in found]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (71, 299)
+    assert found[-1].epochs == 60
+    assert found[0].epochs == 5

@@ -1,0 +1,93 @@
+"""The figures of a report, against scikit-learn on the same predictions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+
+from ppxcls.reports import figures
+from ppxcls.reports.curves import intervals, smoothed
+from ppxcls.reports.record import Samples
+
+CLASSES = 7
+
+
+def drawn(seed: int, count: int = 400, classes: int = CLASSES) -> tuple[Samples, np.ndarray]:
+    """Random predictions that are right more often than not; and all probabilities, [count, classes]."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes - 1, count)  # the last class has no sample
+    logits = rng.normal(size=(count, classes))
+    logits[np.arange(count), labels] += 1.5
+    scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    order = np.argsort(-scores, axis=1)
+    best, own = scores.max(axis=1), scores[np.arange(count), labels]
+    return Samples([f"{i}.jpg" for i in range(count)], labels, order[:, 0], best, own, order[:, :5].tolist()), scores
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_figures_are_scikit_learns(seed: int) -> None:
+    samples, scores = drawn(seed)
+    ids = list(range(CLASSES))
+    matrix = figures.confusion(samples, CLASSES)
+    assert_array_equal(matrix, confusion_matrix(samples.labels, samples.predicted, labels=ids))
+    assert figures.topk_share(samples, 1).value == pytest.approx(accuracy_score(samples.labels, samples.predicted))
+    for k in (1, 3, 5):
+        expected = top_k_accuracy_score(samples.labels, scores, k=k, labels=ids)
+        assert figures.topk_share(samples, k).value == pytest.approx(expected)
+    own = figures.by_class(matrix)
+    theirs = precision_recall_fscore_support(samples.labels, samples.predicted, labels=ids, zero_division=0)
+    for key, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
+        assert_allclose(own[key], values)
+    found = figures.calibration(samples, bins=10)
+    accuracy, confidence = calibration_curve(samples.labels == samples.predicted, samples.scores, n_bins=10)
+    assert_allclose(found.accuracy, accuracy)
+    assert_allclose(found.confidence, confidence)
+    assert found.error == pytest.approx((found.counts * abs(accuracy - confidence)).sum() / len(samples))
+
+
+def test_the_interval_is_wilsons() -> None:
+    """Newcombe 1998 (Statistics in Medicine 17, table I): 81 of 263, and 0 of 20."""
+    found = figures.share(81, 263)
+    assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
+    found = figures.share(0, 20)
+    assert (found.low, round(found.high, 4)) == (0.0, 0.1611)
+
+
+def test_confused_pairs_and_neighbours() -> None:
+    matrix = np.diag([10, 10, 10, 10])
+    matrix[0, 3], matrix[3, 0], matrix[1, 2] = 5, 4, 1
+    assert figures.most_confused(matrix) == [(0, 3, 5), (3, 0, 4), (1, 2, 1)]
+    order = figures.clustered_order(matrix).tolist()
+    assert sorted(order) == [0, 1, 2, 3]
+    assert abs(order.index(0) - order.index(3)) == 1
+
+
+def test_a_wrong_label_is_suspected() -> None:
+    """Of two classes that are told apart well, one sample has the other one's label."""
+    labels = np.array([0] * 20 + [1] * 20)
+    predicted = labels.copy()
+    labels[3] = 1
+    scores = np.full(40, 0.9)
+    scores[3] = 0.97
+    own = np.where(labels == predicted, scores, 1 - scores)
+    samples = Samples(["x"] * 40, labels, predicted, scores, own, [[int(p), 1 - int(p)] for p in predicted])
+    assert figures.suspected_labels(samples, 5) == [3]
+    assert figures.worst_mistakes(samples, 5) == [3]
+
+
+def test_intervals_undo_the_means_of_the_epoch() -> None:
+    """Losses 1 to 6, one sample each, three an epoch; a line holds the mean of the epoch so far."""
+    losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    rows = []
+    for i in range(6):
+        epoch, done = divmod(i, 3)
+        mean = float(np.mean(losses[3 * epoch : i + 1]))
+        rows.append(
+            {"kind": "train", "epoch": epoch + 1, "iter": done, "step": i + 1, "lr": 0.1, "loss": mean, "samples": done + 1}
+        )
+    found = intervals([*rows, {"kind": "train", "epoch": 3, "step": 7}, {"broken": True}])
+    assert_allclose(found["loss"], losses)
+    assert_allclose(smoothed(np.array(losses)), [2, 2.5, 3, 4, 4.5, 5])

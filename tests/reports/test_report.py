@@ -1,0 +1,235 @@
+"""The page of a run: whole, without requests, with hostile names, for runs that have little to show; and in a browser."""
+
+from __future__ import annotations
+
+import csv
+import html
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import ppxcls
+from ppxcls.reports import page
+from ppxcls.reports.record import read_record
+from tests.conftest import ROOT, run_tool, small_config, write_images
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+pytest.importorskip("scipy")
+
+HOSTILE = ["<script>alert(1)</script>", "a,b \"c\" 'd'", "${x} {{ y }} $\\frac"]
+
+
+def train(folder: Path, names: list[str] = HOSTILE, **keys: Any) -> Path:
+    """A run of Xception41 on small images; returns its folder."""
+    data = write_images(folder / "data", 12)
+    write_images(data, 7, seed=1, name="val")
+    (data / "class_names.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names)))
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(small_config(data, folder / "output", **keys)))
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file))
+    trainer.fit()
+    return trainer.output_dir
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = train(tmp_path_factory.mktemp("run"), **{"Global.epochs": 2})
+    assert ppxcls.report(folder) == folder / "report.html"
+    return folder
+
+
+def test_what_is_written(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    expected = ["curves", "confusion", "confused", "classes", "calibration", "mistakes", "uncertain", "suspects", "cam", "balance"]
+    assert [name for name in expected if f'id="{name}"' not in text] == []
+    assert "<script>alert" not in text
+    assert html.escape(HOSTILE[0], quote=False) in text
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text), "nothing is loaded from elsewhere"
+    rows = list(csv.DictReader((run / "per_class.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == HOSTILE
+    assert sum(int(row["support"]) for row in rows) == 7
+    assert [int(row["training"]) for row in rows] == [4, 4, 4]
+    assert {"curves.png", "calibration.png", "balance.png", "first_batch.png", "README.md"} <= {f.name for f in run.iterdir()}
+    card = (run / "README.md").read_text().split("---\n")
+    meta = yaml.safe_load(card[1])
+    assert meta["pipeline_tag"] == "image-classification"
+    (value,) = [m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]]
+    assert value == pytest.approx(json.loads((run / "best_model.json").read_text())["progress"]["best"]["value"], abs=1e-5)
+
+
+def test_the_predictions_are_those_of_the_best_evaluation(run: Path) -> None:
+    rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
+    assert [row["file"].rsplit("/", 2)[1:] for row in rows] == [["val", f"{i:04d}.png"] for i in range(7)]
+    assert {row["label_name"] for row in rows} == set(HOSTILE)
+    files = [row["file"] for row in rows]
+    predictions = ppxcls.load(run).predict(files, topk=3)
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert [int(i) for i in row["top_ids"].split()] == prediction.class_ids
+        np.testing.assert_allclose([float(s) for s in row["top_scores"].split()], prediction.scores, atol=2e-5)
+        own = dict(zip(prediction.class_ids, prediction.scores, strict=True))[int(row["label"])]
+        assert float(row["label_score"]) == pytest.approx(own, abs=2e-5)
+    ppxcls.evaluate(ppxcls.load_config(run))
+    assert list(csv.DictReader((run / "predictions.csv").read_text().splitlines())) == rows
+
+
+def test_two_processes_write_the_predictions_of_one(tmp_path: Path, run: Path) -> None:
+    """Seven samples on two processes: gathered exactly, none missing, none twice."""
+    before = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
+    (run / "predictions.csv").unlink()
+    result = run_tool(ROOT / "tools/eval.py", "-c", run, processes=2, log_dir=tmp_path / "log")
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
+    assert [row["file"] for row in after] == [row["file"] for row in before]
+    for own, theirs in zip(after, before, strict=True):  # to rounding, because the batches have another size
+        for key in ("label_score", "top_scores"):
+            np.testing.assert_allclose(*([float(x) for x in row[key].split()] for row in (own, theirs)), atol=1e-5)
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("*.pd*"))
+    return tmp_path / "copy"
+
+
+def test_a_run_that_was_never_evaluated(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "predictions.csv").unlink()
+    text = ppxcls.report(folder).read_text()
+    assert "This run was not evaluated" in text
+    assert 'id="confusion"' not in text
+    assert 'id="curves"' in text
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "",
+        "file,label\n",
+        "\x00\x01",
+        "file,label,label_name,predicted,predicted_name,score,label_score,top_ids,top_scores\na,9,b,0,c,1,1,0,1\n",
+    ],
+)
+def test_damaged_predictions_count_as_none(damage: str, run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "predictions.csv").write_text(damage)
+    (folder / "metrics.jsonl").write_text("{]\n[1]\n" + '{"kind": "train", "loss": "x", "step": null}\n' + "[" * 100_000)
+    assert "This run was not evaluated" in ppxcls.report(folder).read_text()
+
+
+def test_one_class_without_samples_and_images_that_are_gone(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    kept = [line.replace("/val/", "/gone/") for line in lines if line.split(",")[1] != "2"]
+    (folder / "predictions.csv").write_text("\n".join(kept) + "\n")
+    text = ppxcls.report(folder).read_text()
+    assert "1 of 3 classes have no evaluated sample" in text
+    assert "The images are not where they were during the evaluation" in text
+    assert "no picture" in text
+
+
+def test_images_of_one_pixel(tmp_path: Path) -> None:
+    folder = train(tmp_path, ["a", "b", "c"])
+    record = read_record(folder)
+    assert record.samples
+    import cv2
+
+    for file in record.samples.files:
+        cv2.imwrite(file, np.full((1, 1, 3), 7, np.uint8))
+    assert 'id="cam"' in ppxcls.report(folder).read_text()
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ppxcls.ConfigError, match="no such config file"):
+        ppxcls.report(tmp_path)
+
+
+def test_without_the_packages_training_ends_well(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
+    lines: list[str] = []
+    monkeypatch.setattr(page.logger, "info", lines.append)
+    page.report_after_training(run)
+    assert lines == ["a report needs jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"]
+
+
+def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = train(tmp_path, **{"Optimizer.lr": {"name": "ConstLR", "learning_rate": 0.01}})
+    result = run_tool("-m", "ppxcls", "report", run, other, "--output", tmp_path / "both.html")
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "both.html").read_text()
+    assert str(other) in text
+    assert "Optimizer.lr.name" in text
+    assert "Optimizer.momentum" not in text, "only what differs"
+
+
+def test_a_thousand_classes_stay_small(run: Path, tmp_path: Path) -> None:
+    """50,000 predictions of 1,000 classes."""
+    folder = copied(run, tmp_path)
+    count, rng = 50_000, np.random.default_rng(0)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["Arch"]["class_num"] = 1000
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "class_names.txt").write_text("".join(f"{i} class {i}\n" for i in range(1000)))
+    labels = np.arange(count) % 1000
+    predicted = np.where(rng.random(count) < 0.8, labels, rng.integers(0, 1000, count))
+    header = (run / "predictions.csv").read_text().splitlines()[0]
+    image = (run / "predictions.csv").read_text().splitlines()[1].split(",")[0]
+    rows = [
+        f"{image},{a},x,{b},y,{s:.3f},{s:.3f},{b},{s:.3f}" for a, b, s in zip(labels, predicted, rng.random(count), strict=True)
+    ]
+    (folder / "predictions.csv").write_text("\n".join([header, *rows]) + "\n")
+    file = ppxcls.report(folder)
+    assert file.stat().st_size < 20e6
+    assert '<canvas id="matrix" width="1000"' in file.read_text()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        pytest.skip("no Chromium, or no Playwright to drive it")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_in_a_browser(width: int, scheme: str, run: Path, browser: Any) -> None:
+    """No request leaves the page, no script fails, nothing is wider than the window; sorted and filtered by keyboard alone."""
+    tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    requests: list[str] = []
+    problems: list[str] = []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.goto((run / "report.html").as_uri())
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    names: Callable[[], list[str]] = lambda: tab.eval_on_selector_all(  # noqa: E731
+        "#per-class tbody tr", "rows => rows.filter(row => !row.hidden).map(row => row.cells[0].textContent)"
+    )
+    assert names() == HOSTILE
+    tab.focus("#per-class th:first-child button")
+    tab.keyboard.press("Enter")
+    assert names() == sorted(HOSTILE, reverse=True)
+    tab.keyboard.press("Enter")
+    assert names() == sorted(HOSTILE)
+    assert tab.get_attribute("#per-class th:first-child", "aria-sort") == "ascending"
+    tab.focus("input[data-for=per-class]")
+    tab.keyboard.type("SCRIPT")
+    assert names() == [HOSTILE[0]]
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    assert problems == []
+    tab.close()
