@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppxcls.system import environment
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 environment.prepare_cpu()
 
@@ -32,6 +32,7 @@ _HOMES = {
     "load": "ppxcls.deploy.build",
     "fit": "ppxcls.photographs.folder",
     "report": "ppxcls.reports.page",
+    "serve": "ppxcls.serving.start",
     "load_weights": "ppxcls.models.weights",
     "build_transforms": "ppxcls.data.transforms",
     "MODELS": "ppxcls.models.common_keys",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from ppxcls.models.weights import load_weights as load_weights
     from ppxcls.photographs.folder import fit as fit
     from ppxcls.reports.page import report as report
+    from ppxcls.serving.start import serve as serve
     from ppxcls.system.signals import Preempted as Preempted
     from ppxcls.train.loss_watch import TrainingError as TrainingError
     from ppxcls.train.lr_schedules import build_lr_schedule as build_lr_schedule

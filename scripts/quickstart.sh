@@ -15,7 +15,7 @@ fi
 python scripts/make_digits.py dataset/digits
 python tools/train.py -c configs/quickstart.yaml "$@"
 python tools/eval.py -c configs/quickstart.yaml "$@"
-python scripts/plot_curves.py output/quickstart/Xception41
+python -m ppxcls report output/quickstart/Xception41
 python - <<'PY'
 import json
 from pathlib import Path
@@ -25,6 +25,6 @@ results = json.loads((folder / "eval.json").read_text())
 print(f"""
 held-out top-1: {results["top1"]:.4f}   top-5: {results["top5"]:.4f}   ({results["num_samples"]} images)
 weights: {folder}/best_model.pdparams
-curves:  {folder}/curves.png, and visualdl --logdir {folder}/vdl
+report:  {folder}/report.html, and visualdl --logdir {folder}/vdl
 log:     {folder}/train.log, {folder}/metrics.jsonl""")
 PY

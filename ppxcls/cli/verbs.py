@@ -126,6 +126,21 @@ def report() -> None:
     print(printable(str(ppxcls.report(given.runs, given.output))))
 
 
+def serve() -> None:
+    """Serve a run or an exported model over HTTP."""
+    parser = cli.parser_for(
+        "Serve a run or an exported model: POST an image file to /predict; /healthz, /metrics, and a page at /.",
+        ["ppxcls serve inference --port 8000", "curl --data-binary @image.jpg http://127.0.0.1:8000/predict"],
+    )
+    parser.add_argument("model", metavar="MODEL", help="folder of an export or of a run, or an .onnx file")
+    parser.add_argument("--host", default="127.0.0.1", help="to listen on; there are no passwords (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--batch", type=int, default=16, help="most images in a batch (default: 16)")
+    parser.add_argument("--queue", type=int, default=128, help="images that may wait; more are answered with 503 (default: 128)")
+    given = parser.parse_args()
+    ppxcls.serve(given.model, given.host, given.port, given.batch, given.queue)
+
+
 def lists() -> None:
     """List files from folders of images."""
     parser = cli.parser_for("One folder a class to train_list.txt, val_list.txt and class_names.txt.", EXAMPLES["lists"])
@@ -180,6 +195,7 @@ VERBS: Mapping[str, Callable[[], int | None]] = {
     "infer": infer,
     "export": export,
     "report": report,
+    "serve": serve,
     "check": check,
     "lists": lists,
     "convert": convert,

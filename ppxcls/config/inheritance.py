@@ -47,8 +47,9 @@ def with_bases(raw: dict[str, Any], file: Path | None, sources: dict[KeyPath, st
         upper, own = layers.pop()
         merged = _over(merged, upper, Where((), own))
         places = _places(places, own)
+    merged_places = dict(places)
     sources.clear()
-    sources.update(places)
+    sources.update(merged_places)
     return merged
 
 

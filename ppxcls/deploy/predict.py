@@ -21,7 +21,7 @@ from ppxcls.system.environment import usable_cores
 from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import reason_of
 
-Source = str | Path | Array
+Source = str | Path | Array | bytes
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Prediction:
     """The best classes of one image, or the reason why there are none.
 
     Attributes:
-        file: path of the image; ``image 0`` and so on for arrays.
+        file: path of the image; ``image 0`` and so on for arrays and bytes.
         class_ids: the best classes, the best first.
         scores: their probabilities.
         label_names: their names; empty if the classes have no names.
@@ -80,7 +80,7 @@ class Predictor:
         """Predict images.
 
         Args:
-            images: one or several; each a path, or an array uint8 [H, W, 3], RGB.
+            images: one or several; each a path, the bytes of an image file, or an array uint8 [H, W, 3], RGB.
             topk: number of classes in a prediction.
             batch_size: images per batch.
 
@@ -90,10 +90,10 @@ class Predictor:
         Raises:
             DataError: ``images`` is something else, or a number is below 1.
         """
-        several = [images] if isinstance(images, str | Path | np.ndarray) else list(images)
+        several = [images] if isinstance(images, str | Path | np.ndarray | bytes) else list(images)
         for source in several:
-            if not isinstance(source, str | Path | np.ndarray):
-                raise DataError(f"expected paths or arrays uint8 [H, W, 3], received {type(source).__name__}")
+            if not isinstance(source, str | Path | np.ndarray | bytes):
+                raise DataError(f"expected paths, bytes or arrays uint8 [H, W, 3], received {type(source).__name__}")
         if topk < 1 or batch_size < 1:
             raise DataError(f"expected topk and batch_size of at least 1, received {topk} and {batch_size}")
         return list(self.stream(several, topk, batch_size))
@@ -108,11 +108,12 @@ class Predictor:
 
     def _load(self, number: int, source: Source) -> tuple[str, Array | str]:
         """The name of an image, and the transformed image or the reason why there is none."""
-        name = f"image {number}" if isinstance(source, np.ndarray) else str(source)
+        name = f"image {number}" if isinstance(source, np.ndarray | bytes) else str(source)
         try:
             if isinstance(source, np.ndarray):
                 return name, self._transform.without_decoding(source, np.random.default_rng(0))
-            return name, self._transform(read_file(name), np.random.default_rng(0))
+            data = source if isinstance(source, bytes) else read_file(name)
+            return name, self._transform(data, np.random.default_rng(0))
         except OSError as error:
             return name, reason_of(error)
         except (ValueError, MemoryError) as error:

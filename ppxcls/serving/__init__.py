@@ -1,0 +1,1 @@
+"""Serves an exported model or a run over HTTP: ``ppxcls serve EXPORT``."""
