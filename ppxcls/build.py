@@ -91,8 +91,7 @@ def build_trainer(config: Config) -> Trainer:
     if distributed.rank() == 0:
         report_room(config, network, folder.path)
     facts = _facts(config, loader, update_freq, evaluation, weights)
-    names = class_names_for(config, "train")
-    run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)
+    run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
     plan = replace(Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)}), update_freq=update_freq)
     trainer = Trainer(learner, loader, run, plan, evaluation)
     path = config.Global.checkpoints

@@ -46,8 +46,8 @@ def _metrics(record: Record) -> list[str]:
 
 
 def smoothed(values: Array, share: float = 0.05) -> Array:
-    """A centred moving mean over a share of the points, at least five."""
-    half = max(int(len(values) * share / 2), 2)
+    """A centred moving mean over a share of the points, at least three."""
+    half = max(int(len(values) * share / 2), 1)
     sums = np.concatenate(([0.0], np.cumsum(values)))
     ends = np.minimum(np.arange(len(values)) + half + 1, len(values))
     starts = np.maximum(np.arange(len(values)) - half, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -14,6 +15,11 @@ from ppxcls.train.metrics import Means
 from ppxcls.train.trackers import Tracker
 
 T = TypeVar("T")
+
+# Of tqdm, on a terminal: without colours, so NO_COLOR changes nothing.
+BAR = "{desc} {percentage:3.0f} % |{bar:12}| {n_fmt}/{total_fmt} {postfix}"
+_BARS = "▁▂▃▄▅▆▇█"
+_POINTS = 16  # of the small curve
 
 
 class RunLog:
@@ -29,6 +35,8 @@ class RunLog:
         self.clock = BatchClock()
         self._trackers = trackers if distributed.rank() == 0 else []
         self._epochs, self._interval, self._schedule = epochs, interval, schedule
+        self._losses: list[float] = []  # of the last lines
+        self.short = ""  # the last line in a few words, for the progress bar
 
     def start(self, progress: Progress) -> None:
         """Prepare the trackers for a run that goes on from here.
@@ -63,9 +71,16 @@ class RunLog:
             f"batch_cost: {times['batch_cost']:.5f}s, reader_cost: {times['reader_cost']:.5f}s, "
             f"ips: {times['ips']:.4g} samples/s/card, {times['ips_total']:.4g} in all, eta: {eta}"
         )
+        self._shorten(means.values, times["ips_total"], eta)
         amp = {"skipped": progress.skipped_total} if progress.skipped_total else {}
         figures = {"lr": lr, **means.values, **amp, **times, "eta": eta.total_seconds(), "samples": means.samples}
         self._track("train", {"epoch": progress.epoch, "iter": number, "step": progress.step}, figures)
+
+    def _shorten(self, values: dict[str, float], rate: float, eta: timedelta) -> None:
+        if math.isfinite(loss := values.get("loss", math.nan)):
+            self._losses = [*self._losses[1 - _POINTS :], loss]
+        metric = next((f", {name} {value:.3f}" for name, value in values.items() if name.startswith("top")), "")
+        self.short = f"loss {loss:.3f} {small_curve(self._losses)}{metric}, {rate:.4g} images/s, {eta} left"
 
     def epoch_line(self, means: Means, epoch: int) -> None:
         """Log the epoch's means."""
@@ -126,6 +141,13 @@ class BatchClock:
         self.samples = self._batches = 0
         self._waited, self._start = 0.0, time.perf_counter()
         return times
+
+
+def small_curve(values: Sequence[float]) -> str:
+    """A curve of one line: each value as a bar between the smallest and the largest one."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    step = (high - low) / (len(_BARS) - 1) or 1.0
+    return "".join(_BARS[round((value - low) / step)] for value in values)
 
 
 def format_figures(values: dict[str, float]) -> str:

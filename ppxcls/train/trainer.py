@@ -26,7 +26,7 @@ from ppxcls.train.first_batch import FIRST_BATCH, write_first_batch
 from ppxcls.train.learner import Learner
 from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from ppxcls.train.run import Run
-from ppxcls.train.run_log import RunLog
+from ppxcls.train.run_log import BAR, RunLog
 
 
 class _Stop(Exception):
@@ -127,13 +127,14 @@ class Trainer:
         self.learner.model.train()
         self.log.clock.lap()
         terminal = {"disable": None if self._is_main else True, "initial": self.progress.batches_done, "leave": False}
-        with tqdm(total=batches, desc=f"epoch {epoch}", unit="batch", **terminal) as bar:
+        with tqdm(total=batches, desc=f"epoch {epoch}/{self.plan.epochs}", bar_format=BAR, **terminal) as bar:
             loading = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
             for batch in self.watchdog.batches(loading, f"epoch {epoch}"):
                 with interrupts_deferred():
                     step = self._train_on(batch)
                 self.watch.add(step)
                 self._after_batch(step)
+                bar.set_postfix_str(self.log.short, refresh=False)
                 bar.update()
         self.log.epoch_line(self.learner.totals.reduced(), epoch)
 

@@ -90,4 +90,4 @@ def test_intervals_undo_the_means_of_the_epoch() -> None:
         )
     found = intervals([*rows, {"kind": "train", "epoch": 3, "step": 7}, {"broken": True}])
     assert_allclose(found["loss"], losses)
-    assert_allclose(smoothed(np.array(losses)), [2, 2.5, 3, 4, 4.5, 5])
+    assert_allclose(smoothed(np.array(losses)), [1.5, 2, 3, 4, 5, 5.5])
