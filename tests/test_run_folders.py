@@ -91,6 +91,8 @@ def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tm
     )
     assert {f.stem for f in (folder / "earlier_1").glob("*.json")} >= {"epoch_2", "epoch_3", "step_9"}
     assert (folder / "epoch_1.json").exists()
+    has_moved = [(folder / "earlier_1" / name).exists() for name in ("best_model.json", "predictions.csv")]
+    assert has_moved[0] == has_moved[1], "the predictions are those of best_model"
     again = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.epochs=4", "Global.checkpoints=auto"]))
     assert again.progress.step == 6
     weights = weights_for(ppxcls.load_config(folder), "evaluate")

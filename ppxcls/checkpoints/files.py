@@ -46,6 +46,10 @@ class CheckpointError(Exception):
         super().__init__(printable(message))
 
 
+class MissingPackageError(CheckpointError):
+    """The package that reads or writes a format is not installed."""
+
+
 def unpickle(data: bytes, file: Path) -> Any:
     """The plain values and arrays of a pickle. Nothing of it is called; see ``array_pickle``.
 
@@ -95,7 +99,7 @@ def _unpack(data: bytes, file: Path) -> State:
     try:
         return unpack(data)
     except ImportError as error:
-        raise CheckpointError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
+        raise MissingPackageError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
@@ -134,7 +138,7 @@ def _dump(file: Path, state: State, stream: Any) -> None:
     try:
         stream.write(pack(state))
     except ImportError as error:
-        raise CheckpointError(f"{file}: to write it needs {error.name}, {INSTALL}") from None
+        raise MissingPackageError(f"{file}: to write it needs {error.name}, {INSTALL}") from None
 
 
 def write_checkpoint(

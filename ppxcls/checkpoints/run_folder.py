@@ -18,6 +18,7 @@ from ppxcls.checkpoints.files import (
     EXTENSIONS,
     OPTIMIZER,
     CheckpointError,
+    MissingPackageError,
     check_whole,
     has_any_part,
     is_complete,
@@ -50,8 +51,12 @@ _RESULTS = (
     "per_class.csv",
     "first_batch.png",
     "report.html",
+    "curves.png",
+    "calibration.png",
+    "balance.png",
     "README.md",
 )
+_OF_THE_BEST = ("eval.json", "predictions.csv", "per_class.csv", "report.html")  # results of checkpoints
 _EXTENSIONS = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
 _CHECKPOINT = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSIONS})(\.new)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -169,7 +174,8 @@ class RunFolder:
         """
         later = {prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place}
         files = [f for f in self.path.iterdir() if _CHECKPOINT.fullmatch(f.name) and f.name.split(".")[0] in later]
-        return self._move_aside(files) if files else None
+        results = [self.path / name for name in _OF_THE_BEST if "best_model" in later and (self.path / name).exists()]
+        return self._move_aside([*files, *results]) if files else None
 
     def _move_aside(self, files: Sequence[Path]) -> Path:
         number = next(i for i in itertools.count(1) if not (self.path / f"earlier_{i}").exists())
@@ -221,7 +227,7 @@ class RunFolder:
         for prefix, _ in (item for item in found if is_complete(item[1])):
             try:
                 snapshot, manifest = read_snapshot(prefix)
-            except UnknownProgressError:  # it is whole, and was written by another version
+            except (UnknownProgressError, MissingPackageError):  # it may be whole
                 raise
             except CheckpointError as error:
                 damaged.append(str(error))

@@ -20,12 +20,12 @@ Image = np.ndarray[Any, Any]
 # The loader decodes in threads of its own; OpenCV's pool would compete with them for the cores.
 cv2.setNumThreads(1)
 
-_MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, applied here to headers as well
+MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, applied here to headers as well
 _PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF = 0xD8, 0xDA, 0xE1
 _has_warned = threading.Event()
 # Pillow refuses twice as many as it warns of; here it is only asked for sizes, which are compared with our own limit.
-PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, _MAX_PIXELS)
+PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, MOST_PIXELS)
 warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
@@ -72,7 +72,7 @@ def _check_size_by_pillow(data: bytes) -> None:
         with PillowImage.open(io.BytesIO(data)) as picture:
             width, height = picture.size
     except PillowImage.DecompressionBombError:
-        raise ValueError(f"too many pixels; an image may have {_MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)") from None
+        raise ValueError(f"too many pixels; an image may have {MOST_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)") from None
     except Exception:  # what Pillow does not know, OpenCV may decode, or refuse
         return
     _check_pixels(height.to_bytes(8, "big"), width.to_bytes(8, "big"))
@@ -117,8 +117,8 @@ def warn_of_few_bits(data: bytes, image: Image) -> None:
 
 def _check_pixels(height: bytes, width: bytes) -> None:
     size = [int.from_bytes(side, "big") for side in (width, height)]
-    if size[0] * size[1] > _MAX_PIXELS:
-        raise ValueError(f"{size[0]} x {size[1]} pixels; an image may have {_MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)")
+    if size[0] * size[1] > MOST_PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels; an image may have {MOST_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)")
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count, Finite, Positive, Share, Where
 from ppxcls.config.registry import Components, Registry
-from ppxcls.data.decode import Image, decode_image, warn_of_few_bits
+from ppxcls.data.decode import MOST_PIXELS, Image, decode_image, warn_of_few_bits
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels with values from 0 to 1
 
@@ -83,9 +83,15 @@ def _resizer(interpolation: str | None, backend: str) -> Callable[[Image, tuple[
     if name not in table:
         raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
     method = table[name]
-    if backend == "cv2":
-        return lambda image, size: cv2.resize(image, size, interpolation=method)
-    return lambda image, size: np.asarray(PillowImage.fromarray(image).resize(size, method))
+
+    def resize(image: Image, size: tuple[int, int]) -> Image:
+        if size[0] * size[1] > MOST_PIXELS:  # a line of pixels whose shorter side is enlarged
+            raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many")
+        if backend == "cv2":
+            return cv2.resize(image, size, interpolation=method)
+        return np.asarray(PillowImage.fromarray(image).resize(size, method))
+
+    return resize
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

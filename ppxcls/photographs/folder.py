@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +14,21 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.make_lists import make_lists
 from ppxcls.photographs.settings import Settings, choose, network_of
 from ppxcls.reports.page import report_after_training
+from ppxcls.system.distributed import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 from ppxcls.system.whole_files import write_text
 
 TRAIN, HEAD = "train.yaml", "head.yaml"
+# Keys that the YAML of the head sets, whatever the command line says about the other one.
+_OF_THE_HEAD = (
+    "Global.output_dir",
+    "Global.epochs",
+    "Global.pretrained_model",
+    "Optimizer.lr",
+    "Optimizer.layer_decay",
+    "Arch.freeze",
+)
 _ALL_BUT_THE_CLASSIFIER = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
 _HEAD_LEARNING_RATE, _FINE_TUNING_RATE = 0.002, 0.0003
 
@@ -54,10 +65,7 @@ def fit(
         raise DataError(problem)
     photos = Path(photos)
     output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
-    if minutes <= 0:
-        raise DataError(f"expected minutes above 0, received {minutes:g}")
-    if (output / TRAIN).exists():
-        raise DataError(f"{output / TRAIN} is there already: train by it with 'ppxcls train -c {output / TRAIN}', or give --output")
+    _check(photos, output, minutes)
     made = make_lists(photos, output / "lists")
     for line in str(made).splitlines():
         logger.info(line)
@@ -70,18 +78,33 @@ def fit(
         network = network or network_of(weights)
     except ValueError as error:
         raise DataError(str(error)) from None
-    settings = choose(photos, output / "lists" / "train_list.txt", class_num, network, weights, minutes, device)
+    try:
+        settings = choose(photos, output / "lists" / "train_list.txt", class_num, network, weights, minutes, device)
+    except DeviceError as error:
+        raise DataError(str(error)) from None
     for line in settings.why:
         logger.info(line)
     write_text(output / TRAIN, _yaml(settings, photos, output))
     if settings.head_epochs:
         write_text(output / HEAD, _head_yaml(settings, output))
-        build_trainer(load_config(output / HEAD)).fit()
+        build_trainer(load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])).fit()
     config = load_config(output / TRAIN, overrides)
     build_trainer(config).fit()
     evaluate(load_config(config.run_folder))
     report_after_training(config.run_folder)
     return config.run_folder
+
+
+def _check(photos: Path, output: Path, minutes: float) -> None:
+    """Refuse what would end badly; raises DataError."""
+    if not (0 < minutes < math.inf):
+        raise DataError(f"expected minutes above 0, received {minutes:g}")
+    if photos.resolve() in (output.resolve(), *output.resolve().parents):
+        raise DataError(f"{output} lies in the folder of photographs, which stays as it is: give another --output")
+    if (output / TRAIN).exists():
+        steps = [output / file for file in (HEAD, TRAIN) if (output / file).exists()]
+        commands = " and then ".join(f"'ppxcls train -c {file} -o Global.checkpoints=auto'" for file in steps)
+        raise DataError(f"{output / TRAIN} is there already: go on by it with {commands}, or give another --output")
 
 
 def next_commands(folder: Path) -> list[str]:

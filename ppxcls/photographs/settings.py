@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import paddle
 
+from ppxcls.data.decode import decode_image
 from ppxcls.data.list_index import ListIndex
+from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ppxcls.models.common_keys import MODELS
-from ppxcls.system.distributed import available_devices
+from ppxcls.system.distributed import available_devices, start
 from ppxcls.train.network import build_model, list_models
 
 _SIZES = (299, 192, 128, 96, 71)  # pixels; the smallest that these networks are worth training at is 71
@@ -84,11 +87,14 @@ def choose(
         weights: to start from; None for fresh ones.
         minutes: that the training may take.
         device: to train on; None for the best one here.
+
+    Raises:
+        DeviceError: there is no such device.
     """
     index = ListIndex(train_list)
     count = len(index.labels)
     device = device or available_devices()[0]
-    paddle.set_device(device)
+    start(device)
     batch_size = 8 if count < 200 else 16 if device == "cpu" or count < 2000 else 64
     largest = _largest_useful(image_root, index)
     least = 3 if weights else _LEAST_EPOCHS
@@ -128,9 +134,8 @@ def _largest_useful(image_root: str | Path, index: ListIndex) -> int:
     """The largest size to train at: images are not enlarged by more than a third."""
     sides = []
     for i in np.linspace(0, len(index.labels) - 1, 40).astype(int):
-        image = cv2.imread(str(Path(image_root) / index.path(int(i))), cv2.IMREAD_REDUCED_GRAYSCALE_2)
-        if image is not None:
-            sides.append(2 * min(image.shape[:2]))
+        with contextlib.suppress(OSError, ValueError, MemoryError):  # it is reported when it is trained on
+            sides.append(min(decode_image(read_file(os.path.join(image_root, index.path(int(i))))).shape[:2]))
     typical = float(np.median(sides)) if sides else float(_SIZES[0])
     return next((size for size in _SIZES if size <= 1.34 * typical), _SIZES[-1])
 
@@ -143,11 +148,11 @@ def _seconds_per_step(network: str, class_num: int, batch_size: int, size: int) 
     labels = paddle.zeros([batch_size], "int64")
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = time.perf_counter()
         loss = paddle.nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
         float(loss)  # waits for the device
-        times.append(time.perf_counter() - start)
+        times.append(time.perf_counter() - before)
     return min(times[1:])

@@ -10,6 +10,8 @@ from ppxcls.reports import figures
 from ppxcls.reports.record import Record
 from ppxcls.system.paths import printable
 
+MARK = "# Written by ppxcls; without this line, it is not written again."
+
 
 def model_card(record: Record) -> str:
     """The text of ``README.md``: metadata as YAML, then what the model is, how it was trained, and how to use it."""
@@ -46,7 +48,7 @@ def model_card(record: Record) -> str:
         "",
     ]
     front = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)
-    return f"---\n{front}---\n\n" + "\n".join(lines)
+    return f"---\n{MARK}\n{front}---\n\n" + "\n".join(lines)
 
 
 def _eval_list(record: Record) -> str:

@@ -17,7 +17,7 @@ from ppxcls.config.checks import ConfigError
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.errors import DataError
 from ppxcls.reports import figures
-from ppxcls.reports.card import model_card
+from ppxcls.reports.card import MARK, model_card
 from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves
 from ppxcls.reports.pictures import data_uri, overlays, thumbnail
 from ppxcls.reports.record import Record, Samples, read_record
@@ -30,6 +30,7 @@ REPORT, PER_CLASS, CARD = "report.html", "per_class.csv", "README.md"
 INSTALL = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
 _SHOWN = 24  # images of a gallery
 _EXPLAINED = 8  # images with Grad-CAM
+_MOST_CLUSTERED = 2000  # classes up to which there is a confusion matrix; it takes 8 bytes times their square, several times
 _MOST_CELLS = 30  # classes up to which the confusion matrix is a table
 
 
@@ -92,7 +93,8 @@ def write_report(folder: str | Path) -> Path:
         page["first_batch"] = data_uri(first.read_bytes())
     page["sections"] = _sections(page)
     write_text(record.folder / REPORT, _render("report.html.j2", page))
-    write_text(record.folder / CARD, model_card(record))
+    if _may_be_replaced(record.folder / CARD):
+        write_text(record.folder / CARD, model_card(record))
     return record.folder / REPORT
 
 
@@ -157,6 +159,11 @@ def _require_packages() -> None:
         raise ReportError(f"a report needs {INSTALL}") from None
 
 
+def _may_be_replaced(card: Path) -> bool:
+    """Whether a model card is as it was written, and no user's own."""
+    return not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace")
+
+
 def _render(template: str, page: dict[str, Any]) -> str:
     import jinja2
 
@@ -167,18 +174,17 @@ def _render(template: str, page: dict[str, Any]) -> str:
 
 
 def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) -> dict[str, Any]:
-    matrix = figures.confusion(samples, len(record.names))
-    classes = figures.by_class(matrix)
+    found = figures.confusions(samples, len(record.names))
+    classes = figures.by_class(samples, len(record.names))
     calibration = figures.calibration(samples)
     pictures["calibration.png"] = draw_calibration(calibration)
-    support = matrix.sum(axis=1)
-    pairs = [(a, b, n, n / support[a]) for a, b, n in figures.most_confused(matrix)]
+    pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(found)]
     rows = _class_rows(record, classes)
     _write_per_class(record.folder / PER_CLASS, rows)
     mistakes = figures.worst_mistakes(samples, _SHOWN)
     chosen = list(dict.fromkeys([*mistakes[: _EXPLAINED // 2], *_spread(samples, _EXPLAINED)]))[:_EXPLAINED]
     return {
-        "matrix": _matrix(matrix),
+        "matrix": _matrix(found, len(record.names)),
         "pairs": pairs,
         "per_class": rows,
         "error": calibration.error,
@@ -189,11 +195,14 @@ def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) ->
     }
 
 
-def _matrix(matrix: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _matrix(found: figures.Confusions, count: int) -> dict[str, Any]:
+    """The confusion matrix for the page: as cells of a table, as entries of a picture, or only in words."""
+    if count > _MOST_CLUSTERED:
+        return {"is_too_large": True}
+    matrix = found.matrix(count)
     order = figures.clustered_order(matrix)
-    if len(matrix) > _MOST_CELLS:
-        label, predicted = np.nonzero(matrix)
-        entries = np.stack([label, predicted, matrix[label, predicted]], axis=1).tolist()
+    if count > _MOST_CELLS:
+        entries = np.stack([found.labels, found.predicted, found.counts], axis=1).tolist()
         return {"order": order.tolist(), "entries": entries, "largest": int(matrix.max())}
     sorted_ = matrix[np.ix_(order, order)]
     shares = sorted_ / np.maximum(sorted_.sum(axis=1, keepdims=True), 1)

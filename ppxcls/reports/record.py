@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -122,7 +123,7 @@ def _read_samples(file: Path, count: int) -> Samples | None:
     """The predictions; None if there are none that fit the classes."""
     try:
         text = read_regular(file, _MOST_BYTES).decode("utf-8", "surrogateescape")
-        rows = list(csv.DictReader(text.splitlines(keepends=True)))
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if not rows or tuple(rows[0]) != COLUMNS:
             return None
         labels, predicted = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted"))

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
@@ -98,6 +99,8 @@ class Service:
 
     async def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
         try:
+            if self._batcher.waiting >= self._limits.queue:  # before its body takes memory
+                raise BusyError
             body = await asyncio.wait_for(self._body(request), self._limits.seconds)
             if not body:
                 return 400, {"error": "expected an image file as the body of the request"}
@@ -115,6 +118,8 @@ class Service:
             return 500, {"error": type(error).__name__}
         if prediction.error:
             return 422, {"error": prediction.error}
+        if not np.isfinite(prediction.scores).all():
+            return 500, {"error": "the model gives numbers that are not finite"}
         return 200, {key: value for key, value in asdict(prediction).items() if key not in ("file", "error")}
 
     async def _body(self, request: Request) -> bytes:
@@ -172,4 +177,8 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: in
     predictor = load(path)
     logger.info(predictor.description)
     app = build_app(predictor, Limits(batch=batch, queue=queue))
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30)
+    # Each connection may hold a body in memory; beyond this number uvicorn answers 503 itself.
+    most = 2 * queue + batch
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30, limit_concurrency=most
+    )

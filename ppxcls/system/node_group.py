@@ -76,11 +76,13 @@ class NodeGroup:
             JobError: too few nodes came, or the leader can't be reached.
         """
         self.leave()
+        self.ended = None
         if self._server is None:
             try:
                 self._server = socket.create_server(self._address, backlog=self._wanted + 16)
             except OSError as error:
-                if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                is_known = error.errno is None or error.errno >= 0  # below 0, the leader's name does not resolve yet
+                if is_known and error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                     raise JobError(f"{self._shown}, on which the nodes meet, can't be used: {error.strerror}") from None
         return self._lead(has_begun) if self._server else self._join(has_begun)
 
@@ -130,12 +132,15 @@ class NodeGroup:
                 raise JobError(f"the leading node at {self._shown} can't be reached within {2 * self._timeout:g} s: {reason}")
             try:
                 leader = _kept_alive(socket.create_connection(self._address, timeout=5.0))
-                _send(leader, b"%b %d" % (_NODE, has_begun))
-                message = self._answer(leader)
             except OSError as error:
                 reason = error.strerror or str(error)
                 time.sleep(_POLL)
                 continue
+            try:
+                _send(leader, b"%b %d" % (_NODE, has_begun))
+                message = self._answer(leader)
+            except OSError:
+                message = b""
             if message.startswith(_PLACE):
                 nodes, rank, resume = map(int, message[len(_PLACE) :].split())
                 self._active = [leader]
@@ -145,6 +150,7 @@ class NodeGroup:
                 self.ended = int(message[len(_END) :])
                 return None
             deadline = time.monotonic() + 2 * self._timeout  # it was there, and has gone
+            time.sleep(_POLL)
         return None
 
     def _answer(self, leader: socket.socket) -> bytes:
@@ -177,7 +183,9 @@ class NodeGroup:
         self._active = []
 
     def end(self, code: int) -> None:
-        """Tell the others that the job has ended for good on this node."""
+        """Tell the others that the job has ended for good on this node, also those that came in the meantime."""
+        while self._server is not None and select.select([self._server], [], [], 0)[0]:
+            self._accept()
         for node in [*self._active, *(node for node, _ in self._waiting)]:
             with contextlib.suppress(OSError):
                 _send(node, b"%b %d" % (_END, code))

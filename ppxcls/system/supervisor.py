@@ -23,7 +23,7 @@ BEGUN = "PPXCLS_BEGUN"  # names a file that a run creates when it has begun, in 
 _DONE, _ERROR, _USAGE = 0, 1, 2
 _FINAL = (_DONE, _USAGE, EXIT_PREEMPTED)
 _HEALTHY = 600.0  # seconds after which a failure counts as the first one again
-_LAST_STEPS = 60.0  # seconds that a node may take to end after another one
+_LAST_STEPS = 300.0  # seconds that a node may take to save after another one was told to stop
 _POLL = 0.2
 
 
@@ -119,14 +119,14 @@ class Supervisor:
         while True:
             place = self._place(begun.exists())
             if place is None:
-                return self._code_at_end(code)
+                return _DONE if self._group and self._group.ended == _DONE else self._code_at_end(code)
             start = time.monotonic()
             code = self._run_once(place, {**os.environ, BEGUN: str(begun)})
             if code == signal.SIGTERM:  # how Paddle's launcher ends after one
                 return EXIT_PREEMPTED
             if self._received is not None or code in _FINAL:
                 return code
-            if self._group and self._group.ended is not None:
+            if self._group and self._group.ended not in (None, _DONE):
                 return self._code_at_end(code)
             seconds = time.monotonic() - start
             failures = 1 if seconds > _HEALTHY else failures + 1
@@ -165,9 +165,10 @@ class Supervisor:
             if self._group.is_broken():
                 self._say("launch: another node has left the job, so it is ended here too")
                 self._kill(process)
-            elif self._group.ended is not None:
-                deadline = deadline or time.monotonic() + (_LAST_STEPS if self._group.ended in (_DONE, EXIT_PREEMPTED) else 0)
+            elif self._group.ended not in (None, _DONE):  # where a node is done, this one may still write and report
+                deadline = deadline or time.monotonic() + (_LAST_STEPS if self._group.ended == EXIT_PREEMPTED else 0)
                 if time.monotonic() > deadline:
+                    self._say(f"launch: another node has ended the job with code {self._group.ended}, so it is ended here too")
                     self._kill(process)
             time.sleep(_POLL)
         return process.wait()
@@ -179,8 +180,14 @@ class Supervisor:
         process.wait()
 
     def _code_at_end(self, code: int) -> int:
-        """The exit code after a failure that is not tried again: another node's word on it counts more."""
-        if self._group and self._group.ended is not None:
+        """The exit code after a failure that is not tried again.
+
+        A signal between two runs ends with 75, because all that was done is saved. Another node's word on a failure counts more
+        than this node's code, but its success does not.
+        """
+        if self._received is not None:
+            return EXIT_PREEMPTED
+        if self._group and self._group.ended not in (None, _DONE):
             return self._group.ended
         return code if code > 0 else _ERROR
 

@@ -109,6 +109,8 @@ class Trainer:
                 while self.progress.epoch <= self.plan.epochs:
                     self.train_one_epoch()
                     self._finish_epoch()
+                self.run.folder.wait()
+                distributed.barrier()  # no process ends before the last checkpoint is written
             except _Stop:
                 self._preempted()
             finally:
@@ -232,9 +234,7 @@ class Trainer:
         raise Preempted(f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto continues from there")
 
     def save(self, names: Sequence[str]) -> None:
-        """Begin to save a checkpoint under these names, in the background; with ``latest``, also as ``step_N``.
-
-        All processes call it.
+        """Begin to save under these names, in the background; with ``latest``, also as ``step_N``. All processes call it.
 
         Raises:
             OSError: the checkpoint before can't be written; those that are whole stay.

@@ -42,6 +42,9 @@ def photographs(folder: Path, count: int = 12, side: int = 80) -> Path:
             image = rng.integers(0, 60, (side, side + i, 3)).astype(np.uint8)
             image[..., label] += 150
             cv2.imwrite(str(folder / name / f"{i}.jpg"), image)
+    odd = os.fsencode(folder / "birds") + b"/caf\xe9.jpg"  # Latin-1, which is no UTF-8
+    with open(odd, "wb") as stream:
+        stream.write((folder / "birds/0.jpg").read_bytes())
     return folder
 
 
@@ -59,7 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_command(place: Path) -> None:
     before = {f.relative_to(place / "photos") for f in (place / "photos").rglob("*")}
-    assert len(before) == 26, "the folder stays as it was"
+    assert len(before) == 27, "the folder stays as it was"
     run = place / "output/photos/Xception41"
     assert {"report.html", "README.md", "predictions.csv", "eval.json", "best_model.pdparams"} <= {f.name for f in run.iterdir()}
     short = yaml.safe_load((place / "output/photos/train.yaml").read_text())
@@ -128,6 +131,9 @@ def test_every_verb_is_listed_with_a_line() -> None:
         (["empty"], "empty: no folders of classes"),
         (["one"], "one: one class; a classifier needs at least two folders"),
         (["photos", "--minutes", "0"], "expected minutes above 0, received 0"),
+        (["photos", "--minutes", "nan"], "expected minutes above 0, received nan"),
+        (["photos", "--output", "photos/birds/run"], "photos/birds/run lies in the folder of photographs"),
+        (["photos", "--device", "gpux"], "expected one of cpu"),
         (["photos", "--weights", "mine.pdparams"], "mine.pdparams: the name of the file does not begin with a network's"),
         (["https://example.org/photos"], "URL"),
     ],
@@ -148,7 +154,7 @@ def test_what_can_not_be_trained_on_is_one_line(words: list[str], message: str, 
 def test_a_yaml_that_is_there_is_not_overwritten(place: Path) -> None:
     result = typed(shlex.split(EXAMPLES["fit"][0]), place)
     assert result.returncode == 1
-    assert "output/photos/train.yaml is there already: train by it with 'ppxcls train -c" in result.stderr
+    assert "output/photos/train.yaml is there already: go on by it with 'ppxcls train -c output/photos/train.yaml" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,14 @@ def drawn(seed: int, count: int = 400, classes: int = CLASSES) -> tuple[Samples,
 def test_figures_are_scikit_learns(seed: int) -> None:
     samples, scores = drawn(seed)
     ids = list(range(CLASSES))
-    matrix = figures.confusion(samples, CLASSES)
-    assert_array_equal(matrix, confusion_matrix(samples.labels, samples.predicted, labels=ids))
+    assert_array_equal(
+        figures.confusions(samples, CLASSES).matrix(CLASSES), confusion_matrix(samples.labels, samples.predicted, labels=ids)
+    )
     assert figures.topk_share(samples, 1).value == pytest.approx(accuracy_score(samples.labels, samples.predicted))
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(samples.labels, scores, k=k, labels=ids)
         assert figures.topk_share(samples, k).value == pytest.approx(expected)
-    own = figures.by_class(matrix)
+    own = figures.by_class(samples, CLASSES)
     theirs = precision_recall_fscore_support(samples.labels, samples.predicted, labels=ids, zero_division=0)
     for key, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
         assert_allclose(own[key], values)
@@ -59,7 +60,10 @@ def test_the_interval_is_wilsons() -> None:
 def test_confused_pairs_and_neighbours() -> None:
     matrix = np.diag([10, 10, 10, 10])
     matrix[0, 3], matrix[3, 0], matrix[1, 2] = 5, 4, 1
-    assert figures.most_confused(matrix) == [(0, 3, 5), (3, 0, 4), (1, 2, 1)]
+    labels, predicted = np.nonzero(matrix)
+    found = figures.Confusions(labels, predicted, matrix[labels, predicted])
+    assert_array_equal(found.matrix(4), matrix)
+    assert figures.most_confused(found) == [(0, 3, 5), (3, 0, 4), (1, 2, 1)]
     order = figures.clustered_order(matrix).tolist()
     assert sorted(order) == [0, 1, 2, 3]
     assert abs(order.index(0) - order.index(3)) == 1

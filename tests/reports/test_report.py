@@ -124,6 +124,22 @@ def test_damaged_predictions_count_as_none(damage: str, run: Path, tmp_path: Pat
     assert "This run was not evaluated" in ppxcls.report(folder).read_text()
 
 
+def test_line_separators_in_names_do_not_split_rows(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    text = (folder / "predictions.csv").read_text()
+    (folder / "predictions.csv").write_text(text.replace("0001.png", "00\x85\u2028\x0b\x1c01.png"))
+    record = read_record(folder)
+    assert record.samples
+    assert len(record.samples) == 7
+
+
+def test_a_card_of_the_user_stays(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "README.md").write_text("# Mine\n")
+    ppxcls.report(folder)
+    assert (folder / "README.md").read_text() == "# Mine\n"
+
+
 def test_one_class_without_samples_and_images_that_are_gone(run: Path, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     lines = (folder / "predictions.csv").read_text().splitlines()
@@ -169,16 +185,17 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert "Optimizer.momentum" not in text, "only what differs"
 
 
-def test_a_thousand_classes_stay_small(run: Path, tmp_path: Path) -> None:
-    """50,000 predictions of 1,000 classes."""
+@pytest.mark.parametrize("classes", [1000, 21_841])
+def test_many_classes_stay_small(classes: int, run: Path, tmp_path: Path) -> None:
+    """50,000 predictions; beyond 2,000 classes without the picture of the confusion matrix."""
     folder = copied(run, tmp_path)
     count, rng = 50_000, np.random.default_rng(0)
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["Arch"]["class_num"] = 1000
+    config["Arch"]["class_num"] = classes
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "class_names.txt").write_text("".join(f"{i} class {i}\n" for i in range(1000)))
-    labels = np.arange(count) % 1000
-    predicted = np.where(rng.random(count) < 0.8, labels, rng.integers(0, 1000, count))
+    (folder / "class_names.txt").write_text("".join(f"{i} class {i}\n" for i in range(classes)))
+    labels = np.arange(count) % classes
+    predicted = np.where(rng.random(count) < 0.8, labels, rng.integers(0, classes, count))
     header = (run / "predictions.csv").read_text().splitlines()[0]
     image = (run / "predictions.csv").read_text().splitlines()[1].split(",")[0]
     rows = [
@@ -187,7 +204,7 @@ def test_a_thousand_classes_stay_small(run: Path, tmp_path: Path) -> None:
     (folder / "predictions.csv").write_text("\n".join([header, *rows]) + "\n")
     file = ppxcls.report(folder)
     assert file.stat().st_size < 20e6
-    assert '<canvas id="matrix" width="1000"' in file.read_text()
+    assert ('<canvas id="matrix" width="1000"' in file.read_text()) == (classes == 1000)
 
 
 @pytest.fixture(scope="module")

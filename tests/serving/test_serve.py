@@ -94,6 +94,11 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(pack(">I", len(d)) + n + d + pack(">I", zlib.crc32(n + d)) for n, d in chunks)
 
 
+def line_of_pixels() -> bytes:
+    """40,000 x 1 pixels, which a shorter side of 75 would enlarge to 225 million."""
+    return cv2.imencode(".png", np.zeros((1, 40_000, 3), np.uint8))[1].tobytes()
+
+
 def test_fifty_clients_get_their_own_answers(server: Server, run: Path) -> None:
     """0 wrong or lost answers; what is answered is what ``predict`` says."""
     sources = images(run)
@@ -123,8 +128,9 @@ def test_fifty_clients_get_their_own_answers(server: Server, run: Path) -> None:
         (b"\xff\xd8\xff\xe0" + bytes(100), 422, ""),
         (bytes((20 << 20) + 1), 413, "the image has more than 20,971,520 bytes"),
         (bomb(), 422, "pixels"),
+        (line_of_pixels(), 422, "40000 x 1 pixels would become 3000000 x 75; too many"),
     ],
-    ids=["empty", "html", "broken", "large", "bomb"],
+    ids=["empty", "html", "broken", "large", "bomb", "line"],
 )
 def test_what_is_no_image_is_refused_and_the_server_lives(
     body: bytes, status: int, message: str, server: Server, run: Path

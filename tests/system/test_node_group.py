@@ -18,6 +18,7 @@ import pytest
 
 from ppxcls.system.node_group import NodeGroup, Place
 from ppxcls.system.rendezvous import JobError
+from ppxcls.system.supervisor import Supervisor
 from tests.conftest import ROOT, SMALL_NETWORK
 
 
@@ -82,6 +83,44 @@ def test_a_lost_node_is_waited_for_and_a_spare_one_comes_in(address: tuple[str, 
     leader.end(0)
     until(lambda: spare.is_broken() or spare.ended is not None)
     assert spare.ended == 0
+
+
+def test_one_that_comes_during_the_job_hears_of_its_end(address: tuple[str, int], pool: ThreadPoolExecutor) -> None:
+    """It waits in the leader's backlog."""
+    leader, late = NodeGroup(address, 1, 1, 0.2), NodeGroup(address, 2, 1, 0.2)
+    assert leader.meet(False) == Place(False, 1, 0)
+    meeting = pool.submit(late.meet, False)
+    time.sleep(1.0)  # longer than its patience with a leader that is not there
+    assert not meeting.done()
+    leader.end(0)
+    assert meeting.result() is None
+    assert late.ended == 0
+
+
+def test_a_leader_whose_name_is_not_known_yet_is_waited_for() -> None:
+    with pytest.raises(JobError, match=r"the leading node at no-such-host.invalid:9 can't be reached within 0.4 s"):
+        NodeGroup(("no-such-host.invalid", 9), 2, 1, 0.2).meet(False)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [(("0", "0"), (0, 0)), (("0", "5"), (0, 5)), (("2", "9"), (2, 2)), (("75", "75"), (75, 75))]
+)
+def test_the_codes_of_two_nodes(
+    codes: tuple[str, str], expected: tuple[int, int], address: tuple[str, int], pool: ThreadPoolExecutor
+) -> None:
+    """The first node ends at once, the second one half a second later: a failure stays one though the other node is done."""
+    script = "import sys, time; time.sleep(float(sys.argv[1])); sys.exit(int(sys.argv[2]))"
+
+    def job(number: int) -> int:
+        words = [sys.executable, "-c", script, str(0.5 * number + 0.5), codes[number]]
+        group = lambda stopped: NodeGroup(address, 2, 2, 5.0, stopped)  # noqa: E731
+        supervisor = Supervisor(lambda _: words, 0, 0.1, lambda line: None, group)
+        code = supervisor._run(Path("/nonexistent/begun"))  # signals can be handled in the main thread alone
+        assert supervisor._group
+        supervisor._group.end(code)
+        return code
+
+    assert tuple(pool.map(job, range(2))) == expected
 
 
 def test_too_few_nodes(address: tuple[str, int]) -> None:
