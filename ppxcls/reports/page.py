@@ -28,6 +28,7 @@ from ppxcls.train.first_batch import FIRST_BATCH
 
 REPORT, PER_CLASS, CARD = "report.html", "per_class.csv", "README.md"
 INSTALL = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
+_MOST_ROWS = 5000  # of the table of classes
 _SHOWN = 24  # images of a gallery
 _EXPLAINED = 8  # images with Grad-CAM
 _MOST_CLUSTERED = 2000  # classes up to which there is a confusion matrix; it takes 8 bytes times their square, several times
@@ -186,7 +187,8 @@ def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) ->
     return {
         "matrix": _matrix(found, len(record.names)),
         "pairs": pairs,
-        "per_class": rows,
+        "per_class": sorted(rows, key=lambda row: -row["support"])[:_MOST_ROWS] if len(rows) > _MOST_ROWS else rows,
+        "more_classes": max(len(rows) - _MOST_ROWS, 0),
         "error": calibration.error,
         "mistakes": _gallery(record, samples, mistakes),
         "uncertain": _gallery(record, samples, figures.least_certain(samples, _SHOWN)),

@@ -13,7 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _armed = threading.Event()
-_PARENT = os.getppid()  # as early as possible: a launcher may be gone before Paddle is imported
+PARENT = os.getppid()  # as early as possible: a launcher may be gone before Paddle is imported
 
 
 def arm() -> None:
@@ -27,7 +27,7 @@ def arm() -> None:
 
 
 def _watch_launcher() -> None:
-    while os.getppid() == _PARENT:
+    while os.getppid() == PARENT:
         time.sleep(1.0)
     several = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1
     _end(f"rank {os.environ['PADDLE_TRAINER_ID']}: " if several else "", "the launcher is gone")
