@@ -106,7 +106,7 @@ def test_a_launcher_killed_at_the_start_leaves_no_orphan(config: Path, tmp_path:
     deadline = time.monotonic() + 60
     while len(ranks := job.ranks()) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(0.5)
+    time.sleep(1.0)  # Python has started, and Paddle is being imported
     job.process.kill()
     job.process.communicate(timeout=60)  # the ranks hold its output open until they end
     deadline = time.monotonic() + 60

@@ -92,6 +92,7 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
     assert process.wait(timeout=20) == 75
 
 
+@pytest.mark.slow  # the job of two nodes does the same in every run of the tests
 def test_a_job_whose_rank_is_killed_goes_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """Two processes; one is killed after a checkpoint inside the first epoch. The end is the run's that was not killed."""
     keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
