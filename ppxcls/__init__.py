@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ppxcls.system import environment, watchdog
+from ppxcls.system import environment
+from ppxcls.system import watchdog as watchdog  # notes the parent process as early as possible
 
 __version__ = "0.5.0"
 
-watchdog.PARENT  # noqa: B018  read as early as possible, see there
 environment.prepare_cpu()
 
 # Name to home: looked up on first use, so that importing ppxcls costs nothing.

@@ -85,12 +85,11 @@ def build_trainer(config: Config) -> Trainer:
     evaluates = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     evaluation = _build_evaluation(config) if evaluates else None
     update_freq = _update_freq(config, loader)
-    steps_per_epoch = -(-len(loader) // update_freq)
-    samples_per_step = loader.sampler.batch_size * loader.sampler.world_size * update_freq
-    learner = _build_learner(config, network, steps_per_epoch, samples_per_step)
+    facts = _facts(config, loader, update_freq, evaluation, weights)
+    learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
     if distributed.rank() == 0:
         report_room(config, network, folder.path)
-    facts = _facts(config, loader, update_freq, evaluation, weights)
+    distributed.require_same(facts.of_all_ranks())
     run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
     plan = replace(Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)}), update_freq=update_freq)
     trainer = Trainer(learner, loader, run, plan, evaluation)
@@ -114,7 +113,8 @@ def evaluate(config: Config) -> dict[str, float]:
     start(config)
     weights = weights_for(config, "evaluate")
     assert weights
-    logger.info(describe(config, weights, config.evaluation_transforms, class_names_for(config, "evaluate")))
+    names = class_names_for(config, "evaluate")
+    logger.info(describe(config, weights, config.evaluation_transforms, names))
     network = set_evaluation_precision(config.AMP, build_network(config, "evaluate", weights))
     if config.Global.to_static:
         network = static_network(network)
@@ -129,7 +129,7 @@ def evaluate(config: Config) -> dict[str, float]:
         file = write_results(config, weights, results)
         assert evaluation.predictions
         table = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
-        write_predictions(file.with_name(table), evaluation.predictions, loader.dataset, class_names_for(config, "evaluate"))
+        write_predictions(file.with_name(table), evaluation.predictions, loader.dataset, names)
         logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
     return results
 
@@ -214,7 +214,7 @@ def _trackers(config: Config) -> list[Tracker]:
 
 
 def _facts(config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None) -> RunFacts:
-    facts = RunFacts(
+    return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
         config=config.to_yaml(is_run=True),
@@ -228,8 +228,6 @@ def _facts(config: Config, loader: Loader, update_freq: int, evaluation: Evaluat
         run=uuid.uuid4().hex,
         started_from=str(weights) if weights else None,
     )
-    distributed.require_same(facts.of_all_ranks())
-    return facts
 
 
 def _required(config: Config, path: str) -> Any:

@@ -76,6 +76,17 @@ def descriptions(docstring: str | None) -> dict[str, str]:
     }
 
 
+def texts_of(component: Any) -> dict[str, str]:
+    """Descriptions of a component's arguments, also those of the class that a function makes."""
+    made = typing.get_type_hints(component).get("return") if inspect.isfunction(component) else None
+    return {**descriptions(inspect.getdoc(made)), **descriptions(component.__doc__)}
+
+
+def summary_of(component: Any) -> str:
+    """The first paragraph of a component's docstring, in one line."""
+    return " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split())
+
+
 def table(rows: list[tuple[str, Any, Any, str]]) -> list[str]:
     """Rows of key, type, default and description."""
     lines = ["| key | type | default | |", "|---|---|---|---|"]
@@ -124,11 +135,10 @@ def components(registry: Registry[Any]) -> list[str]:
         component = registry.get(name, Where())
         if not component.__module__.startswith("ppxcls."):
             continue
-        made = typing.get_type_hints(component).get("return") if inspect.isfunction(component) else None
-        texts, hints = {**descriptions(inspect.getdoc(made)), **descriptions(component.__doc__)}, registry.schema(name)
+        texts, hints = texts_of(component), registry.schema(name)
         parameters = inspect.signature(component).parameters
         rows = [(key, hint, parameters[key].default, texts.get(key, "")) for key, hint in hints.items()]
-        lines += [f"### {name}", "", " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split()), ""]
+        lines += [f"### {name}", "", summary_of(component), ""]
         lines += table(rows) if rows else []
     return lines
 

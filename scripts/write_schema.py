@@ -22,7 +22,7 @@ from ppxcls.config.checks import Bound, Where
 from ppxcls.config.paddleclas import INSTEAD
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
-from scripts.write_reference import PLACES, descriptions
+from scripts.write_reference import PLACES, descriptions, summary_of, texts_of
 
 FILE = ROOT / "docs/schema.json"
 Schema = dict[str, Any]
@@ -102,8 +102,7 @@ def of_component(registry: Registry[Any], name: str) -> Schema:
     """The schema of a component's arguments, with the common ones of its kind."""
     component = registry.get(name, Where())
     parameters = inspect.signature(component).parameters
-    made = typing.get_type_hints(component).get("return") if inspect.isfunction(component) else None
-    texts = {**descriptions(inspect.getdoc(made)), **descriptions(component.__doc__)}
+    texts = texts_of(component)
     hints = registry.schema(name)
     defaults = {key: MISSING if parameters[key].default is inspect.Parameter.empty else parameters[key].default for key in hints}
     if registry.common:
@@ -112,7 +111,7 @@ def of_component(registry: Registry[Any], name: str) -> Schema:
         texts = {**descriptions(registry.common.__doc__), **texts}
         defaults = {f.name: f.default for f in fields(registry.common)} | defaults
     schema = of_keys(hints, texts, defaults)
-    return {"description": " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split()).replace("``", "`"), **schema}
+    return {"description": summary_of(component).replace("``", "`"), **schema}
 
 
 def of_registry(registry: Registry[Any]) -> dict[str, Schema]:

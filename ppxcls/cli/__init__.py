@@ -11,10 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
-from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.checkpoints.run_folder import RunFolderError
-from ppxcls.config.checks import ConfigError
-from ppxcls.data.errors import DataError
 from ppxcls.system import environment, watchdog
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
@@ -122,6 +118,12 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _expected(error: Exception) -> tuple[str | None, int]:
     """The line and the exit code for an error that a user can cause; no line for any other one."""
+    # Imported here because they need numpy: the doctor looks over an installation that may lack it.
+    from ppxcls.checkpoints.files import CheckpointError
+    from ppxcls.checkpoints.run_folder import RunFolderError
+    from ppxcls.config.checks import ConfigError
+    from ppxcls.data.errors import DataError
+
     if isinstance(error, ConfigError):
         return f"config error: {error}", EXIT_USAGE
     if isinstance(error, Preempted):

@@ -61,7 +61,7 @@ def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, av
         CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The message names them.
     """
     file = weights_file(path)
-    manifest = _manifest_of(file)
+    manifest = manifest_of(file)
     if manifest:
         part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
         state = read_part(file.with_suffix(""), manifest, part)
@@ -70,8 +70,12 @@ def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, av
     return set_weights(model, state, file, keep_trunk)
 
 
-def _manifest_of(file: Path) -> dict[str, Any] | None:
-    """The manifest that vouches for a file of weights; None if there is none."""
+def manifest_of(file: Path) -> dict[str, Any] | None:
+    """The manifest that vouches for a file of weights; None if there is none.
+
+    Raises:
+        CheckpointError: it is damaged, and the file is a ``.pdparams``.
+    """
     prefix = file.with_suffix("")
     if file.suffix not in (WEIGHTS, ".safetensors") or not with_extension(prefix, ".json").exists():
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from ppxcls.build import build_trainer, evaluate
 from ppxcls.config.load import load_config
 from ppxcls.config.yaml_values import write_yaml
-from ppxcls.data.class_names import CLASS_NAMES
+from ppxcls.data.class_names import CLASS_NAMES, read_class_names
 from ppxcls.data.errors import DataError
 from ppxcls.data.make_lists import make_lists
 from ppxcls.photographs.settings import Settings, choose, network_of
@@ -71,7 +71,7 @@ def fit(
         logger.info(line)
     if not made.lists.get(str(output / "lists" / "val_list.txt")):
         raise DataError(f"{photos}: no images are left to evaluate on; each class needs at least two")
-    class_num = len((output / "lists" / CLASS_NAMES).read_text(encoding="utf-8", errors="surrogateescape").splitlines())
+    class_num = len(read_class_names(output / "lists" / CLASS_NAMES, None))
     if class_num < 2:
         raise DataError(f"{photos}: one class; a classifier needs at least two folders")
     try:

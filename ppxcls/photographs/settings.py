@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ppxcls.models.common_keys import MODELS
 from ppxcls.system.distributed import available_devices, start
 from ppxcls.train.network import build_model, list_models
+from ppxcls.train.timed_steps import timed_steps
 
 _SIZES = (299, 192, 128, 96, 71)  # pixels; the smallest that these networks are worth training at is 71
 _MEASURED = 96  # pixels at which a step is timed; the time grows with their square
@@ -146,13 +146,5 @@ def _seconds_per_step(network: str, class_num: int, batch_size: int, size: int) 
     optimizer = paddle.optimizer.SGD(0.0, parameters=model.parameters())
     images = paddle.randn([batch_size, 3, size, size])
     labels = paddle.zeros([batch_size], "int64")
-    times = []
-    for _ in range(3):
-        before = time.perf_counter()
-        loss = paddle.nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        float(loss)  # waits for the device
-        times.append(time.perf_counter() - before)
+    times, _ = timed_steps(model, optimizer, images, labels, 3)
     return min(times[1:])

@@ -23,7 +23,7 @@ def model_card(record: Record) -> str:
     }
     lines = [f"# {name}", "", f"An image classifier with {len(record.names):,} classes, trained with ppxcls.", ""]
     if record.samples is not None:
-        found = {f"top{k}": figures.topk_share(record.samples, k) for k in (1, 5) if k == 1 or len(record.names) > k}
+        found = {f"top{k}": share for k, share in figures.topk_shares(record.samples, len(record.names)).items()}
         meta["metrics"] = ["accuracy"]
         results = [{"type": "accuracy", "name": key, "value": round(share.value, 5)} for key, share in found.items()]
         data = {"type": "imagefolder", "name": _eval_list(record)}

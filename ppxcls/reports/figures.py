@@ -41,6 +41,11 @@ def topk_share(samples: Samples, k: int) -> Share:
     return share(hits, len(samples))
 
 
+def topk_shares(samples: Samples, count: int) -> dict[int, Share]:
+    """Top-1, and top-5 if there are more classes; by k."""
+    return {k: topk_share(samples, k) for k in (1, 5) if k == 1 or count > k}
+
+
 @dataclass(frozen=True)
 class Confusions:
     """The entries of a confusion matrix that are not zero. A whole matrix of 21,841 classes would have 3.8 GB.

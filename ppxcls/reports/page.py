@@ -88,8 +88,6 @@ def write_report(folder: str | Path) -> Path:
         with whole_file(record.folder / name) as stream:
             stream.write(data)
         page[name.removesuffix(".png")] = data_uri(data)
-    if "calibration.png" in pictures:
-        page["calibration"] = {"error": page["error"], "image": data_uri(pictures["calibration.png"])}
     if (first := record.folder / FIRST_BATCH).is_file():
         page["first_batch"] = data_uri(first.read_bytes())
     page["sections"] = _sections(page)
@@ -189,7 +187,7 @@ def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) ->
         "pairs": pairs,
         "per_class": sorted(rows, key=lambda row: -row["support"])[:_MOST_ROWS] if len(rows) > _MOST_ROWS else rows,
         "more_classes": max(len(rows) - _MOST_ROWS, 0),
-        "error": calibration.error,
+        "calibration_error": calibration.error,
         "mistakes": _gallery(record, samples, mistakes),
         "uncertain": _gallery(record, samples, figures.least_certain(samples, _SHOWN)),
         "suspects": _gallery(record, samples, figures.suspected_labels(samples, _SHOWN)),
@@ -272,11 +270,9 @@ def _numbers(record: Record) -> list[dict[str, str]]:
     numbers = []
     samples = record.samples
     if samples is not None:
-        for k in (1, 5):
-            if k == 1 or len(record.names) > k:
-                found = figures.topk_share(samples, k)
-                interval = f"95 %: {100 * found.low:.2f} to {100 * found.high:.2f}"
-                numbers.append({"name": f"top-{k}", "value": f"{100 * found.value:.2f} %", "note": interval})
+        for k, found in figures.topk_shares(samples, len(record.names)).items():
+            interval = f"95 %: {100 * found.low:.2f} to {100 * found.high:.2f}"
+            numbers.append({"name": f"top-{k}", "value": f"{100 * found.value:.2f} %", "note": interval})
         numbers.append({"name": "evaluated", "value": f"{len(samples):,}", "note": f"samples, {len(record.names):,} classes"})
     if best := _best(record):
         numbers.append({"name": "best epoch", "value": str(best.get("epoch", "")), "note": f"of {record.config.Global.epochs}"})

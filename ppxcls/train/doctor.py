@@ -56,23 +56,16 @@ for kind in available_devices():
 print("FACTS" + json.dumps({"paddle": paddle.__version__, "version": version, "devices": devices}))
 """
 _STEP = """
-import json, sys, time
+import json, sys
 from ppxcls import build_model
 import paddle
+from ppxcls.train.timed_steps import timed_steps
 paddle.set_device(sys.argv[1])
 paddle.seed(0)
 model = build_model("Xception41", class_num=10)
 optimizer = paddle.optimizer.Momentum(0.01, parameters=model.parameters())
 images, labels = paddle.randn([8, 3, 96, 96]), paddle.arange(8)
-times = []
-for _ in range(3):
-    start = time.perf_counter()
-    loss = paddle.nn.functional.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    optimizer.clear_grad()
-    value = float(loss)
-    times.append(time.perf_counter() - start)
+times, value = timed_steps(model, optimizer, images, labels, 3)
 print("FACTS" + json.dumps({"first": times[0], "seconds": min(times), "loss": value}))
 """
 

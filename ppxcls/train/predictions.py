@@ -61,9 +61,9 @@ class PredictionTable:
 
     def gathered(self) -> Predictions:
         """Those of all processes, which all call it. The table is empty afterwards."""
-        width = int(distributed.sum_over_processes(np.array([self._parts[0][1].shape[-1] if self._parts else 0.0]))[0])
-        width //= int(distributed.sum_over_processes(np.array([float(bool(self._parts))]))[0] or 1)
-        table = np.zeros((self._size, 1 + width))
+        own_width = self._parts[0][1].shape[-1] if self._parts else 0  # a process may have no sample
+        total, processes = distributed.sum_over_processes(np.array([own_width, bool(self._parts)], float))
+        table = np.zeros((self._size, 1 + int(total / max(processes, 1))))
         for samples, part in self._parts:
             table[samples, 0] = 1  # each sample is evaluated by one process
             table[samples, 1:] = part.numpy()

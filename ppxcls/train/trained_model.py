@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of, read_manifest, with_extension
+from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
 from ppxcls.config.checks import ConfigError, Where
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.registry import Block
@@ -21,7 +21,7 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.transforms import starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import PreparedImages
-from ppxcls.models.weights import weights_file
+from ppxcls.models.weights import manifest_of, weights_file
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import write_text
@@ -148,9 +148,8 @@ def _progress_notes(progress: dict[str, Any]) -> list[str]:
 
 def _manifest(file: Path) -> dict[str, Any]:
     """The manifest beside a file of weights; empty if there is none."""
-    prefix = file.with_suffix("")
     try:
-        return read_manifest(prefix) if with_extension(prefix, ".json").exists() else {}
+        return manifest_of(file) or {}
     except CheckpointError:
         return {}  # loading the weights reports it
 
