@@ -32,6 +32,8 @@ _HOMES = {
     "infer": "ppxcls.deploy.build",
     "load": "ppxcls.deploy.build",
     "fit": "ppxcls.photographs.folder",
+    "find_lr": "ppxcls.tuning.build",
+    "find_batch": "ppxcls.tuning.build",
     "report": "ppxcls.reports.page",
     "serve": "ppxcls.serving.start",
     "load_weights": "ppxcls.models.weights",
@@ -81,6 +83,8 @@ if TYPE_CHECKING:
     from ppxcls.train.lr_schedules import build_lr_schedule as build_lr_schedule
     from ppxcls.train.network import build_model as build_model
     from ppxcls.train.network import list_models as list_models
+    from ppxcls.tuning.build import find_batch as find_batch
+    from ppxcls.tuning.build import find_lr as find_lr
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ ROWS = [
     ["__main__"],
     ["cli", "__init__"],
     ["photographs", "serving"],
+    ["tuning"],
     ["deploy", "reports"],
     ["build"],
     ["train"],

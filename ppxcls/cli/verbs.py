@@ -38,9 +38,12 @@ def fit() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="that the training may take, about (default: 10)")
     parser.add_argument("--output", metavar="DIR", help="default: output/<name of the folder>")
     parser.add_argument("--device", help="default: the best one here")
+    parser.add_argument("--find-lr", action="store_true", help="find the learning rate by a range test")
+    parser.add_argument("--find-batch", action="store_true", help="find the batch size by trying larger and larger ones")
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY.KEY=VALUE", help="change a key; repeatable")
     given = parser.parse_args()
-    folder = ppxcls.fit(given.photos, given.weights, given.network, given.minutes, given.output, given.device, given.override)
+    names = ("photos", "weights", "network", "minutes", "output", "device", "find_lr", "find_batch")
+    folder = ppxcls.fit(**{name: getattr(given, name) for name in names}, overrides=given.override)
     from ppxcls.photographs.folder import next_commands
 
     print(f"\nreport: {printable(str(folder))}/report.html\n\nnext:")
@@ -50,7 +53,20 @@ def fit() -> None:
 
 def train() -> None:
     """Train as a YAML says."""
-    arguments = cli.parse_arguments("Train a classifier as a YAML says.", examples=EXAMPLES["train"])
+    arguments = cli.parse_arguments(
+        "Train a classifier as a YAML says.",
+        {
+            "--find-lr": {"action": "store_true", "help": "don't train: raise the rate step by step, and suggest one"},
+            "--find-batch": {"action": "store_true", "help": "don't train: find the largest batch that fits"},
+        },
+        examples=EXAMPLES["train"],
+    )
+    if arguments.find_lr or arguments.find_batch:
+        if arguments.find_batch:
+            ppxcls.find_batch(arguments.config, arguments.override)
+        if arguments.find_lr:
+            ppxcls.find_lr(arguments.config, arguments.override)
+        return
     config = cli.load_config(arguments)
     ppxcls.build_trainer(config).fit()
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ppxcls.build import build_trainer, evaluate
@@ -18,6 +19,7 @@ from ppxcls.system.distributed import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 from ppxcls.system.whole_files import write_text
+from ppxcls.tuning import build as tuning
 
 TRAIN, HEAD = "train.yaml", "head.yaml"
 # Keys that the YAML of the head sets, whatever the command line says about the other one.
@@ -30,7 +32,9 @@ _OF_THE_HEAD = (
     "Arch.freeze",
 )
 _ALL_BUT_THE_CLASSIFIER = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
-_HEAD_LEARNING_RATE, _FINE_TUNING_RATE = 0.002, 0.0003
+_HEAD_LEARNING_RATE = 0.002
+_TRAIN_LIST = "lists/train_list.txt"
+_LEAST_STEPS = 20  # in an epoch
 
 
 def fit(
@@ -40,6 +44,8 @@ def fit(
     minutes: float = 10.0,
     output: str | Path | None = None,
     device: str | None = None,
+    find_lr: bool = False,
+    find_batch: bool = False,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Train a classifier on a folder of photographs; the folder stays as it is.
@@ -52,6 +58,8 @@ def fit(
         minutes: that the training may take on this machine, about.
         output: folder of lists, YAML and run; None for ``output/<name of the folder>``.
         device: to train on; None for the best one here.
+        find_lr: find the learning rate by a range test of all layers.
+        find_batch: find the batch size by trying larger and larger ones, up to a twentieth of the training images.
         overrides: ``A.b=value``, applied to the YAML.
 
     Returns:
@@ -66,6 +74,28 @@ def fit(
     photos = Path(photos)
     output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
     _check(photos, output, minutes)
+    settings, count = _chosen(photos, output, weights, network, minutes, device)
+    _write(output, settings, photos)
+    if find_batch:
+        settings = _with_batch_size(settings, output, count, overrides)
+        _write(output, settings, photos)
+    if settings.head_epochs:
+        build_trainer(load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])).fit()
+    if find_lr:
+        found = tuning.find_lr(output / TRAIN, overrides)
+        settings = replace(settings, learning_rate=found.suggestion, why=[*settings.why, str(found)])
+        _write(output, settings, photos)
+    config = load_config(output / TRAIN, overrides)
+    build_trainer(config).fit()
+    evaluate(load_config(config.run_folder))
+    report_after_training(config.run_folder)
+    return config.run_folder
+
+
+def _chosen(
+    photos: Path, output: Path, weights: str | None, network: str | None, minutes: float, device: str | None
+) -> tuple[Settings, int]:
+    """Make the lists and choose the settings; returns them and the number of training images. Raises DataError."""
     made = make_lists(photos, output / "lists")
     for line in str(made).splitlines():
         logger.info(line)
@@ -79,20 +109,26 @@ def fit(
     except ValueError as error:
         raise DataError(str(error)) from None
     try:
-        settings = choose(photos, output / "lists" / "train_list.txt", class_num, network, weights, minutes, device)
+        settings = choose(photos, output / _TRAIN_LIST, class_num, network, weights, minutes, device)
     except DeviceError as error:
         raise DataError(str(error)) from None
     for line in settings.why:
         logger.info(line)
+    return settings, made.lists[str(output / _TRAIN_LIST)]
+
+
+def _write(output: Path, settings: Settings, photos: Path) -> None:
     write_text(output / TRAIN, _yaml(settings, photos, output))
     if settings.head_epochs:
         write_text(output / HEAD, _head_yaml(settings, output))
-        build_trainer(load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])).fit()
-    config = load_config(output / TRAIN, overrides)
-    build_trainer(config).fit()
-    evaluate(load_config(config.run_folder))
-    report_after_training(config.run_folder)
-    return config.run_folder
+
+
+def _with_batch_size(settings: Settings, output: Path, count: int, overrides: Sequence[str]) -> Settings:
+    """With the smallest batch that is about as fast as the fastest; a small set keeps enough steps in an epoch."""
+    found = tuning.find_batch(output / TRAIN, [*overrides, "Global.pretrained_model=null"])  # the head is still to be trained
+    size = max(min(found.smallest_fast, count // _LEAST_STEPS), 2)
+    why = f"batches of {size}, after trying; {found.largest} would fit"
+    return replace(settings, batch_size=size, why=[*settings.why, why])
 
 
 def _check(photos: Path, output: Path, minutes: float) -> None:
@@ -119,7 +155,6 @@ def next_commands(folder: Path) -> list[str]:
 def _yaml(settings: Settings, photos: Path, output: Path) -> str:
     """The YAML of the training: what differs from its base."""
     start = str(output / "head" / settings.network / "latest") if settings.head_epochs else None
-    rate = _FINE_TUNING_RATE if settings.weights else 0.001
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     content = {
         "base": "photographs",
@@ -130,7 +165,7 @@ def _yaml(settings: Settings, photos: Path, output: Path) -> str:
             **({"pretrained_model": start} if start else {}),
         },
         "Arch": {"name": settings.network, "class_num": settings.class_num},
-        "Optimizer": {**optimizer, "lr": {"learning_rate": rate, "warmup_epoch": min(1, settings.epochs // 3)}},
+        "Optimizer": {**optimizer, "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)}},
         "DataLoader": {
             "Train": _section("train", settings, photos, output, {"RandCropImage": {"size": settings.size}}),
             "Eval": _section(

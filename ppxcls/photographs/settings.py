@@ -23,6 +23,7 @@ from ppxcls.train.timed_steps import timed_steps
 
 _SIZES = (299, 192, 128, 96, 71)  # pixels; the smallest that these networks are worth training at is 71
 _MEASURED = 96  # pixels at which a step is timed; the time grows with their square
+_RATE, _FINE_TUNING_RATE = 0.001, 0.0003  # of AdamW
 _LEAST_EPOCHS, _MOST_EPOCHS = 5, 60
 _HEAD_SHARE = 0.15  # of the time, for the classifier alone
 _TRAIN_SHARE = 0.75  # of the time that is left for steps, beside start, evaluation and report
@@ -42,6 +43,7 @@ class Settings:
         batch_size: images per step.
         epochs: of all layers.
         head_epochs: of the classifier alone before; 0 without weights.
+        learning_rate: the highest, of all layers.
         why: lines that say how this was chosen.
     """
 
@@ -55,6 +57,7 @@ class Settings:
     batch_size: int
     epochs: int
     head_epochs: int
+    learning_rate: float
     why: Sequence[str]
 
 
@@ -126,6 +129,7 @@ def choose(
         batch_size=batch_size,
         epochs=max(epochs - head_epochs, 1),
         head_epochs=head_epochs,
+        learning_rate=_FINE_TUNING_RATE if weights else _RATE,
         why=why,
     )
 

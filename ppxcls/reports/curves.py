@@ -13,7 +13,7 @@ from ppxcls.reports.record import Record
 
 Array = np.ndarray[Any, Any]
 _NO_MEANS = {"lr", "batch_cost", "reader_cost", "ips", "ips_total", "eta", "samples", "skipped", "kind", "epoch", "iter", "step"}
-_GREY, _BLUE, _ORANGE = "#808080", "#3b82f6", "#f97316"  # readable on white and on black
+GREY, BLUE, ORANGE = "#808080", "#3b82f6", "#f97316"  # readable on white and on black
 
 
 def intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
@@ -56,11 +56,11 @@ def smoothed(values: Array, share: float = 0.05) -> Array:
 
 def draw_curves(records: Sequence[Record]) -> bytes:
     """Loss, first metric, learning rate and images/s of one or more runs over the optimizer steps; a PNG."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
     several = len(records) > 1
     for number, record in enumerate(records):
-        color = f"C{number}" if several else _BLUE
+        color = f"C{number}" if several else BLUE
         found = intervals(record.train)
         loss = [name for name in found if name == "loss"]
         metric = [name for name in (*found, *_metrics(record)) if name not in ("step", *loss) and not name.endswith("Loss")][:1]
@@ -73,7 +73,7 @@ def draw_curves(records: Sequence[Record]) -> bytes:
                     axis.plot(found["step"], smoothed(found[name]), color=color, label=label)
                 points = [(row["step"], row[name]) for row in record.evaluations if isinstance(row.get(name), int | float)]
                 if points:
-                    style = {"color": color if several else _ORANGE, "linestyle": "--", "marker": "o", "markersize": 3}
+                    style = {"color": color if several else ORANGE, "linestyle": "--", "marker": "o", "markersize": 3}
                     axis.plot(*zip(*points, strict=True), label=None if several else "evaluation", **style)
         for axis, key, title in ((axes[1, 0], "lr", "learning rate"), (axes[1, 1], "ips_total", "images/s")):
             points = [(row["step"], row[key]) for row in record.train if isinstance(row.get(key), int | float)]
@@ -83,39 +83,39 @@ def draw_curves(records: Sequence[Record]) -> bytes:
     for axis in axes.flat:
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
-        _restyle(axis)
+        restyle(axis)
     handles = axes[0, 0].get_legend_handles_labels()[0] or axes[1, 0].get_legend_handles_labels()[0]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor=_GREY)
-    return _png(figure)
+        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor=GREY)
+    return png(figure)
 
 
 def draw_calibration(found: Calibration) -> bytes:
     """The share of correct predictions over their mean probability; a PNG. The area of a point is its number of samples."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
-    axis.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
-    axis.plot(found.confidence, found.accuracy, color=_BLUE, linewidth=1)
-    axis.scatter(found.confidence, found.accuracy, s=15 + 300 * found.counts / found.counts.sum(), color=_BLUE, alpha=0.7)
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
+    axis.plot(found.confidence, found.accuracy, color=BLUE, linewidth=1)
+    axis.scatter(found.confidence, found.accuracy, s=15 + 300 * found.counts / found.counts.sum(), color=BLUE, alpha=0.7)
     axis.set(xlabel="probability of the predicted class", ylabel="share of correct predictions", xlim=(0, 1.02), ylim=(0, 1.02))
-    _restyle(axis)
-    return _png(figure)
+    restyle(axis)
+    return png(figure)
 
 
 def draw_balance(counts: Array, names: Sequence[str]) -> bytes:
     """Training samples by class, the largest first; a PNG."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(11, 3), layout="constrained")
     order = np.argsort(-counts, kind="stable")
     if len(counts) > 60:  # a bar for each of many classes takes minutes
-        axis.fill_between(range(len(counts)), counts[order], step="mid", color=_BLUE)
+        axis.fill_between(range(len(counts)), counts[order], step="mid", color=BLUE)
     else:
-        axis.bar(range(len(counts)), counts[order], color=_BLUE)
+        axis.bar(range(len(counts)), counts[order], color=BLUE)
     if len(counts) <= 30:
         axis.set_xticks(range(len(counts)), [_plain(names[i]) for i in order], rotation=45, ha="right")
     axis.set(ylabel="training images", xlabel="" if len(counts) <= 30 else "classes, the largest first")
-    _restyle(axis)
-    return _png(figure)
+    restyle(axis)
+    return png(figure)
 
 
 def _plain(name: str) -> str:
@@ -124,7 +124,7 @@ def _plain(name: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in short).replace("$", r"\$")
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -133,19 +133,19 @@ def _pyplot() -> Any:
     return plt
 
 
-def _restyle(axis: Any) -> None:
-    axis.tick_params(colors=_GREY, labelsize=8)
+def restyle(axis: Any) -> None:
+    axis.tick_params(colors=GREY, labelsize=8)
     for spine in axis.spines.values():
-        spine.set_color(_GREY)
+        spine.set_color(GREY)
         spine.set_linewidth(0.5)
     for text in (axis.title, axis.xaxis.label, axis.yaxis.label):
-        text.set_color(_GREY)
+        text.set_color(GREY)
         text.set_fontsize(9)
-    axis.grid(color=_GREY, alpha=0.25, linewidth=0.5)
+    axis.grid(color=GREY, alpha=0.25, linewidth=0.5)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130, transparent=True)
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return stream.getvalue()

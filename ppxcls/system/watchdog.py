@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -27,10 +28,22 @@ def arm() -> None:
 
 
 def _watch_launcher() -> None:
-    while os.getppid() == PARENT:
+    while os.getppid() == PARENT and not _adopted():
         time.sleep(1.0)
     several = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1
     _end(f"rank {os.environ['PADDLE_TRAINER_ID']}: " if several else "", "the launcher is gone")
+
+
+def _adopted() -> bool:
+    """Whether Paddle's launcher started this process and was gone before ``PARENT`` was read, so that init is the parent."""
+    if "PADDLE_GLOBAL_RANK" not in os.environ:  # another program started it, and may be init itself
+        return False
+    try:
+        name = Path(f"/proc/{PARENT}/comm").read_text().strip()
+    except OSError:  # not Linux, or hidden
+        return False
+    is_launcher = name.startswith(("python", "fleetrun"))  # it may be a container's init
+    return (PARENT == 1 or name == "systemd") and not is_launcher
 
 
 def _end(name: str, message: str) -> None:

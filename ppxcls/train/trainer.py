@@ -133,14 +133,15 @@ class Trainer:
             loading = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
             for batch in self.watchdog.batches(loading, f"epoch {epoch}"):
                 with interrupts_deferred():
-                    step = self._train_on(batch)
+                    step = self.train_on(batch)
                 self.watch.add(step)
                 self._after_batch(step)
                 bar.set_postfix_str(self.log.short, refresh=False)
                 bar.update()
         self.log.epoch_line(self.learner.totals.reduced(), epoch)
 
-    def _train_on(self, batch: Batch) -> StepResult:
+    def train_on(self, batch: Batch) -> StepResult:
+        """One step on a batch of the epoch in progress; of the optimizer too, if the batch completes its group."""
         plan, sampler, every = batch.plan, self.loader.sampler, self.plan.update_freq
         epoch, learner = self.progress.epoch, self.learner
         group = range(plan.number - plan.number % every, min(plan.number - plan.number % every + every, len(self.loader)))

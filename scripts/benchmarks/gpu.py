@@ -227,7 +227,7 @@ def with_loader(trainer: Any, steps: int, world: int) -> float:
     start = None
     while count < steps:
         for batch in trainer.loader.epoch(epoch):
-            trainer._train_on(batch)
+            trainer.train_on(batch)
             if start is None:  # the first batch waits for the threads to begin
                 synchronize()
                 start = time.perf_counter()

@@ -1,0 +1,172 @@
+"""The searches for a learning rate and for a batch size."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ppxcls
+from ppxcls.checkpoints.files import read_checkpoint
+from ppxcls.photographs import folder as photographs
+from ppxcls.tuning import batch_size, build
+from ppxcls.tuning.batch_size import BatchSizes
+from ppxcls.tuning.rate_range import RateRange, draw
+from tests.conftest import run_tool, write_images
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_suggestion_lies_on_the_slope() -> None:
+    """A loss that is flat, falls around 1e-3, is lowest at 1e-2 and then explodes."""
+    rates = np.geomspace(1e-6, 1, 121)
+    logs = np.log10(rates)
+    losses = 2.3 - 1.5 / (1 + np.exp(-4 * (logs + 3))) + np.exp(3 * (logs + 1))
+    noise = np.random.default_rng(0).normal(0, 0.02, len(rates))
+    found = RateRange(rates, losses + noise)
+    assert 5e-4 < found.suggestion < 5e-3
+    assert f"learning rate: {found.suggestion:g} is suggested" in str(found)
+
+
+def test_a_loss_that_only_rises_gets_a_rate_below_the_first() -> None:
+    assert RateRange(np.geomspace(1e-3, 1, 20), np.linspace(1, 3, 20)).suggestion < 1e-3
+
+
+def test_the_first_smoothed_loss_has_no_bias() -> None:
+    assert np.allclose(RateRange(np.ones(5), np.full(5, 2.0)).smoothed, 2.0)
+
+
+@pytest.mark.parametrize("update_freq", [1, 2])
+def test_a_range_test_leaves_the_run_as_it_is(small: Callable[..., Path], update_freq: int) -> None:
+    pytest.importorskip("matplotlib")
+    file = small(**{"Global.update_freq": update_freq})
+    run = ppxcls.build_trainer(ppxcls.load_config(file))
+    run.fit()
+    before = {f.name: f.stat().st_mtime_ns for f in run.output_dir.iterdir()}
+    found = ppxcls.find_lr(file, steps=30)
+    folder = run.output_dir.parent / "find" / run.output_dir.name
+    assert {f.name: f.stat().st_mtime_ns for f in run.output_dir.iterdir()} == before
+    assert not list(folder.glob("*.pdparams"))
+    assert (folder / build.PICTURE).read_bytes().startswith(b"\x89PNG")
+    rows = table(folder / build.RATES)
+    assert [float(row["learning_rate"]) for row in rows] == pytest.approx(found.rates, rel=1e-5)
+    assert found.rates[0] == pytest.approx(1e-6)
+    assert len(rows) == len(found.losses) >= 10
+    assert found.suggestion < 10
+
+
+def test_a_range_test_trains_at_its_rates(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    train_on = ppxcls.train.trainer.Trainer.train_on
+
+    def noted(self: Any, batch: Any) -> Any:
+        result = train_on(self, batch)
+        seen.append(result.lr)
+        return result
+
+    monkeypatch.setattr(ppxcls.train.trainer.Trainer, "train_on", noted)
+    found = ppxcls.find_lr(small(), steps=20)
+    assert seen[: len(found.rates)] == pytest.approx(found.rates, rel=1e-4)
+
+
+def test_a_training_that_diverges_by_itself(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppxcls.tuning.rate_range.HIGHEST", 1e35)
+    with pytest.raises(ppxcls.TrainingError, match=r"the loss is finite at \d rates"):
+        ppxcls.find_lr(small(), steps=12)
+
+
+def test_no_curve_is_needed_to_the_end() -> None:
+    pytest.importorskip("matplotlib")
+    assert draw(RateRange(np.geomspace(1e-6, 1e-5, 10), np.ones(10))).startswith(b"\x89PNG")
+
+
+def test_the_command_trains_nothing(small: Callable[..., Path], tmp_path: Path) -> None:
+    result = run_tool("tools/train.py", "-c", small(), "--find-lr")
+    assert result.returncode == 0, result.stderr
+    assert "is suggested" in result.stderr + result.stdout
+    assert [f.name for f in (tmp_path / "output").iterdir()] == ["find"]
+
+
+def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
+    """A step of the search that takes a megabyte an image, and fails above the limit."""
+
+    def steps(self: Any, size: int) -> tuple[float, int]:
+        if size > limit:
+            raise error
+        return 0.1 + size / 100, 10_000_000 + size * 1_000_000
+
+    return steps
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0")])
+@pytest.mark.parametrize("limit", [2, 3, 20, 47, 300])
+def test_the_largest_batch_of_an_accelerator(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
+) -> None:
+    monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(limit, error))
+    monkeypatch.setattr(batch_size, "_free_on_host", lambda: 1e15)
+    found = ppxcls.find_batch(small())
+    assert 0.8 * limit - 8 <= found.largest <= limit
+    assert found.largest > limit / 2
+    assert "don't fit" in found.limit
+    sizes = [size for size, _, _ in found.tried]
+    assert sizes == sorted(set(sizes))
+
+
+def test_another_error_is_no_lack_of_memory(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(4, RuntimeError("cuDNN is missing")))
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        ppxcls.find_batch(small())
+    monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(0, MemoryError()))
+    with pytest.raises(ppxcls.TrainingError, match="not even a batch of 2"):
+        ppxcls.find_batch(small())
+
+
+def test_a_host_is_never_asked_for_more_than_it_has(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real steps, with 300 MB to take."""
+    asked: list[int] = []
+    steps = batch_size._Attempt._steps
+
+    def noted(self: Any, size: int) -> tuple[float, int]:
+        asked.append(size)
+        return steps(self, size)
+
+    monkeypatch.setattr(batch_size._Attempt, "_steps", noted)
+    monkeypatch.setattr(batch_size, "_free_on_host", lambda: 3e8)
+    found = ppxcls.find_batch(small())
+    assert found.largest == max(asked)
+    assert found.tried[-1][2] - found.tried[0][2] < 6e8
+    assert table(next(Path(small()).parent.rglob(build.BATCHES)))[-1]["batch_size"] == str(found.largest)
+
+
+def test_the_smallest_fast_batch() -> None:
+    found = BatchSizes([(2, 10.0, 1), (4, 19.5, 2), (8, 20.0, 3), (16, 19.9, 4)], "enough")
+    assert (found.largest, found.smallest_fast) == (16, 4)
+    assert "batch_size: 16 is the largest that fits (enough); 4 is the smallest" in str(found)
+
+
+def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The searches themselves are replaced: here it counts what becomes of their results."""
+    files = sorted((write_images(tmp_path / "images", 30) / "train").iterdir())
+    for i, file in enumerate(files):
+        (tmp_path / f"photos/{i % 3}").mkdir(parents=True, exist_ok=True)
+        file.rename(tmp_path / f"photos/{i % 3}/{file.name}")
+    rates = RateRange(np.geomspace(1e-6, 1, 100), np.linspace(3, 1, 100))
+    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
+    monkeypatch.setattr(photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough"))
+    monkeypatch.setattr(photographs, "_LEAST_STEPS", 4)
+    run = ppxcls.fit(tmp_path / "photos", None, None, 0.01, tmp_path / "out", None, True, True, ["Global.epochs=1"])
+    config = ppxcls.load_config(tmp_path / "out/train.yaml")
+    assert config.Optimizer.lr.learning_rate == rates.suggestion
+    assert config.DataLoader.Train.sampler.batch_size == 24 // 4
+    text = (tmp_path / "out/train.yaml").read_text()
+    assert f"# {rates}" in text
+    assert "# batches of 6, after trying; 16 would fit" in text
+    assert read_checkpoint(run / "latest")
