@@ -26,6 +26,7 @@ from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.watchdog import Watchdog
+from ppxcls.train import tensorboard_tracker, visualdl_tracker  # noqa: F401  they register themselves
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
@@ -40,7 +41,7 @@ from ppxcls.train.predictions import OTHER_PREDICTIONS, PREDICTIONS, write_predi
 from ppxcls.train.room import report_room
 from ppxcls.train.run import Run
 from ppxcls.train.run_log import format_results
-from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker, VisualDL
+from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker
 from ppxcls.train.trained_model import (
     EVALUATION,
     Weights,
@@ -207,7 +208,7 @@ def _trackers(config: Config) -> list[Tracker]:
     trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl")]
     if config.Global.use_visualdl:
         try:
-            trackers.append(VisualDL(folder))
+            trackers.append(visualdl_tracker.VisualDL(folder))
         except ValueError as error:
             raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None
     return trackers + [TRACKERS.build(block, folder=folder) for block in config.Global.trackers or []]

@@ -15,10 +15,11 @@ sys.path.insert(0, str(ROOT))
 import docstring_parser
 
 from ppxcls.config.checks import Where, type_name
+from ppxcls.config.paddleclas import INSTEAD
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
 
-FILE = ROOT / "docs/reference.md"
+FILE, REFUSED = ROOT / "docs/reference.md", ROOT / "docs/refused.md"
 # Kind of component: its keys in a YAML.
 PLACES = {
     "model": "`Arch: {name: …}`",
@@ -40,6 +41,14 @@ The names are PaddleClas's, as far as PaddleClas has the key. Components are wri
 
     Optimizer: {name: Momentum, momentum: 0.9}                  # one component
     transform_ops: [{DecodeImage: {}}, {CropImage: {size: 299}}]   # a list of components
+"""
+REFUSED_HEAD = """# What is refused of PaddleClas
+
+Written by `python scripts/write_reference.py` from the code.
+A config with one of these keys or names is an error that says the same.
+
+| key or name | instead |
+|---|---|
 """
 
 
@@ -151,5 +160,12 @@ def reference() -> str:
     return page.replace("``", "`")
 
 
+def refused() -> str:
+    """The page of PaddleClas's words that are refused."""
+    rows = [f"| `{word}` | {instead} |" for word, instead in sorted(INSTEAD.items(), key=lambda item: item[0].lower())]
+    return REFUSED_HEAD + "\n".join(rows) + "\n"
+
+
 if __name__ == "__main__":
     FILE.write_text(reference(), encoding="utf-8")
+    REFUSED.write_text(refused(), encoding="utf-8")

@@ -95,7 +95,8 @@ import json, logging, os, sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 from ppxcls.system.logs import logger, set_up_logging
-from ppxcls.train.trackers import JsonLines, VisualDL
+from ppxcls.train.trackers import JsonLines
+from ppxcls.train.visualdl_tracker import VisualDL
 folder = Path(sys.argv[1])
 set_up_logging(0, folder / "train.log")
 lines, curves = JsonLines(folder / "metrics.jsonl"), VisualDL(folder)

@@ -44,6 +44,7 @@ _RESULTS = (
     "metrics.jsonl",
     "bad_samples.txt",
     "vdl",
+    "tensorboard",
     "eval.json",
     "eval_other.json",
     "predictions.csv",

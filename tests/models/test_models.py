@@ -219,7 +219,8 @@ def test_parity_with_paddleclas(name: str) -> None:
     loss.backward()
     norm = math.sqrt(sum(float((p.grad.astype("float64") ** 2).sum()) for p in model.parameters() if p.grad is not None))
     assert float(loss) == pytest.approx(float(expected[f"{name}/train_loss"]), rel=1e-4)
-    assert norm == pytest.approx(float(expected[f"{name}/grad_norm"]), rel=1e-4)
+    # The reference is rounded to float32 too: computed in float64, the norm of Xception65_deeplab differs from it by 9e-4.
+    assert norm == pytest.approx(float(expected[f"{name}/grad_norm"]), rel=1e-3)
 
 
 @pytest.mark.parametrize("size", [(71, 71), (96, 130)])
@@ -294,15 +295,17 @@ def test_options_change_nothing_but_rounding(name: str, option: str) -> None:
     other.set_state_dict(plain.state_dict())
     if option == "NHWC":
         channels_last(other)
-        for model in (plain, other):  # statistics of three small images make too much of rounding
+        for model in (plain, other):  # statistics of three small images, and float32, make too much of rounding
             model.eval()
+            model.to(dtype="float64")
     else:
         assert recompute_blocks(other) == 12 + name.startswith("x")
-    images = np.random.default_rng(0).normal(size=(3, 3, 71, 80)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(3, 3, 71, 80)).astype("float64" if option == "NHWC" else "float32")
+    rounding = 1e-9 if option == "NHWC" else 1e-3
     expected, received = gradients(plain, images), gradients(other, images)
-    assert received[0] == pytest.approx(expected[0], rel=1e-4)
+    assert received[0] == pytest.approx(expected[0], rel=rounding / 10)
     assert received[1].keys() == expected[1].keys()
     for key, value in expected[1].items():
-        assert np.abs(received[1][key] - value).max() <= 1e-3 * max(np.abs(value).max(), 1e-3), key
+        assert np.abs(received[1][key] - value).max() <= rounding * max(np.abs(value).max(), 1e-3), key
     for key, value in expected[2].items():
-        assert np.allclose(received[2][key], value, rtol=1e-3, atol=1e-4), key
+        assert np.allclose(received[2][key], value, rtol=rounding, atol=rounding / 10), key

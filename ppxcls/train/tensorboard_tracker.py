@@ -1,0 +1,74 @@
+"""TensorBoard's curves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from ppxcls.checkpoints.progress import Progress
+from ppxcls.system.logs import logger
+from ppxcls.train.trackers import NO_CURVE, TRACKERS, Tracker
+
+
+@TRACKERS.register
+class TensorBoard(Tracker):
+    """TensorBoard's curves, in ``tensorboard/`` of the run's folder: ``tensorboard --logdir output``.
+
+    A run that goes on from a checkpoint begins another file, which tells TensorBoard to drop the points after that place. If the
+    curves can't be written, a warning says so and the run goes on without them.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ValueError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from tensorboard.compat.proto import event_pb2
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.record_writer import RecordWriter
+        except ImportError:
+            raise ValueError("TensorBoard is not installed: pip install 'ppxcls[tensorboard]'") from None
+        self._folder = folder / "tensorboard"
+        self._events, self._summary, self._make_writer = event_pb2, Summary, RecordWriter
+        self._writer: Any = None
+
+    def start(self, progress: Progress) -> None:
+        """Open a file.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = self._make_writer(open(self._folder / name, "wb"))  # noqa: SIM115  until the run ends
+        self._write(file_version="brain.Event:2")
+        if progress.step:
+            begun = self._events.SessionLog(status=self._events.SessionLog.START)
+            self._write(step=progress.step + 1, session_log=begun)
+
+    def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
+        """Add a point to each curve."""
+        names = sorted(figures.keys() - NO_CURVE)
+        values = [self._summary.Value(tag=f"{kind}/{name}", simple_value=figures[name]) for name in names]
+        self._write(step=place["step"], summary=self._summary(value=values))
+
+    def _write(self, **event: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(self._events.Event(wall_time=time.time(), **event).SerializeToString())
+            self._writer.flush()
+        except OSError as error:
+            logger.warning(f"TensorBoard's curves can't be written, the run goes on without them: {error.strerror}")
+            self._writer = None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()

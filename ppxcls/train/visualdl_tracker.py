@@ -1,0 +1,67 @@
+"""VisualDL's curves."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ppxcls.checkpoints.progress import Progress
+from ppxcls.system.logs import logger
+from ppxcls.train.trackers import NO_CURVE, TRACKERS, Tracker
+
+
+@TRACKERS.register
+class VisualDL(Tracker):
+    """VisualDL's curves in the run's folder; ``Global.use_visualdl`` adds it too.
+
+    If they can't be written, a warning says so and the run goes on without them.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ValueError: VisualDL is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from visualdl import LogWriter
+        except ImportError:
+            raise ValueError("VisualDL is not installed: pip install 'ppxcls[visualdl]'") from None
+        self._make_writer: Callable[[], Any] = lambda: LogWriter(logdir=str(folder / "vdl"))
+        self._writer: Any = None
+
+    def start(self, progress: Progress) -> None:  # noqa: ARG002  a new file of curves is begun anyway
+        """Open the file, after the files of an earlier run were moved aside."""
+        self._writer = self._make_writer()
+
+    def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
+        """Add a point to each curve."""
+        for name in sorted(figures.keys() - NO_CURVE):
+            self._add(f"{kind}_{name}", figures[name], place["step"])
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        if self._writer is None:
+            return
+        try:
+            if not self._is_alive():
+                raise OSError("the disk may be full")
+            self._writer.add_scalar(name, value, step)
+        except OSError as error:
+            logger.warning(f"the curves can't be written, the run goes on without them: {error}")
+            self._writer = None
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None and self._is_alive():
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+    def _is_alive(self) -> bool:
+        """A full disk ends VisualDL's thread, and what is put into its queue then waits for ever."""
+        try:
+            return bool(self._writer._get_file_writer()._async_writer._worker.is_alive())
+        except AttributeError:  # its insides are not part of its interface
+            return True
