@@ -7,18 +7,30 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
-if [ $# = 0 ]; then
+main_job_under() {
+    local version=$1
+    use_environment "cpu,test,$([ "$version" = 2.6 ] && echo export-paddle2 || echo export)" ".venv-paddle-$version" "paddlepaddle==$version.*"
+    echo "The main job under Paddle $version"
+    python -m pytest -m "every_paddle and not slow"
+}
+
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+if [ $# = 0 ]; then  # side by side, while the newest Paddle is installed
     for version in 2.6 3.0; do
-        (
-            use_environment "cpu,test,$([ $version = 2.6 ] && echo export-paddle2 || echo export)" ".venv-paddle-$version" "paddlepaddle==$version.*"
-            echo "The main job under Paddle $version"
-            python -m pytest -m "every_paddle and not slow"
-        )
+        (main_job_under $version) > "$logs/$version" 2>&1 &
+        echo $! > "$logs/$version.pid"
     done
 fi
-
 use_environment cpu,test,export
 ruff check .
 ruff format --check .
 mypy
+if [ $# = 0 ]; then
+    for version in 2.6 3.0; do
+        wait "$(cat "$logs/$version.pid")" && code=0 || code=$?
+        cat "$logs/$version"
+        [ $code = 0 ] || exit $code
+    done
+fi
 python -m pytest "$@"
