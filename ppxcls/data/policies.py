@@ -1,12 +1,13 @@
 """Augmentation policies that apply Pillow's operations to one uint8 image, and colour jitter.
 
-Names and arguments are PaddleClas's. Every random choice comes from the generator that is passed in.
+Names, arguments and interpolations are PaddleClas's. Every random choice comes from the generator that is passed in.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -14,9 +15,11 @@ from PIL import Image as PillowImage
 from PIL import ImageEnhance, ImageOps
 
 from ppxcls.config.checks import Bound, Count, NotNegative
+from ppxcls.data import pixel_operations
 from ppxcls.data.decode import Image
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
 
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 Picture = PillowImage.Image
 Operation = Callable[[Picture, float, "Fill"], Picture]
 Level = Annotated[float, Bound(ge=0, le=10)]
@@ -25,16 +28,28 @@ _NEAREST, _BILINEAR, _BICUBIC = (PillowImage.Resampling[name] for name in ("NEAR
 
 
 class Fill:
-    """Interpolation of a geometric operation, and the colour of the area that it uncovers."""
+    """How geometric operations take pixels, and the colour of the area that they uncover.
 
-    def __init__(self, colour: tuple[int, int, int], resample: PillowImage.Resampling) -> None:
-        self.colour = colour
-        self.resample = resample
+    Args:
+        colour: of that area.
+        shear: interpolation of shears.
+        move: interpolation of shifts and rotations; None for that of shears.
+    """
 
-    def affine(self, image: Picture, *matrix: float) -> Picture:
+    def __init__(
+        self, colour: tuple[int, int, int], shear: PillowImage.Resampling, move: PillowImage.Resampling | None = None
+    ) -> None:
+        self.colour, self.shear, self.move = colour, shear, shear if move is None else move
+
+    def sheared(self, image: Picture, *matrix: float) -> Picture:
         """Each pixel (x, y) of the result is pixel (a x + b y + c, d x + e y + f) of the image."""
         transform = PillowImage.Transform.AFFINE
-        return image.transform(image.size, transform, matrix, resample=self.resample, fillcolor=self.colour)
+        return image.transform(image.size, transform, matrix, resample=self.shear, fillcolor=self.colour)
+
+    def moved(self, image: Picture, x: float, y: float) -> Picture:
+        """Shifted to the left and up, by pixels."""
+        transform, matrix = PillowImage.Transform.AFFINE, (1, 0, x, 0, 1, y)
+        return image.transform(image.size, transform, matrix, resample=self.move, fillcolor=self.colour)
 
 
 def _solarize_add(image: Picture, amount: float) -> Picture:
@@ -42,14 +57,14 @@ def _solarize_add(image: Picture, amount: float) -> Picture:
     return image.point(table * len(image.getbands()))
 
 
-# The second argument depends on the operation: slope, share of the side, degrees, bits, threshold, or factor.
+# Pillow's operations, which define the pixels, with an argument: slope, share of the side, degrees, bits, threshold, or factor.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, v, fill: image,
-    "ShearX": lambda image, v, fill: fill.affine(image, 1, v, 0, 0, 1, 0),
-    "ShearY": lambda image, v, fill: fill.affine(image, 1, 0, 0, v, 1, 0),
-    "TranslateX": lambda image, v, fill: fill.affine(image, 1, 0, v * image.width, 0, 1, 0),
-    "TranslateY": lambda image, v, fill: fill.affine(image, 1, 0, 0, 0, 1, v * image.height),
-    "Rotate": lambda image, v, fill: image.rotate(v, resample=fill.resample, fillcolor=fill.colour),
+    "ShearX": lambda image, v, fill: fill.sheared(image, 1, v, 0, 0, 1, 0),
+    "ShearY": lambda image, v, fill: fill.sheared(image, 1, 0, 0, v, 1, 0),
+    "TranslateX": lambda image, v, fill: fill.moved(image, v * image.width, 0),
+    "TranslateY": lambda image, v, fill: fill.moved(image, 0, v * image.height),
+    "Rotate": lambda image, v, fill: image.rotate(v, resample=fill.move, fillcolor=fill.colour),
     "AutoContrast": lambda image, v, fill: ImageOps.autocontrast(image),
     "Equalize": lambda image, v, fill: ImageOps.equalize(image),
     "Invert": lambda image, v, fill: ImageOps.invert(image),
@@ -84,11 +99,18 @@ def _argument(name: str, strength: float, most: dict[str, float], rng: Generator
     return 256 - value if name == "Solarize" else value
 
 
-def _apply(image: Image, steps: list[tuple[str, float]], fill: Fill) -> Image:
-    picture = PillowImage.fromarray(image)
+def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image:
+    """Apply operations in a row: where numba is installed by its kernels, which give the same pixels faster.
+
+    Args:
+        image: uint8 [H, W, 3].
+        steps: name and argument of each.
+        fill: of geometric operations.
+    """
     for name, value in steps:
-        picture = OPERATIONS[name](picture, value, fill)
-    return np.asarray(picture)
+        changed = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move) if HAS_NUMBA else None
+        image = np.asarray(OPERATIONS[name](PillowImage.fromarray(image), value, fill)) if changed is None else changed
+    return image
 
 
 # ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operation, probability, and magnitude out of 9.
@@ -103,6 +125,7 @@ Equalize .8 8 Equalize .6 3
 """
 _MOST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30, "Posterize": 4}
 _MOST |= {"Solarize": 256, "Color": 0.9, "Contrast": 0.9, "Brightness": 0.9, "Sharpness": 0.9}
+_PADDLECLAS_FILL = Fill((128, 128, 128), _BICUBIC, _NEAREST)
 _RAND_OPERATIONS = [*_MOST, "AutoContrast", "Equalize", "Invert"]
 
 
@@ -115,7 +138,7 @@ class AutoAugment(Transform):
     def __init__(self) -> None:
         words = [pair.split() for line in _POLICY.split("\n") for pair in line.split("|") if pair]
         self.policy = [[(w[i], float(w[i + 1]), int(w[i + 2])) for i in (0, 3)] for w in words]
-        self._fill = Fill((128, 128, 128), _BICUBIC)
+        self._fill = _PADDLECLAS_FILL
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         steps = []
@@ -123,7 +146,7 @@ class AutoAugment(Transform):
             value = _argument(name, magnitude / 9, _MOST, rng)
             if rng.random() < probability:
                 steps.append((name, value))
-        return _apply(image, steps, self._fill)
+        return apply(image, steps, self._fill)
 
 
 @TRANSFORMS.register
@@ -139,11 +162,11 @@ class RandAugment(Transform):
 
     def __init__(self, num_layers: Count = 2, magnitude: Level = 5.0) -> None:
         self.num_layers, self.magnitude = num_layers, magnitude
-        self._fill = Fill((128, 128, 128), _BICUBIC)
+        self._fill = _PADDLECLAS_FILL
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         names = [_RAND_OPERATIONS[i] for i in rng.integers(len(_RAND_OPERATIONS), size=self.num_layers)]
-        return _apply(image, [(name, _argument(name, self.magnitude / 10, _MOST, rng)) for name in names], self._fill)
+        return apply(image, [(name, _argument(name, self.magnitude / 10, _MOST, rng)) for name in names], self._fill)
 
 
 @TRANSFORMS.register
@@ -161,7 +184,7 @@ class TrivialAugment(Transform):
     def __call__(self, image: Image, rng: Generator) -> Image:
         name = self._names[rng.integers(len(self._names))]
         pixels = {"TranslateX": 32 / image.shape[1], "TranslateY": 32 / image.shape[0]}
-        return _apply(image, [(name, _argument(name, rng.integers(31) / 30, self._MOST | pixels, rng))], self._fill)
+        return apply(image, [(name, _argument(name, rng.integers(31) / 30, self._MOST | pixels, rng))], self._fill)
 
 
 @TRANSFORMS.register
@@ -208,7 +231,7 @@ class TimmAutoAugment(Transform):
             magnitude = rng.uniform(0, s["m"]) if s["mstd"] >= 100 else rng.normal(s["m"], s["mstd"])
             steps.append((self._names[i], self._value(self._names[i], min(max(magnitude, 0.0), s["mmax"]) / 10, rng)))
         fill = Fill((124, 116, 104), self._resamples[rng.integers(len(self._resamples))])
-        return _apply(image, steps, fill)
+        return apply(image, steps, fill)
 
     def _value(self, name: str, strength: float, rng: Generator) -> float:
         if self.settings["inc"]:
@@ -244,18 +267,18 @@ class ColorJitter(Transform):
         self.ranges = {"Brightness": brightness, "Contrast": contrast, "Color": saturation, "Hue": hue}
 
     def __call__(self, image: Image, rng: Generator) -> Image:
-        picture = PillowImage.fromarray(image)
         names = list(self.ranges)
         for i in rng.permutation(len(names)):
             name, extent = names[i], self.ranges[names[i]]
             value = rng.uniform(-extent, extent) if name == "Hue" else rng.uniform(max(0.0, 1 - extent), 1 + extent)
             if extent == 0:
                 continue
-            picture = _shift_hue(picture, value) if name == "Hue" else OPERATIONS[name](picture, value, Fill((0, 0, 0), _NEAREST))
-        return np.asarray(picture)
+            image = _shift_hue(image, value) if name == "Hue" else apply(image, [(name, value)], _PADDLECLAS_FILL)
+        return image
 
 
-def _shift_hue(picture: Picture, share: float) -> Picture:
-    hue, saturation, value = picture.convert("HSV").split()
+def _shift_hue(image: Image, share: float) -> Image:
+    hue, saturation, value = PillowImage.fromarray(image).convert("HSV").split()
     moved = (np.asarray(hue).astype(np.int16) + round(share * 255)) % 256
-    return PillowImage.merge("HSV", (PillowImage.fromarray(moved.astype(np.uint8)), saturation, value)).convert("RGB")
+    parts = PillowImage.fromarray(moved.astype(np.uint8)), saturation, value
+    return np.asarray(PillowImage.merge("HSV", parts).convert("RGB"))

@@ -57,19 +57,20 @@ def _set_threads() -> None:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
-def compiled(function: Callable[..., Any], name: str, fastmath: set[str]) -> Callable[..., Any]:
-    """Compile a function for parallel use. The result is cached on disk, if a folder for it can be written.
+def compiled(function: Callable[..., Any], name: str, fastmath: set[str], parallel: bool = True) -> Callable[..., Any]:
+    """Compile a function. The result is cached on disk, if a folder for it can be written.
 
     Args:
         function: in the subset of Python that numba compiles.
         name: for numba's cache, which does not distinguish functions by the options they are compiled with.
         fastmath: LLVM's fast-math flags.
+        parallel: whether ``prange`` uses several threads.
     """
     import numba
 
     function = types.FunctionType(function.__code__, function.__globals__, name)
     function.__qualname__ = name
-    options = {"parallel": True, "fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    options = {"parallel": parallel, "fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder to cache in

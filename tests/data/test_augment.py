@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 import ppxcls
+from ppxcls.data import pixel_operations, policies
 from ppxcls.data.erasing import Cutout, GridMask, HideAndSeek, RandomErasing
 from ppxcls.data.policies import (
     OPERATIONS,
@@ -17,6 +18,7 @@ from ppxcls.data.policies import (
     TimmAutoAugment,
     TrivialAugment,
     _argument,
+    apply,
 )
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)
@@ -92,7 +94,7 @@ def test_randaugment_and_trivial_draw_every_operation(monkeypatch: pytest.Monkey
     from ppxcls.data import policies
 
     seen: list[str] = []
-    monkeypatch.setattr(policies, "_apply", lambda image, steps, fill: seen.extend(name for name, _ in steps) or image)
+    monkeypatch.setattr(policies, "apply", lambda image, steps, fill: seen.extend(name for name, _ in steps) or image)
     for transform, count in ((RandAugment(2, 5), 14), (TrivialAugment(), 14), (TimmAutoAugment(), 15)):
         seen.clear()
         for seed in range(400):
@@ -170,3 +172,59 @@ def test_nothing_of_pixels_before_decoding(name: str) -> None:
 def test_what_works_on_uint8_does_not_stand_after_normalisation() -> None:
     with pytest.raises(ppxcls.ConfigError, match="RandAugment works on uint8: expected it before NormalizeImage"):
         ppxcls.build_transforms([{"DecodeImage": {}}, {"NormalizeImage": {"order": ""}}, {"RandAugment": {}}])
+
+
+VALUES = {
+    "ShearX": (-0.3, 0.3),
+    "ShearY": (-0.99, 0.3),
+    "TranslateX": (-0.45, 0.45),
+    "TranslateY": (-0.45, 0.45),
+    "Rotate": (-135, 135),
+    "Posterize": (0, 8),
+    "Solarize": (0, 256),
+    "SolarizeAdd": (0, 110),
+    "Color": (0, 2),
+    "Contrast": (0, 2),
+    "Brightness": (0, 2),
+    "Sharpness": (0, 2),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
+    """Every operation at random arguments and interpolations, on noise, on flat images, and on images of a few pixels."""
+    pytest.importorskip("numba")
+    rng = np.random.default_rng(0)
+    resamples = [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
+    done = 0
+    for number in range(90):
+        height, width = (rng.integers(1, 9, 2) if number % 3 == 0 else rng.integers(20, 90, 2)).tolist()
+        low, high = sorted(rng.integers(0, 256, 2).tolist())
+        image = rng.integers(low, high + 1, (height, width, 3)).astype(np.uint8)
+        if number % 2:  # not contiguous, as a crop is
+            image = np.repeat(np.repeat(image, 2, 0), 2, 1)[::2, ::2]
+        value = float(rng.choice([*VALUES.get(name, (0, 0)), 0, 1])) if number % 5 == 0 else rng.uniform(*VALUES.get(name, (0, 1)))
+        fill = Fill((128, 7, 250), *(resamples[i] for i in rng.integers(3, size=2)))
+        expected = np.asarray(OPERATIONS[name](Image.fromarray(image), value, fill))
+        own = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move)
+        if own is not None:
+            assert np.array_equal(own, expected), (name, value, image.shape, fill.shear, fill.move)
+            done += 1
+        assert np.array_equal(apply(image, [(name, value)], fill), expected)
+    assert done > (20 if name == "Rotate" else 55), "Pillow does it itself"
+
+
+def test_shears_interpolate_and_moves_take_the_nearest_pixel_as_in_paddleclas() -> None:
+    """PaddleClas shears with Pillow's BICUBIC, and shifts and rotates with its default."""
+    for policy in (RandAugment(), AutoAugment()):
+        assert (policy._fill.shear, policy._fill.move) == (Image.Resampling.BICUBIC, Image.Resampling.NEAREST)
+        assert policy._fill.colour == (128, 128, 128)
+
+
+def test_without_numba_the_policies_give_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    image = np.random.default_rng(1).integers(0, 256, (60, 70, 3)).astype(np.uint8)
+    made = [policy(image, np.random.default_rng(i)) for policy in (RandAugment(3), TimmAutoAugment()) for i in range(20)]
+    monkeypatch.setattr(policies, "HAS_NUMBA", False)
+    again = [policy(image, np.random.default_rng(i)) for policy in (RandAugment(3), TimmAutoAugment()) for i in range(20)]
+    assert all(map(np.array_equal, made, again))
