@@ -1,0 +1,140 @@
+"""Images a second on one core of training transforms, against torchvision's and timm's; medians of interleaved rounds, and ratios.
+
+    pip install torch torchvision timm                     # the peers; without them, ours alone is printed
+    python scripts/benchmarks/augment.py [FOLDER]          # a folder of images; without one, scikit-learn's two sample photos
+
+All decode a JPEG, crop to 299 px, flip, and apply the policy. The transforms of every YAML of ``configs/`` follow.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ppxcls.system import environment
+
+environment.import_paddle()
+
+import cv2
+import numpy as np
+
+from ppxcls import build_transforms, load_config
+from ppxcls.data.transforms import split_for_device
+
+Step = Callable[[bytes], Any]
+BASE = [{"DecodeImage": {}}, {"RandCropImage": {"size": 299}}, {"RandFlipImage": {}}]
+POLICIES = {
+    "plain": [],
+    "RandAugment": [{"RandAugment": {"num_layers": 2, "magnitude": 9}}],
+    "AutoAugment": [{"AutoAugment": {}}],
+    "TrivialAugment": [{"TrivialAugment": {}}],
+    "ColorJitter": [{"ColorJitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}}],
+    "timm's rand-m9-mstd0.5-inc1": [{"TimmAutoAugment": {"config_str": "rand-m9-mstd0.5-inc1"}}],
+    "RandomErasing": [{"RandomErasing": {"EPSILON": 0.25, "mode": "pixel"}}],
+}
+
+
+def ours(ops: Sequence[Any]) -> Step:
+    host, _ = split_for_device(build_transforms(ops))
+    rng = np.random.default_rng(0)
+    return lambda data: host(data, rng)
+
+
+def torchvisions(name: str) -> Step | None:
+    """torchvision's v2 on tensors, which its documentation recommends."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    policy = {
+        "plain": [],
+        "RandAugment": [v2.RandAugment(2, 9)],
+        "AutoAugment": [v2.AutoAugment()],
+        "TrivialAugment": [v2.TrivialAugmentWide()],
+        "ColorJitter": [v2.ColorJitter(0.4, 0.4, 0.4)],
+        "RandomErasing": [v2.RandomErasing(0.25)],
+    }.get(name)
+    if policy is None:
+        return None
+    steps = v2.Compose([v2.RandomResizedCrop(299, antialias=True), v2.RandomHorizontalFlip(), *policy])
+    return lambda data: steps(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB))
+
+
+def timms(name: str) -> Step | None:
+    """timm's, on Pillow's images."""
+    import io
+
+    from PIL import Image
+    from timm.data.transforms_factory import transforms_imagenet_train
+
+    words = {"plain": {}, "ColorJitter": {"color_jitter": 0.4}}
+    words |= {
+        "timm's rand-m9-mstd0.5-inc1": {"auto_augment": "rand-m9-mstd0.5-inc1"},
+        "RandomErasing": {"re_prob": 0.25, "re_mode": "pixel"},
+    }
+    if name not in words:
+        return None
+    settings = {"color_jitter": None, "use_prefetcher": True, "separate": False, **words[name]}
+    if name == "RandomErasing":
+        settings["use_prefetcher"] = False
+    steps = transforms_imagenet_train(299, **settings)
+    return lambda data: steps(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def rates(sides: dict[str, Step], data: list[bytes], rounds: int) -> dict[str, float]:
+    """Images a second of each side: the median of rounds in which they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for step in sides.values():
+        for item in data[:8]:
+            step(item)
+    for _ in range(rounds):
+        for name, step in sides.items():
+            start = time.perf_counter()
+            for item in data:
+                step(item)
+            times[name].append(len(data) / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def images(folder: Path | None) -> list[bytes]:
+    if folder is not None:
+        files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".jpeg", ".jpg"))
+        return [f.read_bytes() for f in files]
+    from sklearn.datasets import load_sample_images
+
+    return [cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes() for image in load_sample_images().images] * 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=64, help="most images a round")
+    given = parser.parse_args()
+    cv2.setNumThreads(1)
+    data = images(given.folder)[: given.count]
+    peers = {"torchvision": torchvisions, "timm": timms}
+    peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
+    print(f"{'policy':34}{'images/s':>9}" + "".join(f"{name:>14}{'ratio':>7}" for name in peers))
+    for name, policy in POLICIES.items():
+        made = {peer: make(name) for peer, make in peers.items()}
+        found = rates({"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}, data, given.rounds)
+        cells = [f"{found[p]:14.0f}{found['ours'] / found[p]:7.2f}" if p in found else f"{'-':>14}{'':>7}" for p in peers]
+        print(f"{name:34}{found['ours']:9.0f}" + "".join(cells), flush=True)
+    for file in sorted((ROOT / "configs").rglob("*.yaml")):
+        config = load_config(file)
+        if config.DataLoader and config.DataLoader.Train:
+            steps = ours(config.DataLoader.Train.dataset.transform_ops)
+            print(f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds)['ours']:9.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
