@@ -17,8 +17,9 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner, program_file
+from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
+from ppxcls.models.paddle_inference import program_file
 from ppxcls.system.environment import paddle_version
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import whole_file

@@ -13,7 +13,9 @@ from paddle import nn
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
-from ppxcls.system.environment import paddle_version, restore_threads, usable_cores
+from ppxcls.models import paddle_inference
+from ppxcls.models.paddle_inference import EvaluatedNetwork
+from ppxcls.system.environment import paddle_version, usable_cores
 from ppxcls.system.logs import logger
 
 Array = np.ndarray[Any, Any]
@@ -24,10 +26,11 @@ def network_runner(model: nn.Layer, stage: DeviceStage) -> Runner:
     """A runner of the network: images after the host's transforms to logits, float32 [N, class_num]."""
     to_input = ModelInput(stage)
     model.eval()
+    network = EvaluatedNetwork(model)
 
     def run(images: Array) -> Array:
         with paddle.no_grad():
-            return model(to_input(images)).numpy()
+            return network(to_input(images)).numpy()
 
     return run
 
@@ -42,67 +45,26 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     Raises:
         CheckpointError: the files are missing or are not exported models.
     """
-    model, weights = program_file(folder), folder / "inference.pdiparams"
+    model, weights = paddle_inference.program_file(folder), folder / "inference.pdiparams"
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
     if model.suffix == ".json" and paddle_version() < (3, 0):
         raise CheckpointError(f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it")
     threads = threads or usable_cores()
-    predictor = _predictor(model, weights, threads, with_onednn=True)
+    predictor = paddle_inference.predictor(model, weights, threads, with_onednn=True)
 
     def run(images: Array) -> Array:
         nonlocal predictor
         try:
-            return _run(predictor, images)
+            return paddle_inference.run(predictor, images)
         except (RuntimeError, NotImplementedError) as error:
             if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # an error of Paddle 3.3
                 raise
             logger.warning(f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly")
-            predictor = _predictor(model, weights, threads, with_onednn=False)
-            return _run(predictor, images)
+            predictor = paddle_inference.predictor(model, weights, threads, with_onednn=False)
+            return paddle_inference.run(predictor, images)
 
     return run
-
-
-def _predictor(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
-    """Paddle's predictor, on a GPU if there is one."""
-    from paddle import inference
-
-    settings = inference.Config(str(model), str(weights))
-    settings.disable_glog_info()
-    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
-        settings.enable_use_gpu(512, 0)
-    else:
-        settings.disable_gpu()
-        if with_onednn:
-            settings.enable_mkldnn()
-        settings.set_cpu_math_library_num_threads(threads)
-    settings.switch_ir_optim(True)
-    try:
-        return inference.create_predictor(settings)
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{model}: not an exported model: {' '.join(str(error).split())[-200:]}") from None
-
-
-def _run(predictor: Any, images: Array) -> Array:
-    source = predictor.get_input_handle(predictor.get_input_names()[0])
-    source.reshape(images.shape)
-    source.copy_from_cpu(np.ascontiguousarray(images))
-    predictor.run()
-    restore_threads()
-    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
-
-
-def program_file(folder: Path) -> Path:
-    """The program of an exported folder: ``inference.json`` of Paddle 3, or ``inference.pdmodel`` of Paddle 2.
-
-    Raises:
-        CheckpointError: there is neither.
-    """
-    for name in ("inference.json", "inference.pdmodel"):
-        if (folder / name).is_file():
-            return folder / name
-    raise CheckpointError(f"{folder}: neither inference.json nor inference.pdmodel")
 
 
 def onnx_metadata(file: Path) -> dict[str, str]:

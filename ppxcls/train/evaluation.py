@@ -11,6 +11,7 @@ from paddle import nn
 
 from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Batch, Loader
+from ppxcls.models.paddle_inference import EvaluatedNetwork
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.losses import WeightedSum
@@ -62,20 +63,21 @@ class Evaluation:
         left_out = 0
         was_training = network.training
         network.eval()
+        evaluated = EvaluatedNetwork(network, len(self.loader.dataset) // distributed.world_size())
         distributed.share_first_statistics(network)  # what is evaluated is what is saved
         try:
             with paddle.no_grad():
                 for batch in batches:
                     left_out += batch.left_out
                     if batch.plan.count:
-                        scored.append((batch.plan.count, self._score(network, batch)))
+                        scored.append((batch.plan.count, self._score(evaluated, batch)))
         finally:
             if was_training:
                 network.train()
         self.predictions = self._table.gathered()
         return self._results(scored, left_out)
 
-    def _score(self, network: nn.Layer, batch: Batch) -> paddle.Tensor:
+    def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
         labels = paddle.to_tensor(batch.labels)
         with interrupts_deferred(), self._autocast():
             logits = network(self._to_input(batch.images))

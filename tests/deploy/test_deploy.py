@@ -24,6 +24,7 @@ from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy import runners
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.predict import Predictor, find_images
+from ppxcls.models import paddle_inference
 from tests.conftest import run_tool, small_config
 
 # The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.
@@ -156,7 +157,7 @@ def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkey
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     image = str(next((trained.parent / "pictures/cat").iterdir()))
     expected = ppxcls.load(tmp_path / "inference").predict(image)
-    make, asked = runners._predictor, []
+    make, asked = paddle_inference.predictor, []
 
     class Failing:
         def __getattr__(self, name: str) -> Any:
@@ -166,7 +167,7 @@ def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkey
         asked.append(with_onednn)
         return Failing() if with_onednn else make(model, weights, threads, with_onednn)
 
-    monkeypatch.setattr(runners, "_predictor", predictor)
+    monkeypatch.setattr(paddle_inference, "predictor", predictor)
     received = ppxcls.load(tmp_path / "inference").predict([image, image])
     assert asked == [True, False]
     assert received[1].scores == pytest.approx(expected[0].scores, abs=2e-5)

@@ -1,0 +1,140 @@
+"""Paddle Inference: exported programs, and networks that are compiled for the CPU while they are evaluated."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.system.environment import restore_threads, usable_cores
+from ppxcls.system.logs import logger
+
+Array = np.ndarray[Any, Any]
+
+_WORTH_IT = 250 * 299 * 299  # pixels, from which on compiling costs less time than it saves
+_TOLERANCE = 1e-4  # relative to the largest logit; float32 sums differ with their order
+
+
+def predictor(model: Path, weights: Path, threads: int, with_onednn: bool = True) -> Any:
+    """Paddle's predictor, on a GPU if there is one.
+
+    Raises:
+        CheckpointError: the files are not an exported model.
+    """
+    from paddle import inference
+
+    settings = inference.Config(str(model), str(weights))
+    settings.disable_glog_info()
+    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+        settings.enable_use_gpu(512, 0)
+    else:
+        settings.disable_gpu()
+        if with_onednn:
+            settings.enable_mkldnn()
+        settings.set_cpu_math_library_num_threads(threads)
+    settings.switch_ir_optim(True)
+    try:
+        return inference.create_predictor(settings)
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{model}: not an exported model: {' '.join(str(error).split())[-200:]}") from None
+
+
+def run(made: Any, images: Array) -> Array:
+    """The output of a predictor for a batch."""
+    source = made.get_input_handle(made.get_input_names()[0])
+    source.reshape(images.shape)
+    source.copy_from_cpu(np.ascontiguousarray(images))
+    made.run()
+    restore_threads()
+    return made.get_output_handle(made.get_output_names()[0]).copy_to_cpu()
+
+
+def program_file(folder: Path) -> Path:
+    """The program of an exported folder: ``inference.json`` of Paddle 3, or ``inference.pdmodel`` of Paddle 2.
+
+    Raises:
+        CheckpointError: there is neither.
+    """
+    for name in ("inference.json", "inference.pdmodel"):
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: neither inference.json nor inference.pdmodel")
+
+
+class _Traced(nn.Layer):
+    """A layer around the network, so that tracing leaves the network's own ``forward`` as it is."""
+
+    def __init__(self, network: nn.Layer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """[N, 3, H, W] to [N, class_num]."""
+        return self.network(images)
+
+
+class EvaluatedNetwork:
+    """A network in evaluation mode. On the CPU, with enough to do, it is compiled for oneDNN, which folds batch norms.
+
+    The first compiled batch is compared with the network itself. If they differ, or the network can't be compiled, the network goes
+    on by itself. Its weights must not change meanwhile.
+
+    Args:
+        network: in evaluation mode.
+        coming: number of images that are known to come; 0 to count those that have come.
+    """
+
+    def __init__(self, network: nn.Layer, coming: int = 0) -> None:
+        self._network = network
+        self._coming = coming
+        self._pixels = 0  # of the images so far
+        self._predictor: Any = None
+        self._may_compile = paddle.get_device() == "cpu" and _has_onednn() and not hasattr(network.forward, "concrete_program")
+
+    def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Float32 [N, 3, H, W] to logits, float32 [N, class_num]."""
+        if self._predictor is not None:
+            return paddle.to_tensor(run(self._predictor, images.numpy()))
+        logits = self._network(images)
+        size = images.shape[2] * images.shape[3]
+        self._pixels += images.shape[0] * size
+        if self._may_compile and max(self._pixels, self._coming * size) >= _WORTH_IT:
+            self._may_compile = False  # one attempt
+            self._predictor = self._compared(images, logits)
+        return logits
+
+    def _compared(self, images: paddle.Tensor, logits: paddle.Tensor) -> Any:
+        """A predictor that gives these logits; None if there is none."""
+        try:
+            made = _compiled(self._network)
+            received = run(made, images.numpy())
+        except Exception as error:  # of tracing a network of the user's, of the compiler, or of a full disk
+            logger.debug(f"the network is not compiled: {error}")
+            return None
+        expected = logits.numpy()
+        difference = float(np.abs(received - expected).max())
+        if difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-3) and (received.argmax(1) == expected.argmax(1)).all():
+            return made
+        logger.warning(f"compiled, the network gives other logits, by {difference:.2e}; it is evaluated as it is")
+        return None
+
+
+def _has_onednn() -> bool:
+    names = ("is_compiled_with_onednn", "is_compiled_with_mkldnn")  # of Paddle 3.3, and before
+    return any(getattr(paddle.base.core, name, bool)() for name in names)
+
+
+def _compiled(network: nn.Layer) -> Any:
+    """A predictor of a network, with copies of its weights."""
+    traced = _Traced(network)
+    traced.eval()
+    spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
+    with tempfile.TemporaryDirectory(prefix="ppxcls-") as name:
+        program = paddle.jit.to_static(traced, input_spec=[spec], full_graph=True)
+        paddle.jit.save(program, f"{name}/inference")
+        return predictor(program_file(Path(name)), Path(name) / "inference.pdiparams", usable_cores())

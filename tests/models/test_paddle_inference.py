@@ -1,0 +1,101 @@
+"""Networks that are compiled for the CPU while they are evaluated."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import ppxcls
+from ppxcls.models import paddle_inference
+from ppxcls.models.paddle_inference import EvaluatedNetwork
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 3, 71, 80)).astype("float32")
+
+
+def twice(network: nn.Layer, coming: int = 0) -> tuple[EvaluatedNetwork, list[np.ndarray]]:
+    """The logits of the batch that decides, and of the one after it."""
+    network.eval()
+    evaluated = EvaluatedNetwork(network, coming)
+    with paddle.no_grad():
+        return evaluated, [evaluated(paddle.to_tensor(IMAGES)).numpy() for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["Xception41", "xception41p"])
+def test_the_compiled_network_gives_the_same_logits(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    network = ppxcls.build_model(name, class_num=5)
+    forward = network.forward
+    evaluated, (own, compiled) = twice(network)
+    assert evaluated._predictor is not None
+    assert np.abs(compiled - own).max() <= 1e-4 * np.abs(own).max()
+    assert not np.array_equal(compiled, own), "rounded otherwise: it is another program"
+    assert network.forward == forward
+    network.train()
+    network(paddle.to_tensor(IMAGES)).sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if not p.stop_gradient)
+
+
+def test_it_pays_for_many_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ppxcls.build_model("Xception41", class_num=5)
+    monkeypatch.setattr(paddle_inference, "_compiled", lambda _: pytest.fail("compiled for a few images"))
+    assert np.array_equal(*twice(network)[1])
+    assert np.array_equal(*twice(network, coming=50)[1])
+    asked: list[nn.Layer] = []
+    monkeypatch.setattr(paddle_inference, "_compiled", asked.append)
+    twice(network, coming=50_000)
+    assert asked == [network]
+
+
+class Odd(nn.Layer):
+    """A network that can't be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        if not paddle.in_dynamic_mode():
+            raise TypeError("it wants to see numbers")
+        return self.head(images.mean((2, 3)))
+
+
+def test_a_network_that_cant_be_compiled_is_evaluated_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    evaluated, (own, after) = twice(Odd())
+    assert evaluated._predictor is None
+    assert np.array_equal(own, after)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    warned: list[str] = []
+    monkeypatch.setattr(paddle_inference.logger, "warning", warned.append)
+    monkeypatch.setattr(paddle_inference, "run", lambda made, images: np.full((len(images), 5), 0.5, "float32"))
+    network = ppxcls.build_model("Xception41", class_num=5)
+    monkeypatch.setattr(paddle_inference, "_compiled", lambda _: object())
+    evaluated, (own, after) = twice(network)
+    assert evaluated._predictor is None
+    assert np.array_equal(own, after)
+    assert len(warned) == 1
+    assert "gives other logits" in warned[0]
+
+
+def test_an_evaluation_gives_the_same_counts(write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_config()
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file))
+    trainer.fit()
+    own = ppxcls.evaluate(ppxcls.load_config(trainer.output_dir))
+    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    fast = ppxcls.evaluate(ppxcls.load_config(trainer.output_dir))
+    assert fast.pop("loss") == pytest.approx(own.pop("loss"), rel=1e-4)
+    assert fast.pop("CELoss") == pytest.approx(own.pop("CELoss"), rel=1e-4)
+    assert fast == own
