@@ -9,6 +9,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.pointwise import PointwiseConv2D
 
 
 class DropPath(nn.Layer):
@@ -46,12 +47,19 @@ def linear(features: int, class_num: int) -> nn.Layer:
     return nn.Linear(features, class_num, weight_attr=nn.initializer.Uniform(-limit, limit))
 
 
+def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
+    """A convolution without bias that keeps the size of the image, but for the stride."""
+    if kernel_size == 1:
+        return PointwiseConv2D(in_channels, out_channels, stride)
+    return nn.Conv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias_attr=False)
+
+
 def separable(
     names: tuple[str, str], in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
 ) -> list[tuple[str, nn.Layer]]:
     """A 3x3 depthwise and a 1x1 convolution, with their names, for ``nn.Sequential``."""
     depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
-    return [(names[0], depthwise), (names[1], nn.Conv2D(in_channels, out_channels, 1, bias_attr=False))]
+    return [(names[0], depthwise), (names[1], PointwiseConv2D(in_channels, out_channels))]
 
 
 def initialize(model: nn.Layer) -> None:

@@ -14,7 +14,7 @@ from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.layers import initialize, linear, separable
+from ppxcls.models.layers import convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import HALF, Preprocessing, of_timm
 from ppxcls.ops.max_pool import MaxPool2D
 
@@ -48,12 +48,12 @@ class Block(nn.Layer):
         super().__init__()
         self.skip: nn.Layer | None = None
         if pool is not None:
-            self.skip = nn.Conv2D(channels[0], channels[-1], 1, stride=2, bias_attr=False)
+            self.skip = convolution(channels[0], channels[-1], 1, 2)
             self.skipbn = nn.BatchNorm2D(channels[-1])
         layers: list[nn.Layer] = []
         for in_channels, out_channels in zip(channels, channels[1:], strict=False):
-            convolution = nn.Sequential(*separable(_NAMES, in_channels, out_channels))
-            layers += [nn.ReLU(), convolution, nn.BatchNorm2D(out_channels)]
+            pair = nn.Sequential(*separable(_NAMES, in_channels, out_channels))
+            layers += [nn.ReLU(), pair, nn.BatchNorm2D(out_channels)]
         layers = layers if relu_first else layers[1:]
         self.rep = nn.Sequential(*layers, *([] if pool is None else [pool]))
 

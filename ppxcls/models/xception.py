@@ -16,6 +16,7 @@ from ppxcls.models.layers import linear
 from ppxcls.models.preprocessing import of_paddleclas
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
+from ppxcls.ops.pointwise import PointwiseConv2D
 
 _WIDTH = 728  # channels of the middle flow
 
@@ -38,7 +39,7 @@ class SeparableConv(nn.Layer):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self._pointwise_conv = ConvBN(nn.Conv2D(in_channels, out_channels, 1, bias_attr=False), out_channels)
+        self._pointwise_conv = ConvBN(PointwiseConv2D(in_channels, out_channels), out_channels)
         self._depthwise_conv = ConvBN(DepthwiseConv2D(out_channels), out_channels)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -60,7 +61,7 @@ class DownsampleBlock(nn.Layer):
         super().__init__()
         in_channels, mid_channels, out_channels = channels
         self.relu_first = relu_first
-        self._short = nn.Conv2D(in_channels, out_channels, 1, stride=stride, bias_attr=False)
+        self._short = PointwiseConv2D(in_channels, out_channels, stride)
         self._names = names
         self.add_sublayer(names[0], SeparableConv(in_channels, mid_channels))
         self.add_sublayer(names[1], SeparableConv(mid_channels, out_channels))

@@ -17,7 +17,7 @@ from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.layers import DropPath, NormReLU, initialize, linear, separable
+from ppxcls.models.layers import DropPath, NormReLU, convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import of_timm
 
 Norm = Callable[[int], nn.Layer]
@@ -28,8 +28,7 @@ _EXIT = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the ex
 
 
 def _conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> list[tuple[str, nn.Layer]]:
-    convolution = nn.Conv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias_attr=False)
-    return [("conv", convolution), ("bn", norm(out_channels))]
+    return [("conv", convolution(in_channels, out_channels, kernel_size, stride)), ("bn", norm(out_channels))]
 
 
 class Block(nn.Layer):
@@ -76,7 +75,7 @@ class PreactBlock(nn.Layer):
         super().__init__()
         self.shortcut = None
         if not is_last and (stride > 1 or channels[0] != channels[-1]):
-            self.shortcut = nn.Conv2D(channels[0], channels[-1], 1, stride, bias_attr=False)
+            self.shortcut = convolution(channels[0], channels[-1], 1, stride)
         self._has_shortcut = not is_last
         self.norm = norm(channels[0])
         layers = []

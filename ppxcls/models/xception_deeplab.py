@@ -14,6 +14,7 @@ from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
+from ppxcls.models.layers import convolution
 from ppxcls.models.preprocessing import of_paddleclas
 from ppxcls.ops.depthwise import DepthwiseConv2D
 
@@ -29,7 +30,7 @@ class ConvBN(nn.Layer):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
         super().__init__()
-        self._conv = nn.Conv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias_attr=False)
+        self._conv = convolution(in_channels, out_channels, kernel_size, stride)
         self._bn = _batch_norm(out_channels)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -44,7 +45,7 @@ class SeparableConv(nn.Layer):
         super().__init__()
         self._conv1 = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
         self._bn1 = _batch_norm(in_channels)
-        self._conv2 = nn.Conv2D(in_channels, out_channels, 1, bias_attr=False)
+        self._conv2 = convolution(in_channels, out_channels, 1)
         self._bn2 = _batch_norm(out_channels)
         self._relu = relu
 

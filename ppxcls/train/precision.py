@@ -13,6 +13,8 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 from ppxcls.config.sections import AMPSection
+from ppxcls.ops import onednn
+from ppxcls.ops.pointwise import to_bfloat16
 from ppxcls.system.logs import logger
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -58,12 +60,23 @@ def set_evaluation_precision(amp: AMPSection | None, model: nn.Layer) -> nn.Laye
     return paddle.amp.decorate(models=model, level="O2", dtype=amp.dtype, save_dtype="float32")
 
 
+def _set_cpu_precision(amp: AMPSection, model: nn.Layer) -> None:
+    """Paddle has no AMP on the CPU. In its place, oneDNN multiplies bfloat16 where the processor does."""
+    if amp.dtype == "bfloat16" and onednn.has_bfloat16():
+        count = to_bfloat16(model)
+        logger.info(f"AMP: {count} pointwise convolutions are trained with bfloat16 products, the rest in float32")
+        return
+    needs = "AMP.dtype: bfloat16" if amp.dtype == "float16" else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
+    logger.warning(f"AMP has no effect here, all is computed in float32: on a CPU it needs {needs}")
+
+
 def set_precision(amp: AMPSection | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
     """Set up network and optimizer for training, by a config's section."""
     if amp is None or not amp.use_amp:
         return model, optimizer, Precision()
-    if paddle.get_device() == "cpu":
-        logger.warning("AMP: Paddle does not scale the loss and computes under O1 in float32 on a CPU")
+    if paddle.get_device() == "cpu" and amp.level == "O1":
+        _set_cpu_precision(amp, model)
+        return model, optimizer, Precision()
     if amp.level == "O2":
         # The weights have half precision. The optimizer keeps float32 copies, and files hold float32.
         model, optimizer = paddle.amp.decorate(

@@ -1,0 +1,174 @@
+"""Products and copies by the oneDNN library that Paddle's CPU builds bring, called through its C interface.
+
+Paddle multiplies image by image and has no bfloat16 product on the CPU; the library does both. Interface: oneDNN 3, ``dnnl.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import paddle
+
+FLOAT32, BFLOAT16 = 3, 2  # dnnl_data_type_t
+_CPU, _IN_ORDER = 1, 1  # dnnl_engine_kind_t; dnnl_stream_flags_t
+_SOURCE, _RESULT, _WEIGHTS = 1, 17, 33  # argument numbers of an execution
+_MAJOR = 3  # the version that has these functions
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+_Handle = ctypes.c_void_p
+_LOCK = threading.Lock()  # a primitive's memory objects are set before it is executed
+
+
+class Operand(NamedTuple):
+    """A matrix or several of them, in memory.
+
+    Attributes:
+        address: of the first number.
+        dims: sizes.
+        strides: distances in numbers.
+        kind: ``FLOAT32`` or ``BFLOAT16``.
+    """
+
+    address: int
+    dims: tuple[int, ...]
+    strides: tuple[int, ...]
+    kind: int = FLOAT32
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        """What a primitive is made for."""
+        return self.dims, self.strides, self.kind
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (("number", ctypes.c_int), ("memory", _Handle))
+
+
+class _Version(ctypes.Structure):
+    _fields_ = (("major", ctypes.c_int), ("minor", ctypes.c_int), ("patch", ctypes.c_int))
+
+
+@functools.cache
+def _library() -> Any:
+    """oneDNN of the installed Paddle, with an engine and a stream; None if there is none of the expected version."""
+    try:
+        (file,) = (Path(paddle.__file__).parent / "libs").glob("libdnnl.so*")
+        library: Any = ctypes.CDLL(str(file))
+        library.dnnl_version.restype = ctypes.POINTER(_Version)
+        if library.dnnl_version().contents.major != _MAJOR:
+            return None
+        engine, stream = _Handle(), _Handle()
+        _check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
+        _check(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        return None
+    library.engine, library.stream = engine, stream
+    return library
+
+
+def is_available() -> bool:
+    """Whether the library is there."""
+    return _library() is not None
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether the library is there and the processor multiplies bfloat16 (AVX512-BF16 or AMX)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return is_available() and bool(_BFLOAT16_FLAGS & set(flags)) and os.environ.get("DNNL_MAX_CPU_ISA") is None
+
+
+def strides_of(dims: Sequence[int]) -> tuple[int, ...]:
+    """Of contiguous memory."""
+    found = [1]
+    for size in reversed(dims[1:]):
+        found.insert(0, found[0] * size)
+    return tuple(found)
+
+
+def multiply(a: Operand, b: Operand, out: Operand) -> None:
+    """``out = a b``. With three dimensions the first counts products; 1 stands for the same matrix in all."""
+    _product(a.shape, b.shape, out.shape)(a.address, b.address, out.address)
+
+
+def copy(source: Operand, target: Operand) -> None:
+    """Copy between layouts and types of the same dimensions."""
+    _reorder(source.shape, target.shape)(source.address, target.address)
+
+
+@functools.lru_cache(maxsize=512)
+def _product(a: Any, b: Any, out: Any) -> _Primitive:
+    shapes = [_descriptor(*shape) for shape in (a, b, out)]
+    library, made = _library(), _Handle()
+    _check(
+        library.dnnl_matmul_primitive_desc_create(
+            ctypes.byref(made), library.engine, shapes[0], shapes[1], _Handle(), shapes[2], _Handle()
+        )
+    )
+    return _Primitive(made, shapes, (_SOURCE, _WEIGHTS, _RESULT))
+
+
+@functools.lru_cache(maxsize=512)
+def _reorder(source: Any, target: Any) -> _Primitive:
+    shapes = [_descriptor(*shape) for shape in (source, target)]
+    library, made = _library(), _Handle()
+    _check(
+        library.dnnl_reorder_primitive_desc_create(
+            ctypes.byref(made), shapes[0], library.engine, shapes[1], library.engine, _Handle()
+        )
+    )
+    return _Primitive(made, shapes, (_SOURCE, _RESULT))
+
+
+def _descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
+    numbers, made = ctypes.c_int64 * len(dims), _Handle()
+    _check(_library().dnnl_memory_desc_create_with_strides(ctypes.byref(made), len(dims), numbers(*dims), kind, numbers(*strides)))
+    return made
+
+
+class _Primitive:
+    """A compiled operation, its memory objects, and their descriptors."""
+
+    def __init__(self, description: Any, descriptors: Sequence[Any], numbers: Sequence[int]) -> None:
+        self._library = library = _library()
+        self._descriptors, self._made = descriptors, _Handle()
+        _check(library.dnnl_primitive_create(ctypes.byref(self._made), description))
+        _check(library.dnnl_primitive_desc_destroy(description))
+        self._memories = [_Handle() for _ in descriptors]
+        for memory, descriptor in zip(self._memories, descriptors, strict=True):
+            _check(library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, _Handle(0)))
+        self._arguments = (_Argument * len(numbers))(*[_Argument(n, m) for n, m in zip(numbers, self._memories, strict=True)])
+
+    def __call__(self, *addresses: int) -> None:
+        library = self._library
+        with _LOCK:
+            for memory, address in zip(self._memories, addresses, strict=True):
+                _check(library.dnnl_memory_set_data_handle(memory, _Handle(address)))
+            _check(library.dnnl_primitive_execute(self._made, library.stream, len(self._arguments), self._arguments))
+            _check(library.dnnl_stream_wait(library.stream))
+
+    def __del__(self) -> None:
+        if sys.is_finalizing():  # the library may be gone
+            return
+        library = self._library
+        library.dnnl_primitive_destroy(self._made)
+        for memory in self._memories:
+            library.dnnl_memory_destroy(memory)
+        for descriptor in self._descriptors:
+            library.dnnl_memory_desc_destroy(descriptor)
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"oneDNN: status {status}")

@@ -1,0 +1,160 @@
+"""The 1x1 convolution layer. On the CPU, small maps are one product over the batch, and products may be in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from ppxcls.ops import cpu, onednn
+from ppxcls.ops.onednn import BFLOAT16, FLOAT32, Operand, strides_of
+
+# Pixels of a map. Paddle multiplies image by image; for larger maps that is as fast, and needs no copy in another order.
+_SMALL = 400
+
+
+class PointwiseConv2D(nn.Conv2D):
+    """``paddle.nn.Conv2D`` with a 1x1 kernel and without bias, for ``[N, C, H, W]`` input.
+
+    It has the parameters, state keys and initial values of Paddle's layer. While it trains in float32 on the CPU, oneDNN
+    multiplies. Evaluation, other devices and types, static graphs and export run Paddle's operator.
+
+    Attributes:
+        in_bfloat16: train with factors rounded to bfloat16 and sums in float32; see ``onednn.has_bfloat16``.
+    """
+
+    in_bfloat16 = False
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, 1, stride, bias_attr=False)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
+        if self.training and self._data_format == "NCHW" and self.bias is None and cpu.applies_to(x, self.weight):
+            stride = self._stride if isinstance(self._stride, int) else int(self._stride[0])
+            pixels = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
+            if (self.in_bfloat16 or pixels <= _SMALL) and onednn.is_available():
+                return _Product.apply(x, self.weight, stride, self.in_bfloat16, pixels <= _SMALL)
+        return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
+
+
+def to_bfloat16(model: nn.Layer) -> int:
+    """Let a network's 1x1 convolutions train with bfloat16 products; returns their number."""
+    layers = [layer for layer in model.sublayers() if isinstance(layer, PointwiseConv2D)]
+    for layer in layers:
+        layer.in_bfloat16 = True
+    return len(layers)
+
+
+class _Product(PyLayer):
+    """The differentiable operator. It has no second derivative.
+
+    With ``in_one`` a channel's pixels of all images are one row, [C, N H W]. Otherwise each image has a matrix, [N, C, H W].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, stride: int, is_short: bool, in_one: bool) -> paddle.Tensor:
+        ctx.needs = not x.stop_gradient, not weight.stop_gradient
+        ctx.shape, ctx.stride = x.shape, stride
+        x = (x if stride == 1 else x[:, :, ::stride, ::stride]).contiguous()
+        ctx.layout = layout = _Layout(x.shape, weight.shape[0], in_one, BFLOAT16 if is_short else FLOAT32)
+        rows = layout.rows(x, layout.inputs)
+        kernel = _short(weight) if is_short else weight.detach().contiguous()
+        y = paddle.empty(layout.result, "float32")
+        sums = paddle.empty(layout.matrices(layout.outputs), "float32") if in_one else y
+        onednn.multiply(layout.kernel(kernel), layout.matrix(rows, layout.inputs), layout.matrix(sums, layout.outputs, FLOAT32))
+        if in_one:
+            onednn.copy(layout.rows_of(sums, layout.outputs, FLOAT32), layout.images_of(y, layout.outputs))
+        ctx.save_for_backward(rows, kernel)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        rows, kernel = ctx.saved_tensor()
+        layout = ctx.layout
+        upstream = layout.rows(gradient.contiguous(), layout.outputs)
+        x_gradient = layout.input_gradient(upstream, kernel) if ctx.needs[0] else None
+        if x_gradient is not None and ctx.stride > 1:
+            whole = paddle.zeros(ctx.shape, "float32")
+            whole[:, :, :: ctx.stride, :: ctx.stride] = x_gradient
+            x_gradient = whole
+        return x_gradient, layout.kernel_gradient(upstream, rows) if ctx.needs[1] else None
+
+
+class _Layout:
+    """Where the numbers of a product lie."""
+
+    def __init__(self, shape: list[int], outputs: int, in_one: bool, kind: int) -> None:
+        self.images, self.inputs, *self.size = shape
+        self.outputs, self.in_one, self.kind = outputs, in_one, kind
+        self.pixels = self.size[0] * self.size[1]
+        self.result = [self.images, outputs, *self.size]
+
+    def matrices(self, channels: int) -> list[int]:
+        """Sizes of the rows' memory."""
+        return [channels, self.images * self.pixels] if self.in_one else [self.images, channels, self.pixels]
+
+    def rows(self, images: paddle.Tensor, channels: int) -> paddle.Tensor:
+        """Images as rows of the product's type."""
+        made = paddle.empty(self.matrices(channels), "int16" if self.kind == BFLOAT16 else "float32")
+        onednn.copy(self.images_of(images, channels), self.rows_of(made, channels, self.kind))
+        return made
+
+    def images_of(self, images: paddle.Tensor, channels: int) -> Operand:
+        """Of the pixels of images: [C, N, H W]."""
+        return Operand(images.data_ptr(), (channels, self.images, self.pixels), (self.pixels, channels * self.pixels, 1))
+
+    def rows_of(self, rows: paddle.Tensor, channels: int, kind: int) -> Operand:
+        """Of the same pixels in rows: [C, N, H W]."""
+        channel, image = (self.images * self.pixels, self.pixels) if self.in_one else (self.pixels, channels * self.pixels)
+        return Operand(rows.data_ptr(), (channels, self.images, self.pixels), (channel, image, 1), kind)
+
+    def matrix(self, rows: paddle.Tensor, channels: int, kind: int | None = None, transposed: bool = False) -> Operand:
+        """Of rows, as a factor or a result."""
+        dims = tuple(self.matrices(channels))
+        strides = strides_of(dims)
+        if transposed:
+            dims, strides = (*dims[:-2], dims[-1], dims[-2]), (*strides[:-2], strides[-1], strides[-2])
+        return Operand(rows.data_ptr(), dims, strides, self.kind if kind is None else kind)
+
+    def kernel(self, kernel: paddle.Tensor, transposed: bool = False) -> Operand:
+        """[outputs, inputs], or transposed; the same for all images."""
+        dims: tuple[int, ...] = (self.outputs, self.inputs)
+        strides: tuple[int, ...] = (self.inputs, 1)
+        if transposed:
+            dims, strides = dims[::-1], strides[::-1]
+        if not self.in_one:
+            dims, strides = (1, *dims), (self.outputs * self.inputs, *strides)
+        return Operand(kernel.data_ptr(), dims, strides, self.kind)
+
+    def input_gradient(self, upstream: paddle.Tensor, kernel: paddle.Tensor) -> paddle.Tensor:
+        """float32 [N, C, H, W]."""
+        shape = [self.images, self.inputs, *self.size]
+        sums = paddle.empty(self.matrices(self.inputs) if self.in_one else shape, "float32")
+        onednn.multiply(
+            self.kernel(kernel, transposed=True), self.matrix(upstream, self.outputs), self.matrix(sums, self.inputs, FLOAT32)
+        )
+        if not self.in_one:
+            return sums
+        found = paddle.empty(shape, "float32")
+        onednn.copy(self.rows_of(sums, self.inputs, FLOAT32), self.images_of(found, self.inputs))
+        return found
+
+    def kernel_gradient(self, upstream: paddle.Tensor, rows: paddle.Tensor) -> paddle.Tensor:
+        """float32 [C', C, 1, 1]."""
+        shape = [self.outputs, self.inputs] if self.in_one else [self.images, self.outputs, self.inputs]
+        sums = paddle.empty(shape, "float32")
+        result = Operand(sums.data_ptr(), tuple(shape), strides_of(shape))
+        onednn.multiply(self.matrix(upstream, self.outputs), self.matrix(rows, self.inputs, transposed=True), result)
+        return (sums if self.in_one else sums.sum(0)).reshape([self.outputs, self.inputs, 1, 1])
+
+
+def _short(weight: paddle.Tensor) -> paddle.Tensor:
+    """A kernel in bfloat16."""
+    kernel = weight.detach().contiguous()
+    dims = kernel.shape[0], kernel.shape[1]
+    made = paddle.empty(list(dims), "int16")
+    onednn.copy(Operand(kernel.data_ptr(), dims, strides_of(dims)), Operand(made.data_ptr(), dims, strides_of(dims), BFLOAT16))
+    return made
