@@ -151,6 +151,14 @@ def test_the_keys_of_paddleclas_are_what_the_table_says(write_config: Callable[.
             assert f"| `{last}` |" in schema or f"### {key}" in schema or last == "name", key
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda f: f.name)
+def test_the_files_that_the_pages_name_exist(page: Path) -> None:
+    if page.name == "errors.md":
+        return
+    for path in re.findall(r"(?<![\w/.])((?:configs|tools|scripts)/[\w./]+\.(?:yaml|py|sh))", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), path
+
+
 def test_find_lr_is_what_the_page_says(small: Callable[..., Path]) -> None:
     assert "--find-lr" in run_tool("tools/train.py", "--help").stdout
     assert "--find-lr" in (DOCS / "photographs.md").read_text(encoding="utf-8")

@@ -110,12 +110,13 @@ def export() -> None:
             "--logits": {"action": "store_true", "help": "give logits instead of probabilities"},
             "--float-input": {"action": "store_true", "help": "take normalised float32 [N, 3, H, W] instead of uint8 [N, H, W, 3]"},
             "--fold": {"action": "store_true", "help": "fold batch norms into convolutions"},
+            "--int8": {"metavar": "LIST", "help": "also write an 8-bit ONNX file, calibrated on the images of this list"},
         },
         examples=EXAMPLES["export"],
     )
     config = cli.load_config(arguments)
     formats = ["paddle", "onnx"] if arguments.format == "both" else [arguments.format]
-    ppxcls.export(config, formats, not arguments.logits, not arguments.float_input, arguments.fold)
+    ppxcls.export(config, formats, not arguments.logits, not arguments.float_input, arguments.fold, arguments.int8)
     print(f"written to {config.Global.save_inference_dir}")
 
 

@@ -18,11 +18,13 @@ from ppxcls.build import build_dataset, start_processes
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, plain
+from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
+from ppxcls.deploy.int8 import quantise
 from ppxcls.deploy.predict import Prediction, Predictor, find_images
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
 from ppxcls.deploy.side_file import METADATA_KEY, NAME, Exported, parse, read_side_file
@@ -136,9 +138,22 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
 
 
 def export(
-    config: Config, formats: Sequence[str], softmax: bool = True, preprocess: bool = True, fold: bool = False
+    config: Config,
+    formats: Sequence[str],
+    softmax: bool = True,
+    preprocess: bool = True,
+    fold: bool = False,
+    int8: str | None = None,
 ) -> dict[str, float]:
-    """Export the network of ``weights_for`` to ``Global.save_inference_dir``. The arguments are those of ``export_model``.
+    """Export the network of ``weights_for`` to ``Global.save_inference_dir``.
+
+    Args:
+        config: of a run.
+        formats: ``paddle``, ``onnx``.
+        softmax: probabilities instead of logits.
+        preprocess: take uint8 images and normalise them in the graph.
+        fold: fold batch norms into the convolutions before them.
+        int8: list of images, in the folder of the evaluation data, to calibrate 8-bit numbers on; see ``quantise``.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
@@ -161,8 +176,22 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
-    images = _real_images(config, blocks, host)
-    return export_model(network, stage, images, Path(config.Global.save_inference_dir), exported, formats, fold)
+    calibration = _calibration(config, int8, blocks, formats) if int8 is not None else None
+    images, folder = _real_images(config, blocks, host), Path(config.Global.save_inference_dir)
+    differences = export_model(network, stage, images, folder, exported, formats, fold)
+    if calibration:
+        quantise(folder, exported, calibration, build_dataset(config, "Eval", patience=0))
+    return differences
+
+
+def _calibration(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> ImageNetDataset:
+    """The images to calibrate 8-bit numbers on. Raises ConfigError and DataError."""
+    if "onnx" not in formats:
+        raise DataError("INT8 is made from the ONNX file: export it too")
+    evaluation = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
+    if not isinstance(evaluation, ImageNetDataset):
+        raise config.where("DataLoader.Eval").error("expected an ImageNetDataset, to measure what 8 bits cost")
+    return ImageNetDataset(str(evaluation.image_root), path, list(blocks))
 
 
 def _real_images(config: Config, blocks: Sequence[Block], host: Compose, count: int = 8) -> Array:

@@ -27,7 +27,7 @@ from ppxcls.system.whole_files import whole_file
 _OPSET = 17
 _FILES = (
     *("inference.json", "inference.pdmodel", "inference.pdiparams", "inference.pdiparams.info", "inference.onnx"),
-    *("inference.yml", "inference_config.json"),
+    *("inference.yml", "inference_config.json", "inference.int8.onnx"),
 )
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums differ with their order
 

@@ -32,12 +32,21 @@ class PointwiseConv2D(nn.Conv2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
-        if self.training and self._data_format == "NCHW" and self.bias is None and cpu.applies_to(x, self.weight):
-            stride = self._stride if isinstance(self._stride, int) else int(self._stride[0])
-            pixels = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
-            if (self.in_bfloat16 or pixels <= _SMALL) and onednn.is_available():
-                return _Product.apply(x, self.weight, stride, self.in_bfloat16, pixels <= _SMALL)
+        if self.training and cpu.applies_to(x, self.weight) and self._is_worth_it(x):
+            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._pixels(x) <= _SMALL)
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
+
+    @property
+    def _step(self) -> int:
+        return self._stride if isinstance(self._stride, int) else int(self._stride[0])
+
+    def _pixels(self, x: paddle.Tensor) -> int:
+        """Of a map of the output."""
+        return int(((x.shape[2] - 1) // self._step + 1) * ((x.shape[3] - 1) // self._step + 1))
+
+    def _is_worth_it(self, x: paddle.Tensor) -> bool:
+        is_plain = self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
+        return is_plain and (self.in_bfloat16 or self._pixels(x) <= _SMALL) and onednn.is_available()
 
 
 def to_bfloat16(model: nn.Layer) -> int:

@@ -21,7 +21,7 @@ import yaml
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
-from ppxcls.deploy import runners
+from ppxcls.deploy import int8, runners
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.predict import Predictor, find_images
 from ppxcls.models import paddle_inference
@@ -301,3 +301,30 @@ def test_what_infer_refuses(
     assert result.returncode == code
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not HAS_ONNX, reason="no ONNX Runtime or paddle2onnx")
+def test_eight_bits(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """A file of a quarter of the size that knows what it is, and whose cost was measured; too high a cost is refused."""
+    listed = trained.parent / "lists/train_list.txt"
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    result = run_tool(
+        "tools/export_model.py", "-c", trained, "-o", target, "-o", weights(trained), "--format", "onnx", "--int8", listed
+    )
+    assert result.returncode == 0, result.stderr
+    assert "INT8: top-1 " in result.stdout
+    assert "on 6 images" in result.stdout
+    plain, short = tmp_path / "inference/inference.onnx", tmp_path / "inference" / int8.FILE
+    assert 0.2 < short.stat().st_size / plain.stat().st_size < 0.35
+    images = sorted(str(f) for f in (trained.parent / "pictures").rglob("*.jpg"))
+    expected, received = (ppxcls.load(file).predict(images) for file in (plain, short))
+    assert received[0].label_names
+    assert sorted(received[0].label_names) == sorted(expected[0].label_names)
+    assert np.mean([abs(a.scores[0] - b.scores[0]) for a, b in zip(expected, received, strict=True)]) < 0.1
+    assert not list((tmp_path / "inference").glob(".int8*"))
+    monkeypatch.setattr(int8, "_measured", lambda *_: int8.Quantised(100, 0.9, 0.8, 2.0, 0.25))
+    with pytest.raises(ppxcls.CheckpointError, match=r"INT8 loses 10\.00 points of top-1 on 100 images, more than 1"):
+        ppxcls.export(ppxcls.load_config(trained, [target, weights(trained)]), ["onnx"], int8=str(listed))
+    assert not short.exists(), "that of the export before"
+    with pytest.raises(ppxcls.DataError, match="INT8 is made from the ONNX file"):
+        ppxcls.export(ppxcls.load_config(trained, [target]), ["paddle"], int8=str(listed))
