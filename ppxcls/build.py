@@ -94,8 +94,7 @@ def build_trainer(config: Config) -> Trainer:
     run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
     plan = replace(Plan(**{f.name: getattr(config.Global, f.name) for f in fields(Plan)}), update_freq=update_freq)
     trainer = Trainer(learner, loader, run, plan, evaluation)
-    path = config.Global.checkpoints
-    if path:
+    if path := config.Global.checkpoints:
         trainer.resume(path, config.Global.allow_changes)
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
     return trainer

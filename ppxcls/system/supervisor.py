@@ -29,9 +29,25 @@ _POLL = 0.2
 
 def note_begun() -> None:
     """Tell this node's supervisor, if there is one, that the run has begun, so that it can go on from a checkpoint of its own."""
+    _note(b"")
+
+
+def note_saved(step: int) -> None:
+    """Tell it that a whole checkpoint of this step exists: the job gets on, however often it fails."""
+    _note(str(step).encode())
+
+
+def _note(content: bytes) -> None:
     if (file := os.environ.get(BEGUN)) and os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":  # each node has its own supervisor
         with contextlib.suppress(OSError):
-            Path(file).touch()
+            Path(file).write_bytes(content)
+
+
+def _step_in(file: Path) -> int:
+    """The step that ``note_saved`` wrote last; 0 for none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(file.read_bytes())
+    return 0
 
 
 def launcher_options(words: Sequence[str]) -> dict[str, str]:
@@ -79,7 +95,8 @@ class Supervisor:
 
     Args:
         command: the words of the job, for a place in it.
-        restarts: largest number of restarts in a row. A failure after ten minutes counts as the first one.
+        restarts: largest number of restarts in a row. A failure after ten minutes, or with a checkpoint of a later step than at the
+            failure before, counts as the first one.
         pause: seconds before the first restart; doubled each time, up to five minutes.
         say: takes a line for the user.
         group: makes the view of the other nodes, if some may be missing; it is given what tells whether to stop.
@@ -115,7 +132,7 @@ class Supervisor:
         return code
 
     def _run(self, begun: Path) -> int:
-        failures, code = 0, _ERROR
+        failures, code, step = 0, _ERROR, 0
         while True:
             place = self._place(begun.exists())
             if place is None:
@@ -129,7 +146,8 @@ class Supervisor:
             if self._group and self._group.ended not in (None, _DONE):
                 return self._code_at_end(code)
             seconds = time.monotonic() - start
-            failures = 1 if seconds > _HEALTHY else failures + 1
+            before, step = step, max(step, _step_in(begun))
+            failures = 1 if seconds > _HEALTHY or step > before else failures + 1
             ended = f"the job ended with {'code' if code >= 0 else 'signal'} {abs(code)} after {seconds:.0f} s"
             if failures > self._restarts:
                 self._say(f"launch: {ended}; it has failed {failures} times in a row, and is given up")

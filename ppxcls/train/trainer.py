@@ -19,7 +19,7 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
-from ppxcls.system.supervisor import note_begun
+from ppxcls.system.supervisor import note_begun, note_saved
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.first_batch import FIRST_BATCH, write_first_batch
@@ -71,7 +71,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._is_main = distributed.rank() == 0
         self._is_continued = False
-        self._saved: tuple[int, int] | None = None  # epoch and batches done of the last ``latest``
+        self._saved: int | None = None  # step of the last ``latest``
 
     @property
     def progress(self) -> Progress:
@@ -223,11 +223,8 @@ class Trainer:
         if by_time or (self.plan.save_interval_steps and self.progress.step % self.plan.save_interval_steps == 0):
             self.save(["latest"])
 
-    def _place(self) -> tuple[int, int]:
-        return self.progress.epoch, self.progress.batches_done
-
     def _preempted(self) -> None:
-        if self._saved != self._place():
+        if self._saved != self.progress.step:
             self.save(["latest"])
         self.run.folder.wait()
         distributed.barrier()  # a launcher ends the other ranks when the first one has gone
@@ -242,15 +239,18 @@ class Trainer:
             TrainingError: a loss or a weight is not finite.
         """
         self.watch.read()
+        before = self._saved
         if "latest" in names:
             names = [f"step_{self.progress.step}", *names]
-            self._saved, self._saved_at = self._place(), time.monotonic()
+            self._saved, self._saved_at = self.progress.step, time.monotonic()
         try:
             snapshot = self.learner.state()
         except CheckpointError as error:
             raise TrainingError(f"step {self.progress.step}: {error}") from None
         if snapshot is not None:
-            self.run.save(names, snapshot, self.log.flush)
+            self.run.save(names, snapshot, self.log.flush)  # waits for the save before
+        if before is not None:
+            note_saved(before)
 
     def resume(self, checkpoint: str | Path, allow_changes: bool = False) -> bool:
         """Go on from a checkpoint; see ``Run.read``.

@@ -55,6 +55,30 @@ def test_what_is_restarted(codes: str, restarts: int, code: int, runs: int, last
     )
 
 
+GETS_ON = """
+import os, sys
+from pathlib import Path
+count = Path(sys.argv[1])
+number = int(count.read_text()) if count.exists() else 0
+count.write_text(str(number + 1))
+sys.path.insert(0, sys.argv[3])
+from ppxcls.system.supervisor import note_begun, note_saved
+note_begun()
+note_saved(min(2 * number, int(sys.argv[2])))
+os._exit(1)
+"""
+
+
+def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
+    """It fails again and again, each time with a later checkpoint, up to step 12; then at the same place, which can't be cured."""
+    said: list[str] = []
+    words = [sys.executable, "-c", GETS_ON, str(tmp_path / "count"), "12", str(ROOT)]
+    assert Supervisor(lambda _: words, 3, 0.01, said.append).run() == 1
+    assert int((tmp_path / "count").read_text()) == 7 + 3
+    assert said[5].split(";")[1] == " restart 1 of 3 in 0 s, from its newest checkpoint"
+    assert said[-1].endswith("it has failed 4 times in a row, and is given up")
+
+
 @pytest.mark.parametrize(
     ("words", "address", "is_problem"),
     [
