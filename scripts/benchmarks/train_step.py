@@ -60,6 +60,17 @@ def ours(size: int, batch: int) -> Callable[[], Any]:
     return paddle_step(size, batch)
 
 
+def ours_by_paddle(size: int, batch: int) -> Callable[[], Any]:
+    """Ours with Paddle's own products, image by image, in place of oneDNN's."""
+    import ppxcls
+
+    assert ppxcls.build_model
+    from ppxcls.ops import onednn
+
+    onednn.is_available = lambda: False
+    return paddle_step(size, batch)
+
+
 def paddle_as_it_comes(size: int, batch: int) -> Callable[[], Any]:
     """The same network on Paddle's own operators, with nothing set before its import."""
     import paddle  # noqa: F401
@@ -117,6 +128,7 @@ WARM_UP = 4  # steps that compile, and in which the allocator still asks the ker
 VARIANTS = {
     "ours": ours,
     "ours, bfloat16": ours_in_bfloat16,
+    "ours, Paddle's products": ours_by_paddle,
     "paddle": paddle_as_it_comes,
     "timm": timm_on_torch,
     "timm, tuned": partial(timm_on_torch, tuned=True),
@@ -150,10 +162,11 @@ class Worker:
         raise RuntimeError("a worker died")
 
 
-def steps(size: int, batch: int, rounds: int) -> dict[str, float]:
+def steps(size: int, batch: int, rounds: int, only: list[str]) -> dict[str, float]:
     """Median seconds of each variant that can run here."""
     has_peer = all(importlib.util.find_spec(module) for module in ("timm", "torch"))
     names = [name for name in VARIANTS if has_peer or not name.startswith("timm")]
+    names = [name for name in names if not only or name in only]
     workers = {name: Worker(name, size, batch) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + WARM_UP):
@@ -209,16 +222,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=299, help="pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", action="append", default=[], choices=VARIANTS, help="repeatable; default: all; ours always")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work(arguments.worker, arguments.size, arguments.batch)
         return
-    medians = steps(arguments.size, arguments.batch, arguments.rounds)
+    only = ["ours", *arguments.only] if arguments.only else []
+    medians = steps(arguments.size, arguments.batch, arguments.rounds, only)
     for name, seconds in medians.items():
-        print(f"{name:22s} {seconds:7.3f} s a step   {seconds / medians['ours']:.2f}x ours")
+        print(f"{name:24s} {seconds:7.3f} s a step   {seconds / medians['ours']:.2f}x ours")
     loop = loop_seconds(arguments.size, arguments.batch)
-    print(f"loop                   {loop * 1000:7.2f} ms an iteration, decoding and all: {loop / medians['ours']:.2%} of our step")
+    print(
+        f"loop                     {loop * 1000:7.2f} ms an iteration, decoding and all: {loop / medians['ours']:.2%} of our step"
+    )
 
 
 if __name__ == "__main__":
