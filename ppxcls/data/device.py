@@ -8,7 +8,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.data.transforms import DeviceStage
+from ppxcls.data.transforms import DeviceStage, NormalizeImage
+from ppxcls.ops import cpu
 
 
 class DeviceTransform(nn.Layer):
@@ -50,9 +51,18 @@ class ModelInput:
         """Args: images: uint8 [N, H, W, 3], or as the host's transforms end. Returns: float32 [N, 3, H, W]."""
         normalize = self._stage.normalize
         if normalize and not self._stage.chw and images.dtype == np.uint8 and paddle.get_device() == "cpu":
-            return paddle.to_tensor(normalize.batch(images))
+            return self._by_table(normalize, images)
         if self._pinned and paddle.get_device().startswith("gpu"):
             pinned = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace())
             self._copied = [*self._copied[-2:], pinned]
             return self._transform(pinned.cuda(blocking=False))
         return self._transform(paddle.to_tensor(images))
+
+    @staticmethod
+    def _by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
+        if not cpu.HAS_NUMBA or not images.size:
+            return paddle.to_tensor(normalize.batch(images))
+        out = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
+        table = np.ascontiguousarray(normalize.table().T)
+        cpu.run("normalize_kernels", "normalize", np.ascontiguousarray(images), table, cpu.view(out))
+        return out

@@ -289,12 +289,16 @@ class NormalizeImage(Transform):
 
     def batch(self, images: Image) -> Image:
         """Normalise a batch with a table of the 256 values: uint8 [N, H, W, 3] to float32 [N, 3, H, W]."""
-        values = np.arange(256, dtype=np.float32)[:, None]
-        table = ((values * self.scale - self.mean) / self.std)[None]
         out = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
+        table = self.table()[None]
         for image, planes in zip(images, out, strict=True):
             cv2.split(cv2.LUT(image, table), list(planes))
         return out
+
+    def table(self) -> Image:
+        """The normalised values of each channel, float32 [256, 3]."""
+        values = np.arange(256, dtype=np.float32)[:, None]
+        return (values * self.scale - self.mean) / self.std
 
 
 @TRANSFORMS.register

@@ -12,8 +12,9 @@ import paddle
 import pytest
 
 import ppxcls
+from ppxcls.data import device
 from ppxcls.data.device import ModelInput
-from ppxcls.data.transforms import RandCropImage, RandFlipImage, split_for_device
+from ppxcls.data.transforms import DeviceStage, NormalizeImage, RandCropImage, RandFlipImage, split_for_device
 from ppxcls.train.mixing import build_batch_transforms
 from tests.conftest import SHARED, needs_shared
 
@@ -185,3 +186,20 @@ def test_mixup() -> None:
     assert np.array_equal(again.numpy(), mixed.numpy())
     with pytest.raises(ppxcls.ConfigError, match="alpha: expected a number above 0"):
         build_batch_transforms([{"MixupOperator": {"alpha": 0}}], class_num=4)
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+@pytest.mark.parametrize("shape", [(5, 7, 9, 3), (1, 1, 1, 3), (2, 30, 20, 3)])
+def test_the_hand_over_normalises_as_the_transform_does(
+    shape: tuple[int, ...], has_numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit by bit, whatever the layout of the memory."""
+    if has_numba:
+        pytest.importorskip("numba")
+    monkeypatch.setattr(device.cpu, "HAS_NUMBA", has_numba)
+    normalize = NormalizeImage(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), order="")
+    to_input = device.ModelInput(DeviceStage(normalize, chw=False))
+    rng = np.random.default_rng(0)
+    for images in (rng.integers(0, 256, shape).astype(np.uint8), rng.integers(0, 256, shape).astype(np.uint8)[:, :, ::-1]):
+        expected = np.stack([normalize(image, rng).transpose(2, 0, 1) for image in images])
+        assert np.array_equal(to_input(images).numpy(), expected)
