@@ -155,15 +155,15 @@ class ClassBalancedSampler(DistributedBatchSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._by_class = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+        self._sorted = np.argsort(self.labels, kind="stable")
+        _, self._sizes = np.unique(self.labels, return_counts=True)
 
     def order(self, epoch: int) -> np.ndarray[Any, Any]:
         """The samples of an epoch in order, int64 [num_samples]."""
         rng = np.random.default_rng([self.seed, epoch])
-        classes = rng.integers(len(self._by_class), size=self.num_samples)
-        sizes = np.array([len(members) for members in self._by_class])
-        places = rng.integers(sizes[classes])
-        return np.array([self._by_class[c][i] for c, i in zip(classes, places, strict=True)])
+        classes = rng.integers(len(self._sizes), size=self.num_samples)
+        places = rng.integers(self._sizes[classes])
+        return self._sorted[np.cumsum(self._sizes)[classes] - self._sizes[classes] + places]
 
 
 @SAMPLERS.register
