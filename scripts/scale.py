@@ -19,10 +19,10 @@ BATCH = 64  # images of a card in a step, as PaddleClas's recipe has it
 IMAGE_BYTES = 110e3  # a mean JPEG of ImageNet's training set: 138 GB in 1,281,167 files
 DECODED_PER_CORE = 700.0  # images/s a core: docs/measurements.md
 LATENCY = 20e-6  # seconds of a message between nodes
-BUFFERS = 4  # messages of an all-reduce: Global.comm_buffer_size is 25 MB
+BUFFER = 25e6  # bytes that are sent at once: Global.comm_buffer_size
 OVERLAP = 2 / 3  # share of a step that is the backward pass, in which gradients travel
 JITTER = 0.03  # standard deviation of a card's step, as a share
-NETWORKS = {"Xception41": 23.0e6, "Xception65": 36.0e6, "Xception71": 37.9e6, "xception65": 39.9e6}  # parameters
+NETWORKS = {"Xception41": 22.92e6, "Xception65": 35.87e6, "Xception71": 37.68e6, "xception65": 39.92e6}  # trained parameters
 GPUS = {"V100": (376.0, 150e9), "A100": (852.0, 300e9), "H100": (1400.0, 450e9)}  # images/s of one; bytes/s of its NVLink, one way
 LINKS = {"25 Gb Ethernet": 3.1e9, "100 Gb InfiniBand": 12.5e9, "8 x 400 Gb InfiniBand": 400e9}  # bytes/s of a node, one way
 
@@ -58,7 +58,7 @@ def ring(size: float, members: int, bandwidth: float, latency: float = 0.0) -> f
 
 def all_reduce(size: float, cluster: Cluster) -> float:
     """Seconds: inside the nodes, then between them, where each card of a node carries its share."""
-    between = ring(size, cluster.nodes, cluster.link, BUFFERS * LATENCY)
+    between = ring(size, cluster.nodes, cluster.link, math.ceil(size / BUFFER) * LATENCY)
     return ring(size, cluster.cards, cluster.inside) + between
 
 

@@ -16,8 +16,8 @@ names, such as a file or a key. What to do about the most frequent ones is under
 """
 # Name of the exception, or of the call: title and first words of the line on the terminal.
 KINDS = {
-    "error": "Invalid configs (`config error: file, line: key: …`, exit code 2)",
-    "ConfigError": "Invalid configs (`config error: file, line: key: …`, exit code 2)",
+    "error": "Invalid configs (`config error: file:line: key: …`, exit code 2)",
+    "ConfigError": "Invalid configs (`config error: file:line: key: …`, exit code 2)",
     "ValueError": "Values that a component or a file refuses (part of another error)",
     "DataError": "Data (`error: …`, exit code 1)",
     "CheckpointError": "Weights and checkpoints (`error: …`, exit code 1)",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import ppxcls
 from tests.conftest import ROOT
 
 spec = importlib.util.spec_from_file_location("scale", ROOT / "scripts/scale.py")
@@ -39,10 +40,17 @@ def test_a_step() -> None:
     assert scale.efficiency(1e6, alone) == pytest.approx(1.0)
     slow = scale.Cluster(640.0, 1, 2, link=1e6)
     compute = 0.1 * scale.slowest(2)
-    sent = 4e6 / 1e6 + 2 * scale.BUFFERS * scale.LATENCY
+    sent = 4e6 / 1e6 + 2 * scale.LATENCY
     assert scale.step(1e6, slow) == pytest.approx(compute + sent - scale.OVERLAP * compute)
     fast = scale.Cluster(640.0, 1, 2, link=1e12)
     assert scale.step(1e6, fast) == pytest.approx(compute), "hidden behind the backward pass"
+
+
+def test_the_parameters_are_the_networks() -> None:
+    for name, count in scale.NETWORKS.items():
+        model = ppxcls.build_model(name, class_num=1000)
+        trained = sum(math.prod(p.shape) for p in model.parameters() if not p.stop_gradient)
+        assert trained == pytest.approx(count, rel=1e-3), name
 
 
 def test_the_page_is_current() -> None:

@@ -61,13 +61,13 @@ def train() -> None:
         },
         examples=EXAMPLES["train"],
     )
+    config = cli.load_config(arguments)
     if arguments.find_lr or arguments.find_batch:
         if arguments.find_batch:
             ppxcls.find_batch(arguments.config, arguments.override)
         if arguments.find_lr:
             ppxcls.find_lr(arguments.config, arguments.override)
         return
-    config = cli.load_config(arguments)
     ppxcls.build_trainer(config).fit()
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
         from ppxcls.reports.page import report_after_training

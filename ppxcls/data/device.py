@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import paddle
 from paddle import nn
@@ -60,9 +61,13 @@ class ModelInput:
 
     @staticmethod
     def _by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
-        if not cpu.HAS_NUMBA or not images.size:
-            return paddle.to_tensor(normalize.batch(images))
-        out = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
-        table = np.ascontiguousarray(normalize.table().T)
-        cpu.run("normalize_kernels", "normalize", np.ascontiguousarray(images), table, cpu.view(out))
-        return out
+        table = normalize.table()
+        if cpu.HAS_NUMBA and images.size:
+            out = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
+            columns = np.ascontiguousarray(table.T)
+            cpu.run("normalize_kernels", "normalize", np.ascontiguousarray(images), columns, cpu.view(out))
+            return out
+        batch = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
+        for image, planes in zip(images, batch, strict=True):
+            cv2.split(cv2.LUT(image, table[None]), list(planes))
+        return paddle.to_tensor(batch)

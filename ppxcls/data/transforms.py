@@ -287,14 +287,6 @@ class NormalizeImage(Transform):
         shape = (3, 1, 1) if self.chw else (3,)
         return (image.astype(np.float32) * self.scale - self.mean.reshape(shape)) / self.std.reshape(shape)
 
-    def batch(self, images: Image) -> Image:
-        """Normalise a batch with a table of the 256 values: uint8 [N, H, W, 3] to float32 [N, 3, H, W]."""
-        out = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
-        table = self.table()[None]
-        for image, planes in zip(images, out, strict=True):
-            cv2.split(cv2.LUT(image, table), list(planes))
-        return out
-
     def table(self) -> Image:
         """The normalised values of each channel, float32 [256, 3]."""
         values = np.arange(256, dtype=np.float32)[:, None]

@@ -24,7 +24,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
-from ppxcls.deploy.int8 import quantise
+from ppxcls.deploy.int8 import check_packages, quantise
 from ppxcls.deploy.predict import Prediction, Predictor, find_images
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
 from ppxcls.deploy.side_file import METADATA_KEY, NAME, Exported, parse, read_side_file
@@ -39,27 +39,28 @@ from ppxcls.train.trained_model import class_names_for, class_num, describe, tra
 _KEYS_FOR_EXPORTED = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
 
 
-def load(path: str | Path | Config) -> Predictor:
+def load(path: str | Path | Config, coming: int = 0) -> Predictor:
     """A trained run or an exported model, ready to predict: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
 
     Args:
         path: folder of a run, its ``config.yaml``, a config, an exported folder, or an exported ``.onnx`` file.
+        coming: number of images that are known to come. On a CPU a run's network is compiled for many, with the first batch.
 
     Raises:
         ConfigError, CheckpointError, DataError: it can't be used.
     """
     if isinstance(path, Config):
-        return trained_predictor(path)
+        return trained_predictor(path, coming)
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
     if path.suffix == ".onnx" or (path / NAME).is_file():
         return exported_predictor(path)
-    return trained_predictor(load_config(path))
+    return trained_predictor(load_config(path), coming)
 
 
-def trained_predictor(config: Config) -> Predictor:
-    """The network of a config with the weights of ``weights_for``.
+def trained_predictor(config: Config, coming: int = 0) -> Predictor:
+    """The network of a config with the weights of ``weights_for``, for so many images or more.
 
     Raises:
         ConfigError: no weights are named, or the device is not there.
@@ -71,7 +72,7 @@ def trained_predictor(config: Config) -> Predictor:
     blocks, names = transforms_for(config), class_names_for(config, "infer")
     start_processes(config)
     host, stage = split_for_device(build_transforms(blocks))
-    runner = network_runner(build_network(config, "infer", weights), stage)
+    runner = network_runner(build_network(config, "infer", weights), stage, coming)
     return Predictor(host, runner, names, gives_logits=True, description=describe(config, weights, blocks, names))
 
 
@@ -176,22 +177,29 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
-    calibration = _calibration(config, int8, blocks, formats) if int8 is not None else None
+    calibration = _for_int8(config, int8, blocks, formats) if int8 is not None else None
     images, folder = _real_images(config, blocks, host), Path(config.Global.save_inference_dir)
     differences = export_model(network, stage, images, folder, exported, formats, fold)
     if calibration:
-        quantise(folder, exported, calibration, build_dataset(config, "Eval", patience=0))
+        quantise(folder, exported, *calibration)
     return differences
 
 
-def _calibration(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> ImageNetDataset:
-    """The images to calibrate 8-bit numbers on. Raises ConfigError and DataError."""
+def _for_int8(
+    config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]
+) -> tuple[ImageNetDataset, ImageNetDataset]:
+    """The images to calibrate 8-bit numbers on, and those of the evaluation, both as the exported file takes them.
+
+    Raises ConfigError, CheckpointError and DataError.
+    """
+    check_packages()
     if "onnx" not in formats:
         raise DataError("INT8 is made from the ONNX file: export it too")
     evaluation = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
     if not isinstance(evaluation, ImageNetDataset):
         raise config.where("DataLoader.Eval").error("expected an ImageNetDataset, to measure what 8 bits cost")
-    return ImageNetDataset(str(evaluation.image_root), path, list(blocks))
+    root, count = str(evaluation.image_root), class_num(config)
+    return ImageNetDataset(root, path, list(blocks)), ImageNetDataset(root, evaluation.source, list(blocks), class_num=count)
 
 
 def _real_images(config: Config, blocks: Sequence[Block], host: Compose, count: int = 8) -> Array:
@@ -259,7 +267,7 @@ def infer(
         predictor = exported_predictor(exported)
     else:
         assert config
-        predictor = trained_predictor(config)
+        predictor = trained_predictor(config, len(files))
     logger.info(predictor.description)
     topk = section.PostProcess.topk if section and section.PostProcess else 5
     batch_size = section.batch_size if section else 10

@@ -22,11 +22,17 @@ Array = np.ndarray[Any, Any]
 Runner = Callable[[Array], Array]
 
 
-def network_runner(model: nn.Layer, stage: DeviceStage) -> Runner:
-    """A runner of the network: images after the host's transforms to logits, float32 [N, class_num]."""
+def network_runner(model: nn.Layer, stage: DeviceStage, coming: int = 0) -> Runner:
+    """A runner of the network: images after the host's transforms to logits, float32 [N, class_num].
+
+    Args:
+        model: the network.
+        stage: what the host's transforms leave to the device.
+        coming: number of images that are known to come; see ``EvaluatedNetwork``.
+    """
     to_input = ModelInput(stage)
     model.eval()
-    network = EvaluatedNetwork(model)
+    network = EvaluatedNetwork(model, coming)
 
     def run(images: Array) -> Array:
         with paddle.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.system.environment import restore_threads, usable_cores
+from ppxcls.system.environment import own_threads, restore_threads
 from ppxcls.system.logs import logger
 
 Array = np.ndarray[Any, Any]
@@ -20,8 +21,11 @@ _WORTH_IT = 250 * 299 * 299  # pixels, from which on compiling costs less time t
 _TOLERANCE = 1e-4  # relative to the largest logit; float32 sums differ with their order
 
 
-def predictor(model: Path, weights: Path, threads: int, with_onednn: bool = True) -> Any:
-    """Paddle's predictor, on a GPU if there is one.
+_LOCK = threading.Lock()  # a predictor has one input and one output, and uses all threads anyway
+
+
+def predictor(model: Path, weights: Path, threads: int, with_onednn: bool = True, may_use_gpu: bool = True) -> Any:
+    """Paddle's predictor, on a GPU if there is one and it may be used.
 
     Raises:
         CheckpointError: the files are not an exported model.
@@ -30,7 +34,7 @@ def predictor(model: Path, weights: Path, threads: int, with_onednn: bool = True
 
     settings = inference.Config(str(model), str(weights))
     settings.disable_glog_info()
-    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+    if may_use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
         settings.enable_use_gpu(512, 0)
     else:
         settings.disable_gpu()
@@ -45,13 +49,14 @@ def predictor(model: Path, weights: Path, threads: int, with_onednn: bool = True
 
 
 def run(made: Any, images: Array) -> Array:
-    """The output of a predictor for a batch."""
-    source = made.get_input_handle(made.get_input_names()[0])
-    source.reshape(images.shape)
-    source.copy_from_cpu(np.ascontiguousarray(images))
-    made.run()
-    restore_threads()
-    return made.get_output_handle(made.get_output_names()[0]).copy_to_cpu()
+    """The output of a predictor for a batch. Threads take turns."""
+    with _LOCK:
+        source = made.get_input_handle(made.get_input_names()[0])
+        source.reshape(images.shape)
+        source.copy_from_cpu(np.ascontiguousarray(images))
+        made.run()
+        restore_threads()
+        return made.get_output_handle(made.get_output_names()[0]).copy_to_cpu()
 
 
 def program_file(folder: Path) -> Path:
@@ -78,6 +83,26 @@ class _Traced(nn.Layer):
         return self.network(images)
 
 
+class Compiler:
+    """Makes predictors of a network, which is traced once: later ones have its weights of then."""
+
+    def __init__(self) -> None:
+        self._network: nn.Layer | None = None
+        self._program: Any = None
+
+    def __call__(self, network: nn.Layer) -> Any:
+        """A predictor with copies of the network's weights."""
+        if self._network is not network:
+            traced = _Traced(network)
+            traced.eval()
+            spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
+            self._network, self._program = network, paddle.jit.to_static(traced, input_spec=[spec], full_graph=True)
+        with tempfile.TemporaryDirectory(prefix="ppxcls-") as name:
+            paddle.jit.save(self._program, f"{name}/inference")
+            weights = Path(name) / "inference.pdiparams"
+            return predictor(program_file(Path(name)), weights, own_threads(), may_use_gpu=False)
+
+
 class EvaluatedNetwork:
     """A network in evaluation mode. On the CPU, with enough to do, it is compiled for oneDNN, which folds batch norms.
 
@@ -87,14 +112,17 @@ class EvaluatedNetwork:
     Args:
         network: in evaluation mode.
         coming: number of images that are known to come; 0 to count those that have come.
+        compiler: of earlier evaluations of the network.
     """
 
-    def __init__(self, network: nn.Layer, coming: int = 0) -> None:
+    def __init__(self, network: nn.Layer, coming: int = 0, compiler: Compiler | None = None) -> None:
         self._network = network
+        self._compiler = compiler or Compiler()
         self._coming = coming
         self._pixels = 0  # of the images so far
         self._predictor: Any = None
-        self._may_compile = paddle.get_device() == "cpu" and _has_onednn() and not hasattr(network.forward, "concrete_program")
+        is_static = "concrete_program" in dir(type(network.forward))  # to ask for it would trace the network
+        self._may_compile = paddle.get_device() == "cpu" and _has_onednn() and not is_static
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         """Float32 [N, 3, H, W] to logits, float32 [N, class_num]."""
@@ -110,13 +138,15 @@ class EvaluatedNetwork:
 
     def _compared(self, images: paddle.Tensor, logits: paddle.Tensor) -> Any:
         """A predictor that gives these logits; None if there is none."""
+        expected = logits.numpy()
+        if not np.isfinite(expected).all():
+            return None
         try:
-            made = _compiled(self._network)
+            made = self._compiler(self._network)
             received = run(made, images.numpy())
         except Exception as error:  # of tracing a network of the user's, of the compiler, or of a full disk
             logger.debug(f"the network is not compiled: {error}")
             return None
-        expected = logits.numpy()
         difference = float(np.abs(received - expected).max())
         if difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-3) and (received.argmax(1) == expected.argmax(1)).all():
             return made
@@ -127,14 +157,3 @@ class EvaluatedNetwork:
 def _has_onednn() -> bool:
     names = ("is_compiled_with_onednn", "is_compiled_with_mkldnn")  # of Paddle 3.3, and before
     return any(getattr(paddle.base.core, name, bool)() for name in names)
-
-
-def _compiled(network: nn.Layer) -> Any:
-    """A predictor of a network, with copies of its weights."""
-    traced = _Traced(network)
-    traced.eval()
-    spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-    with tempfile.TemporaryDirectory(prefix="ppxcls-") as name:
-        program = paddle.jit.to_static(traced, input_spec=[spec], full_graph=True)
-        paddle.jit.save(program, f"{name}/inference")
-        return predictor(program_file(Path(name)), Path(name) / "inference.pdiparams", usable_cores())

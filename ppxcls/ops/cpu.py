@@ -18,13 +18,16 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _LOCK = threading.Lock()
 
 
+def are_plain(*tensors: paddle.Tensor) -> bool:
+    """Whether these are eager float32 tensors on the CPU."""
+    return paddle.in_dynamic_mode() and all(
+        t.place.is_cpu_place() and t.dtype == paddle.float32 and 0 not in t.shape for t in tensors
+    )
+
+
 def applies_to(*tensors: paddle.Tensor) -> bool:
     """Whether numba is installed and these are eager float32 tensors on the CPU."""
-    return (
-        HAS_NUMBA
-        and paddle.in_dynamic_mode()
-        and all(t.place.is_cpu_place() and t.dtype == paddle.float32 and 0 not in t.shape for t in tensors)
-    )
+    return HAS_NUMBA and are_plain(*tensors)
 
 
 class _Memory:

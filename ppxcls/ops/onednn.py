@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -80,13 +79,21 @@ def is_available() -> bool:
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether the library is there and the processor multiplies bfloat16 (AVX512-BF16 or AMX)."""
+    """Whether the library is there, multiplies bfloat16, and the processor does too (AVX512-BF16 or AMX)."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return is_available() and bool(_BFLOAT16_FLAGS & set(flags)) and os.environ.get("DNNL_MAX_CPU_ISA") is None
+    if not is_available() or not _BFLOAT16_FLAGS & set(flags):
+        return False
+    factors, result = paddle.zeros([2, 2], "int16"), paddle.empty([2, 2], "float32")
+    try:  # ONEDNN_MAX_CPU_ISA may forbid it
+        factor = Operand(factors.data_ptr(), (2, 2), (2, 1), BFLOAT16)
+        multiply(factor, factor, Operand(result.data_ptr(), (2, 2), (2, 1)))
+    except RuntimeError:
+        return False
+    return True
 
 
 def strides_of(dims: Sequence[int]) -> tuple[int, ...]:

@@ -32,7 +32,7 @@ class PointwiseConv2D(nn.Conv2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
-        if self.training and cpu.applies_to(x, self.weight) and self._is_worth_it(x):
+        if self.training and cpu.are_plain(x, self.weight) and self._is_worth_it(x):
             return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._pixels(x) <= _SMALL)
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
 

@@ -83,7 +83,9 @@ def fit(
         build_trainer(load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])).fit()
     if find_lr:
         found = tuning.find_lr(output / TRAIN, overrides)
-        settings = replace(settings, learning_rate=found.suggestion, why=[*settings.why, str(found)])
+        if found.suggestion is None:
+            logger.warning(f"{found}; {settings.learning_rate:g} is kept")
+        settings = replace(settings, learning_rate=found.suggestion or settings.learning_rate, why=[*settings.why, str(found)])
         _write(output, settings, photos)
     config = load_config(output / TRAIN, overrides)
     build_trainer(config).fit()

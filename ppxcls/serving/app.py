@@ -55,6 +55,9 @@ class Limits:
     seconds: float = 30.0
 
 
+_ENDLESS = 1 << 40  # images to come
+
+
 class TooLargeError(Exception):
     """The body has more bytes than are allowed."""
 
@@ -174,8 +177,9 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: in
     """
     if min(batch, queue) < 1:
         raise DataError(f"expected a batch and a queue of at least 1, received {batch} and {queue}")
-    predictor = load(path)
+    predictor = load(path, _ENDLESS)
     logger.info(predictor.description)
+    predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a run's network before somebody waits for it
     app = build_app(predictor, Limits(batch=batch, queue=queue))
     # Each connection may hold a body in memory; beyond this number uvicorn answers 503 itself.
     most = 2 * queue + batch

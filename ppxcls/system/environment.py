@@ -92,13 +92,18 @@ def import_paddle() -> None:
         raise PaddleError(f"ppxcls needs PaddlePaddle {oldest} or newer; {paddle.__version__} is installed")
 
 
+def own_threads() -> int:
+    """This process's threads on the CPU: ``OMP_NUM_THREADS``, or else one per core."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores()
+
+
 def restore_threads() -> None:
     """Let Paddle's CPU operators use ``OMP_NUM_THREADS`` threads again. A predictor of Paddle Inference leaves them at one."""
     from paddle.base import core
 
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdigit() and int(wanted) > 0:
-        core.set_num_threads(int(wanted))
+    if os.environ.get("OMP_NUM_THREADS"):
+        core.set_num_threads(own_threads())
 
 
 def paddle_version() -> tuple[int, int]:

@@ -27,24 +27,18 @@ _LAST_STEPS = 300.0  # seconds that a node may take to save after another one wa
 _POLL = 0.2
 
 
-def note_begun() -> None:
-    """Tell this node's supervisor, if there is one, that the run has begun, so that it can go on from a checkpoint of its own."""
-    _note(b"")
+def note_begun(step: int) -> None:
+    """Tell this node's supervisor, if there is one, that the run has begun, so that it can go on from a checkpoint of its own.
 
-
-def note_saved(step: int) -> None:
-    """Tell it that a whole checkpoint of this step exists: the job gets on, however often it fails."""
-    _note(str(step).encode())
-
-
-def _note(content: bytes) -> None:
+    A later step than at the start before shows that the job gets on, however often it fails.
+    """
     if (file := os.environ.get(BEGUN)) and os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":  # each node has its own supervisor
         with contextlib.suppress(OSError):
-            Path(file).write_bytes(content)
+            Path(file).write_text(str(step))
 
 
 def _step_in(file: Path) -> int:
-    """The step that ``note_saved`` wrote last; 0 for none."""
+    """The step that ``note_begun`` wrote last; 0 for none."""
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_bytes())
     return 0
@@ -95,8 +89,8 @@ class Supervisor:
 
     Args:
         command: the words of the job, for a place in it.
-        restarts: largest number of restarts in a row. A failure after ten minutes, or with a checkpoint of a later step than at the
-            failure before, counts as the first one.
+        restarts: largest number of restarts in a row. A failure after ten minutes, or of a run that began at a later step than the
+            one before, counts as the first one.
         pause: seconds before the first restart; doubled each time, up to five minutes.
         say: takes a line for the user.
         group: makes the view of the other nodes, if some may be missing; it is given what tells whether to stop.

@@ -11,7 +11,7 @@ from paddle import nn
 
 from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Batch, Loader
-from ppxcls.models.paddle_inference import EvaluatedNetwork
+from ppxcls.models.paddle_inference import Compiler, EvaluatedNetwork
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.losses import WeightedSum
@@ -39,6 +39,7 @@ class Evaluation:
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
         self._table = PredictionTable(len(loader.dataset))
+        self._compiler = Compiler()
         self.predictions: Predictions | None = None
 
     def larger_is_better(self, name: str) -> bool:
@@ -63,7 +64,7 @@ class Evaluation:
         left_out = 0
         was_training = network.training
         network.eval()
-        evaluated = EvaluatedNetwork(network, len(self.loader.dataset) // distributed.world_size())
+        evaluated = EvaluatedNetwork(network, len(self.loader.dataset) // distributed.world_size(), self._compiler)
         distributed.share_first_statistics(network)  # what is evaluated is what is saved
         try:
             with paddle.no_grad():

@@ -19,7 +19,7 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
-from ppxcls.system.supervisor import note_begun, note_saved
+from ppxcls.system.supervisor import note_begun
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.first_batch import FIRST_BATCH, write_first_batch
@@ -104,7 +104,7 @@ class Trainer:
                     self.run.folder.lock()  # a notebook may call this again
                     self.run.begin(self._is_continued or self.progress.step > 0)
                 distributed.barrier()  # the other processes must not write to a file that is moved aside
-                note_begun()
+                note_begun(self.progress.step)
                 self.log.start(self.progress)
                 while self.progress.epoch <= self.plan.epochs:
                     self.train_one_epoch()
@@ -239,7 +239,6 @@ class Trainer:
             TrainingError: a loss or a weight is not finite.
         """
         self.watch.read()
-        before = self._saved
         if "latest" in names:
             names = [f"step_{self.progress.step}", *names]
             self._saved, self._saved_at = self.progress.step, time.monotonic()
@@ -248,9 +247,7 @@ class Trainer:
         except CheckpointError as error:
             raise TrainingError(f"step {self.progress.step}: {error}") from None
         if snapshot is not None:
-            self.run.save(names, snapshot, self.log.flush)  # waits for the save before
-        if before is not None:
-            note_saved(before)
+            self.run.save(names, snapshot, self.log.flush)
 
     def resume(self, checkpoint: str | Path, allow_changes: bool = False) -> bool:
         """Go on from a checkpoint; see ``Run.read``.

@@ -56,21 +56,22 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
     """Train on batches of 2, 4, 8 and so on, and then on sizes between the last that fits and the first that doesn't.
 
     Every batch repeats the samples of the first real one. On a CPU a size is only tried if the memory of the sizes before it says
-    that it will fit; an accelerator's error is waited for. All processes try the same sizes. The trainer is of no use afterwards.
+    that it will fit; an accelerator's error is waited for. The trainer is of no use afterwards.
 
     Raises:
         DataError: a sample can't be loaded.
-        TrainingError: not even a batch of 2 fits.
+        TrainingError: not even a batch of 2 fits, or there are several processes.
     """
+    if distributed.world_size() > 1:
+        raise TrainingError("the largest batch is one process's: look for it on one device, without a launcher")
     attempt = _Attempt(trainer)
-    agree = distributed.Agreement()
     tried: list[tuple[int, float, int]] = []
     low, high, limit = 0, _MOST + 1, f"no larger one than {_MOST} is tried"
     size = _FIRST
     while low < size < high:
         reason, result = attempt(size, tried)
-        if agree([bool(reason)])[0]:
-            high, limit = size, reason or "another process has no room"
+        if reason:
+            high, limit = size, reason
         elif result:
             tried.append((size, *result))
             low = size
@@ -144,7 +145,10 @@ def _free_on_host() -> float:
         free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with contextlib.suppress(OSError, ValueError):  # "max" is no number
         group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))  # of files; it is given back
+        free.append(limit - used + cached)
     return _SHARE * min(free, default=2e9)
 
 

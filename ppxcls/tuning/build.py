@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppxcls.build import build_trainer
+from ppxcls.build import build_trainer, lr_factor
 from ppxcls.config.load import load_config
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
@@ -37,18 +38,21 @@ def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> Rat
         TrainingError: the loss was finite at too few rates.
     """
     trainer = _trainer(config, overrides)
+    facts = trainer.run.facts
     try:
-        found = try_rates(trainer, steps)
+        factor = lr_factor(load_config(config, overrides), facts.global_batch * facts.update_freq)
+        found = try_rates(trainer, steps, factor)
     finally:
         trainer.run.folder.release()
     if distributed.rank() == 0:
         rows = [f"{rate:.6g},{loss:.6g},{smooth:.6g}\n" for rate, loss, smooth in found.rows()]
         write_text(trainer.output_dir / RATES, "learning_rate,loss,smoothed\n" + "".join(rows))
-        if importlib.util.find_spec("matplotlib"):
+        shown = PICTURE if importlib.util.find_spec("matplotlib") else RATES
+        if shown == PICTURE:
             _write_bytes(trainer.output_dir / PICTURE, draw(found))
         else:
             logger.warning(f"{PICTURE} is not drawn: it needs matplotlib, pip install 'ppxcls[report]'")
-        logger.info(printable(f"{found} ({trainer.output_dir}/{PICTURE})"))
+        logger.info(printable(f"{found} ({trainer.output_dir}/{shown})"))
     return found
 
 
@@ -63,7 +67,7 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
 
     Raises:
         ConfigError, DataError, CheckpointError, RunFolderError, OSError: as ``build_trainer``.
-        TrainingError: not even a batch of 2 fits.
+        TrainingError: not even a batch of 2 fits, or there are several processes.
     """
     trainer = _trainer(config, overrides)
     try:
@@ -82,7 +86,7 @@ def _trainer(config: Any, overrides: Sequence[str]) -> Trainer:
     """A trainer whose folder is the search's own."""
     own = load_config(config, overrides)
     changes = [
-        f"Global.output_dir='{Path(own.Global.output_dir) / FOLDER}'",
+        f"Global.output_dir={json.dumps(str(Path(own.Global.output_dir) / FOLDER))}",
         "Global.checkpoints=null",
         "Global.eval_during_train=false",
         "Global.use_visualdl=false",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.data.errors import DataError
 from ppxcls.data.loader import Batch
 from ppxcls.reports.curves import BLUE, GREY, ORANGE, png, pyplot, restyle
 from ppxcls.system import distributed
@@ -22,6 +23,7 @@ LOWEST, HIGHEST = 1e-6, 10.0
 _SMOOTHING = 0.9  # share that a smoothed loss keeps of the one before
 _TOO_HIGH = 3.0  # the test ends when the smoothed loss is this multiple of the lowest
 _LEAST = 10  # rates, to say anything
+_LEAST_FALL = 0.03  # of the smoothed loss, as a share; less is noise
 _BELOW_THE_LOWEST = 3.0  # the suggestion is at most the rate of the lowest loss divided by this: there the loss is about to rise
 
 
@@ -30,8 +32,8 @@ class RateRange:
     """What a range test has seen.
 
     Attributes:
-        rates: of each step [n], rising.
-        losses: means over the step's samples [n].
+        rates: of each step [n], rising, as ``Optimizer.lr`` says them: before ``Global.scale_lr`` multiplies them.
+        losses: means over the step's samples of all processes [n].
     """
 
     rates: Array
@@ -47,58 +49,69 @@ class RateRange:
         return np.array(found)
 
     @property
-    def suggestion(self) -> float:
-        """The rate where the smoothed loss falls fastest, before its lowest point and with some distance to it; two digits."""
+    def suggestion(self) -> float | None:
+        """The rate where the smoothed loss falls fastest, before its lowest point and with some distance to it; two digits.
+
+        None if the loss did not fall.
+        """
         smooth, logs = self.smoothed, np.log(self.rates)
         lowest = int(np.argmin(smooth))
-        most = self.rates[lowest] / _BELOW_THE_LOWEST
-        slopes = np.gradient(smooth, logs)
-        allowed = self.rates <= most
-        rate = self.rates[allowed][int(np.argmin(slopes[allowed]))] if allowed.any() else most
-        return float(f"{rate:.2g}")
+        allowed = self.rates <= self.rates[lowest] / _BELOW_THE_LOWEST
+        if not allowed.any() or smooth[0] - smooth[lowest] < _LEAST_FALL * abs(smooth[0]):
+            return None
+        return float(f"{self.rates[allowed][int(np.argmin(np.gradient(smooth, logs)[allowed]))]:.2g}")
 
     def rows(self) -> Iterator[tuple[float, float, float]]:
         """Rate, loss and smoothed loss of each step."""
         return zip(self.rates.tolist(), self.losses.tolist(), self.smoothed.tolist(), strict=True)
 
     def __str__(self) -> str:
+        tried = f"from {self.rates[0]:.2g} to {self.rates[-1]:.2g} in {len(self.rates)} steps"
+        if self.suggestion is None:
+            return f"learning rate: the loss fell at none, tried {tried}"
         lowest = self.rates[int(np.argmin(self.smoothed))]
-        return (
-            f"learning rate: {self.suggestion:g} is suggested; the loss was lowest at {lowest:.2g}, "
-            f"tried from {self.rates[0]:.2g} to {self.rates[-1]:.2g} in {len(self.rates)} steps"
-        )
+        return f"learning rate: {self.suggestion:g} is suggested; the loss was lowest at {lowest:.2g}, tried {tried}"
 
 
-def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
+def try_rates(trainer: Trainer, steps: int = 100, factor: float = 1.0) -> RateRange:
     """Train for at most so many optimizer steps, at rates from ``LOWEST`` to ``HIGHEST``. The trainer is of no use afterwards.
 
+    Args:
+        trainer: as for training.
+        steps: at least 10.
+        factor: by which ``Global.scale_lr`` multiplies the rates.
+
     Raises:
-        DataError: a sample can't be loaded.
+        DataError: a sample can't be loaded, or there are too few steps.
         TrainingError: the loss was finite at too few rates.
     """
+    if steps < _LEAST:
+        raise DataError(f"expected at least {_LEAST} steps of a range test, received {steps}")
     learner, every = trainer.learner, trainer.plan.update_freq
     index = learner.scorer.names.index("loss")
     rates = np.geomspace(LOWEST, HIGHEST, steps)
-    learner.scheduler.lr_lambda = lambda step: float(rates[min(step, steps - 1)])
+    learner.scheduler.lr_lambda = lambda step: float(factor * rates[min(step, steps - 1)])
     learner.scheduler.step(0)
     learner.model.train()
-    agree = distributed.Agreement()
+    tried: list[float] = []
     losses: list[float] = []
     with trainer.watchdog:
         batches = trainer.watchdog.batches(_endless(trainer), "the range test")
-        while len(losses) < steps:
-            total, count = 0.0, 0
+        for rate in rates:
+            sums = np.zeros(2)
             for batch in itertools.islice(batches, every):
                 result = trainer.train_on(batch)
-                total += float(result.sums[index])
-                count += result.plan.count
-            losses.append(total / count)
-            if agree([_is_over(losses)])[0]:
-                break
+                sums += (float(result.sums[index]), result.plan.count) if result.plan.count else 0.0
+            total, count = distributed.sum_over_processes(sums)  # all decide alike
+            if count:  # of a batch whose samples can't be read, none
+                tried.append(float(rate))
+                losses.append(total / count)
+                if _is_over(losses):
+                    break
     finite = list(itertools.takewhile(math.isfinite, losses))
     if len(finite) < _LEAST:
         raise TrainingError(f"the loss is finite at {len(finite)} rates from {LOWEST:g} on: the training diverges by itself")
-    return RateRange(rates[: len(finite)], np.array(finite))
+    return RateRange(np.array(tried[: len(finite)]), np.array(finite))
 
 
 def _is_over(losses: list[float]) -> bool:
@@ -122,7 +135,8 @@ def draw(found: RateRange) -> bytes:
     smooth = found.smoothed
     axis.plot(found.rates, found.losses, color=BLUE, alpha=0.3, linewidth=0.8)
     axis.plot(found.rates, smooth, color=BLUE, label="loss, smoothed")
-    axis.axvline(found.suggestion, color=ORANGE, linestyle="--", label=f"suggestion: {found.suggestion:g}")
+    if found.suggestion is not None:
+        axis.axvline(found.suggestion, color=ORANGE, linestyle="--", label=f"suggestion: {found.suggestion:g}")
     room = 0.1 * (smooth[0] - smooth.min()) + 0.02 * abs(smooth[0])
     heights = (min(found.losses.min(), smooth.min() - room), smooth[0] + 4 * room)
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=heights)

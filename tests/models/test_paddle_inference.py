@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from paddle import nn
 
 import ppxcls
 from ppxcls.models import paddle_inference
-from ppxcls.models.paddle_inference import EvaluatedNetwork
+from ppxcls.models.paddle_inference import Compiler, EvaluatedNetwork
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 3, 71, 80)).astype("float32")
 
@@ -43,11 +43,11 @@ def test_the_compiled_network_gives_the_same_logits(name: str, monkeypatch: pyte
 
 def test_it_pays_for_many_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ppxcls.build_model("Xception41", class_num=5)
-    monkeypatch.setattr(paddle_inference, "_compiled", lambda _: pytest.fail("compiled for a few images"))
+    monkeypatch.setattr(Compiler, "__call__", lambda *_: pytest.fail("compiled for a few images"))
     assert np.array_equal(*twice(network)[1])
     assert np.array_equal(*twice(network, coming=50)[1])
     asked: list[nn.Layer] = []
-    monkeypatch.setattr(paddle_inference, "_compiled", asked.append)
+    monkeypatch.setattr(Compiler, "__call__", lambda _, asked_for: asked.append(asked_for))
     twice(network, coming=50_000)
     assert asked == [network]
 
@@ -66,13 +66,13 @@ class Odd(nn.Layer):
 
 
 def test_a_network_that_cant_be_compiled_is_evaluated_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    monkeypatch.setattr(paddle_inference.logger, "warning", pytest.fail)
     evaluated, (own, after) = twice(Odd())
     assert evaluated._predictor is None
     assert np.array_equal(own, after)
-    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
 def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(paddle_inference.logger, "warning", warned.append)
     monkeypatch.setattr(paddle_inference, "run", lambda made, images: np.full((len(images), 5), 0.5, "float32"))
     network = ppxcls.build_model("Xception41", class_num=5)
-    monkeypatch.setattr(paddle_inference, "_compiled", lambda _: object())
+    monkeypatch.setattr(Compiler, "__call__", lambda *_: object())
     evaluated, (own, after) = twice(network)
     assert evaluated._predictor is None
     assert np.array_equal(own, after)
@@ -99,3 +99,38 @@ def test_an_evaluation_gives_the_same_counts(write_config: Callable[..., Path], 
     assert fast.pop("loss") == pytest.approx(own.pop("loss"), rel=1e-4)
     assert fast.pop("CELoss") == pytest.approx(own.pop("CELoss"), rel=1e-4)
     assert fast == own
+
+
+def test_a_network_that_is_static_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    monkeypatch.setattr(Compiler, "__call__", lambda *_: pytest.fail("compiled twice"))
+    network = Odd()
+    network.forward = paddle.jit.to_static(network.forward, full_graph=True)
+    assert not EvaluatedNetwork(network, 1000)._may_compile
+
+
+def test_the_cpus_network_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Paddle has GPUs and the device is the CPU."""
+    asked: list[bool] = []
+    monkeypatch.setattr(paddle_inference, "predictor", lambda *_, may_use_gpu: asked.append(may_use_gpu))
+    network = ppxcls.build_model("Xception41", class_num=5)
+    network.eval()
+    Compiler()(network)
+    assert asked == [False]
+
+
+def test_weights_of_a_later_evaluation_are_new_and_threads_take_turns() -> None:
+    network = ppxcls.build_model("Xception41", class_num=5)
+    network.eval()
+    compiler = Compiler()
+    first = compiler(network)
+    with paddle.no_grad():
+        bias = dict(network.named_parameters())["_exit_flow._out.bias"]
+        bias.set_value(bias + 1)
+    second = compiler(network)
+    images = [IMAGES, IMAGES[:, :, ::-1]]
+    before = [paddle_inference.run(first, batch) for batch in images]
+    assert np.allclose(paddle_inference.run(second, IMAGES), before[0] + 1, atol=1e-5)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: paddle_inference.run(first, images[i % 2]), range(30)))
+    assert all(np.array_equal(found[i], before[i % 2]) for i in range(30))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import ppxcls
 from ppxcls.ops import onednn, pointwise
 from ppxcls.ops.pointwise import PointwiseConv2D, to_bfloat16
 from ppxcls.train import precision
+from tests.conftest import ROOT
 
 needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this Paddle brings no oneDNN 3")
 needs_bfloat16 = pytest.mark.skipif(not onednn.has_bfloat16(), reason="this processor has no bfloat16 products")
@@ -70,7 +74,8 @@ def test_it_is_used_for_small_maps_in_training_only(monkeypatch: pytest.MonkeyPa
     layer.eval()
     layer(small)
     layer.train()
-    layer(small.astype("float64")) if layer.weight.dtype == paddle.float64 else None
+    layer.to(dtype="float64")
+    layer(small.astype("float64"))
     assert seen == [(2, 3, 20, 20)]
 
 
@@ -130,3 +135,21 @@ def test_amp_without_effect_is_said(
     assert not any(getattr(layer, "in_bfloat16", False) for layer in trainer.learner.network.sublayers())
     text = capfd.readouterr().out
     assert f"AMP has no effect here, all is computed in float32: on a CPU it needs {needs}" in text
+
+
+@needs_onednn
+def test_it_needs_no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise.cpu, "HAS_NUMBA", False)
+    seen: list[int] = []
+    monkeypatch.setattr(pointwise._Product, "apply", lambda x, *_: seen.append(1) or x)
+    pair(3, 3, 1)[1](paddle.randn([2, 3, 5, 5]))
+    assert seen == [1]
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("limit", ["AVX2", "ALL"])
+def test_a_limit_of_onednn_is_kept(limit: str) -> None:
+    code = "import ppxcls, paddle; from ppxcls.ops import onednn; print(onednn.has_bfloat16())"
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert result.stdout.split()[-1] == str(limit == "ALL")
