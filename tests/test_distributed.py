@@ -112,8 +112,7 @@ def test_synchronised_batch_norms_make_the_split_irrelevant(write_config: Callab
     assert [row["loss"] for row in rows[1]][:2] == pytest.approx([row["loss"] for row in rows[0]][:2], rel=1e-5)
 
 
-@pytest.mark.every_paddle
-@pytest.mark.parametrize("update_freq", [1, 2])
+@pytest.mark.parametrize("update_freq", [1, pytest.param(2, marks=pytest.mark.every_paddle)])
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     update_freq: int, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:

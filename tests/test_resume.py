@@ -76,7 +76,6 @@ def assert_same_run(one: Path, two: Path, epochs: int = 3) -> None:
     assert places == [(epoch, i) for epoch in range(1, epochs + 1) for i in range(3)], "none missing, none twice"
 
 
-@pytest.mark.every_paddle
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
     epochs = 3 if kills < 4 else 12

@@ -81,8 +81,7 @@ def lines(output: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-@pytest.mark.every_paddle
-@pytest.mark.parametrize("arch", ["Xception41", "Xception41_deeplab"])
+@pytest.mark.parametrize("arch", [pytest.param("Xception41", marks=pytest.mark.every_paddle), "Xception41_deeplab"])
 def test_resuming_after_an_epoch_is_exact(arch: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
     """Deeplab's dropout draws random numbers too."""
     file = write_config()
