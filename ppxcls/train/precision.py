@@ -60,23 +60,23 @@ def set_evaluation_precision(amp: AMPSection | None, model: nn.Layer) -> nn.Laye
     return paddle.amp.decorate(models=model, level="O2", dtype=amp.dtype, save_dtype="float32")
 
 
-def _set_cpu_precision(amp: AMPSection, model: nn.Layer) -> None:
-    """Paddle has no AMP on the CPU. In its place, oneDNN multiplies bfloat16 where the processor does."""
+def _multiplies_bfloat16(amp: AMPSection, model: nn.Layer) -> bool:
+    """Let oneDNN multiply bfloat16 where the processor does, because Paddle's AMP has no effect on a CPU; whether it will."""
     if amp.dtype == "bfloat16" and onednn.has_bfloat16():
         count = to_bfloat16(model)
         logger.info(f"AMP: {count} pointwise convolutions are trained with bfloat16 products, the rest in float32")
-        return
+        return True
     needs = "AMP.dtype: bfloat16" if amp.dtype == "float16" else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
     logger.warning(f"AMP has no effect here, all is computed in float32: on a CPU it needs {needs}")
+    return False
 
 
 def set_precision(amp: AMPSection | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
     """Set up network and optimizer for training, by a config's section."""
     if amp is None or not amp.use_amp:
         return model, optimizer, Precision()
-    if paddle.get_device() == "cpu" and amp.level == "O1":
-        _set_cpu_precision(amp, model)
-        return model, optimizer, Precision()
+    if paddle.get_device() == "cpu" and amp.level == "O1" and _multiplies_bfloat16(amp, model):
+        return model, optimizer, Precision(max_skipped_steps=amp.max_skipped_steps)
     if amp.level == "O2":
         # The weights have half precision. The optimizer keeps float32 copies, and files hold float32.
         model, optimizer = paddle.amp.decorate(
