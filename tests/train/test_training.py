@@ -181,7 +181,7 @@ def test_loss_that_is_not_finite_stops_the_run(write_config: Callable[..., Path]
     file = write_config(**{"Optimizer.lr": {"name": "ConstLR", "learning_rate": 1e30}, "Global.print_batch_step": 2})
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     with pytest.raises(
-        ppxcls.TrainingError, match=r"not finite.*rank 0"
+        ppxcls.TrainingError, match=r"not finite: epoch 1, iteration [12], lr 1e\+30, rank 0: .*loss nan.*last files"
     ) as e:
         trainer.fit()
     assert str(e.value).count(".png") == 4
