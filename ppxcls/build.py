@@ -148,7 +148,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     mixing = _required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     loss = build_loss(_required(config, "Loss").Train, config.where("Loss.Train"), soft_labels=bool(mixing))
     block = _required(config, "Optimizer")
-    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch, factor=lr_factor(config, samples_per_step))
+    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch, factor=_lr_factor(config, samples_per_step))
     optimizer, scheduler = build_optimizer(block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(config.AMP, network, optimizer)
     average = WeightAverage(network, config.EMA.decay, config.EMA.warmup) if config.EMA and config.EMA.use_ema else None
@@ -176,7 +176,7 @@ def _update_freq(config: Config, loader: Loader) -> int:
     return wanted // together
 
 
-def lr_factor(config: Config, samples_per_step: int) -> float:
+def _lr_factor(config: Config, samples_per_step: int) -> float:
     """By how much ``Global.scale_lr`` multiplies the learning rate."""
     rule, base = config.Global.scale_lr, config.Global.base_batch_size
     if rule is None:

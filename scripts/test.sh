@@ -15,10 +15,10 @@ main_job_under() {
 }
 
 logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$logs"' EXIT
 if [ $# = 0 ]; then  # side by side, while the newest Paddle is installed
     for version in 2.6 3.0; do
-        (main_job_under $version) > "$logs/$version" 2>&1 &
+        main_job_under $version > "$logs/$version" 2>&1 &
         echo $! > "$logs/$version.pid"
     done
 fi

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,18 +15,9 @@ import yaml
 import ppxcls
 from ppxcls.config.paddleclas import INSTEAD
 from ppxcls.config.registry import registries
-from tests.conftest import ROOT, run_tool
+from tests.conftest import ROOT, load_script, run_tool
 
 DOCS = ROOT / "docs"
-
-
-def script(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows(page: str) -> list[list[str]]:
@@ -40,8 +29,8 @@ def rows(page: str) -> list[list[str]]:
 
 def test_the_generated_pages_are_current() -> None:
     """``python scripts/write_errors.py`` and ``python scripts/write_reference.py`` write them."""
-    assert (DOCS / "errors.md").read_text(encoding="utf-8") == script("write_errors").page()
-    assert (DOCS / "refused.md").read_text(encoding="utf-8") == script("write_reference").refused()
+    assert (DOCS / "errors.md").read_text(encoding="utf-8") == load_script("write_errors").page()
+    assert (DOCS / "refused.md").read_text(encoding="utf-8") == load_script("write_reference").refused()
 
 
 def test_the_errors_of_the_code_are_listed() -> None:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 
 import pytest
 
 import ppxcls
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_script
 
-spec = importlib.util.spec_from_file_location("scale", ROOT / "scripts/scale.py")
-assert spec is not None
-assert spec.loader is not None
-scale = importlib.util.module_from_spec(spec)
-sys.modules["scale"] = scale  # dataclasses look their module up
-spec.loader.exec_module(scale)
+scale = load_script("scale")
 
 
 def test_a_ring() -> None:

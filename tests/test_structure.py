@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
-import importlib.util
 import os
 import re
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_script
 
 # The rooms, one row each. A module imports from its own room and from rooms in lower rows.
 ROWS = [
@@ -122,11 +121,7 @@ def test_the_version_stands_once() -> None:
 
 def test_the_reference_of_the_keys_is_current() -> None:
     """``python scripts/write_reference.py`` writes it."""
-    spec = importlib.util.spec_from_file_location("write_reference", ROOT / "scripts/write_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("write_reference")
     page = module.reference()
     assert (ROOT / "docs/reference.md").read_text(encoding="utf-8") == page
     for key in ("`hang_timeout`", "### Xception41", "### RandomErasing", "### ReduceOnPlateau", "`plugins`"):

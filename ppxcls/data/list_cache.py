@@ -50,8 +50,10 @@ class Parsed(NamedTuple):
 Parse = Callable[[Array], Parsed]
 
 
-def shared(file: Path, delimiter: bytes, parse: Parse) -> Parsed | None:
-    """The list from the host's file, which one process makes while the others wait for it; None if there is no place for it.
+def shared(file: Path, delimiter: bytes, parse: Parse) -> tuple[Parsed, str] | None:
+    """The list from the host's file, which one process makes while the others wait for it, and the SHA-256 of its text.
+
+    None if there is no place for it.
 
     Args:
         file: a regular file.
@@ -72,9 +74,10 @@ def shared(file: Path, delimiter: bytes, parse: Parse) -> Parsed | None:
                 _make(file, target, digest, parse)
                 _remove_old(folder)
             os.utime(target)  # it was used
-            return _mapped(target)
+            found = _mapped(target)
     except (OSError, RuntimeError):  # no home, no room, or the list has changed meanwhile
         return None
+    return None if found is None else (found, digest)
 
 
 def _copied(source: BinaryIO, target: BinaryIO | None) -> str:

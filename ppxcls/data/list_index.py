@@ -52,15 +52,19 @@ class ListIndex:
     def __init__(self, file: str | Path, delimiter: str = " ") -> None:
         self.file = Path(file)
         self._delimiter = delimiter.encode()
+        self._digest: str | None
         try:
             is_long = self.file.is_file() and self.file.stat().st_size >= LEAST_BYTES
-            parsed = shared(self.file, self._delimiter, self._parsed) if is_long else None
-            parsed = parsed or self._parsed(np.frombuffer(read_regular(self.file, np.iinfo(np.uint32).max), np.uint8))
+            found = shared(self.file, self._delimiter, self._parsed) if is_long else None
+            parsed, self._digest = found or (self._parsed(self._read()), None)
         except FileNotFoundError:
             raise DataError(f"{file}: no such list file") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
         self._bytes, self.starts, self.lengths, self.labels = parsed
+
+    def _read(self) -> Array:
+        return np.frombuffer(read_regular(self.file, np.iinfo(np.uint32).max), np.uint8)
 
     def _parsed(self, text: Array) -> Parsed:
         """The list from its bytes. Raises DataError."""
@@ -82,7 +86,7 @@ class ListIndex:
 
     def digest(self) -> str:
         """SHA-256 of the list file."""
-        return hashlib.sha256(self._bytes.data).hexdigest()
+        return self._digest or hashlib.sha256(self._bytes.data).hexdigest()
 
     def first_outside(self, root: Path) -> int | None:
         """The first sample whose written path leaves a folder, because it is absolute or contains ``..``; None if there is none.

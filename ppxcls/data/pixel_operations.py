@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,14 @@ Table = np.ndarray[Any, Any]
 _NEAREST, _BICUBIC = PillowImage.Resampling.NEAREST, PillowImage.Resampling.BICUBIC
 _VALUES = np.arange(256)
 _LARGEST = 32768  # pixels of a side, up to which Pillow computes in fixed point
+
+
+@functools.cache
+def _kernels() -> Any:
+    """Imported at first use, because numba takes half a second."""
+    from ppxcls.data import pixel_kernels
+
+    return pixel_kernels
 
 
 def apply(
@@ -80,26 +89,20 @@ _BY_VALUE: dict[str, Callable[[float], Table]] = {
 
 
 def _contrasted(image: Image, factor: float) -> Image:
-    from ppxcls.data import pixel_kernels
-
-    total = pixel_kernels.grey(image)
+    total = _kernels().grey(image)
     return cv2.LUT(image, _blended_values(int(total / (image.shape[0] * image.shape[1]) + 0.5), factor))
 
 
 def _saturated(image: Image, factor: float) -> Image:
-    from ppxcls.data import pixel_kernels
-
     out = np.empty_like(image)
-    pixel_kernels.saturate(image, np.float32(factor), out)
+    _kernels().saturate(image, np.float32(factor), out)
     return out
 
 
 def _sharpened(image: Image, factor: float) -> Image:
-    from ppxcls.data import pixel_kernels
-
     smooth, out = np.empty_like(image), np.empty_like(image)
-    pixel_kernels.smooth(image.reshape(len(image), -1), smooth.reshape(len(image), -1))
-    pixel_kernels.blend(image.reshape(-1), smooth.reshape(-1), np.float32(factor), out.reshape(-1))
+    _kernels().smooth(image.reshape(len(image), -1), smooth.reshape(len(image), -1))
+    _kernels().blend(image.reshape(-1), smooth.reshape(-1), np.float32(factor), out.reshape(-1))
     return out
 
 
@@ -107,10 +110,8 @@ def _by_histogram(table_of: Callable[[Table], Table]) -> Callable[[Image, float]
     """An operation that has a table for each channel, which follows from the channel's histogram."""
 
     def changed(image: Image, _: float) -> Image:
-        from ppxcls.data import pixel_kernels
-
         counts = np.zeros((3, 256), np.int64)
-        pixel_kernels.histograms(image, counts)
+        _kernels().histograms(image, counts)
         return cv2.LUT(image, np.stack([table_of(channel) for channel in counts], -1)[None])
 
     return changed
@@ -147,13 +148,11 @@ _BY_IMAGE: dict[str, Callable[[Image, float], Image]] = {
 
 def _slid(image: Image, axis: str, slope: float, pixels: float, resample: PillowImage.Resampling, colour: Colour) -> Image:
     """Sheared or shifted along one axis with interpolation. Columns are moved as the rows of the transposed image."""
-    from ppxcls.data import pixel_kernels
-
     rows = np.ascontiguousarray(image) if axis == "X" else cv2.transpose(image)
     out = np.empty_like(rows)
     flat, shares = (len(rows), -1), np.empty(3 * rows.shape[1])
     fill = np.array(colour, np.uint8)
-    pixel_kernels.slide(rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat))
+    _kernels().slide(rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat))
     return out if axis == "X" else cv2.transpose(out)
 
 
@@ -175,8 +174,6 @@ def _shifted(image: Image, axis: str, pixels: float, colour: Colour) -> Image:
 
 def _rotated(image: Image, degrees: float, colour: Colour) -> Image:
     """Rotated around the centre; each pixel is the nearest one."""
-    from ppxcls.data import pixel_kernels
-
     height, width = image.shape[:2]
     angle = -math.radians(degrees % 360.0)
     a, b, d, e = (round(f(angle), 15) for f in (math.cos, math.sin, lambda x: -math.sin(x), math.cos))
@@ -184,5 +181,5 @@ def _rotated(image: Image, degrees: float, colour: Colour) -> Image:
     c, f = a * -x + b * -y + x, d * -x + e * -y + y
     matrix = a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5
     out = np.empty_like(image)
-    pixel_kernels.nearest(image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
+    _kernels().nearest(image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
     return out

@@ -5,7 +5,6 @@ Names, arguments and interpolations are PaddleClas's. Every random choice comes 
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
@@ -18,8 +17,8 @@ from ppxcls.config.checks import Bound, Count, NotNegative
 from ppxcls.data import pixel_operations
 from ppxcls.data.decode import Image
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
+from ppxcls.ops import cpu
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 Picture = PillowImage.Image
 Operation = Callable[[Picture, float, "Fill"], Picture]
 Level = Annotated[float, Bound(ge=0, le=10)]
@@ -108,7 +107,7 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
         fill: of geometric operations.
     """
     for name, value in steps:
-        changed = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move) if HAS_NUMBA else None
+        changed = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move) if cpu.HAS_NUMBA else None
         image = np.asarray(OPERATIONS[name](PillowImage.fromarray(image), value, fill)) if changed is None else changed
     return image
 

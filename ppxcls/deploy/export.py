@@ -22,7 +22,7 @@ from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
 from ppxcls.models.paddle_inference import program_file
 from ppxcls.system.environment import paddle_version
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import whole_file
+from ppxcls.system.whole_files import write_bytes
 
 _OPSET = 17
 _FILES = (
@@ -158,5 +158,4 @@ def _write_onnx(source: Path, target: Path, exported: Exported) -> None:
     parsed = onnx.load_model_from_string(model)
     entry = parsed.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, json.dumps(exported.as_dict(), ensure_ascii=False)
-    with whole_file(target) as stream:
-        stream.write(parsed.SerializeToString(deterministic=True))
+    write_bytes(target, parsed.SerializeToString(deterministic=True))

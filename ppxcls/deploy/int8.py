@@ -20,7 +20,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.deploy.runners import Array, Runner, onnx_runner
 from ppxcls.deploy.side_file import METADATA_KEY, Exported
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import whole_file
+from ppxcls.system.whole_files import write_bytes
 
 FILE = "inference.int8.onnx"
 _CHANCE = 3  # images that may be lost, however few there are
@@ -195,5 +195,4 @@ def _write(made: Path, target: Path, exported: Exported, found: Quantised) -> No
     entry = model.metadata_props.add()
     facts = {**exported.as_dict(), "int8": {"images": found.images, "top1": found.top1, "int8_top1": found.int8_top1}}
     entry.key, entry.value = METADATA_KEY, json.dumps(facts, ensure_ascii=False)
-    with whole_file(target) as stream:
-        stream.write(model.SerializeToString(deterministic=True))
+    write_bytes(target, model.SerializeToString(deterministic=True))

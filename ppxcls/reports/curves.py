@@ -125,6 +125,7 @@ def _plain(name: str) -> str:
 
 
 def pyplot() -> Any:
+    """matplotlib's pyplot, drawing into memory."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -134,6 +135,7 @@ def pyplot() -> Any:
 
 
 def restyle(axis: Any) -> None:
+    """Give an axis colours that are readable on white and on black."""
     axis.tick_params(colors=GREY, labelsize=8)
     for spine in axis.spines.values():
         spine.set_color(GREY)
@@ -145,6 +147,7 @@ def restyle(axis: Any) -> None:
 
 
 def png(figure: Any) -> bytes:
+    """A figure as a PNG with a transparent background. The figure is closed."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130, transparent=True)
     pyplot().close(figure)

@@ -23,7 +23,7 @@ from ppxcls.reports.pictures import data_uri, overlays, thumbnail
 from ppxcls.reports.record import Record, Samples, read_record
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import whole_file, write_text
+from ppxcls.system.whole_files import write_bytes, write_text
 from ppxcls.train.first_batch import FIRST_BATCH
 
 REPORT, PER_CLASS, CARD = "report.html", "per_class.csv", "README.md"
@@ -85,8 +85,7 @@ def write_report(folder: str | Path) -> Path:
     if record.class_counts is not None:
         pictures["balance.png"] = draw_balance(record.class_counts, record.names)
     for name, data in pictures.items():
-        with whole_file(record.folder / name) as stream:
-            stream.write(data)
+        write_bytes(record.folder / name, data)
         page[name.removesuffix(".png")] = data_uri(data)
     if (first := record.folder / FIRST_BATCH).is_file():
         page["first_batch"] = data_uri(first.read_bytes())

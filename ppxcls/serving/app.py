@@ -29,6 +29,7 @@ from ppxcls.serving.batching import Batcher, BusyError
 from ppxcls.system.logs import logger
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+_ENDLESS = 1 << 40  # images to come
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src blob:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
@@ -53,9 +54,6 @@ class Limits:
     wait: float = 0.005
     queue: int = 128
     seconds: float = 30.0
-
-
-_ENDLESS = 1 << 40  # images to come
 
 
 class TooLargeError(Exception):

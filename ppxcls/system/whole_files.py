@@ -73,14 +73,23 @@ def _check_regular(status: os.stat_result, most_bytes: int) -> None:
         raise ValueError(f"{status.st_size:,} bytes; such a file may have {most_bytes:,}")
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all. Bytes that Python reads as surrogate escapes are written unchanged.
+def write_bytes(file: Path, data: bytes) -> None:
+    """Write a file, whole or not at all.
 
     Raises:
         OSError: it can't be written.
     """
     with whole_file(file) as stream:
-        stream.write(text.encode("utf-8", "surrogateescape"))
+        stream.write(data)
+
+
+def write_text(file: Path, text: str) -> None:
+    """The same with a text in UTF-8. Bytes that Python reads as surrogate escapes are written unchanged.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    write_bytes(file, text.encode("utf-8", "surrogateescape"))
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import reason_of, whole_file
+from ppxcls.system.whole_files import reason_of, write_bytes
 
 FIRST_BATCH = "first_batch.png"
 _MOST = 16  # images
@@ -35,7 +35,6 @@ def write_first_batch(file: Path, images: paddle.Tensor) -> None:
     picture = np.vstack(rows)
     _, data = cv2.imencode(".png", picture[..., ::-1] if picture.shape[-1] == 3 else picture)
     try:
-        with whole_file(file) as stream:
-            stream.write(data.tobytes())
+        write_bytes(file, data.tobytes())
     except OSError as error:
         logger.warning(f"{file}: {reason_of(error)}")

@@ -333,7 +333,7 @@ class LRSchedule:
     ) -> None:
         self.name = name
         self._rate, self._warm_up, self._start_lr, self._end, self._unit = rate, warm_up, start_lr, end, unit
-        self._first, self._factor = rate(0), factor
+        self._first, self.factor = rate(0), factor
 
     @property
     def state(self) -> dict[str, float]:
@@ -351,7 +351,7 @@ class LRSchedule:
             self._rate.observe(value, larger_is_better)
 
     def __call__(self, step: int) -> float:
-        return self._factor * self._unscaled(step)
+        return self.factor * self._unscaled(step)
 
     def _unscaled(self, step: int) -> float:
         t = step // self._unit

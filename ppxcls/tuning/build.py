@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppxcls.build import build_trainer, lr_factor
+from ppxcls.build import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import whole_file, write_text
+from ppxcls.system.whole_files import write_bytes, write_text
 from ppxcls.train.trainer import Trainer
 from ppxcls.tuning.batch_size import BatchSizes, try_batch_sizes
 from ppxcls.tuning.rate_range import RateRange, draw, try_rates
@@ -37,19 +38,14 @@ def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> Rat
         ConfigError, DataError, CheckpointError, RunFolderError, OSError: as ``build_trainer``.
         TrainingError: the loss was finite at too few rates.
     """
-    trainer = _trainer(config, overrides)
-    facts = trainer.run.facts
-    try:
-        factor = lr_factor(load_config(config, overrides), facts.global_batch * facts.update_freq)
-        found = try_rates(trainer, steps, factor)
-    finally:
-        trainer.run.folder.release()
+    with _searching(config, overrides) as trainer:
+        found = try_rates(trainer, steps)
     if distributed.rank() == 0:
         rows = [f"{rate:.6g},{loss:.6g},{smooth:.6g}\n" for rate, loss, smooth in found.rows()]
         write_text(trainer.output_dir / RATES, "learning_rate,loss,smoothed\n" + "".join(rows))
         shown = PICTURE if importlib.util.find_spec("matplotlib") else RATES
         if shown == PICTURE:
-            _write_bytes(trainer.output_dir / PICTURE, draw(found))
+            write_bytes(trainer.output_dir / PICTURE, draw(found))
         else:
             logger.warning(f"{PICTURE} is not drawn: it needs matplotlib, pip install 'ppxcls[report]'")
         logger.info(printable(f"{found} ({trainer.output_dir}/{shown})"))
@@ -69,21 +65,18 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
         ConfigError, DataError, CheckpointError, RunFolderError, OSError: as ``build_trainer``.
         TrainingError: not even a batch of 2 fits, or there are several processes.
     """
-    trainer = _trainer(config, overrides)
-    try:
+    with _searching(config, overrides) as trainer:
         found = try_batch_sizes(trainer)
-    finally:
-        trainer.run.folder.release()
-    if distributed.rank() == 0:
-        rows = [f"{size},{rate:.4g},{used}\n" for size, rate, used in found.tried]
-        write_text(trainer.output_dir / BATCHES, "batch_size,images_per_second,bytes\n" + "".join(rows))
-        for line in str(found).splitlines():
-            logger.info(line)
+    rows = [f"{size},{rate:.4g},{used}\n" for size, rate, used in found.tried]
+    write_text(trainer.output_dir / BATCHES, "batch_size,images_per_second,bytes\n" + "".join(rows))
+    for line in str(found).splitlines():
+        logger.info(line)
     return found
 
 
-def _trainer(config: Any, overrides: Sequence[str]) -> Trainer:
-    """A trainer whose folder is the search's own."""
+@contextlib.contextmanager
+def _searching(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
+    """A trainer whose folder is the search's own, and is free again after the block."""
     own = load_config(config, overrides)
     changes = [
         f"Global.output_dir={json.dumps(str(Path(own.Global.output_dir) / FOLDER))}",
@@ -92,9 +85,8 @@ def _trainer(config: Any, overrides: Sequence[str]) -> Trainer:
         "Global.use_visualdl=false",
         "Global.trackers=null",
     ]
-    return build_trainer(load_config(config, [*overrides, *changes]))
-
-
-def _write_bytes(file: Path, data: bytes) -> None:
-    with whole_file(file) as stream:
-        stream.write(data)
+    trainer = build_trainer(load_config(config, [*overrides, *changes]))
+    try:
+        yield trainer
+    finally:
+        trainer.run.folder.release()

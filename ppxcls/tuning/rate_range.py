@@ -73,13 +73,12 @@ class RateRange:
         return f"learning rate: {self.suggestion:g} is suggested; the loss was lowest at {lowest:.2g}, tried {tried}"
 
 
-def try_rates(trainer: Trainer, steps: int = 100, factor: float = 1.0) -> RateRange:
+def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
     """Train for at most so many optimizer steps, at rates from ``LOWEST`` to ``HIGHEST``. The trainer is of no use afterwards.
 
     Args:
         trainer: as for training.
         steps: at least 10.
-        factor: by which ``Global.scale_lr`` multiplies the rates.
 
     Raises:
         DataError: a sample can't be loaded, or there are too few steps.
@@ -88,6 +87,7 @@ def try_rates(trainer: Trainer, steps: int = 100, factor: float = 1.0) -> RateRa
     if steps < _LEAST:
         raise DataError(f"expected at least {_LEAST} steps of a range test, received {steps}")
     learner, every = trainer.learner, trainer.plan.update_freq
+    factor = learner.schedule.factor
     index = learner.scorer.names.index("loss")
     rates = np.geomspace(LOWEST, HIGHEST, steps)
     learner.scheduler.lr_lambda = lambda step: float(factor * rates[min(step, steps - 1)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 
 import ppxcls
 from ppxcls.config.yaml_values import read_yaml
-from tests.conftest import ROOT, SHARED, needs_shared
+from tests.conftest import ROOT, SHARED, load_script, needs_shared
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("docstring_parser")
@@ -34,11 +33,7 @@ def read(file: Path) -> Any:
 
 def test_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
     """``python scripts/write_schema.py`` writes it."""
-    spec = importlib.util.spec_from_file_location("write_schema", ROOT / "scripts/write_schema.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("write_schema")
     assert FILE.read_text(encoding="utf-8") == module.text()
 
 

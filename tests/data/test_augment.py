@@ -225,6 +225,6 @@ def test_without_numba_the_policies_give_the_same_images(monkeypatch: pytest.Mon
     pytest.importorskip("numba")
     image = np.random.default_rng(1).integers(0, 256, (60, 70, 3)).astype(np.uint8)
     made = [policy(image, np.random.default_rng(i)) for policy in (RandAugment(3), TimmAutoAugment()) for i in range(20)]
-    monkeypatch.setattr(policies, "HAS_NUMBA", False)
+    monkeypatch.setattr(policies.cpu, "HAS_NUMBA", False)
     again = [policy(image, np.random.default_rng(i)) for policy in (RandAugment(3), TimmAutoAugment()) for i in range(20)]
     assert all(map(np.array_equal, made, again))
