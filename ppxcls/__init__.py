@@ -27,6 +27,9 @@ _HOMES = {
     "evaluate": "ppxcls.build",
     "check_data": "ppxcls.build",
     "make_lists": "ppxcls.data.make_lists",
+    "pack": "ppxcls.data.packed.write",
+    "verify_pack": "ppxcls.data.packed.write",
+    "unpack": "ppxcls.data.packed.write",
     "convert_weights": "ppxcls.deploy.build",
     "export": "ppxcls.deploy.build",
     "infer": "ppxcls.deploy.build",
@@ -69,6 +72,9 @@ if TYPE_CHECKING:
     from ppxcls.config.load import load_config as load_config
     from ppxcls.data.errors import DataError as DataError
     from ppxcls.data.make_lists import make_lists as make_lists
+    from ppxcls.data.packed.write import pack as pack
+    from ppxcls.data.packed.write import unpack as unpack
+    from ppxcls.data.packed.write import verify_pack as verify_pack
     from ppxcls.data.transforms import build_transforms as build_transforms
     from ppxcls.deploy.build import convert_weights as convert_weights
     from ppxcls.deploy.build import export as export

@@ -263,3 +263,34 @@ def test_a_network_must_say_how_many_classes_it_has(tmp_path: Path, write_config
     config = ppxcls.load_config(write_config(**{"Arch": {"name": "NoClasses"}, "Global.plugins": ["no_classes"]}))
     with pytest.raises(ppxcls.ConfigError, match=r"Arch.name: the network NoClasses needs a parameter class_num"):
         ppxcls.build_trainer(config)
+
+
+NO_NUMBA = """
+import importlib.util, sys
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "numba" else find_spec(name, *rest)
+sys.modules["numba"] = None
+"""
+
+
+def test_numba_is_imported_when_a_kernel_runs() -> None:
+    """Looking for the components imports their modules, but not the kernels: numba takes half a second."""
+    code = "import sys, ppxcls; ppxcls.load_config('configs/Xception41.yaml'); print('numba' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.split() == ["False"]
+
+
+def test_all_runs_without_numba(small: Callable[..., Path], images: Path, tmp_path: Path) -> None:
+    """As on a GPU, for which the package is installed without its CPU extra."""
+    augmented = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandAugment": {}}, {"NormalizeImage": {"order": ""}}]
+    file = small(**{"DataLoader.Train.dataset.transform_ops": augmented})
+    code = f"""{NO_NUMBA}
+import ppxcls
+trainer = ppxcls.build_trainer(ppxcls.load_config({str(file)!r}))
+trainer.fit()
+facts = ppxcls.pack({str(images / "train_list.txt")!r}, None, {str(tmp_path / "packed")!r})
+print(facts.samples)
+"""
+    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split()[-1] == "12"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.dataset import Dataset
-from ppxcls.data.decode import decode_image, largest_of_few_bits
+from ppxcls.data.decode import ImageParts, decode_image, largest_of_few_bits
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import reason_of
 
@@ -78,6 +78,8 @@ class _Files:
             return self._note("missing", i, "no such file")
         except (OSError, ValueError) as error:
             return self._note("unreadable", i, reason_of(error))
+        if isinstance(data, ImageParts):
+            data = data.encoded
         if not isinstance(data, bytes):  # a data set of arrays
             self.sizes[i] = data.shape[:2]
             return self._set_digest(i, data.tobytes())

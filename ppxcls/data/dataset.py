@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from ppxcls.config.registry import Block, Components, Registry
-from ppxcls.data.decode import Image
+from ppxcls.data.decode import Image, ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
@@ -78,8 +79,11 @@ class Dataset:
         """
         return self._load(self.transform, index, None), int(self.labels[index])
 
-    def read(self, index: int) -> bytes | Image:
-        """The input of the first transform: a file's bytes, or an image, uint8 [H, W, 3]. Several threads call it at once.
+    def read(self, index: int) -> bytes | Image | ImageParts:
+        """The input of the first transform: a file's bytes, their parts, or an image, uint8 [H, W, 3].
+
+        Several threads call it at once.
+
 
         Raises:
             OSError, ValueError: it can't be read.
@@ -101,6 +105,9 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of the labels and the name. A run is not continued with a data set of another digest."""
         return hashlib.sha256(self.source.encode() + self.labels.astype(np.int64).tobytes()).hexdigest()
+
+    def announce(self, indices: Iterable[int]) -> None:
+        """Samples that are read soon, for data sets that can read ahead."""
 
     def check_files(self) -> None:
         """Check that every sample's file exists, if samples have files.

@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import warnings
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -28,6 +28,25 @@ _has_warned = threading.Event()
 PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, MOST_PIXELS)
 warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+@runtime_checkable
+class ImageParts(Protocol):
+    """An image that is decoded as far as it is needed.
+
+    Attributes:
+        shape: height, width, 3.
+        encoded: the file.
+    """
+
+    shape: tuple[int, int, int]
+    encoded: bytes
+
+    def whole(self) -> Image:
+        """The image, uint8 [H, W, 3], RGB. Raises ValueError."""
+
+    def part(self, left: int, top: int, width: int, height: int) -> Image:
+        """The pixels of a part, the same as in ``whole()``, uint8 [height, width, 3]. Raises ValueError."""
 
 
 def decode_image(data: bytes) -> Image:

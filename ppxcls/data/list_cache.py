@@ -6,21 +6,16 @@ changed list is parsed anew. It holds a copy of the list's text, because nobody 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from ppxcls.system.turns import HAS_TURNS, turn
 from ppxcls.system.whole_files import whole_file
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: each process parses for itself
-    fcntl = None  # type: ignore[assignment]
 
 Array = np.ndarray[Any, Any]
 
@@ -60,7 +55,7 @@ def shared(file: Path, delimiter: bytes, parse: Parse) -> tuple[Parsed, str] | N
         delimiter: of the lines; it belongs to the name.
         parse: makes the list from its text; what it raises is raised.
     """
-    if fcntl is None:
+    if not HAS_TURNS:  # each process parses for itself
         return None
     try:
         with open(file, "rb") as source:
@@ -69,7 +64,7 @@ def shared(file: Path, delimiter: bytes, parse: Parse) -> tuple[Parsed, str] | N
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppxcls" / "lists"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = folder / f"{name}.list"
-        with _turn(folder / f"{name}.lock"):
+        with turn(folder / f"{name}.lock"):
             if _mapped(target) is None:
                 _make(file, target, digest, parse)
                 _remove_old(folder)
@@ -88,15 +83,6 @@ def _copied(source: BinaryIO, target: BinaryIO | None) -> str:
         if target:
             target.write(block)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _turn(lock: Path) -> Iterator[None]:
-    """Alone on this host, if the file system has locks."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            fcntl.flock(stack.enter_context(open(lock, "ab")), fcntl.LOCK_EX)
-        yield
 
 
 def _make(file: Path, target: Path, digest: str, parse: Parse) -> None:

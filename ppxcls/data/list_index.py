@@ -17,6 +17,7 @@ from ppxcls.system.whole_files import read_regular, reason_of
 
 Array = np.ndarray[Any, Any]
 
+MOST_LIST_BYTES = (1 << 32) - 1
 _BLOCK = 1 << 20  # bytes per parsing step; it limits the memory that parsing needs in addition to the index
 _NEWLINE, _CARRIAGE_RETURN, _TAB, _SPACE = b"\n\r\t "
 _MAX_DIGITS = 9
@@ -64,7 +65,7 @@ class ListIndex:
         self._bytes, self.starts, self.lengths, self.labels = parsed
 
     def _read(self) -> Array:
-        return np.frombuffer(read_regular(self.file, np.iinfo(np.uint32).max), np.uint8)
+        return np.frombuffer(read_regular(self.file, MOST_LIST_BYTES), np.uint8)
 
     def _parsed(self, text: Array) -> Parsed:
         """The list from its bytes. Raises DataError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -20,6 +21,7 @@ from ppxcls.data.sampler import BatchPlan, Sampler
 
 _Kind = tuple[tuple[int, ...], np.dtype[Any]]
 
+_ANNOUNCED = 8  # batches of which a data set hears before they are loaded
 _TASK = 8  # samples that a thread takes at once
 
 
@@ -111,7 +113,7 @@ class Loader:
         Raises:
             DataError: a sample can't be loaded, or not in time. The message names its file.
         """
-        plans = self.sampler.batches(epoch, start)
+        plans = self._announced(self.sampler.batches(epoch, start))
         self._transform = self.dataset.host_transform.resized(self.sampler.size_at(epoch))
         if self.num_workers == 0:
             for plan in plans:
@@ -125,6 +127,16 @@ class Loader:
                 yield self._wait(slots, futures)
         finally:  # also if the loop that uses the batches ends early
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _announced(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        """The plans, of which the data set hears some batches ahead."""
+        ahead: deque[BatchPlan] = deque()
+        for plan in plans:
+            self.dataset.announce(plan.indices)
+            ahead.append(plan)
+            if len(ahead) > _ANNOUNCED:
+                yield ahead.popleft()
+        yield from ahead
 
     def _start(self, pool: ThreadPoolExecutor, plan: BatchPlan, epoch: int) -> tuple[_Slots, list[Future[None]]]:
         slots = _Slots(plan, self._like)

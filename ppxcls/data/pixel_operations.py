@@ -24,7 +24,7 @@ _LARGEST = 32768  # pixels of a side, up to which Pillow computes in fixed point
 @functools.cache
 def _kernels() -> Any:
     """Imported at first use, because numba takes half a second."""
-    from ppxcls.data import pixel_kernels
+    from ppxcls.ops import pixel_kernels
 
     return pixel_kernels
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Callable
 
 # Errors of network file systems without their server, and of disks with a loose cable. They may pass.
 _PASSING = {
@@ -38,11 +39,22 @@ def read_file(path: str, patience: float = 0.0) -> bytes:
         OSError: it can't be read, or still not after that time.
         ValueError: it is larger than ``MAX_BYTES``, or its size changed while it was read.
     """
+    return patiently(lambda: _read_once(path), path, patience)
+
+
+def patiently(read: Callable[[], bytes], path: str, patience: float) -> bytes:
+    """Read again and again, if the errors are such as may pass.
+
+    Args:
+        read: reads; what it raises is raised in the end.
+        path: of the file, for the error.
+        patience: seconds, with pauses that double.
+    """
     deadline = time.monotonic() + patience
     pause = _FIRST_PAUSE
     while True:
         try:
-            return _read_once(path)
+            return read()
         except OSError as error:
             if error.errno not in _PASSING:
                 raise

@@ -148,6 +148,35 @@ class RASampler(DistributedBatchSampler):
 
 @SAMPLERS.register
 @dataclass(kw_only=True)
+class BlockShuffleSampler(DistributedBatchSampler):
+    """Reads neighbours in the list together, for disks and object stores that are slow to jump (``PackedDataset``).
+
+    The list is cut into blocks, which come in random order. The samples of ``blocks_at_once`` blocks are shuffled among each other.
+    If the list itself is in random order, the batches are as mixed as with a full shuffle. A list in the order of its classes gives
+    batches of few classes.
+
+    Args:
+        block: samples in a row, such as those of a shard.
+        blocks_at_once: blocks that are mixed; the cache of an object store should hold twice as many.
+    """
+
+    shuffle: Literal[True] = True
+    block: Count = 8192
+    blocks_at_once: Count = 8
+
+    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """The samples of an epoch in order, int64 [num_samples]."""
+        rng = np.random.default_rng([self.seed, epoch])
+        starts = rng.permutation(-(-self.num_samples // self.block)) * self.block
+        parts = []
+        for first in range(0, starts.size, self.blocks_at_once):
+            group = starts[first : first + self.blocks_at_once, None] + np.arange(self.block)
+            parts.append(rng.permutation(group[group < self.num_samples]))
+        return np.concatenate(parts)
+
+
+@SAMPLERS.register
+@dataclass(kw_only=True)
 class ClassBalancedSampler(DistributedBatchSampler):
     """Draws every class equally often on average, with repetition of samples."""
 

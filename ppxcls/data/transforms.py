@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import cv2
 import numpy as np
-from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count, Finite, Positive, Share, Where
 from ppxcls.config.registry import Components, Registry
-from ppxcls.data.decode import MOST_PIXELS, Image, decode_image, warn_of_few_bits
+from ppxcls.data.decode import Image, ImageParts, decode_image, warn_of_few_bits
+from ppxcls.data.resize import Interpolation, ResizedParts, Size, pair_of, part_of, resizer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels with values from 0 to 1
 
 Generator = np.random.Generator
 TransformOps = Annotated[list[Any], Components("transform")]
-Size = Count | list[Count]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
 
 
 class Transform(Protocol):
@@ -32,11 +30,13 @@ class Transform(Protocol):
 
     Attributes:
         needs_uint8: whether it takes uint8 images only, so that it must precede NormalizeImage.
+        takes_parts: whether it takes an ``ImageParts`` as well, because it needs a part of the image only.
     """
 
     needs_uint8: ClassVar[bool] = False
+    takes_parts: ClassVar[bool] = False
 
-    def __call__(self, image: Any, rng: Generator) -> Image:
+    def __call__(self, image: Any, rng: Generator) -> Image | ImageParts:
         """The changed image.
 
         Args:
@@ -54,58 +54,6 @@ class Transform(Protocol):
 
 TRANSFORMS: Registry[Transform] = Registry("transform", base=Transform)
 
-_CV2 = {
-    "nearest": cv2.INTER_NEAREST,
-    "bilinear": cv2.INTER_LINEAR,
-    "bicubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-    "lanczos": cv2.INTER_LANCZOS4,
-}
-_PILLOW = {
-    "nearest": PillowImage.Resampling.NEAREST,
-    "bilinear": PillowImage.Resampling.BILINEAR,
-    "bicubic": PillowImage.Resampling.BICUBIC,
-    "box": PillowImage.Resampling.BOX,
-    "lanczos": PillowImage.Resampling.LANCZOS,
-    "hamming": PillowImage.Resampling.HAMMING,
-}
-
-
-def _resizer(interpolation: str | None, backend: str) -> Callable[[Image, tuple[int, int]], Image]:
-    """A function from uint8 [H, W, 3] and (width, height) to the resized image.
-
-    Raises:
-        ValueError: the backend does not have this interpolation.
-    """
-    table: Mapping[str, Any] = _CV2 if backend == "cv2" else _PILLOW
-    # PaddleClas uses Pillow's default, which is bicubic.
-    name = interpolation or ("bilinear" if backend == "cv2" else "bicubic")
-    if name not in table:
-        raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
-    method = table[name]
-
-    def resize(image: Image, size: tuple[int, int]) -> Image:
-        if size[0] * size[1] > MOST_PIXELS:  # a line of pixels whose shorter side is enlarged
-            raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many")
-        if backend == "cv2":
-            return cv2.resize(image, size, interpolation=method)
-        return np.asarray(PillowImage.fromarray(image).resize(size, method))
-
-    return resize
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """(width, height).
-
-    Raises:
-        ValueError: a list of another length than 2.
-    """
-    if isinstance(size, int):
-        return size, size
-    if len(size) != 2:
-        raise ValueError(f"expected size as one integer or [width, height], received {list(size)}")
-    return size[0], size[1]
-
 
 @TRANSFORMS.register
 class DecodeImage(Transform):
@@ -117,6 +65,8 @@ class DecodeImage(Transform):
         channel_first: PaddleClas's key with the only value that is supported; see ToCHWImage.
     """
 
+    takes_parts = True
+
     def __init__(
         self,
         to_rgb: bool = True,
@@ -126,7 +76,9 @@ class DecodeImage(Transform):
     ) -> None:
         self.to_rgb = to_rgb
 
-    def __call__(self, data: bytes, rng: Generator) -> Image:
+    def __call__(self, data: bytes | ImageParts, rng: Generator) -> Image | ImageParts:
+        if isinstance(data, ImageParts):
+            return data if self.to_rgb else data.whole()[:, :, ::-1]
         image = decode_image(data)
         warn_of_few_bits(data, image)
         return image if self.to_rgb else image[:, :, ::-1]
@@ -144,6 +96,8 @@ class ResizeImage(Transform):
         return_numpy: PaddleClas's key; it has no effect.
     """
 
+    takes_parts = True
+
     def __init__(
         self,
         size: Size | None = None,
@@ -154,18 +108,19 @@ class ResizeImage(Transform):
     ) -> None:
         if size is None and resize_short is None:
             raise ValueError("expected size or resize_short")
-        self.size = None if size is None else _pair(size)
+        self.size = None if size is None else pair_of(size)
         self.resize_short = resize_short
-        self._resize = _resizer(interpolation, backend)
+        self._resize = resizer(interpolation, backend)
 
-    def __call__(self, image: Image, rng: Generator) -> Image:
-        if self.resize_short is None:
-            assert self.size is not None
-            return self._resize(image, self.size)
-        height, width = image.shape[:2]
-        # PaddleClas's order of the operations, which decides how a half is rounded.
-        factor = self.resize_short / min(width, height)
-        return self._resize(image, (round(width * factor), round(height * factor)))
+    def __call__(self, image: Image | ImageParts, rng: Generator) -> Image | ImageParts:
+        size = self.size
+        if self.resize_short is not None:
+            height, width = image.shape[:2]
+            # PaddleClas's order of the operations, which decides how a half is rounded.
+            factor = self.resize_short / min(width, height)
+            size = round(width * factor), round(height * factor)
+        assert size is not None
+        return ResizedParts(image, size, self._resize) if isinstance(image, ImageParts) else self._resize(image, size)
 
 
 @TRANSFORMS.register
@@ -176,15 +131,17 @@ class CropImage(Transform):
         size: pixels of both sides, or [width, height].
     """
 
-    def __init__(self, size: Size) -> None:
-        self.width, self.height = _pair(size)
+    takes_parts = True
 
-    def __call__(self, image: Image, rng: Generator) -> Image:
+    def __init__(self, size: Size) -> None:
+        self.width, self.height = pair_of(size)
+
+    def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         height, width = image.shape[:2]
         if height < self.height or width < self.width:
             raise ValueError(f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}")
         left, top = (width - self.width) // 2, (height - self.height) // 2
-        return image[top : top + self.height, left : left + self.width]
+        return part_of(image, left, top, self.width, self.height)
 
 
 @TRANSFORMS.register
@@ -202,6 +159,8 @@ class RandCropImage(Transform):
         backend: OpenCV or Pillow.
     """
 
+    takes_parts = True
+
     def __init__(
         self,
         size: Size,
@@ -210,17 +169,17 @@ class RandCropImage(Transform):
         interpolation: Interpolation | None = None,
         backend: Literal["cv2", "pil"] = "cv2",
     ) -> None:
-        self.size = _pair(size)
+        self.size = pair_of(size)
         self.scale = scale or (0.08, 1.0)
         self.ratio = ratio or (3 / 4, 4 / 3)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
                 raise ValueError(f"expected {name} as [low, high], received {[low, high]}")
-        self._resize = _resizer(interpolation, backend)
+        self._resize = resizer(interpolation, backend)
 
-    def __call__(self, image: Image, rng: Generator) -> Image:
+    def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         left, top, width, height = self.draw(image.shape[1], image.shape[0], rng)
-        return self._resize(image[top : top + height, left : left + width], self.size)
+        return self._resize(part_of(image, left, top, width, height), self.size)
 
     def resized(self, size: int) -> RandCropImage:
         """The same crop, resized to ``size`` pixels on both sides."""
@@ -325,11 +284,11 @@ class Compose:
             raise ValueError(f"expected an image uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
         return Compose([t for t in self.transforms if not isinstance(t, DecodeImage)])(image, rng)
 
-    def __call__(self, data: bytes | Image, rng: Generator | None = None) -> Image:
+    def __call__(self, data: bytes | Image | ImageParts, rng: Generator | None = None) -> Image:
         """Transform an image.
 
         Args:
-            data: encoded bytes, or an image if there is no DecodeImage.
+            data: encoded bytes or their parts, or an image if there is no DecodeImage.
             rng: source of the random choices; None for an unpredictable one.
 
         Returns:
@@ -340,9 +299,13 @@ class Compose:
         """
         rng = rng or np.random.default_rng()
         image: Any = data
+        if not self.transforms:
+            return image
         for transform in self.transforms:
+            if isinstance(image, ImageParts) and not transform.takes_parts:
+                image = image.whole()
             image = transform(image, rng)
-        return image
+        return image.whole() if isinstance(image, ImageParts) else image
 
 
 @dataclass

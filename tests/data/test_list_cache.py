@@ -90,7 +90,7 @@ def test_without_a_place_the_list_is_in_the_own_memory(tmp_path: Path, monkeypat
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(ListIndex(written(tmp_path))) == 1002
-    monkeypatch.setattr(list_cache, "fcntl", None)
+    monkeypatch.setattr(list_cache, "HAS_TURNS", False)
     assert len(ListIndex(written(tmp_path))) == 1002
 
 
@@ -110,12 +110,12 @@ def test_several_processes_make_one_file(cache: Path, tmp_path: Path) -> None:
 def test_a_list_that_changes_while_it_is_copied(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is read as a short list would be."""
     file = written(tmp_path)
-    turn = list_cache._turn
+    turn = list_cache.turn
 
     def changed(lock: Path) -> object:
         written(tmp_path, "new.jpg 5\n")
         return turn(lock)
 
-    monkeypatch.setattr(list_cache, "_turn", changed)
+    monkeypatch.setattr(list_cache, "turn", changed)
     assert rows(ListIndex(file)) == [("new.jpg", 5, f"{file}:1")]
     assert not list(cache.glob("*.list"))

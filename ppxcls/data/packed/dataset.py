@@ -1,0 +1,127 @@
+"""The data set that reads packed files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ppxcls.config.checks import Positive
+from ppxcls.data.dataset import DATASETS, Dataset
+from ppxcls.data.decode import ImageParts
+from ppxcls.data.errors import DataError
+from ppxcls.data.list_index import ListIndex
+from ppxcls.data.packed.format import LIST, MANIFEST, read_index, read_manifest, record_size, shard_name, unpacked_record
+from ppxcls.data.packed.jpeg import SegmentedImage
+from ppxcls.data.packed.storage import storage_of
+from ppxcls.data.read_file import patiently
+from ppxcls.data.transforms import TransformOps, starts_with_decoding
+from ppxcls.system.whole_files import reason_of
+
+Array = np.ndarray[Any, Any]
+
+
+@DATASETS.register
+class PackedDataset(Dataset):
+    """What ``tools/pack_dataset.py`` wrote: the samples of a list file, in a few large files.
+
+    The images are those of the list's files, to the last bit, and so are the batches. A run that began with the files can go on
+    with the packed data, and the other way round.
+
+    Args:
+        pack: the folder, or a URL of an object store that fsspec reads, such as ``s3://bucket/imagenet-train``.
+        transform_ops: transforms in order; None gives the encoded bytes, or an ``ImageParts``.
+        cache_dir: folder for copies of an object store's files; None is one in ``XDG_CACHE_HOME`` or ``~/.cache``.
+        cache_gb: 10^9 bytes that copies of shards may take; None copies no shards, and requests each image from the store.
+        class_num: number of classes, to check the labels against.
+        patience: seconds to retry a disk or a store that does not answer.
+
+    Raises:
+        DataError: the data set is not complete or damaged, or a label is outside ``class_num``.
+    """
+
+    def __init__(
+        self,
+        pack: str,
+        transform_ops: TransformOps | None = None,
+        cache_dir: str | None = None,
+        cache_gb: Positive | None = None,
+        class_num: int | None = None,
+        patience: float = 0.0,
+    ) -> None:
+        if transform_ops is not None and not starts_with_decoding(transform_ops):
+            raise ValueError("expected DecodeImage as the first of transform_ops, because files are read as bytes")
+        self.pack = pack
+        self._storage = storage_of(pack, cache_dir, cache_gb)
+        self.manifest = read_manifest(self._storage.small(MANIFEST))
+        if len(self.manifest.shards) != self.manifest.count:
+            raise DataError(f"{pack}: the manifest does not name all {self.manifest.count:,} shards")
+        self.index = ListIndex(self._storage.small(LIST), self.manifest.delimiter)
+        self.source = f"{pack}/{LIST}"
+        if (len(self.index), self.index.digest()) != (self.manifest.samples, self.manifest.list_sha256):
+            raise DataError(f"{self.source}: not the list of {MANIFEST}")
+        self._patience = patience
+        self._indices: dict[int, Array] = {}
+        super().__init__(self.index.labels, transform_ops, class_num)
+
+    def read(self, index: int) -> bytes | ImageParts:
+        """The bytes of the sample's file, or its parts."""
+        name, record = self._record(index)
+        size = record_size(record)
+        offset = int(record["offset"])
+        data = patiently(lambda: self._storage.read(name, offset, size), self.path(index), self._patience)
+        found = unpacked_record(record, data)
+        return found if isinstance(found, bytes) else SegmentedImage(found)
+
+    def announce(self, indices: Iterable[int]) -> None:
+        """Begin to read ahead."""
+        with contextlib.suppress(ValueError):  # the reading itself says what is wrong
+            parts = [self._record(int(i)) for i in indices]
+            self._storage.announce([(name, int(record["offset"]), record_size(record)) for name, record in parts])
+
+    def listed(self, index: int) -> str:
+        """The path in the list."""
+        return self.index.path(index)
+
+    def path(self, index: int) -> str:
+        """The shard and the path in the list."""
+        return f"{self.pack}/{shard_name(index // self.manifest.samples_per_shard)}.data: {self.listed(index)}"
+
+    def line(self, index: int) -> str:
+        """``file:line`` of a sample."""
+        return f"{self.source}:{self.index.line(index).rpartition(':')[2]}"
+
+    def digest(self) -> str:
+        """SHA-256 of the list file, and of what was changed in the pixels, if anything was."""
+        changes = [value for value in (self.manifest.short_side, self.manifest.quality) if value is not None]
+        digest = self.manifest.list_sha256
+        return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
+
+    def check_files(self) -> None:
+        """Check that every shard has the size that the manifest gives.
+
+        Raises:
+            DataError: one is missing, or has another size.
+        """
+        for number, shard in enumerate(self.manifest.shards):
+            name = f"{shard_name(number)}.data"
+            try:
+                size = self._storage.size(name)
+            except OSError as error:
+                raise DataError(f"{self.pack}/{name}: {reason_of(error)}") from None
+            if size != shard.bytes:
+                raise DataError(f"{self.pack}/{name}: expected {shard.bytes:,} bytes, received {size:,}")
+
+    def _record(self, index: int) -> tuple[str, Any]:
+        """The shard of a sample and its place there. Raises ValueError."""
+        number, place = divmod(index, self.manifest.samples_per_shard)
+        if number not in self._indices:
+            try:
+                file = self._storage.small(f"{shard_name(number)}.index")
+                self._indices[number] = read_index(file, self.manifest.shards[number])
+            except DataError as error:
+                raise ValueError(str(error)) from None
+        return f"{shard_name(number)}.data", self._indices[number][place]

@@ -1,0 +1,187 @@
+"""The format of a packed data set: what its files hold, and how they are read.
+
+A folder with
+
+- ``pack.json``: the manifest, written last;
+- ``list.txt``: the list file, byte for byte. Sample ``i`` of the list is record ``i % samples_per_shard`` of shard
+  ``i // samples_per_shard``;
+- ``shard-00000.data``: the records, one after another. A record is a file of the data set: a JPEG that was rewritten in segments,
+  with a table behind it of the segments' lengths in bytes (uint16, little endian), or any other file as it was;
+- ``shard-00000.index``: where each record lies, a numpy array in the ``.npy`` format with the fields of ``RECORD``.
+
+The index is mapped into memory. Records are read by ``pread``, not by a mapping: a page that is not in memory would be read while
+the interpreter's lock is held, and a shard that is cut off would end the process.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppxcls.data.decode import MOST_PIXELS
+from ppxcls.data.errors import DataError
+from ppxcls.data.packed.jpeg import Grid, Segmented
+from ppxcls.system.whole_files import read_regular, reason_of, write_text
+
+Array = np.ndarray[Any, Any]
+
+FORMAT = "ppxcls pack 1"
+MANIFEST, LIST = "pack.json", "list.txt"
+RECORD = np.dtype(
+    [
+        ("offset", "<u8"),  # of the record in its shard
+        ("size", "<u4"),  # bytes of the file
+        ("scan", "<u4"),  # position of the coded data in it
+        ("segments", "<u4"),  # number of them; 0 for a file as it was, for which the fields below are 0
+        ("width", "<u2"),  # of the picture in pixels
+        ("height", "<u2"),
+        ("per_segment", "<u2"),  # MCUs
+        ("mcu_width", "u1"),  # pixels
+        ("mcu_height", "u1"),
+    ]
+)
+_MOST_BYTES = 1 << 28  # of a manifest
+_LEAST_HEAD = 20  # bytes of a JPEG's head; any real one is longer
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard in the manifest.
+
+    Attributes:
+        samples: number of records.
+        bytes: size of the data file.
+        sha256: of the data file.
+        index_sha256: of the index file.
+    """
+
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``pack.json`` says.
+
+    Attributes:
+        list_sha256: of the list file.
+        delimiter: between path and label in the list.
+        samples: number of samples.
+        samples_per_shard: of all shards but the last.
+        short_side: pixels to which larger images were reduced; None if no pixel was changed.
+        quality: of the JPEGs that were made then; None if no pixel was changed.
+        shards: in order. While the data set is being packed, those that are complete.
+    """
+
+    list_sha256: str
+    delimiter: str
+    samples: int
+    samples_per_shard: int
+    short_side: int | None = None
+    quality: int | None = None
+    shards: list[Shard] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of shards of the complete data set."""
+        return -(-self.samples // self.samples_per_shard)
+
+    def write(self, file: Path) -> None:
+        """Write the manifest, whole or not at all. Raises OSError."""
+        write_text(file, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+
+
+def shard_name(number: int) -> str:
+    """The name of a shard's files without their extension."""
+    return f"shard-{number:05d}"
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        DataError: it is missing, or it is not one.
+    """
+    try:
+        found = json.loads(read_regular(file, _MOST_BYTES))
+        if found.pop("format") != FORMAT:
+            raise ValueError(f"expected the format {FORMAT!r}")
+        shards = [Shard(**shard) for shard in found.pop("shards")]
+        manifest = Manifest(**found, shards=shards)
+        numbers = [manifest.samples, manifest.samples_per_shard]
+        numbers += [n for shard in shards for n in (shard.samples, shard.bytes)]
+        texts = [manifest.list_sha256, manifest.delimiter, *(t for s in shards for t in (s.sha256, s.index_sha256))]
+        options = [value for value in (manifest.short_side, manifest.quality) if value is not None]
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers + options) or not all(type(t) is str for t in texts):
+            raise ValueError("a value of another type than expected")
+        if manifest.samples < 1 or manifest.samples_per_shard < 1 or not manifest.delimiter:
+            raise ValueError("expected samples and a delimiter")
+        if len(shards) > manifest.count or any(s.samples != _size(manifest, i) for i, s in enumerate(shards)):
+            raise ValueError("the shards don't have the samples")
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; tools/pack_dataset.py writes it at the end of its work") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file}: not the manifest of a packed data set: {reason_of(error)}") from None
+    return manifest
+
+
+def _size(manifest: Manifest, number: int) -> int:
+    return min(manifest.samples_per_shard, manifest.samples - number * manifest.samples_per_shard)
+
+
+def read_index(file: Path, shard: Shard) -> Array:
+    """The index of a shard, mapped into memory; ``RECORD`` [samples].
+
+    Raises:
+        DataError: it is missing or damaged, or a record lies outside the shard.
+    """
+    try:
+        index: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
+    if index.dtype != RECORD or index.shape != (shard.samples,):
+        raise DataError(f"{file}: expected {shard.samples:,} records, received {index.dtype} {list(index.shape)}")
+    ends = index["offset"] + (index["size"].astype(np.uint64) + 2 * index["segments"].astype(np.uint64))
+    if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
+        raise DataError(f"{file}: a record lies outside of the shard's {shard.bytes:,} bytes")
+    return index
+
+
+def unpacked_record(record: Any, data: bytes) -> bytes | Segmented:
+    """A record from its bytes: a file, or a JPEG in segments.
+
+    Args:
+        record: of the index.
+        data: ``record_size(record)`` bytes.
+
+    Raises:
+        ValueError: the bytes are not what the index says.
+    """
+    count, size = int(record["segments"]), int(record["size"])
+    if len(data) != record_size(record):
+        raise ValueError(f"expected {record_size(record):,} bytes in the shard, received {len(data):,}")
+    if not count:
+        return data
+    grid = Grid(*(int(record[name]) for name in ("width", "height", "mcu_width", "mcu_height", "per_segment")))
+    lengths = np.frombuffer(data, "<u2", offset=size)
+    fits = (
+        grid.width * grid.height <= MOST_PIXELS
+        and grid.mcu_width in (8, 16)
+        and grid.mcu_height in (8, 16)
+        and 0 not in grid
+        and grid.columns * grid.rows == count
+    )
+    if not fits or int(record["scan"]) < _LEAST_HEAD or int(record["scan"]) + int(lengths.sum(dtype=np.int64)) != size:
+        raise ValueError("its segments don't fit the record")
+    return Segmented(data[:size], grid, int(record["scan"]), lengths)
+
+
+def record_size(record: Any) -> int:
+    """Bytes of a record in its shard."""
+    return int(record["size"]) + 2 * int(record["segments"])

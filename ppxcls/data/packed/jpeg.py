@@ -1,0 +1,347 @@
+"""JPEGs that are cut into segments, so that a part of the picture is decoded from a part of the file.
+
+``segmented`` rewrites a JPEG without touching a coefficient: it puts in restart markers, at which a decoder can begin, a fixed
+number of times in each row of MCUs (the smallest units of a JPEG, 8 or 16 pixels wide). ``SegmentedImage`` then makes a small valid
+JPEG of the segments under a part: the frame's size is patched, the markers are numbered anew, and the stock decoder does the rest.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import simplejpeg
+
+from ppxcls.data.decode import MOST_PIXELS, Image
+from ppxcls.ops.cpu import HAS_NUMBA
+
+Array = np.ndarray[Any, Any]
+
+_START, _END, _SCAN, _FRAME = 0xD8, 0xD9, 0xDA, 0xC0
+_HUFFMAN, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xC4, 0xDB, 0xDD, 0xE0, 0xEE
+_IGNORED = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments, and applications' data
+_HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+HEIGHT_AT = len(_HEAD) + 5  # of the frame's height, two bytes; its width follows
+_SEGMENT_PIXELS = 64  # width of a segment that is looked for
+_LONGEST_CODE = 16
+_MARGIN = 2  # pixels around a part, if the colours have fewer pixels: the decoder interpolates them from their neighbours
+_LEAST_WIDTH = 32  # pixels of a part; the decoder does not interpolate a few pixels
+
+
+class Grid(NamedTuple):
+    """How a JPEG is cut.
+
+    Attributes:
+        width, height: of the picture in pixels.
+        mcu_width, mcu_height: of an MCU in pixels.
+        per_segment: MCUs in a segment; it divides the number in a row.
+    """
+
+    width: int
+    height: int
+    mcu_width: int
+    mcu_height: int
+    per_segment: int
+
+    @property
+    def columns(self) -> int:
+        """Segments in a row."""
+        return -(-self.width // self.mcu_width) // self.per_segment
+
+    @property
+    def rows(self) -> int:
+        """Rows of MCUs."""
+        return -(-self.height // self.mcu_height)
+
+
+class Segmented(NamedTuple):
+    """A rewritten JPEG.
+
+    Attributes:
+        data: the file.
+        scan: position of its coded data.
+        lengths: bytes of each segment with the marker behind it, uint16 [rows * columns].
+    """
+
+    data: bytes
+    grid: Grid
+    scan: int
+    lengths: Array
+
+
+@dataclass
+class _Frame:
+    """What the markers before the scan say. ``components`` are (horizontal, vertical, quantization table)."""
+
+    width: int = 0
+    height: int = 0
+    components: list[tuple[int, int, int]] | None = None
+    ids: bytes = b""
+    quantization: bytes = b""
+    tables: dict[int, Array] | None = None
+    interval: int = 0
+    scan: int = 0
+    uses: list[tuple[int, int]] | None = None
+
+
+def segmented(data: bytes) -> Segmented | None:
+    """Rewrite a JPEG, with its best Huffman tables and without what decoders ignore.
+
+    Returns:
+        None if it is no baseline JPEG with one scan and a grey or YCbCr picture, if it is damaged, or if numba is missing.
+    """
+    frame = _parsed(data) if HAS_NUMBA else None
+    return None if frame is None else _rewritten(data, frame)
+
+
+def _parsed(data: bytes) -> _Frame | None:
+    if data[:2] != bytes((0xFF, _START)):
+        return None
+    frame, position = _Frame(tables={}), 2
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        body = data[position + 4 : position + 2 + length]
+        if len(body) != length - 2:
+            return None
+        position += 2 + length
+        if marker == _SCAN:
+            frame.scan = position
+            return frame if _is_whole_scan(frame, body) else None
+        if not (marker in _IGNORED or _read(frame, marker, body)):
+            return None
+    return None
+
+
+def _read(frame: _Frame, marker: int, body: bytes) -> bool:
+    """Take over what a marker says; False if it is not supported."""
+    if marker == _FRAME and frame.components is None and len(body) >= 6:
+        frame.height, frame.width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+        rows = [body[i : i + 3] for i in range(6, len(body), 3)]
+        frame.ids = bytes(row[0] for row in rows)
+        frame.components = [(row[1] >> 4, row[1] & 15, row[2]) for row in rows if len(row) == 3]
+        return body[0] == 8 and body[5] == len(rows) == len(frame.components) and _is_supported(frame)
+    if marker == _QUANTIZATION:
+        frame.quantization += bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body
+        return True
+    if marker == _HUFFMAN:
+        return _read_tables(frame, body)
+    if marker == _INTERVAL and len(body) == 2:
+        frame.interval = int.from_bytes(body, "big")
+        return True
+    # Adobe's marker says that the picture is RGB, YCCK or CMYK, or YCbCr, which is 1.
+    return marker == _JFIF or (marker == _ADOBE and len(body) >= 12 and body[:5] == b"Adobe" and body[11] == 1)
+
+
+def _is_supported(frame: _Frame) -> bool:
+    assert frame.components is not None
+    if not 0 < frame.width * frame.height <= MOST_PIXELS:
+        return False
+    if len(frame.components) == 1:
+        return True
+    sizes = [size[:2] for size in frame.components]
+    return len(sizes) == 3 and sizes[1:] == [(1, 1)] * 2 and max(sizes[0]) <= 2 and frame.ids in (b"\0\1\2", b"\1\2\3")
+
+
+def _read_tables(frame: _Frame, body: bytes) -> bool:
+    assert frame.tables is not None
+    position = 0
+    while position + 17 <= len(body):
+        kind, number = body[position] >> 4, body[position] & 15
+        counts = body[position + 1 : position + 17]
+        symbols = body[position + 17 : position + 17 + sum(counts)]
+        position += 17 + sum(counts)
+        table = _lookup(counts, symbols)
+        if kind > 1 or number > 1 or len(symbols) != sum(counts) or table is None:
+            return False
+        frame.tables[2 * kind + number] = table
+    return position == len(body)
+
+
+def _lookup(counts: bytes, symbols: bytes) -> Array | None:
+    """For 16 bits: length of the code << 8 | symbol, 0 for no code; uint16 [65536]. None if the table is not in order."""
+    table = np.zeros(1 << _LONGEST_CODE, np.uint16)
+    at, used = 0, 0
+    for length, count in enumerate(counts, 1):
+        for symbol in symbols[used : used + count]:
+            width = 1 << (_LONGEST_CODE - length)
+            if at + width > table.size:
+                return None
+            table[at : at + width] = length << 8 | symbol
+            at += width
+        used += count
+    return table
+
+
+def _is_whole_scan(frame: _Frame, body: bytes) -> bool:
+    """Whether the first scan has all components, and their tables are there."""
+    if frame.components is None or frame.tables is None:
+        return False
+    count = len(frame.components)
+    if len(body) != 2 * count + 4 or body[0] != count or body[-3:] != b"\0\x3f\0" or body[1 : 2 * count : 2] != frame.ids:
+        return False
+    frame.uses = [(use >> 4, (use & 15) + 2) for use in body[2 : 2 * count + 1 : 2]]
+    return all(use in frame.tables for uses in frame.uses for use in uses)
+
+
+def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
+    from ppxcls.ops.jpeg_kernels import transcode  # numba takes half a second
+
+    assert frame.components is not None
+    assert frame.uses is not None
+    assert frame.tables is not None
+    grid = _grid(frame)
+    blocks = []
+    for number, ((across, down, _), (dc, ac)) in enumerate(zip(frame.components, frame.uses, strict=True)):
+        one = [number, dc, ac, int(number > 0), 2 + int(number > 0)]
+        blocks += [one] * (1 if len(frame.components) == 1 else across * down)
+    lookup = np.stack([frame.tables.get(i, np.zeros(1 << _LONGEST_CODE, np.uint16)) for i in range(4)])
+    mcus = grid.rows * grid.columns * grid.per_segment
+    scan = np.frombuffer(data, np.uint8)[frame.scan :]
+    segments = np.zeros(grid.rows * grid.columns, np.int64)
+    counts, codes, lengths = (np.zeros((4, 256), np.int64) for _ in range(3))
+    facts = scan, lookup, np.array(blocks, np.int64), mcus, frame.interval, grid.per_segment
+    if transcode(*facts, counts, codes, lengths, np.empty(0, np.uint8), segments) < 0:
+        return None
+    tables = [_best_table(row) for row in counts]
+    for table, own_codes, own_lengths in zip(tables, codes, lengths, strict=True):
+        _assign(table, own_codes, own_lengths)
+    out = np.empty(2 * scan.size + 32 * segments.size + 1024, np.uint8)
+    size = transcode(*facts, counts, codes, lengths, out, segments)
+    if size < 0 or segments.max() > np.iinfo(np.uint16).max:
+        return None
+    head = _head(frame, grid, tables)
+    return Segmented(head + out[:size].tobytes(), grid, len(head), segments.astype(np.uint16))
+
+
+def _grid(frame: _Frame) -> Grid:
+    """Segments as near to 64 pixels wide as the number of MCUs in a row allows."""
+    assert frame.components is not None
+    across, down = (1, 1) if len(frame.components) == 1 else frame.components[0][:2]
+    mcus = -(-frame.width // (8 * across))
+    fit = [n for n in range(1, mcus + 1) if mcus % n == 0]
+    best = min(fit, key=lambda n: abs(np.log(8 * across * n / _SEGMENT_PIXELS)))
+    return Grid(frame.width, frame.height, 8 * across, 8 * down, best)
+
+
+def _best_table(counts: Array) -> tuple[bytes, bytes]:
+    """Numbers of codes by their length, and symbols in the order of their codes (ITU-T T.81, annex K.2)."""
+    symbols = np.flatnonzero(counts).tolist()
+    if not symbols:
+        return bytes(_LONGEST_CODE), b""
+    # One more, which gets the code of only ones, because no symbol may have it.
+    heap = [(0, -1, [-1]), *((int(counts[symbol]), symbol, [symbol]) for symbol in symbols)]
+    heapq.heapify(heap)
+    lengths = dict.fromkeys([-1, *symbols], 0)
+    while len(heap) > 1:
+        (count, _, members), (other, order, others) = heapq.heappop(heap), heapq.heappop(heap)
+        members = members + others
+        for member in members:
+            lengths[member] += 1
+        heapq.heappush(heap, (count + other, order, members))
+    by_length = np.bincount(list(lengths.values()), minlength=_LONGEST_CODE + 1)
+    for length in range(by_length.size - 1, _LONGEST_CODE, -1):  # codes that are too long: figure K.3
+        while by_length[length]:
+            shorter = max(n for n in range(1, length - 1) if by_length[n])
+            np.add.at(by_length, [length, length - 1, shorter + 1, shorter], [-2, 1, 2, -1])
+    by_length[np.flatnonzero(by_length)[-1]] -= 1
+    ordered = sorted(symbols, key=lambda symbol: (lengths[symbol], symbol))
+    return bytes(by_length[1 : _LONGEST_CODE + 1].tolist()), bytes(ordered)
+
+
+def _assign(table: tuple[bytes, bytes], codes: Array, lengths: Array) -> None:
+    """The codes of a table's symbols (annex C)."""
+    code, used = 0, 0
+    for length, count in enumerate(table[0], 1):
+        for symbol in table[1][used : used + count]:
+            codes[symbol], lengths[symbol] = code, length
+            code += 1
+        used += count
+        code <<= 1
+
+
+def _head(frame: _Frame, grid: Grid, tables: list[tuple[bytes, bytes]]) -> bytes:
+    """All that precedes the coded data; the frame stands first, at a fixed place."""
+    assert frame.components is not None
+    count = len(frame.components)
+    body = b"\x08" + frame.height.to_bytes(2, "big") + frame.width.to_bytes(2, "big") + bytes([count])
+    body += b"".join(bytes([i + 1, across << 4 | down, table]) for i, (across, down, table) in enumerate(frame.components))
+    parts = [(_FRAME, body)]
+    for number, (lengths, symbols) in enumerate(tables):
+        if symbols:
+            parts.append((_HUFFMAN, bytes([number % 2 | number // 2 << 4]) + lengths + symbols))
+    parts.append((_INTERVAL, grid.per_segment.to_bytes(2, "big")))
+    uses = b"".join(bytes([i + 1, 0x11 * int(i > 0)]) for i in range(count))
+    parts.append((_SCAN, bytes([count]) + uses + b"\0\x3f\0"))
+    written = [bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in parts]
+    return _HEAD + written[0] + frame.quantization + b"".join(written[1:])
+
+
+class SegmentedImage:
+    """A rewritten JPEG that is decoded as far as it is needed.
+
+    Args:
+        rewritten: from a packed data set.
+
+    Attributes:
+        shape: of the picture: height, width, 3.
+        encoded: the file.
+    """
+
+    def __init__(self, rewritten: Segmented) -> None:
+        self.encoded, self._grid, self._scan, self._lengths = rewritten
+        self.shape = self._grid.height, self._grid.width, 3
+
+    def whole(self) -> Image:
+        """The picture, uint8 [H, W, 3], RGB.
+
+        Raises:
+            ValueError: it can't be decoded.
+        """
+        return _decoded(self.encoded, self._grid.height, self._grid.width)
+
+    def part(self, left: int, top: int, width: int, height: int) -> Image:
+        """The pixels of a part, as ``whole()`` has them.
+
+        Raises:
+            ValueError: it can't be decoded.
+        """
+        grid = self._grid
+        across, down = grid.mcu_width * grid.per_segment, grid.mcu_height
+        margin = 0 if grid.mcu_width == grid.mcu_height == 8 else _MARGIN
+        first, stop = max(left - margin, 0) // across, -(-min(left + width + margin, grid.width) // across)
+        first = max(0, min(first, -(-grid.width // across) - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across))
+        row, end = max(top - margin, 0) // down, -(-min(top + height + margin, grid.height) // down)
+        cut_height, cut_width = min(end * down, grid.height) - row * down, min(stop * across, grid.width) - first * across
+        size = cut_height.to_bytes(2, "big") + cut_width.to_bytes(2, "big")
+        picture = _decoded(self._cut(first, stop, row, end, size), cut_height, cut_width)
+        top, left = top - row * down, left - first * across
+        return picture[top : top + height, left : left + width]
+
+    def _cut(self, first: int, stop: int, row: int, end: int, size: bytes) -> bytes:
+        """A JPEG of the segments from column ``first`` to ``stop`` in the rows from ``row`` to ``end``."""
+        grid, data = self._grid, self.encoded
+        lengths = self._lengths.reshape(grid.rows, grid.columns)
+        begins = np.empty(lengths.size + 1, np.int64)
+        begins[0] = self._scan
+        np.cumsum(lengths, out=begins[1:])
+        begins[1:] += self._scan
+        starts = begins[:-1].reshape(lengths.shape)[row:end, first].tolist()
+        stops = begins[1:].reshape(lengths.shape)[row:end, stop - 1].tolist()
+        pieces = [data[start:finish] for start, finish in zip(starts, stops, strict=True)]
+        made = bytearray(b"".join([data[:HEIGHT_AT], size, data[HEIGHT_AT + 4 : self._scan], *pieces]))
+        markers = np.cumsum(lengths[row:end, first:stop]) + (self._scan - 1)
+        np.frombuffer(made, np.uint8)[markers] = 0xD0 + np.arange(markers.size) % 8
+        made[-1] = _END
+        return bytes(made)
+
+
+def _decoded(data: bytes, height: int, width: int) -> Image:
+    """A JPEG of a known size. Raises ValueError."""
+    if data[HEIGHT_AT : HEIGHT_AT + 4] != height.to_bytes(2, "big") + width.to_bytes(2, "big"):
+        raise ValueError("the record is not the JPEG that its index describes")
+    picture = simplejpeg.decode_jpeg(data, "RGB")
+    if picture.shape != (height, width, 3):
+        raise ValueError("the record is not the JPEG that its index describes")
+    return picture

@@ -1,0 +1,121 @@
+"""Resizing by OpenCV or Pillow, of whole images and of parts that are decoded as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from ppxcls.config.checks import Count
+from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
+
+Size = Count | list[Count]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
+Resize = Callable[[Image, tuple[int, int]], Image]
+_RADIUS = 4  # of the widest interpolation, in pixels of the larger one of both images
+
+_CV2 = {
+    "nearest": cv2.INTER_NEAREST,
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "area": cv2.INTER_AREA,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+_PILLOW = {
+    "nearest": PillowImage.Resampling.NEAREST,
+    "bilinear": PillowImage.Resampling.BILINEAR,
+    "bicubic": PillowImage.Resampling.BICUBIC,
+    "box": PillowImage.Resampling.BOX,
+    "lanczos": PillowImage.Resampling.LANCZOS,
+    "hamming": PillowImage.Resampling.HAMMING,
+}
+
+
+def resizer(interpolation: str | None, backend: str) -> Resize:
+    """A function from uint8 [H, W, 3] and (width, height) to the resized image.
+
+    Raises:
+        ValueError: the backend does not have this interpolation.
+    """
+    table: Mapping[str, Any] = _CV2 if backend == "cv2" else _PILLOW
+    # PaddleClas uses Pillow's default, which is bicubic.
+    name = interpolation or ("bilinear" if backend == "cv2" else "bicubic")
+    if name not in table:
+        raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
+    method = table[name]
+
+    def resize(image: Image, size: tuple[int, int]) -> Image:
+        if size[0] * size[1] > MOST_PIXELS:  # a line of pixels whose shorter side is enlarged
+            raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many")
+        if backend == "cv2":
+            return cv2.resize(image, size, interpolation=method)
+        return np.asarray(PillowImage.fromarray(image).resize(size, method))
+
+    return resize
+
+
+def pair_of(size: int | Sequence[int]) -> tuple[int, int]:
+    """(width, height).
+
+    Raises:
+        ValueError: a list of another length than 2.
+    """
+    if isinstance(size, int):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"expected size as one integer or [width, height], received {list(size)}")
+    return size[0], size[1]
+
+
+def part_of(image: Image | ImageParts, left: int, top: int, width: int, height: int) -> Image:
+    """A part of an image, uint8 [height, width, 3]."""
+    if isinstance(image, ImageParts):
+        return image.part(left, top, width, height)
+    return image[top : top + height, left : left + width]
+
+
+class ResizedParts:
+    """An image that is resized, of which only what a part needs is decoded.
+
+    The part is the same as that of the whole image: it is cut from a resized image whose other pixels are empty, because both
+    libraries derive the positions between the pixels from the whole size.
+
+    Args:
+        image: to resize.
+        size: width and height to resize to.
+        resize: resizes.
+
+    Attributes:
+        shape: height, width, 3 after resizing.
+        encoded: the file.
+    """
+
+    def __init__(self, image: ImageParts, size: tuple[int, int], resize: Resize) -> None:
+        self._image, self._size, self._resize = image, size, resize
+        self.shape = size[1], size[0], 3
+        self.encoded = image.encoded
+
+    def whole(self) -> Image:
+        """The resized image, uint8 [H, W, 3]. Raises ValueError."""
+        return self._resize(self._image.whole(), self._size)
+
+    def part(self, left: int, top: int, width: int, height: int) -> Image:
+        """A part of the resized image, uint8 [height, width, 3]. Raises ValueError."""
+        rows, columns = self._image.shape[:2]
+        x, across = _needed(left, width, columns / self._size[0], columns)
+        y, down = _needed(top, height, rows / self._size[1], rows)
+        if across * down == rows * columns:
+            return self.whole()[top : top + height, left : left + width]
+        canvas = np.empty(self._image.shape, np.uint8)
+        canvas[y : y + down, x : x + across] = self._image.part(x, y, across, down)
+        return self._resize(canvas, self._size)[top : top + height, left : left + width]
+
+
+def _needed(start: int, length: int, scale: float, total: int) -> tuple[int, int]:
+    """Start and length of the pixels of a side that a part of the resized side depends on."""
+    margin = _RADIUS * max(1.0, scale) + 1
+    first = max(int(start * scale - margin), 0)
+    return first, min(int((start + length) * scale + margin) + 1, total) - first
