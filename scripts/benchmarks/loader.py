@@ -1,4 +1,4 @@
-"""Images a second of the training data path, against PaddleClas's steps written out; ratios of medians of interleaved rounds.
+"""Images a second of the training data path, from files and packed, against PaddleClas's steps written out; ratios of medians.
 
     python scripts/benchmarks/loader.py [FOLDER]     a folder with train_list.txt, such as dataset/ILSVRC2012
 
@@ -24,10 +24,12 @@ import cv2
 import numpy as np
 import paddle
 
-from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.loader import Loader
+from ppxcls.data.packed.dataset import PackedDataset
+from ppxcls.data.packed.write import pack
 from ppxcls.data.sampler import DistributedBatchSampler
 
 BATCH = 64
@@ -74,7 +76,7 @@ def exhaust(batches: Iterable[object]) -> None:
         pass
 
 
-def make_only(dataset: ImageNetDataset) -> Callable[[], None]:
+def make_only(dataset: Dataset) -> Callable[[], None]:
     loader = Loader(dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), num_workers=0)
     return lambda: exhaust(loader.epoch(0))
 
@@ -88,7 +90,7 @@ def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
     return run
 
 
-def handed_over(dataset: ImageNetDataset, threads: int, normalize: bool) -> Callable[[], None]:
+def handed_over(dataset: Dataset, threads: int, normalize: bool) -> Callable[[], None]:
     loader = Loader(dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), threads)
     to_input = ModelInput(dataset.device_stage) if normalize else paddle.to_tensor
 
@@ -156,10 +158,18 @@ def main() -> None:
         folder, file = repeated_list(arguments.folder, arguments.images, Path(temporary))
         dataset = ImageNetDataset(str(folder), str(file), OPS)
         peer = StepsWrittenOut(dataset)
+        print(pack(file, folder, f"{temporary}/packed"))
+        print(pack(file, folder, f"{temporary}/reduced", short_side=352, quality=85))
+        packed, reduced = (PackedDataset(f"{temporary}/{name}", OPS) for name in ("packed", "reduced"))
         rates = measure(
             {
                 "make, one thread": make_only(dataset),
+                "make, packed": make_only(packed),
+                "make, packed and reduced": make_only(reduced),
                 "make, written out": make_only_written_out(peer),
+                "hand over, packed": handed_over(packed, 2, normalize=False),
+                "hand over, packed and reduced": handed_over(reduced, 2, normalize=False),
+                "hand over and normalize, packed": handed_over(packed, 2, normalize=True),
                 "hand over, one thread": handed_over(dataset, 1, normalize=False),
                 "hand over, two threads": handed_over(dataset, 2, normalize=False),
                 "hand over and normalize, two threads": handed_over(dataset, 2, normalize=True),
@@ -174,6 +184,10 @@ def main() -> None:
     print(f"make:                      {rates['make, one thread'] / rates['make, written out']:.2f}x a core")
     print(f"hand over:                 {rates['hand over, two threads'] / base:.2f}x on two cores")
     print(f"hand over and normalize:   {rates['hand over and normalize, two threads'] / base:.2f}x on two cores")
+    for name in ("packed", "packed and reduced"):
+        print(f"{name + ', make:':27s}{rates['make, ' + name] / rates['make, written out']:.2f}x a core")
+        print(f"{name + ', hand over:':33s}{rates['hand over, ' + name] / base:.2f}x on two cores")
+    print(f"packed, and normalize:     {rates['hand over and normalize, packed'] / base:.2f}x on two cores")
     print(f"two threads against one:   {rates['hand over, two threads'] / rates['hand over, one thread']:.2f}x")
 
 
