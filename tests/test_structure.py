@@ -27,7 +27,8 @@ ROWS = [
     ["models"],
     ["data", "checkpoints"],
     ["config"],
-    ["ops", "system"],
+    ["ops"],
+    ["system"],
 ]
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted((ROOT / "ppxcls").rglob("*.py"))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
+from ppxcls.system.turns import turn
+
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 # numba's portable threading layer crashes if two threads enter a parallel kernel at once.
 _LOCK = threading.Lock()
+_HAVE_RUN: set[Callable[..., None]] = set()
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:
@@ -45,10 +50,20 @@ def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
 
 
 def run(module: str, kernel: str, *arguments: Any) -> None:
-    """Run a kernel of a module in this folder. The module is imported at first use, because numba takes half a second."""
+    """Run a kernel of a module in this folder. The module is imported at first use, because numba takes half a second.
+
+    The processes of a host take turns at a kernel's first run: one compiles it, and the others load it from numba's cache.
+    """
     with _LOCK:
         _set_threads()
-        getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)(*arguments)
+        function = getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)
+        if function in _HAVE_RUN:
+            function(*arguments)
+            return
+        folder = function.stats.cache_path  # None if numba found no folder
+        with turn(Path(folder) / f"{kernel}.lock") if folder and os.path.isdir(folder) else contextlib.nullcontext():
+            function(*arguments)
+        _HAVE_RUN.add(function)
 
 
 def _set_threads() -> None:

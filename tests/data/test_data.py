@@ -19,7 +19,7 @@ from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.loader import Loader
-from ppxcls.data.sampler import DistributedBatchSampler
+from ppxcls.data.sampler import BlockShuffleSampler, DistributedBatchSampler
 from ppxcls.data.transforms import build_transforms, split_for_device
 from tests.conftest import write_images
 
@@ -282,3 +282,21 @@ def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPat
         assert np.array_equal(to_input(images).numpy(), expected)
     assert asked == [False] * 5
     assert len(to_input._copied) == 3
+
+
+def test_blocks_of_a_mixed_list_are_as_mixed_as_a_full_shuffle() -> None:
+    """Classes in a batch; an order of blocks is a permutation, and a window of it has no more blocks than asked for."""
+    count, classes = 100_003, 1000
+    labels = np.random.default_rng(0).permutation(np.arange(count) * classes // count)
+    blocks = BlockShuffleSampler(batch_size=256, num_samples=count, block=1024, blocks_at_once=4)
+    full = DistributedBatchSampler(batch_size=256, num_samples=count, shuffle=True)
+
+    def classes_of_a_batch(order: Any) -> float:
+        return float(np.mean([len(set(labels[order[i : i + 256]])) for i in range(0, count - 256, 256)]))
+
+    orders = [blocks.order(epoch) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(count))
+        assert len(set((order[: 4 * 1024 - 3] // 1024).tolist())) <= 5
+    assert not np.array_equal(*orders)
+    assert classes_of_a_batch(orders[0]) == pytest.approx(classes_of_a_batch(full.order(0)), rel=0.01)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ from paddle import nn
 from ppxcls.ops import cpu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
+from tests.conftest import ROOT
 
 GEOMETRIES = [
     # kernel, stride, padding, dilation, (height, width)
@@ -133,3 +138,20 @@ def test_max_pool(geometry: tuple[int, int, int], size: tuple[int, int]) -> None
         results.append((out.numpy(), images.grad.numpy()))
     for mine, expected in zip(*results, strict=True):
         assert np.array_equal(mine, expected)
+
+
+def test_processes_take_turns_at_compiling(tmp_path: Path) -> None:
+    """Of three processes with an empty cache, one compiles a kernel, and the others load what it has written."""
+    code = """
+import numpy as np, ppxcls
+from ppxcls.ops import cpu
+images, table, out = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 256), np.float32), np.zeros((2, 3, 4, 4), np.float32)
+cpu.run("normalize_kernels", "normalize", images, table, out)
+from ppxcls.ops.normalize_kernels import normalize
+print(sum(normalize.stats.cache_misses.values()), sum(normalize.stats.cache_hits.values()))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code]
+    jobs = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    found = sorted(tuple(map(int, job.communicate(timeout=200)[0].split())) for job in jobs)
+    assert found == [(0, 1), (0, 1), (1, 0)]
