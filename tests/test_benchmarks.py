@@ -19,3 +19,15 @@ def test_the_benchmark_for_gpus_measures(tmp_path: Path) -> None:
     assert row["share_of_peak"] is None
     assert result.stdout.count("| Xception41 | float32-nhwc | 1 |") == 1
     assert list((tmp_path / "trace/Xception41-float32-nhwc").glob("*.json"))
+
+
+def test_all_comparisons_in_one_table(tmp_path: Path) -> None:
+    words = ["--quick", "--only", "loader.py", "--json", tmp_path / "ratios.json"]
+    result = run_tool("scripts/benchmarks/all.py", *words)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "ratios.json").read_text())
+    assert found["machine"]["cores"] > 0
+    made = [row for row in found["rows"] if row["what"] == "make, packed, a core"]
+    assert [(row["benchmark"], row["peer"]) for row in made] == [("loader.py", "PaddleClas's steps written out")]
+    assert all(row["ratio"] == row["ours"] / row["theirs"] > 0 for row in found["rows"])
+    assert result.stdout.count("| make, packed, a core | PaddleClas's steps written out |") == 1

@@ -24,6 +24,7 @@ environment.import_paddle()
 import cv2
 import numpy as np
 from loader import exhaust, measure  # of this folder
+from ratios import compare  # of this folder
 
 from ppxcls import build_transforms, load_config
 from ppxcls.data.transforms import split_for_device
@@ -124,12 +125,13 @@ def main() -> None:
     data = images(given.folder)[: given.count]
     peers = {"torchvision": torchvisions, "timm": timms}
     peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
-    print(f"{'policy':34}{'images/s':>9}" + "".join(f"{name:>14}{'ratio':>7}" for name in peers))
     for name, policy in POLICIES.items():
         made = {peer: make(name) for peer, make in peers.items()}
         found = rates({"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}, data, given.rounds)
-        cells = [f"{found[p]:14.0f}{found['ours'] / found[p]:7.2f}" if p in found else f"{'-':>14}{'':>7}" for p in peers]
-        print(f"{name:34}{found['ours']:9.0f}" + "".join(cells), flush=True)
+        for peer in found.keys() & peers:
+            compare(f"{name}, a core", peer, found["ours"], found[peer], "images/s")
+        if not found.keys() & peers:
+            print(f"{name:46} {found['ours']:.0f} images/s")
     for file in sorted((ROOT / "configs").rglob("*.yaml")):
         config = load_config(file)
         if config.DataLoader and config.DataLoader.Train:

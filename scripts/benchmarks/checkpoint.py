@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import yaml
+from ratios import compare  # of this folder
 
 import ppxcls
 from ppxcls.train.trainer import Trainer
@@ -83,7 +84,9 @@ def main() -> None:
             f"{way:18} the loop stood still {median(stood[way]):6.3f} s; {arguments.steps} steps took {median(took[way]):6.2f} s, "
             f"{cost:+.2f} s: a save costs {cost / (base / arguments.steps):.2f} steps"
         )
-    print(f"paddle.save / ours: loop stands still {median(stood['paddle.save']) / median(stood['in the background']):.1f}x as long")
+    compare(
+        "the loop stands still for a save", "paddle.save", median(stood["in the background"]), median(stood["paddle.save"]), "s"
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from statistics import median
 
+from ratios import compare  # of this folder
+
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = ("Paddle as it comes", "Paddle Inference", "ONNX Runtime")
 
@@ -103,9 +105,9 @@ def main() -> None:
             process.stdin.close()
             process.wait()
     base = median(seconds[WAYS[0]][1:])
-    for way in WAYS:
-        own = median(seconds[way][1:])
-        print(f"{way:20} {own:6.3f} s a batch of {arguments.batch}: {base / own:.1f}x as fast as Paddle as it comes")
+    for way in WAYS[1:]:
+        what = f"a batch of {arguments.batch}, exported: {way}"
+        compare(what, "Paddle as it comes", median(seconds[way][1:]), base, "s")
 
 
 if __name__ == "__main__":

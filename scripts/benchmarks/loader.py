@@ -23,6 +23,7 @@ environment.import_paddle()
 import cv2
 import numpy as np
 import paddle
+from ratios import compare  # of this folder
 
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
@@ -178,17 +179,13 @@ def main() -> None:
             arguments.images,
             arguments.rounds,
         )
+    alone, base = rates["make, written out"], rates["hand over, written out, two processes"]
+    for name in ("make, one thread", "make, packed", "make, packed and reduced"):
+        compare(f"{name}, a core", "PaddleClas's steps written out", rates[name], alone, "images/s")
     for name, rate in rates.items():
-        print(f"{name:40s} {rate:8.0f} images/s")
-    base = rates["hand over, written out, two processes"]
-    print(f"make:                      {rates['make, one thread'] / rates['make, written out']:.2f}x a core")
-    print(f"hand over:                 {rates['hand over, two threads'] / base:.2f}x on two cores")
-    print(f"hand over and normalize:   {rates['hand over and normalize, two threads'] / base:.2f}x on two cores")
-    for name in ("packed", "packed and reduced"):
-        print(f"{name + ', make:':27s}{rates['make, ' + name] / rates['make, written out']:.2f}x a core")
-        print(f"{name + ', hand over:':33s}{rates['hand over, ' + name] / base:.2f}x on two cores")
-    print(f"packed, and normalize:     {rates['hand over and normalize, packed'] / base:.2f}x on two cores")
-    print(f"two threads against one:   {rates['hand over, two threads'] / rates['hand over, one thread']:.2f}x")
+        if name.startswith("hand over") and name not in ("hand over, one thread", "hand over, written out, two processes"):
+            compare(f"{name}, two cores", "those steps in paddle.io.DataLoader", rate, base, "images/s")
+    compare("two threads", "one thread", rates["hand over, two threads"], rates["hand over, one thread"], "images/s")
 
 
 if __name__ == "__main__":

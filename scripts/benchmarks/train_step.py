@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ratios import compare  # of this folder
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -231,7 +233,8 @@ def main() -> None:
     only = ["ours", *arguments.only] if arguments.only else []
     medians = steps(arguments.size, arguments.batch, arguments.rounds, only)
     for name, seconds in medians.items():
-        print(f"{name:24s} {seconds:7.3f} s a step   {seconds / medians['ours']:.2f}x ours")
+        if name != "ours":
+            compare(f"a step at {arguments.size} px, batch {arguments.batch}", name, medians["ours"], seconds, "s")
     loop = loop_seconds(arguments.size, arguments.batch)
     print(
         f"loop                     {loop * 1000:7.2f} ms an iteration, decoding and all: {loop / medians['ours']:.2%} of our step"

@@ -1,0 +1,27 @@
+"""Comparisons as lines of text and, under ``all.py``, as rows of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+ROWS = "PPXCLS_RATIOS"  # the file that all.py reads
+
+
+def compare(what: str, peer: str, ours: float, theirs: float, unit: str) -> None:
+    """Print how many times as fast ours is as the peer.
+
+    Args:
+        what: was done.
+        peer: name of the other side.
+        ours: median of our side.
+        theirs: median of the peer.
+        unit: of both. A unit that ends in ``/s`` is a rate; any other is a time, which is better if it is smaller.
+    """
+    ratio = ours / theirs if unit.endswith("/s") else theirs / ours
+    print(f"{what:46} {ratio:6.2f}x {peer} ({ours:.4g} against {theirs:.4g} {unit})", flush=True)
+    if ROWS in os.environ:
+        row = {"benchmark": os.path.basename(sys.argv[0]), "what": what, "peer": peer, "ratio": ratio}
+        with open(os.environ[ROWS], "a", encoding="utf-8") as file:
+            file.write(json.dumps({**row, "ours": ours, "theirs": theirs, "unit": unit}) + "\n")
