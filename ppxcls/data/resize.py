@@ -77,7 +77,7 @@ def part_of(image: Image | ImageParts, left: int, top: int, width: int, height: 
     return image[top : top + height, left : left + width]
 
 
-class ResizedParts:
+class ResizedParts(ImageParts):
     """An image that is resized, of which only what a part needs is decoded.
 
     The part is the same as that of the whole image: it is cut from a resized image whose other pixels are empty, because both

@@ -14,7 +14,7 @@ from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
-from ppxcls.data.packed.format import LIST, MANIFEST, read_index, read_manifest, record_size, shard_name, unpacked_record
+from ppxcls.data.packed.format import LIST, MANIFEST, Record, read_index, read_manifest, shard_name, unpacked
 from ppxcls.data.packed.jpeg import SegmentedImage
 from ppxcls.data.packed.storage import storage_of
 from ppxcls.data.read_file import patiently
@@ -70,17 +70,15 @@ class PackedDataset(Dataset):
     def read(self, index: int) -> bytes | ImageParts:
         """The bytes of the sample's file, or its parts."""
         name, record = self._record(index)
-        size = record_size(record)
-        offset = int(record["offset"])
-        data = patiently(lambda: self._storage.read(name, offset, size), self.path(index), self._patience)
-        found = unpacked_record(record, data)
+        data = patiently(lambda: self._storage.read(name, record.offset, record.bytes), self.path(index), self._patience)
+        found = unpacked(record, data)
         return found if isinstance(found, bytes) else SegmentedImage(found)
 
     def announce(self, indices: Iterable[int]) -> None:
         """Begin to read ahead."""
         with contextlib.suppress(ValueError):  # the reading itself says what is wrong
             parts = [self._record(int(i)) for i in indices]
-            self._storage.announce([(name, int(record["offset"]), record_size(record)) for name, record in parts])
+            self._storage.announce([(name, record.offset, record.bytes) for name, record in parts])
 
     def listed(self, index: int) -> str:
         """The path in the list."""
@@ -115,7 +113,7 @@ class PackedDataset(Dataset):
             if size != shard.bytes:
                 raise DataError(f"{self.pack}/{name}: expected {shard.bytes:,} bytes, received {size:,}")
 
-    def _record(self, index: int) -> tuple[str, Any]:
+    def _record(self, index: int) -> tuple[str, Record]:
         """The shard of a sample and its place there. Raises ValueError."""
         number, place = divmod(index, self.manifest.samples_per_shard)
         if number not in self._indices:
@@ -124,4 +122,4 @@ class PackedDataset(Dataset):
                 self._indices[number] = read_index(file, self.manifest.shards[number])
             except DataError as error:
                 raise ValueError(str(error)) from None
-        return f"{shard_name(number)}.data", self._indices[number][place]
+        return f"{shard_name(number)}.data", Record(*self._indices[number][place].item())

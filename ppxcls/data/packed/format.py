@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -153,35 +153,48 @@ def read_index(file: Path, shard: Shard) -> Array:
     return index
 
 
-def unpacked_record(record: Any, data: bytes) -> bytes | Segmented:
+class Record(NamedTuple):
+    """A row of the index, with the fields of ``RECORD``."""
+
+    offset: int
+    size: int
+    scan: int
+    segments: int
+    width: int
+    height: int
+    per_segment: int
+    mcu_width: int
+    mcu_height: int
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the record in its shard: the file, and the table of its segments."""
+        return self.size + 2 * self.segments
+
+
+def unpacked(record: Record, data: bytes) -> bytes | Segmented:
     """A record from its bytes: a file, or a JPEG in segments.
 
     Args:
         record: of the index.
-        data: ``record_size(record)`` bytes.
+        data: ``record.bytes`` bytes.
 
     Raises:
         ValueError: the bytes are not what the index says.
     """
-    count, size = int(record["segments"]), int(record["size"])
-    if len(data) != record_size(record):
-        raise ValueError(f"expected {record_size(record):,} bytes in the shard, received {len(data):,}")
-    if not count:
+    if len(data) != record.bytes:
+        raise ValueError(f"expected {record.bytes:,} bytes in the shard, received {len(data):,}")
+    if not record.segments:
         return data
-    grid = Grid(*(int(record[name]) for name in ("width", "height", "mcu_width", "mcu_height", "per_segment")))
-    lengths = np.frombuffer(data, "<u2", offset=size)
+    grid = Grid(record.width, record.height, record.mcu_width, record.mcu_height, record.per_segment)
+    lengths = np.frombuffer(data, "<u2", offset=record.size)
     fits = (
         grid.width * grid.height <= MOST_PIXELS
         and grid.mcu_width in (8, 16)
         and grid.mcu_height in (8, 16)
         and 0 not in grid
-        and grid.columns * grid.rows == count
+        and grid.columns * grid.rows == record.segments
     )
-    if not fits or int(record["scan"]) < _LEAST_HEAD or int(record["scan"]) + int(lengths.sum(dtype=np.int64)) != size:
+    if not fits or record.scan < _LEAST_HEAD or record.scan + int(lengths.sum(dtype=np.int64)) != record.size:
         raise ValueError("its segments don't fit the record")
-    return Segmented(data[:size], grid, int(record["scan"]), lengths)
-
-
-def record_size(record: Any) -> int:
-    """Bytes of a record in its shard."""
-    return int(record["size"]) + 2 * int(record["segments"])
+    return Segmented(data[: record.size], grid, record.scan, lengths)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import simplejpeg
 
-from ppxcls.data.decode import MOST_PIXELS, Image
+from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
 from ppxcls.ops.cpu import HAS_NUMBA
 
 Array = np.ndarray[Any, Any]
@@ -278,7 +278,7 @@ def _head(frame: _Frame, grid: Grid, tables: list[tuple[bytes, bytes]]) -> bytes
     return _HEAD + written[0] + frame.quantization + b"".join(written[1:])
 
 
-class SegmentedImage:
+class SegmentedImage(ImageParts):
     """A rewritten JPEG that is decoded as far as it is needed.
 
     Args:
