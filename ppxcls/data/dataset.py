@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Iterable
@@ -131,6 +132,13 @@ class Dataset:
             DataError: it can't be read or decoded, or does not fit a transform; names the file and its list line.
         """
         return self._load(transform or self.host_transform, index, rng)
+
+    def with_transforms(self, transform_ops: TransformOps) -> Dataset:
+        """The same samples with other transforms."""
+        changed = copy.copy(self)
+        changed.transform = build_transforms(transform_ops)
+        changed.host_transform, changed.device_stage = split_for_device(changed.transform)
+        return changed
 
     def _load(self, transform: Compose, index: int, rng: Generator | None) -> Image:
         try:

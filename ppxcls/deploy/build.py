@@ -18,7 +18,7 @@ from ppxcls.build import build_dataset, start_processes
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, plain
-from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
@@ -154,7 +154,8 @@ def export(
         softmax: probabilities instead of logits.
         preprocess: take uint8 images and normalise them in the graph.
         fold: fold batch norms into the convolutions before them.
-        int8: list of images, in the folder of the evaluation data, to calibrate 8-bit numbers on; see ``quantise``.
+        int8: list of images to calibrate 8-bit numbers on; see ``quantise``. Its paths are relative to the ``image_root`` of the
+            evaluation data, or else to the list's own folder.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
@@ -185,9 +186,7 @@ def export(
     return differences
 
 
-def _for_int8(
-    config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]
-) -> tuple[ImageNetDataset, ImageNetDataset]:
+def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> tuple[ImageNetDataset, Dataset]:
     """The images to calibrate 8-bit numbers on, and those of the evaluation, both as the exported file takes them.
 
     Raises ConfigError, CheckpointError and DataError.
@@ -196,10 +195,10 @@ def _for_int8(
     if "onnx" not in formats:
         raise DataError("INT8 is made from the ONNX file: export it too")
     evaluation = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
-    if not isinstance(evaluation, ImageNetDataset):
-        raise config.where("DataLoader.Eval").error("expected an ImageNetDataset, to measure what 8 bits cost")
-    root, count = str(evaluation.image_root), class_num(config)
-    return ImageNetDataset(root, path, list(blocks)), ImageNetDataset(root, evaluation.source, list(blocks), class_num=count)
+    if evaluation is None:
+        raise config.where("DataLoader.Eval").error("the section is missing; it is needed to measure what 8 bits cost")
+    root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
+    return ImageNetDataset(str(root), path, list(blocks)), evaluation.with_transforms(list(blocks))
 
 
 def _real_images(config: Config, blocks: Sequence[Block], host: Compose, count: int = 8) -> Array:

@@ -9,6 +9,7 @@ import yaml
 from ppxcls.reports import figures
 from ppxcls.reports.record import Record
 from ppxcls.system.paths import printable
+from ppxcls.train.trained_model import data_name
 
 MARK = "# Written by ppxcls; without this line, it is not written again."
 
@@ -54,4 +55,4 @@ def model_card(record: Record) -> str:
 def _eval_list(record: Record) -> str:
     loaders = record.config.DataLoader
     dataset = loaders.Eval.dataset if loaders and loaders.Eval else {}
-    return printable(str(dataset.get("cls_label_path", dataset.get("name", "the evaluation data"))))
+    return printable(data_name(dataset))

@@ -241,7 +241,7 @@ def _item(record: Record, samples: Samples, i: int, image: str | None) -> dict[s
 
 
 def _gallery(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    return [_item(record, samples, i, thumbnail(samples.files[i])) for i in numbers]
+    return [_item(record, samples, i, thumbnail(samples.files[i], record.images)) for i in numbers]
 
 
 def _spread(samples: Samples, count: int) -> list[int]:
@@ -251,7 +251,7 @@ def _spread(samples: Samples, count: int) -> list[int]:
 
 def _explained(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
     try:
-        images = overlays(record.config, [(samples.files[i], int(samples.predicted[i])) for i in numbers])
+        images = overlays(record.config, record.images, [(samples.files[i], int(samples.predicted[i])) for i in numbers])
     except Exception as error:  # a network of the user's own may have no gradient, no feature map, or no weights any more
         logger.info(f"the report has no Grad-CAM: {' '.join(str(error).split())}")
         return []
@@ -292,7 +292,7 @@ def _notes(record: Record) -> list[str]:
             notes.append(
                 f"{len(absent)} of {len(record.names)} classes have no evaluated sample: {shown}{' …' if len(absent) > 5 else ''}"
             )
-        wrong = sum(not Path(file).is_file() for file in record.samples.files[:100])
+        wrong = sum(not record.images.has(file) for file in record.samples.files[:100])
         if wrong:
             notes.append("The images are not where they were during the evaluation, so some pictures are missing.")
     return notes

@@ -15,8 +15,8 @@ from ppxcls.config.sections import Config
 from ppxcls.data.decode import decode_image
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
-from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import build_transforms, split_for_device
+from ppxcls.reports.record import Images
 from ppxcls.train.network import build_network
 from ppxcls.train.trained_model import transforms_for, weights_for
 
@@ -29,10 +29,10 @@ def data_uri(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def thumbnail(file: str) -> str | None:
+def thumbnail(file: str, images: Images) -> str | None:
     """A small JPEG of an image file as text for a page; None if it can't be read."""
     try:
-        image = decode_image(read_file(file))
+        image = decode_image(images.read(file))
     except (OSError, ValueError, MemoryError):
         return None
     return _jpeg(_fitted(image))
@@ -67,15 +67,16 @@ class GradCam:
         self._host, stage = split_for_device(build_transforms(transforms_for(config)))
         self._to_input = ModelInput(stage)
 
-    def overlay(self, file: str, class_id: int) -> str | None:
+    def overlay(self, file: str, images: Images, class_id: int) -> str | None:
         """The image as the network sees it, with the places marked; text for a page, None if it can't be made.
 
         Args:
             file: the image.
+            images: reads it.
             class_id: the class whose score is explained.
         """
         try:
-            pixels = self._host(read_file(file), np.random.default_rng(0))
+            pixels = self._host(images.read(file), np.random.default_rng(0))
         except (OSError, ValueError, MemoryError, DataError):
             return None
         places = self._places(self._to_input(pixels[None]), class_id)
@@ -110,12 +111,13 @@ class GradCam:
         return places / max(float(places.max()), 1e-12)
 
 
-def overlays(config: Config, samples: Sequence[tuple[str, int]]) -> list[str | None]:
+def overlays(config: Config, images: Images, samples: Sequence[tuple[str, int]]) -> list[str | None]:
     """Grad-CAM of several images; see ``GradCam``.
 
     Args:
         config: of the run.
+        images: reads the files.
         samples: file and class.
     """
     cam = GradCam(config)
-    return [cam.overlay(file, class_id) for file, class_id in samples]
+    return [cam.overlay(file, images, class_id) for file, class_id in samples]

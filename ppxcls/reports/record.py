@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
+from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
+from ppxcls.data.packed.dataset import PackedDataset
+from ppxcls.data.read_file import read_file
 from ppxcls.system.whole_files import read_regular
 from ppxcls.train.predictions import COLUMNS, PREDICTIONS
 from ppxcls.train.trained_model import class_names_for, class_num
@@ -49,6 +53,35 @@ class Samples:
         return len(self.files)
 
 
+class Images:
+    """Reads the files that ``predictions.csv`` names, from the disk or from a packed data set.
+
+    Args:
+        config: of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._places: dict[str, int] = {}
+        try:
+            dataset = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
+        except (ConfigError, DataError, ValueError, OSError):
+            return
+        if isinstance(dataset, PackedDataset):
+            self._dataset = dataset
+            self._places = {dataset.path(i): i for i in range(len(dataset))}
+
+    def has(self, file: str) -> bool:
+        """Whether the file is there."""
+        return file in self._places or Path(file).is_file()
+
+    def read(self, file: str) -> bytes:
+        """The bytes of a file. Raises OSError and ValueError."""
+        if file not in self._places:
+            return read_file(file)
+        found: Any = self._dataset.read(self._places[file])
+        return found.encoded if isinstance(found, ImageParts) else found
+
+
 @dataclass
 class Record:
     """A run, as its folder tells it.
@@ -71,6 +104,11 @@ class Record:
     samples: Samples | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     class_counts: Array | None = None
+
+    @cached_property
+    def images(self) -> Images:
+        """Reads the evaluated files."""
+        return Images(self.config)
 
     @property
     def title(self) -> str:

@@ -222,8 +222,14 @@ def class_names_for(config: Config, purpose: Purpose) -> list[str]:
 
 def _list_folders(config: Config) -> list[Path]:
     sections = [config.DataLoader.Eval, config.DataLoader.Train] if config.DataLoader else []
-    lists = [section.dataset.get("cls_label_path") for section in sections if section]
-    return [Path(path).parent for path in lists if path]
+    datasets = [section.dataset for section in sections if section]
+    lists = [Path(dataset["cls_label_path"]).parent for dataset in datasets if dataset.get("cls_label_path")]
+    return lists + [Path(dataset["pack"]) for dataset in datasets if dataset.get("pack")]
+
+
+def data_name(dataset: Mapping[str, Any]) -> str:
+    """The data set of a config's block, in a few words: its list or folder, or else its kind."""
+    return str(dataset.get("cls_label_path") or dataset.get("pack") or dataset.get("name", "the evaluation data"))
 
 
 def describe(config: Config, weights: Weights, transforms: Sequence[Block], names: Sequence[str]) -> str:
@@ -268,7 +274,7 @@ def write_results(config: Config, weights: Weights, results: dict[str, float]) -
     file = folder / (EVALUATION if is_own else "eval_other.json")
     folder.mkdir(parents=True, exist_ok=True)
     dataset = plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
-    facts = {"weights": weights.path, "about": weights.note, "data": dataset.get("cls_label_path", dataset.get("name"))}
+    facts = {"weights": weights.path, "about": weights.note, "data": data_name(dataset) if dataset else None}
     write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
     return file
 

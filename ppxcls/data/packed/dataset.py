@@ -14,7 +14,7 @@ from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
-from ppxcls.data.packed.format import LIST, MANIFEST, Record, read_index, read_manifest, shard_name, unpacked
+from ppxcls.data.packed.format import LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
 from ppxcls.data.packed.jpeg import SegmentedImage
 from ppxcls.data.packed.storage import storage_of
 from ppxcls.data.read_file import patiently
@@ -113,7 +113,7 @@ class PackedDataset(Dataset):
             if size != shard.bytes:
                 raise DataError(f"{self.pack}/{name}: expected {shard.bytes:,} bytes, received {size:,}")
 
-    def _record(self, index: int) -> tuple[str, Record]:
+    def _record(self, index: int) -> tuple[str, Row]:
         """The shard of a sample and its place there. Raises ValueError."""
         number, place = divmod(index, self.manifest.samples_per_shard)
         if number not in self._indices:
@@ -122,4 +122,4 @@ class PackedDataset(Dataset):
                 self._indices[number] = read_index(file, self.manifest.shards[number])
             except DataError as error:
                 raise ValueError(str(error)) from None
-        return f"{shard_name(number)}.data", Record(*self._indices[number][place].item())
+        return f"{shard_name(number)}.data", Row(*self._indices[number][place].item())

@@ -153,7 +153,7 @@ def read_index(file: Path, shard: Shard) -> Array:
     return index
 
 
-class Record(NamedTuple):
+class Row(NamedTuple):
     """A row of the index, with the fields of ``RECORD``."""
 
     offset: int
@@ -172,7 +172,7 @@ class Record(NamedTuple):
         return self.size + 2 * self.segments
 
 
-def unpacked(record: Record, data: bytes) -> bytes | Segmented:
+def unpacked(record: Row, data: bytes) -> bytes | Segmented:
     """A record from its bytes: a file, or a JPEG in segments.
 
     Args:

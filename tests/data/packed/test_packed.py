@@ -325,6 +325,12 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
     expected = train("whole", 2, files)
     assert len([row for row in expected if "loss" in row]) > 6
     assert train("parted", 2, packed) == expected
+    report = (tmp_path / "parted/SmallNetwork/report.html").read_text()
+    assert report.count("data:image/jpeg;base64,") > 7
+    assert "The images are not where they were" not in report
+    result = run_tool("tools/eval.py", "-c", tmp_path / "parted/SmallNetwork")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "parted/SmallNetwork/eval.json").read_text())["data"] == packs[1][1]
 
 
 def test_the_tool_says_what_it_needs(photos: Path, tmp_path: Path) -> None:
