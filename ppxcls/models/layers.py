@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
+from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
@@ -31,12 +31,12 @@ class DropPath(nn.Layer):
         return x * kept / (1 - self.rate)
 
 
-class NormReLU(nn.BatchNorm2D):
+class NormReLU(BatchNorm2D):
     """Batch norm and ReLU under one name."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to the same."""
-        return F.relu(nn.BatchNorm2D.forward(self, x))  # to a static graph, Paddle 2.6 translates no super()
+        return relu(BatchNorm2D.forward(self, x))  # to a static graph, Paddle 2.6 translates no super()
 
 
 def linear(features: int, class_num: int) -> nn.Layer:

@@ -16,6 +16,7 @@ from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import HALF, Preprocessing, of_timm
+from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.max_pool import MaxPool2D
 
 _NAMES = "conv1", "pointwise"
@@ -49,11 +50,11 @@ class Block(nn.Layer):
         self.skip: nn.Layer | None = None
         if pool is not None:
             self.skip = convolution(channels[0], channels[-1], 1, 2)
-            self.skipbn = nn.BatchNorm2D(channels[-1])
+            self.skipbn = BatchNorm2D(channels[-1])
         layers: list[nn.Layer] = []
         for in_channels, out_channels in zip(channels, channels[1:], strict=False):
             pair = nn.Sequential(*separable(_NAMES, in_channels, out_channels))
-            layers += [nn.ReLU(), pair, nn.BatchNorm2D(out_channels)]
+            layers += [ReLU(), pair, BatchNorm2D(out_channels)]
         layers = layers if relu_first else layers[1:]
         self.rep = nn.Sequential(*layers, *([] if pool is None else [pool]))
 
@@ -77,18 +78,18 @@ class LegacyXception(nn.Layer):
     def __init__(self, class_num: int, in_channels: int, drop_rate: float, keras: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2D(in_channels, 32, 3, stride=2, bias_attr=False)
-        self.bn1 = nn.BatchNorm2D(32)
+        self.bn1 = BatchNorm2D(32)
         self.conv2 = nn.Conv2D(32, 64, 3, bias_attr=False)
-        self.bn2 = nn.BatchNorm2D(64)
+        self.bn2 = BatchNorm2D(64)
         pools = [SamePool() if keras else MaxPool2D(kernel_size=3, stride=2, padding=1) for _ in range(4)]
         widths = [(64, 128, 128), (128, 256, 256), (256, 728, 728), (728, 728, 1024)]
         down = [Block(channels, pool, relu_first=i > 0) for i, (channels, pool) in enumerate(zip(widths, pools, strict=True))]
         blocks = [*down[:3], *(Block((728,) * 4) for _ in range(8)), down[3]]
         self._blocks = [self.add_sublayer(f"block{i}", block) for i, block in enumerate(blocks, 1)]
         self.conv3 = nn.Sequential(*separable(_NAMES, 1024, 1536))
-        self.bn3 = nn.BatchNorm2D(1536)
+        self.bn3 = BatchNorm2D(1536)
         self.conv4 = nn.Sequential(*separable(_NAMES, 1536, 2048))
-        self.bn4 = nn.BatchNorm2D(2048)
+        self.bn4 = BatchNorm2D(2048)
         self.pool = nn.AdaptiveAvgPool2D(1)
         self.drop = nn.Dropout(drop_rate)
         self.fc = linear(2048, class_num)
@@ -100,12 +101,12 @@ class LegacyXception(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
-        x = F.relu(self.bn1(self.conv1(images)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = relu(self.bn1(self.conv1(images)))
+        x = relu(self.bn2(self.conv2(x)))
         for block in self._blocks:
             x = block(x)
-        x = F.relu(self.bn3(self.conv3(x)))
-        x = F.relu(self.bn4(self.conv4(x)))
+        x = relu(self.bn3(self.conv3(x)))
+        x = relu(self.bn4(self.conv4(x)))
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 

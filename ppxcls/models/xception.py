@@ -7,13 +7,13 @@ batch norm, and the projections of the shortcuts have none. Weights that PaddleC
 from __future__ import annotations
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import linear
 from ppxcls.models.preprocessing import of_paddleclas
+from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.pointwise import PointwiseConv2D
@@ -27,7 +27,7 @@ class ConvBN(nn.Layer):
     def __init__(self, conv: nn.Conv2D, channels: int) -> None:
         super().__init__()
         self._conv = conv
-        self._batch_norm = nn.BatchNorm2D(channels)
+        self._batch_norm = BatchNorm2D(channels)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, H', W']."""
@@ -70,8 +70,8 @@ class DownsampleBlock(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         first, second = (getattr(self, name) for name in self._names)
-        y = first(F.relu(x) if self.relu_first else x)
-        y = second(F.relu(y))
+        y = first(relu(x) if self.relu_first else x)
+        y = second(relu(y))
         return self._short(x) + self._pool(y)
 
 
@@ -98,8 +98,8 @@ class EntryFlow(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, 728, H / 16, W / 16]."""
-        x = F.relu(self._conv1(x))
-        x = F.relu(self._conv2(x))
+        x = relu(self._conv1(x))
+        x = relu(self._conv2(x))
         for block in self._blocks:
             x = block(x)
         return x
@@ -116,7 +116,7 @@ class MiddleBlock(nn.Layer):
         """[N, 728, H, W] to the same."""
         y = x
         for conv in self._convs:
-            y = conv(F.relu(y))
+            y = conv(relu(y))
         return x + y
 
 
@@ -149,8 +149,8 @@ class ExitFlow(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
         x = self._conv_0(x)
-        x = F.relu(self._conv_1(x))
-        x = F.relu(self._conv_2(x))
+        x = relu(self._conv_1(x))
+        x = relu(self._conv_2(x))
         return self._out(self._drop(paddle.flatten(self._pool(x), start_axis=1)))
 
 

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Literal
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import DropPath, NormReLU, convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import of_timm
+from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]
@@ -54,9 +54,9 @@ class Block(nn.Layer):
             depthwise, pointwise = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
             own = [depthwise, ("bn_dw", norm(in_channels)), pointwise, ("bn_pw", norm(out_channels))]
             if is_last:
-                own = [*own[:2], ("act_dw", nn.ReLU()), *own[2:], ("act_pw", nn.ReLU())]
+                own = [*own[:2], ("act_dw", ReLU()), *own[2:], ("act_pw", ReLU())]
             else:
-                layers.append((f"act{i}", nn.ReLU()))
+                layers.append((f"act{i}", ReLU()))
             layers.append((f"conv{i}", nn.Sequential(*own)))
         self.stack = nn.Sequential(*layers)
         self.drop_path = DropPath(drop_path)
@@ -123,13 +123,13 @@ class XceptionAligned(nn.Layer):
         output_stride: int,
     ) -> None:
         super().__init__()
-        norm = partial(NormReLU if preact else nn.BatchNorm2D, epsilon=epsilon)
-        plain = partial(nn.BatchNorm2D, epsilon=epsilon)
-        first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", nn.ReLU()))
+        norm = partial(NormReLU if preact else BatchNorm2D, epsilon=epsilon)
+        plain = partial(BatchNorm2D, epsilon=epsilon)
+        first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", ReLU()))
         second = (
             nn.Conv2D(32, 64, 3, padding=1, bias_attr=False)
             if preact
-            else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", nn.ReLU()))
+            else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
         )
         self.stem = nn.Sequential(first, second)
         shapes: list[tuple[tuple[int, ...], int]] = []
@@ -156,7 +156,7 @@ class XceptionAligned(nn.Layer):
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
         x = self.blocks(self.stem(images))
-        x = F.relu(x) if self._relu_at_end else x
+        x = relu(x) if self._relu_at_end else x
         return self.head(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 

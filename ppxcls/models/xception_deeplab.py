@@ -9,20 +9,20 @@ from __future__ import annotations
 from typing import Literal
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution
 from ppxcls.models.preprocessing import of_paddleclas
+from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 
 _WIDTH = 728  # channels of the middle flow
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2D:
-    return nn.BatchNorm2D(channels, momentum=0.99, epsilon=1e-3)
+    return BatchNorm2D(channels, momentum=0.99, epsilon=1e-3)
 
 
 class ConvBN(nn.Layer):
@@ -52,8 +52,8 @@ class SeparableConv(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         x = self._bn1(self._conv1(x))
-        x = self._bn2(self._conv2(F.relu(x) if self._relu else x))
-        return F.relu(x) if self._relu else x
+        x = self._bn2(self._conv2(relu(x) if self._relu else x))
+        return relu(x) if self._relu else x
 
 
 class Block(nn.Layer):
@@ -77,7 +77,7 @@ class Block(nn.Layer):
         """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         y = x
         for conv in (self._conv1, self._conv2, self._conv3):
-            y = conv(F.relu(y))
+            y = conv(relu(y))
         return y + (x if self._short is None else self._short(x))
 
 
@@ -135,8 +135,8 @@ class XceptionDeeplab(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
-        x = F.relu(self._conv1(images))
-        x = F.relu(self._conv2(x))
+        x = relu(self._conv1(images))
+        x = relu(self._conv2(x))
         for block in self._blocks:
             x = block(x)
         x = self._drop(self._exit_flow_2(self._exit_flow_1(x)))

@@ -354,9 +354,9 @@ def test_a_static_graph_gives_the_same_losses(
 ) -> None:
     """Also with an average of the weights and an evaluation afterwards; the weights have the same keys.
 
-    Both run Paddle's operators: small batches magnify the rounding by which numba's kernels differ.
+    Both run Paddle's operators: small batches magnify the rounding by which the CPU's own differ.
     """
-    monkeypatch.setattr("ppxcls.ops.cpu.HAS_NUMBA", False)
+    monkeypatch.setattr("ppxcls.ops.cpu.are_plain", lambda *_: False)
     file = write_config(**{"Arch.name": name, "EMA": {"decay": 0.5}, "Optimizer.lr.learning_rate": 1e-3})
     losses = {}
     for static in (False, True):
