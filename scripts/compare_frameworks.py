@@ -2,8 +2,8 @@
 
     pip install torch timm
 
-Both train xception41 on the same batches, of the loader of configs/quickstart.yaml, with the same loss, optimizer and schedule; each
-starts from its own initial weights and regularizes as its framework does. Prints top-1 after each epoch and the seconds of training.
+Both train xception41 on the same batches, of the loader of configs/quickstart.yaml, with the same loss, optimizer and schedule.
+Each starts from its own initial weights. Prints top-1 after each epoch, and the seconds of training.
 """
 
 from __future__ import annotations
