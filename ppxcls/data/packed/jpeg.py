@@ -311,6 +311,7 @@ class SegmentedImage(ImageParts):
         across, down = grid.mcu_width * grid.per_segment, grid.mcu_height
         margin = 0 if grid.mcu_width == grid.mcu_height == 8 else _MARGIN
         first, stop = max(left - margin, 0) // across, -(-min(left + width + margin, grid.width) // across)
+        # Not a few pixels alone, such as those of a last column.
         first = max(0, min(first, -(-grid.width // across) - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across))
         row, end = max(top - margin, 0) // down, -(-min(top + height + margin, grid.height) // down)
         cut_height, cut_width = min(end * down, grid.height) - row * down, min(stop * across, grid.width) - first * across
@@ -331,7 +332,7 @@ class SegmentedImage(ImageParts):
         stops = begins[1:].reshape(lengths.shape)[row:end, stop - 1].tolist()
         pieces = [data[start:finish] for start, finish in zip(starts, stops, strict=True)]
         made = bytearray(b"".join([data[:HEIGHT_AT], size, data[HEIGHT_AT + 4 : self._scan], *pieces]))
-        markers = np.cumsum(lengths[row:end, first:stop]) + (self._scan - 1)
+        markers = np.cumsum(lengths[row:end, first:stop], dtype=np.int64) + (self._scan - 1)
         np.frombuffer(made, np.uint8)[markers] = 0xD0 + np.arange(markers.size) % 8
         made[-1] = _END
         return bytes(made)
