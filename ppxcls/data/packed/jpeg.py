@@ -24,7 +24,9 @@ _HUFFMAN, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xC4, 0xDB, 0xDD, 0xE0, 0xEE
 _IGNORED = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments, and applications' data
 _HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
 HEIGHT_AT = len(_HEAD) + 5  # of the frame's height, two bytes; its width follows
-_SEGMENT_PIXELS = 64  # width of a segment that is looked for
+# Width of a segment that is looked for. Of ImageNet's crops, 16 would save 1 % of the decoding and cost 1 % of the size; 64 would
+# save 3 % of the size and cost 10 % of the decoding.
+_SEGMENT_PIXELS = 32
 _LONGEST_CODE = 16
 _MARGIN = 2  # pixels around a part, if the colours have fewer pixels: the decoder interpolates them from their neighbours
 _LEAST_WIDTH = 32  # pixels of a part; the decoder does not interpolate a few pixels
@@ -216,7 +218,7 @@ def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
 
 
 def _grid(frame: _Frame) -> Grid:
-    """Segments as near to 64 pixels wide as the number of MCUs in a row allows."""
+    """Segments as near to 32 pixels wide as the number of MCUs in a row allows."""
     assert frame.components is not None
     across, down = (1, 1) if len(frame.components) == 1 else frame.components[0][:2]
     mcus = -(-frame.width // (8 * across))

@@ -250,7 +250,7 @@ def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
         save(index_file, np.array([{"a": 1}] * 7))
     else:
         field = {"index": "offset", "huge": "size", "segments": "per_segment"}[damage]
-        index[0][field] = {"offset": 1 << 40, "size": (1 << 32) - 1, "per_segment": 3}[field]
+        index[0][field] = {"offset": 1 << 40, "size": (1 << 32) - 1, "per_segment": 40}[field]
         save(index_file, index)
     with pytest.raises(ppxcls.DataError):
         ppxcls.verify_pack(folder)
