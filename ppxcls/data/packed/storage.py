@@ -109,8 +109,8 @@ class ObjectStore:
     """A folder in an object store, such as ``s3://bucket/imagenet``.
 
     Manifest, list and indices are copied to the cache folder. The records of a shard are read one by one, or the whole shard is
-    copied when its first record is needed. Then the shards that were used last stay, up to the cache's size. The processes of a
-    host share the folder, and each shard is copied once.
+    copied when its first record is needed. Then the shards that were used last stay, up to the cache's size, besides
+    those that are being copied. The processes of a host share the folder, and each shard is copied once.
 
     Args:
         url: of the data set.
