@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -57,6 +58,20 @@ def read_regular(file: str | Path, most_bytes: int) -> bytes:
         status = os.fstat(stream.fileno())
         _check_regular(status, most_bytes)
         return stream.read(status.st_size)  # with a size, because Python reserves as much
+
+
+def open_regular(file: Path) -> BinaryIO:
+    """Open a regular file to read it without a buffer. A pipe or a device is refused.
+
+    Raises:
+        OSError: it can't be read, or it is no regular file.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    stream = open(os.open(file, flags), "rb", buffering=0)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        stream.close()
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    return stream
 
 
 def reason_of(error: Exception) -> str:

@@ -9,12 +9,13 @@ A folder with
   with a table behind it of the segments' lengths in bytes (uint16, little endian), or any other file as it was;
 - ``shard-00000.index``: where each record lies, a numpy array in the ``.npy`` format with the fields of ``RECORD``.
 
-The index is mapped into memory. Records are read by ``pread``, not by a mapping: a page that is not in memory would be read while
-the interpreter's lock is held, and a shard that is cut off would end the process.
+Nothing is mapped into memory: a page that is not there would be read while the interpreter's lock is held, and a file that is cut
+off would end the process.
 """
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ import numpy as np
 from ppxcls.data.decode import MOST_PIXELS
 from ppxcls.data.errors import DataError
 from ppxcls.data.packed.jpeg import Grid, Segmented
-from ppxcls.system.whole_files import read_regular, reason_of, write_text
+from ppxcls.data.read_file import MAX_BYTES
+from ppxcls.system.whole_files import read_regular, reason_of, whole_file
 
 Array = np.ndarray[Any, Any]
 
@@ -45,7 +47,8 @@ RECORD = np.dtype(
     ]
 )
 _MOST_BYTES = 1 << 28  # of a manifest
-_LEAST_HEAD = 20  # bytes of a JPEG's head; any real one is longer
+_MOST_HEAD = 4096  # bytes of an index's head
+_LEAST_HEAD = 40  # bytes of a JPEG's head; any real one is longer
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Manifest:
 
     def write(self, file: Path) -> None:
         """Write the manifest, whole or not at all. Raises OSError."""
-        write_text(file, json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n")
+        with whole_file(file, durable=True) as stream:
+            stream.write((json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode())
 
 
 def shard_name(number: int) -> str:
@@ -122,6 +126,8 @@ def read_manifest(file: Path) -> Manifest:
             raise ValueError("a value of another type than expected")
         if manifest.samples < 1 or manifest.samples_per_shard < 1 or not manifest.delimiter:
             raise ValueError("expected samples and a delimiter")
+        if not 1 <= (manifest.quality or 1) <= 100 or manifest.quality == 0 or manifest.short_side == 0:
+            raise ValueError("expected a quality from 1 to 100 and a short side of at least 1")
         if len(shards) > manifest.count or any(s.samples != _size(manifest, i) for i, s in enumerate(shards)):
             raise ValueError("the shards don't have the samples")
     except FileNotFoundError:
@@ -136,20 +142,27 @@ def _size(manifest: Manifest, number: int) -> int:
 
 
 def read_index(file: Path, shard: Shard) -> Array:
-    """The index of a shard, mapped into memory; ``RECORD`` [samples].
+    """The index of a shard, ``RECORD`` [samples].
 
     Raises:
         DataError: it is missing or damaged, or a record lies outside the shard.
     """
+    size = shard.samples * RECORD.itemsize
     try:
-        index: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        stream = io.BytesIO(read_regular(file, size + _MOST_HEAD))
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except Exception as error:  # numpy parses the head as Python, which raises errors of many kinds
         raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
-    if index.dtype != RECORD or index.shape != (shard.samples,):
-        raise DataError(f"{file}: expected {shard.samples:,} records, received {index.dtype} {list(index.shape)}")
+    rows = stream.read()
+    if dtype != RECORD or shape != (shard.samples,) or len(rows) != size:
+        raise DataError(f"{file}: expected {shard.samples:,} records, received {len(rows):,} bytes of {dtype} {list(shape)}")
+    index = np.frombuffer(rows, RECORD)
     ends = index["offset"] + (index["size"].astype(np.uint64) + 2 * index["segments"].astype(np.uint64))
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
         raise DataError(f"{file}: a record lies outside of the shard's {shard.bytes:,} bytes")
+    if (index["size"] > MAX_BYTES).any():
+        raise DataError(f"{file}: a record is larger than an image file may be, {MAX_BYTES:,} bytes")
     return index
 
 
@@ -193,6 +206,7 @@ def unpacked(record: Row, data: bytes) -> bytes | Segmented:
         and grid.mcu_width in (8, 16)
         and grid.mcu_height in (8, 16)
         and 0 not in grid
+        and -(-grid.width // grid.mcu_width) % grid.per_segment == 0
         and grid.columns * grid.rows == record.segments
     )
     if not fits or record.scan < _LEAST_HEAD or record.scan + int(lengths.sum(dtype=np.int64)) != record.size:

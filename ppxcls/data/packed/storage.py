@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
 from ppxcls.system.turns import turn
-from ppxcls.system.whole_files import reason_of, whole_file
+from ppxcls.system.whole_files import open_regular, reason_of, whole_file
 
 _OPEN_FILES = 64
 _BLOCK = 1 << 22
@@ -90,8 +90,7 @@ class Folder:
         with self._lock:
             file = self._files.get(name)
             if file is None:
-                file = open(self._folder / name, "rb", buffering=0)  # noqa: SIM115
-                self._files[name] = file
+                file = self._files[name] = open_regular(self._folder / name)
             self._files.move_to_end(name)
             if len(self._files) > self._open_files:
                 self._files.popitem(last=False)

@@ -33,13 +33,15 @@ from ppxcls.data.packed.format import (
 )
 from ppxcls.data.packed.jpeg import SegmentedImage, segmented
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import read_regular, reason_of, whole_file, write_bytes
+from ppxcls.system.turns import TakenError, turn
+from ppxcls.system.whole_files import open_regular, read_regular, reason_of, whole_file, write_bytes
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int], object]
 
 SAMPLES_PER_SHARD = 8192
 _UNFINISHED = "pack.unfinished.json"
+_LOCK = "pack.lock"
 _SHOWN = 5
 _AT_ONCE = 256  # samples in memory
 
@@ -113,34 +115,55 @@ def pack(
         OSError: the data set can't be written.
     """
     output = Path(output)
-    dataset = _originals(list_file, image_root, delimiter)
+    if not delimiter:
+        raise DataError("expected a delimiter of at least one character, received ''")
     for name, value, least, most in (
         ("samples_per_shard", samples_per_shard, 1, 1 << 24),
         ("short_side", short_side, 1, 1 << 14),
         ("quality", quality, 1, 100),
+        ("threads", threads, 1, 1 << 10),
     ):
         if value is not None and not least <= value <= most:
             raise DataError(f"expected {name} from {least} to {most:,}, received {value}")
+    dataset = _originals(list_file, image_root, delimiter)
     if short_side is not None and quality is None:
         quality = 90
     reduction = None if quality is None else _Reduction(short_side or 1 << 16, quality)
     manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, short_side, quality)
     output.mkdir(parents=True, exist_ok=True)
-    manifest = _begun(output, manifest)
+    try:
+        with turn(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+            _check_free(output, Path(list_file))
+            manifest = _begun(output, manifest)
+            _write_beside(output, Path(list_file))
+            if progress:
+                progress(sum(shard.samples for shard in manifest.shards))
+            for number in range(len(manifest.shards), manifest.count):
+                samples = range(number * samples_per_shard, min((number + 1) * samples_per_shard, len(dataset)))
+                shard = _write_shard(output, number, samples, dataset, reduction, pool, progress)
+                manifest = replace(manifest, shards=[*manifest.shards, shard])
+                manifest.write(output / _UNFINISHED)
+            manifest.write(output / MANIFEST)
+            (output / _UNFINISHED).unlink(missing_ok=True)
+    except TakenError:
+        raise DataError(f"{output}: another process is packing there") from None
+    return _facts(output, manifest)
+
+
+def _check_free(output: Path, list_file: Path) -> None:
+    """Refuse to replace a list or class names that packing has not written. Raises DataError."""
+    if (output / MANIFEST).exists() or (output / _UNFINISHED).exists():
+        return
+    for name, source in ((LIST, list_file), (CLASS_NAMES, list_file.parent / CLASS_NAMES)):
+        if (output / name).exists() and source.is_file() and (output / name).read_bytes() != source.read_bytes():
+            raise DataError(f"{output / name}: is there already, and is another file than {source}; choose an empty folder")
+
+
+def _write_beside(output: Path, list_file: Path) -> None:
+    """The list, and the class names if there are any."""
     write_bytes(output / LIST, read_regular(list_file, MOST_LIST_BYTES))
     with contextlib.suppress(OSError, ValueError):  # a list need not have names beside it
-        write_bytes(output / CLASS_NAMES, read_regular(Path(list_file).parent / CLASS_NAMES, MOST_LIST_BYTES))
-    if progress:
-        progress(sum(shard.samples for shard in manifest.shards))
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for number in range(len(manifest.shards), manifest.count):
-            samples = range(number * samples_per_shard, min((number + 1) * samples_per_shard, len(dataset)))
-            shard = _write_shard(output, number, samples, dataset, reduction, pool, progress)
-            manifest = replace(manifest, shards=[*manifest.shards, shard])
-            manifest.write(output / _UNFINISHED)
-    manifest.write(output / MANIFEST)
-    (output / _UNFINISHED).unlink(missing_ok=True)
-    return _facts(output, manifest)
+        write_bytes(output / CLASS_NAMES, read_regular(list_file.parent / CLASS_NAMES, MOST_LIST_BYTES))
 
 
 def _originals(list_file: str | Path, image_root: str | Path | None, delimiter: str) -> ImageNetDataset:
@@ -152,16 +175,26 @@ def _begun(output: Path, wanted: Manifest) -> Manifest:
     """The manifest with the shards that an earlier, interrupted call has written. Raises DataError."""
     for name in (MANIFEST, _UNFINISHED):
         if (output / name).exists():
-            found = read_manifest(output / name)
+            try:
+                found = read_manifest(output / name)
+            except DataError:
+                if name == _UNFINISHED:  # cut off with the machine: begin again
+                    return wanted
+                raise
             if replace(found, shards=[]) != wanted:
                 raise DataError(f"{output / name}: the folder holds a data set of another list or with other options")
             shards = found.shards
             for number, shard in enumerate(shards):
-                file = output / f"{shard_name(number)}.data"
-                if not file.is_file() or file.stat().st_size != shard.bytes:
+                if not _is_whole(output, number, shard):
                     return replace(wanted, shards=shards[:number])
             return found
     return wanted
+
+
+def _is_whole(folder: Path, number: int, shard: Shard) -> bool:
+    """Whether both files of a shard have their checksums."""
+    files = {f"{shard_name(number)}.data": shard.sha256, f"{shard_name(number)}.index": shard.index_sha256}
+    return all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in files.items())
 
 
 def _write_shard(
@@ -205,7 +238,10 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
     except (ValueError, MemoryError):  # a damaged file stays what it is; training reports it
         picture = None
     if picture is not None and reduction is not None:
-        data = reduction(picture)
+        try:
+            data = reduction(picture)
+        except ValueError as error:
+            raise DataError(f"{dataset.path(sample)} ({dataset.line(sample)}): {error}") from None
         picture = decode_image(data)
     record = np.zeros((), RECORD)
     record["size"] = len(data)
@@ -284,7 +320,7 @@ def verify_pack(
 
 def _digest(file: Path) -> str:
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             digest = hashlib.sha256()
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -294,11 +330,12 @@ def _digest(file: Path) -> str:
 
 
 def _is_same(packed: PackedDataset, originals: ImageNetDataset, sample: int) -> bool:
-    original: Any = originals.load(sample)
-    found: Any = packed.load(sample)
-    if isinstance(found, bytes):
-        return bool(found == original)
-    return _is_equal(found, decode_image(original))
+    try:
+        original: Any = originals.load(sample)
+        found: Any = packed.load(sample)
+        return bool(found == original) if isinstance(found, bytes) else _is_equal(found, decode_image(original))
+    except (DataError, ValueError, MemoryError):  # one of both is missing or damaged
+        return False
 
 
 def unpack(folder: str | Path, output: str | Path, progress: Progress | None = None) -> int:
