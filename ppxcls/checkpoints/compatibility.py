@@ -15,7 +15,10 @@ from ppxcls.system.logs import logger
 
 _OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that can't change during a run
 _OF_ONE_START = ("Global.checkpoints", "Global.allow_changes")  # wishes of one command line
-_OF_THE_MACHINE = ("Global.device", "image_root", "cls_label_path", "num_workers", "Global.output_dir", "Global.checkpoints")
+_OF_THE_MACHINE = (
+    *("image_root", "cls_label_path", "dataset.pack", "dataset.cache_dir", "dataset.cache_gb", "num_workers"),
+    *("Global.device", "Global.output_dir", "Global.checkpoints"),
+)
 
 
 @dataclass(frozen=True)

@@ -189,12 +189,14 @@ def pack() -> None:
     parser.add_argument("--image-root", metavar="DIR", help="of the list's paths (default: the list's folder)")
     parser.add_argument("--delimiter", default=" ", help="between path and label (default: a blank)")
     parser.add_argument("--samples-per-shard", type=int, default=8192, metavar="N", help="in a file (default: 8192)")
-    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="reduce larger images to it; this changes the pixels")
+    parser.add_argument("--short-side", type=int, metavar="PIXELS", help="reduce larger images to it, as JPEGs (quality: 90)")
     parser.add_argument("--quality", type=int, help="write every image as a JPEG of this quality; this changes the pixels")
     parser.add_argument("--threads", type=int, help="default: one per core")
     parser.add_argument("--verify", metavar="PACK", help="compare checksums and, with LIST, every image with its original")
     parser.add_argument("--unpack", metavar="PACK", help="write its files to --output")
     given = parser.parse_args()
+    if (given.unpack and (given.verify or given.list)) or (given.verify and given.output):
+        parser.error("expected one of packing, --verify and --unpack")
     with tqdm(unit="image", disable=None, leave=False) as bar:
         if given.unpack and given.output:
             result: object = f"{ppxcls.unpack(given.unpack, given.output, bar.update):,} files written to {given.output}"

@@ -52,9 +52,9 @@ class ListIndex:
 
     def __init__(self, file: str | Path, delimiter: str = " ") -> None:
         self.file = Path(file)
-        self._delimiter = delimiter.encode()
         self._digest: str | None
         try:
+            self._delimiter = delimiter.encode("utf-8", "surrogateescape")
             is_long = self.file.is_file() and self.file.stat().st_size >= LEAST_BYTES
             found = shared(self.file, self._delimiter, self._parsed) if is_long else None
             parsed, self._digest = found or (self._parsed(self._read()), None)

@@ -6,6 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 # Errors of network file systems without their server, and of disks with a loose cable. They may pass.
 _PASSING = {
@@ -24,6 +25,7 @@ _PASSING = {
     )
     if hasattr(errno, name)
 }
+T = TypeVar("T")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
 MAX_BYTES = 1 << 28
 
@@ -42,7 +44,7 @@ def read_file(path: str, patience: float = 0.0) -> bytes:
     return patiently(lambda: _read_once(path), path, patience)
 
 
-def patiently(read: Callable[[], bytes], path: str, patience: float) -> bytes:
+def patiently(read: Callable[[], T], path: str, patience: float) -> T:
     """Read again and again, if the errors are such as may pass.
 
     Args:

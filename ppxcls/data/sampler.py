@@ -170,7 +170,7 @@ class BlockShuffleSampler(DistributedBatchSampler):
         starts = rng.permutation(-(-self.num_samples // self.block)) * self.block
         parts = []
         for first in range(0, starts.size, self.blocks_at_once):
-            group = starts[first : first + self.blocks_at_once, None] + np.arange(self.block)
+            group = starts[first : first + self.blocks_at_once, None] + np.arange(min(self.block, self.num_samples))
             parts.append(rng.permutation(group[group < self.num_samples]))
         return np.concatenate(parts)
 

@@ -76,7 +76,7 @@ def open_regular(file: Path) -> BinaryIO:
 
 def reason_of(error: Exception) -> str:
     """Why a file can't be used: the system's words without the path, or else the message of the error."""
-    return str(getattr(error, "strerror", None) or error)
+    return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
 def _check_regular(status: os.stat_result, most_bytes: int) -> None:

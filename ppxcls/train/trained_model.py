@@ -18,6 +18,7 @@ from ppxcls.config.sections import Config, plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, describe_classes, read_class_names
 from ppxcls.data.dataset import Dataset
+from ppxcls.data.packed.dataset import pack_folder
 from ppxcls.data.transforms import starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import PreparedImages
@@ -224,7 +225,8 @@ def _list_folders(config: Config) -> list[Path]:
     sections = [config.DataLoader.Eval, config.DataLoader.Train] if config.DataLoader else []
     datasets = [section.dataset for section in sections if section]
     lists = [Path(dataset["cls_label_path"]).parent for dataset in datasets if dataset.get("cls_label_path")]
-    return lists + [Path(dataset["pack"]) for dataset in datasets if dataset.get("pack")]
+    packs = [pack_folder(dataset["pack"], dataset.get("cache_dir")) for dataset in datasets if dataset.get("pack")]
+    return lists + [folder for folder in packs if folder is not None]
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ppxcls.config.checks import Positive
+from ppxcls.data.class_names import CLASS_NAMES
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
@@ -56,14 +58,15 @@ class PackedDataset(Dataset):
             raise ValueError("expected DecodeImage as the first of transform_ops, because files are read as bytes")
         self.pack = pack
         self._storage = storage_of(pack, cache_dir, cache_gb)
-        self.manifest = read_manifest(self._storage.small(MANIFEST))
+        self._patience = patience
+        self.manifest = read_manifest(self._small(MANIFEST))
         if len(self.manifest.shards) != self.manifest.count:
             raise DataError(f"{pack}: the manifest does not name all {self.manifest.count:,} shards")
-        self.index = ListIndex(self._storage.small(LIST), self.manifest.delimiter)
+        self._storage.expect({f"{shard_name(i)}.data": shard.bytes for i, shard in enumerate(self.manifest.shards)})
+        self.index = ListIndex(self._small(LIST, self.manifest.list_sha256), self.manifest.delimiter)
         self.source = f"{pack}/{LIST}"
         if (len(self.index), self.index.digest()) != (self.manifest.samples, self.manifest.list_sha256):
             raise DataError(f"{self.source}: not the list of {MANIFEST}")
-        self._patience = patience
         self._indices: dict[int, Array] = {}
         super().__init__(self.index.labels, transform_ops, class_num)
 
@@ -113,13 +116,36 @@ class PackedDataset(Dataset):
             if size != shard.bytes:
                 raise DataError(f"{self.pack}/{name}: expected {shard.bytes:,} bytes, received {size:,}")
 
+    def _small(self, name: str, sha256: str | None = None) -> Path:
+        """A file that is needed at the start. Raises DataError."""
+        try:
+            return patiently(lambda: self._storage.small(name, sha256), f"{self.pack}/{name}", self._patience)
+        except FileNotFoundError:
+            raise DataError(f"{self.pack}/{name}: no such file") from None
+        except OSError as error:
+            raise DataError(f"{self.pack}/{name}: {reason_of(error)}") from None
+
     def _record(self, index: int) -> tuple[str, Row]:
         """The shard of a sample and its place there. Raises ValueError."""
         number, place = divmod(index, self.manifest.samples_per_shard)
         if number not in self._indices:
+            name, shard = f"{shard_name(number)}.index", self.manifest.shards[number]
+
+            def read() -> Array:
+                return read_index(self._storage.small(name, shard.index_sha256), shard)
+
             try:
-                file = self._storage.small(f"{shard_name(number)}.index")
-                self._indices[number] = read_index(file, self.manifest.shards[number])
-            except DataError as error:
-                raise ValueError(str(error)) from None
+                self._indices[number] = patiently(read, f"{self.pack}/{name}", self._patience)
+            except (DataError, OSError) as error:
+                raise ValueError(f"{name}: {reason_of(error)}") from None
         return f"{shard_name(number)}.data", Row(*self._indices[number][place].item())
+
+
+def pack_folder(pack: str, cache_dir: str | None) -> Path | None:
+    """The folder of a packed data set in which the class names lie, or their copy; None if a store does not give them."""
+    try:
+        storage = storage_of(pack, cache_dir, None)
+        storage.small(MANIFEST)
+        return storage.small(CLASS_NAMES).parent
+    except (OSError, DataError):
+        return None

@@ -46,7 +46,7 @@ RECORD = np.dtype(
         ("mcu_height", "u1"),
     ]
 )
-_MOST_BYTES = 1 << 28  # of a manifest
+MOST_MANIFEST_BYTES = 1 << 28
 _MOST_HEAD = 4096  # bytes of an index's head
 _LEAST_HEAD = 40  # bytes of a JPEG's head; any real one is longer
 
@@ -113,7 +113,7 @@ def read_manifest(file: Path) -> Manifest:
         DataError: it is missing, or it is not one.
     """
     try:
-        found = json.loads(read_regular(file, _MOST_BYTES))
+        found = json.loads(read_regular(file, MOST_MANIFEST_BYTES))
         if found.pop("format") != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}")
         shards = [Shard(**shard) for shard in found.pop("shards")]
@@ -145,13 +145,16 @@ def read_index(file: Path, shard: Shard) -> Array:
     """The index of a shard, ``RECORD`` [samples].
 
     Raises:
-        DataError: it is missing or damaged, or a record lies outside the shard.
+        DataError: it is damaged, or a record lies outside the shard.
+        OSError: it can't be read.
     """
     size = shard.samples * RECORD.itemsize
     try:
         stream = io.BytesIO(read_regular(file, size + _MOST_HEAD))
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except OSError:
+        raise
     except Exception as error:  # numpy parses the head as Python, which raises errors of many kinds
         raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
     rows = stream.read()

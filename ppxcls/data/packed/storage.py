@@ -6,46 +6,46 @@ import contextlib
 import errno
 import hashlib
 import os
+import queue
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
+from ppxcls.data.packed.format import MANIFEST, MOST_MANIFEST_BYTES
 from ppxcls.system.turns import turn
-from ppxcls.system.whole_files import open_regular, reason_of, whole_file
+from ppxcls.system.whole_files import open_regular, reason_of, write_bytes
 
 _OPEN_FILES = 64
 _BLOCK = 1 << 22
 _DOWNLOADS = 2  # at a time
 _WAITING = 8  # downloads that are asked for ahead
+_PAUSE = 0.05  # seconds
+_ABANDONED = 600  # seconds without a write
 
 
 class Storage(Protocol):
-    """Reads the files of a packed data set. Several threads call it at once."""
+    """Reads the files of a packed data set. Several threads call it at once. Errors of the store are raised as OSError."""
 
-    def small(self, name: str) -> Path:
+    def small(self, name: str, sha256: str | None = None) -> Path:
         """A manifest, list or index, as a file of this host.
 
-        Raises:
-            DataError: it can't be read.
+        Args:
+            name: of the file.
+            sha256: that a copy must have.
         """
 
-    def read(self, name: str, offset: int, size: int) -> bytes:
-        """Bytes of a shard; fewer if it ends before.
-
-        Raises:
-            OSError: it can't be read.
-        """
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Take note of the shards' sizes in bytes, by name. Raises DataError if there is no room for the largest."""
 
     def size(self, name: str) -> int:
-        """Bytes of a shard.
+        """Bytes of a shard."""
 
-        Raises:
-            OSError: there is none.
-        """
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Bytes of a shard; fewer if it ends before."""
 
     def announce(self, parts: Iterable[tuple[str, int, int]]) -> None:
         """Parts (name, offset, size) that are read soon."""
@@ -65,9 +65,12 @@ class Folder:
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
 
-    def small(self, name: str) -> Path:
-        """The file."""
+    def small(self, name: str, sha256: str | None = None) -> Path:  # noqa: ARG002
+        """The file, which is read where it is."""
         return self._folder / name
+
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Nothing is copied."""
 
     def size(self, name: str) -> int:
         """Bytes of a shard."""
@@ -108,8 +111,8 @@ class ObjectStore:
     """A folder in an object store, such as ``s3://bucket/imagenet``.
 
     Manifest, list and indices are copied to the cache folder. The records of a shard are read one by one, or the whole shard is
-    copied when its first record is needed. Then the shards that were used last stay, up to the cache's size, besides
-    those that are being copied. The processes of a host share the folder, and each shard is copied once.
+    copied when its first record is needed. Then the shards that were used last stay, up to the cache's size. The processes of a
+    host share the folder, and each shard is copied once. A changed manifest gets a folder of its own.
 
     Args:
         url: of the data set.
@@ -130,72 +133,71 @@ class ObjectStore:
         except (ImportError, ValueError) as error:
             raise DataError(f"{url}: {error}") from None
         self._url, self._cache_bytes = url, cache_bytes
-        self._folder = cache / hashlib.sha256(url.encode()).hexdigest()[:16]
-        self._copies = Folder(self._folder, open_files=0)  # an open file would take its room also when it is removed
-        self._pool = ThreadPoolExecutor(_DOWNLOADS, thread_name_prefix="ppxcls-shards")
-        self._asked: OrderedDict[str, None] = OrderedDict()
+        self._cache, self._name = cache, hashlib.sha256(url.encode()).hexdigest()[:16]
+        self._folder = cache / self._name
+        self._sizes: Mapping[str, int] = {}
+        self._asked: queue.Queue[str] = queue.Queue(_WAITING)
+        self._workers: list[threading.Thread] = []
         self._lock = threading.Lock()
 
-    def small(self, name: str) -> Path:
-        """A copy of the file. That of the manifest is made anew, and if it has changed, all copies are."""
-        file = self._folder / name
-        try:
+    def small(self, name: str, sha256: str | None = None) -> Path:
+        """A copy of the file. That of the manifest is made anew, and decides the folder of the others."""
+        if name == MANIFEST:
+            with self._store_errors():
+                if self._system.size(f"{self._path}/{name}") > MOST_MANIFEST_BYTES:
+                    raise OSError(errno.EFBIG, f"{self._url}/{name} is too large for a manifest")
+                data = self._system.cat_file(f"{self._path}/{name}")
+            self._folder = self._cache / f"{self._name}-{hashlib.sha256(data).hexdigest()[:16]}"
             self._folder.mkdir(parents=True, exist_ok=True)
             with turn(self._folder / "lock"):
-                if name == "pack.json":
-                    data = self._system.cat_file(f"{self._path}/{name}")
-                    if not file.exists() or file.read_bytes() != data:
-                        for old in self._folder.glob("*.*"):
-                            old.unlink(missing_ok=True)
-                        with whole_file(file) as stream:
-                            stream.write(data)
-                elif not file.exists():
-                    self._copy(name)
-        except FileNotFoundError:
-            raise DataError(f"{self._url}/{name}: no such file") from None
-        except Exception as error:  # each store has errors of its own
-            raise DataError(f"{self._url}/{name}: {reason_of(error)}") from None
+                write_bytes(self._folder / name, data)
+        file = self._folder / name
+        with turn(self._folder / "lock"):
+            if not file.exists():
+                self._copy(name, sha256)
         return file
+
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Compare the cache's size with that of the largest shard. Raises DataError."""
+        self._sizes = sizes
+        if self._cache_bytes is not None and max(sizes.values()) > self._cache_bytes:
+            raise DataError(f"{self._url}: cache_gb is less than the largest shard, {max(sizes.values()) / 1e9:.3g} GB")
 
     def size(self, name: str) -> int:
         """Bytes of a shard."""
-        try:
+        with self._store_errors():
             return int(self._system.size(f"{self._path}/{name}") or 0)
-        except OSError:
-            raise
-        except Exception as error:
-            raise OSError(errno.EIO, f"{self._url}: {reason_of(error)}") from None
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Bytes of a shard, from the copy or from the store."""
         if self._cache_bytes is None:
-            try:
+            with self._store_errors():
                 return bytes(self._system.cat_file(f"{self._path}/{name}", start=offset, end=offset + size))
-            except OSError:
-                raise
-            except Exception as error:
-                raise OSError(errno.EIO, f"{self._url}: {reason_of(error)}") from None
         while True:
             self._ensure(name)
-            with contextlib.suppress(FileNotFoundError):  # another thread needed the room in between
-                return self._copies.read(name, offset, size)
+            # Not kept open, because an open file takes its room also when it is removed.
+            with contextlib.suppress(FileNotFoundError), open_regular(self._folder / name) as file:  # removed in between
+                file.seek(offset)
+                return file.read(size)
 
     def announce(self, parts: Iterable[tuple[str, int, int]]) -> None:
-        """Begin to copy the shards of these parts."""
+        """Begin to copy the shards of these parts, of which a few may wait."""
         if self._cache_bytes is None:
             return
+        with self._lock:
+            while len(self._workers) < _DOWNLOADS:
+                worker = threading.Thread(target=self._work, name="ppxcls-shards", daemon=True)  # a run does not wait for it
+                worker.start()
+                self._workers.append(worker)
         for name in dict.fromkeys(part[0] for part in parts):
-            with self._lock:
-                is_new = name not in self._asked
-                self._asked[name] = None
-                if len(self._asked) > _WAITING:
-                    self._asked.popitem(last=False)
-            if is_new:
-                self._pool.submit(self._try_to_ensure, name)
+            if not (self._folder / name).exists() and name not in self._asked.queue:
+                with contextlib.suppress(queue.Full):
+                    self._asked.put_nowait(name)
 
-    def _try_to_ensure(self, name: str) -> None:
-        with contextlib.suppress(OSError):  # the reading itself says what is wrong
-            self._ensure(name)
+    def _work(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):  # the reading itself says what is wrong
+                self._ensure(self._asked.get())
 
     def _ensure(self, name: str) -> None:
         """Copy a shard, unless it is there. Raises OSError."""
@@ -204,28 +206,59 @@ class ObjectStore:
             return os.utime(file)
         with turn(file.with_suffix(".lock")):
             if not file.exists():
-                self._make_room(self.size(name))
+                while not self._reserved(name):
+                    time.sleep(_PAUSE)  # until the copies that others make can be removed
                 self._copy(name)
         return None
 
-    def _make_room(self, needed: int) -> None:
-        """Remove the shards that were not used for the longest time. Who reads them keeps them until it has read."""
-        with turn(self._folder / "lock"):
-            shards = sorted(self._folder.glob("*.data"), key=lambda shard: shard.stat().st_mtime)
-            free = (self._cache_bytes or 0) - sum(shard.stat().st_size for shard in shards)
-            while shards and free < needed:
-                oldest = shards.pop(0)
-                free += oldest.stat().st_size
-                oldest.unlink(missing_ok=True)
+    def _reserved(self, name: str) -> bool:
+        """Make room for a shard by removing those that were not used for longest; an empty file of its size reserves it."""
+        needed = self._sizes[name]
+        with turn(self._cache / f"{self._name}.lock"):
+            shards: dict[Path, os.stat_result] = {}
+            for extension in ("data.new", "data"):  # in this order, because a copy that gets its name meanwhile must be seen
+                for shard in self._cache.glob(f"{self._name}-*/*.{extension}"):
+                    with contextlib.suppress(FileNotFoundError):
+                        shards[shard] = shard.stat()
+            free = (self._cache_bytes or 0) - sum(status.st_size for status in shards.values())
+            for shard in sorted(shards, key=lambda shard: shards[shard].st_mtime):
+                # What is being copied stays, unless who copied it has been gone for long.
+                if free < needed and (shard.suffix == ".data" or time.time() - shards[shard].st_mtime > _ABANDONED):
+                    shard.unlink(missing_ok=True)
+                    free += shards[shard].st_size
+            if free < needed:
+                return False
+            with open(self._folder / f"{name}.new", "wb") as file:
+                file.truncate(needed)
+        return True
 
-    def _copy(self, name: str) -> None:
+    def _copy(self, name: str, sha256: str | None = None) -> None:
+        """Copy a file; it appears under its name if it is whole. Raises OSError."""
+        temporary, digest, size = self._folder / f"{name}.new", hashlib.sha256(), 0
+        temporary.touch()
         try:
-            with whole_file(self._folder / name) as target, self._system.open(f"{self._path}/{name}", "rb") as source:
+            with self._store_errors(), self._system.open(f"{self._path}/{name}", "rb") as source, open(temporary, "r+b") as target:
                 while block := source.read(_BLOCK):
-                    target.write(block)
+                    digest.update(block)
+                    size += target.write(block)
+            if (sha256 is not None and digest.hexdigest() != sha256) or size != self._sizes.get(name, size):
+                raise OSError(errno.EIO, f"{self._url}/{name}: the copy is not whole: {size:,} bytes")
+            os.truncate(temporary, size)
+            os.replace(temporary, self._folder / name)
         except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        """Each store has errors of its own; those that are no OSError, or have no number, may pass."""
+        try:
+            yield
+        except FileNotFoundError:
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise OSError(errno.EIO, f"{self._url}: {reason_of(error)}") from None
 
 

@@ -32,6 +32,7 @@ from ppxcls.data.packed.format import (
     shard_name,
 )
 from ppxcls.data.packed.jpeg import SegmentedImage, segmented
+from ppxcls.ops.cpu import HAS_NUMBA
 from ppxcls.system.paths import printable
 from ppxcls.system.turns import TakenError, turn
 from ppxcls.system.whole_files import open_regular, read_regular, reason_of, whole_file, write_bytes
@@ -65,6 +66,7 @@ class Packed:
     def __str__(self) -> str:
         as_they_were = self.samples - self.segmented
         kinds = f"{self.segmented:,} JPEGs in segments, {as_they_were:,} files as they were"
+        kinds += "" if HAS_NUMBA else " (cutting needs the package numba)"
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
 
@@ -115,16 +117,7 @@ def pack(
         OSError: the data set can't be written.
     """
     output = Path(output)
-    if not delimiter:
-        raise DataError("expected a delimiter of at least one character, received ''")
-    for name, value, least, most in (
-        ("samples_per_shard", samples_per_shard, 1, 1 << 24),
-        ("short_side", short_side, 1, 1 << 14),
-        ("quality", quality, 1, 100),
-        ("threads", threads, 1, 1 << 10),
-    ):
-        if value is not None and not least <= value <= most:
-            raise DataError(f"expected {name} from {least} to {most:,}, received {value}")
+    _check_options(delimiter, samples_per_shard=samples_per_shard, short_side=short_side, quality=quality, threads=threads)
     dataset = _originals(list_file, image_root, delimiter)
     if short_side is not None and quality is None:
         quality = 90
@@ -148,6 +141,16 @@ def pack(
     except TakenError:
         raise DataError(f"{output}: another process is packing there") from None
     return _facts(output, manifest)
+
+
+def _check_options(delimiter: str, **numbers: int | None) -> None:
+    """Raises DataError if an option can't be used."""
+    if not delimiter:
+        raise DataError("expected a delimiter of at least one character, received ''")
+    most = {"samples_per_shard": 1 << 24, "short_side": 1 << 14, "quality": 100, "threads": 1 << 10}
+    for name, value in numbers.items():
+        if value is not None and not 1 <= value <= most[name]:
+            raise DataError(f"expected {name} from 1 to {most[name]:,}, received {value}")
 
 
 def _check_free(output: Path, list_file: Path) -> None:
@@ -287,8 +290,7 @@ def verify_pack(
     Raises:
         DataError: something differs. The message names the first few.
     """
-    folder = Path(folder)
-    packed = PackedDataset(str(folder))
+    packed, folder = _of_this_host(folder), Path(folder)
     for number, shard in enumerate(packed.manifest.shards):
         for extension, expected in (("data", shard.sha256), ("index", shard.index_sha256)):
             file = folder / f"{shard_name(number)}.{extension}"
@@ -316,6 +318,12 @@ def verify_pack(
         named = ", ".join(map(printable, sorted(different)[:_SHOWN])) + (", ..." if len(different) > _SHOWN else "")
         raise DataError(f"{folder}: {len(different):,} of {len(packed):,} images differ from their originals: {named}")
     return _facts(folder, packed.manifest)
+
+
+def _of_this_host(folder: str | Path) -> PackedDataset:
+    if "://" in str(folder):
+        raise DataError(f"{folder}: expected a folder of this host; copy the data set first")
+    return PackedDataset(str(folder))
 
 
 def _digest(file: Path) -> str:
@@ -355,13 +363,15 @@ def unpack(folder: str | Path, output: str | Path, progress: Progress | None = N
         DataError: a record can't be read, or a name leaves the folder.
         OSError: a file can't be written.
     """
-    packed, output = PackedDataset(str(folder)), Path(output)
+    packed, output = _of_this_host(folder), Path(output)
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output}: expected an empty folder")
     outside = packed.index.first_outside(output)
     if outside is not None:
         raise DataError(f"{packed.line(outside)}: a path that leads out of the folder: {packed.listed(outside)!r}")
     for i in range(len(packed)):
+        if packed.listed(i) in (LIST, CLASS_NAMES):
+            raise DataError(f"{packed.line(i)}: {packed.listed(i)} is the name of a file that is written beside the images")
         found: Any = packed.load(i)
         file = output / packed.listed(i)
         file.parent.mkdir(parents=True, exist_ok=True)

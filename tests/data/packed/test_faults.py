@@ -1,0 +1,321 @@
+"""Packed data sets that are damaged or hostile, stores that fail, and wrong usage."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ppxcls
+from ppxcls.data.packed import storage, write
+from ppxcls.data.packed.dataset import PackedDataset
+from ppxcls.data.packed.format import RECORD, Row, read_manifest, unpacked
+from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.system.turns import turn
+from tests.conftest import run_tool
+from tests.data.packed.conftest import jpeg, photo
+
+DECODE = [{"DecodeImage": {}}]
+
+
+@pytest.fixture
+def originals(tmp_path: Path) -> Path:
+    """12 JPEGs and their list."""
+    folder = tmp_path / "originals"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.jpg").write_bytes(jpeg(photo(160, 120, i)))
+    (folder / "train.txt").write_text("".join(f"{i}.jpg {i % 3}\n" for i in range(12)))
+    return folder
+
+
+@pytest.fixture
+def packed(originals: Path, tmp_path: Path) -> Path:
+    ppxcls.pack(originals / "train.txt", None, tmp_path / "packed", samples_per_shard=2)
+    return tmp_path / "packed"
+
+
+def test_two_packings_in_one_folder(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, goes_on = threading.Event(), threading.Event()
+    record = write._record
+
+    def slow(*arguments: Any) -> Any:
+        started.set()
+        goes_on.wait(60)
+        return record(*arguments)
+
+    monkeypatch.setattr(write, "_record", slow)
+    first = threading.Thread(target=ppxcls.pack, args=(originals / "train.txt", None, tmp_path / "out"))
+    first.start()
+    started.wait(60)
+    result = run_tool("tools/pack_dataset.py", originals / "train.txt", "-o", tmp_path / "out")
+    goes_on.set()
+    first.join()
+    assert result.returncode == 1
+    assert result.stderr.strip() == f"error: {tmp_path / 'out'}: another process is packing there"
+    ppxcls.verify_pack(tmp_path / "out", originals / "train.txt")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "class_names.txt"])
+def test_a_file_of_the_user_is_not_replaced(name: str, originals: Path, tmp_path: Path) -> None:
+    (originals / "class_names.txt").write_text("0 a\n1 b\n2 c\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("precious 7\n")
+    with pytest.raises(ppxcls.DataError, match="is there already, and is another file than"):
+        ppxcls.pack(originals / "train.txt", None, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == "precious 7\n"
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "gone"])
+def test_verify_names_an_original_that_is_damaged(harm: str, originals: Path, packed: Path) -> None:
+    if harm == "gone":
+        (originals / "5.jpg").unlink()
+    else:
+        os.truncate(originals / "5.jpg", 2000 if harm == "cut" else 0)
+    with pytest.raises(ppxcls.DataError, match=r"1 of 12 images differ from their originals: .*5\.jpg"):
+        ppxcls.verify_pack(packed, originals / "train.txt")
+
+
+def test_interrupted_work_with_damaged_parts_is_done_again(originals: Path, packed: Path, tmp_path: Path) -> None:
+    expected = {file.name: file.read_bytes() for file in packed.iterdir()}
+    (packed / "pack.json").rename(packed / "pack.unfinished.json")
+    (packed / "shard-00002.index").unlink()
+    content = bytearray((packed / "shard-00004.data").read_bytes())
+    content[1000] ^= 1
+    (packed / "shard-00004.data").write_bytes(content)
+    ppxcls.pack(originals / "train.txt", None, packed, samples_per_shard=2)
+    assert {file.name: file.read_bytes() for file in packed.iterdir()} == expected
+    (packed / "pack.json").unlink()
+    (packed / "pack.unfinished.json").write_bytes(b"")
+    ppxcls.pack(originals / "train.txt", None, packed, samples_per_shard=2)
+    assert {file.name: file.read_bytes() for file in packed.iterdir()} == expected
+
+
+def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
+    file = packed / "shard-00000.index"
+    good, rng = file.read_bytes(), np.random.default_rng(0)
+    cases = [b"", b"PK\x03\x04" + good, b"\x93NUMPY\x01\x00\xff\xff", good[:100], good + b"x", b"\x80\x04\x95" * 20]
+    for _ in range(400):
+        changed = bytearray(good)
+        for at in rng.integers(0, 128, int(rng.integers(1, 4))):
+            changed[at] = int(rng.integers(256))
+        cases.append(bytes(changed))
+    for case in cases:
+        file.write_bytes(case)
+        dataset = PackedDataset(str(packed), DECODE)
+        dataset.announce([0])
+        if case != good:
+            try:
+                dataset.load(0)
+            except ppxcls.DataError:
+                continue
+            assert case[128:] == good[128:]  # only blanks of the head have changed
+
+
+@pytest.mark.parametrize("name", ["shard-00000.index", "shard-00000.data", "list.txt", "pack.json"])
+def test_a_pipe_is_refused(name: str, packed: Path) -> None:
+    (packed / name).unlink()
+    os.mkfifo(packed / name)
+    with pytest.raises(ppxcls.DataError):
+        PackedDataset(str(packed), DECODE).load(0)
+    with pytest.raises(ppxcls.DataError):
+        ppxcls.verify_pack(packed)
+
+
+def row(**fields: int) -> Row:
+    names = dict.fromkeys(RECORD.names or (), 0)
+    return Row(**{**names, **fields})
+
+
+def test_segments_that_do_not_divide_a_row_are_refused() -> None:
+    made = segmented(jpeg(photo(40, 8), subsampling=0))
+    assert made is not None
+    data = made.data + np.array([len(made.data) - made.scan, 0], "<u2").tobytes()
+    size = {"width": 40, "height": 8, "mcu_width": 8, "mcu_height": 8, "per_segment": 2}
+    with pytest.raises(ValueError, match="its segments don't fit the record"):
+        unpacked(row(size=len(made.data), scan=made.scan, segments=2, **size), data)
+
+
+def test_a_frame_behind_a_comment_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size that is checked must be the frame's, because the decoder allocates what that says."""
+    made = segmented(jpeg(photo(40, 8), subsampling=0))
+    assert made is not None
+    head = made.data[: HEIGHT_AT - 5]
+    hidden = head + b"\xff\xfe\x00\x0b\x00" + made.data[HEIGHT_AT : HEIGHT_AT + 4] + b"xxxx" + made.data[HEIGHT_AT - 5 :]
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_: pytest.fail("it was decoded"))
+    image = SegmentedImage(made._replace(data=hidden))
+    for decode in (image.whole, lambda: image.part(0, 0, 8, 8)):
+        with pytest.raises(ValueError, match="not the JPEG that its index describes"):
+            decode()
+
+
+@pytest.mark.parametrize("factors", [0x01, 0x10, 0x00, 0x51])
+def test_impossible_sampling_factors(factors: int) -> None:
+    data = bytearray(jpeg(photo(40, 30)))
+    data[data.index(b"\xff\xc0") + 11] = factors
+    assert segmented(bytes(data)) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["LIST", "-o", "OUT", "--delimiter", ""], 1, "expected a delimiter of at least one character"),
+        (["LIST", "-o", "OUT", "--threads", "-1"], 1, "expected threads from 1"),
+        (["LIST", "-o", "OUT", "--delimiter", "\udcff"], 1, "train.txt"),
+        (["LIST", "-o", "OUT", "--verify", "PACK"], 2, "expected one of packing, --verify and --unpack"),
+        (["--verify", "memory://b"], 1, "expected a folder of this host"),
+    ],
+)
+def test_wrong_usage_is_one_line(words: list[str], code: int, message: str, originals: Path, tmp_path: Path) -> None:
+    places = {"LIST": originals / "train.txt", "OUT": tmp_path / "out", "PACK": tmp_path / "packed"}
+    result = run_tool("tools/pack_dataset.py", *[places.get(word, word) for word in words])
+    assert result.returncode == code
+    assert "Traceback" not in result.stderr
+    assert message in result.stderr
+
+
+@pytest.fixture
+def store(packed: Path) -> Any:
+    """The pack in a store that lies in memory."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pipe({f"/faults/{file.name}": file.read_bytes() for file in packed.iterdir()})
+    return memory
+
+
+def largest(packed: Path) -> int:
+    return max(shard.bytes for shard in read_manifest(packed / "pack.json").shards)
+
+
+def open_store(tmp_path: Path, size: float | None = None, **keys: Any) -> PackedDataset:
+    return PackedDataset(
+        "memory://faults", DECODE, cache_dir=str(tmp_path / "cache"), cache_gb=None if size is None else size / 1e9, **keys
+    )
+
+
+def test_the_cache_keeps_its_bound_with_many_threads(
+    store: Any, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound = 2 * largest(packed)
+    kept = {file.name: file.stat().st_size for file in packed.glob("*.data")}
+    dataset = open_store(tmp_path, bound)
+    copy, seen = storage.ObjectStore._copy, []
+
+    def slow(self: Any, name: str, sha256: str | None = None) -> None:
+        time.sleep(0.02)
+        copy(self, name, sha256)
+        with turn(self._cache / f"{self._name}.lock"):  # nobody makes room meanwhile; a copy may get its name
+            files = [*(tmp_path / "cache").rglob("*.data.new"), *(tmp_path / "cache").rglob("*.data")]
+            seen.append(sum(kept[name] for name in {file.name.removesuffix(".new") for file in files}))
+
+    monkeypatch.setattr(storage.ObjectStore, "_copy", slow)
+    expected = [PackedDataset(str(packed), DECODE).load(i) for i in range(12)]
+    wrong: list[int] = []
+
+    def read(first: int) -> None:
+        for k in range(12):
+            i = (first + k) % 12
+            if not np.array_equal(dataset.load(i), expected[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=read, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not wrong
+    assert len(seen) >= 6
+    assert max(seen) <= bound
+
+
+def test_a_cache_that_is_too_small_is_refused(store: Any, tmp_path: Path) -> None:
+    with pytest.raises(ppxcls.DataError, match="cache_gb is less than the largest shard"):
+        open_store(tmp_path, 1000)
+
+
+def test_downloads_ahead_are_few_and_nobody_waits_for_them(store: Any, packed: Path, tmp_path: Path) -> None:
+    dataset = open_store(tmp_path, 100 * largest(packed))
+    for _ in range(5):
+        dataset.announce(range(12))
+    kept: Any = dataset._storage
+    assert kept._asked.qsize() <= 8
+    assert len(kept._workers) == 2
+    assert all(worker.daemon for worker in kept._workers)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "cache").rglob("*.data"))) < 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(list((tmp_path / "cache").rglob("*.data"))) == 6
+
+
+def cut_once(store: Any, monkeypatch: pytest.MonkeyPatch, extension: str) -> list[str]:
+    """The store's next file of this kind ends after 50 bytes."""
+    opened: list[str] = []
+    plain = type(store).open
+
+    def short(self: Any, path: str, *rest: Any, **keys: Any) -> Any:
+        import io
+
+        if path.endswith(extension) and not opened:
+            opened.append(path)
+            return io.BytesIO(self.cat_file(path)[:50])
+        return plain(self, path, *rest, **keys)
+
+    monkeypatch.setattr(type(store), "open", short)
+    return opened
+
+
+@pytest.mark.parametrize("extension", [".data", ".index", "list.txt"])
+def test_a_short_copy_is_not_kept(
+    extension: str, store: Any, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = cut_once(store, monkeypatch, extension)
+    with pytest.raises(ppxcls.DataError, match="the copy is not whole: 50 bytes"):
+        open_store(tmp_path, 100 * largest(packed)).load(0)
+    assert len(opened) == 1
+    np.testing.assert_array_equal(open_store(tmp_path, 100 * largest(packed)).load(0), PackedDataset(str(packed), DECODE).load(0))
+
+
+@pytest.mark.parametrize("when", ["manifest", "index", "record"])
+def test_a_store_that_does_not_answer_is_asked_again(
+    when: str, store: Any, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors of timeouts have no number. With patience they pass, without it the message has a reason."""
+    failing = {"manifest": "pack.json", "index": ".index", "record": ".data"}[when]
+    calls: list[str] = []
+
+    def failing_once(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, path: str, *rest: Any, **keys: Any) -> Any:
+            if path.endswith(failing) and not calls:
+                calls.append(path)
+                raise TimeoutError
+            return plain(self, path, *rest, **keys)
+
+        return call
+
+    for name in ("open", "cat_file"):
+        monkeypatch.setattr(type(store), name, failing_once(getattr(type(store), name)))
+    with pytest.raises(ppxcls.DataError, match="TimeoutError"):
+        open_store(tmp_path).load(0)
+    calls.clear()
+    expected = PackedDataset(str(packed), DECODE).load(0)
+    np.testing.assert_array_equal(open_store(tmp_path, patience=5).load(0), expected)
+    assert len(calls) == 1 or when != "record"
+
+
+def test_a_changed_data_set_has_copies_of_its_own(store: Any, originals: Path, packed: Path, tmp_path: Path) -> None:
+    before = open_store(tmp_path, 100 * largest(packed))
+    first = before.load(0)
+    for i in range(12):
+        (originals / f"{i}.jpg").write_bytes(jpeg(photo(160, 120, i + 1)))
+    ppxcls.pack(originals / "train.txt", None, tmp_path / "other", samples_per_shard=2)
+    store.pipe({f"/faults/{file.name}": file.read_bytes() for file in (tmp_path / "other").iterdir()})
+    after = open_store(tmp_path, 100 * largest(packed))
+    assert not np.array_equal(after.load(0), first)
+    np.testing.assert_array_equal(before.load(0), first)
