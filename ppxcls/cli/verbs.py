@@ -117,7 +117,7 @@ def export() -> None:
             "--logits": {"action": "store_true", "help": "give logits instead of probabilities"},
             "--float-input": {"action": "store_true", "help": "take normalised float32 [N, 3, H, W] instead of uint8 [N, H, W, 3]"},
             "--fold": {"action": "store_true", "help": "fold batch norms into convolutions"},
-            "--int8": {"metavar": "LIST", "help": "also write an 8-bit ONNX file, calibrated on the images of this list"},
+            "--int8": {"metavar": "LIST", "help": "also write an 8-bit ONNX file, calibrated on this list or pack"},
         },
         examples=EXAMPLES["export"],
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, largest_of_few_bits
+from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import reason_of
 
@@ -59,8 +60,9 @@ class DataReport:
 class _Files:
     """Digests [n, 16] and sizes [n, 2] of the images of one data set. They stay zero if an image can't be decoded."""
 
-    def __init__(self, dataset: Dataset, report: DataReport) -> None:
+    def __init__(self, dataset: Dataset, report: DataReport, by_pixels: bool) -> None:
         self.dataset = dataset
+        self._by_pixels = by_pixels
         self.digests = np.zeros((len(dataset), _DIGEST), np.uint8)
         self.sizes = np.zeros((len(dataset), 2), np.int32)
         self._report = report
@@ -89,6 +91,8 @@ class _Files:
         try:
             image = decode_image(data)
             self.sizes[i] = image.shape[:2]
+            if self._by_pixels:
+                self._set_digest(i, bytes(str(image.shape), "ascii") + image.tobytes())
             if (largest := largest_of_few_bits(data, image)) is not None:
                 self._note("almost black", i, f"16 bits per channel, values up to {largest:,} of 65,535")
         except (ValueError, MemoryError) as error:
@@ -119,7 +123,8 @@ def check_lists(
         progress: called with the number of samples since the last call; None for no calls.
     """
     report = DataReport()
-    all_files = [_Files(dataset, report) for dataset in datasets]
+    by_pixels = any(isinstance(dataset, PackedDataset) for dataset in datasets)  # packing writes other bytes
+    all_files = [_Files(dataset, report, by_pixels) for dataset in datasets]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for files in all_files:
             step = 64

@@ -6,6 +6,7 @@ Every random choice comes from the generator that is passed in. The loader seeds
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -260,6 +261,13 @@ class ToCHWImage(Transform):
         return image.transpose(2, 0, 1)
 
 
+@functools.cache
+def _takes_parts(kind: type[Transform]) -> bool:
+    """``takes_parts`` of the class whose ``__call__`` runs: a subclass with its own gets whole images, unless it says otherwise."""
+    own = next(base for base in kind.__mro__ if "__call__" in vars(base))
+    return bool(vars(own).get("takes_parts", False))
+
+
 class Compose:
     """Several transforms in a row.
 
@@ -302,7 +310,7 @@ class Compose:
         if not self.transforms:
             return image
         for transform in self.transforms:
-            if isinstance(image, ImageParts) and not transform.takes_parts:
+            if isinstance(image, ImageParts) and not _takes_parts(type(transform)):
                 image = image.whole()
             image = transform(image, rng)
         return image.whole() if isinstance(image, ImageParts) else image

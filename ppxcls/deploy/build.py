@@ -21,6 +21,7 @@ from ppxcls.config.sections import Config, plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
+from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
@@ -154,8 +155,8 @@ def export(
         softmax: probabilities instead of logits.
         preprocess: take uint8 images and normalise them in the graph.
         fold: fold batch norms into the convolutions before them.
-        int8: list of images to calibrate 8-bit numbers on; see ``quantise``. Its paths are relative to the ``image_root`` of the
-            evaluation data, or else to the list's own folder.
+        int8: list of images to calibrate 8-bit numbers on, or a packed data set; see ``quantise``. The list's paths are relative to
+            the ``image_root`` of the evaluation data, or else to the list's own folder.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
@@ -186,7 +187,7 @@ def export(
     return differences
 
 
-def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> tuple[ImageNetDataset, Dataset]:
+def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> tuple[Dataset, Dataset]:
     """The images to calibrate 8-bit numbers on, and those of the evaluation, both as the exported file takes them.
 
     Raises ConfigError, CheckpointError and DataError.
@@ -197,6 +198,8 @@ def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Seque
     evaluation = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
     if evaluation is None:
         raise config.where("DataLoader.Eval").error("the section is missing; it is needed to measure what 8 bits cost")
+    if "://" in path or Path(path).is_dir():
+        return PackedDataset(path, list(blocks)), evaluation.with_transforms(list(blocks))
     root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
     return ImageNetDataset(str(root), path, list(blocks)), evaluation.with_transforms(list(blocks))
 

@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 import ppxcls
+from ppxcls.data.check import check_lists
+from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.packed import storage, write
 from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.packed.format import RECORD, Row, read_manifest, unpacked
 from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
 from ppxcls.system.turns import turn
 from tests.conftest import run_tool
 from tests.data.packed.conftest import jpeg, photo
@@ -319,3 +322,24 @@ def test_a_changed_data_set_has_copies_of_its_own(store: Any, originals: Path, p
     after = open_store(tmp_path, 100 * largest(packed))
     assert not np.array_equal(after.load(0), first)
     np.testing.assert_array_equal(before.load(0), first)
+
+
+def test_copies_in_files_and_packed_data_are_found(originals: Path, packed: Path) -> None:
+    """Packing writes other bytes, so pixels are compared."""
+    sets = [PackedDataset(str(packed)), ImageNetDataset(str(originals), str(originals / "train.txt"))]
+    report = check_lists(sets, 3)
+    assert len(report.found["in training and evaluation"]) == 12
+
+
+def test_a_transform_derived_from_one_of_ours_gets_an_image(packed: Path) -> None:
+    class Own(RandCropImage):
+        def __call__(self, image: Any, rng: np.random.Generator) -> Any:
+            return image[:2, :3]
+
+    class Derived(RandCropImage):
+        pass
+
+    dataset = PackedDataset(str(packed), DECODE)
+    compose = Compose([DecodeImage(), Own(size=5)])
+    assert compose(dataset.read(0)).shape == (2, 3, 3)
+    assert Compose([DecodeImage(), Derived(size=5)])(dataset.read(0)).shape == (5, 5, 3)
