@@ -7,7 +7,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ppxcls.models.layers import NormReLU
+from ppxcls.ops.batch_norm import NormReLU
 
 
 def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:

@@ -14,7 +14,7 @@ from paddle import nn
 
 from ppxcls.config.checks import Pattern, Where, matching
 from ppxcls.config.registry import Registry
-from ppxcls.models.layers import NormReLU
+from ppxcls.ops.batch_norm import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.sync_batch_norm import synchronized_batch_norm
 

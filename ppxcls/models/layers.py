@@ -7,7 +7,6 @@ import math
 import paddle
 from paddle import nn
 
-from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
@@ -29,14 +28,6 @@ class DropPath(nn.Layer):
             return x
         kept = (paddle.rand([x.shape[0], 1, 1, 1]) >= self.rate).astype(x.dtype)
         return x * kept / (1 - self.rate)
-
-
-class NormReLU(BatchNorm2D):
-    """Batch norm and ReLU under one name."""
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C, H, W] to the same."""
-        return relu(BatchNorm2D.forward(self, x))  # to a static graph, Paddle 2.6 translates no super()
 
 
 def linear(features: int, class_num: int) -> nn.Layer:

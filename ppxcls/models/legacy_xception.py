@@ -17,6 +17,7 @@ from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import HALF, Preprocessing, of_timm
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
+from ppxcls.ops.in_order import Stack, in_order
 from ppxcls.ops.max_pool import MaxPool2D
 
 _NAMES = "conv1", "pointwise"
@@ -56,7 +57,7 @@ class Block(nn.Layer):
             pair = nn.Sequential(*separable(_NAMES, in_channels, out_channels))
             layers += [ReLU(), pair, BatchNorm2D(out_channels)]
         layers = layers if relu_first else layers[1:]
-        self.rep = nn.Sequential(*layers, *([] if pool is None else [pool]))
+        self.rep = Stack(*layers, *([] if pool is None else [pool]))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, H, W], or half of H and W, rounded up, with a pool."""
@@ -101,12 +102,8 @@ class LegacyXception(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
-        x = relu(self.bn1(self.conv1(images)))
-        x = relu(self.bn2(self.conv2(x)))
-        for block in self._blocks:
-            x = block(x)
-        x = relu(self.bn3(self.conv3(x)))
-        x = relu(self.bn4(self.conv4(x)))
+        stem = [self.conv1, self.bn1, relu, self.conv2, self.bn2, relu]
+        x = in_order([*stem, *self._blocks, self.conv3, self.bn3, relu, self.conv4, self.bn4, relu], images)
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 

@@ -15,36 +15,26 @@ from ppxcls.models.layers import linear
 from ppxcls.models.preprocessing import of_paddleclas
 from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.in_order import in_order
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
 _WIDTH = 728  # channels of the middle flow
 
 
-class ConvBN(nn.Layer):
+class ConvBN(nn.Sequential):
     """Convolution without bias, then batch norm."""
 
     def __init__(self, conv: nn.Conv2D, channels: int) -> None:
-        super().__init__()
-        self._conv = conv
-        self._batch_norm = BatchNorm2D(channels)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H', W']."""
-        return self._batch_norm(self._conv(x))
+        super().__init__(("_conv", conv), ("_batch_norm", BatchNorm2D(channels)))
 
 
-class SeparableConv(nn.Layer):
+class SeparableConv(nn.Sequential):
     """1x1 convolution, batch norm, 3x3 depthwise convolution, batch norm. The size stays the same."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self._pointwise_conv = ConvBN(PointwiseConv2D(in_channels, out_channels), out_channels)
-        self._depthwise_conv = ConvBN(DepthwiseConv2D(out_channels), out_channels)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H, W]."""
-        return self._depthwise_conv(self._pointwise_conv(x))
+        pointwise = ConvBN(PointwiseConv2D(in_channels, out_channels), out_channels)
+        super().__init__(("_pointwise_conv", pointwise), ("_depthwise_conv", ConvBN(DepthwiseConv2D(out_channels), out_channels)))
 
 
 class DownsampleBlock(nn.Layer):
@@ -70,9 +60,8 @@ class DownsampleBlock(nn.Layer):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         first, second = (getattr(self, name) for name in self._names)
-        y = first(relu(x) if self.relu_first else x)
-        y = second(relu(y))
-        return self._short(x) + self._pool(y)
+        layers = [first, relu, second, self._pool]
+        return self._short(x) + in_order([relu, *layers] if self.relu_first else layers, x)
 
 
 class EntryFlow(nn.Layer):
@@ -98,11 +87,7 @@ class EntryFlow(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, 728, H / 16, W / 16]."""
-        x = relu(self._conv1(x))
-        x = relu(self._conv2(x))
-        for block in self._blocks:
-            x = block(x)
-        return x
+        return in_order([self._conv1, relu, self._conv2, relu, *self._blocks], x)
 
 
 class MiddleBlock(nn.Layer):
@@ -114,10 +99,8 @@ class MiddleBlock(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, 728, H, W] to the same."""
-        y = x
-        for conv in self._convs:
-            y = conv(relu(y))
-        return x + y
+        first, second, third = self._convs
+        return x + in_order([relu, first, relu, second, relu, third], x)
 
 
 class MiddleFlow(nn.Layer):
@@ -148,9 +131,7 @@ class ExitFlow(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
-        x = self._conv_0(x)
-        x = relu(self._conv_1(x))
-        x = relu(self._conv_2(x))
+        x = in_order([self._conv_0, self._conv_1, relu, self._conv_2, relu], x)
         return self._out(self._drop(paddle.flatten(self._pool(x), start_axis=1)))
 
 

@@ -16,9 +16,10 @@ from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.layers import DropPath, NormReLU, convolution, initialize, linear, separable
+from ppxcls.models.layers import DropPath, convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import of_timm
-from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
+from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
+from ppxcls.ops.in_order import Stack
 
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]
@@ -58,7 +59,7 @@ class Block(nn.Layer):
             else:
                 layers.append((f"act{i}", ReLU()))
             layers.append((f"conv{i}", nn.Sequential(*own)))
-        self.stack = nn.Sequential(*layers)
+        self.stack = Stack(*layers)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -82,7 +83,7 @@ class PreactBlock(nn.Layer):
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
             own = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
             layers.append((f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *own)))
-        self.stack = nn.Sequential(*layers)
+        self.stack = Stack(*layers)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -131,7 +132,7 @@ class XceptionAligned(nn.Layer):
             if preact
             else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
         )
-        self.stem = nn.Sequential(first, second)
+        self.stem = Stack(first, second)
         shapes: list[tuple[tuple[int, ...], int]] = []
         channels = 64
         for width, stride in entry:

@@ -15,8 +15,9 @@ from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution
 from ppxcls.models.preprocessing import of_paddleclas
-from ppxcls.ops.batch_norm import BatchNorm2D, relu
+from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.in_order import Stack, in_order
 
 _WIDTH = 728  # channels of the middle flow
 
@@ -25,35 +26,22 @@ def _batch_norm(channels: int) -> nn.BatchNorm2D:
     return BatchNorm2D(channels, momentum=0.99, epsilon=1e-3)
 
 
-class ConvBN(nn.Layer):
+class ConvBN(nn.Sequential):
     """Convolution without bias, then batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__()
-        self._conv = convolution(in_channels, out_channels, kernel_size, stride)
-        self._bn = _batch_norm(out_channels)
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H', W']."""
-        return self._bn(self._conv(x))
+        super().__init__(("_conv", convolution(in_channels, out_channels, kernel_size, stride)), ("_bn", _batch_norm(out_channels)))
 
 
-class SeparableConv(nn.Layer):
+class SeparableConv(Stack):
     """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm. With ``relu``, a ReLU follows each batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
-        super().__init__()
-        self._conv1 = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
-        self._bn1 = _batch_norm(in_channels)
-        self._conv2 = convolution(in_channels, out_channels, 1)
-        self._bn2 = _batch_norm(out_channels)
-        self._relu = relu
-
-    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
-        x = self._bn1(self._conv1(x))
-        x = self._bn2(self._conv2(relu(x) if self._relu else x))
-        return relu(x) if self._relu else x
+        depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
+        layers: list[tuple[str, nn.Layer]] = [("_conv1", depthwise), ("_bn1", _batch_norm(in_channels))]
+        layers += [("_relu1", ReLU())] if relu else []
+        layers += [("_conv2", convolution(in_channels, out_channels, 1)), ("_bn2", _batch_norm(out_channels))]
+        super().__init__(*layers, *([("_relu2", ReLU())] if relu else []))
 
 
 class Block(nn.Layer):
@@ -75,9 +63,7 @@ class Block(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
-        y = x
-        for conv in (self._conv1, self._conv2, self._conv3):
-            y = conv(relu(y))
+        y = in_order([relu, self._conv1, relu, self._conv2, relu, self._conv3], x)
         return y + (x if self._short is None else self._short(x))
 
 
@@ -92,7 +78,7 @@ class LastBlock(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, 1024, H, W] to [N, 2048, H, W]."""
-        return self._conv3(self._conv2(self._conv1(x)))
+        return in_order([self._conv1, self._conv2, self._conv3], x)
 
 
 class XceptionDeeplab(nn.Layer):
@@ -135,11 +121,8 @@ class XceptionDeeplab(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
-        x = relu(self._conv1(images))
-        x = relu(self._conv2(x))
-        for block in self._blocks:
-            x = block(x)
-        x = self._drop(self._exit_flow_2(self._exit_flow_1(x)))
+        x = in_order([self._conv1, relu, self._conv2, relu, *self._blocks, self._exit_flow_1, self._exit_flow_2], images)
+        x = self._drop(x)
         return self._fc(paddle.flatten(self._pool(x), start_axis=1))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -66,13 +68,26 @@ def run(module: str, kernel: str, *arguments: Any) -> None:
         _HAVE_RUN.add(function)
 
 
-def _set_threads() -> None:
-    """Use as many threads as Paddle's own kernels (``OMP_NUM_THREADS``)."""
+def threads() -> int:
+    """As many as Paddle's own kernels use (``OMP_NUM_THREADS``), or as there are processors."""
     import numba
 
     wanted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(wanted) if wanted.isdigit() and int(wanted) > 0 else numba.config.NUMBA_NUM_THREADS
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    most = int(numba.config.NUMBA_NUM_THREADS)
+    return min(int(wanted), most) if wanted.isdigit() and int(wanted) > 0 else most
+
+
+def _set_threads() -> None:
+    import numba
+
+    numba.set_num_threads(threads())
+
+
+@functools.cache
+def _digest() -> str:
+    """Of all kernels' sources: numba's cache sees changes of a kernel's own file only, not of the functions that it calls."""
+    sources = sorted(Path(__file__).parent.glob("*_kernels.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
 def compiled(function: Callable[..., Any], name: str, fastmath: set[str], parallel: bool = True) -> Callable[..., Any]:
@@ -87,9 +102,19 @@ def compiled(function: Callable[..., Any], name: str, fastmath: set[str], parall
     import numba
 
     function = types.FunctionType(function.__code__, function.__globals__, name)
-    function.__qualname__ = name
+    function.__qualname__ = f"{name}_{_digest()}"
     options = {"parallel": parallel, "fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder to cache in
         return numba.njit(**options)(function)
+
+
+def helper(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator for functions that kernels call. They keep their own fast-math flags, and are cached with the kernel."""
+    import numba
+
+    decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
+        fastmath=fastmath, nogil=True, error_model="numpy", boundscheck=False
+    )
+    return decorate

@@ -1,8 +1,8 @@
-"""Depthwise convolution of float32 planes on the CPU, compiled by numba at first use.
+"""Depthwise convolution of a channel's planes, and its gradients, as functions for ``channelwise_kernels``.
 
-Paddle's CPU kernel runs im2col and a tiny matrix product for every channel of every image. Looping over the planes directly is 2 to
-10 times faster. Every plane is first copied into a zero-padded scratch plane, so that no tap needs a bounds check and the innermost
-loops vectorize. The nine taps of 3 x 3 kernels, which Xception uses, are written out; others take the general loop.
+Paddle's CPU kernel runs im2col and a tiny product for every channel of every image. Looping over the planes directly is 2 to
+10 times faster. Planes have a margin of zeros, so that no tap needs a bounds check and the innermost loops vectorize. With stride
+1, the planes of several images are one long row, in which a tap has a fixed distance.
 
 Taps are summed in Paddle's order and rounded like Paddle's, so that outputs and input gradients agree to the last bit if its matrix
 product does the same. Deep networks in training amplify a rounding difference a thousand times and more.
@@ -10,65 +10,167 @@ product does the same. Deep networks in training amplify a rounding difference a
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numba
 import numpy as np
 
-from ppxcls.ops.cpu import compiled
+from ppxcls.ops.cpu import helper
+
+_PIXELS = 8192  # of the padded planes that are convolved in one loop
+_WIDE = 32  # rows from here on are copied by loops; a table of places is faster for shorter ones
+
+# The order of sums is free, so that they vectorize. NaN and infinity are respected.
+FREE = {"contract", "reassoc", "nsz"}
+# In the forward pass, Paddle multiplies and adds with one rounding, like a matrix product. In the backward pass it rounds twice.
+ONE_ROUNDING: set[str] = {"contract"}
 
 
-def _correlate(planes, kernels, out, padding, spacing, stride, dilation):  # type: ignore[no-untyped-def]
-    """Correlate every plane with its channel's kernel; all pairs are (y, x).
+class _Room(NamedTuple):
+    """Memory of a correlation with stride 1, for a group of images.
 
-    The gradient of the input is the same operation with the stride as spacing, stride 1, and a negative dilation, which reverses
-    the kernel and keeps the order of the taps.
+    Attributes:
+        planes: [images, H, W], zeros. The margins stay zero, because each image fills the same places.
+        sums: [images * H * W].
+        inputs: uint32, places of the input's pixels in ``planes``; empty if their rows are wide.
+        outputs: uint32, places of the output's pixels in ``sums``; empty if their rows are wide.
+    """
+
+    planes: np.ndarray[Any, Any]
+    sums: np.ndarray[Any, Any]
+    inputs: np.ndarray[Any, Any]
+    outputs: np.ndarray[Any, Any]
+
+
+@helper(set())
+def _places(shape, origin, spacing, size):  # type: ignore[no-untyped-def]
+    """Places of the pixels of several images in planes of a shape; none if the rows are wide."""
+    if size[1] >= _WIDE:
+        return np.empty(0, np.uint32)
+    places = np.empty(shape[0] * size[0] * size[1], np.uint32)
+    i = 0
+    for image in range(shape[0]):
+        for y in range(size[0]):
+            for x in range(size[1]):
+                places[i] = (image * shape[1] + origin[0] + y * spacing[0]) * shape[2] + origin[1] + x * spacing[1]
+                i += 1
+    return places
+
+
+@helper(set())
+def rooms(images, sizes, taps, geometry):  # type: ignore[no-untyped-def]
+    """Memory of a convolution and of its gradient, with planes of the same shape.
 
     Args:
-        planes: float32 [N, C, H, W].
-        kernels: float32 [C, KH, KW].
-        out: float32 [N, C, OH, OW], overwritten.
-        padding: zeros above and to the left.
-        spacing: distance of the samples in the padded plane, with zeros between them.
-        stride: of the output's pixels.
-        dilation: distance of the taps.
+        images: their number.
+        sizes: height and width of the input and of the output.
+        taps: of the kernel, (y, x); (0, 0) for no memory.
+        geometry: padding, stride and dilation, each (y, x).
     """
-    n_images, n_channels, height, width = planes.shape
-    kernel_h, kernel_w = kernels.shape[1:]
-    out_h, out_w = out.shape[2:]
-    reach_y, reach_x = (kernel_h - 1) * dilation[0], (kernel_w - 1) * dilation[1]
-    scratch_h = max((out_h - 1) * stride[0] + abs(reach_y) + 1, padding[0] + (height - 1) * spacing[0] + 1)
-    scratch_w = max((out_w - 1) * stride[1] + abs(reach_x) + 1, padding[1] + (width - 1) * spacing[1] + 1)
-    origin = max(-reach_y, 0), max(-reach_x, 0)
-    for channel in numba.prange(n_channels):
-        scratch = np.zeros((scratch_h, scratch_w), np.float32)  # the zeros stay, because every image writes the same places
-        row_sums = np.empty((out_h - 1) * scratch_w + out_w, np.float32)
-        for image in range(n_images):
-            for y in range(height):
-                row = scratch[padding[0] + y * spacing[0]]
+    padding, stride, dilation = geometry
+    reach = (taps[0] - 1) * dilation[0], (taps[1] - 1) * dilation[1]
+    height = _padded_size(sizes[0][0], sizes[1][0], reach[0], padding[0], stride[0]) if taps[0] else 0
+    width = _padded_size(sizes[0][1], sizes[1][1], reach[1], padding[1], stride[1]) if taps[0] else 0
+    shape = min(images, max(1, _PIXELS // max(1, height * width))), height, width
+    margin = reach[0] - padding[0], reach[1] - padding[1]
+    sums = np.empty(shape[0] * height * width, np.float32)
+    there = _places(shape, padding, (1, 1), sizes[0]), _places(shape, (0, 0), (1, 1), sizes[1])
+    back = _places(shape, margin, stride, sizes[1]), _places(shape, (0, 0), (1, 1), sizes[0])
+    return (
+        _Room(np.zeros(shape, np.float32), sums, there[0], there[1]),
+        _Room(np.zeros(shape, np.float32), sums, back[0], back[1]),
+    )
+
+
+@helper(set())
+def _padded_size(size, out_size, reach, padding, stride):  # type: ignore[no-untyped-def]
+    """Side of a plane that has room for the input with its margin, and for the gradient of the output with its own."""
+    return max(padding + size, (out_size - 1) * stride + reach + 1, reach - padding + (out_size - 1) * stride + 1, size + reach)
+
+
+@helper(ONE_ROUNDING)
+def _pad(values, line, origin, spacing, width, planes, places):  # type: ignore[no-untyped-def]
+    """Compute a stage and put its output into planes with a margin.
+
+    Args:
+        values: several images' pixels, in one row.
+        line: slope, shift and floor of the stage.
+        origin: place of the first pixel, (y, x).
+        spacing: distance of the pixels, (y, x); there are zeros between them.
+        width: pixels of a row of ``values``.
+        planes: [images, H, W].
+        places: of the pixels; empty if the rows are wide.
+    """
+    slope, shift, floor = line
+    if places.size:
+        flat = planes.reshape(planes.size)
+        for i in range(values.size):
+            value = values[i] * slope + shift
+            flat[places[i]] = floor if value < floor else value
+        return
+    height = values.size // (planes.shape[0] * width)
+    for image in range(planes.shape[0]):
+        for y in range(height):
+            row = planes[image, origin[0] + y * spacing[0], origin[1] :]
+            source = values[(image * height + y) * width : (image * height + y + 1) * width]
+            if spacing[1] == 1:
                 for x in range(width):
-                    row[padding[1] + x * spacing[1]] = planes[image, channel, y, x]
-            if stride[0] == 1 and stride[1] == 1:
-                _correlate_flat(scratch, kernels[channel], row_sums, origin, dilation)
-                for y in range(out_h):
-                    for x in range(out_w):
-                        out[image, channel, y, x] = row_sums[y * scratch_w + x]
+                    value = source[x] * slope + shift
+                    row[x] = floor if value < floor else value
             else:
-                _correlate_strided(scratch, kernels[channel], out[image, channel], origin, stride, dilation)
+                for x in range(width):
+                    value = source[x] * slope + shift
+                    row[x * spacing[1]] = floor if value < floor else value
+
+
+def _correlate(planes, kernel, origin, dilation, size, room, out):  # type: ignore[no-untyped-def]
+    """Correlate padded planes with a kernel, with stride 1.
+
+    Args:
+        planes: [images, H, W].
+        kernel: [KH, KW].
+        origin: of the first tap, (y, x).
+        dilation: distance of the taps, (y, x); negative to turn the kernel.
+        size: of the output, (H', W').
+        room: memory.
+        out: [images * H' * W'], written.
+    """
+    images, height, width = planes.shape
+    used = ((images - 1) * height + size[0] - 1) * width + size[1]
+    first, sums, places = origin[0] * width + origin[1], room.sums, room.outputs
+    _slide(planes.reshape(planes.size), kernel, first, dilation[0] * width, dilation[1], sums[:used])
+    if places.size:
+        for i in range(out.size):
+            out[i] = sums[places[i]]
+        return
+    for image in range(images):
+        for y in range(size[0]):
+            row = sums[(image * height + y) * width :]
+            target = out[(image * size[0] + y) * size[1] : (image * size[0] + y + 1) * size[1]]
+            for x in range(size[1]):
+                target[x] = row[x]
+
+
+@helper(ONE_ROUNDING)
+def _correlate_strided(planes, kernel, stride, dilation, size, out):  # type: ignore[no-untyped-def]
+    """As ``_correlate``, with a stride of the output's pixels."""
+    images, height, width = planes.shape
+    flat = planes.reshape(planes.size)
+    for image in range(images):
+        for y in range(size[0]):
+            begin = (image * height + y * stride[0]) * width
+            target = out[(image * size[0] + y) * size[1] : (image * size[0] + y + 1) * size[1]]
+            target[:] = 0
+            for ky in range(kernel.shape[0]):
+                for kx in range(kernel.shape[1]):
+                    weight, taps = kernel[ky, kx], flat[begin + ky * dilation[0] * width + kx * dilation[1] :]
+                    for x in range(target.size):
+                        target[x] += weight * taps[x * stride[1]]
 
 
 @numba.njit(inline="always")
-def _correlate_flat(plane, kernel, out, origin, dilation):  # type: ignore[no-untyped-def]
-    """Correlate with stride 1 in one long loop over the padded plane as one row, in which each tap has a fixed distance.
-
-    Args:
-        plane: float32 [H, W], padded.
-        kernel: float32 [KH, KW].
-        out: float32 [(OH - 1) * W + OW], overwritten; the values between two rows of the output are not used.
-        origin: of the first tap, (y, x).
-        dilation: distance of the taps, (y, x).
-    """
-    flat, width = plane.reshape(plane.size), plane.shape[1]
-    first = origin[0] * width + origin[1]
-    down, right = dilation[0] * width, dilation[1]
+def _slide(flat, kernel, first, down, right, out):  # type: ignore[no-untyped-def]
+    """Correlate in one long loop, in which each tap has a fixed distance. The nine taps of 3 x 3 kernels are written out."""
     if kernel.shape[0] == 3 and kernel.shape[1] == 3:
         w00, w01, w02 = kernel[0, 0], kernel[0, 1], kernel[0, 2]
         w10, w11, w12 = kernel[1, 0], kernel[1, 1], kernel[1, 2]
@@ -96,57 +198,14 @@ def _correlate_flat(plane, kernel, out, origin, dilation):  # type: ignore[no-un
                     out[x] += weight * taps[x]
 
 
-@numba.njit(inline="always")
-def _correlate_strided(plane, kernel, out, origin, stride, dilation):  # type: ignore[no-untyped-def]
-    for y in range(out.shape[0]):
-        target = out[y]
-        target[:] = 0
-        for ky in range(kernel.shape[0]):
-            row = plane[origin[0] + y * stride[0] + ky * dilation[0]]
-            for kx in range(kernel.shape[1]):
-                weight, taps = kernel[ky, kx], row[origin[1] + kx * dilation[1] :]
-                for x in range(target.size):
-                    target[x] += weight * taps[x * stride[1]]
+_correlate_once_rounded = helper(ONE_ROUNDING)(_correlate)
+_correlate_rounded = helper(set())(_correlate)
 
 
-def _kernel_gradient(planes, out_gradient, gradient, padding, stride, dilation):  # type: ignore[no-untyped-def]
-    """Gradient of the kernels: correlate each channel's planes with the gradient of its output, in the same flat layout.
-
-    Args:
-        planes: float32 [N, C, H, W], the input.
-        out_gradient: float32 [N, C, OH, OW].
-        gradient: float32 [C, KH, KW], overwritten.
-        padding: zeros above and to the left.
-        stride: of the output's pixels.
-        dilation: distance of the taps.
-    """
-    n_images, n_channels, height, width = planes.shape
-    kernel_h, kernel_w = gradient.shape[1:]
-    out_h, out_w = out_gradient.shape[2:]
-    scratch_h = max((out_h - 1) * stride[0] + (kernel_h - 1) * dilation[0] + 1, padding[0] + height)
-    scratch_w = max((out_w - 1) * stride[1] + (kernel_w - 1) * dilation[1] + 1, padding[1] + width)
-    for channel in numba.prange(n_channels):
-        gradient[channel] = 0
-        scratch = np.zeros((scratch_h, scratch_w), np.float32)
-        # The output's gradient at the places where its taps begin; zeros between them if there is a stride, and after each row.
-        upstream = np.zeros((out_h - 1) * stride[0] * scratch_w + (out_w - 1) * stride[1] + 1, np.float32)
-        for image in range(n_images):
-            for y in range(height):
-                row = scratch[padding[0] + y]
-                for x in range(width):
-                    row[padding[1] + x] = planes[image, channel, y, x]
-            for y in range(out_h):
-                row = upstream[y * stride[0] * scratch_w :]
-                for x in range(out_w):
-                    row[x * stride[1]] = out_gradient[image, channel, y, x]
-            _add_dot_products(scratch, upstream, gradient[channel], dilation)
-
-
-@numba.njit(inline="always")
-def _add_dot_products(plane, upstream, gradient, dilation):  # type: ignore[no-untyped-def]
-    flat, width = plane.reshape(plane.size), plane.shape[1]
-    down, right = dilation[0] * width, dilation[1]
-    if gradient.shape[0] == 3 and gradient.shape[1] == 3:  # nine sums at once, so that the plane is read once
+@helper(FREE)
+def _add_dot_products(flat, upstream, down, right, gradient):  # type: ignore[no-untyped-def]
+    """Add to each tap's gradient the product of the planes at the tap with the upstream gradient."""
+    if gradient.shape[0] == 3 and gradient.shape[1] == 3:  # nine sums at once, so that the planes are read once
         p01, p02 = flat[right:], flat[2 * right :]
         p10, p11, p12 = flat[down:], flat[down + right :], flat[down + 2 * right :]
         p20, p21, p22 = flat[2 * down :], flat[2 * down + right :], flat[2 * down + 2 * right :]
@@ -176,8 +235,47 @@ def _add_dot_products(plane, upstream, gradient, dilation):  # type: ignore[no-u
                 gradient[ky, kx] += total
 
 
-# In the forward pass, Paddle multiplies and adds with one rounding, like a matrix product. In the backward pass it rounds twice.
-correlate = compiled(_correlate, "correlate", {"contract"})
-correlate_rounded = compiled(_correlate, "correlate_rounded", set())
-# The sums over whole planes vectorize only if their order is free. NaN and infinity are respected.
-kernel_gradient = compiled(_kernel_gradient, "kernel_gradient", {"contract", "reassoc", "nsz"})
+@helper(set())
+def convolve(values, line, kernel, geometry, sizes, room, results):  # type: ignore[no-untyped-def]
+    """Stage and convolution of a channel, a group of images at a time."""
+    padding, stride, dilation = geometry
+    size, out_size = sizes[0][0] * sizes[0][1], sizes[1][0] * sizes[1][1]
+    images = values.size // size
+    for begin in range(0, images, room.planes.shape[0]):
+        end = min(begin + room.planes.shape[0], images)
+        group, part = room.planes[: end - begin], results[begin * out_size : end * out_size]
+        _pad(values[begin * size : end * size], line, padding, (1, 1), sizes[0][1], group, room.inputs)
+        if stride[0] == 1 and stride[1] == 1:
+            _correlate_once_rounded(group, kernel, (0, 0), dilation, sizes[1], room, part)
+        else:
+            _correlate_strided(group, kernel, stride, dilation, sizes[1], part)
+
+
+@helper(set())
+def convolve_back(values, line, kernel, geometry, sizes, both, upstream, with_kernel, of_kernel, of_values):  # type: ignore[no-untyped-def]
+    """Gradients of ``convolve``: of the kernel if it is needed, and of the stage's output unless ``of_values`` is empty.
+
+    The gradient of the input is the correlation with the turned kernel, with the stride as spacing.
+    """
+    padding, stride, dilation = geometry
+    there, back = both
+    size, out_size = sizes[0][0] * sizes[0][1], sizes[1][0] * sizes[1][1]
+    images = values.size // size
+    reach = (kernel.shape[0] - 1) * dilation[0], (kernel.shape[1] - 1) * dilation[1]
+    margin = reach[0] - padding[0], reach[1] - padding[1]
+    height, width = there.planes.shape[1:]
+    plain = np.float32(1), np.float32(0), np.float32(-np.inf)
+    of_kernel[:] = 0
+    for begin in range(0, images, there.planes.shape[0]):
+        end = min(begin + there.planes.shape[0], images)
+        group, ups = there.planes[: end - begin], back.planes[: end - begin]
+        _pad(upstream[begin * out_size : end * out_size], plain, margin, stride, sizes[1][1], ups, back.inputs)
+        if with_kernel:
+            _pad(values[begin * size : end * size], line, padding, (1, 1), sizes[0][1], group, there.inputs)
+            first = margin[0] * width + margin[1]
+            used = ((end - begin - 1) * height + (sizes[1][0] - 1) * stride[0]) * width + (sizes[1][1] - 1) * stride[1] + 1
+            row = ups.reshape(ups.size)[first : first + used]
+            _add_dot_products(group.reshape(group.size), row, dilation[0] * width, dilation[1], of_kernel)
+        if of_values.size:
+            turned, part = (-dilation[0], -dilation[1]), of_values[begin * size : end * size]
+            _correlate_rounded(ups, kernel, reach, turned, sizes[0], back, part)

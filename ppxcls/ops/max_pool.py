@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -16,7 +17,7 @@ class MaxPool2D(nn.Layer):
     """Max pooling with square windows. Values and gradients are those of ``paddle.nn.MaxPool2D``.
 
     Args:
-        kernel_size: pixels of the window's sides.
+        kernel_size: pixels of the window's sides, at most 15.
         stride: of the windows.
         padding: pixels by which windows may extend beyond each side; less than ``kernel_size``.
     """
@@ -40,17 +41,16 @@ class _MaxPooling(PyLayer):
     def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:
         size, stride, padding = geometry
         out = paddle.empty([*x.shape[:2], *((n + 2 * padding - size) // stride + 1 for n in x.shape[2:])], "float32")
-        cpu.run("max_pool_kernels", "max_pool", _planes(x), _planes(out), *geometry)
-        ctx.save_for_backward(x, out)
-        ctx.geometry = geometry
+        planes = _planes(out)
+        ctx.chosen = np.zeros(planes.shape, np.uint8)
+        cpu.run("max_pool_kernels", "max_pool", _planes(x), planes, ctx.chosen, *geometry, cpu.threads())
+        ctx.geometry, ctx.shape = geometry, x.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, out_gradient: paddle.Tensor) -> paddle.Tensor:
-        x, out = ctx.saved_tensor()
-        gradient = paddle.empty(x.shape, "float32")
-        arrays = (_planes(t) for t in (x, out, out_gradient, gradient))
-        cpu.run("max_pool_kernels", "max_pool_gradient", *arrays, *ctx.geometry)
+        gradient = paddle.empty(ctx.shape, "float32")
+        cpu.run("max_pool_kernels", "max_pool_gradient", ctx.chosen, _planes(out_gradient), _planes(gradient), *ctx.geometry)
         return gradient
 
 

@@ -5,67 +5,105 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ppxcls.ops.cpu import compiled
+from ppxcls.ops.cpu import compiled, helper
 
 
-def _max_pool(planes, out, size, stride, padding):  # type: ignore[no-untyped-def]
+@helper(set())
+def _take_larger(taps, number, largest, chosen):  # type: ignore[no-untyped-def]
+    """Take over the values that are larger than the largest so far. NaN counts as larger."""
+    for i in range(largest.size):
+        tap, old, other = taps[i], largest[i], chosen[i]
+        is_larger = (tap > old) | (tap != tap)  # noqa: PLR0124
+        largest[i] = tap if is_larger else old
+        chosen[i] = number if is_larger else other
+
+
+@helper(set())
+def _places(sides, phase_sides, stride, padding):  # type: ignore[no-untyped-def]
+    """Where a plane's pixels lie in its phases: those of every ``stride``-th row and column form a plane, [S * S, H', W']."""
+    places = np.empty(sides[0] * sides[1], np.uint32)
+    for y in range(sides[0]):
+        for x in range(sides[1]):
+            row, column = y + padding, x + padding
+            phase = (row % stride) * stride + column % stride
+            place = (phase * phase_sides[0] + row // stride) * phase_sides[1] + column // stride
+            places[y * sides[1] + x] = place
+    return places
+
+
+@helper(set())
+def _first_pixels(sides, row, stride, padding, size):  # type: ignore[no-untyped-def]
+    """Numbers of the first pixels of the windows that lie in the plane; windows have the places of the first phase."""
+    numbers = np.zeros(sides[0] * row, np.int32)
+    for y in range(sides[0]):
+        for x in range(sides[1]):
+            numbers[y * row + x] = max(0, padding - y * stride) * size + max(0, padding - x * stride)
+    return numbers
+
+
+def _max_pool(planes, out, chosen, size, stride, padding, parts):  # type: ignore[no-untyped-def]
     """Largest value of each window.
 
     Args:
         planes: float32 [P, H, W].
         out: float32 [P, OH, OW], overwritten.
-        size: pixels of the window's sides.
+        chosen: uint8 [P, OH, OW], overwritten: number of the first pixel of the window, row by row, that has this value.
+        size: pixels of the window's sides, at most 15.
         stride: of the windows.
         padding: pixels beyond each side.
+        parts: number of threads.
     """
-    height, width = planes.shape[1:]
-    out_h, out_w = out.shape[1:]
-    for plane in numba.prange(planes.shape[0]):
-        column_max = np.empty(width, np.float32)  # over the window's rows first, so that columns of two windows are visited once
-        for oy in range(out_h):
-            top = oy * stride - padding
-            first = max(top, 0)
-            column_max[:] = planes[plane, first]
-            for y in range(first + 1, min(top + size, height)):
-                for x in range(width):
-                    column_max[x] = max(column_max[x], planes[plane, y, x])
-            for ox in range(out_w):
-                left = ox * stride - padding
-                largest = column_max[max(left, 0)]
-                for x in range(max(left, 0) + 1, min(left + size, width)):
-                    largest = max(largest, column_max[x])
-                out[plane, oy, ox] = largest
+    sides, out_sides = planes.shape[1:], out.shape[1:]
+    reach = (size - 1) // stride
+    phase_sides = (
+        max(out_sides[0] + reach, (sides[0] + padding - 1) // stride + 1),
+        max(out_sides[1] + reach, (sides[1] + padding - 1) // stride + 1),
+    )
+    used = (out_sides[0] - 1) * phase_sides[1] + out_sides[1]
+    for part in numba.prange(parts):
+        places = _places(sides, phase_sides, stride, padding)
+        first = _first_pixels(out_sides, phase_sides[1], stride, padding, size)
+        # The padding stays, because each plane fills the same places.
+        phases = np.full(stride * stride * phase_sides[0] * phase_sides[1], -np.inf, np.float32)
+        largest, numbers = np.empty(first.size, np.float32), np.empty(first.size, np.int32)
+        for plane in range(planes.shape[0] * part // parts, planes.shape[0] * (part + 1) // parts):
+            row = planes[plane].reshape(sides[0] * sides[1])
+            for i in range(row.size):
+                phases[places[i]] = row[i]
+            largest[:], numbers[:] = -np.inf, first
+            for ky in range(size):
+                for kx in range(size):  # one pixel of all windows at a time
+                    phase = (ky % stride) * stride + kx % stride
+                    begin = (phase * phase_sides[0] + ky // stride) * phase_sides[1] + kx // stride
+                    _take_larger(phases[begin:], np.int32(ky * size + kx), largest[:used], numbers[:used])
+            for y in range(out_sides[0]):
+                begin = y * phase_sides[1]
+                for x in range(out_sides[1]):
+                    out[plane, y, x], chosen[plane, y, x] = largest[begin + x], numbers[begin + x]
 
 
-def _max_pool_gradient(planes, out, out_gradient, gradient, size, stride, padding):  # type: ignore[no-untyped-def]
-    """Add the gradient of each output to the first pixel of its window, row by row, that has its value.
+def _max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding):  # type: ignore[no-untyped-def]
+    """Add the gradient of each output to the pixel that was chosen.
 
     Args:
-        planes: float32 [P, H, W], the input.
-        out: float32 [P, OH, OW], from the forward pass.
+        chosen: uint8 [P, OH, OW], from the forward pass.
         out_gradient: float32 [P, OH, OW].
         gradient: float32 [P, H, W], overwritten.
         size: pixels of the window's sides.
         stride: of the windows.
         padding: pixels beyond each side.
     """
-    height, width = planes.shape[1:]
-    for plane in numba.prange(planes.shape[0]):
-        gradient[plane] = 0
-        for oy in range(out.shape[1]):
-            top, bottom = max(oy * stride - padding, 0), min(oy * stride - padding + size, height)
-            for ox in range(out.shape[2]):
-                left, right = max(ox * stride - padding, 0), min(ox * stride - padding + size, width)
-                largest = out[plane, oy, ox]
-                found = False
-                for y in range(top, bottom):
-                    for x in range(left, right):
-                        if planes[plane, y, x] == largest:
-                            gradient[plane, y, x] += out_gradient[plane, oy, ox]
-                            found = True
-                            break
-                    if found:
-                        break
+    width = gradient.shape[2]
+    for plane in numba.prange(gradient.shape[0]):
+        places = np.empty(size * size, np.int64)
+        for number in range(size * size):
+            places[number] = (number // size) * width + number % size
+        flat = gradient[plane].reshape(gradient.shape[1] * width)
+        flat[:] = 0
+        for oy in range(chosen.shape[1]):
+            for ox in range(chosen.shape[2]):
+                first = (oy * stride - padding) * width + ox * stride - padding
+                flat[first + places[chosen[plane, oy, ox]]] += out_gradient[plane, oy, ox]
 
 
 max_pool = compiled(_max_pool, "max_pool", set())

@@ -33,8 +33,21 @@ class PointwiseConv2D(nn.Conv2D):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
         if self.training and cpu.are_plain(x, self.weight) and self._is_worth_it(x):
-            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._pixels(x) <= _SMALL)
+            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._pixels(x) <= _SMALL, (False, False))
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
+
+    def takes_channels_first(self) -> bool:
+        """Whether ``product`` may be called."""
+        return self.training and self._step == 1 and self._is_plain() and cpu.are_plain(self.weight) and onednn.is_available()
+
+    def product(self, x: paddle.Tensor, layouts: tuple[bool, bool]) -> paddle.Tensor:
+        """[N, C, H, W] to [N, C', H, W], as one product.
+
+        Args:
+            x: float32, or [C, N, H, W].
+            layouts: whether ``x`` and the output have the channels first.
+        """
+        return _Product.apply(x, self.weight, 1, self.in_bfloat16, True, layouts)
 
     @property
     def _step(self) -> int:
@@ -44,9 +57,11 @@ class PointwiseConv2D(nn.Conv2D):
         """Of a map of the output."""
         return int(((x.shape[2] - 1) // self._step + 1) * ((x.shape[3] - 1) // self._step + 1))
 
+    def _is_plain(self) -> bool:
+        return self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
+
     def _is_worth_it(self, x: paddle.Tensor) -> bool:
-        is_plain = self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
-        return is_plain and (self.in_bfloat16 or self._pixels(x) <= _SMALL) and onednn.is_available()
+        return self._is_plain() and (self.in_bfloat16 or self._pixels(x) <= _SMALL) and onednn.is_available()
 
 
 def to_bfloat16(model: nn.Layer) -> int:
@@ -61,21 +76,21 @@ class _Product(PyLayer):
     """The differentiable operator. It has no second derivative.
 
     With ``in_one`` a channel's pixels of all images are one row, [C, N H W]. Otherwise each image has a matrix, [N, C, H W].
+    ``layouts`` says of input and output whether the channels are first, [C, N, H, W]; it requires ``in_one``.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, stride: int, is_short: bool, in_one: bool) -> paddle.Tensor:
+    def forward(  # type: ignore[no-untyped-def]
+        ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, stride: int, is_short: bool, in_one: bool, layouts
+    ) -> paddle.Tensor:
         ctx.needs = not x.stop_gradient, not weight.stop_gradient
-        ctx.shape, ctx.stride = x.shape, stride
+        ctx.shape, ctx.stride, ctx.layouts = x.shape, stride, layouts
         x = (x if stride == 1 else x[:, :, ::stride, ::stride]).contiguous()
-        ctx.layout = layout = _Layout(x.shape, weight.shape[0], in_one, BFLOAT16 if is_short else FLOAT32)
-        rows = layout.rows(x, layout.inputs)
+        shape = [x.shape[1], x.shape[0], *x.shape[2:]] if layouts[0] else x.shape
+        ctx.layout = layout = _Layout(shape, weight.shape[0], in_one, BFLOAT16 if is_short else FLOAT32)
+        rows = layout.rows(x, layout.inputs, layouts[0])
         kernel = _short(weight) if is_short else weight.detach().contiguous()
-        y = paddle.empty(layout.result, "float32")
-        sums = paddle.empty(layout.matrices(layout.outputs), "float32") if in_one else y
-        onednn.multiply(layout.kernel(kernel), layout.matrix(rows, layout.inputs), layout.matrix(sums, layout.outputs, FLOAT32))
-        if in_one:
-            onednn.copy(layout.rows_of(sums, layout.outputs, FLOAT32), layout.images_of(y, layout.outputs))
+        y = layout.multiplied(layout.kernel(kernel), layout.matrix(rows, layout.inputs), layout.outputs, layouts[1])
         ctx.save_for_backward(rows, kernel)
         return y
 
@@ -83,8 +98,11 @@ class _Product(PyLayer):
     def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
         rows, kernel = ctx.saved_tensor()
         layout = ctx.layout
-        upstream = layout.rows(gradient.contiguous(), layout.outputs)
-        x_gradient = layout.input_gradient(upstream, kernel) if ctx.needs[0] else None
+        upstream = layout.rows(gradient.contiguous(), layout.outputs, ctx.layouts[1])
+        x_gradient = None
+        if ctx.needs[0]:
+            turned = layout.kernel(kernel, transposed=True)
+            x_gradient = layout.multiplied(turned, layout.matrix(upstream, layout.outputs), layout.inputs, ctx.layouts[0])
         if x_gradient is not None and ctx.stride > 1:
             whole = paddle.zeros(ctx.shape, "float32")
             whole[:, :, :: ctx.stride, :: ctx.stride] = x_gradient
@@ -99,16 +117,18 @@ class _Layout:
         self.images, self.inputs, *self.size = shape
         self.outputs, self.in_one, self.kind = outputs, in_one, kind
         self.pixels = self.size[0] * self.size[1]
-        self.result = [self.images, outputs, *self.size]
 
     def matrices(self, channels: int) -> list[int]:
         """Sizes of the rows' memory."""
         return [channels, self.images * self.pixels] if self.in_one else [self.images, channels, self.pixels]
 
-    def rows(self, images: paddle.Tensor, channels: int) -> paddle.Tensor:
-        """Images as rows of the product's type."""
+    def rows(self, images: paddle.Tensor, channels: int, are_rows: bool) -> paddle.Tensor:
+        """Images, or rows of float32 already, as rows of the product's type."""
+        if self.kind == FLOAT32 and (are_rows or not self.in_one):
+            return images
         made = paddle.empty(self.matrices(channels), "int16" if self.kind == BFLOAT16 else "float32")
-        onednn.copy(self.images_of(images, channels), self.rows_of(made, channels, self.kind))
+        source = self.rows_of(images, channels, FLOAT32) if are_rows else self.images_of(images, channels)
+        onednn.copy(source, self.rows_of(made, channels, self.kind))
         return made
 
     def images_of(self, images: paddle.Tensor, channels: int) -> Operand:
@@ -138,17 +158,16 @@ class _Layout:
             dims, strides = (1, *dims), (self.outputs * self.inputs, *strides)
         return Operand(kernel.data_ptr(), dims, strides, self.kind)
 
-    def input_gradient(self, upstream: paddle.Tensor, kernel: paddle.Tensor) -> paddle.Tensor:
-        """float32 [N, C, H, W]."""
-        shape = [self.images, self.inputs, *self.size]
-        sums = paddle.empty(self.matrices(self.inputs) if self.in_one else shape, "float32")
-        onednn.multiply(
-            self.kernel(kernel, transposed=True), self.matrix(upstream, self.outputs), self.matrix(sums, self.inputs, FLOAT32)
-        )
-        if not self.in_one:
-            return sums
-        found = paddle.empty(shape, "float32")
-        onednn.copy(self.rows_of(sums, self.inputs, FLOAT32), self.images_of(found, self.inputs))
+    def multiplied(self, kernel: Operand, matrix: Operand, channels: int, as_rows: bool) -> paddle.Tensor:
+        """The product, float32 [N, C, H, W], or [C, N, H, W]."""
+        if not self.in_one or as_rows:
+            made = paddle.empty([*([channels, self.images] if as_rows else [self.images, channels]), *self.size], "float32")
+            onednn.multiply(kernel, matrix, self.matrix(made, channels, FLOAT32))
+            return made
+        sums = paddle.empty(self.matrices(channels), "float32")
+        onednn.multiply(kernel, matrix, self.matrix(sums, channels, FLOAT32))
+        found = paddle.empty([self.images, channels, *self.size], "float32")
+        onednn.copy(self.rows_of(sums, channels, FLOAT32), self.images_of(found, channels))
         return found
 
     def kernel_gradient(self, upstream: paddle.Tensor, rows: paddle.Tensor) -> paddle.Tensor:

@@ -1,0 +1,277 @@
+"""Batch norm, ReLU, depthwise convolution, batch norm, ReLU: all that a channel needs between two products, as numba kernels.
+
+A channel of the batch stays in the processor's cache while a kernel takes it through these steps, each of which may be left out.
+One thread computes a channel, so the number of threads changes no result.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from ppxcls.ops.cpu import compiled, helper
+from ppxcls.ops.depthwise_kernels import FREE, ONE_ROUNDING, convolve, convolve_back, rooms
+
+_BLOCK = 512  # numbers that are summed in float32; the sums of blocks are summed in float64
+
+
+class _Stage(NamedTuple):
+    """Batch norm in training, ReLU, both, or none; see ``channelwise.Stage``."""
+
+    numbers: np.ndarray[Any, Any]
+    momentum: np.float32
+    epsilon: float
+    is_norm: bool
+    is_rectified: bool
+
+
+@helper(set())
+def _stage(numbers, settings):  # type: ignore[no-untyped-def]
+    return _Stage(numbers, np.float32(settings[0]), settings[1], settings[2] > 0, settings[3] > 0)
+
+
+@helper(set())
+def _pairs(geometry):  # type: ignore[no-untyped-def]
+    """Padding, stride and dilation, each (y, x)."""
+    return (geometry[0, 0], geometry[0, 1]), (geometry[1, 0], geometry[1, 1]), (geometry[2, 0], geometry[2, 1])
+
+
+@helper(set())
+def _memory(images, is_by_channel):  # type: ignore[no-untyped-def]
+    """For a channel's pixels of all images, if they do not lie in one row."""
+    channels = images.shape[0] if is_by_channel else images.shape[1]
+    return np.empty(0 if is_by_channel else images.size // channels, np.float32)
+
+
+@helper(set())
+def _row(images, channel, is_by_channel, memory):  # type: ignore[no-untyped-def]
+    """Where a channel's pixels of all images lie in one row: here, or in a memory."""
+    return images[channel].reshape(images.shape[1] * images.shape[2] * images.shape[3]) if is_by_channel else memory
+
+
+@helper(set())
+def _gather(images, channel, is_by_channel, memory):  # type: ignore[no-untyped-def]
+    """A channel's pixels of all images, in one row; not to be changed."""
+    if not is_by_channel:
+        size = images.shape[2] * images.shape[3]
+        for image in range(images.shape[0]):
+            row, target = images[image, channel].reshape(size), memory[image * size : (image + 1) * size]
+            for i in range(size):
+                target[i] = row[i]
+    return _row(images, channel, is_by_channel, memory)
+
+
+@helper(set())
+def _scatter(images, channel, is_by_channel, memory):  # type: ignore[no-untyped-def]
+    """Write a channel's pixels of all images, unless they are there."""
+    if not is_by_channel:
+        size = images.shape[2] * images.shape[3]
+        for image in range(images.shape[0]):
+            target, row = images[image, channel].reshape(size), memory[image * size : (image + 1) * size]
+            for i in range(size):
+                target[i] = row[i]
+
+
+@helper(FREE)
+def _moments(values):  # type: ignore[no-untyped-def]
+    """Mean and variance. The variance takes a second pass, so that small ones are not lost in rounding."""
+    total: Any = 0.0
+    for begin in range(0, values.size, _BLOCK):
+        row, part = values[begin : begin + _BLOCK], np.float32(0)
+        for i in range(row.size):
+            part += row[i]
+        total += part
+    mean = np.float32(total / values.size)
+    squares: Any = 0.0
+    for begin in range(0, values.size, _BLOCK):
+        row, part = values[begin : begin + _BLOCK], np.float32(0)
+        for i in range(row.size):
+            part += (row[i] - mean) * (row[i] - mean)
+        squares += part
+    return mean, squares / values.size
+
+
+@helper(set())
+def _measure(values, stage, channel):  # type: ignore[no-untyped-def]
+    """Find the statistics of a channel, write them, and update the running ones."""
+    if stage.is_norm:
+        own, keep = stage.numbers, stage.momentum
+        mean, variance = _moments(values)
+        own[4, channel], own[5, channel] = mean, np.float32(1.0 / np.sqrt(variance + stage.epsilon))
+        own[2, channel] = own[2, channel] * keep + mean * (np.float32(1) - keep)
+        own[3, channel] = own[3, channel] * keep + np.float32(variance) * (np.float32(1) - keep)
+
+
+@helper(set())
+def _line(stage, channel):  # type: ignore[no-untyped-def]
+    """What a stage computes: ``max(slope * x + shift, floor)``."""
+    floor = np.float32(0) if stage.is_rectified else np.float32(-np.inf)
+    if not stage.is_norm:
+        return np.float32(1), np.float32(0), floor
+    own = stage.numbers
+    slope = own[5, channel] * own[0, channel]
+    return slope, own[1, channel] - own[4, channel] * slope, floor
+
+
+@helper(ONE_ROUNDING)
+def _apply(values, line, out):  # type: ignore[no-untyped-def]
+    """Compute a stage. NaN stays NaN."""
+    slope, shift, floor = line
+    for i in range(values.size):
+        value = values[i] * slope + shift
+        out[i] = floor if value < floor else value
+
+
+@helper(ONE_ROUNDING)
+def _mask(values, line, gradient, out):  # type: ignore[no-untyped-def]
+    """The gradient, with zeros where the stage gives its floor."""
+    slope, shift, floor = line
+    if floor == 0:
+        for i in range(values.size):
+            out[i] = gradient[i] if values[i] * slope + shift > 0 else np.float32(0)
+    else:
+        for i in range(values.size):
+            out[i] = gradient[i]
+
+
+@helper(FREE)
+def _products(values, mean, gradient):  # type: ignore[no-untyped-def]
+    """Sums of the gradient, and of its products with the centred values."""
+    total: Any = 0.0
+    product: Any = 0.0
+    for begin in range(0, values.size, _BLOCK):
+        row, up = values[begin : begin + _BLOCK], gradient[begin : begin + _BLOCK]
+        part = part_product = np.float32(0)
+        for i in range(row.size):
+            part += up[i]
+            part_product += up[i] * (row[i] - mean)
+        total += part
+        product += part_product
+    return total, product
+
+
+@helper(FREE)
+def _through(values, stage, channel, gradient, of_parameters, out):  # type: ignore[no-untyped-def]
+    """Take the gradient from a stage's output to its input (arXiv:1502.03167, section 3); ``out`` may be the gradient itself."""
+    _mask(values, _line(stage, channel), gradient, out)
+    if stage.is_norm:
+        weight, mean, scale = stage.numbers[0, channel], stage.numbers[4, channel], stage.numbers[5, channel]
+        total, product = _products(values, mean, out)
+        product *= scale
+        of_parameters[0, channel], of_parameters[1, channel] = np.float32(product), np.float32(total)
+        slope = scale * weight
+        by_input = np.float32(product / values.size) * scale * slope
+        constant = np.float32(total / values.size) * slope - mean * by_input
+        for i in range(values.size):
+            out[i] = slope * out[i] - by_input * values[i] - constant
+
+
+@helper(set())
+def _forward_part(x, stages, kernels, geometry, out, layouts, part, parts):  # type: ignore[no-untyped-def]
+    """``forward`` for one of several parts of the channels."""
+    first, last = stages
+    channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
+    sizes = (x.shape[2], x.shape[3]), (out.shape[2], out.shape[3])
+    is_convolved = kernels.shape[1] > 0
+    memory, out_memory = _memory(x, layouts[0]), _memory(out, layouts[1])
+    results = np.empty(images * sizes[1][0] * sizes[1][1] if is_convolved else 0, np.float32)
+    room, _ = rooms(images, sizes, kernels.shape[1:], geometry)
+    for channel in range(channels * part // parts, channels * (part + 1) // parts):
+        values = _gather(x, channel, layouts[0], memory)
+        _measure(values, first, channel)
+        line, found = _line(first, channel), values
+        if is_convolved:
+            convolve(values, line, kernels[channel], geometry, sizes, room, results)
+            _measure(results, last, channel)
+            line, found = _line(last, channel), results
+        _apply(found, line, _row(out, channel, layouts[1], out_memory))
+        _scatter(out, channel, layouts[1], out_memory)
+
+
+@helper(set())
+def _backward_part(x, stages, kernels, geometry, upstream, gradients, layouts, needed, part, parts):  # type: ignore[no-untyped-def]
+    """``backward`` for one of several parts of the channels."""
+    first, last = stages
+    of_x, of_first, of_kernels, of_last = gradients
+    channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
+    sizes = (x.shape[2], x.shape[3]), (upstream.shape[2], upstream.shape[3])
+    is_convolved, needs_values = kernels.shape[1] > 0, needed[0] or first.is_norm
+    memory, up_memory, of_memory = _memory(x, layouts[0]), _memory(upstream, layouts[1]), _memory(of_x, layouts[0])
+    has_last = is_convolved and (last.is_norm or last.is_rectified)
+    results = np.empty(images * sizes[1][0] * sizes[1][1] if has_last else 0, np.float32)
+    of_results, nothing = np.empty(results.size, np.float32), np.empty(0, np.float32)
+    both = rooms(images, sizes, kernels.shape[1:], geometry)
+    for channel in range(channels * part // parts, channels * (part + 1) // parts):
+        values, ups = _gather(x, channel, layouts[0], memory), _gather(upstream, channel, layouts[1], up_memory)
+        line, found = _line(first, channel), _row(of_x, channel, layouts[0], of_memory)
+        if is_convolved:
+            kernel, of_kernel, of_values = kernels[channel], of_kernels[channel], found if needs_values else nothing
+            if has_last:
+                convolve(values, line, kernel, geometry, sizes, both[0], results)
+                _through(results, last, channel, ups, of_last, of_results)
+                ups = of_results
+            convolve_back(values, line, kernel, geometry, sizes, both, ups, needed[1], of_kernel, of_values)
+            ups = of_values
+        if needs_values or not is_convolved:
+            _through(values, first, channel, ups, of_first, found)
+            _scatter(of_x, channel, layouts[0], of_memory)
+
+
+def _forward(x, first, first_settings, kernels, geometry, last, last_settings, out, layouts, parts):  # type: ignore[no-untyped-def]
+    """A stage, a depthwise convolution and another stage; or the first stage alone.
+
+    Args:
+        x: float32 [N, C, H, W], or [C, N, H, W].
+        first: float32 [6, C], the numbers of a ``Stage``.
+        first_settings: float64 [4], its momentum, its epsilon, and 1 or 0 for batch norm and for ReLU.
+        kernels: float32 [C, KH, KW]; [C, 0, 0] for no convolution and no second stage.
+        geometry: int64 [3, 2], padding, stride and dilation of the convolution, each (y, x).
+        last: as ``first``.
+        last_settings: as ``first_settings``.
+        out: float32 [N, C, H', W'], or [C, N, H', W']; written.
+        layouts: bool [2], whether ``x`` and ``out`` have the channels first.
+        parts: number of threads.
+    """
+    for part in numba.prange(parts):
+        stages = _stage(first, first_settings), _stage(last, last_settings)
+        _forward_part(x, stages, kernels, _pairs(geometry), out, layouts, part, parts)
+
+
+def _backward(  # type: ignore[no-untyped-def]
+    x,
+    first,
+    first_settings,
+    kernels,
+    geometry,
+    last,
+    last_settings,
+    upstream,
+    layouts,
+    parts,
+    of_x,
+    of_first,
+    of_kernels,
+    of_last,
+    needed,
+):
+    """Gradients of ``forward``, which is computed again as far as needed.
+
+    The arguments that are not here are those of ``forward``, with the statistics that it wrote.
+
+        upstream: the gradient of its output.
+        of_x: the gradient of the input; written, and the next too.
+        of_first: of the first stage's weight and bias, [2, C].
+        of_kernels: of the kernels.
+        of_last: of the last stage's weight and bias, [2, C].
+        needed: bool [2], whether the gradients of the input and of the kernels are needed.
+    """
+    for part in numba.prange(parts):
+        stages = _stage(first, first_settings), _stage(last, last_settings)
+        gradients = of_x, of_first, of_kernels, of_last
+        _backward_part(x, stages, kernels, _pairs(geometry), upstream, gradients, layouts, needed, part, parts)
+
+
+forward = compiled(_forward, "forward", set())
+backward = compiled(_backward, "backward", set())

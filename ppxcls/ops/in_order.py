@@ -1,0 +1,108 @@
+"""Layers one after another, on the CPU with as few operators as they allow.
+
+In training, all layers between two 1x1 convolutions are one operator (``channelwise``), and the convolutions take and give images
+with the channels first, so that each is one product and nothing is copied. Otherwise each layer is called as usual.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import paddle
+from paddle import nn
+
+from ppxcls.ops import cpu
+from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
+from ppxcls.ops.channelwise import Chain
+from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.pointwise import PointwiseConv2D
+
+Step = Callable[[paddle.Tensor], paddle.Tensor]
+
+# One letter a layer: n batch norm, r ReLU, b both, d depthwise convolution, p 1x1 convolution, o others.
+_OPERATOR = re.compile("(?P<first>b|n?r?)d(?P<last>b|n?r?)|(?P<alone>b|nr?|r)|p|o")
+
+
+class Stack(nn.Sequential):
+    """``paddle.nn.Sequential`` that calls its layers by ``in_order``."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        """What the first layer takes to what the last one gives."""
+        return in_order(list(self), x)
+
+
+_PLAIN = nn.Sequential.forward, Stack.forward
+
+
+def in_order(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
+    """Call layers one after another.
+
+    Args:
+        layers: layers and functions of a tensor, such as ``relu``. A ``paddle.nn.Sequential`` stands for its layers.
+        x: what the first one takes.
+    """
+    if cpu.applies_to(x) and len(x.shape) == 4:
+        return _fused(list(_leaves(layers)), x)
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _leaves(layers: Iterable[Step]) -> Iterator[Step]:
+    for layer in layers:
+        if isinstance(layer, nn.Sequential) and type(layer).forward in _PLAIN and not _is_watched(layer):
+            yield from _leaves(layer.children())
+        else:
+            yield layer
+
+
+def _is_watched(layer: nn.Layer) -> bool:
+    """Whether somebody wants to see the calls of this very layer."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
+
+
+def _letter(layer: Step) -> str:
+    kind = type(layer)
+    if layer is relu:
+        return "r"
+    if not isinstance(layer, nn.Layer) or _is_watched(layer):
+        return "o"
+    if kind is ReLU:
+        return "r"
+    if kind is BatchNorm2D or kind is NormReLU:
+        return ("n" if kind is BatchNorm2D else "b") if layer.measures_in_kernels(layer.weight) else "o"
+    if kind is DepthwiseConv2D:
+        return "d" if layer.bias is None and layer._data_format == "NCHW" and cpu.applies_to(layer.weight) else "o"
+    return "p" if kind is PointwiseConv2D and layer.takes_channels_first() else "o"
+
+
+def _fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
+    matches = list(_OPERATOR.finditer("".join(map(_letter, layers))))
+    has_channels_first = False
+    for match, following in zip(matches, [*[found.group() for found in matches[1:]], "o"], strict=True):
+        layer = layers[match.start()]
+        if match.group() == "o":
+            x = layer(x)
+            continue
+        if match.group() == "p":
+            layouts = has_channels_first, following != "o"
+            x = layer.product(x, layouts) if isinstance(layer, PointwiseConv2D) and any(layouts) else layer(x)
+        else:
+            layouts = has_channels_first, following == "p"
+            x = _chain(match, layers, layouts)(x)
+        has_channels_first = layouts[1]
+    return x
+
+
+def _chain(match: re.Match[str], layers: Sequence[Step], layouts: tuple[bool, bool]) -> Chain:
+    first, last = match["first"] or match["alone"] or "", match["last"] or ""
+    own = layers[match.start() : match.end()]
+    return Chain(
+        norm=own[0] if first[:1] in ("n", "b") else None,
+        is_rectified=first.endswith(("r", "b")),
+        depthwise=own[len(first)] if match["alone"] is None else None,
+        last_norm=own[len(first) + 1] if last[:1] in ("n", "b") else None,
+        is_last_rectified=last.endswith(("r", "b")),
+        layouts=layouts,
+    )

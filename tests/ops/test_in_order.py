@@ -1,0 +1,176 @@
+"""Layers that are computed as one operator on the CPU, against Paddle's, each by itself."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+
+import ppxcls
+from ppxcls.ops import cpu, in_order, onednn
+from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
+from ppxcls.ops.channelwise import Chain
+from ppxcls.ops.depthwise import DepthwiseConv2D
+from ppxcls.ops.pointwise import PointwiseConv2D
+
+pytestmark = pytest.mark.skipif(not cpu.HAS_NUMBA, reason="numba is not installed")
+CHAINS = list(itertools.product((False, True), (False, True), (False, True), (False, True)))
+GEOMETRIES = [(1, 1, (9, 7)), (2, 1, (9, 8)), (1, 2, (6, 11)), (2, 2, (1, 5)), (1, 1, (96, 90))]  # stride, dilation, size
+
+
+def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
+    rng = np.random.default_rng(seed)
+    layer = BatchNorm2D(channels, momentum=0.8, epsilon=1e-3)
+    layer.set_state_dict({key: rng.uniform(0.5, 2, channels).astype(np.float32) for key in layer.state_dict()})
+    return layer
+
+
+def by_paddle(chain: Chain, x: paddle.Tensor) -> paddle.Tensor:
+    """In float64, each layer by itself, without our operators."""
+    statistics = []
+    for norm, is_rectified, conv in (
+        (chain.norm, chain.is_rectified, chain.depthwise),
+        (chain.last_norm, chain.is_last_rectified, None),
+    ):
+        if norm is not None:
+            running = [tensor.astype("float64") for tensor in (norm._mean, norm._variance)]
+            parameters = [parameter.astype("float64") for parameter in (norm.weight, norm.bias)]
+            x = F.batch_norm(x, *running, *parameters, training=True, momentum=norm._momentum, epsilon=norm._epsilon)
+            statistics += running
+        x = F.relu(x) if is_rectified else x
+        if conv is not None:
+            x = F.conv2d(x, conv.weight.astype("float64"), None, conv._stride, conv._padding, conv._dilation, x.shape[1])
+    by_paddle.statistics = statistics  # type: ignore[attr-defined]
+    return x
+
+
+def gradients(y: paddle.Tensor, x: paddle.Tensor, chain: Chain, upstream: Any) -> list[Any]:
+    for tensor in chain.parameters():
+        tensor.clear_grad()
+    (y * paddle.to_tensor(upstream.astype(y.numpy().dtype))).sum().backward()
+    return [x.grad.numpy(), *[parameter.grad.numpy() for parameter in chain.parameters()]]
+
+
+@pytest.mark.every_paddle
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("layouts", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> None:
+    stride, dilation, size = geometry
+    rng = np.random.default_rng(0)
+    images = rng.normal(0.3, 1, (3, 5, *size)).astype(np.float32)
+    for has_norm, is_rectified, has_last, is_last_rectified in CHAINS:
+        norms = norm_of(5, 1) if has_norm else None, norm_of(5, 2) if has_last else None
+        conv = DepthwiseConv2D(5, 3, stride, dilation, dilation)
+        chain = Chain(norms[0], is_rectified, conv, norms[1], is_last_rectified, layouts)
+        exact = paddle.to_tensor(images.astype(np.float64), stop_gradient=False)
+        expected = by_paddle(chain, exact)
+        upstream = rng.normal(0, 1, expected.shape)
+        wanted = [expected.numpy(), *gradients(expected, exact, chain, upstream), *[s.numpy() for s in by_paddle.statistics]]  # type: ignore[attr-defined]
+
+        x = paddle.to_tensor(images.swapaxes(0, 1).copy() if layouts[0] else images, stop_gradient=False)
+        y = chain(x)
+        own = gradients(y, x, chain, upstream.swapaxes(0, 1) if layouts[1] else upstream)
+        statistics = [tensor.numpy() for norm in norms if norm is not None for tensor in (norm._mean, norm._variance)]
+        found = [y.numpy().swapaxes(0, 1) if layouts[1] else y.numpy(), own[0].swapaxes(0, 1) if layouts[0] else own[0]]
+        sums = 1e-7 * float(np.abs(upstream).sum()) / 5  # what rounding does to the sums over a channel that the gradients are
+        for mine, theirs in zip([*found, *own[1:], *statistics], wanted, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=max(2e-5 * max(1.0, float(np.abs(theirs).max())), sums))
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 1, (3, 9, 21, 22)).astype(np.float32)
+    results = []
+    for threads in ("1", "2"):
+        monkeypatch.setenv("OMP_NUM_THREADS", threads)
+        paddle.seed(0)
+        chain = Chain(norm_of(9, 1), True, DepthwiseConv2D(9), norm_of(9, 2), True)
+        x = paddle.to_tensor(images, stop_gradient=False)
+        y = chain(x)
+        results.append([y.numpy(), *gradients(y, x, chain, images)])
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def operators(monkeypatch: pytest.MonkeyPatch, layers: list[Any], x: paddle.Tensor) -> list[str]:
+    """Names of the kernels and products that a forward pass ran."""
+    calls: list[str] = []
+    run, multiply = cpu.run, onednn.multiply
+    monkeypatch.setattr(cpu, "run", lambda module, name, *a: (calls.append(name), run(module, name, *a)))
+    monkeypatch.setattr(onednn, "multiply", lambda *a: (calls.append("product"), multiply(*a)))
+    in_order.in_order(layers, x)
+    return calls
+
+
+def separable() -> list[Any]:
+    first = nn.Sequential(PointwiseConv2D(4, 6), BatchNorm2D(6))
+    return [relu, first, relu, nn.Sequential(DepthwiseConv2D(6), NormReLU(6), PointwiseConv2D(6, 5)), BatchNorm2D(5), ReLU()]
+
+
+@pytest.mark.skipif(not onednn.is_available(), reason="no oneDNN")
+def test_layers_between_products_are_one_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert operators(monkeypatch, separable(), paddle.randn([2, 4, 8, 8])) == [
+        "forward",
+        "product",
+        "forward",
+        "product",
+        "forward",
+    ]
+
+
+@pytest.mark.parametrize("watched", ["container", "norm", "depthwise"])
+def test_hooks_see_their_layers(watched: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = separable()
+    seen: list[list[int]] = []
+    layer = {"container": layers[1], "norm": layers[1][1], "depthwise": layers[3][0]}[watched]
+    layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output.shape))
+    x = paddle.randn([2, 4, 8, 8])
+    state = [{key: value.numpy() for key, value in part.state_dict().items()} for part in layers if isinstance(part, nn.Layer)]
+    y = in_order.in_order(layers, x)
+    assert seen == [[2, 6, 8, 8]]
+    for part, values in zip([part for part in layers if isinstance(part, nn.Layer)], state, strict=True):
+        part.set_state_dict(values)
+    expected = x
+    for part in layers:
+        expected = part(expected)
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-5)
+
+
+def test_frozen_batch_norms_use_their_own_statistics() -> None:
+    layers = separable()
+    layers[1][1]._use_global_stats = True
+    before = layers[1][1]._mean.numpy()
+    y = in_order.in_order(layers, paddle.randn([2, 4, 8, 8]))
+    assert y.shape == [2, 5, 8, 8]
+    np.testing.assert_array_equal(layers[1][1]._mean.numpy(), before)
+
+
+@pytest.mark.parametrize("name", ["Xception41", "xception41", "xception41p", "legacy_xception", "Xception41_deeplab"])
+def test_networks_train_as_layer_by_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(fused: bool) -> tuple[float, dict[str, Any], dict[str, Any]]:
+        paddle.seed(0)
+        model = ppxcls.build_model(name, class_num=10)
+        model.train()
+        rng = np.random.default_rng(0)
+        for value in model.state_dict().values():
+            if value.ndim == 1:
+                value.set_value(rng.uniform(0.5, 1.5, value.shape).astype(np.float32))
+        if not fused:
+            monkeypatch.setattr(cpu, "applies_to", lambda *_: False)
+        images = paddle.to_tensor(rng.normal(0, 1, (2, 3, 75, 75)).astype(np.float32))
+        loss = F.cross_entropy(model(images), paddle.to_tensor([1, 2]))
+        loss.backward()
+        grads = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
+        return float(loss), grads, {key: value.numpy() for key, value in model.state_dict().items()}
+
+    mine, theirs = train(True), train(False)
+    assert mine[0] == pytest.approx(theirs[0], rel=1e-3)
+    assert mine[1].keys() == theirs[1].keys()
+    for found, expected in ((mine[2], theirs[2]), (mine[1], theirs[1])):
+        for key, value in expected.items():
+            assert np.linalg.norm(found[key] - value) <= 0.02 * np.linalg.norm(value) + 1e-5, key
