@@ -116,7 +116,7 @@ class AMPSection:
         scale_loss: initial loss scale.
         use_fp16_test: evaluate under AMP as well.
         use_dynamic_loss_scaling: adapt the loss scale to what overflows.
-        dtype: type of the computation. On a CPU ``bfloat16`` takes effect under O1, for pointwise convolutions in training, if the
+        dtype: type of the computation. On a CPU ``bfloat16`` takes effect under O1, for dense convolutions in training, if the
             processor has AVX512-BF16 or AMX; ``float16`` has none.
         level: O1 casts operator by operator; O2 keeps the weights in ``dtype``, with float32 master copies.
         use_promote: under O2, compute in float32 if an operator's inputs differ in type.

@@ -7,6 +7,7 @@ import math
 import paddle
 from paddle import nn
 
+from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
@@ -42,7 +43,7 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: i
     """A convolution without bias that keeps the size of the image, but for the stride."""
     if kernel_size == 1:
         return PointwiseConv2D(in_channels, out_channels, stride)
-    return nn.Conv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias_attr=False)
+    return DenseConv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
 
 
 def separable(

@@ -17,6 +17,7 @@ from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import HALF, Preprocessing, of_timm
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
+from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.in_order import Stack, in_order
 from ppxcls.ops.max_pool import MaxPool2D
 
@@ -78,9 +79,9 @@ class LegacyXception(nn.Layer):
 
     def __init__(self, class_num: int, in_channels: int, drop_rate: float, keras: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2D(in_channels, 32, 3, stride=2, bias_attr=False)
+        self.conv1 = DenseConv2D(in_channels, 32, 3, stride=2)
         self.bn1 = BatchNorm2D(32)
-        self.conv2 = nn.Conv2D(32, 64, 3, bias_attr=False)
+        self.conv2 = DenseConv2D(32, 64, 3)
         self.bn2 = BatchNorm2D(64)
         pools = [SamePool() if keras else MaxPool2D(kernel_size=3, stride=2, padding=1) for _ in range(4)]
         widths = [(64, 128, 128), (128, 256, 256), (256, 728, 728), (728, 728, 1024)]
@@ -102,8 +103,8 @@ class LegacyXception(nn.Layer):
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
-        stem = [self.conv1, self.bn1, relu, self.conv2, self.bn2, relu]
-        x = in_order([*stem, *self._blocks, self.conv3, self.bn3, relu, self.conv4, self.bn4, relu], images)
+        x = in_order([self.conv1, self.bn1, relu, self.conv2, self.bn2, relu, *self._blocks], images)
+        x = in_order([self.conv3, self.bn3, relu, self.conv4, self.bn4, relu], x)
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 

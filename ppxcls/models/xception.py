@@ -14,6 +14,7 @@ from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import linear
 from ppxcls.models.preprocessing import of_paddleclas
 from ppxcls.ops.batch_norm import BatchNorm2D, relu
+from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.in_order import in_order
 from ppxcls.ops.max_pool import MaxPool2D
@@ -75,8 +76,8 @@ class EntryFlow(nn.Layer):
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], in_channels: int) -> None:
         super().__init__()
-        self._conv1 = ConvBN(nn.Conv2D(in_channels, 32, 3, stride=2, padding=1, bias_attr=False), 32)
-        self._conv2 = ConvBN(nn.Conv2D(32, 64, 3, padding=1, bias_attr=False), 64)
+        self._conv1 = ConvBN(DenseConv2D(in_channels, 32, 3, stride=2, padding=1), 32)
+        self._conv2 = ConvBN(DenseConv2D(32, 64, 3, padding=1), 64)
         self._blocks = []
         in_channels = 64  # of the blocks
         for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True)):

@@ -19,6 +19,7 @@ from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import DropPath, convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import of_timm
 from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
+from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.in_order import Stack
 
 Norm = Callable[[int], nn.Layer]
@@ -127,11 +128,7 @@ class XceptionAligned(nn.Layer):
         norm = partial(NormReLU if preact else BatchNorm2D, epsilon=epsilon)
         plain = partial(BatchNorm2D, epsilon=epsilon)
         first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", ReLU()))
-        second = (
-            nn.Conv2D(32, 64, 3, padding=1, bias_attr=False)
-            if preact
-            else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
-        )
+        second = DenseConv2D(32, 64, 3, padding=1) if preact else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
         self.stem = Stack(first, second)
         shapes: list[tuple[tuple[int, ...], int]] = []
         channels = 64

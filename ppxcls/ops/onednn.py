@@ -21,7 +21,7 @@ _SOURCE, _RESULT, _WEIGHTS = 1, 17, 33  # argument numbers of an execution
 _MAJOR = 3  # the version that has these functions
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
-_Handle = ctypes.c_void_p
+Handle = ctypes.c_void_p
 _LOCK = threading.Lock()  # a primitive's memory objects are set before it is executed
 
 
@@ -47,7 +47,7 @@ class Operand(NamedTuple):
 
 
 class _Argument(ctypes.Structure):
-    _fields_ = (("number", ctypes.c_int), ("memory", _Handle))
+    _fields_ = (("number", ctypes.c_int), ("memory", Handle))
 
 
 class _Version(ctypes.Structure):
@@ -55,7 +55,7 @@ class _Version(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> Any:
+def load() -> Any:
     """oneDNN of the installed Paddle, with an engine and a stream; None if there is none of the expected version."""
     try:
         (file,) = (Path(paddle.__file__).parent / "libs").glob("libdnnl.so*")
@@ -63,9 +63,9 @@ def _library() -> Any:
         library.dnnl_version.restype = ctypes.POINTER(_Version)
         if library.dnnl_version().contents.major != _MAJOR:
             return None
-        engine, stream = _Handle(), _Handle()
-        _check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
-        _check(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
+        engine, stream = Handle(), Handle()
+        check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
+        check(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
     except (OSError, ValueError, AttributeError, RuntimeError):
         return None
     library.engine, library.stream = engine, stream
@@ -74,7 +74,7 @@ def _library() -> Any:
 
 def is_available() -> bool:
     """Whether the library is there."""
-    return _library() is not None
+    return load() is not None
 
 
 @functools.cache
@@ -115,55 +115,56 @@ def copy(source: Operand, target: Operand) -> None:
 
 
 @functools.lru_cache(maxsize=512)
-def _product(a: Any, b: Any, out: Any) -> _Primitive:
-    shapes = [_descriptor(*shape) for shape in (a, b, out)]
-    library, made = _library(), _Handle()
-    _check(
+def _product(a: Any, b: Any, out: Any) -> Primitive:
+    shapes = [descriptor(*shape) for shape in (a, b, out)]
+    library, made = load(), Handle()
+    check(
         library.dnnl_matmul_primitive_desc_create(
-            ctypes.byref(made), library.engine, shapes[0], shapes[1], _Handle(), shapes[2], _Handle()
+            ctypes.byref(made), library.engine, shapes[0], shapes[1], Handle(), shapes[2], Handle()
         )
     )
-    return _Primitive(made, shapes, (_SOURCE, _WEIGHTS, _RESULT))
+    return Primitive(made, shapes, (_SOURCE, _WEIGHTS, _RESULT))
 
 
 @functools.lru_cache(maxsize=512)
-def _reorder(source: Any, target: Any) -> _Primitive:
-    shapes = [_descriptor(*shape) for shape in (source, target)]
-    library, made = _library(), _Handle()
-    _check(
-        library.dnnl_reorder_primitive_desc_create(
-            ctypes.byref(made), shapes[0], library.engine, shapes[1], library.engine, _Handle()
-        )
-    )
-    return _Primitive(made, shapes, (_SOURCE, _RESULT))
+def _reorder(source: Any, target: Any) -> Primitive:
+    return reorder(descriptor(*source), descriptor(*target))
 
 
-def _descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
-    numbers, made = ctypes.c_int64 * len(dims), _Handle()
-    _check(_library().dnnl_memory_desc_create_with_strides(ctypes.byref(made), len(dims), numbers(*dims), kind, numbers(*strides)))
+def reorder(source: Any, target: Any) -> Primitive:
+    """A copy between the layouts and types of two descriptors, which it destroys when it goes."""
+    library, made = load(), Handle()
+    check(library.dnnl_reorder_primitive_desc_create(ctypes.byref(made), source, library.engine, target, library.engine, Handle()))
+    return Primitive(made, (source, target), (_SOURCE, _RESULT))
+
+
+def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
+    """Of memory with these sizes, strides and type."""
+    numbers, made = ctypes.c_int64 * len(dims), Handle()
+    check(load().dnnl_memory_desc_create_with_strides(ctypes.byref(made), len(dims), numbers(*dims), kind, numbers(*strides)))
     return made
 
 
-class _Primitive:
+class Primitive:
     """A compiled operation, its memory objects, and their descriptors."""
 
     def __init__(self, description: Any, descriptors: Sequence[Any], numbers: Sequence[int]) -> None:
-        self._library = library = _library()
-        self._descriptors, self._made = descriptors, _Handle()
-        _check(library.dnnl_primitive_create(ctypes.byref(self._made), description))
-        _check(library.dnnl_primitive_desc_destroy(description))
-        self._memories = [_Handle() for _ in descriptors]
+        self._library = library = load()
+        self._descriptors, self._made = descriptors, Handle()
+        check(library.dnnl_primitive_create(ctypes.byref(self._made), description))
+        check(library.dnnl_primitive_desc_destroy(description))
+        self._memories = [Handle() for _ in descriptors]
         for memory, descriptor in zip(self._memories, descriptors, strict=True):
-            _check(library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, _Handle(0)))
+            check(library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, Handle(0)))
         self._arguments = (_Argument * len(numbers))(*[_Argument(n, m) for n, m in zip(numbers, self._memories, strict=True)])
 
     def __call__(self, *addresses: int) -> None:
         library = self._library
         with _LOCK:
             for memory, address in zip(self._memories, addresses, strict=True):
-                _check(library.dnnl_memory_set_data_handle(memory, _Handle(address)))
-            _check(library.dnnl_primitive_execute(self._made, library.stream, len(self._arguments), self._arguments))
-            _check(library.dnnl_stream_wait(library.stream))
+                check(library.dnnl_memory_set_data_handle(memory, Handle(address)))
+            check(library.dnnl_primitive_execute(self._made, library.stream, len(self._arguments), self._arguments))
+            check(library.dnnl_stream_wait(library.stream))
 
     def __del__(self) -> None:
         if sys.is_finalizing():  # the library may be gone
@@ -176,6 +177,7 @@ class _Primitive:
             library.dnnl_memory_desc_destroy(descriptor)
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
+    """Raise RuntimeError unless a call succeeded."""
     if status:
         raise RuntimeError(f"oneDNN: status {status}")

@@ -64,14 +64,6 @@ class PointwiseConv2D(nn.Conv2D):
         return self._is_plain() and (self.in_bfloat16 or self._pixels(x) <= _SMALL) and onednn.is_available()
 
 
-def to_bfloat16(model: nn.Layer) -> int:
-    """Let a network's 1x1 convolutions train with bfloat16 products; returns their number."""
-    layers = [layer for layer in model.sublayers() if isinstance(layer, PointwiseConv2D)]
-    for layer in layers:
-        layer.in_bfloat16 = True
-    return len(layers)
-
-
 class _Product(PyLayer):
     """The differentiable operator. It has no second derivative.
 

@@ -14,7 +14,7 @@ from paddle.optimizer import Optimizer
 
 from ppxcls.config.sections import AMPSection
 from ppxcls.ops import onednn
-from ppxcls.ops.pointwise import to_bfloat16
+from ppxcls.ops.convolution import to_bfloat16
 from ppxcls.system.logs import logger
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -64,7 +64,7 @@ def _multiplies_bfloat16(amp: AMPSection, model: nn.Layer) -> bool:
     """Let oneDNN multiply bfloat16 where the processor does, because Paddle's AMP has no effect on a CPU; whether it will."""
     if amp.dtype == "bfloat16" and onednn.has_bfloat16():
         count = to_bfloat16(model)
-        logger.info(f"AMP: {count} pointwise convolutions are trained with bfloat16 products, the rest in float32")
+        logger.info(f"AMP: {count} dense convolutions are trained with bfloat16 products, the rest in float32")
         return True
     needs = "AMP.dtype: bfloat16" if amp.dtype == "float16" else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
     logger.warning(f"AMP has no effect here, all is computed in float32: on a CPU it needs {needs}")

@@ -86,7 +86,7 @@ def paddle_as_it_comes(size: int, batch: int) -> Callable[[], Any]:
 def ours_in_bfloat16(size: int, batch: int) -> Callable[[], Any]:
     """As ``AMP: {dtype: bfloat16}`` trains on a CPU that has it."""
     import ppxcls
-    from ppxcls.ops.pointwise import to_bfloat16
+    from ppxcls.ops.convolution import to_bfloat16
 
     build = ppxcls.build_model
 

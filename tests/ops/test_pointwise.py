@@ -16,7 +16,8 @@ from paddle import nn
 
 import ppxcls
 from ppxcls.ops import onednn, pointwise
-from ppxcls.ops.pointwise import PointwiseConv2D, to_bfloat16
+from ppxcls.ops.convolution import DenseConv2D, to_bfloat16
+from ppxcls.ops.pointwise import PointwiseConv2D
 from ppxcls.train import precision
 from tests.conftest import ROOT
 
@@ -117,9 +118,9 @@ def test_amp_in_bfloat16_takes_effect_on_the_cpu(
         losses.append([row["loss"] for row in rows if row["kind"] == "train"])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
-    layers = [layer for layer in trainer.learner.network.sublayers() if isinstance(layer, PointwiseConv2D)]
+    layers = [layer for layer in trainer.learner.network.sublayers() if isinstance(layer, PointwiseConv2D | DenseConv2D)]
     assert all(layer.in_bfloat16 for layer in layers)
-    assert f"AMP: {len(layers)} pointwise convolutions are trained with bfloat16 products" in capfd.readouterr().out
+    assert f"AMP: {len(layers)} dense convolutions are trained with bfloat16 products" in capfd.readouterr().out
     results = ppxcls.evaluate(ppxcls.load_config(trainer.output_dir))
     assert results["num_samples"] == 7
 
