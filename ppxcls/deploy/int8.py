@@ -76,7 +76,7 @@ def quantise(folder: Path, exported: Exported, calibration: Dataset, evaluation:
         made = Path(name) / FILE
         to_input = None if exported.preprocesses else ModelInput(evaluation.device_stage)
         with _quiet():
-            _quantise(source, made, list(_batches(calibration, _CALIBRATED_ON, to_input)), Path(name))
+            quantise_file(source, made, list(_batches(calibration, _CALIBRATED_ON, to_input)), Path(name))
             found = _measured(source, made, _batches(evaluation, _MEASURED_ON, to_input))
         logger.info(str(found))
         if found.top1 - found.int8_top1 > max(most_loss, _CHANCE / found.images):
@@ -147,7 +147,12 @@ def _quiet() -> Iterator[None]:
         logging.getLogger().removeFilter(is_other)
 
 
-def _quantise(source: Path, target: Path, batches: Sequence[tuple[Array, Array]], folder: Path) -> None:
+def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Array]], folder: Path) -> None:
+    """Write an 8-bit ONNX file. The ranges of the activations come from batches of images; the labels are not used.
+
+    Raises:
+        DataError: there are no batches.
+    """
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -33,7 +33,8 @@ class PointwiseConv2D(nn.Conv2D):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
         if self.training and cpu.are_plain(x, self.weight) and self._is_worth_it(x):
-            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._pixels(x) <= _SMALL, (False, False))
+            in_one = self._step > 1 or self._pixels(x) <= _SMALL
+            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, in_one, (False, False))
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
 
     def takes_channels_first(self) -> bool:
@@ -61,7 +62,8 @@ class PointwiseConv2D(nn.Conv2D):
         return self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
 
     def _is_worth_it(self, x: paddle.Tensor) -> bool:
-        return self._is_plain() and (self.in_bfloat16 or self._pixels(x) <= _SMALL) and onednn.is_available()
+        is_better = self.in_bfloat16 or self._step > 1 or self._pixels(x) <= _SMALL
+        return self._is_plain() and is_better and onednn.is_available()
 
 
 class _Product(PyLayer):
@@ -76,8 +78,10 @@ class _Product(PyLayer):
         ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, stride: int, is_short: bool, in_one: bool, layouts
     ) -> paddle.Tensor:
         ctx.needs = not x.stop_gradient, not weight.stop_gradient
-        ctx.shape, ctx.stride, ctx.layouts = x.shape, stride, layouts
-        x = (x if stride == 1 else x[:, :, ::stride, ::stride]).contiguous()
+        ctx.shape, ctx.stride = x.shape, stride
+        if stride > 1:
+            x, layouts = _taken(x, stride), (True, layouts[1])
+        x, ctx.layouts = x.contiguous(), layouts
         shape = [x.shape[1], x.shape[0], *x.shape[2:]] if layouts[0] else x.shape
         ctx.layout = layout = _Layout(shape, weight.shape[0], in_one, BFLOAT16 if is_short else FLOAT32)
         rows = layout.rows(x, layout.inputs, layouts[0])
@@ -96,10 +100,29 @@ class _Product(PyLayer):
             turned = layout.kernel(kernel, transposed=True)
             x_gradient = layout.multiplied(turned, layout.matrix(upstream, layout.outputs), layout.inputs, ctx.layouts[0])
         if x_gradient is not None and ctx.stride > 1:
-            whole = paddle.zeros(ctx.shape, "float32")
-            whole[:, :, :: ctx.stride, :: ctx.stride] = x_gradient
-            x_gradient = whole
+            x_gradient = _spread(x_gradient, ctx.stride, ctx.shape)
         return x_gradient, layout.kernel_gradient(upstream, rows) if ctx.needs[1] else None
+
+
+def _taken(images: paddle.Tensor, stride: int) -> paddle.Tensor:
+    """Every ``stride``-th row and column of [N, C, H, W], as [C, N, H', W']."""
+    if not cpu.HAS_NUMBA:
+        return images[:, :, ::stride, ::stride].transpose([1, 0, 2, 3])
+    size = [(side - 1) // stride + 1 for side in images.shape[2:]]
+    rows = paddle.empty([images.shape[1], images.shape[0], *size], "float32")
+    cpu.run("stride_kernels", "take", cpu.view(images), stride, cpu.view(rows))
+    return rows
+
+
+def _spread(rows: paddle.Tensor, stride: int, shape: list[int]) -> paddle.Tensor:
+    """[C, N, H', W'] at every ``stride``-th row and column of zeros [N, C, H, W]."""
+    if not cpu.HAS_NUMBA:
+        whole = paddle.zeros(shape, "float32")
+        whole[:, :, ::stride, ::stride] = rows.transpose([1, 0, 2, 3])
+        return whole
+    whole = paddle.empty(shape, "float32")
+    cpu.run("stride_kernels", "spread", cpu.view(rows), stride, cpu.view(whole))
+    return whole
 
 
 class _Layout:

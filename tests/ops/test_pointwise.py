@@ -15,7 +15,7 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.ops import onednn, pointwise
+from ppxcls.ops import cpu, onednn, pointwise
 from ppxcls.ops.convolution import DenseConv2D, to_bfloat16
 from ppxcls.ops.pointwise import PointwiseConv2D
 from ppxcls.train import precision
@@ -54,6 +54,14 @@ def differences(theirs: nn.Layer, ours: nn.Layer, images: int, size: int) -> lis
 def test_values_and_gradients_are_paddles(images: int, inputs: int, outputs: int, size: int, stride: int) -> None:
     theirs, ours = pair(inputs, outputs, stride)
     assert max(differences(theirs, ours, images, size)) < 2e-6
+
+
+@needs_onednn
+def test_a_stride_without_numba_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "HAS_NUMBA", False)
+    for size, stride in ((7, 2), (8, 2), (9, 3)):
+        theirs, ours = pair(5, 6, stride)
+        assert max(differences(theirs, ours, 2, size)) < 2e-6
 
 
 @needs_bfloat16
