@@ -46,7 +46,7 @@ ppxcls.build_model
 import numpy as np, paddle, paddle.distributed as dist
 from paddle import nn
 from ppxcls.models.common_keys import synchronize_batch_norms
-from ppxcls.models.layers import NormReLU
+from ppxcls.ops.batch_norm import NormReLU
 
 paddle.set_device("cpu")
 if dist.get_world_size() > 1:

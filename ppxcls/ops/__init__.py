@@ -1,1 +1,1 @@
-"""Faster versions of two of Paddle's operators on the CPU."""
+"""Operators for training on the CPU, faster than Paddle's, with its parameters and state keys."""

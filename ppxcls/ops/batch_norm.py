@@ -1,4 +1,4 @@
-"""Batch norm and ReLU: numba's kernels in training on the CPU, because Paddle's use one thread; otherwise Paddle's operators."""
+"""Batch norm in training and ReLU: numba's kernels on the CPU, because Paddle's use one thread; otherwise Paddle's operators."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class BatchNorm2D(nn.BatchNorm2D):
     def measures_in_kernels(self, x: paddle.Tensor) -> bool:
         """Whether the numba kernels normalise this input by its own statistics."""
         uses_batch = self.training and not self._use_global_stats
-        return bool(uses_batch and self._data_format == "NCHW" and cpu.applies_to(x, self.weight))
+        is_whole = self._data_format == "NCHW" and self.weight is not None and self.bias is not None
+        return bool(uses_batch and is_whole and cpu.applies_to(x, self.weight))
 
 
 class NormReLU(BatchNorm2D):

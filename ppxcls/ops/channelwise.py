@@ -5,8 +5,6 @@ The operator keeps only its input for the backward pass, and computes the rest a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +13,6 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu
-
-Pair = tuple[int, int]
 
 _KERNELS = "channelwise_kernels"
 
@@ -40,11 +36,10 @@ class Stage(NamedTuple):
         return bool(self.settings[2])
 
 
-@dataclass(frozen=True)
 class Chain:
     """Layers of one operator. All but one may be missing; the last two need the convolution.
 
-    Attributes:
+    Args:
         norm: the first batch norm.
         is_rectified: whether a ReLU follows it.
         depthwise: the depthwise convolution.
@@ -53,12 +48,17 @@ class Chain:
         layouts: whether input and output have the channels first.
     """
 
-    norm: nn.BatchNorm2D | None = None
-    is_rectified: bool = False
-    depthwise: nn.Conv2D | None = None
-    last_norm: nn.BatchNorm2D | None = None
-    is_last_rectified: bool = False
-    layouts: tuple[bool, bool] = (False, False)
+    def __init__(
+        self,
+        norm: nn.BatchNorm2D | None = None,
+        is_rectified: bool = False,
+        depthwise: nn.Conv2D | None = None,
+        last_norm: nn.BatchNorm2D | None = None,
+        is_last_rectified: bool = False,
+        layouts: tuple[bool, bool] = (False, False),
+    ) -> None:
+        self.norm, self.is_rectified, self.depthwise = norm, is_rectified, depthwise
+        self.last_norm, self.is_last_rectified, self.layouts = last_norm, is_last_rectified, layouts
 
     def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C, H', W'], both with the first two axes exchanged if the layout says so."""
@@ -79,7 +79,7 @@ class Chain:
         """Padding, stride and dilation of the convolution, int64 [3, 2]."""
         conv = self.depthwise
         sides = (0, 1, 1) if conv is None else (conv._padding, conv._stride, conv._dilation)
-        return np.array([_pair(side) for side in sides], np.int64)
+        return np.array([cpu.pair(side) for side in sides], np.int64)
 
     def size(self, height: int, width: int) -> list[int]:
         """Height and width of the output."""
@@ -90,10 +90,6 @@ class Chain:
         return [
             (size + 2 * padding[i] - dilation[i] * (taps[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate((height, width))
         ]
-
-
-def _pair(value: int | Sequence[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def _stage(norm: nn.BatchNorm2D | None, is_rectified: bool) -> Stage:
@@ -117,6 +113,8 @@ class _Channelwise(PyLayer):
     def forward(ctx: Any, x: paddle.Tensor, chain: Chain, *parameters: paddle.Tensor) -> paddle.Tensor:
         channels = x.shape[0 if chain.layouts[0] else 1]
         images = x.shape[1 if chain.layouts[0] else 0]
+        for parameter in parameters:
+            cpu.check_channels(parameter.shape[0], channels)
         both = [channels, images] if chain.layouts[1] else [images, channels]
         # Allocated by Paddle, because the rounding of its next product depends on the alignment.
         out = paddle.empty([*both, *chain.size(*x.shape[2:])], "float32")
@@ -126,24 +124,26 @@ class _Channelwise(PyLayer):
         _keep_running(chain.norm, stages[0])
         _keep_running(chain.last_norm, stages[1])
         ctx.save_for_backward(x, *([] if chain.depthwise is None else [chain.depthwise.weight]))
-        ctx.chain, ctx.stages = chain, stages
+        ctx.chain, ctx.stages, ctx.kept = chain, stages, cpu.Kept(x)
         ctx.needs = [not tensor.stop_gradient for tensor in (x, *parameters)]
         return out
 
     @staticmethod
     def backward(ctx: Any, upstream: paddle.Tensor) -> Any:
+        ctx.kept.check()
         chain, (first, last) = ctx.chain, ctx.stages
         x, *weights = ctx.saved_tensor()
         channels = x.shape[0 if chain.layouts[0] else 1]
         of_x = paddle.empty(x.shape, "float32")
         of_norms = [paddle.empty(list(stage.numbers[:2].shape), "float32") if stage.has_norm else None for stage in (first, last)]
         of_weight = paddle.empty(weights[0].shape, "float32") if weights else None
-        kernels = cpu.view(weights[0])[:, 0] if weights else chain.kernels(channels)
+        no_norm, no_kernels = np.empty((2, 0), np.float32), np.empty((channels, 0, 0), np.float32)
+        kernels = cpu.view(weights[0])[:, 0] if weights else no_kernels
         gradients = (
             cpu.view(of_x),
-            np.empty((2, 0), np.float32) if of_norms[0] is None else cpu.view(of_norms[0]),
-            chain.kernels(channels) if of_weight is None else cpu.view(of_weight)[:, 0],
-            np.empty((2, 0), np.float32) if of_norms[1] is None else cpu.view(of_norms[1]),
+            no_norm if of_norms[0] is None else cpu.view(of_norms[0]),
+            no_kernels if of_weight is None else cpu.view(of_weight)[:, 0],
+            no_norm if of_norms[1] is None else cpu.view(of_norms[1]),
         )
         needed = np.array([ctx.needs[0], chain.depthwise is not None and ctx.needs[1 if chain.norm is None else 3]])
         arguments = *first, kernels, chain.geometry(), *last, cpu.view(upstream), np.array(chain.layouts), cpu.threads()
@@ -152,4 +152,4 @@ class _Channelwise(PyLayer):
         for part in (of_norms[0], of_weight, of_norms[1]):
             if part is not None:
                 found += [part] if part is of_weight else [part[0], part[1]]
-        return tuple(gradient if needed else None for gradient, needed in zip(found, ctx.needs, strict=True))
+        return tuple(gradient if is_needed else None for gradient, is_needed in zip(found, ctx.needs, strict=True))

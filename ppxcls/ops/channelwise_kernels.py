@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from ppxcls.ops.cpu import compiled, helper
-from ppxcls.ops.depthwise_kernels import FREE, ONE_ROUNDING, convolve, convolve_back, rooms
+from ppxcls.ops.depthwise_kernels import FREE, ONE_ROUNDING, convolve, convolve_back, room
 
 _BLOCK = 512  # numbers that are summed in float32; the sums of blocks are summed in float64
 
@@ -28,7 +28,7 @@ class _Stage(NamedTuple):
 
 
 @helper(set())
-def _stage(numbers, settings):  # type: ignore[no-untyped-def]
+def _stage_of(numbers, settings):  # type: ignore[no-untyped-def]
     return _Stage(numbers, np.float32(settings[0]), settings[1], settings[2] > 0, settings[3] > 0)
 
 
@@ -177,13 +177,13 @@ def _forward_part(x, stages, kernels, geometry, out, layouts, part, parts):  # t
     is_convolved = kernels.shape[1] > 0
     memory, out_memory = _memory(x, layouts[0]), _memory(out, layouts[1])
     results = np.empty(images * sizes[1][0] * sizes[1][1] if is_convolved else 0, np.float32)
-    room, _ = rooms(images, sizes, kernels.shape[1:], geometry)
+    own = room(images, sizes, kernels.shape[1:], geometry, False)
     for channel in range(channels * part // parts, channels * (part + 1) // parts):
         values = _gather(x, channel, layouts[0], memory)
         _measure(values, first, channel)
         line, found = _line(first, channel), values
         if is_convolved:
-            convolve(values, line, kernels[channel], geometry, sizes, room, results)
+            convolve(values, line, kernels[channel], geometry, sizes, own, results)
             _measure(results, last, channel)
             line, found = _line(last, channel), results
         _apply(found, line, _row(out, channel, layouts[1], out_memory))
@@ -202,7 +202,8 @@ def _backward_part(x, stages, kernels, geometry, upstream, gradients, layouts, n
     has_last = is_convolved and (last.is_norm or last.is_rectified)
     results = np.empty(images * sizes[1][0] * sizes[1][1] if has_last else 0, np.float32)
     of_results, nothing = np.empty(results.size, np.float32), np.empty(0, np.float32)
-    both = rooms(images, sizes, kernels.shape[1:], geometry)
+    taps = kernels.shape[1:]
+    both = room(images, sizes, taps, geometry, False), room(images, sizes, taps, geometry, True)
     for channel in range(channels * part // parts, channels * (part + 1) // parts):
         values, ups = _gather(x, channel, layouts[0], memory), _gather(upstream, channel, layouts[1], up_memory)
         line, found = _line(first, channel), _row(of_x, channel, layouts[0], of_memory)
@@ -235,7 +236,7 @@ def _forward(x, first, first_settings, kernels, geometry, last, last_settings, o
         parts: number of threads.
     """
     for part in numba.prange(parts):
-        stages = _stage(first, first_settings), _stage(last, last_settings)
+        stages = _stage_of(first, first_settings), _stage_of(last, last_settings)
         _forward_part(x, stages, kernels, _pairs(geometry), out, layouts, part, parts)
 
 
@@ -258,7 +259,7 @@ def _backward(  # type: ignore[no-untyped-def]
 ):
     """Gradients of ``forward``, which is computed again as far as needed.
 
-    The arguments that are not here are those of ``forward``, with the statistics that it wrote.
+    The arguments that are not here are those of ``forward``, with the statistics that it wrote. The others:
 
         upstream: the gradient of its output.
         of_x: the gradient of the input; written, and the next too.
@@ -268,7 +269,7 @@ def _backward(  # type: ignore[no-untyped-def]
         needed: bool [2], whether the gradients of the input and of the kernels are needed.
     """
     for part in numba.prange(parts):
-        stages = _stage(first, first_settings), _stage(last, last_settings)
+        stages = _stage_of(first, first_settings), _stage_of(last, last_settings)
         gradients = of_x, of_first, of_kernels, of_last
         _backward_part(x, stages, kernels, _pairs(geometry), upstream, gradients, layouts, needed, part, parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import paddle
@@ -10,8 +11,10 @@ from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu, onednn
 from ppxcls.ops.onednn import BFLOAT16, FLOAT32
-from ppxcls.ops.onednn_convolution import Geometry, convolve
+from ppxcls.ops.onednn_convolution import Sides, convolve
 from ppxcls.ops.pointwise import PointwiseConv2D
+
+Side = int | Sequence[int]
 
 
 class DenseConv2D(nn.Conv2D):
@@ -27,16 +30,19 @@ class DenseConv2D(nn.Conv2D):
 
     in_bfloat16 = False
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Side, stride: Side = 1, padding: Side = 0) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias_attr=False)
-        self._sides = Geometry((stride, stride), (padding, padding))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H + 2 padding - kernel) // stride + 1."""
-        is_plain = self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
-        if self.training and is_plain and cpu.are_plain(x, self.weight) and onednn.is_available():
-            return _Convolution.apply(x, self.weight, self._sides, BFLOAT16 if self.in_bfloat16 else FLOAT32)
+        if self.training and self._is_plain() and cpu.are_plain(x, self.weight) and onednn.is_available():
+            sides = Sides(cpu.pair(self._stride), cpu.pair(self._padding))
+            return _Convolution.apply(x, self.weight, sides, BFLOAT16 if self.in_bfloat16 else FLOAT32)
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
+
+    def _is_plain(self) -> bool:
+        is_dense = cpu.pair(self._dilation) == (1, 1) and self._groups == 1
+        return is_dense and self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
 
 
 def to_bfloat16(model: nn.Layer) -> int:
@@ -51,8 +57,10 @@ class _Convolution(PyLayer):
     """The differentiable operator. It has no second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, sides: Geometry, kind: int) -> paddle.Tensor:
+    def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, sides: Sides, kind: int) -> paddle.Tensor:
         size = [(x.shape[2 + i] + 2 * sides.padding[i] - weight.shape[2 + i]) // sides.stride[i] + 1 for i in range(2)]
+        cpu.check_channels(weight.shape[1], x.shape[1])
+        ctx.kept = cpu.Kept(x)
         x, kernel = x.contiguous(), weight.detach().contiguous()
         out = paddle.empty([x.shape[0], weight.shape[0], *size], "float32")
         convolve("output", (x, kernel, out), sides, kind)
@@ -62,6 +70,7 @@ class _Convolution(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        ctx.kept.check()
         x, kernel = ctx.saved_tensor()
         gradient = gradient.contiguous()
         of_x = paddle.empty(x.shape, "float32") if ctx.needs[0] else None

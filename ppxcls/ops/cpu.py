@@ -10,7 +10,7 @@ import importlib.util
 import os
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,29 @@ def are_plain(*tensors: paddle.Tensor) -> bool:
 def applies_to(*tensors: paddle.Tensor) -> bool:
     """Whether numba is installed and these are eager float32 tensors on the CPU."""
     return HAS_NUMBA and are_plain(*tensors)
+
+
+def check_channels(expected: int, received: int) -> None:
+    """Raise ValueError if an input has another number of channels than the parameters."""
+    if expected != received:
+        raise ValueError(f"expected an input of {expected} channels, received {received}")
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """A size of both sides, or one for each, as (y, x)."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class Kept:
+    """The state of a tensor that is kept for the backward pass."""
+
+    def __init__(self, tensor: paddle.Tensor) -> None:
+        self._tensor, self._version = tensor, tensor.inplace_version
+
+    def check(self) -> None:
+        """Raise RuntimeError if it was changed since, because the gradient would be wrong."""
+        if self._tensor.inplace_version != self._version:
+            raise RuntimeError("a tensor that the backward pass needs was modified by an inplace operation after the forward pass")
 
 
 class _Memory:

@@ -36,7 +36,12 @@ class DepthwiseConv2D(nn.Conv2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - dilation (kernel - 1) - 1) // stride + 1."""
-        if self._data_format == "NCHW" and cpu.applies_to(x, self.weight):
+        if self.fits_kernels() and cpu.applies_to(x, self.weight):
             out = Chain(depthwise=self)(x)
             return out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])  # folding a batch norm adds a bias
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
+
+    def fits_kernels(self) -> bool:
+        """Whether the numba kernels compute this geometry: with more padding, outputs would lie beyond the reach of the input."""
+        taps, padding, dilation = self.weight.shape[2:], cpu.pair(self._padding), cpu.pair(self._dilation)
+        return self._data_format == "NCHW" and all(padding[i] <= dilation[i] * (taps[i] - 1) for i in range(2))

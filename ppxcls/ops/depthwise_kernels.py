@@ -58,28 +58,26 @@ def _places(shape, origin, spacing, size):  # type: ignore[no-untyped-def]
 
 
 @helper(set())
-def rooms(images, sizes, taps, geometry):  # type: ignore[no-untyped-def]
-    """Memory of a convolution and of its gradient, with planes of the same shape.
+def room(images, sizes, taps, geometry, is_back):  # type: ignore[no-untyped-def]
+    """Memory of a convolution, or of the gradient of its input; the planes of both have the same shape.
 
     Args:
         images: their number.
-        sizes: height and width of the input and of the output.
+        sizes: height and width of the convolution's input and of its output.
         taps: of the kernel, (y, x); (0, 0) for no memory.
         geometry: padding, stride and dilation, each (y, x).
+        is_back: whether it is for the gradient, which takes the output's and gives the input's.
     """
     padding, stride, dilation = geometry
     reach = (taps[0] - 1) * dilation[0], (taps[1] - 1) * dilation[1]
     height = _padded_size(sizes[0][0], sizes[1][0], reach[0], padding[0], stride[0]) if taps[0] else 0
     width = _padded_size(sizes[0][1], sizes[1][1], reach[1], padding[1], stride[1]) if taps[0] else 0
     shape = min(images, max(1, _PIXELS // max(1, height * width))), height, width
-    margin = reach[0] - padding[0], reach[1] - padding[1]
-    sums = np.empty(shape[0] * height * width, np.float32)
-    there = _places(shape, padding, (1, 1), sizes[0]), _places(shape, (0, 0), (1, 1), sizes[1])
-    back = _places(shape, margin, stride, sizes[1]), _places(shape, (0, 0), (1, 1), sizes[0])
-    return (
-        _Room(np.zeros(shape, np.float32), sums, there[0], there[1]),
-        _Room(np.zeros(shape, np.float32), sums, back[0], back[1]),
-    )
+    planes, sums = np.zeros(shape, np.float32), np.empty(shape[0] * height * width, np.float32)
+    if is_back:
+        margin = reach[0] - padding[0], reach[1] - padding[1]
+        return _Room(planes, sums, _places(shape, margin, stride, sizes[1]), _places(shape, (0, 0), (1, 1), sizes[0]))
+    return _Room(planes, sums, _places(shape, padding, (1, 1), sizes[0]), _places(shape, (0, 0), (1, 1), sizes[1]))
 
 
 @helper(set())

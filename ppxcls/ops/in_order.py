@@ -1,12 +1,13 @@
 """Layers one after another, on the CPU with as few operators as they allow.
 
 In training, all layers between two 1x1 convolutions are one operator (``channelwise``), and the convolutions take and give images
-with the channels first, so that each is one product and nothing is copied. Otherwise each layer is called as usual.
+with the channels first, so that each is one product and nothing is copied. Layers that do not fit are called as usual.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import paddle
@@ -42,17 +43,21 @@ def in_order(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
         layers: layers and functions of a tensor, such as ``relu``. A ``paddle.nn.Sequential`` stands for its layers.
         x: what the first one takes.
     """
-    if cpu.applies_to(x) and len(x.shape) == 4:
+    if _fits(x):
         return _fused(list(_leaves(layers)), x)
     for layer in layers:
         x = layer(x)
     return x
 
 
+def _fits(x: paddle.Tensor) -> bool:
+    return cpu.applies_to(x) and len(x.shape) == 4
+
+
 def _leaves(layers: Iterable[Step]) -> Iterator[Step]:
     for layer in layers:
         if isinstance(layer, nn.Sequential) and type(layer).forward in _PLAIN and not _is_watched(layer):
-            yield from _leaves(layer.children())
+            yield from _leaves(list(layer))  # not its children: a layer may occur twice
         else:
             yield layer
 
@@ -73,17 +78,22 @@ def _letter(layer: Step) -> str:
     if kind is BatchNorm2D or kind is NormReLU:
         return ("n" if kind is BatchNorm2D else "b") if layer.measures_in_kernels(layer.weight) else "o"
     if kind is DepthwiseConv2D:
-        return "d" if layer.bias is None and layer._data_format == "NCHW" and cpu.applies_to(layer.weight) else "o"
+        return "d" if layer.bias is None and layer.fits_kernels() and cpu.applies_to(layer.weight) else "o"
     return "p" if kind is PointwiseConv2D and layer.takes_channels_first() else "o"
 
 
 def _fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
-    matches = list(_OPERATOR.finditer("".join(map(_letter, layers))))
+    counts = Counter(map(id, layers))
+    # A batch norm that occurs twice updates its statistics twice, one after the other.
+    letters = ["o" if counts[id(layer)] > 1 and isinstance(layer, BatchNorm2D) else _letter(layer) for layer in layers]
+    matches = list(_OPERATOR.finditer("".join(letters)))
     has_channels_first = False
-    for match, following in zip(matches, [*[found.group() for found in matches[1:]], "o"], strict=True):
-        layer = layers[match.start()]
+    for i, match in enumerate(matches):
+        layer, following = layers[match.start()], matches[i + 1].group() if i + 1 < len(matches) else "o"
         if match.group() == "o":
             x = layer(x)
+            if not _fits(x):
+                return in_order(layers[match.end() :], x)
             continue
         if match.group() == "p":
             layouts = has_channels_first, following != "o"

@@ -12,12 +12,14 @@ from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu
 
+_LARGEST = 16  # side of a window whose pixels are numbered in 8 bits
+
 
 class MaxPool2D(nn.Layer):
     """Max pooling with square windows. Values and gradients are those of ``paddle.nn.MaxPool2D``.
 
     Args:
-        kernel_size: pixels of the window's sides, at most 15.
+        kernel_size: pixels of the window's sides.
         stride: of the windows.
         padding: pixels by which windows may extend beyond each side; less than ``kernel_size``.
     """
@@ -29,7 +31,8 @@ class MaxPool2D(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - kernel_size) // stride + 1."""
-        if self.data_format == "NCHW" and cpu.applies_to(x):
+        size, _, padding = self._geometry
+        if self.data_format == "NCHW" and size <= _LARGEST and padding < size and cpu.applies_to(x):
             return _MaxPooling.apply(x, self._geometry)
         return F.max_pool2d(x, *self._geometry, data_format=self.data_format)
 

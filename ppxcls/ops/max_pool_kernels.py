@@ -19,7 +19,7 @@ def _take_larger(taps, number, largest, chosen):  # type: ignore[no-untyped-def]
 
 
 @helper(set())
-def _places(sides, phase_sides, stride, padding):  # type: ignore[no-untyped-def]
+def _phase_places(sides, phase_sides, stride, padding):  # type: ignore[no-untyped-def]
     """Where a plane's pixels lie in its phases: those of every ``stride``-th row and column form a plane, [S * S, H', W']."""
     places = np.empty(sides[0] * sides[1], np.uint32)
     for y in range(sides[0]):
@@ -48,7 +48,7 @@ def _max_pool(planes, out, chosen, size, stride, padding, parts):  # type: ignor
         planes: float32 [P, H, W].
         out: float32 [P, OH, OW], overwritten.
         chosen: uint8 [P, OH, OW], overwritten: number of the first pixel of the window, row by row, that has this value.
-        size: pixels of the window's sides, at most 15.
+        size: pixels of the window's sides, at most 16.
         stride: of the windows.
         padding: pixels beyond each side.
         parts: number of threads.
@@ -61,7 +61,7 @@ def _max_pool(planes, out, chosen, size, stride, padding, parts):  # type: ignor
     )
     used = (out_sides[0] - 1) * phase_sides[1] + out_sides[1]
     for part in numba.prange(parts):
-        places = _places(sides, phase_sides, stride, padding)
+        places = _phase_places(sides, phase_sides, stride, padding)
         first = _first_pixels(out_sides, phase_sides[1], stride, padding, size)
         # The padding stays, because each plane fills the same places.
         phases = np.full(stride * stride * phase_sides[0] * phase_sides[1], -np.inf, np.float32)

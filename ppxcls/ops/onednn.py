@@ -63,6 +63,7 @@ def load() -> Any:
         library.dnnl_version.restype = ctypes.POINTER(_Version)
         if library.dnnl_version().contents.major != _MAJOR:
             return None
+        library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t  # ctypes takes int otherwise, which is too short
         engine, stream = Handle(), Handle()
         check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
         check(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
@@ -150,7 +151,7 @@ class Primitive:
 
     def __init__(self, description: Any, descriptors: Sequence[Any], numbers: Sequence[int]) -> None:
         self._library = library = load()
-        self._descriptors, self._made = descriptors, Handle()
+        self._descriptors, self._made, self._memories = descriptors, Handle(), []
         check(library.dnnl_primitive_create(ctypes.byref(self._made), description))
         check(library.dnnl_primitive_desc_destroy(description))
         self._memories = [Handle() for _ in descriptors]

@@ -33,43 +33,43 @@ _KINDS = {
 }
 
 
-class Geometry(NamedTuple):
+class Sides(NamedTuple):
     """Of a convolution, each (y, x)."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
 
 
-def convolve(what: str, tensors: Sequence[paddle.Tensor], geometry: Geometry, kind: int) -> None:
+def convolve(what: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: int) -> None:
     """Compute a convolution or one of its gradients.
 
     Args:
         what: "output", or "input" or "kernel" for the gradient with respect to it; this tensor is written.
         tensors: the input, float32 [N, C, H, W], the kernel, float32 [C', C, KH, KW], and the output, or their gradients.
-        geometry: stride and padding.
+        sides: stride and padding.
         kind: type of the factors inside, ``FLOAT32`` or ``BFLOAT16``; sums are in float32.
     """
-    _convolution(what, tuple(tuple(tensor.shape) for tensor in tensors), geometry, kind)(tensors)
+    _convolution(what, tuple(tuple(tensor.shape) for tensor in tensors), sides, kind)(tensors)
 
 
 @functools.lru_cache(maxsize=64)
-def _convolution(what: str, shapes: tuple[tuple[int, ...], ...], geometry: Geometry, kind: int) -> _CompiledConvolution:
-    return _CompiledConvolution(what, shapes, geometry, kind)
+def _convolution(what: str, shapes: tuple[tuple[int, ...], ...], sides: Sides, kind: int) -> _CompiledConvolution:
+    return _CompiledConvolution(what, shapes, sides, kind)
 
 
 class _CompiledConvolution:
     """A compiled convolution, with a copy for each tensor that is to have another layout."""
 
-    def __init__(self, what: str, shapes: Sequence[tuple[int, ...]], geometry: Geometry, kind: int) -> None:
+    def __init__(self, what: str, shapes: Sequence[tuple[int, ...]], sides: Sides, kind: int) -> None:
         name, first, self._roles = _KINDS[what]
         library, made = onednn.load(), Handle()
         pair = ctypes.c_int64 * 2
-        sides = pair(*geometry.stride), pair(0, 0), pair(*geometry.padding), pair(*geometry.padding)
+        numbers = pair(*sides.stride), pair(0, 0), pair(*sides.padding), pair(*sides.padding)
         wanted = [_of_any_layout(shape, FLOAT32 if r.is_result else kind) for shape, r in zip(shapes, self._roles, strict=True)]
         bias_and_output = (Handle(), wanted[2]) if what != "input" else (wanted[2],)
         hint = () if what == "output" else (Handle(),)
         create = getattr(library, f"dnnl_convolution_{name}_primitive_desc_create")
-        check(create(ctypes.byref(made), library.engine, *first, *wanted[:2], *bias_and_output, *sides, *hint, Handle()))
+        check(create(ctypes.byref(made), library.engine, *first, *wanted[:2], *bias_and_output, *numbers, *hint, Handle()))
         for given in wanted:
             library.dnnl_memory_desc_destroy(given)
         layouts = [_queried(made, role.query) for role in self._roles]

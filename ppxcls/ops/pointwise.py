@@ -1,4 +1,4 @@
-"""The 1x1 convolution layer. On the CPU, small maps are one product over the batch, and products may be in bfloat16."""
+"""The 1x1 convolution layer. On the CPU, it can be one product over the batch, in bfloat16 if asked for."""
 
 from __future__ import annotations
 
@@ -52,14 +52,15 @@ class PointwiseConv2D(nn.Conv2D):
 
     @property
     def _step(self) -> int:
-        return self._stride if isinstance(self._stride, int) else int(self._stride[0])
+        return cpu.pair(self._stride)[0]
 
     def _pixels(self, x: paddle.Tensor) -> int:
         """Of a map of the output."""
         return int(((x.shape[2] - 1) // self._step + 1) * ((x.shape[3] - 1) // self._step + 1))
 
     def _is_plain(self) -> bool:
-        return self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
+        is_square = len(set(cpu.pair(self._stride))) == 1
+        return is_square and self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
 
     def _is_worth_it(self, x: paddle.Tensor) -> bool:
         is_better = self.in_bfloat16 or self._step > 1 or self._pixels(x) <= _SMALL
@@ -78,6 +79,7 @@ class _Product(PyLayer):
         ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, stride: int, is_short: bool, in_one: bool, layouts
     ) -> paddle.Tensor:
         ctx.needs = not x.stop_gradient, not weight.stop_gradient
+        cpu.check_channels(weight.shape[1], x.shape[0 if layouts[0] else 1])
         ctx.shape, ctx.stride = x.shape, stride
         if stride > 1:
             x, layouts = _taken(x, stride), (True, layouts[1])
@@ -85,6 +87,7 @@ class _Product(PyLayer):
         shape = [x.shape[1], x.shape[0], *x.shape[2:]] if layouts[0] else x.shape
         ctx.layout = layout = _Layout(shape, weight.shape[0], in_one, BFLOAT16 if is_short else FLOAT32)
         rows = layout.rows(x, layout.inputs, layouts[0])
+        ctx.kept = cpu.Kept(x) if rows is x else None  # otherwise they are a copy
         kernel = _short(weight) if is_short else weight.detach().contiguous()
         y = layout.multiplied(layout.kernel(kernel), layout.matrix(rows, layout.inputs), layout.outputs, layouts[1])
         ctx.save_for_backward(rows, kernel)
@@ -92,6 +95,8 @@ class _Product(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, gradient: paddle.Tensor) -> tuple[paddle.Tensor | None, paddle.Tensor | None]:
+        if ctx.kept is not None:
+            ctx.kept.check()
         rows, kernel = ctx.saved_tensor()
         layout = ctx.layout
         upstream = layout.rows(gradient.contiguous(), layout.outputs, ctx.layouts[1])

@@ -76,3 +76,19 @@ def test_it_is_used_in_training_only_and_for_what_it_computes(monkeypatch: pytes
     layer.to(dtype="float64")
     layer(x.astype("float64"))
     assert seen == []
+
+
+def test_sizes_of_memory_have_64_bits() -> None:
+    shapes = (777, 32, 149, 149), (64, 32, 3, 3), (777, 64, 147, 147)
+    compiled = onednn_convolution._CompiledConvolution("output", shapes, onednn_convolution.Sides((1, 1), (0, 0)), onednn.FLOAT32)
+    assert compiled._bytes[2] >= 4 * 777 * 64 * 147 * 147
+
+
+def test_other_geometries_are_paddles() -> None:
+    layer = DenseConv2D(3, 4, (3, 3), (2, 1), (1, 0))
+    x = paddle.randn([1, 3, 9, 9])
+    np.testing.assert_allclose(layer(x).numpy(), nn.Conv2D.forward(layer, x).numpy(), atol=1e-5)
+    layer._dilation = [2, 2]
+    np.testing.assert_array_equal(layer(x).numpy(), nn.Conv2D.forward(layer, x).numpy())
+    with pytest.raises(ValueError, match="expected an input of 3 channels, received 1"):
+        DenseConv2D(3, 4, 3)(x[:, :1])

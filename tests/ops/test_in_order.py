@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -30,23 +31,22 @@ def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
     return layer
 
 
-def by_paddle(chain: Chain, x: paddle.Tensor) -> paddle.Tensor:
-    """In float64, each layer by itself, without our operators."""
-    statistics = []
-    for norm, is_rectified, conv in (
-        (chain.norm, chain.is_rectified, chain.depthwise),
-        (chain.last_norm, chain.is_last_rectified, None),
-    ):
+def by_paddle(chain: Chain, x: paddle.Tensor) -> tuple[paddle.Tensor, list[Any], float]:
+    """In float64, each layer by itself: the output, the running statistics, and how close to zero a ReLU's input is."""
+    statistics, distance = [], math.inf
+    stages = ((chain.norm, chain.is_rectified, chain.depthwise), (chain.last_norm, chain.is_last_rectified, None))
+    for norm, is_rectified, conv in stages:
         if norm is not None:
             running = [tensor.astype("float64") for tensor in (norm._mean, norm._variance)]
             parameters = [parameter.astype("float64") for parameter in (norm.weight, norm.bias)]
             x = F.batch_norm(x, *running, *parameters, training=True, momentum=norm._momentum, epsilon=norm._epsilon)
             statistics += running
-        x = F.relu(x) if is_rectified else x
+        if is_rectified:
+            distance = min(distance, float(x[x != 0].abs().min()))  # a sum of zeros is one on both sides
+            x = F.relu(x)
         if conv is not None:
             x = F.conv2d(x, conv.weight.astype("float64"), None, conv._stride, conv._padding, conv._dilation, x.shape[1])
-    by_paddle.statistics = statistics  # type: ignore[attr-defined]
-    return x
+    return x, [tensor.numpy() for tensor in statistics], distance
 
 
 def gradients(y: paddle.Tensor, x: paddle.Tensor, chain: Chain, upstream: Any) -> list[Any]:
@@ -62,15 +62,17 @@ def gradients(y: paddle.Tensor, x: paddle.Tensor, chain: Chain, upstream: Any) -
 def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> None:
     stride, dilation, size = geometry
     rng = np.random.default_rng(0)
-    images = rng.normal(0.3, 1, (3, 5, *size)).astype(np.float32)
     for has_norm, is_rectified, has_last, is_last_rectified in CHAINS:
         norms = norm_of(5, 1) if has_norm else None, norm_of(5, 2) if has_last else None
         conv = DepthwiseConv2D(5, 3, stride, dilation, dilation)
         chain = Chain(norms[0], is_rectified, conv, norms[1], is_last_rectified, layouts)
-        exact = paddle.to_tensor(images.astype(np.float64), stop_gradient=False)
-        expected = by_paddle(chain, exact)
+        distance = 0.0
+        while distance < 3e-6:  # float32 may be on the other side of a ReLU's edge
+            images = rng.normal(0.3, 1, (3, 5, *size)).astype(np.float32)
+            exact = paddle.to_tensor(images.astype(np.float64), stop_gradient=False)
+            expected, running, distance = by_paddle(chain, exact)
         upstream = rng.normal(0, 1, expected.shape)
-        wanted = [expected.numpy(), *gradients(expected, exact, chain, upstream), *[s.numpy() for s in by_paddle.statistics]]  # type: ignore[attr-defined]
+        wanted = [expected.numpy(), *gradients(expected, exact, chain, upstream), *running]
 
         x = paddle.to_tensor(images.swapaxes(0, 1).copy() if layouts[0] else images, stop_gradient=False)
         y = chain(x)
@@ -174,3 +176,59 @@ def test_networks_train_as_layer_by_layer(name: str, monkeypatch: pytest.MonkeyP
     for found, expected in ((mine[2], theirs[2]), (mine[1], theirs[1])):
         for key, value in expected.items():
             assert np.linalg.norm(found[key] - value) <= 0.02 * np.linalg.norm(value) + 1e-5, key
+
+
+def one_by_one(layers: list[Any], x: paddle.Tensor) -> paddle.Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+class Cast(nn.Layer):
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return x.astype("float64")
+
+
+@pytest.mark.every_paddle
+def test_what_does_not_fit_is_called_as_usual() -> None:
+    act, norm = ReLU(), BatchNorm2D(4)
+    x = paddle.randn([2, 4, 6, 6])
+    for layers in (
+        [nn.Sequential(PointwiseConv2D(4, 4), act, PointwiseConv2D(4, 4), act)],  # a layer that occurs twice
+        [Cast(), ReLU()],
+        [ReLU(), nn.Flatten(), ReLU()],
+        [nn.Sequential()],
+        [],
+        [DepthwiseConv2D(4, 3, 1, 4), ReLU()],  # more padding than the kernels have
+        [in_order.Stack(PointwiseConv2D(4, 3, 2)), relu],
+        [nn.BatchNorm2D(4, weight_attr=False, bias_attr=False), ReLU()],
+        [BatchNorm2D(4, weight_attr=False, bias_attr=False), ReLU()],
+    ):
+        found, expected = in_order.in_order(layers, x), one_by_one(layers, x)
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-5)
+    in_order.in_order([norm, DepthwiseConv2D(4), norm], x)
+    once = norm._mean.numpy().copy()
+    norm._mean.set_value(np.zeros(4, np.float32))
+    in_order.in_order([norm, DepthwiseConv2D(4)], x)
+    assert np.abs(once - norm._mean.numpy()).max() > 1e-6  # it has seen both inputs
+
+
+@pytest.mark.parametrize(
+    "layer", [BatchNorm2D(3), DepthwiseConv2D(3), PointwiseConv2D(3, 4), PointwiseConv2D(3, 4, 2), NormReLU(3)]
+)
+def test_another_number_of_channels_is_an_error(layer: nn.Layer) -> None:
+    with pytest.raises(ValueError, match="expected an input of 3 channels, received 64"):
+        layer(paddle.randn([2, 64, 5, 5]))
+
+
+@pytest.mark.every_paddle
+@pytest.mark.parametrize("layer", [ReLU(), BatchNorm2D(3), DepthwiseConv2D(3)])
+def test_a_change_in_place_before_the_backward_pass_is_an_error(layer: nn.Layer) -> None:
+    x = paddle.randn([2, 3, 5, 5])
+    x.stop_gradient = False
+    z = x * 1.0
+    y = layer(z)
+    z.add_(paddle.ones([1]))
+    with pytest.raises((OSError, RuntimeError), match="modified by an inplace operation"):  # Paddle wraps it
+        y.sum().backward()

@@ -143,6 +143,16 @@ def test_max_pool(geometry: tuple[int, int, int], size: tuple[int, int]) -> None
         assert np.array_equal(mine, expected)
 
 
+def test_windows_that_the_kernels_do_not_number_are_paddles() -> None:
+    x = paddle.randn([1, 2, 30, 30])
+    x.stop_gradient = False
+    MaxPool2D(17, 2, 8)(x).sum().backward()
+    mine = x.grad.numpy()
+    x.clear_grad()
+    nn.MaxPool2D(17, 2, 8)(x).sum().backward()
+    np.testing.assert_array_equal(mine, x.grad.numpy())
+
+
 def test_max_pool_of_infinities_and_nan() -> None:
     """The gradient of a window without any finite value goes to a pixel of the plane, and NaN stays NaN."""
     x = np.full((1, 2, 5, 5), -np.inf, np.float32)
