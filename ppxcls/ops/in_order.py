@@ -43,7 +43,7 @@ def in_order(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
         layers: layers and functions of a tensor, such as ``relu``. A ``paddle.nn.Sequential`` stands for its layers.
         x: what the first one takes.
     """
-    if _fits(x):
+    if _fits(x) and any(isinstance(layer, nn.Layer) and layer.training for layer in layers):
         return _fused(list(_leaves(layers)), x)
     for layer in layers:
         x = layer(x)
