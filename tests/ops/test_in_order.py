@@ -61,13 +61,14 @@ def gradients(y: paddle.Tensor, x: paddle.Tensor, chain: Chain, upstream: Any) -
 @pytest.mark.parametrize("layouts", [(False, False), (True, False), (False, True), (True, True)], ids=str)
 def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> None:
     stride, dilation, size = geometry
+    paddle.seed(0)
     rng = np.random.default_rng(0)
     for has_norm, is_rectified, has_last, is_last_rectified in CHAINS:
         norms = norm_of(5, 1) if has_norm else None, norm_of(5, 2) if has_last else None
         conv = DepthwiseConv2D(5, 3, stride, dilation, dilation)
         chain = Chain(norms[0], is_rectified, conv, norms[1], is_last_rectified, layouts)
         distance = 0.0
-        while distance < 3e-6:  # float32 may be on the other side of a ReLU's edge
+        while distance < 1e-5:  # float32 may be on the other side of a ReLU's edge
             images = rng.normal(0.3, 1, (3, 5, *size)).astype(np.float32)
             exact = paddle.to_tensor(images.astype(np.float64), stop_gradient=False)
             expected, running, distance = by_paddle(chain, exact)
