@@ -3,13 +3,15 @@
     pip install torch torchvision timm                     # the peers; without them, ours alone is printed
     python scripts/benchmarks/augment.py [FOLDER]          # a folder of images; without one, scikit-learn's two sample photos
 
-All decode a JPEG, crop to 299 px, flip, and apply the policy. The transforms of every YAML of ``configs/`` follow.
+All decode a JPEG, crop to 299 px, flip, and apply the policy; ours from files and from packed data. The transforms of every YAML of
+``configs/`` follow.
 """
 
 import argparse
 import contextlib
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from loader import exhaust, measure  # of this folder
 from ratios import compare  # of this folder
 
 from ppxcls import build_transforms, load_config
+from ppxcls.data.packed.dataset import PackedDataset
+from ppxcls.data.packed.write import pack
 from ppxcls.data.transforms import split_for_device
 
 Step = Callable[[bytes], Any]
@@ -46,6 +50,23 @@ def ours(ops: Sequence[Any]) -> Step:
     host, _ = split_for_device(build_transforms(ops))
     rng = np.random.default_rng(0)
     return lambda data: host(data, rng)
+
+
+def ours_packed(ops: Sequence[Any], folder: Path) -> Callable[[int], Any]:
+    """The same of a sample of packed data."""
+    dataset = PackedDataset(str(folder), ops)
+    host, _ = split_for_device(build_transforms(ops))
+    rng = np.random.default_rng(0)
+    return lambda i: host(dataset.read(i), rng)
+
+
+def packed(data: Sequence[bytes], folder: Path) -> Path:
+    """Pack images."""
+    for i, file in enumerate(data):
+        (folder / f"{i}.jpg").write_bytes(file)
+    (folder / "list.txt").write_text("".join(f"{i}.jpg 0\n" for i in range(len(data))))
+    pack(folder / "list.txt", folder, str(folder / "packed"))
+    return folder / "packed"
 
 
 def torchvisions(name: str) -> Step | None:
@@ -97,13 +118,16 @@ def timms(name: str) -> Step | None:
     return step
 
 
-def rates(sides: dict[str, Step], data: list[bytes], rounds: int) -> dict[str, float]:
-    """Images a second of each side."""
+def rates(sides: dict[str, Step], data: list[bytes], rounds: int, from_pack: Callable[[int], Any] | None) -> dict[str, float]:
+    """Images a second of each side, and of ``from_pack`` as "ours, packed"."""
 
-    def all_images(step: Step) -> Callable[[], None]:
-        return lambda: exhaust(map(step, data))
+    def all_images(step: Callable[..., Any], images: Sequence[Any]) -> Callable[[], None]:
+        return lambda: exhaust(map(step, images))
 
-    return measure({name: all_images(step) for name, step in sides.items()}, len(data), rounds)
+    runs = {name: all_images(step, data) for name, step in sides.items()}
+    if from_pack is not None:
+        runs["ours, packed"] = all_images(from_pack, range(len(data)))
+    return measure(runs, len(data), rounds)
 
 
 def images(folder: Path | None) -> list[bytes]:
@@ -127,16 +151,19 @@ def main() -> None:
     peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
     for name, policy in POLICIES.items():
         made = {peer: make(name) for peer, make in peers.items()}
-        found = rates({"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}, data, given.rounds)
+        sides = {"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}
+        with tempfile.TemporaryDirectory() as folder:
+            found = rates(sides, data, given.rounds, ours_packed([*BASE, *policy], packed(data, Path(folder))))
         for peer in found.keys() & peers:
             compare(f"{name}, a core", peer, found["ours"], found[peer], "images/s")
+            compare(f"{name}, packed, a core", peer, found["ours, packed"], found[peer], "images/s")
         if not found.keys() & peers:
             print(f"{name:46} {found['ours']:.0f} images/s")
     for file in sorted((ROOT / "configs").rglob("*.yaml")):
         config = load_config(file)
         if config.DataLoader and config.DataLoader.Train:
             steps = ours(config.DataLoader.Train.dataset.transform_ops)
-            print(f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds)['ours']:9.0f}", flush=True)
+            print(f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds, None)['ours']:9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch where that is installed.
+"""Seconds and memory of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch where that is installed.
 
     python scripts/benchmarks/train_step.py [--size 299 --batch 4 --rounds 7]
 
@@ -9,6 +9,7 @@ The last lines say what the loop around the step costs: batches, log lines and a
 import argparse
 import importlib.util
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -139,12 +140,13 @@ VARIANTS = {
 
 
 def work(name: str, size: int, batch: int) -> None:
-    """A worker: a line in is a step, a line out its seconds."""
+    """A worker: a line in is a step, a line out its seconds. At the end it gives its largest resident memory."""
     step = VARIANTS[name](size, batch)
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
         print(f"seconds {time.perf_counter() - start}", flush=True)
+    print(f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9}", flush=True)
 
 
 class Worker:
@@ -155,17 +157,27 @@ class Worker:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean)  # noqa: S603
 
     def step(self) -> float:
+        """Seconds."""
         assert self.process.stdin
-        assert self.process.stdout
         print(file=self.process.stdin, flush=True)
+        return self._number("seconds ")
+
+    def end(self) -> float:
+        """The largest memory of the process, in GB."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        return self._number("memory ")
+
+    def _number(self, name: str) -> float:
+        assert self.process.stdout
         for line in self.process.stdout:
-            if line.startswith("seconds "):
+            if line.startswith(name):
                 return float(line.split()[1])
         raise RuntimeError("a worker died")
 
 
-def steps(size: int, batch: int, rounds: int, only: list[str]) -> dict[str, float]:
-    """Median seconds of each variant that can run here."""
+def steps(size: int, batch: int, rounds: int, only: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds, and GB of memory, of each variant that can run here."""
     has_peer = all(importlib.util.find_spec(module) for module in ("timm", "torch"))
     names = [name for name in VARIANTS if has_peer or not name.startswith("timm")]
     names = [name for name in names if not only or name in only]
@@ -176,9 +188,8 @@ def steps(size: int, batch: int, rounds: int, only: list[str]) -> dict[str, floa
             elapsed = worker.step()
             if number >= WARM_UP:
                 seconds[name].append(elapsed)
-    for worker in workers.values():
-        worker.process.kill()
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    memory = {name: worker.end() for name, worker in workers.items()}
+    return {name: statistics.median(values) for name, values in seconds.items()}, memory
 
 
 def loop_seconds(size: int, batch: int) -> float:
@@ -231,10 +242,12 @@ def main() -> None:
         work(arguments.worker, arguments.size, arguments.batch)
         return
     only = ["ours", *arguments.only] if arguments.only else []
-    medians = steps(arguments.size, arguments.batch, arguments.rounds, only)
+    medians, memory = steps(arguments.size, arguments.batch, arguments.rounds, only)
     for name, seconds in medians.items():
         if name != "ours":
-            compare(f"a step at {arguments.size} px, batch {arguments.batch}", name, medians["ours"], seconds, "s")
+            what = f"a step at {arguments.size} px, batch {arguments.batch}"
+            compare(what, name, medians["ours"], seconds, "s")
+            compare(f"{what}: memory", name, memory["ours"], memory[name], "GB")
     loop = loop_seconds(arguments.size, arguments.batch)
     print(
         f"loop                     {loop * 1000:7.2f} ms an iteration, decoding and all: {loop / medians['ours']:.2%} of our step"
