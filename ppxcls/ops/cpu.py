@@ -138,6 +138,11 @@ def helper(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., A
     import numba
 
     decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
-        fastmath=fastmath, nogil=True, error_model="numpy", boundscheck=False
+        fastmath=fastmath,
+        nogil=True,
+        error_model="numpy",
+        boundscheck=False,
+        no_cpython_wrapper=True,
+        no_cfunc_wrapper=True,
     )
     return decorate
