@@ -22,6 +22,7 @@ from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.packed.dataset import PackedDataset
+from ppxcls.data.packed.storage import is_url
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
@@ -198,10 +199,13 @@ def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Seque
     evaluation = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
     if evaluation is None:
         raise config.where("DataLoader.Eval").error("the section is missing; it is needed to measure what 8 bits cost")
-    if "://" in path or Path(path).is_dir():
-        return PackedDataset(path, list(blocks)), evaluation.with_transforms(list(blocks))
-    root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
-    return ImageNetDataset(str(root), path, list(blocks)), evaluation.with_transforms(list(blocks))
+    calibration: Dataset
+    if is_url(path) or Path(path).is_dir():
+        calibration = PackedDataset(path, list(blocks))
+    else:
+        root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
+        calibration = ImageNetDataset(str(root), path, list(blocks))
+    return calibration, evaluation.with_transforms(list(blocks))
 
 
 def _real_images(config: Config, blocks: Sequence[Block], host: Compose, count: int = 8) -> Array:

@@ -87,9 +87,7 @@ class Chain:
             return [height, width]
         padding, stride, dilation = self.geometry().tolist()
         taps = self.depthwise.weight.shape[2:]
-        return [
-            (size + 2 * padding[i] - dilation[i] * (taps[i] - 1) - 1) // stride[i] + 1 for i, size in enumerate((height, width))
-        ]
+        return [cpu.output_size(size, taps[i], padding[i], stride[i], dilation[i]) for i, size in enumerate((height, width))]
 
 
 def _stage(norm: nn.BatchNorm2D | None, is_rectified: bool) -> Stage:

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from ppxcls.ops.cpu import compiled, helper
-from ppxcls.ops.depthwise_kernels import FREE, ONE_ROUNDING, convolve, convolve_back, room
+from ppxcls.ops.depthwise_kernels import FREE, ONE_ROUNDING, apply_stage, convolve, convolve_back, room
 
 _BLOCK = 512  # numbers that are summed in float32; the sums of blocks are summed in float64
 
@@ -52,14 +52,18 @@ def _row(images, channel, is_by_channel, memory):  # type: ignore[no-untyped-def
 
 
 @helper(set())
+def _copy(values, out):  # type: ignore[no-untyped-def]
+    for i in range(values.size):
+        out[i] = values[i]
+
+
+@helper(set())
 def _gather(images, channel, is_by_channel, memory):  # type: ignore[no-untyped-def]
     """A channel's pixels of all images, in one row; not to be changed."""
     if not is_by_channel:
         size = images.shape[2] * images.shape[3]
         for image in range(images.shape[0]):
-            row, target = images[image, channel].reshape(size), memory[image * size : (image + 1) * size]
-            for i in range(size):
-                target[i] = row[i]
+            _copy(images[image, channel].reshape(size), memory[image * size : (image + 1) * size])
     return _row(images, channel, is_by_channel, memory)
 
 
@@ -69,9 +73,7 @@ def _scatter(images, channel, is_by_channel, memory):  # type: ignore[no-untyped
     if not is_by_channel:
         size = images.shape[2] * images.shape[3]
         for image in range(images.shape[0]):
-            target, row = images[image, channel].reshape(size), memory[image * size : (image + 1) * size]
-            for i in range(size):
-                target[i] = row[i]
+            _copy(memory[image * size : (image + 1) * size], images[image, channel].reshape(size))
 
 
 @helper(FREE)
@@ -116,15 +118,6 @@ def _line(stage, channel):  # type: ignore[no-untyped-def]
 
 
 @helper(ONE_ROUNDING)
-def _apply(values, line, out):  # type: ignore[no-untyped-def]
-    """Compute a stage. NaN stays NaN."""
-    slope, shift, floor = line
-    for i in range(values.size):
-        value = values[i] * slope + shift
-        out[i] = floor if value < floor else value
-
-
-@helper(ONE_ROUNDING)
 def _mask(values, line, gradient, out):  # type: ignore[no-untyped-def]
     """The gradient, with zeros where the stage gives its floor."""
     slope, shift, floor = line
@@ -132,8 +125,7 @@ def _mask(values, line, gradient, out):  # type: ignore[no-untyped-def]
         for i in range(values.size):
             out[i] = gradient[i] if values[i] * slope + shift > 0 else np.float32(0)
     else:
-        for i in range(values.size):
-            out[i] = gradient[i]
+        _copy(gradient, out)
 
 
 @helper(FREE)
@@ -186,7 +178,7 @@ def _forward_part(x, stages, kernels, geometry, out, layouts, part, parts):  # t
             convolve(values, line, kernels[channel], geometry, sizes, own, results)
             _measure(results, last, channel)
             line, found = _line(last, channel), results
-        _apply(found, line, _row(out, channel, layouts[1], out_memory))
+        apply_stage(found, line, _row(out, channel, layouts[1], out_memory))
         _scatter(out, channel, layouts[1], out_memory)
 
 

@@ -58,7 +58,7 @@ class _Convolution(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, sides: Sides, kind: int) -> paddle.Tensor:
-        size = [(x.shape[2 + i] + 2 * sides.padding[i] - weight.shape[2 + i]) // sides.stride[i] + 1 for i in range(2)]
+        size = [cpu.output_size(x.shape[2 + i], weight.shape[2 + i], sides.padding[i], sides.stride[i]) for i in range(2)]
         cpu.check_channels(weight.shape[1], x.shape[1])
         ctx.kept = cpu.Kept(x)
         x, kernel = x.contiguous(), weight.detach().contiguous()

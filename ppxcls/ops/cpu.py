@@ -48,6 +48,11 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
+def output_size(size: int, taps: int, padding: int, stride: int, dilation: int = 1) -> int:
+    """Of one side of a convolution's or a pool's output."""
+    return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+
+
 class Kept:
     """The state of a tensor that is kept for the backward pass."""
 
@@ -80,7 +85,9 @@ def run(module: str, kernel: str, *arguments: Any) -> None:
     The processes of a host take turns at a kernel's first run: one compiles it, and the others load it from numba's cache.
     """
     with _LOCK:
-        _set_threads()
+        import numba
+
+        numba.set_num_threads(threads())
         function = getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)
         if function in _HAVE_RUN:
             function(*arguments)
@@ -100,16 +107,10 @@ def threads() -> int:
     return min(int(wanted), most) if wanted.isdigit() and int(wanted) > 0 else most
 
 
-def _set_threads() -> None:
-    import numba
-
-    numba.set_num_threads(threads())
-
-
 @functools.cache
 def _digest() -> str:
-    """Of all kernels' sources: numba's cache sees changes of a kernel's own file only, not of the functions that it calls."""
-    sources = sorted(Path(__file__).parent.glob("*_kernels.py"))
+    """Of all kernels' sources and of this file, which has their options: numba's cache sees changes of a kernel's own file only."""
+    sources = [*sorted(Path(__file__).parent.glob("*_kernels.py")), Path(__file__)]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 

@@ -87,6 +87,15 @@ def _padded_size(size, out_size, reach, padding, stride):  # type: ignore[no-unt
 
 
 @helper(ONE_ROUNDING)
+def apply_stage(values, line, out):  # type: ignore[no-untyped-def]
+    """Compute a stage, ``max(slope * x + shift, floor)``. NaN stays NaN."""
+    slope, shift, floor = line
+    for i in range(values.size):
+        value = values[i] * slope + shift
+        out[i] = floor if value < floor else value
+
+
+@helper(ONE_ROUNDING)
 def _pad(values, line, origin, spacing, width, planes, places):  # type: ignore[no-untyped-def]
     """Compute a stage and put its output into planes with a margin.
 
@@ -112,9 +121,7 @@ def _pad(values, line, origin, spacing, width, planes, places):  # type: ignore[
             row = planes[image, origin[0] + y * spacing[0], origin[1] :]
             source = values[(image * height + y) * width : (image * height + y + 1) * width]
             if spacing[1] == 1:
-                for x in range(width):
-                    value = source[x] * slope + shift
-                    row[x] = floor if value < floor else value
+                apply_stage(source, line, row)
             else:
                 for x in range(width):
                     value = source[x] * slope + shift

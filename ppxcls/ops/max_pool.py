@@ -43,9 +43,9 @@ class _MaxPooling(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:
         size, stride, padding = geometry
-        out = paddle.empty([*x.shape[:2], *((n + 2 * padding - size) // stride + 1 for n in x.shape[2:])], "float32")
+        out = paddle.empty([*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32")
         planes = _planes(out)
-        ctx.chosen = np.zeros(planes.shape, np.uint8)
+        ctx.chosen = np.empty(planes.shape, np.uint8)
         cpu.run("max_pool_kernels", "max_pool", _planes(x), planes, ctx.chosen, *geometry, cpu.threads())
         ctx.geometry, ctx.shape = geometry, x.shape
         return out

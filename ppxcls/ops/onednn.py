@@ -17,7 +17,7 @@ import paddle
 
 FLOAT32, BFLOAT16 = 3, 2  # dnnl_data_type_t
 _CPU, _IN_ORDER = 1, 1  # dnnl_engine_kind_t; dnnl_stream_flags_t
-_SOURCE, _RESULT, _WEIGHTS = 1, 17, 33  # argument numbers of an execution
+SOURCE, RESULT, WEIGHTS = 1, 17, 33  # argument numbers of an execution
 _MAJOR = 3  # the version that has these functions
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
@@ -64,6 +64,7 @@ def load() -> Any:
         if library.dnnl_version().contents.major != _MAJOR:
             return None
         library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t  # ctypes takes int otherwise, which is too short
+        library.dnnl_primitive_desc_query_md.restype = Handle
         engine, stream = Handle(), Handle()
         check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
         check(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
@@ -124,7 +125,7 @@ def _product(a: Any, b: Any, out: Any) -> Primitive:
             ctypes.byref(made), library.engine, shapes[0], shapes[1], Handle(), shapes[2], Handle()
         )
     )
-    return Primitive(made, shapes, (_SOURCE, _WEIGHTS, _RESULT))
+    return Primitive(made, shapes, (SOURCE, WEIGHTS, RESULT))
 
 
 @functools.lru_cache(maxsize=512)
@@ -136,7 +137,7 @@ def reorder(source: Any, target: Any) -> Primitive:
     """A copy between the layouts and types of two descriptors, which it destroys when it goes."""
     library, made = load(), Handle()
     check(library.dnnl_reorder_primitive_desc_create(ctypes.byref(made), source, library.engine, target, library.engine, Handle()))
-    return Primitive(made, (source, target), (_SOURCE, _RESULT))
+    return Primitive(made, (source, target), (SOURCE, RESULT))
 
 
 def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:

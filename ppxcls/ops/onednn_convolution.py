@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import paddle
 
 from ppxcls.ops import onednn
-from ppxcls.ops.onednn import FLOAT32, Handle, Primitive, check, descriptor, strides_of
+from ppxcls.ops.onednn import FLOAT32, RESULT, SOURCE, WEIGHTS, Handle, Primitive, check, descriptor, strides_of
 
 _TRAINING, _DIRECT, _ANY = 64, 1, 1  # dnnl_prop_kind_t, dnnl_alg_kind_t, dnnl_format_tag_t
 
@@ -23,7 +23,7 @@ class _Role(NamedTuple):
     is_result: bool = False
 
 
-_INPUT, _KERNEL, _OUTPUT = _Role(1, 129), _Role(33, 131), _Role(17, 133, True)
+_INPUT, _KERNEL, _OUTPUT = _Role(SOURCE, 129), _Role(WEIGHTS, 131), _Role(RESULT, 133, True)
 _OF_INPUT, _OF_KERNEL, _OF_OUTPUT = _Role(129, 130, True), _Role(161, 132, True), _Role(145, 134)
 # By what is computed: the function that describes it, what it takes first, and the roles of input, kernel and output.
 _KINDS = {
@@ -82,13 +82,14 @@ class _CompiledConvolution:
             tensor if copy is None else paddle.empty([size], "uint8")
             for tensor, copy, size in zip(tensors, self._copies, self._bytes, strict=True)
         ]
-        for is_result in (False, True):
-            for role, copy, tensor, inside in zip(self._roles, self._copies, tensors, own, strict=True):
-                if copy is not None and role.is_result == is_result:
-                    pair = (inside, tensor) if is_result else (tensor, inside)
-                    copy(pair[0].data_ptr(), pair[1].data_ptr())
-            if not is_result:
-                self._run(*[tensor.data_ptr() for tensor in own])
+        pairs = list(zip(self._roles, self._copies, tensors, own, strict=True))
+        for role, copy, tensor, inside in pairs:
+            if copy is not None and not role.is_result:
+                copy(tensor.data_ptr(), inside.data_ptr())
+        self._run(*[tensor.data_ptr() for tensor in own])
+        for role, copy, tensor, inside in pairs:
+            if copy is not None and role.is_result:
+                copy(inside.data_ptr(), tensor.data_ptr())
 
 
 def _of_any_layout(dims: Sequence[int], kind: int) -> Any:
@@ -104,9 +105,8 @@ def _of_any_layout(dims: Sequence[int], kind: int) -> Any:
 def _queried(description: Any, query: int) -> Any:
     """A copy of the descriptor that a primitive's description wants."""
     library, made = onednn.load(), Handle()
-    ask = library.dnnl_primitive_desc_query_md
-    ask.restype = Handle
-    check(library.dnnl_memory_desc_clone(ctypes.byref(made), Handle(ask(description, query, 0))))
+    wanted = library.dnnl_primitive_desc_query_md(description, query, 0)
+    check(library.dnnl_memory_desc_clone(ctypes.byref(made), Handle(wanted)))
     return made
 
 

@@ -33,8 +33,7 @@ class PointwiseConv2D(nn.Conv2D):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
         if self.training and cpu.are_plain(x, self.weight) and self._is_worth_it(x):
-            in_one = self._step > 1 or self._pixels(x) <= _SMALL
-            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, in_one, (False, False))
+            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._is_one(x), (False, False))
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
 
     def takes_channels_first(self) -> bool:
@@ -54,17 +53,16 @@ class PointwiseConv2D(nn.Conv2D):
     def _step(self) -> int:
         return cpu.pair(self._stride)[0]
 
-    def _pixels(self, x: paddle.Tensor) -> int:
-        """Of a map of the output."""
-        return int(((x.shape[2] - 1) // self._step + 1) * ((x.shape[3] - 1) // self._step + 1))
+    def _is_one(self, x: paddle.Tensor) -> bool:
+        """Whether one product over the batch is better than one for each image."""
+        return self._step > 1 or bool(x.shape[2] * x.shape[3] <= _SMALL)
 
     def _is_plain(self) -> bool:
         is_square = len(set(cpu.pair(self._stride))) == 1
         return is_square and self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
 
     def _is_worth_it(self, x: paddle.Tensor) -> bool:
-        is_better = self.in_bfloat16 or self._step > 1 or self._pixels(x) <= _SMALL
-        return self._is_plain() and is_better and onednn.is_available()
+        return self._is_plain() and (self.in_bfloat16 or self._is_one(x)) and onednn.is_available()
 
 
 class _Product(PyLayer):
@@ -113,7 +111,7 @@ def _taken(images: paddle.Tensor, stride: int) -> paddle.Tensor:
     """Every ``stride``-th row and column of [N, C, H, W], as [C, N, H', W']."""
     if not cpu.HAS_NUMBA:
         return images[:, :, ::stride, ::stride].transpose([1, 0, 2, 3])
-    size = [(side - 1) // stride + 1 for side in images.shape[2:]]
+    size = [cpu.output_size(side, 1, 0, stride) for side in images.shape[2:]]
     rows = paddle.empty([images.shape[1], images.shape[0], *size], "float32")
     cpu.run("stride_kernels", "take", cpu.view(images), stride, cpu.view(rows))
     return rows

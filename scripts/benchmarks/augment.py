@@ -33,7 +33,7 @@ from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.packed.write import pack
 from ppxcls.data.transforms import split_for_device
 
-Step = Callable[[bytes], Any]
+Step = Callable[[Any], Any]  # of a file's bytes, of what packed data give, or of its number in them
 BASE = [{"DecodeImage": {}}, {"RandCropImage": {"size": 299}}, {"RandFlipImage": {}}]
 POLICIES = {
     "plain": [],
@@ -52,12 +52,10 @@ def ours(ops: Sequence[Any]) -> Step:
     return lambda data: host(data, rng)
 
 
-def ours_packed(ops: Sequence[Any], folder: Path) -> Callable[[int], Any]:
+def ours_packed(ops: Sequence[Any], folder: Path) -> Step:
     """The same of a sample of packed data."""
-    dataset = PackedDataset(str(folder), ops)
-    host, _ = split_for_device(build_transforms(ops))
-    rng = np.random.default_rng(0)
-    return lambda i: host(dataset.read(i), rng)
+    dataset, step = PackedDataset(str(folder), ops), ours(ops)
+    return lambda i: step(dataset.read(i))
 
 
 def packed(data: Sequence[bytes], folder: Path) -> Path:
@@ -118,10 +116,10 @@ def timms(name: str) -> Step | None:
     return step
 
 
-def rates(sides: dict[str, Step], data: list[bytes], rounds: int, from_pack: Callable[[int], Any] | None) -> dict[str, float]:
+def rates(sides: dict[str, Step], data: list[bytes], rounds: int, from_pack: Step | None = None) -> dict[str, float]:
     """Images a second of each side, and of ``from_pack`` as "ours, packed"."""
 
-    def all_images(step: Callable[..., Any], images: Sequence[Any]) -> Callable[[], None]:
+    def all_images(step: Step, images: Sequence[Any]) -> Callable[[], None]:
         return lambda: exhaust(map(step, images))
 
     runs = {name: all_images(step, data) for name, step in sides.items()}
@@ -149,21 +147,22 @@ def main() -> None:
     data = images(given.folder)[: given.count]
     peers = {"torchvision": torchvisions, "timm": timms}
     peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
-    for name, policy in POLICIES.items():
-        made = {peer: make(name) for peer, make in peers.items()}
-        sides = {"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}
-        with tempfile.TemporaryDirectory() as folder:
-            found = rates(sides, data, given.rounds, ours_packed([*BASE, *policy], packed(data, Path(folder))))
-        for peer in found.keys() & peers:
-            compare(f"{name}, a core", peer, found["ours"], found[peer], "images/s")
-            compare(f"{name}, packed, a core", peer, found["ours, packed"], found[peer], "images/s")
-        if not found.keys() & peers:
-            print(f"{name:46} {found['ours']:.0f} images/s")
+    with tempfile.TemporaryDirectory() as folder:
+        pack_folder = packed(data, Path(folder))
+        for name, policy in POLICIES.items():
+            made = {peer: make(name) for peer, make in peers.items()}
+            sides = {"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}
+            found = rates(sides, data, given.rounds, ours_packed([*BASE, *policy], pack_folder))
+            for peer in found.keys() & peers:
+                compare(f"{name}, a core", peer, found["ours"], found[peer], "images/s")
+                compare(f"{name}, packed, a core", peer, found["ours, packed"], found[peer], "images/s")
+            if not found.keys() & peers:
+                print(f"{name:46} {found['ours']:.0f} images/s")
     for file in sorted((ROOT / "configs").rglob("*.yaml")):
         config = load_config(file)
         if config.DataLoader and config.DataLoader.Train:
             steps = ours(config.DataLoader.Train.dataset.transform_ops)
-            print(f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds, None)['ours']:9.0f}", flush=True)
+            print(f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds)['ours']:9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -262,13 +262,18 @@ class ObjectStore:
             raise OSError(errno.EIO, f"{self._url}: {reason_of(error)}") from None
 
 
+def is_url(place: str) -> bool:
+    """Whether a place is in an object store, not a folder of this host."""
+    return "://" in place
+
+
 def storage_of(place: str, cache: str | None, cache_gb: float | None) -> Storage:
     """The storage of a folder or a URL.
 
     Raises:
         DataError: as ``ObjectStore``.
     """
-    if "://" not in place:
+    if not is_url(place):
         return Folder(Path(place))
     folder = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppxcls" / "packs"
     return ObjectStore(place.rstrip("/"), folder, None if cache_gb is None else int(cache_gb * 1e9))

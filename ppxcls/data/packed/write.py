@@ -32,6 +32,7 @@ from ppxcls.data.packed.format import (
     shard_name,
 )
 from ppxcls.data.packed.jpeg import SegmentedImage, segmented
+from ppxcls.data.packed.storage import is_url
 from ppxcls.ops.cpu import HAS_NUMBA
 from ppxcls.system.paths import printable
 from ppxcls.system.turns import TakenError, turn
@@ -321,7 +322,7 @@ def verify_pack(
 
 
 def _of_this_host(folder: str | Path) -> PackedDataset:
-    if "://" in str(folder):
+    if is_url(str(folder)):
         raise DataError(f"{folder}: expected a folder of this host; copy the data set first")
     return PackedDataset(str(folder))
 
