@@ -97,8 +97,9 @@ class PackedDataset(Dataset):
 
     def digest(self) -> str:
         """SHA-256 of the list file, and of what was changed in the pixels, if anything was."""
-        changes = [value for value in (self.manifest.short_side, self.manifest.quality) if value is not None]
-        digest = self.manifest.list_sha256
+        manifest = self.manifest
+        changes = [value for value in (manifest.short_side, manifest.quality, manifest.resampling) if value is not None]
+        digest = manifest.list_sha256
         return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
 
     def check_files(self) -> None:

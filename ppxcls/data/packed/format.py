@@ -33,6 +33,7 @@ Array = np.ndarray[Any, Any]
 
 FORMAT = "ppxcls pack 1"
 MANIFEST, LIST = "pack.json", "list.txt"
+RESAMPLING = "lanczos"  # of Pillow, for images that are reduced
 RECORD = np.dtype(
     [
         ("offset", "<u8"),  # of the record in its shard
@@ -79,6 +80,7 @@ class Manifest:
         samples_per_shard: of all shards but the last.
         short_side: pixels to which larger images were reduced; None if no pixel was changed.
         quality: of the JPEGs that were made then; None if no pixel was changed.
+        resampling: how images were reduced; None if no pixel was changed, and for area averages of ppxcls up to 0.8.
         shards: in order. While the data set is being packed, those that are complete.
     """
 
@@ -88,6 +90,7 @@ class Manifest:
     samples_per_shard: int
     short_side: int | None = None
     quality: int | None = None
+    resampling: str | None = None
     shards: list[Shard] = field(default_factory=list)
 
     @property
@@ -128,6 +131,8 @@ def read_manifest(file: Path) -> Manifest:
             raise ValueError("expected samples and a delimiter")
         if not 1 <= (manifest.quality or 1) <= 100 or manifest.quality == 0 or manifest.short_side == 0:
             raise ValueError("expected a quality from 1 to 100 and a short side of at least 1")
+        if manifest.resampling not in (None, RESAMPLING):
+            raise ValueError(f"expected the resampling {RESAMPLING!r} or none")
         if len(shards) > manifest.count or any(s.samples != _size(manifest, i) for i, s in enumerate(shards)):
             raise ValueError("the shards don't have the samples")
     except FileNotFoundError:

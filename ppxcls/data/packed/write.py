@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import simplejpeg
 
@@ -25,6 +24,7 @@ from ppxcls.data.packed.format import (
     LIST,
     MANIFEST,
     RECORD,
+    RESAMPLING,
     Manifest,
     Shard,
     read_index,
@@ -33,6 +33,7 @@ from ppxcls.data.packed.format import (
 )
 from ppxcls.data.packed.jpeg import SegmentedImage, segmented
 from ppxcls.data.packed.storage import is_url
+from ppxcls.data.resize import resizer
 from ppxcls.ops.cpu import HAS_NUMBA
 from ppxcls.system.paths import printable
 from ppxcls.system.turns import TakenError, turn
@@ -71,9 +72,12 @@ class Packed:
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
 
+_resize = resizer(RESAMPLING, "pil")
+
+
 @dataclass(frozen=True)
 class _Reduction:
-    """Makes large images smaller; see ``pack``."""
+    """Makes large images smaller; see ``pack``. Averages of areas would blur them: networks see that."""
 
     short_side: int
     quality: int
@@ -82,7 +86,7 @@ class _Reduction:
         factor = self.short_side / min(image.shape[:2])
         if factor < 1:
             size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+            image = _resize(image, size)
         return simplejpeg.encode_jpeg(np.ascontiguousarray(image), self.quality, "RGB", "420")
 
 
@@ -123,7 +127,7 @@ def pack(
     if short_side is not None and quality is None:
         quality = 90
     reduction = None if quality is None else _Reduction(short_side or 1 << 16, quality)
-    manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, short_side, quality)
+    manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, short_side, quality, RESAMPLING if reduction else None)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with turn(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image as PillowImage
 
 import ppxcls
 from ppxcls.data.dataset import ImageNetDataset
@@ -161,6 +162,12 @@ def test_reduced_by_request(photos: Path, packed: Path, tmp_path: Path) -> None:
     assert dataset.digest() != PackedDataset(str(packed)).digest()
     lying = next(i for i in range(41) if dataset.listed(i) == "lying.jpg")
     assert dataset.load(lying).shape == (133, 100, 3)  # upright
+    whole, small = (np.asarray(data.load(6)) for data in (PackedDataset(str(packed), [{"DecodeImage": {}}]), dataset))
+    lanczos, box = (
+        np.asarray(PillowImage.fromarray(whole).resize(small.shape[1::-1], method), np.float32)
+        for method in (PillowImage.Resampling.LANCZOS, PillowImage.Resampling.BOX)
+    )
+    assert np.abs(small - lanczos).mean() < np.abs(small - box).mean()
     with pytest.raises(ppxcls.DataError, match="the images were reduced, so they can't be compared"):
         ppxcls.verify_pack(tmp_path / "small", photos / "list.txt")
     ppxcls.verify_pack(tmp_path / "small")
@@ -208,6 +215,8 @@ def test_no_manifest(text: str, tmp_path: Path) -> None:
         {"delimiter": ""},
         {"delimiter": None},
         {"quality": [1]},
+        {"resampling": "nearest"},
+        {"resampling": ["lanczos"]},
         {"shards": [None]},
         {"list_sha256": 3},
     ],
