@@ -32,5 +32,6 @@ if [ $# = 0 ]; then
         cat "$logs/$version"
         [ $code = 0 ] || exit $code
     done
+    set -- --numprocesses auto --maxprocesses 4 --dist worksteal  # tests wait for processes as much as they compute
 fi
 python -m pytest "$@"
