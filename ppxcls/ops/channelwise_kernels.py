@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from ppxcls.ops.cpu import compiled, helper
@@ -160,94 +159,60 @@ def _through(values, stage, channel, gradient, of_parameters, out):  # type: ign
             out[i] = slope * out[i] - by_input * values[i] - constant
 
 
-@helper(set())
-def _forward_part(x, stages, kernels, geometry, out, layouts, part, parts):  # type: ignore[no-untyped-def]
-    """``forward`` for one of several parts of the channels."""
-    first, last = stages
+def _forward(  # type: ignore[no-untyped-def]
+    x, first_numbers, first_settings, kernels, geometry, last_numbers, last_settings, out, layouts, part, parts
+):
+    """A stage, a depthwise convolution and another stage; or the first stage alone.
+
+    Args:
+        x: float32 [N, C, H, W], or [C, N, H, W].
+        first_numbers: float32 [6, C], of a ``Stage``.
+        first_settings: float64 [4], its momentum, its epsilon, and 1 or 0 for batch norm and for ReLU.
+        kernels: float32 [C, KH, KW]; [C, 0, 0] for no convolution and no second stage.
+        geometry: int64 [3, 2], padding, stride and dilation of the convolution, each (y, x).
+        last_numbers: as ``first_numbers``.
+        last_settings: as ``first_settings``.
+        out: float32 [N, C, H', W'], or [C, N, H', W']; written.
+        layouts: bool [2], whether ``x`` and ``out`` have the channels first.
+        part: which part of the channels.
+        parts: how many there are.
+    """
+    first, last = _stage_of(first_numbers, first_settings), _stage_of(last_numbers, last_settings)
     channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
-    sizes = (x.shape[2], x.shape[3]), (out.shape[2], out.shape[3])
+    sizes, pairs = ((x.shape[2], x.shape[3]), (out.shape[2], out.shape[3])), _pairs(geometry)
     is_convolved = kernels.shape[1] > 0
     memory, out_memory = _memory(x, layouts[0]), _memory(out, layouts[1])
     results = np.empty(images * sizes[1][0] * sizes[1][1] if is_convolved else 0, np.float32)
-    own = room(images, sizes, kernels.shape[1:], geometry, False)
+    own = room(images, sizes, kernels.shape[1:], pairs, False)
     for channel in range(channels * part // parts, channels * (part + 1) // parts):
         values = _gather(x, channel, layouts[0], memory)
         _measure(values, first, channel)
         line, found = _line(first, channel), values
         if is_convolved:
-            convolve(values, line, kernels[channel], geometry, sizes, own, results)
+            convolve(values, line, kernels[channel], pairs, sizes, own, results)
             _measure(results, last, channel)
             line, found = _line(last, channel), results
         apply_stage(found, line, _row(out, channel, layouts[1], out_memory))
         _scatter(out, channel, layouts[1], out_memory)
 
 
-@helper(set())
-def _backward_part(x, stages, kernels, geometry, upstream, gradients, layouts, needed, part, parts):  # type: ignore[no-untyped-def]
-    """``backward`` for one of several parts of the channels."""
-    first, last = stages
-    of_x, of_first, of_kernels, of_last = gradients
-    channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
-    sizes = (x.shape[2], x.shape[3]), (upstream.shape[2], upstream.shape[3])
-    is_convolved, needs_values = kernels.shape[1] > 0, needed[0] or first.is_norm
-    memory, up_memory, of_memory = _memory(x, layouts[0]), _memory(upstream, layouts[1]), _memory(of_x, layouts[0])
-    has_last = is_convolved and (last.is_norm or last.is_rectified)
-    results = np.empty(images * sizes[1][0] * sizes[1][1] if has_last else 0, np.float32)
-    of_results, nothing = np.empty(results.size, np.float32), np.empty(0, np.float32)
-    taps = kernels.shape[1:]
-    both = room(images, sizes, taps, geometry, False), room(images, sizes, taps, geometry, True)
-    for channel in range(channels * part // parts, channels * (part + 1) // parts):
-        values, ups = _gather(x, channel, layouts[0], memory), _gather(upstream, channel, layouts[1], up_memory)
-        line, found = _line(first, channel), _row(of_x, channel, layouts[0], of_memory)
-        if is_convolved:
-            kernel, of_kernel, of_values = kernels[channel], of_kernels[channel], found if needs_values else nothing
-            if has_last:
-                convolve(values, line, kernel, geometry, sizes, both[0], results)
-                _through(results, last, channel, ups, of_last, of_results)
-                ups = of_results
-            convolve_back(values, line, kernel, geometry, sizes, both, ups, needed[1], of_kernel, of_values)
-            ups = of_values
-        if needs_values or not is_convolved:
-            _through(values, first, channel, ups, of_first, found)
-            _scatter(of_x, channel, layouts[0], of_memory)
-
-
-def _forward(x, first, first_settings, kernels, geometry, last, last_settings, out, layouts, parts):  # type: ignore[no-untyped-def]
-    """A stage, a depthwise convolution and another stage; or the first stage alone.
-
-    Args:
-        x: float32 [N, C, H, W], or [C, N, H, W].
-        first: float32 [6, C], the numbers of a ``Stage``.
-        first_settings: float64 [4], its momentum, its epsilon, and 1 or 0 for batch norm and for ReLU.
-        kernels: float32 [C, KH, KW]; [C, 0, 0] for no convolution and no second stage.
-        geometry: int64 [3, 2], padding, stride and dilation of the convolution, each (y, x).
-        last: as ``first``.
-        last_settings: as ``first_settings``.
-        out: float32 [N, C, H', W'], or [C, N, H', W']; written.
-        layouts: bool [2], whether ``x`` and ``out`` have the channels first.
-        parts: number of threads.
-    """
-    for part in numba.prange(parts):
-        stages = _stage_of(first, first_settings), _stage_of(last, last_settings)
-        _forward_part(x, stages, kernels, _pairs(geometry), out, layouts, part, parts)
-
-
 def _backward(  # type: ignore[no-untyped-def]
     x,
-    first,
+    first_numbers,
     first_settings,
     kernels,
     geometry,
-    last,
+    last_numbers,
     last_settings,
     upstream,
     layouts,
-    parts,
     of_x,
     of_first,
     of_kernels,
     of_last,
     needed,
+    part,
+    parts,
 ):
     """Gradients of ``forward``, which is computed again as far as needed.
 
@@ -260,10 +225,30 @@ def _backward(  # type: ignore[no-untyped-def]
         of_last: of the last stage's weight and bias, [2, C].
         needed: bool [2], whether the gradients of the input and of the kernels are needed.
     """
-    for part in numba.prange(parts):
-        stages = _stage_of(first, first_settings), _stage_of(last, last_settings)
-        gradients = of_x, of_first, of_kernels, of_last
-        _backward_part(x, stages, kernels, _pairs(geometry), upstream, gradients, layouts, needed, part, parts)
+    first, last = _stage_of(first_numbers, first_settings), _stage_of(last_numbers, last_settings)
+    channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
+    sizes, pairs = ((x.shape[2], x.shape[3]), (upstream.shape[2], upstream.shape[3])), _pairs(geometry)
+    is_convolved, needs_values = kernels.shape[1] > 0, needed[0] or first.is_norm
+    memory, up_memory, of_memory = _memory(x, layouts[0]), _memory(upstream, layouts[1]), _memory(of_x, layouts[0])
+    has_last = is_convolved and (last.is_norm or last.is_rectified)
+    results = np.empty(images * sizes[1][0] * sizes[1][1] if has_last else 0, np.float32)
+    of_results, nothing = np.empty(results.size, np.float32), np.empty(0, np.float32)
+    taps = kernels.shape[1:]
+    both = room(images, sizes, taps, pairs, False), room(images, sizes, taps, pairs, True)
+    for channel in range(channels * part // parts, channels * (part + 1) // parts):
+        values, ups = _gather(x, channel, layouts[0], memory), _gather(upstream, channel, layouts[1], up_memory)
+        line, found = _line(first, channel), _row(of_x, channel, layouts[0], of_memory)
+        if is_convolved:
+            kernel, of_kernel, of_values = kernels[channel], of_kernels[channel], found if needs_values else nothing
+            if has_last:
+                convolve(values, line, kernel, pairs, sizes, both[0], results)
+                _through(results, last, channel, ups, of_last, of_results)
+                ups = of_results
+            convolve_back(values, line, kernel, pairs, sizes, both, ups, needed[1], of_kernel, of_values)
+            ups = of_values
+        if needs_values or not is_convolved:
+            _through(values, first, channel, ups, of_first, found)
+            _scatter(of_x, channel, layouts[0], of_memory)
 
 
 forward = compiled(_forward, "forward", set())

@@ -11,17 +11,18 @@ import os
 import threading
 import types
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 
+from ppxcls.system.environment import own_threads
 from ppxcls.system.turns import turn
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-# numba's portable threading layer crashes if two threads enter a parallel kernel at once.
-_LOCK = threading.Lock()
+_LOCK = threading.Lock()  # one thread compiles a kernel
 _HAVE_RUN: set[Callable[..., None]] = set()
 
 
@@ -80,31 +81,44 @@ def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
 
 
 def run(module: str, kernel: str, *arguments: Any) -> None:
-    """Run a kernel of a module in this folder. The module is imported at first use, because numba takes half a second.
+    """Run a kernel of a module in this folder, on all threads. It is imported at first use, because numba takes half a second.
 
-    The processes of a host take turns at a kernel's first run: one compiles it, and the others load it from numba's cache.
+    Args:
+        module: its name.
+        kernel: name of the kernel.
+        arguments: of the kernel, without its last two, ``part`` and ``parts``: it computes one of so many parts.
     """
-    with _LOCK:
-        import numba
-
-        numba.set_num_threads(threads())
-        function = getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)
-        if function in _HAVE_RUN:
-            function(*arguments)
-            return
-        folder = function.stats.cache_path  # None if numba found no folder
-        with turn(Path(folder) / f"{kernel}.lock") if folder and os.path.isdir(folder) else contextlib.nullcontext():
-            function(*arguments)
-        _HAVE_RUN.add(function)
+    parts = own_threads()  # as many as Paddle's own operators use
+    function = _loaded(module, kernel)
+    if function not in _HAVE_RUN:
+        _run_first(function, kernel, arguments)
+        return
+    compute = functools.partial(function, *arguments)
+    others = [_pool(os.getpid(), parts - 1).submit(compute, part, parts) for part in range(1, parts)]
+    compute(0, parts)
+    for other in others:
+        other.result()
 
 
-def threads() -> int:
-    """As many as Paddle's own kernels use (``OMP_NUM_THREADS``), or as there are processors."""
-    import numba
+def _loaded(module: str, kernel: str) -> Any:
+    return getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)
 
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(numba.config.NUMBA_NUM_THREADS)
-    return min(int(wanted), most) if wanted.isdigit() and int(wanted) > 0 else most
+
+def _run_first(function: Any, name: str, arguments: Sequence[Any]) -> None:
+    """The processes of a host take turns at a kernel's first run: one compiles it, and the others load it from numba's cache."""
+    folder = function.stats.cache_path  # None if numba found no folder
+    with _LOCK, turn(Path(folder) / f"{name}.lock") if folder and os.path.isdir(folder) else contextlib.nullcontext():
+        function(*arguments, 0, 1)
+    _HAVE_RUN.add(function)
+
+
+@functools.cache
+def _pool(process: int, count: int) -> ThreadPoolExecutor:
+    """Threads of a process; those of its parent are not there after a fork.
+
+    Kernels don't hold the interpreter's lock. numba's own threads would do, but a kernel with them takes twice as long to compile.
+    """
+    return ThreadPoolExecutor(count, thread_name_prefix=f"kernels-{process}")
 
 
 @functools.cache
@@ -114,20 +128,19 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
-def compiled(function: Callable[..., Any], name: str, fastmath: set[str], parallel: bool = True) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], name: str, fastmath: set[str]) -> Callable[..., Any]:
     """Compile a function. The result is cached on disk, if a folder for it can be written.
 
     Args:
         function: in the subset of Python that numba compiles.
         name: for numba's cache, which does not distinguish functions by the options they are compiled with.
         fastmath: LLVM's fast-math flags.
-        parallel: whether ``prange`` uses several threads.
     """
     import numba
 
     function = types.FunctionType(function.__code__, function.__globals__, name)
     function.__qualname__ = f"{name}_{_digest()}"
-    options = {"parallel": parallel, "fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    options = {"fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder to cache in

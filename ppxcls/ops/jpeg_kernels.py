@@ -203,10 +203,10 @@ def _transcode(
     return int(writer[_POSITION])
 
 
-read_symbol = compiled(_read_symbol, "read_symbol", set(), parallel=False)
-pass_marker = compiled(_pass_marker, "pass_marker", set(), parallel=False)
-put_bits = compiled(_put_bits, "put_bits", set(), parallel=False)
-put_marker = compiled(_put_marker, "put_marker", set(), parallel=False)
-emit = compiled(_emit, "emit", set(), parallel=False)
-code_block = compiled(_code_block, "code_block", set(), parallel=False)
-transcode = compiled(_transcode, "transcode", set(), parallel=False)
+read_symbol = compiled(_read_symbol, "read_symbol", set())
+pass_marker = compiled(_pass_marker, "pass_marker", set())
+put_bits = compiled(_put_bits, "put_bits", set())
+put_marker = compiled(_put_marker, "put_marker", set())
+emit = compiled(_emit, "emit", set())
+code_block = compiled(_code_block, "code_block", set())
+transcode = compiled(_transcode, "transcode", set())

@@ -46,7 +46,7 @@ class _MaxPooling(PyLayer):
         out = paddle.empty([*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32")
         planes = _planes(out)
         ctx.chosen = np.empty(planes.shape, np.uint8)
-        cpu.run("max_pool_kernels", "max_pool", _planes(x), planes, ctx.chosen, *geometry, cpu.threads())
+        cpu.run("max_pool_kernels", "max_pool", _planes(x), planes, ctx.chosen, *geometry)
         ctx.geometry, ctx.shape = geometry, x.shape
         return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from ppxcls.ops.cpu import compiled, helper
@@ -41,7 +40,7 @@ def _first_pixels(sides, row, stride, padding, size):  # type: ignore[no-untyped
     return numbers
 
 
-def _max_pool(planes, out, chosen, size, stride, padding, parts):  # type: ignore[no-untyped-def]
+def _max_pool(planes, out, chosen, size, stride, padding, part, parts):  # type: ignore[no-untyped-def]
     """Largest value of each window.
 
     Args:
@@ -51,7 +50,8 @@ def _max_pool(planes, out, chosen, size, stride, padding, parts):  # type: ignor
         size: pixels of the window's sides, at most 16.
         stride: of the windows.
         padding: pixels beyond each side.
-        parts: number of threads.
+        part: which part of the planes.
+        parts: how many there are.
     """
     sides, out_sides = planes.shape[1:], out.shape[1:]
     reach = (size - 1) // stride
@@ -60,29 +60,29 @@ def _max_pool(planes, out, chosen, size, stride, padding, parts):  # type: ignor
         max(out_sides[1] + reach, (sides[1] + padding - 1) // stride + 1),
     )
     used = (out_sides[0] - 1) * phase_sides[1] + out_sides[1]
-    for part in numba.prange(parts):
-        places = _phase_places(sides, phase_sides, stride, padding)
-        first = _first_pixels(out_sides, phase_sides[1], stride, padding, size)
-        # The padding stays, because each plane fills the same places.
-        phases = np.full(stride * stride * phase_sides[0] * phase_sides[1], -np.inf, np.float32)
-        largest, numbers = np.empty(first.size, np.float32), np.empty(first.size, np.int32)
-        for plane in range(planes.shape[0] * part // parts, planes.shape[0] * (part + 1) // parts):
-            row = planes[plane].reshape(sides[0] * sides[1])
-            for i in range(row.size):
-                phases[places[i]] = row[i]
-            largest[:], numbers[:] = -np.inf, first
-            for ky in range(size):
-                for kx in range(size):  # one pixel of all windows at a time
-                    phase = (ky % stride) * stride + kx % stride
-                    begin = (phase * phase_sides[0] + ky // stride) * phase_sides[1] + kx // stride
-                    _take_larger(phases[begin:], np.int32(ky * size + kx), largest[:used], numbers[:used])
-            for y in range(out_sides[0]):
-                begin = y * phase_sides[1]
-                for x in range(out_sides[1]):
-                    out[plane, y, x], chosen[plane, y, x] = largest[begin + x], numbers[begin + x]
+    places = _phase_places(sides, phase_sides, stride, padding)
+    first = _first_pixels(out_sides, phase_sides[1], stride, padding, size)
+    # The padding stays, because each plane fills the same places.
+    phases = np.full(stride * stride * phase_sides[0] * phase_sides[1], -np.inf, np.float32)
+    largest, numbers = np.empty(first.size, np.float32), np.empty(first.size, np.int32)
+    for plane in range(planes.shape[0] * part // parts, planes.shape[0] * (part + 1) // parts):
+        row = planes[plane].reshape(sides[0] * sides[1])
+        for i in range(row.size):
+            phases[places[i]] = row[i]
+        for i in range(first.size):
+            largest[i], numbers[i] = -np.inf, first[i]
+        for ky in range(size):
+            for kx in range(size):  # one pixel of all windows at a time
+                phase = (ky % stride) * stride + kx % stride
+                begin = (phase * phase_sides[0] + ky // stride) * phase_sides[1] + kx // stride
+                _take_larger(phases[begin:], np.int32(ky * size + kx), largest[:used], numbers[:used])
+        for y in range(out_sides[0]):
+            begin = y * phase_sides[1]
+            for x in range(out_sides[1]):
+                out[plane, y, x], chosen[plane, y, x] = largest[begin + x], numbers[begin + x]
 
 
-def _max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding):  # type: ignore[no-untyped-def]
+def _max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding, part, parts):  # type: ignore[no-untyped-def]
     """Add the gradient of each output to the pixel that was chosen.
 
     Args:
@@ -92,12 +92,14 @@ def _max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding):  
         size: pixels of the window's sides.
         stride: of the windows.
         padding: pixels beyond each side.
+        part: which part of the planes.
+        parts: how many there are.
     """
     width = gradient.shape[2]
-    for plane in numba.prange(gradient.shape[0]):
-        places = np.empty(size * size, np.int64)
-        for number in range(size * size):
-            places[number] = (number // size) * width + number % size
+    places = np.empty(size * size, np.int64)
+    for number in range(size * size):
+        places[number] = (number // size) * width + number % size
+    for plane in range(gradient.shape[0] * part // parts, gradient.shape[0] * (part + 1) // parts):
         flat = gradient[plane].reshape(gradient.shape[1] * width)
         flat[:] = 0
         for oy in range(chosen.shape[1]):

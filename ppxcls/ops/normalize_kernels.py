@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from ppxcls.ops.cpu import compiled
@@ -12,9 +11,10 @@ from ppxcls.ops.cpu import compiled
 Array = np.ndarray[Any, Any]
 
 
-def _normalize(images: Array, table: Array, out: Array) -> None:
-    """uint8 [N, H, W, 3] by a table float32 [3, 256] to float32 [N, 3, H, W]."""
-    for i in numba.prange(images.shape[0] * images.shape[1]):
+def _normalize(images: Array, table: Array, out: Array, part: int, parts: int) -> None:
+    """uint8 [N, H, W, 3] by a table float32 [3, 256] to float32 [N, 3, H, W]; a part of the rows."""
+    rows = images.shape[0] * images.shape[1]
+    for i in range(rows * part // parts, rows * (part + 1) // parts):
         number, row = i // images.shape[1], i % images.shape[1]
         pixels = images[number, row]
         red, green, blue = out[number, 0, row], out[number, 1, row], out[number, 2, row]

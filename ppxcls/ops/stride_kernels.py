@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numba
-
 from ppxcls.ops.cpu import compiled
 
 
-def _take(images, stride, rows):  # type: ignore[no-untyped-def]
-    """Copy every ``stride``-th row and column of float32 [N, C, H, W] to [C, N, H', W']."""
-    for channel in numba.prange(rows.shape[0]):
+def _take(images, stride, rows, part, parts):  # type: ignore[no-untyped-def]
+    """Copy every ``stride``-th row and column of float32 [N, C, H, W] to [C, N, H', W']; a part of the channels."""
+    for channel in range(rows.shape[0] * part // parts, rows.shape[0] * (part + 1) // parts):
         for image in range(rows.shape[1]):
             for y in range(rows.shape[2]):
                 source, target = images[image, channel, y * stride], rows[channel, image, y]
@@ -17,9 +15,9 @@ def _take(images, stride, rows):  # type: ignore[no-untyped-def]
                     target[x] = source[x * stride]
 
 
-def _spread(rows, stride, images):  # type: ignore[no-untyped-def]
-    """Copy float32 [C, N, H', W'] to every ``stride``-th row and column of [N, C, H, W], with zeros between them."""
-    for channel in numba.prange(rows.shape[0]):
+def _spread(rows, stride, images, part, parts):  # type: ignore[no-untyped-def]
+    """Copy float32 [C, N, H', W'] to every ``stride``-th row and column of [N, C, H, W], zeros between; a part of the channels."""
+    for channel in range(rows.shape[0] * part // parts, rows.shape[0] * (part + 1) // parts):
         for image in range(rows.shape[1]):
             images[image, channel] = 0
             for y in range(rows.shape[2]):

@@ -178,7 +178,7 @@ def _images() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    variables = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE") if name in os.environ]
+    variables = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE") if name in os.environ]
     yield Finding("threads", f"{usable_cores()} usable cores of {os.cpu_count()}; {', '.join(variables) or 'no variables set'}")
 
 

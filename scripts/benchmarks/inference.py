@@ -87,7 +87,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         export(Path(name))
-        clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
+        clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")}
         processes = []
         for way in WAYS:
             command = [sys.executable, __file__, "--worker", way, "--folder", name, "--batch", str(arguments.batch)]

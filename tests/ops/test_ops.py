@@ -126,6 +126,49 @@ def test_from_several_threads_at_once() -> None:
             assert np.array_equal(out, expected)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_each_part_is_computed_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(cpu, "_loaded", lambda *_: lambda *numbers: ran.append(numbers))
+    monkeypatch.setattr(cpu, "_HAVE_RUN", _Everything())
+    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+    cpu.run("module", "kernel", 7)
+    assert sorted(ran) == [(7, part, threads) for part in range(threads)]
+
+
+class _Everything:
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def test_an_error_of_any_part_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(failing: int, part: int, parts: int) -> None:
+        if part == failing:
+            raise ValueError(f"part {part} of {parts}")
+
+    monkeypatch.setattr(cpu, "_loaded", lambda *_: kernel)
+    monkeypatch.setattr(cpu, "_HAVE_RUN", _Everything())
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for failing in range(3):
+        with pytest.raises(ValueError, match=f"part {failing} of 3"):
+            cpu.run("module", "kernel", failing)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of the parent are not there in a child, which starts its own."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    images, table = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3), np.arange(768, dtype=np.float32).reshape(3, 256)
+    out = [np.zeros((2, 3, 4, 4), np.float32) for _ in range(3)]
+    for result in out[:2]:  # the second call starts threads
+        cpu.run("normalize_kernels", "normalize", images, table, result)
+    child = os.fork()
+    if child == 0:
+        cpu.run("normalize_kernels", "normalize", images, table, out[2])
+        os._exit(0 if np.array_equal(out[0], out[2]) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 @pytest.mark.every_paddle
 @pytest.mark.parametrize("geometry", [(3, 2, 1), (3, 1, 1), (2, 2, 0), (3, 3, 0), (5, 2, 2)], ids=str)
 @pytest.mark.parametrize("size", [(19, 19), (18, 20), (5, 7), (150, 11)])

@@ -12,7 +12,7 @@ import pytest
 from ppxcls.system import environment
 from tests.conftest import ROOT
 
-SHOWN = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")
+SHOWN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")
 
 
 def environment_after_import(before: str = "", **variables: str) -> dict[str, str]:
@@ -51,12 +51,12 @@ def test_mkl_on_amd_only() -> None:
 
 
 def test_the_users_own_settings_win() -> None:
-    own = {"OMP_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "4"}
+    own = {"OMP_NUM_THREADS": "1", "KMP_BLOCKTIME": "200", "MKL_DEBUG_CPU_TYPE": "4"}
     assert environment_after_import(fake("AuthenticAMD", "cpu"), **own) == own
 
 
 def test_builds_for_other_devices_are_left_alone() -> None:
-    assert environment_after_import(fake("AuthenticAMD", "gpu")) == {"OMP_NUM_THREADS": None, "MKL_DEBUG_CPU_TYPE": None}
+    assert environment_after_import(fake("AuthenticAMD", "gpu")) == dict.fromkeys(SHOWN)
 
 
 def test_paddle_imported_first_is_said() -> None:

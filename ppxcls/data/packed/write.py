@@ -127,7 +127,8 @@ def pack(
     if short_side is not None and quality is None:
         quality = 90
     reduction = None if quality is None else _Reduction(short_side or 1 << 16, quality)
-    manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, short_side, quality, RESAMPLING if reduction else None)
+    changes = short_side, quality, None if reduction is None else RESAMPLING
+    manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, *changes)
     output.mkdir(parents=True, exist_ok=True)
     try:
         with turn(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
