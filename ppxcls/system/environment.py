@@ -18,6 +18,7 @@ _INSTALL = (
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
 )
 _OLDEST = (2, 6)
+CPU_VARIABLES = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")  # that ``prepare_cpu`` sets
 # glibc's mallopt, malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls import __version__
-from ppxcls.system.environment import installed_names, paddle_builds, usable_cores
+from ppxcls.system.environment import CPU_VARIABLES, installed_names, paddle_builds, usable_cores
 
 _SECONDS = 300  # for an import or the steps of one device; the first step on a GPU compiles and searches
 _NEEDED = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "pyyaml", "easydict", "tqdm")
@@ -178,7 +178,7 @@ def _images() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    variables = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE") if name in os.environ]
+    variables = [f"{name}={os.environ[name]}" for name in CPU_VARIABLES if name in os.environ]
     yield Finding("threads", f"{usable_cores()} usable cores of {os.cpu_count()}; {', '.join(variables) or 'no variables set'}")
 
 

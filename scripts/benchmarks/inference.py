@@ -87,7 +87,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         export(Path(name))
-        clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")}
+        from ppxcls.system.environment import CPU_VARIABLES  # imported here, because ppxcls sets them
+
+        clean = {key: value for key, value in os.environ.items() if key not in CPU_VARIABLES}
         processes = []
         for way in WAYS:
             command = [sys.executable, __file__, "--worker", way, "--folder", name, "--batch", str(arguments.batch)]

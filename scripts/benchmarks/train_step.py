@@ -151,7 +151,9 @@ def work(name: str, size: int, batch: int) -> None:
 
 class Worker:
     def __init__(self, name: str, size: int, batch: int) -> None:
-        clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")}
+        from ppxcls.system.environment import CPU_VARIABLES  # imported here, because ppxcls sets them
+
+        clean = {k: v for k, v in os.environ.items() if k not in CPU_VARIABLES}
         command = [sys.executable, __file__, "--worker", name, "--size", str(size), "--batch", str(batch)]
         # S603: this file itself, with numbers that argparse has parsed; no shell.
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean)  # noqa: S603

@@ -12,7 +12,7 @@ import pytest
 from ppxcls.system import environment
 from tests.conftest import ROOT
 
-SHOWN = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")
+SHOWN = environment.CPU_VARIABLES
 
 
 def environment_after_import(before: str = "", **variables: str) -> dict[str, str]:
