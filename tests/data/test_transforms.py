@@ -188,6 +188,18 @@ def test_mixup() -> None:
         build_batch_transforms([{"MixupOperator": {"alpha": 0}}], class_num=4)
 
 
+def test_normalisation_by_table_is_the_formula() -> None:
+    """Bit by bit, whatever the layout of the memory."""
+    rng = np.random.default_rng(0)
+    scale, mean, std = np.float32(1 / 255), np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.3, 0.1])
+    normalize = NormalizeImage(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), order="")
+    image = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
+    for pixels in (image, image[:, ::-1], image[3:9, 4:5], image.transpose(1, 0, 2), image.astype(np.float32)):
+        found = normalize(pixels, rng)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, (pixels.astype(np.float32) * scale - mean) / std)
+
+
 @pytest.mark.parametrize("has_numba", [True, False])
 @pytest.mark.parametrize("shape", [(5, 7, 9, 3), (1, 1, 1, 3), (2, 30, 20, 3)])
 def test_the_hand_over_normalises_as_the_transform_does(
