@@ -160,4 +160,5 @@ def test_an_error_on_every_rank_ends_the_job_with_its_message(write_config: Call
     assert result.returncode != 0
     logs = "".join(f.read_text() for f in (tmp_path / "log").glob("workerlog.*"))
     assert "the label 2 is outside class_num = 2" in logs
-    assert "Traceback" not in logs
+    # Paddle prints a "C++ Traceback" in a rank that the launcher ends because the other one was faster.
+    assert '  File "' not in logs
