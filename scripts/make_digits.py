@@ -12,15 +12,16 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("dataset/digits"))
-    parser.add_argument("--size", type=int, default=80, help="pixels of both sides; the originals have 8")
-    arguments = parser.parse_args()
-    lists = {name: arguments.folder / f"{name}_list.txt" for name in ("train", "val")}
+def make(folder: Path, size: int = 80) -> str:
+    """Write them; returns what was written.
+
+    Args:
+        folder: of the data set.
+        size: pixels of both sides; the originals have 8.
+    """
+    lists = {name: folder / f"{name}_list.txt" for name in ("train", "val")}
     if all(file.exists() for file in lists.values()):
-        print(f"{arguments.folder}: is there already")
-        return
+        return f"{folder}: is there already"
     digits = load_digits()
     lines: dict[str, list[str]] = {name: [] for name in lists}
     seen: Counter[int] = Counter()
@@ -28,13 +29,21 @@ def main() -> None:
         seen[label] += 1
         split = "val" if seen[label] % 5 == 0 else "train"
         path = Path(split) / str(label) / f"digit_{i:04d}.png"
-        (arguments.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        pixels = cv2.resize((image * 255 / 16).astype(np.uint8), (arguments.size,) * 2, interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(arguments.folder / path), pixels)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = cv2.resize((image * 255 / 16).astype(np.uint8), (size,) * 2, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / path), pixels)
         lines[split].append(f"{path.as_posix()} {label}\n")
     for name, file in lists.items():
         file.write_text("".join(lines[name]))
-    print(f"{arguments.folder}: {len(lines['train'])} training and {len(lines['val'])} held-out images")
+    return f"{folder}: {len(lines['train'])} training and {len(lines['val'])} held-out images"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("dataset/digits"))
+    parser.add_argument("--size", type=int, default=80, help="pixels of both sides; the originals have 8")
+    arguments = parser.parse_args()
+    print(make(arguments.folder, arguments.size))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ SIZES = [(448, 90), (352, 90), (352, 85), (352, 75), (320, 85)]
 # None for the files themselves, or the short side and the quality.
 PACKINGS: dict[str, tuple[int | None, int | None] | None] = {"files": None, "no change": (None, None)}
 PACKINGS |= {f"{side} px, quality {quality}": (side, quality) for side, quality in SIZES}
-Result = tuple[np.ndarray, np.ndarray, int]
 CROPS = {224: 256, 299: 320}  # and the short side before
 
 
@@ -65,19 +64,17 @@ def logits(model: Any, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(found), np.concatenate(labels)
 
 
-def classified(model: Any, lists: list[Path], crop: int, packing: tuple[int | None, int | None] | None) -> Result:
-    """Logits, labels and bytes of the images of some lists, from the files or packed."""
-    parts, size = [], 0
-    for file in lists:
-        with tempfile.TemporaryDirectory() as folder:
-            if packing is None:
-                dataset: Dataset = ImageNetDataset(str(file.parent), str(file), transforms(crop))
-                size += sum(Path(dataset.path(i)).stat().st_size for i in range(len(dataset)))
-            else:
-                size += pack(file, None, folder, short_side=packing[0], quality=packing[1]).bytes
-                dataset = PackedDataset(folder, transforms(crop))
-            parts.append(logits(model, dataset))
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), size
+def classified(
+    model: Any, file: Path, packing: tuple[int | None, int | None] | None
+) -> tuple[dict[int, np.ndarray], np.ndarray, int]:
+    """Logits for each crop, labels and bytes of the images of a list, from the files or packed."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = 0 if packing is None else pack(file, None, folder, short_side=packing[0], quality=packing[1]).bytes
+        found: dict[int, np.ndarray] = {}
+        for crop in CROPS:
+            files = ImageNetDataset(str(file.parent), str(file), transforms(crop))
+            found[crop], labels = logits(model, files if packing is None else PackedDataset(folder, transforms(crop)))
+    return found, labels, size or sum(Path(files.path(i)).stat().st_size for i in range(len(files)))
 
 
 def main() -> None:
@@ -85,14 +82,18 @@ def main() -> None:
     parser.add_argument("lists", type=Path, nargs="+", metavar="LIST", help="beside the images, such as ILSVRC2012/val_list.txt")
     lists = parser.parse_args().lists
     model = network()
+    base: dict[int, np.ndarray] = {}
     print("crop  packed with          size  top-1   top-5   same class")
-    for crop in CROPS:
-        base, labels, whole = classified(model, lists, crop, None)
-        for name, packing in PACKINGS.items():
-            found, _, size = classified(model, lists, crop, packing)
-            order = np.argsort(-found, 1)[:, :5]
+    for name, packing in PACKINGS.items():
+        parts = [classified(model, file, packing) for file in lists]
+        found = {crop: np.concatenate([part[0][crop] for part in parts]) for crop in CROPS}
+        labels, size = np.concatenate([part[1] for part in parts]), sum(part[2] for part in parts)
+        if packing is None:
+            base, whole = found, size
+        for crop in CROPS:
+            order = np.argsort(-found[crop], 1)[:, :5]
             top1, top5 = (order[:, 0] == labels).mean(), (order == labels[:, None]).any(1).mean()
-            same = (order[:, 0] == base.argmax(1)).mean()
+            same = (order[:, 0] == base[crop].argmax(1)).mean()
             print(f"{crop}   {name:20} {size / whole:.2f}  {top1:.4f}  {top5:.4f}  {same:.4f}", flush=True)
 
 

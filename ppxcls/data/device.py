@@ -61,13 +61,12 @@ class ModelInput:
 
     @staticmethod
     def _by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
-        table = normalize.table()
         if cpu.HAS_NUMBA and images.size:
             out = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
-            columns = np.ascontiguousarray(table.T)
-            cpu.run("normalize_kernels", "normalize", np.ascontiguousarray(images), columns, cpu.view(out))
+            arguments = np.ascontiguousarray(images), np.ascontiguousarray(normalize.table.T), cpu.view(out)
+            cpu.run("normalize_kernels", "normalize", len(images) * images.shape[1], *arguments)
             return out
         batch = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
         for image, planes in zip(images, batch, strict=True):
-            cv2.split(cv2.LUT(image, table[None]), list(planes))
+            cv2.split(cv2.LUT(image, normalize.table[None]), list(planes))
         return paddle.to_tensor(batch)

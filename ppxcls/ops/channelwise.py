@@ -118,7 +118,7 @@ class _Channelwise(PyLayer):
         out = paddle.empty([*both, *chain.size(*x.shape[2:])], "float32")
         stages = _stage(chain.norm, chain.is_rectified), _stage(chain.last_norm, chain.is_last_rectified)
         arguments = *stages[0], chain.kernels(channels), chain.geometry(), *stages[1], cpu.view(out)
-        cpu.run(_KERNELS, "forward", cpu.view(x), *arguments, np.array(chain.layouts))
+        cpu.run(_KERNELS, "forward", channels, cpu.view(x), *arguments, np.array(chain.layouts))
         _keep_running(chain.norm, stages[0])
         _keep_running(chain.last_norm, stages[1])
         ctx.save_for_backward(x, *([] if chain.depthwise is None else [chain.depthwise.weight]))
@@ -145,7 +145,7 @@ class _Channelwise(PyLayer):
         )
         needed = np.array([ctx.needs[0], chain.depthwise is not None and ctx.needs[1 if chain.norm is None else 3]])
         arguments = *first, kernels, chain.geometry(), *last, cpu.view(upstream), np.array(chain.layouts)
-        cpu.run(_KERNELS, "backward", cpu.view(x), *arguments, *gradients, needed)
+        cpu.run(_KERNELS, "backward", channels, cpu.view(x), *arguments, *gradients, needed)
         found = [of_x]
         for part in (of_norms[0], of_weight, of_norms[1]):
             if part is not None:

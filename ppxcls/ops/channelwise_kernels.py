@@ -159,8 +159,9 @@ def _through(values, stage, channel, gradient, of_parameters, out):  # type: ign
             out[i] = slope * out[i] - by_input * values[i] - constant
 
 
-def _forward(  # type: ignore[no-untyped-def]
-    x, first_numbers, first_settings, kernels, geometry, last_numbers, last_settings, out, layouts, part, parts
+@compiled
+def forward(  # type: ignore[no-untyped-def]
+    x, first_numbers, first_settings, kernels, geometry, last_numbers, last_settings, out, layouts, begin, end
 ):
     """A stage, a depthwise convolution and another stage; or the first stage alone.
 
@@ -174,17 +175,17 @@ def _forward(  # type: ignore[no-untyped-def]
         last_settings: as ``first_settings``.
         out: float32 [N, C, H', W'], or [C, N, H', W']; written.
         layouts: bool [2], whether ``x`` and ``out`` have the channels first.
-        part: which part of the channels.
-        parts: how many there are.
+        begin: first of the channels to compute.
+        end: the one after the last.
     """
     first, last = _stage_of(first_numbers, first_settings), _stage_of(last_numbers, last_settings)
-    channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
+    images = x.shape[1] if layouts[0] else x.shape[0]
     sizes, pairs = ((x.shape[2], x.shape[3]), (out.shape[2], out.shape[3])), _pairs(geometry)
     is_convolved = kernels.shape[1] > 0
     memory, out_memory = _memory(x, layouts[0]), _memory(out, layouts[1])
     results = np.empty(images * sizes[1][0] * sizes[1][1] if is_convolved else 0, np.float32)
     own = room(images, sizes, kernels.shape[1:], pairs, False)
-    for channel in range(channels * part // parts, channels * (part + 1) // parts):
+    for channel in range(begin, end):
         values = _gather(x, channel, layouts[0], memory)
         _measure(values, first, channel)
         line, found = _line(first, channel), values
@@ -196,7 +197,8 @@ def _forward(  # type: ignore[no-untyped-def]
         _scatter(out, channel, layouts[1], out_memory)
 
 
-def _backward(  # type: ignore[no-untyped-def]
+@compiled
+def backward(  # type: ignore[no-untyped-def]
     x,
     first_numbers,
     first_settings,
@@ -211,8 +213,8 @@ def _backward(  # type: ignore[no-untyped-def]
     of_kernels,
     of_last,
     needed,
-    part,
-    parts,
+    begin,
+    end,
 ):
     """Gradients of ``forward``, which is computed again as far as needed.
 
@@ -226,7 +228,7 @@ def _backward(  # type: ignore[no-untyped-def]
         needed: bool [2], whether the gradients of the input and of the kernels are needed.
     """
     first, last = _stage_of(first_numbers, first_settings), _stage_of(last_numbers, last_settings)
-    channels, images = (x.shape[0], x.shape[1]) if layouts[0] else (x.shape[1], x.shape[0])
+    images = x.shape[1] if layouts[0] else x.shape[0]
     sizes, pairs = ((x.shape[2], x.shape[3]), (upstream.shape[2], upstream.shape[3])), _pairs(geometry)
     is_convolved, needs_values = kernels.shape[1] > 0, needed[0] or first.is_norm
     memory, up_memory, of_memory = _memory(x, layouts[0]), _memory(upstream, layouts[1]), _memory(of_x, layouts[0])
@@ -235,7 +237,7 @@ def _backward(  # type: ignore[no-untyped-def]
     of_results, nothing = np.empty(results.size, np.float32), np.empty(0, np.float32)
     taps = kernels.shape[1:]
     both = room(images, sizes, taps, pairs, False), room(images, sizes, taps, pairs, True)
-    for channel in range(channels * part // parts, channels * (part + 1) // parts):
+    for channel in range(begin, end):
         values, ups = _gather(x, channel, layouts[0], memory), _gather(upstream, channel, layouts[1], up_memory)
         line, found = _line(first, channel), _row(of_x, channel, layouts[0], of_memory)
         if is_convolved:
@@ -249,7 +251,3 @@ def _backward(  # type: ignore[no-untyped-def]
         if needs_values or not is_convolved:
             _through(values, first, channel, ups, of_first, found)
             _scatter(of_x, channel, layouts[0], of_memory)
-
-
-forward = compiled(_forward, "forward", set())
-backward = compiled(_backward, "backward", set())

@@ -9,7 +9,6 @@ import importlib
 import importlib.util
 import os
 import threading
-import types
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,22 +79,24 @@ def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(_Memory(tensor.detach().contiguous()))
 
 
-def run(module: str, kernel: str, *arguments: Any) -> None:
+def run(module: str, kernel: str, count: int, *arguments: Any) -> None:
     """Run a kernel of a module in this folder, on all threads. It is imported at first use, because numba takes half a second.
 
     Args:
         module: its name.
         kernel: name of the kernel.
-        arguments: of the kernel, without its last two, ``part`` and ``parts``: it computes one of so many parts.
+        count: number of rows, planes or channels that do not depend on each other; each thread computes some.
+        arguments: of the kernel, without its last two: the first of its rows, and the one after its last.
     """
-    parts = own_threads()  # as many as Paddle's own operators use
+    parts = min(own_threads(), count) or 1  # as many as Paddle's own operators use
     function = _loaded(module, kernel)
     if function not in _HAVE_RUN:
-        _run_first(function, kernel, arguments)
+        _run_first(function, kernel, (*arguments, 0, count))
         return
     compute = functools.partial(function, *arguments)
-    others = [_pool(os.getpid(), parts - 1).submit(compute, part, parts) for part in range(1, parts)]
-    compute(0, parts)
+    bounds = [count * part // parts for part in range(parts + 1)]
+    others = [_pool(os.getpid(), parts - 1).submit(compute, *bounds[part : part + 2]) for part in range(1, parts)]
+    compute(*bounds[:2])
     for other in others:
         other.result()
 
@@ -108,7 +109,7 @@ def _run_first(function: Any, name: str, arguments: Sequence[Any]) -> None:
     """The processes of a host take turns at a kernel's first run: one compiles it, and the others load it from numba's cache."""
     folder = function.stats.cache_path  # None if numba found no folder
     with _LOCK, turn(Path(folder) / f"{name}.lock") if folder and os.path.isdir(folder) else contextlib.nullcontext():
-        function(*arguments, 0, 1)
+        function(*arguments)
     _HAVE_RUN.add(function)
 
 
@@ -128,19 +129,12 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
-def compiled(function: Callable[..., Any], name: str, fastmath: set[str]) -> Callable[..., Any]:
-    """Compile a function. The result is cached on disk, if a folder for it can be written.
-
-    Args:
-        function: in the subset of Python that numba compiles.
-        name: for numba's cache, which does not distinguish functions by the options they are compiled with.
-        fastmath: LLVM's fast-math flags.
-    """
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A decorator that compiles a function. The result is cached on disk, if a folder for it can be written."""
     import numba
 
-    function = types.FunctionType(function.__code__, function.__globals__, name)
-    function.__qualname__ = f"{name}_{_digest()}"
-    options = {"fastmath": fastmath, "nogil": True, "error_model": "numpy", "boundscheck": False}
+    function.__qualname__ = f"{function.__name__}_{_digest()}"  # for numba's cache
+    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder to cache in

@@ -22,7 +22,8 @@ _WRONG = -1
 _POSITION, _BITS, _COUNT, _BEYOND = 0, 1, 2, 3
 
 
-def _read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
+@compiled
+def read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
     """The next symbol and the bits that follow it; (-1, 0) if there is none."""
     position, bits, count = state[_POSITION], state[_BITS], state[_COUNT]
     while count <= 40:
@@ -48,7 +49,8 @@ def _read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
     return entry & 0xFF, extra
 
 
-def _pass_marker(data: Array, state: Array, marker: int) -> bool:
+@compiled
+def pass_marker(data: Array, state: Array, marker: int) -> bool:
     """Go on behind the marker that must be next."""
     position = state[_POSITION]
     if state[_COUNT] - state[_BEYOND] >= 8:  # whole bytes are left
@@ -62,7 +64,8 @@ def _pass_marker(data: Array, state: Array, marker: int) -> bool:
     return True
 
 
-def _put_bits(out: Array, state: Array, value: int, size: int) -> None:
+@compiled
+def put_bits(out: Array, state: Array, value: int, size: int) -> None:
     """Write bits, of which there are at most 16; whole bytes go out. The caller has checked that 8 bytes are free."""
     bits, count = (state[_BITS] << size) | value, state[_COUNT] + size
     position = state[_POSITION]
@@ -77,7 +80,8 @@ def _put_bits(out: Array, state: Array, value: int, size: int) -> None:
     state[_POSITION], state[_BITS], state[_COUNT] = position, bits & ((1 << count) - 1), count
 
 
-def _put_marker(out: Array, state: Array, marker: int) -> None:
+@compiled
+def put_marker(out: Array, state: Array, marker: int) -> None:
     """Fill the last byte with ones, and write a marker."""
     if state[_COUNT]:
         free = 8 - state[_COUNT]
@@ -87,7 +91,8 @@ def _put_marker(out: Array, state: Array, marker: int) -> None:
     state[_POSITION] += 2
 
 
-def _emit(
+@compiled
+def emit(
     symbol: int, extra: int, size: int, row: int, counts: Array, codes: Array, lengths: Array, out: Array, state: Array
 ) -> bool:
     """Count a symbol, or write it with the bits that follow it."""
@@ -101,7 +106,8 @@ def _emit(
     return True
 
 
-def _code_block(
+@compiled
+def code_block(
     data: Array,
     reader: Array,
     lookup: Array,
@@ -142,7 +148,8 @@ def _code_block(
     return True
 
 
-def _transcode(
+@compiled
+def transcode(
     data: Array,
     lookup: Array,
     blocks: Array,
@@ -201,12 +208,3 @@ def _transcode(
         put_marker(out, writer, 0xD9)
         segments[-1] = writer[_POSITION] - begin
     return int(writer[_POSITION])
-
-
-read_symbol = compiled(_read_symbol, "read_symbol", set())
-pass_marker = compiled(_pass_marker, "pass_marker", set())
-put_bits = compiled(_put_bits, "put_bits", set())
-put_marker = compiled(_put_marker, "put_marker", set())
-emit = compiled(_emit, "emit", set())
-code_block = compiled(_code_block, "code_block", set())
-transcode = compiled(_transcode, "transcode", set())

@@ -46,14 +46,15 @@ class _MaxPooling(PyLayer):
         out = paddle.empty([*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32")
         planes = _planes(out)
         ctx.chosen = np.empty(planes.shape, np.uint8)
-        cpu.run("max_pool_kernels", "max_pool", _planes(x), planes, ctx.chosen, *geometry)
+        cpu.run("max_pool_kernels", "max_pool", len(planes), _planes(x), planes, ctx.chosen, *geometry)
         ctx.geometry, ctx.shape = geometry, x.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, out_gradient: paddle.Tensor) -> paddle.Tensor:
         gradient = paddle.empty(ctx.shape, "float32")
-        cpu.run("max_pool_kernels", "max_pool_gradient", ctx.chosen, _planes(out_gradient), _planes(gradient), *ctx.geometry)
+        arguments = ctx.chosen, _planes(out_gradient), _planes(gradient), *ctx.geometry
+        cpu.run("max_pool_kernels", "max_pool_gradient", len(ctx.chosen), *arguments)
         return gradient
 
 

@@ -40,7 +40,8 @@ def _first_pixels(sides, row, stride, padding, size):  # type: ignore[no-untyped
     return numbers
 
 
-def _max_pool(planes, out, chosen, size, stride, padding, part, parts):  # type: ignore[no-untyped-def]
+@compiled
+def max_pool(planes, out, chosen, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
     """Largest value of each window.
 
     Args:
@@ -50,8 +51,8 @@ def _max_pool(planes, out, chosen, size, stride, padding, part, parts):  # type:
         size: pixels of the window's sides, at most 16.
         stride: of the windows.
         padding: pixels beyond each side.
-        part: which part of the planes.
-        parts: how many there are.
+        begin: first of the planes to compute.
+        end: the one after the last.
     """
     sides, out_sides = planes.shape[1:], out.shape[1:]
     reach = (size - 1) // stride
@@ -65,7 +66,7 @@ def _max_pool(planes, out, chosen, size, stride, padding, part, parts):  # type:
     # The padding stays, because each plane fills the same places.
     phases = np.full(stride * stride * phase_sides[0] * phase_sides[1], -np.inf, np.float32)
     largest, numbers = np.empty(first.size, np.float32), np.empty(first.size, np.int32)
-    for plane in range(planes.shape[0] * part // parts, planes.shape[0] * (part + 1) // parts):
+    for plane in range(begin, end):
         row = planes[plane].reshape(sides[0] * sides[1])
         for i in range(row.size):
             phases[places[i]] = row[i]
@@ -82,7 +83,8 @@ def _max_pool(planes, out, chosen, size, stride, padding, part, parts):  # type:
                 out[plane, y, x], chosen[plane, y, x] = largest[begin + x], numbers[begin + x]
 
 
-def _max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding, part, parts):  # type: ignore[no-untyped-def]
+@compiled
+def max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
     """Add the gradient of each output to the pixel that was chosen.
 
     Args:
@@ -92,21 +94,17 @@ def _max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding, pa
         size: pixels of the window's sides.
         stride: of the windows.
         padding: pixels beyond each side.
-        part: which part of the planes.
-        parts: how many there are.
+        begin: first of the planes to compute.
+        end: the one after the last.
     """
     width = gradient.shape[2]
     places = np.empty(size * size, np.int64)
     for number in range(size * size):
         places[number] = (number // size) * width + number % size
-    for plane in range(gradient.shape[0] * part // parts, gradient.shape[0] * (part + 1) // parts):
+    for plane in range(begin, end):
         flat = gradient[plane].reshape(gradient.shape[1] * width)
         flat[:] = 0
         for oy in range(chosen.shape[1]):
             for ox in range(chosen.shape[2]):
                 first = (oy * stride - padding) * width + ox * stride - padding
                 flat[first + places[chosen[plane, oy, ox]]] += out_gradient[plane, oy, ox]
-
-
-max_pool = compiled(_max_pool, "max_pool", set())
-max_pool_gradient = compiled(_max_pool_gradient, "max_pool_gradient", set())

@@ -16,7 +16,8 @@ from ppxcls.ops.cpu import compiled
 Array = np.ndarray[Any, Any]
 
 
-def _grey(image: Array) -> int:
+@compiled
+def grey(image: Array) -> int:
     """The sum of the luminance (ITU-R 601-2, rounded to integers) of all pixels."""
     total = 0
     for y in range(image.shape[0]):
@@ -26,7 +27,8 @@ def _grey(image: Array) -> int:
     return total
 
 
-def _histograms(image: Array, out: Array) -> None:
+@compiled
+def histograms(image: Array, out: Array) -> None:
     """Counts of the values of each channel, int64 [3, 256]."""
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -34,7 +36,8 @@ def _histograms(image: Array, out: Array) -> None:
                 out[c, image[y, x, c]] += 1
 
 
-def _blend(image: Array, base: Array, factor: np.float32, out: Array) -> None:
+@compiled
+def blend(image: Array, base: Array, factor: np.float32, out: Array) -> None:
     """From the base (0) over the image (1) beyond it; flat arrays of one length."""
     for i in range(image.shape[0]):
         start = np.float32(base[i])
@@ -42,7 +45,8 @@ def _blend(image: Array, base: Array, factor: np.float32, out: Array) -> None:
         out[i] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
 
 
-def _saturate(image: Array, factor: np.float32, out: Array) -> None:
+@compiled
+def saturate(image: Array, factor: np.float32, out: Array) -> None:
     """From grey (0) over the image (1) beyond it."""
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
@@ -53,7 +57,8 @@ def _saturate(image: Array, factor: np.float32, out: Array) -> None:
             out[y, x, 2] = np.uint8(min(max(start + factor * (np.float32(blue) - start), np.float32(0)), np.float32(255)))
 
 
-def _smooth_row(above: Array, own: Array, below: Array, out: Array) -> None:
+@compiled
+def smooth_row(above: Array, own: Array, below: Array, out: Array) -> None:
     """Slices in place of shifted indices, which might be negative as far as the compiler knows: with them it uses vectors."""
     a, b, c = above[:-6], above[3:-3], above[6:]
     d, e, f = own[:-6], own[3:-3], own[6:]
@@ -64,7 +69,8 @@ def _smooth_row(above: Array, own: Array, below: Array, out: Array) -> None:
         out[i] = np.uint8((np.uint32(2) * total + np.uint32(13)) // np.uint32(26))
 
 
-def _smooth(rows: Array, out: Array) -> None:
+@compiled
+def smooth(rows: Array, out: Array) -> None:
     """Weights of 5 in the middle and 1 around, over 13; borders stay. Rows are [H, 3 W]."""
     height, width = rows.shape
     out[0] = rows[0]
@@ -78,7 +84,8 @@ def _smooth(rows: Array, out: Array) -> None:
             smooth_row(above, own, below, out[y, 3 : width - 3])
 
 
-def _nearest(image: Array, a: int, b: int, c: int, d: int, e: int, f: int, fill: Array, out: Array) -> None:
+@compiled
+def nearest(image: Array, a: int, b: int, c: int, d: int, e: int, f: int, fill: Array, out: Array) -> None:
     """out(x, y) = image(a x + b y + c, d x + e y + f) in 16.16 fixed point."""
     height, width = image.shape[:2]
     for y in range(out.shape[0]):
@@ -97,7 +104,8 @@ def _nearest(image: Array, a: int, b: int, c: int, d: int, e: int, f: int, fill:
         f += e
 
 
-def _slide(rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, shares: Array, out: Array) -> None:
+@compiled
+def slide(rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, shares: Array, out: Array) -> None:
     """Each row y moves by ``slope (y + 1/2) + shift`` pixels to the left. Rows are [H, 3 W], shares are room for [3 W] float64."""
     height, width = rows.shape[0], rows.shape[1] // 3
     for y in range(height):
@@ -138,7 +146,8 @@ def _slide(rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array,
             )
 
 
-def _slide_row(before: Array, own: Array, after: Array, last: Array, shares: Array, is_cubic: bool, out: Array) -> None:
+@compiled
+def slide_row(before: Array, own: Array, after: Array, last: Array, shares: Array, is_cubic: bool, out: Array) -> None:
     if is_cubic:
         for i in range(out.shape[0]):
             value = cubic(1.0 * before[i], 1.0 * own[i], 1.0 * after[i], 1.0 * last[i], shares[i])
@@ -148,18 +157,7 @@ def _slide_row(before: Array, own: Array, after: Array, last: Array, shares: Arr
             out[i] = np.uint8(own[i] + (1.0 * after[i] - own[i]) * shares[i])
 
 
-def _cubic(p: float, q: float, r: float, s: float, share: float) -> float:
+@compiled
+def cubic(p: float, q: float, r: float, s: float, share: float) -> float:
     """The cubic through four values, between the second and the third (Catmull-Rom with a = -1)."""
     return q + share * ((-p + r) + share * ((2 * (p - q) + r - s) + share * (-p + q - r + s)))
-
-
-cubic = compiled(_cubic, "cubic", set())
-grey = compiled(_grey, "grey", set())
-histograms = compiled(_histograms, "histograms", set())
-blend = compiled(_blend, "blend", set())
-saturate = compiled(_saturate, "saturate", set())
-smooth_row = compiled(_smooth_row, "smooth_row", set())
-smooth = compiled(_smooth, "smooth", set())
-nearest = compiled(_nearest, "nearest", set())
-slide_row = compiled(_slide_row, "slide_row", set())
-slide = compiled(_slide, "slide", set())

@@ -113,7 +113,7 @@ def _taken(images: paddle.Tensor, stride: int) -> paddle.Tensor:
         return images[:, :, ::stride, ::stride].transpose([1, 0, 2, 3])
     size = [cpu.output_size(side, 1, 0, stride) for side in images.shape[2:]]
     rows = paddle.empty([images.shape[1], images.shape[0], *size], "float32")
-    cpu.run("stride_kernels", "take", cpu.view(images), stride, cpu.view(rows))
+    cpu.run("stride_kernels", "take", rows.shape[0], cpu.view(images), stride, cpu.view(rows))
     return rows
 
 
@@ -124,7 +124,7 @@ def _spread(rows: paddle.Tensor, stride: int, shape: list[int]) -> paddle.Tensor
         whole[:, :, ::stride, ::stride] = rows.transpose([1, 0, 2, 3])
         return whole
     whole = paddle.empty(shape, "float32")
-    cpu.run("stride_kernels", "spread", cpu.view(rows), stride, cpu.view(whole))
+    cpu.run("stride_kernels", "spread", rows.shape[0], cpu.view(rows), stride, cpu.view(whole))
     return whole
 
 

@@ -7,7 +7,6 @@ under Paddle Inference with oneDNN, and under ONNX Runtime, in float32 and in 8 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from ratios import compare  # of this folder
+from ratios import compare, untuned  # of this folder
 
 ROOT = Path(__file__).resolve().parents[2]
 WAYS = ("Paddle as it comes", "Paddle Inference", "ONNX Runtime", "ONNX Runtime, 8 bits")
@@ -87,14 +86,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         export(Path(name))
-        from ppxcls.system.environment import CPU_VARIABLES  # imported here, because ppxcls sets them
-
-        clean = {key: value for key, value in os.environ.items() if key not in CPU_VARIABLES}
         processes = []
         for way in WAYS:
             command = [sys.executable, __file__, "--worker", way, "--folder", name, "--batch", str(arguments.batch)]
             # S603: this file itself, with numbers that argparse has parsed; no shell.
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": clean}
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": untuned()}
             processes.append(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]  # noqa: S603
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(arguments.rounds + 1):

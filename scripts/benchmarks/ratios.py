@@ -9,6 +9,13 @@ import sys
 ROWS = "PPXCLS_RATIOS"  # the file that all.py reads
 
 
+def untuned() -> dict[str, str]:
+    """The environment without what ppxcls sets on a CPU, for a process that measures the other side."""
+    from ppxcls.system.environment import CPU_VARIABLES  # imported here, because ppxcls sets them
+
+    return {key: value for key, value in os.environ.items() if key not in CPU_VARIABLES}
+
+
 def compare(what: str, peer: str, ours: float, theirs: float, unit: str) -> None:
     """Print how many times as fast ours is as the peer.
 

@@ -8,7 +8,6 @@ The last lines say what the loop around the step costs: batches, log lines and a
 
 import argparse
 import importlib.util
-import os
 import resource
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ratios import compare  # of this folder
+from ratios import compare, untuned  # of this folder
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -151,12 +150,9 @@ def work(name: str, size: int, batch: int) -> None:
 
 class Worker:
     def __init__(self, name: str, size: int, batch: int) -> None:
-        from ppxcls.system.environment import CPU_VARIABLES  # imported here, because ppxcls sets them
-
-        clean = {k: v for k, v in os.environ.items() if k not in CPU_VARIABLES}
         command = [sys.executable, __file__, "--worker", name, "--size", str(size), "--batch", str(batch)]
         # S603: this file itself, with numbers that argparse has parsed; no shell.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=clean)  # noqa: S603
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=untuned())  # noqa: S603
 
     def step(self) -> float:
         """Seconds."""

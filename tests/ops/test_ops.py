@@ -132,8 +132,11 @@ def test_each_part_is_computed_once(threads: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(cpu, "_loaded", lambda *_: lambda *numbers: ran.append(numbers))
     monkeypatch.setattr(cpu, "_HAVE_RUN", _Everything())
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-    cpu.run("module", "kernel", 7)
-    assert sorted(ran) == [(7, part, threads) for part in range(threads)]
+    cpu.run("module", "kernel", 11, 7)
+    assert sorted(ran) == [(7, 11 * part // threads, 11 * (part + 1) // threads) for part in range(threads)]
+    ran.clear()
+    cpu.run("module", "kernel", 1, 7)
+    assert ran == [(7, 0, 1)]
 
 
 class _Everything:
@@ -142,16 +145,16 @@ class _Everything:
 
 
 def test_an_error_of_any_part_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(failing: int, part: int, parts: int) -> None:
-        if part == failing:
-            raise ValueError(f"part {part} of {parts}")
+    def kernel(failing: int, begin: int, end: int) -> None:
+        if begin == failing:
+            raise ValueError(f"{begin} to {end}")
 
     monkeypatch.setattr(cpu, "_loaded", lambda *_: kernel)
     monkeypatch.setattr(cpu, "_HAVE_RUN", _Everything())
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     for failing in range(3):
-        with pytest.raises(ValueError, match=f"part {failing} of 3"):
-            cpu.run("module", "kernel", failing)
+        with pytest.raises(ValueError, match=f"^{failing} to {failing + 1}$"):
+            cpu.run("module", "kernel", 3, failing)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -161,10 +164,10 @@ def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     images, table = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3), np.arange(768, dtype=np.float32).reshape(3, 256)
     out = [np.zeros((2, 3, 4, 4), np.float32) for _ in range(3)]
     for result in out[:2]:  # the second call starts threads
-        cpu.run("normalize_kernels", "normalize", images, table, result)
+        cpu.run("normalize_kernels", "normalize", 8, images, table, result)
     child = os.fork()
     if child == 0:
-        cpu.run("normalize_kernels", "normalize", images, table, out[2])
+        cpu.run("normalize_kernels", "normalize", 8, images, table, out[2])
         os._exit(0 if np.array_equal(out[0], out[2]) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
@@ -215,7 +218,7 @@ def test_processes_take_turns_at_compiling(tmp_path: Path) -> None:
 import numpy as np, ppxcls
 from ppxcls.ops import cpu
 images, table, out = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 256), np.float32), np.zeros((2, 3, 4, 4), np.float32)
-cpu.run("normalize_kernels", "normalize", images, table, out)
+cpu.run("normalize_kernels", "normalize", 8, images, table, out)
 from ppxcls.ops.normalize_kernels import normalize
 print(sum(normalize.stats.cache_misses.values()), sum(normalize.stats.cache_hits.values()))
 """

@@ -80,7 +80,7 @@ class Manifest:
         samples_per_shard: of all shards but the last.
         short_side: pixels to which larger images were reduced; None if no pixel was changed.
         quality: of the JPEGs that were made then; None if no pixel was changed.
-        resampling: how images were reduced; None if no pixel was changed, and for area averages of ppxcls up to 0.8.
+        resampling: how images were reduced; None without a short side, and for area averages of ppxcls up to 0.8.
         shards: in order. While the data set is being packed, those that are complete.
     """
 

@@ -127,7 +127,7 @@ def pack(
     if short_side is not None and quality is None:
         quality = 90
     reduction = None if quality is None else _Reduction(short_side or 1 << 16, quality)
-    changes = short_side, quality, None if reduction is None else RESAMPLING
+    changes = short_side, quality, None if short_side is None else RESAMPLING
     manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, *changes)
     output.mkdir(parents=True, exist_ok=True)
     try:
