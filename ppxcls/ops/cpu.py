@@ -142,7 +142,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def helper(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator for functions that kernels call. They keep their own fast-math flags, and are cached with the kernel."""
+    """A decorator for functions that kernels call. They keep their own fast-math flags, and become a part of the kernel.
+
+    If they were called, a process that compiles the kernel would call other code than one that loads it from the cache, with
+    differences in rounding.
+    """
     import numba
 
     decorate: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.njit(
@@ -152,5 +156,6 @@ def helper(fastmath: set[str]) -> Callable[[Callable[..., Any]], Callable[..., A
         boundscheck=False,
         no_cpython_wrapper=True,
         no_cfunc_wrapper=True,
+        forceinline=True,
     )
     return decorate

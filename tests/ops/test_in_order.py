@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +22,7 @@ from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
 from ppxcls.ops.channelwise import Chain
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.pointwise import PointwiseConv2D
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not cpu.HAS_NUMBA, reason="numba is not installed")
 CHAINS = list(itertools.product((False, True), (False, True), (False, True), (False, True)))
@@ -99,6 +104,30 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     for first, *others in zip(*results, strict=True):
         for other in others:
             np.testing.assert_array_equal(first, other)
+
+
+def test_a_kernel_from_the_cache_gives_the_same_bits(tmp_path: Path) -> None:
+    """As one that was just compiled, or a run that goes on would not give the bits of one that was not stopped."""
+    code = """
+import ppxcls, paddle, hashlib
+from ppxcls.ops.batch_norm import BatchNorm2D
+from ppxcls.ops.channelwise import Chain
+from ppxcls.ops.depthwise import DepthwiseConv2D
+paddle.seed(0)
+chain = Chain(BatchNorm2D(16), True, DepthwiseConv2D(16), BatchNorm2D(16), True)
+x = paddle.randn([6, 16, 19, 19])
+x.stop_gradient = False
+y = chain(x)
+y.backward(paddle.randn(y.shape))
+print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in (y, x.grad, *(p.grad for p in chain.parameters())))).hexdigest())
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert any(tmp_path.rglob("*.nbc"))
+    assert runs[0].stdout == runs[1].stdout
 
 
 def operators(monkeypatch: pytest.MonkeyPatch, layers: list[Any], x: paddle.Tensor) -> list[str]:
