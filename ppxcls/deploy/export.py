@@ -20,6 +20,7 @@ from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
 from ppxcls.models.paddle_inference import program_file
+from ppxcls.models.tracing import to_static
 from ppxcls.system.environment import paddle_version
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import write_bytes
@@ -94,7 +95,7 @@ def export_model(
         expected = F.softmax(paddle.to_tensor(expected), axis=-1).numpy()
     folder.mkdir(parents=True, exist_ok=True)
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
-    program = paddle.jit.to_static(deployed, input_spec=[spec], full_graph=True)
+    program = to_static(deployed, spec)
     differences = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
         ready = Path(temporary)

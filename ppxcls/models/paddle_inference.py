@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.models.tracing import to_static
 from ppxcls.system.environment import own_threads, restore_threads
 from ppxcls.system.logs import logger
 
@@ -96,7 +97,7 @@ class Compiler:
             traced = _Traced(network)
             traced.eval()
             spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-            self._network, self._program = network, paddle.jit.to_static(traced, input_spec=[spec], full_graph=True)
+            self._network, self._program = network, to_static(traced, spec)
         with tempfile.TemporaryDirectory(prefix="ppxcls-") as name:
             paddle.jit.save(self._program, f"{name}/inference")
             weights = Path(name) / "inference.pdiparams"

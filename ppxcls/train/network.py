@@ -11,6 +11,7 @@ from ppxcls.config.checks import Where
 from ppxcls.config.sections import Config
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
 from ppxcls.models.preprocessing import differences
+from ppxcls.models.tracing import to_static
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system.logs import logger
 from ppxcls.train.trained_model import Purpose, Weights, no_download
@@ -84,5 +85,5 @@ def static_network(network: nn.Layer) -> nn.Layer:
     Its parameters and state keys stay the same. Images may have any size.
     """
     images = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-    compiled: nn.Layer = paddle.jit.to_static(network, input_spec=[images], full_graph=True)
+    compiled: nn.Layer = to_static(network, images)
     return compiled

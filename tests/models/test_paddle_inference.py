@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -107,6 +108,28 @@ def test_a_network_that_is_static_itself_is_left_alone(monkeypatch: pytest.Monke
     network = Odd()
     network.forward = paddle.jit.to_static(network.forward, full_graph=True)
     assert not EvaluatedNetwork(network, 1000)._may_compile
+
+
+class _Untraceable(nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2D(3, 8, 3)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        """Meets a parameter before it fails."""
+        self.first(images)
+        raise ValueError("not to be traced")
+
+
+def test_a_tracing_that_fails_leaves_nothing_to_the_next() -> None:
+    """Paddle keeps the parameters of the failed one under the address of its program, where the next one may lie."""
+    for _ in range(10):
+        with pytest.raises(ValueError, match="not to be traced"):
+            Compiler()(_Untraceable())
+        gc.collect()
+        network = nn.Conv2D(3, 4, 3)
+        compiled = Compiler()(network)
+        assert np.allclose(paddle_inference.run(compiled, IMAGES), network(paddle.to_tensor(IMAGES)).numpy(), atol=1e-5)
 
 
 def test_the_cpus_network_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
