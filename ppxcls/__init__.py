@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ppxcls.system import environment
 from ppxcls.system import watchdog as watchdog  # notes the parent process as early as possible
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 environment.prepare_cpu()
 

@@ -281,16 +281,23 @@ def test_numba_is_imported_when_a_kernel_runs() -> None:
 
 
 def test_all_runs_without_numba(small: Callable[..., Path], images: Path, tmp_path: Path) -> None:
-    """As on a GPU, for which the package is installed without its CPU extra."""
+    """As on a GPU, if the package is installed without its extras."""
     augmented = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandAugment": {}}, {"NormalizeImage": {"order": ""}}]
     file = small(**{"DataLoader.Train.dataset.transform_ops": augmented})
+    ppxcls.pack(images / "train_list.txt", None, tmp_path / "parts")
     code = f"""{NO_NUMBA}
 import ppxcls
 trainer = ppxcls.build_trainer(ppxcls.load_config({str(file)!r}))
 trainer.fit()
 facts = ppxcls.pack({str(images / "train_list.txt")!r}, None, {str(tmp_path / "packed")!r})
-print(facts.samples)
+from ppxcls.data.packed.dataset import PackedDataset
+one, two = (
+    PackedDataset(pack, [{{"DecodeImage": {{}}}}, {{"CropImage": {{"size": 9}}}}])
+    for pack in ({str(tmp_path / "packed")!r}, {str(tmp_path / "parts")!r})
+)
+print(facts.samples, [(one.load(i) == two.load(i)).all() for i in range(12)].count(True))
 """
     result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split()[-1] == "12"
+    assert result.stdout.split()[-2:] == ["12", "12"]
+    assert "images are decoded whole, because the package numba is not installed" in result.stdout + result.stderr

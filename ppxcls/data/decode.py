@@ -35,11 +35,14 @@ class ImageParts:
 
     Attributes:
         shape: height, width, 3.
-        encoded: the file.
     """
 
     shape: tuple[int, int, int]
-    encoded: bytes
+
+    @property
+    def encoded(self) -> bytes:
+        """The file."""
+        raise NotImplementedError
 
     def whole(self) -> Image:
         """The image, uint8 [H, W, 3], RGB. Raises ValueError."""

@@ -90,13 +90,16 @@ class ResizedParts(ImageParts):
 
     Attributes:
         shape: height, width, 3 after resizing.
-        encoded: the file.
     """
 
     def __init__(self, image: ImageParts, size: tuple[int, int], resize: Resize) -> None:
         self._image, self._size, self._resize = image, size, resize
         self.shape = size[1], size[0], 3
-        self.encoded = image.encoded
+
+    @property
+    def encoded(self) -> bytes:
+        """The file, which is not resized."""
+        return self._image.encoded
 
     def whole(self) -> Image:
         """The resized image, uint8 [H, W, 3]. Raises ValueError."""

@@ -1,7 +1,7 @@
 """The coded data of baseline JPEGs (ITU-T T.81), read and written anew by a numba kernel.
 
-The coefficients stay as they are. Their codes change, and there is a restart marker after every ``interval`` MCUs. The data is not
-trusted: every access is inside the arrays, and data that is not in order ends with an error.
+The coefficients stay as they are, their codes change. The data is not trusted: every access is inside the arrays, and data that is
+not in order ends with an error.
 """
 
 from __future__ import annotations
@@ -11,31 +11,44 @@ from typing import Any
 import numpy as np
 
 from ppxcls.ops.cpu import compiled
+from ppxcls.ops.jpeg_bits_kernels import (
+    BEYOND,
+    BITS,
+    COEFFICIENTS,
+    COUNT,
+    END,
+    FIRST_RESTART,
+    LONGEST_AC,
+    LONGEST_DC,
+    MARKER,
+    POSITION,
+    WRONG,
+    bits_of,
+    fill_byte,
+    put_bits,
+    size_of,
+    value_of,
+)
 
 Array = np.ndarray[Any, Any]
 
-_COEFFICIENTS = 64
-_MARKER, _FIRST_RESTART = 0xFF, 0xD0
-_LONGEST_DC, _LARGEST_DC = 11, 1 << 11
-_WRONG = -1
-# Places in the reader's and the writer's state.
-_POSITION, _BITS, _COUNT, _BEYOND = 0, 1, 2, 3
+_LEAST_DC, _LARGEST_DC = -1024, 1023  # so that the difference of any two has a code
 
 
 @compiled
 def read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
     """The next symbol and the bits that follow it; (-1, 0) if there is none."""
-    position, bits, count = state[_POSITION], state[_BITS], state[_COUNT]
+    position, bits, count = state[POSITION], state[BITS], state[COUNT]
     while count <= 40:
         byte = np.int64(0)
-        if position < data.size and data[position] != _MARKER:
+        if position < data.size and data[position] != MARKER:
             byte = np.int64(data[position])
             position += 1
         elif position + 1 < data.size and data[position + 1] == 0:  # a byte of 255 is followed by a zero
-            byte = np.int64(_MARKER)
+            byte = np.int64(MARKER)
             position += 2
         else:  # a marker or the end: zeros, of which none may be used
-            state[_BEYOND] += 8
+            state[BEYOND] += 8
         bits = (bits << 8) | byte
         count += 8
     entry = np.int64(lookup[(bits >> (count - 16)) & 0xFFFF])
@@ -43,8 +56,8 @@ def read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
     count -= entry >> 8
     count -= size
     extra = (bits >> count) & ((1 << size) - 1)
-    state[_POSITION], state[_BITS], state[_COUNT] = position, bits & ((1 << count) - 1), count
-    if entry == 0 or count < state[_BEYOND]:
+    state[POSITION], state[BITS], state[COUNT] = position, bits & ((1 << count) - 1), count
+    if entry == 0 or count < state[BEYOND]:
         return -1, 0
     return entry & 0xFF, extra
 
@@ -52,43 +65,16 @@ def read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
 @compiled
 def pass_marker(data: Array, state: Array, marker: int) -> bool:
     """Go on behind the marker that must be next."""
-    position = state[_POSITION]
-    if state[_COUNT] - state[_BEYOND] >= 8:  # whole bytes are left
+    position = state[POSITION]
+    if state[COUNT] - state[BEYOND] >= 8:  # whole bytes are left
         return False
-    while position + 1 < data.size and data[position] == _MARKER and data[position + 1] == _MARKER:
+    while position + 1 < data.size and data[position] == MARKER and data[position + 1] == MARKER:
         position += 1
-    if position + 1 >= data.size or data[position] != _MARKER or data[position + 1] != marker:
+    if position + 1 >= data.size or data[position] != MARKER or data[position + 1] != marker:
         return False
-    state[_POSITION] = position + 2
-    state[_BITS] = state[_COUNT] = state[_BEYOND] = 0
+    state[POSITION] = position + 2
+    state[BITS] = state[COUNT] = state[BEYOND] = 0
     return True
-
-
-@compiled
-def put_bits(out: Array, state: Array, value: int, size: int) -> None:
-    """Write bits, of which there are at most 16; whole bytes go out. The caller has checked that 8 bytes are free."""
-    bits, count = (state[_BITS] << size) | value, state[_COUNT] + size
-    position = state[_POSITION]
-    while count >= 8:
-        count -= 8
-        byte = (bits >> count) & 0xFF
-        out[position] = byte
-        position += 1
-        if byte == _MARKER:
-            out[position] = 0
-            position += 1
-    state[_POSITION], state[_BITS], state[_COUNT] = position, bits & ((1 << count) - 1), count
-
-
-@compiled
-def put_marker(out: Array, state: Array, marker: int) -> None:
-    """Fill the last byte with ones, and write a marker."""
-    if state[_COUNT]:
-        free = 8 - state[_COUNT]
-        put_bits(out, state, (1 << free) - 1, free)
-    out[state[_POSITION]] = _MARKER
-    out[state[_POSITION] + 1] = marker
-    state[_POSITION] += 2
 
 
 @compiled
@@ -99,10 +85,10 @@ def emit(
     if out.size == 0:
         counts[row, symbol] += 1
         return True
-    if lengths[row, symbol] == 0 or state[_POSITION] + 16 > out.size:
+    if lengths[row, symbol] == 0 or state[POSITION] + 16 > out.size:
         return False
-    put_bits(out, state, np.int64(codes[row, symbol]), np.int64(lengths[row, symbol]))
-    put_bits(out, state, extra, size)
+    put_bits(out, state, np.int64(codes[row, symbol]), np.int64(lengths[row, symbol]), False)
+    put_bits(out, state, extra, size, False)
     return True
 
 
@@ -121,29 +107,24 @@ def code_block(
 ) -> bool:
     """One block of 64 coefficients."""
     symbol, extra = read_symbol(data, reader, lookup[tables[0]])
-    if symbol < 0 or symbol > _LONGEST_DC:
+    if symbol < 0 or symbol > LONGEST_DC:
         return False
-    if symbol and extra < 1 << (symbol - 1):
-        extra -= (1 << symbol) - 1
-    before[0] += extra
+    before[0] += value_of(symbol, extra)
+    if before[0] < _LEAST_DC or before[0] > _LARGEST_DC:
+        return False
     difference = before[0] - before[1]
     before[1] = before[0]
-    if abs(difference) >= _LARGEST_DC or abs(before[0]) >= 1 << 15:
-        return False
-    size = 0
-    while abs(difference) >> size:
-        size += 1
-    bits = difference if difference >= 0 else difference + (1 << size) - 1
-    if not emit(size, bits, size, tables[2], counts, codes, lengths, out, writer):
+    size = size_of(difference)
+    if not emit(size, bits_of(difference, size), size, tables[2], counts, codes, lengths, out, writer):
         return False
     k = 1
-    while k < _COEFFICIENTS:
+    while k < COEFFICIENTS:
         symbol, extra = read_symbol(data, reader, lookup[tables[1]])
         size = symbol & 15
-        if symbol < 0 or (size == 0 and symbol % 0xF0) or size > 10:
+        if symbol < 0 or (size == 0 and symbol % 0xF0) or size > LONGEST_AC:
             return False
-        k = _COEFFICIENTS if symbol == 0 else k + (symbol >> 4) + 1
-        if k > _COEFFICIENTS or not emit(symbol, extra, size, tables[3], counts, codes, lengths, out, writer):
+        k = COEFFICIENTS if symbol == 0 else k + (symbol >> 4) + 1
+        if k > COEFFICIENTS or not emit(symbol, extra, size, tables[3], counts, codes, lengths, out, writer):
             return False
     return True
 
@@ -154,57 +135,53 @@ def transcode(
     lookup: Array,
     blocks: Array,
     mcus: int,
-    old_interval: int,
+    row: int,
     interval: int,
+    per_segment: int,
     counts: Array,
     codes: Array,
     lengths: Array,
     out: Array,
     segments: Array,
 ) -> int:
-    """Read a scan, and count the symbols that the scan with the new interval has, or write it.
+    """Read a scan, and count the symbols of the same scan without restart markers, or write it.
 
     Args:
         data: uint8, from the first byte of the scan to the end of the file.
         lookup: uint16 [4, 65536]: for the next 16 bits, the length of the code << 8 | symbol, or 0. Two DC tables, two AC tables.
         blocks: int64 [blocks of an MCU, 5]: component, the rows of ``lookup`` for DC and AC, and the rows to write with.
         mcus: number of MCUs.
-        old_interval: MCUs between the restart markers of the data; 0 if there are none.
-        interval: MCUs between those that are written.
+        row: number of MCUs in a row of the picture.
+        interval: MCUs between the restart markers of the data; 0 if there are none.
+        per_segment: MCUs in a segment.
         counts: int64 [4, 256], of the symbols; counted if ``out`` is empty.
         codes: int64 [4, 256], to write with.
         lengths: int64 [4, 256], of the codes in bits; 0 for none.
-        out: uint8, to write to; empty to count.
-        segments: int64, lengths of the segments that are written, each with the marker that ends it.
+        out: uint8, to write to, without the zeros behind bytes of 255; empty to count.
+        segments: int64 [segments, 4], filled: the bit at which each begins, and the DC of the three components before it.
 
     Returns:
-        Number of bytes written, with the marker of the end; -1 if the data is not in order, or ``out`` is too small.
+        Number of bits written; -1 if the data is not in order, or ``out`` is too small.
     """
     reader, writer = np.zeros(4, np.int64), np.zeros(4, np.int64)
-    before = np.zeros((4, 2), np.int64)  # DC of each component's last block: as it was read, and as it was written
-    begin = 0
+    before = np.zeros((3, 2), np.int64)  # DC of each component's last block: as it was read, and as it was written
+    segment = 0
     for mcu in range(mcus):
-        if old_interval and mcu and mcu % old_interval == 0:
-            if not pass_marker(data, reader, _FIRST_RESTART + (mcu // old_interval - 1) % 8):
-                return _WRONG
+        if interval and mcu and mcu % interval == 0:
+            if not pass_marker(data, reader, FIRST_RESTART + (mcu // interval - 1) % 8):
+                return WRONG
             before[:, 0] = 0
-        if mcu and mcu % interval == 0:
-            before[:, 1] = 0
-            if out.size:
-                if writer[_POSITION] + 16 > out.size:
-                    return _WRONG
-                put_marker(out, writer, _FIRST_RESTART + (mcu // interval - 1) % 8)
-                segments[mcu // interval - 1] = writer[_POSITION] - begin
-                begin = writer[_POSITION]
+        if mcu % row % per_segment == 0:
+            segments[segment, 0] = 8 * writer[POSITION] + writer[COUNT]
+            segments[segment, 1:] = before[:, 1]
+            segment += 1
         for b in range(blocks.shape[0]):
             last = before[blocks[b, 0]]
             if not code_block(data, reader, lookup, blocks[b, 1:], last, counts, codes, lengths, out, writer):
-                return _WRONG
-    if not pass_marker(data, reader, 0xD9):
-        return _WRONG
+                return WRONG
+    if not pass_marker(data, reader, END):
+        return WRONG
+    written = 8 * writer[POSITION] + writer[COUNT]
     if out.size:
-        if writer[_POSITION] + 16 > out.size:
-            return _WRONG
-        put_marker(out, writer, 0xD9)
-        segments[-1] = writer[_POSITION] - begin
-    return int(writer[_POSITION])
+        fill_byte(out, writer, False)
+    return int(written)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
-from ppxcls.data.packed.format import LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
+from ppxcls.data.packed.format import FORMAT, LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
 from ppxcls.data.packed.jpeg import SegmentedImage
 from ppxcls.data.packed.storage import storage_of
 from ppxcls.data.read_file import patiently
 from ppxcls.data.transforms import TransformOps, starts_with_decoding
+from ppxcls.ops import cpu
+from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import reason_of
 
 Array = np.ndarray[Any, Any]
@@ -68,6 +70,8 @@ class PackedDataset(Dataset):
         if (len(self.index), self.index.digest()) != (self.manifest.samples, self.manifest.list_sha256):
             raise DataError(f"{self.source}: not the list of {MANIFEST}")
         self._indices: dict[int, Array] = {}
+        for reason in self._why_whole():
+            logger.warning(f"{pack}: images are decoded whole, {reason}")
         super().__init__(self.index.labels, transform_ops, class_num)
 
     def read(self, index: int) -> bytes | ImageParts:
@@ -117,6 +121,13 @@ class PackedDataset(Dataset):
             if size != shard.bytes:
                 raise DataError(f"{self.pack}/{name}: expected {shard.bytes:,} bytes, received {size:,}")
 
+    def _why_whole(self) -> Iterator[str]:
+        """Why the loader can't decode parts."""
+        if not cpu.HAS_NUMBA:
+            yield "because the package numba is not installed"
+        if self.manifest.format != FORMAT:
+            yield f"because the data set has the format {self.manifest.format!r}; pack the files again"
+
     def _small(self, name: str, sha256: str | None = None) -> Path:
         """A file that is needed at the start. Raises DataError."""
         try:
@@ -133,7 +144,7 @@ class PackedDataset(Dataset):
             name, shard = f"{shard_name(number)}.index", self.manifest.shards[number]
 
             def read() -> Array:
-                return read_index(self._storage.small(name, shard.index_sha256), shard)
+                return read_index(self._storage.small(name, shard.index_sha256), shard, self.manifest.format)
 
             try:
                 self._indices[number] = patiently(read, f"{self.pack}/{name}", self._patience)

@@ -5,9 +5,11 @@ A folder with
 - ``pack.json``: the manifest, written last;
 - ``list.txt``: the list file, byte for byte. Sample ``i`` of the list is record ``i % samples_per_shard`` of shard
   ``i // samples_per_shard``;
-- ``shard-00000.data``: the records, one after another. A record is a file of the data set: a JPEG that was rewritten in segments,
-  with a table behind it of the segments' lengths in bytes (uint16, little endian), or any other file as it was;
+- ``shard-00000.data``: the records, one after another. A record is a file as it was, or a rewritten JPEG: its head, its coded data
+  without the zeros that follow bytes of 255, and a table with a row of ``SEGMENT`` for each segment, in rows from left to right;
 - ``shard-00000.index``: where each record lies, a numpy array in the ``.npy`` format with the fields of ``RECORD``.
+
+Format 1, of ppxcls 0.7 to 0.9, had restart markers in its JPEGs, and other tables. Its images are still read, but decoded whole.
 
 Nothing is mapped into memory: a page that is not there would be read while the interpreter's lock is held, and a file that is cut
 off would end the process.
@@ -25,20 +27,20 @@ import numpy as np
 
 from ppxcls.data.decode import MOST_PIXELS
 from ppxcls.data.errors import DataError
-from ppxcls.data.packed.jpeg import Grid, Segmented
+from ppxcls.data.packed.jpeg import SEGMENT, Grid, Segmented
 from ppxcls.data.read_file import MAX_BYTES
 from ppxcls.system.whole_files import read_regular, reason_of, whole_file
 
 Array = np.ndarray[Any, Any]
 
-FORMAT = "ppxcls pack 1"
+FORMAT, _FORMAT_1 = "ppxcls pack 2", "ppxcls pack 1"
 MANIFEST, LIST = "pack.json", "list.txt"
 RESAMPLING = "lanczos"  # of Pillow, for images that are reduced
 RECORD = np.dtype(
     [
         ("offset", "<u8"),  # of the record in its shard
-        ("size", "<u4"),  # bytes of the file
-        ("scan", "<u4"),  # position of the coded data in it
+        ("size", "<u4"),  # bytes of the file, or of head and coded data
+        ("scan", "<u4"),  # position of the coded data
         ("segments", "<u4"),  # number of them; 0 for a file as it was, for which the fields below are 0
         ("width", "<u2"),  # of the picture in pixels
         ("height", "<u2"),
@@ -82,6 +84,7 @@ class Manifest:
         quality: of the JPEGs that were made then; None if no pixel was changed.
         resampling: how images were reduced; None without a short side, and for area averages of ppxcls up to 0.8.
         shards: in order. While the data set is being packed, those that are complete.
+        format: of the files.
     """
 
     list_sha256: str
@@ -92,6 +95,7 @@ class Manifest:
     quality: int | None = None
     resampling: str | None = None
     shards: list[Shard] = field(default_factory=list)
+    format: str = FORMAT
 
     @property
     def count(self) -> int:
@@ -101,7 +105,7 @@ class Manifest:
     def write(self, file: Path) -> None:
         """Write the manifest, whole or not at all. Raises OSError."""
         with whole_file(file, durable=True) as stream:
-            stream.write((json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n").encode())
+            stream.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def shard_name(number: int) -> str:
@@ -117,7 +121,7 @@ def read_manifest(file: Path) -> Manifest:
     """
     try:
         found = json.loads(read_regular(file, MOST_MANIFEST_BYTES))
-        if found.pop("format") != FORMAT:
+        if found["format"] not in (FORMAT, _FORMAT_1):
             raise ValueError(f"expected the format {FORMAT!r}")
         shards = [Shard(**shard) for shard in found.pop("shards")]
         manifest = Manifest(**found, shards=shards)
@@ -146,8 +150,13 @@ def _size(manifest: Manifest, number: int) -> int:
     return min(manifest.samples_per_shard, manifest.samples - number * manifest.samples_per_shard)
 
 
-def read_index(file: Path, shard: Shard) -> Array:
+def read_index(file: Path, shard: Shard, pack_format: str = FORMAT) -> Array:
     """The index of a shard, ``RECORD`` [samples].
+
+    Args:
+        file: to read.
+        shard: what the manifest says of it.
+        pack_format: of the manifest. The JPEGs of format 1 are files as they were.
 
     Raises:
         DataError: it is damaged, or a record lies outside the shard.
@@ -165,8 +174,10 @@ def read_index(file: Path, shard: Shard) -> Array:
     rows = stream.read()
     if dtype != RECORD or shape != (shard.samples,) or len(rows) != size:
         raise DataError(f"{file}: expected {shard.samples:,} records, received {len(rows):,} bytes of {dtype} {list(shape)}")
-    index = np.frombuffer(rows, RECORD)
-    ends = index["offset"] + (index["size"].astype(np.uint64) + 2 * index["segments"].astype(np.uint64))
+    index = np.frombuffer(bytearray(rows), RECORD)
+    if pack_format == _FORMAT_1:
+        index["segments"] = 0
+    ends = index["offset"] + (index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64))
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
         raise DataError(f"{file}: a record lies outside of the shard's {shard.bytes:,} bytes")
     if (index["size"] > MAX_BYTES).any():
@@ -189,12 +200,12 @@ class Row(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the record in its shard: the file, and the table of its segments."""
-        return self.size + 2 * self.segments
+        """Bytes of the record in its shard, with the table of its segments."""
+        return self.size + SEGMENT.itemsize * self.segments
 
 
 def unpacked(record: Row, data: bytes) -> bytes | Segmented:
-    """A record from its bytes: a file, or a JPEG in segments.
+    """A record from its bytes: a file, or a rewritten JPEG.
 
     Args:
         record: of the index.
@@ -208,15 +219,13 @@ def unpacked(record: Row, data: bytes) -> bytes | Segmented:
     if not record.segments:
         return data
     grid = Grid(record.width, record.height, record.mcu_width, record.mcu_height, record.per_segment)
-    lengths = np.frombuffer(data, "<u2", offset=record.size)
     fits = (
         grid.width * grid.height <= MOST_PIXELS
         and grid.mcu_width in (8, 16)
         and grid.mcu_height in (8, 16)
         and 0 not in grid
-        and -(-grid.width // grid.mcu_width) % grid.per_segment == 0
         and grid.columns * grid.rows == record.segments
     )
-    if not fits or record.scan < _LEAST_HEAD or record.scan + int(lengths.sum(dtype=np.int64)) != record.size:
+    if not fits or not _LEAST_HEAD <= record.scan < record.size:
         raise ValueError("its segments don't fit the record")
-    return Segmented(data[: record.size], grid, record.scan, lengths)
+    return Segmented(data, grid, record.scan, record.size)

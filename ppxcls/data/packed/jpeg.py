@@ -1,8 +1,10 @@
-"""JPEGs that are cut into segments, so that a part of the picture is decoded from a part of the file.
+"""JPEGs of which a part of the picture is decoded from a part of the file.
 
-``segmented`` rewrites a JPEG without touching a coefficient: it puts in restart markers, at which a decoder can begin, a fixed
-number of times in each row of MCUs (the smallest units of a JPEG, 8 or 16 pixels wide). ``SegmentedImage`` then makes a small valid
-JPEG of the segments under a part: the frame's size is patched, the markers are numbered anew, and the stock decoder does the rest.
+``segmented`` writes the coded data of a JPEG anew without touching a coefficient, and notes where in it each segment begins: a few
+MCUs beside one another (the smallest units of a JPEG, 8 or 16 pixels wide). ``SegmentedImage`` then makes a small valid JPEG of the
+segments under a part, and the stock decoder does the rest. Within a row the segments are one run of bits. DC, which a JPEG codes as
+the difference to the block before, is adapted where a row begins. Restart markers would be simpler, but libjpeg-turbo decodes data
+that has them by a path that takes a tenth longer.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import numpy as np
 import simplejpeg
 
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
-from ppxcls.ops.cpu import HAS_NUMBA
+from ppxcls.ops import cpu
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +30,10 @@ HEIGHT_AT = len(_HEAD) + 5  # of the frame's height, two bytes; its width follow
 # Width of a segment that is looked for. Of ImageNet's crops, 16 would save 1 % of the decoding and cost 1 % of the size; 64 would
 # save 3 % of the size and cost 10 % of the decoding.
 _SEGMENT_PIXELS = 32
+SEGMENT = np.dtype([("bits", "<u2"), ("dc", "<i2", 3)])  # its length, and the DC of the three components before it
 _LONGEST_CODE = 16
+_DC_SYMBOLS = 12
+_NOT_DESCRIBED = "the record is not the JPEG that its index describes"
 _MARGIN = 2  # pixels around a part, if the colours have fewer pixels: the decoder interpolates them from their neighbours
 _LEAST_WIDTH = 32  # pixels of a part; the decoder does not interpolate a few pixels
 
@@ -39,7 +44,7 @@ class Grid(NamedTuple):
     Attributes:
         width, height: of the picture in pixels.
         mcu_width, mcu_height: of an MCU in pixels.
-        per_segment: MCUs in a segment; it divides the number in a row.
+        per_segment: MCUs in a segment; the last of a row may have fewer.
     """
 
     width: int
@@ -49,9 +54,14 @@ class Grid(NamedTuple):
     per_segment: int
 
     @property
+    def mcus(self) -> int:
+        """MCUs in a row."""
+        return -(-self.width // self.mcu_width)
+
+    @property
     def columns(self) -> int:
         """Segments in a row."""
-        return -(-self.width // self.mcu_width) // self.per_segment
+        return -(-self.mcus // self.per_segment)
 
     @property
     def rows(self) -> int:
@@ -63,15 +73,16 @@ class Segmented(NamedTuple):
     """A rewritten JPEG.
 
     Attributes:
-        data: the file.
-        scan: position of its coded data.
-        lengths: bytes of each segment with the marker behind it, uint16 [rows * columns].
+        data: head, coded data without the zeros that follow bytes of 255 in a JPEG, and table of the segments (``SEGMENT``).
+        grid: how it is cut.
+        scan: position of the coded data.
+        table: position of the table.
     """
 
     data: bytes
     grid: Grid
     scan: int
-    lengths: Array
+    table: int
 
 
 @dataclass
@@ -95,7 +106,7 @@ def segmented(data: bytes) -> Segmented | None:
     Returns:
         None if it is no baseline JPEG with one scan and a grey or YCbCr picture, if it is damaged, or if numba is missing.
     """
-    frame = _parsed(data) if HAS_NUMBA else None
+    frame = _parsed(data) if cpu.HAS_NUMBA else None
     return None if frame is None else _rewritten(data, frame)
 
 
@@ -202,32 +213,33 @@ def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
         one = [number, dc, ac, int(number > 0), 2 + int(number > 0)]
         blocks += [one] * (1 if len(frame.components) == 1 else across * down)
     lookup = np.stack([frame.tables.get(i, np.zeros(1 << _LONGEST_CODE, np.uint16)) for i in range(4)])
-    mcus = grid.rows * grid.columns * grid.per_segment
     scan = np.frombuffer(data, np.uint8)[frame.scan :]
-    segments = np.zeros(grid.rows * grid.columns, np.int64)
+    segments = np.zeros((grid.rows * grid.columns, 4), np.int64)
     counts, codes, lengths = (np.zeros((4, 256), np.int64) for _ in range(3))
-    facts = scan, lookup, np.array(blocks, np.int64), mcus, frame.interval, grid.per_segment
+    sizes = grid.rows * grid.mcus, grid.mcus, frame.interval, grid.per_segment
+    facts = scan, lookup, np.array(blocks, np.int64), *sizes
     if transcode(*facts, counts, codes, lengths, np.empty(0, np.uint8), segments) < 0:
         return None
-    tables = [_best_table(row) for row in counts]
-    for table, own_codes, own_lengths in zip(tables, codes, lengths, strict=True):
-        _assign(table, own_codes, own_lengths)
-    out = np.empty(2 * scan.size + 32 * segments.size + 1024, np.uint8)
-    size = transcode(*facts, counts, codes, lengths, out, segments)
-    if size < 0 or segments.max() > np.iinfo(np.uint16).max:
+    counts[: min(len(frame.components), 2), :_DC_SYMBOLS] += 1  # a part may need any of them
+    huffman = [_best_table(row) for row in counts]
+    for codes_of_one, own_codes, own_lengths in zip(huffman, codes, lengths, strict=True):
+        _assign(codes_of_one, own_codes, own_lengths)
+    out = np.empty(2 * scan.size + 1024, np.uint8)
+    bits = transcode(*facts, counts, codes, lengths, out, segments)
+    in_bits = np.diff(segments[:, 0], append=bits)
+    if bits < 0 or in_bits.max() > np.iinfo(np.uint16).max:
         return None
-    head = _head(frame, grid, tables)
-    return Segmented(head + out[:size].tobytes(), grid, len(head), segments.astype(np.uint16))
+    table = np.zeros(len(segments), SEGMENT)
+    table["bits"], table["dc"] = in_bits, segments[:, 1:]
+    head = _head(frame, huffman)
+    coded = out[: -(-bits // 8)].tobytes()
+    return Segmented(head + coded + table.tobytes(), grid, len(head), len(head) + len(coded))
 
 
 def _grid(frame: _Frame) -> Grid:
-    """Segments as near to 32 pixels wide as the number of MCUs in a row allows."""
     assert frame.components is not None
     across, down = (1, 1) if len(frame.components) == 1 else frame.components[0][:2]
-    mcus = -(-frame.width // (8 * across))
-    fit = [n for n in range(1, mcus + 1) if mcus % n == 0]
-    best = min(fit, key=lambda n: abs(np.log(8 * across * n / _SEGMENT_PIXELS)))
-    return Grid(frame.width, frame.height, 8 * across, 8 * down, best)
+    return Grid(frame.width, frame.height, 8 * across, 8 * down, _SEGMENT_PIXELS // (8 * across))
 
 
 def _best_table(counts: Array) -> tuple[bytes, bytes]:
@@ -266,8 +278,8 @@ def _assign(table: tuple[bytes, bytes], codes: Array, lengths: Array) -> None:
         code <<= 1
 
 
-def _head(frame: _Frame, grid: Grid, tables: list[tuple[bytes, bytes]]) -> bytes:
-    """All that precedes the coded data; the frame stands first, at a fixed place."""
+def _head(frame: _Frame, tables: list[tuple[bytes, bytes]]) -> bytes:
+    """All that precedes the coded data: the frame at a fixed place, the Huffman tables behind it, and the rest."""
     assert frame.components is not None
     count = len(frame.components)
     body = b"\x08" + frame.height.to_bytes(2, "big") + frame.width.to_bytes(2, "big") + bytes([count])
@@ -276,11 +288,13 @@ def _head(frame: _Frame, grid: Grid, tables: list[tuple[bytes, bytes]]) -> bytes
     for number, (lengths, symbols) in enumerate(tables):
         if symbols:
             parts.append((_HUFFMAN, bytes([number % 2 | number // 2 << 4]) + lengths + symbols))
-    parts.append((_INTERVAL, grid.per_segment.to_bytes(2, "big")))
     uses = b"".join(bytes([i + 1, 0x11 * int(i > 0)]) for i in range(count))
-    parts.append((_SCAN, bytes([count]) + uses + b"\0\x3f\0"))
-    written = [bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body for marker, body in parts]
-    return _HEAD + written[0] + frame.quantization + b"".join(written[1:])
+    written = [_marked(marker, body) for marker, body in parts]
+    return _HEAD + b"".join(written) + frame.quantization + _marked(_SCAN, bytes([count]) + uses + b"\0\x3f\0")
+
+
+def _marked(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body
 
 
 class SegmentedImage(ImageParts):
@@ -291,12 +305,17 @@ class SegmentedImage(ImageParts):
 
     Attributes:
         shape: of the picture: height, width, 3.
-        encoded: the file.
     """
 
     def __init__(self, rewritten: Segmented) -> None:
-        self.encoded, self._grid, self._scan, self._lengths = rewritten
+        self._data, self._grid, self._scan, self._table = rewritten
         self.shape = self._grid.height, self._grid.width, 3
+
+    @property
+    def encoded(self) -> bytes:
+        """The JPEG."""
+        data = self._data
+        return b"".join([data[: self._scan], data[self._scan : self._table].replace(b"\xff", b"\xff\0"), bytes((0xFF, _END))])
 
     def whole(self) -> Image:
         """The picture, uint8 [H, W, 3], RGB.
@@ -312,6 +331,8 @@ class SegmentedImage(ImageParts):
         Raises:
             ValueError: it can't be decoded.
         """
+        if not cpu.HAS_NUMBA:
+            return self.whole()[top : top + height, left : left + width]
         grid = self._grid
         across, down = grid.mcu_width * grid.per_segment, grid.mcu_height
         margin = 0 if grid.mcu_width == grid.mcu_height == 8 else _MARGIN
@@ -320,35 +341,35 @@ class SegmentedImage(ImageParts):
         first = max(0, min(first, -(-grid.width // across) - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across))
         row, end = max(top - margin, 0) // down, -(-min(top + height + margin, grid.height) // down)
         cut_height, cut_width = min(end * down, grid.height) - row * down, min(stop * across, grid.width) - first * across
-        size = cut_height.to_bytes(2, "big") + cut_width.to_bytes(2, "big")
-        picture = _decoded(self._cut(first, stop, row, end, size), cut_height, cut_width)
+        picture = _decoded(self._cut((first, stop, row, end), cut_height, cut_width), cut_height, cut_width)
         top, left = top - row * down, left - first * across
         return picture[top : top + height, left : left + width]
 
-    def _cut(self, first: int, stop: int, row: int, end: int, size: bytes) -> bytes:
-        """A JPEG of the segments from column ``first`` to ``stop`` in the rows from ``row`` to ``end``."""
-        grid, data = self._grid, self.encoded
-        lengths = self._lengths.reshape(grid.rows, grid.columns)
-        begins = np.empty(lengths.size + 1, np.int64)
-        begins[0] = self._scan
-        np.cumsum(lengths, out=begins[1:])
-        begins[1:] += self._scan
-        starts = begins[:-1].reshape(lengths.shape)[row:end, first].tolist()
-        stops = begins[1:].reshape(lengths.shape)[row:end, stop - 1].tolist()
-        pieces = [data[start:finish] for start, finish in zip(starts, stops, strict=True)]
-        made = bytearray(b"".join([data[:HEIGHT_AT], size, data[HEIGHT_AT + 4 : self._scan], *pieces]))
-        markers = np.cumsum(lengths[row:end, first:stop], dtype=np.int64) + (self._scan - 1)
-        np.frombuffer(made, np.uint8)[markers] = 0xD0 + np.arange(markers.size) % 8
-        made[-1] = _END
-        return bytes(made)
+    def _cut(self, part: tuple[int, int, int, int], height: int, width: int) -> Array:
+        """A JPEG of the segments of a part: first column, column behind the last, first row, row behind the last."""
+        from ppxcls.ops.jpeg_cut_kernels import cut  # numba takes half a second
+
+        grid, data = self._grid, np.frombuffer(self._data, np.uint8)
+        is_grey = self._data[HEIGHT_AT + 4] == 1
+        components, blocks = (1, 1) if is_grey else (3, grid.mcu_width * grid.mcu_height // 64)
+        tables = HEIGHT_AT + 5 + 3 * components
+        # Each byte may get a zero behind it, and each row some bytes more.
+        made = np.empty(2 * self._table - self._scan + 64 * (grid.rows + 1), np.uint8)
+        made[: self._scan] = data[: self._scan]
+        made[HEIGHT_AT : HEIGHT_AT + 4] = height >> 8, height & 0xFF, width >> 8, width & 0xFF
+        places, shifts = (tables, self._scan, self._table), np.zeros(components, np.int64)
+        size = cut(data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
+        if size < 0:
+            raise ValueError(_NOT_DESCRIBED)
+        return made[:size]
 
 
-def _decoded(data: bytes, height: int, width: int) -> Image:
+def _decoded(data: bytes | Array, height: int, width: int) -> Image:
     """A JPEG of a known size. Raises ValueError."""
     size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    if data[: HEIGHT_AT + 4] not in (_HEAD + frame + size for frame in _FRAMES):  # else the decoder might allocate any size
-        raise ValueError("the record is not the JPEG that its index describes")
+    if bytes(data[: HEIGHT_AT + 4]) not in (_HEAD + frame + size for frame in _FRAMES):  # else the decoder might allocate any size
+        raise ValueError(_NOT_DESCRIBED)
     picture = simplejpeg.decode_jpeg(data, "RGB")
     if picture.shape != (height, width, 3):
-        raise ValueError("the record is not the JPEG that its index describes")
+        raise ValueError(_NOT_DESCRIBED)
     return picture

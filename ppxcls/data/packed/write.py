@@ -34,7 +34,7 @@ from ppxcls.data.packed.format import (
 from ppxcls.data.packed.jpeg import SegmentedImage, segmented
 from ppxcls.data.packed.storage import is_url
 from ppxcls.data.resize import resizer
-from ppxcls.ops.cpu import HAS_NUMBA
+from ppxcls.ops import cpu
 from ppxcls.system.paths import printable
 from ppxcls.system.turns import TakenError, turn
 from ppxcls.system.whole_files import open_regular, read_regular, reason_of, whole_file, write_bytes
@@ -68,7 +68,7 @@ class Packed:
     def __str__(self) -> str:
         as_they_were = self.samples - self.segmented
         kinds = f"{self.segmented:,} JPEGs in segments, {as_they_were:,} files as they were"
-        kinds += "" if HAS_NUMBA else " (cutting needs the package numba)"
+        kinds += "" if cpu.HAS_NUMBA else " (cutting needs the package numba)"
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
 
@@ -191,7 +191,7 @@ def _begun(output: Path, wanted: Manifest) -> Manifest:
                     return wanted
                 raise
             if replace(found, shards=[]) != wanted:
-                raise DataError(f"{output / name}: the folder holds a data set of another list or with other options")
+                raise DataError(f"{output / name}: the folder holds a data set of another list, or with other options")
             shards = found.shards
             for number, shard in enumerate(shards):
                 if not _is_whole(output, number, shard):
@@ -258,21 +258,26 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
     if made is None or not _is_equal(SegmentedImage(made), picture):
         return record, data
     grid = made.grid
-    record["size"], record["scan"], record["segments"] = len(made.data), made.scan, made.lengths.size
+    record["size"], record["scan"], record["segments"] = made.table, made.scan, grid.columns * grid.rows
     for name in ("width", "height", "per_segment", "mcu_width", "mcu_height"):
         record[name] = getattr(grid, name)
-    return record, made.data + made.lengths.astype("<u2").tobytes()
+    return record, made.data
 
 
 def _is_equal(image: ImageParts, picture: Image | None) -> bool:
+    """Whether the whole has these pixels, and so has a part whose rows are joined."""
     try:
-        return picture is not None and np.array_equal(image.whole(), picture)
+        if picture is None or not np.array_equal(image.whole(), picture):
+            return False
+        height, width = picture.shape[:2]
+        top, left = height // 2, width // 2
+        return np.array_equal(image.part(left, top, width - left, height - top), picture[top:, left:])
     except ValueError:
         return False
 
 
 def _facts(folder: Path, manifest: Manifest) -> Packed:
-    indices = [read_index(folder / f"{shard_name(i)}.index", shard) for i, shard in enumerate(manifest.shards)]
+    indices = [read_index(folder / f"{shard_name(i)}.index", shard, manifest.format) for i, shard in enumerate(manifest.shards)]
     count = sum(int(np.count_nonzero(index["segments"])) for index in indices)
     return Packed(folder, manifest.samples, count, sum(shard.bytes for shard in manifest.shards))
 
@@ -347,7 +352,9 @@ def _is_same(packed: PackedDataset, originals: ImageNetDataset, sample: int) -> 
     try:
         original: Any = originals.load(sample)
         found: Any = packed.load(sample)
-        return bool(found == original) if isinstance(found, bytes) else _is_equal(found, decode_image(original))
+        if isinstance(found, bytes):  # in format 1, rewritten ones too
+            return found == original or np.array_equal(decode_image(found), decode_image(original))
+        return _is_equal(found, decode_image(original))
     except (DataError, ValueError, MemoryError):  # one of both is missing or damaged
         return False
 

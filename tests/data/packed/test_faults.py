@@ -18,7 +18,7 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.packed import storage, write
 from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.packed.format import RECORD, Row, read_manifest, unpacked
-from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.data.packed.jpeg import HEIGHT_AT, SEGMENT, SegmentedImage, segmented
 from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
 from ppxcls.system.turns import turn
 from tests.conftest import run_tool
@@ -136,13 +136,29 @@ def row(**fields: int) -> Row:
     return Row(**{**names, **fields})
 
 
-def test_segments_that_do_not_divide_a_row_are_refused() -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"segments": 1}, {"segments": 3}, {"scan": 5}, {"scan": 9999}, {"width": 72}, {"per_segment": 0}]
+)
+def test_segments_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
     made = segmented(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
-    data = made.data + np.array([len(made.data) - made.scan, 0], "<u2").tobytes()
-    size = {"width": 40, "height": 8, "mcu_width": 8, "mcu_height": 8, "per_segment": 2}
+    size = {"width": 40, "height": 8, "mcu_width": 8, "mcu_height": 8, "per_segment": 4}
+    right = row(size=made.table, scan=made.scan, segments=2, **size)
+    assert unpacked(right, made.data) == made
+    changed = right._replace(**wrong)
     with pytest.raises(ValueError, match="its segments don't fit the record"):
-        unpacked(row(size=len(made.data), scan=made.scan, segments=2, **size), data)
+        unpacked(changed, made.data.ljust(changed.bytes, b"x")[: changed.bytes])
+
+
+def test_a_table_that_does_not_fit_the_coded_data_is_refused() -> None:
+    made = segmented(jpeg(photo(40, 8), subsampling=0))
+    assert made is not None
+    for change in (-16, 16, 30_000):
+        table = np.frombuffer(made.data, SEGMENT, offset=made.table).copy()
+        table["bits"][1] = int(table["bits"][1]) + change
+        image = SegmentedImage(made._replace(data=made.data[: made.table] + table.tobytes()))
+        with pytest.raises(ValueError, match="not the JPEG that its index describes"):
+            image.part(0, 0, 8, 8)
 
 
 def test_a_frame_behind_a_comment_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

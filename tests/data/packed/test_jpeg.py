@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import cv2
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 
 from ppxcls.data.decode import decode_image
-from ppxcls.data.packed import jpeg as module
-from ppxcls.data.packed.jpeg import SegmentedImage, segmented
+from ppxcls.data.packed.jpeg import HEIGHT_AT, SEGMENT, SegmentedImage, segmented
+from ppxcls.ops import cpu
 from tests.conftest import SHARED, needs_shared
 from tests.data.packed.conftest import KINDS, WHOLE, jpeg, photo
 
@@ -64,19 +63,41 @@ def test_parts_of_real_images() -> None:
         check_parts(data, 6, seed)
         made = segmented(data)
         assert made is not None
-        sizes.append((len(data), len(made.data) + 2 * made.lengths.size))
+        sizes.append((len(data), len(made.data)))
     before, after = np.sum(sizes, axis=0)
     assert after < 1.04 * before
 
 
-def test_a_segment_begins_behind_each_marker() -> None:
+def test_a_row_of_the_table_says_where_a_segment_begins_and_what_precedes_it() -> None:
+    """A grey picture of one colour per block of 8 pixels: its DC is known, and only DC is coded."""
+    values = np.arange(5 * 7).reshape(5, 7) * 6  # 7 blocks in a row are two segments
+    made = segmented(jpeg(np.kron(values, np.ones((8, 8))).astype(np.uint8), quality=75))
+    assert made is not None
+    assert (made.grid.columns, made.grid.rows, made.grid.per_segment) == (2, 5, 4)
+    table = np.frombuffer(made.data, SEGMENT, offset=made.table)
+    assert len(table) == 10
+    bits = int(table["bits"].sum())
+    assert 8 * (made.table - made.scan) - 8 < bits <= 8 * (made.table - made.scan)
+    step = made.data[made.data.index(b"\xff\xdb") + 5]
+    dc = np.round((values.ravel() - 128) * 8 / step)
+    before = [0, *dc]
+    assert table["dc"][:, 0].tolist() == [before[row * 7 + column * 4] for row in range(5) for column in range(2)]
+
+
+def test_segments_have_32_pixels_whatever_the_width() -> None:
     made = segmented(jpeg(photo(500, 375), subsampling=0))
     assert made is not None
-    assert (made.grid.columns, made.grid.rows, made.grid.per_segment) == (21, 47, 3)
-    markers = [m.end() for m in re.finditer(rb"\xff[\xd0-\xd7]", made.data)]
-    begins = made.scan + np.cumsum(made.lengths.astype(np.int64))
-    assert begins[:-1].tolist() == markers
-    assert begins[-1] == len(made.data)
+    assert (made.grid.mcus, made.grid.columns, made.grid.rows, made.grid.per_segment) == (63, 16, 47, 4)
+
+
+def test_parts_of_extreme_brightness() -> None:
+    """Where rows are joined, DC changes by more than it does anywhere in the picture."""
+    rows = np.repeat(np.linspace(0, 255, 48), 8).astype(np.uint8)
+    steep = np.kron(np.random.default_rng(0).choice([0, 255], (30, 30)), np.ones((8, 8))).astype(np.uint8)
+    for picture in (np.repeat(rows[:, None], 200, 1), np.repeat(rows[None], 200, 0), steep):
+        for quality in (5, 75, 100):
+            check_parts(jpeg(np.dstack([picture, picture, 255 - picture]), quality=quality), 30, quality)
+            check_parts(jpeg(picture, quality=quality), 30, quality)
 
 
 @pytest.mark.parametrize("kind", WHOLE)
@@ -84,9 +105,14 @@ def test_other_kinds_stay_as_they_are(kind: str) -> None:
     assert segmented(jpeg(photo(100, 80), **WHOLE[kind])) is None
 
 
-def test_without_numba_all_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HAS_NUMBA", False)
+def test_without_numba_all_stay_as_they_are_and_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = segmented(jpeg(photo(100, 80)))
+    assert made is not None
+    part = SegmentedImage(made).part(40, 30, 20, 10)
+    monkeypatch.setattr(cpu, "HAS_NUMBA", False)
     assert segmented(jpeg(photo(100, 80))) is None
+    monkeypatch.setattr(SegmentedImage, "_cut", lambda *_: pytest.fail("it was cut"))
+    np.testing.assert_array_equal(SegmentedImage(made).part(40, 30, 20, 10), part)
 
 
 def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
@@ -115,3 +141,25 @@ def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
         if k % 3 == 0 and got.shape == expected.shape:
             assert (got == expected).mean() > 0.5
     assert kept > 50
+
+
+def test_damaged_records_are_errors_or_pictures() -> None:
+    """Bytes of the head, of the coded data and of the table, changed at random: no crash, and nothing outside of the memory."""
+    rng = np.random.default_rng(1)
+    sources = [segmented(jpeg(photo(120, 90, k), **KINDS[kind])) for k, kind in enumerate(("444", "422", "420", "fine"))]
+    found = {"error": 0, "picture": 0}
+    for k in range(3000):
+        made = sources[k % 4]
+        assert made is not None
+        data = bytearray(made.data)
+        begin, end = [(HEIGHT_AT, made.scan), (made.scan, made.table), (made.table, len(data))][k % 3]
+        for at in rng.integers(begin, end, int(rng.integers(1, 5))):
+            data[at] = int(rng.integers(256))
+        left, top = int(rng.integers(100)), int(rng.integers(70))
+        try:
+            part = SegmentedImage(made._replace(data=bytes(data))).part(left, top, 20, 20)
+            assert part.shape == (20, 20, 3)
+            found["picture"] += 1
+        except ValueError:
+            found["error"] += 1
+    assert min(found.values()) > 300

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -140,7 +141,7 @@ def test_interrupted_work_goes_on(photos: Path, packed: Path, tmp_path: Path, mo
     (tmp_path / "out/shard-00002.data.new").write_bytes(b"half")
     with pytest.raises(ppxcls.DataError, match=r"pack.json: no such file; tools/pack_dataset.py writes it at the end"):
         PackedDataset(str(tmp_path / "out"))
-    with pytest.raises(ppxcls.DataError, match="another list or with other options"):
+    with pytest.raises(ppxcls.DataError, match="another list, or with other options"):
         ppxcls.pack(photos / "list.txt", None, tmp_path / "out", samples_per_shard=8)
     written = []
     shard = write._write_shard
@@ -191,8 +192,8 @@ def changed(manifest: dict[str, Any], **keys: Any) -> str:
         "[" * 100_000,
         "[]",
         "{}",
-        '{"format": "ppxcls pack 1", "shards": []}',
-        '{"format": "ppxcls pack 1", "shards": 3}',
+        '{"format": "ppxcls pack 2", "shards": []}',
+        '{"format": "ppxcls pack 2", "shards": 3}',
         '{"format": "other"}',
         "\x00",
     ],
@@ -266,6 +267,43 @@ def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
     if damage != "data":
         with pytest.raises(ppxcls.DataError):
             PackedDataset(str(folder), OTHERS["whole"]).load(0)
+
+
+def write_format_1(packed: Path, folder: Path) -> None:
+    """The pack as ppxcls 0.9 would have written it, but without restart markers and their places, which nobody reads any more."""
+    shutil.copytree(packed, folder)
+    manifest = json.loads((folder / "pack.json").read_text())
+    dataset = PackedDataset(str(packed))
+    for number, shard in enumerate(manifest["shards"]):
+        index, data = np.load(folder / f"shard-{number:05d}.index"), b""
+        for place, row in enumerate(index):
+            found = dataset.read(7 * number + place)
+            record = found.encoded if isinstance(found, ImageParts) else found
+            row["offset"], row["size"] = len(data), len(record)
+            data += record + bytes(2 * int(row["segments"]))
+        (folder / f"shard-{number:05d}.data").write_bytes(data)
+        save(folder / f"shard-{number:05d}.index", index)
+        shard["bytes"] = len(data)
+        for key, extension in (("sha256", "data"), ("index_sha256", "index")):
+            shard[key] = hashlib.sha256((folder / f"shard-{number:05d}.{extension}").read_bytes()).hexdigest()
+    (folder / "pack.json").write_text(changed(manifest, format="ppxcls pack 1"))
+
+
+def test_format_1_is_read(photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "old"
+    write_format_1(packed, folder)
+    ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 31}}]
+    warnings: list[str] = []
+    monkeypatch.setattr("ppxcls.data.packed.dataset.logger.warning", warnings.append)
+    old, new = PackedDataset(str(folder), ops), PackedDataset(str(packed), ops)
+    reason = "because the data set has the format 'ppxcls pack 1'; pack the files again"
+    assert warnings == [f"{folder}: images are decoded whole, {reason}"]
+    assert isinstance(old.read(0), bytes)
+    assert old.digest() == new.digest()
+    assert_same(batches(old), batches(new))
+    assert ppxcls.verify_pack(folder, photos / "list.txt").segmented == 0
+    with pytest.raises(ppxcls.DataError, match="another list, or with other options"):
+        ppxcls.pack(photos / "list.txt", None, folder, samples_per_shard=7)
 
 
 def test_fields_of_the_index_have_the_documented_size() -> None:
