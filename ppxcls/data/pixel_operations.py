@@ -89,14 +89,14 @@ _BY_VALUE: dict[str, Callable[[float], Table]] = {
 
 
 def _contrasted(image: Image, factor: float) -> Image:
-    total = _kernels().grey(image)
+    total = _kernels().grey(*(plane.reshape(-1) for plane in cv2.split(image)))
     return cv2.LUT(image, _blended_values(int(total / (image.shape[0] * image.shape[1]) + 0.5), factor))
 
 
 def _saturated(image: Image, factor: float) -> Image:
-    out = np.empty_like(image)
-    _kernels().saturate(image, np.float32(factor), out)
-    return out
+    planes = cv2.split(image)
+    _kernels().saturate(*(plane.reshape(-1) for plane in planes), np.float32(factor))
+    return cv2.merge(planes)
 
 
 def _sharpened(image: Image, factor: float) -> Image:

@@ -17,13 +17,24 @@ Array = np.ndarray[Any, Any]
 
 
 @compiled
-def grey(image: Array) -> int:
-    """The sum of the luminance (ITU-R 601-2, rounded to integers) of all pixels."""
-    total = 0
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            red, green, blue = int(image[y, x, 0]), int(image[y, x, 1]), int(image[y, x, 2])
-            total += (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+def byte(value: float) -> Any:
+    """A value from 0 to 255 without its fraction. By int32, because processors have no other conversion for vectors."""
+    return np.uint8(np.int32(value))
+
+
+@compiled
+def luminance(red: int, green: int, blue: int) -> Any:
+    """ITU-R 601-2, rounded to an integer."""
+    weighted = np.uint32(19595) * np.uint32(red) + np.uint32(38470) * np.uint32(green) + np.uint32(7471) * np.uint32(blue)
+    return (weighted + np.uint32(0x8000)) >> np.uint32(16)
+
+
+@compiled
+def grey(red: Array, green: Array, blue: Array) -> int:
+    """The sum of the luminance of all pixels, of which there is a flat array for each colour."""
+    total = np.int64(0)
+    for i in range(red.shape[0]):
+        total += np.int64(luminance(red[i], green[i], blue[i]))
     return total
 
 
@@ -37,24 +48,26 @@ def histograms(image: Array, out: Array) -> None:
 
 
 @compiled
-def blend(image: Array, base: Array, factor: np.float32, out: Array) -> None:
-    """From the base (0) over the image (1) beyond it; flat arrays of one length."""
-    for i in range(image.shape[0]):
-        start = np.float32(base[i])
-        value = start + factor * (np.float32(image[i]) - start)
-        out[i] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+def blended(base: np.float32, value: int, factor: np.float32) -> Any:
+    """From the base (0) over the value (1) beyond it, cut off."""
+    return byte(min(max(base + factor * (np.float32(value) - base), np.float32(0)), np.float32(255)))
 
 
 @compiled
-def saturate(image: Array, factor: np.float32, out: Array) -> None:
-    """From grey (0) over the image (1) beyond it."""
-    for y in range(image.shape[0]):
-        for x in range(image.shape[1]):
-            red, green, blue = image[y, x, 0], image[y, x, 1], image[y, x, 2]
-            start = np.float32((19595 * int(red) + 38470 * int(green) + 7471 * int(blue) + 0x8000) >> 16)
-            out[y, x, 0] = np.uint8(min(max(start + factor * (np.float32(red) - start), np.float32(0)), np.float32(255)))
-            out[y, x, 1] = np.uint8(min(max(start + factor * (np.float32(green) - start), np.float32(0)), np.float32(255)))
-            out[y, x, 2] = np.uint8(min(max(start + factor * (np.float32(blue) - start), np.float32(0)), np.float32(255)))
+def blend(image: Array, base: Array, factor: np.float32, out: Array) -> None:
+    """``blended`` of flat arrays of one length."""
+    for i in range(image.shape[0]):
+        out[i] = blended(np.float32(base[i]), image[i], factor)
+
+
+@compiled
+def saturate(red: Array, green: Array, blue: Array, factor: np.float32) -> None:
+    """From grey (0) over the image (1) beyond it, in place; a flat array for each colour."""
+    for i in range(red.shape[0]):
+        start = np.float32(np.int32(luminance(red[i], green[i], blue[i])))
+        red[i] = blended(start, red[i], factor)
+        green[i] = blended(start, green[i], factor)
+        blue[i] = blended(start, blue[i], factor)
 
 
 @compiled
@@ -111,39 +124,43 @@ def slide(rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, 
     for y in range(height):
         row, result = rows[y], out[y]
         move = slope * (y + 0.5)
-        begin, end = width, 0  # of the pixels whose four neighbours are all inside
         step = floor(0.5 + move + shift - 0.5)  # from a pixel to the one at its left in the source
-        for x in range(width):
-            u = (x + 0.5) + move + shift
-            inside = 0 <= u < width
-            if inside and 1 <= x + step < width - 2:
-                begin, end = min(begin, x), max(end, x + 1)
-                for k in range(3):
-                    shares[3 * x + k] = (u - 0.5) - (x + step)
-                continue
-            left = floor(u - 0.5)
-            share = (u - 0.5) - left
-            x0, x1 = 3 * min(max(left - 1, 0), width - 1), 3 * min(max(left, 0), width - 1)
-            x2, x3 = 3 * min(max(left + 1, 0), width - 1), 3 * min(max(left + 2, 0), width - 1)
-            for k in range(3):
-                if not inside:
-                    result[3 * x + k] = fill[k]
-                elif is_cubic:
-                    value = cubic(1.0 * row[x0 + k], 1.0 * row[x1 + k], 1.0 * row[x2 + k], 1.0 * row[x3 + k], share)
-                    result[3 * x + k] = np.uint8(min(max(value, 0.0), 255.0))
-                else:
-                    result[3 * x + k] = np.uint8(row[x1 + k] + (1.0 * row[x2 + k] - row[x1 + k]) * share)
-        if begin < end:
-            first = 3 * (begin + step)
-            slide_row(
-                row[first - 3 :],
-                row[first:],
-                row[first + 3 :],
-                row[first + 6 :],
-                shares[3 * begin :],
-                is_cubic,
-                result[3 * begin : 3 * end],
-            )
+        begin = min(max(1 - step, 0), width)  # of the pixels whose four neighbours are all inside
+        end = max(min(width - 2 - step, width), begin)
+        for x in range(begin):
+            slide_edge(row, x, move, shift, is_cubic, fill, result)
+        for x in range(end, width):
+            slide_edge(row, x, move, shift, is_cubic, fill, result)
+        if begin == end:
+            continue
+        some = shares[3 * begin : 3 * end]
+        for k in range(end - begin):
+            x = begin + k
+            share = ((x + 0.5) + move + shift - 0.5) - (x + step)
+            some[3 * k] = share
+            some[3 * k + 1] = share
+            some[3 * k + 2] = share
+        first = 3 * (begin + step)
+        slide_row(row[first - 3 :], row[first:], row[first + 3 :], row[first + 6 :], some, is_cubic, result[3 * begin : 3 * end])
+
+
+@compiled
+def slide_edge(row: Array, x: int, move: float, shift: float, is_cubic: bool, fill: Array, result: Array) -> None:
+    """A pixel of which some neighbours are outside: the border's pixels stand in."""
+    width = result.shape[0] // 3
+    u = (x + 0.5) + move + shift
+    left = floor(u - 0.5)
+    share = (u - 0.5) - left
+    x0, x1 = 3 * min(max(left - 1, 0), width - 1), 3 * min(max(left, 0), width - 1)
+    x2, x3 = 3 * min(max(left + 1, 0), width - 1), 3 * min(max(left + 2, 0), width - 1)
+    for k in range(3):
+        if not 0 <= u < width:
+            result[3 * x + k] = fill[k]
+        elif is_cubic:
+            value = cubic(1.0 * row[x0 + k], 1.0 * row[x1 + k], 1.0 * row[x2 + k], 1.0 * row[x3 + k], share)
+            result[3 * x + k] = byte(min(max(value, 0.0), 255.0))
+        else:
+            result[3 * x + k] = byte(row[x1 + k] + (1.0 * row[x2 + k] - row[x1 + k]) * share)
 
 
 @compiled
@@ -151,10 +168,10 @@ def slide_row(before: Array, own: Array, after: Array, last: Array, shares: Arra
     if is_cubic:
         for i in range(out.shape[0]):
             value = cubic(1.0 * before[i], 1.0 * own[i], 1.0 * after[i], 1.0 * last[i], shares[i])
-            out[i] = np.uint8(min(max(value, 0.0), 255.0))
+            out[i] = byte(min(max(value, 0.0), 255.0))
     else:
         for i in range(out.shape[0]):
-            out[i] = np.uint8(own[i] + (1.0 * after[i] - own[i]) * shares[i])
+            out[i] = byte(own[i] + (1.0 * after[i] - own[i]) * shares[i])
 
 
 @compiled
