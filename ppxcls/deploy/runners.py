@@ -13,8 +13,7 @@ from paddle import nn
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
-from ppxcls.models import paddle_inference
-from ppxcls.models.paddle_inference import EvaluatedNetwork
+from ppxcls.models.paddle_inference import EvaluatedNetwork, InferenceProgram, program_file
 from ppxcls.system.environment import paddle_version, usable_cores
 from ppxcls.system.logs import logger
 
@@ -51,24 +50,24 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     Raises:
         CheckpointError: the files are missing or are not exported models.
     """
-    model, weights = paddle_inference.program_file(folder), folder / "inference.pdiparams"
+    model, weights = program_file(folder), folder / "inference.pdiparams"
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
     if model.suffix == ".json" and paddle_version() < (3, 0):
         raise CheckpointError(f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it")
     threads = threads or usable_cores()
-    predictor = paddle_inference.predictor(model, weights, threads, with_onednn=True)
+    predictor = InferenceProgram(model, weights, threads, with_onednn=True)
 
     def run(images: Array) -> Array:
         nonlocal predictor
         try:
-            return paddle_inference.run(predictor, images)
+            return predictor(images)
         except (RuntimeError, NotImplementedError) as error:
             if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # an error of Paddle 3.3
                 raise
             logger.warning(f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly")
-            predictor = paddle_inference.predictor(model, weights, threads, with_onednn=False)
-            return paddle_inference.run(predictor, images)
+            predictor = InferenceProgram(model, weights, threads, with_onednn=False)
+            return predictor(images)
 
     return run
 

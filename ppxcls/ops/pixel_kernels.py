@@ -30,7 +30,7 @@ def luminance(red: int, green: int, blue: int) -> Any:
 
 
 @compiled
-def grey(red: Array, green: Array, blue: Array) -> int:
+def grey(red: Array, green: Array, blue: Array) -> Any:
     """The sum of the luminance of all pixels, of which there is a flat array for each colour."""
     total = np.int64(0)
     for i in range(red.shape[0]):

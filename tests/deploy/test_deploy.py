@@ -24,7 +24,7 @@ from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy import int8, runners
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.predict import Predictor, find_images
-from ppxcls.models import paddle_inference
+from ppxcls.models.paddle_inference import InferenceProgram
 from tests.conftest import run_tool, small_config
 
 # The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.
@@ -157,17 +157,16 @@ def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkey
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     image = str(next((trained.parent / "pictures/cat").iterdir()))
     expected = ppxcls.load(tmp_path / "inference").predict(image)
-    make, asked = paddle_inference.predictor, []
+    asked: list[bool] = []
 
-    class Failing:
-        def __getattr__(self, name: str) -> Any:
-            raise NotImplementedError("ConvertPirAttribute2RuntimeAttribute not support [pir::ArrayAttribute]\n[operator]")
+    def failing(_: Any) -> Any:
+        raise NotImplementedError("ConvertPirAttribute2RuntimeAttribute not support [pir::ArrayAttribute]\n[operator]")
 
-    def predictor(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
+    def program(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
         asked.append(with_onednn)
-        return Failing() if with_onednn else make(model, weights, threads, with_onednn)
+        return failing if with_onednn else InferenceProgram(model, weights, threads, with_onednn)
 
-    monkeypatch.setattr(paddle_inference, "predictor", predictor)
+    monkeypatch.setattr("ppxcls.deploy.runners.InferenceProgram", program)
     received = ppxcls.load(tmp_path / "inference").predict([image, image])
     assert asked == [True, False]
     assert received[1].scores == pytest.approx(expected[0].scores, abs=2e-5)
