@@ -111,7 +111,7 @@ def infer() -> int:
 def export() -> None:
     """Export a run for Paddle Inference and ONNX."""
     arguments = cli.parse_arguments(
-        "Write files of Paddle Inference and ONNX, and compare each with the network on real images.",
+        "Write files of Paddle Inference and ONNX, and compare each with the network on images.",
         {
             "--format": {"choices": ["paddle", "onnx", "both"], "default": "both"},
             "--logits": {"action": "store_true", "help": "give logits instead of probabilities"},

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
@@ -181,7 +182,7 @@ def export(
         gives_logits=not softmax,
     )
     calibration = _for_int8(config, int8, blocks, formats) if int8 is not None else None
-    images, folder = _real_images(config, blocks, host), Path(config.Global.save_inference_dir)
+    images, folder = _sample_images(config, host), Path(config.Global.save_inference_dir)
     differences = export_model(network, stage, images, folder, exported, formats, fold)
     if calibration:
         quantise(folder, exported, *calibration)
@@ -208,30 +209,46 @@ def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Seque
     return calibration, evaluation.with_transforms(list(blocks))
 
 
-def _real_images(config: Config, blocks: Sequence[Block], host: Compose, count: int = 8) -> Array:
-    """The first readable images of ``Infer.infer_imgs``, or of the evaluation data, after the host's transforms."""
-    loads: list[tuple[str, Callable[[], Array]]]
-    if config.Infer and config.Infer.infer_imgs:
-        loads = [(file, partial(_load_image, file, host)) for file in find_images(config.Infer.infer_imgs)]
-    elif config.DataLoader and config.DataLoader.Eval:
-        dataset = build_dataset(config, "Eval", patience=0)
-        numbers = range(min(len(dataset), 4 * count))
-        loads = [(dataset.path(i), partial(dataset.load, i, transform=host)) for i in numbers]
-    else:
-        raise config.where("Infer.infer_imgs").error("expected images to compare the exported files on, received null")
+def _sample_images(config: Config, host: Compose, count: int = 8) -> Array:
+    """Images to compare the exported files on, after the host's transforms: real ones, or else noise, with a warning."""
+    try:
+        loads = _listed_images(config, 4 * count)
+    except (DataError, OSError) as error:
+        loads = []
+        logger.warning(f"the exported files are compared on random images, because there are no real ones: {error}")
     images: list[Array] = []
     for name, load in loads:
         try:
-            image = load()
+            image = load(host)
             if not images or image.shape == images[0].shape:
                 images.append(image)
         except (OSError, ValueError, DataError) as error:
             logger.warning(f"{name}: {error}")
         if len(images) == count:
             break
-    if not images:
+    if not images and loads:
         raise DataError(f"none of the images to compare the exported files on can be read, such as {loads[0][0]}")
-    return np.stack(images)
+    return np.stack(images or [host(_random_image(seed)) for seed in range(count)])
+
+
+def _listed_images(config: Config, most: int) -> list[tuple[str, Callable[[Compose], Array]]]:
+    """Names and loaders of ``Infer.infer_imgs``, or of the first images of the evaluation data. Raises DataError, OSError."""
+    if config.Infer and config.Infer.infer_imgs:
+        return [(file, partial(_load_image, file)) for file in find_images(config.Infer.infer_imgs)]
+    if config.DataLoader and config.DataLoader.Eval:
+        dataset = build_dataset(config, "Eval", patience=0)
+        return [(dataset.path(i), partial(_load_sample, dataset, i)) for i in range(min(len(dataset), most))]
+    raise DataError("neither Infer.infer_imgs nor DataLoader.Eval is given")
+
+
+def _load_sample(dataset: Dataset, index: int, transform: Compose) -> Array:
+    return dataset.load(index, transform=transform)
+
+
+def _random_image(seed: int) -> bytes:
+    """A file of coloured clouds: noise of single pixels would say little of a network that was trained on photographs."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    return cv2.imencode(".png", cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC))[1].tobytes()
 
 
 def _load_image(file: str, transform: Compose) -> Array:

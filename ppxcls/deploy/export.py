@@ -70,7 +70,7 @@ def export_model(
     Args:
         model: in evaluation mode.
         stage: of the transforms that made the images.
-        images: real images after the host's transforms, [N, ...]. The exported files take batches of any size.
+        images: to compare on, after the host's transforms, [N, ...]. The exported files take batches of any size.
         folder: for the files.
         exported: what the files say of themselves; it decides about softmax, and about normalisation in the graph.
         formats: ``paddle``, ``onnx``.

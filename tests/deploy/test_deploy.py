@@ -302,6 +302,25 @@ def test_what_infer_refuses(
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("missing", ["list", "images", "both"])
+def test_export_without_images_is_compared_on_random_ones(
+    missing: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a YAML of PaddleClas and its weights, and no data on this machine."""
+    overrides = [f"Global.save_inference_dir={tmp_path}/inference"]
+    overrides += [] if missing == "images" else [f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/nowhere.txt"]
+    overrides += [f"Infer.infer_imgs={tmp_path}/nowhere" if missing == "images" else "Infer.infer_imgs=null"]
+    warnings: list[str] = []
+    monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
+    config = ppxcls.load_config(trained, overrides)
+    if missing == "both":
+        config.DataLoader.Eval = None
+    differences = ppxcls.export(config, formats=["paddle"])
+    assert 0 <= differences["paddle"] < 1e-4
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the exported files are compared on random images, because there are no real ones: ")
+
+
 @pytest.mark.skipif(not HAS_ONNX, reason="no ONNX Runtime or paddle2onnx")
 def test_eight_bits(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """A file of a quarter of the size that knows what it is, and whose cost was measured; too high a cost is refused."""
