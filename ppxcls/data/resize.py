@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
+from ppxcls.ops import cpu
 
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
@@ -33,6 +34,8 @@ _PILLOW = {
     "hamming": PillowImage.Resampling.HAMMING,
 }
 
+_BY_KERNEL = ("bilinear", "bicubic")  # of Pillow's
+
 
 def resizer(interpolation: str | None, backend: str) -> Resize:
     """A function from uint8 [H, W, 3] and (width, height) to the resized image.
@@ -52,9 +55,34 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
             raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many")
         if backend == "cv2":
             return cv2.resize(image, size, interpolation=method)
-        return np.asarray(PillowImage.fromarray(image).resize(size, method))
+        if name in _BY_KERNEL and cpu.HAS_NUMBA and image.dtype == np.uint8:
+            return _resampled(image, size, name == "bicubic")
+        return _by_pillow(image, size, method)
 
     return resize
+
+
+def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampling) -> Image:
+    """Width first, as one call did up to Pillow 12. Pillow 13 begins with the height if that is reduced more: other pixels."""
+    picture = PillowImage.fromarray(image)
+    if method != PillowImage.Resampling.NEAREST:
+        picture = picture.resize((size[0], picture.height), method)
+    return np.asarray(picture.resize(size, method))
+
+
+def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
+    """The pixels of ``_by_pillow`` in a fifth of the time, bicubic or bilinear."""
+    from ppxcls.ops.resample_kernels import resample  # numba takes half a second
+
+    def along_first_side(source: Image, length: int) -> Image:
+        out = np.empty((length, *source.shape[1:]), np.uint8)
+        resample(np.ascontiguousarray(source).reshape(len(source), -1), is_cubic, out.reshape(length, -1))
+        return out
+
+    width, height = size
+    if width != image.shape[1]:
+        image = cv2.transpose(along_first_side(cv2.transpose(image), width))
+    return np.ascontiguousarray(image) if height == image.shape[0] else along_first_side(image, height)
 
 
 def pair_of(size: int | Sequence[int]) -> tuple[int, int]:

@@ -44,6 +44,7 @@ POLICIES = {
     "timm's rand-m9-mstd0.5-inc1": [{"TimmAutoAugment": {"config_str": "rand-m9-mstd0.5-inc1"}}],
     "RandomErasing": [{"RandomErasing": {"EPSILON": 0.25, "mode": "pixel"}}],
 }
+RECIPE = ROOT / "configs/recipes/modern_xception41.yaml"  # a bicubic crop by Pillow, timm's policy, normalisation, erasing
 
 
 def ours(ops: Sequence[Any]) -> Step:
@@ -83,7 +84,7 @@ def torchvisions(name: str) -> Step | None:
         "RandomErasing": [v2.RandomErasing(0.25)],
     }.get(name)
     if policy is None:
-        return None
+        return None  # a recipe has timm's policy
     steps = v2.Compose([v2.RandomResizedCrop(299, antialias=True), v2.RandomHorizontalFlip(), *policy])
     return lambda data: steps(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB))
 
@@ -99,11 +100,12 @@ def timms(name: str) -> Step | None:
     words |= {
         "timm's rand-m9-mstd0.5-inc1": {"auto_augment": "rand-m9-mstd0.5-inc1"},
         "RandomErasing": {"re_prob": 0.25, "re_mode": "pixel"},
+        RECIPE.stem: {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "interpolation": "bicubic"},
     }
     if name not in words:
         return None
     settings = {"color_jitter": None, "use_prefetcher": True, "separate": False, **words[name]}
-    if name == "RandomErasing":
+    if "re_prob" in settings:
         settings["use_prefetcher"] = False
     steps = transforms_imagenet_train(299, **settings)
 
@@ -149,10 +151,11 @@ def main() -> None:
     peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
     with tempfile.TemporaryDirectory() as folder:
         pack_folder = packed(data, Path(folder))
-        for name, policy in POLICIES.items():
+        recipe = load_config(RECIPE).DataLoader.Train.dataset.transform_ops
+        for name, ops in [*((name, [*BASE, *policy]) for name, policy in POLICIES.items()), (RECIPE.stem, recipe)]:
             made = {peer: make(name) for peer, make in peers.items()}
-            sides = {"ours": ours([*BASE, *policy]), **{k: v for k, v in made.items() if v}}
-            found = rates(sides, data, given.rounds, ours_packed([*BASE, *policy], pack_folder))
+            sides = {"ours": ours(ops), **{k: v for k, v in made.items() if v}}
+            found = rates(sides, data, given.rounds, ours_packed(ops, pack_folder))
             for peer in found.keys() & peers:
                 compare(f"{name}, a core", peer, found["ours"], found[peer], "images/s")
                 compare(f"{name}, packed, a core", peer, found["ours, packed"], found[peer], "images/s")

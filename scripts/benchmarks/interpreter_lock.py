@@ -28,7 +28,7 @@ from ppxcls.data.sampler import DistributedBatchSampler
 
 RELEASING = [
     *("simplejpeg.decode_jpeg", "cv2.imdecode", "cv2.cvtColor", "cv2.resize", "cv2.flip"),
-    *("os.pread", "ppxcls.data.dataset.read_file"),
+    *("os.pread", "ppxcls.data.dataset.read_file", "ppxcls.ops.jpeg_cut_kernels.cut"),
 ]
 
 
