@@ -119,5 +119,10 @@ def load_script(name: str) -> Any:
 
 @pytest.fixture
 def small(write_config: Callable[..., Path]) -> Callable[..., Path]:
-    """``write_config`` with a network of a few hundred weights."""
-    return lambda **keys: write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], **keys})
+    """``write_config`` with a network of a few hundred weights, whose module is imported."""
+
+    def write(**keys: Any) -> Path:
+        return write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], **keys})
+
+    ppxcls.load_config(write())  # whatever tests this process has run before
+    return write

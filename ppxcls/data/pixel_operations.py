@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.data.decode import Image
+from ppxcls.ops.cpu import call
 
 Colour = tuple[int, int, int]
 Table = np.ndarray[Any, Any]
@@ -21,12 +22,7 @@ _VALUES = np.arange(256)
 _LARGEST = 32768  # pixels of a side, up to which Pillow computes in fixed point
 
 
-@functools.cache
-def _kernels() -> Any:
-    """Imported at first use, because numba takes half a second."""
-    from ppxcls.ops import pixel_kernels
-
-    return pixel_kernels
+_kernel = functools.partial(call, "pixel_kernels")
 
 
 def apply(
@@ -89,20 +85,20 @@ _BY_VALUE: dict[str, Callable[[float], Table]] = {
 
 
 def _contrasted(image: Image, factor: float) -> Image:
-    total = _kernels().grey(*(plane.reshape(-1) for plane in cv2.split(image)))
+    total = _kernel("grey", *(plane.reshape(-1) for plane in cv2.split(image)))
     return cv2.LUT(image, _blended_values(int(total / (image.shape[0] * image.shape[1]) + 0.5), factor))
 
 
 def _saturated(image: Image, factor: float) -> Image:
     planes = cv2.split(image)
-    _kernels().saturate(*(plane.reshape(-1) for plane in planes), np.float32(factor))
+    _kernel("saturate", *(plane.reshape(-1) for plane in planes), np.float32(factor))
     return cv2.merge(planes)
 
 
 def _sharpened(image: Image, factor: float) -> Image:
     smooth, out = np.empty_like(image), np.empty_like(image)
-    _kernels().smooth(image.reshape(len(image), -1), smooth.reshape(len(image), -1))
-    _kernels().blend(image.reshape(-1), smooth.reshape(-1), np.float32(factor), out.reshape(-1))
+    _kernel("smooth", image.reshape(len(image), -1), smooth.reshape(len(image), -1))
+    _kernel("blend", image.reshape(-1), smooth.reshape(-1), np.float32(factor), out.reshape(-1))
     return out
 
 
@@ -111,7 +107,7 @@ def _by_histogram(table_of: Callable[[Table], Table]) -> Callable[[Image, float]
 
     def changed(image: Image, _: float) -> Image:
         counts = np.zeros((3, 256), np.int64)
-        _kernels().histograms(image, counts)
+        _kernel("histograms", image, counts)
         return cv2.LUT(image, np.stack([table_of(channel) for channel in counts], -1)[None])
 
     return changed
@@ -152,7 +148,7 @@ def _slid(image: Image, axis: str, slope: float, pixels: float, resample: Pillow
     out = np.empty_like(rows)
     flat, shares = (len(rows), -1), np.empty(3 * rows.shape[1])
     fill = np.array(colour, np.uint8)
-    _kernels().slide(rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat))
+    _kernel("slide", rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat))
     return out if axis == "X" else cv2.transpose(out)
 
 
@@ -181,5 +177,5 @@ def _rotated(image: Image, degrees: float, colour: Colour) -> Image:
     c, f = a * -x + b * -y + x, d * -x + e * -y + y
     matrix = a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5
     out = np.empty_like(image)
-    _kernels().nearest(image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
+    _kernel("nearest", image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
     return out

@@ -72,11 +72,11 @@ def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampli
 
 def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
     """The pixels of ``_by_pillow`` in a fifth of the time, bicubic or bilinear."""
-    from ppxcls.ops.resample_kernels import resample  # numba takes half a second
 
     def along_first_side(source: Image, length: int) -> Image:
         out = np.empty((length, *source.shape[1:]), np.uint8)
-        resample(np.ascontiguousarray(source).reshape(len(source), -1), is_cubic, out.reshape(length, -1))
+        rows = np.ascontiguousarray(source).reshape(len(source), -1)
+        cpu.call("resample_kernels", "resample", rows, is_cubic, out.reshape(length, -1))
         return out
 
     width, height = size

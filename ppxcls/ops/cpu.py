@@ -22,7 +22,7 @@ from ppxcls.system.turns import turn
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _LOCK = threading.Lock()  # one thread compiles a kernel
-_HAVE_RUN: set[Callable[..., None]] = set()
+_HAVE_RUN: set[tuple[str, str]] = set()  # modules and kernels
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:
@@ -80,7 +80,7 @@ def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
 
 
 def run(module: str, kernel: str, count: int, *arguments: Any) -> None:
-    """Run a kernel of a module in this folder, on all threads. It is imported at first use, because numba takes half a second.
+    """Run a kernel of a module in this folder, on all threads; see ``call``.
 
     Args:
         module: its name.
@@ -89,11 +89,10 @@ def run(module: str, kernel: str, count: int, *arguments: Any) -> None:
         arguments: of the kernel, without its last two: the first of its rows, and the one after its last.
     """
     parts = min(own_threads(), count) or 1  # as many as Paddle's own operators use
-    function = _loaded(module, kernel)
-    if function not in _HAVE_RUN:
-        _run_first(function, kernel, (*arguments, 0, count))
+    if (module, kernel) not in _HAVE_RUN:
+        call(module, kernel, *arguments, 0, count)
         return
-    compute = functools.partial(function, *arguments)
+    compute = functools.partial(_loaded(module, kernel), *arguments)
     bounds = [count * part // parts for part in range(parts + 1)]
     others = [_pool(os.getpid(), parts - 1).submit(compute, *bounds[part : part + 2]) for part in range(1, parts)]
     compute(*bounds[:2])
@@ -101,16 +100,23 @@ def run(module: str, kernel: str, count: int, *arguments: Any) -> None:
         other.result()
 
 
+def call(module: str, kernel: str, *arguments: Any) -> Any:
+    """Call a kernel of a module in this folder, which is imported at first use, because numba takes half a second.
+
+    The processes of a host take turns at a kernel's first call: one compiles it, and the others load it from numba's cache.
+    """
+    function = _loaded(module, kernel)
+    if (module, kernel) in _HAVE_RUN:
+        return function(*arguments)
+    folder = function.stats.cache_path  # None if numba found no folder
+    with _LOCK, turn(Path(folder) / f"{kernel}.lock") if folder and os.path.isdir(folder) else contextlib.nullcontext():
+        result = function(*arguments)
+    _HAVE_RUN.add((module, kernel))
+    return result
+
+
 def _loaded(module: str, kernel: str) -> Any:
     return getattr(importlib.import_module(f"ppxcls.ops.{module}"), kernel)
-
-
-def _run_first(function: Any, name: str, arguments: Sequence[Any]) -> None:
-    """The processes of a host take turns at a kernel's first run: one compiles it, and the others load it from numba's cache."""
-    folder = function.stats.cache_path  # None if numba found no folder
-    with _LOCK, turn(Path(folder) / f"{name}.lock") if folder and os.path.isdir(folder) else contextlib.nullcontext():
-        function(*arguments)
-    _HAVE_RUN.add(function)
 
 
 @functools.cache

@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 
 from ppxcls.ops.cpu import compiled
+from ppxcls.ops.jpeg_codes import MARKER
 
 Array = np.ndarray[Any, Any]
 
-COEFFICIENTS = 64
-LONGEST_CODE, LONGEST_DC, LONGEST_AC = 16, 11, 10
-MARKER, FIRST_RESTART, END = 0xFF, 0xD0, 0xD9
 WRONG = -1
 POSITION, BITS, COUNT, BEYOND = 0, 1, 2, 3  # places in the state of a reader or a writer
 

@@ -12,12 +12,7 @@ import numpy as np
 from ppxcls.ops.cpu import compiled
 from ppxcls.ops.jpeg_bits_kernels import (
     BITS,
-    COEFFICIENTS,
     COUNT,
-    END,
-    LONGEST_CODE,
-    LONGEST_DC,
-    MARKER,
     POSITION,
     WRONG,
     bits_of,
@@ -26,25 +21,33 @@ from ppxcls.ops.jpeg_bits_kernels import (
     size_of,
     value_of,
 )
+from ppxcls.ops.jpeg_codes import (
+    COEFFICIENTS,
+    END,
+    HUFFMAN_TABLE,
+    LONGEST_CODE,
+    LONGEST_DC,
+    MARKER,
+    SEGMENT,
+)
 
 Array = np.ndarray[Any, Any]
 
-_SEGMENT_BYTES = 8  # in the table: length in bits, and the DC of three components before it, 16 bits each
-_TABLE = 0xC4
+_SEGMENT_BYTES = SEGMENT.itemsize
 _SHORT = 9  # bits of a code that is looked up
 
 
 class Tables(NamedTuple):
-    """Huffman tables, of which there are two for a grey picture, and four else.
+    """Huffman tables, of which there are two for a grey picture, and four otherwise.
 
     Attributes:
         limits: int64 [tables, 17]: for each length, the first 16 bits that begin no code of this length or a shorter one.
-        places: int64 [tables, 17]: position of the symbols of this length, less their first code.
+        symbols: int64 [tables, 17]: position of the symbols of this length, less their first code.
         short: uint16 [tables, 512]: for the next 9 bits, the length of their code << 8 | symbol; 0 for a longer code.
     """
 
     limits: Array
-    places: Array
+    symbols: Array
     short: Array
 
 
@@ -86,7 +89,7 @@ def has_marker(word: Any) -> bool:
 
 @compiled
 def copy_bits(data: Array, bit: int, end: int, out: Array, state: Array) -> None:
-    """Copy the bits from one place up to another, with a zero behind each byte of 255."""
+    """Copy the bits from one place up to another, with a zero behind each byte of 255. Eight bytes more must be free."""
     position, count = state[POSITION], np.uint64(state[COUNT])
     pending = np.uint64(state[BITS])
     while end - bit >= 56:
@@ -131,13 +134,13 @@ def read_tables(data: Array, position: int, scan: int, tables: Tables) -> bool:
         tables: filled.
     """
     for table in range(tables.limits.shape[0]):
-        if position + 21 > scan or data[position] != MARKER or data[position + 1] != _TABLE:
+        if position + 21 > scan or data[position] != MARKER or data[position + 1] != HUFFMAN_TABLE:
             return False
         symbols: Any = position + 21
         code: Any = 0
         for length in range(1, LONGEST_CODE + 1):
             count = np.int64(data[position + 4 + length])
-            tables.places[table, length] = symbols - code
+            tables.symbols[table, length] = symbols - code
             if symbols + count > scan or code + count > 1 << length:
                 return False
             free = _SHORT - length
@@ -164,7 +167,7 @@ def next_symbol(data: Array, bit: int, tables: Tables, table: int) -> tuple[Any,
         length += 1
         if length > LONGEST_CODE:
             return -1, 0
-    return np.int64(data[tables.places[table, length] + (code >> (LONGEST_CODE - length))]), length
+    return np.int64(data[tables.symbols[table, length] + (code >> (LONGEST_CODE - length))]), length
 
 
 @compiled
@@ -187,7 +190,7 @@ def put_difference(data: Array, difference: int, tables: Tables, table: int, out
     for length in range(1, LONGEST_CODE + 1):
         stop = tables.limits[table, length] >> (LONGEST_CODE - length)
         for code in range(first, stop):
-            if data[tables.places[table, length] + code] == size:
+            if data[tables.symbols[table, length] + code] == size:
                 put_bits(out, state, code, length, True)
                 put_bits(out, state, bits_of(difference, size), size, True)
                 return True
@@ -203,7 +206,7 @@ def join_mcu(data: Array, bit: int, end: int, blocks: int, shifts: Array, tables
         data: uint8, the record.
         bit: where the MCU begins.
         end: bit behind the segment.
-        blocks: number of the first component.
+        blocks: number of blocks of the first component.
         shifts: int64 [components], what is added to each component's first difference of DC.
         tables: of the codes.
         out: uint8, to write to.
@@ -239,13 +242,15 @@ def cut(
     """Write the segments of a part as one scan. Where a row begins, DC gets the difference to the end of the row before it.
 
     Args:
-        data: uint8, the record: head, coded data without the zeros behind bytes of 255, table of the segments.
+        data: uint8, the record: head, coded data without the zeros behind bytes of 255, table of the segments, of which there
+            must be at least one, and as many as the grid has.
         places: positions of the Huffman tables, of the coded data, and of the table.
         grid: columns and rows of segments.
         blocks: blocks of the first component in an MCU.
         shifts: int64 [components], for use in here.
         part: first column, column behind the last, first row, row behind the last.
-        out: uint8; written from the position of the coded data on.
+        out: uint8, written from the position of the coded data on. It must have room for that data twice, because each byte may
+            get a zero behind it, and for 64 bytes a row and 64 at the end: a row's new differences take at most 26.
 
     Returns:
         Bytes of ``out`` with the marker of the end; -1 if the data is not in order.

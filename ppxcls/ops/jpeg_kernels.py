@@ -6,7 +6,7 @@ not in order ends with an error.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,13 +14,7 @@ from ppxcls.ops.cpu import compiled
 from ppxcls.ops.jpeg_bits_kernels import (
     BEYOND,
     BITS,
-    COEFFICIENTS,
     COUNT,
-    END,
-    FIRST_RESTART,
-    LONGEST_AC,
-    LONGEST_DC,
-    MARKER,
     POSITION,
     WRONG,
     bits_of,
@@ -29,10 +23,32 @@ from ppxcls.ops.jpeg_bits_kernels import (
     size_of,
     value_of,
 )
+from ppxcls.ops.jpeg_codes import (
+    COEFFICIENTS,
+    END,
+    FIRST_RESTART,
+    LARGEST_DC,
+    LEAST_DC,
+    LONGEST_AC,
+    LONGEST_DC,
+    MARKER,
+)
 
 Array = np.ndarray[Any, Any]
 
-_LEAST_DC, _LARGEST_DC = -1024, 1023  # so that the difference of any two has a code
+
+class Codes(NamedTuple):
+    """The Huffman tables to write with: two for DC, two for AC.
+
+    Attributes:
+        counts: int64 [4, 256], of the symbols; counted if nothing is written.
+        codes: int64 [4, 256].
+        lengths: int64 [4, 256], of the codes in bits; 0 for none.
+    """
+
+    counts: Array
+    codes: Array
+    lengths: Array
 
 
 @compiled
@@ -78,16 +94,14 @@ def pass_marker(data: Array, state: Array, marker: int) -> bool:
 
 
 @compiled
-def emit(
-    symbol: int, extra: int, size: int, row: int, counts: Array, codes: Array, lengths: Array, out: Array, state: Array
-) -> bool:
+def emit(symbol: int, extra: int, size: int, table: int, huffman: Codes, out: Array, state: Array) -> bool:
     """Count a symbol, or write it with the bits that follow it."""
     if out.size == 0:
-        counts[row, symbol] += 1
+        huffman.counts[table, symbol] += 1
         return True
-    if lengths[row, symbol] == 0 or state[POSITION] + 16 > out.size:
+    if huffman.lengths[table, symbol] == 0 or state[POSITION] + 16 > out.size:
         return False
-    put_bits(out, state, np.int64(codes[row, symbol]), np.int64(lengths[row, symbol]), False)
+    put_bits(out, state, huffman.codes[table, symbol], huffman.lengths[table, symbol], False)
     put_bits(out, state, extra, size, False)
     return True
 
@@ -99,9 +113,7 @@ def code_block(
     lookup: Array,
     tables: Array,
     before: Array,
-    counts: Array,
-    codes: Array,
-    lengths: Array,
+    huffman: Codes,
     out: Array,
     writer: Array,
 ) -> bool:
@@ -110,12 +122,12 @@ def code_block(
     if symbol < 0 or symbol > LONGEST_DC:
         return False
     before[0] += value_of(symbol, extra)
-    if before[0] < _LEAST_DC or before[0] > _LARGEST_DC:
+    if before[0] < LEAST_DC or before[0] > LARGEST_DC:
         return False
     difference = before[0] - before[1]
     before[1] = before[0]
     size = size_of(difference)
-    if not emit(size, bits_of(difference, size), size, tables[2], counts, codes, lengths, out, writer):
+    if not emit(size, bits_of(difference, size), size, tables[2], huffman, out, writer):
         return False
     k = 1
     while k < COEFFICIENTS:
@@ -124,7 +136,7 @@ def code_block(
         if symbol < 0 or (size == 0 and symbol % 0xF0) or size > LONGEST_AC:
             return False
         k = COEFFICIENTS if symbol == 0 else k + (symbol >> 4) + 1
-        if k > COEFFICIENTS or not emit(symbol, extra, size, tables[3], counts, codes, lengths, out, writer):
+        if k > COEFFICIENTS or not emit(symbol, extra, size, tables[3], huffman, out, writer):
             return False
     return True
 
@@ -135,7 +147,7 @@ def transcode(
     lookup: Array,
     blocks: Array,
     mcus: int,
-    row: int,
+    per_row: int,
     interval: int,
     per_segment: int,
     counts: Array,
@@ -151,18 +163,19 @@ def transcode(
         lookup: uint16 [4, 65536]: for the next 16 bits, the length of the code << 8 | symbol, or 0. Two DC tables, two AC tables.
         blocks: int64 [blocks of an MCU, 5]: component, the rows of ``lookup`` for DC and AC, and the rows to write with.
         mcus: number of MCUs.
-        row: number of MCUs in a row of the picture.
+        per_row: MCUs in a row of the picture.
         interval: MCUs between the restart markers of the data; 0 if there are none.
         per_segment: MCUs in a segment.
-        counts: int64 [4, 256], of the symbols; counted if ``out`` is empty.
-        codes: int64 [4, 256], to write with.
-        lengths: int64 [4, 256], of the codes in bits; 0 for none.
+        counts: of ``Codes``.
+        codes: of ``Codes``.
+        lengths: of ``Codes``.
         out: uint8, to write to, without the zeros behind bytes of 255; empty to count.
         segments: int64 [segments, 4], filled: the bit at which each begins, and the DC of the three components before it.
 
     Returns:
         Number of bits written; -1 if the data is not in order, or ``out`` is too small.
     """
+    huffman = Codes(counts, codes, lengths)
     reader, writer = np.zeros(4, np.int64), np.zeros(4, np.int64)
     before = np.zeros((3, 2), np.int64)  # DC of each component's last block: as it was read, and as it was written
     segment = 0
@@ -171,13 +184,13 @@ def transcode(
             if not pass_marker(data, reader, FIRST_RESTART + (mcu // interval - 1) % 8):
                 return WRONG
             before[:, 0] = 0
-        if mcu % row % per_segment == 0:
+        if mcu % per_row % per_segment == 0:
             segments[segment, 0] = 8 * writer[POSITION] + writer[COUNT]
             segments[segment, 1:] = before[:, 1]
             segment += 1
         for b in range(blocks.shape[0]):
             last = before[blocks[b, 0]]
-            if not code_block(data, reader, lookup, blocks[b, 1:], last, counts, codes, lengths, out, writer):
+            if not code_block(data, reader, lookup, blocks[b, 1:], last, huffman, out, writer):
                 return WRONG
     if not pass_marker(data, reader, END):
         return WRONG

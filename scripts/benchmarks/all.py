@@ -1,6 +1,6 @@
 """All comparisons with a peer in one table: ``python scripts/benchmarks/all.py [FOLDER] --json ratios.json``.
 
-    pip install torch torchvision timm      # the peers; what is not installed is left out
+    pip install -e ".[cpu,export,test]" torch torchvision timm      # with the peers; those that are missing are left out
     FOLDER has ILSVRC's train_list.txt and images; without it, scikit-learn's two sample photos stand in
 
 Runs the other benchmarks of this folder one after another. Each takes turns with its peers and prints medians. A ratio above 1 says

@@ -27,8 +27,9 @@ import numpy as np
 
 from ppxcls.data.decode import MOST_PIXELS
 from ppxcls.data.errors import DataError
-from ppxcls.data.packed.jpeg import SEGMENT, Grid, Segmented
+from ppxcls.data.packed.jpeg import Grid, Segmented
 from ppxcls.data.read_file import MAX_BYTES
+from ppxcls.ops.jpeg_codes import SEGMENT
 from ppxcls.system.whole_files import read_regular, reason_of, whole_file
 
 Array = np.ndarray[Any, Any]
@@ -39,7 +40,7 @@ RESAMPLING = "lanczos"  # of Pillow, for images that are reduced
 RECORD = np.dtype(
     [
         ("offset", "<u8"),  # of the record in its shard
-        ("size", "<u4"),  # bytes of the file, or of head and coded data
+        ("size", "<u4"),  # bytes of the file, or of head and coded data, behind which the table lies
         ("scan", "<u4"),  # position of the coded data
         ("segments", "<u4"),  # number of them; 0 for a file as it was, for which the fields below are 0
         ("width", "<u2"),  # of the picture in pixels
@@ -51,7 +52,7 @@ RECORD = np.dtype(
 )
 MOST_MANIFEST_BYTES = 1 << 28
 _MOST_HEAD = 4096  # bytes of an index's head
-_LEAST_HEAD = 40  # bytes of a JPEG's head; any real one is longer
+_LEAST_HEAD = 40  # bytes of a JPEG's head; any real one is longer, and the frame lies within
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def read_manifest(file: Path) -> Manifest:
     try:
         found = json.loads(read_regular(file, MOST_MANIFEST_BYTES))
         if found["format"] not in (FORMAT, _FORMAT_1):
-            raise ValueError(f"expected the format {FORMAT!r}")
+            raise ValueError(f"expected the format {FORMAT!r} or {_FORMAT_1!r}")
         shards = [Shard(**shard) for shard in found.pop("shards")]
         manifest = Manifest(**found, shards=shards)
         numbers = [manifest.samples, manifest.samples_per_shard]
@@ -180,7 +181,7 @@ def read_index(file: Path, shard: Shard, pack_format: str = FORMAT) -> Array:
     ends = index["offset"] + (index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64))
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
         raise DataError(f"{file}: a record lies outside of the shard's {shard.bytes:,} bytes")
-    if (index["size"] > MAX_BYTES).any():
+    if (ends - index["offset"] > MAX_BYTES).any():
         raise DataError(f"{file}: a record is larger than an image file may be, {MAX_BYTES:,} bytes")
     return index
 

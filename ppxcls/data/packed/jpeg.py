@@ -10,7 +10,7 @@ that has them by a path that takes a tenth longer.
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,21 +18,18 @@ import simplejpeg
 
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
 from ppxcls.ops import cpu
+from ppxcls.ops.jpeg_codes import END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
 
 Array = np.ndarray[Any, Any]
 
-_START, _END, _SCAN, _FRAME = 0xD8, 0xD9, 0xDA, 0xC0
-_HUFFMAN, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xC4, 0xDB, 0xDD, 0xE0, 0xEE
+_START, _SCAN, _FRAME, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xD8, 0xDA, 0xC0, 0xDB, 0xDD, 0xE0, 0xEE
 _IGNORED = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments, and applications' data
 _HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
-_FRAMES = (b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x0b\x08")  # begin of a frame of three colours, of a grey one
+_FRAMES = (b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x0b\x08")  # beginning of a frame of three colours, of a grey one
 HEIGHT_AT = len(_HEAD) + 5  # of the frame's height, two bytes; its width follows
 # Width of a segment that is looked for. Of ImageNet's crops, 16 would save 1 % of the decoding and cost 1 % of the size; 64 would
 # save 3 % of the size and cost 10 % of the decoding.
-_SEGMENT_PIXELS = 32
-SEGMENT = np.dtype([("bits", "<u2"), ("dc", "<i2", 3)])  # its length, and the DC of the three components before it
-_LONGEST_CODE = 16
-_DC_SYMBOLS = 12
+SEGMENT_PIXELS = 32
 _NOT_DESCRIBED = "the record is not the JPEG that its index describes"
 _MARGIN = 2  # pixels around a part, if the colours have fewer pixels: the decoder interpolates them from their neighbours
 _LEAST_WIDTH = 32  # pixels of a part; the decoder does not interpolate a few pixels
@@ -76,7 +73,7 @@ class Segmented(NamedTuple):
         data: head, coded data without the zeros that follow bytes of 255 in a JPEG, and table of the segments (``SEGMENT``).
         grid: how it is cut.
         scan: position of the coded data.
-        table: position of the table.
+        table: position of the table, which is ``size`` in the index.
     """
 
     data: bytes
@@ -87,17 +84,27 @@ class Segmented(NamedTuple):
 
 @dataclass
 class _Frame:
-    """What the markers before the scan say. ``components`` are (horizontal, vertical, quantization table)."""
+    """What the markers before the scan say.
+
+    Attributes:
+        components: horizontal and vertical sampling, and quantization table, of each.
+        ids: of the components.
+        quantization: the markers with these tables.
+        tables: what ``_lookup`` makes of a Huffman table; 0 and 1 are for DC, 2 and 3 for AC.
+        interval: MCUs between restart markers.
+        scan: position of the coded data.
+        uses: tables of each component, for DC and AC.
+    """
 
     width: int = 0
     height: int = 0
-    components: list[tuple[int, int, int]] | None = None
+    components: list[tuple[int, int, int]] = field(default_factory=list)
     ids: bytes = b""
     quantization: bytes = b""
-    tables: dict[int, Array] | None = None
+    tables: dict[int, Array] = field(default_factory=dict)
     interval: int = 0
     scan: int = 0
-    uses: list[tuple[int, int]] | None = None
+    uses: list[tuple[int, int]] = field(default_factory=list)
 
 
 def segmented(data: bytes) -> Segmented | None:
@@ -111,10 +118,10 @@ def segmented(data: bytes) -> Segmented | None:
 
 
 def _parsed(data: bytes) -> _Frame | None:
-    if data[:2] != bytes((0xFF, _START)):
+    if data[:2] != bytes((MARKER, _START)):
         return None
-    frame, position = _Frame(tables={}), 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    frame, position = _Frame(), 2
+    while position + 4 <= len(data) and data[position] == MARKER:
         marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
         body = data[position + 4 : position + 2 + length]
         if len(body) != length - 2:
@@ -130,16 +137,16 @@ def _parsed(data: bytes) -> _Frame | None:
 
 def _read(frame: _Frame, marker: int, body: bytes) -> bool:
     """Take over what a marker says; False if it is not supported."""
-    if marker == _FRAME and frame.components is None and len(body) >= 6:
+    if marker == _FRAME and not frame.components and len(body) >= 6:
         frame.height, frame.width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
         rows = [body[i : i + 3] for i in range(6, len(body), 3)]
         frame.ids = bytes(row[0] for row in rows)
         frame.components = [(row[1] >> 4, row[1] & 15, row[2]) for row in rows if len(row) == 3]
         return body[0] == 8 and body[5] == len(rows) == len(frame.components) and _is_supported(frame)
     if marker == _QUANTIZATION:
-        frame.quantization += bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body
+        frame.quantization += bytes((MARKER, marker)) + (len(body) + 2).to_bytes(2, "big") + body
         return True
-    if marker == _HUFFMAN:
+    if marker == HUFFMAN_TABLE:
         return _read_tables(frame, body)
     if marker == _INTERVAL and len(body) == 2:
         frame.interval = int.from_bytes(body, "big")
@@ -149,7 +156,6 @@ def _read(frame: _Frame, marker: int, body: bytes) -> bool:
 
 
 def _is_supported(frame: _Frame) -> bool:
-    assert frame.components is not None
     if not 0 < frame.width * frame.height <= MOST_PIXELS:
         return False
     sizes = [size[:2] for size in frame.components]
@@ -161,7 +167,6 @@ def _is_supported(frame: _Frame) -> bool:
 
 
 def _read_tables(frame: _Frame, body: bytes) -> bool:
-    assert frame.tables is not None
     position = 0
     while position + 17 <= len(body):
         kind, number = body[position] >> 4, body[position] & 15
@@ -177,11 +182,11 @@ def _read_tables(frame: _Frame, body: bytes) -> bool:
 
 def _lookup(counts: bytes, symbols: bytes) -> Array | None:
     """For 16 bits: length of the code << 8 | symbol, 0 for no code; uint16 [65536]. None if the table is not in order."""
-    table = np.zeros(1 << _LONGEST_CODE, np.uint16)
+    table = np.zeros(1 << LONGEST_CODE, np.uint16)
     at, used = 0, 0
     for length, count in enumerate(counts, 1):
         for symbol in symbols[used : used + count]:
-            width = 1 << (_LONGEST_CODE - length)
+            width = 1 << (LONGEST_CODE - length)
             if at + width > table.size:
                 return None
             table[at : at + width] = length << 8 | symbol
@@ -192,7 +197,7 @@ def _lookup(counts: bytes, symbols: bytes) -> Array | None:
 
 def _is_whole_scan(frame: _Frame, body: bytes) -> bool:
     """Whether the first scan has all components, and their tables are there."""
-    if frame.components is None or frame.tables is None:
+    if not frame.components:
         return False
     count = len(frame.components)
     if len(body) != 2 * count + 4 or body[0] != count or body[-3:] != b"\0\x3f\0" or body[1 : 2 * count : 2] != frame.ids:
@@ -202,51 +207,49 @@ def _is_whole_scan(frame: _Frame, body: bytes) -> bool:
 
 
 def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
-    from ppxcls.ops.jpeg_kernels import transcode  # numba takes half a second
-
-    assert frame.components is not None
-    assert frame.uses is not None
-    assert frame.tables is not None
     grid = _grid(frame)
     blocks = []
     for number, ((across, down, _), (dc, ac)) in enumerate(zip(frame.components, frame.uses, strict=True)):
         one = [number, dc, ac, int(number > 0), 2 + int(number > 0)]
         blocks += [one] * (1 if len(frame.components) == 1 else across * down)
-    lookup = np.stack([frame.tables.get(i, np.zeros(1 << _LONGEST_CODE, np.uint16)) for i in range(4)])
+    lookup = np.stack([frame.tables.get(i, np.zeros(1 << LONGEST_CODE, np.uint16)) for i in range(4)])
     scan = np.frombuffer(data, np.uint8)[frame.scan :]
     segments = np.zeros((grid.rows * grid.columns, 4), np.int64)
-    counts, codes, lengths = (np.zeros((4, 256), np.int64) for _ in range(3))
     sizes = grid.rows * grid.mcus, grid.mcus, frame.interval, grid.per_segment
     facts = scan, lookup, np.array(blocks, np.int64), *sizes
-    if transcode(*facts, counts, codes, lengths, np.empty(0, np.uint8), segments) < 0:
+    counts, codes, lengths = (np.zeros((4, 256), np.int64) for _ in range(3))
+
+    def transcoded(out: Array) -> int:
+        return int(cpu.call("jpeg_kernels", "transcode", *facts, counts, codes, lengths, out, segments))
+
+    if transcoded(np.empty(0, np.uint8)) < 0:
         return None
-    counts[: min(len(frame.components), 2), :_DC_SYMBOLS] += 1  # a part may need any of them
-    huffman = [_best_table(row) for row in counts]
-    for codes_of_one, own_codes, own_lengths in zip(huffman, codes, lengths, strict=True):
-        _assign(codes_of_one, own_codes, own_lengths)
+    counts[: min(len(frame.components), 2), : LONGEST_DC + 1] += 1  # a part may need any of them
+    tables = [_best_table(row) for row in counts]
+    for table, own_codes, own_lengths in zip(tables, codes, lengths, strict=True):
+        _assign(table, own_codes, own_lengths)
     out = np.empty(2 * scan.size + 1024, np.uint8)
-    bits = transcode(*facts, counts, codes, lengths, out, segments)
+    bits = transcoded(out)
     in_bits = np.diff(segments[:, 0], append=bits)
     if bits < 0 or in_bits.max() > np.iinfo(np.uint16).max:
         return None
-    table = np.zeros(len(segments), SEGMENT)
-    table["bits"], table["dc"] = in_bits, segments[:, 1:]
-    head = _head(frame, huffman)
+    listed = np.zeros(len(segments), SEGMENT)
+    listed["bits"], listed["dc"] = in_bits, segments[:, 1:]
+    head = _head(frame, tables)
     coded = out[: -(-bits // 8)].tobytes()
-    return Segmented(head + coded + table.tobytes(), grid, len(head), len(head) + len(coded))
+    return Segmented(head + coded + listed.tobytes(), grid, len(head), len(head) + len(coded))
 
 
 def _grid(frame: _Frame) -> Grid:
-    assert frame.components is not None
     across, down = (1, 1) if len(frame.components) == 1 else frame.components[0][:2]
-    return Grid(frame.width, frame.height, 8 * across, 8 * down, _SEGMENT_PIXELS // (8 * across))
+    return Grid(frame.width, frame.height, 8 * across, 8 * down, SEGMENT_PIXELS // (8 * across))
 
 
 def _best_table(counts: Array) -> tuple[bytes, bytes]:
     """Numbers of codes by their length, and symbols in the order of their codes (ITU-T T.81, annex K.2)."""
     symbols = np.flatnonzero(counts).tolist()
     if not symbols:
-        return bytes(_LONGEST_CODE), b""
+        return bytes(LONGEST_CODE), b""
     # One more, which gets the code of only ones, because no symbol may have it.
     heap = [(0, -1, [-1]), *((int(counts[symbol]), symbol, [symbol]) for symbol in symbols)]
     heapq.heapify(heap)
@@ -257,14 +260,14 @@ def _best_table(counts: Array) -> tuple[bytes, bytes]:
         for member in members:
             lengths[member] += 1
         heapq.heappush(heap, (count + other, order, members))
-    by_length = np.bincount(list(lengths.values()), minlength=_LONGEST_CODE + 1)
-    for length in range(by_length.size - 1, _LONGEST_CODE, -1):  # codes that are too long: figure K.3
+    by_length = np.bincount(list(lengths.values()), minlength=LONGEST_CODE + 1)
+    for length in range(by_length.size - 1, LONGEST_CODE, -1):  # codes that are too long: figure K.3
         while by_length[length]:
             shorter = max(n for n in range(1, length - 1) if by_length[n])
             np.add.at(by_length, [length, length - 1, shorter + 1, shorter], [-2, 1, 2, -1])
     by_length[np.flatnonzero(by_length)[-1]] -= 1
     ordered = sorted(symbols, key=lambda symbol: (lengths[symbol], symbol))
-    return bytes(by_length[1 : _LONGEST_CODE + 1].tolist()), bytes(ordered)
+    return bytes(by_length[1 : LONGEST_CODE + 1].tolist()), bytes(ordered)
 
 
 def _assign(table: tuple[bytes, bytes], codes: Array, lengths: Array) -> None:
@@ -280,21 +283,20 @@ def _assign(table: tuple[bytes, bytes], codes: Array, lengths: Array) -> None:
 
 def _head(frame: _Frame, tables: list[tuple[bytes, bytes]]) -> bytes:
     """All that precedes the coded data: the frame at a fixed place, the Huffman tables behind it, and the rest."""
-    assert frame.components is not None
     count = len(frame.components)
     body = b"\x08" + frame.height.to_bytes(2, "big") + frame.width.to_bytes(2, "big") + bytes([count])
     body += b"".join(bytes([i + 1, across << 4 | down, table]) for i, (across, down, table) in enumerate(frame.components))
     parts = [(_FRAME, body)]
     for number, (lengths, symbols) in enumerate(tables):
         if symbols:
-            parts.append((_HUFFMAN, bytes([number % 2 | number // 2 << 4]) + lengths + symbols))
+            parts.append((HUFFMAN_TABLE, bytes([number % 2 | number // 2 << 4]) + lengths + symbols))
     uses = b"".join(bytes([i + 1, 0x11 * int(i > 0)]) for i in range(count))
     written = [_marked(marker, body) for marker, body in parts]
     return _HEAD + b"".join(written) + frame.quantization + _marked(_SCAN, bytes([count]) + uses + b"\0\x3f\0")
 
 
 def _marked(marker: int, body: bytes) -> bytes:
-    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body
+    return bytes((MARKER, marker)) + (len(body) + 2).to_bytes(2, "big") + body
 
 
 class SegmentedImage(ImageParts):
@@ -315,7 +317,7 @@ class SegmentedImage(ImageParts):
     def encoded(self) -> bytes:
         """The JPEG."""
         data = self._data
-        return b"".join([data[: self._scan], data[self._scan : self._table].replace(b"\xff", b"\xff\0"), bytes((0xFF, _END))])
+        return b"".join([data[: self._scan], data[self._scan : self._table].replace(b"\xff", b"\xff\0"), bytes((MARKER, END))])
 
     def whole(self) -> Image:
         """The picture, uint8 [H, W, 3], RGB.
@@ -331,6 +333,7 @@ class SegmentedImage(ImageParts):
         Raises:
             ValueError: it can't be decoded.
         """
+        left, top, width, height = int(left), int(top), int(width), int(height)  # numpy's, perhaps
         if not cpu.HAS_NUMBA:
             return self.whole()[top : top + height, left : left + width]
         grid = self._grid
@@ -338,7 +341,7 @@ class SegmentedImage(ImageParts):
         margin = 0 if grid.mcu_width == grid.mcu_height == 8 else _MARGIN
         first, stop = max(left - margin, 0) // across, -(-min(left + width + margin, grid.width) // across)
         # Not a few pixels alone, such as those of a last column.
-        first = max(0, min(first, -(-grid.width // across) - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across))
+        first = max(0, min(first, grid.columns - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across))
         row, end = max(top - margin, 0) // down, -(-min(top + height + margin, grid.height) // down)
         cut_height, cut_width = min(end * down, grid.height) - row * down, min(stop * across, grid.width) - first * across
         picture = _decoded(self._cut((first, stop, row, end), cut_height, cut_width), cut_height, cut_width)
@@ -347,18 +350,17 @@ class SegmentedImage(ImageParts):
 
     def _cut(self, part: tuple[int, int, int, int], height: int, width: int) -> Array:
         """A JPEG of the segments of a part: first column, column behind the last, first row, row behind the last."""
-        from ppxcls.ops.jpeg_cut_kernels import cut  # numba takes half a second
-
         grid, data = self._grid, np.frombuffer(self._data, np.uint8)
+        if data.size != self._table + SEGMENT.itemsize * grid.columns * grid.rows:  # the kernel relies on it
+            raise ValueError(_NOT_DESCRIBED)
         is_grey = self._data[HEIGHT_AT + 4] == 1
         components, blocks = (1, 1) if is_grey else (3, grid.mcu_width * grid.mcu_height // 64)
         tables = HEIGHT_AT + 5 + 3 * components
-        # Each byte may get a zero behind it, and each row some bytes more.
         made = np.empty(2 * self._table - self._scan + 64 * (grid.rows + 1), np.uint8)
         made[: self._scan] = data[: self._scan]
-        made[HEIGHT_AT : HEIGHT_AT + 4] = height >> 8, height & 0xFF, width >> 8, width & 0xFF
+        made[HEIGHT_AT : HEIGHT_AT + 4] = height >> 8, height & MARKER, width >> 8, width & 0xFF
         places, shifts = (tables, self._scan, self._table), np.zeros(components, np.int64)
-        size = cut(data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
+        size = cpu.call("jpeg_cut_kernels", "cut", data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
         if size < 0:
             raise ValueError(_NOT_DESCRIBED)
         return made[:size]

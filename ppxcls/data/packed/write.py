@@ -31,7 +31,7 @@ from ppxcls.data.packed.format import (
     read_manifest,
     shard_name,
 )
-from ppxcls.data.packed.jpeg import SegmentedImage, segmented
+from ppxcls.data.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, segmented
 from ppxcls.data.packed.storage import is_url
 from ppxcls.data.resize import resizer
 from ppxcls.ops import cpu
@@ -190,6 +190,8 @@ def _begun(output: Path, wanted: Manifest) -> Manifest:
                 if name == _UNFINISHED:  # cut off with the machine: begin again
                     return wanted
                 raise
+            if found.format != wanted.format:
+                raise DataError(f"{output / name}: the folder holds a data set of the format {found.format!r}; choose another")
             if replace(found, shards=[]) != wanted:
                 raise DataError(f"{output / name}: the folder holds a data set of another list, or with other options")
             shards = found.shards
@@ -219,11 +221,9 @@ def _write_shard(
     index = np.zeros(len(samples), RECORD)
     digest = hashlib.sha256()
     offset = 0
-
-    step = _AT_ONCE
     with whole_file(output / f"{shard_name(number)}.data", durable=True) as stream:
-        for start in range(0, len(samples), step):
-            part = samples[start : start + step]
+        for start in range(0, len(samples), _AT_ONCE):
+            part = samples[start : start + _AT_ONCE]
             for place, (record, data) in enumerate(pool.map(lambda i: _record(dataset, i, reduction), part), start):
                 record["offset"] = offset
                 index[place] = record
@@ -265,13 +265,14 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
 
 
 def _is_equal(image: ImageParts, picture: Image | None) -> bool:
-    """Whether the whole has these pixels, and so has a part whose rows are joined."""
+    """Whether the whole has these pixels, and so have strips that between them begin and end at each segment."""
     try:
         if picture is None or not np.array_equal(image.whole(), picture):
             return False
         height, width = picture.shape[:2]
-        top, left = height // 2, width // 2
-        return np.array_equal(image.part(left, top, width - left, height - top), picture[top:, left:])
+        lefts = range(0, width, SEGMENT_PIXELS)
+        strips = [(left, min(SEGMENT_PIXELS, width - left)) for left in lefts]
+        return all(np.array_equal(image.part(x, 0, wide, height), picture[:, x : x + wide]) for x, wide in strips)
     except ValueError:
         return False
 

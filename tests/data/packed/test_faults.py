@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -18,8 +19,9 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.packed import storage, write
 from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.packed.format import RECORD, Row, read_manifest, unpacked
-from ppxcls.data.packed.jpeg import HEIGHT_AT, SEGMENT, SegmentedImage, segmented
+from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
 from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
+from ppxcls.ops.jpeg_codes import SEGMENT
 from ppxcls.system.turns import turn
 from tests.conftest import run_tool
 from tests.data.packed.conftest import jpeg, photo
@@ -100,6 +102,20 @@ def test_interrupted_work_with_damaged_parts_is_done_again(originals: Path, pack
     assert {file.name: file.read_bytes() for file in packed.iterdir()} == expected
 
 
+def test_a_record_of_too_many_segments_is_not_read(packed: Path) -> None:
+    """Their table would fill the memory before it is compared with the picture's size."""
+    manifest = json.loads((packed / "pack.json").read_text())
+    index = np.load(packed / "shard-00000.index")
+    index[0]["segments"] = 1 << 28
+    with open(packed / "shard-00000.index", "wb") as stream:
+        np.save(stream, index)
+    os.truncate(packed / "shard-00000.data", 1 << 33)
+    manifest["shards"][0]["bytes"] = 1 << 33
+    (packed / "pack.json").write_text(json.dumps(manifest))
+    with pytest.raises(ppxcls.DataError, match="a record is larger than an image file may be"):
+        PackedDataset(str(packed), DECODE).load(0)
+
+
 def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
     file = packed / "shard-00000.index"
     good, rng = file.read_bytes(), np.random.default_rng(0)
@@ -153,6 +169,8 @@ def test_segments_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
 def test_a_table_that_does_not_fit_the_coded_data_is_refused() -> None:
     made = segmented(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
+    with pytest.raises(ValueError, match="not the JPEG that its index describes"):
+        SegmentedImage(made._replace(grid=made.grid._replace(height=60_000))).part(0, 50, 8, 8)
     for change in (-16, 16, 30_000):
         table = np.frombuffer(made.data, SEGMENT, offset=made.table).copy()
         table["bits"][1] = int(table["bits"][1]) + change

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from ppxcls.data.decode import decode_image
-from ppxcls.data.packed.jpeg import HEIGHT_AT, SEGMENT, SegmentedImage, segmented
+from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
 from ppxcls.ops import cpu
+from ppxcls.ops.jpeg_codes import SEGMENT
 from tests.conftest import SHARED, needs_shared
 from tests.data.packed.conftest import KINDS, WHOLE, jpeg, photo
 
@@ -98,6 +99,13 @@ def test_parts_of_extreme_brightness() -> None:
         for quality in (5, 75, 100):
             check_parts(jpeg(np.dstack([picture, picture, 255 - picture]), quality=quality), 30, quality)
             check_parts(jpeg(picture, quality=quality), 30, quality)
+
+
+def test_numbers_of_numpy_are_taken() -> None:
+    made = segmented(jpeg(photo(100, 80)))
+    assert made is not None
+    image = SegmentedImage(made)
+    np.testing.assert_array_equal(image.part(*np.array([40, 30, 20, 10])), image.whole()[30:40, 40:60])
 
 
 @pytest.mark.parametrize("kind", WHOLE)
