@@ -1,4 +1,4 @@
-"""Resizing by OpenCV or Pillow, of whole images and of parts that are decoded as they are needed."""
+"""Resizing by OpenCV, by Pillow or with Pillow's pixels, of whole images and of parts that are decoded as they are needed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ _PILLOW = {
     "hamming": PillowImage.Resampling.HAMMING,
 }
 
-_BY_KERNEL = ("bilinear", "bicubic")  # of Pillow's
+_BY_KERNEL = ("bilinear", "bicubic")  # those of Pillow's filters that ``_resampled`` has
+_MOST_BETWEEN = 1 << 26  # pixels between the two steps of Pillow's resizing
 
 
 def resizer(interpolation: str | None, backend: str) -> Resize:
@@ -53,6 +54,8 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
     def resize(image: Image, size: tuple[int, int]) -> Image:
         if size[0] * size[1] > MOST_PIXELS:  # a line of pixels whose shorter side is enlarged
             raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many")
+        if backend == "pil" and size[0] * image.shape[0] > _MOST_BETWEEN:  # a column of pixels that is made wider first
+            raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many")
         if backend == "cv2":
             return cv2.resize(image, size, interpolation=method)
         if name in _BY_KERNEL and cpu.HAS_NUMBA and image.dtype == np.uint8:
@@ -71,7 +74,7 @@ def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampli
 
 
 def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
-    """The pixels of ``_by_pillow`` in a fifth of the time, bicubic or bilinear."""
+    """The pixels of ``_by_pillow``, by a kernel that resizes the first side, so that the image is transposed for its width."""
 
     def along_first_side(source: Image, length: int) -> Image:
         out = np.empty((length, *source.shape[1:]), np.uint8)

@@ -210,14 +210,9 @@ def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Seque
 
 
 def _sample_images(config: Config, host: Compose, count: int = 8) -> Array:
-    """Images to compare the exported files on, after the host's transforms: real ones, or else noise, with a warning."""
-    try:
-        loads = _listed_images(config, 4 * count)
-    except (DataError, OSError) as error:
-        loads = []
-        logger.warning(f"the exported files are compared on random images, because there are no real ones: {error}")
+    """Images to compare the exported files on: real ones if there are any, or else random ones, with a warning."""
     images: list[Array] = []
-    for name, load in loads:
+    for name, load in _listed_images(config, 4 * count):
         try:
             image = load(host)
             if not images or image.shape == images[0].shape:
@@ -225,20 +220,34 @@ def _sample_images(config: Config, host: Compose, count: int = 8) -> Array:
         except (OSError, ValueError, DataError) as error:
             logger.warning(f"{name}: {error}")
         if len(images) == count:
-            break
-    if not images and loads:
-        raise DataError(f"none of the images to compare the exported files on can be read, such as {loads[0][0]}")
-    return np.stack(images or [host(_random_image(seed)) for seed in range(count)])
+            return np.stack(images)
+    if not images:
+        images = [host(_random_image(seed)) for seed in range(count)]
+        size = f"{list(images[0].shape)} after the transforms"
+        logger.warning(
+            f"no real images are at hand, so the exported files are compared on random ones, {size}; set Infer.infer_imgs"
+        )
+    return np.stack(images)
 
 
 def _listed_images(config: Config, most: int) -> list[tuple[str, Callable[[Compose], Array]]]:
-    """Names and loaders of ``Infer.infer_imgs``, or of the first images of the evaluation data. Raises DataError, OSError."""
+    """Names and loaders of ``Infer.infer_imgs``, or of the first images of the evaluation data; empty if both are missing.
+
+    Raises:
+        DataError: the evaluation data is there, but can't be used.
+    """
     if config.Infer and config.Infer.infer_imgs:
-        return [(file, partial(_load_image, file)) for file in find_images(config.Infer.infer_imgs)]
+        try:
+            return [(file, partial(_load_image, file)) for file in find_images(config.Infer.infer_imgs)]
+        except (DataError, OSError) as error:  # as in a YAML from elsewhere
+            logger.warning(f"Infer.infer_imgs: {error}")
     if config.DataLoader and config.DataLoader.Eval:
-        dataset = build_dataset(config, "Eval", patience=0)
-        return [(dataset.path(i), partial(_load_sample, dataset, i)) for i in range(min(len(dataset), most))]
-    raise DataError("neither Infer.infer_imgs nor DataLoader.Eval is given")
+        block = config.DataLoader.Eval.dataset
+        places = [block[key] for key in ("cls_label_path", "pack") if key in block]
+        if all(is_url(place) or Path(place).exists() for place in places):
+            dataset = build_dataset(config, "Eval", patience=0)
+            return [(dataset.path(i), partial(_load_sample, dataset, i)) for i in range(min(len(dataset), most))]
+    return []
 
 
 def _load_sample(dataset: Dataset, index: int, transform: Compose) -> Array:
@@ -246,9 +255,9 @@ def _load_sample(dataset: Dataset, index: int, transform: Compose) -> Array:
 
 
 def _random_image(seed: int) -> bytes:
-    """A file of coloured clouds: noise of single pixels would say little of a network that was trained on photographs."""
+    """A file of coloured clouds, because noise of single pixels would say little of a network that was trained on photographs."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    return cv2.imencode(".png", cv2.resize(coarse, (640, 480), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+    return cv2.imencode(".png", cv2.resize(coarse, (2048, 1536), interpolation=cv2.INTER_CUBIC))[1].tobytes()
 
 
 def _load_image(file: str, transform: Compose) -> Array:

@@ -60,8 +60,9 @@ class InferenceProgram:
 
     def __call__(self, images: Array) -> Array:
         """The output for a batch. On the CPU it is computed in pieces."""
-        at_once = len(images) if self._on_gpu else max(1, _AT_ONCE * 3 * len(images) // max(images.size, 1))
-        parts = [self._run(images[i : i + at_once]) for i in range(0, len(images), at_once)]
+        count = max(len(images), 1)
+        at_once = count if self._on_gpu else max(1, _AT_ONCE * 3 * count // max(images.size, 1))  # 3 channels
+        parts = [self._run(images[i : i + at_once]) for i in range(0, count, at_once)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _run(self, images: Array) -> Array:

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 @compiled
 def byte(value: float) -> Any:
-    """A value from 0 to 255 without its fraction. By int32, because processors have no other conversion for vectors."""
+    """A value from 0 to 255 without its fraction. By int32, because most processors convert vectors to no other integers."""
     return np.uint8(np.int32(value))
 
 

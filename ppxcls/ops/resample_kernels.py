@@ -67,6 +67,8 @@ def weigh(source: int, place: int, scale: float, is_cubic: bool, shares: Array, 
 def resample(rows: Array, is_cubic: bool, out: Array) -> None:
     """Resize the first side of [H, N] to that of [h, N].
 
+    The sums fit into 32 bits, because weights add up to 1, and to less than 1.5 without their signs.
+
     Args:
         rows: uint8.
         is_cubic: bicubic, or else bilinear.

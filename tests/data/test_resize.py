@@ -70,3 +70,12 @@ def test_other_filters_are_pillows_own(name: str) -> None:
     if name != "nearest":
         expected = expected.resize((50, 40), method)
     np.testing.assert_array_equal(resizer(name, "pil")(image, (50, 20)), expected.resize((50, 20), method))
+
+
+@pytest.mark.parametrize("name", ["bicubic", "lanczos"])
+def test_a_column_that_would_fill_the_memory_is_refused(name: str) -> None:
+    """Its width is resized first."""
+    column = np.zeros((1_000_000, 1, 3), np.uint8)
+    with pytest.raises(ValueError, match="1 x 1000000 pixels would become 299 x 1000000; too many"):
+        resizer(name, "pil")(column, (299, 299))
+    assert resizer(name, "pil")(column[:100_000], (299, 299)).shape == (299, 299, 3)

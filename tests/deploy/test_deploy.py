@@ -302,23 +302,40 @@ def test_what_infer_refuses(
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("missing", ["list", "images", "both"])
+@pytest.mark.parametrize("missing", ["list", "images", "section"])
 def test_export_without_images_is_compared_on_random_ones(
     missing: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a YAML of PaddleClas and its weights, and no data on this machine."""
-    overrides = [f"Global.save_inference_dir={tmp_path}/inference"]
-    overrides += [] if missing == "images" else [f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/nowhere.txt"]
-    overrides += [f"Infer.infer_imgs={tmp_path}/nowhere" if missing == "images" else "Infer.infer_imgs=null"]
+    overrides = [f"Global.save_inference_dir={tmp_path}/inference", "Infer.infer_imgs=null"]
+    overrides += [f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/nowhere.txt"] if missing == "list" else []
+    overrides += [f"DataLoader.Eval.dataset.image_root={tmp_path}"] if missing == "images" else []
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
     config = ppxcls.load_config(trained, overrides)
-    if missing == "both":
+    if missing == "section":
         config.DataLoader.Eval = None
     differences = ppxcls.export(config, formats=["paddle"])
     assert 0 <= differences["paddle"] < 1e-4
+    assert warnings[-1].startswith("no real images are at hand, so the exported files are compared on random ones, [")
+    assert all("No such file" in warning for warning in warnings[:-1])
+    assert bool(warnings[:-1]) == (missing == "images")
+
+
+def test_export_says_what_is_wrong_with_images(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are named and not there are pointed out, and those of the evaluation taken; a wrong list is an error."""
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    warnings: list[str] = []
+    monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
+    ppxcls.export(ppxcls.load_config(trained, [target, f"Infer.infer_imgs={tmp_path}/nowhere"]), formats=["paddle"])
     assert len(warnings) == 1
-    assert warnings[0].startswith("the exported files are compared on random images, because there are no real ones: ")
+    assert warnings[0].startswith("Infer.infer_imgs: ")
+    (tmp_path / "wrong.txt").write_text("a.jpg 99\n")
+    config = ppxcls.load_config(
+        trained, [target, "Infer.infer_imgs=null", f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/wrong.txt"]
+    )
+    with pytest.raises(ppxcls.DataError, match="the label 99 is outside class_num"):
+        ppxcls.export(config, formats=["paddle"])
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="no ONNX Runtime or paddle2onnx")

@@ -52,6 +52,14 @@ def test_the_compiled_network_gives_the_same_logits(name: str, at_once: int, mon
     assert all(p.grad is not None for p in network.parameters() if not p.stop_gradient)
 
 
+def test_images_larger_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2D(3, 4, 3), nn.AdaptiveAvgPool2D(1), nn.Flatten())
+    network.eval()
+    program = Compiler()(network)
+    monkeypatch.setattr(paddle_inference, "_AT_ONCE", 10)
+    assert np.allclose(program(IMAGES), network(paddle.to_tensor(IMAGES)).numpy(), atol=1e-5)
+
+
 def test_it_pays_for_many_images_only(monkeypatch: pytest.MonkeyPatch) -> None:
     network = ppxcls.build_model("Xception41", class_num=5)
     monkeypatch.setattr(Compiler, "__call__", lambda *_: pytest.fail("compiled for a few images"))
