@@ -10,26 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppxcls.ops.cpu import compiled
-from ppxcls.ops.jpeg_bits_kernels import (
-    BITS,
-    COUNT,
-    POSITION,
-    WRONG,
-    bits_of,
-    fill_byte,
-    put_bits,
-    size_of,
-    value_of,
-)
-from ppxcls.ops.jpeg_codes import (
-    COEFFICIENTS,
-    END,
-    HUFFMAN_TABLE,
-    LONGEST_CODE,
-    LONGEST_DC,
-    MARKER,
-    SEGMENT,
-)
+from ppxcls.ops.jpeg_bits_kernels import BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
+from ppxcls.ops.jpeg_codes import COEFFICIENTS, END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
 
 Array = np.ndarray[Any, Any]
 

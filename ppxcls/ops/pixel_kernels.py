@@ -165,6 +165,7 @@ def slide_edge(row: Array, x: int, move: float, shift: float, is_cubic: bool, fi
 
 @compiled
 def slide_row(before: Array, own: Array, after: Array, last: Array, shares: Array, is_cubic: bool, out: Array) -> None:
+    """The pixels of a row whose neighbours are all inside: a value between four, or two, for each of ``out``."""
     if is_cubic:
         for i in range(out.shape[0]):
             value = cubic(1.0 * before[i], 1.0 * own[i], 1.0 * after[i], 1.0 * last[i], shares[i])

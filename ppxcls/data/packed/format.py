@@ -151,7 +151,7 @@ def _size(manifest: Manifest, number: int) -> int:
     return min(manifest.samples_per_shard, manifest.samples - number * manifest.samples_per_shard)
 
 
-def read_index(file: Path, shard: Shard, pack_format: str = FORMAT) -> Array:
+def read_index(file: Path, shard: Shard, pack_format: str) -> Array:
     """The index of a shard, ``RECORD`` [samples].
 
     Args:

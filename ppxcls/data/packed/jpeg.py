@@ -144,7 +144,7 @@ def _read(frame: _Frame, marker: int, body: bytes) -> bool:
         frame.components = [(row[1] >> 4, row[1] & 15, row[2]) for row in rows if len(row) == 3]
         return body[0] == 8 and body[5] == len(rows) == len(frame.components) and _is_supported(frame)
     if marker == _QUANTIZATION:
-        frame.quantization += bytes((MARKER, marker)) + (len(body) + 2).to_bytes(2, "big") + body
+        frame.quantization += _marked(marker, body)
         return True
     if marker == HUFFMAN_TABLE:
         return _read_tables(frame, body)
@@ -284,7 +284,7 @@ def _assign(table: tuple[bytes, bytes], codes: Array, lengths: Array) -> None:
 def _head(frame: _Frame, tables: list[tuple[bytes, bytes]]) -> bytes:
     """All that precedes the coded data: the frame at a fixed place, the Huffman tables behind it, and the rest."""
     count = len(frame.components)
-    body = b"\x08" + frame.height.to_bytes(2, "big") + frame.width.to_bytes(2, "big") + bytes([count])
+    body = b"\x08" + _size(frame.height, frame.width) + bytes([count])
     body += b"".join(bytes([i + 1, across << 4 | down, table]) for i, (across, down, table) in enumerate(frame.components))
     parts = [(_FRAME, body)]
     for number, (lengths, symbols) in enumerate(tables):
@@ -293,6 +293,11 @@ def _head(frame: _Frame, tables: list[tuple[bytes, bytes]]) -> bytes:
     uses = b"".join(bytes([i + 1, 0x11 * int(i > 0)]) for i in range(count))
     written = [_marked(marker, body) for marker, body in parts]
     return _HEAD + b"".join(written) + frame.quantization + _marked(_SCAN, bytes([count]) + uses + b"\0\x3f\0")
+
+
+def _size(height: int, width: int) -> bytes:
+    """As it stands in a frame."""
+    return height.to_bytes(2, "big") + width.to_bytes(2, "big")
 
 
 def _marked(marker: int, body: bytes) -> bytes:
@@ -358,7 +363,7 @@ class SegmentedImage(ImageParts):
         tables = HEIGHT_AT + 5 + 3 * components
         made = np.empty(2 * self._table - self._scan + 64 * (grid.rows + 1), np.uint8)
         made[: self._scan] = data[: self._scan]
-        made[HEIGHT_AT : HEIGHT_AT + 4] = height >> 8, height & MARKER, width >> 8, width & 0xFF
+        made[HEIGHT_AT : HEIGHT_AT + 4] = np.frombuffer(_size(height, width), np.uint8)
         places, shifts = (tables, self._scan, self._table), np.zeros(components, np.int64)
         size = cpu.call("jpeg_cut_kernels", "cut", data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
         if size < 0:
@@ -368,8 +373,9 @@ class SegmentedImage(ImageParts):
 
 def _decoded(data: bytes | Array, height: int, width: int) -> Image:
     """A JPEG of a known size. Raises ValueError."""
-    size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-    if bytes(data[: HEIGHT_AT + 4]) not in (_HEAD + frame + size for frame in _FRAMES):  # else the decoder might allocate any size
+    if bytes(data[: HEIGHT_AT + 4]) not in (
+        _HEAD + frame + _size(height, width) for frame in _FRAMES
+    ):  # else the decoder might allocate any size
         raise ValueError(_NOT_DESCRIBED)
     picture = simplejpeg.decode_jpeg(data, "RGB")
     if picture.shape != (height, width, 3):

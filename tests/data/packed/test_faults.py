@@ -116,6 +116,21 @@ def test_a_record_of_too_many_segments_is_not_read(packed: Path) -> None:
         PackedDataset(str(packed), DECODE).load(0)
 
 
+def test_a_wrong_table_is_found_while_packing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each segment's DC: the file is packed as it was, if a part would have other pixels."""
+    (tmp_path / "list.txt").write_text("grey.jpg 0\n")
+    assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "right").segmented == 1
+    found = write.segmented((photos / "grey.jpg").read_bytes())
+    assert found is not None
+    columns, rows = found.grid.columns, found.grid.rows
+    for place in (columns + 1, (rows // 2) * columns + columns - 2):
+        table = np.frombuffer(found.data, SEGMENT, offset=found.table).copy()
+        table["dc"][place] += 40
+        wrong = found._replace(data=found.data[: found.table] + table.tobytes())
+        monkeypatch.setattr(write, "segmented", lambda _, wrong=wrong: wrong)
+        assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / f"wrong-{place}").segmented == 0
+
+
 def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
     file = packed / "shard-00000.index"
     good, rng = file.read_bytes(), np.random.default_rng(0)

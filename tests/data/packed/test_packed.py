@@ -24,7 +24,6 @@ from ppxcls.data.packed import write
 from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.packed.format import RECORD, read_manifest
 from ppxcls.data.sampler import DistributedBatchSampler
-from ppxcls.ops.jpeg_codes import SEGMENT
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
 from tests.data.packed.conftest import jpeg, photo
 
@@ -305,21 +304,6 @@ def test_format_1_is_read(photos: Path, packed: Path, tmp_path: Path, monkeypatc
     assert ppxcls.verify_pack(folder, photos / "list.txt").segmented == 0
     with pytest.raises(ppxcls.DataError, match="a data set of the format 'ppxcls pack 1'"):
         ppxcls.pack(photos / "list.txt", None, folder, samples_per_shard=7)
-
-
-def test_a_wrong_table_is_found_while_packing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each segment's DC: the file is packed as it was, if a part would have other pixels."""
-    (tmp_path / "list.txt").write_text("grey.jpg 0\n")
-    assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "right").segmented == 1
-    found = write.segmented((photos / "grey.jpg").read_bytes())
-    assert found is not None
-    columns, rows = found.grid.columns, found.grid.rows
-    for place in (columns + 1, (rows // 2) * columns + columns - 2):
-        table = np.frombuffer(found.data, SEGMENT, offset=found.table).copy()
-        table["dc"][place] += 40
-        wrong = found._replace(data=found.data[: found.table] + table.tobytes())
-        monkeypatch.setattr(write, "segmented", lambda _, wrong=wrong: wrong)
-        assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / f"wrong-{place}").segmented == 0
 
 
 def test_fields_of_the_index_have_the_documented_size() -> None:
