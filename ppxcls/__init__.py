@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ppxcls._version import __version__ as __version__
 from ppxcls.system import environment
 from ppxcls.system import watchdog as watchdog  # notes the parent process as early as possible
-
-__version__ = "0.10.0"
 
 environment.prepare_cpu()
 
@@ -21,20 +20,20 @@ _HOMES = {
     "Preempted": "ppxcls.system.signals",
     "TrainingError": "ppxcls.train.loss_watch",
     "load_config": "ppxcls.config.load",
-    "list_models": "ppxcls.train.network",
-    "build_model": "ppxcls.train.network",
-    "build_trainer": "ppxcls.build",
-    "evaluate": "ppxcls.build",
-    "check_data": "ppxcls.build",
+    "list_models": "ppxcls.build.network",
+    "build_model": "ppxcls.build.network",
+    "build_trainer": "ppxcls.build.trainer",
+    "evaluate": "ppxcls.build.evaluation",
+    "check_data": "ppxcls.build.data",
     "make_lists": "ppxcls.data.make_lists",
-    "pack": "ppxcls.data.packed.write",
-    "verify_pack": "ppxcls.data.packed.write",
-    "unpack": "ppxcls.data.packed.write",
+    "pack": "ppxcls.packed.write",
+    "verify_pack": "ppxcls.packed.write",
+    "unpack": "ppxcls.packed.write",
     "convert_weights": "ppxcls.deploy.build",
     "export": "ppxcls.deploy.build",
     "infer": "ppxcls.deploy.build",
     "load": "ppxcls.deploy.build",
-    "fit": "ppxcls.photographs.folder",
+    "fit": "ppxcls.fitting.folder",
     "find_lr": "ppxcls.tuning.build",
     "find_batch": "ppxcls.tuning.build",
     "report": "ppxcls.reports.page",
@@ -63,32 +62,32 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from ppxcls.build import build_trainer as build_trainer
-    from ppxcls.build import check_data as check_data
-    from ppxcls.build import evaluate as evaluate
+    from ppxcls.build.data import check_data as check_data
+    from ppxcls.build.evaluation import evaluate as evaluate
+    from ppxcls.build.network import build_model as build_model
+    from ppxcls.build.network import list_models as list_models
+    from ppxcls.build.trainer import build_trainer as build_trainer
     from ppxcls.checkpoints.files import CheckpointError as CheckpointError
     from ppxcls.checkpoints.run_folder import RunFolderError as RunFolderError
     from ppxcls.config.checks import ConfigError as ConfigError
     from ppxcls.config.load import load_config as load_config
     from ppxcls.data.errors import DataError as DataError
     from ppxcls.data.make_lists import make_lists as make_lists
-    from ppxcls.data.packed.write import pack as pack
-    from ppxcls.data.packed.write import unpack as unpack
-    from ppxcls.data.packed.write import verify_pack as verify_pack
     from ppxcls.data.transforms import build_transforms as build_transforms
     from ppxcls.deploy.build import convert_weights as convert_weights
     from ppxcls.deploy.build import export as export
     from ppxcls.deploy.build import infer as infer
     from ppxcls.deploy.build import load as load
+    from ppxcls.fitting.folder import fit as fit
     from ppxcls.models.weights import load_weights as load_weights
-    from ppxcls.photographs.folder import fit as fit
+    from ppxcls.packed.write import pack as pack
+    from ppxcls.packed.write import unpack as unpack
+    from ppxcls.packed.write import verify_pack as verify_pack
     from ppxcls.reports.page import report as report
     from ppxcls.serving.start import serve as serve
     from ppxcls.system.signals import Preempted as Preempted
     from ppxcls.train.loss_watch import TrainingError as TrainingError
     from ppxcls.train.lr_schedules import build_lr_schedule as build_lr_schedule
-    from ppxcls.train.network import build_model as build_model
-    from ppxcls.train.network import list_models as list_models
     from ppxcls.tuning.build import find_batch as find_batch
     from ppxcls.tuning.build import find_lr as find_lr
 

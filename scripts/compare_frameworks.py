@@ -70,7 +70,7 @@ def on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any]) -> 
     """Train and evaluate a network of torch: logits of normalised [N, H, W, 3], training or not."""
     import torch
 
-    from ppxcls.build import build_loader
+    from ppxcls.build.data import build_loader
     from ppxcls.train.lr_schedules import build_lr_schedule
 
     train, held_out = build_loader(config, "Train"), build_loader(config, "Eval")

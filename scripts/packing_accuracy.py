@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.loader import Loader
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.write import pack
 from ppxcls.data.sampler import DistributedBatchSampler
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.write import pack
 
 SIZES = [(448, 90), (352, 90), (352, 85), (352, 75), (320, 85)]
 # None for the files themselves, or the short side and the quality.

@@ -17,10 +17,10 @@ import pytest
 from paddle import nn
 
 import ppxcls
+from ppxcls.build.choices import weights_for
+from ppxcls.build.network import build_network
 from ppxcls.config.registry import Registry
 from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
-from ppxcls.train.network import build_network
-from ppxcls.train.trained_model import weights_for
 from tests.conftest import ROOT
 
 
@@ -290,7 +290,7 @@ import ppxcls
 trainer = ppxcls.build_trainer(ppxcls.load_config({str(file)!r}))
 trainer.fit()
 facts = ppxcls.pack({str(images / "train_list.txt")!r}, None, {str(tmp_path / "packed")!r})
-from ppxcls.data.packed.dataset import PackedDataset
+from ppxcls.packed.dataset import PackedDataset
 one, two = (
     PackedDataset(pack, [{{"DecodeImage": {{}}}}, {{"CropImage": {{"size": 9}}}}])
     for pack in ({str(tmp_path / "packed")!r}, {str(tmp_path / "parts")!r})

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 import ppxcls
+from ppxcls.build.disk_space import checkpoint_bytes
 from ppxcls.data import read_file
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.errors import DataError
-from ppxcls.train.room import checkpoint_bytes
 from ppxcls.train.trackers import JsonLines
 from tests.conftest import ROOT, run_tool, write_images
 

@@ -17,8 +17,8 @@ import paddle
 import pytest
 
 import ppxcls
+from ppxcls.build.choices import Purpose, class_names_for, transforms_for
 from ppxcls.data.list_index import ListIndex
-from ppxcls.train.trained_model import Purpose, class_names_for, transforms_for
 from tests.conftest import ROOT, run_tool
 from tests.deploy.test_deploy import HAS_ONNX, pictures
 

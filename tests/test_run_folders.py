@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.build.choices import weights_for
 from ppxcls.train import learner
-from ppxcls.train.trained_model import weights_for
 from tests.conftest import run_tool
 from tests.test_one_truth import train
 

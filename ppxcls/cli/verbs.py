@@ -51,7 +51,7 @@ def fit() -> None:
     given = parser.parse_args()
     names = ("photos", "weights", "network", "minutes", "output", "device", "find_lr", "find_batch")
     folder = ppxcls.fit(**{name: getattr(given, name) for name in names}, overrides=given.override)
-    from ppxcls.photographs.folder import next_commands
+    from ppxcls.fitting.folder import next_commands
 
     print(f"\nreport: {printable(str(folder))}/report.html\n\nnext:")
     for line in next_commands(folder):
@@ -75,11 +75,12 @@ def train() -> None:
         if arguments.find_lr:
             ppxcls.find_lr(arguments.config, arguments.override)
         return
-    ppxcls.build_trainer(config).fit()
+    trainer = ppxcls.build_trainer(config)
+    trainer.fit()
     if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
         from ppxcls.reports.page import report_after_training
 
-        report_after_training(config.run_folder)
+        report_after_training(trainer.output_dir)
 
 
 def evaluate() -> None:
@@ -124,7 +125,9 @@ def export() -> None:
     config = cli.load_config(arguments)
     formats = ["paddle", "onnx"] if arguments.format == "both" else [arguments.format]
     ppxcls.export(config, formats, not arguments.logits, not arguments.float_input, arguments.fold, arguments.int8)
-    print(f"written to {config.Global.save_inference_dir}")
+    from ppxcls.deploy.build import export_folder
+
+    print(f"written to {export_folder(config)}")
 
 
 def check() -> int:
@@ -225,7 +228,7 @@ def convert() -> None:
 
 def doctor() -> int:
     """Look over the installation."""
-    from ppxcls.train.doctor import look
+    from ppxcls.cli.doctor import look
 
     parser = cli.parser_for("Versions, devices, a training step on each, image libraries, threads, disk.", EXAMPLES["doctor"])
     parser.add_argument("--output", type=Path, default=Path(), metavar="DIR", help="on the disk that runs will write to")

@@ -1,7 +1,7 @@
 """The one mechanism that names and builds components: a component's own signature is the schema of its block in the YAML.
 
 Only the mechanism is here. Each registry stands beside its components, such as ``LOSSES`` in ``train/losses.py``. Components of the
-package are found by importing all modules of three rooms; a user's own are found by importing the modules of ``Global.plugins``.
+package are found by importing all modules of four packages; a user's own are found by importing the modules of ``Global.plugins``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from easydict import EasyDict
 
 from ppxcls.config.checks import Where, check_value, shown, type_name, unknown, without_unused
 
-_ROOMS = ("ppxcls.models", "ppxcls.data", "ppxcls.train")
+_PACKAGES = ("ppxcls.models", "ppxcls.data", "ppxcls.packed", "ppxcls.train")
 
 
 class _Plain(Protocol):
@@ -198,7 +198,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All registered names, sorted."""
-        _import_rooms()
+        _import_components()
         return sorted(self._components)
 
     def get(self, name: Any, where: Where) -> Callable[..., Any]:
@@ -216,7 +216,7 @@ class Registry(Generic[T]):
 
     def published(self, name: str) -> Any:
         """What was given as ``published`` when the component was registered; None if nothing was."""
-        _import_rooms()
+        _import_components()
         return self._published.get(name)
 
     def schema(self, name: str) -> dict[str, Any]:
@@ -345,20 +345,21 @@ _REGISTRIES: dict[str, Registry[Any]] = {}
 
 def registry(kind: str) -> Registry[Any]:
     """The registry of this kind."""
-    _import_rooms()
+    _import_components()
     return _REGISTRIES[kind]
 
 
 def registries() -> dict[str, Registry[Any]]:
     """All registries by kind."""
-    _import_rooms()
+    _import_components()
     return dict(_REGISTRIES)
 
 
 @functools.cache
-def _import_rooms() -> None:
-    """Import every module of the rooms that have components, which registers them."""
-    for room in _ROOMS:
-        package = importlib.import_module(room)
-        for module in pkgutil.walk_packages(package.__path__, f"{room}."):
-            importlib.import_module(module.name)
+def _import_components() -> None:
+    """Import every module of the packages that have components, which registers them."""
+    for name in _PACKAGES:
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if not module.name.endswith("_kernels"):  # they import numba, which may be missing
+                importlib.import_module(module.name)

@@ -15,7 +15,6 @@ import numpy as np
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, largest_of_few_bits
-from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import reason_of
 
@@ -123,7 +122,7 @@ def check_lists(
         progress: called with the number of samples since the last call; None for no calls.
     """
     report = DataReport()
-    by_pixels = any(isinstance(dataset, PackedDataset) for dataset in datasets)  # packing writes other bytes
+    by_pixels = not all(dataset.keeps_bytes for dataset in datasets)
     all_files = [_Files(dataset, report, by_pixels) for dataset in datasets]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for files in all_files:

@@ -44,6 +44,7 @@ class Dataset:
 
     Attributes:
         source: name of the data set in messages, such as its list file.
+        keeps_bytes: False if ``read`` gives other bytes than the original files have, as packing does.
         labels: array of the labels.
         transform: all transforms.
         host_transform: those that run on the host; ``device_stage`` is what is left for the device.
@@ -53,6 +54,7 @@ class Dataset:
     """
 
     source: str = ""
+    keeps_bytes: bool = True
 
     def __init__(self, labels: Any, transform_ops: TransformOps | None = None, class_num: int | None = None) -> None:
         self.labels: Array = np.asarray(labels)

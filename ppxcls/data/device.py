@@ -11,6 +11,7 @@ from paddle import nn
 
 from ppxcls.data.transforms import DeviceStage, NormalizeImage
 from ppxcls.ops import cpu
+from ppxcls.system import kernels
 
 
 class DeviceTransform(nn.Layer):
@@ -61,10 +62,12 @@ class ModelInput:
 
     @staticmethod
     def _by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
-        if cpu.HAS_NUMBA and images.size:
+        if kernels.HAS_NUMBA and images.size:
+            from ppxcls.data.normalize_kernels import normalize as normalize_rows
+
             out = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
             arguments = np.ascontiguousarray(images), np.ascontiguousarray(normalize.table.T), cpu.view(out)
-            cpu.run("normalize_kernels", "normalize", len(images) * images.shape[1], *arguments)
+            kernels.run(normalize_rows, len(images) * images.shape[1], *arguments)
             return out
         batch = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
         for image, planes in zip(images, batch, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.data.decode import Image
-from ppxcls.ops.cpu import call
+from ppxcls.system.kernels import call
 
 Colour = tuple[int, int, int]
 Table = np.ndarray[Any, Any]
@@ -20,9 +19,6 @@ Table = np.ndarray[Any, Any]
 _NEAREST, _BICUBIC = PillowImage.Resampling.NEAREST, PillowImage.Resampling.BICUBIC
 _VALUES = np.arange(256)
 _LARGEST = 32768  # pixels of a side, up to which Pillow computes in fixed point
-
-
-_kernel = functools.partial(call, "pixel_kernels")
 
 
 def apply(
@@ -85,20 +81,26 @@ _BY_VALUE: dict[str, Callable[[float], Table]] = {
 
 
 def _contrasted(image: Image, factor: float) -> Image:
-    total = _kernel("grey", *(plane.reshape(-1) for plane in cv2.split(image)))
+    from ppxcls.data import pixel_kernels
+
+    total = call(pixel_kernels.grey, *(plane.reshape(-1) for plane in cv2.split(image)))
     return cv2.LUT(image, _blended_values(int(total / (image.shape[0] * image.shape[1]) + 0.5), factor))
 
 
 def _saturated(image: Image, factor: float) -> Image:
+    from ppxcls.data import pixel_kernels
+
     planes = cv2.split(image)
-    _kernel("saturate", *(plane.reshape(-1) for plane in planes), np.float32(factor))
+    call(pixel_kernels.saturate, *(plane.reshape(-1) for plane in planes), np.float32(factor))
     return cv2.merge(planes)
 
 
 def _sharpened(image: Image, factor: float) -> Image:
+    from ppxcls.data import pixel_kernels
+
     smooth, out = np.empty_like(image), np.empty_like(image)
-    _kernel("smooth", image.reshape(len(image), -1), smooth.reshape(len(image), -1))
-    _kernel("blend", image.reshape(-1), smooth.reshape(-1), np.float32(factor), out.reshape(-1))
+    call(pixel_kernels.smooth, image.reshape(len(image), -1), smooth.reshape(len(image), -1))
+    call(pixel_kernels.blend, image.reshape(-1), smooth.reshape(-1), np.float32(factor), out.reshape(-1))
     return out
 
 
@@ -106,8 +108,10 @@ def _by_histogram(table_of: Callable[[Table], Table]) -> Callable[[Image, float]
     """An operation that has a table for each channel, which follows from the channel's histogram."""
 
     def changed(image: Image, _: float) -> Image:
+        from ppxcls.data import pixel_kernels
+
         counts = np.zeros((3, 256), np.int64)
-        _kernel("histograms", image, counts)
+        call(pixel_kernels.histograms, image, counts)
         return cv2.LUT(image, np.stack([table_of(channel) for channel in counts], -1)[None])
 
     return changed
@@ -144,11 +148,15 @@ _BY_IMAGE: dict[str, Callable[[Image, float], Image]] = {
 
 def _slid(image: Image, axis: str, slope: float, pixels: float, resample: PillowImage.Resampling, colour: Colour) -> Image:
     """Sheared or shifted along one axis with interpolation. Columns are moved as the rows of the transposed image."""
+    from ppxcls.data import pixel_kernels
+
     rows = np.ascontiguousarray(image) if axis == "X" else cv2.transpose(image)
     out = np.empty_like(rows)
     flat, shares = (len(rows), -1), np.empty(3 * rows.shape[1])
     fill = np.array(colour, np.uint8)
-    _kernel("slide", rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat))
+    call(
+        pixel_kernels.slide, rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat)
+    )
     return out if axis == "X" else cv2.transpose(out)
 
 
@@ -170,6 +178,8 @@ def _shifted(image: Image, axis: str, pixels: float, colour: Colour) -> Image:
 
 def _rotated(image: Image, degrees: float, colour: Colour) -> Image:
     """Rotated around the centre; each pixel is the nearest one."""
+    from ppxcls.data import pixel_kernels
+
     height, width = image.shape[:2]
     angle = -math.radians(degrees % 360.0)
     a, b, d, e = (round(f(angle), 15) for f in (math.cos, math.sin, lambda x: -math.sin(x), math.cos))
@@ -177,5 +187,5 @@ def _rotated(image: Image, degrees: float, colour: Colour) -> Image:
     c, f = a * -x + b * -y + x, d * -x + e * -y + y
     matrix = a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5
     out = np.empty_like(image)
-    _kernel("nearest", image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
+    call(pixel_kernels.nearest, image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
     return out

@@ -17,7 +17,7 @@ from ppxcls.config.checks import Bound, Count, NotNegative
 from ppxcls.data import pixel_operations
 from ppxcls.data.decode import Image
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
-from ppxcls.ops import cpu
+from ppxcls.system.kernels import HAS_NUMBA
 
 Picture = PillowImage.Image
 Operation = Callable[[Picture, float, "Fill"], Picture]
@@ -107,7 +107,7 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
         fill: of geometric operations.
     """
     for name, value in steps:
-        changed = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move) if cpu.HAS_NUMBA else None
+        changed = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move) if HAS_NUMBA else None
         image = np.asarray(OPERATIONS[name](PillowImage.fromarray(image), value, fill)) if changed is None else changed
     return image
 

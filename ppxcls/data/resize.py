@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
-from ppxcls.ops import cpu
+from ppxcls.system.kernels import HAS_NUMBA, call
 
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
@@ -58,7 +58,7 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
             raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many")
         if backend == "cv2":
             return cv2.resize(image, size, interpolation=method)
-        if name in _BY_KERNEL and cpu.HAS_NUMBA and image.dtype == np.uint8:
+        if name in _BY_KERNEL and HAS_NUMBA and image.dtype == np.uint8:
             return _resampled(image, size, name == "bicubic")
         return _by_pillow(image, size, method)
 
@@ -76,10 +76,12 @@ def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampli
 def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
     """The pixels of ``_by_pillow``, by a kernel that resizes the first side, so that the image is transposed for its width."""
 
+    from ppxcls.data.resample_kernels import resample
+
     def along_first_side(source: Image, length: int) -> Image:
         out = np.empty((length, *source.shape[1:]), np.uint8)
         rows = np.ascontiguousarray(source).reshape(len(source), -1)
-        cpu.call("resample_kernels", "resample", rows, is_cubic, out.reshape(length, -1))
+        call(resample, rows, is_cubic, out.reshape(length, -1))
         return out
 
     width, height = size

@@ -15,15 +15,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ppxcls.build import build_dataset, start_processes
+from ppxcls.build.choices import class_names_for, class_num, describe, transforms_for, weights_for
+from ppxcls.build.data import build_dataset
+from ppxcls.build.network import build_model, build_network
+from ppxcls.build.start import start_processes
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.storage import is_url
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
@@ -33,10 +34,10 @@ from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_metadata, 
 from ppxcls.deploy.side_file import METADATA_KEY, NAME, Exported, parse, read_side_file
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import load_weights, save_weights
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.storage import is_url
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
-from ppxcls.train.network import build_model, build_network
-from ppxcls.train.trained_model import class_names_for, class_num, describe, transforms_for, weights_for
 
 # Keys that make sense with exported files, which hold the others.
 _KEYS_FOR_EXPORTED = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
@@ -182,11 +183,16 @@ def export(
         gives_logits=not softmax,
     )
     calibration = _for_int8(config, int8, blocks, formats) if int8 is not None else None
-    images, folder = _sample_images(config, host), Path(config.Global.save_inference_dir)
+    images, folder = _sample_images(config, host), export_folder(config)
     differences = export_model(network, stage, images, folder, exported, formats, fold)
     if calibration:
         quantise(folder, exported, *calibration)
     return differences
+
+
+def export_folder(config: Config) -> Path:
+    """The folder to which ``export`` writes."""
+    return Path(config.Global.save_inference_dir)
 
 
 def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> tuple[Dataset, Dataset]:

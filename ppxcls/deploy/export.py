@@ -19,11 +19,11 @@ from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
-from ppxcls.models.paddle_inference import program_file
 from ppxcls.models.tracing import to_static
 from ppxcls.system.environment import paddle_version
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import write_bytes
+from ppxcls.train.paddle_inference import program_file
 
 _OPSET = 17
 _FILES = (

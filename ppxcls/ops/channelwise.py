@@ -13,8 +13,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu
-
-_KERNELS = "channelwise_kernels"
+from ppxcls.system import kernels
 
 
 class Stage(NamedTuple):
@@ -109,6 +108,8 @@ class _Channelwise(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, chain: Chain, *parameters: paddle.Tensor) -> paddle.Tensor:
+        from ppxcls.ops.channelwise_kernels import forward
+
         channels = x.shape[0 if chain.layouts[0] else 1]
         images = x.shape[1 if chain.layouts[0] else 0]
         for parameter in parameters:
@@ -118,7 +119,7 @@ class _Channelwise(PyLayer):
         out = paddle.empty([*both, *chain.size(*x.shape[2:])], "float32")
         stages = _stage(chain.norm, chain.is_rectified), _stage(chain.last_norm, chain.is_last_rectified)
         arguments = *stages[0], chain.kernels(channels), chain.geometry(), *stages[1], cpu.view(out)
-        cpu.run(_KERNELS, "forward", channels, cpu.view(x), *arguments, np.array(chain.layouts))
+        kernels.run(forward, channels, cpu.view(x), *arguments, np.array(chain.layouts))
         _keep_running(chain.norm, stages[0])
         _keep_running(chain.last_norm, stages[1])
         ctx.save_for_backward(x, *([] if chain.depthwise is None else [chain.depthwise.weight]))
@@ -128,6 +129,8 @@ class _Channelwise(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, upstream: paddle.Tensor) -> Any:
+        from ppxcls.ops.channelwise_kernels import backward
+
         ctx.kept.check()
         chain, (first, last) = ctx.chain, ctx.stages
         x, *weights = ctx.saved_tensor()
@@ -136,7 +139,7 @@ class _Channelwise(PyLayer):
         of_norms = [paddle.empty(list(stage.numbers[:2].shape), "float32") if stage.has_norm else None for stage in (first, last)]
         of_weight = paddle.empty(weights[0].shape, "float32") if weights else None
         no_norm, no_kernels = np.empty((2, 0), np.float32), np.empty((channels, 0, 0), np.float32)
-        kernels = cpu.view(weights[0])[:, 0] if weights else no_kernels
+        taps = cpu.view(weights[0])[:, 0] if weights else no_kernels
         gradients = (
             cpu.view(of_x),
             no_norm if of_norms[0] is None else cpu.view(of_norms[0]),
@@ -144,8 +147,8 @@ class _Channelwise(PyLayer):
             no_norm if of_norms[1] is None else cpu.view(of_norms[1]),
         )
         needed = np.array([ctx.needs[0], chain.depthwise is not None and ctx.needs[1 if chain.norm is None else 3]])
-        arguments = *first, kernels, chain.geometry(), *last, cpu.view(upstream), np.array(chain.layouts)
-        cpu.run(_KERNELS, "backward", channels, cpu.view(x), *arguments, *gradients, needed)
+        arguments = *first, taps, chain.geometry(), *last, cpu.view(upstream), np.array(chain.layouts)
+        kernels.run(backward, channels, cpu.view(x), *arguments, *gradients, needed)
         found = [of_x]
         for part in (of_norms[0], of_weight, of_norms[1]):
             if part is not None:

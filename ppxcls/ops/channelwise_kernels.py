@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppxcls.ops.cpu import compiled, helper
 from ppxcls.ops.depthwise_kernels import FREE, ONE_ROUNDING, apply_stage, convolve, convolve_back, room
+from ppxcls.system.kernels import compiled, helper
 
 _BLOCK = 512  # numbers that are summed in float32; the sums of blocks are summed in float64
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from ppxcls.ops.cpu import helper
+from ppxcls.system.kernels import helper
 
 _PIXELS = 8192  # of the padded planes that are convolved in one loop
 _WIDE = 32  # rows from here on are copied by loops; a table of places is faster for shorter ones

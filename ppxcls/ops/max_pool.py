@@ -11,6 +11,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu
+from ppxcls.system import kernels
 
 _LARGEST = 16  # side of a window whose pixels are numbered in 8 bits
 
@@ -46,15 +47,19 @@ class _MaxPooling(PyLayer):
         out = paddle.empty([*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32")
         planes = _planes(out)
         ctx.chosen = np.empty(planes.shape, np.uint8)
-        cpu.run("max_pool_kernels", "max_pool", len(planes), _planes(x), planes, ctx.chosen, *geometry)
+        from ppxcls.ops.max_pool_kernels import max_pool
+
+        kernels.run(max_pool, len(planes), _planes(x), planes, ctx.chosen, *geometry)
         ctx.geometry, ctx.shape = geometry, x.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, out_gradient: paddle.Tensor) -> paddle.Tensor:
+        from ppxcls.ops.max_pool_kernels import max_pool_gradient
+
         gradient = paddle.empty(ctx.shape, "float32")
         arguments = ctx.chosen, _planes(out_gradient), _planes(gradient), *ctx.geometry
-        cpu.run("max_pool_kernels", "max_pool_gradient", len(ctx.chosen), *arguments)
+        kernels.run(max_pool_gradient, len(ctx.chosen), *arguments)
         return gradient
 
 

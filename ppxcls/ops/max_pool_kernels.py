@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppxcls.ops.cpu import compiled, helper
+from ppxcls.system.kernels import compiled, helper
 
 
 @helper(set())

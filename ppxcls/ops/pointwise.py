@@ -10,6 +10,7 @@ from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu, onednn
 from ppxcls.ops.onednn import BFLOAT16, FLOAT32, Operand, strides_of
+from ppxcls.system import kernels
 
 # Pixels of a map. Paddle multiplies image by image; for larger maps that is as fast, and needs no copy in another order.
 _SMALL = 400
@@ -109,22 +110,26 @@ class _Product(PyLayer):
 
 def _taken(images: paddle.Tensor, stride: int) -> paddle.Tensor:
     """Every ``stride``-th row and column of [N, C, H, W], as [C, N, H', W']."""
-    if not cpu.HAS_NUMBA:
+    if not kernels.HAS_NUMBA:
         return images[:, :, ::stride, ::stride].transpose([1, 0, 2, 3])
+    from ppxcls.ops.stride_kernels import take
+
     size = [cpu.output_size(side, 1, 0, stride) for side in images.shape[2:]]
     rows = paddle.empty([images.shape[1], images.shape[0], *size], "float32")
-    cpu.run("stride_kernels", "take", rows.shape[0], cpu.view(images), stride, cpu.view(rows))
+    kernels.run(take, rows.shape[0], cpu.view(images), stride, cpu.view(rows))
     return rows
 
 
 def _spread(rows: paddle.Tensor, stride: int, shape: list[int]) -> paddle.Tensor:
     """[C, N, H', W'] at every ``stride``-th row and column of zeros [N, C, H, W]."""
-    if not cpu.HAS_NUMBA:
+    if not kernels.HAS_NUMBA:
         whole = paddle.zeros(shape, "float32")
         whole[:, :, ::stride, ::stride] = rows.transpose([1, 0, 2, 3])
         return whole
+    from ppxcls.ops.stride_kernels import spread
+
     whole = paddle.empty(shape, "float32")
-    cpu.run("stride_kernels", "spread", rows.shape[0], cpu.view(rows), stride, cpu.view(whole))
+    kernels.run(spread, rows.shape[0], cpu.view(rows), stride, cpu.view(whole))
     return whole
 
 

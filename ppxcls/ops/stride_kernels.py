@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppxcls.ops.cpu import compiled
+from ppxcls.system.kernels import compiled
 
 
 @compiled

@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
+from ppxcls.build.choices import data_name
 from ppxcls.reports import figures
 from ppxcls.reports.record import Record
 from ppxcls.system.paths import printable
-from ppxcls.train.trained_model import data_name
 
 MARK = "# Written by ppxcls; without this line, it is not written again."
 

@@ -11,14 +11,14 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppxcls.build.choices import transforms_for, weights_for
+from ppxcls.build.network import build_network
 from ppxcls.config.sections import Config
 from ppxcls.data.decode import decode_image
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import build_transforms, split_for_device
 from ppxcls.reports.record import Images
-from ppxcls.train.network import build_network
-from ppxcls.train.trained_model import transforms_for, weights_for
 
 _SIDE = 128  # pixels of a thumbnail's longer side
 Array = np.ndarray[Any, Any]

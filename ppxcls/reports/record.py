@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.build import build_dataset
+from ppxcls.build.choices import class_names_for, class_num
+from ppxcls.build.data import build_dataset
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
-from ppxcls.data.packed.dataset import PackedDataset
 from ppxcls.data.read_file import read_file
+from ppxcls.packed.dataset import PackedDataset
 from ppxcls.system.whole_files import read_regular
 from ppxcls.train.predictions import COLUMNS, PREDICTIONS
-from ppxcls.train.trained_model import class_names_for, class_num
 
 _MOST_BYTES = 1 << 30
 Array = np.ndarray[Any, Any]

@@ -11,11 +11,11 @@ from paddle import nn
 
 from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Batch, Loader
-from ppxcls.models.paddle_inference import Compiler, EvaluatedNetwork
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Metric, Scorer, Totals
+from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork
 from ppxcls.train.precision import Autocast
 from ppxcls.train.predictions import Predictions, PredictionTable
 

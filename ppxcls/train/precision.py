@@ -12,12 +12,34 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppxcls.config.sections import AMPSection
 from ppxcls.ops import onednn
 from ppxcls.ops.convolution import to_bfloat16
 from ppxcls.system.logs import logger
 
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """Settings of automatic mixed precision, under the names of the config's ``AMP``.
+
+    Attributes:
+        dtype: ``float16`` or ``bfloat16``.
+        level: ``O1`` casts operator by operator; ``O2`` keeps the weights in ``dtype``, with float32 master copies.
+        use_promote: True to compute in float32 under O2 if an operator's inputs differ in type.
+        use_fp16_test: True to evaluate in mixed precision as well.
+        scale_loss: initial loss scale.
+        use_dynamic_loss_scaling: True to adapt the loss scale to overflows.
+        max_skipped_steps: number of steps that may be skipped in a row.
+    """
+
+    dtype: str = "float16"
+    level: str = "O1"
+    use_promote: bool = False
+    use_fp16_test: bool = False
+    scale_loss: float = 1.0
+    use_dynamic_loss_scaling: bool = False
+    max_skipped_steps: int = 100
 
 
 @dataclass
@@ -41,46 +63,67 @@ class Precision:
         return False if found is None else found
 
 
-def autocast(amp: AMPSection | None) -> Autocast:
-    """Makes the context of a training step, by a config's section."""
-    if amp is None or not amp.use_amp:
+def autocast(settings: MixedPrecision | None) -> Autocast:
+    """A function that makes the context of a training step; None means float32."""
+    if settings is None:
         return contextlib.nullcontext
-    return partial(paddle.amp.auto_cast, enable=True, level=amp.level, dtype=amp.dtype, use_promote=amp.use_promote)
+    return partial(
+        paddle.amp.auto_cast,
+        enable=True,
+        level=settings.level,
+        dtype=settings.dtype,
+        use_promote=settings.use_promote,
+    )
 
 
-def evaluation_autocast(amp: AMPSection | None) -> Autocast:
-    """Makes the context of an evaluation: float32 under O1 without ``use_fp16_test``, otherwise that of training."""
-    return contextlib.nullcontext if amp and amp.level == "O1" and not amp.use_fp16_test else autocast(amp)
+def evaluation_autocast(settings: MixedPrecision | None) -> Autocast:
+    """A function that makes the context of an evaluation: float32 under O1 without ``use_fp16_test``, else as in training."""
+    if settings and settings.level == "O1" and not settings.use_fp16_test:
+        return contextlib.nullcontext
+    return autocast(settings)
 
 
-def set_evaluation_precision(amp: AMPSection | None, model: nn.Layer) -> nn.Layer:
-    """Cast a network to the type in which O2 trains it. With any other section it stays the same."""
-    if amp is None or not amp.use_amp or amp.level != "O2":
+def set_evaluation_precision(settings: MixedPrecision | None, model: nn.Layer) -> nn.Layer:
+    """Cast a network to the type in which O2 trains it. With other settings it stays the same."""
+    if settings is None or settings.level != "O2":
         return model
-    return paddle.amp.decorate(models=model, level="O2", dtype=amp.dtype, save_dtype="float32")
+    return paddle.amp.decorate(models=model, level="O2", dtype=settings.dtype, save_dtype="float32")
 
 
-def _multiplies_bfloat16(amp: AMPSection, model: nn.Layer) -> bool:
-    """Let oneDNN multiply bfloat16 where the processor does, because Paddle's AMP has no effect on a CPU; whether it will."""
-    if amp.dtype == "bfloat16" and onednn.has_bfloat16():
+def _uses_bfloat16_products(settings: MixedPrecision, model: nn.Layer) -> bool:
+    """Let oneDNN multiply in bfloat16 if the processor supports it, because Paddle's AMP has no effect on a CPU.
+
+    Returns:
+        True if it does.
+    """
+    if settings.dtype == "bfloat16" and onednn.has_bfloat16():
         count = to_bfloat16(model)
         logger.info(f"AMP: {count} dense convolutions are trained with bfloat16 products, the rest in float32")
         return True
-    needs = "AMP.dtype: bfloat16" if amp.dtype == "float16" else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
-    logger.warning(f"AMP has no effect here, all is computed in float32: on a CPU it needs {needs}")
+    is_half = settings.dtype == "float16"
+    need = "AMP.dtype: bfloat16" if is_half else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
+    logger.warning(f"AMP has no effect here, all is computed in float32: on a CPU it needs {need}")
     return False
 
 
-def set_precision(amp: AMPSection | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
-    """Set up network and optimizer for training, by a config's section."""
-    if amp is None or not amp.use_amp:
+def set_precision(settings: MixedPrecision | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
+    """Set up network and optimizer for training; None means float32."""
+    if settings is None:
         return model, optimizer, Precision()
-    if paddle.get_device() == "cpu" and amp.level == "O1" and _multiplies_bfloat16(amp, model):
-        return model, optimizer, Precision(max_skipped_steps=amp.max_skipped_steps)
-    if amp.level == "O2":
+    limit = settings.max_skipped_steps
+    if paddle.get_device() == "cpu" and settings.level == "O1" and _uses_bfloat16_products(settings, model):
+        return model, optimizer, Precision(max_skipped_steps=limit)
+    if settings.level == "O2":
         # The weights have half precision. The optimizer keeps float32 copies, and files hold float32.
         model, optimizer = paddle.amp.decorate(
-            models=model, optimizers=optimizer, level="O2", dtype=amp.dtype, master_weight=True, save_dtype="float32"
+            models=model,
+            optimizers=optimizer,
+            level="O2",
+            dtype=settings.dtype,
+            master_weight=True,
+            save_dtype="float32",
         )
-    scaler = paddle.amp.GradScaler(init_loss_scaling=amp.scale_loss, use_dynamic_loss_scaling=amp.use_dynamic_loss_scaling)
-    return model, optimizer, Precision(autocast(amp), scaler, amp.max_skipped_steps)
+    scaler = paddle.amp.GradScaler(
+        init_loss_scaling=settings.scale_loss, use_dynamic_loss_scaling=settings.use_dynamic_loss_scaling
+    )
+    return model, optimizer, Precision(autocast(settings), scaler, limit)

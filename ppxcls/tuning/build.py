@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppxcls.build import build_trainer
+from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger

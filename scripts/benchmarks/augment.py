@@ -29,9 +29,9 @@ from loader import exhaust, measure  # of this folder
 from ratios import compare  # of this folder
 
 from ppxcls import build_transforms, load_config
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.write import pack
 from ppxcls.data.transforms import split_for_device
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.write import pack
 
 Step = Callable[[Any], Any]  # of a file's bytes, of what packed data give, or of its number in them
 BASE = [{"DecodeImage": {}}, {"RandCropImage": {"size": 299}}, {"RandFlipImage": {}}]

@@ -28,9 +28,9 @@ from ratios import compare
 
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.loader import Loader
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.write import pack
 from ppxcls.data.sampler import BlockShuffleSampler, DistributedBatchSampler
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.write import pack
 
 
 def copies(folder: Path, count: int, target: Path) -> Path:

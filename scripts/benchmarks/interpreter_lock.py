@@ -22,13 +22,13 @@ from loader import BATCH, OPS, repeated_list  # of this folder
 
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.loader import Loader
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.write import pack
 from ppxcls.data.sampler import DistributedBatchSampler
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.write import pack
 
 RELEASING = [
     *("simplejpeg.decode_jpeg", "cv2.imdecode", "cv2.cvtColor", "cv2.resize", "cv2.flip"),
-    *("os.pread", "ppxcls.data.dataset.read_file", "ppxcls.ops.jpeg_cut_kernels.cut"),
+    *("os.pread", "ppxcls.data.dataset.read_file", "ppxcls.packed.jpeg_cut_kernels.cut"),
 ]
 
 

@@ -29,9 +29,9 @@ from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.loader import Loader
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.write import pack
 from ppxcls.data.sampler import DistributedBatchSampler
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.write import pack
 
 BATCH = 64
 OPS = [

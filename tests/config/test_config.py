@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ppxcls
-from ppxcls.train.trained_model import weights_for
+from ppxcls.build.choices import weights_for
 from tests.conftest import ROOT, SHARED, needs_shared, run_tool
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

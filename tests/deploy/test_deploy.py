@@ -24,7 +24,7 @@ from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy import int8, runners
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.predict import Predictor, find_images
-from ppxcls.models.paddle_inference import InferenceProgram
+from ppxcls.train.paddle_inference import InferenceProgram
 from tests.conftest import run_tool, small_config
 
 # The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.

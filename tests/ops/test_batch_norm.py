@@ -10,10 +10,10 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from ppxcls.ops import cpu
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
+from ppxcls.system import kernels
 
-pytestmark = pytest.mark.skipif(not cpu.HAS_NUMBA, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not kernels.HAS_NUMBA, reason="numba is not installed")
 SHAPES = [(4, 7, 19, 18), (1, 3, 5, 5), (32, 16, 3, 3), (2, 1, 1, 2), (3, 5, 1, 1), (2, 64, 37, 37)]
 
 

@@ -22,9 +22,10 @@ from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
 from ppxcls.ops.channelwise import Chain
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.pointwise import PointwiseConv2D
+from ppxcls.system import kernels
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.skipif(not cpu.HAS_NUMBA, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not kernels.HAS_NUMBA, reason="numba is not installed")
 CHAINS = list(itertools.product((False, True), (False, True), (False, True), (False, True)))
 GEOMETRIES = [(1, 1, (9, 7)), (2, 1, (9, 8)), (1, 2, (6, 11)), (2, 2, (1, 5)), (1, 1, (96, 90))]  # stride, dilation, size
 
@@ -133,8 +134,8 @@ print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in (y, x.grad, *(p.grad 
 def operators(monkeypatch: pytest.MonkeyPatch, layers: list[Any], x: paddle.Tensor) -> list[str]:
     """Names of the kernels and products that a forward pass ran."""
     calls: list[str] = []
-    run, multiply = cpu.run, onednn.multiply
-    monkeypatch.setattr(cpu, "run", lambda module, name, *a: (calls.append(name), run(module, name, *a)))
+    run, multiply = kernels.run, onednn.multiply
+    monkeypatch.setattr(kernels, "run", lambda kernel, *a: (calls.append(kernel.__name__), run(kernel, *a)))
     monkeypatch.setattr(onednn, "multiply", lambda *a: (calls.append("product"), multiply(*a)))
     in_order.in_order(layers, x)
     return calls

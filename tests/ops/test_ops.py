@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +12,7 @@ from paddle import nn
 from ppxcls.ops import cpu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.max_pool import MaxPool2D
-from tests.conftest import ROOT
+from ppxcls.system import kernels
 
 GEOMETRIES = [
     # kernel, stride, padding, dilation, (height, width)
@@ -35,7 +31,7 @@ GEOMETRIES = [
     ((3, 5), (2, 1), (1, 2), (1, 1), (13, 14)),
 ]
 
-pytestmark = pytest.mark.skipif(not cpu.HAS_NUMBA, reason="numba is not installed")
+pytestmark = pytest.mark.skipif(not kernels.HAS_NUMBA, reason="numba is not installed")
 
 
 def run(layer: nn.Layer, x: np.ndarray, upstream: np.ndarray | None) -> list[np.ndarray]:
@@ -62,8 +58,8 @@ def test_values_and_gradients(geometry: tuple[Any, ...]) -> None:
 
 def test_kernels_are_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    original = cpu.run
-    monkeypatch.setattr(cpu, "run", lambda module, name, *a: (calls.append(name), original(module, name, *a)))
+    original = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda kernel, *a: (calls.append(kernel.__name__), original(kernel, *a)))
     layer = DepthwiseConv2D(4)
     run(layer, np.ones((1, 4, 5, 5), np.float32), None)
     assert calls == ["forward", "backward"]
@@ -78,12 +74,14 @@ def test_kernels_are_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_frozen_weight_and_plain_input_cost_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     needed: list[list[bool]] = []
-    original = cpu.run
-    monkeypatch.setattr(
-        cpu,
-        "run",
-        lambda module, name, *a: (needed.append(list(a[-1])) if name == "backward" else None, original(module, name, *a)),
-    )
+    original = kernels.run
+
+    def noted(kernel: Any, *arguments: Any) -> None:
+        if kernel.__name__ == "backward":
+            needed.append(list(arguments[-1]))
+        original(kernel, *arguments)
+
+    monkeypatch.setattr(kernels, "run", noted)
     layer = DepthwiseConv2D(4)
     layer.weight.stop_gradient = True
     x = paddle.ones([1, 4, 5, 5])
@@ -126,52 +124,6 @@ def test_from_several_threads_at_once() -> None:
             assert np.array_equal(out, expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_each_part_is_computed_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[int, int, int]] = []
-    monkeypatch.setattr(cpu, "_loaded", lambda *_: lambda *numbers: ran.append(numbers))
-    monkeypatch.setattr(cpu, "_HAVE_RUN", _Everything())
-    monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-    cpu.run("module", "kernel", 11, 7)
-    assert sorted(ran) == [(7, 11 * part // threads, 11 * (part + 1) // threads) for part in range(threads)]
-    ran.clear()
-    cpu.run("module", "kernel", 1, 7)
-    assert ran == [(7, 0, 1)]
-
-
-class _Everything:
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
-def test_an_error_of_any_part_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(failing: int, begin: int, end: int) -> None:
-        if begin == failing:
-            raise ValueError(f"{begin} to {end}")
-
-    monkeypatch.setattr(cpu, "_loaded", lambda *_: kernel)
-    monkeypatch.setattr(cpu, "_HAVE_RUN", _Everything())
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    for failing in range(3):
-        with pytest.raises(ValueError, match=f"^{failing} to {failing + 1}$"):
-            cpu.run("module", "kernel", 3, failing)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads of the parent are not there in a child, which starts its own."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    images, table = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3), np.arange(768, dtype=np.float32).reshape(3, 256)
-    out = [np.zeros((2, 3, 4, 4), np.float32) for _ in range(3)]
-    for result in out[:2]:  # the second call starts threads
-        cpu.run("normalize_kernels", "normalize", 8, images, table, result)
-    child = os.fork()
-    if child == 0:
-        cpu.run("normalize_kernels", "normalize", 8, images, table, out[2])
-        os._exit(0 if np.array_equal(out[0], out[2]) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 @pytest.mark.every_paddle
 @pytest.mark.parametrize("geometry", [(3, 2, 1), (3, 1, 1), (2, 2, 0), (3, 3, 0), (5, 2, 2)], ids=str)
 @pytest.mark.parametrize("size", [(19, 19), (18, 20), (5, 7), (150, 11)])
@@ -210,20 +162,3 @@ def test_max_pool_of_infinities_and_nan() -> None:
     assert np.isnan(out.numpy()[0, 1, 1, 1])
     assert images.grad.numpy().sum((2, 3)).tolist() == [[9, 9]]
     assert images.grad.numpy()[0, 1, 2, 2] == 1
-
-
-def test_processes_take_turns_at_compiling(tmp_path: Path) -> None:
-    """Of three processes with an empty cache, one compiles a kernel, and the others load what it has written."""
-    code = """
-import numpy as np, ppxcls
-from ppxcls.ops import cpu
-images, table, out = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((3, 256), np.float32), np.zeros((2, 3, 4, 4), np.float32)
-cpu.run("normalize_kernels", "normalize", 8, images, table, out)
-from ppxcls.ops.normalize_kernels import normalize
-print(sum(normalize.stats.cache_misses.values()), sum(normalize.stats.cache_hits.values()))
-"""
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", code]
-    jobs = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    found = sorted(tuple(map(int, job.communicate(timeout=200)[0].split())) for job in jobs)
-    assert found == [(0, 1), (0, 1), (1, 0)]

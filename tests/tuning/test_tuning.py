@@ -12,7 +12,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_checkpoint
-from ppxcls.photographs import folder as photographs
+from ppxcls.fitting import folder as photographs
 from ppxcls.tuning import batch_size, build
 from ppxcls.tuning.batch_size import BatchSizes
 from ppxcls.tuning.rate_range import RateRange, draw

@@ -17,9 +17,9 @@ import yaml
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.cli.verbs import EXAMPLES, VERBS
+from ppxcls.fitting.folder import _ALL_BUT_THE_CLASSIFIER
+from ppxcls.fitting.settings import choose, network_of
 from ppxcls.models.weights import save_weights
-from ppxcls.photographs.folder import _ALL_BUT_THE_CLASSIFIER
-from ppxcls.photographs.settings import choose, network_of
 from tests.conftest import ROOT
 
 pytest.importorskip("jinja2")
@@ -173,7 +173,7 @@ def test_the_network_is_that_of_the_weights(file: str | None, name: str) -> None
 
 
 def test_more_time_gives_more_pixels_and_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppxcls.photographs.settings._seconds_per_step", lambda *_: 0.1)
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 0.1)
     lists = ppxcls.make_lists(photographs(tmp_path / "photos", 300, side=320), tmp_path / "lists")
     assert lists
     found = [

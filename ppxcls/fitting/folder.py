@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ppxcls.build import build_trainer, evaluate
+from ppxcls.build.evaluation import evaluate
+from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.config.yaml_values import write_yaml
 from ppxcls.data.class_names import CLASS_NAMES, read_class_names
 from ppxcls.data.errors import DataError
 from ppxcls.data.make_lists import make_lists
-from ppxcls.photographs.settings import Settings, choose, network_of
+from ppxcls.fitting.settings import Settings, choose, network_of
 from ppxcls.reports.page import report_after_training
 from ppxcls.system.distributed import DeviceError
 from ppxcls.system.logs import logger, set_up_logging

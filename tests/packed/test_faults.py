@@ -16,12 +16,12 @@ import pytest
 import ppxcls
 from ppxcls.data.check import check_lists
 from ppxcls.data.dataset import ImageNetDataset
-from ppxcls.data.packed import storage, write
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.format import RECORD, Row, read_manifest, unpacked
-from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
 from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
-from ppxcls.ops.jpeg_codes import SEGMENT
+from ppxcls.packed import storage, write
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.format import RECORD, Row, read_manifest, unpacked
+from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.packed.jpeg_codes import SEGMENT
 from ppxcls.system.turns import turn
 from tests.conftest import run_tool
 from tests.data.packed.conftest import jpeg, photo

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.ops.cpu import compiled
+from ppxcls.system.kernels import compiled
 
 Array = np.ndarray[Any, Any]
 

@@ -20,10 +20,10 @@ import ppxcls
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.loader import Loader
-from ppxcls.data.packed import write
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.format import RECORD, read_manifest
 from ppxcls.data.sampler import DistributedBatchSampler
+from ppxcls.packed import write
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.format import RECORD, read_manifest
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
 from tests.data.packed.conftest import jpeg, photo
 
@@ -88,7 +88,7 @@ def test_the_same_evaluation_with_each_interpolation(backend: str, interpolation
 def test_parts_are_decoded_only_where_they_are_needed(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = PackedDataset(str(packed), TRAIN)
     whole: list[Any] = []
-    monkeypatch.setattr("ppxcls.data.packed.jpeg.SegmentedImage.whole", whole.append)
+    monkeypatch.setattr("ppxcls.packed.jpeg.SegmentedImage.whole", whole.append)
     image = dataset.read(0)
     assert isinstance(image, ImageParts)
     dataset.load(0)
@@ -294,7 +294,7 @@ def test_format_1_is_read(photos: Path, packed: Path, tmp_path: Path, monkeypatc
     write_format_1(packed, folder)
     ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 31}}]
     warnings: list[str] = []
-    monkeypatch.setattr("ppxcls.data.packed.dataset.logger.warning", warnings.append)
+    monkeypatch.setattr("ppxcls.packed.dataset.logger.warning", warnings.append)
     old, new = PackedDataset(str(folder), ops), PackedDataset(str(packed), ops)
     reason = "because the data set has the format 'ppxcls pack 1'; pack the files again"
     assert warnings == [f"{folder}: images are decoded whole, {reason}"]

@@ -27,9 +27,9 @@ import numpy as np
 
 from ppxcls.data.decode import MOST_PIXELS
 from ppxcls.data.errors import DataError
-from ppxcls.data.packed.jpeg import Grid, Segmented
 from ppxcls.data.read_file import MAX_BYTES
-from ppxcls.ops.jpeg_codes import SEGMENT
+from ppxcls.packed.jpeg import Grid, Segmented
+from ppxcls.packed.jpeg_codes import SEGMENT
 from ppxcls.system.whole_files import read_regular, reason_of, whole_file
 
 Array = np.ndarray[Any, Any]

@@ -1,10 +1,8 @@
-"""What a run is after training: weights, preparation of images, class names. Every tool asks here, and nowhere else."""
+"""Decides which weights, transforms and class names a config means. All tools use it."""
 
 from __future__ import annotations
 
 import inspect
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,26 +10,20 @@ from typing import Any, Literal
 
 from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
 from ppxcls.config.checks import ConfigError, Where
-from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.registry import Block
-from ppxcls.config.sections import Config, plain
-from ppxcls.config.yaml_values import read_yaml
+from ppxcls.config.sections import Config
 from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, describe_classes, read_class_names
-from ppxcls.data.dataset import Dataset
-from ppxcls.data.packed.dataset import pack_folder
 from ppxcls.data.transforms import starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import PreparedImages
 from ppxcls.models.weights import manifest_of, weights_file
+from ppxcls.packed.dataset import pack_folder
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
-from ppxcls.system.whole_files import write_text
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
 
-EVALUATION = "eval.json"
 _RESULTS = ("best_model", "latest")  # of a run, the better first
-_LEAST_SAMPLES = 50  # below that, good weights can score 0 by bad luck
 _IMAGENET_CLASSES = 1000
 
 
@@ -238,55 +230,3 @@ def describe(config: Config, weights: Weights, transforms: Sequence[Block], name
     """One line about what a tool uses: weights, preparation of the images, classes."""
     classes = describe_classes(class_num(config), names)
     return f"{config.Arch.name} with {weights}, {PreparedImages.by(transforms)}, {classes}"
-
-
-def unused_classes_warning(dataset: Dataset, count: int) -> str | None:
-    """A warning if the network has more classes than the labels of its training data; None if it has not."""
-    largest = int(dataset.labels.max())
-    if largest + 1 >= count:
-        return None
-    return f"Arch.class_num is {count:,}, but the labels of {dataset.source} end at {largest:,}: expected {largest + 1:,}?"
-
-
-def chance_warning(results: Mapping[str, float], count: int) -> str | None:
-    """A warning if weights from elsewhere score no better than chance; None if they do better or there are too few samples.
-
-    The limit is three standard deviations above the expected share of correct guesses.
-    """
-    samples, top1 = results.get("num_samples", 0), results.get("top1")
-    if top1 is None or count < 2 or samples < _LEAST_SAMPLES:
-        return None
-    chance = 1 / count
-    if top1 > chance + 3 * math.sqrt(chance * (1 - chance) / samples):
-        return None
-    order = "ImageNet's, which sorts the WordNet ids" if count == _IMAGENET_CLASSES else "that of the weights"
-    return f"top1 {top1:.4f} is chance for {count:,} classes: the list's class order is probably not {order}"
-
-
-def write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:
-    """Write an evaluation to the run's folder: to ``eval.json`` if it is the run's own, otherwise to ``eval_other.json``.
-
-    It is the run's own if the weights are, and the data and their preparation are those of the run's ``config.yaml``.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    folder = config.run_folder
-    is_own = weights.is_own and _evaluates_as_the_run(config)
-    file = folder / (EVALUATION if is_own else "eval_other.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    dataset = plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
-    facts = {"weights": weights.path, "about": weights.note, "data": data_name(dataset) if dataset else None}
-    write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
-    return file
-
-
-def _evaluates_as_the_run(config: Config) -> bool:
-    try:
-        stored = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
-        then = stored["DataLoader"]["Eval"]["dataset"]
-    except (OSError, ValueError, KeyError, TypeError, ConfigError):
-        return True  # nothing says otherwise
-    assert config.DataLoader
-    assert config.DataLoader.Eval
-    return bool(then == plain(config.DataLoader.Eval.dataset))

@@ -1,4 +1,4 @@
-"""How much room the checkpoints of a run will take, and whether the disk has it."""
+"""The disk space that the checkpoints of a run need."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
     return weights * (1 + has_average), trained * _COPIES.get(config.Optimizer.name, 2)
 
 
-def report_room(config: Config, network: nn.Layer, folder: Path) -> None:
+def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:
     """Log the room that a run's checkpoints need at most, as a warning if the disk has less.
 
     They are ``keep_last`` of ``step_N``, one that is being written, ``epoch_N``, and ``best_model``, which has no optimizer's state
     unless ``Global.best_model_optimizer`` is set. ``latest`` shares the files of the newest ``step_N``.
     """
     weights, state = checkpoint_bytes(config, network)
-    wishes = config.Global
-    count = wishes.keep_last + 1 + wishes.epochs // wishes.save_interval
-    most = count * (weights + state) + weights + state * wishes.best_model_optimizer
+    section = config.Global
+    count = section.keep_last + 1 + section.epochs // section.save_interval
+    most = count * (weights + state) + weights + state * section.best_model_optimizer
     free = shutil.disk_usage(folder).free
     needed = (
         f"checkpoints of {(weights + state) / _GIGABYTE:.2g} GB each need up to {most / _GIGABYTE:.3g} GB at {folder}: {count}, "
-        f"and best_model of {(weights + state * wishes.best_model_optimizer) / _GIGABYTE:.2g} GB"
+        f"and best_model of {(weights + state * section.best_model_optimizer) / _GIGABYTE:.2g} GB"
     )
     if free < most:
         advice = "Global.save_interval and Global.keep_last decide how many are kept"

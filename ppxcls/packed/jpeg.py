@@ -17,8 +17,8 @@ import numpy as np
 import simplejpeg
 
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
-from ppxcls.ops import cpu
-from ppxcls.ops.jpeg_codes import END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
+from ppxcls.packed.jpeg_codes import END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
+from ppxcls.system.kernels import HAS_NUMBA, call
 
 Array = np.ndarray[Any, Any]
 
@@ -113,7 +113,7 @@ def segmented(data: bytes) -> Segmented | None:
     Returns:
         None if it is no baseline JPEG with one scan and a grey or YCbCr picture, if it is damaged, or if numba is missing.
     """
-    frame = _parsed(data) if cpu.HAS_NUMBA else None
+    frame = _parsed(data) if HAS_NUMBA else None
     return None if frame is None else _rewritten(data, frame)
 
 
@@ -207,6 +207,8 @@ def _is_whole_scan(frame: _Frame, body: bytes) -> bool:
 
 
 def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
+    from ppxcls.packed.jpeg_kernels import transcode
+
     grid = _grid(frame)
     blocks = []
     for number, ((across, down, _), (dc, ac)) in enumerate(zip(frame.components, frame.uses, strict=True)):
@@ -220,7 +222,7 @@ def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
     counts, codes, lengths = (np.zeros((4, 256), np.int64) for _ in range(3))
 
     def transcoded(out: Array) -> int:
-        return int(cpu.call("jpeg_kernels", "transcode", *facts, counts, codes, lengths, out, segments))
+        return int(call(transcode, *facts, counts, codes, lengths, out, segments))
 
     if transcoded(np.empty(0, np.uint8)) < 0:
         return None
@@ -339,7 +341,7 @@ class SegmentedImage(ImageParts):
             ValueError: it can't be decoded.
         """
         left, top, width, height = int(left), int(top), int(width), int(height)  # numpy's, perhaps
-        if not cpu.HAS_NUMBA:
+        if not HAS_NUMBA:
             return self.whole()[top : top + height, left : left + width]
         grid = self._grid
         across, down = grid.mcu_width * grid.per_segment, grid.mcu_height
@@ -355,6 +357,8 @@ class SegmentedImage(ImageParts):
 
     def _cut(self, part: tuple[int, int, int, int], height: int, width: int) -> Array:
         """A JPEG of the segments of a part: first column, column behind the last, first row, row behind the last."""
+        from ppxcls.packed.jpeg_cut_kernels import cut
+
         grid, data = self._grid, np.frombuffer(self._data, np.uint8)
         if data.size != self._table + SEGMENT.itemsize * grid.columns * grid.rows:  # the kernel relies on it
             raise ValueError(_NOT_DESCRIBED)
@@ -365,7 +369,7 @@ class SegmentedImage(ImageParts):
         made[: self._scan] = data[: self._scan]
         made[HEIGHT_AT : HEIGHT_AT + 4] = np.frombuffer(_size(height, width), np.uint8)
         places, shifts = (tables, self._scan, self._table), np.zeros(components, np.int64)
-        size = cpu.call("jpeg_cut_kernels", "cut", data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
+        size = call(cut, data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
         if size < 0:
             raise ValueError(_NOT_DESCRIBED)
         return made[:size]

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppxcls.ops.cpu import compiled
-from ppxcls.ops.jpeg_bits_kernels import BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
-from ppxcls.ops.jpeg_codes import COEFFICIENTS, END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
+from ppxcls.packed.jpeg_bits_kernels import BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
+from ppxcls.packed.jpeg_codes import COEFFICIENTS, END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
+from ppxcls.system.kernels import compiled
 
 Array = np.ndarray[Any, Any]
 

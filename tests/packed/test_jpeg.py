@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ppxcls.data.decode import decode_image
-from ppxcls.data.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
 from ppxcls.ops import cpu
-from ppxcls.ops.jpeg_codes import SEGMENT
+from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.packed.jpeg_codes import SEGMENT
 from tests.conftest import SHARED, needs_shared
 from tests.data.packed.conftest import KINDS, WHOLE, jpeg, photo
 

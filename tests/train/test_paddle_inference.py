@@ -13,8 +13,8 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.models import paddle_inference
-from ppxcls.models.paddle_inference import Compiler, EvaluatedNetwork
+from ppxcls.train import paddle_inference
+from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 3, 71, 80)).astype("float32")
 

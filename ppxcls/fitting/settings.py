@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from ppxcls.build.network import build_model, list_models
 from ppxcls.data.decode import decode_image
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ppxcls.models.common_keys import MODELS
 from ppxcls.system.distributed import available_devices, start
-from ppxcls.train.network import build_model, list_models
 from ppxcls.train.timed_steps import timed_steps
 
 _SIZES = (299, 192, 128, 96, 71)  # pixels; the smallest that these networks are worth training at is 71

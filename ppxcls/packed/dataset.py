@@ -16,12 +16,12 @@ from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
-from ppxcls.data.packed.format import FORMAT, LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
-from ppxcls.data.packed.jpeg import SegmentedImage
-from ppxcls.data.packed.storage import storage_of
 from ppxcls.data.read_file import patiently
 from ppxcls.data.transforms import TransformOps, starts_with_decoding
-from ppxcls.ops import cpu
+from ppxcls.packed.format import FORMAT, LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
+from ppxcls.packed.jpeg import SegmentedImage
+from ppxcls.packed.storage import storage_of
+from ppxcls.system.kernels import HAS_NUMBA
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import reason_of
 
@@ -46,6 +46,8 @@ class PackedDataset(Dataset):
     Raises:
         DataError: the data set is not complete or damaged, or a label is outside ``class_num``.
     """
+
+    keeps_bytes = False
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class PackedDataset(Dataset):
 
     def _why_whole(self) -> Iterator[str]:
         """Why the loader can't decode parts."""
-        if not cpu.HAS_NUMBA:
+        if not HAS_NUMBA:
             yield "because the package numba is not installed"
         if self.manifest.format != FORMAT:
             yield f"because the data set has the format {self.manifest.format!r}; pack the files again"

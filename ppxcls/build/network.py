@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import paddle
 from paddle import nn
 
+from ppxcls.build.choices import Purpose, Weights, no_download
 from ppxcls.config.checks import Where
-from ppxcls.config.sections import Config
+from ppxcls.config.sections import AMPSection, Config
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
 from ppxcls.models.preprocessing import differences
 from ppxcls.models.tracing import to_static
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system.logs import logger
-from ppxcls.train.trained_model import Purpose, Weights, no_download
+from ppxcls.train.precision import MixedPrecision
 
 
 def list_models() -> list[str]:
@@ -87,3 +89,10 @@ def static_network(network: nn.Layer) -> nn.Layer:
     images = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
     compiled: nn.Layer = to_static(network, images)
     return compiled
+
+
+def mixed_precision(section: AMPSection | None) -> MixedPrecision | None:
+    """The settings of automatic mixed precision; None for float32."""
+    if section is None or not section.use_amp:
+        return None
+    return MixedPrecision(**{f.name: getattr(section, f.name) for f in fields(MixedPrecision)})

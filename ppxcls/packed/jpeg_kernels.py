@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppxcls.ops.cpu import compiled
-from ppxcls.ops.jpeg_bits_kernels import BEYOND, BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
-from ppxcls.ops.jpeg_codes import COEFFICIENTS, END, FIRST_RESTART, LARGEST_DC, LEAST_DC, LONGEST_AC, LONGEST_DC, MARKER
+from ppxcls.packed.jpeg_bits_kernels import BEYOND, BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
+from ppxcls.packed.jpeg_codes import COEFFICIENTS, END, FIRST_RESTART, LARGEST_DC, LEAST_DC, LONGEST_AC, LONGEST_DC, MARKER
+from ppxcls.system.kernels import compiled
 
 Array = np.ndarray[Any, Any]
 

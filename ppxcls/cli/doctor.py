@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppxcls import __version__
+from ppxcls._version import __version__
 from ppxcls.system.environment import CPU_VARIABLES, installed_names, paddle_builds, usable_cores
 
 _SECONDS = 300  # for an import or the steps of one device; the first step on a GPU compiles and searches

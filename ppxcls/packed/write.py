@@ -19,8 +19,9 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import MOST_LIST_BYTES
-from ppxcls.data.packed.dataset import PackedDataset
-from ppxcls.data.packed.format import (
+from ppxcls.data.resize import resizer
+from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed.format import (
     LIST,
     MANIFEST,
     RECORD,
@@ -31,10 +32,9 @@ from ppxcls.data.packed.format import (
     read_manifest,
     shard_name,
 )
-from ppxcls.data.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, segmented
-from ppxcls.data.packed.storage import is_url
-from ppxcls.data.resize import resizer
-from ppxcls.ops import cpu
+from ppxcls.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, segmented
+from ppxcls.packed.storage import is_url
+from ppxcls.system.kernels import HAS_NUMBA
 from ppxcls.system.paths import printable
 from ppxcls.system.turns import TakenError, turn
 from ppxcls.system.whole_files import open_regular, read_regular, reason_of, whole_file, write_bytes
@@ -68,7 +68,7 @@ class Packed:
     def __str__(self) -> str:
         as_they_were = self.samples - self.segmented
         kinds = f"{self.segmented:,} JPEGs in segments, {as_they_were:,} files as they were"
-        kinds += "" if cpu.HAS_NUMBA else " (cutting needs the package numba)"
+        kinds += "" if HAS_NUMBA else " (cutting needs the package numba)"
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
-from ppxcls.data.packed.format import MANIFEST, MOST_MANIFEST_BYTES
+from ppxcls.packed.format import MANIFEST, MOST_MANIFEST_BYTES
 from ppxcls.system.turns import turn
 from ppxcls.system.whole_files import open_regular, reason_of, write_bytes
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.ops.cpu import compiled
-from ppxcls.ops.jpeg_codes import MARKER
+from ppxcls.packed.jpeg_codes import MARKER
+from ppxcls.system.kernels import compiled
 
 Array = np.ndarray[Any, Any]
 

@@ -1,0 +1,80 @@
+"""From ``DataLoader.Train`` and ``DataLoader.Eval`` to data sets and loaders."""
+
+from __future__ import annotations
+
+from tqdm import tqdm
+
+from ppxcls.build.choices import class_num
+from ppxcls.config.sections import Config, DatasetSection
+from ppxcls.data.bad_samples import BadSamples
+from ppxcls.data.check import DataReport, check_lists
+from ppxcls.data.dataset import DATASETS, Dataset
+from ppxcls.data.loader import Loader
+from ppxcls.data.sampler import SAMPLERS
+from ppxcls.system import distributed
+
+
+def build_dataset(config: Config, mode: str, patience: float | None = None) -> Dataset:
+    """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
+
+    Args:
+        config: a config with this section.
+        mode: ``Train`` or ``Eval``.
+        patience: seconds to retry a disk that does not answer; None for the section's ``read_patience``.
+
+    Raises:
+        ConfigError, DataError: the data set can't be used.
+    """
+    section: DatasetSection = getattr(config.DataLoader, mode)
+    seconds = section.loader.read_patience if patience is None else patience
+    return DATASETS.build(section.dataset, class_num=class_num(config), patience=seconds)
+
+
+def build_loader(config: Config, mode: str) -> Loader:
+    """The loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part.
+
+    If ``Global.check_data`` is set, it looks for every file first.
+
+    Raises:
+        ConfigError, DataError: the data set can't be used.
+    """
+    section: DatasetSection = getattr(config.DataLoader, mode)
+    if mode == "Eval" and section.sampler.get("drop_last"):
+        place = config.where("DataLoader.Eval.sampler.drop_last")
+        raise place.error("expected false: every sample is evaluated exactly once")
+    dataset = build_dataset(config, mode)
+    if config.Global.check_data:
+        dataset.check_files()
+    sampler = SAMPLERS.build(
+        section.sampler,
+        num_samples=len(dataset),
+        labels=dataset.labels,
+        seed=config.Global.seed or 0,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    bad_samples = None
+    if config.Global.on_bad_image == "skip":
+        bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)
+    return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
+
+
+def check_data(config: Config, progress_bar: bool = True) -> DataReport:
+    """Decode every sample of the config's data sets and report what is wrong.
+
+    Args:
+        config: a config with ``DataLoader``.
+        progress_bar: True to show a bar on a terminal.
+
+    Raises:
+        ConfigError: the config has no data set.
+        DataError: a list can't be used.
+    """
+    modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
+    if not modes:
+        raise config.where("DataLoader").error("the section is missing")
+    datasets = [build_dataset(config, mode, patience=0) for mode in modes]
+    total = sum(len(dataset) for dataset in datasets)
+    is_hidden = None if progress_bar else True  # None leaves the choice to tqdm, which asks for a terminal
+    with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:
+        return check_lists(datasets, class_num(config), progress=bar.update)

@@ -1,0 +1,127 @@
+"""Evaluates the weights that a config means, and writes the result to the run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from ppxcls.build.choices import Weights, class_names_for, class_num, data_name, describe, weights_for
+from ppxcls.build.data import build_loader
+from ppxcls.build.network import build_network, mixed_precision, static_network
+from ppxcls.build.start import required, start
+from ppxcls.config.checks import ConfigError
+from ppxcls.config.load import RUN_CONFIG
+from ppxcls.config.sections import Config, plain
+from ppxcls.config.yaml_values import read_yaml
+from ppxcls.system import distributed
+from ppxcls.system.logs import logger
+from ppxcls.system.watchdog import Watchdog
+from ppxcls.system.whole_files import write_text
+from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.losses import CELoss, WeightedSum, build_loss
+from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
+from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
+from ppxcls.train.predictions import OTHER_PREDICTIONS, PREDICTIONS, write_predictions
+from ppxcls.train.run_log import format_results
+
+EVALUATION, OTHER_EVALUATION = "eval.json", "eval_other.json"
+_MIN_SAMPLES = 50  # with fewer, good weights can score 0 by bad luck
+_IMAGENET_CLASSES = 1000
+
+
+def evaluate(config: Config) -> dict[str, float]:
+    """Evaluate the weights of ``weights_for`` on ``DataLoader.Eval``, and write the result to the run's folder.
+
+    Returns:
+        Metrics as shares, losses as means over samples, and ``num_samples``.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as ``build_trainer``.
+    """
+    required(config, "DataLoader.Eval")
+    start(config)
+    weights = weights_for(config, "evaluate")
+    assert weights
+    names = class_names_for(config, "evaluate")
+    logger.info(describe(config, weights, config.evaluation_transforms, names))
+    network = set_evaluation_precision(mixed_precision(config.AMP), build_network(config, "evaluate", weights))
+    if config.Global.to_static:
+        network = static_network(network)
+    evaluation = build_evaluation(config)
+    loader = evaluation.loader
+    distributed.require_same({"evaluation list": loader.dataset.digest()})
+    timeout, rank, world_size = config.Global.hang_timeout, distributed.rank(), distributed.world_size()
+    with Watchdog(timeout, rank, world_size, loader.files_being_read) as watchdog:
+        results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
+    if rank == 0:
+        if not weights.is_own and (warning := chance_warning(results, class_num(config))):
+            logger.warning(warning)
+        file = _write_results(config, weights, results)
+        assert evaluation.predictions
+        table = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
+        write_predictions(file.with_name(table), evaluation.predictions, loader.dataset, names)
+        logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
+    return results
+
+
+def build_evaluation(config: Config) -> Evaluation:
+    """The evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
+
+    Raises:
+        ConfigError, DataError: the data set can't be used.
+    """
+    loss = WeightedSum([("CELoss", 1.0, CELoss())])
+    metrics: list[Metric] = [TopkAcc([1, 5])]
+    if config.Loss and config.Loss.Eval:
+        loss = build_loss(config.Loss.Eval, config.where("Loss.Eval"), soft_labels=False)
+    if config.Metric:
+        metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
+    return Evaluation(build_loader(config, "Eval"), loss, metrics, evaluation_autocast(mixed_precision(config.AMP)))
+
+
+def chance_warning(results: Mapping[str, float], count: int) -> str | None:
+    """A warning if weights from elsewhere score no better than chance; None if they do, or if there are too few samples.
+
+    The limit is three standard deviations above the expected share of correct guesses.
+
+    Args:
+        results: figures of an evaluation.
+        count: number of classes.
+    """
+    samples, top1 = results.get("num_samples", 0), results.get("top1")
+    if top1 is None or count < 2 or samples < _MIN_SAMPLES:
+        return None
+    chance = 1 / count
+    if top1 > chance + 3 * math.sqrt(chance * (1 - chance) / samples):
+        return None
+    order = "ImageNet's, which sorts the WordNet ids" if count == _IMAGENET_CLASSES else "that of the weights"
+    return f"top1 {top1:.4f} is chance for {count:,} classes: the list's class order is probably not {order}"
+
+
+def _write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:
+    """Write an evaluation to the run's folder: to ``eval.json`` if it is the run's own, otherwise to ``eval_other.json``.
+
+    It is the run's own if the weights are, and the data and their preparation are those of the run's ``config.yaml``.
+    """
+    folder = config.run_folder
+    is_own = weights.is_own and _evaluates_as_the_run(config)
+    file = folder / (EVALUATION if is_own else OTHER_EVALUATION)
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
+    facts = {"weights": weights.path, "about": weights.note, "data": data_name(dataset) if dataset else None}
+    write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
+    return file
+
+
+def _evaluates_as_the_run(config: Config) -> bool:
+    """True if the run's ``config.yaml`` has the same evaluation data and preparation, or can't be read."""
+    try:
+        stored = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
+        dataset_of_run = stored["DataLoader"]["Eval"]["dataset"]
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return True
+    assert config.DataLoader
+    assert config.DataLoader.Eval
+    return bool(dataset_of_run == plain(config.DataLoader.Eval.dataset))

@@ -1,0 +1,58 @@
+"""Starts the processes of a job: the device, the launcher's other ranks, the lock of the folder, the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.config.sections import Config
+from ppxcls.system import distributed
+from ppxcls.system.logs import logger, set_up_logging
+
+
+def start(config: Config, folder: RunFolder | None = None) -> None:
+    """Select the device, join the other processes under a launcher, lock the run's folder if there is one, begin the log.
+
+    Raises:
+        ConfigError: the device does not exist.
+        JobError: the other processes can't be reached.
+        RunFolderError: another run uses the folder.
+        OSError: the log can't be written.
+    """
+    start_processes(config)
+    if folder and distributed.rank() == 0:
+        folder.lock()
+    set_up_logging(distributed.rank(), config.run_folder / "train.log")
+    if config.Global.deterministic:
+        logger.info(distributed.determinism())
+    paddle.seed(config.Global.seed or 0)  # the initial weights
+
+
+def start_processes(config: Config) -> None:
+    """Select the device and, under a launcher, join the other processes.
+
+    Raises:
+        ConfigError: the device does not exist.
+        JobError: the other processes can't be reached.
+    """
+    section = config.Global
+    try:
+        distributed.start(section.device, section.deterministic, section.hang_timeout, section.cudnn_search)
+    except distributed.DeviceError as error:
+        raise config.where("Global.device").error(str(error)) from None
+
+
+def required(config: Config, path: str) -> Any:
+    """The section at a key path, such as ``DataLoader.Train``.
+
+    Raises:
+        ConfigError: the section is missing.
+    """
+    value: Any = config
+    for key in path.split("."):
+        value = getattr(value, key)
+        if value is None:
+            raise config.where(path).error("the section is missing")
+    return value

@@ -1,0 +1,203 @@
+"""From a config to the trainer: network, data, loss, optimizer, schedule, metrics, trackers, the run's folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import uuid
+from dataclasses import fields, replace
+
+import paddle
+from paddle import nn
+
+from ppxcls._version import __version__
+from ppxcls.build.choices import Weights, class_names_for, class_num, weights_for
+from ppxcls.build.data import build_loader
+from ppxcls.build.disk_space import report_disk_space
+from ppxcls.build.evaluation import build_evaluation
+from ppxcls.build.network import build_network, mixed_precision, static_network
+from ppxcls.build.start import required, start
+from ppxcls.checkpoints.compatibility import RunFacts
+from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.checkpoints.safe_states import INSTALL
+from ppxcls.config.sections import Config
+from ppxcls.data.dataset import Dataset
+from ppxcls.data.loader import Loader
+from ppxcls.models.weights import weights_file
+from ppxcls.system import distributed
+from ppxcls.system.logs import logger
+from ppxcls.train.ema import WeightAverage
+from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.learner import Learner
+from ppxcls.train.losses import build_loss
+from ppxcls.train.lr_schedules import build_lr_schedule
+from ppxcls.train.metrics import build_metrics
+from ppxcls.train.mixing import build_batch_transforms
+from ppxcls.train.optimizers import build_optimizer
+from ppxcls.train.precision import set_precision
+from ppxcls.train.run import Run
+from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker
+from ppxcls.train.trainer import Plan, Trainer
+from ppxcls.train.visualdl_tracker import VisualDL
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Build everything that training needs; ``.fit()`` trains. Under ``paddle.distributed.launch`` it joins the other processes.
+
+    Raises:
+        ConfigError: a section that training needs is missing, or the device does not exist.
+        DataError: a data set can't be used.
+        CheckpointError: the weights or the checkpoint to start from can't be used.
+        RunFolderError: another run uses the output folder.
+        OSError: the output folder can't be written.
+    """
+    for section in ("Loss", "Optimizer", "DataLoader.Train"):
+        required(config, section)
+    folder = _run_folder(config)
+    start(config, folder)
+    weights = weights_for(config, "train")
+    if weights and folder.is_checkpoint(weights_file(weights.path)):
+        raise config.where("Global.pretrained_model").error(
+            f"{weights.path} is in this run's output folder, whose files a new run moves aside. "
+            "Resume with Global.checkpoints, or choose another output_dir."
+        )
+    network = build_network(config, "train", weights)
+    loader = build_loader(config, "Train")
+    if warning := _unused_classes_warning(loader.dataset, class_num(config)):
+        logger.warning(warning)
+    evaluation = _evaluation_of_training(config)
+    update_freq = _update_freq(config, loader)
+    facts = _facts(config, loader, update_freq, evaluation, weights)
+    learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
+    if distributed.rank() == 0:
+        report_disk_space(config, network, folder.path)
+    distributed.require_same(facts.of_all_ranks())
+    run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
+    trainer = Trainer(learner, loader, run, _plan(config, update_freq), evaluation)
+    if path := config.Global.checkpoints:
+        trainer.resume(path, config.Global.allow_changes)
+    distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
+    return trainer
+
+
+def _run_folder(config: Config) -> RunFolder:
+    section = config.Global
+    is_safe = section.weights_format == "safetensors"
+    if is_safe and importlib.util.find_spec("safetensors") is None:
+        raise config.where("Global.weights_format").error(f"safetensors needs the package of that name, {INSTALL}")
+    return RunFolder(config.run_folder, section.keep_last, is_safe, section.best_model_optimizer)
+
+
+def _plan(config: Config, update_freq: int) -> Plan:
+    names = [f.name for f in fields(Plan)]
+    return replace(Plan(**{name: getattr(config.Global, name) for name in names}), update_freq=update_freq)
+
+
+def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
+    blocks_for_mixing = required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
+    is_mixed = bool(blocks_for_mixing)
+    loss = build_loss(required(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed)
+    block = required(config, "Optimizer")
+    factor = _lr_factor(config, samples_per_step)
+    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch, factor=factor)
+    optimizer, scheduler = build_optimizer(block, dict(network.named_parameters()), schedule)
+    network, optimizer, precision = set_precision(mixed_precision(config.AMP), network, optimizer)
+    average = None
+    if config.EMA and config.EMA.use_ema:
+        average = WeightAverage(network, config.EMA.decay, config.EMA.warmup)
+    blocks = config.Metric.Train if config.Metric else None
+    metrics = build_metrics(blocks, config.where("Metric.Train"), class_num(config), training=True)
+    mixing = build_batch_transforms(blocks_for_mixing, class_num(config))
+    if config.Global.to_static:
+        network = static_network(network)
+    return Learner(
+        network,
+        loss,
+        optimizer,
+        scheduler,
+        schedule,
+        metrics=metrics,
+        precision=precision,
+        average=average,
+        mixing=mixing,
+        comm_buffer_size=config.Global.comm_buffer_size,
+    )
+
+
+def _evaluation_of_training(config: Config) -> Evaluation | None:
+    """The evaluation between epochs; None without ``DataLoader.Eval`` or ``Global.eval_during_train``."""
+    first, last = config.Global.start_eval_epoch, config.Global.epochs
+    if first > last:
+        logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
+    is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
+    return build_evaluation(config) if is_evaluated else None
+
+
+def _update_freq(config: Config, loader: Loader) -> int:
+    """Micro-batches per optimizer step, from ``Global.samples_per_step`` if it is set."""
+    samples, declared = config.Global.samples_per_step, config.Global.update_freq
+    if samples is None:
+        return declared
+    sampler = loader.sampler
+    global_batch = sampler.batch_size * sampler.world_size
+    where = config.where("Global.samples_per_step")
+    if samples % global_batch:
+        parts = f"{sampler.world_size} processes with batches of {sampler.batch_size}"
+        raise where.error(f"expected a multiple of {global_batch} ({parts}), received {samples}")
+    update_freq = samples // global_batch
+    if declared not in (1, update_freq):
+        raise where.error(f"{samples} samples are {update_freq} micro-batches, but Global.update_freq is {declared}; give one")
+    return update_freq
+
+
+def _lr_factor(config: Config, samples_per_step: int) -> float:
+    """The factor by which ``Global.scale_lr`` multiplies the learning rate."""
+    rule, base = config.Global.scale_lr, config.Global.base_batch_size
+    if rule is None:
+        return 1.0
+    if base is None:
+        place = config.where("Global.base_batch_size")
+        raise place.error("expected the samples per step that the learning rate was chosen for")
+    ratio = samples_per_step / base
+    factor = ratio if rule == "linear" else math.sqrt(ratio)
+    logger.info(f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step, chosen for {base} ({rule})")
+    return factor
+
+
+def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
+    """A warning if the network has more classes than the training data; None otherwise."""
+    largest = int(dataset.labels.max())
+    if largest + 1 >= count:
+        return None
+    return f"Arch.class_num is {count:,}, but the labels of {dataset.source} end at {largest:,}: expected {largest + 1:,}?"
+
+
+def _trackers(config: Config) -> list[Tracker]:
+    """The trackers; empty on every rank but 0."""
+    if distributed.rank() != 0:
+        return []
+    folder = config.run_folder
+    trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl")]
+    if config.Global.use_visualdl:
+        try:
+            trackers.append(VisualDL(folder))
+        except ValueError as error:
+            raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None
+    return trackers + [TRACKERS.build(block, folder=folder) for block in config.Global.trackers or []]
+
+
+def _facts(config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None) -> RunFacts:
+    return RunFacts(
+        ppxcls=__version__,
+        paddle=paddle.__version__,
+        config=config.to_yaml(is_run=True),
+        train_list=loader.dataset.digest(),
+        eval_list=evaluation.loader.dataset.digest() if evaluation else "",
+        samples=len(loader.dataset),
+        global_batch=loader.sampler.batch_size * loader.sampler.world_size,
+        update_freq=update_freq,
+        steps_per_epoch=-(-len(loader) // update_freq),
+        world_size=distributed.world_size(),
+        run=uuid.uuid4().hex,
+        started_from=str(weights) if weights else None,
+    )
