@@ -24,6 +24,7 @@ if [ $# = 0 ]; then  # side by side, while the newest Paddle is installed
 fi
 use_environment cpu,test,export
 ruff check .
+ruff check ppxcls tools --select C901 --exit-zero --output-format concise
 ruff format --check .
 mypy
 if [ $# = 0 ]; then

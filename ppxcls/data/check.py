@@ -1,4 +1,4 @@
-"""Checks every sample of some data sets; ``tools/check_data.py`` prints the report."""
+"""Checks every sample of some data sets; ``ppxcls check`` prints the report."""
 
 from __future__ import annotations
 

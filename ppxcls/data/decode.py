@@ -135,7 +135,7 @@ def warn_of_few_bits(data: bytes, image: Image) -> None:
     if not _has_warned.is_set() and (largest := largest_of_few_bits(data, image)) is not None:
         _has_warned.set()
         values = f"an image with 16 bits per channel has values up to {largest:,} of 65,535"
-        logger.warning(f"{values}, so it decodes to almost black; tools/check_data.py lists such files")
+        logger.warning(f"{values}, so it decodes to almost black; ppxcls check lists such files")
 
 
 def _check_pixels(height: bytes, width: bytes) -> None:

@@ -1,4 +1,4 @@
-"""tools/check_data.py on data with one of every fault, and the limits of what is read."""
+"""ppxcls check on data with one of every fault, and the limits of what is read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def config(write_config: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_good_data(config: Path, tmp_path: Path) -> None:
-    result = run_tool("tools/check_data.py", "-c", config)
+    result = run_tool("check", "-c", config)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1] == "no errors"
     assert "samples 12, classes 3, samples of the smallest class 4" in result.stdout
@@ -50,7 +50,7 @@ def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
     (train / "0008.png").unlink()
     (train / "0008.png").mkdir()
     report = tmp_path / "report.json"
-    result = run_tool("tools/check_data.py", "-c", config, "--json", report, "-o", "Arch.class_num=4")
+    result = run_tool("check", "-c", config, "--json", report, "-o", "Arch.class_num=4")
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "7 errors"
     found = json.loads(report.read_text())["found"]
@@ -71,19 +71,19 @@ def test_twelve_bits_in_sixteen_are_a_category_and_a_line_at_training(config: Pa
     for i in (3, 4):
         values = np.random.default_rng(i).integers(0, 4096, (80, 80, 3)).astype(np.uint16)
         cv2.imwrite(str(tmp_path / f"data/train/{i:04d}.png"), values)
-    checked = run_tool("tools/check_data.py", "-c", config)
+    checked = run_tool("check", "-c", config)
     assert checked.returncode == 0, checked.stderr
     assert "almost black: 2" in checked.stdout
     assert "train/0003.png: 16 bits per channel, values up to 4,09" in checked.stdout
     trained = run_tool("tools/train.py", "-c", config)
     assert trained.returncode == 0, trained.stderr
-    assert trained.stdout.count("so it decodes to almost black; tools/check_data.py lists such files") == 1
+    assert trained.stdout.count("so it decodes to almost black; ppxcls check lists such files") == 1
 
 
 def test_a_folder_that_is_not_there(config: Path) -> None:
     """Every file of both lists is missing; each line is named."""
     nowhere = [part for mode in ("Train", "Eval") for part in ("-o", f"DataLoader.{mode}.dataset.image_root=nowhere")]
-    result = run_tool("tools/check_data.py", "-c", config, *nowhere)
+    result = run_tool("check", "-c", config, *nowhere)
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "17 errors"
     assert "missing: 17" in result.stdout
@@ -92,10 +92,10 @@ def test_a_folder_that_is_not_there(config: Path) -> None:
 
 
 def test_a_list_that_can_not_be_used(config: Path) -> None:
-    result = run_tool("tools/check_data.py", "-c", config, "-o", "Arch.class_num=2")
+    result = run_tool("check", "-c", config, "-o", "Arch.class_num=2")
     assert result.returncode == 1
     assert "the label 2 is outside class_num = 2" in result.stderr
-    assert run_tool("tools/check_data.py", "-c", config, "-o", "DataLoader=null").returncode == 2
+    assert run_tool("check", "-c", config, "-o", "DataLoader=null").returncode == 2
 
 
 @needs_shared
@@ -104,7 +104,7 @@ def test_real_images(write_config: Callable[..., Path]) -> None:
     roots = {f"DataLoader.{mode}.dataset.image_root": str(folder) for mode in ("Train", "Eval")}
     lists = {"DataLoader.Train.dataset.cls_label_path": str(folder / "train_list.txt"), "Arch.class_num": 1000}
     file = write_config(**roots, **lists, **{"DataLoader.Eval.dataset.cls_label_path": str(folder / "val_list.txt")})
-    result = run_tool("tools/check_data.py", "-c", file)
+    result = run_tool("check", "-c", file)
     assert result.returncode == 0, result.stdout
     assert "samples 180, classes 180" in result.stdout
 

@@ -74,11 +74,11 @@ def test_flat_folder_with_labels(tmp_path: Path) -> None:
     flat = fill(tmp_path / "val", ["0.jpg", "1.jpg", "2.jpg"])
     labels = tmp_path / "ground_truth.txt"
     labels.write_text("7\n0\n999\n")
-    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
+    result = run_tool("lists", flat, "-o", tmp_path / "lists", "--labels", labels)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "lists/val_list.txt").read_text() == "0.jpg 7\n1.jpg 0\n2.jpg 999\n"
     labels.write_text("7\n0\n")
-    result = run_tool("tools/make_lists.py", flat, "-o", tmp_path / "lists", "--labels", labels)
+    result = run_tool("lists", flat, "-o", tmp_path / "lists", "--labels", labels)
     assert result.returncode == 1
     assert "2 labels for 3 images" in result.stderr
 
@@ -96,7 +96,7 @@ def test_what_is_skipped_is_counted_by_reason(tmp_path: Path) -> None:
     assert {path for part in ("train", "val") for path, _ in listed(tmp_path / "lists", part)} == {
         f"{name}/{i}.jpg" for name in ("ant", "bee") for i in range(3)
     }
-    result = run_tool("tools/make_lists.py", data, "-o", tmp_path / "lists")
+    result = run_tool("lists", data, "-o", tmp_path / "lists")
     assert result.stdout.splitlines()[-1] == (
         "skipped: 1 beside the folders of classes, 4 hidden, 2 links that lead nowhere, 1 links to a folder that they lie in, "
         "4 not images (.heic, .txt, no extension), 1 not regular files"
@@ -194,7 +194,7 @@ def test_classes_may_be_called_train(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
-    result = run_tool("tools/make_lists.py", tmp_path / "nowhere", "-o", tmp_path / "lists")
+    result = run_tool("lists", tmp_path / "nowhere", "-o", tmp_path / "lists")
     assert result.returncode == 1
     assert result.stderr.strip() == f"error: {tmp_path}/nowhere: no such folder"
     (tmp_path / "file").touch()
@@ -256,7 +256,7 @@ def test_names_of_every_kind_through_all_tools(write_config: Callable[..., Path]
             (data / os.fsdecode(part) / os.fsdecode(name)).write_bytes(JPEG)
     bad = data / "x y " / os.fsdecode(b"\x1b[31m\n\xe9 bad.jpg")
     bad.write_bytes(b"<html>")
-    result = run_tool("tools/make_lists.py", data, "-o", tmp_path / "lists", "--val-share", "0")
+    result = run_tool("lists", data, "-o", tmp_path / "lists", "--val-share", "0")
     assert result.returncode == 0, result.stderr
     assert len(listed(tmp_path / "lists", "train")) == 2 * len(NAMES) + 1
     steps = [{"DecodeImage": {}}, {"ResizeImage": {"size": 71}}, {"NormalizeImage": {"order": ""}}]
@@ -273,7 +273,7 @@ def test_names_of_every_kind_through_all_tools(write_config: Callable[..., Path]
         }
     )
     report = tmp_path / "report.json"
-    checked = run_tool("tools/check_data.py", "-c", file, "--json", report)
+    checked = run_tool("check", "-c", file, "--json", report)
     assert checked.returncode == 1, checked.stderr
     found = json.loads(report.read_text(encoding="utf-8"))["found"]
     (line,) = found["not an image"]
