@@ -1,6 +1,13 @@
-"""``python -m ppxcls VERB ...``."""
+"""``python -m ppxcls VERB ...``; the launcher runs this file by its path."""
 
-from ppxcls.cli.verbs import main
+import sys
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).resolve().parent)
+if sys.path[0] == _PACKAGE:  # run by its path; the package's modules must not be importable without its name
+    sys.path[0] = str(Path(_PACKAGE).parent)
+
+from ppxcls.cli.verbs import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

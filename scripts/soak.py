@@ -1,4 +1,4 @@
-"""Train two processes under ``tools/launch.py`` for a time, with a fault every few seconds, and compare with a run without faults.
+"""Train two processes under ``ppxcls launch`` for a time, with a fault every few seconds, and compare with a run without faults.
 
     python scripts/soak.py --minutes 60 --seed 1
 
@@ -62,7 +62,7 @@ class Soak:
         self.job = self._start()
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "tools/launch.py", "--restarts", "1000", "--pause", "0.2", "--nproc_per_node", "2"]
+        command = [sys.executable, "-m", "ppxcls", "launch", "--restarts", "1000", "--pause", "0.2", "--nproc_per_node", "2"]
         command += ["--log_dir", str(self.folder / "log"), "tools/train.py", "-c", str(self.config), *AUTO, *words]
         with open(self.folder / "said", "ab") as said:
             return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)

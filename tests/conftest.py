@@ -97,7 +97,9 @@ def write_config(tmp_path: Path, images: Path) -> Callable[..., Path]:
 
 
 def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``tools/...`` in a process of its own, or under Paddle's launcher in several."""
+    """Run ``tools/*.py`` or a verb in a process of its own, or under Paddle's launcher in several."""
+    if not str(arguments[0]).endswith(".py"):
+        arguments = ("-m", "ppxcls", *arguments)
     launch = []
     log_dir = kwargs.pop("log_dir", None)
     if processes > 1:

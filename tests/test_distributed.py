@@ -22,7 +22,7 @@ import ppxcls
 from ppxcls import cli
 
 def main():
-    arguments = cli.parse_arguments("")
+    arguments = cli.parse_with_config(cli.parser_for(""))
     trainer = ppxcls.build_trainer(ppxcls.load_config(arguments.config, arguments.override))
     trainer.learner.model.train = trainer.learner.model.eval
     trainer.fit()

@@ -195,7 +195,7 @@ def test_each_kind_in_the_tools(write_config: Callable[..., Path], plugin: Path,
     results = json.loads((tmp_path / "output/TwoLayers/eval.json").read_text())
     assert results["confidence"] == rows[-1]["confidence"]
 
-    result = run_tool("tools/check_data.py", "-c", own)
+    result = run_tool("check", "-c", own)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("ArrayDataset: samples 12, classes 3")
     assert "ArrayDataset (2): samples 7, classes 3" in result.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
+from ppxcls.cli.verbs import VERBS
 from tests.conftest import ROOT, run_tool, write_images
 
 
@@ -176,11 +177,11 @@ def test_a_paddle_that_can_not_be_used_is_one_line(module: str | None, message: 
     assert result.stderr.splitlines()[-1].startswith(f"ppxcls.system.environment.PaddleError: {message}")
 
 
-@pytest.mark.parametrize("tool", sorted(path.name for path in (ROOT / "tools").glob("*.py")))
+@pytest.mark.parametrize("tool", [*sorted(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")), *VERBS])
 def test_help_does_not_wait_for_paddle(tool: str, tmp_path: Path) -> None:
     for module in ("paddle", "numpy"):  # the doctor has to run where they are broken
         (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module} was imported')")
-    result = run_tool(f"tools/{tool}", "--help", env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
+    result = run_tool(tool, "--help", env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("usage: ")
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ppxcls import cli
-from ppxcls.cli import verbs
+from ppxcls.cli.verbs import run_verb
 
 if __name__ == "__main__":
-    cli.run(verbs.infer)
+    run_verb("infer")

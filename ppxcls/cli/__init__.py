@@ -1,4 +1,4 @@
-"""What the tools share: arguments, and errors as one line with an exit code."""
+"""What all commands share: the arguments of a config, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -20,24 +20,19 @@ from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
-def parse_arguments(
-    description: str,
-    others: Mapping[str, dict[str, Any]] | None = None,
-    argv: Sequence[str] | None = None,
-    examples: Sequence[str] = (),
-    needs_config: Callable[[argparse.Namespace], bool] = lambda _: True,
-) -> argparse.Namespace:
-    """The arguments that every tool takes: ``config``, ``override`` (list) and ``print_config``.
+def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """A parser whose ``--help`` ends with examples."""
+    epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
-    Args:
-        description: first line of ``--help``.
-        others: arguments of this tool alone, as ``add_argument`` takes them.
-        argv: the words of the command line; None for those of this process.
-        examples: commands, for ``--help``.
-        needs_config: whether ``-c`` must be among the parsed arguments.
-    """
-    parser = parser_for(description, examples)
-    parser.add_argument("-c", "--config", metavar="FILE", help="the YAML, or the folder of a run")
+
+def add_override_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``-o KEY.KEY=VALUE``, which may be repeated."""
     parser.add_argument(
         "-o",
         "--override",
@@ -46,23 +41,30 @@ def parse_arguments(
         metavar="KEY.KEY=VALUE",
         help="change a key of the YAML; repeatable; list items by index or name",
     )
+
+
+def parse_with_config(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+    *,
+    needs_config: Callable[[argparse.Namespace], bool] = lambda _: True,
+) -> argparse.Namespace:
+    """Parse a command line that also takes ``config``, ``override`` (list) and ``print_config``.
+
+    Args:
+        parser: parser with the other arguments of the command.
+        argv: words of the command line; None for those of this process.
+        needs_config: returns True if ``-c`` must be among the parsed arguments.
+    """
+    parser.add_argument("-c", "--config", metavar="FILE", help="the YAML, or the folder of a run")
+    add_override_option(parser)
     parser.add_argument("-p", "--print-config", action="store_true", help="print the resolved config first")
-    for name, settings in (others or {}).items():
-        parser.add_argument(name, **settings)
     arguments = parser.parse_args(argv)
     if arguments.config is not None:
-        arguments.config = _own_config(arguments.config)
-    if arguments.config is None and (needs_config(arguments) or arguments.override):
+        arguments.config = _config_of_this_repository(arguments.config)
+    elif needs_config(arguments) or arguments.override:
         parser.error("the following arguments are required: -c/--config")
     return arguments
-
-
-def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """A parser whose ``--help`` ends with examples."""
-    epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
-    return argparse.ArgumentParser(
-        description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
 
 
 def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> Any:
@@ -75,21 +77,21 @@ def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> 
     return config
 
 
-def _own_config(path: str) -> str:
+def _config_of_this_repository(path: str) -> str:
     """The file of this repository for one of PaddleClas's, such as ``ppcls/configs/ImageNet/Xception/Xception41.yaml``."""
-    own = Path(__file__).resolve().parents[2] / "configs" / Path(path).name
-    if "ppcls/configs/" not in Path(path).as_posix() or Path(path).exists() or not own.is_file():
+    file = Path(__file__).resolve().parents[2] / "configs" / Path(path).name
+    if "ppcls/configs/" not in Path(path).as_posix() or Path(path).exists() or not file.is_file():
         return path
-    if os.environ.get("PADDLE_TRAINER_ID", "0") == "0":
-        print(printable(f"{path} is not here; {own} is used"), file=sys.stderr)
-    return str(own)
+    if environment.launched_rank() == 0:
+        print(printable(f"{path} is not here; {file} is used"), file=sys.stderr)
+    return str(file)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a tool and exit.
+    """Run a command and exit.
 
     Args:
-        main: returns the exit code; None is 0.
+        main: function that returns the exit code; None is 0.
 
     Errors end in one line on standard error. The exit code is 2 for an invalid config, 1 for any other expected error, 75 if a
     signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error keeps its traceback.
@@ -146,7 +148,7 @@ def _warning_line(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _exit(message: str, code: int) -> None:
-    rank = f"rank {os.environ['PADDLE_TRAINER_ID']}: " if int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1 else ""
+    rank = f"rank {environment.launched_rank()}: " if environment.launched_world_size() > 1 else ""
     print(f"{rank}{printable(message)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.

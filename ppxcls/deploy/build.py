@@ -271,64 +271,111 @@ def _load_image(file: str, transform: Compose) -> Array:
 
 
 def infer(
+    config: Config | None = None,
+    images: str | Sequence[str] = (),
+    *,
+    exported: str | Path | None = None,
+    topk: int | None = None,
+    batch_size: int | None = None,
+) -> list[Prediction]:
+    """Predict the classes of image files.
+
+    Args:
+        config: config of the network, or with ``exported`` of no more than the images; None for no config.
+        images: a file, a folder or a pattern, or several; empty for ``Infer.infer_imgs``.
+        exported: an exported folder, or its ``.onnx`` file, to run instead of the network.
+        topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
+        batch_size: images per batch; None for ``Infer.batch_size``.
+
+    Returns:
+        A prediction for each file, in order of the paths. A file that can't be read has an ``error``.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't be used.
+    """
+    files = _files_to_predict(config, images)
+    predictor = _predictor(config, exported, len(files))
+    default_topk, default_size = _topk_and_batch_size(config)
+    return predictor.predict(files, topk or default_topk, batch_size or default_size)
+
+
+def print_predictions(
     config: Config | None,
+    images: str | Sequence[str] = (),
+    *,
     kind: Format = "paddleclas",
     exported: str | None = None,
     output: str | None = None,
-    images: Sequence[str] = (),
 ) -> int:
-    """Predict images. Predictions are written as they come, unreadable files to standard error.
+    """Write predictions as they come, and unreadable files to standard error: the command ``ppxcls infer``.
 
     Args:
-        config: of the network, or with ``exported`` of no more than the images; None for no config.
+        config: config of the network, as for ``infer``.
+        images: files, folders or patterns; empty for ``Infer.infer_imgs``.
         kind: form of the output; see ``Writer``.
         exported: an exported folder, or its ``.onnx`` file, to run instead of the network.
         output: file for the predictions; None for standard output.
-        images: files, folders or patterns; empty for ``Infer.infer_imgs``.
 
     Returns:
         Number of files that could not be read.
 
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't be used.
+        ConfigError, CheckpointError, DataError, OSError: as ``infer``.
     """
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
-    section = config.Infer if config else None
-    paths = list(images) or ([section.infer_imgs] if section and section.infer_imgs else [])
-    if not paths:
-        message = "expected a file, a folder or a pattern, received null"
-        raise config.where("Infer.infer_imgs").error(message) if config else DataError(f"images: {message}")
-    files = [file for path in paths for file in find_images(path)]
-    if exported:
-        if config:
-            _refuse_overrides(config)
-        predictor = exported_predictor(exported)
-    else:
-        assert config
-        predictor = trained_predictor(config, len(files))
+    files = _files_to_predict(config, images)
+    predictor = _predictor(config, exported, len(files))
     logger.info(predictor.description)
-    topk = section.PostProcess.topk if section and section.PostProcess else 5
-    batch_size = section.batch_size if section else 10
-    failed, start = 0, time.perf_counter()
+    topk, batch_size = _topk_and_batch_size(config)
+    failures = 0
+    start = time.perf_counter()
     with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as stream:
         predictions, writer = predictor.stream(files, topk, batch_size), Writer(kind, stream)
         with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
             while batch := list(islice(predictions, batch_size)):
-                writer.write([p for p in batch if not p.error])
-                failed += _report(batch)
+                writer.write([prediction for prediction in batch if not prediction.error])
+                failures += _print_errors(batch)
                 bar.update(len(batch))
-    rate = (len(files) - failed) / (time.perf_counter() - start)
-    unread = f", {failed} could not be read" if failed else ""
-    print(f"{len(files) - failed} images, {rate:.1f} images/s{unread}", file=sys.stderr)
-    return failed
+    rate = (len(files) - failures) / (time.perf_counter() - start)
+    unread = f", {failures} could not be read" if failures else ""
+    print(f"{len(files) - failures} images, {rate:.1f} images/s{unread}", file=sys.stderr)
+    return failures
 
 
-def _report(predictions: Sequence[Prediction]) -> int:
+def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> list[str]:
+    section = config.Infer if config else None
+    paths = [images] if isinstance(images, str) else list(images)
+    if not paths and section and section.infer_imgs:
+        paths = [section.infer_imgs]
+    if not paths:
+        message = "expected a file, a folder or a pattern, received null"
+        raise config.where("Infer.infer_imgs").error(message) if config else DataError(f"images: {message}")
+    return [file for path in paths for file in find_images(path)]
+
+
+def _predictor(config: Config | None, exported: str | Path | None, count: int) -> Predictor:
+    """The predictor of exported files if there are any, or else of the config's network, for so many images."""
+    if exported:
+        if config:
+            _refuse_overrides(config)
+        return exported_predictor(exported)
+    if config is None:
+        raise DataError("expected a config, or exported files")
+    return trained_predictor(config, count)
+
+
+def _topk_and_batch_size(config: Config | None) -> tuple[int, int]:
+    section = config.Infer if config else None
+    topk = section.PostProcess.topk if section and section.PostProcess else 5
+    return topk, section.batch_size if section else 10
+
+
+def _print_errors(predictions: Sequence[Prediction]) -> int:
     """Print the errors; returns their number."""
-    failed = [p for p in predictions if p.error]
-    for p in failed:
-        print(printable(f"{p.file}: {p.error}"), file=sys.stderr)
-    return len(failed)
+    errors = [prediction for prediction in predictions if prediction.error]
+    for prediction in errors:
+        print(printable(f"{prediction.file}: {prediction.error}"), file=sys.stderr)
+    return len(errors)
 
 
 def _refuse_overrides(config: Config) -> None:

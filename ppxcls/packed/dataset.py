@@ -30,7 +30,7 @@ Array = np.ndarray[Any, Any]
 
 @DATASETS.register
 class PackedDataset(Dataset):
-    """What ``tools/pack_dataset.py`` wrote: the samples of a list file, in a few large files.
+    """What ``ppxcls pack`` wrote: the samples of a list file, in a few large files.
 
     The images are those of the list's files, to the last bit, and so are the batches. A run that began with the files can go on
     with the packed data, and the other way round.

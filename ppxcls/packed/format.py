@@ -141,7 +141,7 @@ def read_manifest(file: Path) -> Manifest:
         if len(shards) > manifest.count or any(s.samples != _size(manifest, i) for i, s in enumerate(shards)):
             raise ValueError("the shards don't have the samples")
     except FileNotFoundError:
-        raise DataError(f"{file}: no such file; tools/pack_dataset.py writes it at the end of its work") from None
+        raise DataError(f"{file}: no such file; ppxcls pack writes it at the end of its work") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{file}: not the manifest of a packed data set: {reason_of(error)}") from None
     return manifest

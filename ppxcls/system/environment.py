@@ -43,7 +43,7 @@ def prepare_cpu() -> None:
         if os.environ.get("OMP_NUM_THREADS") == "1" and usable_cores() > 1:
             warnings.warn("Paddle was imported before ppxcls and runs on one core: import ppxcls first", stacklevel=3)
         return
-    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or launched_world_size())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     if "AuthenticAMD" in _cpu_info():
@@ -52,6 +52,16 @@ def prepare_cpu() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def launched_rank() -> int:
+    """Rank of this process, as the launcher has set it; 0 without a launcher."""
+    return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
+
+
+def launched_world_size() -> int:
+    """Number of processes of the job, as the launcher has set it; 1 without a launcher."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
 
 
 def usable_cores() -> int:

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from ppxcls.system.environment import launched_rank, launched_world_size
+
 T = TypeVar("T")
 
 _armed = threading.Event()
@@ -30,8 +32,7 @@ def arm() -> None:
 def _watch_launcher() -> None:
     while os.getppid() == PARENT and not _adopted():
         time.sleep(1.0)
-    several = int(os.environ.get("PADDLE_TRAINERS_NUM") or 1) > 1
-    _end(f"rank {os.environ['PADDLE_TRAINER_ID']}: " if several else "", "the launcher is gone")
+    _end(f"rank {launched_rank()}: " if launched_world_size() > 1 else "", "the launcher is gone")
 
 
 def _adopted() -> bool:

@@ -1,4 +1,4 @@
-"""Files a second of ``tools/check_data.py`` against Pillow, same threads: ``python scripts/benchmarks/check_data.py DIR LIST``.
+"""Files a second of ``ppxcls check`` against Pillow, same threads: ``python scripts/benchmarks/check_data.py DIR LIST``.
 
 Pillow's ``verify`` looks at the structure of a file and, of a JPEG, at little more than its beginning; its ``load`` decodes as ours
 does. Rounds in turn, medians. What Pillow's verify finds among truncated copies is printed too.

@@ -14,7 +14,7 @@ import ppxcls
 from ppxcls.checkpoints import files
 from ppxcls.checkpoints.files import read_checkpoint, write_checkpoint
 from ppxcls.checkpoints.safe_states import NAMES, pack, unpack
-from tests.conftest import ROOT, run_tool
+from tests.conftest import run_tool
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -85,7 +85,7 @@ def test_scalars_and_views_keep_their_shapes() -> None:
 def test_the_tool_converts_one_into_the_other_and_back(small: Callable[..., Path], tmp_path: Path) -> None:
     model = ppxcls.build_model("Xception41", class_num=3)
     write_checkpoint([tmp_path / "a"], {".pdparams": {k: v.numpy() for k, v in model.state_dict().items()}}, {"progress": {}})
-    tool = [ROOT / "tools/convert_weights.py", "--model", "Xception41", "--class-num", "3"]
+    tool = ["convert", "--model", "Xception41", "--class-num", "3"]
     for source, target in (("a.pdparams", "b.safetensors"), ("b.safetensors", "c.pdparams")):
         result = run_tool(*tool, tmp_path / source, "-o", tmp_path / target)
         assert result.returncode == 0, result.stderr

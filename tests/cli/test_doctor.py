@@ -13,7 +13,7 @@ from tests.conftest import ROOT, run_tool
 def lines_of(folder: Path, *arguments: str, **variables: str) -> tuple[int, dict[str, list[str]]]:
     """Exit code, and the texts by name, with modules of the folder before the installed ones."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **variables}
-    result = run_tool("tools/doctor.py", *arguments, env=environment)
+    result = run_tool("doctor", *arguments, env=environment)
     assert result.stderr == ""
     assert "Traceback" not in result.stdout
     found: dict[str, list[str]] = {}

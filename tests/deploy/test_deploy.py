@@ -76,13 +76,11 @@ def test_weights_there_and_back(tmp_path: Path) -> None:
     paddle.save(model.state_dict(), str(tmp_path / "a.pdparams"))
     for source, target in (("a.pdparams", "b.safetensors"), ("b.safetensors", "c.pdparams")):
         arguments = [tmp_path / source, "--model", "xception41p", "--class-num", "5", "-o", tmp_path / target]
-        result = run_tool("tools/convert_weights.py", *arguments)
+        result = run_tool("convert", *arguments)
         assert result.returncode == 0, result.stderr
     state = read_state(tmp_path / "c.pdparams")
     assert all(np.array_equal(state[key], value.numpy()) for key, value in model.state_dict().items())
-    result = run_tool(
-        "tools/convert_weights.py", tmp_path / "b.safetensors", "--model", "xception65p", "-o", tmp_path / "d.pdparams"
-    )
+    result = run_tool("convert", tmp_path / "b.safetensors", "--model", "xception65p", "-o", tmp_path / "d.pdparams")
     assert result.returncode == 1
     assert "does not fit the model" in result.stderr
     assert not (tmp_path / "d.pdparams").exists()

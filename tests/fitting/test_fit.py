@@ -16,7 +16,7 @@ import yaml
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
-from ppxcls.cli.verbs import EXAMPLES, VERBS
+from ppxcls.cli.verbs import VERBS
 from ppxcls.fitting.folder import _ALL_BUT_THE_CLASSIFIER
 from ppxcls.fitting.settings import choose, network_of
 from ppxcls.models.weights import save_weights
@@ -72,10 +72,10 @@ def test_one_command(place: Path) -> None:
     assert set(predictions[0].label_names) == {"birds", "cats & dogs"}
 
 
-@pytest.mark.parametrize("verb", [*(verb for verb in EXAMPLES if verb not in ("fit", "infer", "doctor")), "infer"])
+@pytest.mark.parametrize("verb", [*(name for name in VERBS if name not in ("fit", "infer", "doctor", "serve")), "infer"])
 def test_the_examples_run_as_printed(verb: str, place: Path) -> None:
     shown = typed(["ppxcls", verb, "--help"], place)
-    for example in EXAMPLES[verb]:
+    for example in VERBS[verb].examples:
         assert f"  {example}\n" in shown.stdout
         result = typed(shlex.split(example), place)
         assert result.returncode == 0, f"{example}: {result.stderr}"
@@ -86,7 +86,7 @@ def test_the_examples_run_as_printed(verb: str, place: Path) -> None:
 def test_the_examples_of_fit_run_as_printed(tmp_path: Path) -> None:
     photographs(tmp_path / "photos")
     save_weights(ppxcls.build_model("legacy_xception", class_num=1000), tmp_path / "legacy_xception.safetensors")
-    for example in EXAMPLES["fit"]:
+    for example in VERBS["fit"].examples:
         result = typed(shlex.split(example), tmp_path)
         assert result.returncode == 0, f"{example}: {result.stderr}"
 
@@ -117,9 +117,9 @@ def test_all_but_the_classifier_is_frozen_in_every_network(name: str) -> None:
 
 def test_every_verb_is_listed_with_a_line() -> None:
     shown = typed(["ppxcls", "--help"], ROOT).stdout
-    for verb, function in VERBS.items():
-        assert f"  {verb} " in shown
-        assert function.__doc__
+    for name, entry in VERBS.items():
+        assert f"  {name} " in shown
+        assert entry.summary in shown
     result = typed(["ppxcls", "trian"], ROOT)
     assert (result.returncode, result.stderr.splitlines()[-1]) == (2, "ppxcls: there is no verb 'trian'")
 
@@ -152,7 +152,7 @@ def test_what_can_not_be_trained_on_is_one_line(words: list[str], message: str, 
 
 
 def test_a_yaml_that_is_there_is_not_overwritten(place: Path) -> None:
-    result = typed(shlex.split(EXAMPLES["fit"][0]), place)
+    result = typed(shlex.split(VERBS["fit"].examples[0]), place)
     assert result.returncode == 1
     assert "output/photos/train.yaml is there already: go on by it with 'ppxcls train -c output/photos/train.yaml" in result.stderr
 

@@ -59,7 +59,7 @@ def test_two_packings_in_one_folder(originals: Path, tmp_path: Path, monkeypatch
     first = threading.Thread(target=ppxcls.pack, args=(originals / "train.txt", None, tmp_path / "out"))
     first.start()
     started.wait(60)
-    result = run_tool("tools/pack_dataset.py", originals / "train.txt", "-o", tmp_path / "out")
+    result = run_tool("pack", originals / "train.txt", "-o", tmp_path / "out")
     goes_on.set()
     first.join()
     assert result.returncode == 1
@@ -226,7 +226,7 @@ def test_impossible_sampling_factors(factors: int) -> None:
 )
 def test_wrong_usage_is_one_line(words: list[str], code: int, message: str, originals: Path, tmp_path: Path) -> None:
     places = {"LIST": originals / "train.txt", "OUT": tmp_path / "out", "PACK": tmp_path / "packed"}
-    result = run_tool("tools/pack_dataset.py", *[places.get(word, word) for word in words])
+    result = run_tool("pack", *[places.get(word, word) for word in words])
     assert result.returncode == code
     assert "Traceback" not in result.stderr
     assert message in result.stderr

@@ -139,7 +139,7 @@ def test_interrupted_work_goes_on(photos: Path, packed: Path, tmp_path: Path, mo
     result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True)
     assert result.returncode == 9, result.stderr
     (tmp_path / "out/shard-00002.data.new").write_bytes(b"half")
-    with pytest.raises(ppxcls.DataError, match=r"pack.json: no such file; tools/pack_dataset.py writes it at the end"):
+    with pytest.raises(ppxcls.DataError, match=r"pack.json: no such file; ppxcls pack writes it at the end"):
         PackedDataset(str(tmp_path / "out"))
     with pytest.raises(ppxcls.DataError, match="another list, or with other options"):
         ppxcls.pack(photos / "list.txt", None, tmp_path / "out", samples_per_shard=8)
@@ -344,7 +344,7 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
             (tmp_path / file).write_bytes(data)
         (tmp_path / f"{name}_list.txt").write_text("".join(f"{file} {i % 3}\n" for i, (file, _) in enumerate(images)))
         words = [tmp_path / f"{name}_list.txt", "-o", tmp_path / name, "--samples-per-shard", "5"]
-        result = run_tool("tools/pack_dataset.py", *words)
+        result = run_tool("pack", *words)
         assert f"{count} samples" in result.stdout, result.stderr
         assert f"{count} JPEGs in segments, 0 files as they were" in result.stdout
         packs.append((section, str(tmp_path / name)))
@@ -381,9 +381,9 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
 
 
 def test_the_tool_says_what_it_needs(photos: Path, tmp_path: Path) -> None:
-    result = run_tool("tools/pack_dataset.py", photos / "list.txt")
+    result = run_tool("pack", photos / "list.txt")
     assert result.returncode == 2
     assert "expected LIST and --output, or --verify PACK, or --unpack PACK and --output" in result.stderr
-    result = run_tool("tools/pack_dataset.py", photos / "list.txt", "-o", tmp_path, "--quality", "101")
+    result = run_tool("pack", photos / "list.txt", "-o", tmp_path, "--quality", "101")
     assert result.returncode == 1
     assert result.stderr.strip() == "error: expected quality from 1 to 100, received 101"

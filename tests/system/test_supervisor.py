@@ -46,7 +46,7 @@ def test_what_is_restarted(codes: str, restarts: int, code: int, runs: int, last
     said: list[str] = []
     count = tmp_path / "count"
     words = [sys.executable, "-c", SCRIPT, str(count), codes]
-    supervisor = Supervisor(lambda place: [*words, *(["--resume"] if place.resume else [])], restarts, 0.1, said.append)
+    supervisor = Supervisor(lambda resume: [*words, *(["--resume"] if resume else [])], restarts, pause=0.1, report=said.append)
     assert supervisor.run() == code
     assert int(count.read_text()) == runs
     assert (said[-1] if said else None) == last
@@ -72,7 +72,7 @@ def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
     """It fails again and again, each time with a later checkpoint, up to step 12; then at the same place, which can't be cured."""
     said: list[str] = []
     words = [sys.executable, "-c", GETS_ON, str(tmp_path / "count"), "12", str(ROOT)]
-    assert Supervisor(lambda _: words, 3, 0.01, said.append).run() == 1
+    assert Supervisor(lambda _: words, 3, pause=0.01, report=said.append).run() == 1
     assert int((tmp_path / "count").read_text()) == 7 + 3
     assert said[5].split(";")[1] == " restart 1 of 3 in 0 s, from its newest checkpoint"
     assert said[-1].endswith("it has failed 4 times in a row, and is given up")
@@ -123,7 +123,7 @@ def test_a_job_whose_rank_is_killed_goes_on(write_config: Callable[..., Path], t
     output = tmp_path / "output/SmallNetwork"
     command = ["--pause", "0.5", "--nproc_per_node", "2", "--log_dir", str(tmp_path / "log"), "tools/train.py", "-c", str(file)]
     with open(tmp_path / "said", "wb") as said:
-        process = subprocess.Popen([sys.executable, "tools/launch.py", *command], cwd=ROOT, stdout=said, stderr=said)
+        process = subprocess.Popen([sys.executable, "-m", "ppxcls", "launch", *command], cwd=ROOT, stdout=said, stderr=said)
         deadline = time.monotonic() + 120
         while not list(output.glob("step_*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -1,0 +1,62 @@
+"""``ppxcls launch``: Paddle's launcher with restarts."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ppxcls.system.supervisor import Supervisor, host_problem, launch_command
+
+_VERBS = ("train", "eval")  # that can run in several processes
+_PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
+
+
+def launch(parser: argparse.ArgumentParser) -> int:
+    """Run a job under ``paddle.distributed.launch``, and restart it if it fails; returns the exit code of the last run."""
+    parser.epilog = f"{parser.epilog}\n\nAll other options are the launcher's: --gpus, --devices, --nnodes, --master, --host."
+    parser.usage = "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|SCRIPT.py ..."
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        default=10,
+        metavar="N",
+        help="restarts in a row before giving up; a newer checkpoint resets the count (default: 10)",
+    )
+    parser.add_argument(
+        "--pause",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="seconds before the first restart, doubled each time up to 300 (default: 5)",
+    )
+    words = sys.argv[1:]
+    start = _job_start(words)
+    arguments, launcher = parser.parse_known_args(words[:start])
+    job = words[start:]
+    if not job:
+        parser.error("expected train, eval, or a script such as tools/train.py")
+    if problem := host_problem(launcher):
+        parser.error(problem)
+    if job[0] in _VERBS:
+        job = [_PROGRAM, *job]
+    command = functools.partial(_command, launcher, job)
+    return Supervisor(command, arguments.restarts, pause=arguments.pause).run()
+
+
+def _command(launcher: Sequence[str], job: Sequence[str], resume: bool) -> list[str]:
+    return launch_command(launcher, job, resume=resume)
+
+
+def _job_start(words: Sequence[str]) -> int:
+    """Index of the script or verb; the number of words if there is none.
+
+    The value of an option, as in ``--job_id train``, is no verb.
+    """
+    for i, word in enumerate(words):
+        is_value = i > 0 and words[i - 1].startswith("--") and "=" not in words[i - 1]
+        if word.endswith(".py") or (word in _VERBS and not is_value):
+            return i
+    return len(words)
