@@ -1,7 +1,8 @@
 """Recipes compared on the digits, over seeds: ``python scripts/compare_digits.py --epochs 1 --seeds 3``.
 
-Trains configs/quickstart.yaml as it stands and with one thing changed at a time, and prints a table of held-out top-1. Eighty-pixel
-digits say little about photographs; the table says what was seen, not what to expect.
+Trains configs/quickstart.yaml as it stands and with one thing changed at a time, and prints a table of
+held-out top-1. Eighty-pixel digits say little about photographs; the table says what was seen, not what to
+expect.
 """
 
 from __future__ import annotations
@@ -36,18 +37,27 @@ def variants() -> dict[str, list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", default="output/compare")
     arguments = parser.parse_args()
-    print(f"| {arguments.epochs} epochs | {' | '.join(f'seed {seed}' for seed in range(arguments.seeds))} | mean |")
+    print(
+        f"| {arguments.epochs} epochs | {' | '.join(f'seed {seed}' for seed in range(arguments.seeds))} | mean |"
+    )
     print("|---" * (arguments.seeds + 2) + "|")
     for name, overrides in variants().items():
         found = []
         for seed in range(arguments.seeds):
             folder = Path(arguments.output) / name.replace(" ", "_").replace(",", "") / str(seed)
-            settings = [*overrides, f"Global.seed={seed}", f"Global.epochs={arguments.epochs}", f"Global.output_dir={folder}"]
+            settings = [
+                *overrides,
+                f"Global.seed={seed}",
+                f"Global.epochs={arguments.epochs}",
+                f"Global.output_dir={folder}",
+            ]
             settings += ["Global.use_visualdl=False", "Global.save_interval=1000"]
             command = [sys.executable, "tools/train.py", "-c", "configs/quickstart.yaml"]
             command += [part for setting in settings for part in ("-o", setting)]

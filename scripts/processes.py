@@ -1,8 +1,9 @@
-"""Losses of 1, 2 and 4 processes with the same samples a step, over one another: ``python scripts/processes.py``.
+"""Losses of 1, 2 and 4 processes with the same samples a step, over one another:
+``python scripts/processes.py``.
 
-Trains Xception41 on scikit-learn's digits on the CPU, with synchronised batch norms and without, and writes ``processes.png``.
-The runs see the same samples in the same order, so with synchronised batch norms only rounding differs. Prints the largest distance
-of a loss from that of one process.
+Trains Xception41 on scikit-learn's digits on the CPU, with synchronised batch norms and without, and writes
+``processes.png``. The runs see the same samples in the same order, so with synchronised batch norms only
+rounding differs. Prints the largest distance of a loss from that of one process.
 """
 
 from __future__ import annotations
@@ -41,8 +42,22 @@ def losses(data: Path, processes: int, batch: int, is_synchronised: bool) -> lis
         "Global.output_dir": output,
     }
     words = [word for key, value in keys.items() for word in ("-o", f"{key}={value}")]
-    launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(data / "log")]
-    command = [sys.executable, *(launch if processes > 1 else []), "tools/train.py", "-c", "configs/quickstart.yaml", *words]
+    launch = [
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        str(processes),
+        "--log_dir",
+        str(data / "log"),
+    ]
+    command = [
+        sys.executable,
+        *(launch if processes > 1 else []),
+        "tools/train.py",
+        "-c",
+        "configs/quickstart.yaml",
+        *words,
+    ]
     # S603: this package's own tool, with numbers that argparse has parsed; no shell.
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
     rows = map(json.loads, (output / "Xception41/metrics.jsonl").read_text().splitlines())
@@ -57,8 +72,12 @@ def make_data(folder: Path, samples: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=32, help="images of all processes in a step (default: 32)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--batch", type=int, default=32, help="images of all processes in a step (default: 32)"
+    )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("processes.png"))
     given = parser.parse_args()
@@ -69,9 +88,19 @@ def main() -> None:
             axis.set_title(f"batch norms {'synchronised' if is_synchronised else 'of each process'}")
             found = {n: losses(Path(name), n, given.batch, is_synchronised) for n in PROCESSES}
             for (n, values), width in zip(found.items(), (6, 3, 1), strict=True):
-                axis.plot(values, linewidth=width, alpha=0.4 if width > 1 else 1, label=f"{n} process{'es' if n > 1 else ''}")
-            apart = {n: max(abs(a - b) for a, b in zip(found[1], found[n], strict=True)) for n in PROCESSES[1:]}
-            print(f"batch norms synchronised: {is_synchronised}; {given.steps} steps; largest distance: {apart}", flush=True)
+                axis.plot(
+                    values,
+                    linewidth=width,
+                    alpha=0.4 if width > 1 else 1,
+                    label=f"{n} process{'es' if n > 1 else ''}",
+                )
+            apart = {
+                n: max(abs(a - b) for a, b in zip(found[1], found[n], strict=True)) for n in PROCESSES[1:]
+            }
+            print(
+                f"batch norms synchronised: {is_synchronised}; {given.steps} steps; largest distance: {apart}",
+                flush=True,
+            )
             axis.set_xlabel("step")
             axis.legend()
         axes[0].set_ylabel("training loss")

@@ -3,8 +3,8 @@
     python scripts/scale.py                                  # the tables of docs/scale.md, for Xception41
     python scripts/scale.py --gpu "H100" --images 1400 --cards 8 --nodes 16 --link 50
 
-Nothing here was measured on several machines. The rates of the GPUs are derived (docs/measurements.md), those of the links are
-their makers'.
+Nothing here was measured on several machines. The rates of the GPUs are derived (docs/measurements.md), those
+of the links are their makers'.
 """
 
 from __future__ import annotations
@@ -22,9 +22,22 @@ LATENCY = 20e-6  # seconds of a message between nodes
 BUFFER = 25e6  # bytes that are sent at once: Global.comm_buffer_size
 OVERLAP = 2 / 3  # share of a step that is the backward pass, in which gradients travel
 JITTER = 0.03  # standard deviation of a card's step, as a share
-NETWORKS = {"Xception41": 22.92e6, "Xception65": 35.87e6, "Xception71": 37.68e6, "xception65": 39.92e6}  # trained parameters
-GPUS = {"V100": (376.0, 150e9), "A100": (852.0, 300e9), "H100": (1400.0, 450e9)}  # images/s of one; bytes/s of its NVLink, one way
-LINKS = {"25 Gb Ethernet": 3.1e9, "100 Gb InfiniBand": 12.5e9, "8 x 400 Gb InfiniBand": 400e9}  # bytes/s of a node, one way
+NETWORKS = {
+    "Xception41": 22.92e6,
+    "Xception65": 35.87e6,
+    "Xception71": 37.68e6,
+    "xception65": 39.92e6,
+}  # trained parameters
+GPUS = {
+    "V100": (376.0, 150e9),
+    "A100": (852.0, 300e9),
+    "H100": (1400.0, 450e9),
+}  # images/s of one; bytes/s of its NVLink, one way
+LINKS = {
+    "25 Gb Ethernet": 3.1e9,
+    "100 Gb InfiniBand": 12.5e9,
+    "8 x 400 Gb InfiniBand": 400e9,
+}  # bytes/s of a node, one way
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,11 @@ def rows(parameters: float) -> list[list[str]]:
                 share = efficiency(parameters, cluster)
                 rate = cluster.count * images * share if name == "100 Gb InfiniBand" else rate
                 cells.append(f"{share:.0%}")
-            cells += [f"{rate:,.0f}", f"{rate * IMAGE_BYTES / 1e9:.2g} GB/s", f"{math.ceil(rate / nodes / DECODED_PER_CORE)}"]
+            cells += [
+                f"{rate:,.0f}",
+                f"{rate * IMAGE_BYTES / 1e9:.2g} GB/s",
+                f"{math.ceil(rate / nodes / DECODED_PER_CORE)}",
+            ]
             found.append(cells)
     return found
 
@@ -108,15 +125,23 @@ def all_reduce_table() -> str:
     """Bytes and milliseconds of an all-reduce of each network on 8 nodes, by link; H100's NVLink inside."""
     lines = [["network", "bytes", *LINKS], ["---"] * (2 + len(LINKS))]
     for name, parameters in NETWORKS.items():
-        times = [all_reduce(4 * parameters, Cluster(1.0, 8, 8, GPUS["H100"][1], link)) for link in LINKS.values()]
-        lines.append([name, f"{4 * parameters / 1e6:.0f} MB", *(f"{1000 * seconds:.1f} ms" for seconds in times)])
+        times = [
+            all_reduce(4 * parameters, Cluster(1.0, 8, 8, GPUS["H100"][1], link)) for link in LINKS.values()
+        ]
+        lines.append(
+            [name, f"{4 * parameters / 1e6:.0f} MB", *(f"{1000 * seconds:.1f} ms" for seconds in times)]
+        )
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gpu", help="a name for the line; without it, the tables are printed")
-    parser.add_argument("--images", type=float, default=GPUS["A100"][0], help="images/s of one card, such as gpu.py measures")
+    parser.add_argument(
+        "--images", type=float, default=GPUS["A100"][0], help="images/s of one card, such as gpu.py measures"
+    )
     parser.add_argument("--cards", type=int, default=8)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--link", type=float, default=12.5, help="GB/s of a node, one way")

@@ -1,11 +1,12 @@
-"""Train two processes under ``ppxcls launch`` for a time, with a fault every few seconds, and compare with a run without faults.
+"""Train two processes under ``ppxcls launch`` for a time, with a fault every few seconds, and compare with a run
+without faults.
 
     python scripts/soak.py --minutes 60 --seed 1
 
-The faults, by the seed: a rank, the launcher or the supervisor is killed, a rank is stopped, the disk is filled, the run's folder
-is removed. The output folder is a small disk of its own, for which the script needs ``unshare``. At the end the run is told to
-stop, then finishes its epoch, and another run trains as many epochs undisturbed. Weights, optimizer and progress must be equal, bit
-by bit.
+The faults, by the seed: a rank, the launcher or the supervisor is killed, a rank is stopped, the disk is
+filled, the run's folder is removed. The output folder is a small disk of its own, for which the script needs
+``unshare``. At the end the run is told to stop, then finishes its epoch, and another run trains as many
+epochs undisturbed. Weights, optimizer and progress must be equal, bit by bit.
 """
 
 from __future__ import annotations
@@ -57,13 +58,34 @@ class Soak:
             "DataLoader.Train.sampler.batch_size": 2,
             "Optimizer.lr": {"name": "ConstLR", "learning_rate": 0.001},
         }
-        self.config.write_text(yaml.safe_dump(small_config(folder / "data", self.disk, **keys), sort_keys=False))
+        self.config.write_text(
+            yaml.safe_dump(small_config(folder / "data", self.disk, **keys), sort_keys=False)
+        )
         self.run = self.disk / network
         self.job = self._start()
 
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "ppxcls", "launch", "--restarts", "1000", "--pause", "0.2", "--nproc_per_node", "2"]
-        command += ["--log_dir", str(self.folder / "log"), "tools/train.py", "-c", str(self.config), *AUTO, *words]
+        command = [
+            sys.executable,
+            "-m",
+            "ppxcls",
+            "launch",
+            "--restarts",
+            "1000",
+            "--pause",
+            "0.2",
+            "--nproc_per_node",
+            "2",
+        ]
+        command += [
+            "--log_dir",
+            str(self.folder / "log"),
+            "tools/train.py",
+            "-c",
+            str(self.config),
+            *AUTO,
+            *words,
+        ]
         with open(self.folder / "said", "ab") as said:
             return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
 
@@ -144,9 +166,27 @@ class Soak:
 def undisturbed(soak: Soak, epochs: int) -> Path:
     """A run of as many epochs; returns its folder."""
     output = soak.folder / "undisturbed"
-    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(soak.folder / "log2")]
-    command += ["tools/train.py", "-c", str(soak.config), "-o", f"Global.epochs={epochs}", "-o", f"Global.output_dir={output}"]
-    subprocess.run([*command, "-o", "Global.save_interval_steps=null"], check=True, cwd=ROOT, capture_output=True)
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        "2",
+        "--log_dir",
+        str(soak.folder / "log2"),
+    ]
+    command += [
+        "tools/train.py",
+        "-c",
+        str(soak.config),
+        "-o",
+        f"Global.epochs={epochs}",
+        "-o",
+        f"Global.output_dir={output}",
+    ]
+    subprocess.run(
+        [*command, "-o", "Global.save_interval_steps=null"], check=True, cwd=ROOT, capture_output=True
+    )
     return output / soak.run.name
 
 
@@ -175,12 +215,16 @@ def _children(pid: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--network", default="Xception41")
     parser.add_argument("--disk", default="700m", help="size of the output's disk")
-    parser.add_argument("--folder", help=argparse.SUPPRESS)  # the script calls itself where the disk is mounted
+    parser.add_argument(
+        "--folder", help=argparse.SUPPRESS
+    )  # the script calls itself where the disk is mounted
     arguments = parser.parse_args()
     if arguments.folder is None:
         with tempfile.TemporaryDirectory() as name:
@@ -194,11 +238,18 @@ def main() -> None:
     while time.monotonic() < end:
         time.sleep(soak.rng.uniform(5, 45))
         soak.fault()
-        print(f"{(end - time.monotonic()) / 60:5.1f} min left, step {soak.step()}, {dict(soak.faults)}", flush=True)
+        print(
+            f"{(end - time.monotonic()) / 60:5.1f} min left, step {soak.step()}, {dict(soak.faults)}",
+            flush=True,
+        )
     epochs = soak.finish()
     found = difference(soak.run / "latest", undisturbed(soak, epochs) / "latest")
-    print(f"{sum(soak.faults.values())} faults in {arguments.minutes:g} minutes: {dict(soak.faults)}; {epochs} epochs")
-    print(f"differs from the undisturbed run: {found}" if found else "equal to the undisturbed run, bit by bit")
+    print(
+        f"{sum(soak.faults.values())} faults in {arguments.minutes:g} minutes: {dict(soak.faults)}; {epochs} epochs"
+    )
+    print(
+        f"differs from the undisturbed run: {found}" if found else "equal to the undisturbed run, bit by bit"
+    )
     sys.exit(bool(found))
 
 

@@ -162,7 +162,10 @@ def reference() -> str:
 
 def refused() -> str:
     """The page of PaddleClas's words that are refused."""
-    rows = [f"| `{word}` | {instead} |" for word, instead in sorted(INSTEAD.items(), key=lambda item: item[0].lower())]
+    rows = [
+        f"| `{word}` | {instead} |"
+        for word, instead in sorted(INSTEAD.items(), key=lambda item: item[0].lower())
+    ]
     return REFUSED_HEAD + "\n".join(rows) + "\n"
 
 

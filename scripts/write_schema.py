@@ -1,7 +1,8 @@
-"""Write ``docs/schema.json``, a JSON Schema of the YAML, from the sections and signatures: ``python scripts/write_schema.py``.
+"""Write ``docs/schema.json``, a JSON Schema of the YAML, from the sections and signatures:
+``python scripts/write_schema.py``.
 
-Editors with a YAML language server complete and check a YAML by it. It knows the components of this package; those of a plugin are
-unknown to it.
+Editors with a YAML language server complete and check a YAML by it. It knows the components of this package;
+those of a plugin are unknown to it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ def of_hint(hint: Any) -> Schema:
     if origin is list:
         return {"type": "array", "items": of_hint(arguments[0])}
     if origin is tuple:
-        return {"type": "array", "items": of_hint(arguments[0]), "minItems": len(arguments), "maxItems": len(arguments)}
+        return {
+            "type": "array",
+            "items": of_hint(arguments[0]),
+            "minItems": len(arguments),
+            "maxItems": len(arguments),
+        }
     if is_dataclass(hint):
         return of_section(typing.cast(type, hint))
     return dict(_SCALARS.get(hint, {}))
@@ -66,7 +72,12 @@ def of_mark(hint: Any, mark: Any) -> Schema:
     schema = of_hint(hint)
     if isinstance(mark, Bound):
         number = schema["anyOf"][0] if "anyOf" in schema else schema
-        limits = {"minimum": mark.ge, "maximum": mark.le, "exclusiveMinimum": mark.gt, "exclusiveMaximum": mark.lt}
+        limits = {
+            "minimum": mark.ge,
+            "maximum": mark.le,
+            "exclusiveMinimum": mark.gt,
+            "exclusiveMaximum": mark.lt,
+        }
         limits = {key: value for key, value in limits.items() if abs(value) != float("inf")}
         number = {**number, **limits}
         return {**schema, "anyOf": [number, *schema["anyOf"][1:]]} if "anyOf" in schema else number
@@ -94,7 +105,9 @@ def of_section(section: type) -> Schema:
     defaults |= {f.name: f.default_factory() for f in fields(section) if f.default_factory is not MISSING}
     shown = {f.name: hints[f.name] for f in fields(section) if f.init}
     schema = of_keys(shown, descriptions(section.__doc__), defaults)
-    off = {"^(" + "|".join(sorted(INSTEAD.keys() - shown.keys())) + ")$": {"enum": [None, False]}}  # PaddleClas's, turned off
+    off = {
+        "^(" + "|".join(sorted(INSTEAD.keys() - shown.keys())) + ")$": {"enum": [None, False]}
+    }  # PaddleClas's, turned off
     return {"description": (section.__doc__ or "").split("\n")[0], **schema, "patternProperties": off}
 
 
@@ -104,7 +117,10 @@ def of_component(registry: Registry[Any], name: str) -> Schema:
     parameters = inspect.signature(component).parameters
     texts = texts_of(component)
     hints = registry.schema(name)
-    defaults = {key: MISSING if parameters[key].default is inspect.Parameter.empty else parameters[key].default for key in hints}
+    defaults = {
+        key: MISSING if parameters[key].default is inspect.Parameter.empty else parameters[key].default
+        for key in hints
+    }
     if registry.common:
         common = typing.get_type_hints(registry.common, include_extras=True)
         hints = {**common, **hints}
@@ -116,20 +132,38 @@ def of_component(registry: Registry[Any], name: str) -> Schema:
 
 def of_registry(registry: Registry[Any]) -> dict[str, Schema]:
     """Two definitions: of ``{name: Name, ...}``, and of an item of a list, ``Name: {...}``."""
-    names = [name for name in registry.names() if registry.get(name, Where()).__module__.startswith("ppxcls.")]
+    names = [
+        name for name in registry.names() if registry.get(name, Where()).__module__.startswith("ppxcls.")
+    ]
     schemas = {name: of_component(registry, name) for name in names}
     branches = [
         {
             "if": {"properties": {"name": {"const": name}}},
-            "then": {**schema, "properties": {"name": {}, **schema["properties"]}, "required": ["name", *schema["required"]]},
+            "then": {
+                **schema,
+                "properties": {"name": {}, **schema["properties"]},
+                "required": ["name", *schema["required"]],
+            },
         }
         for name, schema in schemas.items()
     ]
-    block = {"type": "object", "required": ["name"], "properties": {"name": {"enum": names}}, "allOf": branches}
-    arguments = {
-        name: {"anyOf": [schema, {"type": "null"}]} if not schema["required"] else schema for name, schema in schemas.items()
+    block = {
+        "type": "object",
+        "required": ["name"],
+        "properties": {"name": {"enum": names}},
+        "allOf": branches,
     }
-    listed = {"type": "object", "minProperties": 1, "maxProperties": 1, "properties": arguments, "additionalProperties": False}
+    arguments = {
+        name: {"anyOf": [schema, {"type": "null"}]} if not schema["required"] else schema
+        for name, schema in schemas.items()
+    }
+    listed = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "properties": arguments,
+        "additionalProperties": False,
+    }
     plain = {"enum": [name for name in names if not schemas[name]["required"]]}
     return {registry.kind: block, f"{registry.kind} item": {"anyOf": [listed, plain]}}
 
@@ -137,8 +171,14 @@ def of_registry(registry: Registry[Any]) -> dict[str, Schema]:
 def schema() -> Schema:
     """The whole schema. A YAML with a ``base`` may leave anything out, so only its sections are checked."""
     whole = of_section(Config)
-    loose = {"type": "object", "properties": {key: {} for key in ("base", *whole["properties"])}, "additionalProperties": False}
-    definitions = {name: schema for kind in PLACES for name, schema in of_registry(registries()[kind]).items()}
+    loose = {
+        "type": "object",
+        "properties": {key: {} for key in ("base", *whole["properties"])},
+        "additionalProperties": False,
+    }
+    definitions = {
+        name: schema for kind in PLACES for name, schema in of_registry(registries()[kind]).items()
+    }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of ppxcls"}
     return {**head, "if": {"required": ["base"]}, "then": loose, "else": whole, "$defs": definitions}
 

@@ -25,7 +25,9 @@ SHARED = Path(os.environ.get("PPXCLS_SHARED", ROOT.parent / "shared"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no reference data at {SHARED}")
 
 
-def write_images(folder: Path, count: int, classes: int = 3, size: int = 80, seed: int = 0, name: str = "train") -> Path:
+def write_images(
+    folder: Path, count: int, classes: int = 3, size: int = 80, seed: int = 0, name: str = "train"
+) -> Path:
     """PNG files whose colour and texture tell the class, and ``<name>_list.txt``; returns the folder."""
     rng = np.random.default_rng(seed)
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -44,20 +46,37 @@ def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
     """A config that trains Xception41 on 71 px images for a moment on the CPU; keys in dotted form override."""
     normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
     train_ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandFlipImage": {}}, normalize]
-    eval_ops = [{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 75}}, {"CropImage": {"size": 71}}, normalize]
+    eval_ops = [
+        {"DecodeImage": {}},
+        {"ResizeImage": {"resize_short": 75}},
+        {"CropImage": {"size": 71}},
+        normalize,
+    ]
 
     def section(name: str, ops: list[Any], shuffle: bool) -> dict[str, Any]:
-        dataset = {"name": "ImageNetDataset", "image_root": str(data), "cls_label_path": str(data / f"{name}_list.txt")}
+        dataset = {
+            "name": "ImageNetDataset",
+            "image_root": str(data),
+            "cls_label_path": str(data / f"{name}_list.txt"),
+        }
         return {
             "dataset": {**dataset, "transform_ops": ops},
-            "sampler": {"name": "DistributedBatchSampler", "batch_size": 4, "drop_last": False, "shuffle": shuffle},
+            "sampler": {
+                "name": "DistributedBatchSampler",
+                "batch_size": 4,
+                "drop_last": False,
+                "shuffle": shuffle,
+            },
             "loader": {"num_workers": 1},
         }
 
     config: dict[str, Any] = {
         "Global": {"device": "cpu", "output_dir": str(output), "epochs": 1, "print_batch_step": 1, "seed": 0},
         "Arch": {"name": "Xception41", "class_num": 3},
-        "Loss": {"Train": [{"CELoss": {"weight": 1.0, "epsilon": 0.1}}], "Eval": [{"CELoss": {"weight": 1.0}}]},
+        "Loss": {
+            "Train": [{"CELoss": {"weight": 1.0, "epsilon": 0.1}}],
+            "Eval": [{"CELoss": {"weight": 1.0}}],
+        },
         "Optimizer": {
             "name": "Momentum",
             "momentum": 0.9,
@@ -90,7 +109,9 @@ def write_config(tmp_path: Path, images: Path) -> Callable[..., Path]:
 
     def write(**overrides: Any) -> Path:
         file = tmp_path / "config.yaml"
-        file.write_text(yaml.safe_dump(small_config(images, tmp_path / "output", **overrides), sort_keys=False))
+        file.write_text(
+            yaml.safe_dump(small_config(images, tmp_path / "output", **overrides), sort_keys=False)
+        )
         return file
 
     return write
@@ -103,9 +124,18 @@ def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subpr
     launch = []
     log_dir = kwargs.pop("log_dir", None)
     if processes > 1:
-        launch = ["-m", "paddle.distributed.launch", "--nproc_per_node", str(processes), "--log_dir", str(log_dir)]
+        launch = [
+            "-m",
+            "paddle.distributed.launch",
+            "--nproc_per_node",
+            str(processes),
+            "--log_dir",
+            str(log_dir),
+        ]
     command = [sys.executable, *launch, *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs
+    )
 
 
 def load_script(name: str) -> Any:

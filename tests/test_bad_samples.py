@@ -30,7 +30,9 @@ def skipping(write_config: Callable[..., Path], folder: Path, **keys: Any) -> Pa
     return write_config(**{**roots, "Global.on_bad_image": "skip", "Global.max_bad_share": 0.3, **keys})
 
 
-def test_bad_samples_are_left_out_counted_and_listed(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_bad_samples_are_left_out_counted_and_listed(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = bad_data(tmp_path, [2, 7])
     (folder / "val/0003.png").write_bytes(b"")
     results = []
@@ -54,20 +56,30 @@ def test_bad_samples_are_left_out_counted_and_listed(write_config: Callable[...,
         assert {(r["num_samples"], r["bad_samples"]) for r in rows if r["kind"] == "eval"} == {(6, 1)}
     assert results[0] == results[1], "deterministic for any number of threads"
     file = skipping(write_config, folder)
-    result = run_tool("tools/eval.py", "-c", file, "-o", f"Global.pretrained_model={tmp_path}/output0/Xception41/latest")
+    result = run_tool(
+        "tools/eval.py", "-c", file, "-o", f"Global.pretrained_model={tmp_path}/output0/Xception41/latest"
+    )
     assert result.returncode == 0, result.stderr
     assert "samples: 6, left out as unreadable: 1 (written to" in result.stdout.splitlines()[-1]
 
 
 def test_bad_samples_on_two_processes(write_config: Callable[..., Path], tmp_path: Path) -> None:
     folder = bad_data(tmp_path, [4, 5, 6, 7])  # all of rank 1's first batch
-    keys = {"Global.max_bad_share": 0.5, "DataLoader.Train.sampler.shuffle": False, "Global.eval_during_train": False}
-    result = run_tool("tools/train.py", "-c", skipping(write_config, folder, **keys), processes=2, log_dir=tmp_path / "log")
+    keys = {
+        "Global.max_bad_share": 0.5,
+        "DataLoader.Train.sampler.shuffle": False,
+        "Global.eval_during_train": False,
+    }
+    result = run_tool(
+        "tools/train.py", "-c", skipping(write_config, folder, **keys), processes=2, log_dir=tmp_path / "log"
+    )
     logs = "".join(f.read_text() for f in (tmp_path / "log").glob("workerlog.*"))
     assert result.returncode != 0
     assert "rank 1: error: no sample of the first batch can be read" in logs
     keys["DataLoader.Train.sampler.shuffle"] = True
-    result = run_tool("tools/train.py", "-c", skipping(write_config, folder, **keys), processes=2, log_dir=tmp_path / "log")
+    result = run_tool(
+        "tools/train.py", "-c", skipping(write_config, folder, **keys), processes=2, log_dir=tmp_path / "log"
+    )
     assert result.returncode == 0, result.stderr + result.stdout
     assert "samples: 8, left out as unreadable: 4" in (tmp_path / "output/Xception41/train.log").read_text()
     assert len((tmp_path / "output/Xception41/bad_samples.txt").read_text().splitlines()) == 4
@@ -76,7 +88,10 @@ def test_bad_samples_on_two_processes(write_config: Callable[..., Path], tmp_pat
 def test_too_many_bad_samples_stop_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
     folder = bad_data(tmp_path, [1, 2, 3, 4])
     trainer = ppxcls.build_trainer(ppxcls.load_config(skipping(write_config, folder)))
-    with pytest.raises(DataError, match=r"4 of 12 samples of .*train_list.txt can't be read, more than Global.max_bad_share = 0.3"):
+    with pytest.raises(
+        DataError,
+        match=r"4 of 12 samples of .*train_list.txt can't be read, more than Global.max_bad_share = 0.3",
+    ):
         trainer.fit()
 
 

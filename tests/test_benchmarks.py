@@ -9,9 +9,19 @@ from tests.conftest import run_tool
 
 
 def test_the_benchmark_for_gpus_measures(tmp_path: Path) -> None:
-    options = {"device": "cpu", "cards": "1", "size": "71", "batch": "2", "steps": "1", "files": "6", "precisions": "float32-nhwc"}
+    options = {
+        "device": "cpu",
+        "cards": "1",
+        "size": "71",
+        "batch": "2",
+        "steps": "1",
+        "files": "6",
+        "precisions": "float32-nhwc",
+    }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    result = run_tool("scripts/benchmarks/gpu.py", *words, "--json", tmp_path / "gpu.json", "--profile", tmp_path / "trace")
+    result = run_tool(
+        "scripts/benchmarks/gpu.py", *words, "--json", tmp_path / "gpu.json", "--profile", tmp_path / "trace"
+    )
     assert result.returncode == 0, result.stderr
     (row,) = json.loads((tmp_path / "gpu.json").read_text())
     assert "error" not in row
@@ -28,6 +38,8 @@ def test_all_comparisons_in_one_table(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "ratios.json").read_text())
     assert found["machine"]["cores"] > 0
     made = [row for row in found["rows"] if row["what"] == "make, packed, a core"]
-    assert [(row["benchmark"], row["peer"]) for row in made] == [("loader.py", "PaddleClas's steps written out")]
+    assert [(row["benchmark"], row["peer"]) for row in made] == [
+        ("loader.py", "PaddleClas's steps written out")
+    ]
     assert all(row["ratio"] == row["ours"] / row["theirs"] > 0 for row in found["rows"])
     assert result.stdout.count("| make, packed, a core | PaddleClas's steps written out |") == 1

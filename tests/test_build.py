@@ -25,17 +25,29 @@ from tests.conftest import ROOT
 
 
 def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    file = small(**{"Global.epochs": 2, "DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]})
+    file = small(
+        **{
+            "Global.epochs": 2,
+            "DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}],
+        }
+    )
     checks: collections.Counter[str] = collections.Counter()
     check = Registry.check
 
-    def counted(self: Registry[Any], name: str, arguments: Any, where: Any, name_where: Any) -> dict[str, Any]:
+    def counted(
+        self: Registry[Any], name: str, arguments: Any, where: Any, name_where: Any
+    ) -> dict[str, Any]:
         checks[str(where)] += 1
         return check(self, name, arguments, where, name_where)
 
     monkeypatch.setattr(Registry, "check", counted)
     config = ppxcls.load_config(file)
-    assert checks["Optimizer.lr"] == checks["DataLoader.Eval.dataset.transform_ops.1.ResizeImage"] == checks["Arch"] == 1
+    assert (
+        checks["Optimizer.lr"]
+        == checks["DataLoader.Eval.dataset.transform_ops.1.ResizeImage"]
+        == checks["Arch"]
+        == 1
+    )
     assert set(checks.values()) == {1}
     assert len(checks) >= 17
     checks.clear()
@@ -46,7 +58,9 @@ def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pyt
     ppxcls.build_lr_schedule(config.Optimizer.lr, 2, 3)
     ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
     assert not checks
-    ppxcls.build_lr_schedule({"name": "ConstLR", "learning_rate": 0.1}, 2, 3)  # the door for a notebook's plain dict
+    ppxcls.build_lr_schedule(
+        {"name": "ConstLR", "learning_rate": 0.1}, 2, 3
+    )  # the door for a notebook's plain dict
     assert list(checks.values()) == [1]
 
 
@@ -65,7 +79,9 @@ def test_a_config_can_be_a_dict_and_blocks_read_as_they_were_written(small: Call
     assert ppxcls.load_config(yaml.safe_load(config.to_yaml())).to_yaml() == config.to_yaml()
     with pytest.raises(AttributeError, match=r"Optimizer.lr has no key 'gamma'"):
         _ = config.Optimizer.lr.gamma
-    with pytest.raises(ppxcls.ConfigError, match=r"^Global.epochs: expected an integer at least 1, received 0"):
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"^Global.epochs: expected an integer at least 1, received 0"
+    ):
         ppxcls.load_config({**tree, "Global": {"epochs": 0}})
 
 
@@ -109,12 +125,16 @@ def test_weights_for_each_purpose(small: Callable[..., Path], tmp_path: Path) ->
 
     def meant(file: Path, *overrides: str) -> list[str | None]:
         config = ppxcls.load_config(file, list(overrides))
-        return [weights and weights.path for weights in (weights_for(config, purpose) for purpose in purposes)]
+        return [
+            weights and weights.path for weights in (weights_for(config, purpose) for purpose in purposes)
+        ]
 
     plain = small()
     assert weights_for(ppxcls.load_config(plain), "train") is None
     for purpose in purposes[1:]:
-        message = f"expected the weights to {purpose}, received null, and there is no {folder}/best_model.pdparams"
+        message = (
+            f"expected the weights to {purpose}, received null, and there is no {folder}/best_model.pdparams"
+        )
         with pytest.raises(ppxcls.ConfigError, match=message):
             weights_for(ppxcls.load_config(plain), purpose)
     file = small(**keys)
@@ -152,7 +172,8 @@ def test_a_network_without_published_facts_loads_weights(small: Callable[..., Pa
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "w.pdparams"))
     trainer = ppxcls.build_trainer(ppxcls.load_config(small(), [f"Global.pretrained_model={tmp_path}/w"]))
     assert np.array_equal(
-        weights(trainer.learner.network)["fc.weight"], paddle.load(str(tmp_path / "w.pdparams"))["fc.weight"].numpy()
+        weights(trainer.learner.network)["fc.weight"],
+        paddle.load(str(tmp_path / "w.pdparams"))["fc.weight"].numpy(),
     )
     log = (tmp_path / "output/SmallNetwork/train.log").read_text()
     assert "Loaded " in log
@@ -161,7 +182,10 @@ def test_a_network_without_published_facts_loads_weights(small: Callable[..., Pa
 
 def test_recompute_on_a_network_that_has_no_blocks_is_refused(small: Callable[..., Path]) -> None:
     config = ppxcls.load_config(small(**{"Arch.recompute": True}))
-    with pytest.raises(ppxcls.ConfigError, match=r"config.yaml:\d+: Arch.recompute: expected false: this network names no blocks"):
+    with pytest.raises(
+        ppxcls.ConfigError,
+        match=r"config.yaml:\d+: Arch.recompute: expected false: this network names no blocks",
+    ):
         ppxcls.build_trainer(config)
     with pytest.raises(ppxcls.ConfigError, match=r"^Arch.recompute: expected false"):
         ppxcls.build_model("SmallNetwork", recompute=True)
@@ -183,7 +207,11 @@ def test_common_keys_of_build_model(tmp_path: Path) -> None:
     source = ppxcls.build_model("xception41p", class_num=2)
     paddle.save(source.state_dict(), str(tmp_path / "w.pdparams"))
     model = ppxcls.build_model(
-        "xception41p", class_num=2, pretrained=str(tmp_path / "w"), freeze=["^stem", "^blocks.0"], data_format="NHWC"
+        "xception41p",
+        class_num=2,
+        pretrained=str(tmp_path / "w"),
+        freeze=["^stem", "^blocks.0"],
+        data_format="NHWC",
     )
     expected = weights(source)
     assert all(np.array_equal(value, expected[key]) for key, value in weights(model).items())
@@ -200,7 +228,10 @@ def test_common_keys_of_build_model(tmp_path: Path) -> None:
         assert np.allclose(source(images).numpy(), model(images).numpy(), atol=1e-4)
     with pytest.raises(ppxcls.ConfigError, match=r"^Arch.freeze.1: pattern 'nothing' matches no parameter"):
         ppxcls.build_model("xception41p", freeze=["^stem", "nothing"])
-    with pytest.raises(ppxcls.ConfigError, match=r"unknown argument of model xception41p 'freese' \(did you mean 'freeze'\?\)"):
+    with pytest.raises(
+        ppxcls.ConfigError,
+        match=r"unknown argument of model xception41p 'freese' \(did you mean 'freeze'\?\)",
+    ):
         ppxcls.build_model("xception41p", freese=[])
 
 
@@ -215,7 +246,9 @@ def test_synchronised_batch_norms_keep_relu_and_what_is_frozen(monkeypatch: pyte
     plain = {key for key, layer in model.named_sublayers() if isinstance(layer, nn.BatchNorm2D)}
     assert plain
     assert all(key.startswith("stem") for key in plain)
-    synchronised = {key: layer for key, layer in model.named_sublayers() if isinstance(layer, nn.SyncBatchNorm)}
+    synchronised = {
+        key: layer for key, layer in model.named_sublayers() if isinstance(layer, nn.SyncBatchNorm)
+    }
     assert len(synchronised) > 30
     for layer in synchronised.values():
         (hook,) = layer._forward_post_hooks.values()
@@ -255,13 +288,19 @@ def test_from_the_folder_that_contains_a_checkout_named_ppxcls(tmp_path: Path) -
     assert result.stdout.startswith("<function build_model")
 
 
-def test_a_network_must_say_how_many_classes_it_has(tmp_path: Path, write_config: Callable[..., Path]) -> None:
+def test_a_network_must_say_how_many_classes_it_has(
+    tmp_path: Path, write_config: Callable[..., Path]
+) -> None:
     (tmp_path / "no_classes.py").write_text(
         "import paddle\nimport ppxcls\n\n\n@ppxcls.MODELS.register\ndef NoClasses(width: int = 2) -> paddle.nn.Layer:\n"
         '    """A network."""\n    return paddle.nn.Linear(width, 2)\n'
     )
-    config = ppxcls.load_config(write_config(**{"Arch": {"name": "NoClasses"}, "Global.plugins": ["no_classes"]}))
-    with pytest.raises(ppxcls.ConfigError, match=r"Arch.name: the network NoClasses needs a parameter class_num"):
+    config = ppxcls.load_config(
+        write_config(**{"Arch": {"name": "NoClasses"}, "Global.plugins": ["no_classes"]})
+    )
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"Arch.name: the network NoClasses needs a parameter class_num"
+    ):
         ppxcls.build_trainer(config)
 
 
@@ -276,13 +315,20 @@ sys.modules["numba"] = None
 def test_numba_is_imported_when_a_kernel_runs() -> None:
     """Looking for the components imports their modules, but not the kernels: numba takes half a second."""
     code = "import sys, ppxcls; ppxcls.load_config('configs/Xception41.yaml'); print('numba' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    )
     assert result.stdout.split() == ["False"]
 
 
 def test_all_runs_without_numba(small: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     """As on a GPU, if the package is installed without its extras."""
-    augmented = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandAugment": {}}, {"NormalizeImage": {"order": ""}}]
+    augmented = [
+        {"DecodeImage": {}},
+        {"RandCropImage": {"size": 71}},
+        {"RandAugment": {}},
+        {"NormalizeImage": {"order": ""}},
+    ]
     file = small(**{"DataLoader.Train.dataset.transform_ops": augmented})
     ppxcls.pack(images / "train_list.txt", None, tmp_path / "parts")
     code = f"""{NO_NUMBA}
@@ -297,7 +343,12 @@ one, two = (
 )
 print(facts.samples, [(one.load(i) == two.load(i)).all() for i in range(12)].count(True))
 """
-    result = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-2:] == ["12", "12"]
-    assert "images are decoded whole, because the package numba is not installed" in result.stdout + result.stderr
+    assert (
+        "images are decoded whole, because the package numba is not installed"
+        in result.stdout + result.stderr
+    )

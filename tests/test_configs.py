@@ -33,8 +33,19 @@ def test_trains_two_steps_and_is_evaluated(file: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 4)
     write_images(data, 2, seed=1, name="val")
     config = yaml.safe_load(file.read_text())
-    config["Global"] |= {"device": "cpu", "epochs": 1, "output_dir": str(tmp_path / "output"), "save_interval": 1, "update_freq": 1}
-    config["Global"] |= {"print_batch_step": 1, "use_visualdl": False, "eval_interval": 1, "start_eval_epoch": 0}
+    config["Global"] |= {
+        "device": "cpu",
+        "epochs": 1,
+        "output_dir": str(tmp_path / "output"),
+        "save_interval": 1,
+        "update_freq": 1,
+    }
+    config["Global"] |= {
+        "print_batch_step": 1,
+        "use_visualdl": False,
+        "eval_interval": 1,
+        "start_eval_epoch": 0,
+    }
     config["Arch"]["class_num"] = 3
     for key in ("warmup_epoch", "cooldown_epoch"):
         config["Optimizer"]["lr"].pop(key, None)
@@ -45,7 +56,11 @@ def test_trains_two_steps_and_is_evaluated(file: Path, tmp_path: Path) -> None:
         ops = section["dataset"]["transform_ops"]
         resize = {"resize_short": 75} if any("CropImage" in op for op in ops) else {"size": 71}
         for op in ops:
-            for key, small in (("RandCropImage", {"size": 71}), ("CropImage", {"size": 71}), ("ResizeImage", resize)):
+            for key, small in (
+                ("RandCropImage", {"size": 71}),
+                ("CropImage", {"size": 71}),
+                ("ResizeImage", resize),
+            ):
                 if key in op:
                     op[key] |= small
     changed = tmp_path / "config.yaml"

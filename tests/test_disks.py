@@ -27,7 +27,10 @@ from tests.conftest import ROOT, run_tool, write_images
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 has_tmpfs = pytest.mark.skipif(
     shutil.which("unshare") is None
-    or subprocess.run([*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True).returncode != 0,
+    or subprocess.run(
+        [*NAMESPACE, "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True
+    ).returncode
+    != 0,
     reason="no small disk can be mounted here",
 )
 
@@ -36,7 +39,9 @@ def on_small_disk(folder: Path, size: str, script: str) -> subprocess.CompletedP
     """Run shell lines where ``folder`` is a disk of this size."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = f"set -e\nmount -t tmpfs -o size={size} none {folder}\n{textwrap.dedent(script)}"
-    return subprocess.run([*NAMESPACE, "sh", "-c", lines], check=False, capture_output=True, text=True, cwd=ROOT, timeout=250)
+    return subprocess.run(
+        [*NAMESPACE, "sh", "-c", lines], check=False, capture_output=True, text=True, cwd=ROOT, timeout=250
+    )
 
 
 @has_tmpfs
@@ -44,9 +49,7 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
     """There is room for one checkpoint and half of the next one."""
     file = write_config(**{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
     disk = tmp_path / "output"
-    check = (
-        "from pathlib import Path; from ppxcls.checkpoints.files import check_whole as c; print(c(Path('{}'))['progress']['step'])"
-    )
+    check = "from pathlib import Path; from ppxcls.checkpoints.files import check_whole as c; print(c(Path('{}'))['progress']['step'])"
     result = on_small_disk(
         disk,
         "270m",
@@ -67,7 +70,9 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
 def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], tmp_path: Path) -> None:
     """Two are kept and one is written, 16 MB each, and ``best_model`` has 8 MB; the disk has room for 2.9 of 16 MB."""
     arch = {"name": "SmallNetwork", "class_num": 400_000}
-    file = small(**{"Arch": arch, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9})
+    file = small(
+        **{"Arch": arch, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9}
+    )
     disk = tmp_path / "output"
     result = on_small_disk(
         disk,
@@ -123,7 +128,9 @@ assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_tex
 print("went on")
 """
     )
-    result = on_small_disk(tmp_path / "disk", "4m,nr_inodes=100", f"{sys.executable} {script} {tmp_path}/disk")
+    result = on_small_disk(
+        tmp_path / "disk", "4m,nr_inodes=100", f"{sys.executable} {script} {tmp_path}/disk"
+    )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr
     assert result.stdout.endswith("went on\n")
     assert "metrics.jsonl: No space left on device; 1 lines wait to be written" in result.stdout
@@ -139,7 +146,10 @@ def test_a_line_that_is_cut_off_is_written_again(tmp_path: Path, monkeypatch: py
         stream.write(b'{"step": 2, "lo')  # the power went
     lines.keep(lambda line: line["step"] < 9)
     lines.append({"step": 2})
-    assert [json.loads(line) for line in lines.file.read_text().splitlines()] == [{"step": 1, "loss": None}, {"step": 2}]
+    assert [json.loads(line) for line in lines.file.read_text().splitlines()] == [
+        {"step": 1, "loss": None},
+        {"step": 2},
+    ]
 
 
 def test_the_output_folder_removed_under_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -159,7 +169,9 @@ def test_the_output_folder_removed_under_the_run(write_config: Callable[..., Pat
     names = {f.name for f in trainer.output_dir.iterdir()}
     assert {"latest.pdparams", "epoch_2.json", "run.lock", "train.log", "metrics.jsonl"} <= names
     assert "was removed under the run; it is made again" in (trainer.output_dir / "train.log").read_text()
-    again = ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Global.checkpoints": "auto", "Global.epochs": 2})))
+    again = ppxcls.build_trainer(
+        ppxcls.load_config(write_config(**{"Global.checkpoints": "auto", "Global.epochs": 2}))
+    )
     assert again.progress.epoch == 3
 
 
@@ -175,7 +187,9 @@ def test_a_second_run_on_one_folder_is_refused(write_config: Callable[..., Path]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
-def test_files_have_the_rights_that_the_user_wants(mask: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_files_have_the_rights_that_the_user_wants(
+    mask: int, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     old = os.umask(mask)
     try:
         ppxcls.build_trainer(ppxcls.load_config(write_config())).fit()
@@ -206,14 +220,18 @@ class Failing:
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
-def test_a_disk_that_comes_back_is_waited_for(code: int, data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_comes_back_is_waited_for(
+    code: int, data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     away = Failing(code, 3)
     monkeypatch.setattr(read_file, "open", away, raising=False)
     assert data.load(1).shape == (80, 81, 3)
     assert away.calls == 4
 
 
-def test_a_disk_that_stays_away_is_an_error_with_the_file(data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_away_is_an_error_with_the_file(
+    data: ImageNetDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     away = Failing(errno.EIO, 1000)
     monkeypatch.setattr(read_file, "open", away, raising=False)
     pauses: list[float] = []
@@ -244,7 +262,10 @@ def test_a_file_that_shrinks(data: ImageNetDataset, monkeypatch: pytest.MonkeyPa
         return os.stat_result(result)
 
     monkeypatch.setattr(read_file.os, "fstat", before)
-    with pytest.raises(DataError, match=rf"expected {size:,} bytes, read {size // 2:,}; another program may be writing the file"):
+    with pytest.raises(
+        DataError,
+        match=rf"expected {size:,} bytes, read {size // 2:,}; another program may be writing the file",
+    ):
         data.load(1)
 
 
@@ -254,13 +275,17 @@ def test_limits(data: ImageNetDataset, tmp_path: Path, monkeypatch: pytest.Monke
         data.load(0)
 
 
-@pytest.mark.parametrize("path", ["../elsewhere/0000.png", "train/../../x.png", "/etc/passwd", "train/..", ".."])
+@pytest.mark.parametrize(
+    "path", ["../elsewhere/0000.png", "train/../../x.png", "/etc/passwd", "train/..", ".."]
+)
 @pytest.mark.parametrize("before", ["train/0000.png 0\n", "train/..0001.png 0\ntrain/a..b.png 0\n"])
 def test_paths_that_leave_the_folder_are_refused(path: str, before: str, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"{before}{path} 1\ntrain/0001.png 0\n")
     line = before.count("\n") + 1
-    with pytest.raises(DataError, match=rf"list.txt:{line}: expected a path inside image_root, .*, received '{path}'"):
+    with pytest.raises(
+        DataError, match=rf"list.txt:{line}: expected a path inside image_root, .*, received '{path}'"
+    ):
         ImageNetDataset(str(tmp_path / "data"), str(listed))
 
 
@@ -275,7 +300,9 @@ def test_paths_inside_the_folder_and_links_are_taken(data: ImageNetDataset, tmp_
     assert dataset.load(1).shape == (80, 81, 3)
 
 
-@pytest.mark.parametrize(("optimizer", "average"), [("Momentum", None), ("AdamW", {"decay": 0.9}), ("SGD", None)])
+@pytest.mark.parametrize(
+    ("optimizer", "average"), [("Momentum", None), ("AdamW", {"decay": 0.9}), ("SGD", None)]
+)
 def test_the_room_that_checkpoints_need_is_said(
     optimizer: str,
     average: dict[str, float] | None,
@@ -284,7 +311,9 @@ def test_the_room_that_checkpoints_need_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"name": optimizer, "lr": {"name": "ConstLR", "learning_rate": 0.01}}
-    config = ppxcls.load_config(write_config(Optimizer=settings, EMA=average, **{"Global.epochs": 3}), ["Global.save_interval=2"])
+    config = ppxcls.load_config(
+        write_config(Optimizer=settings, EMA=average, **{"Global.epochs": 3}), ["Global.save_interval=2"]
+    )
     trainer = ppxcls.build_trainer(config)
     log = tmp_path / "output/Xception41/train.log"
     assert "GB each need up to " in log.read_text()
@@ -302,11 +331,16 @@ def test_the_room_that_checkpoints_need_is_said(
     count = 2 + 1 + 1  # keep_last, the one being written, epoch_2
     line = f"need up to {(count * (weights + state) + weights) / 1e9:.3g} GB at {log.parent}: 4, and best_model of "
     assert line in log.read_text()
-    assert " GB; only 0.1 GB are free; Global.save_interval and Global.keep_last decide how many are kept" in log.read_text()
+    assert (
+        " GB; only 0.1 GB are free; Global.save_interval and Global.keep_last decide how many are kept"
+        in log.read_text()
+    )
 
 
 @pytest.mark.parametrize("name", ["run.lock", "train.log", "config.yaml", "metrics.jsonl", "latest.json"])
-def test_links_out_of_the_folder_are_not_written_through(name: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_links_out_of_the_folder_are_not_written_through(
+    name: str, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "output/Xception41"
     folder.mkdir(parents=True)
     target = tmp_path / "theirs.txt"

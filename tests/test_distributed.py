@@ -37,7 +37,8 @@ def train_lines(output: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == "train"]
 
 
-# One step of two norms, with and without ReLU, on this rank's part of seven images; the first rank prints what it gives.
+# One step of two norms, with and without ReLU, on this rank's part of seven images; the first rank prints
+# what it gives.
 ONE_STEP = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -75,7 +76,9 @@ if dist.get_rank() == 0:
 
 @pytest.mark.every_paddle
 @pytest.mark.parametrize(("what", "gradients"), [("all", 10), ("frozen", 8)])
-def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(what: str, gradients: int, tmp_path: Path) -> None:
+def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(
+    what: str, gradients: int, tmp_path: Path
+) -> None:
     """Parts of 4 and 3 images against all 7 in one process, whose batch norm is Paddle's own."""
     script = tmp_path / "step.py"
     script.write_text(ONE_STEP)
@@ -90,13 +93,19 @@ def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(what: st
         assert np.allclose(found[1][key], value, rtol=1e-5, atol=1e-6), key
 
 
-def test_synchronised_batch_norms_make_the_split_irrelevant(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_synchronised_batch_norms_make_the_split_irrelevant(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     """8 samples a step as 1 x 8 and 2 x 4, and a last batch of 5 as 3 + 2.
 
     Small batches magnify rounding from step to step: 3e-4 was seen in the loss of the fourth.
     """
     file = write_config()
-    listed = Path(yaml.safe_load(file.read_text())["DataLoader"]["Train"]["dataset"]["cls_label_path"]).read_text().splitlines()
+    listed = (
+        Path(yaml.safe_load(file.read_text())["DataLoader"]["Train"]["dataset"]["cls_label_path"])
+        .read_text()
+        .splitlines()
+    )
     (tmp_path / "list.txt").write_text("\n".join([*listed, listed[0]]) + "\n")
     rows = []
     for processes, size in ((1, 8), (2, 4)):
@@ -104,12 +113,16 @@ def test_synchronised_batch_norms_make_the_split_irrelevant(write_config: Callab
         keys |= {"DataLoader.Train.sampler.batch_size": size, "Optimizer.lr.learning_rate": 1e-3}
         file = write_config(**keys, **{"DataLoader.Train.dataset.cls_label_path": str(tmp_path / "list.txt")})
         output = f"Global.output_dir={tmp_path}/{processes}"
-        result = run_tool("tools/train.py", "-c", file, "-o", output, processes=processes, log_dir=tmp_path / "log")
+        result = run_tool(
+            "tools/train.py", "-c", file, "-o", output, processes=processes, log_dir=tmp_path / "log"
+        )
         assert result.returncode == 0, result.stderr + result.stdout
         rows.append(train_lines(tmp_path / f"{processes}"))
     assert len(rows[0]) == len(rows[1]) == 4
     assert [row["loss"] for row in rows[1]] == pytest.approx([row["loss"] for row in rows[0]], rel=1e-3)
-    assert [row["loss"] for row in rows[1]][:2] == pytest.approx([row["loss"] for row in rows[0]][:2], rel=1e-5)
+    assert [row["loss"] for row in rows[1]][:2] == pytest.approx(
+        [row["loss"] for row in rows[0]][:2], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("update_freq", [1, pytest.param(2, marks=pytest.mark.every_paddle)])
@@ -145,7 +158,17 @@ def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Pa
     results = []
     for processes, size in ((1, 4), (2, 4), (2, 3)):
         sampler = f"DataLoader.Eval.sampler.batch_size={size}"
-        result = run_tool("tools/eval.py", "-c", file, "-o", best, "-o", sampler, processes=processes, log_dir=tmp_path / "log")
+        result = run_tool(
+            "tools/eval.py",
+            "-c",
+            file,
+            "-o",
+            best,
+            "-o",
+            sampler,
+            processes=processes,
+            log_dir=tmp_path / "log",
+        )
         assert result.returncode == 0, result.stderr + result.stdout
         assert "[Eval][Avg]top1: " in result.stdout + (tmp_path / "output/Xception41/train.log").read_text()
         results.append(json.loads((tmp_path / "output/Xception41/eval.json").read_text()))
@@ -154,9 +177,13 @@ def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Pa
     assert [r["loss"] for r in results] == pytest.approx([results[0]["loss"]] * 3, rel=1e-5)
 
 
-def test_an_error_on_every_rank_ends_the_job_with_its_message(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_error_on_every_rank_ends_the_job_with_its_message(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_config()
-    result = run_tool("tools/train.py", "-c", file, "-o", "Arch.class_num=2", processes=2, log_dir=tmp_path / "log")
+    result = run_tool(
+        "tools/train.py", "-c", file, "-o", "Arch.class_num=2", processes=2, log_dir=tmp_path / "log"
+    )
     assert result.returncode != 0
     logs = "".join(f.read_text() for f in (tmp_path / "log").glob("workerlog.*"))
     assert "the label 2 is outside class_num = 2" in logs

@@ -39,7 +39,9 @@ def texts_of_the_code() -> str:
     for file in (ROOT / "ppxcls").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                texts.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
+                texts.append(
+                    "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 texts.append(node.value)
     return "\n".join(texts)
@@ -84,7 +86,14 @@ def test_the_plugin_of_the_documentation_trains(tmp_path: Path) -> None:
     result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "output/TwoLayers/diary.txt").read_text().startswith("epoch 1: ")
-    wrong = subprocess.run([*command, "-o", "Arch.widht=3"], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    wrong = subprocess.run(
+        [*command, "-o", "Arch.widht=3"],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+    )
     assert wrong.returncode == 2
     assert "did you mean 'width'?" in wrong.stderr
 
@@ -93,7 +102,11 @@ def snippets(page: str) -> list[str]:
     """Pieces of YAML in the cells of a page's tables."""
     starts = ("Arch", "Global", "Optimizer", "Loss", "DataLoader", "EMA", "AMP")
     found = [piece for row in rows(page) for piece in re.findall(r"`([^`]+)`", row[1])]
-    return [piece for piece in found if piece.startswith(starts) and ": " in piece and "FILE" not in piece and "…" not in piece]
+    return [
+        piece
+        for piece in found
+        if piece.startswith(starts) and ": " in piece and "FILE" not in piece and "…" not in piece
+    ]
 
 
 @pytest.mark.parametrize("page", ["timm.md", "keras.md", "imagenet.md"])
@@ -109,8 +122,14 @@ def test_the_yaml_in_the_tables_is_valid(page: str, write_config: Callable[..., 
         if key == "Arch":
             value = {"name": "xception41", **value}
         if key == "Optimizer.layer_decay":
-            key, value = "Optimizer", {"name": "AdamW", "weight_decay": 0.1, "lr": extra["lr"], "layer_decay": value}
-        ppxcls.load_config(write_config(), [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...')}"])
+            key, value = (
+                "Optimizer",
+                {"name": "AdamW", "weight_decay": 0.1, "lr": extra["lr"], "layer_decay": value},
+            )
+        ppxcls.load_config(
+            write_config(),
+            [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...')}"],
+        )
 
 
 @pytest.mark.parametrize("page", ["timm.md", "keras.md"])
@@ -120,7 +139,9 @@ def test_the_components_in_the_tables_exist(page: str) -> None:
         word
         for row in rows(page)
         for piece in re.findall(r"`([^`]+)`", row[1])
-        for word in re.findall(r"(?:^|name: |\{)([A-Z][a-z]+[A-Z]\w+|Cosine|Step|Piecewise|Lamb|AdamW|Momentum|RMSProp)\b", piece)
+        for word in re.findall(
+            r"(?:^|name: |\{)([A-Z][a-z]+[A-Z]\w+|Cosine|Step|Piecewise|Lamb|AdamW|Momentum|RMSProp)\b", piece
+        )
     }
     assert len(named) > 8
     assert named - known <= {"DataLoader"}, named - known
@@ -141,7 +162,9 @@ def test_the_keys_of_paddleclas_are_what_the_table_says(write_config: Callable[.
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda f: f.name)
 def test_the_files_that_the_pages_name_exist(page: Path) -> None:
-    for path in re.findall(r"(?<![\w/.])((?:configs|tools|scripts)/[\w./]+\.(?:yaml|py|sh))", page.read_text(encoding="utf-8")):
+    for path in re.findall(
+        r"(?<![\w/.])((?:configs|tools|scripts)/[\w./]+\.(?:yaml|py|sh))", page.read_text(encoding="utf-8")
+    ):
         assert (ROOT / path).exists(), path
 
 

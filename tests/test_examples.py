@@ -44,10 +44,26 @@ def test_the_script_requeues_after_a_signal_and_after_a_failure(tmp_path: Any) -
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7"}
-    for code, restarts, is_requeued in ((0, 0, False), (2, 0, False), (75, 0, True), (1, 9, True), (1, 10, False)):
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_JOB_ID": "7",
+    }
+    for code, restarts, is_requeued in (
+        (0, 0, False),
+        (2, 0, False),
+        (75, 0, True),
+        (1, 9, True),
+        (1, 10, False),
+    ):
         variables = {"CODE": str(code), "SLURM_RESTART_COUNT": str(restarts)}
-        result = subprocess.run(["bash", str(SLURM)], check=False, capture_output=True, text=True, env={**environment, **variables})
+        result = subprocess.run(
+            ["bash", str(SLURM)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**environment, **variables},
+        )
         assert result.returncode == code, result.stderr
         assert (result.stdout == "requeued 7\n") is is_requeued
 

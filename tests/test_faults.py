@@ -25,7 +25,10 @@ HANG_TIMEOUT = 6
 
 @pytest.fixture
 def config(write_config: Callable[..., Path], tmp_path: Path) -> Path:
-    """24 images in the list's order: with two processes and batches of 4, samples 4 to 7 are rank 1's. Long, with many saves."""
+    """24 images in the list's order: with two processes and batches of 4, samples 4 to 7 are rank 1's.
+
+    Long, with many saves.
+    """
     data = write_images(tmp_path / "data", 24)
     keys: dict[str, Any] = {
         "Global.epochs": 200,
@@ -46,14 +49,28 @@ class Job:
 
     def __init__(self, config: Path, folder: Path, *launcher: str) -> None:
         self.folder, self.logs = folder / "output/Xception41", folder / "log"
-        command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(self.logs)]
+        command = [
+            sys.executable,
+            "-m",
+            "paddle.distributed.launch",
+            "--nproc_per_node",
+            "2",
+            "--log_dir",
+            str(self.logs),
+        ]
         command += [*launcher, "tools/train.py", "-c", str(config)]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     def trained(self) -> None:
         """Wait until there is a checkpoint."""
         deadline = time.monotonic() + 120
-        while not (self.folder / "latest.json").exists() and self.process.poll() is None and time.monotonic() < deadline:
+        while (
+            not (self.folder / "latest.json").exists()
+            and self.process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.05)
         assert (self.folder / "latest.json").exists(), self.output(1)
 
@@ -61,9 +78,13 @@ class Job:
         """Process ids by rank."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, ValueError, IndexError, KeyError):  # it may be starting or ending
+            with contextlib.suppress(
+                OSError, ValueError, IndexError, KeyError
+            ):  # it may be starting or ending
                 if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == self.process.pid:
-                    names = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
+                    names = dict(
+                        v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v
+                    )
                     found[int(names["PADDLE_TRAINER_ID"])] = int(folder.name)
         return found
 
@@ -126,7 +147,9 @@ def test_a_rank_that_can_not_read_names_the_file(config: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_rank_that_hangs_in_its_loader_names_the_file(num_workers: int, config: Path, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_in_its_loader_names_the_file(
+    num_workers: int, config: Path, tmp_path: Path
+) -> None:
     """Opening a pipe that nobody writes to waits for ever, as a dead network disk does."""
     fifo = tmp_path / "data/train/0013.png"
     fifo.unlink()
@@ -183,7 +206,11 @@ def by_hand(config: Path, port: int, *overrides: tuple[str, ...]) -> list[tuple[
         command = [sys.executable, "tools/train.py", "-c", str(config), *arguments]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
-    return [(process.returncode, stderr) for process in processes for _, stderr in [process.communicate(timeout=100)]]
+    return [
+        (process.returncode, stderr)
+        for process in processes
+        for _, stderr in [process.communicate(timeout=100)]
+    ]
 
 
 @pytest.fixture
@@ -212,17 +239,23 @@ def test_a_list_that_differs_by_rank_is_refused(config: Path, port: int, tmp_pat
 def test_peers_that_do_not_come_are_named(config: Path, port: int) -> None:
     ((code, stderr),) = by_hand(config, port, (), ("absent",))
     assert code == 1
-    assert stderr.strip() == f"rank 0: error: rank 1 of 2 did not connect to port {port} within {HANG_TIMEOUT} s"
+    assert (
+        stderr.strip() == f"rank 0: error: rank 1 of 2 did not connect to port {port} within {HANG_TIMEOUT} s"
+    )
     ((code, stderr),) = by_hand(config, port, ("absent",), ())
     assert code == 1
-    assert stderr.strip().startswith(f"rank 1: error: rank 0 at 127.0.0.1:{port} can't be reached within {HANG_TIMEOUT} s: ")
+    assert stderr.strip().startswith(
+        f"rank 1: error: rank 0 at 127.0.0.1:{port} can't be reached within {HANG_TIMEOUT} s: "
+    )
 
 
 def test_a_port_that_is_taken_is_said(config: Path, port: int) -> None:
     with socket.create_server(("", port)):
         (code, stderr), _ = by_hand(config, port, (), ())
     assert code == 1
-    message = f"rank 0: error: port {port}, on which the processes meet, can't be used: Address already in use"
+    message = (
+        f"rank 0: error: port {port}, on which the processes meet, can't be used: Address already in use"
+    )
     assert stderr.strip().startswith(message)
 
 
@@ -234,8 +267,18 @@ def etcd(port: int, tmp_path: Path) -> Iterator[str]:
     if binary is None:
         pytest.skip("no etcd on the PATH")
     clients, peers = f"http://127.0.0.1:{port}", "http://127.0.0.1:0"
-    command = [binary, "--data-dir", str(tmp_path / "etcd"), "--listen-client-urls", clients, "--advertise-client-urls", clients]
-    server = subprocess.Popen([*command, "--listen-peer-urls", peers], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        binary,
+        "--data-dir",
+        str(tmp_path / "etcd"),
+        "--listen-client-urls",
+        clients,
+        "--advertise-client-urls",
+        clients,
+    ]
+    server = subprocess.Popen(
+        [*command, "--listen-peer-urls", peers], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     yield f"etcd://127.0.0.1:{port}"
     server.kill()
     server.wait()
@@ -254,14 +297,27 @@ def test_the_launcher_restarts_a_job_to_the_same_weights(
     job = Job(copy, whole)
     assert job.ends(job.ranks()) == 0
     job = Job(
-        config, tmp_path, "--master", etcd, "--nnodes", "1", "--elastic_level", "1", "--max_restart", "3", "--job_id", "ppxcls"
+        config,
+        tmp_path,
+        "--master",
+        etcd,
+        "--nnodes",
+        "1",
+        "--elastic_level",
+        "1",
+        "--max_restart",
+        "3",
+        "--job_id",
+        "ppxcls",
     )
     job.trained()
     os.kill(job.ranks()[1], signal.SIGKILL)
     assert job.ends({}) == 0
     assert "Resumed" in (job.folder / "train.log").read_text()
     for extension in (".pdparams", ".pdopt"):
-        first, second = (read_state(folder / f"latest{extension}") for folder in (job.folder, whole / "output/Xception41"))
+        first, second = (
+            read_state(folder / f"latest{extension}") for folder in (job.folder, whole / "output/Xception41")
+        )
         arrays = [key for key, value in first.items() if isinstance(value, np.ndarray)]
         assert len(arrays) > 100
         assert all(np.array_equal(first[key], second[key]) for key in arrays)

@@ -61,7 +61,8 @@ def by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def fine_tuned(tmp_path: Path) -> tuple[Path, dict[str, int]]:
-    """The run's folder, and the label of each evaluation image, after the reference YAML was fine-tuned as a user would.
+    """The run's folder, and the label of each evaluation image, after the reference YAML was fine-tuned as a
+    user would.
 
     It has other weights, another size, other classes, and an average of the weights.
     """
@@ -69,18 +70,38 @@ def fine_tuned(tmp_path: Path) -> tuple[Path, dict[str, int]]:
     ppxcls.make_lists(data, tmp_path / "lists", val_share=0.5)
     paddle.seed(7)
     paddle.save(ppxcls.build_model("Xception41", class_num=5).state_dict(), str(tmp_path / "start.pdparams"))
-    overrides = ["Arch.class_num=3", f"Global.pretrained_model={tmp_path}/start", "EMA.decay=0.5", "EMA.warmup=True"]
-    overrides += [f"Global.output_dir={tmp_path}/output", "Global.device=cpu", "Global.epochs=2", "Optimizer.lr.learning_rate=0.02"]
+    overrides = [
+        "Arch.class_num=3",
+        f"Global.pretrained_model={tmp_path}/start",
+        "EMA.decay=0.5",
+        "EMA.warmup=True",
+    ]
+    overrides += [
+        f"Global.output_dir={tmp_path}/output",
+        "Global.device=cpu",
+        "Global.epochs=2",
+        "Optimizer.lr.learning_rate=0.02",
+    ]
     for mode, name in (("Train", "train"), ("Eval", "val")):
-        overrides += [f"DataLoader.{mode}.dataset.image_root={data}", f"DataLoader.{mode}.sampler.batch_size=3"]
+        overrides += [
+            f"DataLoader.{mode}.dataset.image_root={data}",
+            f"DataLoader.{mode}.sampler.batch_size=3",
+        ]
         overrides += [f"DataLoader.{mode}.dataset.cls_label_path={tmp_path}/lists/{name}_list.txt"]
     overrides += ["DataLoader.Train.dataset.transform_ops.RandCropImage.size=71"]
-    overrides += [f"DataLoader.Eval.dataset.transform_ops.{step}" for step in ("ResizeImage.resize_short=75", "CropImage.size=71")]
+    overrides += [
+        f"DataLoader.Eval.dataset.transform_ops.{step}"
+        for step in ("ResizeImage.resize_short=75", "CropImage.size=71")
+    ]
     options = [word for override in overrides for word in ("-o", override)]
-    result = run_tool("tools/train.py", "-c", "configs/Xception41.yaml", *options, processes=2, log_dir=tmp_path / "log")
+    result = run_tool(
+        "tools/train.py", "-c", "configs/Xception41.yaml", *options, processes=2, log_dir=tmp_path / "log"
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     index = ListIndex(tmp_path / "lists/val_list.txt")
-    return tmp_path / "output/Xception41", {str(data / index.path(i)): int(index.labels[i]) for i in range(len(index))}
+    return tmp_path / "output/Xception41", {
+        str(data / index.path(i)): int(index.labels[i]) for i in range(len(index))
+    }
 
 
 @pytest.mark.every_paddle
@@ -106,7 +127,9 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
     assert "size: 71, and 299; short: 75, and 320" in predicted.stderr
     expected = by_name(rows_of(predicted.stdout))
     names = ["ant", "bee", "élan"]
-    right = [max(expected[file], key=expected[file].__getitem__) == names[label] for file, label in labels.items()]
+    right = [
+        max(expected[file], key=expected[file].__getitem__) == names[label] for file, label in labels.items()
+    ]
     assert np.mean(right) == results["top1"]
     loss = -np.mean([np.log(expected[file][names[label]]) for file, label in labels.items()])
     assert loss == pytest.approx(results["loss"], abs=1e-3)  # the scores have 5 decimals
@@ -122,7 +145,9 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
 
     target = tmp_path / "inference"
     kind = "both" if HAS_ONNX else "paddle"
-    exported = run_tool("tools/export_model.py", "-c", folder, "-o", f"Global.save_inference_dir={target}", "--format", kind)
+    exported = run_tool(
+        "tools/export_model.py", "-c", folder, "-o", f"Global.save_inference_dir={target}", "--format", kind
+    )
     assert exported.returncode == 0, exported.stderr
     assert exported.stdout.count(about) == 1
     files = [target, *([target / "inference.onnx"] if HAS_ONNX else [])]
@@ -131,10 +156,17 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
         assert again.returncode == 0, again.stderr
         assert f"exported from {folder}/best_model (epoch {best['epoch']}" in again.stderr
         same(by_name(rows_of(again.stdout)))
-        same({p.file: dict(zip(p.label_names, p.scores, strict=True)) for p in ppxcls.load(file).predict(list(labels))})
+        same(
+            {
+                p.file: dict(zip(p.label_names, p.scores, strict=True))
+                for p in ppxcls.load(file).predict(list(labels))
+            }
+        )
     if HAS_ONNX:
         alone = shutil.copy(target / "inference.onnx", tmp_path / "alone.onnx")
-        plain = subprocess.run([sys.executable, "-c", PLAIN_SCRIPT, alone, *labels], check=True, capture_output=True, text=True)
+        plain = subprocess.run(
+            [sys.executable, "-c", PLAIN_SCRIPT, alone, *labels], check=True, capture_output=True, text=True
+        )
         same(json.loads(plain.stdout))
         same(by_name(rows_of(run_tool("tools/infer.py", "--exported", alone, *labels).stdout)))
 
@@ -156,11 +188,17 @@ def test_averaged_or_raw_weights(small: Callable[..., Path], tmp_path: Path) -> 
     for raw_wish in ("EMA.use_ema=False", "EMA=null"):
         assert "raw weights)" in used(raw_wish)
     started = ppxcls.build_trainer(
-        ppxcls.load_config(small(), [f"Global.pretrained_model={folder}/latest", "Global.output_dir=" + str(tmp_path / "b")])
+        ppxcls.load_config(
+            small(), [f"Global.pretrained_model={folder}/latest", "Global.output_dir=" + str(tmp_path / "b")]
+        )
     )
     assert np.array_equal(started.learner.network.state_dict()["fc.weight"].numpy(), averaged)
     assert started.run.facts.started_from.endswith("averaged weights)")
-    wish = [f"Global.pretrained_model={folder}/latest", "EMA.use_ema=False", f"Global.output_dir={tmp_path}/c"]
+    wish = [
+        f"Global.pretrained_model={folder}/latest",
+        "EMA.use_ema=False",
+        f"Global.output_dir={tmp_path}/c",
+    ]
     started = ppxcls.build_trainer(ppxcls.load_config(small(EMA={}), wish))
     assert np.array_equal(started.learner.network.state_dict()["fc.weight"].numpy(), raw)
 
@@ -176,7 +214,10 @@ def test_an_evaluation_of_other_weights_is_kept_apart(small: Callable[..., Path]
     assert (folder / "eval.json").read_bytes() == own
     assert json.loads((folder / "eval_other.json").read_text())["weights"] == f"{tmp_path}/other"
     listed = config_of(folder).DataLoader.Train.dataset.cls_label_path
-    for other in (f"Global.pretrained_model={folder}/epoch_1", f"DataLoader.Eval.dataset.cls_label_path={listed}"):
+    for other in (
+        f"Global.pretrained_model={folder}/epoch_1",
+        f"DataLoader.Eval.dataset.cls_label_path={listed}",
+    ):
         (folder / "eval_other.json").unlink()
         ppxcls.evaluate(config_of(folder, other))
         assert (folder / "eval.json").read_bytes() == own
@@ -195,10 +236,19 @@ def test_which_preparation_is_used(small: Callable[..., Path], caplog: pytest.Lo
     try:
         assert transforms_for(ppxcls.load_config(file))[1].ResizeImage.resize_short == 75
         (line,) = {r.message for r in caplog.records if "prepare images differently" in r.message}
-        for difference in ("size: 71, and 60", "short: 75, and 80", "interpolation: bilinear, and bicubic", "mean: ", "std: "):
+        for difference in (
+            "size: 71, and 60",
+            "short: 75, and 80",
+            "interpolation: bilinear, and bicubic",
+            "mean: ",
+            "std: ",
+        ):
             assert difference in line
         assert line.endswith("the evaluation's is used; -o Infer.transforms=... overrides it")
-        assert "Global.image_shape is [3, 60, 60], but the images are prepared as 71 x 71: they decide" in caplog.text
+        assert (
+            "Global.image_shape is [3, 60, 60], but the images are prepared as 71 x 71: they decide"
+            in caplog.text
+        )
         caplog.clear()
         given = f"Infer.transforms={json.dumps(other)}"
         assert transforms_for(ppxcls.load_config(file, [given]))[1].ResizeImage.resize_short == 80
@@ -234,7 +284,9 @@ def test_where_class_names_come_from(small: Callable[..., Path], tmp_path: Path,
     train(file)
     (lists / "class_names.txt").write_text("0 dog\n1 eel\n2 fox\n")
     assert names(file) == ["ant", "bee", "cat"]
-    assert names(file, purpose="train") == ["dog", "eel", "fox"], "an earlier run in the folder has no say in a new one"
+    assert names(file, purpose="train") == ["dog", "eel", "fox"], (
+        "an earlier run in the folder has no say in a new one"
+    )
     (lists / "class_names.txt").unlink()
     assert names(tmp_path / "output/SmallNetwork") == ["ant", "bee", "cat"]
     assert names(file, ["Global.output_dir=elsewhere", "Infer=null"]) == []
@@ -252,17 +304,25 @@ def test_more_classes_than_labels_is_one_line(small: Callable[..., Path], tmp_pa
     assert "end at 2: expected 3?" in result.stdout
 
 
-def test_weights_from_elsewhere_that_guess_are_pointed_out(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_weights_from_elsewhere_that_guess_are_pointed_out(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
     """60 samples of 3 classes and weights that always say the first: a third is right."""
     data = tmp_path / "data"
     (data / "val").mkdir(parents=True)
     shutil.copy(pictures(tmp_path / "p", ("a",), 1) / "a/0.jpg", data / "val/0.jpg")
     (data / "val_list.txt").write_text("".join(f"val/0.jpg {i % 3}\n" for i in range(60)))
-    keys = {"DataLoader.Eval.dataset.image_root": str(data), "DataLoader.Eval.dataset.cls_label_path": str(data / "val_list.txt")}
+    keys = {
+        "DataLoader.Eval.dataset.image_root": str(data),
+        "DataLoader.Eval.dataset.cls_label_path": str(data / "val_list.txt"),
+    }
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "w.pdparams"))
     result = run_tool("tools/eval.py", "-c", small(**keys), "-o", f"Global.pretrained_model={tmp_path}/w")
     assert result.returncode == 0, result.stderr
-    assert "top1 0.3333 is chance for 3 classes: the list's class order is probably not that of the weights" in result.stdout
+    assert (
+        "top1 0.3333 is chance for 3 classes: the list's class order is probably not that of the weights"
+        in result.stdout
+    )
 
 
 def test_images_of_two_shapes_in_a_batch(small: Callable[..., Path], tmp_path: Path) -> None:
@@ -283,14 +343,18 @@ def test_images_of_two_shapes_in_a_batch(small: Callable[..., Path], tmp_path: P
 
 @pytest.mark.every_paddle
 @pytest.mark.skipif(not HAS_ONNX, reason="paddle2onnx or onnxruntime is not installed")
-def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
     file = small(Infer={"infer_imgs": str(pictures(tmp_path / "p", ("a",), 2))})
     train(file)
     trap = tmp_path / "trap"
     (trap / "pip").mkdir(parents=True)
     (trap / "bin").mkdir()
     for name in ("pip/__init__.py", "pip/__main__.py"):
-        (trap / name).write_text(f"open({str(tmp_path / 'pip_was_called')!r}, 'w').close()\nraise SystemExit(1)\n")
+        (trap / name).write_text(
+            f"open({str(tmp_path / 'pip_was_called')!r}, 'w').close()\nraise SystemExit(1)\n"
+        )
     for name in ("bin/pip", "bin/pip3"):
         (trap / name).write_text(f"#!/bin/sh\ntouch {tmp_path}/pip_was_called\nexit 1\n")
         (trap / name).chmod(0o755)
@@ -300,7 +364,14 @@ def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(small: Callab
         environment = {**os.environ, "PIP_NO_INDEX": index, "PYTHONPATH": f"{trap}:{ROOT}"}
         environment["PATH"] = f"{trap}/bin:{environment['PATH']}"
         result = run_tool(
-            "tools/export_model.py", "-c", file, "-o", f"Global.save_inference_dir={target}", "--format", "onnx", env=environment
+            "tools/export_model.py",
+            "-c",
+            file,
+            "-o",
+            f"Global.save_inference_dir={target}",
+            "--format",
+            "onnx",
+            env=environment,
         )
         assert result.returncode == 0, result.stderr
         assert {f.name for f in target.iterdir()} == {"inference.onnx", "inference_config.json"}
@@ -349,16 +420,24 @@ def test_an_export_replaces_the_earlier_one_whole(
         "Infer.PostProcess.class_id_map_file=x",
     ],
 )
-def test_exported_files_refuse_what_they_can_not_follow(override: str, small: Callable[..., Path], tmp_path: Path) -> None:
+def test_exported_files_refuse_what_they_can_not_follow(
+    override: str, small: Callable[..., Path], tmp_path: Path
+) -> None:
     data = pictures(tmp_path / "p", ("a",), 2)
-    file = small(Infer={"infer_imgs": str(data), "transforms": [{"DecodeImage": {}}, {"ResizeImage": {"size": 71}}]})
+    file = small(
+        Infer={"infer_imgs": str(data), "transforms": [{"DecodeImage": {}}, {"ResizeImage": {"size": 71}}]}
+    )
     train(file)
-    ppxcls.export(ppxcls.load_config(file, [f"Global.save_inference_dir={tmp_path}/inference"]), formats=["paddle"])
+    ppxcls.export(
+        ppxcls.load_config(file, [f"Global.save_inference_dir={tmp_path}/inference"]), formats=["paddle"]
+    )
     (tmp_path / "x").write_text("0 a\n1 b\n2 c\n")
     override = override.replace("=x", f"={tmp_path}/x")
     result = run_tool("tools/infer.py", "-c", file, "--exported", tmp_path / "inference", "-o", override)
     assert result.returncode == 2
-    assert "exported files have their own; export again to change it, or leave out --exported" in result.stderr
+    assert (
+        "exported files have their own; export again to change it, or leave out --exported" in result.stderr
+    )
     kept = ["-o", "Infer.PostProcess.topk=1", "-o", "Infer.batch_size=1"]
     result = run_tool("tools/infer.py", "-c", file, "--exported", tmp_path / "inference", *kept)
     assert result.returncode == 0, result.stderr

@@ -144,13 +144,19 @@ OWN = {
     },
     "loss": {"Loss": {"Train": [{"Quadratic": {"weight": 2.0}}], "Eval": [{"Quadratic": {}}]}},
     "metric": {"Metric": {"Train": [{"TopkAcc": {"topk": 1}}], "Eval": [{"Confidence": None}]}},
-    "optimizer": {"Optimizer": {"name": "Slow", "nesterov": False, "lr": {"name": "ConstLR", "learning_rate": 0.01}}},
+    "optimizer": {
+        "Optimizer": {"name": "Slow", "nesterov": False, "lr": {"name": "ConstLR", "learning_rate": 0.01}}
+    },
     "schedule": {"Optimizer.lr": {"name": "Halving", "learning_rate": 0.01}},
     "tracker": {"Global.trackers": [{"Diary": {"name": "mine.txt"}}]},
     "sampler": {"DataLoader.Train.sampler": {"name": "Backwards", "batch_size": 4}},
     "batch transform": {"DataLoader.Train.dataset.batch_transform_ops": [{"Mirrored": None}]},
     "dataset": {
-        f"DataLoader.{mode}.dataset": {"name": "ArrayDataset", "count": count, "transform_ops": [{"NormalizeImage": {"order": ""}}]}
+        f"DataLoader.{mode}.dataset": {
+            "name": "ArrayDataset",
+            "count": count,
+            "transform_ops": [{"NormalizeImage": {"order": ""}}],
+        }
         for mode, count in (("Train", 12), ("Eval", 7))
     },
 }
@@ -176,7 +182,10 @@ def figures(output: Path, name: str = "TwoLayers") -> list[dict[str, Any]]:
 def test_each_kind_in_the_tools(write_config: Callable[..., Path], plugin: Path, tmp_path: Path) -> None:
     """All but what the next test has; the plugin lies beside the YAML, and the run's own config.yaml finds it again."""
     file = own_config(
-        write_config, *OWN.keys() - {"optimizer", "schedule", "transform", "batch transform"}, "optimizer", "schedule"
+        write_config,
+        *OWN.keys() - {"optimizer", "schedule", "transform", "batch transform"},
+        "optimizer",
+        "schedule",
     )
     result = run_tool("tools/train.py", "-c", file)
     assert result.returncode == 0, result.stderr
@@ -219,12 +228,17 @@ def test_an_own_network_is_inferred_with_and_exported(
     result = run_tool("tools/infer.py", "-c", file, *pictures, *exported)
     assert result.returncode == 0, result.stderr
     again = list(csv.DictReader(io.StringIO(result.stdout)))
-    best_of = [{row["file_name"]: row["class_id"] for row in rows if row["rank"] == "1"} for rows in (predicted, again)]
+    best_of = [
+        {row["file_name"]: row["class_id"] for row in rows if row["rank"] == "1"}
+        for rows in (predicted, again)
+    ]
     assert best_of[0] == best_of[1]
 
 
 @pytest.mark.parametrize("kind", OWN)
-def test_each_kind_alone_in_a_notebook(kind: str, write_config: Callable[..., Path], plugin: Path, tmp_path: Path) -> None:
+def test_each_kind_alone_in_a_notebook(
+    kind: str, write_config: Callable[..., Path], plugin: Path, tmp_path: Path
+) -> None:
     """Imported before the config is loaded; no ``Global.plugins``."""
     file = write_config(**{"Arch": OWN["model"]["Arch"], **OWN[kind]})
     script = f"""
@@ -236,14 +250,19 @@ trainer = ppxcls.build_trainer(ppxcls.load_config({str(file)!r}))
 trainer.fit()
 assert trainer.progress.step == 3
 """
-    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "expected the name of a Python module or the path of a .py file, received 'no_such_plugin', which does not exist"),
+        (
+            None,
+            "expected the name of a Python module or the path of a .py file, received 'no_such_plugin', which does not exist",
+        ),
         ("1 / 0", "the plugin 'no_such_plugin' can't be imported: ZeroDivisionError: division by zero"),
         (
             "import ppxcls\n@ppxcls.LOSSES.register\nclass CELoss(ppxcls.Loss):\n    pass",
@@ -259,7 +278,9 @@ assert trainer.progress.step == 3
         ),
     ],
 )
-def test_a_plugin_that_is_none(text: str | None, message: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_plugin_that_is_none(
+    text: str | None, message: str, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     if text is not None:
         (tmp_path / "no_such_plugin.py").write_text(text)
     with pytest.raises(ppxcls.ConfigError, match=r"config.yaml:\d+: Global.plugins.0: .*" + message):
@@ -267,7 +288,9 @@ def test_a_plugin_that_is_none(text: str | None, message: str, write_config: Cal
     assert "no_such_plugin" not in sys.modules
 
 
-def test_a_plugin_is_found_again_and_can_be_repaired(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_plugin_is_found_again_and_can_be_repaired(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "helper_of_mine.py").write_text("RATE = 0.25\n")
     text = (
         "import ppxcls\nfrom helper_of_mine import RATE\n\n\n@ppxcls.LR_SCHEDULES.register\n"
@@ -290,13 +313,19 @@ def test_a_plugin_is_found_again_and_can_be_repaired(write_config: Callable[...,
         ppxcls.load_config(other)
 
 
-def test_a_function_must_return_what_the_program_uses(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_function_must_return_what_the_program_uses(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     (tmp_path / "bare_loss.py").write_text(
         "import ppxcls\n\n\n@ppxcls.LOSSES.register\ndef BareLoss() -> object:\n"
         '    """No class."""\n    return lambda logits, labels: logits.mean()\n'
     )
-    config = ppxcls.load_config(write_config(**{"Global.plugins": ["bare_loss"], "Loss.Train": [{"BareLoss": {}}]}))
-    with pytest.raises(ppxcls.ConfigError, match=r"Loss.Train.0.BareLoss: .*without needs_soft_labels; derive its class from"):
+    config = ppxcls.load_config(
+        write_config(**{"Global.plugins": ["bare_loss"], "Loss.Train": [{"BareLoss": {}}]})
+    )
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"Loss.Train.0.BareLoss: .*without needs_soft_labels; derive its class from"
+    ):
         ppxcls.build_trainer(config)
 
 
@@ -310,7 +339,9 @@ def test_a_data_set_says_what_is_wrong_with_its_labels() -> None:
         def read(self, index: int) -> np.ndarray:
             raise ValueError("it is black")
 
-    with pytest.raises(ppxcls.DataError, match="Arrays:3: the label 5 is outside class_num = 5, labels 0 to 4"):
+    with pytest.raises(
+        ppxcls.DataError, match="Arrays:3: the label 5 is outside class_num = 5, labels 0 to 4"
+    ):
         Arrays([0, 1, 5], class_num=5)
     with pytest.raises(ppxcls.DataError, match="Arrays:1: the label -1 is outside"):
         Arrays([-1, 1], class_num=5)

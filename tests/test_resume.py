@@ -24,7 +24,12 @@ import ppxcls
 from ppxcls.checkpoints.files import read_state
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
 
-STEPS = {"Global.epochs": 3, "Global.save_interval_steps": 2, "Global.save_interval": 2, "Global.checkpoints": "auto"}
+STEPS = {
+    "Global.epochs": 3,
+    "Global.save_interval_steps": 2,
+    "Global.save_interval": 2,
+    "Global.checkpoints": "auto",
+}
 # Of a log line, what depends on the clock.
 TIMES = {"batch_cost", "reader_cost", "ips", "ips_total", "eta"}
 
@@ -60,24 +65,35 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 
 
 def assert_same_run(one: Path, two: Path, epochs: int = 3) -> None:
-    for extension in (".pdparams", ".pdopt", *([".pdema"] if (one / "Xception41/latest.pdema").exists() else [])):
+    for extension in (
+        ".pdparams",
+        ".pdopt",
+        *([".pdema"] if (one / "Xception41/latest.pdema").exists() else []),
+    ):
         first, second = (read_state(folder / f"Xception41/latest{extension}") for folder in (one, two))
         arrays = [[v for v in state.values() if isinstance(v, np.ndarray)] for state in (first, second)]
         assert len(arrays[0]) > 100
-        # In order: the optimizer's keys are the parameters' names, which depend on what else the process has built.
+        # In order: the optimizer's keys are the parameters' names, which depend on what else the process has
+        # built.
         assert all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True))
-    progress = [json.loads((folder / "Xception41/latest.json").read_text())["progress"] for folder in (one, two)]
+    progress = [
+        json.loads((folder / "Xception41/latest.json").read_text())["progress"] for folder in (one, two)
+    ]
     for values in progress:
         del values["started"]
     assert progress[0] == progress[1]
     assert progress[0]["best"]["metric"] == "top1"
     assert rows(one) == rows(two)
     places = [(row["epoch"], row["iter"]) for row in rows(two) if row["kind"] == "train"]
-    assert places == [(epoch, i) for epoch in range(1, epochs + 1) for i in range(3)], "none missing, none twice"
+    assert places == [(epoch, i) for epoch in range(1, epochs + 1) for i in range(3)], (
+        "none missing, none twice"
+    )
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_killed_and_continued_is_the_run_that_was_not(kills: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_killed_and_continued_is_the_run_that_was_not(
+    kills: int, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     epochs = 3 if kills < 4 else 12
     states = {  # all that has a state of its own
         "EMA": {"decay": 0.9},
@@ -130,7 +146,9 @@ def test_a_signal_saves_and_stops(name: str, write_config: Callable[..., Path], 
     assert_same_run(tmp_path / "whole", output)
 
 
-def test_stopped_in_an_evaluation_it_is_evaluated_after_the_restart(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_stopped_in_an_evaluation_it_is_evaluated_after_the_restart(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_config(**{**STEPS, "Global.save_interval_steps": None})
     whole = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/whole"]))
     whole.fit()
@@ -184,7 +202,9 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def continued(finished: Path, write_config: Callable[..., Path], tmp_path: Path) -> Path:
     """A config that goes on with a copy of that run."""
     shutil.copytree(finished, tmp_path / "output")
-    return write_config(**{**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False})
+    return write_config(
+        **{**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False}
+    )
 
 
 @pytest.mark.parametrize("extension", [".pdparams", ".pdopt", ".json"])
@@ -197,7 +217,8 @@ def test_auto_takes_the_next_older_one_where_the_newest_is_damaged(
     assert {f.stem for f in folder.glob("*.json")} == {"step_2", "step_3", "latest"}
     for name in ("step_3", "latest"):  # links to the same parts, before they were copied here
         damage(folder / f"{name}{extension}", how)
-    # A flipped digit may still be JSON, and nothing vouches for a manifest but its own form: damage that shows.
+    # A flipped digit may still be JSON, and nothing vouches for a manifest but its own form: damage that
+    # shows.
     if extension == ".json" and how == "flip":
         for name in ("step_3", "latest"):
             (folder / f"{name}.json").write_bytes(b"\x00" + (folder / f"{name}.json").read_bytes())
@@ -208,7 +229,9 @@ def test_auto_takes_the_next_older_one_where_the_newest_is_damaged(
     assert "the next older checkpoint is taken" in log
     for stem in ("step_2", "step_3", "latest"):
         damage(folder / f"{stem}.pdparams", "truncate")
-    with pytest.raises(ppxcls.CheckpointError, match="no checkpoint in .* is whole, so none can be resumed: .*step_2"):
+    with pytest.raises(
+        ppxcls.CheckpointError, match="no checkpoint in .* is whole, so none can be resumed: .*step_2"
+    ):
         ppxcls.build_trainer(ppxcls.load_config(file))
 
 
@@ -226,13 +249,19 @@ def test_what_is_kept(write_config: Callable[..., Path], tmp_path: Path) -> None
         (folder / name).unlink()
         (folder / name).write_bytes(b"damaged")
     trainer = train(
-        file, "Global.keep_last=2", "Global.epochs=4", "Global.save_interval_steps=3", f"Global.checkpoints={folder}/latest"
+        file,
+        "Global.keep_last=2",
+        "Global.epochs=4",
+        "Global.save_interval_steps=3",
+        f"Global.checkpoints={folder}/latest",
     )
     assert trainer.progress.step == 12
     assert names() == {"step_7", "step_8", "step_9", "step_12", "latest", "best_model", "epoch_2", "epoch_4"}
 
 
-def test_a_new_run_in_the_folder_of_an_old_one_is_the_newer(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_new_run_in_the_folder_of_an_old_one_is_the_newer(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_config(**{**STEPS, "Global.eval_during_train": False})
     train(file, "Global.checkpoints=null")
     train(file, "Global.checkpoints=null", "Global.epochs=1", "Global.seed=1")
@@ -248,18 +277,33 @@ def test_a_new_run_in_the_folder_of_an_old_one_is_the_newer(write_config: Callab
         (["Arch.name=Xception65", "Global.checkpoints=LATEST"], "Arch.name: 'Xception41' -> 'Xception65'"),
         (["Optimizer.name=SGD", "Optimizer.momentum=null"], "Optimizer.name: 'Momentum' -> 'SGD'"),
         (["Global.seed=1"], "Global.seed: 0 -> 1"),
-        (["DataLoader.Train.sampler.batch_size=2"], "samples per step of all 1 processes: 4 x update_freq 1 -> 2 x update_freq 1"),
-        (["DataLoader.Train.dataset.cls_label_path=LIST"], r"another training list \(12 samples then, 11 now\)"),
+        (
+            ["DataLoader.Train.sampler.batch_size=2"],
+            "samples per step of all 1 processes: 4 x update_freq 1 -> 2 x update_freq 1",
+        ),
+        (
+            ["DataLoader.Train.dataset.cls_label_path=LIST"],
+            r"another training list \(12 samples then, 11 now\)",
+        ),
     ],
 )
 def test_a_changed_config_is_refused(
-    overrides: list[str], message: str, finished: Path, write_config: Callable[..., Path], tmp_path: Path, images: Path
+    overrides: list[str],
+    message: str,
+    finished: Path,
+    write_config: Callable[..., Path],
+    tmp_path: Path,
+    images: Path,
 ) -> None:
     file = continued(finished, write_config, tmp_path)
     other = tmp_path / "other.txt"
     other.write_text("".join((images / "train_list.txt").read_text().splitlines(keepends=True)[:-1]))
     latest = str(tmp_path / "output/Xception41/latest")
-    overrides = [o.replace("LIST", str(other)).replace("LATEST", latest) for o in overrides if o != "Optimizer.momentum=null"]
+    overrides = [
+        o.replace("LIST", str(other)).replace("LATEST", latest)
+        for o in overrides
+        if o != "Optimizer.momentum=null"
+    ]
     if "Optimizer.name=SGD" in overrides:
         spec = "{name: SGD, lr: {name: Cosine, learning_rate: 0.02}, regularizer: {name: L2, coeff: 0.0001}}"
         overrides = [f"Optimizer={spec}"]
@@ -267,7 +311,9 @@ def test_a_changed_config_is_refused(
         ppxcls.build_trainer(ppxcls.load_config(file, overrides))
 
 
-def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_changed_config_that_can_be_meant_is_said(
+    finished: Path, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = continued(finished, write_config, tmp_path)
     log = tmp_path / "output/Xception41/train.log"
     trainer = train(file, "Optimizer.lr.learning_rate=0.01", "Global.epochs=2")
@@ -276,24 +322,33 @@ def test_a_changed_config_that_can_be_meant_is_said(finished: Path, write_config
     assert "changed since the checkpoint: Global.epochs: 1 -> 2" in log.read_text()
     # Told otherwise: batches of half the size, from the same place in the data, and the rate of that place.
     batch = "DataLoader.Train.sampler.batch_size=2"
-    trainer = ppxcls.build_trainer(ppxcls.load_config(file, [batch, "Global.allow_changes=True", "Global.epochs=3"]))
+    trainer = ppxcls.build_trainer(
+        ppxcls.load_config(file, [batch, "Global.allow_changes=True", "Global.epochs=3"])
+    )
     assert (trainer.progress.epoch, trainer.progress.step) == (3, 12)
     assert trainer.learner.rate == trainer.learner.schedule(12)
     assert "changed since the checkpoint: samples per step" in log.read_text()
 
 
-def test_the_same_samples_per_step_in_other_parts_go_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_same_samples_per_step_in_other_parts_go_on(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     """Stopped inside an epoch with batches of 4, continued with 2 x ``update_freq`` 2: no change of the run, and the same steps."""
     network = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
-    file = write_config(**network, **{"Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.epochs": 2})
+    file = write_config(
+        **network, **{"Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.epochs": 2}
+    )
     whole = train(file, f"Global.output_dir={tmp_path}/whole", "Global.checkpoints=null")
     parts = ["DataLoader.Train.sampler.batch_size=2", "Global.update_freq=2"]
     start = f"Global.checkpoints={tmp_path}/whole/SmallNetwork/step_2"
-    trainer = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/parts", start, *parts]))
+    trainer = ppxcls.build_trainer(
+        ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/parts", start, *parts])
+    )
     assert (trainer.progress.epoch, trainer.progress.batches_done, trainer.progress.step) == (1, 4, 2)
     trainer.fit()
     assert trainer.progress.step == whole.progress.step == 6
-    # In the folder itself, the checkpoints up to the place are not taken for later ones, although they count other batches.
+    # In the folder itself, the checkpoints up to the place are not taken for later ones, although they count
+    # other batches.
     folder = tmp_path / "whole/SmallNetwork"
     train(file, f"Global.output_dir={tmp_path}/whole", f"Global.checkpoints={folder}/step_4", *parts)
     assert {f.name for f in (folder / "earlier_1").glob("step_*.json")} == {"step_5.json", "step_6.json"}

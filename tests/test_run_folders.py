@@ -26,7 +26,9 @@ def test_an_earlier_run_in_the_folder_is_moved_aside(small: Callable[..., Path],
     folder = tmp_path / "output/SmallNetwork"
     (folder / "eval.json").write_text("{}")
     first_id = json.loads((folder / "latest.json").read_text())["run"]
-    result = run_tool("tools/train.py", "-c", file, "-o", "Global.eval_during_train=False", "-o", "Global.seed=1")
+    result = run_tool(
+        "tools/train.py", "-c", file, "-o", "Global.eval_during_train=False", "-o", "Global.seed=1"
+    )
     assert result.returncode == 0, result.stderr
     assert f"the files of an earlier run were moved to {folder}/earlier_1" in result.stdout
     assert not (folder / "best_model.json").exists()
@@ -69,7 +71,9 @@ def test_auto_resumes_the_run_of_the_folder_whatever_the_clock_said(
     assert again.progress.step == 6
 
 
-def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
     file = small()
     first = train(file, f"Global.output_dir={tmp_path}/first")
     train(file, "Global.epochs=3", "Global.seed=1")
@@ -87,7 +91,11 @@ def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tm
     train(file, "Global.epochs=3")
     folder = tmp_path / "output/SmallNetwork"
     train(
-        file, f"Global.checkpoints={folder}/epoch_1", "Optimizer.lr.learning_rate=0.9", "Global.epochs=2", "Global.eval_interval=9"
+        file,
+        f"Global.checkpoints={folder}/epoch_1",
+        "Optimizer.lr.learning_rate=0.9",
+        "Global.epochs=2",
+        "Global.eval_interval=9",
     )
     assert {f.stem for f in (folder / "earlier_1").glob("*.json")} >= {"epoch_2", "epoch_3", "step_9"}
     assert (folder / "epoch_1.json").exists()
@@ -107,7 +115,10 @@ def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_
     names = tmp_path / "names.txt"
     names.write_text("0 ant\n1 bee\n2 cat\n")
     trainer = train(
-        small(**{"Global.pretrained_model": f"{tmp_path}/start"}, Infer={"PostProcess": {"class_id_map_file": str(names)}})
+        small(
+            **{"Global.pretrained_model": f"{tmp_path}/start"},
+            Infer={"PostProcess": {"class_id_map_file": str(names)}},
+        )
     )
     best = trainer.progress.best["value"]
     moved = shutil.move(tmp_path / "output/SmallNetwork", tmp_path / "moved")
@@ -124,24 +135,36 @@ def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_
     assert weights is not None
     assert weights.path == str(part / "best_model")
     (part / "best_model.pdparams").unlink()
-    with pytest.raises(ppxcls.ConfigError, match="expected the weights to infer, received null, and there is no .*part/best_model"):
+    with pytest.raises(
+        ppxcls.ConfigError,
+        match="expected the weights to infer, received null, and there is no .*part/best_model",
+    ):
         weights_for(ppxcls.load_config(part), "infer")
 
 
-def test_a_copy_of_a_runs_config_is_a_config_like_any_other(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_copy_of_a_runs_config_is_a_config_like_any_other(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
     train(small())
     run = tmp_path / "output/SmallNetwork"
     copied = shutil.copy(run / "config.yaml", tmp_path / "mine.yaml")
     assert ppxcls.load_config(copied).run_folder == run
-    assert ppxcls.load_config(copied, [f"Global.output_dir={tmp_path}/b"]).run_folder == tmp_path / "b/SmallNetwork"
+    assert (
+        ppxcls.load_config(copied, [f"Global.output_dir={tmp_path}/b"]).run_folder
+        == tmp_path / "b/SmallNetwork"
+    )
     assert ppxcls.load_config(run, ["Arch={name: Xception65}"]).run_folder == tmp_path / "output/Xception65"
 
 
 @pytest.mark.parametrize("name", ["best_model", "epoch_1", "step_3.pdparams"])
-def test_a_run_does_not_start_from_its_own_folder(name: str, small: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_run_does_not_start_from_its_own_folder(
+    name: str, small: Callable[..., Path], tmp_path: Path
+) -> None:
     train(small())
     start = f"Global.pretrained_model={tmp_path}/output/SmallNetwork/{name}"
-    with pytest.raises(ppxcls.ConfigError, match="lies in the run's own folder, and a new run moves its files aside"):
+    with pytest.raises(
+        ppxcls.ConfigError, match="is in this run's output folder, whose files a new run moves aside"
+    ):
         ppxcls.build_trainer(ppxcls.load_config(small(), [start]))
     assert train(small(), start, f"Global.output_dir={tmp_path}/other").progress.step == 3
 
@@ -153,7 +176,9 @@ def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_p
     stored = tmp_path / "output/SmallNetwork/config.yaml"
     before = stored.read_bytes()
     for epochs in (1, 2):
-        again = run_tool("tools/train.py", "-c", file, "-o", "Global.checkpoints=auto", "-o", f"Global.epochs={epochs}")
+        again = run_tool(
+            "tools/train.py", "-c", file, "-o", "Global.checkpoints=auto", "-o", f"Global.epochs={epochs}"
+        )
         assert again.returncode == 0, again.stderr
         assert f"nothing is left to do: 2 of {epochs} epochs are done" in again.stdout
         assert stored.read_bytes() == before

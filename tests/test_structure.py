@@ -31,12 +31,25 @@ ROWS = [
     ["system", "_version"],
 ]
 # Who may import or read a Config: beside these, components get checked blocks and plain values.
-CONFIG_READERS = {"config", "build", "deploy/build.py", "tuning/build.py", "fitting", "reports", "__init__.py"}
+CONFIG_READERS = {
+    "config",
+    "build",
+    "deploy/build.py",
+    "tuning/build.py",
+    "fitting",
+    "reports",
+    "__init__.py",
+}
 # Sections whose names no other object has as an attribute.
 SECTIONS = {"Global", "AMP", "EMA", "Arch", "DataLoader", "Infer", "run_folder", "own_folder"}
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted((ROOT / "ppxcls").rglob("*.py"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def unit(module: str) -> str:
@@ -47,7 +60,9 @@ def imported(file: Path) -> list[str]:
     modules = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ppxcls":
-            names = [f"ppxcls.{alias.name}" for alias in node.names] if node.module == "ppxcls" else [node.module]
+            names = (
+                [f"ppxcls.{alias.name}" for alias in node.names] if node.module == "ppxcls" else [node.module]
+            )
             modules += [name for name in names if unit(name) in RANK]
         elif isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names if alias.name.startswith("ppxcls.")]
@@ -68,13 +83,21 @@ def test_no_module_has_the_name_of_a_standard_one() -> None:
     assert not {file.stem for file in FILES} & set(sys.stdlib_module_names)
     command = [sys.executable, str(ROOT / "ppxcls/cli/__init__.py")]
     result = subprocess.run(
-        command, check=False, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, result.stderr
 
 
 def test_no_name_has_two_meanings() -> None:
-    """Two classes or constants of one name, in different modules. Layers of the networks are their family's own."""
+    """Two classes or constants of one name, in different modules.
+
+    Layers of the networks are their family's own.
+    """
     homes: dict[str, list[str]] = {}
     for file in FILES:
         if file.parent.name != "models":
@@ -94,7 +117,10 @@ def uses_of_a_config(file: Path) -> set[str]:
     """Names by which a module imports ``Config`` or a section of it, or reads one."""
     uses = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module in ("ppxcls.config.sections", "ppxcls.config.load"):
+        if isinstance(node, ast.ImportFrom) and node.module in (
+            "ppxcls.config.sections",
+            "ppxcls.config.load",
+        ):
             uses |= {alias.name for alias in node.names} - {"RUN_CONFIG", "RUN_MARK", "plain"}
         elif isinstance(node, ast.Attribute) and node.attr in SECTIONS:
             uses.add(node.attr)
@@ -102,7 +128,9 @@ def uses_of_a_config(file: Path) -> set[str]:
 
 
 def test_few_modules_read_a_config() -> None:
-    readers = {str(file.relative_to(ROOT / "ppxcls")): uses for file in FILES if (uses := uses_of_a_config(file))}
+    readers = {
+        str(file.relative_to(ROOT / "ppxcls")): uses for file in FILES if (uses := uses_of_a_config(file))
+    }
     assert {"build/trainer.py", "deploy/build.py", "tuning/build.py", "reports/record.py"} <= readers.keys()
     others = {file: uses for file, uses in readers.items() if not {file, file.split("/")[0]} & CONFIG_READERS}
     assert others == {}
@@ -111,9 +139,14 @@ def test_few_modules_read_a_config() -> None:
 LINES = 60  # of a function, from which on one looks again
 
 
-@pytest.mark.parametrize("file", FILES + sorted((ROOT / "tools").glob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", FILES + sorted((ROOT / "tools").glob("*.py")), ids=lambda f: str(f.relative_to(ROOT))
+)
 def test_nothing_is_evaluated(file: Path) -> None:
-    """No ``eval`` and no ``exec``. A long function is a warning, because a limit would press it rather than divide it."""
+    """No ``eval`` and no ``exec``.
+
+    A long function is a warning, because a limit would press it rather than divide it.
+    """
     for node in ast.walk(ast.parse(file.read_text())):
         assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("eval", "exec"))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -126,7 +159,10 @@ def test_nothing_is_evaluated(file: Path) -> None:
 def test_checkpoints_and_configs_need_no_paddle() -> None:
     without_paddle = [file for file in FILES if file.parent.name in ("checkpoints", "config")]
     assert len(without_paddle) > 10
-    for file in [*without_paddle, *(ROOT / f"ppxcls/system/{name}.py" for name in ("environment", "kernels"))]:
+    for file in [
+        *without_paddle,
+        *(ROOT / f"ppxcls/system/{name}.py" for name in ("environment", "kernels")),
+    ]:
         packages = {name.split(".")[0] for name in top_level_imports(file)}
         assert not packages & {"paddle", "cv2"}, file
 

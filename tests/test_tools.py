@@ -33,7 +33,9 @@ def test_train_resume_evaluate(write_config: Callable[..., Path], tmp_path: Path
     assert "class_num: 3" in result.stdout
     assert "[Train][Epoch 1/1][Iter: 2/3]" in result.stdout
     assert "\r" not in result.stderr  # the progress bar is for a terminal
-    result = run_tool("tools/train.py", "-c", file, "-o", "Global.epochs=2", "-o", f"Global.checkpoints={prefix}/latest")
+    result = run_tool(
+        "tools/train.py", "-c", file, "-o", "Global.epochs=2", "-o", f"Global.checkpoints={prefix}/latest"
+    )
     assert result.returncode == 0, result.stderr
     assert "Resumed" in result.stdout
     assert "[Train][Epoch 1/" not in result.stdout
@@ -48,8 +50,13 @@ def test_train_resume_evaluate(write_config: Callable[..., Path], tmp_path: Path
 def test_eval_needs_weights(write_config: Callable[..., Path]) -> None:
     result = run_tool("tools/eval.py", "-c", write_config())
     assert result.returncode == 2
-    assert "Global.pretrained_model: expected the weights to evaluate, received null, and there is no " in one_line(result.stderr)
-    result = run_tool("tools/eval.py", "-c", write_config(), "-o", "Global.pretrained_model=nowhere/best_model")
+    assert (
+        "Global.pretrained_model: expected the weights to evaluate, received null, and there is no "
+        in one_line(result.stderr)
+    )
+    result = run_tool(
+        "tools/eval.py", "-c", write_config(), "-o", "Global.pretrained_model=nowhere/best_model"
+    )
     assert result.returncode == 1
     assert one_line(result.stderr) == "error: nowhere/best_model.pdparams: no such file"
 
@@ -69,7 +76,9 @@ def test_missing_image(check: bool, write_config: Callable[..., Path], tmp_path:
     assert ("Iter: 0/" not in result.stdout) or not check
 
 
-def test_missing_validation_image_is_found_before_training(write_config: Callable[..., Path], tmp_path: Path, images: Path) -> None:
+def test_missing_validation_image_is_found_before_training(
+    write_config: Callable[..., Path], tmp_path: Path, images: Path
+) -> None:
     data = tmp_path / "data"
     shutil.copytree(images, data)
     (data / "val/0002.png").unlink()
@@ -82,19 +91,27 @@ def test_missing_validation_image_is_found_before_training(write_config: Callabl
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "the list has no samples"), ("train/0000.png\n", ":1: expected"), ("train/0000.png 3\n", ":1: the label 3 is outside")],
+    [
+        ("", "the list has no samples"),
+        ("train/0000.png\n", ":1: expected"),
+        ("train/0000.png 3\n", ":1: the label 3 is outside"),
+    ],
 )
 def test_bad_list(content: str, message: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.txt"
     bad.write_text(content)
-    result = run_tool("tools/train.py", "-c", write_config(), "-o", f"DataLoader.Train.dataset.cls_label_path={bad}")
+    result = run_tool(
+        "tools/train.py", "-c", write_config(), "-o", f"DataLoader.Train.dataset.cls_label_path={bad}"
+    )
     assert result.returncode == 1
     assert f"error: {bad}{message if message[0] == ':' else ': ' + message}" in one_line(result.stderr)
 
 
 def test_output_that_can_not_be_written(write_config: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = run_tool("tools/train.py", "-c", write_config(), "-o", f"Global.output_dir={tmp_path}/file/output")
+    result = run_tool(
+        "tools/train.py", "-c", write_config(), "-o", f"Global.output_dir={tmp_path}/file/output"
+    )
     assert result.returncode == 1
     assert one_line(result.stderr).startswith("error: [Errno 20] Not a directory")
 
@@ -144,14 +161,19 @@ trainer.fit()
 results = ppxcls.evaluate(config)
 assert set(results) == {{"top1", "top5", "CELoss", "loss", "num_samples"}} and results["num_samples"] == 4
 """
-    result = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    result = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path, timeout=200
+    )
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (None, "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', or the build for your GPU"),
+        (
+            None,
+            "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', or the build for your GPU",
+        ),
         ("__version__ = '2.5.2'", "ppxcls needs PaddlePaddle 2.6 or newer; 2.5.2 is installed"),
         (
             "raise OSError('libcudart.so:\\n no such file')",
@@ -177,7 +199,9 @@ def test_a_paddle_that_can_not_be_used_is_one_line(module: str | None, message: 
     assert result.stderr.splitlines()[-1].startswith(f"ppxcls.system.environment.PaddleError: {message}")
 
 
-@pytest.mark.parametrize("tool", [*sorted(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")), *VERBS])
+@pytest.mark.parametrize(
+    "tool", [*sorted(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")), *VERBS]
+)
 def test_help_does_not_wait_for_paddle(tool: str, tmp_path: Path) -> None:
     for module in ("paddle", "numpy"):  # the doctor has to run where they are broken
         (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module} was imported')")
@@ -189,12 +213,23 @@ def test_help_does_not_wait_for_paddle(tool: str, tmp_path: Path) -> None:
 def test_paddleclas_command_works_as_it_is_typed_there(tmp_path: Path, images: Path) -> None:
     """Its path of the YAML is not here; the same YAML of this repository is used, and a line says so."""
     path = "./ppcls/configs/ImageNet/Xception/Xception41.yaml"
-    overrides = ["Global.device=cpu", "Arch.class_num=3", "Global.epochs=1", f"Global.output_dir={tmp_path}/output"]
+    overrides = [
+        "Global.device=cpu",
+        "Arch.class_num=3",
+        "Global.epochs=1",
+        f"Global.output_dir={tmp_path}/output",
+    ]
     for mode, name in (("Train", "train"), ("Eval", "val")):
-        overrides += [f"DataLoader.{mode}.dataset.image_root={images}", f"DataLoader.{mode}.sampler.batch_size=6"]
+        overrides += [
+            f"DataLoader.{mode}.dataset.image_root={images}",
+            f"DataLoader.{mode}.sampler.batch_size=6",
+        ]
         overrides += [f"DataLoader.{mode}.dataset.cls_label_path={images}/{name}_list.txt"]
     overrides += ["DataLoader.Train.dataset.transform_ops.RandCropImage.size=71"]
-    overrides += [f"DataLoader.Eval.dataset.transform_ops.{step}" for step in ("ResizeImage.resize_short=75", "CropImage.size=71")]
+    overrides += [
+        f"DataLoader.Eval.dataset.transform_ops.{step}"
+        for step in ("ResizeImage.resize_short=75", "CropImage.size=71")
+    ]
     result = run_tool("tools/train.py", "-c", path, *[word for o in overrides for word in ("-o", o)])
     assert result.returncode == 0, result.stderr
     assert result.stderr == f"{path} is not here; {ROOT}/configs/Xception41.yaml is used\n"

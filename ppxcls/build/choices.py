@@ -34,7 +34,8 @@ class Weights:
     Attributes:
         path: of the file; ``.pdparams`` may be left out.
         average: whether to take the average of the weights (EMA).
-        is_own: whether they are the result of this config's run: ``best_model`` or ``latest``, averaged if there is an average.
+        is_own: whether they are the result of this config's run: ``best_model`` or ``latest``, averaged if
+            there is an average.
         note: what the line of a tool says about them, such as ``epoch 7, top1 0.91, averaged weights``.
     """
 
@@ -49,9 +50,13 @@ class Weights:
 
 def class_num(config: Config) -> int:
     """The number of classes of the config's network: from ``Arch``, or the network's own default."""
-    declared = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get("class_num")
+    declared = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get(
+        "class_num"
+    )
     if declared is None:
-        message = f"the network {config.Arch.name} needs a parameter class_num, against which labels are checked"
+        message = (
+            f"the network {config.Arch.name} needs a parameter class_num, against which labels are checked"
+        )
         raise config.where("Arch.name").error(message)
     return int(config.Arch.get("class_num", declared.default))
 
@@ -59,16 +64,17 @@ def class_num(config: Config) -> int:
 def weights_for(config: Config, purpose: Purpose) -> Weights | None:
     """The weights that a config means; nothing else decides it.
 
-    To train, they are the weights to start from: ``Global.pretrained_model``, or else ``Arch.pretrained``; None for fresh weights.
-    For any other purpose, they are the first of these that exists:
+    To train, they are the weights to start from: ``Global.pretrained_model``, or else ``Arch.pretrained``;
+    None for fresh weights. For any other purpose, they are the first of these that exists:
 
     1. what the command line names, in either key;
     2. ``best_model`` of this config's run;
     3. ``latest`` of this config's run, with a warning;
-    4. what the YAML names, in either key, unless it is the ``config.yaml`` of a run, which names what the run started from.
+    4. what the YAML names, in either key, unless it is the ``config.yaml`` of a run, which names what the run
+      started from.
 
-    The average of the weights is taken if the checkpoint has one, unless ``EMA.use_ema`` is false or the command line says
-    ``EMA=null``.
+    The average of the weights is taken if the checkpoint has one, unless ``EMA.use_ema`` is false or the
+    command line says ``EMA=null``.
 
     Raises:
         ConfigError: there is nothing to evaluate, infer with or export.
@@ -86,7 +92,9 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
     for name in _RESULTS:
         if weights_file(folder / name).exists() and _is_of_this_run(folder, name):
             if name == "latest":
-                logger.warning(f"{folder}: no best_model, because no evaluation has chosen one; latest is used")
+                logger.warning(
+                    f"{folder}: no best_model, because no evaluation has chosen one; latest is used"
+                )
             return _weights(config, str(folder / name))
     if not config.own_folder:  # what a run started from is never its result
         for path in named.values():
@@ -99,7 +107,11 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
 def no_download(name: str, where: Where) -> ConfigError:
     """The error for ``pretrained: True`` of this network; it names the place of the published weights."""
     published = MODELS.published(name)
-    place = f"download {published.url} ({published.source})" if published and published.url else "nothing is downloaded"
+    place = (
+        f"download {published.url} ({published.source})"
+        if published and published.url
+        else "nothing is downloaded"
+    )
     return (where / "pretrained").error(f"expected a file, received True; {place}, and give its path")
 
 
@@ -117,7 +129,9 @@ def _weights(config: Config, path: str | bool) -> Weights:
     if has_average:
         notes.append("averaged weights" if wants_average else "raw weights")
     is_default = wants_average or not has_average
-    is_own = is_default and any(_is_same_file(file, weights_file(config.run_folder / name)) for name in _RESULTS)
+    is_own = is_default and any(
+        _is_same_file(file, weights_file(config.run_folder / name)) for name in _RESULTS
+    )
     return Weights(path, has_average and wants_average, is_own, ", ".join(notes))
 
 
@@ -126,7 +140,10 @@ def _is_same_file(a: Path, b: Path) -> bool:
 
 
 def _progress_notes(progress: dict[str, Any]) -> list[str]:
-    """Where a checkpoint stands, and its evaluation if it is the best one. A manifest may have been damaged."""
+    """Where a checkpoint stands, and its evaluation if it is the best one.
+
+    A manifest may have been damaged.
+    """
     try:
         is_whole = not progress["batches_done"]
         done = int(progress["epoch"]) - is_whole
@@ -159,8 +176,8 @@ def _is_of_this_run(folder: Path, name: str) -> bool:
 def transforms_for(config: Config) -> list[Block]:
     """How images are prepared for prediction and export: as for the evaluation.
 
-    ``Infer.transforms`` is used if the command line gives it, or if there is no evaluation. If the two differ, one line names the
-    differences.
+    ``Infer.transforms`` is used if the command line gives it, or if there is no evaluation. If the two
+    differ, one line names the differences.
 
     Raises:
         ConfigError: there are neither.
@@ -168,14 +185,24 @@ def transforms_for(config: Config) -> list[Block]:
     own = config.Infer.transforms if config.Infer else []
     evaluation = config.evaluation_transforms
     if not own and not evaluation:
-        raise config.where("Infer.transforms").error("the key is missing, and there is no DataLoader.Eval either")
+        raise config.where("Infer.transforms").error(
+            "the key is missing, and there is no DataLoader.Eval either"
+        )
     prefers_own = bool(own) and (not evaluation or config.is_override("Infer.transforms"))
     if own and evaluation and (found := PreparedImages.by(evaluation).differences(PreparedImages.by(own))):
-        choice = "Infer.transforms is used" if prefers_own else "the evaluation's is used; -o Infer.transforms=... overrides it"
-        logger.warning(f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(found)}): {choice}")
+        choice = (
+            "Infer.transforms is used"
+            if prefers_own
+            else "the evaluation's is used; -o Infer.transforms=... overrides it"
+        )
+        logger.warning(
+            f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(found)}): {choice}"
+        )
     used = own if prefers_own else evaluation
     if not starts_with_decoding(used):
-        raise config.where("Infer.transforms").error("expected DecodeImage first, because files are read as bytes")
+        raise config.where("Infer.transforms").error(
+            "expected DecodeImage first, because files are read as bytes"
+        )
     _compare_with_image_shape(config, used)
     return used
 
@@ -184,15 +211,17 @@ def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> No
     shape, size = config.Global.image_shape, PreparedImages.by(transforms).size
     width, height = size if isinstance(size, tuple) else (size, size)
     if shape and size and shape[1:] != (height, width):
-        logger.warning(f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}: they decide")
+        logger.warning(
+            f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}: they decide"
+        )
 
 
 def class_names_for(config: Config, purpose: Purpose) -> list[str]:
     """The names of the classes; empty if nothing gives them.
 
-    In this order: a file that the command line names; ``class_names.txt`` of the run, but not to train by another YAML, because
-    another run may have left it; that of the lists' folder; the file that the YAML names, unless it is ImageNet's and there are
-    other classes; ImageNet's names for 1,000 classes.
+    In this order: a file that the command line names; ``class_names.txt`` of the run, but not to train by
+    another YAML, because another run may have left it; that of the lists' folder; the file that the YAML
+    names, unless it is ImageNet's and there are other classes; ImageNet's names for 1,000 classes.
 
     Raises:
         DataError: the file can't be used, or has not one name for each class.
@@ -217,13 +246,17 @@ def _list_folders(config: Config) -> list[Path]:
     sections = [config.DataLoader.Eval, config.DataLoader.Train] if config.DataLoader else []
     datasets = [section.dataset for section in sections if section]
     lists = [Path(dataset["cls_label_path"]).parent for dataset in datasets if dataset.get("cls_label_path")]
-    packs = [pack_folder(dataset["pack"], dataset.get("cache_dir")) for dataset in datasets if dataset.get("pack")]
+    packs = [
+        pack_folder(dataset["pack"], dataset.get("cache_dir")) for dataset in datasets if dataset.get("pack")
+    ]
     return lists + [folder for folder in packs if folder is not None]
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:
     """The data set of a config's block, in a few words: its list or folder, or else its kind."""
-    return str(dataset.get("cls_label_path") or dataset.get("pack") or dataset.get("name", "the evaluation data"))
+    return str(
+        dataset.get("cls_label_path") or dataset.get("pack") or dataset.get("name", "the evaluation data")
+    )
 
 
 def describe(config: Config, weights: Weights, transforms: Sequence[Block], names: Sequence[str]) -> str:

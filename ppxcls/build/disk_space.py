@@ -26,8 +26,9 @@ def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
 def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:
     """Log the room that a run's checkpoints need at most, as a warning if the disk has less.
 
-    They are ``keep_last`` of ``step_N``, one that is being written, ``epoch_N``, and ``best_model``, which has no optimizer's state
-    unless ``Global.best_model_optimizer`` is set. ``latest`` shares the files of the newest ``step_N``.
+    They are ``keep_last`` of ``step_N``, one that is being written, ``epoch_N``, and ``best_model``, which
+    has no optimizer's state unless ``Global.best_model_optimizer`` is set. ``latest`` shares the files of the
+    newest ``step_N``.
     """
     weights, state = checkpoint_bytes(config, network)
     section = config.Global

@@ -46,7 +46,9 @@ def evaluate(config: Config) -> dict[str, float]:
     assert weights
     names = class_names_for(config, "evaluate")
     logger.info(describe(config, weights, config.evaluation_transforms, names))
-    network = set_evaluation_precision(mixed_precision(config.AMP), build_network(config, "evaluate", weights))
+    network = set_evaluation_precision(
+        mixed_precision(config.AMP), build_network(config, "evaluate", weights)
+    )
     if config.Global.to_static:
         network = static_network(network)
     evaluation = build_evaluation(config)
@@ -78,11 +80,14 @@ def build_evaluation(config: Config) -> Evaluation:
         loss = build_loss(config.Loss.Eval, config.where("Loss.Eval"), soft_labels=False)
     if config.Metric:
         metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
-    return Evaluation(build_loader(config, "Eval"), loss, metrics, evaluation_autocast(mixed_precision(config.AMP)))
+    return Evaluation(
+        build_loader(config, "Eval"), loss, metrics, evaluation_autocast(mixed_precision(config.AMP))
+    )
 
 
 def chance_warning(results: Mapping[str, float], count: int) -> str | None:
-    """A warning if weights from elsewhere score no better than chance; None if they do, or if there are too few samples.
+    """A warning if weights from elsewhere score no better than chance; None if they do, or if there are too few
+    samples.
 
     The limit is three standard deviations above the expected share of correct guesses.
 
@@ -101,9 +106,11 @@ def chance_warning(results: Mapping[str, float], count: int) -> str | None:
 
 
 def _write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:
-    """Write an evaluation to the run's folder: to ``eval.json`` if it is the run's own, otherwise to ``eval_other.json``.
+    """Write an evaluation to the run's folder: to ``eval.json`` if it is the run's own, otherwise to
+    ``eval_other.json``.
 
-    It is the run's own if the weights are, and the data and their preparation are those of the run's ``config.yaml``.
+    It is the run's own if the weights are, and the data and their preparation are those of the run's
+    ``config.yaml``.
     """
     folder = config.run_folder
     is_own = weights.is_own and _evaluates_as_the_run(config)

@@ -50,8 +50,8 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
 def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> nn.Layer:
     """The network of a config with its weights.
 
-    To train, the classifier may have another size than the weights'. Exported networks compute on [N, C, H, W], whatever
-    ``data_format`` says.
+    To train, the classifier may have another size than the weights'. Exported networks compute on [N, C, H,
+    W], whatever ``data_format`` says.
 
     Raises:
         ConfigError: as ``prepare_training``.
@@ -82,7 +82,8 @@ def _compare_with_published(config: Config, weights: Weights) -> None:
 
 
 def static_network(network: nn.Layer) -> nn.Layer:
-    """The same network, whose forward pass runs as a static graph, compiled once for training and once for evaluation.
+    """The same network, whose forward pass runs as a static graph, compiled once for training and once for
+    evaluation.
 
     Its parameters and state keys stay the same. Images may have any size.
     """

@@ -13,7 +13,8 @@ from ppxcls.system.logs import logger, set_up_logging
 
 
 def start(config: Config, folder: RunFolder | None = None) -> None:
-    """Select the device, join the other processes under a launcher, lock the run's folder if there is one, begin the log.
+    """Select the device, join the other processes under a launcher, lock the run's folder if there is one, begin
+    the log.
 
     Raises:
         ConfigError: the device does not exist.

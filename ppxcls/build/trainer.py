@@ -42,7 +42,9 @@ from ppxcls.train.visualdl_tracker import VisualDL
 
 
 def build_trainer(config: Config) -> Trainer:
-    """Build everything that training needs; ``.fit()`` trains. Under ``paddle.distributed.launch`` it joins the other processes.
+    """Build everything that training needs; ``.fit()`` trains.
+
+    Under ``paddle.distributed.launch`` it joins the other processes.
 
     Raises:
         ConfigError: a section that training needs is missing, or the device does not exist.
@@ -84,7 +86,9 @@ def _run_folder(config: Config) -> RunFolder:
     section = config.Global
     is_safe = section.weights_format == "safetensors"
     if is_safe and importlib.util.find_spec("safetensors") is None:
-        raise config.where("Global.weights_format").error(f"safetensors needs the package of that name, {INSTALL}")
+        raise config.where("Global.weights_format").error(
+            f"safetensors needs the package of that name, {INSTALL}"
+        )
     return RunFolder(config.run_folder, section.keep_last, is_safe, section.best_model_optimizer)
 
 
@@ -146,7 +150,9 @@ def _update_freq(config: Config, loader: Loader) -> int:
         raise where.error(f"expected a multiple of {global_batch} ({parts}), received {samples}")
     update_freq = samples // global_batch
     if declared not in (1, update_freq):
-        raise where.error(f"{samples} samples are {update_freq} micro-batches, but Global.update_freq is {declared}; give one")
+        raise where.error(
+            f"{samples} samples are {update_freq} micro-batches, but Global.update_freq is {declared}; give one"
+        )
     return update_freq
 
 
@@ -160,7 +166,9 @@ def _lr_factor(config: Config, samples_per_step: int) -> float:
         raise place.error("expected the samples per step that the learning rate was chosen for")
     ratio = samples_per_step / base
     factor = ratio if rule == "linear" else math.sqrt(ratio)
-    logger.info(f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step, chosen for {base} ({rule})")
+    logger.info(
+        f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step, chosen for {base} ({rule})"
+    )
     return factor
 
 
@@ -182,11 +190,15 @@ def _trackers(config: Config) -> list[Tracker]:
         try:
             trackers.append(VisualDL(folder))
         except ValueError as error:
-            raise config.where("Global.use_visualdl").error(f"expected false, received true: {error}") from None
+            raise config.where("Global.use_visualdl").error(
+                f"expected false, received true: {error}"
+            ) from None
     return trackers + [TRACKERS.build(block, folder=folder) for block in config.Global.trackers or []]
 
 
-def _facts(config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None) -> RunFacts:
+def _facts(
+    config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None
+) -> RunFacts:
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,

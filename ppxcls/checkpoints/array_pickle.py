@@ -1,11 +1,13 @@
-"""Reads the pickles of Paddle and numpy without Python's unpickler: only what their writers produce, from checked bytes.
+"""Reads the pickles of Paddle and numpy without Python's unpickler: only what their writers produce, from
+checked bytes.
 
-A pickle is a program. Python's unpickler runs it, and even if it may only call numpy, a file can give numpy a forged type whose
-items are pointers. Here each opcode that the writers use is interpreted, and everything else is refused. Arrays are built from a
-name in a table of plain types, a shape, and as many bytes as these need.
+A pickle is a program. Python's unpickler runs it, and even if it may only call numpy, a file can give numpy a
+forged type whose items are pointers. Here each opcode that the writers use is interpreted, and everything
+else is refused. Arrays are built from a name in a table of plain types, a shape, and as many bytes as these
+need.
 
-Limits: ``MOST_OPCODES`` opcodes, and as many values, nested ``_MOST_DEEP`` deep; what is shared counts each time. So reading needs
-the size of the file, which the arrays share, and at most some 200 MB more.
+Limits: ``MOST_OPCODES`` opcodes, and as many values, nested ``_MOST_DEEP`` deep; what is shared counts each
+time. So reading needs the size of the file, which the arrays share, and at most some 200 MB more.
 """
 
 from __future__ import annotations
@@ -16,7 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.pickled_arrays import CALLS, GLOBALS, Array, Global, RefusedError, Type, set_array, set_type
+from ppxcls.checkpoints.pickled_arrays import (
+    CALLS,
+    GLOBALS,
+    Array,
+    Global,
+    RefusedError,
+    Type,
+    set_array,
+    set_type,
+)
 
 MOST_OPCODES = 1_000_000  # Xception71 and its optimizer have some 60,000
 _MOST_DEEP = 8
@@ -246,18 +257,25 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
 
 
 def _finished(value: Any, most_bytes: int) -> Any:
-    """The value with its arrays in place of those in the making. Counts what is shared each time, so that cycles and floods end."""
+    """The value with its arrays in place of those in the making.
+
+    Counts what is shared each time, so that cycles and floods end.
+    """
     count = size = 0
     strings: dict[int, bytes] = {}  # shared ones are copied once
 
     def finish(part: Any, depth: int) -> Any:
         nonlocal count, size
         count += 1
-        size += part.value.nbytes if isinstance(part, Array) and part.value is not None else 0  # whoever uses it may copy it
+        size += (
+            part.value.nbytes if isinstance(part, Array) and part.value is not None else 0
+        )  # whoever uses it may copy it
         if size > most_bytes:
             raise RefusedError("it shares its arrays again and again")
         if count > MOST_OPCODES or depth > _MOST_DEEP:
-            raise RefusedError(f"it is nested more than {_MOST_DEEP} deep, or shares values more than {MOST_OPCODES:,} times")
+            raise RefusedError(
+                f"it is nested more than {_MOST_DEEP} deep, or shares values more than {MOST_OPCODES:,} times"
+            )
         if isinstance(part, dict):
             return {key: finish(item, depth + 1) for key, item in part.items()}
         if isinstance(part, list):

@@ -59,8 +59,16 @@ class RunFacts:
     def of_all_ranks(self) -> dict[str, str]:
         """What must be equal on all ranks: the lists, and the config without what belongs to one machine."""
         leaves = flat(read_yaml(self.config, "the config"))
-        config = {k: v for k, v in leaves.items() if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")}
-        return {"config": repr(sorted(config.items())), "training list": self.train_list, "evaluation list": self.eval_list}
+        config = {
+            k: v
+            for k, v in leaves.items()
+            if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")
+        }
+        return {
+            "config": repr(sorted(config.items())),
+            "training list": self.train_list,
+            "evaluation list": self.eval_list,
+        }
 
 
 def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes: bool) -> None:
@@ -72,7 +80,8 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
         allow_changes: warn instead of refusing.
 
     Raises:
-        CheckpointError: the network, optimizer, seed, training list, or number of samples per step has changed.
+        CheckpointError: the network, optimizer, seed, training list, or number of samples per step has
+            changed.
     """
     try:
         old = RunFacts(**{key: manifest[key] for key in asdict(facts) if key in manifest})
@@ -133,4 +142,6 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         items = [(str(i), value) for i, value in enumerate(tree)]
     else:
         return {prefix: tree}
-    return {k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()}
+    return {
+        k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()
+    }

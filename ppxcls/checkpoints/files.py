@@ -1,11 +1,14 @@
-"""Files of weights and states: written whole or not at all, checked before use, read without running code from them.
+"""Files of weights and states: written whole or not at all, checked before use, read without running code from
+them.
 
-A checkpoint is a group of files with one prefix, such as ``latest``. Its parts, such as ``.pdparams`` (weights) and ``.pdopt``
-(optimizer), are as Paddle writes them; the weights may be ``.safetensors`` instead. Its manifest, ``.json``, holds the progress of
-the run, and size and SHA-256 of each part. In memory, a part is called by the extension that Paddle gives it.
+A checkpoint is a group of files with one prefix, such as ``latest``. Its parts, such as ``.pdparams``
+(weights) and ``.pdopt`` (optimizer), are as Paddle writes them; the weights may be ``.safetensors`` instead.
+Its manifest, ``.json``, holds the progress of the run, and size and SHA-256 of each part. In memory, a part
+is called by the extension that Paddle gives it.
 
-Renaming the manifest commits a save. Before that, all parts are complete under the additional extension ``.new``; after that, they
-are renamed. So if a save is cut off anywhere, each part of the manifest exists under one of its two names, and can be read.
+Renaming the manifest commits a save. Before that, all parts are complete under the additional extension
+``.new``; after that, they are renamed. So if a save is cut off anywhere, each part of the manifest exists
+under one of its two names, and can be read.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ FORMAT = 1
 MOST_BYTES = 1 << 32  # of one file; the largest network here and its optimizer have 0.6 GB
 _MOST_MANIFEST_BYTES = 1 << 24
 WEIGHTS, OPTIMIZER, AVERAGE = ".pdparams", ".pdopt", ".pdema"
-_SAFE = {WEIGHTS: ".safetensors", AVERAGE: ".ema.safetensors"}  # the files of parts that are written as safetensors
+_SAFE = {
+    WEIGHTS: ".safetensors",
+    AVERAGE: ".ema.safetensors",
+}  # the files of parts that are written as safetensors
 _PART_OF = {file: part for part, file in _SAFE.items()}
 EXTENSIONS = (WEIGHTS, OPTIMIZER, AVERAGE, *_PART_OF)  # of all files of parts
 
@@ -40,7 +46,10 @@ State = dict[str, Any]
 
 
 class CheckpointError(Exception):
-    """A file of weights or of a checkpoint can't be used. The message names the file and the reason, in one printable line."""
+    """A file of weights or of a checkpoint can't be used.
+
+    The message names the file and the reason, in one printable line.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -72,7 +81,9 @@ def _read(file: Path) -> bytes:
 
 
 def read_state(file: str | Path) -> State:
-    """Read a ``.pdparams``, ``.pdopt`` or ``.safetensors`` file. Unlike ``paddle.load``, it runs no code from the file.
+    """Read a ``.pdparams``, ``.pdopt`` or ``.safetensors`` file.
+
+    Unlike ``paddle.load``, it runs no code from the file.
 
     Returns:
         Numpy arrays and plain values by key.
@@ -85,12 +96,18 @@ def read_state(file: str | Path) -> State:
 
 def _as_state(data: bytes, file: Path) -> State:
     state = _unpack(data, file) if file.suffix == ".safetensors" else unpickle(data, file)
-    if isinstance(state, list):  # PaddleClas writes one state per optimizer, and a classifier has one optimizer
+    if isinstance(
+        state, list
+    ):  # PaddleClas writes one state per optimizer, and a classifier has one optimizer
         state = next((s for s in state if s), {})
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dictionary of arrays, received {type(state).__name__}")
     names = state.get(NAMES, {})
-    if not all(isinstance(key, str) for key in state) or not isinstance(names, dict) or not all(map(_is_text, names.items())):
+    if (
+        not all(isinstance(key, str) for key in state)
+        or not isinstance(names, dict)
+        or not all(map(_is_text, names.items()))
+    ):
         raise CheckpointError(f"{file}: expected names as keys, and {NAMES} from name to name")
     return {key: _plain(value) for key, value in state.items()}
 
@@ -102,7 +119,9 @@ def _unpack(data: bytes, file: Path) -> State:
         raise MissingPackageError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
+        raise CheckpointError(
+            f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}"
+        ) from None
 
 
 def _is_text(pair: tuple[Any, Any]) -> bool:
@@ -179,7 +198,9 @@ def write_checkpoint(
                     written[part] = _write_new(file, with_extension(prefix, extension), state)
                 parts[extension] = written[part]
         _commit(prefix, {"format": FORMAT, **manifest, "parts": parts})
-        sources |= {_PART_OF.get(extension, extension): with_extension(prefix, extension) for extension in parts}
+        sources |= {
+            _PART_OF.get(extension, extension): with_extension(prefix, extension) for extension in parts
+        }
 
 
 def read_checkpoint(prefix: Path) -> tuple[dict[str, State], dict[str, Any]]:
@@ -218,7 +239,9 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not a checkpoint's manifest: {type(error).__name__}: {error}") from None
+        raise CheckpointError(
+            f"{file}: not a checkpoint's manifest: {type(error).__name__}: {error}"
+        ) from None
     if number != FORMAT or not complete:
         raise CheckpointError(f"{file}: expected a manifest of format {FORMAT}, received format {number!r}")
     return dict(manifest)
@@ -231,7 +254,11 @@ def is_complete(manifest: Mapping[str, Any]) -> bool:
 
 def has_any_part(prefix: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether a file of a checkpoint is there beside the manifest."""
-    return any(with_extension(prefix, extension + new).exists() for extension in manifest["parts"] for new in ("", ".new"))
+    return any(
+        with_extension(prefix, extension + new).exists()
+        for extension in manifest["parts"]
+        for new in ("", ".new")
+    )
 
 
 def read_part(prefix: Path, manifest: Mapping[str, Any], part: str) -> State:
@@ -338,7 +365,10 @@ def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a finished file a second name, or copy it if the file system has no links. Finished files are only replaced."""
+    """Give a finished file a second name, or copy it if the file system has no links.
+
+    Finished files are only replaced.
+    """
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,7 @@
-"""What a pickle of arrays may name and call, and how each is checked. Nothing of Python's or numpy's own is called by a file."""
+"""What a pickle of arrays may name and call, and how each is checked.
+
+Nothing of Python's or numpy's own is called by a file.
+"""
 
 from __future__ import annotations
 
@@ -55,20 +58,29 @@ class Array:
 
 def _of(names: str, arguments: tuple[Any, ...], *kinds: type) -> None:
     """Check number and types of a call's arguments."""
-    if len(arguments) != len(kinds) or not all(isinstance(a, kind) for a, kind in zip(arguments, kinds, strict=True)):
+    if len(arguments) != len(kinds) or not all(
+        isinstance(a, kind) for a, kind in zip(arguments, kinds, strict=True)
+    ):
         raise RefusedError(f"{names} is called with other arguments than numpy's writer gives")
 
 
 def _dtype(spend: Spend, arguments: tuple[Any, ...]) -> Type:
     _of("dtype", arguments, str, int, int)
     if arguments[0] not in _TYPES:
-        raise RefusedError(f"an array has the type {arguments[0][:20]!r}; expected one of {', '.join(_TYPES)}")
+        raise RefusedError(
+            f"an array has the type {arguments[0][:20]!r}; expected one of {', '.join(_TYPES)}"
+        )
     return Type(arguments[0])
 
 
 def set_type(target: Type, state: Any) -> None:
     """The state that numpy writes for a plain type: version, byte order, and nothing else."""
-    if not isinstance(state, tuple) or len(state) != 8 or state[2:] != (None, None, None, -1, -1, 0) or state[0] != 3:
+    if (
+        not isinstance(state, tuple)
+        or len(state) != 8
+        or state[2:] != (None, None, None, -1, -1, 0)
+        or state[0] != 3
+    ):
         raise RefusedError("a type has a state that plain types do not have")
     if not isinstance(state[1], str) or state[1] not in ("<", ">", "|", "="):
         raise RefusedError("a type has an unknown byte order")
@@ -92,11 +104,15 @@ def _frombuffer(spend: Spend, arguments: tuple[Any, ...]) -> Array:
     """How protocol 5 writes an array: bytes, type, shape, order."""
     _of("_frombuffer", arguments, object, Type, tuple, str)
     array = Array()
-    array.value = _array(spend, _bytes(arguments[0]), arguments[1], arguments[2], "F" if arguments[3] == "F" else "C")
+    array.value = _array(
+        spend, _bytes(arguments[0]), arguments[1], arguments[2], "F" if arguments[3] == "F" else "C"
+    )
     return array
 
 
-def _array(spend: Spend, data: memoryview, kind: Type, shape: tuple[Any, ...], order: Any) -> np.ndarray[Any, Any]:
+def _array(
+    spend: Spend, data: memoryview, kind: Type, shape: tuple[Any, ...], order: Any
+) -> np.ndarray[Any, Any]:
     if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < _LONGEST_SIDE for n in shape):
         raise RefusedError("an array has a shape that its bytes can't fill")
     dtype = np.dtype(kind.order + kind.name)

@@ -40,7 +40,8 @@ class Progress:
         plateau: state of a learning rate that depends on the evaluations.
         skipped: steps in a row until now that AMP left out, because a gradient was not finite.
         skipped_total: steps that it left out in the whole run.
-        started: when the run began, ISO 8601. Of two runs in one folder, the one that began later is the newer one.
+        started: when the run began, ISO 8601. Of two runs in one folder, the one that began later is the
+            newer one.
     """
 
     epoch: int = 1
@@ -63,8 +64,8 @@ class Snapshot:
     """All that must survive a kill.
 
     Attributes:
-        parts: copies of states in the host's memory, by Paddle's extensions: ``.pdparams`` (weights), ``.pdopt`` (optimizer),
-            and ``.pdema`` (average of the weights) if there is one.
+        parts: copies of states in the host's memory, by Paddle's extensions: ``.pdparams`` (weights),
+            ``.pdopt`` (optimizer), and ``.pdema`` (average of the weights) if there is one.
         progress: where the run stands.
         prefix: of the files it was read from, for messages.
     """
@@ -89,7 +90,8 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
         prefix: of its files, or the path of one of them.
 
     Returns:
-        The snapshot, and the manifest. PaddleClas's files have no manifest and no step: it is empty, and the step is 0.
+        The snapshot, and the manifest. PaddleClas's files have no manifest and no step: it is empty, and the
+        step is 0.
 
     Raises:
         CheckpointError: missing, damaged, of a newer format, or without the optimizer's state.

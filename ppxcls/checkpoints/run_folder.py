@@ -38,7 +38,10 @@ except ImportError:  # Windows has no such locks, so two runs in one folder are 
 
 
 _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
-_DESCRIPTIONS = ("config.yaml", "class_names.txt")  # of a run; without anything else they are not worth keeping
+_DESCRIPTIONS = (
+    "config.yaml",
+    "class_names.txt",
+)  # of a run; without anything else they are not worth keeping
 _RESULTS = (
     *_DESCRIPTIONS,
     "metrics.jsonl",
@@ -77,7 +80,9 @@ class RunFolder:
         best_with_optimizer: write the optimizer's state with ``best_model`` too.
     """
 
-    def __init__(self, path: Path, keep_last: int = 2, safe: bool = False, best_with_optimizer: bool = False) -> None:
+    def __init__(
+        self, path: Path, keep_last: int = 2, safe: bool = False, best_with_optimizer: bool = False
+    ) -> None:
         self.path = path
         self.keep_last, self.safe = keep_last, safe
         self._without = {} if best_with_optimizer else {path / "best_model": (OPTIMIZER,)}
@@ -108,14 +113,19 @@ class RunFolder:
                     f"{self.path}: another run writes there ({owner}); give this one another Global.output_dir"
                 ) from None
             except OSError:  # the file system has no locks
-                logger.warning(f"{self.path}: the file system has no locks; a second run here would not be noticed")
+                logger.warning(
+                    f"{self.path}: the file system has no locks; a second run here would not be noticed"
+                )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         file.flush()
         _LOCKS[self.path.resolve()] = file
 
     def _refuse_links(self) -> None:
-        """A run writes to its files by name. What a link leads to, such as another user's file, must not be overwritten."""
+        """A run writes to its files by name.
+
+        What a link leads to, such as another user's file, must not be overwritten.
+        """
         inside = self.path.resolve()
         for entry in os.scandir(self.path):
             if entry.is_symlink() and inside not in Path(entry.path).resolve().parents:
@@ -132,7 +142,9 @@ class RunFolder:
     def _is_mine(self, lock: BinaryIO | None) -> bool:
         """Whether the lock belongs to the file that is in the folder now."""
         with contextlib.suppress(FileNotFoundError):
-            return lock is not None and os.path.samestat(os.stat(self.path / "run.lock"), os.fstat(lock.fileno()))
+            return lock is not None and os.path.samestat(
+                os.stat(self.path / "run.lock"), os.fstat(lock.fileno())
+            )
         return False
 
     def ensure(self) -> None:
@@ -152,12 +164,15 @@ class RunFolder:
         return {manifest["run"] for _, manifest in self._manifests()[0] if manifest.get("run")}
 
     def set_aside(self) -> Path | None:
-        """Move the checkpoints and results of an earlier run into a folder of their own, and return it; None if there are none.
+        """Move the checkpoints and results of an earlier run into a folder of their own, and return it; None if
+        there are none.
 
         Raises:
             OSError: they can't be moved.
         """
-        files = [file for file in self.path.iterdir() if file.name in _RESULTS or _CHECKPOINT.fullmatch(file.name)]
+        files = [
+            file for file in self.path.iterdir() if file.name in _RESULTS or _CHECKPOINT.fullmatch(file.name)
+        ]
         return None if all(file.name in _DESCRIPTIONS for file in files) else self._move_aside(files)
 
     def is_checkpoint(self, file: Path) -> bool:
@@ -174,8 +189,12 @@ class RunFolder:
             OSError: they can't be moved.
         """
         later = {prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place}
-        files = [f for f in self.path.iterdir() if _CHECKPOINT.fullmatch(f.name) and f.name.split(".")[0] in later]
-        results = [self.path / name for name in _OF_THE_BEST if "best_model" in later and (self.path / name).exists()]
+        files = [
+            f for f in self.path.iterdir() if _CHECKPOINT.fullmatch(f.name) and f.name.split(".")[0] in later
+        ]
+        results = [
+            self.path / name for name in _OF_THE_BEST if "best_model" in later and (self.path / name).exists()
+        ]
         return self._move_aside([*files, *results]) if files else None
 
     def _move_aside(self, files: Sequence[Path]) -> Path:
@@ -191,15 +210,19 @@ class RunFolder:
         return target
 
     def checkpoints(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-        """Prefix and manifest of the run's checkpoints, the newest first; and the reasons why other manifests can't be read.
+        """Prefix and manifest of the run's checkpoints, the newest first; and the reasons why other manifests
+        can't be read.
 
-        Of files that somebody has copied together from several runs, those of the run of ``latest`` are meant.
+        Of files that somebody has copied together from several runs, those of the run of ``latest`` are
+        meant.
         """
         found, damaged = self._manifests()
         own = next((manifest.get("run") for prefix, manifest in found if prefix.name == "latest"), None)
         found = [item for item in found if own is None or item[1].get("run") in (own, None)]
         # Of several with one step, prefer the furthest, and then ``latest``.
-        return sorted(found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True), damaged
+        return sorted(
+            found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True
+        ), damaged
 
     def _manifests(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
         found, damaged = [], []
@@ -210,14 +233,20 @@ class RunFolder:
                 if has_any_part(prefix, manifest):
                     found.append((prefix, manifest))
                 else:
-                    logger.warning(f"{file} is the rest of a checkpoint whose files were removed; it is ignored")
+                    logger.warning(
+                        f"{file} is the rest of a checkpoint whose files were removed; it is ignored"
+                    )
             except CheckpointError as error:
-                if any(_CHECKPOINT.fullmatch(f.name) and f != file for f in self.path.glob(f"{prefix.name}.*")):
+                if any(
+                    _CHECKPOINT.fullmatch(f.name) and f != file for f in self.path.glob(f"{prefix.name}.*")
+                ):
                     damaged.append(str(error))
         return found, damaged
 
     def read_newest(self) -> tuple[Snapshot, dict[str, Any]] | None:
-        """The newest checkpoint that is whole: what it holds, and its manifest. None if there is no checkpoint.
+        """The newest checkpoint that is whole: what it holds, and its manifest.
+
+        None if there is no checkpoint.
 
         A warning names the newer ones that are damaged.
 
@@ -237,7 +266,9 @@ class RunFolder:
                 logger.warning(f"refused: {reason}; the next older checkpoint is taken")
             return snapshot, manifest
         if damaged:
-            raise CheckpointError(f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}")
+            raise CheckpointError(
+                f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}"
+            )
         return None
 
     def save(
@@ -274,7 +305,11 @@ class RunFolder:
         self._pending = self._writer.submit(write)
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Write. If the disk is full, remove the older ``step_N`` and write once more; also if the folder was removed meanwhile."""
+        """Write.
+
+        If the disk is full, remove the older ``step_N`` and write once more; also if the folder was removed
+        meanwhile.
+        """
         try:
             write()
         except FileNotFoundError:
@@ -284,14 +319,18 @@ class RunFolder:
             removed = self._free_room() if error.errno in _FULL else []
             if not removed:
                 raise
-            logger.warning(f"{error.strerror}: removed {', '.join(removed)}, and the checkpoint is written once more")
+            logger.warning(
+                f"{error.strerror}: removed {', '.join(removed)}, and the checkpoint is written once more"
+            )
             write()
 
     def _free_room(self) -> list[str]:
         """Remove every ``step_N`` but the newest whole checkpoint; returns their names."""
         complete = [item for item in self.checkpoints()[0] if is_complete(item[1])]
         newest = next((prefix for prefix, manifest in complete if self._is_whole(prefix, manifest)), None)
-        steps = [prefix for prefix, _ in complete if prefix != newest and re.fullmatch(r"step_\d+", prefix.name)]
+        steps = [
+            prefix for prefix, _ in complete if prefix != newest and re.fullmatch(r"step_\d+", prefix.name)
+        ]
         if newest is not None:
             for prefix in steps:
                 remove_checkpoint(prefix)
@@ -299,7 +338,9 @@ class RunFolder:
 
     def recover(self) -> None:
         """Finish or remove what saves have left that were cut off."""
-        for name in {match[1] for file in self.path.glob("*.new") if (match := _CHECKPOINT.fullmatch(file.name))}:
+        for name in {
+            match[1] for file in self.path.glob("*.new") if (match := _CHECKPOINT.fullmatch(file.name))
+        }:
             recover(self.path / name)
 
     def poll(self) -> None:
@@ -319,7 +360,10 @@ class RunFolder:
             pending.result()
 
     def _remove_old(self) -> None:
-        """Keep the newest ``keep_last`` whole ``step_N``, and what is newer than the oldest of these. Remove the others."""
+        """Keep the newest ``keep_last`` whole ``step_N``, and what is newer than the oldest of these.
+
+        Remove the others.
+        """
         steps = [item for item in self.checkpoints()[0] if re.fullmatch(r"step_\d+", item[0].name)]
         kept = 0
         for prefix, manifest in steps:
@@ -341,8 +385,14 @@ class RunFolder:
 
 
 def _position(manifest: Mapping[str, Any]) -> tuple[bool, str, int, int, int]:
-    """How far a checkpoint stands. Without the id of a run, the clock tells runs apart, as in older versions."""
+    """How far a checkpoint stands.
+
+    Without the id of a run, the clock tells runs apart, as in older versions.
+    """
     progress = manifest["progress"]
-    numbers = [value if isinstance(value := progress.get(key), int) else 0 for key in ("epoch", "batches_done", "step")]
+    numbers = [
+        value if isinstance(value := progress.get(key), int) else 0
+        for key in ("epoch", "batches_done", "step")
+    ]
     has_id = bool(manifest.get("run"))  # a run of an earlier version that goes on has one from then on
     return has_id, "" if has_id else str(progress.get("started", "")), numbers[0], numbers[1], numbers[2]

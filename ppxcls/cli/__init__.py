@@ -93,8 +93,9 @@ def run(main: Callable[[], int | None]) -> None:
     Args:
         main: function that returns the exit code; None is 0.
 
-    Errors end in one line on standard error. The exit code is 2 for an invalid config, 1 for any other expected error, 75 if a
-    signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error keeps its traceback.
+    Errors end in one line on standard error. The exit code is 2 for an invalid config, 1 for any other
+    expected error, 75 if a signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error
+    keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):  # of a terminal or a pipe that is not UTF-8
         if isinstance(stream, io.TextIOWrapper):
@@ -132,7 +133,9 @@ def _expected(error: Exception) -> tuple[str | None, int]:
         return str(error), EXIT_PREEMPTED
     if isinstance(error, DataError | CheckpointError | RunFolderError | JobError):
         return f"error: {error}", EXIT_ERROR
-    if isinstance(error, OSError) and error.errno is not None:  # without a number, it is Paddle's for a fault of its own
+    if (
+        isinstance(error, OSError) and error.errno is not None
+    ):  # without a number, it is Paddle's for a fault of its own
         return f"error: {error}", EXIT_ERROR
     if "paddle" in sys.modules:
         from ppxcls import TrainingError

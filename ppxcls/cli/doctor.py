@@ -1,7 +1,8 @@
 """Looks over an installation: versions, devices, a training step on each, image libraries, threads, disk.
 
-Nothing that is broken may end it: Paddle is imported and the steps are made in processes of their own, because a library that does
-not fit can crash or hang a process. So this module imports neither Paddle nor anything that needs it.
+Nothing that is broken may end it: Paddle is imported and the steps are made in processes of their own,
+because a library that does not fit can crash or hang a process. So this module imports neither Paddle nor
+anything that needs it.
 """
 
 from __future__ import annotations
@@ -118,10 +119,19 @@ def _guarded(name: str, look_at: Callable[[], Iterator[Finding]]) -> Iterator[Fi
 def _run(script: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
     """What a script reports in a process of its own; otherwise None and the reason in one line."""
     command = [sys.executable, "-c", script, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (_root(), os.environ.get("PYTHONPATH"))))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (_root(), os.environ.get("PYTHONPATH")))),
+    }
     try:
         done = subprocess.run(  # noqa: S603  the scripts above
-            command, check=False, capture_output=True, text=True, errors="replace", timeout=_SECONDS, env=environment
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return None, f"no answer in {_SECONDS} s"
@@ -140,7 +150,11 @@ def _root() -> str:
 def _packages() -> Iterator[Finding]:
     builds = sorted(paddle_builds(installed_names()))
     if len(builds) > 1:
-        yield Finding("packages", f"{' and '.join(builds)} lie over each other: uninstall them, and install one", is_ok=False)
+        yield Finding(
+            "packages",
+            f"{' and '.join(builds)} lie over each other: uninstall them, and install one",
+            is_ok=False,
+        )
     found: list[str] = []
     missing: list[str] = []
     for name in _NEEDED:
@@ -148,12 +162,18 @@ def _packages() -> Iterator[Finding]:
         (found if version else missing).append(f"{name} {version}" if version else name)
     yield Finding("packages", ", ".join(found))
     if missing:
-        yield Finding("packages", f"missing: {', '.join(missing)}; pip install {' '.join(missing)}", is_ok=False)
+        yield Finding(
+            "packages", f"missing: {', '.join(missing)}; pip install {' '.join(missing)}", is_ok=False
+        )
     optional = {name: _version(name) for name in _OPTIONAL}
-    yield Finding("optional", ", ".join(f"{name} {version}" for name, version in optional.items() if version) or "none")
+    yield Finding(
+        "optional", ", ".join(f"{name} {version}" for name, version in optional.items() if version) or "none"
+    )
     absent = [f"{name} ({_OPTIONAL[name]})" for name, version in optional.items() if not version]
     if absent:
-        yield Finding("optional", f"not installed: {', '.join(absent)}; pip install 'ppxcls[EXTRA]' if you need it")
+        yield Finding(
+            "optional", f"not installed: {', '.join(absent)}; pip install 'ppxcls[EXTRA]' if you need it"
+        )
 
 
 def _version(name: str) -> str | None:
@@ -179,24 +199,41 @@ def _images() -> Iterator[Finding]:
 
 def _threads() -> Iterator[Finding]:
     variables = [f"{name}={os.environ[name]}" for name in CPU_VARIABLES if name in os.environ]
-    yield Finding("threads", f"{usable_cores()} usable cores of {os.cpu_count()}; {', '.join(variables) or 'no variables set'}")
+    yield Finding(
+        "threads",
+        f"{usable_cores()} usable cores of {os.cpu_count()}; {', '.join(variables) or 'no variables set'}",
+    )
 
 
 def _disk(output: Path) -> Iterator[Finding]:
     usage = shutil.disk_usage(output)
     free = f"{usage.free / _GIGABYTE:.0f} of {usage.total / _GIGABYTE:.0f} GiB free at {output.resolve()}"
     is_writable = os.access(output, os.W_OK)
-    yield Finding("disk", free if is_writable else f"{free}, and it can't be written", is_ok=is_writable and usage.free > _GIGABYTE)
+    yield Finding(
+        "disk",
+        free if is_writable else f"{free}, and it can't be written",
+        is_ok=is_writable and usage.free > _GIGABYTE,
+    )
     shared = Path("/dev/shm")  # noqa: S108  it is only looked at
     size = f"{shutil.disk_usage(shared).total / _GIGABYTE:.1f} GiB" if shared.is_dir() else "missing"
     yield Finding("shared", f"{shared} of {size}; it is not needed, because threads load the images")
 
 
 def _paddle(facts: dict[str, Any]) -> Iterator[Finding]:
-    libraries = [f"{name} {value}" for name, value in facts["version"].items() if value not in ("False", "0", "None", "")]
+    libraries = [
+        f"{name} {value}"
+        for name, value in facts["version"].items()
+        if value not in ("False", "0", "None", "")
+    ]
     yield Finding("Paddle", f"{facts['paddle']}, {', '.join(libraries) or 'a CPU build'}")
-    if len([device for device, _ in facts["devices"] if device != "cpu"]) > 1 and not any("ccl" in name for name in libraries):
-        yield Finding("Paddle", "several devices, and no NCCL or vendor's library to train on them together", is_ok=False)
+    if len([device for device, _ in facts["devices"] if device != "cpu"]) > 1 and not any(
+        "ccl" in name for name in libraries
+    ):
+        yield Finding(
+            "Paddle",
+            "several devices, and no NCCL or vendor's library to train on them together",
+            is_ok=False,
+        )
 
 
 def _step(device: str, about: str) -> Iterator[Finding]:
@@ -205,6 +242,8 @@ def _step(device: str, about: str) -> Iterator[Finding]:
     if facts is None:
         yield Finding(device, f"{named}a training step fails: {problem}", is_ok=False)
         return
-    rate = f"{facts['seconds']:.3f} s a step of Xception41, 8 images of 96 px; the first {facts['first']:.1f} s"
+    rate = (
+        f"{facts['seconds']:.3f} s a step of Xception41, 8 images of 96 px; the first {facts['first']:.1f} s"
+    )
     is_finite = facts["loss"] == facts["loss"] and abs(facts["loss"]) < 1e6
     yield Finding(device, f"{named}{rate}; loss {facts['loss']:.3f}", is_ok=is_finite)

@@ -17,7 +17,9 @@ _PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 def launch(parser: argparse.ArgumentParser) -> int:
     """Run a job under ``paddle.distributed.launch``, and restart it if it fails; returns the exit code of the last run."""
     parser.epilog = f"{parser.epilog}\n\nAll other options are the launcher's: --gpus, --devices, --nnodes, --master, --host."
-    parser.usage = "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|SCRIPT.py ..."
+    parser.usage = (
+        "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|SCRIPT.py ..."
+    )
     parser.add_argument(
         "--restarts",
         type=int,

@@ -1,4 +1,7 @@
-"""The verbs of ``ppxcls VERB``. Each is one function under a decorator; ``tools/*.py`` call the same functions."""
+"""The verbs of ``ppxcls VERB``.
+
+Each is one function under a decorator; ``tools/*.py`` call the same functions.
+"""
 
 from __future__ import annotations
 
@@ -62,15 +65,27 @@ def verb(name: str, description: str, *, examples: Sequence[str] = ()) -> Callab
 def fit(parser: argparse.ArgumentParser) -> None:
     """Train a classifier on a folder of photographs."""
     parser.add_argument(
-        "photos", metavar="PHOTOS", help="a folder with one subfolder per class, or train/ and val/ with such subfolders"
+        "photos",
+        metavar="PHOTOS",
+        help="a folder with one subfolder per class, or train/ and val/ with such subfolders",
     )
-    parser.add_argument("--weights", metavar="FILE", help="weights to start from: PaddleClas's, timm's, Keras's or ppxcls's")
-    parser.add_argument("--network", metavar="NAME", help="see 'ppxcls list' (default: the one of the weights, or Xception41)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="approximate training time in minutes (default: 10)")
-    parser.add_argument("--output", metavar="DIR", help="folder of the results (default: output/<name of the folder>)")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="weights to start from: PaddleClas's, timm's, Keras's or ppxcls's"
+    )
+    parser.add_argument(
+        "--network", metavar="NAME", help="see 'ppxcls list' (default: the one of the weights, or Xception41)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="approximate training time in minutes (default: 10)"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder of the results (default: output/<name of the folder>)"
+    )
     parser.add_argument("--device", help="device to train on, such as gpu or cpu (default: the best one)")
     parser.add_argument("--find-lr", action="store_true", help="find the learning rate by a range test")
-    parser.add_argument("--find-batch", action="store_true", help="find the batch size by trying larger and larger ones")
+    parser.add_argument(
+        "--find-batch", action="store_true", help="find the batch size by trying larger and larger ones"
+    )
     cli.add_override_option(parser)
     arguments = parser.parse_args()
     options = ("weights", "network", "minutes", "output", "device", "find_lr", "find_batch")
@@ -93,8 +108,12 @@ def fit(parser: argparse.ArgumentParser) -> None:
 )
 def train(parser: argparse.ArgumentParser) -> None:
     """Train as a YAML says."""
-    parser.add_argument("--find-lr", action="store_true", help="don't train: try rising learning rates, and suggest one")
-    parser.add_argument("--find-batch", action="store_true", help="don't train: find the largest batch that fits")
+    parser.add_argument(
+        "--find-lr", action="store_true", help="don't train: try rising learning rates, and suggest one"
+    )
+    parser.add_argument(
+        "--find-batch", action="store_true", help="don't train: find the largest batch that fits"
+    )
     arguments = cli.parse_with_config(parser)
     config = cli.load_config(arguments)
     if arguments.find_batch:
@@ -142,15 +161,24 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
 )
 def infer(parser: argparse.ArgumentParser) -> int:
     """Predict the classes of images."""
-    parser.add_argument("images", nargs="*", metavar="IMAGES", help="files, folders or quoted patterns (default: Infer.infer_imgs)")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGES",
+        help="files, folders or quoted patterns (default: Infer.infer_imgs)",
+    )
     parser.add_argument(
         "--format",
         choices=["paddleclas", "csv", "jsonl"],
         default="paddleclas",
         help="output format (default: paddleclas)",
     )
-    parser.add_argument("--exported", metavar="DIR", help="an exported folder, or its .onnx file, to run instead; needs no -c")
-    parser.add_argument("--output", metavar="FILE", help="file for the predictions (default: standard output)")
+    parser.add_argument(
+        "--exported", metavar="DIR", help="an exported folder, or its .onnx file, to run instead; needs no -c"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="file for the predictions (default: standard output)"
+    )
     arguments = cli.parse_with_config(parser, needs_config=lambda parsed: not parsed.exported)
     config = cli.load_config(arguments, sys.stderr) if arguments.config else None
     from ppxcls.deploy.build import print_predictions
@@ -172,13 +200,22 @@ def infer(parser: argparse.ArgumentParser) -> int:
 )
 def export(parser: argparse.ArgumentParser) -> None:
     """Export a run for Paddle Inference and ONNX."""
-    parser.add_argument("--format", choices=["paddle", "onnx", "both"], default="both", help="formats to write (default: both)")
+    parser.add_argument(
+        "--format",
+        choices=["paddle", "onnx", "both"],
+        default="both",
+        help="formats to write (default: both)",
+    )
     parser.add_argument("--logits", action="store_true", help="output logits instead of probabilities")
     parser.add_argument(
-        "--float-input", action="store_true", help="input normalised float32 [N, 3, H, W] instead of uint8 [N, H, W, 3]"
+        "--float-input",
+        action="store_true",
+        help="input normalised float32 [N, 3, H, W] instead of uint8 [N, H, W, 3]",
     )
     parser.add_argument("--fold", action="store_true", help="fold batch norms into convolutions")
-    parser.add_argument("--int8", metavar="LIST", help="also write an 8-bit ONNX file, calibrated on this list or pack")
+    parser.add_argument(
+        "--int8", metavar="LIST", help="also write an 8-bit ONNX file, calibrated on this list or pack"
+    )
     arguments = cli.parse_with_config(parser)
     config = cli.load_config(arguments)
     ppxcls.export(
@@ -223,11 +260,20 @@ def report(parser: argparse.ArgumentParser) -> None:
 def serve(parser: argparse.ArgumentParser) -> None:
     """Serve a run or an exported model over HTTP."""
     parser.add_argument("model", metavar="MODEL", help="folder of an export or of a run, or an .onnx file")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; there are no passwords (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--batch", type=int, default=16, help="largest number of images in a batch (default: 16)")
     parser.add_argument(
-        "--queue", type=int, default=128, help="number of images that may wait; others are answered with 503 (default: 128)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; there are no passwords (default: 127.0.0.1)",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument(
+        "--batch", type=int, default=16, help="largest number of images in a batch (default: 16)"
+    )
+    parser.add_argument(
+        "--queue",
+        type=int,
+        default=128,
+        help="number of images that may wait; others are answered with 503 (default: 128)",
     )
     arguments = parser.parse_args()
     ppxcls.serve(
@@ -267,7 +313,9 @@ def lists(parser: argparse.ArgumentParser) -> None:
         "folder",
         help="a folder with one subfolder per class; or train/, val/ and test/ with such subfolders; or a flat val/ with --labels",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the lists; the images stay in place")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for the lists; the images stay in place"
+    )
     parser.add_argument(
         "--val-share",
         type=float,
@@ -276,7 +324,11 @@ def lists(parser: argparse.ArgumentParser) -> None:
         help="fraction of each class held out for evaluation (default: 0.2)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
-    parser.add_argument("--labels", metavar="FILE", help="for a flat folder: a file with one label per line, in file-name order")
+    parser.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="for a flat folder: a file with one label per line, in file-name order",
+    )
     arguments = parser.parse_args()
     print(
         ppxcls.make_lists(
@@ -301,18 +353,35 @@ def lists(parser: argparse.ArgumentParser) -> None:
 def pack(parser: argparse.ArgumentParser) -> None:
     """Pack a list's files into a few large files."""
     parser.add_argument("list", nargs="?", metavar="LIST", help="list file with lines of 'path label'")
-    parser.add_argument("-o", "--output", metavar="DIR", help="folder of the packed data set; interrupted work is continued")
-    parser.add_argument("--image-root", metavar="DIR", help="folder to which the list's paths are relative (default: the list's)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="folder of the packed data set; interrupted work is continued"
+    )
+    parser.add_argument(
+        "--image-root",
+        metavar="DIR",
+        help="folder to which the list's paths are relative (default: the list's)",
+    )
     parser.add_argument("--delimiter", default=" ", help="text between path and label (default: a space)")
     parser.add_argument(
-        "--samples-per-shard", type=int, default=8192, metavar="N", help="images in one packed file (default: 8192)"
+        "--samples-per-shard",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="images in one packed file (default: 8192)",
     )
     parser.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="reduce larger images to this shorter side, as JPEGs of quality 90"
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="reduce larger images to this shorter side, as JPEGs of quality 90",
     )
-    parser.add_argument("--quality", type=int, help="write every image as a JPEG of this quality; this changes the pixels")
+    parser.add_argument(
+        "--quality", type=int, help="write every image as a JPEG of this quality; this changes the pixels"
+    )
     parser.add_argument("--threads", type=int, help="number of threads (default: one per core)")
-    parser.add_argument("--verify", metavar="PACK", help="compare checksums and, with LIST, every image with its original")
+    parser.add_argument(
+        "--verify", metavar="PACK", help="compare checksums and, with LIST, every image with its original"
+    )
     parser.add_argument("--unpack", metavar="PACK", help="write the files of a packed data set to --output")
     arguments = parser.parse_args()
     if (arguments.unpack and (arguments.verify or arguments.list)) or (arguments.verify and arguments.output):
@@ -321,7 +390,9 @@ def pack(parser: argparse.ArgumentParser) -> None:
         print(printable(_packed(parser, arguments, bar.update)))
 
 
-def _packed(parser: argparse.ArgumentParser, arguments: argparse.Namespace, progress: Callable[[int], object]) -> str:
+def _packed(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, progress: Callable[[int], object]
+) -> str:
     """Pack, verify or unpack; returns the line to print."""
     if arguments.unpack and arguments.output:
         count = ppxcls.unpack(arguments.unpack, arguments.output, progress=progress)
@@ -334,7 +405,9 @@ def _packed(parser: argparse.ArgumentParser, arguments: argparse.Namespace, prog
             threads=arguments.threads,
             progress=progress,
         )
-        return f"{pack_facts}; " + ("every image equals its original" if arguments.list else "the checksums are right")
+        return f"{pack_facts}; " + (
+            "every image equals its original" if arguments.list else "the checksums are right"
+        )
     if arguments.list and arguments.output:
         pack_facts = ppxcls.pack(
             arguments.list,
@@ -357,7 +430,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="weights file: .safetensors, .pth, .weights.h5, .keras or .pdparams")
     parser.add_argument("--model", required=True, help="name of the network, such as xception65")
     parser.add_argument("--class-num", type=int, default=1000, help="number of classes (default: 1000)")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write: .pdparams or .safetensors")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="file to write: .pdparams or .safetensors"
+    )
     arguments = parser.parse_args()
     count = ppxcls.convert_weights(arguments.source, arguments.model, arguments.output, arguments.class_num)
     print(f"{count} tensors, with the keys and shapes of {arguments.model}, written to {arguments.output}")
@@ -373,7 +448,11 @@ def doctor(parser: argparse.ArgumentParser) -> int:
     from ppxcls.cli.doctor import look
 
     parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="DIR", help="a folder on the disk of future runs (default: this one)"
+        "--output",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="a folder on the disk of future runs (default: this one)",
     )
     arguments = parser.parse_args()
     is_ok = True

@@ -45,7 +45,9 @@ class Where:
         """A ConfigError whose message begins with the source of this key (or of the nearest key above it) and the key path."""
         for length in range(len(self.keys), -1, -1):
             if self.keys[:length] in self.sources:
-                return ConfigError(": ".join(p for p in (self.sources[self.keys[:length]], str(self), message) if p))
+                return ConfigError(
+                    ": ".join(p for p in (self.sources[self.keys[:length]], str(self), message) if p)
+                )
         return ConfigError(f"{self}: {message}" if self.keys else message)
 
 
@@ -86,7 +88,9 @@ def type_name(hint: Any) -> str:
             return "a finite number"
         return f"{type_name(args[0])} {args[1]}" if isinstance(args[1], Bound) else type_name(args[0])
     if origin is Literal:
-        return " or ".join("null" if a is None else str(a).lower() if isinstance(a, bool) else repr(a) for a in args)
+        return " or ".join(
+            "null" if a is None else str(a).lower() if isinstance(a, bool) else repr(a) for a in args
+        )
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
     if origin is list:
@@ -293,14 +297,17 @@ def unknown(word: str, allowed: list[str], what: str) -> str:
 
 def without_unused(values: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
     """The values without keys that PaddleClas has and that are turned off."""
-    return {k: v for k, v in values.items() if k in known or v not in (None, False) or not_supported(k) is None}
+    return {
+        k: v for k, v in values.items() if k in known or v not in (None, False) or not_supported(k) is None
+    }
 
 
 def check_section(value: Any, section: type, where: Where) -> Any:
     """Check a mapping against a dataclass, field by field, and create the instance.
 
     Raises:
-        ConfigError: the value is not a mapping, a key is unknown or missing, or the value of a key is invalid.
+        ConfigError: the value is not a mapping, a key is unknown or missing, or the value of a key is
+            invalid.
     """
     value = check_value(value, dict, where)
     hints = typing.get_type_hints(section, include_extras=True)

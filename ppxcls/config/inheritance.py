@@ -14,11 +14,14 @@ _MOST = 10  # files in a row
 Reader = Callable[[Path, dict[KeyPath, str]], dict[str, Any]]
 
 
-def with_bases(raw: dict[str, Any], file: Path | None, sources: dict[KeyPath, str], read: Reader) -> dict[str, Any]:
+def with_bases(
+    raw: dict[str, Any], file: Path | None, sources: dict[KeyPath, str], read: Reader
+) -> dict[str, Any]:
     """The mapping of a YAML over that of its base, which may have a base itself.
 
-    A mapping changes the keys that it names, and a component whose ``name`` is another replaces the base's. A list replaces the
-    base's; a mapping in the place of a list changes the items that it names by index or component.
+    A mapping changes the keys that it names, and a component whose ``name`` is another replaces the base's. A
+    list replaces the base's; a mapping in the place of a list changes the items that it names by index or
+    component.
 
     Args:
         raw: of the YAML; ``base`` is taken out.
@@ -37,7 +40,11 @@ def with_bases(raw: dict[str, Any], file: Path | None, sources: dict[KeyPath, st
         where = Where((KEY,), places)
         path = _path(upper.pop(KEY), folder, where)
         if path.resolve() in files or len(files) > _MOST:
-            raise where.error(f"{path} is a base of itself" if path.resolve() in files else f"more than {_MOST} bases in a row")
+            raise where.error(
+                f"{path} is a base of itself"
+                if path.resolve() in files
+                else f"more than {_MOST} bases in a row"
+            )
         files.append(path.resolve())
         folder = path.parent
         base_sources: dict[KeyPath, str] = {}
@@ -69,13 +76,25 @@ def _over(base: Any, value: Any, where: Where) -> Any:
     if isinstance(base, dict) and isinstance(value, dict):
         if "name" in value and "name" in base and value["name"] != base["name"]:
             return value
-        return {**base, **{key: _over(base[key], item, where / key) if key in base else item for key, item in value.items()}}
+        return {
+            **base,
+            **{
+                key: _over(base[key], item, where / key) if key in base else item
+                for key, item in value.items()
+            },
+        }
     if isinstance(base, list) and isinstance(value, dict):
         items = list(base)
         for key, item in value.items():
             i = _index(items, key, where)
-            single = isinstance(items[i], dict) and key in items[i]  # a component: {RandCropImage: {size: 299}}
-            items[i] = {key: _over(items[i][key] or {}, item, where / key)} if single else _over(items[i], item, where / key)
+            single = (
+                isinstance(items[i], dict) and key in items[i]
+            )  # a component: {RandCropImage: {size: 299}}
+            items[i] = (
+                {key: _over(items[i][key] or {}, item, where / key)}
+                if single
+                else _over(items[i], item, where / key)
+            )
         return items
     return value
 

@@ -25,12 +25,14 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """Read a YAML over its ``base``, apply the overrides, import the plugins, check everything.
 
     Args:
-        path: the YAML file, or the folder of a run; in a notebook also the YAML's content as nested dicts and lists.
-        overrides: ``A.b.c=value`` with the value in YAML. A list item is addressed by its index, or by a component's name.
+        path: the YAML file, or the folder of a run; in a notebook also the YAML's content as nested dicts and
+            lists.
+        overrides: ``A.b.c=value`` with the value in YAML. A list item is addressed by its index, or by a
+            component's name.
 
     Raises:
-        ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name, type or value is invalid.
-            The message gives file, line and key.
+        ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name,
+            type or value is invalid. The message gives file, line and key.
     """
     sources: dict[KeyPath, str] = {}
     file = None
@@ -59,7 +61,10 @@ def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
 
 
 def _folder_of_run(file: Path, text: str) -> Path | None:
-    """The folder of the run that wrote a YAML into it; None for any other YAML. Older versions wrote no mark."""
+    """The folder of the run that wrote a YAML into it; None for any other YAML.
+
+    Older versions wrote no mark.
+    """
     has_results = any((file.parent / f"{name}.json").exists() for name in ("latest", "best_model"))
     return file.parent if file.name == RUN_CONFIG and (text.startswith(RUN_MARK) or has_results) else None
 
@@ -91,7 +96,10 @@ def _mapping(text: str, path: Path, sources: dict[KeyPath, str]) -> dict[str, An
 
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> KeyPath:
-    """Set one key, and return its path. Whether the key is declared is checked later, with the whole config."""
+    """Set one key, and return its path.
+
+    Whether the key is declared is checked later, with the whole config.
+    """
     source = f"-o {override}"
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
@@ -112,7 +120,10 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
 def _descend(
     raw: dict[str, Any], keys: list[str], source: str, sources: dict[KeyPath, str]
 ) -> tuple[dict[str, Any] | list[Any], str, KeyPath]:
-    """Find the mapping or list that an override changes; create missing sections. Returns it, the key in it, and the key path."""
+    """Find the mapping or list that an override changes; create missing sections.
+
+    Returns it, the key in it, and the key path.
+    """
     target: Any = raw
     done: KeyPath = ()
     remaining = list(keys)
@@ -148,7 +159,10 @@ def _list_index(items: list[Any], key: str, where: Where) -> str:
 
 
 def _resolve_class_names(config: Config) -> None:
-    """PaddleClas's YAMLs name a file of its source tree. If it does not exist, use the same names from this package."""
+    """PaddleClas's YAMLs name a file of its source tree.
+
+    If it does not exist, use the same names from this package.
+    """
     process = config.Infer and config.Infer.PostProcess
     if config.own_folder and not config.is_override("Infer.PostProcess.class_id_map_file"):
         return  # the names are in the run's folder

@@ -7,7 +7,8 @@ _ONE_LABEL = "one label a sample is trained here"
 _RETRIEVAL = "this trains classifiers, not retrieval or face recognition"
 _NO_KEY = "leave the key out"
 
-# By the key or the name of the component. What PaddleClas has and this package has under the same name is not listed.
+# By the key or the name of the component. What PaddleClas has and this package has under the same name is not
+# listed.
 INSTEAD = {
     # Global, AMP, Arch
     "use_dali": f"threads decode the images, as fast as the cores allow; {_NO_KEY}",
@@ -81,11 +82,19 @@ INSTEAD = {
     "MixCELoss": "CELoss, which takes mixed labels too",
     "MultiLabelLoss": f"BCELoss; {_ONE_LABEL}",
     **dict.fromkeys(
-        ("DistillationCELoss", "DistillationGTCELoss", "DistillationDMLLoss", "DistillationKLDivLoss", "DistillationDKDLoss"),
+        (
+            "DistillationCELoss",
+            "DistillationGTCELoss",
+            "DistillationDMLLoss",
+            "DistillationKLDivLoss",
+            "DistillationDKDLoss",
+        ),
         "CELoss; distillation has no place here",
     ),
     **dict.fromkeys(("DMLLoss", "KLDivLoss", "DistanceLoss"), "CELoss; distillation has no place here"),
-    **dict.fromkeys(("TripletLossV2", "MSMLoss", "EmlLoss", "NpairsLoss", "TriHardLoss", "SupConLoss"), _RETRIEVAL),
+    **dict.fromkeys(
+        ("TripletLossV2", "MSMLoss", "EmlLoss", "NpairsLoss", "TriHardLoss", "SupConLoss"), _RETRIEVAL
+    ),
     "GoogLeNetLoss": "CELoss; the networks have one output",
     "GoogLeNetTopkAcc": "TopkAcc; the networks have one output",
     "DistillationTopkAcc": "TopkAcc; distillation has no place here",

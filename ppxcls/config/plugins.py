@@ -17,13 +17,14 @@ def import_plugin(name: str, folder: Path | None, where: Where) -> str:
     """Import one plugin.
 
     Args:
-        name: of a module, which is looked for where Python looks, then in the current folder, then in ``folder``; or a path that
-            ends in ``.py``, relative to the current folder, or else to ``folder``.
+        name: of a module, which is looked for where Python looks, then in the current folder, then in
+            ``folder``; or a path that ends in ``.py``, relative to the current folder, or else to ``folder``.
         folder: of the YAML; None if there is no file.
         where: place of the plugin in the config, for error messages.
 
     Returns:
-        How it is found again from anywhere: the name of a module that Python finds, or else the file's absolute path.
+        How it is found again from anywhere: the name of a module that Python finds, or else the file's
+            absolute path.
 
     Raises:
         ConfigError: it can't be found, or its import fails.
@@ -43,8 +44,12 @@ def import_plugin(name: str, folder: Path | None, where: Where) -> str:
         for kind, registry in registries().items():
             registry.forget(registry.registered() - before[kind])
         reason = " ".join(str(error).split())
-        raise where.error(f"the plugin {name!r} can't be imported: {type(error).__name__}: {reason}") from error
-    raise where.error(f"expected the name of a Python module or the path of a .py file, received {name!r}, which does not exist")
+        raise where.error(
+            f"the plugin {name!r} can't be imported: {type(error).__name__}: {reason}"
+        ) from error
+    raise where.error(
+        f"expected the name of a Python module or the path of a .py file, received {name!r}, which does not exist"
+    )
 
 
 def _is_importable(name: str) -> bool:

@@ -1,7 +1,9 @@
-"""The one mechanism that names and builds components: a component's own signature is the schema of its block in the YAML.
+"""The one mechanism that names and builds components: a component's own signature is the schema of its block in
+the YAML.
 
-Only the mechanism is here. Each registry stands beside its components, such as ``LOSSES`` in ``train/losses.py``. Components of the
-package are found by importing all modules of four packages; a user's own are found by importing the modules of ``Global.plugins``.
+Only the mechanism is here. Each registry stands beside its components, such as ``LOSSES`` in
+``train/losses.py``. Components of the package are found by importing all modules of four packages; a user's
+own are found by importing the modules of ``Global.plugins``.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ class Block(Mapping[str, Any]):
     where: Where
     listed: bool
 
-    def __init__(self, kind: str, name: str, arguments: Mapping[str, Any], where: Where, listed: bool) -> None:
+    def __init__(
+        self, kind: str, name: str, arguments: Mapping[str, Any], where: Where, listed: bool
+    ) -> None:
         own = {"kind": kind, "name": name, "arguments": EasyDict(arguments), "where": where, "listed": listed}
         self.__dict__.update(own)
 
@@ -125,11 +129,14 @@ class Registry(Generic[T]):
     Args:
         kind: the word for error messages, such as ``loss``.
         given: parameters that the program gives when it builds, and a config may not.
-        common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's weight.
+        common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's
+            weight.
         base: class whose attributes and methods a registered class must have, because the program uses them.
     """
 
-    def __init__(self, kind: str, given: tuple[str, ...] = (), common: type | None = None, base: type | None = None) -> None:
+    def __init__(
+        self, kind: str, given: tuple[str, ...] = (), common: type | None = None, base: type | None = None
+    ) -> None:
         if kind in _REGISTRIES:
             raise TypeError(f"there is a registry of kind {kind!r} already")
         self.kind = kind
@@ -154,11 +161,12 @@ class Registry(Generic[T]):
         Args:
             component: the annotations of its parameters are the schema.
             published: facts about what was published under this name, for ``published``.
-            lacks: what this installation lacks for the component, such as ``Paddle 3.0``; a config that names it is refused.
+            lacks: what this installation lacks for the component, such as ``Paddle 3.0``; a config that names
+                it is refused.
 
         Raises:
-            TypeError: the name is taken, the signature can't be a schema (``*args``, ``**kwargs``, no annotation), or a class lacks
-                what the program uses.
+            TypeError: the name is taken, the signature can't be a schema (``*args``, ``**kwargs``, no
+                annotation), or a class lacks what the program uses.
         """
         if component is None:
             return functools.partial(self._add, published=published, lacks=lacks)
@@ -167,10 +175,15 @@ class Registry(Generic[T]):
     def _add(self, component: C, published: Any, lacks: str | None) -> C:
         name = component.__name__
         # In a notebook, a cell is run again.
-        if name in self._components and not component.__module__ == self._components[name].__module__ == "__main__":
+        if (
+            name in self._components
+            and not component.__module__ == self._components[name].__module__ == "__main__"
+        ):
             raise TypeError(f"{self.kind} {name!r} is registered twice")
         if inspect.isclass(component) and self._base is not None and (missing := self._missing(component)):
-            raise TypeError(f"{self.kind} {name}: no {', '.join(missing)}; derive the class from {self._base.__name__}")
+            raise TypeError(
+                f"{self.kind} {name}: no {', '.join(missing)}; derive the class from {self._base.__name__}"
+            )
         self._hints[name] = self._schema(component)
         self._components[name] = component
         self._published[name] = published
@@ -184,11 +197,17 @@ class Registry(Generic[T]):
     def _schema(self, component: Callable[..., Any]) -> dict[str, Any]:
         if getattr(component, "__init__", None) in _NO_INITS and inspect.isclass(component):
             return {}
-        parameters = [p for p in inspect.signature(component).parameters.values() if p.name not in self._given]
+        parameters = [
+            p for p in inspect.signature(component).parameters.values() if p.name not in self._given
+        ]
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError(f"{self.kind} {component.__name__}: *args and **kwargs can't be checked")
         function = component.__init__ if inspect.isclass(component) else component
-        if is_dataclass(component) and "__init__" in vars(component) and "__dataclass_fields__" in vars(component):
+        if (
+            is_dataclass(component)
+            and "__init__" in vars(component)
+            and "__dataclass_fields__" in vars(component)
+        ):
             function = component  # its __init__ is generated
         hints = typing.get_type_hints(function, include_extras=True)
         missing = [p.name for p in parameters if p.name not in hints]
@@ -224,7 +243,8 @@ class Registry(Generic[T]):
         return dict(self._hints[name])
 
     def block(self, value: Any, where: Where) -> Block:
-        """The block of one component, ``{name: Cosine, ...}``, checked; one that was checked before is returned as it is.
+        """The block of one component, ``{name: Cosine, ...}``, checked; one that was checked before is returned
+        as it is.
 
         Raises:
             ConfigError: no name, an unknown one, or a wrong argument.
@@ -235,10 +255,17 @@ class Registry(Generic[T]):
         if "name" not in value:
             raise where.error(f"the key name is missing; allowed: {', '.join(self.names())}")
         arguments = {key: v for key, v in value.items() if key != "name"}
-        return Block(self.kind, value["name"], self.check(value["name"], arguments, where, where / "name"), where, listed=False)
+        return Block(
+            self.kind,
+            value["name"],
+            self.check(value["name"], arguments, where, where / "name"),
+            where,
+            listed=False,
+        )
 
     def blocks(self, value: Any, where: Where) -> list[Block]:
-        """The blocks of a list of components, each ``{Name: {...}}``, ``{Name: null}`` or ``Name``, checked as by ``block``.
+        """The blocks of a list of components, each ``{Name: {...}}``, ``{Name: null}`` or ``Name``, checked as
+        by ``block``.
 
         Raises:
             ConfigError: no list, an item of another form, an unknown name, or a wrong argument.
@@ -263,7 +290,9 @@ class Registry(Generic[T]):
             raise block.where.error(f"expected a {self.kind}, received the {block.kind} {block.name}")
         return block
 
-    def check(self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where) -> dict[str, Any]:
+    def check(
+        self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where
+    ) -> dict[str, Any]:
         """Check arguments against the signature of the component and the common keys.
 
         Returns:
@@ -277,9 +306,15 @@ class Registry(Generic[T]):
         arguments = without_unused(arguments, allowed)
         for key in arguments:
             self._check_known(key, allowed, name, where)
-        required = [p.name for p in inspect.signature(component).parameters.values() if p.default is p.empty and p.name in own]
+        required = [
+            p.name
+            for p in inspect.signature(component).parameters.values()
+            if p.default is p.empty and p.name in own
+        ]
         if self.common:
-            required += [f.name for f in fields(self.common) if f.default is MISSING and f.default_factory is MISSING]
+            required += [
+                f.name for f in fields(self.common) if f.default is MISSING and f.default_factory is MISSING
+            ]
         for key in required:
             if key not in arguments:
                 raise where.error(f"{self.kind} {name} needs the argument {key}: {type_name(allowed[key])}")

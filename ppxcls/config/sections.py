@@ -1,7 +1,9 @@
-"""The typed sections of a config. Components are marked by their kind and checked by the registry of that kind.
+"""The typed sections of a config.
 
-The schema is PaddleClas's, so that its YAMLs run unchanged. Keys of PaddleClas that have no effect here are declared with the only
-value that is allowed.
+Components are marked by their kind and checked by the registry of that kind.
+
+The schema is PaddleClas's, so that its YAMLs run unchanged. Keys of PaddleClas that have no effect here are
+declared with the only value that is allowed.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ class GlobalSection:
         device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed Paddle knows.
         output_dir: all files are written to ``<output_dir>/<Arch.name>/``.
         save_interval: epochs between ``epoch_N`` checkpoints, which are never removed.
-        latest_interval: epochs between writes of ``latest`` and ``step_N``; they are also written at the end and at a signal.
+        latest_interval: epochs between writes of ``latest`` and ``step_N``; they are also written at the end
+            and at a signal.
         save_interval_steps: optimizer steps between checkpoints inside an epoch; null for none.
         save_interval_minutes: minutes between checkpoints inside an epoch; null for none.
         keep_last: number of ``step_N`` checkpoints that are kept.
-        best_model_optimizer: write the optimizer's state with ``best_model`` too, so that a run can go on from it.
+        best_model_optimizer: write the optimizer's state with ``best_model`` too, so that a run can go on
+            from it.
         weights_format: of the weights in checkpoints, ``.pdparams`` as Paddle's or ``.safetensors``.
         eval_during_train: evaluate while training.
         eval_interval: epochs between evaluations.
@@ -36,30 +40,37 @@ class GlobalSection:
         epochs: epochs of the whole run.
         print_batch_step: iterations between log lines.
         use_visualdl: write curves for VisualDL to ``vdl/``.
-        seed: decides the initial weights, the order of the samples, and every random choice about a sample; null is 0.
+        seed: decides the initial weights, the order of the samples, and every random choice about a sample;
+            null is 0.
         pretrained_model: weights to start from or to evaluate; ``.pdparams`` may be left out.
-        checkpoints: checkpoint to resume from, without extension; ``auto`` takes the newest whole one of the run, if there is one.
-        allow_changes: resume even if network, optimizer, seed, training list or samples per step have changed.
+        checkpoints: checkpoint to resume from, without extension; ``auto`` takes the newest whole one of the
+            run, if there is one.
+        allow_changes: resume even if network, optimizer, seed, training list or samples per step have
+            changed.
         update_freq: micro-batches whose gradients are accumulated for one optimizer step.
-        samples_per_step: samples of all processes in one optimizer step. It decides ``update_freq``, for any number of processes.
+        samples_per_step: samples of all processes in one optimizer step. It decides ``update_freq``, for any
+            number of processes.
         hang_timeout: seconds without progress after which a run ends.
         on_bad_image: ``raise`` stops at an unreadable sample; ``skip`` leaves it out and lists it.
         max_bad_share: largest share of unreadable samples in a list; with more, the run stops.
         deterministic: use the device's deterministic operators.
         check_data: look for every listed file before the first step.
-        image_shape: PaddleClas's key, ``[3, H, W]``. The transforms decide the size; a warning says if this differs from it.
+        image_shape: PaddleClas's key, ``[3, H, W]``. The transforms decide the size; a warning says if this
+            differs from it.
         image_channel: PaddleClas's key; it has no effect.
         save_inference_dir: folder of exported models.
         eval_mode, task, train_mode: PaddleClas's keys with the only value that is supported.
         to_static: compile the network to a static graph for training and evaluation.
-        cudnn_search: let cuDNN try all algorithms for each shape of convolution, and use its persistent batch norm; GPUs only.
+        cudnn_search: let cuDNN try all algorithms for each shape of convolution, and use its persistent batch
+            norm; GPUs only.
         pin_memory: copy training batches from pinned memory without waiting for the copy; GPUs only.
         comm_buffer_size: megabytes of gradients that processes exchange at once.
-        scale_lr: multiply the whole schedule by the samples per step over ``base_batch_size``: ``linear`` (arXiv:1706.02677), or by
-            the root of it, ``sqrt`` (arXiv:1404.5997).
+        scale_lr: multiply the whole schedule by the samples per step over ``base_batch_size``: ``linear``
+            (arXiv:1706.02677), or by the root of it, ``sqrt`` (arXiv:1404.5997).
         base_batch_size: samples per step of all processes for which the learning rate was chosen.
         use_dali, use_multilabel: PaddleClas's keys for what is not supported.
-        plugins: modules with your own components: names, or paths of ``.py`` files. They are imported before the config is checked.
+        plugins: modules with your own components: names, or paths of ``.py`` files. They are imported before
+            the config is checked.
         trackers: components that receive the figures of the run, in addition to ``metrics.jsonl``.
     """
 
@@ -116,8 +127,8 @@ class AMPSection:
         scale_loss: initial loss scale.
         use_fp16_test: evaluate under AMP as well.
         use_dynamic_loss_scaling: adapt the loss scale to what overflows.
-        dtype: type of the computation. On a CPU ``bfloat16`` takes effect under O1, for dense convolutions in training, if the
-            processor has AVX512-BF16 or AMX; ``float16`` has none.
+        dtype: type of the computation. On a CPU ``bfloat16`` takes effect under O1, for dense convolutions in
+            training, if the processor has AVX512-BF16 or AMX; ``float16`` has none.
         level: O1 casts operator by operator; O2 keeps the weights in ``dtype``, with float32 master copies.
         use_promote: under O2, compute in float32 if an operator's inputs differ in type.
         max_skipped_steps: the run stops if loss scaling skips more steps in a row.
@@ -135,7 +146,9 @@ class AMPSection:
 
 @dataclass
 class EMASection:
-    """A moving average of the weights, which is evaluated and exported in their place. The section alone turns it on.
+    """A moving average of the weights, which is evaluated and exported in their place.
+
+    The section alone turns it on.
 
     Attributes:
         use_ema: False turns it off.
@@ -182,8 +195,8 @@ class LoaderSection:
         num_workers: number of threads that read and decode; 0 uses the loop's own thread.
         use_shared_memory: PaddleClas's key; it has no effect, because threads share their memory anyway.
         read_patience: seconds to retry a disk that reports EIO, ESTALE or a similar error.
-        collate_fn, persistent_workers, prefetch_factor, timeout: keys of Paddle's loader; they have no effect, because there are
-            no processes.
+        collate_fn, persistent_workers, prefetch_factor, timeout: keys of Paddle's loader; they have no
+            effect, because there are no processes.
     """
 
     num_workers: CountOrZero = 4
@@ -304,7 +317,8 @@ class Config:
         """The config as YAML that loads to the same config.
 
         Args:
-            is_run: leave out what belongs to one start of a run, not to the run: the checkpoint to resume from.
+            is_run: leave out what belongs to one start of a run, not to the run: the checkpoint to resume
+                from.
         """
         sections = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.init}
         if is_run:

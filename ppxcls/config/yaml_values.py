@@ -1,7 +1,7 @@
 """YAML as configs need it: a line for every key, numbers of YAML 1.2, and PaddleClas's ``None``.
 
-YAML 1.1, which PyYAML reads, takes ``010`` for 8, ``1:30`` for 90 and ``2026-11-25`` for a date. Here they are strings: a key that
-wants a number refuses them, and a key that wants a string gets what is written.
+YAML 1.1, which PyYAML reads, takes ``010`` for 8, ``1:30`` for 90 and ``2026-11-25`` for a date. Here they
+are strings: a key that wants a number refuses them, and a key that wants a string gets what is written.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def read_yaml(text: str, name: str, sources: dict[KeyPath, str] | None = None) -
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise document.error(getattr(error, "problem_mark", None), f"not valid YAML: {_reason(error)}") from None
+        raise document.error(
+            getattr(error, "problem_mark", None), f"not valid YAML: {_reason(error)}"
+        ) from None
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply") from None
     return None if node is None else document.value(node, ())
@@ -108,16 +110,22 @@ class _Document:
         except (yaml.YAMLError, ValueError) as error:
             raise self.error(node.start_mark, f"{'.'.join(keys)}: {_reason(error)}") from None
 
-    def _pairs(self, node: yaml.MappingNode, keys: KeyPath, depth: int = 0) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+    def _pairs(
+        self, node: yaml.MappingNode, keys: KeyPath, depth: int = 0
+    ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Key and value nodes by key. A mapping's own keys take precedence over what it merges by ``<<``."""
         merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, value_node in node.value:
             self._count_one(len(keys) + depth)
             if key_node.tag == f"{_PREFIX}merge":
-                for source in reversed(value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]):
+                for source in reversed(
+                    value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                ):
                     if not isinstance(source, yaml.MappingNode):
-                        raise self.error(key_node.start_mark, f"{'.'.join((*keys, '<<'))}: expected a mapping to merge")
+                        raise self.error(
+                            key_node.start_mark, f"{'.'.join((*keys, '<<'))}: expected a mapping to merge"
+                        )
                     merged |= self._pairs(source, keys, depth + 1)
                 continue
             if not isinstance(key_node, yaml.ScalarNode):

@@ -14,8 +14,8 @@ from ppxcls.system.paths import printable
 class BadSamples:
     """The file of the samples that were left out, one line each: ``list:line<tab>path<tab>reason``.
 
-    A resumed run continues the file, and a new run moves it aside with the others of the earlier run. Every process adds its own
-    samples.
+    A resumed run continues the file, and a new run moves it aside with the others of the earlier run. Every
+    process adds its own samples.
 
     Args:
         file: ``bad_samples.txt`` in the run's folder.
@@ -49,7 +49,9 @@ class BadSamples:
             count = 1 + sum(row.startswith(prefix) for row in known)
         if count > self._max_share * len(self._dataset):
             total = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.source}"
-            raise DataError(f"{total} can't be read, more than Global.max_bad_share = {self._max_share:g}: see {self.file}")
+            raise DataError(
+                f"{total} can't be read, more than Global.max_bad_share = {self._max_share:g}: see {self.file}"
+            )
 
     def _rows(self) -> list[str]:
         try:

@@ -20,7 +20,15 @@ from ppxcls.system.whole_files import reason_of
 
 _DIGEST = 16
 # In the order of the report. Data with errors should not be used.
-ERRORS = ("missing", "unreadable", "empty", "truncated", "not an image", "two labels", "in training and evaluation")
+ERRORS = (
+    "missing",
+    "unreadable",
+    "empty",
+    "truncated",
+    "not an image",
+    "two labels",
+    "in training and evaluation",
+)
 NOTES = ("almost black", "duplicate", "class without samples")
 
 
@@ -57,7 +65,10 @@ class DataReport:
 
 
 class _Files:
-    """Digests [n, 16] and sizes [n, 2] of the images of one data set. They stay zero if an image can't be decoded."""
+    """Digests [n, 16] and sizes [n, 2] of the images of one data set.
+
+    They stay zero if an image can't be decoded.
+    """
 
     def __init__(self, dataset: Dataset, report: DataReport, by_pixels: bool) -> None:
         self.dataset = dataset
@@ -138,7 +149,9 @@ def check_lists(
                 if progress:
                     progress(count)
             name, number = printable(files.dataset.source), len(report.lists) + 1
-            report.lists[name if name not in report.lists else f"{name} ({number})"] = _facts(files, class_num, report)
+            report.lists[name if name not in report.lists else f"{name} ({number})"] = _facts(
+                files, class_num, report
+            )
     _compare(all_files, report)
     for found in report.found.values():
         found.sort()
@@ -150,7 +163,9 @@ def _facts(files: _Files, class_num: int, report: DataReport) -> dict[str, Any]:
     counts = np.bincount(dataset.labels, minlength=class_num)
     if absent := np.flatnonzero(counts == 0).tolist():
         shown = ", ".join(map(str, absent[:20])) + (", ..." if len(absent) > 20 else "")
-        report.found["class without samples"].append(f"{printable(dataset.source)}: {len(absent):,} of {class_num:,}: {shown}")
+        report.found["class without samples"].append(
+            f"{printable(dataset.source)}: {len(absent):,} of {class_num:,}: {shown}"
+        )
     sides = files.sizes[files.sizes[:, 0] > 0]
     facts: dict[str, Any] = {
         "samples": len(dataset),
@@ -184,7 +199,9 @@ def _compare(all_files: list[_Files], report: DataReport) -> None:
         if stop - start < 2:
             continue
         group = [(all_files[owners[j]], int(indices[j])) for j in order[start:stop]]
-        names = " = ".join(files.name(i) for files, i in group[:5]) + (f" and {len(group) - 5} more" if len(group) > 5 else "")
+        names = " = ".join(files.name(i) for files, i in group[:5]) + (
+            f" and {len(group) - 5} more" if len(group) > 5 else ""
+        )
         labels = Counter(int(files.dataset.labels[i]) for files, i in group)
         if len(labels) > 1:
             report.found["two labels"].append(f"{names}: labels {', '.join(map(str, sorted(labels)))}")

@@ -30,18 +30,21 @@ _LINE = re.compile(r"(\d{1,9})[\t ,]+(\S.*)")
 def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
     """The names of the classes, in the order of their ids.
 
-    Lines are ``id name``, with a blank, tab or comma between them. A file named ``labels.txt`` may have one name per line instead,
-    as PaddleX writes it. Control characters are escaped.
+    Lines are ``id name``, with a blank, tab or comma between them. A file named ``labels.txt`` may have one
+    name per line instead, as PaddleX writes it. Control characters are escaped.
 
     Args:
         file: the file.
         class_num: number of classes that it must have; None for any number.
 
     Raises:
-        DataError: it can't be read, a line has another form, or the ids are not 0 to ``class_num`` - 1, each once.
+        DataError: it can't be read, a line has another form, or the ids are not 0 to ``class_num`` - 1, each
+            once.
     """
     file = Path(file)
-    lines = [(number, line.strip()) for number, line in enumerate(_text(file).splitlines(), 1) if line.strip()]
+    lines = [
+        (number, line.strip()) for number, line in enumerate(_text(file).splitlines(), 1) if line.strip()
+    ]
     names: dict[int, str] = {}
     is_plain = file.name == "labels.txt" and not all(_LINE.fullmatch(line) for _, line in lines)
     for number, line in lines:
@@ -57,12 +60,17 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
         raise DataError(f"{file}: expected the names of {class_num:,} classes, received {len(names):,}")
     for expected, index in enumerate(sorted(names)):
         if index != expected:
-            raise DataError(f"{file}: expected ids from 0 to {class_num - 1}, received {index} and no {expected}")
+            raise DataError(
+                f"{file}: expected ids from 0 to {class_num - 1}, received {index} and no {expected}"
+            )
     return [names[index] for index in range(class_num)]
 
 
 def class_name_lines(names: Sequence[str]) -> str:
-    """The content of a file that ``read_class_names`` reads. A name that it would change, such as one with a blank, is quoted."""
+    """The content of a file that ``read_class_names`` reads.
+
+    A name that it would change, such as one with a blank, is quoted.
+    """
     return "".join(f"{index} {_as_read(printable(name))}\n" for index, name in enumerate(names))
 
 
@@ -89,7 +97,9 @@ def _text(file: Path) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}:{line}: not {encoding.upper()}: {error.reason} at byte {error.start}") from None
+        raise DataError(
+            f"{file}:{line}: not {encoding.upper()}: {error.reason} at byte {error.start}"
+        ) from None
 
 
 def _encoding(data: bytes) -> str:
@@ -98,6 +108,8 @@ def _encoding(data: bytes) -> str:
             return encoding
     for pattern, encoding in _ZEROS:
         head = data[: len(pattern)]
-        if len(head) == len(pattern) and all((byte == 0) == (wanted == 0) for byte, wanted in zip(head, pattern, strict=True)):
+        if len(head) == len(pattern) and all(
+            (byte == 0) == (wanted == 0) for byte, wanted in zip(head, pattern, strict=True)
+        ):
             return encoding
     return "utf-8"

@@ -17,7 +17,14 @@ from ppxcls.data.decode import Image, ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
-from ppxcls.data.transforms import Compose, Generator, TransformOps, build_transforms, split_for_device, starts_with_decoding
+from ppxcls.data.transforms import (
+    Compose,
+    Generator,
+    TransformOps,
+    build_transforms,
+    split_for_device,
+    starts_with_decoding,
+)
 from ppxcls.system.whole_files import reason_of
 
 Array = np.ndarray[Any, Any]
@@ -56,13 +63,17 @@ class Dataset:
     source: str = ""
     keeps_bytes: bool = True
 
-    def __init__(self, labels: Any, transform_ops: TransformOps | None = None, class_num: int | None = None) -> None:
+    def __init__(
+        self, labels: Any, transform_ops: TransformOps | None = None, class_num: int | None = None
+    ) -> None:
         self.labels: Array = np.asarray(labels)
         self.source = self.source or type(self).__name__
         self.transform = build_transforms(transform_ops or [])
         self.host_transform, self.device_stage = split_for_device(self.transform)
         if self.labels.size and (self.labels.ndim != 1 or self.labels.dtype.kind not in "iu"):
-            raise DataError(f"{self.source}: expected integer labels [N], received {self.labels.dtype} {list(self.labels.shape)}")
+            raise DataError(
+                f"{self.source}: expected integer labels [N], received {self.labels.dtype} {list(self.labels.shape)}"
+            )
         if not self.labels.size:
             raise DataError(f"{self.source}: the data set has no samples")
         for extreme in (int(np.argmin(self.labels)), int(np.argmax(self.labels))):
@@ -131,7 +142,8 @@ class Dataset:
             The image after the host transforms.
 
         Raises:
-            DataError: it can't be read or decoded, or does not fit a transform; names the file and its list line.
+            DataError: it can't be read or decoded, or does not fit a transform; names the file and its list
+                line.
         """
         return self._load(transform or self.host_transform, index, rng)
 
@@ -183,7 +195,9 @@ class ImageNetDataset(Dataset):
         if delimiter == "":
             raise ValueError("expected a delimiter of at least one character, received ''")
         if transform_ops is not None and not starts_with_decoding(transform_ops):
-            raise ValueError("expected DecodeImage as the first of transform_ops, because files are read as bytes")
+            raise ValueError(
+                "expected DecodeImage as the first of transform_ops, because files are read as bytes"
+            )
         self.image_root = Path(image_root)
         self.index = ListIndex(cls_label_path, delimiter or " ")
         self.source = str(self.index.file)
@@ -191,7 +205,9 @@ class ImageNetDataset(Dataset):
         outside = self.index.first_outside(self.image_root)
         if outside is not None:
             path = self.index.path(outside)
-            raise DataError(f"{self.index.line(outside)}: expected a path inside image_root, {self.image_root}, received {path!r}")
+            raise DataError(
+                f"{self.index.line(outside)}: expected a path inside image_root, {self.image_root}, received {path!r}"
+            )
         super().__init__(self.index.labels, transform_ops, class_num)
 
     def read(self, index: int) -> bytes:
@@ -218,7 +234,8 @@ class ImageNetDataset(Dataset):
         """Check that every listed file exists.
 
         Raises:
-            DataError: some are missing. The message gives their number, and names the first few with their list lines.
+            DataError: some are missing. The message gives their number, and names the first few with their
+                list lines.
         """
         missing = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
         if missing:

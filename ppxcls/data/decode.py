@@ -1,4 +1,7 @@
-"""Decodes images. The pixels always equal those of ``cv2.imdecode(..., 1)``; common JPEGs are decoded faster."""
+"""Decodes images.
+
+The pixels always equal those of ``cv2.imdecode(..., 1)``; common JPEGs are decoded faster.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,17 @@ MOST_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, a
 _PNG = b"\x89PNG\r\n\x1a\n"
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF = 0xD8, 0xDA, 0xE1
 _has_warned = threading.Event()
-# Pillow refuses twice as many as it warns of; here it is only asked for sizes, which are compared with our own limit.
+# Pillow refuses twice as many as it warns of; here it is only asked for sizes, which are compared with our
+# own limit.
 PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, MOST_PIXELS)
 warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 class ImageParts:
-    """An image that is decoded as far as it is needed. A base class, because asking for a Protocol takes microseconds.
+    """An image that is decoded as far as it is needed.
+
+    A base class, because asking for a Protocol takes microseconds.
 
     Attributes:
         shape: height, width, 3.
@@ -56,8 +62,9 @@ class ImageParts:
 def decode_image(data: bytes) -> Image:
     """Decode a JPEG, PNG or anything else that OpenCV reads.
 
-    JPEGs are decoded by simplejpeg, which is libjpeg-turbo as well and gives RGB without a conversion from BGR. OpenCV decodes what
-    simplejpeg would read differently: an EXIF orientation, four colour components, and data that libjpeg decodes with a warning.
+    JPEGs are decoded by simplejpeg, which is libjpeg-turbo as well and gives RGB without a conversion from
+    BGR. OpenCV decodes what simplejpeg would read differently: an EXIF orientation, four colour components,
+    and data that libjpeg decodes with a warning.
 
     Returns:
         uint8 [H, W, 3], RGB, upright.
@@ -90,12 +97,17 @@ def decode_image(data: bytes) -> Image:
 
 
 def _check_size_by_pillow(data: bytes) -> None:
-    """Refuse too many pixels by the header. OpenCV's own limit does not hold if it was imported before this package."""
+    """Refuse too many pixels by the header.
+
+    OpenCV's own limit does not hold if it was imported before this package.
+    """
     try:
         with PillowImage.open(io.BytesIO(data)) as picture:
             width, height = picture.size
     except PillowImage.DecompressionBombError:
-        raise ValueError(f"too many pixels; an image may have {MOST_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)") from None
+        raise ValueError(
+            f"too many pixels; an image may have {MOST_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)"
+        ) from None
     except Exception:  # what Pillow does not know, OpenCV may decode, or refuse
         return
     _check_pixels(height.to_bytes(8, "big"), width.to_bytes(8, "big"))
@@ -112,7 +124,8 @@ def _by_pillow(data: bytes) -> Image:
 
 
 def largest_of_few_bits(data: bytes, image: Image) -> int | None:
-    """The largest value of an image with 16 bits per channel that uses 14 or fewer, so that it is decoded to almost black.
+    """The largest value of an image with 16 bits per channel that uses 14 or fewer, so that it is decoded to
+    almost black.
 
     Cameras and microscopes write such files. None for any other image.
 
@@ -141,11 +154,14 @@ def warn_of_few_bits(data: bytes, image: Image) -> None:
 def _check_pixels(height: bytes, width: bytes) -> None:
     size = [int.from_bytes(side, "big") for side in (width, height)]
     if size[0] * size[1] > MOST_PIXELS:
-        raise ValueError(f"{size[0]} x {size[1]} pixels; an image may have {MOST_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)")
+        raise ValueError(
+            f"{size[0]} x {size[1]} pixels; an image may have {MOST_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)"
+        )
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
-    """Whether it is a JPEG with at most 3 components and without an EXIF orientation, by the markers before the first scan.
+    """Whether it is a JPEG with at most 3 components and without an EXIF orientation, by the markers before the
+    first scan.
 
     Raises:
         ValueError: it has too many pixels.
@@ -161,8 +177,13 @@ def _is_plain_jpeg(data: bytes) -> bool:
             _check_pixels(segment[1:3], segment[3:5])
             if len(segment) < 6 or segment[5] > 3:
                 return False
-        # The orientation's tag, 0x0112, in either byte order; a chance match costs only the detour through OpenCV.
-        if marker == _EXIF and segment.startswith(b"Exif") and (b"\x01\x12" in segment or b"\x12\x01" in segment):
+        # The orientation's tag, 0x0112, in either byte order; a chance match costs only the detour through
+        # OpenCV.
+        if (
+            marker == _EXIF
+            and segment.startswith(b"Exif")
+            and (b"\x01\x12" in segment or b"\x12\x01" in segment)
+        ):
             return False
         if marker == _START_OF_SCAN:
             return True

@@ -15,7 +15,10 @@ from ppxcls.system import kernels
 
 
 class DeviceTransform(nn.Layer):
-    """The transforms that ``split_for_device`` leaves to the device: layout, float32, normalisation. Exported models contain it."""
+    """The transforms that ``split_for_device`` leaves to the device: layout, float32, normalisation.
+
+    Exported models contain it.
+    """
 
     def __init__(self, stage: DeviceStage) -> None:
         super().__init__()
@@ -40,17 +43,23 @@ class ModelInput:
 
     Args:
         stage: what is left to the device.
-        pinned: on a GPU, copy from pinned memory without waiting, so that the copy is queued behind the computation.
+        pinned: on a GPU, copy from pinned memory without waiting, so that the copy is queued behind the
+            computation.
     """
 
     def __init__(self, stage: DeviceStage, pinned: bool = False) -> None:
         self._stage = stage
         self._transform = DeviceTransform(stage)
         self._pinned = pinned
-        self._copied: list[paddle.Tensor] = []  # pinned memory of the last batches, whose copies may still be queued
+        self._copied: list[
+            paddle.Tensor
+        ] = []  # pinned memory of the last batches, whose copies may still be queued
 
     def __call__(self, images: np.ndarray[Any, Any]) -> paddle.Tensor:
-        """Args: images: uint8 [N, H, W, 3], or as the host's transforms end. Returns: float32 [N, 3, H, W]."""
+        """Args: images: uint8 [N, H, W, 3], or as the host's transforms end.
+
+        Returns: float32 [N, 3, H, W].
+        """
         normalize = self._stage.normalize
         if normalize and not self._stage.chw and images.dtype == np.uint8 and paddle.get_device() == "cpu":
             return self._by_table(normalize, images)

@@ -25,7 +25,8 @@ class RandomErasing(Transform):
         sl: smallest share of the area.
         sh: largest share of the area.
         r1: smallest ratio of height to width; the largest is its inverse.
-        mean: colour of the mode ``const``, in the units of the image at this place: 0 to 255 before NormalizeImage.
+        mean: colour of the mode ``const``, in the units of the image at this place: 0 to 255 before
+            NormalizeImage.
         attempt: number of tries to draw a rectangle that fits.
         use_log_aspect: draw the logarithm of the ratio uniformly, instead of the ratio.
         mode: ``const``; ``rand``, one random colour; ``pixel``, a random colour for each pixel.
@@ -54,7 +55,11 @@ class RandomErasing(Transform):
         for _ in range(self.attempt):
             area = rng.uniform(*self.shares) * height * width
             low, high = self.aspects
-            aspect = math.exp(rng.uniform(math.log(low), math.log(high))) if self.use_log_aspect else rng.uniform(low, high)
+            aspect = (
+                math.exp(rng.uniform(math.log(low), math.log(high)))
+                if self.use_log_aspect
+                else rng.uniform(low, high)
+            )
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < h < height and 0 < w < width:
                 top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
@@ -67,7 +72,11 @@ class RandomErasing(Transform):
         if self.mode == "const":
             return np.asarray(self.mean, dtype)
         shape = (1, 1, 3) if self.mode == "rand" else (height, width, 3)
-        return rng.integers(0, 256, shape, np.uint8) if dtype == np.uint8 else rng.normal(size=shape).astype(dtype)
+        return (
+            rng.integers(0, 256, shape, np.uint8)
+            if dtype == np.uint8
+            else rng.normal(size=shape).astype(dtype)
+        )
 
 
 @TRANSFORMS.register

@@ -48,7 +48,9 @@ class ImageFiles:
         shown = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count]
         if self.others:
             extensions = sorted(self.others)
-            listed = ", ".join(extensions[:_SHOWN_EXTENSIONS]) + (", ..." if len(extensions) > _SHOWN_EXTENSIONS else "")
+            listed = ", ".join(extensions[:_SHOWN_EXTENSIONS]) + (
+                ", ..." if len(extensions) > _SHOWN_EXTENSIONS else ""
+            )
             shown = [text.replace(_OTHER, f"{_OTHER} ({listed})") for text in shown]
         return f"skipped: {', '.join(shown) or 'nothing'}"
 

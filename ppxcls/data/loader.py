@@ -1,4 +1,7 @@
-"""Makes batches with threads. Each thread reads, decodes and transforms samples into their slots of a batch."""
+"""Makes batches with threads.
+
+Each thread reads, decodes and transforms samples into their slots of a batch.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +49,9 @@ class _Slots:
     """The batch being filled.
 
     Args:
-        like: shape and dtype of the images so far. With it the array is created here, in the caller's thread, because the C
-            library reuses the memory of earlier batches there. Without it, the first image decides.
+        like: shape and dtype of the images so far. With it the array is created here, in the caller's thread,
+            because the C library reuses the memory of earlier batches there. Without it, the first image
+            decides.
     """
 
     def __init__(self, plan: BatchPlan, like: _Kind | None) -> None:
@@ -65,7 +69,9 @@ class _Slots:
             self._begun = True
         if image.shape != self.images.shape[1:]:
             sizes = f"{list(image.shape)} beside {list(self.images.shape[1:])}"
-            raise ValueError(f"the images of a batch differ in size, {sizes}; let the transforms end in one size")
+            raise ValueError(
+                f"the images of a batch differ in size, {sizes}; let the transforms end in one size"
+            )
         self.images[slot] = image
 
     def _empty(self, kind: _Kind) -> np.ndarray[Any, Any]:
@@ -75,8 +81,9 @@ class _Slots:
 class Loader:
     """Batches of a data set in the sampler's order.
 
-    The batches do not depend on the number of threads: the random choices about a sample come from a generator that is seeded by
-    ``(seed, epoch, position in the epoch's global order)``. An error in a thread is raised in the loop that uses the batches.
+    The batches do not depend on the number of threads: the random choices about a sample come from a
+    generator that is seeded by ``(seed, epoch, position in the epoch's global order)``. An error in a thread
+    is raised in the loop that uses the batches.
 
     Args:
         dataset: the samples.
@@ -138,7 +145,9 @@ class Loader:
                 yield ahead.popleft()
         yield from ahead
 
-    def _start(self, pool: ThreadPoolExecutor, plan: BatchPlan, epoch: int) -> tuple[_Slots, list[Future[None]]]:
+    def _start(
+        self, pool: ThreadPoolExecutor, plan: BatchPlan, epoch: int
+    ) -> tuple[_Slots, list[Future[None]]]:
         slots = _Slots(plan, self._like)
         total = len(plan.indices)
         step = max(1, min(_TASK, total // self.num_workers))
@@ -151,12 +160,16 @@ class Loader:
             try:
                 future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
             except FutureTimeoutError:
-                raise DataError(f"no batch for {self.timeout:g} s; being read: {self.files_being_read()}") from None
+                raise DataError(
+                    f"no batch for {self.timeout:g} s; being read: {self.files_being_read()}"
+                ) from None
         return self._finish(slots)
 
     def files_being_read(self) -> str:
         """The files that the threads are reading now."""
-        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in list(self._being_read.values()))
+        return ", ".join(
+            f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in list(self._being_read.values())
+        )
 
     def _fill(self, slots: _Slots, epoch: int, part: range) -> None:
         thread = threading.get_ident()
@@ -187,7 +200,9 @@ class Loader:
             else:  # no sample is left: a dummy that does not count keeps this process in step with the others
                 kept = np.arange(1)
                 if self._like is None:
-                    raise DataError(f"no sample of the first batch can be read, such as {self.dataset.path(int(plan.indices[0]))}")
+                    raise DataError(
+                        f"no sample of the first batch can be read, such as {self.dataset.path(int(plan.indices[0]))}"
+                    )
                 images = np.zeros((1, *self._like[0]), self._like[1])
                 plan = replace(plan, count=0)
             plan = replace(plan, indices=plan.indices[kept], count=len(kept) if plan.count else 0)

@@ -51,23 +51,29 @@ class MadeLists:
 
 
 def make_lists(
-    folder: str | Path, output: str | Path, val_share: float = 0.2, seed: int = 0, labels: str | Path | None = None
+    folder: str | Path,
+    output: str | Path,
+    val_share: float = 0.2,
+    seed: int = 0,
+    labels: str | Path | None = None,
 ) -> MadeLists:
-    """Write ``train_list.txt``, ``val_list.txt`` and ``class_names.txt``; paths are relative to ``folder``, the ``image_root``.
+    """Write ``train_list.txt``, ``val_list.txt`` and ``class_names.txt``; paths are relative to ``folder``, the
+    ``image_root``.
 
-    Classes are numbered in the order of their folders' names. The split takes the same share of each class, and at least one image
-    for each side if a class has two. It depends on the seed and the names alone.
+    Classes are numbered in the order of their folders' names. The split takes the same share of each class,
+    and at least one image for each side if a class has two. It depends on the seed and the names alone.
 
-    A folder of ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``. So is one with PaddleX's
-    ``train.txt``, ``val.txt`` and ``labels.txt``. Hidden files and folders are skipped, and links are followed.
+    A folder of ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``. So
+    is one with PaddleX's ``train.txt``, ``val.txt`` and ``labels.txt``. Hidden files and folders are skipped,
+    and links are followed.
 
     Args:
         folder: its subfolders are the classes, or it is split as described.
         output: folder of the lists.
         val_share: share of each class for evaluation, if the folder is not split.
         seed: decides the split.
-        labels: for a flat folder, such as ImageNet's ``val``: a file with one label per line, for the images in order of their
-            names. All images go to ``val_list.txt``.
+        labels: for a flat folder, such as ImageNet's ``val``: a file with one label per line, for the images
+            in order of their names. All images go to ``val_list.txt``.
 
     Raises:
         DataError: there are no images, or the labels do not fit.
@@ -92,7 +98,9 @@ def make_lists(
         raise DataError(f"{root}: no folders of classes; for a flat folder give the labels")
     for name in classes:
         if "train" in map(str.lower, _class_folders(root / name)):
-            raise DataError(f"{root / name}: a folder of a class that has train/ in it: is it the folder to make lists of?")
+            raise DataError(
+                f"{root / name}: a folder of a class that has train/ in it: is it the folder to make lists of?"
+            )
     files = _files(folder, parts.get("train", ""), classes, found, all_needed=True)
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     if "val" in parts:
@@ -118,17 +126,23 @@ def _parts(folder: Path) -> dict[str, str]:
     if "train" not in parts or (len(parts) == 1 and others):  # classes may be called "train" or "test" too
         return {}
     if others:
-        raise DataError(f"{folder}: expected train/, val/ and test/ or folders of classes, received both: also {others[0]!r}")
+        raise DataError(
+            f"{folder}: expected train/, val/ and test/ or folders of classes, received both: also {others[0]!r}"
+        )
     return parts
 
 
 def _class_folders(folder: Path) -> list[str]:
     inside = lies_in(folder)
     visible = [entry for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry)]
-    return sorted(entry.name for entry in visible if identity(entry) not in inside)  # no link to where it lies
+    return sorted(
+        entry.name for entry in visible if identity(entry) not in inside
+    )  # no link to where it lies
 
 
-def _files(folder: Path, part: str, classes: Sequence[str], found: ImageFiles, all_needed: bool) -> list[list[str]]:
+def _files(
+    folder: Path, part: str, classes: Sequence[str], found: ImageFiles, all_needed: bool
+) -> list[list[str]]:
     """The images of each class, with their paths from the folder."""
     root = folder / part
     _count_beside(root, classes, found)
@@ -180,7 +194,9 @@ def _flat(folder: Path, output: Path, labels: Path) -> MadeLists:
         raise DataError(f"{labels}: can't be read: {error}") from None
     for number, line in enumerate(lines, 1):
         if not _LABEL.fullmatch(line):
-            raise DataError(f"{labels}:{number}: expected a label of up to 9 digits a line, received {line[:80]!r}")
+            raise DataError(
+                f"{labels}:{number}: expected a label of up to 9 digits a line, received {line[:80]!r}"
+            )
     numbers = [int(line) for line in lines]
     if len(numbers) != len(found.files) or not found.files:
         counts = f"{len(numbers):,} labels for {len(found.files):,} images in {folder}"
@@ -204,11 +220,15 @@ def _paddlex(folder: Path, output: Path, names_file: Path) -> MadeLists:
             continue
         index = ListIndex(file)
         if (outside := index.first_outside(folder)) is not None:
-            raise DataError(f"{index.line(outside)}: expected a path inside {folder}, received {index.path(outside)!r}")
+            raise DataError(
+                f"{index.line(outside)}: expected a path inside {folder}, received {index.path(outside)!r}"
+            )
         for i in range(len(index)):
             path, label = index.path(i), int(index.labels[i])
             if label >= len(names):
-                raise DataError(f"{index.line(i)}: the label {label}, but {names_file} has {len(names):,} names")
+                raise DataError(
+                    f"{index.line(i)}: the label {label}, but {names_file} has {len(names):,} names"
+                )
             if not (folder / path).is_file():
                 raise DataError(f"{index.line(i)}: no such file: {folder / path}")
             lines[part].append(list_line(path, label))
@@ -217,7 +237,9 @@ def _paddlex(folder: Path, output: Path, names_file: Path) -> MadeLists:
     return _written(output, lines, names, found)
 
 
-def _written(output: Path, lines: dict[str, list[str]], classes: Sequence[str], found: ImageFiles) -> MadeLists:
+def _written(
+    output: Path, lines: dict[str, list[str]], classes: Sequence[str], found: ImageFiles
+) -> MadeLists:
     output.mkdir(parents=True, exist_ok=True)
     made = MadeLists({}, found.skipped_line(), _alike(classes))
     if len(classes) == 1:
@@ -243,5 +265,7 @@ def _alike(classes: Sequence[str]) -> list[str]:
     for label, name in enumerate(classes):
         first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), label)
         if first != label:
-            notes.append(f"the names of the classes {first} and {label} look alike: {classes[first]!a} and {name!a}")
+            notes.append(
+                f"the names of the classes {first} and {label} look alike: {classes[first]!a} and {name!a}"
+            )
     return notes

@@ -1,7 +1,9 @@
-"""Pillow's operations on uint8 images [H, W, 3] as numba kernels: the same pixels, without Pillow's four bytes a pixel.
+"""Pillow's operations on uint8 images [H, W, 3] as numba kernels: the same pixels, without Pillow's four bytes a
+pixel.
 
-The arithmetic is Pillow's to the last bit: float32 where it blends, float64 where it interpolates, 16.16 fixed point where it takes
-the nearest pixel. ``pixel_operations`` calls them; tests compare each with Pillow. Importing this module takes half a second.
+The arithmetic is Pillow's to the last bit: float32 where it blends, float64 where it interpolates, 16.16
+fixed point where it takes the nearest pixel. ``pixel_operations`` calls them; tests compare each with Pillow.
+Importing this module takes half a second.
 """
 
 from __future__ import annotations
@@ -18,14 +20,21 @@ Array = np.ndarray[Any, Any]
 
 @compiled
 def byte(value: float) -> Any:
-    """A value from 0 to 255 without its fraction. By int32, because most processors convert vectors to no other integers."""
+    """A value from 0 to 255 without its fraction.
+
+    By int32, because most processors convert vectors to no other integers.
+    """
     return np.uint8(np.int32(value))
 
 
 @compiled
 def luminance(red: int, green: int, blue: int) -> Any:
     """ITU-R 601-2, rounded to an integer."""
-    weighted = np.uint32(19595) * np.uint32(red) + np.uint32(38470) * np.uint32(green) + np.uint32(7471) * np.uint32(blue)
+    weighted = (
+        np.uint32(19595) * np.uint32(red)
+        + np.uint32(38470) * np.uint32(green)
+        + np.uint32(7471) * np.uint32(blue)
+    )
     return (weighted + np.uint32(0x8000)) >> np.uint32(16)
 
 
@@ -77,7 +86,13 @@ def smooth_row(above: Array, own: Array, below: Array, out: Array) -> None:
     d, e, f = own[:-6], own[3:-3], own[6:]
     g, h, j = below[:-6], below[3:-3], below[6:]
     for i in range(out.shape[0]):
-        total = np.uint32(a[i]) + np.uint32(b[i]) + np.uint32(c[i]) + np.uint32(d[i]) + np.uint32(5) * np.uint32(e[i])
+        total = (
+            np.uint32(a[i])
+            + np.uint32(b[i])
+            + np.uint32(c[i])
+            + np.uint32(d[i])
+            + np.uint32(5) * np.uint32(e[i])
+        )
         total += np.uint32(f[i]) + np.uint32(g[i]) + np.uint32(h[i]) + np.uint32(j[i])
         out[i] = np.uint8((np.uint32(2) * total + np.uint32(13)) // np.uint32(26))
 
@@ -118,8 +133,13 @@ def nearest(image: Array, a: int, b: int, c: int, d: int, e: int, f: int, fill: 
 
 
 @compiled
-def slide(rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, shares: Array, out: Array) -> None:
-    """Each row y moves by ``slope (y + 1/2) + shift`` pixels to the left. Rows are [H, 3 W], shares are room for [3 W] float64."""
+def slide(
+    rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, shares: Array, out: Array
+) -> None:
+    """Each row y moves by ``slope (y + 1/2) + shift`` pixels to the left.
+
+    Rows are [H, 3 W], shares are room for [3 W] float64.
+    """
     height, width = rows.shape[0], rows.shape[1] // 3
     for y in range(height):
         row, result = rows[y], out[y]
@@ -141,11 +161,21 @@ def slide(rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, 
             some[3 * k + 1] = share
             some[3 * k + 2] = share
         first = 3 * (begin + step)
-        slide_row(row[first - 3 :], row[first:], row[first + 3 :], row[first + 6 :], some, is_cubic, result[3 * begin : 3 * end])
+        slide_row(
+            row[first - 3 :],
+            row[first:],
+            row[first + 3 :],
+            row[first + 6 :],
+            some,
+            is_cubic,
+            result[3 * begin : 3 * end],
+        )
 
 
 @compiled
-def slide_edge(row: Array, x: int, move: float, shift: float, is_cubic: bool, fill: Array, result: Array) -> None:
+def slide_edge(
+    row: Array, x: int, move: float, shift: float, is_cubic: bool, fill: Array, result: Array
+) -> None:
     """A pixel of which some neighbours are outside: the border's pixels stand in."""
     width = result.shape[0] // 3
     u = (x + 0.5) + move + shift
@@ -164,7 +194,9 @@ def slide_edge(row: Array, x: int, move: float, shift: float, is_cubic: bool, fi
 
 
 @compiled
-def slide_row(before: Array, own: Array, after: Array, last: Array, shares: Array, is_cubic: bool, out: Array) -> None:
+def slide_row(
+    before: Array, own: Array, after: Array, last: Array, shares: Array, is_cubic: bool, out: Array
+) -> None:
     """The pixels of a row whose neighbours are all inside: a value between four, or two, for each of ``out``."""
     if is_cubic:
         for i in range(out.shape[0]):

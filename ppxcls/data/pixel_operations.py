@@ -22,7 +22,12 @@ _LARGEST = 32768  # pixels of a side, up to which Pillow computes in fixed point
 
 
 def apply(
-    image: Image, name: str, value: float, colour: Colour, shear: PillowImage.Resampling, move: PillowImage.Resampling
+    image: Image,
+    name: str,
+    value: float,
+    colour: Colour,
+    shear: PillowImage.Resampling,
+    move: PillowImage.Resampling,
 ) -> Image | None:
     """Apply one operation.
 
@@ -46,7 +51,11 @@ def apply(
         return _slid(image, name[-1], value, 0.0, shear, colour)
     if name.startswith("Translate"):
         pixels = value * (width if name[-1] == "X" else height)
-        return _shifted(image, name[-1], pixels, colour) if move == _NEAREST else _slid(image, name[-1], 0.0, pixels, move, colour)
+        return (
+            _shifted(image, name[-1], pixels, colour)
+            if move == _NEAREST
+            else _slid(image, name[-1], 0.0, pixels, move, colour)
+        )
     if name == "Rotate" and move == _NEAREST and value % 90 != 0 and max(height, width) < _LARGEST:
         return _rotated(np.ascontiguousarray(image), value, colour)
     return image if name == "Identity" else None
@@ -146,8 +155,13 @@ _BY_IMAGE: dict[str, Callable[[Image, float], Image]] = {
 }
 
 
-def _slid(image: Image, axis: str, slope: float, pixels: float, resample: PillowImage.Resampling, colour: Colour) -> Image:
-    """Sheared or shifted along one axis with interpolation. Columns are moved as the rows of the transposed image."""
+def _slid(
+    image: Image, axis: str, slope: float, pixels: float, resample: PillowImage.Resampling, colour: Colour
+) -> Image:
+    """Sheared or shifted along one axis with interpolation.
+
+    Columns are moved as the rows of the transposed image.
+    """
     from ppxcls.data import pixel_kernels
 
     rows = np.ascontiguousarray(image) if axis == "X" else cv2.transpose(image)
@@ -155,7 +169,14 @@ def _slid(image: Image, axis: str, slope: float, pixels: float, resample: Pillow
     flat, shares = (len(rows), -1), np.empty(3 * rows.shape[1])
     fill = np.array(colour, np.uint8)
     call(
-        pixel_kernels.slide, rows.reshape(flat), float(slope), float(pixels), resample == _BICUBIC, fill, shares, out.reshape(flat)
+        pixel_kernels.slide,
+        rows.reshape(flat),
+        float(slope),
+        float(pixels),
+        resample == _BICUBIC,
+        fill,
+        shares,
+        out.reshape(flat),
     )
     return out if axis == "X" else cv2.transpose(out)
 
@@ -164,7 +185,9 @@ def _shifted(image: Image, axis: str, pixels: float, colour: Colour) -> Image:
     """Shifted along one axis by whole pixels."""
     dimension = 1 if axis == "X" else 0
     side = image.shape[dimension]
-    places = np.add.accumulate(np.concatenate(([pixels + 0.5], np.ones(side - 1))))  # rounded as Pillow's sums
+    places = np.add.accumulate(
+        np.concatenate(([pixels + 0.5], np.ones(side - 1)))
+    )  # rounded as Pillow's sums
     inside = (places >= 0) & (places.astype(np.int64) < side)
     out = np.empty_like(image)
     out[...] = colour
@@ -187,5 +210,11 @@ def _rotated(image: Image, degrees: float, colour: Colour) -> Image:
     c, f = a * -x + b * -y + x, d * -x + e * -y + y
     matrix = a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5
     out = np.empty_like(image)
-    call(pixel_kernels.nearest, image, *(math.floor(value * 65536.0 + 0.5) for value in matrix), np.array(colour, np.uint8), out)
+    call(
+        pixel_kernels.nearest,
+        image,
+        *(math.floor(value * 65536.0 + 0.5) for value in matrix),
+        np.array(colour, np.uint8),
+        out,
+    )
     return out

@@ -1,6 +1,7 @@
 """Augmentation policies that apply Pillow's operations to one uint8 image, and colour jitter.
 
-Names, arguments and interpolations are PaddleClas's. Every random choice comes from the generator that is passed in.
+Names, arguments and interpolations are PaddleClas's. Every random choice comes from the generator that is
+passed in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ppxcls.config.checks import Bound, Count, NotNegative
 from ppxcls.data import pixel_operations
 from ppxcls.data.decode import Image
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
-from ppxcls.system.kernels import HAS_NUMBA
+from ppxcls.system import kernels
 
 Picture = PillowImage.Image
 Operation = Callable[[Picture, float, "Fill"], Picture]
@@ -36,7 +37,10 @@ class Fill:
     """
 
     def __init__(
-        self, colour: tuple[int, int, int], shear: PillowImage.Resampling, move: PillowImage.Resampling | None = None
+        self,
+        colour: tuple[int, int, int],
+        shear: PillowImage.Resampling,
+        move: PillowImage.Resampling | None = None,
     ) -> None:
         self.colour, self.shear, self.move = colour, shear, shear if move is None else move
 
@@ -56,7 +60,8 @@ def _solarize_add(image: Picture, amount: float) -> Picture:
     return image.point(table * len(image.getbands()))
 
 
-# Pillow's operations, which define the pixels, with an argument: slope, share of the side, degrees, bits, threshold, or factor.
+# Pillow's operations, which define the pixels, with an argument: slope, share of the side, degrees, bits,
+# threshold, or factor.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, v, fill: image,
     "ShearX": lambda image, v, fill: fill.sheared(image, 1, v, 0, 0, 1, 0),
@@ -107,12 +112,21 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
         fill: of geometric operations.
     """
     for name, value in steps:
-        changed = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move) if HAS_NUMBA else None
-        image = np.asarray(OPERATIONS[name](PillowImage.fromarray(image), value, fill)) if changed is None else changed
+        changed = (
+            pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move)
+            if kernels.HAS_NUMBA
+            else None
+        )
+        image = (
+            np.asarray(OPERATIONS[name](PillowImage.fromarray(image), value, fill))
+            if changed is None
+            else changed
+        )
     return image
 
 
-# ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operation, probability, and magnitude out of 9.
+# ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operation, probability, and magnitude
+# out of 9.
 _POLICY = """
 Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3|Posterize .6 7 Posterize .6 6
 Equalize .4 7 Solarize .2 4|Equalize .4 4 Rotate .8 8|Solarize .6 3 Equalize .6 7|Posterize .8 5 Equalize 1 2
@@ -122,7 +136,14 @@ Color .8 8 Solarize .8 7|Sharpness .4 7 Invert .6 8|ShearX .6 5 Equalize 1 9|Col
 Equalize .4 7 Solarize .2 4|Solarize .6 5 AutoContrast .6 5|Invert .6 4 Equalize 1 8|Color .6 4 Contrast 1 8
 Equalize .8 8 Equalize .6 3
 """
-_MOST = {"ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331, "TranslateY": 150 / 331, "Rotate": 30, "Posterize": 4}
+_MOST = {
+    "ShearX": 0.3,
+    "ShearY": 0.3,
+    "TranslateX": 150 / 331,
+    "TranslateY": 150 / 331,
+    "Rotate": 30,
+    "Posterize": 4,
+}
 _MOST |= {"Solarize": 256, "Color": 0.9, "Contrast": 0.9, "Brightness": 0.9, "Sharpness": 0.9}
 _PADDLECLAS_FILL = Fill((128, 128, 128), _BICUBIC, _NEAREST)
 _RAND_OPERATIONS = [*_MOST, "AutoContrast", "Equalize", "Invert"]
@@ -165,7 +186,9 @@ class RandAugment(Transform):
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         names = [_RAND_OPERATIONS[i] for i in rng.integers(len(_RAND_OPERATIONS), size=self.num_layers)]
-        return apply(image, [(name, _argument(name, self.magnitude / 10, _MOST, rng)) for name in names], self._fill)
+        return apply(
+            image, [(name, _argument(name, self.magnitude / 10, _MOST, rng)) for name in names], self._fill
+        )
 
 
 @TRANSFORMS.register
@@ -174,16 +197,29 @@ class TrivialAugment(Transform):
 
     needs_uint8 = True
 
-    _MOST = dict.fromkeys((*_ENHANCING, "ShearX", "ShearY"), 0.99) | {"Rotate": 135, "Posterize": 6, "Solarize": 256}
+    _MOST = dict.fromkeys((*_ENHANCING, "ShearX", "ShearY"), 0.99) | {
+        "Rotate": 135,
+        "Posterize": 6,
+        "Solarize": 256,
+    }
 
     def __init__(self) -> None:
-        self._names = ["Identity", "AutoContrast", "Equalize", *sorted(self._MOST), "TranslateX", "TranslateY"]
+        self._names = [
+            "Identity",
+            "AutoContrast",
+            "Equalize",
+            *sorted(self._MOST),
+            "TranslateX",
+            "TranslateY",
+        ]
         self._fill = Fill((128, 128, 128), _BILINEAR)
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         name = self._names[rng.integers(len(self._names))]
         pixels = {"TranslateX": 32 / image.shape[1], "TranslateY": 32 / image.shape[0]}
-        return apply(image, [(name, _argument(name, rng.integers(31) / 30, self._MOST | pixels, rng))], self._fill)
+        return apply(
+            image, [(name, _argument(name, rng.integers(31) / 30, self._MOST | pixels, rng))], self._fill
+        )
 
 
 @TRANSFORMS.register
@@ -191,9 +227,10 @@ class TimmAutoAugment(Transform):
     """timm's RandAugment, described by timm's string.
 
     Args:
-        config_str: after ``rand``: ``m`` magnitude (9), ``n`` operations (2), ``p`` probability of each (0.5), ``mstd`` standard
-            deviation of the magnitude (0; from 100 on it is uniform from 0 to the magnitude), ``mmax`` its limit (10), ``inc1``
-            lets all operations grow stronger with the magnitude.
+        config_str: after ``rand``: ``m`` magnitude (9), ``n`` operations (2), ``p`` probability of each
+            (0.5), ``mstd`` standard deviation of the magnitude (0; from 100 on it is uniform from 0 to the
+            magnitude), ``mmax`` its limit (10), ``inc1`` lets all operations grow stronger with the
+            magnitude.
         interpolation: ``random`` draws bilinear or bicubic for each image.
         img_size: accepted and not used. timm scales shifts by it; here they are shares of the side.
     """
@@ -213,13 +250,22 @@ class TimmAutoAugment(Transform):
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
             if not match or match[1] not in known:
-                raise ValueError(f"expected parts such as {', '.join(known)} with a number, received {part!r}")
+                raise ValueError(
+                    f"expected parts such as {', '.join(known)} with a number, received {part!r}"
+                )
             known[match[1]] = float(match[2])
-        if kind != "rand" or not 0 <= known["p"] <= 1 or not 0 <= known["m"] <= known["mmax"] or known["n"] < 1:
+        if (
+            kind != "rand"
+            or not 0 <= known["p"] <= 1
+            or not 0 <= known["m"] <= known["mmax"]
+            or known["n"] < 1
+        ):
             raise ValueError(f"expected a string as rand-m9-mstd0.5-inc1, received {config_str!r}")
         self.settings = known
         self._names = [*_RAND_OPERATIONS, "SolarizeAdd"]
-        self._resamples = {"random": [_BILINEAR, _BICUBIC], "bilinear": [_BILINEAR], "bicubic": [_BICUBIC]}[interpolation]
+        self._resamples = {"random": [_BILINEAR, _BICUBIC], "bilinear": [_BILINEAR], "bicubic": [_BICUBIC]}[
+            interpolation
+        ]
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         s = self.settings
@@ -228,7 +274,9 @@ class TimmAutoAugment(Transform):
             if rng.random() >= s["p"]:
                 continue
             magnitude = rng.uniform(0, s["m"]) if s["mstd"] >= 100 else rng.normal(s["m"], s["mstd"])
-            steps.append((self._names[i], self._value(self._names[i], min(max(magnitude, 0.0), s["mmax"]) / 10, rng)))
+            steps.append(
+                (self._names[i], self._value(self._names[i], min(max(magnitude, 0.0), s["mmax"]) / 10, rng))
+            )
         fill = Fill((124, 116, 104), self._resamples[rng.integers(len(self._resamples))])
         return apply(image, steps, fill)
 
@@ -269,10 +317,16 @@ class ColorJitter(Transform):
         names = list(self.ranges)
         for i in rng.permutation(len(names)):
             name, extent = names[i], self.ranges[names[i]]
-            value = rng.uniform(-extent, extent) if name == "Hue" else rng.uniform(max(0.0, 1 - extent), 1 + extent)
+            value = (
+                rng.uniform(-extent, extent)
+                if name == "Hue"
+                else rng.uniform(max(0.0, 1 - extent), 1 + extent)
+            )
             if extent == 0:
                 continue
-            image = _shift_hue(image, value) if name == "Hue" else apply(image, [(name, value)], _PADDLECLAS_FILL)
+            image = (
+                _shift_hue(image, value) if name == "Hue" else apply(image, [(name, value)], _PADDLECLAS_FILL)
+            )
         return image
 
 

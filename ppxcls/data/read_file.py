@@ -74,5 +74,7 @@ def _read_once(path: str) -> bytes:
             raise ValueError(f"{size:,} bytes; an image file may have {MAX_BYTES:,}")
         data = file.read(MAX_BYTES + 1)  # limited, because a pipe or a device has no size
     if len(data) != size:
-        raise ValueError(f"expected {size:,} bytes, read {len(data):,}; another program may be writing the file")
+        raise ValueError(
+            f"expected {size:,} bytes, read {len(data):,}; another program may be writing the file"
+        )
     return data

@@ -1,7 +1,8 @@
 """Pillow's resizing of uint8 images along one side as a numba kernel: the same pixels, by vectors.
 
-Each pixel is a weighted sum of the pixels around its place in the source. If the image gets smaller, the filter gets wider, so that
-no pixel is skipped. Weights have 22 bits behind the point, and sums are rounded to bytes, as in Pillow.
+Each pixel is a weighted sum of the pixels around its place in the source. If the image gets smaller, the
+filter gets wider, so that no pixel is skipped. Weights have 22 bits behind the point, and sums are rounded to
+bytes, as in Pillow.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def weight_at(distance: float, is_cubic: bool) -> float:
 
 
 @compiled
-def weigh(source: int, place: int, scale: float, is_cubic: bool, shares: Array, weights: Array) -> tuple[int, int]:
+def weigh(
+    source: int, place: int, scale: float, is_cubic: bool, shares: Array, weights: Array
+) -> tuple[int, int]:
     """The weights of one pixel of the result.
 
     Args:
@@ -76,7 +79,11 @@ def resample(rows: Array, is_cubic: bool, out: Array) -> None:
     """
     scale = rows.shape[0] / out.shape[0]
     most = 2 * ceil(_CUBIC_REACH * max(scale, 1.0)) + 1
-    shares, weights, sums = np.zeros(most, np.float64), np.zeros(most, np.int64), np.zeros(rows.shape[1], np.int32)
+    shares, weights, sums = (
+        np.zeros(most, np.float64),
+        np.zeros(most, np.int64),
+        np.zeros(rows.shape[1], np.int32),
+    )
     for y in range(out.shape[0]):
         first, count = weigh(rows.shape[0], y, scale, is_cubic, shares, weights)
         sums[:] = 1 << (_BITS - 1)

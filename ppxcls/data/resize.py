@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
-from ppxcls.system.kernels import HAS_NUMBA, call
+from ppxcls.system import kernels
 
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
@@ -53,12 +53,18 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
 
     def resize(image: Image, size: tuple[int, int]) -> Image:
         if size[0] * size[1] > MOST_PIXELS:  # a line of pixels whose shorter side is enlarged
-            raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many")
-        if backend == "pil" and size[0] * image.shape[0] > _MOST_BETWEEN:  # a column of pixels that is made wider first
-            raise ValueError(f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many")
+            raise ValueError(
+                f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
+            )
+        if (
+            backend == "pil" and size[0] * image.shape[0] > _MOST_BETWEEN
+        ):  # a column of pixels that is made wider first
+            raise ValueError(
+                f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many"
+            )
         if backend == "cv2":
             return cv2.resize(image, size, interpolation=method)
-        if name in _BY_KERNEL and HAS_NUMBA and image.dtype == np.uint8:
+        if name in _BY_KERNEL and kernels.HAS_NUMBA and image.dtype == np.uint8:
             return _resampled(image, size, name == "bicubic")
         return _by_pillow(image, size, method)
 
@@ -66,7 +72,10 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
 
 
 def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampling) -> Image:
-    """Width first, as one call did up to Pillow 12. Pillow 13 begins with the height if that is reduced more: other pixels."""
+    """Width first, as one call did up to Pillow 12.
+
+    Pillow 13 begins with the height if that is reduced more: other pixels.
+    """
     picture = PillowImage.fromarray(image)
     if method != PillowImage.Resampling.NEAREST:
         picture = picture.resize((size[0], picture.height), method)
@@ -81,7 +90,7 @@ def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
     def along_first_side(source: Image, length: int) -> Image:
         out = np.empty((length, *source.shape[1:]), np.uint8)
         rows = np.ascontiguousarray(source).reshape(len(source), -1)
-        call(resample, rows, is_cubic, out.reshape(length, -1))
+        kernels.call(resample, rows, is_cubic, out.reshape(length, -1))
         return out
 
     width, height = size
@@ -113,8 +122,8 @@ def part_of(image: Image | ImageParts, left: int, top: int, width: int, height: 
 class ResizedParts(ImageParts):
     """An image that is resized, of which only what a part needs is decoded.
 
-    The part is the same as that of the whole image: it is cut from a resized image whose other pixels are empty, because both
-    libraries derive the positions between the pixels from the whole size.
+    The part is the same as that of the whole image: it is cut from a resized image whose other pixels are
+    empty, because both libraries derive the positions between the pixels from the whole size.
 
     Args:
         image: to resize.

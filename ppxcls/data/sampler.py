@@ -20,7 +20,8 @@ class BatchPlan:
         number: position of the global batch in its epoch.
         indices: samples to load, int64 [n]; at least one in training.
         first: position of ``indices[0]`` in the epoch's global order.
-        count: number of samples that count: all of them, or 0 if this process has no sample left and only keeps in step.
+        count: number of samples that count: all of them, or 0 if this process has no sample left and only
+            keeps in step.
     """
 
     number: int
@@ -57,7 +58,9 @@ class Sampler(Protocol):
         """This process's parts, from global batch ``start`` on."""
 
 
-SAMPLERS: Registry[Sampler] = Registry("sampler", ("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler)
+SAMPLERS: Registry[Sampler] = Registry(
+    "sampler", ("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler
+)
 
 
 @SAMPLERS.register
@@ -65,8 +68,9 @@ SAMPLERS: Registry[Sampler] = Registry("sampler", ("num_samples", "labels", "see
 class DistributedBatchSampler:
     """Cuts an epoch into global batches, and each of these into one part per process.
 
-    The order depends on the seed and the epoch alone. So runs on 1, 2 or 8 processes see the same global batches, if
-    ``batch_size * world_size`` is the same. A short last batch is divided among the processes; no sample is repeated to fill it.
+    The order depends on the seed and the epoch alone. So runs on 1, 2 or 8 processes see the same global
+    batches, if ``batch_size * world_size`` is the same. A short last batch is divided among the processes; no
+    sample is repeated to fill it.
 
     Args:
         batch_size: samples of one process.
@@ -91,7 +95,9 @@ class DistributedBatchSampler:
     def __post_init__(self) -> None:
         if self.drop_last and self.num_samples < self.batch_size * self.world_size:
             total = f"{self.batch_size} x {self.world_size} processes"
-            raise ValueError(f"drop_last leaves nothing of {self.num_samples} samples at a batch_size of {total}")
+            raise ValueError(
+                f"drop_last leaves nothing of {self.num_samples} samples at a batch_size of {total}"
+            )
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -130,7 +136,8 @@ class DistributedBatchSampler:
 @SAMPLERS.register
 @dataclass(kw_only=True)
 class RASampler(DistributedBatchSampler):
-    """Repeated augmentation (arXiv:1902.05509): each drawn sample is used several times in a row, with other random choices.
+    """Repeated augmentation (arXiv:1902.05509): each drawn sample is used several times in a row, with other
+    random choices.
 
     An epoch has as many samples as the list, so it uses one in ``num_repeats`` of them.
 
@@ -149,11 +156,12 @@ class RASampler(DistributedBatchSampler):
 @SAMPLERS.register
 @dataclass(kw_only=True)
 class BlockShuffleSampler(DistributedBatchSampler):
-    """Reads neighbours in the list together, for disks and object stores that are slow to jump (``PackedDataset``).
+    """Reads neighbours in the list together, for disks and object stores that are slow to jump
+    (``PackedDataset``).
 
-    The list is cut into blocks, which come in random order. The samples of ``blocks_at_once`` blocks are shuffled among each other.
-    If the list itself is in random order, the batches are as mixed as with a full shuffle. A list in the order of its classes gives
-    batches of few classes.
+    The list is cut into blocks, which come in random order. The samples of ``blocks_at_once`` blocks are
+    shuffled among each other. If the list itself is in random order, the batches are as mixed as with a full
+    shuffle. A list in the order of its classes gives batches of few classes.
 
     Args:
         block: samples in a row, such as those of a shard.
@@ -170,7 +178,9 @@ class BlockShuffleSampler(DistributedBatchSampler):
         starts = rng.permutation(-(-self.num_samples // self.block)) * self.block
         parts = []
         for first in range(0, starts.size, self.blocks_at_once):
-            group = starts[first : first + self.blocks_at_once, None] + np.arange(min(self.block, self.num_samples))
+            group = starts[first : first + self.blocks_at_once, None] + np.arange(
+                min(self.block, self.num_samples)
+            )
             parts.append(rng.permutation(group[group < self.num_samples]))
         return np.concatenate(parts)
 
@@ -212,8 +222,13 @@ class ProgressiveSampler(DistributedBatchSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.epochs) != len(self.sizes) or sorted(set(self.epochs)) != self.epochs:
-            raise ValueError(f"expected as many sizes as epochs, which increase, received {self.sizes} and {self.epochs}")
+            raise ValueError(
+                f"expected as many sizes as epochs, which increase, received {self.sizes} and {self.epochs}"
+            )
 
     def size_at(self, epoch: int) -> int | None:
         """Pixels of the images' sides in an epoch; None for those of the transforms."""
-        return next((size for first, size in zip(self.epochs[::-1], self.sizes[::-1], strict=True) if epoch >= first), None)
+        return next(
+            (size for first, size in zip(self.epochs[::-1], self.sizes[::-1], strict=True) if epoch >= first),
+            None,
+        )

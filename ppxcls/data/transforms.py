@@ -1,6 +1,7 @@
 """Transforms of one image, with PaddleClas's names and rules.
 
-Every random choice comes from the generator that is passed in. The loader seeds it by the sample's position in the epoch.
+Every random choice comes from the generator that is passed in. The loader seeds it by the sample's position
+in the epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from ppxcls.config.registry import Components, Registry
 from ppxcls.data.decode import Image, ImageParts, decode_image, warn_of_few_bits
 from ppxcls.data.resize import Interpolation, ResizedParts, Size, pair_of, part_of, resizer
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of channels with values from 0 to 1
+IMAGENET_MEAN, IMAGENET_STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of channels with values from 0 to 1
 
 Generator = np.random.Generator
 TransformOps = Annotated[list[Any], Components("transform")]
@@ -91,7 +95,8 @@ class ResizeImage(Transform):
 
     Args:
         size: pixels of both sides, or [width, height].
-        resize_short: pixels of the shorter side; the other side keeps the aspect, rounded. It takes precedence over ``size``.
+        resize_short: pixels of the shorter side; the other side keeps the aspect, rounded. It takes
+            precedence over ``size``.
         interpolation: None is bilinear for cv2 and bicubic for pil.
         backend: OpenCV or Pillow.
         return_numpy: PaddleClas's key; it has no effect.
@@ -121,7 +126,11 @@ class ResizeImage(Transform):
             factor = self.resize_short / min(width, height)
             size = round(width * factor), round(height * factor)
         assert size is not None
-        return ResizedParts(image, size, self._resize) if isinstance(image, ImageParts) else self._resize(image, size)
+        return (
+            ResizedParts(image, size, self._resize)
+            if isinstance(image, ImageParts)
+            else self._resize(image, size)
+        )
 
 
 @TRANSFORMS.register
@@ -140,17 +149,20 @@ class CropImage(Transform):
     def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         height, width = image.shape[:2]
         if height < self.height or width < self.width:
-            raise ValueError(f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}")
+            raise ValueError(
+                f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}"
+            )
         left, top = (width - self.width) // 2, (height - self.height) // 2
         return part_of(image, left, top, self.width, self.height)
 
 
 @TRANSFORMS.register
 class RandCropImage(Transform):
-    """Resizes a random part of the image (the crop of arXiv:1409.4842, section 6, with PaddleClas's distribution).
+    """Resizes a random part of the image (the crop of arXiv:1409.4842, section 6, with PaddleClas's
+    distribution).
 
-    The ratio of width to height, the share of the area, and the position are uniform. Both limits of the share are reduced to the
-    largest share that fits the ratio.
+    The ratio of width to height, the share of the area, and the position are uniform. Both limits of the
+    share are reduced to the largest share that fits the ratio.
 
     Args:
         size: pixels of both sides of the result, or [width, height].
@@ -219,14 +231,17 @@ class RandFlipImage(Transform):
 
 @TRANSFORMS.register
 class NormalizeImage(Transform):
-    """``(image * scale - mean) / std`` in float32. At the end of a data set's transforms it runs on the device.
+    """``(image * scale - mean) / std`` in float32.
+
+    At the end of a data set's transforms it runs on the device.
 
     Args:
         scale: a number, or a fraction such as PaddleClas's ``1.0/255.0``; None is 1 / 255.
         mean: of each channel; None is ImageNet's.
         std: of each channel; None is ImageNet's.
         order: ``chw`` for images [3, H, W], ``hwc`` or an empty string for [H, W, 3].
-        output_fp16, channel_num: PaddleClas's keys; they have no effect, because AMP casts, and a fourth channel would be zero.
+        output_fp16, channel_num: PaddleClas's keys; they have no effect, because AMP casts, and a fourth
+            channel would be zero.
 
     Attributes:
         table: the normalised values of each channel, float32 [256, 3].
@@ -343,7 +358,9 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
         if isinstance(transform, DecodeImage) and transforms:
             raise block.where.error("expected DecodeImage first")
         if transform.needs_uint8 and any(isinstance(t, NormalizeImage | ToCHWImage) for t in transforms):
-            raise block.where.error(f"{block.name} works on uint8: expected it before NormalizeImage and ToCHWImage")
+            raise block.where.error(
+                f"{block.name} works on uint8: expected it before NormalizeImage and ToCHWImage"
+            )
         if isinstance(transform, NormalizeImage) and transform.chw and not chw:
             # With [H, W, 3], PaddleClas's default would apply the channels' constants to rows, or fail.
             raise (block.where / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")
@@ -361,7 +378,11 @@ def split_for_device(compose: Compose) -> tuple[Compose, DeviceStage]:
     """Leave NormalizeImage and ToCHWImage at the end to the device, because a uint8 batch has a quarter of the bytes."""
     host = list(compose.transforms)
     normalize: NormalizeImage | None = None
-    while host and isinstance(host[-1], NormalizeImage | ToCHWImage) and not (normalize and isinstance(host[-1], NormalizeImage)):
+    while (
+        host
+        and isinstance(host[-1], NormalizeImage | ToCHWImage)
+        and not (normalize and isinstance(host[-1], NormalizeImage))
+    ):
         last = host.pop()
         normalize = last if isinstance(last, NormalizeImage) else normalize
     return Compose(host), DeviceStage(normalize, any(isinstance(t, ToCHWImage) for t in host))

@@ -44,11 +44,14 @@ _KEYS_FOR_EXPORTED = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess
 
 
 def load(path: str | Path | Config, coming: int = 0) -> Predictor:
-    """A trained run or an exported model, ready to predict: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
+    """A trained run or an exported model, ready to predict:
+    ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
 
     Args:
-        path: folder of a run, its ``config.yaml``, a config, an exported folder, or an exported ``.onnx`` file.
-        coming: number of images that are known to come. On a CPU a run's network is compiled for many, with the first batch.
+        path: folder of a run, its ``config.yaml``, a config, an exported folder, or an exported ``.onnx``
+            file.
+        coming: number of images that are known to come. On a CPU a run's network is compiled for many, with
+            the first batch.
 
     Raises:
         ConfigError, CheckpointError, DataError: it can't be used.
@@ -77,7 +80,9 @@ def trained_predictor(config: Config, coming: int = 0) -> Predictor:
     start_processes(config)
     host, stage = split_for_device(build_transforms(blocks))
     runner = network_runner(build_network(config, "infer", weights), stage, coming)
-    return Predictor(host, runner, names, gives_logits=True, description=describe(config, weights, blocks, names))
+    return Predictor(
+        host, runner, names, gives_logits=True, description=describe(config, weights, blocks, names)
+    )
 
 
 def exported_predictor(path: str | Path) -> Predictor:
@@ -101,7 +106,9 @@ def exported_predictor(path: str | Path) -> Predictor:
     host, stage = split_for_device(build_transforms(exported.transforms))
     if not exported.preprocesses:
         runner = _prepared(runner, ModelInput(stage))
-    return Predictor(host, runner, exported.class_names, exported.gives_logits, f"{path}: {exported.describe()}")
+    return Predictor(
+        host, runner, exported.class_names, exported.gives_logits, f"{path}: {exported.describe()}"
+    )
 
 
 def _from_metadata(file: Path) -> Exported:
@@ -158,8 +165,8 @@ def export(
         softmax: probabilities instead of logits.
         preprocess: take uint8 images and normalise them in the graph.
         fold: fold batch norms into the convolutions before them.
-        int8: list of images to calibrate 8-bit numbers on, or a packed data set; see ``quantise``. The list's paths are relative to
-            the ``image_root`` of the evaluation data, or else to the list's own folder.
+        int8: list of images to calibrate 8-bit numbers on, or a packed data set; see ``quantise``. The list's
+            paths are relative to the ``image_root`` of the evaluation data, or else to the list's own folder.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
@@ -195,17 +202,24 @@ def export_folder(config: Config) -> Path:
     return Path(config.Global.save_inference_dir)
 
 
-def _for_int8(config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]) -> tuple[Dataset, Dataset]:
-    """The images to calibrate 8-bit numbers on, and those of the evaluation, both as the exported file takes them.
+def _for_int8(
+    config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]
+) -> tuple[Dataset, Dataset]:
+    """The images to calibrate 8-bit numbers on, and those of the evaluation, both as the exported file takes
+    them.
 
     Raises ConfigError, CheckpointError and DataError.
     """
     check_packages()
     if "onnx" not in formats:
         raise DataError("INT8 is made from the ONNX file: export it too")
-    evaluation = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
+    evaluation = (
+        build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
+    )
     if evaluation is None:
-        raise config.where("DataLoader.Eval").error("the section is missing; it is needed to measure what 8 bits cost")
+        raise config.where("DataLoader.Eval").error(
+            "the section is missing; it is needed to measure what 8 bits cost"
+        )
     calibration: Dataset
     if is_url(path) or Path(path).is_dir():
         calibration = PackedDataset(path, list(blocks))
@@ -237,7 +251,8 @@ def _sample_images(config: Config, host: Compose, count: int = 8) -> Array:
 
 
 def _listed_images(config: Config, most: int) -> list[tuple[str, Callable[[Compose], Array]]]:
-    """Names and loaders of ``Infer.infer_imgs``, or of the first images of the evaluation data; empty if both are missing.
+    """Names and loaders of ``Infer.infer_imgs``, or of the first images of the evaluation data; empty if both
+    are missing.
 
     Raises:
         DataError: the evaluation data is there, but can't be used.
@@ -252,7 +267,9 @@ def _listed_images(config: Config, most: int) -> list[tuple[str, Callable[[Compo
         places = [block[key] for key in ("cls_label_path", "pack") if key in block]
         if all(is_url(place) or Path(place).exists() for place in places):
             dataset = build_dataset(config, "Eval", patience=0)
-            return [(dataset.path(i), partial(_load_sample, dataset, i)) for i in range(min(len(dataset), most))]
+            return [
+                (dataset.path(i), partial(_load_sample, dataset, i)) for i in range(min(len(dataset), most))
+            ]
     return []
 
 
@@ -291,7 +308,8 @@ def infer(
         A prediction for each file, in order of the paths. A file that can't be read has an ``error``.
 
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't be used.
+        ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't
+            be used.
     """
     files = _files_to_predict(config, images)
     predictor = _predictor(config, exported, len(files))
@@ -379,7 +397,12 @@ def _print_errors(predictions: Sequence[Prediction]) -> int:
 
 
 def _refuse_overrides(config: Config) -> None:
-    """Exported files hold their own weights, preparation and names. A wish that they can't follow is an error."""
+    """Exported files hold their own weights, preparation and names.
+
+    A wish that they can't follow is an error.
+    """
     for key in map(".".join, config.overrides):
         if not key.startswith(_KEYS_FOR_EXPORTED):
-            raise config.where(key).error("exported files have their own; export again to change it, or leave out --exported")
+            raise config.where(key).error(
+                "exported files have their own; export again to change it, or leave out --exported"
+            )

@@ -27,7 +27,13 @@ from ppxcls.train.paddle_inference import program_file
 
 _OPSET = 17
 _FILES = (
-    *("inference.json", "inference.pdmodel", "inference.pdiparams", "inference.pdiparams.info", "inference.onnx"),
+    *(
+        "inference.json",
+        "inference.pdmodel",
+        "inference.pdiparams",
+        "inference.pdiparams.info",
+        "inference.onnx",
+    ),
     *("inference.yml", "inference_config.json", "inference.int8.onnx"),
 )
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums differ with their order
@@ -38,7 +44,8 @@ class Deployed(nn.Layer):
 
     Args:
         model: the network.
-        stage: what is left to the device, done in the graph on uint8 [N, H, W, 3]; None takes normalised float32 [N, 3, H, W].
+        stage: what is left to the device, done in the graph on uint8 [N, H, W, 3]; None takes normalised
+            float32 [N, 3, H, W].
         softmax: probabilities instead of logits.
     """
 
@@ -63,16 +70,19 @@ def export_model(
     formats: Sequence[str] = ("paddle", "onnx"),
     fold: bool = False,
 ) -> dict[str, float]:
-    """Write ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the side files.
+    """Write ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the side
+    files.
 
     The same weights give the same bytes, and nothing is installed or fetched.
 
     Args:
         model: in evaluation mode.
         stage: of the transforms that made the images.
-        images: to compare on, after the host's transforms, [N, ...]. The exported files take batches of any size.
+        images: to compare on, after the host's transforms, [N, ...]. The exported files take batches of any
+            size.
         folder: for the files.
-        exported: what the files say of themselves; it decides about softmax, and about normalisation in the graph.
+        exported: what the files say of themselves; it decides about softmax, and about normalisation in the
+            graph.
         formats: ``paddle``, ``onnx``.
         fold: fold batch norms into the convolutions before them.
 
@@ -102,7 +112,9 @@ def export_model(
         paddle.jit.save(program, f"{ready}/inference")
         if "onnx" in formats:
             _write_onnx(ready, ready / "inference.onnx", exported)
-            differences["onnx"] = _compared("ONNX Runtime", onnx_runner(ready / "inference.onnx"), inputs, expected)
+            differences["onnx"] = _compared(
+                "ONNX Runtime", onnx_runner(ready / "inference.onnx"), inputs, expected
+            )
         if "paddle" in formats:
             differences["paddle"] = _compared("Paddle Inference", paddle_runner(ready), inputs, expected)
         else:
@@ -130,8 +142,12 @@ def _compared(name: str, runner: Runner, images: Array, expected: Array) -> floa
     difference = float(np.abs(received - expected).max())
     same = int((received.argmax(axis=1) == expected.argmax(axis=1)).sum())
     logger.info(f"{name}: largest difference {difference:.2e} on {len(images)} images, top-1 equal on {same}")
-    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or same < len(images):  # NaN is no agreement
-        raise CheckpointError(f"{name} differs from the network by {difference:.2e}, top-1 equal on {same} of {len(images)} images")
+    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or same < len(
+        images
+    ):  # NaN is no agreement
+        raise CheckpointError(
+            f"{name} differs from the network by {difference:.2e}, top-1 equal on {same} of {len(images)} images"
+        )
     return difference
 
 
@@ -145,9 +161,13 @@ def _write_onnx(source: Path, target: Path, exported: Exported) -> None:
         import onnx
         import paddle2onnx
     except ImportError:
-        raise CheckpointError(f"to write ONNX needs paddle2onnx: pip install 'ppxcls[{export_extra()}]'") from None
+        raise CheckpointError(
+            f"to write ONNX needs paddle2onnx: pip install 'ppxcls[{export_extra()}]'"
+        ) from None
     except ValueError as error:  # paddle2onnx 2 refuses Paddle 2, and says what it wants
-        raise CheckpointError(f"pip install 'ppxcls[{export_extra()}]': {' '.join(str(error).split())}") from None
+        raise CheckpointError(
+            f"pip install 'ppxcls[{export_extra()}]': {' '.join(str(error).split())}"
+        ) from None
     logging.getLogger("paddle2onnx").setLevel(logging.WARNING)
     model = paddle2onnx.export(
         str(program_file(source)),

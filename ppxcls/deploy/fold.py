@@ -11,7 +11,9 @@ from ppxcls.ops.batch_norm import NormReLU
 
 
 def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
-    """Fold each batch norm whose input is the output of a convolution. One forward pass finds these pairs in any network.
+    """Fold each batch norm whose input is the output of a convolution.
+
+    One forward pass finds these pairs in any network.
 
     Args:
         model: in evaluation mode; it is changed.
@@ -21,7 +23,11 @@ def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
         Number of folded batch norms. Others, such as those after a sum, stay.
     """
     pairs = _pairs(model, images)
-    owners = {id(layer): (parent, name) for parent in model.sublayers(include_self=True) for name, layer in parent.named_children()}
+    owners = {
+        id(layer): (parent, name)
+        for parent in model.sublayers(include_self=True)
+        for name, layer in parent.named_children()
+    }
     for convolution, norm in pairs:
         scale = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)
         with paddle.no_grad():

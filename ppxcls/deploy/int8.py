@@ -53,18 +53,22 @@ class Quantised:
         )
 
 
-def quantise(folder: Path, exported: Exported, calibration: Dataset, evaluation: Dataset, most_loss: float = 0.01) -> Quantised:
-    """Write ``inference.int8.onnx`` beside ``inference.onnx``: weights in 8 bits by channel, activations in 8 bits.
+def quantise(
+    folder: Path, exported: Exported, calibration: Dataset, evaluation: Dataset, most_loss: float = 0.01
+) -> Quantised:
+    """Write ``inference.int8.onnx`` beside ``inference.onnx``: weights in 8 bits by channel, activations in 8
+    bits.
 
-    The ranges of the activations come from up to 128 images of the calibration data. Both files predict up to 1,000 images of the
-    evaluation data.
+    The ranges of the activations come from up to 128 images of the calibration data. Both files predict up to
+    1,000 images of the evaluation data.
 
     Args:
         folder: with ``inference.onnx``.
         exported: what the file says of itself.
         calibration: images like those that will come.
         evaluation: images with labels, which were not trained on.
-        most_loss: largest loss of top-1, as a share; with more, and more than three images, nothing is written.
+        most_loss: largest loss of top-1, as a share; with more, and more than three images, nothing is
+            written.
 
     Raises:
         CheckpointError: a package is missing, or the loss is larger.
@@ -81,7 +85,9 @@ def quantise(folder: Path, exported: Exported, calibration: Dataset, evaluation:
         logger.info(str(found))
         if found.top1 - found.int8_top1 > max(most_loss, _CHANCE / found.images):
             lost = f"{100 * (found.top1 - found.int8_top1):.2f} points of top-1"
-            raise CheckpointError(f"INT8 loses {lost} on {found.images} images, more than {100 * most_loss:g}: it is not written")
+            raise CheckpointError(
+                f"INT8 loses {lost} on {found.images} images, more than {100 * most_loss:g}: it is not written"
+            )
         _write(made, target, exported, found)
     return found
 
@@ -148,7 +154,9 @@ def _quiet() -> Iterator[None]:
 
 
 def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Array]], folder: Path) -> None:
-    """Write an 8-bit ONNX file. The ranges of the activations come from batches of images; the labels are not used.
+    """Write an 8-bit ONNX file.
+
+    The ranges of the activations come from batches of images; the labels are not used.
 
     Raises:
         DataError: there are no batches.
@@ -198,6 +206,9 @@ def _write(made: Path, target: Path, exported: Exported, found: Quantised) -> No
     model = onnx.load(str(made))
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    facts = {**exported.as_dict(), "int8": {"images": found.images, "top1": found.top1, "int8_top1": found.int8_top1}}
+    facts = {
+        **exported.as_dict(),
+        "int8": {"images": found.images, "top1": found.top1, "int8_top1": found.int8_top1},
+    }
     entry.key, entry.value = METADATA_KEY, json.dumps(facts, ensure_ascii=False)
     write_bytes(target, model.SerializeToString(deterministic=True))

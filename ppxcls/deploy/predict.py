@@ -54,7 +54,11 @@ def find_images(path: str) -> list[str]:
     if Path(path).is_dir():
         found = [os.path.join(path, file) for file in find_image_files(path).files]
     else:
-        found = [path] if Path(path).is_file() else [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
+        found = (
+            [path]
+            if Path(path).is_file()
+            else [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
+        )
     if not found:
         raise DataError(f"{path}: no such image, folder of images or pattern")
     return sorted(found)
@@ -71,12 +75,16 @@ class Predictor:
         description: one line about what predicts.
     """
 
-    def __init__(self, transform: Compose, runner: Runner, names: Sequence[str], gives_logits: bool, description: str) -> None:
+    def __init__(
+        self, transform: Compose, runner: Runner, names: Sequence[str], gives_logits: bool, description: str
+    ) -> None:
         self.names = list(names)
         self.description = description
         self._transform, self._runner, self._gives_logits = transform, runner, gives_logits
 
-    def predict(self, images: Source | Sequence[Source], topk: int = 5, batch_size: int = 10) -> list[Prediction]:
+    def predict(
+        self, images: Source | Sequence[Source], topk: int = 5, batch_size: int = 10
+    ) -> list[Prediction]:
         """Predict images.
 
         Args:
@@ -93,7 +101,9 @@ class Predictor:
         several = [images] if isinstance(images, str | Path | np.ndarray | bytes) else list(images)
         for source in several:
             if not isinstance(source, str | Path | np.ndarray | bytes):
-                raise DataError(f"expected paths, bytes or arrays uint8 [H, W, 3], received {type(source).__name__}")
+                raise DataError(
+                    f"expected paths, bytes or arrays uint8 [H, W, 3], received {type(source).__name__}"
+                )
         if topk < 1 or batch_size < 1:
             raise DataError(f"expected topk and batch_size of at least 1, received {topk} and {batch_size}")
         return list(self.stream(several, topk, batch_size))
@@ -103,7 +113,9 @@ class Predictor:
         numbered = list(enumerate(images))
         batches = [numbered[i : i + batch_size] for i in range(0, len(numbered), batch_size)]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for futures in prefetched(batches, lambda batch: [pool.submit(self._load, *item) for item in batch]):
+            for futures in prefetched(
+                batches, lambda batch: [pool.submit(self._load, *item) for item in batch]
+            ):
                 yield from self._predicted([future.result() for future in futures], topk)
 
     def _load(self, number: int, source: Source) -> tuple[str, Array | str]:

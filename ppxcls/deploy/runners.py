@@ -1,4 +1,7 @@
-"""Runners: the network itself, or exported files under Paddle Inference or ONNX Runtime. They take and return numpy arrays."""
+"""Runners: the network itself, or exported files under Paddle Inference or ONNX Runtime.
+
+They take and return numpy arrays.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,12 @@ def network_runner(model: nn.Layer, stage: DeviceStage, coming: int = 0) -> Runn
 
 
 def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
-    """A runner of an exported folder under Paddle Inference, on a GPU if Paddle has one, else on the CPU with oneDNN.
+    """A runner of an exported folder under Paddle Inference, on a GPU if Paddle has one, else on the CPU with
+    oneDNN.
 
     Args:
-        folder: with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or ``inference.pdmodel`` of Paddle 2.
+        folder: with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or ``inference.pdmodel`` of
+            Paddle 2.
         threads: number of threads on the CPU; None for one per core.
 
     Raises:
@@ -54,7 +59,9 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     if not weights.is_file():
         raise CheckpointError(f"{weights}: no such file")
     if model.suffix == ".json" and paddle_version() < (3, 0):
-        raise CheckpointError(f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it")
+        raise CheckpointError(
+            f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it"
+        )
     threads = threads or usable_cores()
     predictor = InferenceProgram(model, weights, threads, with_onednn=True)
 
@@ -65,7 +72,9 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
         except (RuntimeError, NotImplementedError) as error:
             if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # an error of Paddle 3.3
                 raise
-            logger.warning(f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly")
+            logger.warning(
+                f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly"
+            )
             predictor = InferenceProgram(model, weights, threads, with_onednn=False)
             return predictor(images)
 
@@ -110,6 +119,8 @@ def _onnx_session(file: Path, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=onnxruntime.get_available_providers())
+        return onnxruntime.InferenceSession(
+            str(file), options, providers=onnxruntime.get_available_providers()
+        )
     except Exception as error:  # ONNX Runtime has many classes of errors, without a common base
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None

@@ -31,8 +31,8 @@ class Exported:
         transforms: preparation of the images, as in a config.
         class_names: in the order of the ids; empty for no names.
         class_num: number of classes.
-        preprocesses: whether normalisation is in the graph, so that the input is uint8 [N, H, W, 3]; otherwise it is normalised
-            float32 [N, 3, H, W].
+        preprocesses: whether normalisation is in the graph, so that the input is uint8 [N, H, W, 3];
+            otherwise it is normalised float32 [N, 3, H, W].
         gives_logits: whether the output is logits, not probabilities.
     """
 
@@ -93,7 +93,9 @@ def read_side_file(folder: Path) -> Exported:
     except FileNotFoundError:
         raise DataError(f"{folder}: no {NAME} in it, so it is not what export_model.py writes") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{folder / NAME}: not what export_model.py writes: {type(error).__name__}: {error}") from None
+        raise DataError(
+            f"{folder / NAME}: not what export_model.py writes: {type(error).__name__}: {error}"
+        ) from None
 
 
 def parse(values: Any, source: str) -> Exported:
@@ -102,19 +104,32 @@ def parse(values: Any, source: str) -> Exported:
     Raises:
         DataError: an entry is missing or has another type, or there is not one name for each class.
     """
-    kinds = {"model": str, "transforms": list, "class_names": dict, "output": str, "preprocessing in the graph": bool}
+    kinds = {
+        "model": str,
+        "transforms": list,
+        "class_names": dict,
+        "output": str,
+        "preprocessing in the graph": bool,
+    }
     if not isinstance(values, dict):
         raise DataError(f"{source}: not what export_model.py writes: expected a JSON object")
     for key, kind in kinds.items():
         if not isinstance(values.get(key), kind):
             raise DataError(f"{source}: not what export_model.py writes: {key} is {values.get(key)!r:.80}")
     names, count = values["class_names"], values.get("class_num", len(values["class_names"]))
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < _MOST_CLASSES or not values["transforms"]:
+    if (
+        not isinstance(count, int)
+        or isinstance(count, bool)
+        or not 0 <= count < _MOST_CLASSES
+        or not values["transforms"]
+    ):
         raise DataError(
             f"{source}: not what export_model.py writes: class_num {count!r:.80}, {len(values['transforms'])} transforms"
         )
     if names and list(names) != [str(i) for i in range(count)]:
-        raise DataError(f"{source}: expected the names of {count} classes with ids from 0, received {len(names)}")
+        raise DataError(
+            f"{source}: expected the names of {count} classes with ids from 0, received {len(names)}"
+        )
     return Exported(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
@@ -131,7 +146,11 @@ def _paddlex(exported: Exported) -> str:
     ops: list[dict[str, Any]] = []
     for op in exported.transforms:
         ((name, arguments),) = op.items()
-        arguments = {key: list(v) if isinstance(v, tuple) else v for key, v in (arguments or {}).items() if v is not None}
+        arguments = {
+            key: list(v) if isinstance(v, tuple) else v
+            for key, v in (arguments or {}).items()
+            if v is not None
+        }
         if name != "DecodeImage":
             ops.append({name: arguments or None})
     if not any("ToCHWImage" in op for op in ops):
@@ -142,5 +161,7 @@ def _paddlex(exported: Exported) -> str:
         "PreProcess": {"transform_ops": ops},
         "PostProcess": {"Topk": {"topk": min(5, exported.class_num), "label_list": list(names)}},
     }
-    comment = f"# {exported.model}. PaddleX has no Xception; this name of its table selects image classification.\n"
+    comment = (
+        f"# {exported.model}. PaddleX has no Xception; this name of its table selects image classification.\n"
+    )
     return comment + yaml.safe_dump(page, sort_keys=False, allow_unicode=True)

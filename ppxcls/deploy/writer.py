@@ -18,7 +18,8 @@ class Writer:
     """Writes predictions as they come.
 
     Args:
-        kind: ``paddleclas``, one list of dictionaries per batch as PaddleClas prints it; ``csv``; ``jsonl``, one object per line.
+        kind: ``paddleclas``, one list of dictionaries per batch as PaddleClas prints it; ``csv``; ``jsonl``,
+            one object per line.
         stream: to write to.
     """
 
@@ -39,15 +40,25 @@ class Writer:
         elif self._kind == "csv":
             for p in predictions:
                 names = p.label_names or [""] * len(p.class_ids)
-                for rank, (index, name, score) in enumerate(zip(p.class_ids, names, p.scores, strict=True), 1):
+                for rank, (index, name, score) in enumerate(
+                    zip(p.class_ids, names, p.scores, strict=True), 1
+                ):
                     self._csv.writerow([printable(p.file), rank, index, printable(name), score])
 
     def _row(self, prediction: Prediction) -> dict[str, Any]:
         labels = {"label_names": prediction.label_names} if prediction.label_names else {}
-        return {"class_ids": prediction.class_ids, "scores": prediction.scores, "file_name": prediction.file, **labels}
+        return {
+            "class_ids": prediction.class_ids,
+            "scores": prediction.scores,
+            "file_name": prediction.file,
+            **labels,
+        }
 
 
 def _json(row: dict[str, Any]) -> str:
-    """JSON of one printable line. Python's ``json`` reads names of any bytes back; ``os.fsencode`` gives the bytes."""
+    """JSON of one printable line.
+
+    Python's ``json`` reads names of any bytes back; ``os.fsencode`` gives the bytes.
+    """
     text = json.dumps(row, ensure_ascii=False)
     return text if text == printable(text) else json.dumps(row)

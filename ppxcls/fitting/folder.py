@@ -53,21 +53,23 @@ def fit(
 
     Args:
         photos: its folders are the classes, or ``train/`` and ``val/`` with such folders; see ``make_lists``.
-        weights: to start from, such as published ones. First the classifier alone is trained, then all layers, the earlier ones at
-            lower rates.
+        weights: to start from, such as published ones. First the classifier alone is trained, then all
+            layers, the earlier ones at lower rates.
         network: its name; None for that of the weights.
         minutes: that the training may take on this machine, about.
         output: folder of lists, YAML and run; None for ``output/<name of the folder>``.
         device: to train on; None for the best one here.
         find_lr: find the learning rate by a range test of all layers.
-        find_batch: find the batch size by trying larger and larger ones, up to a twentieth of the training images.
+        find_batch: find the batch size by trying larger and larger ones, up to a twentieth of the training
+            images.
         overrides: ``A.b=value``, applied to the YAML.
 
     Returns:
         The folder of the run.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError, OSError: as ``make_lists`` and ``build_trainer``.
+        ConfigError, DataError, CheckpointError, TrainingError, OSError: as ``make_lists`` and
+            ``build_trainer``.
     """
     set_up_logging()
     if problem := url_problem(photos):
@@ -81,12 +83,18 @@ def fit(
         settings = _with_batch_size(settings, output, count, overrides)
         _write(output, settings, photos)
     if settings.head_epochs:
-        build_trainer(load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])).fit()
+        build_trainer(
+            load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])
+        ).fit()
     if find_lr:
         found = tuning.find_lr(output / TRAIN, overrides)
         if found.suggestion is None:
             logger.warning(f"{found}; {settings.learning_rate:g} is kept")
-        settings = replace(settings, learning_rate=found.suggestion or settings.learning_rate, why=[*settings.why, str(found)])
+        settings = replace(
+            settings,
+            learning_rate=found.suggestion or settings.learning_rate,
+            why=[*settings.why, str(found)],
+        )
         _write(output, settings, photos)
     config = load_config(output / TRAIN, overrides)
     build_trainer(config).fit()
@@ -98,7 +106,10 @@ def fit(
 def _chosen(
     photos: Path, output: Path, weights: str | None, network: str | None, minutes: float, device: str | None
 ) -> tuple[Settings, int]:
-    """Make the lists and choose the settings; returns them and the number of training images. Raises DataError."""
+    """Make the lists and choose the settings; returns them and the number of training images.
+
+    Raises DataError.
+    """
     made = make_lists(photos, output / "lists")
     for line in str(made).splitlines():
         logger.info(line)
@@ -128,7 +139,9 @@ def _write(output: Path, settings: Settings, photos: Path) -> None:
 
 def _with_batch_size(settings: Settings, output: Path, count: int, overrides: Sequence[str]) -> Settings:
     """With the smallest batch that is about as fast as the fastest; a small set keeps enough steps in an epoch."""
-    found = tuning.find_batch(output / TRAIN, [*overrides, "Global.pretrained_model=null"])  # the head is still to be trained
+    found = tuning.find_batch(
+        output / TRAIN, [*overrides, "Global.pretrained_model=null"]
+    )  # the head is still to be trained
     size = max(min(found.smallest_fast, count // _LEAST_STEPS), 2)
     why = f"batches of {size}, after trying; {found.largest} would fit"
     return replace(settings, batch_size=size, why=[*settings.why, why])
@@ -139,11 +152,15 @@ def _check(photos: Path, output: Path, minutes: float) -> None:
     if not (0 < minutes < math.inf):
         raise DataError(f"expected minutes above 0, received {minutes:g}")
     if photos.resolve() in (output.resolve(), *output.resolve().parents):
-        raise DataError(f"{output} lies in the folder of photographs, which stays as it is: give another --output")
+        raise DataError(
+            f"{output} lies in the folder of photographs, which stays as it is: give another --output"
+        )
     if (output / TRAIN).exists():
         steps = [output / file for file in (HEAD, TRAIN) if (output / file).exists()]
         commands = " and then ".join(f"'ppxcls train -c {file} -o Global.checkpoints=auto'" for file in steps)
-        raise DataError(f"{output / TRAIN} is there already: go on by it with {commands}, or give another --output")
+        raise DataError(
+            f"{output / TRAIN} is there already: go on by it with {commands}, or give another --output"
+        )
 
 
 def next_commands(folder: Path) -> list[str]:
@@ -168,7 +185,10 @@ def _yaml(settings: Settings, photos: Path, output: Path) -> str:
             **({"pretrained_model": start} if start else {}),
         },
         "Arch": {"name": settings.network, "class_num": settings.class_num},
-        "Optimizer": {**optimizer, "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)}},
+        "Optimizer": {
+            **optimizer,
+            "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)},
+        },
         "DataLoader": {
             "Train": _section("train", settings, photos, output, {"RandCropImage": {"size": settings.size}}),
             "Eval": _section(
@@ -176,7 +196,10 @@ def _yaml(settings: Settings, photos: Path, output: Path) -> str:
                 settings,
                 photos,
                 output,
-                {"ResizeImage": {"resize_short": round(settings.size / 0.9)}, "CropImage": {"size": settings.size}},
+                {
+                    "ResizeImage": {"resize_short": round(settings.size / 0.9)},
+                    "CropImage": {"size": settings.size},
+                },
             ),
         },
     }
@@ -186,7 +209,9 @@ def _yaml(settings: Settings, photos: Path, output: Path) -> str:
     return f"{title}\n#\n{command}\n#\n{why}\n{write_yaml(content)}"
 
 
-def _section(part: str, settings: Settings, photos: Path, output: Path, sizes: dict[str, dict[str, int]]) -> dict[str, object]:
+def _section(
+    part: str, settings: Settings, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
+) -> dict[str, object]:
     normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
     dataset = {
         "image_root": str(photos),

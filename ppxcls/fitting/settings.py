@@ -62,7 +62,8 @@ class Settings:
 
 
 def network_of(weights: str | None) -> str:
-    """The network that a file of weights is named after, such as ``Xception41_pretrained.pdparams``; Xception41 without a file.
+    """The network that a file of weights is named after, such as ``Xception41_pretrained.pdparams``; Xception41
+    without a file.
 
     Raises:
         ValueError: the name is no network's.
@@ -71,14 +72,24 @@ def network_of(weights: str | None) -> str:
         return "Xception41"
     file = Path(weights).name
     names = [name for name in list_models() if re.match(re.escape(name) + r"(?![A-Za-z0-9])", file)]
-    names = names or [name for name in list_models() if re.match(re.escape(name) + r"(?![A-Za-z0-9])", file, re.IGNORECASE)]
+    names = names or [
+        name for name in list_models() if re.match(re.escape(name) + r"(?![A-Za-z0-9])", file, re.IGNORECASE)
+    ]
     if not names:
-        raise ValueError(f"{weights}: the name of the file does not begin with a network's; give it with --network")
+        raise ValueError(
+            f"{weights}: the name of the file does not begin with a network's; give it with --network"
+        )
     return max(names, key=len)
 
 
 def choose(
-    image_root: str | Path, train_list: Path, class_num: int, network: str, weights: str | None, minutes: float, device: str | None
+    image_root: str | Path,
+    train_list: Path,
+    class_num: int,
+    network: str,
+    weights: str | None,
+    minutes: float,
+    device: str | None,
 ) -> Settings:
     """Choose settings, by the time that a training step takes here.
 
@@ -114,10 +125,13 @@ def choose(
     why = [
         f"{count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
         f"{size} px, of {largest} that the images are large enough for: about {seconds:.2g} s a step here",
-        f"{epochs} epochs, for about {minutes:g} minutes" + ("" if enough else "; it will take longer, because fewer teach little"),
+        f"{epochs} epochs, for about {minutes:g} minutes"
+        + ("" if enough else "; it will take longer, because fewer teach little"),
     ]
     if not weights:
-        why.append("from scratch: with weights of ImageNet (--weights) a small set needs fewer epochs and gets much better")
+        why.append(
+            "from scratch: with weights of ImageNet (--weights) a small set needs fewer epochs and gets much better"
+        )
     return Settings(
         network=network,
         weights=weights,

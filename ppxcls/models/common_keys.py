@@ -24,10 +24,12 @@ class ModelKeys:
     """Common keys of the networks.
 
     Attributes:
-        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence. Nothing is downloaded for ``True``.
-        freeze: regular expressions. Parameters whose state keys match are not trained, and their batch norms keep their
-            statistics.
-        use_sync_bn: compute batch norm's statistics over all processes, so that their number changes nothing but rounding.
+        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence. Nothing is downloaded
+            for ``True``.
+        freeze: regular expressions. Parameters whose state keys match are not trained, and their batch norms
+            keep their statistics.
+        use_sync_bn: compute batch norm's statistics over all processes, so that their number changes nothing
+            but rounding.
         data_format: memory layout of the computation. Images and weights stay the same.
         recompute: save memory by computing the blocks again in the backward pass.
     """
@@ -49,7 +51,9 @@ def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
         ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter.
     """
     if keys.recompute and not recompute_blocks(model):
-        raise (where / "recompute").error("expected false: this network names no blocks that can be computed again")
+        raise (where / "recompute").error(
+            "expected false: this network names no blocks that can be computed again"
+        )
     freeze(model, keys.freeze or [], where / "freeze")
     if keys.use_sync_bn:
         synchronize_batch_norms(model)
@@ -66,7 +70,9 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
     Raises:
         ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
-    trainable = [key for key, p in model.named_parameters() if not p.stop_gradient]  # Paddle counts batch norm's statistics too
+    trainable = [
+        key for key, p in model.named_parameters() if not p.stop_gradient
+    ]  # Paddle counts batch norm's statistics too
     for i, pattern in enumerate(patterns):
         frozen = matching(pattern, trainable, where / i)
         for key, parameter in model.named_parameters():
@@ -79,7 +85,10 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:
-    """Let every batch norm that is not frozen compute its statistics over all processes. One process has them already."""
+    """Let every batch norm that is not frozen compute its statistics over all processes.
+
+    One process has them already.
+    """
     if paddle.get_device() == "cpu":
         if dist.get_world_size() > 1:
             _synchronize_on_the_cpu(model)
@@ -110,7 +119,10 @@ def _synchronize_on_the_cpu(model: nn.Layer) -> None:
 
 
 def channels_last(model: nn.Layer) -> None:
-    """Compute on [N, H, W, C], which is faster on GPUs in half precision. Input, output and weights stay the same."""
+    """Compute on [N, H, W, C], which is faster on GPUs in half precision.
+
+    Input, output and weights stay the same.
+    """
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D | nn.BatchNorm2D | nn.AdaptiveAvgPool2D):
             layer._data_format = "NHWC"
@@ -120,9 +132,11 @@ def channels_last(model: nn.Layer) -> None:
 
 
 def recompute_blocks(model: nn.Layer) -> int:
-    """Compute the residual blocks again in the backward pass instead of keeping their activations (arXiv:1604.06174).
+    """Compute the residual blocks again in the backward pass instead of keeping their activations
+    (arXiv:1604.06174).
 
-    A batch norm in a block then sees each batch twice. With the square root of its momentum, two updates equal one.
+    A batch norm in a block then sees each batch twice. With the square root of its momentum, two updates
+    equal one.
 
     Args:
         model: its class attribute ``recomputable`` names the classes of these blocks.
@@ -132,7 +146,9 @@ def recompute_blocks(model: nn.Layer) -> int:
     """
     from paddle.distributed.fleet.utils import recompute
 
-    kinds: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())  # a user's network may lack it
+    kinds: tuple[type[nn.Layer], ...] = getattr(
+        type(model), "recomputable", ()
+    )  # a user's network may lack it
     blocks = [layer for layer in model.sublayers() if isinstance(layer, kinds)]
     for block in blocks:
         plain = block.forward

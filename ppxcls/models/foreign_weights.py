@@ -15,7 +15,10 @@ from ppxcls.checkpoints.files import MOST_BYTES, CheckpointError, State, read_st
 from ppxcls.checkpoints.safe_states import INSTALL, NAMES
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
-_PROJECTION = ("conv2d", "batch_normalization")  # names that Keras gives, with a number, to layers without a name
+_PROJECTION = (
+    "conv2d",
+    "batch_normalization",
+)  # names that Keras gives, with a number, to layers without a name
 _MOST_BYTES = 1 << 31  # largest size of the weights inside a .keras archive
 
 
@@ -23,8 +26,8 @@ def read_foreign_weights(file: Path) -> State:
     """Read weights, and return them by this package's state keys.
 
     Args:
-        file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it with ``weights_only``),
-            ``.weights.h5`` or ``.keras`` (Keras's Xception).
+        file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it with
+            ``weights_only``), ``.weights.h5`` or ``.keras`` (Keras's Xception).
 
     Raises:
         CheckpointError: it is missing or not such a file, or the package that reads it is not installed.
@@ -32,7 +35,9 @@ def read_foreign_weights(file: Path) -> State:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
     if file.stat().st_size > MOST_BYTES:
-        raise CheckpointError(f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MOST_BYTES:,}")
+        raise CheckpointError(
+            f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MOST_BYTES:,}"
+        )
     try:
         if file.suffix == ".safetensors":
             return _from_torch(read_state(file))
@@ -45,7 +50,9 @@ def read_foreign_weights(file: Path) -> State:
         raise CheckpointError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
     except Exception as error:  # each library raises errors of its own
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}") from None
+        raise CheckpointError(
+            f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}"
+        ) from None
 
 
 def _read_torch(file: Path) -> State:
@@ -78,7 +85,9 @@ def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
         with zipfile.ZipFile(file) as archive:
             info = archive.getinfo("model.weights.h5")
             if info.file_size > _MOST_BYTES:
-                raise CheckpointError(f"{file}: {info.file_size:,} bytes of weights; this network has fewer than {_MOST_BYTES:,}")
+                raise CheckpointError(
+                    f"{file}: {info.file_size:,} bytes of weights; this network has fewer than {_MOST_BYTES:,}"
+                )
             data = io.BytesIO(archive.read(info))
     layers = {}
     with h5py.File(data, "r") as stored:
@@ -89,19 +98,26 @@ def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
             variables = _member(_member(groups, name, file), "vars", file)
             if variables is not None and len(variables):
                 shown = str(variables.attrs.get("name", name))
-                layers[shown] = [_stored_array(_member(variables, str(i), file), file) for i in range(len(variables))]
+                layers[shown] = [
+                    _stored_array(_member(variables, str(i), file), file) for i in range(len(variables))
+                ]
     return layers
 
 
 def _member(group: Any, name: str, file: Path) -> Any:
-    """A member of a group, None if there is none. A link could lead into any other file, so only a file's own objects are read."""
+    """A member of a group, None if there is none.
+
+    A link could lead into any other file, so only a file's own objects are read.
+    """
     import h5py
 
     if not isinstance(group, h5py.Group):
         raise CheckpointError(f"{file}: {name} is expected in a group")
     link = group.get(name, getlink=True)
     if link is not None and not isinstance(link, h5py.HardLink):
-        raise CheckpointError(f"{file}: refused, {name} is a link to {getattr(link, 'filename', 'another place')}")
+        raise CheckpointError(
+            f"{file}: refused, {name} is a link to {getattr(link, 'filename', 'another place')}"
+        )
     return group.get(name)
 
 
@@ -116,9 +132,14 @@ def _stored_array(dataset: Any, file: Path) -> np.ndarray[Any, Any]:
 
 
 def _from_keras(layers: Mapping[str, list[np.ndarray[Any, Any]]]) -> State:
-    """Rename Keras's layers. Its block 2 is block 1 here, and so on; its blocks 1 and 14 are single convolutions here."""
+    """Rename Keras's layers.
+
+    Its block 2 is block 1 here, and so on; its blocks 1 and 14 are single convolutions here.
+    """
     state: State = {}
-    projections = [sorted((n for n in layers if re.fullmatch(rf"{kind}(_\d+)?", n)), key=_number) for kind in _PROJECTION]
+    projections = [
+        sorted((n for n in layers if re.fullmatch(rf"{kind}(_\d+)?", n)), key=_number) for kind in _PROJECTION
+    ]
     names: dict[str, str] = {}
     for kind, key in zip(projections, ("skip", "skipbn"), strict=True):
         names |= {name: f"block{block}.{key}" for name, block in zip(kind, (1, 2, 3, 12), strict=False)}

@@ -1,7 +1,8 @@
-"""The original Xception (Chollet, arXiv:1610.02357, figure 5), as in Keras and, under the name ``legacy_xception``, in timm.
+"""The original Xception (Chollet, arXiv:1610.02357, figure 5), as in Keras and, under the name
+``legacy_xception``, in timm.
 
-A separable convolution is depthwise, then pointwise, then batch norm. Projections have batch norm, and max pools halve the size.
-State keys are timm's, except for the names of batch norm's statistics.
+A separable convolution is depthwise, then pointwise, then batch norm. Projections have batch norm, and max
+pools halve the size. State keys are timm's, except for the names of batch norm's statistics.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class SamePool(nn.Layer):
 
 
 class Block(nn.Layer):
-    """Separable convolutions, each after a ReLU and before a batch norm, with an identity or a strided projection as shortcut.
+    """Separable convolutions, each after a ReLU and before a batch norm, with an identity or a strided
+    projection as shortcut.
 
     Args:
         channels: input channels, then the output channels of each convolution.
@@ -47,7 +49,9 @@ class Block(nn.Layer):
         relu_first: whether ReLU precedes the first convolution.
     """
 
-    def __init__(self, channels: tuple[int, ...], pool: nn.Layer | None = None, relu_first: bool = True) -> None:
+    def __init__(
+        self, channels: tuple[int, ...], pool: nn.Layer | None = None, relu_first: bool = True
+    ) -> None:
         super().__init__()
         self.skip: nn.Layer | None = None
         if pool is not None:
@@ -66,7 +70,8 @@ class Block(nn.Layer):
 
 
 class LegacyXception(nn.Layer):
-    """Two 3x3 convolutions, 3 downsampling blocks, 8 middle blocks, a downsampling block, two separable convolutions.
+    """Two 3x3 convolutions, 3 downsampling blocks, 8 middle blocks, a downsampling block, two separable
+    convolutions.
 
     Args:
         class_num: number of classes; 0 for features.
@@ -85,7 +90,10 @@ class LegacyXception(nn.Layer):
         self.bn2 = BatchNorm2D(64)
         pools = [SamePool() if keras else MaxPool2D(kernel_size=3, stride=2, padding=1) for _ in range(4)]
         widths = [(64, 128, 128), (128, 256, 256), (256, 728, 728), (728, 728, 1024)]
-        down = [Block(channels, pool, relu_first=i > 0) for i, (channels, pool) in enumerate(zip(widths, pools, strict=True))]
+        down = [
+            Block(channels, pool, relu_first=i > 0)
+            for i, (channels, pool) in enumerate(zip(widths, pools, strict=True))
+        ]
         blocks = [*down[:3], *(Block((728,) * 4) for _ in range(8)), down[3]]
         self._blocks = [self.add_sublayer(f"block{i}", block) for i, block in enumerate(blocks, 1)]
         self.conv3 = nn.Sequential(*separable(_NAMES, 1024, 1536))
@@ -102,7 +110,10 @@ class LegacyXception(nn.Layer):
                     layer._epsilon, layer._momentum = 1e-3, 0.99
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
+        """Args: images: float32 [N, C, H, W], H and W from 71.
+
+        Returns: logits [N, class_num], or features [N, 2048].
+        """
         x = in_order([self.conv1, self.bn1, relu, self.conv2, self.bn2, relu, *self._blocks], images)
         x = in_order([self.conv3, self.bn3, relu, self.conv4, self.bn4, relu], x)
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
@@ -112,13 +123,17 @@ _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/xception/
 
 
 @MODELS.register(published=of_timm("legacy_xception.tf_in1k", 0.8975))
-def legacy_xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
+def legacy_xception(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
+) -> LegacyXception:
     """timm's version; 22.9 million parameters with 1,000 classes."""
     return LegacyXception(class_num, in_channels, drop_rate)
 
 
 # Keras's preprocess_input.
 @MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF, _KERAS))
-def Xception(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> LegacyXception:
+def Xception(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
+) -> LegacyXception:
     """Keras's version, with its padding of max pools and its batch norm (epsilon 1e-3, momentum 0.99)."""
     return LegacyXception(class_num, in_channels, drop_rate, keras=True)

@@ -43,7 +43,9 @@ def of_paddleclas(name: str) -> Preprocessing:
 
 def of_timm(name: str, crop_share: float) -> Preprocessing:
     """The preprocessing of timm 1.0.31's ``default_cfg``, with the weights' page on the Hugging Face hub."""
-    return Preprocessing("timm", 299, crop_share, "bicubic", HALF, HALF, f"https://huggingface.co/timm/{name}")
+    return Preprocessing(
+        "timm", 299, crop_share, "bicubic", HALF, HALF, f"https://huggingface.co/timm/{name}"
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,14 @@ class PreparedImages:
         """Such as ``299 px bilinear from 320``."""
         if self.size is None and self.short is None:
             return "images as they are"
-        size = f"{self.size[0]} x {self.size[1]}" if isinstance(self.size, tuple) else self.size or f"shorter side {self.short}"
-        return f"{size} px {self.interpolation or ''}".rstrip() + (f" from {self.short}" if self.size and self.short else "")
+        size = (
+            f"{self.size[0]} x {self.size[1]}"
+            if isinstance(self.size, tuple)
+            else self.size or f"shorter side {self.short}"
+        )
+        return f"{size} px {self.interpolation or ''}".rstrip() + (
+            f" from {self.short}" if self.size and self.short else ""
+        )
 
     def differences(self, other: PreparedImages) -> list[str]:
         """What another list of transforms does differently, such as ``size: 71, and 299``."""
@@ -113,10 +121,22 @@ def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, An
     if isinstance(own.size, int):
         found.append(("input size", own.size, expected.input_size))
         share = own.size / own.short if own.short else None
-        if (share is None) != (expected.crop_share is None) or (share and abs(share - (expected.crop_share or 0)) > 0.01):
-            found.append(("share of the crop", share and round(share, 4), expected.crop_share and round(expected.crop_share, 4)))
+        if (share is None) != (expected.crop_share is None) or (
+            share and abs(share - (expected.crop_share or 0)) > 0.01
+        ):
+            found.append(
+                (
+                    "share of the crop",
+                    share and round(share, 4),
+                    expected.crop_share and round(expected.crop_share, 4),
+                )
+            )
     if own.interpolation:
         found.append(("interpolation", own.interpolation, expected.interpolation))
     if own.mean is not None:
         found += [("mean", own.mean, expected.mean), ("std", own.std, expected.std)]
-    return [f"{what}: {mine}, the weights expect {theirs} ({expected.source})" for what, mine, theirs in found if mine != theirs]
+    return [
+        f"{what}: {mine}, the weights expect {theirs} ({expected.source})"
+        for what, mine, theirs in found
+        if mine != theirs
+    ]

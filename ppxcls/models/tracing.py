@@ -11,9 +11,9 @@ from paddle import nn
 def to_static(network: nn.Layer, inputs: paddle.static.InputSpec) -> Any:
     """``paddle.jit.to_static`` of the whole graph, which is traced at the first call or when it is saved.
 
-    Paddle 3 keeps the parameters that it meets until the end of a tracing, under the address of the program. If the tracing fails,
-    they stay, and a later program at this address gets values that are gone: a KeyError, or the end of the process. So what an
-    earlier tracing has left is forgotten here.
+    Paddle 3 keeps the parameters that it meets until the end of a tracing, under the address of the program.
+    If the tracing fails, they stay, and a later program at this address gets values that are gone: a
+    KeyError, or the end of the process. So what an earlier tracing has left is forgotten here.
 
     Args:
         network: of one argument.

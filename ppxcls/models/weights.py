@@ -28,7 +28,8 @@ from ppxcls.system.paths import url_problem
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of a prefix such as ``output/Xception41/best_model``: ``.pdparams``, or ``.safetensors`` if only that is there.
+    """The file of a prefix such as ``output/Xception41/best_model``: ``.pdparams``, or ``.safetensors`` if only
+    that is there.
 
     A path with an extension is returned as it is.
 
@@ -44,21 +45,25 @@ def weights_file(path: str | Path) -> Path:
     return safe if safe.exists() and not file.exists() else file
 
 
-def load_weights(model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False) -> list[str]:
+def load_weights(
+    model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False
+) -> list[str]:
     """Set a model's parameters and batch-norm statistics by state key.
 
     Args:
         model: the network.
-        path: a ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a checkpoint are
-            compared with its manifest.
-        keep_trunk: if the classifier has another number of classes than the weights, leave it as it is instead of raising.
+        path: a ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a
+            checkpoint are compared with its manifest.
+        keep_trunk: if the classifier has another number of classes than the weights, leave it as it is
+            instead of raising.
         average: take the average of the weights (EMA), if the checkpoint has one.
 
     Returns:
         Keys and shapes of the classifier's parameters that were left.
 
     Raises:
-        CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The message names them.
+        CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The
+            message names them.
     """
     file = weights_file(path)
     manifest = manifest_of(file)
@@ -118,11 +123,15 @@ def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = Fa
     state = {key: value for key, value in state.items() if key != NAMES}
     left = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
     own = model.state_dict()  # Paddle warns about keys that are not given
-    model.set_state_dict({key: own[key] if key in left else paddle.to_tensor(value) for key, value in state.items()})
+    model.set_state_dict(
+        {key: own[key] if key in left else paddle.to_tensor(value) for key, value in state.items()}
+    )
     return list(left.values())
 
 
-def check_fits(state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()) -> dict[str, str]:
+def check_fits(
+    state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()
+) -> dict[str, str]:
     """Compare the keys and shapes of arrays with a model's.
 
     Returns:
@@ -135,7 +144,9 @@ def check_fits(state: State, model: nn.Layer, file: Path, may_differ: Set[str] =
     state = {key: value for key, value in state.items() if key != NAMES}
     problems = [f"{key} is not in the file" for key in own if key not in state]
     problems += [f"{key} is not in the model" for key in state if key not in own]
-    problems += [f"{key} is no array of numbers" for key in own if key in state and not is_numeric(state[key])]
+    problems += [
+        f"{key} is no array of numbers" for key in own if key in state and not is_numeric(state[key])
+    ]
     shapes = {
         key: f"{key} is {list(np.shape(state[key]))} in the file, {list(own[key].shape)} in the model"
         for key in own

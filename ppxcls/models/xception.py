@@ -1,7 +1,8 @@
 """PaddleClas's Xception41, 65 and 71 (Chollet, arXiv:1610.02357, with the deeper middle flows of DeepLab).
 
-They differ from figure 5 of the paper: in a separable convolution, the 1x1 convolution precedes the depthwise one, each has its own
-batch norm, and the projections of the shortcuts have none. Weights that PaddleClas published load by key.
+They differ from figure 5 of the paper: in a separable convolution, the 1x1 convolution precedes the depthwise
+one, each has its own batch norm, and the projections of the shortcuts have none. Weights that PaddleClas
+published load by key.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class SeparableConv(nn.Sequential):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         pointwise = ConvBN(PointwiseConv2D(in_channels, out_channels), out_channels)
-        super().__init__(("_pointwise_conv", pointwise), ("_depthwise_conv", ConvBN(DepthwiseConv2D(out_channels), out_channels)))
+        super().__init__(
+            ("_pointwise_conv", pointwise),
+            ("_depthwise_conv", ConvBN(DepthwiseConv2D(out_channels), out_channels)),
+        )
 
 
 class DownsampleBlock(nn.Layer):
@@ -44,11 +48,14 @@ class DownsampleBlock(nn.Layer):
     Args:
         channels: of the input, between the convolutions, and of the output.
         stride: of the max pool and of the projection.
-        names: attribute names of the two separable convolutions; published weights have others in the exit flow.
+        names: attribute names of the two separable convolutions; published weights have others in the exit
+            flow.
         relu_first: whether ReLU precedes the first convolution; the first block follows a ReLU.
     """
 
-    def __init__(self, channels: tuple[int, int, int], stride: int, names: tuple[str, str], relu_first: bool = True) -> None:
+    def __init__(
+        self, channels: tuple[int, int, int], stride: int, names: tuple[str, str], relu_first: bool = True
+    ) -> None:
         super().__init__()
         in_channels, mid_channels, out_channels = channels
         self.relu_first = relu_first
@@ -165,23 +172,34 @@ class PaddleClasXception(nn.Layer):
         self._exit_flow = ExitFlow(class_num, drop_rate)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
+        """Args: images: float32 [N, C, H, W], H and W from 71.
+
+        Returns: logits [N, class_num], or features [N, 2048].
+        """
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
 
 
 @MODELS.register(published=of_paddleclas("Xception41"))
-def Xception41(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
+def Xception41(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
+) -> PaddleClasXception:
     """3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=of_paddleclas("Xception65"))
-def Xception65(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
+def Xception65(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
+) -> PaddleClasXception:
     """3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes."""
     return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=of_paddleclas("Xception71"))
-def Xception71(class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0) -> PaddleClasXception:
+def Xception71(
+    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
+) -> PaddleClasXception:
     """5 entry and 16 middle blocks; 37.9 million parameters with 1,000 classes."""
-    return PaddleClasXception((128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate)
+    return PaddleClasXception(
+        (128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate
+    )

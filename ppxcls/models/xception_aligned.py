@@ -1,8 +1,9 @@
-"""timm's aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2): 41, 65, 71, and pre-activated 41p and 65p.
+"""timm's aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2): 41, 65, 71, and pre-activated 41p and
+65p.
 
-Strided depthwise convolutions replace the max pools, and the last block has no shortcut. Each depthwise and each pointwise
-convolution has a batch norm; in the pre-activated networks, one batch norm and ReLU precede each pair instead. State keys are
-timm's, except for the names of batch norm's statistics.
+Strided depthwise convolutions replace the max pools, and the last block has no shortcut. Each depthwise and
+each pointwise convolution has a batch norm; in the pre-activated networks, one batch norm and ReLU precede
+each pair instead. State keys are timm's, except for the names of batch norm's statistics.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ _NAMES = "conv_dw", "conv_pw"
 _EXIT = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the exit flow's two blocks
 
 
-def _conv_bn(in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm) -> list[tuple[str, nn.Layer]]:
+def _conv_bn(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm
+) -> list[tuple[str, nn.Layer]]:
     return [("conv", convolution(in_channels, out_channels, kernel_size, stride)), ("bn", norm(out_channels))]
 
 
 class Block(nn.Layer):
-    """Three separable convolutions, each with two batch norms, and a shortcut: the identity, a projection, or none.
+    """Three separable convolutions, each with two batch norms, and a shortcut: the identity, a projection, or
+    none.
 
     Args:
         channels: input channels, then the output channels of the three.
@@ -45,7 +49,15 @@ class Block(nn.Layer):
         norm: makes a batch norm for a number of channels.
     """
 
-    def __init__(self, channels: tuple[int, ...], stride: int, dilation: int, is_last: bool, drop_path: float, norm: Norm) -> None:
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        stride: int,
+        dilation: int,
+        is_last: bool,
+        drop_path: float,
+        norm: Norm,
+    ) -> None:
         super().__init__()
         self.shortcut = None
         if not is_last and (stride > 1 or channels[0] != channels[-1]):
@@ -53,7 +65,9 @@ class Block(nn.Layer):
         self._has_shortcut = not is_last
         layers: list[tuple[str, nn.Layer]] = []
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
-            depthwise, pointwise = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
+            depthwise, pointwise = separable(
+                _NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation
+            )
             own = [depthwise, ("bn_dw", norm(in_channels)), pointwise, ("bn_pw", norm(out_channels))]
             if is_last:
                 own = [*own[:2], ("act_dw", ReLU()), *own[2:], ("act_pw", ReLU())]
@@ -71,9 +85,20 @@ class Block(nn.Layer):
 
 
 class PreactBlock(nn.Layer):
-    """Like ``Block``, with one batch norm and ReLU before each separable convolution. The shortcut begins after the first one."""
+    """Like ``Block``, with one batch norm and ReLU before each separable convolution.
 
-    def __init__(self, channels: tuple[int, ...], stride: int, dilation: int, is_last: bool, drop_path: float, norm: Norm) -> None:
+    The shortcut begins after the first one.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        stride: int,
+        dilation: int,
+        is_last: bool,
+        drop_path: float,
+        norm: Norm,
+    ) -> None:
         super().__init__()
         self.shortcut = None
         if not is_last and (stride > 1 or channels[0] != channels[-1]):
@@ -83,7 +108,9 @@ class PreactBlock(nn.Layer):
         layers = []
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
             own = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
-            layers.append((f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *own)))
+            layers.append(
+                (f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *own))
+            )
         self.stack = Stack(*layers)
         self.drop_path = DropPath(drop_path)
 
@@ -107,7 +134,8 @@ class XceptionAligned(nn.Layer):
         in_channels: channels of the images.
         drop_rate: dropout before the classifier.
         drop_path_rate: drop path of the last block. It grows evenly from 0 in the first block.
-        output_stride: size of the image divided by that of the features. Blocks that would exceed it use dilation, not strides.
+        output_stride: size of the image divided by that of the features. Blocks that would exceed it use
+            dilation, not strides.
     """
 
     recomputable = Block, PreactBlock
@@ -128,7 +156,11 @@ class XceptionAligned(nn.Layer):
         norm = partial(NormReLU if preact else BatchNorm2D, epsilon=epsilon)
         plain = partial(BatchNorm2D, epsilon=epsilon)
         first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", ReLU()))
-        second = DenseConv2D(32, 64, 3, padding=1) if preact else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
+        second = (
+            DenseConv2D(32, 64, 3, padding=1)
+            if preact
+            else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
+        )
         self.stem = Stack(first, second)
         shapes: list[tuple[tuple[int, ...], int]] = []
         channels = 64
@@ -152,7 +184,10 @@ class XceptionAligned(nn.Layer):
         initialize(self)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
+        """Args: images: float32 [N, C, H, W], H and W from 71.
+
+        Returns: logits [N, class_num], or features [N, 2048].
+        """
         x = self.blocks(self.stem(images))
         x = relu(x) if self._relu_at_end else x
         return self.head(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
@@ -171,7 +206,9 @@ def xception41(
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
     """8 middle blocks; 27.0 million parameters with 1,000 classes."""
-    return XceptionAligned(_ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+    return XceptionAligned(
+        _ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+    )
 
 
 @MODELS.register(published=of_timm("xception65.ra3_in1k", 0.94))
@@ -183,7 +220,9 @@ def xception65(
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
     """16 middle blocks; 39.9 million parameters with 1,000 classes."""
-    return XceptionAligned(_ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+    return XceptionAligned(
+        _ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+    )
 
 
 @MODELS.register(published=of_timm("xception71.tf_in1k", 0.903))
@@ -195,7 +234,9 @@ def xception71(
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
     """5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes."""
-    return XceptionAligned(_ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+    return XceptionAligned(
+        _ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+    )
 
 
 @MODELS.register(published=of_timm("xception41p.ra3_in1k", 0.94))
@@ -207,7 +248,9 @@ def xception41p(
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
     """8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes."""
-    return XceptionAligned(_ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+    return XceptionAligned(
+        _ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+    )
 
 
 @MODELS.register(published=of_timm("xception65p.ra3_in1k", 0.94))
@@ -219,4 +262,6 @@ def xception65p(
     output_stride: OutputStride = 32,
 ) -> XceptionAligned:
     """16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes."""
-    return XceptionAligned(_ENTRY, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride)
+    return XceptionAligned(
+        _ENTRY, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+    )

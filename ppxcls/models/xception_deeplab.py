@@ -1,7 +1,8 @@
 """Xception41 and 65 with the changes of DeepLab v3+ (arXiv:1802.02611, section 3.2) and PaddleClas's classifier.
 
-Strided depthwise convolutions replace the max pools, each depthwise and each pointwise convolution has its own batch norm (epsilon
-1e-3, momentum 0.99), and the last block has dilation 2. State keys, with their slashes, are those of PaddleClas's weights.
+Strided depthwise convolutions replace the max pools, each depthwise and each pointwise convolution has its
+own batch norm (epsilon 1e-3, momentum 0.99), and the last block has dilation 2. State keys, with their
+slashes, are those of PaddleClas's weights.
 """
 
 from __future__ import annotations
@@ -30,11 +31,17 @@ class ConvBN(nn.Sequential):
     """Convolution without bias, then batch norm."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
-        super().__init__(("_conv", convolution(in_channels, out_channels, kernel_size, stride)), ("_bn", _batch_norm(out_channels)))
+        super().__init__(
+            ("_conv", convolution(in_channels, out_channels, kernel_size, stride)),
+            ("_bn", _batch_norm(out_channels)),
+        )
 
 
 class SeparableConv(Stack):
-    """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm. With ``relu``, a ReLU follows each batch norm."""
+    """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm.
+
+    With ``relu``, a ReLU follows each batch norm.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
         depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
@@ -45,7 +52,8 @@ class SeparableConv(Stack):
 
 
 class Block(nn.Layer):
-    """Three separable convolutions, each after a ReLU, and a shortcut: the identity or a projection with batch norm.
+    """Three separable convolutions, each after a ReLU, and a shortcut: the identity or a projection with batch
+    norm.
 
     Args:
         channels: input channels, then the output channels of the three convolutions.
@@ -54,7 +62,9 @@ class Block(nn.Layer):
         dilation: of the depthwise convolutions.
     """
 
-    def __init__(self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True, dilation: int = 1) -> None:
+    def __init__(
+        self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True, dilation: int = 1
+    ) -> None:
         super().__init__()
         self._conv1 = SeparableConv(channels[0], channels[1], 1, dilation, relu=False)
         self._conv2 = SeparableConv(channels[1], channels[2], 1, dilation, relu=False)
@@ -90,13 +100,20 @@ class XceptionDeeplab(nn.Layer):
         class_num: number of classes; 0 for features.
         in_channels: channels of the images.
         drop_rate: dropout of the last feature map.
-        output_stride: size of the image divided by that of the features. Blocks that would exceed it use dilation, not strides.
+        output_stride: size of the image divided by that of the features. Blocks that would exceed it use
+            dilation, not strides.
     """
 
     recomputable = (Block,)
 
     def __init__(
-        self, prefix: str, middle_blocks: int, class_num: int, in_channels: int, drop_rate: float, output_stride: int
+        self,
+        prefix: str,
+        middle_blocks: int,
+        class_num: int,
+        in_channels: int,
+        drop_rate: float,
+        output_stride: int,
     ) -> None:
         super().__init__()
         self._conv1 = ConvBN(in_channels, 32, 3, stride=2)
@@ -114,21 +131,31 @@ class XceptionDeeplab(nn.Layer):
         stride = 2 if reached * 2 <= output_stride else 1
         self._exit_flow_1 = Block((_WIDTH, _WIDTH, 1024, 1024), stride, dilation=dilation)
         self._exit_flow_2 = LastBlock(2 * dilation * 2 // stride)
-        # The published weights were trained with Paddle's older rule: evaluation scales the features down, training leaves them.
+        # The published weights were trained with Paddle's older rule: evaluation scales the features down,
+        # training leaves them.
         self._drop = nn.Dropout(drop_rate, mode="downscale_in_infer")
         self._pool = nn.AdaptiveAvgPool2D(1)
         self._fc = nn.Linear(2048, class_num) if class_num else nn.Identity()
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71. Returns: logits [N, class_num], or features [N, 2048]."""
-        x = in_order([self._conv1, relu, self._conv2, relu, *self._blocks, self._exit_flow_1, self._exit_flow_2], images)
+        """Args: images: float32 [N, C, H, W], H and W from 71.
+
+        Returns: logits [N, class_num], or features [N, 2048].
+        """
+        x = in_order(
+            [self._conv1, relu, self._conv2, relu, *self._blocks, self._exit_flow_1, self._exit_flow_2],
+            images,
+        )
         x = self._drop(x)
         return self._fc(paddle.flatten(self._pool(x), start_axis=1))
 
 
 @MODELS.register(published=of_paddleclas("Xception41_deeplab"))
 def Xception41_deeplab(
-    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.5,
+    output_stride: Literal[8, 16, 32] = 32,
 ) -> XceptionDeeplab:
     """8 middle blocks; 27.0 million parameters with 1,000 classes."""
     return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
@@ -136,7 +163,10 @@ def Xception41_deeplab(
 
 @MODELS.register(published=of_paddleclas("Xception65_deeplab"))
 def Xception65_deeplab(
-    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.5, output_stride: Literal[8, 16, 32] = 32
+    class_num: CountOrZero = 1000,
+    in_channels: Count = 3,
+    drop_rate: BelowOne = 0.5,
+    output_stride: Literal[8, 16, 32] = 32,
 ) -> XceptionDeeplab:
     """16 middle blocks; 40.1 million parameters with 1,000 classes."""
     return XceptionDeeplab("xception_65", 16, class_num, in_channels, drop_rate, output_stride)

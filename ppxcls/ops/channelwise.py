@@ -1,4 +1,5 @@
-"""All that a channel needs between two products, as one differentiable operator on the CPU: it reads and writes memory once.
+"""All that a channel needs between two products, as one differentiable operator on the CPU: it reads and writes
+memory once.
 
 The operator keeps only its input for the backward pass, and computes the rest again.
 """
@@ -20,10 +21,10 @@ class Stage(NamedTuple):
     """Batch norm in training, ReLU, both, or none, for the kernels.
 
     Attributes:
-        numbers: float32 [6, C]: weight, bias, running mean and variance, and the batch's mean and one over its deviation, which the
-            kernel writes; [6, 0] without batch norm.
-        settings: float64 [4]: the share of the running values that stays; what is added to the variance; 1 or 0 for batch norm and
-            for ReLU.
+        numbers: float32 [6, C]: weight, bias, running mean and variance, and the batch's mean and one over
+            its deviation, which the kernel writes; [6, 0] without batch norm.
+        settings: float64 [4]: the share of the running values that stays; what is added to the variance; 1 or
+            0 for batch norm and for ReLU.
     """
 
     numbers: np.ndarray[Any, Any]
@@ -72,7 +73,11 @@ class Chain:
 
     def kernels(self, channels: int) -> Any:
         """float32 [C, KH, KW]; [C, 0, 0] without convolution."""
-        return np.empty((channels, 0, 0), np.float32) if self.depthwise is None else cpu.view(self.depthwise.weight)[:, 0]
+        return (
+            np.empty((channels, 0, 0), np.float32)
+            if self.depthwise is None
+            else cpu.view(self.depthwise.weight)[:, 0]
+        )
 
     def geometry(self) -> Any:
         """Padding, stride and dilation of the convolution, int64 [3, 2]."""
@@ -86,7 +91,10 @@ class Chain:
             return [height, width]
         padding, stride, dilation = self.geometry().tolist()
         taps = self.depthwise.weight.shape[2:]
-        return [cpu.output_size(size, taps[i], padding[i], stride[i], dilation[i]) for i, size in enumerate((height, width))]
+        return [
+            cpu.output_size(size, taps[i], padding[i], stride[i], dilation[i])
+            for i, size in enumerate((height, width))
+        ]
 
 
 def _stage(norm: nn.BatchNorm2D | None, is_rectified: bool) -> Stage:
@@ -136,7 +144,10 @@ class _Channelwise(PyLayer):
         x, *weights = ctx.saved_tensor()
         channels = x.shape[0 if chain.layouts[0] else 1]
         of_x = paddle.empty(x.shape, "float32")
-        of_norms = [paddle.empty(list(stage.numbers[:2].shape), "float32") if stage.has_norm else None for stage in (first, last)]
+        of_norms = [
+            paddle.empty(list(stage.numbers[:2].shape), "float32") if stage.has_norm else None
+            for stage in (first, last)
+        ]
         of_weight = paddle.empty(weights[0].shape, "float32") if weights else None
         no_norm, no_kernels = np.empty((2, 0), np.float32), np.empty((channels, 0, 0), np.float32)
         taps = cpu.view(weights[0])[:, 0] if weights else no_kernels
@@ -146,11 +157,15 @@ class _Channelwise(PyLayer):
             no_kernels if of_weight is None else cpu.view(of_weight)[:, 0],
             no_norm if of_norms[1] is None else cpu.view(of_norms[1]),
         )
-        needed = np.array([ctx.needs[0], chain.depthwise is not None and ctx.needs[1 if chain.norm is None else 3]])
+        needed = np.array(
+            [ctx.needs[0], chain.depthwise is not None and ctx.needs[1 if chain.norm is None else 3]]
+        )
         arguments = *first, taps, chain.geometry(), *last, cpu.view(upstream), np.array(chain.layouts)
         kernels.run(backward, channels, cpu.view(x), *arguments, *gradients, needed)
         found = [of_x]
         for part in (of_norms[0], of_weight, of_norms[1]):
             if part is not None:
                 found += [part] if part is of_weight else [part[0], part[1]]
-        return tuple(gradient if is_needed else None for gradient, is_needed in zip(found, ctx.needs, strict=True))
+        return tuple(
+            gradient if is_needed else None for gradient, is_needed in zip(found, ctx.needs, strict=True)
+        )

@@ -1,7 +1,8 @@
-"""Batch norm, ReLU, depthwise convolution, batch norm, ReLU: all that a channel needs between two products, as numba kernels.
+"""Batch norm, ReLU, depthwise convolution, batch norm, ReLU: all that a channel needs between two products, as
+numba kernels.
 
-A channel of the batch stays in the processor's cache while a kernel takes it through these steps, each of which may be left out.
-One thread computes a channel, so the number of threads changes no result.
+A channel of the batch stays in the processor's cache while a kernel takes it through these steps, each of
+which may be left out. One thread computes a channel, so the number of threads changes no result.
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ def _stage_of(numbers, settings):  # type: ignore[no-untyped-def]
 @helper(set())
 def _pairs(geometry):  # type: ignore[no-untyped-def]
     """Padding, stride and dilation, each (y, x)."""
-    return (geometry[0, 0], geometry[0, 1]), (geometry[1, 0], geometry[1, 1]), (geometry[2, 0], geometry[2, 1])
+    return (
+        (geometry[0, 0], geometry[0, 1]),
+        (geometry[1, 0], geometry[1, 1]),
+        (geometry[2, 0], geometry[2, 1]),
+    )
 
 
 @helper(set())
@@ -47,7 +52,11 @@ def _memory(images, is_by_channel):  # type: ignore[no-untyped-def]
 @helper(set())
 def _row(images, channel, is_by_channel, memory):  # type: ignore[no-untyped-def]
     """Where a channel's pixels of all images lie in one row: here, or in a memory."""
-    return images[channel].reshape(images.shape[1] * images.shape[2] * images.shape[3]) if is_by_channel else memory
+    return (
+        images[channel].reshape(images.shape[1] * images.shape[2] * images.shape[3])
+        if is_by_channel
+        else memory
+    )
 
 
 @helper(set())
@@ -231,17 +240,28 @@ def backward(  # type: ignore[no-untyped-def]
     images = x.shape[1] if layouts[0] else x.shape[0]
     sizes, pairs = ((x.shape[2], x.shape[3]), (upstream.shape[2], upstream.shape[3])), _pairs(geometry)
     is_convolved, needs_values = kernels.shape[1] > 0, needed[0] or first.is_norm
-    memory, up_memory, of_memory = _memory(x, layouts[0]), _memory(upstream, layouts[1]), _memory(of_x, layouts[0])
+    memory, up_memory, of_memory = (
+        _memory(x, layouts[0]),
+        _memory(upstream, layouts[1]),
+        _memory(of_x, layouts[0]),
+    )
     has_last = is_convolved and (last.is_norm or last.is_rectified)
     results = np.empty(images * sizes[1][0] * sizes[1][1] if has_last else 0, np.float32)
     of_results, nothing = np.empty(results.size, np.float32), np.empty(0, np.float32)
     taps = kernels.shape[1:]
     both = room(images, sizes, taps, pairs, False), room(images, sizes, taps, pairs, True)
     for channel in range(begin, end):
-        values, ups = _gather(x, channel, layouts[0], memory), _gather(upstream, channel, layouts[1], up_memory)
+        values, ups = (
+            _gather(x, channel, layouts[0], memory),
+            _gather(upstream, channel, layouts[1], up_memory),
+        )
         line, found = _line(first, channel), _row(of_x, channel, layouts[0], of_memory)
         if is_convolved:
-            kernel, of_kernel, of_values = kernels[channel], of_kernels[channel], found if needs_values else nothing
+            kernel, of_kernel, of_values = (
+                kernels[channel],
+                of_kernels[channel],
+                found if needs_values else nothing,
+            )
             if has_last:
                 convolve(values, line, kernel, pairs, sizes, both[0], results)
                 _through(results, last, channel, ups, of_last, of_results)

@@ -20,9 +20,9 @@ Side = int | Sequence[int]
 class DenseConv2D(nn.Conv2D):
     """``paddle.nn.Conv2D`` without bias, groups and dilation, for ``[N, C, H, W]`` input.
 
-    It has the parameters, state keys and initial values of Paddle's layer. While it trains in float32 on the CPU, oneDNN convolves,
-    because Paddle uses one thread for most of it. Evaluation, other devices and types, static graphs and export run Paddle's
-    operator.
+    It has the parameters, state keys and initial values of Paddle's layer. While it trains in float32 on the
+    CPU, oneDNN convolves, because Paddle uses one thread for most of it. Evaluation, other devices and types,
+    static graphs and export run Paddle's operator.
 
     Attributes:
         in_bfloat16: train with factors rounded to bfloat16 and sums in float32; see ``onednn.has_bfloat16``.
@@ -30,7 +30,9 @@ class DenseConv2D(nn.Conv2D):
 
     in_bfloat16 = False
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Side, stride: Side = 1, padding: Side = 0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: Side, stride: Side = 1, padding: Side = 0
+    ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias_attr=False)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -42,7 +44,9 @@ class DenseConv2D(nn.Conv2D):
 
     def _is_plain(self) -> bool:
         is_dense = cpu.pair(self._dilation) == (1, 1) and self._groups == 1
-        return is_dense and self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
+        return (
+            is_dense and self._data_format == "NCHW" and self.bias is None
+        )  # folding a batch norm adds a bias
 
 
 def to_bfloat16(model: nn.Layer) -> int:
@@ -58,7 +62,10 @@ class _Convolution(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, sides: Sides, kind: int) -> paddle.Tensor:
-        size = [cpu.output_size(x.shape[2 + i], weight.shape[2 + i], sides.padding[i], sides.stride[i]) for i in range(2)]
+        size = [
+            cpu.output_size(x.shape[2 + i], weight.shape[2 + i], sides.padding[i], sides.stride[i])
+            for i in range(2)
+        ]
         cpu.check_channels(weight.shape[1], x.shape[1])
         ctx.kept = cpu.Kept(x)
         x, kernel = x.contiguous(), weight.detach().contiguous()

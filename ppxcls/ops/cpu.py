@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppxcls.system.kernels import HAS_NUMBA
+from ppxcls.system import kernels
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:
@@ -20,7 +20,7 @@ def are_plain(*tensors: paddle.Tensor) -> bool:
 
 def applies_to(*tensors: paddle.Tensor) -> bool:
     """Whether numba is installed and these are eager float32 tensors on the CPU."""
-    return HAS_NUMBA and are_plain(*tensors)
+    return kernels.HAS_NUMBA and are_plain(*tensors)
 
 
 def check_channels(expected: int, received: int) -> None:
@@ -48,7 +48,9 @@ class Kept:
     def check(self) -> None:
         """Raise RuntimeError if it was changed since, because the gradient would be wrong."""
         if self._tensor.inplace_version != self._version:
-            raise RuntimeError("a tensor that the backward pass needs was modified by an inplace operation after the forward pass")
+            raise RuntimeError(
+                "a tensor that the backward pass needs was modified by an inplace operation after the forward pass"
+            )
 
 
 class _Memory:
@@ -57,7 +59,12 @@ class _Memory:
     def __init__(self, tensor: paddle.Tensor) -> None:
         self._tensor = tensor
         data = tensor.data_ptr(), False
-        self.__array_interface__ = {"data": data, "shape": tuple(tensor.shape), "typestr": np.dtype(np.float32).str, "version": 3}
+        self.__array_interface__ = {
+            "data": data,
+            "shape": tuple(tensor.shape),
+            "typestr": np.dtype(np.float32).str,
+            "version": 3,
+        }
 
 
 def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:

@@ -1,11 +1,13 @@
 """Depthwise convolution of a channel's planes, and its gradients, as functions for ``channelwise_kernels``.
 
-Paddle's CPU kernel runs im2col and a tiny product for every channel of every image. Looping over the planes directly is 2 to
-10 times faster. Planes have a margin of zeros, so that no tap needs a bounds check and the innermost loops vectorize. With stride
-1, the planes of several images are one long row, in which a tap has a fixed distance.
+Paddle's CPU kernel runs im2col and a tiny product for every channel of every image. Looping over the planes
+directly is 2 to 10 times faster. Planes have a margin of zeros, so that no tap needs a bounds check and the
+innermost loops vectorize. With stride 1, the planes of several images are one long row, in which a tap has a
+fixed distance.
 
-Taps are summed in Paddle's order and rounded like Paddle's, so that outputs and input gradients agree to the last bit if its matrix
-product does the same. Deep networks in training amplify a rounding difference a thousand times and more.
+Taps are summed in Paddle's order and rounded like Paddle's, so that outputs and input gradients agree to the
+last bit if its matrix product does the same. Deep networks in training amplify a rounding difference a
+thousand times and more.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _WIDE = 32  # rows from here on are copied by loops; a table of places is faster
 
 # The order of sums is free, so that they vectorize. NaN and infinity are respected.
 FREE = {"contract", "reassoc", "nsz"}
-# In the forward pass, Paddle multiplies and adds with one rounding, like a matrix product. In the backward pass it rounds twice.
+# In the forward pass, Paddle multiplies and adds with one rounding, like a matrix product. In the backward
+# pass it rounds twice.
 ONE_ROUNDING: set[str] = {"contract"}
 
 
@@ -52,7 +55,9 @@ def _places(shape, origin, spacing, size):  # type: ignore[no-untyped-def]
     for image in range(shape[0]):
         for y in range(size[0]):
             for x in range(size[1]):
-                places[i] = (image * shape[1] + origin[0] + y * spacing[0]) * shape[2] + origin[1] + x * spacing[1]
+                places[i] = (
+                    (image * shape[1] + origin[0] + y * spacing[0]) * shape[2] + origin[1] + x * spacing[1]
+                )
                 i += 1
     return places
 
@@ -76,14 +81,23 @@ def room(images, sizes, taps, geometry, is_back):  # type: ignore[no-untyped-def
     planes, sums = np.zeros(shape, np.float32), np.empty(shape[0] * height * width, np.float32)
     if is_back:
         margin = reach[0] - padding[0], reach[1] - padding[1]
-        return _Room(planes, sums, _places(shape, margin, stride, sizes[1]), _places(shape, (0, 0), (1, 1), sizes[0]))
-    return _Room(planes, sums, _places(shape, padding, (1, 1), sizes[0]), _places(shape, (0, 0), (1, 1), sizes[1]))
+        return _Room(
+            planes, sums, _places(shape, margin, stride, sizes[1]), _places(shape, (0, 0), (1, 1), sizes[0])
+        )
+    return _Room(
+        planes, sums, _places(shape, padding, (1, 1), sizes[0]), _places(shape, (0, 0), (1, 1), sizes[1])
+    )
 
 
 @helper(set())
 def _padded_size(size, out_size, reach, padding, stride):  # type: ignore[no-untyped-def]
     """Side of a plane that has room for the input with its margin, and for the gradient of the output with its own."""
-    return max(padding + size, (out_size - 1) * stride + reach + 1, reach - padding + (out_size - 1) * stride + 1, size + reach)
+    return max(
+        padding + size,
+        (out_size - 1) * stride + reach + 1,
+        reach - padding + (out_size - 1) * stride + 1,
+        size + reach,
+    )
 
 
 @helper(ONE_ROUNDING)
@@ -175,7 +189,10 @@ def _correlate_strided(planes, kernel, stride, dilation, size, out):  # type: ig
 
 @numba.njit(inline="always")
 def _slide(flat, kernel, first, down, right, out):  # type: ignore[no-untyped-def]
-    """Correlate in one long loop, in which each tap has a fixed distance. The nine taps of 3 x 3 kernels are written out."""
+    """Correlate in one long loop, in which each tap has a fixed distance.
+
+    The nine taps of 3 x 3 kernels are written out.
+    """
     if kernel.shape[0] == 3 and kernel.shape[1] == 3:
         w00, w01, w02 = kernel[0, 0], kernel[0, 1], kernel[0, 2]
         w10, w11, w12 = kernel[1, 0], kernel[1, 1], kernel[1, 2]
@@ -183,7 +200,11 @@ def _slide(flat, kernel, first, down, right, out):  # type: ignore[no-untyped-de
         # Views that begin at the tap, because the loop vectorizes only if its index can't be negative.
         p00, p01, p02 = flat[first:], flat[first + right :], flat[first + 2 * right :]
         p10, p11, p12 = flat[first + down :], flat[first + down + right :], flat[first + down + 2 * right :]
-        p20, p21, p22 = flat[first + 2 * down :], flat[first + 2 * down + right :], flat[first + 2 * down + 2 * right :]
+        p20, p21, p22 = (
+            flat[first + 2 * down :],
+            flat[first + 2 * down + right :],
+            flat[first + 2 * down + 2 * right :],
+        )
         for x in range(out.size):
             total = np.float32(0) + w00 * p00[x]
             total += w01 * p01[x]
@@ -210,7 +231,9 @@ _correlate_rounded = helper(set())(_correlate)
 @helper(FREE)
 def _add_dot_products(flat, upstream, down, right, gradient):  # type: ignore[no-untyped-def]
     """Add to each tap's gradient the product of the planes at the tap with the upstream gradient."""
-    if gradient.shape[0] == 3 and gradient.shape[1] == 3:  # nine sums at once, so that the planes are read once
+    if (
+        gradient.shape[0] == 3 and gradient.shape[1] == 3
+    ):  # nine sums at once, so that the planes are read once
         p01, p02 = flat[right:], flat[2 * right :]
         p10, p11, p12 = flat[down:], flat[down + right :], flat[down + 2 * right :]
         p20, p21, p22 = flat[2 * down :], flat[2 * down + right :], flat[2 * down + 2 * right :]
@@ -258,7 +281,8 @@ def convolve(values, line, kernel, geometry, sizes, room, results):  # type: ign
 
 @helper(set())
 def convolve_back(values, line, kernel, geometry, sizes, both, upstream, with_kernel, of_kernel, of_values):  # type: ignore[no-untyped-def]
-    """Gradients of ``convolve``: of the kernel if it is needed, and of the stage's output unless ``of_values`` is empty.
+    """Gradients of ``convolve``: of the kernel if it is needed, and of the stage's output unless ``of_values``
+    is empty.
 
     The gradient of the input is the correlation with the turned kernel, with the stride as spacing.
     """
@@ -274,11 +298,17 @@ def convolve_back(values, line, kernel, geometry, sizes, both, upstream, with_ke
     for begin in range(0, images, there.planes.shape[0]):
         end = min(begin + there.planes.shape[0], images)
         group, ups = there.planes[: end - begin], back.planes[: end - begin]
-        _pad(upstream[begin * out_size : end * out_size], plain, margin, stride, sizes[1][1], ups, back.inputs)
+        _pad(
+            upstream[begin * out_size : end * out_size], plain, margin, stride, sizes[1][1], ups, back.inputs
+        )
         if with_kernel:
             _pad(values[begin * size : end * size], line, padding, (1, 1), sizes[0][1], group, there.inputs)
             first = margin[0] * width + margin[1]
-            used = ((end - begin - 1) * height + (sizes[1][0] - 1) * stride[0]) * width + (sizes[1][1] - 1) * stride[1] + 1
+            used = (
+                ((end - begin - 1) * height + (sizes[1][0] - 1) * stride[0]) * width
+                + (sizes[1][1] - 1) * stride[1]
+                + 1
+            )
             row = ups.reshape(ups.size)[first : first + used]
             _add_dot_products(group.reshape(group.size), row, dilation[0] * width, dilation[1], of_kernel)
         if of_values.size:

@@ -1,7 +1,8 @@
 """Layers one after another, on the CPU with as few operators as they allow.
 
-In training, all layers between two 1x1 convolutions are one operator (``channelwise``), and the convolutions take and give images
-with the channels first, so that each is one product and nothing is copied. Layers that do not fit are called as usual.
+In training, all layers between two 1x1 convolutions are one operator (``channelwise``), and the convolutions
+take and give images with the channels first, so that each is one product and nothing is copied. Layers that
+do not fit are called as usual.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def in_order(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
     """Call layers one after another.
 
     Args:
-        layers: layers and functions of a tensor, such as ``relu``. A ``paddle.nn.Sequential`` stands for its layers.
+        layers: layers and functions of a tensor, such as ``relu``. A ``paddle.nn.Sequential`` stands for its
+            layers.
         x: what the first one takes.
     """
     if _fits(x) and any(isinstance(layer, nn.Layer) and layer.training for layer in layers):
@@ -85,7 +87,10 @@ def _letter(layer: Step) -> str:
 def _fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
     counts = Counter(map(id, layers))
     # A batch norm that occurs twice updates its statistics twice, one after the other.
-    letters = ["o" if counts[id(layer)] > 1 and isinstance(layer, BatchNorm2D) else _letter(layer) for layer in layers]
+    letters = [
+        "o" if counts[id(layer)] > 1 and isinstance(layer, BatchNorm2D) else _letter(layer)
+        for layer in layers
+    ]
     matches = list(_OPERATOR.finditer("".join(letters)))
     has_channels_first = False
     for i, match in enumerate(matches):

@@ -31,7 +31,10 @@ class MaxPool2D(nn.Layer):
         self.data_format = "NCHW"
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Args: x: [N, C, H, W]. Returns: [N, C, H', W'], H' = (H + 2 padding - kernel_size) // stride + 1."""
+        """Args: x: [N, C, H, W].
+
+        Returns: [N, C, H', W'], H' = (H + 2 padding - kernel_size) // stride + 1.
+        """
         size, _, padding = self._geometry
         if self.data_format == "NCHW" and size <= _LARGEST and padding < size and cpu.applies_to(x):
             return _MaxPooling.apply(x, self._geometry)
@@ -44,7 +47,9 @@ class _MaxPooling(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:
         size, stride, padding = geometry
-        out = paddle.empty([*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32")
+        out = paddle.empty(
+            [*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32"
+        )
         planes = _planes(out)
         ctx.chosen = np.empty(planes.shape, np.uint8)
         from ppxcls.ops.max_pool_kernels import max_pool

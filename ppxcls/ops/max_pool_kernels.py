@@ -47,7 +47,8 @@ def max_pool(planes, out, chosen, size, stride, padding, begin, end):  # type: i
     Args:
         planes: float32 [P, H, W].
         out: float32 [P, OH, OW], overwritten.
-        chosen: uint8 [P, OH, OW], overwritten: number of the first pixel of the window, row by row, that has this value.
+        chosen: uint8 [P, OH, OW], overwritten: number of the first pixel of the window, row by row, that has
+            this value.
         size: pixels of the window's sides, at most 16.
         stride: of the windows.
         padding: pixels beyond each side.

@@ -1,6 +1,7 @@
 """Products and copies by the oneDNN library that Paddle's CPU builds bring, called through its C interface.
 
-Paddle multiplies image by image and has no bfloat16 product on the CPU; the library does both. Interface: oneDNN 3, ``dnnl.h``.
+Paddle multiplies image by image and has no bfloat16 product on the CPU; the library does both. Interface:
+oneDNN 3, ``dnnl.h``.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def load() -> Any:
         library.dnnl_version.restype = ctypes.POINTER(_Version)
         if library.dnnl_version().contents.major != _MAJOR:
             return None
-        library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t  # ctypes takes int otherwise, which is too short
+        library.dnnl_memory_desc_get_size.restype = (
+            ctypes.c_size_t
+        )  # ctypes takes int otherwise, which is too short
         library.dnnl_primitive_desc_query_md.restype = Handle
         engine, stream = Handle(), Handle()
         check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
@@ -136,14 +139,22 @@ def _reorder(source: Any, target: Any) -> Primitive:
 def reorder(source: Any, target: Any) -> Primitive:
     """A copy between the layouts and types of two descriptors, which it destroys when it goes."""
     library, made = load(), Handle()
-    check(library.dnnl_reorder_primitive_desc_create(ctypes.byref(made), source, library.engine, target, library.engine, Handle()))
+    check(
+        library.dnnl_reorder_primitive_desc_create(
+            ctypes.byref(made), source, library.engine, target, library.engine, Handle()
+        )
+    )
     return Primitive(made, (source, target), (SOURCE, RESULT))
 
 
 def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
     """Of memory with these sizes, strides and type."""
     numbers, made = ctypes.c_int64 * len(dims), Handle()
-    check(load().dnnl_memory_desc_create_with_strides(ctypes.byref(made), len(dims), numbers(*dims), kind, numbers(*strides)))
+    check(
+        load().dnnl_memory_desc_create_with_strides(
+            ctypes.byref(made), len(dims), numbers(*dims), kind, numbers(*strides)
+        )
+    )
     return made
 
 
@@ -158,14 +169,20 @@ class Primitive:
         self._memories = [Handle() for _ in descriptors]
         for memory, descriptor in zip(self._memories, descriptors, strict=True):
             check(library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, Handle(0)))
-        self._arguments = (_Argument * len(numbers))(*[_Argument(n, m) for n, m in zip(numbers, self._memories, strict=True)])
+        self._arguments = (_Argument * len(numbers))(
+            *[_Argument(n, m) for n, m in zip(numbers, self._memories, strict=True)]
+        )
 
     def __call__(self, *addresses: int) -> None:
         library = self._library
         with _LOCK:
             for memory, address in zip(self._memories, addresses, strict=True):
                 check(library.dnnl_memory_set_data_handle(memory, Handle(address)))
-            check(library.dnnl_primitive_execute(self._made, library.stream, len(self._arguments), self._arguments))
+            check(
+                library.dnnl_primitive_execute(
+                    self._made, library.stream, len(self._arguments), self._arguments
+                )
+            )
             check(library.dnnl_stream_wait(library.stream))
 
     def __del__(self) -> None:

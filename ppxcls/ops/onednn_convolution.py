@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 import paddle
 
 from ppxcls.ops import onednn
-from ppxcls.ops.onednn import FLOAT32, RESULT, SOURCE, WEIGHTS, Handle, Primitive, check, descriptor, strides_of
+from ppxcls.ops.onednn import (
+    FLOAT32,
+    RESULT,
+    SOURCE,
+    WEIGHTS,
+    Handle,
+    Primitive,
+    check,
+    descriptor,
+    strides_of,
+)
 
 _TRAINING, _DIRECT, _ANY = 64, 1, 1  # dnnl_prop_kind_t, dnnl_alg_kind_t, dnnl_format_tag_t
 
@@ -25,7 +35,8 @@ class _Role(NamedTuple):
 
 _INPUT, _KERNEL, _OUTPUT = _Role(SOURCE, 129), _Role(WEIGHTS, 131), _Role(RESULT, 133, True)
 _OF_INPUT, _OF_KERNEL, _OF_OUTPUT = _Role(129, 130, True), _Role(161, 132, True), _Role(145, 134)
-# By what is computed: the function that describes it, what it takes first, and the roles of input, kernel and output.
+# By what is computed: the function that describes it, what it takes first, and the roles of input, kernel and
+# output.
 _KINDS = {
     "output": ("forward", (_TRAINING, _DIRECT), (_INPUT, _KERNEL, _OUTPUT)),
     "input": ("backward_data", (_DIRECT,), (_OF_INPUT, _KERNEL, _OF_OUTPUT)),
@@ -45,7 +56,8 @@ def convolve(what: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: in
 
     Args:
         what: "output", or "input" or "kernel" for the gradient with respect to it; this tensor is written.
-        tensors: the input, float32 [N, C, H, W], the kernel, float32 [C', C, KH, KW], and the output, or their gradients.
+        tensors: the input, float32 [N, C, H, W], the kernel, float32 [C', C, KH, KW], and the output, or
+            their gradients.
         sides: stride and padding.
         kind: type of the factors inside, ``FLOAT32`` or ``BFLOAT16``; sums are in float32.
     """
@@ -53,7 +65,9 @@ def convolve(what: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: in
 
 
 @functools.lru_cache(maxsize=64)
-def _convolution(what: str, shapes: tuple[tuple[int, ...], ...], sides: Sides, kind: int) -> _CompiledConvolution:
+def _convolution(
+    what: str, shapes: tuple[tuple[int, ...], ...], sides: Sides, kind: int
+) -> _CompiledConvolution:
     return _CompiledConvolution(what, shapes, sides, kind)
 
 
@@ -65,16 +79,33 @@ class _CompiledConvolution:
         library, made = onednn.load(), Handle()
         pair = ctypes.c_int64 * 2
         numbers = pair(*sides.stride), pair(0, 0), pair(*sides.padding), pair(*sides.padding)
-        wanted = [_of_any_layout(shape, FLOAT32 if r.is_result else kind) for shape, r in zip(shapes, self._roles, strict=True)]
+        wanted = [
+            _of_any_layout(shape, FLOAT32 if r.is_result else kind)
+            for shape, r in zip(shapes, self._roles, strict=True)
+        ]
         bias_and_output = (Handle(), wanted[2]) if what != "input" else (wanted[2],)
         hint = () if what == "output" else (Handle(),)
         create = getattr(library, f"dnnl_convolution_{name}_primitive_desc_create")
-        check(create(ctypes.byref(made), library.engine, *first, *wanted[:2], *bias_and_output, *numbers, *hint, Handle()))
+        check(
+            create(
+                ctypes.byref(made),
+                library.engine,
+                *first,
+                *wanted[:2],
+                *bias_and_output,
+                *numbers,
+                *hint,
+                Handle(),
+            )
+        )
         for given in wanted:
             library.dnnl_memory_desc_destroy(given)
         layouts = [_queried(made, role.query) for role in self._roles]
         self._bytes = [library.dnnl_memory_desc_get_size(layout) for layout in layouts]
-        self._copies = [_copy(shape, layout, r.is_result) for shape, layout, r in zip(shapes, layouts, self._roles, strict=True)]
+        self._copies = [
+            _copy(shape, layout, r.is_result)
+            for shape, layout, r in zip(shapes, layouts, self._roles, strict=True)
+        ]
         self._run = Primitive(made, layouts, [role.argument for role in self._roles])
 
     def __call__(self, tensors: Sequence[paddle.Tensor]) -> None:

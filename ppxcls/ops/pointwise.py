@@ -12,15 +12,17 @@ from ppxcls.ops import cpu, onednn
 from ppxcls.ops.onednn import BFLOAT16, FLOAT32, Operand, strides_of
 from ppxcls.system import kernels
 
-# Pixels of a map. Paddle multiplies image by image; for larger maps that is as fast, and needs no copy in another order.
+# Pixels of a map. Paddle multiplies image by image; for larger maps that is as fast, and needs no copy in
+# another order.
 _SMALL = 400
 
 
 class PointwiseConv2D(nn.Conv2D):
     """``paddle.nn.Conv2D`` with a 1x1 kernel and without bias, for ``[N, C, H, W]`` input.
 
-    It has the parameters, state keys and initial values of Paddle's layer. While it trains in float32 on the CPU, oneDNN
-    multiplies. Evaluation, other devices and types, static graphs and export run Paddle's operator.
+    It has the parameters, state keys and initial values of Paddle's layer. While it trains in float32 on the
+    CPU, oneDNN multiplies. Evaluation, other devices and types, static graphs and export run Paddle's
+    operator.
 
     Attributes:
         in_bfloat16: train with factors rounded to bfloat16 and sums in float32; see ``onednn.has_bfloat16``.
@@ -34,12 +36,20 @@ class PointwiseConv2D(nn.Conv2D):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H', W'], H' = (H - 1) // stride + 1."""
         if self.training and cpu.are_plain(x, self.weight) and self._is_worth_it(x):
-            return _Product.apply(x, self.weight, self._step, self.in_bfloat16, self._is_one(x), (False, False))
+            return _Product.apply(
+                x, self.weight, self._step, self.in_bfloat16, self._is_one(x), (False, False)
+            )
         return nn.Conv2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
 
     def takes_channels_first(self) -> bool:
         """Whether ``product`` may be called."""
-        return self.training and self._step == 1 and self._is_plain() and cpu.are_plain(self.weight) and onednn.is_available()
+        return (
+            self.training
+            and self._step == 1
+            and self._is_plain()
+            and cpu.are_plain(self.weight)
+            and onednn.is_available()
+        )
 
     def product(self, x: paddle.Tensor, layouts: tuple[bool, bool]) -> paddle.Tensor:
         """[N, C, H, W] to [N, C', H, W], as one product.
@@ -60,7 +70,9 @@ class PointwiseConv2D(nn.Conv2D):
 
     def _is_plain(self) -> bool:
         is_square = len(set(cpu.pair(self._stride))) == 1
-        return is_square and self._data_format == "NCHW" and self.bias is None  # folding a batch norm adds a bias
+        return (
+            is_square and self._data_format == "NCHW" and self.bias is None
+        )  # folding a batch norm adds a bias
 
     def _is_worth_it(self, x: paddle.Tensor) -> bool:
         return self._is_plain() and (self.in_bfloat16 or self._is_one(x)) and onednn.is_available()
@@ -69,8 +81,9 @@ class PointwiseConv2D(nn.Conv2D):
 class _Product(PyLayer):
     """The differentiable operator. It has no second derivative.
 
-    With ``in_one`` a channel's pixels of all images are one row, [C, N H W]. Otherwise each image has a matrix, [N, C, H W].
-    ``layouts`` says of input and output whether the channels are first, [C, N, H, W]; it requires ``in_one``.
+    With ``in_one`` a channel's pixels of all images are one row, [C, N H W]. Otherwise each image has a
+    matrix, [N, C, H W]. ``layouts`` says of input and output whether the channels are first, [C, N, H, W]; it
+    requires ``in_one``.
     """
 
     @staticmethod
@@ -88,7 +101,9 @@ class _Product(PyLayer):
         rows = layout.rows(x, layout.inputs, layouts[0])
         ctx.kept = cpu.Kept(x) if rows is x else None  # otherwise they are a copy
         kernel = _short(weight) if is_short else weight.detach().contiguous()
-        y = layout.multiplied(layout.kernel(kernel), layout.matrix(rows, layout.inputs), layout.outputs, layouts[1])
+        y = layout.multiplied(
+            layout.kernel(kernel), layout.matrix(rows, layout.inputs), layout.outputs, layouts[1]
+        )
         ctx.save_for_backward(rows, kernel)
         return y
 
@@ -102,7 +117,9 @@ class _Product(PyLayer):
         x_gradient = None
         if ctx.needs[0]:
             turned = layout.kernel(kernel, transposed=True)
-            x_gradient = layout.multiplied(turned, layout.matrix(upstream, layout.outputs), layout.inputs, ctx.layouts[0])
+            x_gradient = layout.multiplied(
+                turned, layout.matrix(upstream, layout.outputs), layout.inputs, ctx.layouts[0]
+            )
         if x_gradient is not None and ctx.stride > 1:
             x_gradient = _spread(x_gradient, ctx.stride, ctx.shape)
         return x_gradient, layout.kernel_gradient(upstream, rows) if ctx.needs[1] else None
@@ -156,14 +173,20 @@ class _Layout:
 
     def images_of(self, images: paddle.Tensor, channels: int) -> Operand:
         """Of the pixels of images: [C, N, H W]."""
-        return Operand(images.data_ptr(), (channels, self.images, self.pixels), (self.pixels, channels * self.pixels, 1))
+        return Operand(
+            images.data_ptr(), (channels, self.images, self.pixels), (self.pixels, channels * self.pixels, 1)
+        )
 
     def rows_of(self, rows: paddle.Tensor, channels: int, kind: int) -> Operand:
         """Of the same pixels in rows: [C, N, H W]."""
-        channel, image = (self.images * self.pixels, self.pixels) if self.in_one else (self.pixels, channels * self.pixels)
+        channel, image = (
+            (self.images * self.pixels, self.pixels) if self.in_one else (self.pixels, channels * self.pixels)
+        )
         return Operand(rows.data_ptr(), (channels, self.images, self.pixels), (channel, image, 1), kind)
 
-    def matrix(self, rows: paddle.Tensor, channels: int, kind: int | None = None, transposed: bool = False) -> Operand:
+    def matrix(
+        self, rows: paddle.Tensor, channels: int, kind: int | None = None, transposed: bool = False
+    ) -> Operand:
         """Of rows, as a factor or a result."""
         dims = tuple(self.matrices(channels))
         strides = strides_of(dims)
@@ -184,7 +207,9 @@ class _Layout:
     def multiplied(self, kernel: Operand, matrix: Operand, channels: int, as_rows: bool) -> paddle.Tensor:
         """The product, float32 [N, C, H, W], or [C, N, H, W]."""
         if not self.in_one or as_rows:
-            made = paddle.empty([*([channels, self.images] if as_rows else [self.images, channels]), *self.size], "float32")
+            made = paddle.empty(
+                [*([channels, self.images] if as_rows else [self.images, channels]), *self.size], "float32"
+            )
             onednn.multiply(kernel, matrix, self.matrix(made, channels, FLOAT32))
             return made
         sums = paddle.empty(self.matrices(channels), "float32")
@@ -198,7 +223,9 @@ class _Layout:
         shape = [self.outputs, self.inputs] if self.in_one else [self.images, self.outputs, self.inputs]
         sums = paddle.empty(shape, "float32")
         result = Operand(sums.data_ptr(), tuple(shape), strides_of(shape))
-        onednn.multiply(self.matrix(upstream, self.outputs), self.matrix(rows, self.inputs, transposed=True), result)
+        onednn.multiply(
+            self.matrix(upstream, self.outputs), self.matrix(rows, self.inputs, transposed=True), result
+        )
         return (sums if self.in_one else sums.sum(0)).reshape([self.outputs, self.inputs, 1, 1])
 
 
@@ -207,5 +234,8 @@ def _short(weight: paddle.Tensor) -> paddle.Tensor:
     kernel = weight.detach().contiguous()
     dims = kernel.shape[0], kernel.shape[1]
     made = paddle.empty(list(dims), "int16")
-    onednn.copy(Operand(kernel.data_ptr(), dims, strides_of(dims)), Operand(made.data_ptr(), dims, strides_of(dims), BFLOAT16))
+    onednn.copy(
+        Operand(kernel.data_ptr(), dims, strides_of(dims)),
+        Operand(made.data_ptr(), dims, strides_of(dims), BFLOAT16),
+    )
     return made

@@ -15,7 +15,8 @@ def synchronized_batch_norm(layer: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.T
 
     Args:
         layer: whose weight, bias, momentum and running statistics are used; these are updated.
-        x: float32 [N, C, H, W] or, by the layer's ``data_format``, [N, H, W, C]; N of at least 1 on every process.
+        x: float32 [N, C, H, W] or, by the layer's ``data_format``, [N, H, W, C]; N of at least 1 on every
+            process.
     """
     is_last = layer._data_format == "NHWC"
     y, mean, variance = _SyncBatchNorm.apply(x, layer.weight, layer.bias, layer._epsilon, is_last)
@@ -26,7 +27,10 @@ def synchronized_batch_norm(layer: nn.BatchNorm2D, x: paddle.Tensor) -> paddle.T
 
 
 class _SyncBatchNorm(PyLayer):
-    """The differentiable operator. Mean and variance take two passes, so that small variances are not lost in rounding."""
+    """The differentiable operator.
+
+    Mean and variance take two passes, so that small variances are not lost in rounding.
+    """
 
     @staticmethod
     def forward(  # type: ignore[no-untyped-def]

@@ -21,7 +21,7 @@ from ppxcls.data.transforms import TransformOps, starts_with_decoding
 from ppxcls.packed.format import FORMAT, LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
 from ppxcls.packed.jpeg import SegmentedImage
 from ppxcls.packed.storage import storage_of
-from ppxcls.system.kernels import HAS_NUMBA
+from ppxcls.system import kernels
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import reason_of
 
@@ -32,14 +32,17 @@ Array = np.ndarray[Any, Any]
 class PackedDataset(Dataset):
     """What ``ppxcls pack`` wrote: the samples of a list file, in a few large files.
 
-    The images are those of the list's files, to the last bit, and so are the batches. A run that began with the files can go on
-    with the packed data, and the other way round.
+    The images are those of the list's files, to the last bit, and so are the batches. A run that began with
+    the files can go on with the packed data, and the other way round.
 
     Args:
-        pack: the folder, or a URL of an object store that fsspec reads, such as ``s3://bucket/imagenet-train``.
+        pack: the folder, or a URL of an object store that fsspec reads, such as
+            ``s3://bucket/imagenet-train``.
         transform_ops: transforms in order; None gives the encoded bytes, or an ``ImageParts``.
-        cache_dir: folder for copies of an object store's files; None is one in ``XDG_CACHE_HOME`` or ``~/.cache``.
-        cache_gb: 10^9 bytes that copies of shards may take; None copies no shards, and requests each image from the store.
+        cache_dir: folder for copies of an object store's files; None is one in ``XDG_CACHE_HOME`` or
+            ``~/.cache``.
+        cache_gb: 10^9 bytes that copies of shards may take; None copies no shards, and requests each image
+            from the store.
         class_num: number of classes, to check the labels against.
         patience: seconds to retry a disk or a store that does not answer.
 
@@ -59,14 +62,18 @@ class PackedDataset(Dataset):
         patience: float = 0.0,
     ) -> None:
         if transform_ops is not None and not starts_with_decoding(transform_ops):
-            raise ValueError("expected DecodeImage as the first of transform_ops, because files are read as bytes")
+            raise ValueError(
+                "expected DecodeImage as the first of transform_ops, because files are read as bytes"
+            )
         self.pack = pack
         self._storage = storage_of(pack, cache_dir, cache_gb)
         self._patience = patience
         self.manifest = read_manifest(self._small(MANIFEST))
         if len(self.manifest.shards) != self.manifest.count:
             raise DataError(f"{pack}: the manifest does not name all {self.manifest.count:,} shards")
-        self._storage.expect({f"{shard_name(i)}.data": shard.bytes for i, shard in enumerate(self.manifest.shards)})
+        self._storage.expect(
+            {f"{shard_name(i)}.data": shard.bytes for i, shard in enumerate(self.manifest.shards)}
+        )
         self.index = ListIndex(self._small(LIST, self.manifest.list_sha256), self.manifest.delimiter)
         self.source = f"{pack}/{LIST}"
         if (len(self.index), self.index.digest()) != (self.manifest.samples, self.manifest.list_sha256):
@@ -79,7 +86,9 @@ class PackedDataset(Dataset):
     def read(self, index: int) -> bytes | ImageParts:
         """The bytes of the sample's file, or its parts."""
         name, record = self._record(index)
-        data = patiently(lambda: self._storage.read(name, record.offset, record.bytes), self.path(index), self._patience)
+        data = patiently(
+            lambda: self._storage.read(name, record.offset, record.bytes), self.path(index), self._patience
+        )
         found = unpacked(record, data)
         return found if isinstance(found, bytes) else SegmentedImage(found)
 
@@ -95,7 +104,9 @@ class PackedDataset(Dataset):
 
     def path(self, index: int) -> str:
         """The shard and the path in the list."""
-        return f"{self.pack}/{shard_name(index // self.manifest.samples_per_shard)}.data: {self.listed(index)}"
+        return (
+            f"{self.pack}/{shard_name(index // self.manifest.samples_per_shard)}.data: {self.listed(index)}"
+        )
 
     def line(self, index: int) -> str:
         """``file:line`` of a sample."""
@@ -104,7 +115,11 @@ class PackedDataset(Dataset):
     def digest(self) -> str:
         """SHA-256 of the list file, and of what was changed in the pixels, if anything was."""
         manifest = self.manifest
-        changes = [value for value in (manifest.short_side, manifest.quality, manifest.resampling) if value is not None]
+        changes = [
+            value
+            for value in (manifest.short_side, manifest.quality, manifest.resampling)
+            if value is not None
+        ]
         digest = manifest.list_sha256
         return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
 
@@ -125,7 +140,7 @@ class PackedDataset(Dataset):
 
     def _why_whole(self) -> Iterator[str]:
         """Why the loader can't decode parts."""
-        if not HAS_NUMBA:
+        if not kernels.HAS_NUMBA:
             yield "because the package numba is not installed"
         if self.manifest.format != FORMAT:
             yield f"because the data set has the format {self.manifest.format!r}; pack the files again"

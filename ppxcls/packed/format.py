@@ -3,16 +3,19 @@
 A folder with
 
 - ``pack.json``: the manifest, written last;
-- ``list.txt``: the list file, byte for byte. Sample ``i`` of the list is record ``i % samples_per_shard`` of shard
-  ``i // samples_per_shard``;
-- ``shard-00000.data``: the records, one after another. A record is a file as it was, or a rewritten JPEG: its head, its coded data
-  without the zeros that follow bytes of 255, and a table with a row of ``SEGMENT`` for each segment, in rows from left to right;
-- ``shard-00000.index``: where each record lies, a numpy array in the ``.npy`` format with the fields of ``RECORD``.
+- ``list.txt``: the list file, byte for byte. Sample ``i`` of the list is record ``i % samples_per_shard`` of
+  shard ``i // samples_per_shard``;
+- ``shard-00000.data``: the records, one after another. A record is a file as it was, or a rewritten JPEG: its
+  head, its coded data without the zeros that follow bytes of 255, and a table with a row of ``SEGMENT`` for
+  each segment, in rows from left to right;
+- ``shard-00000.index``: where each record lies, a numpy array in the ``.npy`` format with the fields of
+  ``RECORD``.
 
-Format 1, of ppxcls 0.7 to 0.9, had restart markers in its JPEGs, and other tables. Its images are still read, but decoded whole.
+Format 1, of ppxcls 0.7 to 0.9, had restart markers in its JPEGs, and other tables. Its images are still read,
+but decoded whole.
 
-Nothing is mapped into memory: a page that is not there would be read while the interpreter's lock is held, and a file that is cut
-off would end the process.
+Nothing is mapped into memory: a page that is not there would be read while the interpreter's lock is held,
+and a file that is cut off would end the process.
 """
 
 from __future__ import annotations
@@ -83,7 +86,8 @@ class Manifest:
         samples_per_shard: of all shards but the last.
         short_side: pixels to which larger images were reduced; None if no pixel was changed.
         quality: of the JPEGs that were made then; None if no pixel was changed.
-        resampling: how images were reduced; None without a short side, and for area averages of ppxcls up to 0.8.
+        resampling: how images were reduced; None without a short side, and for area averages of ppxcls up to
+            0.8.
         shards: in order. While the data set is being packed, those that are complete.
         format: of the files.
     """
@@ -128,9 +132,15 @@ def read_manifest(file: Path) -> Manifest:
         manifest = Manifest(**found, shards=shards)
         numbers = [manifest.samples, manifest.samples_per_shard]
         numbers += [n for shard in shards for n in (shard.samples, shard.bytes)]
-        texts = [manifest.list_sha256, manifest.delimiter, *(t for s in shards for t in (s.sha256, s.index_sha256))]
+        texts = [
+            manifest.list_sha256,
+            manifest.delimiter,
+            *(t for s in shards for t in (s.sha256, s.index_sha256)),
+        ]
         options = [value for value in (manifest.short_side, manifest.quality) if value is not None]
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers + options) or not all(type(t) is str for t in texts):
+        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers + options) or not all(
+            type(t) is str for t in texts
+        ):
             raise ValueError("a value of another type than expected")
         if manifest.samples < 1 or manifest.samples_per_shard < 1 or not manifest.delimiter:
             raise ValueError("expected samples and a delimiter")
@@ -174,11 +184,15 @@ def read_index(file: Path, shard: Shard, pack_format: str) -> Array:
         raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
     rows = stream.read()
     if dtype != RECORD or shape != (shard.samples,) or len(rows) != size:
-        raise DataError(f"{file}: expected {shard.samples:,} records, received {len(rows):,} bytes of {dtype} {list(shape)}")
+        raise DataError(
+            f"{file}: expected {shard.samples:,} records, received {len(rows):,} bytes of {dtype} {list(shape)}"
+        )
     index = np.frombuffer(bytearray(rows), RECORD)
     if pack_format == _FORMAT_1:
         index["segments"] = 0
-    ends = index["offset"] + (index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64))
+    ends = index["offset"] + (
+        index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64)
+    )
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
         raise DataError(f"{file}: a record lies outside of the shard's {shard.bytes:,} bytes")
     if (ends - index["offset"] > MAX_BYTES).any():

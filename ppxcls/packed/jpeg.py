@@ -1,10 +1,11 @@
 """JPEGs of which a part of the picture is decoded from a part of the file.
 
-``segmented`` writes the coded data of a JPEG anew without touching a coefficient, and notes where in it each segment begins: a few
-MCUs beside one another (the smallest units of a JPEG, 8 or 16 pixels wide). ``SegmentedImage`` then makes a small valid JPEG of the
-segments under a part, and the stock decoder does the rest. Within a row the segments are one run of bits. DC, which a JPEG codes as
-the difference to the block before, is adapted where a row begins. Restart markers would be simpler, but libjpeg-turbo decodes data
-that has them by a path that takes a tenth longer.
+``segmented`` writes the coded data of a JPEG anew without touching a coefficient, and notes where in it each
+segment begins: a few MCUs beside one another (the smallest units of a JPEG, 8 or 16 pixels wide).
+``SegmentedImage`` then makes a small valid JPEG of the segments under a part, and the stock decoder does the
+rest. Within a row the segments are one run of bits. DC, which a JPEG codes as the difference to the block
+before, is adapted where a row begins. Restart markers would be simpler, but libjpeg-turbo decodes data that
+has them by a path that takes a tenth longer.
 """
 
 from __future__ import annotations
@@ -18,17 +19,20 @@ import simplejpeg
 
 from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
 from ppxcls.packed.jpeg_codes import END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
-from ppxcls.system.kernels import HAS_NUMBA, call
+from ppxcls.system import kernels
 
 Array = np.ndarray[Any, Any]
 
 _START, _SCAN, _FRAME, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xD8, 0xDA, 0xC0, 0xDB, 0xDD, 0xE0, 0xEE
 _IGNORED = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments, and applications' data
 _HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
-_FRAMES = (b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x0b\x08")  # beginning of a frame of three colours, of a grey one
+_FRAMES = (
+    b"\xff\xc0\x00\x11\x08",
+    b"\xff\xc0\x00\x0b\x08",
+)  # beginning of a frame of three colours, of a grey one
 HEIGHT_AT = len(_HEAD) + 5  # of the frame's height, two bytes; its width follows
-# Width of a segment that is looked for. Of ImageNet's crops, 16 would save 1 % of the decoding and cost 1 % of the size; 64 would
-# save 3 % of the size and cost 10 % of the decoding.
+# Width of a segment that is looked for. Of ImageNet's crops, 16 would save 1 % of the decoding and cost 1 %
+# of the size; 64 would save 3 % of the size and cost 10 % of the decoding.
 SEGMENT_PIXELS = 32
 _NOT_DESCRIBED = "the record is not the JPEG that its index describes"
 _MARGIN = 2  # pixels around a part, if the colours have fewer pixels: the decoder interpolates them from their neighbours
@@ -70,7 +74,8 @@ class Segmented(NamedTuple):
     """A rewritten JPEG.
 
     Attributes:
-        data: head, coded data without the zeros that follow bytes of 255 in a JPEG, and table of the segments (``SEGMENT``).
+        data: head, coded data without the zeros that follow bytes of 255 in a JPEG, and table of the segments
+            (``SEGMENT``).
         grid: how it is cut.
         scan: position of the coded data.
         table: position of the table, which is ``size`` in the index.
@@ -111,9 +116,10 @@ def segmented(data: bytes) -> Segmented | None:
     """Rewrite a JPEG, with its best Huffman tables and without what decoders ignore.
 
     Returns:
-        None if it is no baseline JPEG with one scan and a grey or YCbCr picture, if it is damaged, or if numba is missing.
+        None if it is no baseline JPEG with one scan and a grey or YCbCr picture, if it is damaged, or if
+        numba is missing.
     """
-    frame = _parsed(data) if HAS_NUMBA else None
+    frame = _parsed(data) if kernels.HAS_NUMBA else None
     return None if frame is None else _rewritten(data, frame)
 
 
@@ -152,7 +158,9 @@ def _read(frame: _Frame, marker: int, body: bytes) -> bool:
         frame.interval = int.from_bytes(body, "big")
         return True
     # Adobe's marker says that the picture is RGB, YCCK or CMYK, or YCbCr, which is 1.
-    return marker == _JFIF or (marker == _ADOBE and len(body) >= 12 and body[:5] == b"Adobe" and body[11] == 1)
+    return marker == _JFIF or (
+        marker == _ADOBE and len(body) >= 12 and body[:5] == b"Adobe" and body[11] == 1
+    )
 
 
 def _is_supported(frame: _Frame) -> bool:
@@ -163,7 +171,12 @@ def _is_supported(frame: _Frame) -> bool:
         return False
     if len(sizes) == 1:
         return True
-    return len(sizes) == 3 and sizes[1:] == [(1, 1)] * 2 and max(sizes[0]) <= 2 and frame.ids in (b"\0\1\2", b"\1\2\3")
+    return (
+        len(sizes) == 3
+        and sizes[1:] == [(1, 1)] * 2
+        and max(sizes[0]) <= 2
+        and frame.ids in (b"\0\1\2", b"\1\2\3")
+    )
 
 
 def _read_tables(frame: _Frame, body: bytes) -> bool:
@@ -181,7 +194,10 @@ def _read_tables(frame: _Frame, body: bytes) -> bool:
 
 
 def _lookup(counts: bytes, symbols: bytes) -> Array | None:
-    """For 16 bits: length of the code << 8 | symbol, 0 for no code; uint16 [65536]. None if the table is not in order."""
+    """For 16 bits: length of the code << 8 | symbol, 0 for no code; uint16 [65536].
+
+    None if the table is not in order.
+    """
     table = np.zeros(1 << LONGEST_CODE, np.uint16)
     at, used = 0, 0
     for length, count in enumerate(counts, 1):
@@ -200,7 +216,12 @@ def _is_whole_scan(frame: _Frame, body: bytes) -> bool:
     if not frame.components:
         return False
     count = len(frame.components)
-    if len(body) != 2 * count + 4 or body[0] != count or body[-3:] != b"\0\x3f\0" or body[1 : 2 * count : 2] != frame.ids:
+    if (
+        len(body) != 2 * count + 4
+        or body[0] != count
+        or body[-3:] != b"\0\x3f\0"
+        or body[1 : 2 * count : 2] != frame.ids
+    ):
         return False
     frame.uses = [(use >> 4, (use & 15) + 2) for use in body[2 : 2 * count + 1 : 2]]
     return all(use in frame.tables for uses in frame.uses for use in uses)
@@ -222,7 +243,7 @@ def _rewritten(data: bytes, frame: _Frame) -> Segmented | None:
     counts, codes, lengths = (np.zeros((4, 256), np.int64) for _ in range(3))
 
     def transcoded(out: Array) -> int:
-        return int(call(transcode, *facts, counts, codes, lengths, out, segments))
+        return int(kernels.call(transcode, *facts, counts, codes, lengths, out, segments))
 
     if transcoded(np.empty(0, np.uint8)) < 0:
         return None
@@ -287,14 +308,18 @@ def _head(frame: _Frame, tables: list[tuple[bytes, bytes]]) -> bytes:
     """All that precedes the coded data: the frame at a fixed place, the Huffman tables behind it, and the rest."""
     count = len(frame.components)
     body = b"\x08" + _size(frame.height, frame.width) + bytes([count])
-    body += b"".join(bytes([i + 1, across << 4 | down, table]) for i, (across, down, table) in enumerate(frame.components))
+    body += b"".join(
+        bytes([i + 1, across << 4 | down, table]) for i, (across, down, table) in enumerate(frame.components)
+    )
     parts = [(_FRAME, body)]
     for number, (lengths, symbols) in enumerate(tables):
         if symbols:
             parts.append((HUFFMAN_TABLE, bytes([number % 2 | number // 2 << 4]) + lengths + symbols))
     uses = b"".join(bytes([i + 1, 0x11 * int(i > 0)]) for i in range(count))
     written = [_marked(marker, body) for marker, body in parts]
-    return _HEAD + b"".join(written) + frame.quantization + _marked(_SCAN, bytes([count]) + uses + b"\0\x3f\0")
+    return (
+        _HEAD + b"".join(written) + frame.quantization + _marked(_SCAN, bytes([count]) + uses + b"\0\x3f\0")
+    )
 
 
 def _size(height: int, width: int) -> bytes:
@@ -324,7 +349,13 @@ class SegmentedImage(ImageParts):
     def encoded(self) -> bytes:
         """The JPEG."""
         data = self._data
-        return b"".join([data[: self._scan], data[self._scan : self._table].replace(b"\xff", b"\xff\0"), bytes((MARKER, END))])
+        return b"".join(
+            [
+                data[: self._scan],
+                data[self._scan : self._table].replace(b"\xff", b"\xff\0"),
+                bytes((MARKER, END)),
+            ]
+        )
 
     def whole(self) -> Image:
         """The picture, uint8 [H, W, 3], RGB.
@@ -341,16 +372,21 @@ class SegmentedImage(ImageParts):
             ValueError: it can't be decoded.
         """
         left, top, width, height = int(left), int(top), int(width), int(height)  # numpy's, perhaps
-        if not HAS_NUMBA:
+        if not kernels.HAS_NUMBA:
             return self.whole()[top : top + height, left : left + width]
         grid = self._grid
         across, down = grid.mcu_width * grid.per_segment, grid.mcu_height
         margin = 0 if grid.mcu_width == grid.mcu_height == 8 else _MARGIN
         first, stop = max(left - margin, 0) // across, -(-min(left + width + margin, grid.width) // across)
         # Not a few pixels alone, such as those of a last column.
-        first = max(0, min(first, grid.columns - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across))
+        first = max(
+            0, min(first, grid.columns - 1, (min(stop * across, grid.width) - _LEAST_WIDTH) // across)
+        )
         row, end = max(top - margin, 0) // down, -(-min(top + height + margin, grid.height) // down)
-        cut_height, cut_width = min(end * down, grid.height) - row * down, min(stop * across, grid.width) - first * across
+        cut_height, cut_width = (
+            min(end * down, grid.height) - row * down,
+            min(stop * across, grid.width) - first * across,
+        )
         picture = _decoded(self._cut((first, stop, row, end), cut_height, cut_width), cut_height, cut_width)
         top, left = top - row * down, left - first * across
         return picture[top : top + height, left : left + width]
@@ -369,7 +405,7 @@ class SegmentedImage(ImageParts):
         made[: self._scan] = data[: self._scan]
         made[HEIGHT_AT : HEIGHT_AT + 4] = np.frombuffer(_size(height, width), np.uint8)
         places, shifts = (tables, self._scan, self._table), np.zeros(components, np.int64)
-        size = call(cut, data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
+        size = kernels.call(cut, data, places, (grid.columns, grid.rows), blocks, shifts, part, made)
         if size < 0:
             raise ValueError(_NOT_DESCRIBED)
         return made[:size]

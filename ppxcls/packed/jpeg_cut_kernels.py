@@ -9,8 +9,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppxcls.packed.jpeg_bits_kernels import BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
-from ppxcls.packed.jpeg_codes import COEFFICIENTS, END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
+from ppxcls.packed.jpeg_bits_kernels import (
+    BITS,
+    COUNT,
+    POSITION,
+    WRONG,
+    bits_of,
+    fill_byte,
+    put_bits,
+    size_of,
+    value_of,
+)
+from ppxcls.packed.jpeg_codes import (
+    COEFFICIENTS,
+    END,
+    HUFFMAN_TABLE,
+    LONGEST_CODE,
+    LONGEST_DC,
+    MARKER,
+    SEGMENT,
+)
 from ppxcls.system.kernels import compiled
 
 Array = np.ndarray[Any, Any]
@@ -23,9 +41,11 @@ class Tables(NamedTuple):
     """Huffman tables, of which there are two for a grey picture, and four otherwise.
 
     Attributes:
-        limits: int64 [tables, 17]: for each length, the first 16 bits that begin no code of this length or a shorter one.
+        limits: int64 [tables, 17]: for each length, the first 16 bits that begin no code of this length or a
+            shorter one.
         symbols: int64 [tables, 17]: position of the symbols of this length, less their first code.
-        short: uint16 [tables, 512]: for the next 9 bits, the length of their code << 8 | symbol; 0 for a longer code.
+        short: uint16 [tables, 512]: for the next 9 bits, the length of their code << 8 | symbol; 0 for a
+            longer code.
     """
 
     limits: Array
@@ -71,7 +91,10 @@ def has_marker(word: Any) -> bool:
 
 @compiled
 def copy_bits(data: Array, bit: int, end: int, out: Array, state: Array) -> None:
-    """Copy the bits from one place up to another, with a zero behind each byte of 255. Eight bytes more must be free."""
+    """Copy the bits from one place up to another, with a zero behind each byte of 255.
+
+    Eight bytes more must be free.
+    """
     position, count = state[POSITION], np.uint64(state[COUNT])
     pending = np.uint64(state[BITS])
     while end - bit >= 56:
@@ -128,7 +151,9 @@ def read_tables(data: Array, position: int, scan: int, tables: Tables) -> bool:
             free = _SHORT - length
             if free >= 0:
                 for k in range(count << free):
-                    tables.short[table, (code << free) + k] = length << 8 | np.int64(data[symbols + (k >> free)])
+                    tables.short[table, (code << free) + k] = length << 8 | np.int64(
+                        data[symbols + (k >> free)]
+                    )
             symbols += count
             code += count
             tables.limits[table, length] = code << (LONGEST_CODE - length)
@@ -166,7 +191,9 @@ def pass_coefficients(data: Array, bit: int, end: int, tables: Tables, table: in
 
 
 @compiled
-def put_difference(data: Array, difference: int, tables: Tables, table: int, out: Array, state: Array) -> bool:
+def put_difference(
+    data: Array, difference: int, tables: Tables, table: int, out: Array, state: Array
+) -> bool:
     """Write a difference of DC: its symbol's code, and its bits. False if the symbol has no code."""
     size, first = size_of(difference), 0
     for length in range(1, LONGEST_CODE + 1):
@@ -181,7 +208,9 @@ def put_difference(data: Array, difference: int, tables: Tables, table: int, out
 
 
 @compiled
-def join_mcu(data: Array, bit: int, end: int, blocks: int, shifts: Array, tables: Tables, out: Array, state: Array) -> int:
+def join_mcu(
+    data: Array, bit: int, end: int, blocks: int, shifts: Array, tables: Tables, out: Array, state: Array
+) -> int:
     """Write an MCU whose predecessor is another one than it was.
 
     Args:
@@ -195,7 +224,8 @@ def join_mcu(data: Array, bit: int, end: int, blocks: int, shifts: Array, tables
         state: of the writer.
 
     Returns:
-        The bit up to which it is written, behind the last of these differences; -1 if the data is not in order.
+        The bit up to which it is written, behind the last of these differences; -1 if the data is not in
+        order.
     """
     written, ac = bit, tables.limits.shape[0] // 2
     for component in range(shifts.size):
@@ -208,7 +238,9 @@ def join_mcu(data: Array, bit: int, end: int, blocks: int, shifts: Array, tables
             if block == 0:
                 extra = np.int64(bits_at(data, bit + length) >> np.uint64(1) >> np.uint64(63 - symbol))
                 copy_bits(data, written, bit, out, state)
-                if not put_difference(data, value_of(symbol, extra) + shifts[component], tables, table, out, state):
+                if not put_difference(
+                    data, value_of(symbol, extra) + shifts[component], tables, table, out, state
+                ):
                     return WRONG
                 written = behind
             bit = pass_coefficients(data, behind, end, tables, ac + table)
@@ -219,20 +251,29 @@ def join_mcu(data: Array, bit: int, end: int, blocks: int, shifts: Array, tables
 
 @compiled
 def cut(
-    data: Array, places: tuple[int, int, int], grid: tuple[int, int], blocks: int, shifts: Array, part: tuple[int, ...], out: Array
+    data: Array,
+    places: tuple[int, int, int],
+    grid: tuple[int, int],
+    blocks: int,
+    shifts: Array,
+    part: tuple[int, ...],
+    out: Array,
 ) -> int:
-    """Write the segments of a part as one scan. Where a row begins, DC gets the difference to the end of the row before it.
+    """Write the segments of a part as one scan.
+
+    Where a row begins, DC gets the difference to the end of the row before it.
 
     Args:
-        data: uint8, the record: head, coded data without the zeros behind bytes of 255, table of the segments, of which there
-            must be at least one, and as many as the grid has.
+        data: uint8, the record: head, coded data without the zeros behind bytes of 255, table of the
+            segments, of which there must be at least one, and as many as the grid has.
         places: positions of the Huffman tables, of the coded data, and of the table.
         grid: columns and rows of segments.
         blocks: blocks of the first component in an MCU.
         shifts: int64 [components], for use in here.
         part: first column, column behind the last, first row, row behind the last.
-        out: uint8, written from the position of the coded data on. It must have room for that data twice, because each byte may
-            get a zero behind it, and for 64 bytes a row and 64 at the end: a row's new differences take at most 26.
+        out: uint8, written from the position of the coded data on. It must have room for that data twice,
+            because each byte may get a zero behind it, and for 64 bytes a row and 64 at the end: a row's new
+            differences take at most 26.
 
     Returns:
         Bytes of ``out`` with the marker of the end; -1 if the data is not in order.
@@ -243,7 +284,9 @@ def cut(
     count = 2 * min(shifts.size, 2)
     codes = LONGEST_CODE + 1
     tables = Tables(
-        np.zeros((count, codes), np.int64), np.zeros((count, codes), np.int64), np.zeros((count, 1 << _SHORT), np.uint16)
+        np.zeros((count, codes), np.int64),
+        np.zeros((count, codes), np.int64),
+        np.zeros((count, 1 << _SHORT), np.uint16),
     )
     if not read_tables(data, tables_at, scan, tables):
         return WRONG

@@ -1,7 +1,7 @@
 """The coded data of baseline JPEGs (ITU-T T.81), read and written anew by a numba kernel.
 
-The coefficients stay as they are, their codes change. The data is not trusted: every access is inside the arrays, and data that is
-not in order ends with an error.
+The coefficients stay as they are, their codes change. The data is not trusted: every access is inside the
+arrays, and data that is not in order ends with an error.
 """
 
 from __future__ import annotations
@@ -10,8 +10,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppxcls.packed.jpeg_bits_kernels import BEYOND, BITS, COUNT, POSITION, WRONG, bits_of, fill_byte, put_bits, size_of, value_of
-from ppxcls.packed.jpeg_codes import COEFFICIENTS, END, FIRST_RESTART, LARGEST_DC, LEAST_DC, LONGEST_AC, LONGEST_DC, MARKER
+from ppxcls.packed.jpeg_bits_kernels import (
+    BEYOND,
+    BITS,
+    COUNT,
+    POSITION,
+    WRONG,
+    bits_of,
+    fill_byte,
+    put_bits,
+    size_of,
+    value_of,
+)
+from ppxcls.packed.jpeg_codes import (
+    COEFFICIENTS,
+    END,
+    FIRST_RESTART,
+    LARGEST_DC,
+    LEAST_DC,
+    LONGEST_AC,
+    LONGEST_DC,
+    MARKER,
+)
 from ppxcls.system.kernels import compiled
 
 Array = np.ndarray[Any, Any]
@@ -140,8 +160,10 @@ def transcode(
 
     Args:
         data: uint8, from the first byte of the scan to the end of the file.
-        lookup: uint16 [4, 65536]: for the next 16 bits, the length of the code << 8 | symbol, or 0. Two DC tables, two AC tables.
-        blocks: int64 [blocks of an MCU, 5]: component, the rows of ``lookup`` for DC and AC, and the rows to write with.
+        lookup: uint16 [4, 65536]: for the next 16 bits, the length of the code << 8 | symbol, or 0. Two DC
+            tables, two AC tables.
+        blocks: int64 [blocks of an MCU, 5]: component, the rows of ``lookup`` for DC and AC, and the rows to
+            write with.
         mcus: number of MCUs.
         per_row: MCUs in a row of the picture.
         interval: MCUs between the restart markers of the data; 0 if there are none.
@@ -150,14 +172,17 @@ def transcode(
         codes: of ``Codes``.
         lengths: of ``Codes``.
         out: uint8, to write to, without the zeros behind bytes of 255; empty to count.
-        segments: int64 [segments, 4], filled: the bit at which each begins, and the DC of the three components before it.
+        segments: int64 [segments, 4], filled: the bit at which each begins, and the DC of the three
+            components before it.
 
     Returns:
         Number of bits written; -1 if the data is not in order, or ``out`` is too small.
     """
     huffman = Codes(counts, codes, lengths)
     reader, writer = np.zeros(4, np.int64), np.zeros(4, np.int64)
-    before = np.zeros((3, 2), np.int64)  # DC of each component's last block: as it was read, and as it was written
+    before = np.zeros(
+        (3, 2), np.int64
+    )  # DC of each component's last block: as it was read, and as it was written
     segment = 0
     for mcu in range(mcus):
         if interval and mcu and mcu % interval == 0:

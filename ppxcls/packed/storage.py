@@ -28,7 +28,10 @@ _ABANDONED = 600  # seconds without a write
 
 
 class Storage(Protocol):
-    """Reads the files of a packed data set. Several threads call it at once. Errors of the store are raised as OSError."""
+    """Reads the files of a packed data set.
+
+    Several threads call it at once. Errors of the store are raised as OSError.
+    """
 
     def small(self, name: str, sha256: str | None = None) -> Path:
         """A manifest, list or index, as a file of this host.
@@ -39,7 +42,10 @@ class Storage(Protocol):
         """
 
     def expect(self, sizes: Mapping[str, int]) -> None:
-        """Take note of the shards' sizes in bytes, by name. Raises DataError if there is no room for the largest."""
+        """Take note of the shards' sizes in bytes, by name.
+
+        Raises DataError if there is no room for the largest.
+        """
 
     def size(self, name: str) -> int:
         """Bytes of a shard."""
@@ -110,9 +116,10 @@ class Folder:
 class ObjectStore:
     """A folder in an object store, such as ``s3://bucket/imagenet``.
 
-    Manifest, list and indices are copied to the cache folder. The records of a shard are read one by one, or the whole shard is
-    copied when its first record is needed. Then the shards that were used last stay, up to the cache's size. The processes of a
-    host share the folder, and each shard is copied once. A changed manifest gets a folder of its own.
+    Manifest, list and indices are copied to the cache folder. The records of a shard are read one by one, or
+    the whole shard is copied when its first record is needed. Then the shards that were used last stay, up to
+    the cache's size. The processes of a host share the folder, and each shard is copied once. A changed
+    manifest gets a folder of its own.
 
     Args:
         url: of the data set.
@@ -161,7 +168,9 @@ class ObjectStore:
         """Compare the cache's size with that of the largest shard. Raises DataError."""
         self._sizes = sizes
         if self._cache_bytes is not None and max(sizes.values()) > self._cache_bytes:
-            raise DataError(f"{self._url}: cache_gb is less than the largest shard, {max(sizes.values()) / 1e9:.3g} GB")
+            raise DataError(
+                f"{self._url}: cache_gb is less than the largest shard, {max(sizes.values()) / 1e9:.3g} GB"
+            )
 
     def size(self, name: str) -> int:
         """Bytes of a shard."""
@@ -176,7 +185,10 @@ class ObjectStore:
         while True:
             self._ensure(name)
             # Not kept open, because an open file takes its room also when it is removed.
-            with contextlib.suppress(FileNotFoundError), open_regular(self._folder / name) as file:  # removed in between
+            with (
+                contextlib.suppress(FileNotFoundError),
+                open_regular(self._folder / name) as file,
+            ):  # removed in between
                 file.seek(offset)
                 return file.read(size)
 
@@ -186,7 +198,9 @@ class ObjectStore:
             return
         with self._lock:
             while len(self._workers) < _DOWNLOADS:
-                worker = threading.Thread(target=self._work, name="ppxcls-shards", daemon=True)  # a run does not wait for it
+                worker = threading.Thread(
+                    target=self._work, name="ppxcls-shards", daemon=True
+                )  # a run does not wait for it
                 worker.start()
                 self._workers.append(worker)
         for name in dict.fromkeys(part[0] for part in parts):
@@ -216,14 +230,19 @@ class ObjectStore:
         needed = self._sizes[name]
         with turn(self._cache / f"{self._name}.lock"):
             shards: dict[Path, os.stat_result] = {}
-            for extension in ("data.new", "data"):  # in this order, because a copy that gets its name meanwhile must be seen
+            for extension in (
+                "data.new",
+                "data",
+            ):  # in this order, because a copy that gets its name meanwhile must be seen
                 for shard in self._cache.glob(f"{self._name}-*/*.{extension}"):
                     with contextlib.suppress(FileNotFoundError):
                         shards[shard] = shard.stat()
             free = (self._cache_bytes or 0) - sum(status.st_size for status in shards.values())
             for shard in sorted(shards, key=lambda shard: shards[shard].st_mtime):
                 # What is being copied stays, unless who copied it has been gone for long.
-                if free < needed and (shard.suffix == ".data" or time.time() - shards[shard].st_mtime > _ABANDONED):
+                if free < needed and (
+                    shard.suffix == ".data" or time.time() - shards[shard].st_mtime > _ABANDONED
+                ):
                     shard.unlink(missing_ok=True)
                     free += shards[shard].st_size
             if free < needed:
@@ -237,7 +256,11 @@ class ObjectStore:
         temporary, digest, size = self._folder / f"{name}.new", hashlib.sha256(), 0
         temporary.touch()
         try:
-            with self._store_errors(), self._system.open(f"{self._path}/{name}", "rb") as source, open(temporary, "r+b") as target:
+            with (
+                self._store_errors(),
+                self._system.open(f"{self._path}/{name}", "rb") as source,
+                open(temporary, "r+b") as target,
+            ):
                 while block := source.read(_BLOCK):
                     digest.update(block)
                     size += target.write(block)
@@ -275,5 +298,9 @@ def storage_of(place: str, cache: str | None, cache_gb: float | None) -> Storage
     """
     if not is_url(place):
         return Folder(Path(place))
-    folder = Path(cache) if cache else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppxcls" / "packs"
+    folder = (
+        Path(cache)
+        if cache
+        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppxcls" / "packs"
+    )
     return ObjectStore(place.rstrip("/"), folder, None if cache_gb is None else int(cache_gb * 1e9))

@@ -34,7 +34,7 @@ from ppxcls.packed.format import (
 )
 from ppxcls.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, segmented
 from ppxcls.packed.storage import is_url
-from ppxcls.system.kernels import HAS_NUMBA
+from ppxcls.system import kernels
 from ppxcls.system.paths import printable
 from ppxcls.system.turns import TakenError, turn
 from ppxcls.system.whole_files import open_regular, read_regular, reason_of, whole_file, write_bytes
@@ -68,7 +68,7 @@ class Packed:
     def __str__(self) -> str:
         as_they_were = self.samples - self.segmented
         kinds = f"{self.segmented:,} JPEGs in segments, {as_they_were:,} files as they were"
-        kinds += "" if HAS_NUMBA else " (cutting needs the package numba)"
+        kinds += "" if kernels.HAS_NUMBA else " (cutting needs the package numba)"
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
 
@@ -103,8 +103,8 @@ def pack(
 ) -> Packed:
     """Write a packed data set. Work that was interrupted goes on after the last complete shard.
 
-    No pixel changes unless ``short_side`` or ``quality`` is given. Then every image is decoded, reduced to the shorter side if it
-    is larger, and written as a JPEG with half the colour resolution.
+    No pixel changes unless ``short_side`` or ``quality`` is given. Then every image is decoded, reduced to
+    the shorter side if it is larger, and written as a JPEG with half the colour resolution.
 
     Args:
         list_file: lines of ``path label``.
@@ -122,7 +122,13 @@ def pack(
         OSError: the data set can't be written.
     """
     output = Path(output)
-    _check_options(delimiter, samples_per_shard=samples_per_shard, short_side=short_side, quality=quality, threads=threads)
+    _check_options(
+        delimiter,
+        samples_per_shard=samples_per_shard,
+        short_side=short_side,
+        quality=quality,
+        threads=threads,
+    )
     dataset = _originals(list_file, image_root, delimiter)
     if short_side is not None and quality is None:
         quality = 90
@@ -138,7 +144,9 @@ def pack(
             if progress:
                 progress(sum(shard.samples for shard in manifest.shards))
             for number in range(len(manifest.shards), manifest.count):
-                samples = range(number * samples_per_shard, min((number + 1) * samples_per_shard, len(dataset)))
+                samples = range(
+                    number * samples_per_shard, min((number + 1) * samples_per_shard, len(dataset))
+                )
                 shard = _write_shard(output, number, samples, dataset, reduction, pool, progress)
                 manifest = replace(manifest, shards=[*manifest.shards, shard])
                 manifest.write(output / _UNFINISHED)
@@ -164,8 +172,14 @@ def _check_free(output: Path, list_file: Path) -> None:
     if (output / MANIFEST).exists() or (output / _UNFINISHED).exists():
         return
     for name, source in ((LIST, list_file), (CLASS_NAMES, list_file.parent / CLASS_NAMES)):
-        if (output / name).exists() and source.is_file() and (output / name).read_bytes() != source.read_bytes():
-            raise DataError(f"{output / name}: is there already, and is another file than {source}; choose an empty folder")
+        if (
+            (output / name).exists()
+            and source.is_file()
+            and (output / name).read_bytes() != source.read_bytes()
+        ):
+            raise DataError(
+                f"{output / name}: is there already, and is another file than {source}; choose an empty folder"
+            )
 
 
 def _write_beside(output: Path, list_file: Path) -> None:
@@ -191,9 +205,13 @@ def _begun(output: Path, wanted: Manifest) -> Manifest:
                     return wanted
                 raise
             if found.format != wanted.format:
-                raise DataError(f"{output / name}: the folder holds a data set of the format {found.format!r}; choose another")
+                raise DataError(
+                    f"{output / name}: the folder holds a data set of the format {found.format!r}; choose another"
+                )
             if replace(found, shards=[]) != wanted:
-                raise DataError(f"{output / name}: the folder holds a data set of another list, or with other options")
+                raise DataError(
+                    f"{output / name}: the folder holds a data set of another list, or with other options"
+                )
             shards = found.shards
             for number, shard in enumerate(shards):
                 if not _is_whole(output, number, shard):
@@ -205,7 +223,9 @@ def _begun(output: Path, wanted: Manifest) -> Manifest:
 def _is_whole(folder: Path, number: int, shard: Shard) -> bool:
     """Whether both files of a shard have their checksums."""
     files = {f"{shard_name(number)}.data": shard.sha256, f"{shard_name(number)}.index": shard.index_sha256}
-    return all((folder / name).is_file() and _digest(folder / name) == digest for name, digest in files.items())
+    return all(
+        (folder / name).is_file() and _digest(folder / name) == digest for name, digest in files.items()
+    )
 
 
 def _write_shard(
@@ -224,7 +244,9 @@ def _write_shard(
     with whole_file(output / f"{shard_name(number)}.data", durable=True) as stream:
         for start in range(0, len(samples), _AT_ONCE):
             part = samples[start : start + _AT_ONCE]
-            for place, (record, data) in enumerate(pool.map(lambda i: _record(dataset, i, reduction), part), start):
+            for place, (record, data) in enumerate(
+                pool.map(lambda i: _record(dataset, i, reduction), part), start
+            ):
                 record["offset"] = offset
                 index[place] = record
                 digest.update(data)
@@ -272,13 +294,18 @@ def _is_equal(image: ImageParts, picture: Image | None) -> bool:
         height, width = picture.shape[:2]
         lefts = range(0, width, SEGMENT_PIXELS)
         strips = [(left, min(SEGMENT_PIXELS, width - left)) for left in lefts]
-        return all(np.array_equal(image.part(x, 0, wide, height), picture[:, x : x + wide]) for x, wide in strips)
+        return all(
+            np.array_equal(image.part(x, 0, wide, height), picture[:, x : x + wide]) for x, wide in strips
+        )
     except ValueError:
         return False
 
 
 def _facts(folder: Path, manifest: Manifest) -> Packed:
-    indices = [read_index(folder / f"{shard_name(i)}.index", shard, manifest.format) for i, shard in enumerate(manifest.shards)]
+    indices = [
+        read_index(folder / f"{shard_name(i)}.index", shard, manifest.format)
+        for i, shard in enumerate(manifest.shards)
+    ]
     count = sum(int(np.count_nonzero(index["segments"])) for index in indices)
     return Packed(folder, manifest.samples, count, sum(shard.bytes for shard in manifest.shards))
 
@@ -327,8 +354,12 @@ def verify_pack(
             if progress:
                 progress(count)
     if different:
-        named = ", ".join(map(printable, sorted(different)[:_SHOWN])) + (", ..." if len(different) > _SHOWN else "")
-        raise DataError(f"{folder}: {len(different):,} of {len(packed):,} images differ from their originals: {named}")
+        named = ", ".join(map(printable, sorted(different)[:_SHOWN])) + (
+            ", ..." if len(different) > _SHOWN else ""
+        )
+        raise DataError(
+            f"{folder}: {len(different):,} of {len(packed):,} images differ from their originals: {named}"
+        )
     return _facts(folder, packed.manifest)
 
 
@@ -382,10 +413,14 @@ def unpack(folder: str | Path, output: str | Path, progress: Progress | None = N
         raise DataError(f"{output}: expected an empty folder")
     outside = packed.index.first_outside(output)
     if outside is not None:
-        raise DataError(f"{packed.line(outside)}: a path that leads out of the folder: {packed.listed(outside)!r}")
+        raise DataError(
+            f"{packed.line(outside)}: a path that leads out of the folder: {packed.listed(outside)!r}"
+        )
     for i in range(len(packed)):
         if packed.listed(i) in (LIST, CLASS_NAMES):
-            raise DataError(f"{packed.line(i)}: {packed.listed(i)} is the name of a file that is written beside the images")
+            raise DataError(
+                f"{packed.line(i)}: {packed.listed(i)} is the name of a file that is written beside the images"
+            )
         found: Any = packed.load(i)
         file = output / packed.listed(i)
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -22,26 +22,47 @@ def model_card(record: Record) -> str:
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "xception", "ppxcls"],
     }
-    lines = [f"# {name}", "", f"An image classifier with {len(record.names):,} classes, trained with ppxcls.", ""]
+    lines = [
+        f"# {name}",
+        "",
+        f"An image classifier with {len(record.names):,} classes, trained with ppxcls.",
+        "",
+    ]
     if record.samples is not None:
-        found = {f"top{k}": share for k, share in figures.topk_shares(record.samples, len(record.names)).items()}
+        found = {
+            f"top{k}": share for k, share in figures.topk_shares(record.samples, len(record.names)).items()
+        }
         meta["metrics"] = ["accuracy"]
-        results = [{"type": "accuracy", "name": key, "value": round(share.value, 5)} for key, share in found.items()]
+        results = [
+            {"type": "accuracy", "name": key, "value": round(share.value, 5)} for key, share in found.items()
+        ]
         data = {"type": "imagefolder", "name": _eval_list(record)}
         task = {"type": "image-classification"}
-        meta["model-index"] = [{"name": name, "results": [{"task": task, "dataset": data, "metrics": results}]}]
+        meta["model-index"] = [
+            {"name": name, "results": [{"task": task, "dataset": data, "metrics": results}]}
+        ]
         lines += ["## Evaluation", "", f"On {len(record.samples):,} images of `{_eval_list(record)}`:", ""]
         lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
-        lines += [f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |" for key, share in found.items()]
+        lines += [
+            f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |"
+            for key, share in found.items()
+        ]
         lines.append("")
     lines += ["## Training", "", f"- epochs: {record.config.Global.epochs}"]
     origin = manifest.get("started_from")
     lines.append(f"- started from: {printable(str(origin)) if origin else 'fresh weights'}")
     lines += [
-        f"- {key}: {printable(str(manifest[key]))}" for key in ("ppxcls", "paddle", "samples", "train_list") if manifest.get(key)
+        f"- {key}: {printable(str(manifest[key]))}"
+        for key in ("ppxcls", "paddle", "samples", "train_list")
+        if manifest.get(key)
     ]
     lines += ["- every setting: `config.yaml`", "", "## Use", "", "```python", "import ppxcls", ""]
-    lines += [f'model = ppxcls.load("{record.folder.name}")  # this folder', 'print(model.predict("image.jpg"))', "```", ""]
+    lines += [
+        f'model = ppxcls.load("{record.folder.name}")  # this folder',
+        'print(model.predict("image.jpg"))',
+        "```",
+        "",
+    ]
     lines += [
         "## Limits",
         "",

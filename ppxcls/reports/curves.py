@@ -1,4 +1,7 @@
-"""Curves of a run: each logged interval by itself, and smoothed. Drawn with matplotlib for light and dark pages alike."""
+"""Curves of a run: each logged interval by itself, and smoothed.
+
+Drawn with matplotlib for light and dark pages alike.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,20 @@ from ppxcls.reports.figures import Calibration
 from ppxcls.reports.record import Record
 
 Array = np.ndarray[Any, Any]
-_NO_MEANS = {"lr", "batch_cost", "reader_cost", "ips", "ips_total", "eta", "samples", "skipped", "kind", "epoch", "iter", "step"}
+_NO_MEANS = {
+    "lr",
+    "batch_cost",
+    "reader_cost",
+    "ips",
+    "ips_total",
+    "eta",
+    "samples",
+    "skipped",
+    "kind",
+    "epoch",
+    "iter",
+    "step",
+}
 GREY, BLUE, ORANGE = "#808080", "#3b82f6", "#f97316"  # readable on white and on black
 
 
@@ -20,7 +36,8 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     """The figures of each logged interval by itself: lines hold the means of the epoch so far.
 
     Returns:
-        ``step`` [n], and each mean by its name [n]. An epoch that was resumed inside begins with its means so far.
+        ``step`` [n], and each mean by its name [n]. An epoch that was resumed inside begins with its means so
+        far.
     """
     names = [name for name in (rows[0] if rows else {}) if name not in _NO_MEANS]
     found: dict[str, list[float]] = {name: [] for name in ("step", *names)}
@@ -63,7 +80,11 @@ def draw_curves(records: Sequence[Record]) -> bytes:
         color = f"C{number}" if several else BLUE
         found = intervals(record.train)
         loss = [name for name in found if name == "loss"]
-        metric = [name for name in (*found, *_metrics(record)) if name not in ("step", *loss) and not name.endswith("Loss")][:1]
+        metric = [
+            name
+            for name in (*found, *_metrics(record))
+            if name not in ("step", *loss) and not name.endswith("Loss")
+        ][:1]
         label = record.folder.as_posix() if several else "training"
         for axis, names in ((axes[0, 0], loss), (axes[0, 1], metric)):
             for name in names:
@@ -71,12 +92,23 @@ def draw_curves(records: Sequence[Record]) -> bytes:
                 if name in found:  # a recipe that mixes images has no training metric
                     axis.plot(found["step"], found[name], color=color, alpha=0.25, linewidth=0.8)
                     axis.plot(found["step"], smoothed(found[name]), color=color, label=label)
-                points = [(row["step"], row[name]) for row in record.evaluations if isinstance(row.get(name), int | float)]
+                points = [
+                    (row["step"], row[name])
+                    for row in record.evaluations
+                    if isinstance(row.get(name), int | float)
+                ]
                 if points:
-                    style = {"color": color if several else ORANGE, "linestyle": "--", "marker": "o", "markersize": 3}
+                    style = {
+                        "color": color if several else ORANGE,
+                        "linestyle": "--",
+                        "marker": "o",
+                        "markersize": 3,
+                    }
                     axis.plot(*zip(*points, strict=True), label=None if several else "evaluation", **style)
         for axis, key, title in ((axes[1, 0], "lr", "learning rate"), (axes[1, 1], "ips_total", "images/s")):
-            points = [(row["step"], row[key]) for row in record.train if isinstance(row.get(key), int | float)]
+            points = [
+                (row["step"], row[key]) for row in record.train if isinstance(row.get(key), int | float)
+            ]
             axis.set_title(title)
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, label=label)
@@ -91,13 +123,27 @@ def draw_curves(records: Sequence[Record]) -> bytes:
 
 
 def draw_calibration(found: Calibration) -> bytes:
-    """The share of correct predictions over their mean probability; a PNG. The area of a point is its number of samples."""
+    """The share of correct predictions over their mean probability; a PNG.
+
+    The area of a point is its number of samples.
+    """
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
     axis.plot(found.confidence, found.accuracy, color=BLUE, linewidth=1)
-    axis.scatter(found.confidence, found.accuracy, s=15 + 300 * found.counts / found.counts.sum(), color=BLUE, alpha=0.7)
-    axis.set(xlabel="probability of the predicted class", ylabel="share of correct predictions", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.scatter(
+        found.confidence,
+        found.accuracy,
+        s=15 + 300 * found.counts / found.counts.sum(),
+        color=BLUE,
+        alpha=0.7,
+    )
+    axis.set(
+        xlabel="probability of the predicted class",
+        ylabel="share of correct predictions",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+    )
     restyle(axis)
     return png(figure)
 

@@ -37,7 +37,9 @@ def share(hits: int, count: int) -> Share:
 
 def topk_share(samples: Samples, k: int) -> Share:
     """The share of samples whose label is among the k best classes; k is at most 5."""
-    hits = sum(label in best[:k] for label, best in zip(samples.labels.tolist(), samples.top_ids, strict=True))
+    hits = sum(
+        label in best[:k] for label, best in zip(samples.labels.tolist(), samples.top_ids, strict=True)
+    )
     return share(hits, len(samples))
 
 
@@ -48,10 +50,13 @@ def topk_shares(samples: Samples, count: int) -> dict[int, Share]:
 
 @dataclass(frozen=True)
 class Confusions:
-    """The entries of a confusion matrix that are not zero. A whole matrix of 21,841 classes would have 3.8 GB.
+    """The entries of a confusion matrix that are not zero.
+
+    A whole matrix of 21,841 classes would have 3.8 GB.
 
     Attributes:
-        labels, predicted, counts: class of the samples, predicted class, and number of samples, int64 [n] each.
+        labels, predicted, counts: class of the samples, predicted class, and number of samples, int64 [n]
+            each.
     """
 
     labels: Array
@@ -72,7 +77,10 @@ def confusions(samples: Samples, count: int) -> Confusions:
 
 
 def by_class(samples: Samples, count: int) -> dict[str, Array]:
-    """Precision, recall, F1 and support of each class, [count] each. What is not defined is 0, as in scikit-learn."""
+    """Precision, recall, F1 and support of each class, [count] each.
+
+    What is not defined is 0, as in scikit-learn.
+    """
     hits = np.bincount(samples.labels[samples.labels == samples.predicted], minlength=count).astype(float)
     support, predicted = (np.bincount(ids, minlength=count) for ids in (samples.labels, samples.predicted))
     precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(support, 1)
@@ -101,7 +109,12 @@ def most_confused(found: Confusions, most: int = 30) -> list[tuple[int, int, int
     """Label, predicted class and count of the most frequent mistakes."""
     wrong = np.flatnonzero(found.labels != found.predicted)
     wrong = wrong[np.argsort(-found.counts[wrong], kind="stable")][:most]
-    rows = zip(found.labels[wrong].tolist(), found.predicted[wrong].tolist(), found.counts[wrong].tolist(), strict=True)
+    rows = zip(
+        found.labels[wrong].tolist(),
+        found.predicted[wrong].tolist(),
+        found.counts[wrong].tolist(),
+        strict=True,
+    )
     return list(rows)
 
 
@@ -146,12 +159,15 @@ def least_certain(samples: Samples, most: int) -> list[int]:
 def suspected_labels(samples: Samples, most: int) -> list[int]:
     """Numbers of the samples whose label is probably wrong, the most suspect first.
 
-    A sample is suspect if another class is predicted with at least the mean probability that the samples of that class give it
-    (confident learning, Northcutt et al. 2021, arXiv:1911.00068, sec. 3.1). The samples must not have been trained on.
+    A sample is suspect if another class is predicted with at least the mean probability that the samples of
+    that class give it (confident learning, Northcutt et al. 2021, arXiv:1911.00068, sec. 3.1). The samples
+    must not have been trained on.
     """
     count = int(max(samples.labels.max(), samples.predicted.max())) + 1
     sizes = np.bincount(samples.labels, minlength=count)
     thresholds = np.bincount(samples.labels, samples.label_scores, count) / np.maximum(sizes, 1)
     thresholds[sizes == 0] = 1.0
-    suspect = np.flatnonzero((samples.labels != samples.predicted) & (samples.scores >= thresholds[samples.predicted]))
+    suspect = np.flatnonzero(
+        (samples.labels != samples.predicted) & (samples.scores >= thresholds[samples.predicted])
+    )
     return suspect[np.argsort(samples.label_scores[suspect], kind="stable")][:most].tolist()

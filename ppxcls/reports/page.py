@@ -50,7 +50,8 @@ def report(runs: str | Path | Sequence[str | Path], output: str | Path = "compar
         The page.
 
     Raises:
-        ConfigError, DataError, OSError: a folder is no run's, a package is not installed, or a file can't be written.
+        ConfigError, DataError, OSError: a folder is no run's, a package is not installed, or a file can't be
+            written.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     try:
@@ -60,7 +61,8 @@ def report(runs: str | Path | Sequence[str | Path], output: str | Path = "compar
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html``, its pictures, ``per_class.csv`` and the model card ``README.md`` into a run's folder.
+    """Write ``report.html``, its pictures, ``per_class.csv`` and the model card ``README.md`` into a run's
+    folder.
 
     Args:
         folder: of the run.
@@ -78,8 +80,16 @@ def write_report(folder: str | Path) -> Path:
     pictures: dict[str, bytes] = {}
     if record.train:
         pictures["curves.png"] = draw_curves([record])
-    page: dict[str, Any] = {"title": printable(record.title), "names": [printable(name) for name in record.names]}
-    page |= {"notes": _notes(record), "numbers": _numbers(record), "facts": _facts(record), "config": record.config.to_yaml()}
+    page: dict[str, Any] = {
+        "title": printable(record.title),
+        "names": [printable(name) for name in record.names],
+    }
+    page |= {
+        "notes": _notes(record),
+        "numbers": _numbers(record),
+        "facts": _facts(record),
+        "config": record.config.to_yaml(),
+    }
     if record.samples is not None:
         page |= _of_samples(record, record.samples, pictures)
     if record.class_counts is not None:
@@ -108,7 +118,11 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
     """
     records = [read_record(folder) for folder in folders]
     _require_packages()
-    metrics = list(dict.fromkeys(key for record in records for key in _best(record) if key not in ("kind", "epoch", "step")))
+    metrics = list(
+        dict.fromkeys(
+            key for record in records for key in _best(record) if key not in ("kind", "epoch", "step")
+        )
+    )
     rows = []
     for record in records:
         best = _best(record)
@@ -137,14 +151,19 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
 
 
 def report_after_training(folder: Path) -> None:
-    """Write the report at the end of a training. What prevents it is one line in the log: the run itself has ended well."""
+    """Write the report at the end of a training.
+
+    What prevents it is one line in the log: the run itself has ended well.
+    """
     try:
         logger.info(f"report: {write_report(folder)}")
     except ReportError as error:
         logger.info(str(error))
     except (OSError, ConfigError) as error:
         logger.warning(f"the report can't be written: {error}")
-    except Exception as error:  # of a library that draws; the weights are there, and the report can be written again
+    except (
+        Exception
+    ) as error:  # of a library that draws; the weights are there, and the report can be written again
         logger.warning(f"the report can't be written: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
@@ -184,7 +203,9 @@ def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) ->
     return {
         "matrix": _matrix(found, len(record.names)),
         "pairs": pairs,
-        "per_class": sorted(rows, key=lambda row: -row["support"])[:_MOST_ROWS] if len(rows) > _MOST_ROWS else rows,
+        "per_class": sorted(rows, key=lambda row: -row["support"])[:_MOST_ROWS]
+        if len(rows) > _MOST_ROWS
+        else rows,
         "more_classes": max(len(rows) - _MOST_ROWS, 0),
         "calibration_error": calibration.error,
         "mistakes": _gallery(record, samples, mistakes),
@@ -206,7 +227,8 @@ def _matrix(found: figures.Confusions, count: int) -> dict[str, Any]:
     sorted_ = matrix[np.ix_(order, order)]
     shares = sorted_ / np.maximum(sorted_.sum(axis=1, keepdims=True), 1)
     cells = [
-        [{"count": int(n), "share": 0.8 * s} for n, s in zip(*pair, strict=True)] for pair in zip(sorted_, shares, strict=True)
+        [{"count": int(n), "share": 0.8 * s} for n, s in zip(*pair, strict=True)]
+        for pair in zip(sorted_, shares, strict=True)
     ]
     return {"order": order.tolist(), "cells": cells}
 
@@ -227,7 +249,9 @@ def _class_rows(record: Record, classes: dict[str, np.ndarray[Any, Any]]) -> lis
 def _write_per_class(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(
-        text, ["id", "name", "precision", "recall", "f1", "support", "predicted", "training"], lineterminator="\n"
+        text,
+        ["id", "name", "precision", "recall", "f1", "support", "predicted", "training"],
+        lineterminator="\n",
     )
     writer.writeheader()
     writer.writerows(rows)
@@ -237,7 +261,13 @@ def _write_per_class(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 def _item(record: Record, samples: Samples, i: int, image: str | None) -> dict[str, Any]:
     label, predicted = (printable(record.names[int(ids[i])]) for ids in (samples.labels, samples.predicted))
     shown = "/".join(Path(samples.files[i]).parts[-2:])
-    return {"image": image, "label": label, "predicted": predicted, "score": float(samples.scores[i]), "file": printable(shown)}
+    return {
+        "image": image,
+        "label": label,
+        "predicted": predicted,
+        "score": float(samples.scores[i]),
+        "file": printable(shown),
+    }
 
 
 def _gallery(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -251,8 +281,12 @@ def _spread(samples: Samples, count: int) -> list[int]:
 
 def _explained(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
     try:
-        images = overlays(record.config, record.images, [(samples.files[i], int(samples.predicted[i])) for i in numbers])
-    except Exception as error:  # a network of the user's own may have no gradient, no feature map, or no weights any more
+        images = overlays(
+            record.config, record.images, [(samples.files[i], int(samples.predicted[i])) for i in numbers]
+        )
+    except (
+        Exception
+    ) as error:  # a network of the user's own may have no gradient, no feature map, or no weights any more
         logger.info(f"the report has no Grad-CAM: {' '.join(str(error).split())}")
         return []
     return [_item(record, samples, i, image) for i, image in zip(numbers, images, strict=True) if image]
@@ -272,19 +306,39 @@ def _numbers(record: Record) -> list[dict[str, str]]:
         for k, found in figures.topk_shares(samples, len(record.names)).items():
             interval = f"95 %: {100 * found.low:.2f} to {100 * found.high:.2f}"
             numbers.append({"name": f"top-{k}", "value": f"{100 * found.value:.2f} %", "note": interval})
-        numbers.append({"name": "evaluated", "value": f"{len(samples):,}", "note": f"samples, {len(record.names):,} classes"})
+        numbers.append(
+            {
+                "name": "evaluated",
+                "value": f"{len(samples):,}",
+                "note": f"samples, {len(record.names):,} classes",
+            }
+        )
     if best := _best(record):
-        numbers.append({"name": "best epoch", "value": str(best.get("epoch", "")), "note": f"of {record.config.Global.epochs}"})
+        numbers.append(
+            {
+                "name": "best epoch",
+                "value": str(best.get("epoch", "")),
+                "note": f"of {record.config.Global.epochs}",
+            }
+        )
     rates = [row["ips_total"] for row in record.train if isinstance(row.get("ips_total"), int | float)]
     if rates:
-        numbers.append({"name": "training", "value": f"{np.median(rates):.4g}", "note": "images/s, median of the log lines"})
+        numbers.append(
+            {
+                "name": "training",
+                "value": f"{np.median(rates):.4g}",
+                "note": "images/s, median of the log lines",
+            }
+        )
     return numbers
 
 
 def _notes(record: Record) -> list[str]:
     notes = []
     if record.samples is None:
-        notes.append("This run was not evaluated, or its predictions.csv is missing: python tools/eval.py -c FOLDER writes it.")
+        notes.append(
+            "This run was not evaluated, or its predictions.csv is missing: python tools/eval.py -c FOLDER writes it."
+        )
     else:
         absent = sorted(set(range(len(record.names))) - set(record.samples.labels.tolist()))
         if absent:
@@ -294,14 +348,21 @@ def _notes(record: Record) -> list[str]:
             )
         wrong = sum(not record.images.has(file) for file in record.samples.files[:100])
         if wrong:
-            notes.append("The images are not where they were during the evaluation, so some pictures are missing.")
+            notes.append(
+                "The images are not where they were during the evaluation, so some pictures are missing."
+            )
     return notes
 
 
 def _facts(record: Record) -> list[tuple[str, str]]:
     manifest, progress = record.manifest, record.manifest.get("progress", {})
     facts = [("network", record.config.Arch.name), ("folder", str(record.folder))]
-    for key, name in (("started_from", "started from"), ("ppxcls", "ppxcls"), ("paddle", "Paddle"), ("world_size", "processes")):
+    for key, name in (
+        ("started_from", "started from"),
+        ("ppxcls", "ppxcls"),
+        ("paddle", "Paddle"),
+        ("world_size", "processes"),
+    ):
         if manifest.get(key) is not None:
             facts.append((name, str(manifest[key])))
     facts.append(("device", record.config.Global.device))
@@ -333,8 +394,16 @@ def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
             ("classes", "Classes"),
             ("calibration", "Calibration"),
         ]
-        sections += [("mistakes", "Worst mistakes"), ("uncertain", "Least certain"), ("suspects", "Suspected labels")]
-    optional = (("cams", "cam", "Grad-CAM"), ("balance", "balance", "Class balance"), ("first_batch", "batch", "First batch"))
+        sections += [
+            ("mistakes", "Worst mistakes"),
+            ("uncertain", "Least certain"),
+            ("suspects", "Suspected labels"),
+        ]
+    optional = (
+        ("cams", "cam", "Grad-CAM"),
+        ("balance", "balance", "Class balance"),
+        ("first_batch", "batch", "First batch"),
+    )
     sections += [(id_, name) for key, id_, name in optional if page.get(key)]
     return [*sections, ("run", "The run")]
 

@@ -50,7 +50,8 @@ def _jpeg(image: Array) -> str:
 
 
 class GradCam:
-    """Which places of an image raise the score of a class (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2).
+    """Which places of an image raise the score of a class (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and
+    2).
 
     It uses the last feature map of the network that has more than one place.
 
@@ -83,7 +84,9 @@ class GradCam:
         if places is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
             return None
         heat = cv2.resize(places, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
-        colors = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
+        colors = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[
+            ..., ::-1
+        ]
         return _jpeg(_fitted((0.5 * pixels + 0.5 * colors).astype(np.uint8)))
 
     def _places(self, images: paddle.Tensor, class_id: int) -> Array | None:
@@ -91,7 +94,11 @@ class GradCam:
         maps: list[paddle.Tensor] = []
 
         def keep(layer: nn.Layer, inputs: Any, output: Any) -> None:
-            if isinstance(output, paddle.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            if (
+                isinstance(output, paddle.Tensor)
+                and output.ndim == 4
+                and output.shape[2] * output.shape[3] > 1
+            ):
                 maps.append(output)
 
         hooks = [layer.register_forward_post_hook(keep) for layer in self._network.sublayers()]

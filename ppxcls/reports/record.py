@@ -63,7 +63,11 @@ class Images:
     def __init__(self, config: Config) -> None:
         self._places: dict[str, int] = {}
         try:
-            dataset = build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
+            dataset = (
+                build_dataset(config, "Eval", patience=0)
+                if config.DataLoader and config.DataLoader.Eval
+                else None
+            )
         except (ConfigError, DataError, ValueError, OSError):
             return
         if isinstance(dataset, PackedDataset):

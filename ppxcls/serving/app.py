@@ -1,7 +1,7 @@
 """The server: images in, JSON out; health, metrics, and a page to try it.
 
-LitServe (0.2.19) brings batching, but its queues have no bound, and it lifts the limits of a body. With Starlette, both are a few
-lines.
+LitServe (0.2.19) brings batching, but its queues have no bound, and it lifts the limits of a body. With
+Starlette, both are a few lines.
 """
 
 from __future__ import annotations
@@ -72,12 +72,22 @@ class Service:
         self._predictor, self._limits = predictor, limits
         self.registry = CollectorRegistry()
         self._requests = Counter("ppxcls_requests", "Answers by status", ["status"], registry=self.registry)
-        self._seconds = Histogram("ppxcls_request_seconds", "From the request to its answer", registry=self.registry)
+        self._seconds = Histogram(
+            "ppxcls_request_seconds", "From the request to its answer", registry=self.registry
+        )
         sizes = [2**i for i in range(9)]
-        self._batches = Histogram("ppxcls_batch_size", "Images in a batch", registry=self.registry, buckets=sizes)
-        Gauge("ppxcls_waiting", "Images in the queue", registry=self.registry).set_function(lambda: self._batcher.waiting)
+        self._batches = Histogram(
+            "ppxcls_batch_size", "Images in a batch", registry=self.registry, buckets=sizes
+        )
+        Gauge("ppxcls_waiting", "Images in the queue", registry=self.registry).set_function(
+            lambda: self._batcher.waiting
+        )
         self._batcher: Batcher[bytes, Prediction] = Batcher(
-            self._predict, limits.batch, limits.wait, limits.queue, lambda count, _: self._batches.observe(count)
+            self._predict,
+            limits.batch,
+            limits.wait,
+            limits.queue,
+            lambda count, _: self._batches.observe(count),
         )
 
     def _predict(self, images: Sequence[bytes]) -> list[Prediction]:
@@ -160,12 +170,15 @@ def build_app(predictor: Predictor, limits: Limits = Limits()) -> Starlette:
     return Starlette(routes=routes, lifespan=service.lifespan)
 
 
-def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128) -> None:
+def serve(
+    path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
+) -> None:
     """Serve a run or an exported model until SIGTERM or SIGINT; what has begun is answered before.
 
     Args:
         path: as ``ppxcls.load`` takes it.
-        host: address to listen on. The server has no passwords: leave it to this machine, or put a proxy before it.
+        host: address to listen on. The server has no passwords: leave it to this machine, or put a proxy
+            before it.
         port: to listen on.
         batch: largest number of images in a batch.
         queue: images that may wait.
@@ -177,10 +190,18 @@ def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: in
         raise DataError(f"expected a batch and a queue of at least 1, received {batch} and {queue}")
     predictor = load(path, _ENDLESS)
     logger.info(predictor.description)
-    predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a run's network before somebody waits for it
+    predictor.predict(
+        np.zeros((600, 600, 3), np.uint8)
+    )  # compiles a run's network before somebody waits for it
     app = build_app(predictor, Limits(batch=batch, queue=queue))
     # Each connection may hold a body in memory; beyond this number uvicorn answers 503 itself.
     most = 2 * queue + batch
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", access_log=False, timeout_graceful_shutdown=30, limit_concurrency=most
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=30,
+        limit_concurrency=most,
     )

@@ -1,4 +1,7 @@
-"""Puts requests together into batches. The queue is bounded, so that a server that is too busy says so at once."""
+"""Puts requests together into batches.
+
+The queue is bounded, so that a server that is too busy says so at once.
+"""
 
 from __future__ import annotations
 
@@ -86,9 +89,13 @@ class Batcher(Generic[Item, Answer]):
                     break
             start = time.perf_counter()
             try:
-                live = [(item, future) for item, future in batch if not future.done()]  # others have given up waiting
+                live = [
+                    (item, future) for item, future in batch if not future.done()
+                ]  # others have given up waiting
                 if live:
-                    answers = await loop.run_in_executor(self._thread, self._answer, [item for item, _ in live])
+                    answers = await loop.run_in_executor(
+                        self._thread, self._answer, [item for item, _ in live]
+                    )
                     for (_, future), answer in zip(live, answers, strict=True):
                         if not future.done():
                             future.set_result(answer)

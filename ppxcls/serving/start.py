@@ -9,7 +9,9 @@ from ppxcls.data.errors import DataError
 _INSTALL = "which is not installed: pip install 'ppxcls[serve]'"
 
 
-def serve(path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128) -> None:
+def serve(
+    path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
+) -> None:
     """As ``ppxcls.serving.app.serve``.
 
     Raises:

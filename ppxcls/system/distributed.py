@@ -30,7 +30,9 @@ def available_devices() -> list[str]:
     return [*dict.fromkeys(custom), *names]
 
 
-def start(device: str, deterministic: bool = False, timeout: float = 600.0, cudnn_search: bool = False) -> None:
+def start(
+    device: str, deterministic: bool = False, timeout: float = 600.0, cudnn_search: bool = False
+) -> None:
     """Select this process's device and, under ``paddle.distributed.launch``, join the other processes.
 
     Args:
@@ -55,7 +57,9 @@ def start(device: str, deterministic: bool = False, timeout: float = 600.0, cudn
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
         paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
     elif cudnn_search and paddle.is_compiled_with_cuda():
-        paddle.set_flags({"FLAGS_cudnn_exhaustive_search": True, "FLAGS_cudnn_batchnorm_spatial_persistent": True})
+        paddle.set_flags(
+            {"FLAGS_cudnn_exhaustive_search": True, "FLAGS_cudnn_batchnorm_spatial_persistent": True}
+        )
     if dist.ParallelEnv().world_size > 1 and not dist.is_initialized():
         _join(timeout)
 
@@ -68,7 +72,9 @@ def _join(timeout: float) -> None:
         dist.init_parallel_env()
     except (RuntimeError, OSError, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise JobError(f"can't join the other processes at {master}: {lines[-1] if lines else type(error).__name__}") from None
+        raise JobError(
+            f"can't join the other processes at {master}: {lines[-1] if lines else type(error).__name__}"
+        ) from None
 
 
 def determinism() -> str:
@@ -81,7 +87,9 @@ def determinism() -> str:
             "deterministic: cuDNN's and cuBLAS's deterministic algorithms, slower; the same bits on the same kind and number of "
             "GPUs; the sums of NCCL are in its own order, which is the same for the same layout of the machines"
         )
-    return f"deterministic: the data and every random choice; what the operators of {kind} do is up to its maker"
+    return (
+        f"deterministic: the data and every random choice; what the operators of {kind} do is up to its maker"
+    )
 
 
 def rank() -> int:
@@ -112,7 +120,10 @@ def barrier() -> None:
 
 
 def share_first_statistics(model: paddle.nn.Layer) -> None:
-    """Copy the first process's batch-norm statistics to all others. Until then each has those of its own batches."""
+    """Copy the first process's batch-norm statistics to all others.
+
+    Until then each has those of its own batches.
+    """
     if world_size() == 1:
         return
     tensors = [tensor for tensor in model.state_dict().values() if tensor.stop_gradient]
@@ -148,8 +159,8 @@ def require_same(values: Mapping[str, str]) -> None:
 class Agreement:
     """Lets all processes see a flag in the same step, whichever process raised it.
 
-    All processes call it equally often. A reduction makes the host wait for the device. So with several processes it is done about
-    every two seconds, not in every call.
+    All processes call it equally often. A reduction makes the host wait for the device. So with several
+    processes it is done about every two seconds, not in every call.
     """
 
     _SECONDS = 2.0
@@ -168,5 +179,9 @@ class Agreement:
         *raised, total = sum_over_processes(np.array([*flags, elapsed], np.float64))
         seconds_a_call = max(total / world_size() / self._calls, 1e-3)
         # Computed from reduced numbers, so it is equal on all processes.
-        self._calls, self._every, self._since = 0, max(1, round(self._SECONDS / seconds_a_call)), time.monotonic()
+        self._calls, self._every, self._since = (
+            0,
+            max(1, round(self._SECONDS / seconds_a_call)),
+            time.monotonic(),
+        )
         return [bool(flag > 0) for flag in raised]

@@ -29,19 +29,27 @@ class PaddleError(ImportError):
 
 
 def prepare_cpu() -> None:
-    """Set up Paddle's CPU build for speed. Builds for other devices and variables that the user has set are left alone.
+    """Set up Paddle's CPU build for speed.
 
-    - ``OMP_NUM_THREADS``: Paddle multiplies matrices on one thread unless it is set. The ranks of one machine share its cores.
-    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL then uses its AVX2 code, which it reserves for Intel otherwise.
-    - ``KMP_BLOCKTIME=1``: Intel's OpenMP threads would spin for 200 ms after each operator, on the cores of the threads that decode
-      images and that run this package's kernels. With 0, predictions of single images took 1.8 times as long.
-    - ``mallopt``: without it, glibc returns the memory of every large tensor to the kernel, and each new tensor costs page faults.
+    Builds for other devices and variables that the user has set are left alone.
+
+    - ``OMP_NUM_THREADS``: Paddle multiplies matrices on one thread unless it is set. The ranks of one machine
+      share its cores.
+    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL then uses its AVX2 code, which it reserves for Intel
+      otherwise.
+    - ``KMP_BLOCKTIME=1``: Intel's OpenMP threads would spin for 200 ms after each operator, on the cores of
+      the threads that decode images and that run this package's kernels. With 0, predictions of single images
+      took 1.8 times as long.
+    - ``mallopt``: without it, glibc returns the memory of every large tensor to the kernel, and each new
+      tensor costs page faults.
     """
     if not _is_cpu_build():
         return
     if "paddle" in sys.modules:
         if os.environ.get("OMP_NUM_THREADS") == "1" and usable_cores() > 1:
-            warnings.warn("Paddle was imported before ppxcls and runs on one core: import ppxcls first", stacklevel=3)
+            warnings.warn(
+                "Paddle was imported before ppxcls and runs on one core: import ppxcls first", stacklevel=3
+            )
         return
     ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or launched_world_size())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
@@ -82,8 +90,12 @@ def import_paddle() -> None:
         PaddleError: it is missing, can't be imported, or is too old.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    warnings.filterwarnings("ignore", message=".* can only be enabled on CUDAPlace")  # AMP on a CPU: set_precision says it
-    warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")  # of to_static, by Paddle's own code
+    warnings.filterwarnings(
+        "ignore", message=".* can only be enabled on CUDAPlace"
+    )  # AMP on a CPU: set_precision says it
+    warnings.filterwarnings(
+        "ignore", message="Tensor do not have 'place' interface"
+    )  # of to_static, by Paddle's own code
     if "paddle" in sys.modules:
         return
     if importlib.util.find_spec("paddle") is None:
@@ -94,7 +106,9 @@ def import_paddle() -> None:
         with contextlib.redirect_stderr(printed), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
             import paddle
-    except Exception as error:  # a library of CUDA or a vendor that is missing, another numpy: any class of error
+    except (
+        Exception
+    ) as error:  # a library of CUDA or a vendor that is missing, another numpy: any class of error
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PaddleError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
     finally:
@@ -113,7 +127,10 @@ def own_threads() -> int:
 
 
 def restore_threads() -> None:
-    """Let Paddle's CPU operators use ``OMP_NUM_THREADS`` threads again. A predictor of Paddle Inference leaves them at one."""
+    """Let Paddle's CPU operators use ``OMP_NUM_THREADS`` threads again.
+
+    A predictor of Paddle Inference leaves them at one.
+    """
     from paddle.base import core
 
     if os.environ.get("OMP_NUM_THREADS"):
@@ -130,7 +147,11 @@ def paddle_version() -> tuple[int, int]:
 
 def installed_names() -> set[str]:
     """The names of the installed distributions, in lower case with hyphens."""
-    return {d.metadata["Name"].lower().replace("_", "-") for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return {
+        d.metadata["Name"].lower().replace("_", "-")
+        for d in importlib.metadata.distributions()
+        if d.metadata["Name"]
+    }
 
 
 def paddle_builds(names: set[str]) -> set[str]:
@@ -140,7 +161,9 @@ def paddle_builds(names: set[str]) -> set[str]:
 
 def _is_cpu_build() -> bool:
     names = installed_names()
-    plugins = [n for n in names if n.startswith(("paddle-custom", "paddle-iluvatar", "paddle-metax"))]  # beside the CPU build
+    plugins = [
+        n for n in names if n.startswith(("paddle-custom", "paddle-iluvatar", "paddle-metax"))
+    ]  # beside the CPU build
     return paddle_builds(names) == {"paddlepaddle"} and not plugins
 
 

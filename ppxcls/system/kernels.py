@@ -1,7 +1,7 @@
 """Compiles numba kernels, once on a host, and runs them on all cores.
 
-Modules named ``*_kernels`` hold the kernels. They import numba, which takes half a second and may be missing, so their callers
-import them inside the function that needs a kernel.
+Modules named ``*_kernels`` hold the kernels. They import numba, which takes half a second and may be missing,
+so their callers import them inside the function that needs a kernel.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
 def call(kernel: Callable[..., R], *arguments: Any) -> R:
     """Call a kernel.
 
-    The processes of a host take turns at a kernel's first call: one compiles it, and the others load it from numba's cache.
+    The processes of a host take turns at a kernel's first call: one compiles it, and the others load it from
+    numba's cache.
     """
     if kernel in _USED_KERNELS:
         return kernel(*arguments)
@@ -69,7 +70,8 @@ def call(kernel: Callable[..., R], *arguments: Any) -> R:
 def _pool(process: int, count: int) -> ThreadPoolExecutor:
     """The threads of a process; after a fork, its parent's are gone.
 
-    Kernels don't hold the interpreter's lock. numba's own threads would do, but a kernel with them takes twice as long to compile.
+    Kernels don't hold the interpreter's lock. numba's own threads would do, but a kernel with them takes
+    twice as long to compile.
     """
     return ThreadPoolExecutor(count, thread_name_prefix=f"kernels-{process}")
 
@@ -78,7 +80,8 @@ def _pool(process: int, count: int) -> ThreadPoolExecutor:
 def _digest() -> str:
     """Digest of all kernels' sources and of this file, which has their options.
 
-    numba's cache notices changes of a kernel's own file only, and a kernel contains the helpers and constants of other files.
+    numba's cache notices changes of a kernel's own file only, and a kernel contains the helpers and constants
+    of other files.
     """
     package = Path(__file__).resolve().parents[1]
     sources = [*sorted(package.glob("*/*_kernels.py")), package / "packed/jpeg_codes.py", Path(__file__)]
@@ -86,7 +89,10 @@ def _digest() -> str:
 
 
 def compiled(function: Callable[..., R]) -> Callable[..., R]:
-    """A decorator that compiles a function. The result is cached on disk, if a folder for it can be written."""
+    """A decorator that compiles a function.
+
+    The result is cached on disk, if a folder for it can be written.
+    """
     import numba
 
     function.__qualname__ = f"{function.__name__}_{_digest()}"  # for numba's cache
@@ -98,10 +104,12 @@ def compiled(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """A decorator for functions that kernels call. They keep their own fast-math flags, and become a part of the kernel.
+    """A decorator for functions that kernels call.
 
-    If they were called, a process that compiles the kernel would call other code than one that loads it from the cache, with
-    differences in rounding.
+    They keep their own fast-math flags, and become a part of the kernel.
+
+    If they were called, a process that compiles the kernel would call other code than one that loads it from
+    the cache, with differences in rounding.
 
     Args:
         fastmath: numba's fast-math flags.

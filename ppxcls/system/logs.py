@@ -38,7 +38,10 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file whose failure does not stop a run. On a full disk its lines are lost, and the terminal reports it once."""
+    """A log file whose failure does not stop a run.
+
+    On a full disk its lines are lost, and the terminal reports it once.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__(file, encoding="utf-8")
@@ -60,7 +63,10 @@ class _FileHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._failed:
             self._failed = True
-            tqdm.write(f"warning: {self.baseFilename}: {sys.exc_info()[1]}; lines of the log are lost", file=sys.stderr)
+            tqdm.write(
+                f"warning: {self.baseFilename}: {sys.exc_info()[1]}; lines of the log are lost",
+                file=sys.stderr,
+            )
 
 
 def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | None = None) -> None:

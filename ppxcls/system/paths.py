@@ -7,7 +7,13 @@ import unicodedata
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _KEPT = {"\u200c", "\u200d"}  # joiners, which some scripts and emoji need
-_UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode's categories of control characters, surrogates and line separators
+_UNSAFE = {
+    "Cc",
+    "Cf",
+    "Cs",
+    "Zl",
+    "Zp",
+}  # Unicode's categories of control characters, surrogates and line separators
 
 
 def url_problem(path: object) -> str | None:

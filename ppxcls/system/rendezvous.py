@@ -1,7 +1,8 @@
 """Checks that all processes of a job can reach the first one, before Paddle connects them.
 
-Paddle's own store waits up to 15 minutes for a process that never comes, holds the interpreter's lock all that time, and aborts if
-its port is taken. So the first process listens on that port until all others have connected, and then leaves the port to Paddle.
+Paddle's own store waits up to 15 minutes for a process that never comes, holds the interpreter's lock all
+that time, and aborts if its port is taken. So the first process listens on that port until all others have
+connected, and then leaves the port to Paddle.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def _take_names(port: int, world_size: int, deadline: float, timeout: float) -> 
         try:
             server = connections.enter_context(socket.create_server(("", port), backlog=world_size))
         except OSError as error:
-            raise JobError(f"port {port}, on which the processes meet, can't be used: {error.strerror}") from None
+            raise JobError(
+                f"port {port}, on which the processes meet, can't be used: {error.strerror}"
+            ) from None
         while missing:
             server.settimeout(max(deadline - time.monotonic(), 1e-3))
             try:
@@ -58,7 +61,9 @@ def _take_names(port: int, world_size: int, deadline: float, timeout: float) -> 
                 if time.monotonic() < deadline:
                     continue
                 absent = ", ".join(map(str, sorted(missing)))
-                raise JobError(f"rank {absent} of {world_size} did not connect to port {port} within {timeout:g} s") from None
+                raise JobError(
+                    f"rank {absent} of {world_size} did not connect to port {port} within {timeout:g} s"
+                ) from None
             except OSError:
                 continue
             if greeting.startswith(_GREETING) and greeting[len(_GREETING) :].strip().isdigit():
@@ -73,7 +78,9 @@ def _say_name(address: tuple[str, int], rank: int, deadline: float, timeout: flo
                 connection.sendall((_GREETING + str(rank).encode()).ljust(_LINE))
                 connection.settimeout(max(deadline - time.monotonic(), 1e-3))
                 connection.recv(1)  # the first process closes it when all have connected
-            time.sleep(0.5)  # let Paddle's store start on the first process; a process that is too early waits 3 s
+            time.sleep(
+                0.5
+            )  # let Paddle's store start on the first process; a process that is too early waits 3 s
             return
         except OSError as error:
             reason = error.strerror or str(error)

@@ -19,8 +19,8 @@ class Preempted(Exception):
 def interrupts_deferred() -> Iterator[None]:
     """Hold a Ctrl-C back until the block ends.
 
-    Inside Paddle's backward pass, which calls Python code of ours, a KeyboardInterrupt turns into another exception, after lines
-    of Paddle's own.
+    Inside Paddle's backward pass, which calls Python code of ours, a KeyboardInterrupt turns into another
+    exception, after lines of Paddle's own.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -36,7 +36,9 @@ def interrupts_deferred() -> Iterator[None]:
 
 
 class StopSignals:
-    """Records SIGTERM and SIGUSR1, which schedulers send before they take a machine away. The loop acts on them.
+    """Records SIGTERM and SIGUSR1, which schedulers send before they take a machine away.
+
+    The loop acts on them.
 
     Attributes:
         received: the name of the signal, or None.
@@ -47,7 +49,10 @@ class StopSignals:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Record the signals in this block instead of ending the process. Does nothing outside the main thread."""
+        """Record the signals in this block instead of ending the process.
+
+        Does nothing outside the main thread.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return

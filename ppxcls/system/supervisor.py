@@ -1,4 +1,7 @@
-"""Restarts a job that fails, until it is done or can't be cured. It needs no etcd, which Paddle's own restarts need."""
+"""Restarts a job that fails, until it is done or can't be cured.
+
+It needs no etcd, which Paddle's own restarts need.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,14 @@ _POLL_SECONDS = 0.2
 
 
 def note_begun(step: int) -> None:
-    """Tell this node's supervisor, if there is one, that the run has begun, so that a restart resumes the run's checkpoint.
+    """Tell this node's supervisor, if there is one, that the run has begun, so that a restart resumes the run's
+    checkpoint.
 
     A higher step than at the last start counts as progress and resets the failures.
     """
-    if (file := os.environ.get(BEGUN)) and os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":  # each node has its own supervisor
+    if (file := os.environ.get(BEGUN)) and os.environ.get(
+        "PADDLE_LOCAL_RANK", "0"
+    ) == "0":  # each node has its own supervisor
         with contextlib.suppress(OSError):
             Path(file).write_text(str(step))
 
@@ -85,14 +91,14 @@ def _print_line(line: str) -> None:
 class Supervisor:
     """Runs a command, and runs it again if it fails.
 
-    SIGTERM and SIGINT are passed on to the command, SIGUSR1 as SIGTERM, because Paddle's launcher does not know it. After a signal
-    the command is not run again. Neither is it after exit code 2 (the config is invalid), or 75 and 15 (it was told to stop and has
-    saved).
+    SIGTERM and SIGINT are passed on to the command, SIGUSR1 as SIGTERM, because Paddle's launcher does not
+    know it. After a signal the command is not run again. Neither is it after exit code 2 (the config is
+    invalid), or 75 and 15 (it was told to stop and has saved).
 
     Args:
         command: returns the words of the job; its argument is True to resume the run's newest checkpoint.
-        restarts: largest number of restarts in a row. A failure after ten minutes, or of a run that began at a higher step than the
-            one before, counts as the first one.
+        restarts: largest number of restarts in a row. A failure after ten minutes, or of a run that began at
+            a higher step than the one before, counts as the first one.
         pause: seconds before the first restart; doubled each time, up to five minutes.
         report: takes a line for the user.
     """
@@ -137,13 +143,17 @@ class Supervisor:
             step = max(last_step, _step_in(begun))
             failures = 1 if seconds > _HEALTHY_SECONDS or step > last_step else failures + 1
             last_step = step
-            outcome = f"the job ended with {'code' if code >= 0 else 'signal'} {abs(code)} after {seconds:.0f} s"
+            outcome = (
+                f"the job ended with {'code' if code >= 0 else 'signal'} {abs(code)} after {seconds:.0f} s"
+            )
             if failures > self._restarts:
                 self._report(f"launch: {outcome}; it has failed {failures} times in a row, and is given up")
                 return code if code > 0 else _ERROR
             pause = min(self._pause * 2 ** min(failures - 1, 10), _MAX_PAUSE_SECONDS)
             origin = "from its newest checkpoint" if begun.exists() else "from the start"
-            self._report(f"launch: {outcome}; restart {failures} of {self._restarts} in {pause:.0f} s, {origin}")
+            self._report(
+                f"launch: {outcome}; restart {failures} of {self._restarts} in {pause:.0f} s, {origin}"
+            )
             self._wait(pause)
             if self._signal is not None:  # between two runs, when all that was done is saved
                 return EXIT_PREEMPTED

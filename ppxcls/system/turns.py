@@ -33,7 +33,9 @@ def turn(lock: Path, waits: bool = True) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
             try:
-                fcntl.flock(stack.enter_context(open(lock, "ab")), fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+                fcntl.flock(
+                    stack.enter_context(open(lock, "ab")), fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB)
+                )
             except BlockingIOError:
                 raise TakenError(str(lock)) from None
             except OSError:  # no place for the file, or no locks

@@ -55,8 +55,9 @@ def _end(name: str, message: str) -> None:
 class Watchdog:
     """Ends the process if the block makes no progress for too long.
 
-    A rank that waits for another rank gets a quarter more time than a rank that waits for data. So the rank with the cause reports
-    first. An exception can't interrupt a process that hangs inside a system call, so the process exits at once.
+    A rank that waits for another rank gets a quarter more time than a rank that waits for data. So the rank
+    with the cause reports first. An exception can't interrupt a process that hangs inside a system call, so
+    the process exits at once.
 
     Args:
         seconds: without progress.
@@ -65,7 +66,9 @@ class Watchdog:
         detail: returns more words about what the process waits for.
     """
 
-    def __init__(self, seconds: float, rank: int = 0, world_size: int = 1, detail: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self, seconds: float, rank: int = 0, world_size: int = 1, detail: Callable[[], str] = lambda: ""
+    ) -> None:
         self.seconds = seconds
         self._name = f"rank {rank}: " if world_size > 1 else ""
         self._several = world_size > 1
@@ -103,7 +106,9 @@ class Watchdog:
             threading.Thread(target=self._watch, name="ppxcls-watchdog", daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
 
     def _watch(self) -> None:
@@ -112,4 +117,7 @@ class Watchdog:
             if waited > self.seconds * (1 if self._own or not self._several else 1.25):
                 cause = "" if self._own or not self._several else " (another rank may hang, or is gone)"
                 detail = self._detail()
-                _end(self._name, f"no progress for {waited:.0f} s at: {self._doing}{f': {detail}' if detail else ''}{cause}")
+                _end(
+                    self._name,
+                    f"no progress for {waited:.0f} s at: {self._doing}{f': {detail}' if detail else ''}{cause}",
+                )

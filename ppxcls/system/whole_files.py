@@ -43,7 +43,9 @@ def whole_file(file: Path, durable: bool = False) -> Iterator[BinaryIO]:
 
 
 def read_regular(file: str | Path, most_bytes: int) -> bytes:
-    """Read a whole regular file. A pipe or a device, which could block or never end, is refused before it is opened.
+    """Read a whole regular file.
+
+    A pipe or a device, which could block or never end, is refused before it is opened.
 
     Args:
         file: the file; a link to a regular file is one.
@@ -54,7 +56,9 @@ def read_regular(file: str | Path, most_bytes: int) -> bytes:
         ValueError: it is no regular file, or larger. The message has no name.
     """
     _check_regular(os.stat(file), most_bytes)
-    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:  # it may have been replaced meanwhile
+    with open(
+        os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb"
+    ) as stream:  # it may have been replaced meanwhile
         status = os.fstat(stream.fileno())
         _check_regular(status, most_bytes)
         return stream.read(status.st_size)  # with a size, because Python reserves as much

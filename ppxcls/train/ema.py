@@ -17,13 +17,16 @@ class WeightAverage:
     Args:
         model: without the wrapper for data parallelism.
         decay: of the average in each step.
-        warmup: limit the decay in step n to (1 + n) / (10 + n), so that the initial weights are soon forgotten.
+        warmup: limit the decay in step n to (1 + n) / (10 + n), so that the initial weights are soon
+            forgotten.
     """
 
     def __init__(self, model: nn.Layer, decay: float, warmup: bool = False) -> None:
         self.decay, self.warmup = decay, warmup
         self._tensors = dict(model.state_dict())
-        self._average = {key: tensor.detach().astype("float32").clone() for key, tensor in self._tensors.items()}
+        self._average = {
+            key: tensor.detach().astype("float32").clone() for key, tensor in self._tensors.items()
+        }
 
     def update(self, step: int) -> None:
         """Add the weights after optimizer step ``step``, counted from 1, to the average."""

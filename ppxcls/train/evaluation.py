@@ -32,7 +32,11 @@ class Evaluation:
     """
 
     def __init__(
-        self, loader: Loader, loss: WeightedSum, metrics: Sequence[Metric], autocast: Autocast = contextlib.nullcontext
+        self,
+        loader: Loader,
+        loss: WeightedSum,
+        metrics: Sequence[Metric],
+        autocast: Autocast = contextlib.nullcontext,
     ) -> None:
         self.loader = loader
         self._loss, self._metrics, self._autocast = loss, list(metrics), autocast
@@ -50,21 +54,26 @@ class Evaluation:
         """Evaluate.
 
         Args:
-            network: without the wrapper for data parallelism, which would wait for processes that have no batch left.
+            network: without the wrapper for data parallelism, which would wait for processes that have no
+                batch left.
             batches: of ``loader``; what they raise ends the evaluation.
 
         Returns:
-            Metrics as shares, losses as means over samples, ``num_samples``, and ``bad_samples`` if the loader leaves out what
-            can't be read. The first figure decides which evaluation is the best.
+            Metrics as shares, losses as means over samples, ``num_samples``, and ``bad_samples`` if the
+            loader leaves out what can't be read. The first figure decides which evaluation is the best.
 
         Raises:
             DataError: a sample can't be loaded.
         """
-        scored: list[tuple[int, paddle.Tensor]] = []  # read at the end: reading one makes the host wait for the device
+        scored: list[
+            tuple[int, paddle.Tensor]
+        ] = []  # read at the end: reading one makes the host wait for the device
         left_out = 0
         was_training = network.training
         network.eval()
-        evaluated = EvaluatedNetwork(network, len(self.loader.dataset) // distributed.world_size(), self._compiler)
+        evaluated = EvaluatedNetwork(
+            network, len(self.loader.dataset) // distributed.world_size(), self._compiler
+        )
         distributed.share_first_statistics(network)  # what is evaluated is what is saved
         try:
             with paddle.no_grad():

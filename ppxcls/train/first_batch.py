@@ -28,7 +28,10 @@ def write_first_batch(file: Path, images: paddle.Tensor) -> None:
         return  # a network of the user's own may take anything else
     low, high = pixels.min(), pixels.max()
     shown = ((pixels - low) * (255 / max(high - low, 1e-6))).astype(np.uint8).transpose(0, 2, 3, 1)
-    tiles = [cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(_SIDE, _SIDE, -1) for image in shown]
+    tiles = [
+        cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(_SIDE, _SIDE, -1)
+        for image in shown
+    ]
     columns = min(len(tiles), 8)
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     rows = [np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)]

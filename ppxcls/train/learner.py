@@ -28,7 +28,8 @@ from ppxcls.train.precision import Precision
 
 
 class Learner:
-    """Network, loss, optimizer, learning rate, loss scale, average of the weights, mixing; and where training stands.
+    """Network, loss, optimizer, learning rate, loss scale, average of the weights, mixing; and where training
+    stands.
 
     Nothing that must survive a kill is kept elsewhere: ``state`` takes it and ``load`` sets it again.
 
@@ -41,7 +42,8 @@ class Learner:
         comm_buffer_size: megabytes of gradients that the processes exchange at once.
 
     Attributes:
-        progress: where training stands. ``step`` counts the optimizer steps; the loop sets the place in the data.
+        progress: where training stands. ``step`` counts the optimizer steps; the loop sets the place in the
+            data.
         totals: sums of losses and metrics of the epoch in progress.
     """
 
@@ -60,7 +62,9 @@ class Learner:
     ) -> None:
         self.network = network
         is_parallel = distributed.world_size() > 1
-        self.model = paddle.DataParallel(network, comm_buffer_size=comm_buffer_size) if is_parallel else network
+        self.model = (
+            paddle.DataParallel(network, comm_buffer_size=comm_buffer_size) if is_parallel else network
+        )
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -77,7 +81,9 @@ class Learner:
         """The learning rate of the next step."""
         return float(self.optimizer.get_lr())
 
-    def mixed(self, images: paddle.Tensor, labels: paddle.Tensor, seed: Sequence[int]) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def mixed(
+        self, images: paddle.Tensor, labels: paddle.Tensor, seed: Sequence[int]
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The batch after mixing.
 
         Args:
@@ -92,7 +98,9 @@ class Learner:
             images, labels = transform(images, labels, np.random.default_rng([*seed, i]))
         return images, labels
 
-    def step(self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, is_update_step: bool) -> paddle.Tensor:
+    def step(
+        self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, is_update_step: bool
+    ) -> paddle.Tensor:
         """One forward and backward pass and, on an update step, one optimizer step.
 
         Args:
@@ -120,7 +128,9 @@ class Learner:
         return self.scorer({name: value.detach() for name, value in losses.items()}, logits.detach(), labels)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        return self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
+        return (
+            self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
+        )
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """In this block the network has the weights to evaluate: the average, if there is one."""
@@ -152,7 +162,9 @@ class Learner:
         if self.average:
             parts[AVERAGE] = self.average.state_dict()
         self.progress.totals = self.totals.as_dict()
-        self.progress.scaler = {key: np.asarray(value).tolist() for key, value in self.precision.scaler.state_dict().items()}
+        self.progress.scaler = {
+            key: np.asarray(value).tolist() for key, value in self.precision.scaler.state_dict().items()
+        }
         self.progress.plateau = self.schedule.state
         return Snapshot(parts, copy.deepcopy(self.progress))
 
@@ -167,7 +179,9 @@ class Learner:
         if self.average:
             check_fits(average, self.network, snapshot.file(AVERAGE))
         set_weights(self.network, weights, snapshot.file(WEIGHTS))
-        load_optimizer_state(self.optimizer, snapshot.parts[OPTIMIZER], weights, self.network, snapshot.file(OPTIMIZER))
+        load_optimizer_state(
+            self.optimizer, snapshot.parts[OPTIMIZER], weights, self.network, snapshot.file(OPTIMIZER)
+        )
         if self.average:
             self.average.load_state_dict(average)
         progress.started = progress.started or self.progress.started

@@ -44,7 +44,9 @@ class StepResult:
 
 
 class LossWatch:
-    """Collects the results of steps. Reading them makes the host wait for the device, so it is done for several at a time.
+    """Collects the results of steps.
+
+    Reading them makes the host wait for the device, so it is done for several at a time.
 
     Args:
         learner: receives the sums and the counts of skipped steps; its weights are checked.
@@ -69,7 +71,8 @@ class LossWatch:
             force: False reads them only if too many have gathered.
 
         Raises:
-            TrainingError: a weight or the loss of a step is not finite, or AMP skipped too many steps in a row.
+            TrainingError: a weight or the loss of a step is not finite, or AMP skipped too many steps in a
+                row.
         """
         if not self._pending or not (force or len(self._pending) >= _MOST_PENDING):
             return
@@ -98,7 +101,9 @@ class LossWatch:
     def _not_finite(self, step: StepResult, row: Any) -> str:
         plan, epoch = step.plan, self._learner.progress.epoch
         files = ", ".join(self._dataset.path(int(i)) for i in plan.indices)
-        values = ", ".join(f"{n} {v / max(plan.count, 1):g}" for n, v in zip(self._learner.scorer.names, row, strict=True))
+        values = ", ".join(
+            f"{n} {v / max(plan.count, 1):g}" for n, v in zip(self._learner.scorer.names, row, strict=True)
+        )
         place = f"epoch {epoch}, iteration {plan.number}, lr {step.lr:g}, rank {distributed.rank()}"
         return f"the loss is not finite: {place}: {values}; last files read: {files}"
 
@@ -110,7 +115,9 @@ class LossWatch:
         if wrong:
             named = ", ".join(wrong[-3:])  # gradients come from the end of the network
             place = f"after step {self._learner.progress.step}, rank {distributed.rank()}: {len(wrong)} of {len(trained)} tensors"
-            raise TrainingError(f"a gradient was not finite, and weights are not finite {place}, such as {named}")
+            raise TrainingError(
+                f"a gradient was not finite, and weights are not finite {place}, such as {named}"
+            )
 
     def _watch_loss(self, loss: float) -> None:
         self._loss = loss if math.isnan(self._loss) else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss

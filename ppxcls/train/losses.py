@@ -34,7 +34,10 @@ class Loss(Protocol):
     needs_soft_labels: ClassVar[bool] = False
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-        """Args: logits: [N, class_num]; labels: int64 [N], or float32 [N, class_num]. Returns: the batch's mean, float32 []."""
+        """Args: logits: [N, class_num]; labels: int64 [N], or float32 [N, class_num].
+
+        Returns: the batch's mean, float32 [].
+        """
 
 
 LOSSES: Registry[Loss] = Registry("loss", common=LossKeys, base=Loss)
@@ -51,7 +54,8 @@ class CELoss(Loss):
     """Cross entropy, averaged over the batch; labels may be soft.
 
     Args:
-        epsilon: label smoothing (arXiv:1512.00567, section 7): the share of the target spread evenly over all classes.
+        epsilon: label smoothing (arXiv:1512.00567, section 7): the share of the target spread evenly over all
+            classes.
     """
 
     def __init__(self, epsilon: BelowOne = 0.0) -> None:
@@ -88,7 +92,9 @@ class BCELoss(Loss):
 
     needs_soft_labels = True
 
-    def __init__(self, epsilon: BelowOne = 0.0, target_threshold: Share | None = None, sum_classes: bool = False) -> None:
+    def __init__(
+        self, epsilon: BelowOne = 0.0, target_threshold: Share | None = None, sum_classes: bool = False
+    ) -> None:
         self.epsilon, self.target_threshold, self.sum_classes = epsilon, target_threshold, sum_classes
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
@@ -102,7 +108,8 @@ class BCELoss(Loss):
 
 @LOSSES.register
 class FocalLoss(Loss):
-    """Cross entropy times ``(1 - p) ** gamma`` of the target's probability (arXiv:1708.02002, equation 4), averaged over the batch.
+    """Cross entropy times ``(1 - p) ** gamma`` of the target's probability (arXiv:1708.02002, equation 4),
+    averaged over the batch.
 
     Args:
         gamma: the larger it is, the less samples count that are classified well; 0 is cross entropy.
@@ -135,7 +142,9 @@ class WeightedSum:
         return {**values, "loss": paddle.add_n(list(values.values()))}
 
 
-def build_loss(specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",)), soft_labels: bool = True) -> WeightedSum:
+def build_loss(
+    specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",)), soft_labels: bool = True
+) -> WeightedSum:
     """The weighted sum of a config's list of losses: ``[{"CELoss": {"weight": 1.0, "epsilon": 0.1}}]``.
 
     Args:
@@ -144,7 +153,8 @@ def build_loss(specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",
         soft_labels: whether the labels are soft, as mixing makes them.
 
     Raises:
-        ConfigError: the list is empty, a loss is unknown or has an invalid argument, or it requires soft labels.
+        ConfigError: the list is empty, a loss is unknown or has an invalid argument, or it requires soft
+            labels.
     """
     if not specs:
         raise where.error("expected at least one loss")

@@ -1,8 +1,8 @@
 """Learning-rate schedules: functions of the optimizer step, with warm-up and cool-down for all of them.
 
-A schedule is a function of its own arguments, and of ``total`` and ``per_epoch`` if it needs them. It returns the rate as a
-function of ``t``. All three are counted in optimizer steps, or in epochs with ``by_epoch``; ``t`` and ``total`` begin after the
-warm-up. The rates equal those of PaddleClas's schedules.
+A schedule is a function of its own arguments, and of ``total`` and ``per_epoch`` if it needs them. It returns
+the rate as a function of ``t``. All three are counted in optimizer steps, or in epochs with ``by_epoch``;
+``t`` and ``total`` begin after the warm-up. The rates equal those of PaddleClas's schedules.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", ("total", "per_epoch"), S
 def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0) -> Rate:
     """Half a cosine from ``learning_rate`` to ``eta_min`` (SGDR, arXiv:1608.03983, equation 5).
 
-    PaddleClas's optimizer uses the same rates. Without warm-up, PaddleClas logs others: Paddle's ``get_lr()`` runs its recursion
-    once too often there and reports c(t)^2 / c(t - 1).
+    PaddleClas's optimizer uses the same rates. Without warm-up, PaddleClas logs others: Paddle's ``get_lr()``
+    runs its recursion once too often there and reports c(t)^2 / c(t - 1).
 
     Args:
         learning_rate: the first rate.
@@ -72,21 +72,27 @@ def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0)
         ValueError: ``eta_min`` is above ``learning_rate``.
     """
     if eta_min > learning_rate:
-        raise ValueError(f"expected eta_min of at most learning_rate, {learning_rate:g}, received {eta_min:g}")
+        raise ValueError(
+            f"expected eta_min of at most learning_rate, {learning_rate:g}, received {eta_min:g}"
+        )
     if total <= 0:
         return lambda t: learning_rate
     return lambda t: eta_min + (learning_rate - eta_min) * (1 + math.cos(math.pi * min(t / total, 1))) / 2
 
 
 @LR_SCHEDULES.register
-def Linear(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Rate:
+def Linear(
+    learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0
+) -> Rate:
     """From ``learning_rate`` to ``end_lr`` by ``(1 - t / total) ** power``; after that, ``end_lr``."""
     height = learning_rate - end_lr
     return lambda t: end_lr + height * (1 - min(t, total) / total) ** power if total > 0 else learning_rate
 
 
 @LR_SCHEDULES.register
-def Polynomial(learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0) -> Rate:
+def Polynomial(
+    learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0
+) -> Rate:
     """The same as ``Linear``."""
     return Linear(learning_rate, total, end_lr, power)
 
@@ -129,7 +135,8 @@ class Plateau:
     """A rate that falls when evaluations stop improving.
 
     Attributes:
-        state: factor of the rate, best value, evaluations without improvement, and evaluations left of a cool-down.
+        state: factor of the rate, best value, evaluations without improvement, and evaluations left of a
+            cool-down.
     """
 
     def __init__(
@@ -180,7 +187,8 @@ def ReduceOnPlateau(
 
     Args:
         learning_rate: the first rate.
-        mode: ``max`` if a larger figure is better; None for ``min`` if the figure is a loss, and otherwise ``max``.
+        mode: ``max`` if a larger figure is better; None for ``min`` if the figure is a loss, and otherwise
+            ``max``.
         factor: of the rate.
         patience: evaluations without improvement before the rate falls.
         threshold: smallest improvement, as a share of the best value.
@@ -209,7 +217,9 @@ def Piecewise(
         ValueError: there is not one more of ``values`` than of ``decay_epochs``, or these do not increase.
     """
     if len(values) != len(decay_epochs) + 1:
-        raise ValueError(f"expected one more of values than of decay_epochs, received {len(values)} and {len(decay_epochs)}")
+        raise ValueError(
+            f"expected one more of values than of decay_epochs, received {len(values)} and {len(decay_epochs)}"
+        )
     boundaries = _increasing(decay_epochs, per_epoch, "decay_epochs")
     return lambda t: values[bisect_right(boundaries, t)]
 
@@ -219,12 +229,16 @@ def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamm
     """Multiplies the rate by ``gamma`` every ``step_size`` epochs."""
     length = int(step_size * per_epoch)
     if length < 1:
-        raise ValueError(f"expected a step_size of at least one step, received {step_size:g} epochs of {per_epoch:g} steps")
+        raise ValueError(
+            f"expected a step_size of at least one step, received {step_size:g} epochs of {per_epoch:g} steps"
+        )
     return lambda t: learning_rate * gamma ** (t // length)
 
 
 @LR_SCHEDULES.register
-def MultiStepDecay(learning_rate: NotNegative, per_epoch: float, milestones: list[NotNegative], gamma: Positive = 0.1) -> Rate:
+def MultiStepDecay(
+    learning_rate: NotNegative, per_epoch: float, milestones: list[NotNegative], gamma: Positive = 0.1
+) -> Rate:
     """Multiplies the rate by ``gamma`` at each epoch of ``milestones``.
 
     Raises:
@@ -256,7 +270,8 @@ def Cyclic(
         max_learning_rate: the upper rate.
         step_size_up: units of ``t`` for the rise.
         step_size_down: units for the fall; None for as many.
-        mode: the height of the cycles is constant, halved each cycle, or multiplied by ``exp_gamma`` each unit.
+        mode: the height of the cycles is constant, halved each cycle, or multiplied by ``exp_gamma`` each
+            unit.
         exp_gamma: of the mode ``exp_range``.
     """
     cycle_size = step_size_up + (step_size_down or step_size_up)
@@ -287,7 +302,8 @@ def build_lr_schedule(
     """The rate of every optimizer step.
 
     Args:
-        spec: block of the schedule, such as ``{"name": "Cosine", "learning_rate": 0.045}``, with the common keys.
+        spec: block of the schedule, such as ``{"name": "Cosine", "learning_rate": 0.045}``, with the common
+            keys.
         epochs: epochs of the whole run.
         steps_per_epoch: optimizer steps per epoch.
         where: place of the block, for error messages.
@@ -297,7 +313,8 @@ def build_lr_schedule(
         The learning rate by optimizer step, counted from 0.
 
     Raises:
-        ConfigError: the schedule or an argument is unknown, a value is invalid, or the warm-up is longer than the run.
+        ConfigError: the schedule or an argument is unknown, a value is invalid, or the warm-up is longer than
+            the run.
     """
     block = LR_SCHEDULES.block(spec, where)
     where, common = block.where, LR_SCHEDULES.common_keys(block)
@@ -305,7 +322,9 @@ def build_lr_schedule(
         limit = f"at most {epochs}, the epochs of the run"
         raise (where / "warmup_epoch").error(f"expected a number {limit}, received {common.warmup_epoch:g}")
     if common.warmup_epoch + common.cooldown_epoch > epochs:
-        raise (where / "cooldown_epoch").error(f"expected warm-up and cool-down of at most {epochs} epochs, the epochs of the run")
+        raise (where / "cooldown_epoch").error(
+            f"expected warm-up and cool-down of at most {epochs} epochs, the epochs of the run"
+        )
     per_epoch = 1 if common.by_epoch else steps_per_epoch
     warm_up = common.warmup_epoch if common.by_epoch else round(common.warmup_epoch * steps_per_epoch)
     total = (epochs - common.warmup_epoch - common.cooldown_epoch) * per_epoch
@@ -329,7 +348,14 @@ class LRSchedule:
     """
 
     def __init__(
-        self, name: str, rate: Rate, warm_up: float, start_lr: float, end: float | None, unit: int, factor: float = 1.0
+        self,
+        name: str,
+        rate: Rate,
+        warm_up: float,
+        start_lr: float,
+        end: float | None,
+        unit: int,
+        factor: float = 1.0,
     ) -> None:
         self.name = name
         self._rate, self._warm_up, self._start_lr, self._end, self._unit = rate, warm_up, start_lr, end, unit

@@ -1,4 +1,7 @@
-"""Metrics, computed as sums over batches. So any division of the samples into batches and processes gives the same figures."""
+"""Metrics, computed as sums over batches.
+
+So any division of the samples into batches and processes gives the same figures.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,16 @@ class Metric(Protocol):
     names: Sequence[str] = ()
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Args: logits: [N, class_num]; labels: int64 [N]. Returns: for each of ``names`` the sum over the batch, float32 []."""
+        """Args: logits: [N, class_num]; labels: int64 [N].
+
+        Returns: for each of ``names`` the sum over the batch, float32 [].
+        """
 
     def results(self) -> dict[str, float]:
-        """Figures that are not means, at the end of an evaluation. Counting starts again. All processes call it."""
+        """Figures that are not means, at the end of an evaluation.
+
+        Counting starts again. All processes call it.
+        """
         return {}
 
 
@@ -48,7 +57,10 @@ class TopkAcc(Metric):
         self.names = [f"top{k}" for k in self.topk]
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Args: logits: [N, class_num]; labels: int64 [N]. Returns: ``top<k>``: number of correct samples, float32 []."""
+        """Args: logits: [N, class_num]; labels: int64 [N].
+
+        Returns: ``top<k>``: number of correct samples, float32 [].
+        """
         largest = min(max(self.topk), logits.shape[-1])
         order = paddle.topk(logits.astype("float32"), largest, axis=-1)[1]
         hits = (order == labels.unsqueeze(-1)).astype("float32").sum(axis=0)
@@ -74,7 +86,10 @@ class ClassReport(Metric):
         return {}
 
     def results(self) -> dict[str, float]:
-        """Means over the classes that occur, over all processes. Counting starts again. All processes call it."""
+        """Means over the classes that occur, over all processes.
+
+        Counting starts again. All processes call it.
+        """
         from sklearn.metrics import precision_recall_fscore_support
 
         total = distributed.sum_over_processes(self._matrix.reshape(-1)).reshape(self._matrix.shape)
@@ -82,16 +97,27 @@ class ClassReport(Metric):
         true, predicted = np.nonzero(total)
         weights = total[true, predicted]
         classes = np.arange(len(total))
-        rows = precision_recall_fscore_support(true, predicted, labels=classes, sample_weight=weights, zero_division=0)
-        self.by_class = {name: row.tolist() for name, row in zip(("precision", "recall", "f1", "support"), rows, strict=True)}
+        rows = precision_recall_fscore_support(
+            true, predicted, labels=classes, sample_weight=weights, zero_division=0
+        )
+        self.by_class = {
+            name: row.tolist()
+            for name, row in zip(("precision", "recall", "f1", "support"), rows, strict=True)
+        }
         self.by_class["confusion_matrix"] = total.astype(int).tolist()
         occurring = rows[3] > 0
-        means = {name: float(row[occurring].mean()) for name, row in zip(("precision", "recall", "f1"), rows, strict=False)}
+        means = {
+            name: float(row[occurring].mean())
+            for name, row in zip(("precision", "recall", "f1"), rows, strict=False)
+        }
         return {**means, "balanced_accuracy": means["recall"]}
 
 
 def build_metrics(
-    specs: Sequence[Mapping[str, Any]] | None, where: Where = Where(("Metric",)), class_num: int = 1000, training: bool = False
+    specs: Sequence[Mapping[str, Any]] | None,
+    where: Where = Where(("Metric",)),
+    class_num: int = 1000,
+    training: bool = False,
 ) -> list[Metric]:
     """The metrics of a config's list: ``[{"TopkAcc": {"topk": [1, 5]}}]``; none for null.
 
@@ -124,7 +150,9 @@ class Scorer:
         self.metrics = list(metrics)
         self.names = [name for metric in self.metrics for name in metric.names] + list(loss_names)
 
-    def __call__(self, losses: Mapping[str, paddle.Tensor], logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+    def __call__(
+        self, losses: Mapping[str, paddle.Tensor], logits: paddle.Tensor, labels: paddle.Tensor
+    ) -> paddle.Tensor:
         """Args: losses: means over the batch. Returns: float32 [len(names)]."""
         count = logits.shape[0]
         sums: dict[str, paddle.Tensor] = {}

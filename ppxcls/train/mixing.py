@@ -20,7 +20,10 @@ class BatchTransform(Protocol):
     """Changes a batch on the device."""
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+
+        Returns: images, and labels float32 [N, class_num].
+        """
 
 
 BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", ("class_num",))
@@ -44,7 +47,10 @@ class MixupOperator(BatchTransform):
         self.alpha = alpha
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+
+        Returns: images, and labels float32 [N, class_num].
+        """
         share = float(rng.beta(self.alpha, self.alpha))
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
         return _mixed(images, partner, share), _mixed(soft_targets(labels, self.class_num), partner, share)
@@ -52,7 +58,8 @@ class MixupOperator(BatchTransform):
 
 @BATCH_TRANSFORMS.register
 class CutmixOperator(BatchTransform):
-    """Pastes a rectangle of another image of the batch, and mixes the labels by its area (CutMix, arXiv:1905.04899, section 3).
+    """Pastes a rectangle of another image of the batch, and mixes the labels by its area (CutMix,
+    arXiv:1905.04899, section 3).
 
     Args:
         class_num: number of classes.
@@ -64,7 +71,10 @@ class CutmixOperator(BatchTransform):
         self.alpha = alpha
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+
+        Returns: images, and labels float32 [N, class_num].
+        """
         height, width = images.shape[2:]
         side = (1 - float(rng.beta(self.alpha, self.alpha))) ** 0.5
         centre = rng.integers(height), rng.integers(width)
@@ -103,17 +113,24 @@ class OpSampler(BatchTransform):
         CutmixOperator: likewise.
     """
 
-    def __init__(self, class_num: Count, MixupOperator: Choice | None = None, CutmixOperator: Choice | None = None) -> None:
+    def __init__(
+        self, class_num: Count, MixupOperator: Choice | None = None, CutmixOperator: Choice | None = None
+    ) -> None:
         kinds = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
         chosen = {name: choice for name, choice in kinds.items() if choice is not None}
         self.class_num = class_num
         self.shares = [choice.prob for choice in chosen.values()]
         if not chosen or sum(self.shares) > 1:
-            raise ValueError(f"expected operators whose prob add up to 1 at most, received {dict.fromkeys(chosen)} {self.shares}")
+            raise ValueError(
+                f"expected operators whose prob add up to 1 at most, received {dict.fromkeys(chosen)} {self.shares}"
+            )
         self.operators = [globals()[name](class_num, choice.alpha) for name, choice in chosen.items()]
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft. Returns: images, and labels float32 [N, class_num]."""
+        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+
+        Returns: images, and labels float32 [N, class_num].
+        """
         number = int(np.searchsorted(np.cumsum(self.shares), rng.random(), "right"))
         if number == len(self.operators):
             return images, soft_targets(labels, self.class_num)
@@ -128,4 +145,7 @@ def build_batch_transforms(
     Raises:
         ConfigError: a transform is unknown or has a wrong argument.
     """
-    return [BATCH_TRANSFORMS.build(block, class_num=class_num) for block in BATCH_TRANSFORMS.blocks(specs or [], where)]
+    return [
+        BATCH_TRANSFORMS.build(block, class_num=class_num)
+        for block in BATCH_TRANSFORMS.blocks(specs or [], where)
+    ]

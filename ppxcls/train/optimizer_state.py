@@ -20,12 +20,17 @@ def optimizer_state(optimizer: Optimizer) -> State:
     """Copies of the accumulators in the host's memory, by Paddle's names."""
     # Before the first step, Paddle 2.6 leaves out what was loaded.
     loaded = optimizer._accumulators_holder if not optimizer._accumulators else {}
-    state: State = to_numpy({key: value for key, value in {**loaded, **optimizer.state_dict()}.items() if key != _SCHEDULER})
+    state: State = to_numpy(
+        {key: value for key, value in {**loaded, **optimizer.state_dict()}.items() if key != _SCHEDULER}
+    )
     return state
 
 
-def load_optimizer_state(optimizer: Optimizer, state: State, weights: State, model: nn.Layer, file: Path) -> None:
-    """Set the accumulators under this process's names of the parameters, which depend on what was built before them.
+def load_optimizer_state(
+    optimizer: Optimizer, state: State, weights: State, model: nn.Layer, file: Path
+) -> None:
+    """Set the accumulators under this process's names of the parameters, which depend on what was built before
+    them.
 
     Args:
         optimizer: of this process.
@@ -57,7 +62,9 @@ def load_optimizer_state(optimizer: Optimizer, state: State, weights: State, mod
             values[new] = paddle.to_tensor(value)
     covered = {name for name in trained if any(key.startswith(name + "_") for key in values)}
     if values and covered != trained:
-        raise CheckpointError(f"{file}: has no state for {len(trained - covered)} of {len(trained)} parameters of this model")
+        raise CheckpointError(
+            f"{file}: has no state for {len(trained - covered)} of {len(trained)} parameters of this model"
+        )
     values[_SCHEDULER] = optimizer.state_dict().get(_SCHEDULER, {})  # Paddle 2.6 looks for it
     try:
         optimizer.set_state_dict(values)

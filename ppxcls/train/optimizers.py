@@ -1,6 +1,7 @@
 """Optimizers and weight decay: Paddle's own classes under their own names, with settings by parameter.
 
-Paddle's signatures differ from version to version, so each optimizer is a function here whose signature is the schema of its block.
+Paddle's signatures differ from version to version, so each optimizer is a function here whose signature is
+the schema of its block.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LambdaDecay
 from paddle.regularizer import L1Decay, L2Decay
 
-from ppxcls.config.checks import BelowOne, Bound, Finite, Lacks, NotNegative, Pattern, Positive, Where, matching
+from ppxcls.config.checks import (
+    BelowOne,
+    Bound,
+    Finite,
+    Lacks,
+    NotNegative,
+    Pattern,
+    Positive,
+    Where,
+    matching,
+)
 from ppxcls.config.registry import Block, Component, Registry
 from ppxcls.system.logs import logger
 
@@ -45,7 +56,8 @@ class OptimizerKeys:
         weight_decay: L2 in the gradient; AdamW and Lamb decouple it from the gradient.
         no_weight_decay_name: words; parameters whose state keys contain one are not decayed.
         one_dim_param_no_weight_decay: nor are batch norms and biases.
-        clip_norm, clip_norm_global, clip_value: largest norm of each gradient, norm of all together, or value.
+        clip_norm, clip_norm_global, clip_value: largest norm of each gradient, norm of all together, or
+            value.
         groups: settings by parameter.
         layer_decay: factor of the learning rate for each layer further from the classifier.
     """
@@ -78,7 +90,11 @@ class Given:
 
     def arguments(self) -> dict[str, Any]:
         """Paddle's arguments of these, without weight decay."""
-        return {"learning_rate": self.learning_rate, "parameters": self.parameters, "grad_clip": self.grad_clip}
+        return {
+            "learning_rate": self.learning_rate,
+            "parameters": self.parameters,
+            "grad_clip": self.grad_clip,
+        }
 
     def coupled(self) -> dict[str, Any]:
         """The same with weight decay as part of the gradient."""
@@ -144,7 +160,9 @@ def Adam(
 
 
 @OPTIMIZERS.register
-def Adamax(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
+def Adamax(
+    given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
+) -> Optimizer:
     """Adam with the largest gradient in place of the second moment (arXiv:1412.6980, section 7.1)."""
     return optimizer.Adamax(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
 
@@ -158,11 +176,15 @@ def NAdam(
     momentum_decay: Finite = 0.004,
 ) -> Optimizer:
     """Adam with Nesterov's momentum (Dozat, ICLR 2016 workshop)."""
-    return optimizer.NAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon, momentum_decay=momentum_decay)
+    return optimizer.NAdam(
+        **given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon, momentum_decay=momentum_decay
+    )
 
 
 @OPTIMIZERS.register(lacks=_PADDLE_3)
-def RAdam(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
+def RAdam(
+    given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
+) -> Optimizer:
     """Adam with a rectified variance in its first steps (arXiv:1908.03265)."""
     return optimizer.RAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
 
@@ -170,7 +192,9 @@ def RAdam(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon:
 @OPTIMIZERS.register
 def Adagrad(given: Given, epsilon: Positive = 1e-6, initial_accumulator_value: Finite = 0.0) -> Optimizer:
     """Rates divided by the root of all squared gradients so far (Duchi et al., JMLR 12, 2011)."""
-    return optimizer.Adagrad(**given.coupled(), epsilon=epsilon, initial_accumulator_value=initial_accumulator_value)
+    return optimizer.Adagrad(
+        **given.coupled(), epsilon=epsilon, initial_accumulator_value=initial_accumulator_value
+    )
 
 
 @OPTIMIZERS.register
@@ -181,14 +205,22 @@ def Adadelta(given: Given, epsilon: Positive = 1e-6, rho: BelowOne = 0.95) -> Op
 
 @OPTIMIZERS.register
 def RMSProp(
-    given: Given, rho: BelowOne = 0.95, epsilon: Positive = 1e-6, momentum: BelowOne = 0.0, centered: bool = False
+    given: Given,
+    rho: BelowOne = 0.95,
+    epsilon: Positive = 1e-6,
+    momentum: BelowOne = 0.0,
+    centered: bool = False,
 ) -> Optimizer:
     """RMSProp with epsilon inside the root, as TensorFlow has it; the paper's recipe and timm's RMSpropTF need that."""
-    return optimizer.RMSProp(**given.coupled(), rho=rho, epsilon=epsilon, momentum=momentum, centered=centered)
+    return optimizer.RMSProp(
+        **given.coupled(), rho=rho, epsilon=epsilon, momentum=momentum, centered=centered
+    )
 
 
 @OPTIMIZERS.register
-def AdamW(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8) -> Optimizer:
+def AdamW(
+    given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
+) -> Optimizer:
     """Adam with decoupled weight decay (arXiv:1711.05101); ``weight_decay`` defaults to 0.01."""
     return optimizer.AdamW(
         **given.arguments(),
@@ -234,7 +266,8 @@ def build_optimizer(
     lr_at: Callable[[int], float],
     where: Where = Where(("Optimizer",)),
 ) -> tuple[Optimizer, LambdaDecay]:
-    """The optimizer of a config's block, and the scheduler that sets its rate: call ``step()`` after each optimizer step.
+    """The optimizer of a config's block, and the scheduler that sets its rate: call ``step()`` after each
+    optimizer step.
 
     Args:
         spec: block of the optimizer: ``{"name": "Momentum", "momentum": 0.9, "lr": {...}}``.
@@ -250,17 +283,28 @@ def build_optimizer(
     decoupled = block.name in _DECOUPLED
     if common.regularizer is not None and (common.weight_decay is not None or decoupled):
         reason = f"{block.name} decouples it from the gradient" if decoupled else "both add to the gradient"
-        raise (where / "regularizer").error(f"expected weight_decay alone, because {reason}; received a regularizer")
+        raise (where / "regularizer").error(
+            f"expected weight_decay alone, because {reason}; received a regularizer"
+        )
     decay = common.weight_decay if decoupled or common.weight_decay is None else L2Decay(common.weight_decay)
     if common.regularizer is not None:
         decay = REGULARIZERS.build(common.regularizer)
-    excluded = [key for key in ("no_weight_decay_name", "one_dim_param_no_weight_decay") if getattr(common, key)]
-    if excluded and decay is None and not decoupled and not any(group.weight_decay for group in common.groups or []):
+    excluded = [
+        key for key in ("no_weight_decay_name", "one_dim_param_no_weight_decay") if getattr(common, key)
+    ]
+    if (
+        excluded
+        and decay is None
+        and not decoupled
+        and not any(group.weight_decay for group in common.groups or [])
+    ):
         logger.warning(f"Optimizer.{excluded[0]} has no effect, because there is no weight decay")
     scheduler = LambdaDecay(1.0, lr_at)
     not_decayed = _set_by_parameter(common, parameters, decoupled, where)
     trained = [p for p in parameters.values() if not p.stop_gradient]
-    return OPTIMIZERS.build(block, given=Given(scheduler, trained, decay, _clip(common, where), not_decayed)), scheduler
+    return OPTIMIZERS.build(
+        block, given=Given(scheduler, trained, decay, _clip(common, where), not_decayed)
+    ), scheduler
 
 
 def _clip(common: OptimizerKeys, where: Where) -> Any:
@@ -271,11 +315,15 @@ def _clip(common: OptimizerKeys, where: Where) -> Any:
     }
     given = {key: getattr(common, key) for key in ways if getattr(common, key) is not None}
     if len(given) > 1:
-        raise (where / sorted(given)[0]).error(f"expected one way of clipping, received {' and '.join(sorted(given))}")
+        raise (where / sorted(given)[0]).error(
+            f"expected one way of clipping, received {' and '.join(sorted(given))}"
+        )
     return next((ways[key](value) for key, value in given.items()), None)
 
 
-def _set_by_parameter(common: OptimizerKeys, parameters: Mapping[str, paddle.Tensor], decoupled: bool, where: Where) -> set[str]:
+def _set_by_parameter(
+    common: OptimizerKeys, parameters: Mapping[str, paddle.Tensor], decoupled: bool, where: Where
+) -> set[str]:
     """Set each parameter's factor of the rate and its own decay; returns Paddle's names of those that are not decayed."""
     trained = {key: p for key, p in parameters.items() if not p.stop_gradient}
     words = (common.no_weight_decay_name or "").split()
@@ -293,7 +341,9 @@ def _set_by_parameter(common: OptimizerKeys, parameters: Mapping[str, paddle.Ten
         depth = _depths(list(trained))
         deepest = max(depth.values())
         if deepest == 0:
-            raise (where / "layer_decay").error("expected null: only one layer is trained, so there is no other rate to set")
+            raise (where / "layer_decay").error(
+                "expected null: only one layer is trained, so there is no other rate to set"
+            )
         factors = {key: common.layer_decay ** (deepest - depth[key]) for key in trained}
     for i, group in enumerate(common.groups or []):
         place = where / "groups" / i

@@ -19,7 +19,9 @@ from ppxcls.system.logs import logger
 Array = np.ndarray[Any, Any]
 
 _WORTH_IT = 250 * 299 * 299  # pixels, from which on compiling costs less time than it saves
-_AT_ONCE = 16 * 299 * 299  # pixels; with more, oneDNN's intermediate results take new memory each time, and a third more time
+_AT_ONCE = (
+    16 * 299 * 299
+)  # pixels; with more, oneDNN's intermediate results take new memory each time, and a third more time
 _COMPARED = 8  # images, which the network itself takes seconds for
 _TOLERANCE = 1e-4  # relative to the largest logit; float32 sums differ with their order
 _LOCK = threading.Lock()  # a predictor has one input and one output, and uses all threads anyway
@@ -39,12 +41,16 @@ class InferenceProgram:
         CheckpointError: the files are not an exported model.
     """
 
-    def __init__(self, model: Path, weights: Path, threads: int, with_onednn: bool = True, may_use_gpu: bool = True) -> None:
+    def __init__(
+        self, model: Path, weights: Path, threads: int, with_onednn: bool = True, may_use_gpu: bool = True
+    ) -> None:
         from paddle import inference
 
         settings = inference.Config(str(model), str(weights))
         settings.disable_glog_info()
-        self._on_gpu = may_use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+        self._on_gpu = (
+            may_use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+        )
         if self._on_gpu:
             settings.enable_use_gpu(512, 0)
         else:
@@ -56,7 +62,9 @@ class InferenceProgram:
         try:
             self._predictor = inference.create_predictor(settings)
         except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"{model}: not an exported model: {' '.join(str(error).split())[-200:]}") from None
+            raise CheckpointError(
+                f"{model}: not an exported model: {' '.join(str(error).split())[-200:]}"
+            ) from None
 
     def __call__(self, images: Array) -> Array:
         """The output for a batch. On the CPU it is computed in pieces."""
@@ -120,10 +128,12 @@ class Compiler:
 
 
 class EvaluatedNetwork:
-    """A network in evaluation mode. On the CPU, with enough to do, it is compiled for oneDNN, which folds batch norms.
+    """A network in evaluation mode.
 
-    Some images of the first compiled batch are compared with the network itself. If they differ, or the network can't be compiled,
-    the network goes on by itself. Its weights must not change meanwhile.
+    On the CPU, with enough to do, it is compiled for oneDNN, which folds batch norms.
+
+    Some images of the first compiled batch are compared with the network itself. If they differ, or the
+    network can't be compiled, the network goes on by itself. Its weights must not change meanwhile.
 
     Args:
         network: in evaluation mode.
@@ -166,9 +176,14 @@ class EvaluatedNetwork:
             logger.debug(f"the network is not compiled: {error}")
             return None
         difference = float(np.abs(received - expected).max())
-        if difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-3) and (received.argmax(1) == expected.argmax(1)).all():
+        if (
+            difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-3)
+            and (received.argmax(1) == expected.argmax(1)).all()
+        ):
             return made
-        logger.warning(f"compiled, the network gives other logits, by {difference:.2e}; it is evaluated as it is")
+        logger.warning(
+            f"compiled, the network gives other logits, by {difference:.2e}; it is evaluated as it is"
+        )
         return None
 
 

@@ -25,7 +25,8 @@ class MixedPrecision:
 
     Attributes:
         dtype: ``float16`` or ``bfloat16``.
-        level: ``O1`` casts operator by operator; ``O2`` keeps the weights in ``dtype``, with float32 master copies.
+        level: ``O1`` casts operator by operator; ``O2`` keeps the weights in ``dtype``, with float32 master
+            copies.
         use_promote: True to compute in float32 under O2 if an operator's inputs differ in type.
         use_fp16_test: True to evaluate in mixed precision as well.
         scale_loss: initial loss scale.
@@ -98,7 +99,9 @@ def _uses_bfloat16_products(settings: MixedPrecision, model: nn.Layer) -> bool:
     """
     if settings.dtype == "bfloat16" and onednn.has_bfloat16():
         count = to_bfloat16(model)
-        logger.info(f"AMP: {count} dense convolutions are trained with bfloat16 products, the rest in float32")
+        logger.info(
+            f"AMP: {count} dense convolutions are trained with bfloat16 products, the rest in float32"
+        )
         return True
     is_half = settings.dtype == "float16"
     need = "AMP.dtype: bfloat16" if is_half else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
@@ -106,7 +109,9 @@ def _uses_bfloat16_products(settings: MixedPrecision, model: nn.Layer) -> bool:
     return False
 
 
-def set_precision(settings: MixedPrecision | None, model: nn.Layer, optimizer: Optimizer) -> tuple[nn.Layer, Optimizer, Precision]:
+def set_precision(
+    settings: MixedPrecision | None, model: nn.Layer, optimizer: Optimizer
+) -> tuple[nn.Layer, Optimizer, Precision]:
     """Set up network and optimizer for training; None means float32."""
     if settings is None:
         return model, optimizer, Precision()

@@ -18,7 +18,17 @@ from ppxcls.system import distributed
 from ppxcls.system.whole_files import write_text
 
 PREDICTIONS, OTHER_PREDICTIONS = "predictions.csv", "predictions_other.csv"
-COLUMNS = ("file", "label", "label_name", "predicted", "predicted_name", "score", "label_score", "top_ids", "top_scores")
+COLUMNS = (
+    "file",
+    "label",
+    "label_name",
+    "predicted",
+    "predicted_name",
+    "score",
+    "label_score",
+    "top_ids",
+    "top_scores",
+)
 _MOST_CLASSES = 5
 
 Array = np.ndarray[Any, Any]
@@ -57,7 +67,9 @@ class PredictionTable:
         probabilities = functional.softmax(logits.astype("float32"), axis=-1)
         scores, classes = paddle.topk(probabilities, min(_MOST_CLASSES, probabilities.shape[-1]), axis=-1)
         own = paddle.take_along_axis(probabilities, labels.reshape([-1, 1]), axis=-1)
-        self._parts.append((samples, paddle.concat([own, scores, classes.astype("float32")], axis=-1)))  # ids below 2**24 are exact
+        self._parts.append(
+            (samples, paddle.concat([own, scores, classes.astype("float32")], axis=-1))
+        )  # ids below 2**24 are exact
 
     def gathered(self) -> Predictions:
         """Those of all processes, which all call it. The table is empty afterwards."""

@@ -43,8 +43,8 @@ class Run:
         """Prepare the folder in the first process: what a run is, so that its folder needs nothing else.
 
         Args:
-            is_continued: whether the run goes on from a checkpoint. Files of any other run are moved aside, and those that an
-                abandoned continuation of this one wrote after the checkpoint.
+            is_continued: whether the run goes on from a checkpoint. Files of any other run are moved aside,
+                and those that an abandoned continuation of this one wrote after the checkpoint.
 
         Raises:
             OSError: a file can't be moved or written.
@@ -62,14 +62,21 @@ class Run:
             write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
 
     def write_predictions(self, evaluation: Evaluation) -> None:
-        """Write the predictions of an evaluation to the folder. A full disk is a warning: the run is worth more.
+        """Write the predictions of an evaluation to the folder.
+
+        A full disk is a warning: the run is worth more.
 
         Args:
             evaluation: one that has been done.
         """
         assert evaluation.predictions
         try:
-            write_predictions(self.folder.path / PREDICTIONS, evaluation.predictions, evaluation.loader.dataset, self.class_names)
+            write_predictions(
+                self.folder.path / PREDICTIONS,
+                evaluation.predictions,
+                evaluation.loader.dataset,
+                self.class_names,
+            )
         except OSError as error:
             logger.warning(f"{self.folder.path / PREDICTIONS}: {error.strerror}")
 
@@ -91,7 +98,8 @@ class Run:
 
         Args:
             checkpoint: prefix of the files; ``auto`` is the newest whole checkpoint of the folder.
-            allow_changes: go on although network, optimizer, seed, training list or samples a step have changed.
+            allow_changes: go on although network, optimizer, seed, training list or samples a step have
+                changed.
 
         Returns:
             None for ``auto`` if there is no checkpoint.

@@ -73,13 +73,22 @@ class RunLog:
         )
         self._shorten(means.values, times["ips_total"], eta)
         amp = {"skipped": progress.skipped_total} if progress.skipped_total else {}
-        figures = {"lr": lr, **means.values, **amp, **times, "eta": eta.total_seconds(), "samples": means.samples}
+        figures = {
+            "lr": lr,
+            **means.values,
+            **amp,
+            **times,
+            "eta": eta.total_seconds(),
+            "samples": means.samples,
+        }
         self._track("train", {"epoch": progress.epoch, "iter": number, "step": progress.step}, figures)
 
     def _shorten(self, values: dict[str, float], rate: float, eta: timedelta) -> None:
         if math.isfinite(loss := values.get("loss", math.nan)):
             self._losses = [*self._losses[1 - _POINTS :], loss]
-        metric = next((f", {name} {value:.3f}" for name, value in values.items() if name.startswith("top")), "")
+        metric = next(
+            (f", {name} {value:.3f}" for name, value in values.items() if name.startswith("top")), ""
+        )
         self.short = f"loss {loss:.3f} {small_curve(self._losses)}{metric}, {rate:.4g} images/s, {eta} left"
 
     def epoch_line(self, means: Means, epoch: int) -> None:
@@ -137,7 +146,10 @@ class BatchClock:
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         batches = max(self._batches, 1)
         times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches}
-        times |= {"ips": self.samples / elapsed / distributed.world_size(), "ips_total": self.samples / elapsed}
+        times |= {
+            "ips": self.samples / elapsed / distributed.world_size(),
+            "ips_total": self.samples / elapsed,
+        }
         self.samples = self._batches = 0
         self._waited, self._start = 0.0, time.perf_counter()
         return times

@@ -17,8 +17,8 @@ from ppxcls.train.trackers import NO_CURVE, TRACKERS, Tracker
 class TensorBoard(Tracker):
     """TensorBoard's curves, in ``tensorboard/`` of the run's folder: ``tensorboard --logdir output``.
 
-    A run that goes on from a checkpoint begins another file, which tells TensorBoard to drop the points after that place. If the
-    curves can't be written, a warning says so and the run goes on without them.
+    A run that goes on from a checkpoint begins another file, which tells TensorBoard to drop the points after
+    that place. If the curves can't be written, a warning says so and the run goes on without them.
 
     Args:
         folder: of the run.
@@ -65,7 +65,9 @@ class TensorBoard(Tracker):
             self._writer.write(self._events.Event(wall_time=time.time(), **event).SerializeToString())
             self._writer.flush()
         except OSError as error:
-            logger.warning(f"TensorBoard's curves can't be written, the run goes on without them: {error.strerror}")
+            logger.warning(
+                f"TensorBoard's curves can't be written, the run goes on without them: {error.strerror}"
+            )
             self._writer = None
 
     def close(self) -> None:

@@ -44,7 +44,9 @@ class Tracker(Protocol):
         """
 
     def flush(self) -> None:
-        """Write everything through to the disk, before a checkpoint is written. It is called by another thread than ``log``.
+        """Write everything through to the disk, before a checkpoint is written.
+
+        It is called by another thread than ``log``.
 
         Raises:
             OSError: it can't be written, so there is no room for a checkpoint either.
@@ -62,7 +64,8 @@ TRACKERS: Registry[Tracker] = Registry("tracker", ("folder",), base=Tracker)
 class JsonLines(Tracker):
     """A file of JSON objects, one a line, each whole and written once.
 
-    A line that can't be written, because the disk is full, is kept and written before the next one; a warning says so.
+    A line that can't be written, because the disk is full, is kept and written before the next one; a warning
+    says so.
     """
 
     def __init__(self, file: Path) -> None:

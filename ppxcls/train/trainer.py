@@ -60,11 +60,21 @@ class Trainer:
         evaluation: None for no evaluation.
     """
 
-    def __init__(self, learner: Learner, loader: Loader, run: Run, plan: Plan, evaluation: Evaluation | None = None) -> None:
-        self.learner, self.loader, self.run, self.plan, self.evaluation = learner, loader, run, plan, evaluation
+    def __init__(
+        self, learner: Learner, loader: Loader, run: Run, plan: Plan, evaluation: Evaluation | None = None
+    ) -> None:
+        self.learner, self.loader, self.run, self.plan, self.evaluation = (
+            learner,
+            loader,
+            run,
+            plan,
+            evaluation,
+        )
         self.log = RunLog(run.trackers, plan.epochs, plan.print_batch_step, learner.schedule.name)
         self.watch = LossWatch(learner, loader.dataset)
-        self.watchdog = Watchdog(run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read)
+        self.watchdog = Watchdog(
+            run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read
+        )
         self._to_input = ModelInput(loader.dataset.device_stage, plan.pin_memory)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
@@ -98,7 +108,9 @@ class Trainer:
         with self._signals.noted(), self.watchdog:
             try:
                 if self.progress.epoch > self.plan.epochs:
-                    logger.warning(f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done")
+                    logger.warning(
+                        f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done"
+                    )
                     return self.progress.best
                 if self._is_main:
                     self.run.folder.lock()  # a notebook may call this again
@@ -128,7 +140,11 @@ class Trainer:
         epoch, batches = self.progress.epoch, len(self.loader)
         self.learner.model.train()
         self.log.clock.lap()
-        terminal = {"disable": None if self._is_main else True, "initial": self.progress.batches_done, "leave": False}
+        terminal = {
+            "disable": None if self._is_main else True,
+            "initial": self.progress.batches_done,
+            "leave": False,
+        }
         with tqdm(total=batches, desc=f"epoch {epoch}/{self.plan.epochs}", bar_format=BAR, **terminal) as bar:
             loading = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
             for batch in self.watchdog.batches(loading, f"epoch {epoch}"):
@@ -144,7 +160,10 @@ class Trainer:
         """One step on a batch of the epoch in progress; of the optimizer too, if the batch completes its group."""
         plan, sampler, every = batch.plan, self.loader.sampler, self.plan.update_freq
         epoch, learner = self.progress.epoch, self.learner
-        group = range(plan.number - plan.number % every, min(plan.number - plan.number % every + every, len(self.loader)))
+        group = range(
+            plan.number - plan.number % every,
+            min(plan.number - plan.number % every + every, len(self.loader)),
+        )
         # Means over processes and micro-batches of unequal size add up to the mean over samples.
         weight = plan.count * sampler.world_size / sum(sampler.global_size(i) for i in group)
         # Dropout and the like: seeded by the position, so a resumed run needs no state of the generators.
@@ -168,7 +187,9 @@ class Trainer:
         self.watch.read(force=is_due)
         if is_due:
             self.log.train_line(self.learner.totals.reduced(), step.lr, number, batches, self.progress)
-        if (number + 1) % self.plan.update_freq == 0 and number + 1 < batches:  # the epoch's end saves by itself
+        if (
+            number + 1
+        ) % self.plan.update_freq == 0 and number + 1 < batches:  # the epoch's end saves by itself
             self._save_inside_epoch()
         self.run.folder.poll()
 
@@ -194,7 +215,9 @@ class Trainer:
             results = evaluation(self.learner.network, self._stoppable(evaluation.loader.epoch()))
         name, value = next(iter(results.items()))
         best, larger = self.progress.best, evaluation.larger_is_better(name)
-        is_best = not best or best["metric"] != name or (value > best["value"] if larger else value < best["value"])
+        is_best = (
+            not best or best["metric"] != name or (value > best["value"] if larger else value < best["value"])
+        )
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
             if self._is_main:
@@ -220,7 +243,9 @@ class Trainer:
         stop, by_time = self._agree([self._signals.received is not None, by_time])
         if stop:
             raise _Stop
-        if by_time or (self.plan.save_interval_steps and self.progress.step % self.plan.save_interval_steps == 0):
+        if by_time or (
+            self.plan.save_interval_steps and self.progress.step % self.plan.save_interval_steps == 0
+        ):
             self.save(["latest"])
 
     def _preempted(self) -> None:
@@ -229,10 +254,14 @@ class Trainer:
         self.run.folder.wait()
         distributed.barrier()  # a launcher ends the other ranks when the first one has gone
         signal = self._signals.received or "a signal to another rank"
-        raise Preempted(f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto continues from there")
+        raise Preempted(
+            f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto continues from there"
+        )
 
     def save(self, names: Sequence[str]) -> None:
-        """Begin to save under these names, in the background; with ``latest``, also as ``step_N``. All processes call it.
+        """Begin to save under these names, in the background; with ``latest``, also as ``step_N``.
+
+        All processes call it.
 
         Raises:
             OSError: the checkpoint before can't be written; those that are whole stay.

@@ -47,23 +47,30 @@ class BatchSizes:
         return next(size for size, rate, _ in self.tried if rate >= _AS_FAST * fastest)
 
     def __str__(self) -> str:
-        lines = [f"batches of {size:4}: {rate:6.4g} images/s, {used / 1e9:.3g} GB" for size, rate, used in self.tried]
+        lines = [
+            f"batches of {size:4}: {rate:6.4g} images/s, {used / 1e9:.3g} GB"
+            for size, rate, used in self.tried
+        ]
         words = f"batch_size: {self.largest} is the largest that fits ({self.limit})"
         return "\n".join([*lines, f"{words}; {self.smallest_fast} is the smallest within 5 % of the fastest"])
 
 
 def try_batch_sizes(trainer: Trainer) -> BatchSizes:
-    """Train on batches of 2, 4, 8 and so on, and then on sizes between the last that fits and the first that doesn't.
+    """Train on batches of 2, 4, 8 and so on, and then on sizes between the last that fits and the first that
+    doesn't.
 
-    Every batch repeats the samples of the first real one. On a CPU a size is only tried if the memory of the sizes before it says
-    that it will fit; an accelerator's error is waited for. The trainer is of no use afterwards.
+    Every batch repeats the samples of the first real one. On a CPU a size is only tried if the memory of the
+    sizes before it says that it will fit; an accelerator's error is waited for. The trainer is of no use
+    afterwards.
 
     Raises:
         DataError: a sample can't be loaded.
         TrainingError: not even a batch of 2 fits, or there are several processes.
     """
     if distributed.world_size() > 1:
-        raise TrainingError("the largest batch is one process's: look for it on one device, without a launcher")
+        raise TrainingError(
+            "the largest batch is one process's: look for it on one device, without a launcher"
+        )
     attempt = _Attempt(trainer)
     tried: list[tuple[int, float, int]] = []
     low, high, limit = 0, _MOST + 1, f"no larger one than {_MOST} is tried"
@@ -93,15 +100,28 @@ class _Attempt:
         self._learner.model.train()
         self._on_host = paddle.get_device() == "cpu"
 
-    def __call__(self, size: int, tried: Sequence[tuple[int, float, int]]) -> tuple[str, tuple[float, int] | None]:
+    def __call__(
+        self, size: int, tried: Sequence[tuple[int, float, int]]
+    ) -> tuple[str, tuple[float, int] | None]:
         """Two steps on a batch of this size; returns why it can't be, or images/s of the faster step and bytes at its peak."""
         if tried and size / tried[-1][1] > _LONGEST:
             return f"a step of {size} images would take more than {_LONGEST:g} s", None
-        if self._on_host and tried and (needed := _predicted(size, tried) - _of_this_process("VmRSS")) > (free := _free_on_host()):
-            return f"{size} images would need {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB may be taken", None
+        if (
+            self._on_host
+            and tried
+            and (needed := _predicted(size, tried) - _of_this_process("VmRSS")) > (free := _free_on_host())
+        ):
+            return (
+                f"{size} images would need {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB may be taken",
+                None,
+            )
         try:
             seconds, used = self._steps(size)
-        except (MemoryError, RuntimeError, SystemError) as error:  # Paddle has no error of its own for it in all versions
+        except (
+            MemoryError,
+            RuntimeError,
+            SystemError,
+        ) as error:  # Paddle has no error of its own for it in all versions
             says_so = any(word in str(error).lower() for word in ("memory", "resourceexhausted"))
             if not says_so and not isinstance(error, MemoryError):
                 raise
@@ -147,7 +167,9 @@ def _free_on_host() -> float:
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         lines = (group / "memory.stat").read_text().splitlines()
-        cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))  # of files; it is given back
+        cached = sum(
+            int(line.split()[1]) for line in lines if line.startswith("inactive_file ")
+        )  # of files; it is given back
         free.append(limit - used + cached)
     return _SHARE * min(free, default=2e9)
 
@@ -157,7 +179,9 @@ def _reset_peak(on_host: bool) -> None:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
     else:
-        with contextlib.suppress(AttributeError, ValueError, RuntimeError):  # not for every kind of device, and not in every Paddle
+        with contextlib.suppress(
+            AttributeError, ValueError, RuntimeError
+        ):  # not for every kind of device, and not in every Paddle
             paddle.device.cuda.reset_max_memory_allocated()
 
 

@@ -24,10 +24,11 @@ RATES, PICTURE, BATCHES = "find_lr.csv", "find_lr.png", "find_batch.csv"
 
 
 def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> RateRange:
-    """A learning-rate range test (arXiv:1506.01186): train for some steps while the rate rises, and look where the loss falls.
+    """A learning-rate range test (arXiv:1506.01186): train for some steps while the rate rises, and look where
+    the loss falls.
 
-    It trains from where the config's training would begin, and forgets it. ``find_lr.csv`` and, with matplotlib, ``find_lr.png``
-    are written to ``find/<network>`` in the output folder.
+    It trains from where the config's training would begin, and forgets it. ``find_lr.csv`` and, with
+    matplotlib, ``find_lr.png`` are written to ``find/<network>`` in the output folder.
 
     Args:
         config: YAML file, folder of a run, or the YAML's content as a dict.

@@ -32,7 +32,8 @@ class RateRange:
     """What a range test has seen.
 
     Attributes:
-        rates: of each step [n], rising, as ``Optimizer.lr`` says them: before ``Global.scale_lr`` multiplies them.
+        rates: of each step [n], rising, as ``Optimizer.lr`` says them: before ``Global.scale_lr`` multiplies
+            them.
         losses: means over the step's samples of all processes [n].
     """
 
@@ -50,7 +51,8 @@ class RateRange:
 
     @property
     def suggestion(self) -> float | None:
-        """The rate where the smoothed loss falls fastest, before its lowest point and with some distance to it; two digits.
+        """The rate where the smoothed loss falls fastest, before its lowest point and with some distance to it;
+        two digits.
 
         None if the loss did not fall.
         """
@@ -74,7 +76,9 @@ class RateRange:
 
 
 def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
-    """Train for at most so many optimizer steps, at rates from ``LOWEST`` to ``HIGHEST``. The trainer is of no use afterwards.
+    """Train for at most so many optimizer steps, at rates from ``LOWEST`` to ``HIGHEST``.
+
+    The trainer is of no use afterwards.
 
     Args:
         trainer: as for training.
@@ -110,7 +114,9 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
                     break
     finite = list(itertools.takewhile(math.isfinite, losses))
     if len(finite) < _LEAST:
-        raise TrainingError(f"the loss is finite at {len(finite)} rates from {LOWEST:g} on: the training diverges by itself")
+        raise TrainingError(
+            f"the loss is finite at {len(finite)} rates from {LOWEST:g} on: the training diverges by itself"
+        )
     return RateRange(np.array(tried[: len(finite)]), np.array(finite))
 
 
@@ -136,7 +142,9 @@ def draw(found: RateRange) -> bytes:
     axis.plot(found.rates, found.losses, color=BLUE, alpha=0.3, linewidth=0.8)
     axis.plot(found.rates, smooth, color=BLUE, label="loss, smoothed")
     if found.suggestion is not None:
-        axis.axvline(found.suggestion, color=ORANGE, linestyle="--", label=f"suggestion: {found.suggestion:g}")
+        axis.axvline(
+            found.suggestion, color=ORANGE, linestyle="--", label=f"suggestion: {found.suggestion:g}"
+        )
     room = 0.1 * (smooth[0] - smooth.min()) + 0.02 * abs(smooth[0])
     heights = (min(found.losses.min(), smooth.min() - room), smooth[0] + 4 * room)
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=heights)

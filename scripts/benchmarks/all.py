@@ -1,10 +1,11 @@
 """All comparisons with a peer in one table: ``python scripts/benchmarks/all.py [FOLDER] --json ratios.json``.
 
-    pip install -e ".[cpu,export,test]" torch torchvision timm      # with the peers; those that are missing are left out
-    FOLDER has ILSVRC's train_list.txt and images; without it, scikit-learn's two sample photos stand in
+    pip install -e ".[cpu,export,test]" torch torchvision timm # with the peers; those that are missing are
+    left out FOLDER has ILSVRC's train_list.txt and images; without it, scikit-learn's two sample photos stand
+    in
 
-Runs the other benchmarks of this folder one after another. Each takes turns with its peers and prints medians. A ratio above 1 says
-that ours is faster. The machine must have nothing else to do.
+Runs the other benchmarks of this folder one after another. Each takes turns with its peers and prints
+medians. A ratio above 1 says that ours is faster. The machine must have nothing else to do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ def commands(images: Path | None, quick: bool) -> list[list[str]]:
     found = [
         ["loader.py", *folder, *rounds, *(["--images", "64"] if quick else [])],
         ["augment.py", *folder, *rounds, *(["--count", "4"] if quick else [])],
-        *(["train_step.py", "--size", size, "--batch", batch, *rounds] for size, batch in (("299", "4"), ("71", "32"))),
+        *(
+            ["train_step.py", "--size", size, "--batch", batch, *rounds]
+            for size, batch in (("299", "4"), ("71", "32"))
+        ),
         ["inference.py", *rounds, *(["--batch", "1"] if quick else [])],
         ["checkpoint.py", *rounds, *(["--steps", "1"] if quick else [])],
     ]
@@ -44,7 +48,11 @@ def machine() -> dict[str, Any]:
     """What the figures depend on."""
     info = Path("/proc/cpuinfo")
     names = (
-        {line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")}
+        {
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        }
         if info.exists()
         else set()
     )
@@ -56,11 +64,15 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument("--only", action="append", metavar="SCRIPT", help="such as loader.py; repeatable")
-    parser.add_argument("--quick", action="store_true", help="one round of a little: whether they run, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of a little: whether they run, not how fast"
+    )
     given = parser.parse_args()
     failed = []
     with tempfile.TemporaryDirectory() as temporary:

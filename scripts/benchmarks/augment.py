@@ -1,10 +1,11 @@
-"""Images a second on one core of training transforms, against torchvision's and timm's; medians of interleaved rounds, and ratios.
+"""Images a second on one core of training transforms, against torchvision's and timm's; medians of interleaved
+rounds, and ratios.
 
-    pip install torch torchvision timm                     # the peers; without them, ours alone is printed
-    python scripts/benchmarks/augment.py [FOLDER]          # a folder of images; without one, scikit-learn's two sample photos
+    pip install torch torchvision timm # the peers; without them, ours alone is printed python
+    scripts/benchmarks/augment.py [FOLDER] # a folder of images; without one, scikit-learn's two sample photos
 
-All decode a JPEG, crop to 299 px, flip, and apply the policy; ours from files and from packed data. The transforms of every YAML of
-``configs/`` follow.
+All decode a JPEG, crop to 299 px, flip, and apply the policy; ours from files and from packed data. The
+transforms of every YAML of ``configs/`` follow.
 """
 
 import argparse
@@ -44,7 +45,9 @@ POLICIES = {
     "timm's rand-m9-mstd0.5-inc1": [{"TimmAutoAugment": {"config_str": "rand-m9-mstd0.5-inc1"}}],
     "RandomErasing": [{"RandomErasing": {"EPSILON": 0.25, "mode": "pixel"}}],
 }
-RECIPE = ROOT / "configs/recipes/modern_xception41.yaml"  # a bicubic crop by Pillow, timm's policy, normalisation, erasing
+RECIPE = (
+    ROOT / "configs/recipes/modern_xception41.yaml"
+)  # a bicubic crop by Pillow, timm's policy, normalisation, erasing
 
 
 def ours(ops: Sequence[Any]) -> Step:
@@ -86,7 +89,9 @@ def torchvisions(name: str) -> Step | None:
     if policy is None:
         return None  # a recipe has timm's policy
     steps = v2.Compose([v2.RandomResizedCrop(299, antialias=True), v2.RandomHorizontalFlip(), *policy])
-    return lambda data: steps(decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB))
+    return lambda data: steps(
+        decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+    )
 
 
 def timms(name: str) -> Step | None:
@@ -100,7 +105,12 @@ def timms(name: str) -> Step | None:
     words |= {
         "timm's rand-m9-mstd0.5-inc1": {"auto_augment": "rand-m9-mstd0.5-inc1"},
         "RandomErasing": {"re_prob": 0.25, "re_mode": "pixel"},
-        RECIPE.stem: {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "interpolation": "bicubic"},
+        RECIPE.stem: {
+            "auto_augment": "rand-m9-mstd0.5-inc1",
+            "re_prob": 0.25,
+            "re_mode": "pixel",
+            "interpolation": "bicubic",
+        },
     }
     if name not in words:
         return None
@@ -118,7 +128,9 @@ def timms(name: str) -> Step | None:
     return step
 
 
-def rates(sides: dict[str, Step], data: list[bytes], rounds: int, from_pack: Step | None = None) -> dict[str, float]:
+def rates(
+    sides: dict[str, Step], data: list[bytes], rounds: int, from_pack: Step | None = None
+) -> dict[str, float]:
     """Images a second of each side, and of ``from_pack`` as "ours, packed"."""
 
     def all_images(step: Step, images: Sequence[Any]) -> Callable[[], None]:
@@ -136,7 +148,9 @@ def images(folder: Path | None) -> list[bytes]:
         return [f.read_bytes() for f in files]
     from sklearn.datasets import load_sample_images
 
-    return [cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes() for image in load_sample_images().images] * 16
+    return [
+        cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes() for image in load_sample_images().images
+    ] * 16
 
 
 def main() -> None:
@@ -152,7 +166,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         pack_folder = packed(data, Path(folder))
         recipe = load_config(RECIPE).DataLoader.Train.dataset.transform_ops
-        for name, ops in [*((name, [*BASE, *policy]) for name, policy in POLICIES.items()), (RECIPE.stem, recipe)]:
+        for name, ops in [
+            *((name, [*BASE, *policy]) for name, policy in POLICIES.items()),
+            (RECIPE.stem, recipe),
+        ]:
             made = {peer: make(name) for peer, make in peers.items()}
             sides = {"ours": ours(ops), **{k: v for k, v in made.items() if v}}
             found = rates(sides, data, given.rounds, ours_packed(ops, pack_folder))
@@ -165,7 +182,10 @@ def main() -> None:
         config = load_config(file)
         if config.DataLoader and config.DataLoader.Train:
             steps = ours(config.DataLoader.Train.dataset.transform_ops)
-            print(f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds)['ours']:9.0f}", flush=True)
+            print(
+                f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds)['ours']:9.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Files a second of ``ppxcls check`` against Pillow, same threads: ``python scripts/benchmarks/check_data.py DIR LIST``.
+"""Files a second of ``ppxcls check`` against Pillow, same threads:
+``python scripts/benchmarks/check_data.py DIR LIST``.
 
-Pillow's ``verify`` looks at the structure of a file and, of a JPEG, at little more than its beginning; its ``load`` decodes as ours
-does. Rounds in turn, medians. What Pillow's verify finds among truncated copies is printed too.
+Pillow's ``verify`` looks at the structure of a file and, of a JPEG, at little more than its beginning; its
+``load`` decodes as ours does. Rounds in turn, medians. What Pillow's verify finds among truncated copies is
+printed too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from ppxcls.data.decode import decode_image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("image_root")
     parser.add_argument("cls_label_path")
     parser.add_argument("--rounds", type=int, default=7)

@@ -1,7 +1,8 @@
 """What saving costs training: ``python scripts/benchmarks/checkpoint.py``.
 
-Rounds of steps of Xception41 in turn: without saving, with one of our checkpoints begun in the background at the first step, and
-with ``paddle.save`` of the same state in its place. Prints how long the loop stood still, and what a round took, as medians.
+Rounds of steps of Xception41 in turn: without saving, with one of our checkpoints begun in the background at
+the first step, and with ``paddle.save`` of the same state in its place. Prints how long the loop stood still,
+and what a round took, as medians.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def make(folder: Path, size: int, batch: int) -> Trainer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="of a round")
     parser.add_argument("--size", type=int, default=299)
@@ -85,7 +88,11 @@ def main() -> None:
             f"{cost:+.2f} s: a save costs {cost / (base / arguments.steps):.2f} steps"
         )
     compare(
-        "the loop stands still for a save", "paddle.save", median(stood["in the background"]), median(stood["paddle.save"]), "s"
+        "the loop stands still for a save",
+        "paddle.save",
+        median(stood["in the background"]),
+        median(stood["paddle.save"]),
+        "s",
     )
 
 

@@ -2,8 +2,9 @@
 
     python scripts/benchmarks/cold_cache.py FOLDER [--images 4000 --work DIR]
 
-FOLDER has train_list.txt and its images. They are copied until there are as many files as asked for, in DIR. Before each
-cold round, the kernel is told to forget them. Threads decode, crop to 299 px and flip. Medians of rounds in turn.
+FOLDER has train_list.txt and its images. They are copied until there are as many files as asked for, in DIR.
+Before each cold round, the kernel is told to forget them. Threads decode, crop to 299 px and flip. Medians of
+rounds in turn.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def seconds(make: Callable[[], Dataset], kind: type[DistributedBatchSampler], threads: int, keys: dict[str, int]) -> float:
+def seconds(
+    make: Callable[[], Dataset], kind: type[DistributedBatchSampler], threads: int, keys: dict[str, int]
+) -> float:
     """Of an epoch in random order, by a data set that is opened for it."""
     dataset = make()
     sampler = kind(batch_size=BATCH, drop_last=True, shuffle=True, num_samples=len(dataset), **keys)
@@ -67,7 +70,9 @@ def seconds(make: Callable[[], Dataset], kind: type[DistributedBatchSampler], th
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -82,11 +87,23 @@ def main() -> None:
         os.sync()  # the kernel forgets only what is written
         block = {"block": max(1, given.images // 16), "blocks_at_once": 4}
         sides = {
-            "files": (files, lambda: ImageNetDataset(str(files), str(file), OPS), DistributedBatchSampler, {}),
+            "files": (
+                files,
+                lambda: ImageNetDataset(str(files), str(file), OPS),
+                DistributedBatchSampler,
+                {},
+            ),
             "packed": (packed, lambda: PackedDataset(str(packed), OPS), DistributedBatchSampler, {}),
-            "packed, in blocks": (packed, lambda: PackedDataset(str(packed), OPS), BlockShuffleSampler, block),
+            "packed, in blocks": (
+                packed,
+                lambda: PackedDataset(str(packed), OPS),
+                BlockShuffleSampler,
+                block,
+            ),
         }
-        rates: dict[tuple[str, bool], list[float]] = {(name, cold): [] for name in sides for cold in (False, True)}
+        rates: dict[tuple[str, bool], list[float]] = {
+            (name, cold): [] for name in sides for cold in (False, True)
+        }
         for number in range(given.rounds + 1):
             for (name, cold), found in rates.items():
                 folder, make, kind, keys = sides[name]
@@ -99,7 +116,13 @@ def main() -> None:
         cold, warm = (statistics.median(rates[name, is_cold]) for is_cold in (True, False))
         compare(f"{name}, cold page cache", "warm", cold, warm, "images/s")
         if name != "files":
-            compare(f"{name}, cold page cache", "files, cold", cold, statistics.median(rates["files", True]), "images/s")
+            compare(
+                f"{name}, cold page cache",
+                "files, cold",
+                cold,
+                statistics.median(rates["files", True]),
+                "images/s",
+            )
 
 
 if __name__ == "__main__":

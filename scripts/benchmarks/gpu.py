@@ -1,11 +1,14 @@
-"""What a training step costs on your devices: images/s by network, precision and number of cards, and where the time goes.
+"""What a training step costs on your devices: images/s by network, precision and number of cards, and where the
+time goes.
 
-    python scripts/benchmarks/gpu.py --device gpu --cards 1,2,4,8 --json gpu.json
-    python scripts/benchmarks/gpu.py --device cpu --cards 1,2 --size 71 --batch 2 --steps 2 --files 8     # a test of this script
+    python scripts/benchmarks/gpu.py --device gpu --cards 1,2,4,8 --json gpu.json python
+    scripts/benchmarks/gpu.py --device cpu --cards 1,2 --size 71 --batch 2 --steps 2 --files 8 # a test of
+    this script
 
-Each line is measured in processes of its own, under Paddle's launcher if there are several cards: the whole step with images that
-lie on the device, the same with the loader reading JPEGs, and the parts of a step, each waited for. The all-reduce is the backward
-pass with it minus that without. ``--profile DIR`` writes a trace for chrome://tracing or ui.perfetto.dev.
+Each line is measured in processes of its own, under Paddle's launcher if there are several cards: the whole
+step with images that lie on the device, the same with the loader reading JPEGs, and the parts of a step, each
+waited for. The all-reduce is the backward pass with it minus that without. ``--profile DIR`` writes a trace
+for chrome://tracing or ui.perfetto.dev.
 """
 
 import argparse
@@ -28,7 +31,10 @@ PRECISIONS = {
     "float32": [],
     "float32-nhwc": ["Arch.data_format=NHWC"],
     "float16": ["AMP={scale_loss: 128.0, use_dynamic_loss_scaling: true, level: O1}"],
-    "float16-nhwc": ["AMP={scale_loss: 128.0, use_dynamic_loss_scaling: true, level: O1}", "Arch.data_format=NHWC"],
+    "float16-nhwc": [
+        "AMP={scale_loss: 128.0, use_dynamic_loss_scaling: true, level: O1}",
+        "Arch.data_format=NHWC",
+    ],
     "bfloat16-O2-nhwc": ["AMP={dtype: bfloat16, level: O2}", "Arch.data_format=NHWC"],
     "float16-nhwc-static": [
         *("AMP={scale_loss: 128.0, use_dynamic_loss_scaling: true, level: O1}", "Arch.data_format=NHWC"),
@@ -96,16 +102,28 @@ def make_data(folder: Path, count: int) -> Path:
     return folder
 
 
-def measured(arguments: argparse.Namespace, network: str, precision: str, cards: int, data: Path) -> dict[str, Any]:
+def measured(
+    arguments: argparse.Namespace, network: str, precision: str, cards: int, data: Path
+) -> dict[str, Any]:
     """One row, from workers in processes of their own."""
     output = data / "result.json"
     output.unlink(missing_ok=True)
-    numbers = {name: str(getattr(arguments, name)) for name in ("device", "batch", "size", "steps", "workers")}
-    options = {"worker": str(output), "network": network, "precision": precision, "data": str(data), **numbers}
+    numbers = {
+        name: str(getattr(arguments, name)) for name in ("device", "batch", "size", "steps", "workers")
+    }
+    options = {
+        "worker": str(output),
+        "network": network,
+        "precision": precision,
+        "data": str(data),
+        **numbers,
+    }
     if arguments.profile and cards == 1:
         options["profile"] = str(Path(arguments.profile).resolve() / f"{network}-{precision}")
     launch = (
-        ["-m", "paddle.distributed.launch", "--nproc_per_node", str(cards), "--log_dir", str(data / "log")] if cards > 1 else []
+        ["-m", "paddle.distributed.launch", "--nproc_per_node", str(cards), "--log_dir", str(data / "log")]
+        if cards > 1
+        else []
     )
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     done = subprocess.run(  # noqa: S603  this script
@@ -121,16 +139,34 @@ def measured(arguments: argparse.Namespace, network: str, precision: str, cards:
 def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """A line of a Markdown table."""
     if len(rows) == 1:
-        titles = ["network", "precision", "cards", "images/s", "of one card", "with the loader", "share of the peak"]
+        titles = [
+            "network",
+            "precision",
+            "cards",
+            "images/s",
+            "of one card",
+            "with the loader",
+            "share of the peak",
+        ]
         titles += ["input ms", "forward", "backward", "all-reduce", "optimizer"]
         print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
     if "error" in row:
         print(f"| {row['network']} | {row['precision']} | {row['cards']} | {row['error']} |", flush=True)
         return
-    one = next((r for r in rows if (r["network"], r["precision"], r["cards"]) == (row["network"], row["precision"], 1)), None)
+    one = next(
+        (
+            r
+            for r in rows
+            if (r["network"], r["precision"], r["cards"]) == (row["network"], row["precision"], 1)
+        ),
+        None,
+    )
     scaling = f"{row['ips'] / one['ips']:.2f}x" if one and "ips" in one else "-"
     share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "-"
-    parts = [f"{1000 * row['parts'][name]:.1f}" for name in ("input", "forward", "backward", "all-reduce", "optimizer")]
+    parts = [
+        f"{1000 * row['parts'][name]:.1f}"
+        for name in ("input", "forward", "backward", "all-reduce", "optimizer")
+    ]
     cells = [
         row["network"],
         row["precision"],
@@ -157,7 +193,11 @@ def work(arguments: argparse.Namespace) -> None:
         "Global.epochs=1",
         "Global.eval_during_train=False",
     ]
-    overrides += [f"Global.output_dir={arguments.data}/output", "Global.save_interval=9", *PRECISIONS[arguments.precision]]
+    overrides += [
+        f"Global.output_dir={arguments.data}/output",
+        "Global.save_interval=9",
+        *PRECISIONS[arguments.precision],
+    ]
     overrides += [f"DataLoader.Train.dataset.{key}={value}" for key, value in dataset.items()]
     overrides += [
         f"DataLoader.Train.sampler.batch_size={arguments.batch}",
@@ -170,7 +210,9 @@ def work(arguments: argparse.Namespace) -> None:
 
     learner, world = trainer.learner, dist.get_world_size()
     rng = np.random.default_rng(0)
-    images = paddle.to_tensor(rng.normal(0, 1, (arguments.batch, 3, arguments.size, arguments.size)).astype(np.float32))
+    images = paddle.to_tensor(
+        rng.normal(0, 1, (arguments.batch, 3, arguments.size, arguments.size)).astype(np.float32)
+    )
     labels = paddle.to_tensor(rng.integers(0, 1000, arguments.batch))
 
     def step() -> float:
@@ -241,12 +283,20 @@ def with_loader(trainer: Any, steps: int, world: int) -> float:
     return trainer.loader.sampler.batch_size * world * steps / (time.perf_counter() - start)
 
 
-def parts(learner: Any, images: Any, labels: Any, to_input: Any, host_images: Any, steps: int) -> dict[str, float]:
+def parts(
+    learner: Any, images: Any, labels: Any, to_input: Any, host_images: Any, steps: int
+) -> dict[str, float]:
     """Median seconds of the parts of a step, each waited for, so that their sum is more than a step."""
     import paddle
 
     is_parallel = isinstance(learner.model, paddle.DataParallel)
-    seconds: dict[str, list[float]] = {"input": [], "forward": [], "backward": [], "local": [], "optimizer": []}
+    seconds: dict[str, list[float]] = {
+        "input": [],
+        "forward": [],
+        "backward": [],
+        "local": [],
+        "optimizer": [],
+    }
 
     def part(name: str, call: Callable[[], Any]) -> Any:
         synchronize()
@@ -306,7 +356,11 @@ def multiplications(network: Any, size: int) -> int:
             // (layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0])
         )
 
-    hooks = [layer.register_forward_post_hook(count) for layer in network.sublayers() if isinstance(layer, nn.Conv2D | nn.Linear)]
+    hooks = [
+        layer.register_forward_post_hook(count)
+        for layer in network.sublayers()
+        if isinstance(layer, nn.Conv2D | nn.Linear)
+    ]
     network.eval()
     with paddle.no_grad():
         network(paddle.zeros([1, 3, size, size]))

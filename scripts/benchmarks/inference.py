@@ -1,7 +1,9 @@
-"""Exported Xception41 on the CPU against Paddle as it comes: ``python scripts/benchmarks/inference.py --batch 4``.
+"""Exported Xception41 on the CPU against Paddle as it comes:
+``python scripts/benchmarks/inference.py --batch 4``.
 
-Four ways in turn, each in a process of its own: the network in eager Paddle without what this package sets up, the exported files
-under Paddle Inference with oneDNN, and under ONNX Runtime, in float32 and in 8 bits. Medians of rounds, after one that warms up.
+Four ways in turn, each in a process of its own: the network in eager Paddle without what this package sets
+up, the exported files under Paddle Inference with oneDNN, and under ONNX Runtime, in float32 and in 8 bits.
+Medians of rounds, after one that warms up.
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ def export(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
@@ -88,7 +92,16 @@ def main() -> None:
         export(Path(name))
         processes = []
         for way in WAYS:
-            command = [sys.executable, __file__, "--worker", way, "--folder", name, "--batch", str(arguments.batch)]
+            command = [
+                sys.executable,
+                __file__,
+                "--worker",
+                way,
+                "--folder",
+                name,
+                "--batch",
+                str(arguments.batch),
+            ]
             # S603: this file itself, with numbers that argparse has parsed; no shell.
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": untuned()}
             processes.append(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]  # noqa: S603

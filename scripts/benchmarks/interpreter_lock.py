@@ -1,8 +1,10 @@
-"""How long Python's interpreter lock is held for an image: ``python scripts/benchmarks/interpreter_lock.py [FOLDER]``.
+"""How long Python's interpreter lock is held for an image:
+``python scripts/benchmarks/interpreter_lock.py [FOLDER]``.
 
-One process can load no more images a second than fit into a second of the lock, however many cores decode. What releases the lock
-(reading, decoding, resizing, flipping) is computed once and then replaced by its result. The processor's time for all the rest is
-what the lock is held, at most: copies between arrays, which release it as well, are in it.
+One process can load no more images a second than fit into a second of the lock, however many cores decode.
+What releases the lock (reading, decoding, resizing, flipping) is computed once and then replaced by its
+result. The processor's time for all the rest is what the lock is held, at most: copies between arrays, which
+release it as well, are in it.
 """
 
 from __future__ import annotations
@@ -55,7 +57,11 @@ def held(dataset: Dataset, rounds: int) -> float:
     """Seconds for an image."""
     sampler = DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset))
     loader = Loader(dataset, sampler, num_workers=0)
-    replayed = {name: Replayed(found_by_name(name)) for name in RELEASING if name != "os.pread" or hasattr(os, "pread")}
+    replayed = {
+        name: Replayed(found_by_name(name))
+        for name in RELEASING
+        if name != "os.pread" or hasattr(os, "pread")
+    }
     seconds = []
     with contextlib.ExitStack() as stack:
         for name, function in replayed.items():
@@ -72,7 +78,9 @@ def held(dataset: Dataset, rounds: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
@@ -80,10 +88,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, file = repeated_list(given.folder, given.images, Path(temporary))
         pack(file, folder, f"{temporary}/packed")
-        sides = {"files": ImageNetDataset(str(folder), str(file), OPS), "packed": PackedDataset(f"{temporary}/packed", OPS)}
+        sides = {
+            "files": ImageNetDataset(str(folder), str(file), OPS),
+            "packed": PackedDataset(f"{temporary}/packed", OPS),
+        }
         for name, dataset in sides.items():
             seconds = held(dataset, given.rounds)
-            print(f"{name:8} {1000 * seconds:.3f} ms of the lock for an image: at most {1 / seconds:,.0f} images/s in one process")
+            print(
+                f"{name:8} {1000 * seconds:.3f} ms of the lock for an image: at most {1 / seconds:,.0f} images/s in one process"
+            )
 
 
 if __name__ == "__main__":

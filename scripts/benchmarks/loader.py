@@ -1,4 +1,5 @@
-"""Images a second of the training data path, from files and packed, against PaddleClas's steps written out; ratios of medians.
+"""Images a second of the training data path, from files and packed, against PaddleClas's steps written out;
+ratios of medians.
 
     python scripts/benchmarks/loader.py [FOLDER]     a folder with train_list.txt, such as dataset/ILSVRC2012
 
@@ -78,7 +79,11 @@ def exhaust(batches: Iterable[object]) -> None:
 
 
 def make_only(dataset: Dataset) -> Callable[[], None]:
-    loader = Loader(dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), num_workers=0)
+    loader = Loader(
+        dataset,
+        DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)),
+        num_workers=0,
+    )
     return lambda: exhaust(loader.epoch(0))
 
 
@@ -92,7 +97,9 @@ def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
 
 
 def handed_over(dataset: Dataset, threads: int, normalize: bool) -> Callable[[], None]:
-    loader = Loader(dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), threads)
+    loader = Loader(
+        dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), threads
+    )
     to_input = ModelInput(dataset.device_stage) if normalize else paddle.to_tensor
 
     def run() -> None:
@@ -104,7 +111,9 @@ def handed_over(dataset: Dataset, threads: int, normalize: bool) -> Callable[[],
 
 
 def handed_over_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
-    loader = paddle.io.DataLoader(dataset, batch_size=BATCH, drop_last=True, num_workers=2, use_shared_memory=True)
+    loader = paddle.io.DataLoader(
+        dataset, batch_size=BATCH, drop_last=True, num_workers=2, use_shared_memory=True
+    )
     return lambda: exhaust(loader)
 
 
@@ -140,7 +149,9 @@ def list_index(folder: Path) -> None:
     file = folder / "list.txt"
     with open(file, "w") as stream:
         for i in range(1_281_167):
-            stream.write(f"train/n{1440764 + i % 1000:08d}/n{1440764 + i % 1000:08d}_{i % 30000}.JPEG {i % 1000}\n")
+            stream.write(
+                f"train/n{1440764 + i % 1000:08d}/n{1440764 + i % 1000:08d}_{i % 30000}.JPEG {i % 1000}\n"
+            )
     process = psutil.Process()
     before, start = process.memory_info().rss, time.perf_counter()
     index = ListIndex(file)
@@ -149,7 +160,9 @@ def list_index(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=512, help="images a round; a multiple of 64")
     parser.add_argument("--rounds", type=int, default=5)
@@ -183,9 +196,18 @@ def main() -> None:
     for name in ("make, one thread", "make, packed", "make, packed and reduced"):
         compare(f"{name}, a core", "PaddleClas's steps written out", rates[name], alone, "images/s")
     for name, rate in rates.items():
-        if name.startswith("hand over") and name not in ("hand over, one thread", "hand over, written out, two processes"):
+        if name.startswith("hand over") and name not in (
+            "hand over, one thread",
+            "hand over, written out, two processes",
+        ):
             compare(f"{name}, two cores", "those steps in paddle.io.DataLoader", rate, base, "images/s")
-    compare("two threads", "one thread", rates["hand over, two threads"], rates["hand over, one thread"], "images/s")
+    compare(
+        "two threads",
+        "one thread",
+        rates["hand over, two threads"],
+        rates["hand over, one thread"],
+        "images/s",
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Memory, files and threads of a long training run with everything on: ``python scripts/benchmarks/memory.py --steps 2000``.
+"""Memory, files and threads of a long training run with everything on:
+``python scripts/benchmarks/memory.py --steps 2000``.
 
-Prints resident memory, open files and threads every hundredth of the run, and by how much the memory of the last quarter is above
-that of the second. Checkpoints inside the epoch, evaluations, curves, a progress bar, skipped images and mixup are on.
+Prints resident memory, open files and threads every hundredth of the run, and by how much the memory of the
+last quarter is above that of the second. Checkpoints inside the epoch, evaluations, curves, a progress bar,
+skipped images and mixup are on.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def resident() -> int:
 def main() -> None:
     import yaml
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +64,14 @@ def main() -> None:
         def counted(self: LossWatch, step: object) -> None:
             add(self, step)  # type: ignore[arg-type]
             if trainer.progress.step % every == 0:
-                rows.append((trainer.progress.step, resident(), len(os.listdir("/proc/self/fd")), threading.active_count()))
+                rows.append(
+                    (
+                        trainer.progress.step,
+                        resident(),
+                        len(os.listdir("/proc/self/fd")),
+                        threading.active_count(),
+                    )
+                )
 
         LossWatch.add = counted  # type: ignore[assignment, method-assign]
         trainer.fit()
@@ -68,7 +79,9 @@ def main() -> None:
         print(f"step {step:5}  {memory / 2**20:8.1f} MiB  {files} files  {threads} threads")
     quarter = len(rows) // 4
     second, last = (median(row[1] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
-    print(f"medians in MiB: second quarter {second / 2**20:.1f}, last quarter {last / 2**20:.1f}: {(last - second) / 2**20:+.1f}")
+    print(
+        f"medians in MiB: second quarter {second / 2**20:.1f}, last quarter {last / 2**20:.1f}: {(last - second) / 2**20:+.1f}"
+    )
     for name, column in (("files", 2), ("threads", 3)):
         print(f"{name}: {min(row[column] for row in rows)} to {max(row[column] for row in rows)}")
 

@@ -24,7 +24,8 @@ def compare(what: str, peer: str, ours: float, theirs: float, unit: str) -> None
         peer: name of the other side.
         ours: median of our side.
         theirs: median of the peer.
-        unit: of both. A unit that ends in ``/s`` is a rate; any other is a time or a size, which is better if it is smaller.
+        unit: of both. A unit that ends in ``/s`` is a rate; any other is a time or a size, which is better if
+            it is smaller.
     """
     ratio = ours / theirs if unit.endswith("/s") else theirs / ours
     print(f"{what:46} {ratio:6.2f}x {peer} ({ours:.4g} against {theirs:.4g} {unit})", flush=True)

@@ -1,8 +1,9 @@
-"""Load on ``ppxcls serve`` from this machine: ``python scripts/benchmarks/serve.py MODEL IMAGES --clients 50 --seconds 60``.
+"""Load on ``ppxcls serve`` from this machine:
+``python scripts/benchmarks/serve.py MODEL IMAGES --clients 50 --seconds 60``.
 
-Each client sends one image after the other and compares the answer with that of ``predict`` in this process. Prints the images/s,
-the delays, and the number of wrong and lost answers; with any of these the exit code is 1. Answers of 503 are counted apart, and
-another image is sent.
+Each client sends one image after the other and compares the answer with that of ``predict`` in this process.
+Prints the images/s, the delays, and the number of wrong and lost answers; with any of these the exit code is
+1. Answers of 503 are counted apart, and another image is sent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ import ppxcls
 from ppxcls.deploy.predict import find_images
 
 
-def client(port: int, images: list[tuple[bytes, int]], end: float, counts: collections.Counter[str], delays: list[float]) -> None:
+def client(
+    port: int,
+    images: list[tuple[bytes, int]],
+    end: float,
+    counts: collections.Counter[str],
+    delays: list[float],
+) -> None:
     """Send images until the end."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     number = threading.get_ident()
@@ -52,7 +59,9 @@ def client(port: int, images: list[tuple[bytes, int]], end: float, counts: colle
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("images")
     parser.add_argument("--clients", type=int, default=50)
@@ -75,7 +84,10 @@ def main() -> None:
         counts: collections.Counter[str] = collections.Counter()
         delays: list[float] = []
         end = time.monotonic() + arguments.seconds
-        threads = [threading.Thread(target=client, args=(port, images, end, counts, delays)) for _ in range(arguments.clients)]
+        threads = [
+            threading.Thread(target=client, args=(port, images, end, counts, delays))
+            for _ in range(arguments.clients)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -84,8 +96,12 @@ def main() -> None:
         server.terminate()
         code = server.wait()
     delays.sort()
-    print(f"{counts['right'] / arguments.seconds:.1f} images/s with {arguments.clients} clients; {dict(counts)}; exit code {code}")
-    print(f"delay: median {1000 * median(delays):.0f} ms, 99 % below {1000 * delays[int(0.99 * len(delays))]:.0f} ms")
+    print(
+        f"{counts['right'] / arguments.seconds:.1f} images/s with {arguments.clients} clients; {dict(counts)}; exit code {code}"
+    )
+    print(
+        f"delay: median {1000 * median(delays):.0f} ms, 99 % below {1000 * delays[int(0.99 * len(delays))]:.0f} ms"
+    )
     sys.exit(bool(counts["wrong"] or counts["lost"]))
 
 

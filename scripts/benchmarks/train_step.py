@@ -1,9 +1,11 @@
-"""Seconds and memory of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch where that is installed.
+"""Seconds and memory of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch where
+that is installed.
 
     python scripts/benchmarks/train_step.py [--size 299 --batch 4 --rounds 7]
 
-Each variant runs in a process of its own, and they take turns, a step each: medians over the rounds, and their ratios.
-The last lines say what the loop around the step costs: batches, log lines and all, with a step that does nothing.
+Each variant runs in a process of its own, and they take turns, a step each: medians over the rounds, and
+their ratios. The last lines say what the loop around the step costs: batches, log lines and all, with a step
+that does nothing.
 """
 
 import argparse
@@ -112,8 +114,13 @@ def timm_on_torch(size: int, batch: int, tuned: bool = False, bfloat16: bool = F
     model = timm.create_model("xception41").train()
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
     if tuned:
-        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=tuned or None)
+        model, images = (
+            model.to(memory_format=torch.channels_last),
+            images.to(memory_format=torch.channels_last),
+        )
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=tuned or None
+    )
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -139,7 +146,10 @@ VARIANTS = {
 
 
 def work(name: str, size: int, batch: int) -> None:
-    """A worker: a line in is a step, a line out its seconds. At the end it gives its largest resident memory."""
+    """A worker: a line in is a step, a line out its seconds.
+
+    At the end it gives its largest resident memory.
+    """
     step = VARIANTS[name](size, batch)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -151,8 +161,9 @@ def work(name: str, size: int, batch: int) -> None:
 class Worker:
     def __init__(self, name: str, size: int, batch: int) -> None:
         command = [sys.executable, __file__, "--worker", name, "--size", str(size), "--batch", str(batch)]
-        # S603: this file itself, with numbers that argparse has parsed; no shell.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=untuned())  # noqa: S603
+        self.process = subprocess.Popen(  # noqa: S603  this file itself, with numbers that argparse has parsed
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=untuned()
+        )
 
     def step(self) -> float:
         """Seconds."""
@@ -202,14 +213,26 @@ def loop_seconds(size: int, batch: int) -> float:
         for i in range(32):
             pixels = cv2.resize(rng.integers(0, 255, (12, 16, 3)).astype(np.uint8), (500, 375))
             cv2.imwrite(f"{folder}/{i}.jpg", pixels)
-        Path(f"{folder}/list.txt").write_text("".join(f"{i % 32}.jpg {i % 1000}\n" for i in range(batch * 200)))
+        Path(f"{folder}/list.txt").write_text(
+            "".join(f"{i % 32}.jpg {i % 1000}\n" for i in range(batch * 200))
+        )
         train = "DataLoader.Train"
         config = ppxcls.load_config(
             ROOT / "configs/Xception41.yaml",
             [
-                *("Global.device=cpu", f"Global.output_dir={folder}/output", "Global.eval_during_train=False"),
-                *(f"{train}.dataset.image_root={folder}", f"{train}.dataset.cls_label_path={folder}/list.txt"),
-                *(f"{train}.sampler.batch_size={batch}", f"{train}.dataset.transform_ops.RandCropImage.size={size}"),
+                *(
+                    "Global.device=cpu",
+                    f"Global.output_dir={folder}/output",
+                    "Global.eval_during_train=False",
+                ),
+                *(
+                    f"{train}.dataset.image_root={folder}",
+                    f"{train}.dataset.cls_label_path={folder}/list.txt",
+                ),
+                *(
+                    f"{train}.sampler.batch_size={batch}",
+                    f"{train}.dataset.transform_ops.RandCropImage.size={size}",
+                ),
                 f"{train}.loader.num_workers=2",
             ],
         )
@@ -229,11 +252,15 @@ def loop_seconds(size: int, batch: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=int, default=299, help="pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", action="append", default=[], choices=VARIANTS, help="repeatable; default: all; ours always")
+    parser.add_argument(
+        "--only", action="append", default=[], choices=VARIANTS, help="repeatable; default: all; ours always"
+    )
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:

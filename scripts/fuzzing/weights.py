@@ -35,7 +35,9 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
     lr = {"name": "ConstLR", "learning_rate": 0.1}
     schedule = ppxcls.build_lr_schedule(lr, 1, 1)
-    optimizer, scheduler = build_optimizer({"name": "Momentum", "lr": lr}, dict(model.named_parameters()), schedule)
+    optimizer, scheduler = build_optimizer(
+        {"name": "Momentum", "lr": lr}, dict(model.named_parameters()), schedule
+    )
     learner = Learner(model, build_loss([{"CELoss": {}}]), optimizer, scheduler, schedule)
     learner.step(paddle.randn([2, 3, 4, 4]), paddle.to_tensor([0, 2]), 1.0, is_update_step=True)
     learner.progress.best = {"metric": "top1", "value": 0.5, "epoch": 1}
@@ -86,7 +88,10 @@ def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     }
     streams = [_opcodes(pickle.dumps(value, protocol)) for protocol in (2, 3, 4, 5)]
     others = sorted({opcode for stream in streams for opcode in stream if len(opcode) < 40})
-    others += [bytes([code]) for code in b"oidlbRcCQP0123stuaeN]})(\x81\x82\x84\x85\x86\x87\x88\x89\x90\x91\x92\x93\x94\x97\x98"]
+    others += [
+        bytes([code])
+        for code in b"oidlbRcCQP0123stuaeN]})(\x81\x82\x84\x85\x86\x87\x88\x89\x90\x91\x92\x93\x94\x97\x98"
+    ]
     others += [
         b"\x8c\x01O",
         b"\x8c\x02V8",
@@ -96,7 +101,13 @@ def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         b"cos\nsystem\n",
         b"cnumpy\ndtype\n",
     ]
-    others += [b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\xff", b"\x8a\xff" + bytes(255), b"\x8e" + b"\xff" * 8, b"X\xff\xff\xff\x7f"]
+    others += [
+        b"r\xff\xff\xff\x7f",
+        b"j\xff\xff\xff\xff",
+        b"\x8a\xff" + bytes(255),
+        b"\x8e" + b"\xff" * 8,
+        b"X\xff\xff\xff\x7f",
+    ]
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         stream = list(streams[i % 4])

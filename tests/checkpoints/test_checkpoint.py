@@ -33,7 +33,10 @@ def make(optimizer: str = "Momentum", seed: int = 0, parameters: slice = slice(N
     schedule = ppxcls.build_lr_schedule(lr, 1, 1)
     trained = dict(list(network.named_parameters())[parameters])
     return Learner(
-        network, build_loss([{"CELoss": {}}]), *build_optimizer({"name": optimizer, "lr": lr}, trained, schedule), schedule
+        network,
+        build_loss([{"CELoss": {}}]),
+        *build_optimizer({"name": optimizer, "lr": lr}, trained, schedule),
+        schedule,
     )
 
 
@@ -55,7 +58,9 @@ def save(prefix: Path | list[Path], learner: Learner, **progress: Any) -> None:
         setattr(learner.progress, key, value)
     snapshot = learner.state()
     assert snapshot is not None
-    write_checkpoint([prefix] if isinstance(prefix, Path) else prefix, snapshot.parts, snapshot.manifest({"config": "x"}))
+    write_checkpoint(
+        [prefix] if isinstance(prefix, Path) else prefix, snapshot.parts, snapshot.manifest({"config": "x"})
+    )
 
 
 def load(prefix: Path, learner: Learner) -> dict[str, Any]:
@@ -104,7 +109,9 @@ def test_several_prefixes_are_independent(tmp_path: Path) -> None:
         load(tmp_path / name, other)
         assert same(weights(other), expected)
     assert {f.name for f in tmp_path.iterdir()} == {
-        f"{name}{extension}" for name in ("latest", "best_model") for extension in (".json", ".pdparams", ".pdopt")
+        f"{name}{extension}"
+        for name in ("latest", "best_model")
+        for extension in (".json", ".pdparams", ".pdopt")
     }
 
 
@@ -114,7 +121,9 @@ class _Cut(BaseException):
 
 @pytest.mark.parametrize("call", range(1, 15))
 @pytest.mark.parametrize("name", ["replace", "fsync", "link"])
-def test_cut_off_anywhere_leaves_a_whole_checkpoint(name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_off_anywhere_leaves_a_whole_checkpoint(
+    name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The save of a second checkpoint stops at the n-th call of a system function; then a third is saved over what is left."""
     one = make()
     prefixes = [tmp_path / "latest", tmp_path / "best_model"]
@@ -252,13 +261,17 @@ def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
     for payload in ({"weight": Hostile(target)}, Hostile(target)):
         file = tmp_path / "evil.pdparams"
         file.write_bytes(pickle.dumps(payload))
-        with pytest.raises(ppxcls.CheckpointError, match="refused, not a file of weights: it asks for pathlib"):
+        with pytest.raises(
+            ppxcls.CheckpointError, match="refused, not a file of weights: it asks for pathlib"
+        ):
             ppxcls.load_weights(make().network, file)
     pickle.loads(pickle.dumps(Hostile(target)))
     assert target.exists()  # it would have
 
 
-@pytest.mark.parametrize("data", [b"", b"<html></html>", b"\x80\x04", pickle.dumps([1, 2]), pickle.dumps("x"), os.urandom(400)])
+@pytest.mark.parametrize(
+    "data", [b"", b"<html></html>", b"\x80\x04", pickle.dumps([1, 2]), pickle.dumps("x"), os.urandom(400)]
+)
 def test_other_files_are_refused_in_one_line(data: bytes, tmp_path: Path) -> None:
     file = tmp_path / "a.pdparams"
     file.write_bytes(data)

@@ -66,16 +66,25 @@ def test_a_checkpoint_of_0_2_0_is_continued(tmp_path: Path) -> None:
     folder = tmp_path / "output/SmallNetwork"
     # Another processor may round otherwise.
     for extension in (".pdparams", ".pdopt", ".pdema"):
-        expected, received = arrays(read_state(OLD / f"step_9{extension}")), arrays(read_state(folder / f"latest{extension}"))
-        assert all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, received, strict=True)), extension
+        expected, received = (
+            arrays(read_state(OLD / f"step_9{extension}")),
+            arrays(read_state(folder / f"latest{extension}")),
+        )
+        assert all(
+            np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, received, strict=True)
+        ), extension
     assert written["progress"]["plateau"]["factor"] == 1
     assert trainer.progress.plateau["factor"] == 0.25
-    old, new = ([json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (OLD, folder))
+    old, new = (
+        [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (OLD, folder)
+    )
     old = [row for row in old if (row["epoch"], row.get("iter", 9)) >= (2, 4)]
     assert [row.keys() - {"ips_total", "samples"} for row in new] == [row.keys() for row in old]
     for one, two in zip(old, new, strict=True):
         for key in one.keys() - {"batch_cost", "reader_cost", "ips", "eta"}:
-            assert two[key] == (pytest.approx(one[key], rel=1e-4) if isinstance(one[key], float) else one[key]), key
+            assert two[key] == (
+                pytest.approx(one[key], rel=1e-4) if isinstance(one[key], float) else one[key]
+            ), key
 
 
 @pytest.mark.every_paddle
@@ -89,18 +98,28 @@ def test_a_checkpoint_of_paddle_2_6_is_continued(tmp_path: Path) -> None:
     trainer.fit()
     folder = tmp_path / "output/SmallNetwork"
     for extension in (".pdparams", ".pdopt", ".pdema"):
-        expected, received = arrays(read_state(OF_2_6 / f"step_6{extension}")), arrays(read_state(folder / f"latest{extension}"))
+        expected, received = (
+            arrays(read_state(OF_2_6 / f"step_6{extension}")),
+            arrays(read_state(folder / f"latest{extension}")),
+        )
         assert len(expected) >= 4
-        assert all(np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, received, strict=True)), extension
+        assert all(
+            np.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(expected, received, strict=True)
+        ), extension
 
 
 def test_a_resume_reads_and_hashes_each_part_once(
     write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], "EMA": {"decay": 0.9}})
+    file = write_config(
+        **{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], "EMA": {"decay": 0.9}}
+    )
     ppxcls.build_trainer(ppxcls.load_config(file)).fit()
     folder = tmp_path / "output/SmallNetwork"
-    parts = {hashlib.sha256((folder / f"latest{e}").read_bytes()).digest(): e for e in (".pdparams", ".pdopt", ".pdema")}
+    parts = {
+        hashlib.sha256((folder / f"latest{e}").read_bytes()).digest(): e
+        for e in (".pdparams", ".pdopt", ".pdema")
+    }
     hashed: collections.Counter[str] = collections.Counter()
     sha256 = hashlib.sha256
 

@@ -49,7 +49,10 @@ def test_both_formats_hold_the_same(small: Callable[..., Path], tmp_path: Path) 
     assert ours.keys() == theirs.keys() == {".pdparams", ".pdopt", ".pdema"}
     assert same(ours[".pdparams"], theirs[".pdparams"])
     assert same(ours[".pdema"], theirs[".pdema"])
-    assert same(safetensors.load_file(folder / "latest.safetensors"), {k: v for k, v in ours[".pdparams"].items() if k != NAMES})
+    assert same(
+        safetensors.load_file(folder / "latest.safetensors"),
+        {k: v for k, v in ours[".pdparams"].items() if k != NAMES},
+    )
     results = [ppxcls.evaluate(ppxcls.load_config(place)) for place in (plain, folder)]
     assert results[0] == results[1]
 
@@ -70,12 +73,18 @@ def test_a_damaged_safetensors_is_refused(small: Callable[..., Path]) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ppxcls.CheckpointError, match="best_model.ema.safetensors: is damaged: its size or SHA-256"):
+    with pytest.raises(
+        ppxcls.CheckpointError, match="best_model.ema.safetensors: is damaged: its size or SHA-256"
+    ):
         ppxcls.evaluate(ppxcls.load_config(folder))
 
 
 def test_scalars_and_views_keep_their_shapes() -> None:
-    state = {"scalar": np.float32(3), "transposed": np.arange(6, dtype=np.int64).reshape(2, 3).T, NAMES: {"scalar": "a_0"}}
+    state = {
+        "scalar": np.float32(3),
+        "transposed": np.arange(6, dtype=np.int64).reshape(2, 3).T,
+        NAMES: {"scalar": "a_0"},
+    }
     found = unpack(pack(state))
     assert found[NAMES] == {"scalar": "a_0"}
     assert found["scalar"].shape == ()
@@ -84,22 +93,36 @@ def test_scalars_and_views_keep_their_shapes() -> None:
 
 def test_the_tool_converts_one_into_the_other_and_back(small: Callable[..., Path], tmp_path: Path) -> None:
     model = ppxcls.build_model("Xception41", class_num=3)
-    write_checkpoint([tmp_path / "a"], {".pdparams": {k: v.numpy() for k, v in model.state_dict().items()}}, {"progress": {}})
+    write_checkpoint(
+        [tmp_path / "a"],
+        {".pdparams": {k: v.numpy() for k, v in model.state_dict().items()}},
+        {"progress": {}},
+    )
     tool = ["convert", "--model", "Xception41", "--class-num", "3"]
     for source, target in (("a.pdparams", "b.safetensors"), ("b.safetensors", "c.pdparams")):
         result = run_tool(*tool, tmp_path / source, "-o", tmp_path / target)
         assert result.returncode == 0, result.stderr
     other = ppxcls.build_model("Xception41", class_num=3)
     ppxcls.load_weights(other, tmp_path / "c")
-    assert same({k: v.numpy() for k, v in model.state_dict().items()}, {k: v.numpy() for k, v in other.state_dict().items()})
+    assert same(
+        {k: v.numpy() for k, v in model.state_dict().items()},
+        {k: v.numpy() for k, v in other.state_dict().items()},
+    )
 
 
-def test_best_model_has_weights_alone_unless_it_is_asked_for_more(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_best_model_has_weights_alone_unless_it_is_asked_for_more(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
     file = small(**STEPS)
     folder = train(file)
     assert not (folder / "best_model.pdopt").exists()
-    with pytest.raises(ppxcls.CheckpointError, match="best_model has no optimizer's state, so a run can't go on from it; latest"):
-        ppxcls.build_trainer(ppxcls.load_config(file, ["Global.epochs=2", f"Global.checkpoints={folder / 'best_model'}"]))
+    with pytest.raises(
+        ppxcls.CheckpointError,
+        match="best_model has no optimizer's state, so a run can't go on from it; latest",
+    ):
+        ppxcls.build_trainer(
+            ppxcls.load_config(file, ["Global.epochs=2", f"Global.checkpoints={folder / 'best_model'}"])
+        )
     wish = ["Global.best_model_optimizer=True", f"Global.output_dir={tmp_path / 'other'}"]
     other = train(file, *wish)
     trainer = ppxcls.build_trainer(
@@ -135,11 +158,19 @@ def test_latest_can_be_rarer_and_the_run_is_the_same(small: Callable[..., Path],
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["Global.samples_per_step=6"], r"expected a multiple of 4 \(1 processes with batches of 4\), received 6"),
-        (["Global.samples_per_step=8", "Global.update_freq=3"], "8 samples are 2 micro-batches, and Global.update_freq says 3"),
+        (
+            ["Global.samples_per_step=6"],
+            r"expected a multiple of 4 \(1 processes with batches of 4\), received 6",
+        ),
+        (
+            ["Global.samples_per_step=8", "Global.update_freq=3"],
+            "8 samples are 2 micro-batches, but Global.update_freq is 3",
+        ),
     ],
 )
-def test_samples_per_step_that_do_not_fit(overrides: list[str], message: str, small: Callable[..., Path]) -> None:
+def test_samples_per_step_that_do_not_fit(
+    overrides: list[str], message: str, small: Callable[..., Path]
+) -> None:
     with pytest.raises(ppxcls.ConfigError, match=message):
         ppxcls.build_trainer(ppxcls.load_config(small(), overrides))
 
@@ -153,7 +184,9 @@ def test_samples_per_step_decide_the_accumulation(small: Callable[..., Path], tm
     assert read_checkpoint(folders[0] / "latest")[1]["update_freq"] == 2
 
 
-def test_a_folder_removed_during_a_save_is_written_again(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_removed_during_a_save_is_written_again(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the parts were written and before they have their names."""
     trainer = ppxcls.build_trainer(ppxcls.load_config(small(**STEPS)))
     whole, removed = files.whole_file, []
@@ -180,4 +213,7 @@ def test_a_manifest_without_files_is_ignored(small: Callable[..., Path]) -> None
         part.unlink()
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.checkpoints=auto"]))
     assert trainer.progress.step == 0
-    assert "step_3.json is the rest of a checkpoint whose files were removed; it is ignored" in (folder / "train.log").read_text()
+    assert (
+        "step_3.json is the rest of a checkpoint whose files were removed; it is ignored"
+        in (folder / "train.log").read_text()
+    )

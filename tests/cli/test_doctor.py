@@ -34,10 +34,25 @@ def test_a_sound_installation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "text", "name", "expected"),
     [
-        ("paddle", "raise ImportError('libcudnn.so.9: cannot open shared object file')", "Paddle", "libcudnn.so.9: cannot open"),
+        (
+            "paddle",
+            "raise ImportError('libcudnn.so.9: cannot open shared object file')",
+            "Paddle",
+            "libcudnn.so.9: cannot open",
+        ),
         ("paddle", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "Paddle", "ended by signal 11"),
-        ("paddle", "__version__ = '2.4.0'", "Paddle", "ppxcls needs PaddlePaddle 2.6 or newer; 2.4.0 is installed"),
-        ("cv2", "raise ImportError('libGL.so.1: cannot open shared object file')", "images", "ImportError: libGL.so.1: cannot"),
+        (
+            "paddle",
+            "__version__ = '2.4.0'",
+            "Paddle",
+            "ppxcls needs PaddlePaddle 2.6 or newer; 2.4.0 is installed",
+        ),
+        (
+            "cv2",
+            "raise ImportError('libGL.so.1: cannot open shared object file')",
+            "images",
+            "ImportError: libGL.so.1: cannot",
+        ),
         ("simplejpeg", "raise OSError('bad\\x1b[31m wheel')", "images", r"OSError: bad\x1b[31m wheel"),
     ],
 )

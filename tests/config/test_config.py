@@ -21,7 +21,14 @@ XCEPTION = ROOT / "configs/Xception41.yaml"
 
 def test_the_lists_are_not_empty() -> None:
     names = {file.stem for file in CONFIGS}
-    assert names >= {"Xception41", "Xception65", "Xception71", "Xception41_deeplab", "Xception65_deeplab", "quickstart"}
+    assert names >= {
+        "Xception41",
+        "Xception65",
+        "Xception71",
+        "Xception41_deeplab",
+        "Xception65_deeplab",
+        "quickstart",
+    }
 
 
 @needs_shared
@@ -105,44 +112,86 @@ def test_section_that_is_not_there_can_be_made_by_overrides(tmp_path: Path) -> N
         ("Global.epochs=true", r"Global.epochs: expected an integer at least 1, received True"),
         ("Global.epochs=null", r"Global.epochs: expected an integer at least 1, received null"),
         ("Global.eval_during_train=yep", r"expected true or false, received 'yep'"),
-        ("Global.use_dali=true", r"'use_dali' of PaddleClas is not supported here; instead: threads decode the images"),
-        ("DataLoader.Train.dataset.name=MultiLabelDataset", r"'MultiLabelDataset' of PaddleClas is not supported here; instead: "),
+        (
+            "Global.use_dali=true",
+            r"'use_dali' of PaddleClas is not supported here; instead: threads decode the images",
+        ),
+        (
+            "DataLoader.Train.dataset.name=MultiLabelDataset",
+            r"'MultiLabelDataset' of PaddleClas is not supported here; instead: ",
+        ),
         (
             "DataLoader.Train.dataset.transform_ops.1={RandCropImageV2: {size: 9}}",
             r"'RandCropImageV2' of PaddleClas is not supported here; instead: RandCropImage",
         ),
-        ("AMP.use_pure_fp16=true", r"'use_pure_fp16' of PaddleClas is not supported here; instead: AMP.level: O2"),
+        (
+            "AMP.use_pure_fp16=true",
+            r"'use_pure_fp16' of PaddleClas is not supported here; instead: AMP.level: O2",
+        ),
         ("Global.epochs=010", r"expected an integer at least 1, received '010'; write 10, or 0o10 for octal"),
         ("Global.epochs=None", r"expected an integer at least 1, received null"),
         ("DataLoader.Train.sampler.batch_size=1:30", r"expected an integer at least 1, received '1:30'"),
-        ("Optimizer.lr.learning_rate=010", r"expected a number at least 0, received '010'; write 10, or 0o10 for octal"),
+        (
+            "Optimizer.lr.learning_rate=010",
+            r"expected a number at least 0, received '010'; write 10, or 0o10 for octal",
+        ),
         ("Optimizer.lr.learning_rate=٣", r"expected a number at least 0, received '٣'"),
         ('Global.output_dir="a\\0b"', r"expected text without NUL and lone surrogates, received 'a\\x00b'"),
         ("Optimizer.lr={name: Cosine, learning_rate: 0.1, eta_min: 0.2}", None),
         ("Optimizer.lr.learning_rate=1:30.5", r"expected a number at least 0, received '1:30.5'"),
-        pytest.param("Global.epochs=" + "9" * 300, r"expected an integer at least 1, received 9{117}\.\.\.$", id="300-digits"),
-        pytest.param("Global.epochs=0x" + "f" * 5000, r"received a number of more than 4,300 digits$", id="5000-hex-digits"),
-        pytest.param("Optimizer.lr.learning_rate=" + "9" * 400, r"expected a number at least 0, received 9", id="400-digits"),
+        pytest.param(
+            "Global.epochs=" + "9" * 300,
+            r"expected an integer at least 1, received 9{117}\.\.\.$",
+            id="300-digits",
+        ),
+        pytest.param(
+            "Global.epochs=0x" + "f" * 5000,
+            r"received a number of more than 4,300 digits$",
+            id="5000-hex-digits",
+        ),
+        pytest.param(
+            "Optimizer.lr.learning_rate=" + "9" * 400,
+            r"expected a number at least 0, received 9",
+            id="400-digits",
+        ),
         pytest.param("Global.seed=" + "9" * 5000, r"Exceeds the limit", id="5000-digits"),
-        ("Global.seed=9223372036854775808", r"expected an integer at least 0 or null|expected an integer at least 0"),
+        (
+            "Global.seed=9223372036854775808",
+            r"expected an integer at least 0 or null|expected an integer at least 0",
+        ),
         pytest.param("Global.plugins=" + "[" * 5000, r"nested too deeply|not valid YAML", id="5000-lists"),
-        ("Optimizer.lr={name: ConstLR, name: Cosine, learning_rate: 1}", r"name: written twice in the same mapping"),
+        (
+            "Optimizer.lr={name: ConstLR, name: Cosine, learning_rate: 1}",
+            r"name: written twice in the same mapping",
+        ),
         ("Global.pretrained_model=[1", r"not valid YAML"),
         ("Arch.freeze=['(']", r"Arch.freeze.0: expected a regular expression, received '\('"),
         ("Optimizer.groups=[{params: '*'}]", r"Optimizer.groups.0.params: expected a regular expression"),
         ("Global.image_shape=[3, 299]", r"Global.image_shape: expected a list of 3"),
-        ("Arch.name=Xcepton41", r"Arch.name: unknown model 'Xcepton41' \(did you mean 'Xception41'\?\); allowed: .*Xception41"),
+        (
+            "Arch.name=Xcepton41",
+            r"Arch.name: unknown model 'Xcepton41' \(did you mean 'Xception41'\?\); allowed: .*Xception41",
+        ),
         ("Arch.class_num=-1", r"Arch.class_num: expected an integer at least 0"),
         ("Arch.depth=3", r"Arch.depth: unknown argument of model Xception41 'depth'; allowed: class_num"),
         ("AMP.level=O3", r"AMP.level: expected 'O1' or 'O2', received 'O3'"),
-        ("Optimizer.momentum=1.5", r"Optimizer.momentum: expected a number at least 0 and below 1, received 1.5"),
+        (
+            "Optimizer.momentum=1.5",
+            r"Optimizer.momentum: expected a number at least 0 and below 1, received 1.5",
+        ),
         ("Optimizer.name=Momentun", r"did you mean 'Momentum'"),
         ("Optimizer.regularizer.coeff=-1", r"Optimizer.regularizer.coeff: expected a number at least 0"),
         ("Optimizer.parameters=[]", r"unknown argument of optimizer Momentum 'parameters'"),
-        ("Optimizer.lr={learning_rate: 1}", r"Optimizer.lr: the key name is missing; allowed: ConstLR, Cosine"),
+        (
+            "Optimizer.lr={learning_rate: 1}",
+            r"Optimizer.lr: the key name is missing; allowed: ConstLR, Cosine",
+        ),
         ("Optimizer.lr=0.1", r"Optimizer.lr: expected a mapping, received 0.1"),
         ("Loss.Train=[]", None),
-        ("Loss.Train.0.CELoss.epsilon=2", r"Loss.Train.0.CELoss.epsilon: expected a number at least 0 and below 1"),
+        (
+            "Loss.Train.0.CELoss.epsilon=2",
+            r"Loss.Train.0.CELoss.epsilon: expected a number at least 0 and below 1",
+        ),
         ("Loss.Train.7.CELoss.epsilon=0", r"unknown list index '7'"),
         ("Metric.Eval.0.TopkAcc.topk=[0]", r"topk.*expected"),
         ("DataLoader.Train.sampler.batch_size=0", r"batch_size: expected an integer at least 1"),
@@ -162,7 +211,10 @@ def test_section_that_is_not_there_can_be_made_by_overrides(tmp_path: Path) -> N
         ("DataLoader.Train.dataset.transform_ops=[{A: 1, B: 2}]", r"expected one component, Name: \{...\}"),
         ("DataLoader.Train.dataset.name=CocoDataset", r"unknown dataset 'CocoDataset'"),
         ("DataLoader.Train.dataset.class_num=5", r"unknown argument of dataset ImageNetDataset 'class_num'"),
-        ("Infer.PostProcess.class_id_map_file=no.txt", r"class_id_map_file: .*'no.txt', which does not exist"),
+        (
+            "Infer.PostProcess.class_id_map_file=no.txt",
+            r"class_id_map_file: .*'no.txt', which does not exist",
+        ),
         ("Global.epochs", r"expected KEY.KEY=value"),
         ("Global.epochs.x=1", r"Global.epochs is 120: it has no keys"),
         ("Global..epochs=1", r"expected KEY.KEY=value"),
@@ -263,8 +315,15 @@ def test_merge_keys(tmp_path: Path) -> None:
 def test_strings_that_yaml_1_1_reads_as_something_else(tmp_path: Path) -> None:
     """Dates, clock times and numbers with a leading zero are strings, PaddleClas's None is null; and all of it round-trips."""
     file = tmp_path / "a.yaml"
-    file.write_text("Arch: {name: Xception41, pretrained: None}\nGlobal:\n  output_dir: 2026-11-25\n  checkpoints: None\n")
-    overrides = ["Global.pretrained_model=012", "Global.device='None'", "Infer.infer_imgs=1:30", "Global.epochs=1_000"]
+    file.write_text(
+        "Arch: {name: Xception41, pretrained: None}\nGlobal:\n  output_dir: 2026-11-25\n  checkpoints: None\n"
+    )
+    overrides = [
+        "Global.pretrained_model=012",
+        "Global.device='None'",
+        "Infer.infer_imgs=1:30",
+        "Global.epochs=1_000",
+    ]
     config = ppxcls.load_config(file, overrides)
     assert config.Global.output_dir == "2026-11-25"
     assert config.Global.checkpoints is None
@@ -272,7 +331,11 @@ def test_strings_that_yaml_1_1_reads_as_something_else(tmp_path: Path) -> None:
     again = tmp_path / "again.yaml"
     again.write_text(config.to_yaml())
     for loaded in (config, ppxcls.load_config(again)):
-        assert (loaded.Global.pretrained_model, loaded.Global.device, loaded.Infer.infer_imgs) == ("012", "None", "1:30")
+        assert (loaded.Global.pretrained_model, loaded.Global.device, loaded.Infer.infer_imgs) == (
+            "012",
+            "None",
+            "1:30",
+        )
         assert loaded.Global.epochs == 1000
 
 
@@ -282,10 +345,16 @@ def test_keys_of_paddleclas_that_change_nothing_are_accepted() -> None:
         "{ResizeImage: {resize_short: 320, return_numpy: false, interpolation: bilinear, backend: cv2}}, {CropImage: {size: 299}}, "
         "{NormalizeImage: {scale: null, mean: null, order: '', output_fp16: true, channel_num: 4}}]"
     )
-    keys = ["Global.image_channel=4", "Global.image_shape=[4, 299, 299]", f"DataLoader.Eval.dataset.transform_ops={steps}"]
+    keys = [
+        "Global.image_channel=4",
+        "Global.image_shape=[4, 299, 299]",
+        f"DataLoader.Eval.dataset.transform_ops={steps}",
+    ]
     loader = "{num_workers: 4, use_shared_memory: true, collate_fn: None, prefetch_factor: 2, persistent_workers: true}"
     off = ["Global.use_dali=False", "AMP.use_pure_fp16=False", "DataLoader.Train.dataset.relabel=None"]
-    config = ppxcls.load_config(XCEPTION, [*keys, f"DataLoader.Train.loader={loader}", "Arch.pretrained=False", *off])
+    config = ppxcls.load_config(
+        XCEPTION, [*keys, f"DataLoader.Train.loader={loader}", "Arch.pretrained=False", *off]
+    )
     plain = ppxcls.load_config(XCEPTION)
     image = np.random.default_rng(0).integers(0, 256, (400, 330, 3), np.uint8)
     data = cv2.imencode(".png", image)[1].tobytes()
@@ -298,17 +367,21 @@ def test_a_url_is_not_a_file(key: str, write_config: Callable[..., Path]) -> Non
     url = "https://example.org/a//Xception41_pretrained.pdparams"
     with pytest.raises((ppxcls.ConfigError, ppxcls.CheckpointError), match=f"download it first: {url}$"):
         ppxcls.build_trainer(ppxcls.load_config(write_config(), [f"{key}={url}"]))
-    for call in (ppxcls.load_config, ppxcls.load, lambda u: ppxcls.load_weights(ppxcls.build_model("Xception41"), u)):
-        with pytest.raises((ppxcls.ConfigError, ppxcls.CheckpointError, ppxcls.DataError), match=f"download it first: {url}$"):
+    for call in (
+        ppxcls.load_config,
+        ppxcls.load,
+        lambda u: ppxcls.load_weights(ppxcls.build_model("Xception41"), u),
+    ):
+        with pytest.raises(
+            (ppxcls.ConfigError, ppxcls.CheckpointError, ppxcls.DataError), match=f"download it first: {url}$"
+        ):
             call(url)
 
 
 @pytest.mark.parametrize("name", ppxcls.list_models())
 def test_pretrained_true_says_what_to_download(name: str) -> None:
     config = ppxcls.load_config({"Arch": {"name": name, "pretrained": True}})
-    message = (
-        r"Arch.pretrained: expected a file, received True; download https://\S+ \((PaddleClas|timm|Keras)\), and give its path"
-    )
+    message = r"Arch.pretrained: expected a file, received True; download https://\S+ \((PaddleClas|timm|Keras)\), and give its path"
     for purpose in ("train", "evaluate"):
         with pytest.raises(ppxcls.ConfigError, match=message):
             weights_for(config, purpose)
@@ -317,7 +390,10 @@ def test_pretrained_true_says_what_to_download(name: str) -> None:
 def test_tool_prints_one_line_and_exits_with_2(write_config: Callable[..., Path]) -> None:
     result = run_tool("tools/train.py", "-c", write_config(), "-o", "Global.epoch=1")
     assert result.returncode == 2
-    assert "config error: -o Global.epoch=1: Global.epoch: unknown key 'epoch' (did you mean 'epochs'?)" in result.stderr
+    assert (
+        "config error: -o Global.epoch=1: Global.epoch: unknown key 'epoch' (did you mean 'epochs'?)"
+        in result.stderr
+    )
     assert "Traceback" not in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 

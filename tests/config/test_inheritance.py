@@ -33,10 +33,19 @@ DataLoader: {Train: {dataset: {transform_ops: {RandCropImage: {size: 96}, 3: {No
 """
     config = ppxcls.load_config(child(tmp_path, text), ["Global.seed=3"])
     assert (config.Global.epochs, config.Global.seed, config.Global.device) == (7, 3, "cpu")
-    assert (config.Optimizer.name, config.Optimizer.lr.name, config.Optimizer.lr.learning_rate) == ("Momentum", "Cosine", 0.5)
+    assert (config.Optimizer.name, config.Optimizer.lr.name, config.Optimizer.lr.learning_rate) == (
+        "Momentum",
+        "Cosine",
+        0.5,
+    )
     assert config.Metric.Eval == [{"TopkAcc": {"topk": [1]}}]
     ops = config.DataLoader.Train.dataset.transform_ops
-    assert [next(iter(op)) for op in ops] == ["DecodeImage", "RandCropImage", "RandFlipImage", "NormalizeImage"]
+    assert [next(iter(op)) for op in ops] == [
+        "DecodeImage",
+        "RandCropImage",
+        "RandFlipImage",
+        "NormalizeImage",
+    ]
     assert ops[1]["RandCropImage"]["size"] == 96
     assert ops[3]["NormalizeImage"]["order"] == "hwc"
     assert ops[3]["NormalizeImage"]["scale"] == pytest.approx(1 / 255)
@@ -66,15 +75,24 @@ def test_the_packaged_base_is_whole() -> None:
     ("text", "message"),
     [
         ("base: base.yaml\nGlobal: {epochz: 7}\n", r"child.yaml:2: Global.epochz: unknown key"),
-        ("base: base.yaml\nOptimizer:\n  lr:\n    learning_rate: fast\n", r"child.yaml:4: Optimizer.lr.learning_rate: expected a"),
+        (
+            "base: base.yaml\nOptimizer:\n  lr:\n    learning_rate: fast\n",
+            r"child.yaml:4: Optimizer.lr.learning_rate: expected a",
+        ),
         ("base: broken.yaml\n", r"broken.yaml:2: Global.epochs: expected an integer at least 1"),
         ("base: nowhere.yaml\n", r"nowhere.yaml: no such config file"),
-        ("base: photograph\n", r"child.yaml:1: base: unknown base 'photograph' \(did you mean 'photographs'\?\)"),
+        (
+            "base: photograph\n",
+            r"child.yaml:1: base: unknown base 'photograph' \(did you mean 'photographs'\?\)",
+        ),
         ("base: child.yaml\n", r"child.yaml:1: base: .*child.yaml is a base of itself"),
         ("base: loop.yaml\n", r"base: .*is a base of itself"),
         ("base: 3\n", r"child.yaml:1: base: expected a YAML, received 3"),
         ("base: [base.yaml]\n", r"child.yaml:1: base: expected a YAML"),
-        ("base: base.yaml\nMetric: {Eval: {TopkAc: {topk: 1}}}\n", r"child.yaml:2: Metric.Eval.TopkAc: unknown list item 'TopkAc'"),
+        (
+            "base: base.yaml\nMetric: {Eval: {TopkAc: {topk: 1}}}\n",
+            r"child.yaml:2: Metric.Eval.TopkAc: unknown list item 'TopkAc'",
+        ),
         ("base: base.yaml\nDataLoader: 3\n", r"child.yaml:2: DataLoader: expected"),
     ],
 )

@@ -33,7 +33,11 @@ def test_builds_with_runtime_arguments() -> None:
     def Thing(given: int, share: Share = 0.5, mode: Literal["a", "b"] = "a") -> tuple[Any, ...]:
         return given, share, mode
 
-    assert things.build(things.block({"name": "Thing", "share": "1/4"}, Where()), given=7, other=8) == (7, 0.25, "a")
+    assert things.build(things.block({"name": "Thing", "share": "1/4"}, Where()), given=7, other=8) == (
+        7,
+        0.25,
+        "a",
+    )
     with pytest.raises(ConfigError, match=r"unknown argument of thing \d+ Thing 'given'"):
         things.block({"name": "Thing", "given": 1}, Where())
 
@@ -77,7 +81,9 @@ def test_every_component_has_a_checkable_signature_and_a_docstring(kind: str) ->
         assert component.__doc__, f"{kind} {name}"
 
 
-@pytest.mark.parametrize(("text", "value"), [("1.0/255.0", 1 / 255), ("1e-3", 1e-3), ("2", 2.0), (" 1 / 4 ", 0.25)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1.0/255.0", 1 / 255), ("1e-3", 1e-3), ("2", 2.0), (" 1 / 4 ", 0.25)]
+)
 def test_numbers_in_strings(text: str, value: float) -> None:
     assert parse_number(text) == value
     assert check_value(text, float, Where()) == value

@@ -20,6 +20,7 @@ from ppxcls.data.policies import (
     _argument,
     apply,
 )
+from ppxcls.system import kernels
 
 PICTURE = np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)
 FILL = Fill((128, 128, 128), Image.Resampling.NEAREST)
@@ -75,8 +76,17 @@ def test_operations_against_closed_forms() -> None:
 def test_strengths() -> None:
     """At full magnitude: shear 0.3, rotation 30 degrees, 4 bits, threshold 0, factor 1.9 or 0.1 (RandAugment's own ranges)."""
     most = {"ShearX": 0.3, "Rotate": 30, "Posterize": 4, "Solarize": 256, "Color": 0.9}
-    drawn = {name: {round(_argument(name, 1.0, most, np.random.default_rng(i)), 6) for i in range(20)} for name in most}
-    assert drawn == {"ShearX": {0.3, -0.3}, "Rotate": {30, -30}, "Posterize": {4}, "Solarize": {0}, "Color": {1.9, 0.1}}
+    drawn = {
+        name: {round(_argument(name, 1.0, most, np.random.default_rng(i)), 6) for i in range(20)}
+        for name in most
+    }
+    assert drawn == {
+        "ShearX": {0.3, -0.3},
+        "Rotate": {30, -30},
+        "Posterize": {4},
+        "Solarize": {0},
+        "Color": {1.9, 0.1},
+    }
     none = {name: _argument(name, 0.0, most, np.random.default_rng(0)) for name in most}
     assert none == {"ShearX": 0, "Rotate": 0, "Posterize": 8, "Solarize": 256, "Color": 1}
 
@@ -91,10 +101,11 @@ def test_autoaugments_policy_is_the_published_one() -> None:
 
 
 def test_randaugment_and_trivial_draw_every_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ppxcls.data import policies
 
     seen: list[str] = []
-    monkeypatch.setattr(policies, "apply", lambda image, steps, fill: seen.extend(name for name, _ in steps) or image)
+    monkeypatch.setattr(
+        policies, "apply", lambda image, steps, fill: seen.extend(name for name, _ in steps) or image
+    )
     for transform, count in ((RandAugment(2, 5), 14), (TrivialAugment(), 14), (TimmAutoAugment(), 15)):
         seen.clear()
         for seed in range(400):
@@ -123,11 +134,18 @@ def test_erasing() -> None:
 def test_cutout_hide_and_seek_grid() -> None:
     black = (Cutout(length=16)(np.full((64, 64, 3), 9, np.uint8), np.random.default_rng(5)) == 0).all(axis=2)
     assert 64 <= black.sum() <= 256
-    shares = [(HideAndSeek()(np.ones((224, 224, 3), np.uint8), np.random.default_rng(i)) == 0).mean() for i in range(200)]
+    shares = [
+        (HideAndSeek()(np.ones((224, 224, 3), np.uint8), np.random.default_rng(i)) == 0).mean()
+        for i in range(200)
+    ]
     assert np.mean(shares) == pytest.approx(0.4, abs=0.03)  # half of the squares in four of five images
-    grid = GridMask(d1=20, d2=20, rotate=1, ratio=0.5)(np.ones((200, 200, 3), np.uint8), np.random.default_rng(0))
+    grid = GridMask(d1=20, d2=20, rotate=1, ratio=0.5)(
+        np.ones((200, 200, 3), np.uint8), np.random.default_rng(0)
+    )
     assert (grid == 0).mean() == pytest.approx(0.25, abs=0.02)
-    other = GridMask(d1=20, d2=20, rotate=1, ratio=0.5, mode=1)(np.ones((200, 200, 3), np.uint8), np.random.default_rng(0))
+    other = GridMask(d1=20, d2=20, rotate=1, ratio=0.5, mode=1)(
+        np.ones((200, 200, 3), np.uint8), np.random.default_rng(0)
+    )
     assert np.array_equal(grid + other, np.ones_like(grid))
 
 
@@ -147,9 +165,15 @@ def test_jitter() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"RandAugment": {"magnitude": 11}}, "magnitude: expected a number at least 0 and at most 10, received 11"),
+        (
+            {"RandAugment": {"magnitude": 11}},
+            "magnitude: expected a number at least 0 and at most 10, received 11",
+        ),
         ({"TimmAutoAugment": {"config_str": "rand-m9-x3"}}, "expected parts such as m, n, p"),
-        ({"TimmAutoAugment": {"config_str": "augmix-m3"}}, "expected a string as rand-m9-mstd0.5-inc1, received 'augmix-m3'"),
+        (
+            {"TimmAutoAugment": {"config_str": "augmix-m3"}},
+            "expected a string as rand-m9-mstd0.5-inc1, received 'augmix-m3'",
+        ),
         ({"RandomErasing": {"EPSILON": 1.5}}, "EPSILON: expected a number at least 0 and at most 1"),
         ({"RandomErasing": {"sl": 0.5}}, "expected sl up to sh"),
         ({"RandomErasing": {"mode": "mean"}}, "mode: expected 'const' or 'rand' or 'pixel'"),
@@ -170,7 +194,9 @@ def test_nothing_of_pixels_before_decoding(name: str) -> None:
 
 
 def test_what_works_on_uint8_does_not_stand_after_normalisation() -> None:
-    with pytest.raises(ppxcls.ConfigError, match="RandAugment works on uint8: expected it before NormalizeImage"):
+    with pytest.raises(
+        ppxcls.ConfigError, match="RandAugment works on uint8: expected it before NormalizeImage"
+    ):
         ppxcls.build_transforms([{"DecodeImage": {}}, {"NormalizeImage": {"order": ""}}, {"RandAugment": {}}])
 
 
@@ -203,7 +229,11 @@ def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
         image = rng.integers(low, high + 1, (height, width, 3)).astype(np.uint8)
         if number % 2:  # not contiguous, as a crop is
             image = np.repeat(np.repeat(image, 2, 0), 2, 1)[::2, ::2]
-        value = float(rng.choice([*VALUES.get(name, (0, 0)), 0, 1])) if number % 5 == 0 else rng.uniform(*VALUES.get(name, (0, 1)))
+        value = (
+            float(rng.choice([*VALUES.get(name, (0, 0)), 0, 1]))
+            if number % 5 == 0
+            else rng.uniform(*VALUES.get(name, (0, 1)))
+        )
         fill = Fill((128, 7, 250), *(resamples[i] for i in rng.integers(3, size=2)))
         expected = np.asarray(OPERATIONS[name](Image.fromarray(image), value, fill))
         own = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move)
@@ -224,7 +254,15 @@ def test_shears_interpolate_and_moves_take_the_nearest_pixel_as_in_paddleclas() 
 def test_without_numba_the_policies_give_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     image = np.random.default_rng(1).integers(0, 256, (60, 70, 3)).astype(np.uint8)
-    made = [policy(image, np.random.default_rng(i)) for policy in (RandAugment(3), TimmAutoAugment()) for i in range(20)]
-    monkeypatch.setattr(policies.cpu, "HAS_NUMBA", False)
-    again = [policy(image, np.random.default_rng(i)) for policy in (RandAugment(3), TimmAutoAugment()) for i in range(20)]
+    made = [
+        policy(image, np.random.default_rng(i))
+        for policy in (RandAugment(3), TimmAutoAugment())
+        for i in range(20)
+    ]
+    monkeypatch.setattr(kernels, "HAS_NUMBA", False)
+    again = [
+        policy(image, np.random.default_rng(i))
+        for policy in (RandAugment(3), TimmAutoAugment())
+        for i in range(20)
+    ]
     assert all(map(np.array_equal, made, again))

@@ -61,9 +61,14 @@ def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
     assert found["not an image"] == [f"{listed}:4 train/0003.png: not an image, or damaged beyond decoding"]
     assert found["unreadable"] == [f"{listed}:9 train/0008.png: Is a directory"]
     assert found["two labels"] == [f"{listed}:5 train/0004.png = {listed}:6 train/0005.png: labels 1, 2"]
-    assert found["in training and evaluation"] == [f"{listed}:7 train/0006.png = {tmp_path}/data/val_list.txt:4 val/0003.png"]
+    assert found["in training and evaluation"] == [
+        f"{listed}:7 train/0006.png = {tmp_path}/data/val_list.txt:4 val/0003.png"
+    ]
     assert found["duplicate"] == [f"{listed}:8 train/0007.png = {listed}:11 train/0010.png"]
-    assert found["class without samples"] == [f"{listed}: 1 of 4: 3", f"{tmp_path}/data/val_list.txt: 1 of 4: 3"]
+    assert found["class without samples"] == [
+        f"{listed}: 1 of 4: 3",
+        f"{tmp_path}/data/val_list.txt: 1 of 4: 3",
+    ]
     assert json.loads(report.read_text())["lists"][listed]["of the largest"] == 4
 
 
@@ -82,7 +87,9 @@ def test_twelve_bits_in_sixteen_are_a_category_and_a_line_at_training(config: Pa
 
 def test_a_folder_that_is_not_there(config: Path) -> None:
     """Every file of both lists is missing; each line is named."""
-    nowhere = [part for mode in ("Train", "Eval") for part in ("-o", f"DataLoader.{mode}.dataset.image_root=nowhere")]
+    nowhere = [
+        part for mode in ("Train", "Eval") for part in ("-o", f"DataLoader.{mode}.dataset.image_root=nowhere")
+    ]
     result = run_tool("check", "-c", config, *nowhere)
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "17 errors"
@@ -102,8 +109,13 @@ def test_a_list_that_can_not_be_used(config: Path) -> None:
 def test_real_images(write_config: Callable[..., Path]) -> None:
     folder = SHARED / "imagenet-sample"
     roots = {f"DataLoader.{mode}.dataset.image_root": str(folder) for mode in ("Train", "Eval")}
-    lists = {"DataLoader.Train.dataset.cls_label_path": str(folder / "train_list.txt"), "Arch.class_num": 1000}
-    file = write_config(**roots, **lists, **{"DataLoader.Eval.dataset.cls_label_path": str(folder / "val_list.txt")})
+    lists = {
+        "DataLoader.Train.dataset.cls_label_path": str(folder / "train_list.txt"),
+        "Arch.class_num": 1000,
+    }
+    file = write_config(
+        **roots, **lists, **{"DataLoader.Eval.dataset.cls_label_path": str(folder / "val_list.txt")}
+    )
     result = run_tool("check", "-c", file)
     assert result.returncode == 0, result.stdout
     assert "samples 180, classes 180" in result.stdout
@@ -116,7 +128,12 @@ def png_of(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def jpeg_of(width: int, height: int) -> bytes:
@@ -137,7 +154,11 @@ def test_decompression_bombs_are_refused_by_their_header() -> None:
 
 @pytest.mark.parametrize(
     "counts",
-    ["--images 600 --lists 200 --names 150 --maps 300", "--configs 150", "--checkpoints 200 --pickles 2000 --safetensors 500"],
+    [
+        "--images 600 --lists 200 --names 150 --maps 300",
+        "--configs 150",
+        "--checkpoints 200 --pickles 2000 --safetensors 500",
+    ],
 )
 def test_fuzzing(counts: str) -> None:
     """A short version; ``python scripts/fuzz.py --help`` says the long one."""

@@ -19,12 +19,16 @@ def read(tmp_path: Path, content: bytes | str, count: int | None = 3, name: str 
     return read_class_names(tmp_path / name, count)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
 def test_every_unicode_encoding(encoding: str, tmp_path: Path) -> None:
     assert read(tmp_path, TEXT.encode(encoding)) == NAMES
 
 
-@pytest.mark.parametrize("text", ["0\ta b\n1\tc\n", "0 a b\n1 c\n", "0,a b\n1, c\n", "1 c\r\n\r\n0   a b\r\n", "00 a b\n01 c"])
+@pytest.mark.parametrize(
+    "text", ["0\ta b\n1\tc\n", "0 a b\n1 c\n", "0,a b\n1, c\n", "1 c\r\n\r\n0   a b\r\n", "00 a b\n01 c"]
+)
 def test_forms_of_a_line(text: str, tmp_path: Path) -> None:
     assert read(tmp_path, text, 2) == ["a b", "c"]
 
@@ -42,7 +46,10 @@ def test_one_name_a_line_as_paddlex_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (TEXT.encode("latin-1", "replace").replace(b"\xe9", b"\xe9"), r"names.txt:2: not UTF-8: .* at byte \d+$"),
+        (
+            TEXT.encode("latin-1", "replace").replace(b"\xe9", b"\xe9"),
+            r"names.txt:2: not UTF-8: .* at byte \d+$",
+        ),
         (TEXT.encode("utf-16")[:-1], r"names.txt:\d: not UTF-16: truncated data"),
         ("0 a\n1 b\n", r"names.txt: expected the names of 3 classes, received 2$"),
         ("0 a\n1 b\n2 c\n3 d\n", r"expected the names of 3 classes, received 4$"),
@@ -65,7 +72,11 @@ def test_refused(content: bytes | str, message: str, tmp_path: Path) -> None:
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
-    reasons = {"none.txt": "no such file of class names", "": "it is a folder", "pipe.txt": "it is no regular file"}
+    reasons = {
+        "none.txt": "no such file of class names",
+        "": "it is a folder",
+        "pipe.txt": "it is no regular file",
+    }
     for name, reason in reasons.items():
         with pytest.raises(ppxcls.DataError, match=reason):
             read_class_names(tmp_path / name, 3)

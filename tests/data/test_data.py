@@ -60,11 +60,16 @@ def test_against_a_plain_parser(block: int, tmp_path: Path, monkeypatch: pytest.
     rng = np.random.default_rng(0)
     names = ["".join(rng.choice(list("ab /.é1"), rng.integers(1, 20))).strip() + "x" for _ in range(300)]
     lines = [f"{name} {rng.integers(0, 10 ** rng.integers(1, 6))}" for name in names]
-    text = "".join(line + ("\r\n" if rng.random() < 0.3 else "\n") + ("\n" if rng.random() < 0.1 else "") for line in lines)
+    text = "".join(
+        line + ("\r\n" if rng.random() < 0.3 else "\n") + ("\n" if rng.random() < 0.1 else "")
+        for line in lines
+    )
     index = ListIndex(write_list(tmp_path, text.encode()))
     assert rows(index) == [(line.strip().rsplit(" ", 1)[0], int(line.rsplit(" ", 1)[1])) for line in lines]
     physical = [i + 1 for i, line in enumerate(text.splitlines()) if line.strip()]
-    assert [index.line(i) for i in (0, 150, 299)] == [f"{tmp_path}/list.txt:{physical[i]}" for i in (0, 150, 299)]
+    assert [index.line(i) for i in (0, 150, 299)] == [
+        f"{tmp_path}/list.txt:{physical[i]}" for i in (0, 150, 299)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,9 @@ def test_missing_list_and_label_out_of_range(tmp_path: Path) -> None:
 def make_dataset(folder: Path, count: int = 13, **kwargs: Any) -> ImageNetDataset:
     write_images(folder, count, size=40)
     ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 16}}, {"RandFlipImage": {}}]
-    return ImageNetDataset(str(folder), str(folder / "train_list.txt"), kwargs.pop("transform_ops", ops), **kwargs)
+    return ImageNetDataset(
+        str(folder), str(folder / "train_list.txt"), kwargs.pop("transform_ops", ops), **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +145,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> ImageNetDataset:
 
 
 def sampler(dataset: ImageNetDataset, **kwargs: Any) -> DistributedBatchSampler:
-    return DistributedBatchSampler(**{"batch_size": 4, "shuffle": True, "num_samples": len(dataset), "seed": 3, **kwargs})
+    return DistributedBatchSampler(
+        **{"batch_size": 4, "shuffle": True, "num_samples": len(dataset), "seed": 3, **kwargs}
+    )
 
 
-def batches(dataset: ImageNetDataset, workers: int, epoch: int = 1, start: int = 0, **kwargs: Any) -> list[Any]:
+def batches(
+    dataset: ImageNetDataset, workers: int, epoch: int = 1, start: int = 0, **kwargs: Any
+) -> list[Any]:
     return list(Loader(dataset, sampler(dataset, **kwargs), workers).epoch(epoch, start))
 
 
@@ -168,7 +179,9 @@ def test_epochs_and_seeds_differ_and_positions_resume(dataset: ImageNetDataset) 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_same_global_batches_for_any_number_of_processes(dataset: ImageNetDataset, world_size: int, drop_last: bool) -> None:
+def test_same_global_batches_for_any_number_of_processes(
+    dataset: ImageNetDataset, world_size: int, drop_last: bool
+) -> None:
     whole = batches(dataset, 0, drop_last=drop_last)
     parts = [
         batches(dataset, 1, batch_size=4 // world_size, rank=r, world_size=world_size, drop_last=drop_last)
@@ -187,7 +200,9 @@ def test_every_sample_once_whatever_the_numbers() -> None:
             for size in (1, 3, 16):
                 seen: list[int] = []
                 for rank in range(world_size):
-                    plans = DistributedBatchSampler(batch_size=size, num_samples=total, rank=rank, world_size=world_size)
+                    plans = DistributedBatchSampler(
+                        batch_size=size, num_samples=total, rank=rank, world_size=world_size
+                    )
                     for plan in plans.batches(0):
                         assert plan.count <= size
                         seen += plan.indices[: plan.count].tolist()
@@ -218,7 +233,12 @@ def test_bad_image_is_an_error_that_names_it(damage: str, workers: int, tmp_path
 
 
 def test_a_sample_by_itself_is_what_the_transforms_say(tmp_path: Path) -> None:
-    ops = [{"DecodeImage": {}}, {"CropImage": {"size": 16}}, {"NormalizeImage": {"order": ""}}, {"ToCHWImage": {}}]
+    ops = [
+        {"DecodeImage": {}},
+        {"CropImage": {"size": 16}},
+        {"NormalizeImage": {"order": ""}},
+        {"ToCHWImage": {}},
+    ]
     dataset = make_dataset(tmp_path, transform_ops=ops)
     image, label = dataset[4]
     assert (image.shape, image.dtype, label) == ((3, 16, 16), np.float32, 1)
@@ -236,7 +256,9 @@ def test_check_files_names_what_is_missing(tmp_path: Path) -> None:
 
 def test_images_of_different_size_in_a_batch(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, transform_ops=[{"DecodeImage": {}}])
-    with pytest.raises(DataError, match=r"the images of a batch differ in size, \[40, \d+, 3\] beside \[40, \d+, 3\]"):
+    with pytest.raises(
+        DataError, match=r"the images of a batch differ in size, \[40, \d+, 3\] beside \[40, \d+, 3\]"
+    ):
         batches(dataset, 2)
 
 
@@ -253,7 +275,9 @@ def test_leaving_the_loop_early_ends_the_threads(dataset: ImageNetDataset) -> No
 def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[int] = []
     original = ImageNetDataset.load
-    monkeypatch.setattr(ImageNetDataset, "load", lambda self, i, *a: (loaded.append(i), original(self, i, *a))[1])
+    monkeypatch.setattr(
+        ImageNetDataset, "load", lambda self, i, *a: (loaded.append(i), original(self, i, *a))[1]
+    )
     iterator = Loader(dataset, sampler(dataset), 2).epoch(0)
     next(iterator)
     deadline = time.monotonic() + 5

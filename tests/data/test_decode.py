@@ -53,7 +53,9 @@ FILES = {
     "png with alpha": encoded(photo().convert("RGBA"), "PNG"),
     "palette": encoded(photo().convert("P"), "PNG"),
     "grey png": encoded(photo().convert("L"), "PNG"),
-    "16 bit": cv2.imencode(".png", (np.arange(30000).reshape(100, 300) % 65536).astype(np.uint16))[1].tobytes(),
+    "16 bit": cv2.imencode(".png", (np.arange(30000).reshape(100, 300) % 65536).astype(np.uint16))[
+        1
+    ].tobytes(),
     "bmp": encoded(photo(), "BMP"),
     "webp": encoded(photo(), "WEBP"),
     "tiff": encoded(photo(), "TIFF"),
@@ -76,7 +78,9 @@ def test_orientation_is_applied() -> None:
 def test_the_fast_path_takes_the_common_jpegs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     original = decode.simplejpeg.decode_jpeg
-    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", lambda *a, **k: (taken.append(1), original(*a, **k))[1])
+    monkeypatch.setattr(
+        decode.simplejpeg, "decode_jpeg", lambda *a, **k: (taken.append(1), original(*a, **k))[1]
+    )
     for name in FILES:
         before = len(taken)
         decode_image(FILES[name])

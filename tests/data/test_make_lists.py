@@ -21,7 +21,8 @@ from ppxcls.system.paths import printable
 from tests.conftest import run_tool
 
 JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8))[1].tobytes()
-# Blanks at the ends, a line break, a tab, Latin-1 bytes, NFC and NFD, an escape, a byte-order mark, a line separator, ``..``.
+# Blanks at the ends, a line break, a tab, Latin-1 bytes, NFC and NFD, an escape, a byte-order mark, a line
+# separator, ``..``.
 NAMES = [
     b" a.jpg",
     b"b .jpg",
@@ -43,7 +44,11 @@ NAMES = [
 
 def fill(folder: Path, files: dict[str, int] | list[str], data: bytes = JPEG) -> Path:
     """Write images; a number stands for as many files in this folder."""
-    names = files if isinstance(files, list) else [f"{name}/{i}.jpg" for name, count in files.items() for i in range(count)]
+    names = (
+        files
+        if isinstance(files, list)
+        else [f"{name}/{i}.jpg" for name, count in files.items() for i in range(count)]
+    )
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
@@ -64,7 +69,9 @@ def test_lists_are_stratified_and_depend_on_the_seed_alone(tmp_path: Path) -> No
     assert (tmp_path / "a/class_names.txt").read_text(encoding="utf-8") == "0 cat\n1 dog\n2 élan\n"
     for seed, same in ((0, True), (1, False)):
         ppxcls.make_lists(data, tmp_path / "b", val_share=0.3, seed=seed)
-        assert ((tmp_path / "b/val_list.txt").read_text() == (tmp_path / "a/val_list.txt").read_text()) == same
+        assert (
+            (tmp_path / "b/val_list.txt").read_text() == (tmp_path / "a/val_list.txt").read_text()
+        ) == same
     (data / "empty").mkdir()
     with pytest.raises(ppxcls.DataError, match="empty: no images in the folder of a class"):
         ppxcls.make_lists(data, tmp_path / "c")
@@ -110,12 +117,17 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     (data / "bee/more").symlink_to(elsewhere / "more")
     made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0.5)
     assert list(made.lists.values()) == [5, 5, 2]
-    assert ("bee/more/deep/1.jpg", 1) in listed(tmp_path / "lists", "train") + listed(tmp_path / "lists", "val")
+    assert ("bee/more/deep/1.jpg", 1) in listed(tmp_path / "lists", "train") + listed(
+        tmp_path / "lists", "val"
+    )
     assert len(find_images(str(data))) == 10
 
 
 def test_every_extension_and_the_same_ones_everywhere(tmp_path: Path) -> None:
-    names = [f"a/{i}{extension.upper() if i % 2 else extension}" for i, extension in enumerate(sorted(IMAGE_EXTENSIONS))]
+    names = [
+        f"a/{i}{extension.upper() if i % 2 else extension}"
+        for i, extension in enumerate(sorted(IMAGE_EXTENSIONS))
+    ]
     data = fill(tmp_path / "p", names)
     made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0)
     assert made.skipped == "skipped: nothing"
@@ -124,7 +136,8 @@ def test_every_extension_and_the_same_ones_everywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test"), [("train", "val", "test"), ("Train", "valid", None), ("training", "validation", None)]
+    ("train", "val", "test"),
+    [("train", "val", "test"), ("Train", "valid", None), ("training", "validation", None)],
 )
 def test_a_folder_that_is_split_already(train: str, val: str, test: str | None, tmp_path: Path) -> None:
     parts = {f"{train}/ant": 3, f"{train}/bee": 3, f"{val}/bee": 2} | ({f"{test}/ant": 1} if test else {})
@@ -138,7 +151,9 @@ def test_a_folder_that_is_split_already(train: str, val: str, test: str | None, 
 
 
 def test_a_training_part_alone_is_split(tmp_path: Path) -> None:
-    made = ppxcls.make_lists(fill(tmp_path / "p", {"train/ant": 5, "train/bee": 5, "test/ant": 2}), tmp_path / "lists")
+    made = ppxcls.make_lists(
+        fill(tmp_path / "p", {"train/ant": 5, "train/bee": 5, "test/ant": 2}), tmp_path / "lists"
+    )
     assert list(made.lists.values()) == [8, 2, 2, 2]
 
 
@@ -148,7 +163,10 @@ def test_a_training_part_alone_is_split(tmp_path: Path) -> None:
         ({"train/ant": 2, "val/bee": 2}, "val/bee: a class that is not in the training part"),
         ({"train/ant": 2, "val": 2}, "val: no folders of classes, as the training part has them"),
         ({"train/ant": 2, "val/ant": 1, "valid/ant": 1}, "val and valid are both the val part"),
-        ({"train/ant": 2, "val/ant": 1, "ant": 1}, "expected train/, val/ and test/ or folders of classes, received both"),
+        (
+            {"train/ant": 2, "val/ant": 1, "ant": 1},
+            "expected train/, val/ and test/ or folders of classes, received both",
+        ),
         ({"train": 2, "val": 2}, "train: no folders of classes"),
     ],
 )
@@ -174,7 +192,9 @@ def test_a_link_to_the_folder_itself_is_no_class(tmp_path: Path) -> None:
 
 def test_the_wrong_folder_is_noticed(tmp_path: Path) -> None:
     fill(tmp_path / "p", {"images/train/ant": 2, "images/val/ant": 2})
-    with pytest.raises(ppxcls.DataError, match="p/images: a folder of a class that has train/ in it: is it the folder"):
+    with pytest.raises(
+        ppxcls.DataError, match="p/images: a folder of a class that has train/ in it: is it the folder"
+    ):
         ppxcls.make_lists(tmp_path / "p", tmp_path / "lists")
     made = ppxcls.make_lists(fill(tmp_path / "q", {"pictures/ant": 2, "pictures/bee": 2}), tmp_path / "lists")
     assert made.notes == ["there is one class only, 'pictures': is this the folder of the classes?"]
@@ -184,7 +204,9 @@ def test_the_wrong_folder_is_noticed(tmp_path: Path) -> None:
 def test_labels_that_are_none(line: str, tmp_path: Path) -> None:
     flat = fill(tmp_path / "val", ["0.jpg", "1.jpg"])
     (tmp_path / "labels.txt").write_text(f"0\n{line}\n")
-    with pytest.raises(ppxcls.DataError, match=r"labels.txt:2: expected a label of up to 9 digits a line, received "):
+    with pytest.raises(
+        ppxcls.DataError, match=r"labels.txt:2: expected a label of up to 9 digits a line, received "
+    ):
         ppxcls.make_lists(flat, tmp_path / "lists", labels=tmp_path / "labels.txt")
 
 
@@ -219,7 +241,9 @@ def test_lists_of_paddlex(names: str, tmp_path: Path) -> None:
     with pytest.raises(ppxcls.DataError, match=r"val.txt:1: no such file: .*images/e.jpg"):
         ppxcls.make_lists(data, tmp_path / "lists")
     (data / "val.txt").write_text("../outside.jpg 1\n")
-    with pytest.raises(ppxcls.DataError, match=r"val.txt:1: expected a path inside .*, received '../outside.jpg'"):
+    with pytest.raises(
+        ppxcls.DataError, match=r"val.txt:1: expected a path inside .*, received '../outside.jpg'"
+    ):
         ppxcls.make_lists(data, tmp_path / "lists")
     (data / "val.txt").unlink()
     assert "1 images that no list names" in ppxcls.make_lists(data, tmp_path / "lists").skipped
@@ -240,7 +264,9 @@ def test_names_that_look_alike_are_pointed_out(tmp_path: Path) -> None:
 def test_a_line_carries_every_name(name: bytes, tmp_path: Path) -> None:
     text = os.fsdecode(name)
     for path in (text, f"{text}/{text}"):
-        (tmp_path / "list.txt").write_bytes(f"{list_line(path, 7)}\n{list_line(path, 8)}\r\n".encode("utf-8", "surrogateescape"))
+        (tmp_path / "list.txt").write_bytes(
+            f"{list_line(path, 7)}\n{list_line(path, 8)}\r\n".encode("utf-8", "surrogateescape")
+        )
         index = ListIndex(tmp_path / "list.txt")
         assert [os.path.normpath(index.path(i)) for i in range(2)] == [path, path]
         assert index.labels.tolist() == [7, 8]

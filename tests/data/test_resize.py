@@ -9,7 +9,7 @@ from PIL import Image as PillowImage
 from ppxcls.data import resize
 from ppxcls.data.decode import Image
 from ppxcls.data.resize import resizer
-from ppxcls.ops import cpu
+from ppxcls.system import kernels
 
 METHODS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.Resampling.BICUBIC}
 
@@ -35,10 +35,12 @@ def by_two_calls(image: Image, size: tuple[int, int], name: str) -> Image:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("largest", [4, 40, 400])
 @pytest.mark.parametrize("has_numba", [True, False])
-def test_the_pixels_are_pillows(name: str, largest: int, has_numba: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pixels_are_pillows(
+    name: str, largest: int, has_numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if has_numba:
         pytest.importorskip("numba")
-    monkeypatch.setattr(cpu, "HAS_NUMBA", has_numba)
+    monkeypatch.setattr(kernels, "HAS_NUMBA", has_numba)
     function = resizer(name, "pil")
     for image, size in pictures(largest):
         received = function(image, size)

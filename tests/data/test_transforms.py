@@ -15,11 +15,19 @@ import ppxcls
 from ppxcls.data import device
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage, NormalizeImage, RandCropImage, RandFlipImage, split_for_device
+from ppxcls.system import kernels
 from ppxcls.train.mixing import build_batch_transforms
 from tests.conftest import SHARED, needs_shared
 
 CASES = json.loads((SHARED / "parity/transforms.json").read_text())["cases"] if SHARED.is_dir() else []
-NORMALIZE = {"NormalizeImage": {"scale": "1.0/255.0", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "order": ""}}
+NORMALIZE = {
+    "NormalizeImage": {
+        "scale": "1.0/255.0",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "order": "",
+    }
+}
 
 
 def sample_photo(name: str) -> bytes:
@@ -73,8 +81,12 @@ def test_device_stage_equals_the_host(jpeg: bytes, monkeypatch: pytest.MonkeyPat
 def test_normalize_that_is_not_last_stays_on_the_host(jpeg: bytes) -> None:
     chw = {"NormalizeImage": {"mean": [0, 0, 0], "std": [1, 1, 1]}}
     host, stage = split_for_device(ppxcls.build_transforms(["DecodeImage", "ToCHWImage", chw]))
-    assert np.array_equal(ModelInput(stage)(host(jpeg)[None]).numpy()[0], host(jpeg).transpose(2, 0, 1) * np.float32(1 / 255))
-    host, stage = split_for_device(ppxcls.build_transforms(["DecodeImage", NORMALIZE, {"CropImage": {"size": 50}}]))
+    assert np.array_equal(
+        ModelInput(stage)(host(jpeg)[None]).numpy()[0], host(jpeg).transpose(2, 0, 1) * np.float32(1 / 255)
+    )
+    host, stage = split_for_device(
+        ppxcls.build_transforms(["DecodeImage", NORMALIZE, {"CropImage": {"size": 50}}])
+    )
     assert host(jpeg).dtype == np.float32
     assert ModelInput(stage)(host(jpeg)[None]).shape == [1, 3, 50, 50]
     twice = ppxcls.build_transforms(["DecodeImage", NORMALIZE, NORMALIZE])
@@ -119,7 +131,9 @@ def test_random_crop_of_a_sliver_and_fixed_scale() -> None:
 def test_flip(code: int, axes: tuple[int, ...]) -> None:
     image = np.random.default_rng(0).integers(0, 255, (5, 6, 3)).astype(np.uint8)
     rng = np.random.default_rng(0)
-    flipped = [not np.array_equal(out, image) for out in (RandFlipImage(code)(image, rng) for _ in range(2000))]
+    flipped = [
+        not np.array_equal(out, image) for out in (RandFlipImage(code)(image, rng) for _ in range(2000))
+    ]
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.04)
     outs = [RandFlipImage(code)(image, rng) for _ in range(20)]
     assert any(np.array_equal(out, np.flip(image, axes)) for out in outs)
@@ -134,7 +148,9 @@ def test_same_generator_same_draws(jpeg: bytes) -> None:
 
 def test_bgr(jpeg: bytes) -> None:
     rgb = ppxcls.build_transforms(["DecodeImage"])(jpeg)
-    assert np.array_equal(ppxcls.build_transforms([{"DecodeImage": {"to_rgb": False}}])(jpeg), rgb[:, :, ::-1])
+    assert np.array_equal(
+        ppxcls.build_transforms([{"DecodeImage": {"to_rgb": False}}])(jpeg), rgb[:, :, ::-1]
+    )
 
 
 def test_resize_short_rounds_and_keeps_aspect(jpeg: bytes) -> None:
@@ -147,12 +163,21 @@ def test_resize_short_rounds_and_keeps_aspect(jpeg: bytes) -> None:
     ("specs", "message"),
     [
         ([{"ResizeImage": {}}], "expected size or resize_short"),
-        ([{"ResizeImage": {"size": 3, "interpolation": "cubic"}}], "expected 'nearest' or .*received 'cubic'"),
-        ([{"ResizeImage": {"size": 3, "interpolation": "area", "backend": "pil"}}], "expected an interpolation of pil"),
+        (
+            [{"ResizeImage": {"size": 3, "interpolation": "cubic"}}],
+            "expected 'nearest' or .*received 'cubic'",
+        ),
+        (
+            [{"ResizeImage": {"size": 3, "interpolation": "area", "backend": "pil"}}],
+            "expected an interpolation of pil",
+        ),
         ([{"ResizeImage": {"size": 3, "backend": "PIL"}}], "backend: expected 'cv2' or 'pil'"),
         ([{"CropImage": {"size": [1, 2, 3]}}], r"expected size as one integer or \[width, height\]"),
         ([{"RandCropImage": {"size": 3, "scale": [0.9, 0.1]}}], r"expected scale as \[low, high\]"),
-        ([{"RandCropImage": {"size": 3, "scale": [0.5, 1.5]}}], r"scale.1: expected a number at least 0 and at most 1"),
+        (
+            [{"RandCropImage": {"size": 3, "scale": [0.5, 1.5]}}],
+            r"scale.1: expected a number at least 0 and at most 1",
+        ),
         ([{"RandFlipImage": {"flip_code": 2}}], "expected 1 or 0 or -1, received 2"),
         (["DecodeImage", {"NormalizeImage": {}}], "order: expected '' or 'hwc' before ToCHWImage"),
         ([{"NormalizeImage": {"std": [0, 1, 1], "order": ""}}], "std.0: expected a number above 0"),
@@ -194,7 +219,13 @@ def test_normalisation_by_table_is_the_formula() -> None:
     scale, mean, std = np.float32(1 / 255), np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.3, 0.1])
     normalize = NormalizeImage(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), order="")
     image = rng.integers(0, 256, (40, 30, 3)).astype(np.uint8)
-    for pixels in (image, image[:, ::-1], image[3:9, 4:5], image.transpose(1, 0, 2), image.astype(np.float32)):
+    for pixels in (
+        image,
+        image[:, ::-1],
+        image[3:9, 4:5],
+        image.transpose(1, 0, 2),
+        image.astype(np.float32),
+    ):
         found = normalize(pixels, rng)
         assert found.dtype == np.float32
         assert np.array_equal(found, (pixels.astype(np.float32) * scale - mean) / std)
@@ -208,10 +239,13 @@ def test_the_hand_over_normalises_as_the_transform_does(
     """Bit by bit, whatever the layout of the memory."""
     if has_numba:
         pytest.importorskip("numba")
-    monkeypatch.setattr(device.cpu, "HAS_NUMBA", has_numba)
+    monkeypatch.setattr(kernels, "HAS_NUMBA", has_numba)
     normalize = NormalizeImage(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), order="")
     to_input = device.ModelInput(DeviceStage(normalize, chw=False))
     rng = np.random.default_rng(0)
-    for images in (rng.integers(0, 256, shape).astype(np.uint8), rng.integers(0, 256, shape).astype(np.uint8)[:, :, ::-1]):
+    for images in (
+        rng.integers(0, 256, shape).astype(np.uint8),
+        rng.integers(0, 256, shape).astype(np.uint8)[:, :, ::-1],
+    ):
         expected = np.stack([normalize(image, rng).transpose(2, 0, 1) for image in images])
         assert np.array_equal(to_input(images).numpy(), expected)

@@ -80,13 +80,17 @@ def test_weights_there_and_back(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
     state = read_state(tmp_path / "c.pdparams")
     assert all(np.array_equal(state[key], value.numpy()) for key, value in model.state_dict().items())
-    result = run_tool("convert", tmp_path / "b.safetensors", "--model", "xception65p", "-o", tmp_path / "d.pdparams")
+    result = run_tool(
+        "convert", tmp_path / "b.safetensors", "--model", "xception65p", "-o", tmp_path / "d.pdparams"
+    )
     assert result.returncode == 1
     assert "does not fit the model" in result.stderr
     assert not (tmp_path / "d.pdparams").exists()
 
 
-@pytest.mark.parametrize("name", ["Xception41", "Xception41_deeplab", "legacy_xception", "xception41", "xception41p"])
+@pytest.mark.parametrize(
+    "name", ["Xception41", "Xception41_deeplab", "legacy_xception", "xception41", "xception41p"]
+)
 def test_folding_changes_nothing_but_rounding(name: str) -> None:
     paddle.seed(0)
     model = ppxcls.build_model(name, class_num=7)
@@ -114,10 +118,23 @@ def predictions(text: str) -> list[dict]:
 
 @pytest.mark.parametrize("options", [[], ["--fold", "--logits"], ["--float-input"]])
 def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: Path) -> None:
-    formats = {"Paddle Inference": "inference"} | ({"ONNX Runtime": "inference/inference.onnx"} if HAS_ONNX else {})
+    formats = {"Paddle Inference": "inference"} | (
+        {"ONNX Runtime": "inference/inference.onnx"} if HAS_ONNX else {}
+    )
     kind = "both" if HAS_ONNX else "paddle"
     target = f"Global.save_inference_dir={tmp_path}/inference"
-    result = run_tool("tools/export_model.py", "-c", trained, "-o", weights(trained), "-o", target, "--format", kind, *options)
+    result = run_tool(
+        "tools/export_model.py",
+        "-c",
+        trained,
+        "-o",
+        weights(trained),
+        "-o",
+        target,
+        "--format",
+        kind,
+        *options,
+    )
     assert result.returncode == 0, result.stderr
     for name in formats:
         assert f"{name}: largest difference " in result.stdout
@@ -149,7 +166,9 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
             assert a["class_ids"] == b["class_ids"] or abs(a["scores"][0] - a["scores"][1]) < 1e-4
 
 
-def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_onednn_is_gone_around(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error of Paddle 3.3: the predictor is made and fails when it runs."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
@@ -158,7 +177,9 @@ def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkey
     asked: list[bool] = []
 
     def failing(_: Any) -> Any:
-        raise NotImplementedError("ConvertPirAttribute2RuntimeAttribute not support [pir::ArrayAttribute]\n[operator]")
+        raise NotImplementedError(
+            "ConvertPirAttribute2RuntimeAttribute not support [pir::ArrayAttribute]\n[operator]"
+        )
 
     def program(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
         asked.append(with_onednn)
@@ -170,7 +191,9 @@ def test_an_error_of_onednn_is_gone_around(trained: Path, tmp_path: Path, monkey
     assert received[1].scores == pytest.approx(expected[0].scores, abs=2e-5)
 
 
-def test_prediction_leaves_the_number_of_threads(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prediction_leaves_the_number_of_threads(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Paddle Inference sets it to one after each run; training in the same process would be slower, and round otherwise."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
@@ -187,13 +210,17 @@ def test_prediction_leaves_the_number_of_threads(trained: Path, tmp_path: Path, 
     assert asked[-1:] == [2]
 
 
-def test_a_program_of_another_paddle_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_of_another_paddle_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ppxcls.CheckpointError, match="neither inference.json nor inference.pdmodel"):
         runners.paddle_runner(tmp_path)
     for name in ("inference.json", "inference.pdiparams"):
         (tmp_path / name).touch()
     monkeypatch.setattr(runners, "paddle_version", lambda: (2, 6))
-    with pytest.raises(ppxcls.CheckpointError, match=r"inference.json: written by Paddle 3, which Paddle .* can't read"):
+    with pytest.raises(
+        ppxcls.CheckpointError, match=r"inference.json: written by Paddle 3, which Paddle .* can't read"
+    ):
         runners.paddle_runner(tmp_path)
 
 
@@ -242,7 +269,16 @@ def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
         assert "Traceback" not in result.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     table = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(encoding="utf-8"))))
-    assert [Path(row["file_name"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "9.png", "a.gif"]
+    assert [Path(row["file_name"]).name for row in rows] == [
+        "0.jpg",
+        "1.jpg",
+        "2.jpg",
+        "3.jpg",
+        "4.jpg",
+        "5.jpg",
+        "9.png",
+        "a.gif",
+    ]
     assert len(table) == 16
     assert {row["label_name"] for row in table} <= {"cat", "dog", "élan"}
 
@@ -282,7 +318,11 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["-o", "Infer.infer_imgs=null"], 2, "Infer.infer_imgs: expected a file, a folder or a pattern, received null"),
+        (
+            ["-o", "Infer.infer_imgs=null"],
+            2,
+            "Infer.infer_imgs: expected a file, a folder or a pattern, received null",
+        ),
         ([], 2, "Global.pretrained_model: expected the weights to infer, received null, and there is no "),
         (["--exported", "nowhere"], 1, "error: nowhere: no such folder of an exported model"),
         (["-o", "Global.pretrained_model=HTML"], 1, "not a file of weights"),
@@ -294,7 +334,9 @@ def test_what_infer_refuses(
     data = pictures(tmp_path / "p", count=1)
     (tmp_path / "page.pdparams").write_text("<html></html>")
     file = write_config(Infer={"infer_imgs": str(data)})
-    result = run_tool("tools/infer.py", "-c", file, *[a.replace("HTML", f"{tmp_path}/page") for a in arguments])
+    result = run_tool(
+        "tools/infer.py", "-c", file, *[a.replace("HTML", f"{tmp_path}/page") for a in arguments]
+    )
     assert result.returncode == code
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
@@ -306,7 +348,9 @@ def test_export_without_images_is_compared_on_random_ones(
 ) -> None:
     """As with a YAML of PaddleClas and its weights, and no data on this machine."""
     overrides = [f"Global.save_inference_dir={tmp_path}/inference", "Infer.infer_imgs=null"]
-    overrides += [f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/nowhere.txt"] if missing == "list" else []
+    overrides += (
+        [f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/nowhere.txt"] if missing == "list" else []
+    )
     overrides += [f"DataLoader.Eval.dataset.image_root={tmp_path}"] if missing == "images" else []
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
@@ -315,34 +359,53 @@ def test_export_without_images_is_compared_on_random_ones(
         config.DataLoader.Eval = None
     differences = ppxcls.export(config, formats=["paddle"])
     assert 0 <= differences["paddle"] < 1e-4
-    assert warnings[-1].startswith("no real images are at hand, so the exported files are compared on random ones, [")
+    assert warnings[-1].startswith(
+        "no real images are at hand, so the exported files are compared on random ones, ["
+    )
     assert all("No such file" in warning for warning in warnings[:-1])
     assert bool(warnings[:-1]) == (missing == "images")
 
 
-def test_export_says_what_is_wrong_with_images(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_says_what_is_wrong_with_images(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Images that are named and not there are pointed out, and those of the evaluation taken; a wrong list is an error."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
-    ppxcls.export(ppxcls.load_config(trained, [target, f"Infer.infer_imgs={tmp_path}/nowhere"]), formats=["paddle"])
+    ppxcls.export(
+        ppxcls.load_config(trained, [target, f"Infer.infer_imgs={tmp_path}/nowhere"]), formats=["paddle"]
+    )
     assert len(warnings) == 1
     assert warnings[0].startswith("Infer.infer_imgs: ")
     (tmp_path / "wrong.txt").write_text("a.jpg 99\n")
     config = ppxcls.load_config(
-        trained, [target, "Infer.infer_imgs=null", f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/wrong.txt"]
+        trained,
+        [target, "Infer.infer_imgs=null", f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/wrong.txt"],
     )
     with pytest.raises(ppxcls.DataError, match="the label 99 is outside class_num"):
         ppxcls.export(config, formats=["paddle"])
 
 
 @pytest.mark.skipif(not HAS_ONNX, reason="no ONNX Runtime or paddle2onnx")
-def test_eight_bits(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_eight_bits(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A file of a quarter of the size that knows what it is, and whose cost was measured; too high a cost is refused."""
     listed = trained.parent / "lists/train_list.txt"
     target = f"Global.save_inference_dir={tmp_path}/inference"
     result = run_tool(
-        "tools/export_model.py", "-c", trained, "-o", target, "-o", weights(trained), "--format", "onnx", "--int8", listed
+        "tools/export_model.py",
+        "-c",
+        trained,
+        "-o",
+        target,
+        "-o",
+        weights(trained),
+        "--format",
+        "onnx",
+        "--int8",
+        listed,
     )
     assert result.returncode == 0, result.stderr
     assert "INT8: top-1 " in result.stdout
@@ -356,7 +419,9 @@ def test_eight_bits(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert np.mean([abs(a.scores[0] - b.scores[0]) for a, b in zip(expected, received, strict=True)]) < 0.1
     assert not list((tmp_path / "inference").glob(".int8*"))
     monkeypatch.setattr(int8, "_measured", lambda *_: int8.Quantised(100, 0.9, 0.8, 2.0, 0.25))
-    with pytest.raises(ppxcls.CheckpointError, match=r"INT8 loses 10\.00 points of top-1 on 100 images, more than 1"):
+    with pytest.raises(
+        ppxcls.CheckpointError, match=r"INT8 loses 10\.00 points of top-1 on 100 images, more than 1"
+    ):
         ppxcls.export(ppxcls.load_config(trained, [target, weights(trained)]), ["onnx"], int8=str(listed))
     assert not short.exists(), "that of the export before"
     with pytest.raises(ppxcls.DataError, match="INT8 is made from the ONNX file"):

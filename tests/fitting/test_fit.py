@@ -30,7 +30,9 @@ def typed(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     assert words[0] == "ppxcls"
     command = [sys.executable, "-m", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, timeout=280, env=environment)
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=folder, timeout=280, env=environment
+    )
 
 
 def photographs(folder: Path, count: int = 12, side: int = 80) -> Path:
@@ -53,7 +55,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``photos/``, and the result of the first command in it."""
     folder = tmp_path_factory.mktemp("place")
     photographs(folder / "photos")
-    save_weights(ppxcls.build_model("legacy_xception", class_num=1000), folder / "legacy_xception.safetensors")
+    save_weights(
+        ppxcls.build_model("legacy_xception", class_num=1000), folder / "legacy_xception.safetensors"
+    )
     result = typed(["ppxcls", "fit", "photos", "--minutes", "0.05"], folder)
     assert result.returncode == 0, result.stderr
     assert "report: output/photos/Xception41/report.html" in result.stdout
@@ -64,7 +68,9 @@ def test_one_command(place: Path) -> None:
     before = {f.relative_to(place / "photos") for f in (place / "photos").rglob("*")}
     assert len(before) == 27, "the folder stays as it was"
     run = place / "output/photos/Xception41"
-    assert {"report.html", "README.md", "predictions.csv", "eval.json", "best_model.pdparams"} <= {f.name for f in run.iterdir()}
+    assert {"report.html", "README.md", "predictions.csv", "eval.json", "best_model.pdparams"} <= {
+        f.name for f in run.iterdir()
+    }
     short = yaml.safe_load((place / "output/photos/train.yaml").read_text())
     assert short["base"] == "photographs"
     assert short["Arch"] == {"name": "Xception41", "class_num": 2}
@@ -72,7 +78,9 @@ def test_one_command(place: Path) -> None:
     assert set(predictions[0].label_names) == {"birds", "cats & dogs"}
 
 
-@pytest.mark.parametrize("verb", [*(name for name in VERBS if name not in ("fit", "infer", "doctor", "serve")), "infer"])
+@pytest.mark.parametrize(
+    "verb", [*(name for name in VERBS if name not in ("fit", "infer", "doctor", "serve")), "infer"]
+)
 def test_the_examples_run_as_printed(verb: str, place: Path) -> None:
     shown = typed(["ppxcls", verb, "--help"], place)
     for example in VERBS[verb].examples:
@@ -85,7 +93,9 @@ def test_the_examples_run_as_printed(verb: str, place: Path) -> None:
 @pytest.mark.timeout(900)
 def test_the_examples_of_fit_run_as_printed(tmp_path: Path) -> None:
     photographs(tmp_path / "photos")
-    save_weights(ppxcls.build_model("legacy_xception", class_num=1000), tmp_path / "legacy_xception.safetensors")
+    save_weights(
+        ppxcls.build_model("legacy_xception", class_num=1000), tmp_path / "legacy_xception.safetensors"
+    )
     for example in VERBS["fit"].examples:
         result = typed(shlex.split(example), tmp_path)
         assert result.returncode == 0, f"{example}: {result.stderr}"
@@ -96,12 +106,26 @@ def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
     photographs(tmp_path / "photos", 4)
     model = ppxcls.build_model("Xception41", class_num=1000)
     save_weights(model, tmp_path / "Xception41_pretrained.pdparams")
-    words = ["ppxcls", "fit", "photos", "--minutes", "0.01", "--weights", "Xception41_pretrained.pdparams", "--output", "mine"]
+    words = [
+        "ppxcls",
+        "fit",
+        "photos",
+        "--minutes",
+        "0.01",
+        "--weights",
+        "Xception41_pretrained.pdparams",
+        "--output",
+        "mine",
+    ]
     result = typed(words, tmp_path)
     assert result.returncode == 0, result.stderr
     head = read_state(tmp_path / "mine/head/Xception41/latest.pdparams")
     before = {key: value.numpy() for key, value in model.state_dict().items()}
-    changed = {key for key in before if before[key].shape != head[key].shape or not np.array_equal(before[key], head[key])}
+    changed = {
+        key
+        for key in before
+        if before[key].shape != head[key].shape or not np.array_equal(before[key], head[key])
+    }
     assert changed == {"_exit_flow._out.weight", "_exit_flow._out.bias"}
     manifest = json.loads((tmp_path / "mine/Xception41/latest.json").read_text())
     assert manifest["started_from"].startswith("mine/head/Xception41/latest")
@@ -134,7 +158,10 @@ def test_every_verb_is_listed_with_a_line() -> None:
         (["photos", "--minutes", "nan"], "expected minutes above 0, received nan"),
         (["photos", "--output", "photos/birds/run"], "photos/birds/run lies in the folder of photographs"),
         (["photos", "--device", "gpux"], "expected one of cpu"),
-        (["photos", "--weights", "mine.pdparams"], "mine.pdparams: the name of the file does not begin with a network's"),
+        (
+            ["photos", "--weights", "mine.pdparams"],
+            "mine.pdparams: the name of the file does not begin with a network's",
+        ),
         (["https://example.org/photos"], "URL"),
     ],
 )
@@ -154,7 +181,10 @@ def test_what_can_not_be_trained_on_is_one_line(words: list[str], message: str, 
 def test_a_yaml_that_is_there_is_not_overwritten(place: Path) -> None:
     result = typed(shlex.split(VERBS["fit"].examples[0]), place)
     assert result.returncode == 1
-    assert "output/photos/train.yaml is there already: go on by it with 'ppxcls train -c output/photos/train.yaml" in result.stderr
+    assert (
+        "output/photos/train.yaml is there already: go on by it with 'ppxcls train -c output/photos/train.yaml"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,17 @@ def no_group(stored: Any, other: Path) -> None:
         (no_group, "vars is expected in a group"),
     ],
 )
-def test_only_what_is_in_the_file_is_read(make: Callable[[Any, Path], None], message: str, tmp_path: Path) -> None:
+def test_only_what_is_in_the_file_is_read(
+    make: Callable[[Any, Path], None], message: str, tmp_path: Path
+) -> None:
     other = tmp_path / "other.h5"
     with h5py.File(other, "w") as stored:
         stored["secret"] = np.arange(3, dtype=np.float32)
     file = tmp_path / "w.h5"
     with h5py.File(file, "w") as stored:
-        stored.create_group("layers/conv2d/vars") if make not in (linked_group,) else stored.create_group("layers")
+        stored.create_group("layers/conv2d/vars") if make not in (linked_group,) else stored.create_group(
+            "layers"
+        )
         make(stored, other)
     with pytest.raises(ppxcls.CheckpointError, match=f"w.h5: {message}"):
         read_foreign_weights(file)

@@ -83,14 +83,18 @@ def test_parity_with_timm(name: str, tmp_path: Path) -> None:
     facts = json.loads((SHARED / "parity/timm_xception.json").read_text())
     expected = np.load(SHARED / "parity/timm_xception.npz")[f"{name}/logits"]
     weights = timm_weights(facts["models"][name]["state"], facts["seed"])
-    norm = next(key for key in weights if key.endswith("running_mean")).replace("running_mean", "num_batches_tracked")
+    norm = next(key for key in weights if key.endswith("running_mean")).replace(
+        "running_mean", "num_batches_tracked"
+    )
     save_file({**weights, norm: np.zeros((), np.int64)}, tmp_path / "timm.safetensors")
     model = ppxcls.build_model(name)
     assert ppxcls.load_weights(model, tmp_path / "timm.safetensors") == []
     trained = [p for p in model.parameters() if not p.stop_gradient]
     assert sum(math.prod(p.shape) for p in trained) == facts["models"][name]["parameters"]
     size = facts["image_size"]
-    logits = logits_of(model, np.random.default_rng(facts["seed"]).normal(0, 1, (facts["batch"], 3, size, size)))
+    logits = logits_of(
+        model, np.random.default_rng(facts["seed"]).normal(0, 1, (facts["batch"], 3, size, size))
+    )
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -136,13 +140,17 @@ def test_parity_with_keras(archive: bool, tmp_path: Path) -> None:
     expected = np.load(SHARED / "parity/keras_xception.npz")["logits"]
     model = ppxcls.build_model("Xception")
     ppxcls.load_weights(model, keras_file(tmp_path, facts["state"], facts["seed"], archive))
-    assert sum(math.prod(p.shape) for p in model.parameters()) == facts["parameters"]  # Keras counts statistics too
+    assert (
+        sum(math.prod(p.shape) for p in model.parameters()) == facts["parameters"]
+    )  # Keras counts statistics too
     shape = facts["batch"], facts["image_size"], facts["image_size"], 3
     logits = logits_of(model, np.random.default_rng(facts["seed"]).normal(0, 1, shape).transpose(0, 3, 1, 2))
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["legacy_xception", "xception41", "xception41p", "Xception", "Xception41", "Xception41_deeplab"])
+@pytest.mark.parametrize(
+    "name", ["legacy_xception", "xception41", "xception41p", "Xception", "Xception41", "Xception41_deeplab"]
+)
 def test_options_of_the_family(name: str) -> None:
     model = ppxcls.build_model(name, class_num=0, in_channels=1, drop_rate=0.5)
     features = logits_of(model, np.random.default_rng(0).normal(0, 1, (2, 1, 71, 80)))
@@ -178,12 +186,15 @@ def test_drop_path_leaves_out_samples_and_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "data"), [("a.safetensors", b"<html></html>"), ("a.h5", b"\x89HDF\r\n"), ("a.keras", b"PK"), ("b.keras", None)]
+    ("name", "data"),
+    [("a.safetensors", b"<html></html>"), ("a.h5", b"\x89HDF\r\n"), ("a.keras", b"PK"), ("b.keras", None)],
 )
 def test_foreign_files_that_are_none(name: str, data: bytes | None, tmp_path: Path) -> None:
     if data is not None:
         (tmp_path / name).write_bytes(data)
-    with pytest.raises(ppxcls.CheckpointError, match=f"{name}: (not a file of weights|no such file)") as caught:
+    with pytest.raises(
+        ppxcls.CheckpointError, match=f"{name}: (not a file of weights|no such file)"
+    ) as caught:
         ppxcls.load_weights(ppxcls.build_model("legacy_xception", class_num=2), tmp_path / name)
     assert "\n" not in str(caught.value)
 
@@ -204,11 +215,15 @@ def test_parity_with_paddleclas(name: str) -> None:
     weights = formula_weights(state, facts["seed"])
     model.set_state_dict({key: paddle.to_tensor(value) for key, value in weights.items()})
     size = facts["image_size"]
-    images = np.random.default_rng(facts["seed"]).normal(0, 1, (facts["batch"], 3, size, size)).astype(np.float32)
+    images = (
+        np.random.default_rng(facts["seed"]).normal(0, 1, (facts["batch"], 3, size, size)).astype(np.float32)
+    )
     model.eval()
     with paddle.no_grad():
         logits = model(paddle.to_tensor(images)).numpy()
-    assert np.abs(logits - expected[f"{name}/logits"]).max() <= 1e-4 * np.abs(expected[f"{name}/logits"]).max()
+    assert (
+        np.abs(logits - expected[f"{name}/logits"]).max() <= 1e-4 * np.abs(expected[f"{name}/logits"]).max()
+    )
 
     model.train()
     for layer in model.sublayers():
@@ -216,7 +231,8 @@ def test_parity_with_paddleclas(name: str) -> None:
             layer.eval()
             layer.p = 0.0
     loss, norm = _loss_and_gradient_norm(model, images)
-    # In float64 the figures are the same on every processor. The reference is rounded to float32: 9e-4 for Xception65_deeplab.
+    # In float64 the figures are the same on every processor. The reference is rounded to float32: 9e-4 for
+    # Xception65_deeplab.
     exact_loss, exact_norm = _loss_and_gradient_norm(model.to(dtype="float64"), images.astype("float64"))
     assert exact_loss == pytest.approx(float(expected[f"{name}/train_loss"]), rel=1e-4)
     assert exact_norm == pytest.approx(float(expected[f"{name}/grad_norm"]), rel=1e-3)
@@ -271,7 +287,9 @@ def test_preprocessing_facts_are_the_published_ones() -> None:
     lines = differences(MODELS.published("xception65"), own)
     assert [line.split(":")[0] for line in lines] == ["interpolation", "mean", "std"]
     assert lines[1] == "mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)"
-    modern = ppxcls.load_config(ROOT / "configs/recipes/modern_xception65.yaml").DataLoader.Eval.dataset.transform_ops
+    modern = ppxcls.load_config(
+        ROOT / "configs/recipes/modern_xception65.yaml"
+    ).DataLoader.Eval.dataset.transform_ops
     assert differences(MODELS.published("xception65"), modern) == []
     (first, *_) = differences(MODELS.published("Xception"), modern)
     assert first.startswith("share of the crop: 0.9403, the weights expect None (Keras)")
@@ -287,7 +305,9 @@ def test_preprocessing_facts_are_timms(name: str) -> None:
     assert (list(facts.mean), list(facts.std)) == (theirs["mean"], theirs["std"])
 
 
-def gradients(model: nn.Layer, images: np.ndarray) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
+def gradients(
+    model: nn.Layer, images: np.ndarray
+) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Loss, gradients and batch norm's statistics of one step."""
     loss = F.cross_entropy(model(paddle.to_tensor(images)), paddle.arange(len(images)) % 3)
     loss.backward()
@@ -303,12 +323,19 @@ def test_options_change_nothing_but_rounding(name: str, option: str) -> None:
     other.set_state_dict(plain.state_dict())
     if option == "NHWC":
         channels_last(other)
-        for model in (plain, other):  # statistics of three small images, and float32, make too much of rounding
+        for model in (
+            plain,
+            other,
+        ):  # statistics of three small images, and float32, make too much of rounding
             model.eval()
             model.to(dtype="float64")
     else:
         assert recompute_blocks(other) == 12 + name.startswith("x")
-    images = np.random.default_rng(0).normal(size=(3, 3, 71, 80)).astype("float64" if option == "NHWC" else "float32")
+    images = (
+        np.random.default_rng(0)
+        .normal(size=(3, 3, 71, 80))
+        .astype("float64" if option == "NHWC" else "float32")
+    )
     rounding = 1e-9 if option == "NHWC" else 1e-3
     expected, received = gradients(plain, images), gradients(other, images)
     assert received[0] == pytest.approx(expected[0], rel=rounding / 10)

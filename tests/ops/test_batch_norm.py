@@ -21,14 +21,24 @@ def run(layer: nn.Layer, images: Any, upstream: Any) -> dict[str, Any]:
     x = paddle.to_tensor(images, stop_gradient=False)
     y = layer(x)
     y.backward(paddle.to_tensor(upstream))
-    found = {"y": y, "x": x.grad, "weight": layer.weight.grad, "bias": layer.bias.grad, "mean": layer._mean, "var": layer._variance}
+    found = {
+        "y": y,
+        "x": x.grad,
+        "weight": layer.weight.grad,
+        "bias": layer.bias.grad,
+        "mean": layer._mean,
+        "var": layer._variance,
+    }
     return {name: tensor.numpy() for name, tensor in found.items()}
 
 
 def pair(channels: int, **keys: Any) -> tuple[nn.Layer, nn.Layer]:
     rng = np.random.default_rng(1)
     layers = BatchNorm2D(channels, **keys), nn.BatchNorm2D(channels, **keys)
-    state = {name: rng.uniform(0.5, 2, tensor.shape).astype(np.float32) for name, tensor in layers[0].state_dict().items()}
+    state = {
+        name: rng.uniform(0.5, 2, tensor.shape).astype(np.float32)
+        for name, tensor in layers[0].state_dict().items()
+    }
     for layer in layers:
         layer.set_state_dict(state)
     assert list(layers[0].state_dict()) == list(layers[1].state_dict())
@@ -65,7 +75,9 @@ def test_evaluation_frozen_statistics_and_frozen_parameters_are_paddles() -> Non
         ours, paddles = pair(4, **keys)
         for layer in (ours, paddles):
             layer.train() if training else layer.eval()
-        np.testing.assert_array_equal(ours(paddle.to_tensor(images)).numpy(), paddles(paddle.to_tensor(images)).numpy())
+        np.testing.assert_array_equal(
+            ours(paddle.to_tensor(images)).numpy(), paddles(paddle.to_tensor(images)).numpy()
+        )
     ours, _ = pair(4)
     ours.weight.stop_gradient = True
     x = paddle.to_tensor(images, stop_gradient=False)
@@ -118,7 +130,9 @@ def test_relu_is_paddles(shape: tuple[int, ...]) -> None:
     for found in results[1:]:
         np.testing.assert_array_equal(results[0][0], found[0])
         np.testing.assert_array_equal(results[0][1], found[1])
-    assert np.array_equal(relu(paddle.to_tensor(images[0, 0])).numpy(), F.relu(paddle.to_tensor(images[0, 0])).numpy())
+    assert np.array_equal(
+        relu(paddle.to_tensor(images[0, 0])).numpy(), F.relu(paddle.to_tensor(images[0, 0])).numpy()
+    )
 
 
 def test_other_types_run_paddles_operators() -> None:

@@ -14,7 +14,12 @@ from ppxcls.ops.convolution import DenseConv2D, to_bfloat16
 
 pytestmark = pytest.mark.skipif(not onednn.is_available(), reason="no oneDNN")
 # images, input channels, output channels, kernel, stride, padding, height, width
-SHAPES = [(2, 3, 32, 3, 2, 1, 37, 38), (2, 32, 64, 3, 1, 1, 19, 20), (3, 3, 32, 3, 2, 0, 35, 35), (1, 5, 7, 5, 3, 2, 17, 13)]
+SHAPES = [
+    (2, 3, 32, 3, 2, 1, 37, 38),
+    (2, 32, 64, 3, 1, 1, 19, 20),
+    (3, 3, 32, 3, 2, 0, 35, 35),
+    (1, 5, 7, 5, 3, 2, 17, 13),
+]
 
 
 def run(layer: nn.Layer, images: Any) -> list[Any]:
@@ -80,7 +85,9 @@ def test_it_is_used_in_training_only_and_for_what_it_computes(monkeypatch: pytes
 
 def test_sizes_of_memory_have_64_bits() -> None:
     shapes = (777, 32, 149, 149), (64, 32, 3, 3), (777, 64, 147, 147)
-    compiled = onednn_convolution._CompiledConvolution("output", shapes, onednn_convolution.Sides((1, 1), (0, 0)), onednn.FLOAT32)
+    compiled = onednn_convolution._CompiledConvolution(
+        "output", shapes, onednn_convolution.Sides((1, 1), (0, 0)), onednn.FLOAT32
+    )
     assert compiled._bytes[2] >= 4 * 777 * 64 * 147 * 147
 
 

@@ -27,31 +27,52 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not kernels.HAS_NUMBA, reason="numba is not installed")
 CHAINS = list(itertools.product((False, True), (False, True), (False, True), (False, True)))
-GEOMETRIES = [(1, 1, (9, 7)), (2, 1, (9, 8)), (1, 2, (6, 11)), (2, 2, (1, 5)), (1, 1, (96, 90))]  # stride, dilation, size
+GEOMETRIES = [
+    (1, 1, (9, 7)),
+    (2, 1, (9, 8)),
+    (1, 2, (6, 11)),
+    (2, 2, (1, 5)),
+    (1, 1, (96, 90)),
+]  # stride, dilation, size
 
 
 def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
     rng = np.random.default_rng(seed)
     layer = BatchNorm2D(channels, momentum=0.8, epsilon=1e-3)
-    layer.set_state_dict({key: rng.uniform(0.5, 2, channels).astype(np.float32) for key in layer.state_dict()})
+    layer.set_state_dict(
+        {key: rng.uniform(0.5, 2, channels).astype(np.float32) for key in layer.state_dict()}
+    )
     return layer
 
 
 def by_paddle(chain: Chain, x: paddle.Tensor) -> tuple[paddle.Tensor, list[Any], float]:
     """In float64, each layer by itself: the output, the running statistics, and how close to zero a ReLU's input is."""
     statistics, distance = [], math.inf
-    stages = ((chain.norm, chain.is_rectified, chain.depthwise), (chain.last_norm, chain.is_last_rectified, None))
+    stages = (
+        (chain.norm, chain.is_rectified, chain.depthwise),
+        (chain.last_norm, chain.is_last_rectified, None),
+    )
     for norm, is_rectified, conv in stages:
         if norm is not None:
             running = [tensor.astype("float64") for tensor in (norm._mean, norm._variance)]
             parameters = [parameter.astype("float64") for parameter in (norm.weight, norm.bias)]
-            x = F.batch_norm(x, *running, *parameters, training=True, momentum=norm._momentum, epsilon=norm._epsilon)
+            x = F.batch_norm(
+                x, *running, *parameters, training=True, momentum=norm._momentum, epsilon=norm._epsilon
+            )
             statistics += running
         if is_rectified:
             distance = min(distance, float(x[x != 0].abs().min()))  # a sum of zeros is one on both sides
             x = F.relu(x)
         if conv is not None:
-            x = F.conv2d(x, conv.weight.astype("float64"), None, conv._stride, conv._padding, conv._dilation, x.shape[1])
+            x = F.conv2d(
+                x,
+                conv.weight.astype("float64"),
+                None,
+                conv._stride,
+                conv._padding,
+                conv._dilation,
+                x.shape[1],
+            )
     return x, [tensor.numpy() for tensor in statistics], distance
 
 
@@ -84,11 +105,20 @@ def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> Non
         x = paddle.to_tensor(images.swapaxes(0, 1).copy() if layouts[0] else images, stop_gradient=False)
         y = chain(x)
         own = gradients(y, x, chain, upstream.swapaxes(0, 1) if layouts[1] else upstream)
-        statistics = [tensor.numpy() for norm in norms if norm is not None for tensor in (norm._mean, norm._variance)]
-        found = [y.numpy().swapaxes(0, 1) if layouts[1] else y.numpy(), own[0].swapaxes(0, 1) if layouts[0] else own[0]]
-        sums = 1e-7 * float(np.abs(upstream).sum()) / 5  # what rounding does to the sums over a channel that the gradients are
+        statistics = [
+            tensor.numpy() for norm in norms if norm is not None for tensor in (norm._mean, norm._variance)
+        ]
+        found = [
+            y.numpy().swapaxes(0, 1) if layouts[1] else y.numpy(),
+            own[0].swapaxes(0, 1) if layouts[0] else own[0],
+        ]
+        sums = (
+            1e-7 * float(np.abs(upstream).sum()) / 5
+        )  # what rounding does to the sums over a channel that the gradients are
         for mine, theirs in zip([*found, *own[1:], *statistics], wanted, strict=True):
-            np.testing.assert_allclose(mine, theirs, atol=max(2e-5 * max(1.0, float(np.abs(theirs).max())), sums))
+            np.testing.assert_allclose(
+                mine, theirs, atol=max(2e-5 * max(1.0, float(np.abs(theirs).max())), sums)
+            )
 
 
 def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +154,14 @@ print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in (y, x.grad, *(p.grad 
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     runs = [
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         for _ in range(2)
     ]
     assert any(tmp_path.rglob("*.nbc"))
@@ -143,7 +180,14 @@ def operators(monkeypatch: pytest.MonkeyPatch, layers: list[Any], x: paddle.Tens
 
 def separable() -> list[Any]:
     first = nn.Sequential(PointwiseConv2D(4, 6), BatchNorm2D(6))
-    return [relu, first, relu, nn.Sequential(DepthwiseConv2D(6), NormReLU(6), PointwiseConv2D(6, 5)), BatchNorm2D(5), ReLU()]
+    return [
+        relu,
+        first,
+        relu,
+        nn.Sequential(DepthwiseConv2D(6), NormReLU(6), PointwiseConv2D(6, 5)),
+        BatchNorm2D(5),
+        ReLU(),
+    ]
 
 
 @pytest.mark.skipif(not onednn.is_available(), reason="no oneDNN")
@@ -164,7 +208,11 @@ def test_hooks_see_their_layers(watched: str, monkeypatch: pytest.MonkeyPatch) -
     layer = {"container": layers[1], "norm": layers[1][1], "depthwise": layers[3][0]}[watched]
     layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output.shape))
     x = paddle.randn([2, 4, 8, 8])
-    state = [{key: value.numpy() for key, value in part.state_dict().items()} for part in layers if isinstance(part, nn.Layer)]
+    state = [
+        {key: value.numpy() for key, value in part.state_dict().items()}
+        for part in layers
+        if isinstance(part, nn.Layer)
+    ]
     y = in_order.in_order(layers, x)
     assert seen == [[2, 6, 8, 8]]
     for part, values in zip([part for part in layers if isinstance(part, nn.Layer)], state, strict=True):
@@ -184,7 +232,9 @@ def test_frozen_batch_norms_use_their_own_statistics() -> None:
     np.testing.assert_array_equal(layers[1][1]._mean.numpy(), before)
 
 
-@pytest.mark.parametrize("name", ["Xception41", "xception41", "xception41p", "legacy_xception", "Xception41_deeplab"])
+@pytest.mark.parametrize(
+    "name", ["Xception41", "xception41", "xception41p", "legacy_xception", "Xception41_deeplab"]
+)
 def test_networks_train_as_layer_by_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def train(fused: bool) -> tuple[float, dict[str, Any], dict[str, Any]]:
         paddle.seed(0)
@@ -247,7 +297,8 @@ def test_what_does_not_fit_is_called_as_usual() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [BatchNorm2D(3), DepthwiseConv2D(3), PointwiseConv2D(3, 4), PointwiseConv2D(3, 4, 2), NormReLU(3)]
+    "layer",
+    [BatchNorm2D(3), DepthwiseConv2D(3), PointwiseConv2D(3, 4), PointwiseConv2D(3, 4, 2), NormReLU(3)],
 )
 def test_another_number_of_channels_is_an_error(layer: nn.Layer) -> None:
     with pytest.raises(ValueError, match="expected an input of 3 channels, received 64"):

@@ -59,7 +59,9 @@ def test_values_and_gradients(geometry: tuple[Any, ...]) -> None:
 def test_kernels_are_what_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     original = kernels.run
-    monkeypatch.setattr(kernels, "run", lambda kernel, *a: (calls.append(kernel.__name__), original(kernel, *a)))
+    monkeypatch.setattr(
+        kernels, "run", lambda kernel, *a: (calls.append(kernel.__name__), original(kernel, *a))
+    )
     layer = DepthwiseConv2D(4)
     run(layer, np.ones((1, 4, 5, 5), np.float32), None)
     assert calls == ["forward", "backward"]

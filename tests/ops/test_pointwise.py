@@ -15,28 +15,43 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.ops import cpu, onednn, pointwise
+from ppxcls.ops import onednn, pointwise
 from ppxcls.ops.convolution import DenseConv2D, to_bfloat16
 from ppxcls.ops.pointwise import PointwiseConv2D
+from ppxcls.system import kernels
 from ppxcls.train import precision
 from tests.conftest import ROOT
 
 needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this Paddle brings no oneDNN 3")
-needs_bfloat16 = pytest.mark.skipif(not onednn.has_bfloat16(), reason="this processor has no bfloat16 products")
+needs_bfloat16 = pytest.mark.skipif(
+    not onednn.has_bfloat16(), reason="this processor has no bfloat16 products"
+)
 
-SHAPES = [(3, 7, 5, 9, 1), (3, 7, 5, 9, 2), (2, 8, 6, 25, 1), (2, 8, 6, 25, 2), (1, 16, 4, 41, 2), (5, 3, 9, 1, 1)]
+SHAPES = [
+    (3, 7, 5, 9, 1),
+    (3, 7, 5, 9, 2),
+    (2, 8, 6, 25, 1),
+    (2, 8, 6, 25, 2),
+    (1, 16, 4, 41, 2),
+    (5, 3, 9, 1, 1),
+]
 
 
 def pair(inputs: int, outputs: int, stride: int) -> tuple[nn.Conv2D, PointwiseConv2D]:
     paddle.seed(inputs)
-    theirs, ours = nn.Conv2D(inputs, outputs, 1, stride, bias_attr=False), PointwiseConv2D(inputs, outputs, stride)
+    theirs, ours = (
+        nn.Conv2D(inputs, outputs, 1, stride, bias_attr=False),
+        PointwiseConv2D(inputs, outputs, stride),
+    )
     ours.set_state_dict(theirs.state_dict())
     return theirs, ours
 
 
 def differences(theirs: nn.Layer, ours: nn.Layer, images: int, size: int) -> list[float]:
     """Of output, gradient of the input, and gradient of the kernel; relative to the largest."""
-    data = np.random.default_rng(0).normal(size=(images, ours.weight.shape[1], size, size + 1)).astype("float32")
+    data = (
+        np.random.default_rng(0).normal(size=(images, ours.weight.shape[1], size, size + 1)).astype("float32")
+    )
     found = []
     for layer in (theirs, ours):
         x = paddle.to_tensor(data, stop_gradient=False)
@@ -51,14 +66,16 @@ def differences(theirs: nn.Layer, ours: nn.Layer, images: int, size: int) -> lis
 @needs_onednn
 @pytest.mark.every_paddle
 @pytest.mark.parametrize(("images", "inputs", "outputs", "size", "stride"), SHAPES)
-def test_values_and_gradients_are_paddles(images: int, inputs: int, outputs: int, size: int, stride: int) -> None:
+def test_values_and_gradients_are_paddles(
+    images: int, inputs: int, outputs: int, size: int, stride: int
+) -> None:
     theirs, ours = pair(inputs, outputs, stride)
     assert max(differences(theirs, ours, images, size)) < 2e-6
 
 
 @needs_onednn
 def test_a_stride_without_numba_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "HAS_NUMBA", False)
+    monkeypatch.setattr(kernels, "HAS_NUMBA", False)
     for size, stride in ((7, 2), (8, 2), (9, 3)):
         theirs, ours = pair(5, 6, stride)
         assert max(differences(theirs, ours, 2, size)) < 2e-6
@@ -66,7 +83,9 @@ def test_a_stride_without_numba_is_the_same(monkeypatch: pytest.MonkeyPatch) -> 
 
 @needs_bfloat16
 @pytest.mark.parametrize(("images", "inputs", "outputs", "size", "stride"), SHAPES)
-def test_bfloat16_rounds_the_factors_only(images: int, inputs: int, outputs: int, size: int, stride: int) -> None:
+def test_bfloat16_rounds_the_factors_only(
+    images: int, inputs: int, outputs: int, size: int, stride: int
+) -> None:
     theirs, ours = pair(inputs, outputs, stride)
     assert to_bfloat16(nn.Sequential(ours)) == 1
     assert 1e-5 < max(differences(theirs, ours, images, size)) < 2**-7
@@ -126,18 +145,29 @@ def test_amp_in_bfloat16_takes_effect_on_the_cpu(
         losses.append([row["loss"] for row in rows if row["kind"] == "train"])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
-    layers = [layer for layer in trainer.learner.network.sublayers() if isinstance(layer, PointwiseConv2D | DenseConv2D)]
+    layers = [
+        layer
+        for layer in trainer.learner.network.sublayers()
+        if isinstance(layer, PointwiseConv2D | DenseConv2D)
+    ]
     assert all(layer.in_bfloat16 for layer in layers)
-    assert f"AMP: {len(layers)} dense convolutions are trained with bfloat16 products" in capfd.readouterr().out
+    assert (
+        f"AMP: {len(layers)} dense convolutions are trained with bfloat16 products" in capfd.readouterr().out
+    )
     results = ppxcls.evaluate(ppxcls.load_config(trainer.output_dir))
     assert results["num_samples"] == 7
 
 
 @pytest.mark.parametrize(
-    ("dtype", "needs"), [("float16", "AMP.dtype: bfloat16"), ("bfloat16", "a processor with AVX512-BF16 or AMX")]
+    ("dtype", "needs"),
+    [("float16", "AMP.dtype: bfloat16"), ("bfloat16", "a processor with AVX512-BF16 or AMX")],
 )
 def test_amp_without_effect_is_said(
-    write_config: Callable[..., Path], dtype: str, needs: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    write_config: Callable[..., Path],
+    dtype: str,
+    needs: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(precision.onednn, "has_bfloat16", lambda: False)
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config(AMP={"dtype": dtype})))
@@ -148,7 +178,7 @@ def test_amp_without_effect_is_said(
 
 @needs_onednn
 def test_it_needs_no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pointwise.cpu, "HAS_NUMBA", False)
+    monkeypatch.setattr(kernels, "HAS_NUMBA", False)
     seen: list[int] = []
     monkeypatch.setattr(pointwise._Product, "apply", lambda x, *_: seen.append(1) or x)
     pair(3, 3, 1)[1](paddle.randn([2, 3, 5, 5]))
@@ -160,5 +190,7 @@ def test_it_needs_no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_limit_of_onednn_is_kept(limit: str) -> None:
     code = "import ppxcls, paddle; from ppxcls.ops import onednn; print(onednn.has_bfloat16())"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": limit, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment
+    )
     assert result.stdout.split()[-1] == str(limit == "ALL")

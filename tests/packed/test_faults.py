@@ -24,7 +24,7 @@ from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
 from ppxcls.packed.jpeg_codes import SEGMENT
 from ppxcls.system.turns import turn
 from tests.conftest import run_tool
-from tests.data.packed.conftest import jpeg, photo
+from tests.packed.conftest import jpeg, photo
 
 DECODE = [{"DecodeImage": {}}]
 
@@ -87,7 +87,9 @@ def test_verify_names_an_original_that_is_damaged(harm: str, originals: Path, pa
         ppxcls.verify_pack(packed, originals / "train.txt")
 
 
-def test_interrupted_work_with_damaged_parts_is_done_again(originals: Path, packed: Path, tmp_path: Path) -> None:
+def test_interrupted_work_with_damaged_parts_is_done_again(
+    originals: Path, packed: Path, tmp_path: Path
+) -> None:
     expected = {file.name: file.read_bytes() for file in packed.iterdir()}
     (packed / "pack.json").rename(packed / "pack.unfinished.json")
     (packed / "shard-00002.index").unlink()
@@ -116,7 +118,9 @@ def test_a_record_of_too_many_segments_is_not_read(packed: Path) -> None:
         PackedDataset(str(packed), DECODE).load(0)
 
 
-def test_a_wrong_table_is_found_while_packing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_table_is_found_while_packing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each segment's DC: the file is packed as it was, if a part would have other pixels."""
     (tmp_path / "list.txt").write_text("grey.jpg 0\n")
     assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "right").segmented == 1
@@ -134,7 +138,14 @@ def test_a_wrong_table_is_found_while_packing(photos: Path, tmp_path: Path, monk
 def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
     file = packed / "shard-00000.index"
     good, rng = file.read_bytes(), np.random.default_rng(0)
-    cases = [b"", b"PK\x03\x04" + good, b"\x93NUMPY\x01\x00\xff\xff", good[:100], good + b"x", b"\x80\x04\x95" * 20]
+    cases = [
+        b"",
+        b"PK\x03\x04" + good,
+        b"\x93NUMPY\x01\x00\xff\xff",
+        good[:100],
+        good + b"x",
+        b"\x80\x04\x95" * 20,
+    ]
     for _ in range(400):
         changed = bytearray(good)
         for at in rng.integers(0, 128, int(rng.integers(1, 4))):
@@ -168,7 +179,8 @@ def row(**fields: int) -> Row:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"segments": 1}, {"segments": 3}, {"scan": 5}, {"scan": 9999}, {"width": 72}, {"per_segment": 0}]
+    "wrong",
+    [{"segments": 1}, {"segments": 3}, {"scan": 5}, {"scan": 9999}, {"width": 72}, {"per_segment": 0}],
 )
 def test_segments_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
     made = segmented(jpeg(photo(40, 8), subsampling=0))
@@ -199,7 +211,13 @@ def test_a_frame_behind_a_comment_is_not_decoded(monkeypatch: pytest.MonkeyPatch
     made = segmented(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
     head = made.data[: HEIGHT_AT - 5]
-    hidden = head + b"\xff\xfe\x00\x0b\x00" + made.data[HEIGHT_AT : HEIGHT_AT + 4] + b"xxxx" + made.data[HEIGHT_AT - 5 :]
+    hidden = (
+        head
+        + b"\xff\xfe\x00\x0b\x00"
+        + made.data[HEIGHT_AT : HEIGHT_AT + 4]
+        + b"xxxx"
+        + made.data[HEIGHT_AT - 5 :]
+    )
     monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_: pytest.fail("it was decoded"))
     image = SegmentedImage(made._replace(data=hidden))
     for decode in (image.whole, lambda: image.part(0, 0, 8, 8)):
@@ -224,7 +242,9 @@ def test_impossible_sampling_factors(factors: int) -> None:
         (["--verify", "memory://b"], 1, "expected a folder of this host"),
     ],
 )
-def test_wrong_usage_is_one_line(words: list[str], code: int, message: str, originals: Path, tmp_path: Path) -> None:
+def test_wrong_usage_is_one_line(
+    words: list[str], code: int, message: str, originals: Path, tmp_path: Path
+) -> None:
     places = {"LIST": originals / "train.txt", "OUT": tmp_path / "out", "PACK": tmp_path / "packed"}
     result = run_tool("pack", *[places.get(word, word) for word in words])
     assert result.returncode == code
@@ -248,7 +268,11 @@ def largest(packed: Path) -> int:
 
 def open_store(tmp_path: Path, size: float | None = None, **keys: Any) -> PackedDataset:
     return PackedDataset(
-        "memory://faults", DECODE, cache_dir=str(tmp_path / "cache"), cache_gb=None if size is None else size / 1e9, **keys
+        "memory://faults",
+        DECODE,
+        cache_dir=str(tmp_path / "cache"),
+        cache_gb=None if size is None else size / 1e9,
+        **keys,
     )
 
 
@@ -331,7 +355,9 @@ def test_a_short_copy_is_not_kept(
     with pytest.raises(ppxcls.DataError, match="the copy is not whole: 50 bytes"):
         open_store(tmp_path, 100 * largest(packed)).load(0)
     assert len(opened) == 1
-    np.testing.assert_array_equal(open_store(tmp_path, 100 * largest(packed)).load(0), PackedDataset(str(packed), DECODE).load(0))
+    np.testing.assert_array_equal(
+        open_store(tmp_path, 100 * largest(packed)).load(0), PackedDataset(str(packed), DECODE).load(0)
+    )
 
 
 @pytest.mark.parametrize("when", ["manifest", "index", "record"])
@@ -361,7 +387,9 @@ def test_a_store_that_does_not_answer_is_asked_again(
     assert len(calls) == 1 or when != "record"
 
 
-def test_a_changed_data_set_has_copies_of_its_own(store: Any, originals: Path, packed: Path, tmp_path: Path) -> None:
+def test_a_changed_data_set_has_copies_of_its_own(
+    store: Any, originals: Path, packed: Path, tmp_path: Path
+) -> None:
     before = open_store(tmp_path, 100 * largest(packed))
     first = before.load(0)
     for i in range(12):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ppxcls.data.decode import decode_image
-from ppxcls.ops import cpu
 from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
 from ppxcls.packed.jpeg_codes import SEGMENT
+from ppxcls.system import kernels
 from tests.conftest import SHARED, needs_shared
-from tests.data.packed.conftest import KINDS, WHOLE, jpeg, photo
+from tests.packed.conftest import KINDS, WHOLE, jpeg, photo
 
 
 def check_parts(data: bytes, parts: int, seed: int) -> None:
@@ -82,7 +82,9 @@ def test_a_row_of_the_table_says_where_a_segment_begins_and_what_precedes_it() -
     step = made.data[made.data.index(b"\xff\xdb") + 5]
     dc = np.round((values.ravel() - 128) * 8 / step)
     before = [0, *dc]
-    assert table["dc"][:, 0].tolist() == [before[row * 7 + column * 4] for row in range(5) for column in range(2)]
+    assert table["dc"][:, 0].tolist() == [
+        before[row * 7 + column * 4] for row in range(5) for column in range(2)
+    ]
 
 
 def test_segments_have_32_pixels_whatever_the_width() -> None:
@@ -113,11 +115,13 @@ def test_other_kinds_stay_as_they_are(kind: str) -> None:
     assert segmented(jpeg(photo(100, 80), **WHOLE[kind])) is None
 
 
-def test_without_numba_all_stay_as_they_are_and_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_numba_all_stay_as_they_are_and_parts_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = segmented(jpeg(photo(100, 80)))
     assert made is not None
     part = SegmentedImage(made).part(40, 30, 20, 10)
-    monkeypatch.setattr(cpu, "HAS_NUMBA", False)
+    monkeypatch.setattr(kernels, "HAS_NUMBA", False)
     assert segmented(jpeg(photo(100, 80))) is None
     monkeypatch.setattr(SegmentedImage, "_cut", lambda *_: pytest.fail("it was cut"))
     np.testing.assert_array_equal(SegmentedImage(made).part(40, 30, 20, 10), part)
@@ -154,7 +158,10 @@ def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
 def test_damaged_records_are_errors_or_pictures() -> None:
     """Bytes of the head, of the coded data and of the table, changed at random: no crash, and nothing outside of the memory."""
     rng = np.random.default_rng(1)
-    sources = [segmented(jpeg(photo(120, 90, k), **KINDS[kind])) for k, kind in enumerate(("444", "422", "420", "fine"))]
+    sources = [
+        segmented(jpeg(photo(120, 90, k), **KINDS[kind]))
+        for k, kind in enumerate(("444", "422", "420", "fine"))
+    ]
     found = {"error": 0, "picture": 0}
     for k in range(3000):
         made = sources[k % 4]

@@ -25,12 +25,17 @@ from ppxcls.packed import write
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import RECORD, read_manifest
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
-from tests.data.packed.conftest import jpeg, photo
+from tests.packed.conftest import jpeg, photo
 
 NORMALIZE = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
 TRAIN = [{"DecodeImage": {}}, {"RandCropImage": {"size": 61}}, {"RandFlipImage": {}}, NORMALIZE]
 OTHERS = {
-    "evaluation": [{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 80}}, {"CropImage": {"size": 64}}, NORMALIZE],
+    "evaluation": [
+        {"DecodeImage": {}},
+        {"ResizeImage": {"resize_short": 80}},
+        {"CropImage": {"size": 64}},
+        NORMALIZE,
+    ],
     "larger": [{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 700}}, {"CropImage": {"size": 200}}],
     "crop first": [{"DecodeImage": {}}, {"CropImage": {"size": 1}}],
     "whole": [{"DecodeImage": {}}, {"ResizeImage": {"size": 48}}],
@@ -78,11 +83,16 @@ def test_the_same_images_and_errors(ops: list[Any], photos: Path, packed: Path) 
 
 
 @pytest.mark.parametrize(("backend", "interpolation"), RESIZERS)
-def test_the_same_evaluation_with_each_interpolation(backend: str, interpolation: str, photos: Path, packed: Path) -> None:
+def test_the_same_evaluation_with_each_interpolation(
+    backend: str, interpolation: str, photos: Path, packed: Path
+) -> None:
     for short in (70, 260, 611):
         resize = {"ResizeImage": {"resize_short": short, "backend": backend, "interpolation": interpolation}}
         ops = [{"DecodeImage": {}}, resize, {"CropImage": {"size": 60}}]
-        assert_same(batches(ImageNetDataset(str(photos), str(photos / "list.txt"), ops)), batches(PackedDataset(str(packed), ops)))
+        assert_same(
+            batches(ImageNetDataset(str(photos), str(photos / "list.txt"), ops)),
+            batches(PackedDataset(str(packed), ops)),
+        )
 
 
 def test_parts_are_decoded_only_where_they_are_needed(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +139,12 @@ def test_verify_and_unpack(photos: Path, packed: Path, tmp_path: Path) -> None:
         ppxcls.unpack(packed, tmp_path / "files")
 
 
-def test_interrupted_work_goes_on(photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_work_goes_on(
+    photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed in its third shard; the finished pack is the same to the last byte, and the shards before are not written again."""
     code = (
-        "import os, ppxcls; from ppxcls.data.packed import write; save = write._write_shard\n"
+        "import os, ppxcls; from ppxcls.packed import write; save = write._write_shard\n"
         "write._write_shard = lambda out, number, *rest: os._exit(9) if number == 2 else save(out, number, *rest)\n"
         f"ppxcls.pack({str(photos / 'list.txt')!r}, None, {str(tmp_path / 'out')!r}, samples_per_shard=7)"
     )
@@ -163,7 +175,9 @@ def test_reduced_by_request(photos: Path, packed: Path, tmp_path: Path) -> None:
     assert dataset.digest() != PackedDataset(str(packed)).digest()
     lying = next(i for i in range(41) if dataset.listed(i) == "lying.jpg")
     assert dataset.load(lying).shape == (133, 100, 3)  # upright
-    whole, small = (np.asarray(data.load(6)) for data in (PackedDataset(str(packed), [{"DecodeImage": {}}]), dataset))
+    whole, small = (
+        np.asarray(data.load(6)) for data in (PackedDataset(str(packed), [{"DecodeImage": {}}]), dataset)
+    )
     lanczos, box = (
         np.asarray(PillowImage.fromarray(whole).resize(small.shape[1::-1], method), np.float32)
         for method in (PillowImage.Resampling.LANCZOS, PillowImage.Resampling.BOX)
@@ -235,7 +249,9 @@ def save(file: Path, array: Any) -> None:
         np.save(stream, array, allow_pickle=True)
 
 
-@pytest.mark.parametrize("damage", ["data", "short", "index", "huge", "segments", "object", "list", "frame", "no shard"])
+@pytest.mark.parametrize(
+    "damage", ["data", "short", "index", "huge", "segments", "object", "list", "frame", "no shard"]
+)
 def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
     """By ``verify_pack``. Training finds all but changed bytes in the coded data."""
     folder = tmp_path / "packed"
@@ -289,7 +305,9 @@ def write_format_1(packed: Path, folder: Path) -> None:
     (folder / "pack.json").write_text(changed(manifest, format="ppxcls pack 1"))
 
 
-def test_format_1_is_read(photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_format_1_is_read(
+    photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "old"
     write_format_1(packed, folder)
     ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 31}}]
@@ -339,17 +357,25 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
     """An epoch from files and one from packed data give the losses of two from files, to the last bit; evaluation likewise."""
     packs = []
     for section, name, count in (("Train", "train", 12), ("Eval", "val", 7)):
-        images = [(f"{name}-{i}.jpg", jpeg(photo(130, 100, i), subsampling=2 * (i % 2))) for i in range(count)]
+        images = [
+            (f"{name}-{i}.jpg", jpeg(photo(130, 100, i), subsampling=2 * (i % 2))) for i in range(count)
+        ]
         for file, data in images:
             (tmp_path / file).write_bytes(data)
-        (tmp_path / f"{name}_list.txt").write_text("".join(f"{file} {i % 3}\n" for i, (file, _) in enumerate(images)))
+        (tmp_path / f"{name}_list.txt").write_text(
+            "".join(f"{file} {i % 3}\n" for i, (file, _) in enumerate(images))
+        )
         words = [tmp_path / f"{name}_list.txt", "-o", tmp_path / name, "--samples-per-shard", "5"]
         result = run_tool("pack", *words)
         assert f"{count} samples" in result.stdout, result.stderr
         assert f"{count} JPEGs in segments, 0 files as they were" in result.stdout
         packs.append((section, str(tmp_path / name)))
     lr = {"name": "ConstLR", "learning_rate": 0.01}
-    arch = {"Arch": {"name": "SmallNetwork", "class_num": 3}, "Global.plugins": [SMALL_NETWORK], "Optimizer.lr": lr}
+    arch = {
+        "Arch": {"name": "SmallNetwork", "class_num": 3},
+        "Global.plugins": [SMALL_NETWORK],
+        "Optimizer.lr": lr,
+    }
     files = small_config(tmp_path, tmp_path, **arch)
     packed = small_config(tmp_path, tmp_path, **arch)
     for section, pack in packs:
@@ -362,8 +388,14 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
 
     def train(folder: str, epochs: int, config: dict[str, Any]) -> list[Any]:
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        overrides = [f"Global.output_dir={tmp_path / folder}", f"Global.epochs={epochs}", "Global.checkpoints=auto"]
-        result = run_tool("tools/train.py", "-c", tmp_path / "config.yaml", *(w for o in overrides for w in ("-o", o)))
+        overrides = [
+            f"Global.output_dir={tmp_path / folder}",
+            f"Global.epochs={epochs}",
+            "Global.checkpoints=auto",
+        ]
+        result = run_tool(
+            "tools/train.py", "-c", tmp_path / "config.yaml", *(w for o in overrides for w in ("-o", o))
+        )
         assert result.returncode == 0, result.stderr
         rows = map(json.loads, (tmp_path / folder / "SmallNetwork/metrics.jsonl").read_text().splitlines())
         return [{key: row[key] for key in row if key in ("step", "loss", "top1")} for row in rows]

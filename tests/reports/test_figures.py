@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.calibration import calibration_curve
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from ppxcls.reports import figures
 from ppxcls.reports.curves import intervals, smoothed
@@ -24,7 +29,9 @@ def drawn(seed: int, count: int = 400, classes: int = CLASSES) -> tuple[Samples,
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     order = np.argsort(-scores, axis=1)
     best, own = scores.max(axis=1), scores[np.arange(count), labels]
-    return Samples([f"{i}.jpg" for i in range(count)], labels, order[:, 0], best, own, order[:, :5].tolist()), scores
+    return Samples(
+        [f"{i}.jpg" for i in range(count)], labels, order[:, 0], best, own, order[:, :5].tolist()
+    ), scores
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -32,9 +39,12 @@ def test_figures_are_scikit_learns(seed: int) -> None:
     samples, scores = drawn(seed)
     ids = list(range(CLASSES))
     assert_array_equal(
-        figures.confusions(samples, CLASSES).matrix(CLASSES), confusion_matrix(samples.labels, samples.predicted, labels=ids)
+        figures.confusions(samples, CLASSES).matrix(CLASSES),
+        confusion_matrix(samples.labels, samples.predicted, labels=ids),
     )
-    assert figures.topk_share(samples, 1).value == pytest.approx(accuracy_score(samples.labels, samples.predicted))
+    assert figures.topk_share(samples, 1).value == pytest.approx(
+        accuracy_score(samples.labels, samples.predicted)
+    )
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(samples.labels, scores, k=k, labels=ids)
         assert figures.topk_share(samples, k).value == pytest.approx(expected)
@@ -90,7 +100,15 @@ def test_intervals_undo_the_means_of_the_epoch() -> None:
         epoch, done = divmod(i, 3)
         mean = float(np.mean(losses[3 * epoch : i + 1]))
         rows.append(
-            {"kind": "train", "epoch": epoch + 1, "iter": done, "step": i + 1, "lr": 0.1, "loss": mean, "samples": done + 1}
+            {
+                "kind": "train",
+                "epoch": epoch + 1,
+                "iter": done,
+                "step": i + 1,
+                "lr": 0.1,
+                "loss": mean,
+                "samples": done + 1,
+            }
         )
     found = intervals([*rows, {"kind": "train", "epoch": 3, "step": 7}, {"broken": True}])
     assert_allclose(found["loss"], losses)

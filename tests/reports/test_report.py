@@ -49,7 +49,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_written(run: Path) -> None:
     text = (run / "report.html").read_text()
-    expected = ["curves", "confusion", "confused", "classes", "calibration", "mistakes", "uncertain", "suspects", "cam", "balance"]
+    expected = [
+        "curves",
+        "confusion",
+        "confused",
+        "classes",
+        "calibration",
+        "mistakes",
+        "uncertain",
+        "suspects",
+        "cam",
+        "balance",
+    ]
     assert [name for name in expected if f'id="{name}"' not in text] == []
     assert "<script>alert" not in text
     assert html.escape(HOSTILE[0], quote=False) in text
@@ -58,12 +69,16 @@ def test_what_is_written(run: Path) -> None:
     assert [row["name"] for row in rows] == HOSTILE
     assert sum(int(row["support"]) for row in rows) == 7
     assert [int(row["training"]) for row in rows] == [4, 4, 4]
-    assert {"curves.png", "calibration.png", "balance.png", "first_batch.png", "README.md"} <= {f.name for f in run.iterdir()}
+    assert {"curves.png", "calibration.png", "balance.png", "first_batch.png", "README.md"} <= {
+        f.name for f in run.iterdir()
+    }
     card = (run / "README.md").read_text().split("---\n")
     meta = yaml.safe_load(card[1])
     assert meta["pipeline_tag"] == "image-classification"
     (value,) = [m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]]
-    assert value == pytest.approx(json.loads((run / "best_model.json").read_text())["progress"]["best"]["value"], abs=1e-5)
+    assert value == pytest.approx(
+        json.loads((run / "best_model.json").read_text())["progress"]["best"]["value"], abs=1e-5
+    )
 
 
 def test_the_predictions_are_those_of_the_best_evaluation(run: Path) -> None:
@@ -74,7 +89,9 @@ def test_the_predictions_are_those_of_the_best_evaluation(run: Path) -> None:
     predictions = ppxcls.load(run).predict(files, topk=3)
     for row, prediction in zip(rows, predictions, strict=True):
         assert [int(i) for i in row["top_ids"].split()] == prediction.class_ids
-        np.testing.assert_allclose([float(s) for s in row["top_scores"].split()], prediction.scores, atol=2e-5)
+        np.testing.assert_allclose(
+            [float(s) for s in row["top_scores"].split()], prediction.scores, atol=2e-5
+        )
         own = dict(zip(prediction.class_ids, prediction.scores, strict=True))[int(row["label"])]
         assert float(row["label_score"]) == pytest.approx(own, abs=2e-5)
     ppxcls.evaluate(ppxcls.load_config(run))
@@ -91,7 +108,9 @@ def test_two_processes_write_the_predictions_of_one(tmp_path: Path, run: Path) -
     assert [row["file"] for row in after] == [row["file"] for row in before]
     for own, theirs in zip(after, before, strict=True):  # to rounding, because the batches have another size
         for key in ("label_score", "top_scores"):
-            np.testing.assert_allclose(*([float(x) for x in row[key].split()] for row in (own, theirs)), atol=1e-5)
+            np.testing.assert_allclose(
+                *([float(x) for x in row[key].split()] for row in (own, theirs)), atol=1e-5
+            )
 
 
 def copied(run: Path, tmp_path: Path) -> Path:
@@ -120,7 +139,9 @@ def test_a_run_that_was_never_evaluated(run: Path, tmp_path: Path) -> None:
 def test_damaged_predictions_count_as_none(damage: str, run: Path, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     (folder / "predictions.csv").write_text(damage)
-    (folder / "metrics.jsonl").write_text("{]\n[1]\n" + '{"kind": "train", "loss": "x", "step": null}\n' + "[" * 100_000)
+    (folder / "metrics.jsonl").write_text(
+        "{]\n[1]\n" + '{"kind": "train", "loss": "x", "step": null}\n' + "[" * 100_000
+    )
     assert "This run was not evaluated" in ppxcls.report(folder).read_text()
 
 
@@ -172,7 +193,9 @@ def test_without_the_packages_training_ends_well(run: Path, monkeypatch: pytest.
     lines: list[str] = []
     monkeypatch.setattr(page.logger, "info", lines.append)
     page.report_after_training(run)
-    assert lines == ["a report needs jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"]
+    assert lines == [
+        "a report needs jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
+    ]
 
 
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
@@ -199,7 +222,8 @@ def test_many_classes_stay_small(classes: int, run: Path, tmp_path: Path) -> Non
     header = (run / "predictions.csv").read_text().splitlines()[0]
     image = (run / "predictions.csv").read_text().splitlines()[1].split(",")[0]
     rows = [
-        f"{image},{a},x,{b},y,{s:.3f},{s:.3f},{b},{s:.3f}" for a, b, s in zip(labels, predicted, rng.random(count), strict=True)
+        f"{image},{a},x,{b},y,{s:.3f},{s:.3f},{b},{s:.3f}"
+        for a, b, s in zip(labels, predicted, rng.random(count), strict=True)
     ]
     (folder / "predictions.csv").write_text("\n".join([header, *rows]) + "\n")
     file = ppxcls.report(folder)
@@ -216,7 +240,8 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=chromium,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
         )
         yield browser
         browser.close()

@@ -42,7 +42,9 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "ppxcls", "serve", str(model), "--port", str(self.port), *words]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -52,7 +54,9 @@ class Server:
                 time.sleep(0.1)
         raise AssertionError(self.process.communicate()[0])
 
-    def ask(self, body: bytes | Iterator[bytes], path: str = "/predict", method: str = "POST") -> tuple[int, str]:
+    def ask(
+        self, body: bytes | Iterator[bytes], path: str = "/predict", method: str = "POST"
+    ) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body if method == "POST" else None)
@@ -91,7 +95,9 @@ def bomb() -> bytes:
     """A PNG of 60,000 x 60,000 pixels in a few hundred kilobytes."""
     header = pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100_000_000), 9)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(pack(">I", len(d)) + n + d + pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        pack(">I", len(d)) + n + d + pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    )
 
 
 def line_of_pixels() -> bytes:
@@ -104,7 +110,9 @@ def test_fifty_clients_get_their_own_answers(server: Server, run: Path) -> None:
     sources = images(run)
     expected = ppxcls.load(run).predict(sources)
     with ThreadPoolExecutor(50) as pool:
-        answers = list(pool.map(lambda i: (i % len(sources), server.ask(sources[i % len(sources)])), range(500)))
+        answers = list(
+            pool.map(lambda i: (i % len(sources), server.ask(sources[i % len(sources)])), range(500))
+        )
     for i, (status, text) in answers:
         assert status == 200, text
         answer = json.loads(text)
@@ -116,7 +124,9 @@ def test_fifty_clients_get_their_own_answers(server: Server, run: Path) -> None:
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values['ppxcls_requests_total{status="200"}']) >= 500
     assert float(values["ppxcls_batch_size_sum"]) >= 500
-    assert float(values["ppxcls_batch_size_count"]) < float(values["ppxcls_batch_size_sum"]), "requests were put together"
+    assert float(values["ppxcls_batch_size_count"]) < float(values["ppxcls_batch_size_sum"]), (
+        "requests were put together"
+    )
     assert float(values["ppxcls_waiting"]) == 0
 
 
@@ -176,7 +186,9 @@ def test_it_ends_cleanly(run: Path) -> None:
 
 def test_a_model_that_is_none_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ppxcls", "serve", str(tmp_path / "nothing")]
-    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
+    result = subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=ROOT, env={**os.environ}
+    )
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
 

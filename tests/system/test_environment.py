@@ -17,9 +17,13 @@ SHOWN = environment.CPU_VARIABLES
 
 def environment_after_import(before: str = "", **variables: str) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if k not in SHOWN and not k.startswith("PADDLE_")}
-    script = f"{before}\nimport json, os, ppxcls\nprint(json.dumps({{k: os.environ.get(k) for k in {SHOWN!r}}}))"
+    script = (
+        f"{before}\nimport json, os, ppxcls\nprint(json.dumps({{k: os.environ.get(k) for k in {SHOWN!r}}}))"
+    )
     command = [sys.executable, "-c", script]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT, env={**clean, **variables})
+    result = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=ROOT, env={**clean, **variables}
+    )
     return dict(json.loads(result.stdout))
 
 
@@ -41,8 +45,12 @@ sys.modules["ppxcls.system.environment"] = module
 
 def test_threads_are_the_cores_shared_by_the_ranks() -> None:
     assert environment_after_import(fake("", "cpu"))["OMP_NUM_THREADS"] == str(CORES)
-    assert environment_after_import(fake("", "cpu"), PADDLE_LOCAL_SIZE="2")["OMP_NUM_THREADS"] == str(max(1, CORES // 2))
-    assert environment_after_import(fake("", "cpu"), PADDLE_LOCAL_SIZE="64")["OMP_NUM_THREADS"] == str(max(1, CORES // 64))
+    assert environment_after_import(fake("", "cpu"), PADDLE_LOCAL_SIZE="2")["OMP_NUM_THREADS"] == str(
+        max(1, CORES // 2)
+    )
+    assert environment_after_import(fake("", "cpu"), PADDLE_LOCAL_SIZE="64")["OMP_NUM_THREADS"] == str(
+        max(1, CORES // 64)
+    )
 
 
 def test_mkl_on_amd_only() -> None:

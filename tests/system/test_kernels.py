@@ -52,7 +52,10 @@ def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     from ppxcls.data.normalize_kernels import normalize
 
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    images, table = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3), np.arange(768, dtype=np.float32).reshape(3, 256)
+    images, table = (
+        np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3),
+        np.arange(768, dtype=np.float32).reshape(3, 256),
+    )
     out = [np.zeros((2, 3, 4, 4), np.float32) for _ in range(3)]
     for result in out[:2]:  # the second call starts threads
         kernels.run(normalize, 8, images, table, result)
@@ -76,6 +79,9 @@ print(sum(normalize.stats.cache_misses.values()), sum(normalize.stats.cache_hits
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-c", code]
-    jobs = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    jobs = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
     found = sorted(tuple(map(int, job.communicate(timeout=200)[0].split())) for job in jobs)
     assert found == [(0, 1), (0, 1), (1, 0)]

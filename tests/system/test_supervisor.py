@@ -17,7 +17,8 @@ import ppxcls
 from ppxcls.system.supervisor import Supervisor, host_problem
 from tests.conftest import ROOT, SMALL_NETWORK
 
-# Counts its runs in a file, notes that it has begun on the second, and ends with the codes that it is given, one after the other.
+# Counts its runs in a file, notes that it has begun on the second, and ends with the codes that it is given,
+# one after the other.
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -36,17 +37,33 @@ os._exit(int(sys.argv[2].split(",")[number]))
     ("codes", "restarts", "code", "runs", "last"),
     [
         ("0", 5, 0, 1, None),
-        ("1,1,0", 5, 0, 3, "launch: the job ended with code 1 after 0 s; restart 2 of 5 in 0 s, from its newest checkpoint"),
+        (
+            "1,1,0",
+            5,
+            0,
+            3,
+            "launch: the job ended with code 1 after 0 s; restart 2 of 5 in 0 s, from its newest checkpoint",
+        ),
         ("2", 5, 2, 1, None),
         ("75", 5, 75, 1, None),
-        ("1,7,7", 2, 7, 3, "launch: the job ended with code 7 after 0 s; it has failed 3 times in a row, and is given up"),
+        (
+            "1,7,7",
+            2,
+            7,
+            3,
+            "launch: the job ended with code 7 after 0 s; it has failed 3 times in a row, and is given up",
+        ),
     ],
 )
-def test_what_is_restarted(codes: str, restarts: int, code: int, runs: int, last: str | None, tmp_path: Path) -> None:
+def test_what_is_restarted(
+    codes: str, restarts: int, code: int, runs: int, last: str | None, tmp_path: Path
+) -> None:
     said: list[str] = []
     count = tmp_path / "count"
     words = [sys.executable, "-c", SCRIPT, str(count), codes]
-    supervisor = Supervisor(lambda resume: [*words, *(["--resume"] if resume else [])], restarts, pause=0.1, report=said.append)
+    supervisor = Supervisor(
+        lambda resume: [*words, *(["--resume"] if resume else [])], restarts, pause=0.1, report=said.append
+    )
     assert supervisor.run() == code
     assert int(count.read_text()) == runs
     assert (said[-1] if said else None) == last
@@ -117,13 +134,31 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # the job of two nodes does the same in every run of the tests
 def test_a_job_whose_rank_is_killed_goes_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """Two processes; one is killed after a checkpoint inside the first epoch. The end is the run's that was not killed."""
+    """Two processes; one is killed after a checkpoint inside the first epoch.
+
+    The end is the run's that was not killed.
+    """
     keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
-    file = write_config(**keys, **{"Global.epochs": 40, "Global.save_interval_steps": 1, "DataLoader.Train.sampler.batch_size": 2})
+    file = write_config(
+        **keys,
+        **{"Global.epochs": 40, "Global.save_interval_steps": 1, "DataLoader.Train.sampler.batch_size": 2},
+    )
     output = tmp_path / "output/SmallNetwork"
-    command = ["--pause", "0.5", "--nproc_per_node", "2", "--log_dir", str(tmp_path / "log"), "tools/train.py", "-c", str(file)]
+    command = [
+        "--pause",
+        "0.5",
+        "--nproc_per_node",
+        "2",
+        "--log_dir",
+        str(tmp_path / "log"),
+        "tools/train.py",
+        "-c",
+        str(file),
+    ]
     with open(tmp_path / "said", "wb") as said:
-        process = subprocess.Popen([sys.executable, "-m", "ppxcls", "launch", *command], cwd=ROOT, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ppxcls", "launch", *command], cwd=ROOT, stdout=said, stderr=said
+        )
         deadline = time.monotonic() + 120
         while not list(output.glob("step_*.json")) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -34,7 +34,9 @@ class Listing:
 def make_watch(max_skipped_steps: int = 3) -> tuple[LossWatch, Learner]:
     network, lr = paddle.nn.Linear(2, 2), {"name": "ConstLR", "learning_rate": 0.1}
     schedule = ppxcls.build_lr_schedule(lr, 1, 1)
-    optimizer, scheduler = build_optimizer({"name": "SGD", "lr": lr}, dict(network.named_parameters()), schedule)
+    optimizer, scheduler = build_optimizer(
+        {"name": "SGD", "lr": lr}, dict(network.named_parameters()), schedule
+    )
     precision = Precision(max_skipped_steps=max_skipped_steps)
     learner = Learner(network, WeightedSum([]), optimizer, scheduler, schedule, precision=precision)
     return LossWatch(learner, Listing()), learner  # type: ignore[arg-type]
@@ -53,7 +55,8 @@ def test_skipped_steps_are_counted_and_too_many_in_a_row_stop_the_run() -> None:
     watch.read()
     watch.add(step(1.0, True))
     with pytest.raises(
-        TrainingError, match=r"not finite in 4 steps in a row \(AMP.max_skipped_steps = 3\); the last one is step 7"
+        TrainingError,
+        match=r"not finite in 4 steps in a row \(AMP.max_skipped_steps = 3\); the last one is step 7",
     ):
         watch.read()
 
@@ -62,7 +65,9 @@ def test_a_loss_that_is_not_finite_in_a_step_that_was_made_stops_the_run() -> No
     watch, _ = make_watch()
     watch.add(step(1.0))
     watch.add(step(float("nan")))
-    with pytest.raises(TrainingError, match=r"epoch 1, iteration 0, lr 0.1, rank 0: loss nan; last files read: 0.png, 1.png"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 1, iteration 0, lr 0.1, rank 0: loss nan; last files read: 0.png, 1.png"
+    ):
         watch.read()
 
 
@@ -83,11 +88,18 @@ def test_divergence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("the loss diverges: ") == 1
     assert "after 7 at first and 7 at best" in out
     rng = np.random.default_rng(0)
-    for losses in (np.linspace(7, 2, 60) + rng.normal(0, 0.6, 60), rng.exponential(0.1, 60), np.full(60, 6.9), [0.5] * 30 + [3.0]):
+    for losses in (
+        np.linspace(7, 2, 60) + rng.normal(0, 0.6, 60),
+        rng.exponential(0.1, 60),
+        np.full(60, 6.9),
+        [0.5] * 30 + [3.0],
+    ):
         assert "diverges" not in said([float(v) for v in losses], capsys)
 
 
-def test_a_gradient_that_is_not_finite_is_found_before_the_loss_shows_it(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_gradient_that_is_not_finite_is_found_before_the_loss_shows_it(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config()))
     make = trainer.learner.optimizer.step
     last = dict(trainer.learner.network.named_parameters())["_exit_flow._out.bias"]
@@ -98,17 +110,22 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_loss_shows_it(write_c
 
     trainer.learner.optimizer.step = spoiled
     with pytest.raises(
-        TrainingError, match=r"a gradient was not finite, .* after step 1, rank 0: 1 of 2.. tensors, such as _exit_flow._out.bias"
+        TrainingError,
+        match=r"a gradient was not finite, .* after step 1, rank 0: 1 of 2.. tensors, such as _exit_flow._out.bias",
     ):
         trainer.fit()
     assert not list((tmp_path / "output").rglob("*.pdparams"))
 
 
-def test_no_checkpoint_is_made_of_weights_that_are_not_finite(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_no_checkpoint_is_made_of_weights_that_are_not_finite(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config()))
     statistics = trainer.learner.network.state_dict()["_entry_flow._conv1._batch_norm._mean"]
     statistics.set_value(paddle.full_like(statistics, float("nan")))
-    with pytest.raises(TrainingError, match="step 0: .*_mean has values that are not finite: no checkpoint is made of it"):
+    with pytest.raises(
+        TrainingError, match="step 0: .*_mean has values that are not finite: no checkpoint is made of it"
+    ):
         trainer.save(["latest"])
 
 
@@ -147,27 +164,53 @@ def test_amp_that_skips(skips: int, write_config: Callable[..., Path], tmp_path:
 def test_21841_classes(write_config: Callable[..., Path], tmp_path: Path) -> None:
     """ImageNet-21k's labels, from the list to the loss, the metric and the files."""
     folder = write_images(tmp_path / "data", 8)
-    lines = [f"train/{i:04d}.png {label}" for i, label in enumerate([0, 32_767, 21_840, 21_839, 256, 255, 1, 21_840])]
+    lines = [
+        f"train/{i:04d}.png {label}"
+        for i, label in enumerate([0, 32_767, 21_840, 21_839, 256, 255, 1, 21_840])
+    ]
     lines[1] = "train/0001.png 20000"
     (folder / "train_list.txt").write_text("\n".join(lines))
     keys = {f"DataLoader.{mode}.dataset.image_root": str(folder) for mode in ("Train", "Eval")}
-    keys |= {f"DataLoader.{mode}.dataset.cls_label_path": str(folder / "train_list.txt") for mode in ("Train", "Eval")}
+    keys |= {
+        f"DataLoader.{mode}.dataset.cls_label_path": str(folder / "train_list.txt")
+        for mode in ("Train", "Eval")
+    }
     mixup = {"DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]}
     file = write_config(**keys, **mixup, **{"Arch.class_num": 21_841})
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     batches = list(trainer.loader.epoch())
     assert {batch.labels.dtype for batch in batches} == {np.dtype(np.int64)}
-    assert sorted(np.concatenate([b.labels for b in batches]).tolist()) == [0, 1, 255, 256, 20_000, 21_839, 21_840, 21_840]
+    assert sorted(np.concatenate([b.labels for b in batches]).tolist()) == [
+        0,
+        1,
+        255,
+        256,
+        20_000,
+        21_839,
+        21_840,
+        21_840,
+    ]
     trainer.fit()
     assert trainer.learner.network.state_dict()["_exit_flow._out.weight"].shape == [2048, 21_841]
     (folder / "train_list.txt").write_text("train/0000.png 21841\n")
-    with pytest.raises(ppxcls.DataError, match="the label 21841 is outside class_num = 21841, labels 0 to 21840"):
+    with pytest.raises(
+        ppxcls.DataError, match="the label 21841 is outside class_num = 21841, labels 0 to 21840"
+    ):
         ppxcls.build_trainer(ppxcls.load_config(file))
 
 
 def test_deterministic_says_what_is(write_config: Callable[..., Path]) -> None:
     result = run_tool(
-        "tools/train.py", "-c", write_config(), "-o", "Global.deterministic=True", "-o", "Global.eval_during_train=False"
+        "tools/train.py",
+        "-c",
+        write_config(),
+        "-o",
+        "Global.deterministic=True",
+        "-o",
+        "Global.eval_during_train=False",
     )
     assert result.returncode == 0, result.stderr
-    assert "deterministic: on the CPU the same bits for the same number of threads (OMP_NUM_THREADS) and processes" in result.stdout
+    assert (
+        "deterministic: on the CPU the same bits for the same number of threads (OMP_NUM_THREADS) and processes"
+        in result.stdout
+    )

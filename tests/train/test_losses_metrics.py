@@ -61,7 +61,9 @@ def test_topk_counts() -> None:
     (metric,) = build_metrics([{"TopkAcc": {"topk": [1, 3, 5]}}])
     counts = metric(paddle.to_tensor(LOGITS), paddle.to_tensor(LABELS))
     for k in (1, 3, 5):
-        assert float(counts[f"top{k}"]) == sum(label in row[:k] for label, row in zip(LABELS, order, strict=True))
+        assert float(counts[f"top{k}"]) == sum(
+            label in row[:k] for label, row in zip(LABELS, order, strict=True)
+        )
 
 
 def test_fewer_classes_than_k() -> None:

@@ -24,8 +24,12 @@ def test_there_are_26_cases() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['config']['name']}-{c['steps_per_epoch']}")
 def test_parity_with_paddleclas(case: dict[str, Any]) -> None:
-    lr_at = ppxcls.build_lr_schedule(case["config"], epochs=case["epochs"], steps_per_epoch=case["steps_per_epoch"])
-    assert [lr_at(step) for step in range(len(case["lr"]))] == pytest.approx(case["lr"], rel=1e-12, abs=1e-300)
+    lr_at = ppxcls.build_lr_schedule(
+        case["config"], epochs=case["epochs"], steps_per_epoch=case["steps_per_epoch"]
+    )
+    assert [lr_at(step) for step in range(len(case["lr"]))] == pytest.approx(
+        case["lr"], rel=1e-12, abs=1e-300
+    )
 
 
 def cosine(t: int, total: int) -> float:
@@ -33,7 +37,9 @@ def cosine(t: int, total: int) -> float:
 
 
 def test_cosine_closed_form() -> None:
-    lr_at = ppxcls.build_lr_schedule({"name": "Cosine", "learning_rate": 0.045}, epochs=120, steps_per_epoch=2503)
+    lr_at = ppxcls.build_lr_schedule(
+        {"name": "Cosine", "learning_rate": 0.045}, epochs=120, steps_per_epoch=2503
+    )
     assert lr_at(0) == 0.045
     for step in (1000, 60 * 2503, 100 * 2503):
         assert lr_at(step) == pytest.approx(cosine(step, 120 * 2503), rel=1e-12)
@@ -60,7 +66,9 @@ def test_cosine_without_warm_up_is_the_rate_that_paddles_optimizer_applies() -> 
 
 
 def test_polynomial_and_cycles() -> None:
-    linear = ppxcls.build_lr_schedule({"name": "Linear", "learning_rate": 1.0, "end_lr": 0.1, "power": 2.0}, 2, 5)
+    linear = ppxcls.build_lr_schedule(
+        {"name": "Linear", "learning_rate": 1.0, "end_lr": 0.1, "power": 2.0}, 2, 5
+    )
     assert linear(5) == pytest.approx(0.1 + 0.9 * 0.25)
     assert linear(10) == linear(50) == pytest.approx(0.1)
     spec = {
@@ -97,10 +105,16 @@ def test_warm_up_of_a_fraction_of_an_epoch_and_of_the_whole_run() -> None:
             "Optimizer.lr.warmup_epoch: expected a number at most 10",
         ),
         ({"name": "Step", "learning_rate": 0.1, "step_size": 0}, "step_size: expected a number above 0"),
-        ({"name": "Piecewise", "decay_epochs": [2], "values": [0.1]}, "one more of values than of decay_epochs"),
+        (
+            {"name": "Piecewise", "decay_epochs": [2], "values": [0.1]},
+            "one more of values than of decay_epochs",
+        ),
         ({"name": "Piecewise", "decay_epochs": [2, 1], "values": [3, 2, 1]}, "decay_epochs that increase"),
         ({"name": "MultiStepDecay", "learning_rate": 0.1, "milestones": [3, 3]}, "milestones that increase"),
-        ({"name": "Cyclic", "base_learning_rate": 0, "max_learning_rate": 1, "mode": "square"}, "'triangular'"),
+        (
+            {"name": "Cyclic", "base_learning_rate": 0, "max_learning_rate": 1, "mode": "square"},
+            "'triangular'",
+        ),
         ({"name": "Cosine", "learning_rate": float("nan")}, "received nan"),
     ],
 )
@@ -129,7 +143,16 @@ SPECS: dict[str, list[dict[str, Any]]] = {
         for m in (1, 2)
     ],
 }
-FALLING = {"Cosine", "Linear", "Polynomial", "Piecewise", "Step", "MultiStepDecay", "ConstLR", "ReduceOnPlateau"}
+FALLING = {
+    "Cosine",
+    "Linear",
+    "Polynomial",
+    "Piecewise",
+    "Step",
+    "MultiStepDecay",
+    "ConstLR",
+    "ReduceOnPlateau",
+}
 
 
 @pytest.mark.parametrize("name", LR_SCHEDULES.names())
@@ -141,24 +164,46 @@ def test_every_schedule_is_defined_on_every_step_of_short_runs(name: str) -> Non
             if warm_up + cool_down > epochs:
                 continue
             for keys, by_epoch in itertools.product(SPECS[name], (False, True)):
-                spec = {"name": name, **keys, "warmup_epoch": warm_up, "cooldown_epoch": cool_down, "by_epoch": by_epoch}
+                spec = {
+                    "name": name,
+                    **keys,
+                    "warmup_epoch": warm_up,
+                    "cooldown_epoch": cool_down,
+                    "by_epoch": by_epoch,
+                }
                 try:
                     lr_at = ppxcls.build_lr_schedule(spec, epochs, steps)
                 except ppxcls.ConfigError as error:
                     assert "step_size of at least one step" in str(error)  # noqa: PT017  the one thing that may be refused
                     continue
                 rates = [lr_at(step) for step in range(epochs * steps + 1)]
-                assert all(math.isfinite(rate) and 0 <= rate <= 1 + 1e-12 for rate in rates), (spec, epochs, steps, rates)
+                assert all(math.isfinite(rate) and 0 <= rate <= 1 + 1e-12 for rate in rates), (
+                    spec,
+                    epochs,
+                    steps,
+                    rates,
+                )
                 warm = math.ceil(warm_up * steps) if not by_epoch else math.ceil(warm_up) * steps
                 if name in FALLING:
                     after = rates[warm:]
-                    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after)), (spec, epochs, steps, rates)
+                    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(after)), (
+                        spec,
+                        epochs,
+                        steps,
+                        rates,
+                    )
                 tried += 1
     assert tried > 500
 
 
 def test_one_cycle_whose_rise_is_one_step() -> None:
-    spec = {"name": "OneCycleLR", "max_learning_rate": 1.0, "phase_pct": 0.1, "end_learning_rate": 0.0, "anneal_strategy": "linear"}
+    spec = {
+        "name": "OneCycleLR",
+        "max_learning_rate": 1.0,
+        "phase_pct": 0.1,
+        "end_learning_rate": 0.0,
+        "anneal_strategy": "linear",
+    }
     lr_at = ppxcls.build_lr_schedule(spec, epochs=2, steps_per_epoch=5)
     assert [lr_at(step) for step in range(10)] == pytest.approx([1 - step / 9 for step in range(10)])
 

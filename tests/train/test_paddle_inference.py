@@ -34,7 +34,9 @@ def all_equal(arrays: list[np.ndarray]) -> bool:
 
 @pytest.mark.parametrize("name", ["Xception41", "xception41p"])
 @pytest.mark.parametrize("at_once", [1, 3, 100])
-def test_the_compiled_network_gives_the_same_logits(name: str, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_network_gives_the_same_logits(
+    name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In pieces of as many images, and after a comparison of two of the four."""
     monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
     monkeypatch.setattr(paddle_inference, "_AT_ONCE", at_once * 71 * 80)
@@ -99,7 +101,9 @@ def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyP
     warned: list[str] = []
     monkeypatch.setattr(paddle_inference.logger, "warning", warned.append)
     network = ppxcls.build_model("Xception41", class_num=5)
-    monkeypatch.setattr(Compiler, "__call__", lambda *_: lambda images: np.full((len(images), 5), 0.5, "float32"))
+    monkeypatch.setattr(
+        Compiler, "__call__", lambda *_: lambda images: np.full((len(images), 5), 0.5, "float32")
+    )
     evaluated, logits = twice(network)
     assert evaluated._predictor is None
     assert all_equal(logits)
@@ -107,7 +111,9 @@ def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyP
     assert "gives other logits" in warned[0]
 
 
-def test_an_evaluation_gives_the_same_counts(write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_gives_the_same_counts(
+    write_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = write_config()
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     trainer.fit()
@@ -152,7 +158,9 @@ def test_a_tracing_that_fails_leaves_nothing_to_the_next() -> None:
 def test_the_cpus_network_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where Paddle has GPUs and the device is the CPU."""
     asked: list[bool] = []
-    monkeypatch.setattr(paddle_inference, "InferenceProgram", lambda *_, may_use_gpu: asked.append(may_use_gpu))
+    monkeypatch.setattr(
+        paddle_inference, "InferenceProgram", lambda *_, may_use_gpu: asked.append(may_use_gpu)
+    )
     network = ppxcls.build_model("Xception41", class_num=5)
     network.eval()
     Compiler()(network)

@@ -23,12 +23,18 @@ from ppxcls.train.optimizers import build_optimizer
 LR = {"name": "ConstLR", "learning_rate": 0.1}
 
 
-def after_steps(spec: dict[str, Any], steps: int = 2, shape: tuple[int, ...] = (2, 3)) -> dict[str, np.ndarray]:
+def after_steps(
+    spec: dict[str, Any], steps: int = 2, shape: tuple[int, ...] = (2, 3)
+) -> dict[str, np.ndarray]:
     """Weights after steps whose gradient is ``0.5 * (step + 1)`` everywhere; all begin at 1."""
-    model = paddle.nn.Sequential(("body", paddle.nn.Linear(*shape)), ("norm", paddle.nn.BatchNorm1D(shape[1])))
+    model = paddle.nn.Sequential(
+        ("body", paddle.nn.Linear(*shape)), ("norm", paddle.nn.BatchNorm1D(shape[1]))
+    )
     for p in model.parameters():
         p.set_value(paddle.ones(p.shape))
-    optimizer, scheduler = build_optimizer({"lr": LR, **spec}, dict(model.named_parameters()), lambda step: 0.1)
+    optimizer, scheduler = build_optimizer(
+        {"lr": LR, **spec}, dict(model.named_parameters()), lambda step: 0.1
+    )
     for step in range(steps):
         for p in model.parameters():
             if not p.stop_gradient:
@@ -68,7 +74,9 @@ def test_nesterov_momentum() -> None:
     for g in (0.5, 1.0):
         v = 0.9 * v + g
         w -= 0.1 * (g + 0.9 * v)
-    assert after_steps({"name": "Momentum", "momentum": 0.9, "use_nesterov": True})["body.weight"] == pytest.approx(w, rel=1e-6)
+    assert after_steps({"name": "Momentum", "momentum": 0.9, "use_nesterov": True})[
+        "body.weight"
+    ] == pytest.approx(w, rel=1e-6)
 
 
 def test_lamb_makes_a_step_of_the_weights_own_length() -> None:
@@ -102,7 +110,9 @@ def test_groups_and_layer_decay_scale_the_rate() -> None:
     assert scaled["body.bias"] == pytest.approx(change["body.bias"], rel=1e-6)
     assert scaled["norm.bias"] == 0
     layers = {k: 1 - v for k, v in after_steps({"name": "SGD", "layer_decay": 0.5}).items()}
-    assert [round(layers[k] / change[k], 4) for k in ("body.weight", "body.bias", "norm.weight", "norm.bias")] == [
+    assert [
+        round(layers[k] / change[k], 4) for k in ("body.weight", "body.bias", "norm.weight", "norm.bias")
+    ] == [
         0.125,
         0.25,
         0.5,
@@ -111,7 +121,8 @@ def test_groups_and_layer_decay_scale_the_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "expected"), [("clip_value", 0.3), ("clip_norm", 0.3 / 6**0.5), ("clip_norm_global", 0.3 / 15**0.5)]
+    ("key", "expected"),
+    [("clip_value", 0.3), ("clip_norm", 0.3 / 6**0.5), ("clip_norm_global", 0.3 / 15**0.5)],
 )
 def test_clipping(key: str, expected: float) -> None:
     """The gradient is 0.5 everywhere: 6 values in the weight, 15 in all."""
@@ -122,8 +133,14 @@ def test_clipping(key: str, expected: float) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"name": "SGD", "clip_norm": 1, "clip_value": 1}, "expected one way of clipping, received clip_norm and clip_value"),
-        ({"name": "AdamW", "regularizer": {"name": "L2", "coeff": 0.1}}, "regularizer: expected weight_decay alone"),
+        (
+            {"name": "SGD", "clip_norm": 1, "clip_value": 1},
+            "expected one way of clipping, received clip_norm and clip_value",
+        ),
+        (
+            {"name": "AdamW", "regularizer": {"name": "L2", "coeff": 0.1}},
+            "regularizer: expected weight_decay alone",
+        ),
         (
             {"name": "SGD", "groups": [{"params": "nothing"}]},
             "groups.0.params: pattern 'nothing' matches no parameter",
@@ -162,7 +179,9 @@ def test_ema_is_evaluated_kept_and_resumed(write_config: Callable[..., Path], tm
     file = write_config(**keys)
 
     def train(name: str, *overrides: str) -> Any:
-        trainer = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/{name}", *overrides]))
+        trainer = ppxcls.build_trainer(
+            ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/{name}", *overrides])
+        )
         trainer.fit()
         return trainer
 
@@ -172,7 +191,9 @@ def test_ema_is_evaluated_kept_and_resumed(write_config: Callable[..., Path], tm
     assert all(np.array_equal(states[0][key], states[1][key]) for key in states[0])
     weights = whole.learner.network.state_dict()
     assert not np.array_equal(states[0]["_exit_flow._out.weight"], weights["_exit_flow._out.weight"].numpy())
-    rows = [json.loads(line) for line in (tmp_path / "whole/Xception41/metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "whole/Xception41/metrics.jsonl").read_text().splitlines()
+    ]
     last = [row for row in rows if row["kind"] == "eval"][-1]
     latest = f"Global.pretrained_model={tmp_path}/whole/Xception41/latest"
     after = ppxcls.evaluate(ppxcls.load_config(file, [latest]))
@@ -199,10 +220,37 @@ def test_one_cycle_against_paddle(anneal: str) -> None:
 
 
 def test_plateau_against_paddle() -> None:
-    spec = {"name": "ReduceOnPlateau", "learning_rate": 0.4, "mode": "max", "factor": 0.5, "patience": 2, "cooldown": 1}
+    spec = {
+        "name": "ReduceOnPlateau",
+        "learning_rate": 0.4,
+        "mode": "max",
+        "factor": 0.5,
+        "patience": 2,
+        "cooldown": 1,
+    }
     lr_at = ppxcls.build_lr_schedule(spec, epochs=99, steps_per_epoch=1)
     theirs = paddle.optimizer.lr.ReduceOnPlateau(0.4, mode="max", factor=0.5, patience=2, cooldown=1)
-    for value in [0.1, 0.2, 0.2, 0.2, 0.2, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.4]:
+    for value in [
+        0.1,
+        0.2,
+        0.2,
+        0.2,
+        0.2,
+        0.1,
+        0.3,
+        0.3,
+        0.3,
+        0.3,
+        0.3,
+        0.3,
+        0.3,
+        0.3,
+        0.4,
+        0.4,
+        0.4,
+        0.4,
+        0.4,
+    ]:
         lr_at.observe(value, larger_is_better=True)
         theirs.step(paddle.to_tensor(value))
         assert lr_at(5) == pytest.approx(theirs.last_lr)
@@ -224,9 +272,15 @@ def test_warm_up_and_cool_down_with_any() -> None:
     lr_at = ppxcls.build_lr_schedule(spec, epochs=6, steps_per_epoch=10)
     assert [lr_at(step) for step in (0, 5, 10, 25)] == pytest.approx([0, 0.5, 1.0, 0.6])
     assert [lr_at(step) for step in (40, 45, 59)] == pytest.approx([0.2] * 3)
-    paper = ppxcls.build_lr_schedule({"name": "Step", "learning_rate": 0.045, "step_size": 2, "gamma": 0.94}, 10, 100)
-    assert [paper(step) for step in (0, 199, 200, 999)] == pytest.approx([0.045, 0.045, 0.045 * 0.94, 0.045 * 0.94**4])
-    with pytest.raises(ppxcls.ConfigError, match="cooldown_epoch: expected warm-up and cool-down of at most 3 epochs"):
+    paper = ppxcls.build_lr_schedule(
+        {"name": "Step", "learning_rate": 0.045, "step_size": 2, "gamma": 0.94}, 10, 100
+    )
+    assert [paper(step) for step in (0, 199, 200, 999)] == pytest.approx(
+        [0.045, 0.045, 0.045 * 0.94, 0.045 * 0.94**4]
+    )
+    with pytest.raises(
+        ppxcls.ConfigError, match="cooldown_epoch: expected warm-up and cool-down of at most 3 epochs"
+    ):
         ppxcls.build_lr_schedule({**spec, "cooldown_epoch": 3}, epochs=3, steps_per_epoch=10)
 
 
@@ -247,15 +301,23 @@ def test_losses() -> None:
         return -(targets * np.log(p) + (1 - targets) * np.log(1 - p))
 
     assert loss_value({"BCELoss": {}}, SOFT) == pytest.approx(bce(SOFT).mean(), rel=1e-5)
-    assert loss_value({"BCELoss": {"epsilon": 0.1}}, SOFT) == pytest.approx(bce(0.9 * SOFT + 0.1 / 4).mean(), rel=1e-5)
+    assert loss_value({"BCELoss": {"epsilon": 0.1}}, SOFT) == pytest.approx(
+        bce(0.9 * SOFT + 0.1 / 4).mean(), rel=1e-5
+    )
     assert loss_value({"BCELoss": {"target_threshold": 0.2, "sum_classes": True}}, SOFT) == pytest.approx(
         bce(SOFT > 0.2).sum(1).mean(), rel=1e-5
     )
     log_p = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
-    assert loss_value({"SoftTargetCrossEntropy": {}}, SOFT) == pytest.approx(-(SOFT * log_p).sum(1).mean(), rel=1e-5)
+    assert loss_value({"SoftTargetCrossEntropy": {}}, SOFT) == pytest.approx(
+        -(SOFT * log_p).sum(1).mean(), rel=1e-5
+    )
     own = log_p[np.arange(5), LABELS]
-    assert loss_value({"FocalLoss": {"gamma": 2.0}}, LABELS) == pytest.approx(-((1 - np.exp(own)) ** 2 * own).mean(), rel=1e-5)
-    assert loss_value({"FocalLoss": {"gamma": 0.0}}, LABELS) == pytest.approx(loss_value({"CELoss": {}}, LABELS), rel=1e-6)
+    assert loss_value({"FocalLoss": {"gamma": 2.0}}, LABELS) == pytest.approx(
+        -((1 - np.exp(own)) ** 2 * own).mean(), rel=1e-5
+    )
+    assert loss_value({"FocalLoss": {"gamma": 0.0}}, LABELS) == pytest.approx(
+        loss_value({"CELoss": {}}, LABELS), rel=1e-6
+    )
 
 
 def test_bce_needs_soft_labels(write_config: Callable[..., Path]) -> None:
@@ -273,11 +335,16 @@ def test_class_report_is_scikit_learns(write_config: Callable[..., Path], tmp_pa
     assert results["balanced_accuracy"] == pytest.approx(
         sklearn_metrics.recall_score(labels, predicted, labels=range(4), average="macro")
     )
-    assert results["f1"] == pytest.approx(sklearn_metrics.f1_score(labels, predicted, labels=range(4), average="macro"))
+    assert results["f1"] == pytest.approx(
+        sklearn_metrics.f1_score(labels, predicted, labels=range(4), average="macro")
+    )
     assert results["precision"] == pytest.approx(
         sklearn_metrics.precision_score(labels, predicted, labels=range(4), average="macro")
     )
-    assert metric.by_class["confusion_matrix"] == sklearn_metrics.confusion_matrix(labels, predicted, labels=range(5)).tolist()
+    assert (
+        metric.by_class["confusion_matrix"]
+        == sklearn_metrics.confusion_matrix(labels, predicted, labels=range(5)).tolist()
+    )
     file = write_config(**{"Metric.Eval": [{"TopkAcc": {"topk": 1}}, {"ClassReport": {}}]})
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     trainer.fit()
@@ -312,7 +379,9 @@ def test_samplers() -> None:
         {"name": "ProgressiveSampler", "batch_size": 4, "epochs": [2], "sizes": [80]},
     ],
 )
-def test_samplers_train_and_resume(sampler: dict[str, Any], write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_samplers_train_and_resume(
+    sampler: dict[str, Any], write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     keys = {"DataLoader.Train.sampler": sampler, "Global.epochs": 2, "Global.eval_during_train": False}
     file = write_config(**keys, **{"Global.save_interval_steps": 2, "Global.keep_last": 9})
     results = []
@@ -327,7 +396,9 @@ def test_samplers_train_and_resume(sampler: dict[str, Any], write_config: Callab
 
 
 def test_cutmix_pastes_a_rectangle_and_mixes_by_area() -> None:
-    images = paddle.to_tensor(np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1) * np.ones((4, 3, 20, 24), np.float32))
+    images = paddle.to_tensor(
+        np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1) * np.ones((4, 3, 20, 24), np.float32)
+    )
     labels = paddle.arange(4)
     (cutmix,) = build_batch_transforms([{"CutmixOperator": {"alpha": 1.0}}], 4)
     for seed in range(10):
@@ -339,11 +410,18 @@ def test_cutmix_pastes_a_rectangle_and_mixes_by_area() -> None:
             for other in set(np.unique(mixed[i]).astype(int)) - {i}:
                 assert targets[i, other] == pytest.approx((mixed[i, 0] == other).mean(), abs=1e-6)
                 rows, columns = np.nonzero(mixed[i, 0] == other)
-                assert (mixed[i, :, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == other).all()
+                assert (
+                    mixed[i, :, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] == other
+                ).all()
 
 
 def test_op_sampler_takes_its_shares() -> None:
-    spec = {"OpSampler": {"MixupOperator": {"alpha": 0.8, "prob": 0.5}, "CutmixOperator": {"alpha": 1.0, "prob": 0.3}}}
+    spec = {
+        "OpSampler": {
+            "MixupOperator": {"alpha": 0.8, "prob": 0.5},
+            "CutmixOperator": {"alpha": 1.0, "prob": 0.3},
+        }
+    }
     (sampler,) = build_batch_transforms([spec], 4)
     images, labels = paddle.to_tensor(RNG.normal(size=(4, 3, 8, 8)).astype(np.float32)), paddle.arange(4)
     calls: list[int] = []
@@ -363,11 +441,17 @@ def test_op_sampler_takes_its_shares() -> None:
 
 
 def test_freezing(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_config(**{"Arch.freeze": ["^_entry_flow", "^_middle_flow"], "Global.eval_during_train": False})
+    file = write_config(
+        **{"Arch.freeze": ["^_entry_flow", "^_middle_flow"], "Global.eval_during_train": False}
+    )
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     before = {key: value.numpy().copy() for key, value in trainer.learner.network.state_dict().items()}
     trainer.fit()
-    changed = {key for key, value in trainer.learner.network.state_dict().items() if not np.array_equal(before[key], value.numpy())}
+    changed = {
+        key
+        for key, value in trainer.learner.network.state_dict().items()
+        if not np.array_equal(before[key], value.numpy())
+    }
     assert changed
     assert all(key.startswith("_exit_flow") for key in changed), "batch norm's statistics neither"
     with pytest.raises(ppxcls.ConfigError, match="Arch.freeze.0: pattern 'nothing' matches no parameter"):

@@ -30,7 +30,9 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def curves(folder: Path) -> Any:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator
     found = accumulator(str(folder), size_guidance={"scalars": 0})
     return found.Reload()
 
@@ -38,13 +40,20 @@ def curves(folder: Path) -> Any:
 def test_tensorboard_shows_what_the_lines_say(small: Callable[..., Path]) -> None:
     """Also after a run was taken up at an earlier place: its points are there once."""
     file = small(
-        **{"Global.epochs": 2, "Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.trackers": [{"TensorBoard": {}}]}
+        **{
+            "Global.epochs": 2,
+            "Global.save_interval_steps": 1,
+            "Global.keep_last": 9,
+            "Global.trackers": [{"TensorBoard": {}}],
+        }
     )
     folder = train(file)
     found = curves(folder / "tensorboard")
     points = {event.step: event.value for event in found.Scalars("train/loss")}
     assert points == {row["step"]: pytest.approx(row["loss"]) for row in lines(folder, "train")}
-    assert [e.value for e in found.Scalars("eval/top1")] == [pytest.approx(row["top1"]) for row in lines(folder, "eval")]
+    assert [e.value for e in found.Scalars("eval/top1")] == [
+        pytest.approx(row["top1"]) for row in lines(folder, "eval")
+    ]
     assert "train/eta" not in found.Tags()["scalars"]
     folder = train(file, f"Global.checkpoints={folder / 'step_4'}")
     again = curves(folder / "tensorboard").Scalars("train/loss")
@@ -59,13 +68,17 @@ def test_a_new_run_moves_the_curves_aside(small: Callable[..., Path]) -> None:
     assert len(list((folder / "tensorboard").iterdir())) == 1
 
 
-def test_without_tensorboard_the_error_says_what_to_install(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorboard_the_error_says_what_to_install(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorboard.summary.writer.record_writer", None)
     with pytest.raises(ppxcls.ConfigError, match=r"pip install 'ppxcls\[tensorboard\]'"):
         ppxcls.build_trainer(ppxcls.load_config(small(**{"Global.trackers": [{"TensorBoard": {}}]})))
 
 
-def test_curves_that_cant_be_written_dont_end_the_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_curves_that_cant_be_written_dont_end_the_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("tensorboard")
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")

@@ -38,7 +38,12 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
     state = {key: list(value.shape) for key, value in model.state_dict().items()}
     model.set_state_dict({k: paddle.to_tensor(v) for k, v in training_weights(state, facts["seed"]).items()})
     lr_at = ppxcls.build_lr_schedule(run["lr"], run["epochs"], run["steps_per_epoch"])
-    spec = {"name": "Momentum", "momentum": 0.9, "lr": run["lr"], "regularizer": {"name": "L2", "coeff": run["l2"]}}
+    spec = {
+        "name": "Momentum",
+        "momentum": 0.9,
+        "lr": run["lr"],
+        "regularizer": {"name": "L2", "coeff": run["l2"]},
+    }
     optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at)
     loss_fn = build_loss([{"CELoss": {"epsilon": run["epsilon"]}}])
     model.train()
@@ -61,7 +66,9 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
     def norm(values: Any) -> float:
         return float(np.sqrt(sum((v**2).sum() for v in values)))
 
-    assert norm(v for k, v in final.items() if k not in running) == pytest.approx(run["weight_norm"], rel=1e-8)
+    assert norm(v for k, v in final.items() if k not in running) == pytest.approx(
+        run["weight_norm"], rel=1e-8
+    )
     # Measured: 0.7e-5 away with two threads, 5.6e-5 with one.
     assert norm(running.values()) == pytest.approx(run["running_norm"], rel=1e-4)
 
@@ -81,8 +88,12 @@ def lines(output: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-@pytest.mark.parametrize("arch", [pytest.param("Xception41", marks=pytest.mark.every_paddle), "Xception41_deeplab"])
-def test_resuming_after_an_epoch_is_exact(arch: str, write_config: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arch", [pytest.param("Xception41", marks=pytest.mark.every_paddle), "Xception41_deeplab"]
+)
+def test_resuming_after_an_epoch_is_exact(
+    arch: str, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     """Deeplab's dropout draws random numbers too."""
     file = write_config()
     overrides = (f"Arch.name={arch}", "Global.epochs=2", "Global.eval_during_train=False")
@@ -93,19 +104,29 @@ def test_resuming_after_an_epoch_is_exact(arch: str, write_config: Callable[...,
     first.learner.start_epoch(2)
     first.save(["latest"])
     first.run.folder.wait()
-    second = train(file, *overrides, f"Global.output_dir={tmp_path}/part", f"Global.checkpoints={tmp_path}/part/{arch}/latest")
+    second = train(
+        file,
+        *overrides,
+        f"Global.output_dir={tmp_path}/part",
+        f"Global.checkpoints={tmp_path}/part/{arch}/latest",
+    )
     expected = weights(whole)
     received = weights(second)
     assert all(np.array_equal(expected[key], received[key]) for key in expected)
     states = [t.learner.optimizer.state_dict() for t in (whole, second)]
     momenta = [
-        sorted((k.split("_velocity")[0].split(".")[-1], v.numpy().sum()) for k, v in s.items() if "velocity" in k) for s in states
+        sorted(
+            (k.split("_velocity")[0].split(".")[-1], v.numpy().sum()) for k, v in s.items() if "velocity" in k
+        )
+        for s in states
     ]
     assert momenta[0] == momenta[1]
     assert whole.progress == second.progress
 
 
-def test_the_order_of_the_samples_and_the_rate_go_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_order_of_the_samples_and_the_rate_go_on(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_config()
     train(file, "Global.epochs=2", f"Global.output_dir={tmp_path}/a")
     one, two = lines(tmp_path / "a", "train")[:3], lines(tmp_path / "a", "train")[3:]
@@ -116,7 +137,9 @@ def test_the_order_of_the_samples_and_the_rate_go_on(write_config: Callable[...,
     assert [row["lr"] for row in one + two] == [lr_at(step) for step in range(6)]
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     """Batch norm aside: in eval mode. 12 samples: batches of 12 against micro-batches of 5, 5 and 2."""
     grads = []
     for size, freq in ((12, 1), (5, 3)):
@@ -126,7 +149,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(write_config: Callab
         caught: dict[str, np.ndarray] = {}
 
         def catch(trainer: Any = trainer, caught: dict[str, np.ndarray] = caught) -> None:
-            caught.update({k: p.grad.numpy() for k, p in trainer.learner.network.named_parameters() if p.grad is not None})
+            caught.update(
+                {
+                    k: p.grad.numpy()
+                    for k, p in trainer.learner.network.named_parameters()
+                    if p.grad is not None
+                }
+            )
 
         trainer.learner.optimizer.step = catch
         trainer.train_one_epoch()
@@ -137,16 +166,22 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(write_config: Callab
         assert np.abs(value - grads[1][key]).max() <= 1e-4 * max(np.abs(value).max(), 1e-3), key
 
 
-def test_evaluation_during_and_after_training_agree(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_evaluation_during_and_after_training_agree(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_config()
     trainer = train(file, "Global.epochs=2")
     output = tmp_path / "output"
     during = lines(output, "eval")
     assert [row["epoch"] for row in during] == [1, 2]
     assert {row["num_samples"] for row in during} == {7}
-    after = ppxcls.evaluate(ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/epoch_2"]))
+    after = ppxcls.evaluate(
+        ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/epoch_2"])
+    )
     assert after == {key: during[1][key] for key in after}
-    best = ppxcls.evaluate(ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/best_model"]))
+    best = ppxcls.evaluate(
+        ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/best_model"])
+    )
     assert best["top1"] == max(row["top1"] for row in during) == trainer.progress.best["value"]
     assert list(best) == ["top1", "top2", "CELoss", "loss", "num_samples"]
     assert ppxcls.evaluate(ppxcls.load_config(file)) == best  # where no weights are named, the run's best
@@ -154,13 +189,17 @@ def test_evaluation_during_and_after_training_agree(write_config: Callable[..., 
     assert kept.Global.epochs == 2, "evaluating leaves the training run's config alone"
 
 
-def test_evaluation_counts_every_sample_once_for_any_batch_size(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_evaluation_counts_every_sample_once_for_any_batch_size(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
     file = write_config()
     train(file)
     weights_file = tmp_path / "output/Xception41/latest"
     results = [
         ppxcls.evaluate(
-            ppxcls.load_config(file, [f"Global.pretrained_model={weights_file}", f"DataLoader.Eval.sampler.batch_size={n}"])
+            ppxcls.load_config(
+                file, [f"Global.pretrained_model={weights_file}", f"DataLoader.Eval.sampler.batch_size={n}"]
+            )
         )
         for n in (1, 3, 7, 50)
     ]
@@ -169,8 +208,12 @@ def test_evaluation_counts_every_sample_once_for_any_batch_size(write_config: Ca
     assert [r["loss"] for r in results] == pytest.approx([results[0]["loss"]] * 4, rel=1e-5)
 
 
-def test_mixup_trains_and_skips_the_training_metrics(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    train(write_config(**{"DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]}))
+def test_mixup_trains_and_skips_the_training_metrics(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    train(
+        write_config(**{"DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]})
+    )
     rows = lines(tmp_path / "output", "train")
     assert len(rows) == 3
     assert "top1" not in rows[0]
@@ -178,10 +221,13 @@ def test_mixup_trains_and_skips_the_training_metrics(write_config: Callable[...,
 
 
 def test_loss_that_is_not_finite_stops_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_config(**{"Optimizer.lr": {"name": "ConstLR", "learning_rate": 1e30}, "Global.print_batch_step": 2})
+    file = write_config(
+        **{"Optimizer.lr": {"name": "ConstLR", "learning_rate": 1e30}, "Global.print_batch_step": 2}
+    )
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     with pytest.raises(
-        ppxcls.TrainingError, match=r"not finite: epoch 1, iteration [12], lr 1e\+30, rank 0: .*loss nan.*last files"
+        ppxcls.TrainingError,
+        match=r"not finite: epoch 1, iteration [12], lr 1e\+30, rank 0: .*loss nan.*last files",
     ) as e:
         trainer.fit()
     assert str(e.value).count(".png") == 4
@@ -194,8 +240,18 @@ def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tm
     train(file)
     folder = tmp_path / "output/Xception41"
     names = {f.name for f in folder.iterdir()}
-    expected = {f"{n}.{e}" for n in ("step_3", "latest", "best_model", "epoch_1") for e in ("pdparams", "pdopt", "json")}
-    expected = expected - {"best_model.pdopt"} | {"config.yaml", "metrics.jsonl", "vdl", "predictions.csv", "first_batch.png"}
+    expected = {
+        f"{n}.{e}"
+        for n in ("step_3", "latest", "best_model", "epoch_1")
+        for e in ("pdparams", "pdopt", "json")
+    }
+    expected = expected - {"best_model.pdopt"} | {
+        "config.yaml",
+        "metrics.jsonl",
+        "vdl",
+        "predictions.csv",
+        "first_batch.png",
+    }
     assert names == expected | {"run.lock", "train.log", "earlier_1"}
     assert len(lines(tmp_path / "output", "train")) == 3  # the first run's are in earlier_1
     assert {f.name for f in (folder / "earlier_1").iterdir()} == expected
@@ -232,7 +288,9 @@ def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tm
     from visualdl import LogReader
 
     reader = LogReader(file_path=str(next((folder / "vdl").iterdir())))
-    assert {"train_loss", "train_lr", "train_ips", "train_top1", "eval_top1", "eval_loss"} <= set(reader.get_tags()["scalar"])
+    assert {"train_loss", "train_lr", "train_ips", "train_top1", "eval_top1", "eval_loss"} <= set(
+        reader.get_tags()["scalar"]
+    )
 
 
 @pytest.mark.every_paddle
@@ -256,9 +314,15 @@ def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Pa
         (["DataLoader.Train=null"], "DataLoader.Train: the section is missing"),
         (["Loss.Train=[]"], "Loss.Train: expected at least one loss"),
         (["DataLoader.Eval.sampler.drop_last=True"], "drop_last: expected false"),
-        (["DataLoader.Train.sampler.batch_size=64", "DataLoader.Train.sampler.drop_last=True"], "drop_last leaves nothing of 12"),
+        (
+            ["DataLoader.Train.sampler.batch_size=64", "DataLoader.Train.sampler.drop_last=True"],
+            "drop_last leaves nothing of 12",
+        ),
         (["Optimizer.lr.warmup_epoch=3"], "Optimizer.lr.warmup_epoch: expected a number at most 1"),
-        (["Arch.freeze=['.']"], "Arch.freeze: expected patterns that leave something to train; every parameter is frozen"),
+        (
+            ["Arch.freeze=['.']"],
+            "Arch.freeze: expected patterns that leave something to train; every parameter is frozen",
+        ),
         (["Arch.freeze=[_mean]"], "Arch.freeze.0: pattern '_mean' matches no parameter"),
         (
             ["DataLoader.Eval.dataset.transform_ops=[{ResizeImage: {size: 71}}]"],
@@ -270,7 +334,10 @@ def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Pa
             "expected eta_min of at most learning_rate, 0.1, received 0.2",
         ),
         (["Arch.freeze=[nothing]"], "Arch.freeze.0: pattern 'nothing' matches no parameter"),
-        (["Optimizer.no_weight_decay_name=bnn"], "Optimizer.no_weight_decay_name: 'bnn' is in no state key of a parameter"),
+        (
+            ["Optimizer.no_weight_decay_name=bnn"],
+            "Optimizer.no_weight_decay_name: 'bnn' is in no state key of a parameter",
+        ),
         (
             ["Arch.freeze=['^(?!_exit_flow._out)']", "Optimizer.layer_decay=0.5"],
             "Optimizer.layer_decay: expected null: only one layer is trained",
@@ -290,7 +357,11 @@ class RecordingScaler:
     """Scales by 128 as ``paddle.amp.GradScaler`` does on devices that have float16; Paddle turns its own off on the CPU."""
 
     def __init__(self) -> None:
-        self.state: dict[str, Any] = {"scale": np.array([128.0], np.float32), "incr_count": 3, "use_dynamic_loss_scaling": True}
+        self.state: dict[str, Any] = {
+            "scale": np.array([128.0], np.float32),
+            "incr_count": 3,
+            "use_dynamic_loss_scaling": True,
+        }
         self.calls: list[str] = []
 
     def scale(self, loss: paddle.Tensor) -> paddle.Tensor:
@@ -330,7 +401,11 @@ def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_pa
     again = ppxcls.build_trainer(ppxcls.load_config(file))
     again.learner.precision.scaler = RecordingScaler()
     again.resume(tmp_path / "scaled/Xception41/latest")
-    assert again.learner.precision.scaler.state == {"scale": [128.0], "incr_count": 3, "use_dynamic_loss_scaling": True}
+    assert again.learner.precision.scaler.state == {
+        "scale": [128.0],
+        "incr_count": 3,
+        "use_dynamic_loss_scaling": True,
+    }
 
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
@@ -341,13 +416,19 @@ def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None
     assert trainer.learner.precision.autocast.keywords["level"] == level
     assert trainer.progress.step == 3
     during = lines(trainer.output_dir.parent, "eval")[0]
-    after = ppxcls.evaluate(ppxcls.load_config(write_config(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"]))
+    after = ppxcls.evaluate(
+        ppxcls.load_config(write_config(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"])
+    )
     assert after == {key: during[key] for key in after}
     assert ppxcls.load_config(write_config(AMP={"level": "O1"})).AMP.use_amp
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("Xception41", marks=pytest.mark.every_paddle), pytest.param("xception41p", marks=pytest.mark.slow)]
+    "name",
+    [
+        pytest.param("Xception41", marks=pytest.mark.every_paddle),
+        pytest.param("xception41p", marks=pytest.mark.slow),
+    ],
 )
 def test_a_static_graph_gives_the_same_losses(
     name: str, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -367,13 +448,22 @@ def test_a_static_graph_gives_the_same_losses(
         assert ppxcls.evaluate(ppxcls.load_config(trainer.output_dir, [latest]))["loss"] == pytest.approx(
             losses[static][-1], rel=1e-6
         )
-        assert set(trainer.learner.network.state_dict()) == set(ppxcls.build_model(name, class_num=3).state_dict())
+        assert set(trainer.learner.network.state_dict()) == set(
+            ppxcls.build_model(name, class_num=3).state_dict()
+        )
     assert len(losses[True]) == 4
     assert losses[True] == pytest.approx(losses[False], rel=1e-5)
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("linear", 0.02 * 8 / 32), ("sqrt", 0.02 * 0.5)])
-def test_the_rate_follows_the_samples_per_step(rule: str, expected: float, write_config: Callable[..., Path]) -> None:
-    keys = [f"Global.scale_lr={rule}", "Global.base_batch_size=32", "Global.update_freq=2", "Arch.name=SmallNetwork"]
+def test_the_rate_follows_the_samples_per_step(
+    rule: str, expected: float, write_config: Callable[..., Path]
+) -> None:
+    keys = [
+        f"Global.scale_lr={rule}",
+        "Global.base_batch_size=32",
+        "Global.update_freq=2",
+        "Arch.name=SmallNetwork",
+    ]
     config = ppxcls.load_config(write_config(**{"Global.plugins": ["tests/fixtures/small_network.py"]}), keys)
     assert ppxcls.build_trainer(config).learner.rate == pytest.approx(expected)

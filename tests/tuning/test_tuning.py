@@ -68,7 +68,9 @@ def test_a_range_test_leaves_the_run_as_it_is(small: Callable[..., Path], update
     assert found.suggestion is None or found.suggestion < 10
 
 
-def test_a_range_test_trains_at_its_rates(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_range_test_trains_at_its_rates(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[float] = []
     train_on = ppxcls.train.trainer.Trainer.train_on
 
@@ -82,11 +84,15 @@ def test_a_range_test_trains_at_its_rates(small: Callable[..., Path], monkeypatc
     assert seen[: len(found.rates)] == pytest.approx(found.rates, rel=1e-4)
 
 
-def test_scaled_rates_are_suggested_as_the_yaml_says_them(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scaled_rates_are_suggested_as_the_yaml_says_them(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The optimizer uses a quarter of the rate."""
     seen: list[float] = []
     step = ppxcls.train.learner.Learner.step
-    monkeypatch.setattr(ppxcls.train.learner.Learner, "step", lambda self, *a: seen.append(self.rate) or step(self, *a))
+    monkeypatch.setattr(
+        ppxcls.train.learner.Learner, "step", lambda self, *a: seen.append(self.rate) or step(self, *a)
+    )
     found = ppxcls.find_lr(small(**{"Global.scale_lr": "linear", "Global.base_batch_size": 16}), steps=15)
     assert seen[:15] == pytest.approx(found.rates[: len(seen)] / 4, rel=1e-4)
 
@@ -96,9 +102,14 @@ def test_bad_samples_and_few_steps(small: Callable[..., Path], tmp_path: Path) -
     data = write_images(tmp_path / "data", 12)
     for file in sorted((data / "train").iterdir())[4:8]:
         file.write_bytes(b"no image")
-    keys = {"Global.on_bad_image": "skip", "Global.max_bad_share": 0.5, "Global.output_dir": str(tmp_path / "o'clock")}
+    keys = {
+        "Global.on_bad_image": "skip",
+        "Global.max_bad_share": 0.5,
+        "Global.output_dir": str(tmp_path / "o'clock"),
+    }
     keys |= {
-        f"DataLoader.Train.dataset.{k}": v for k, v in (("image_root", str(data)), ("cls_label_path", str(data / "train_list.txt")))
+        f"DataLoader.Train.dataset.{k}": v
+        for k, v in (("image_root", str(data)), ("cls_label_path", str(data / "train_list.txt")))
     }
     file = small(**keys, **{"DataLoader.Train.sampler.shuffle": False})
     found = ppxcls.find_lr(file, steps=15)
@@ -117,7 +128,9 @@ def test_several_processes(small: Callable[..., Path], tmp_path: Path) -> None:
     assert "the largest batch is one process's" in (tmp_path / "log2/workerlog.0").read_text()
 
 
-def test_a_training_that_diverges_by_itself(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_diverges_by_itself(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ppxcls.tuning.rate_range.HIGHEST", 1e35)
     with pytest.raises(ppxcls.TrainingError, match=r"the loss is finite at \d rates"):
         ppxcls.find_lr(small(), steps=12)
@@ -146,7 +159,9 @@ def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
     return steps
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0")])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0")]
+)
 @pytest.mark.parametrize("limit", [2, 3, 20, 47, 300])
 def test_the_largest_batch_of_an_accelerator(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
@@ -161,7 +176,9 @@ def test_the_largest_batch_of_an_accelerator(
     assert sizes == sorted(set(sizes))
 
 
-def test_another_error_is_no_lack_of_memory(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_is_no_lack_of_memory(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(4, RuntimeError("cuDNN is missing")))
     with pytest.raises(RuntimeError, match="cuDNN"):
         ppxcls.find_batch(small())
@@ -170,7 +187,9 @@ def test_another_error_is_no_lack_of_memory(small: Callable[..., Path], monkeypa
         ppxcls.find_batch(small())
 
 
-def test_a_host_is_never_asked_for_more_than_it_has(small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_is_never_asked_for_more_than_it_has(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Real steps, with 300 MB to take."""
     asked: list[int] = []
     steps = batch_size._Attempt._steps
@@ -201,9 +220,13 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
         file.rename(tmp_path / f"photos/{i % 3}/{file.name}")
     rates = RateRange(np.geomspace(1e-6, 1, 100), np.linspace(3, 1, 100))
     monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
-    monkeypatch.setattr(photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough"))
+    monkeypatch.setattr(
+        photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough")
+    )
     monkeypatch.setattr(photographs, "_LEAST_STEPS", 4)
-    run = ppxcls.fit(tmp_path / "photos", None, None, 0.01, tmp_path / "out", None, True, True, ["Global.epochs=1"])
+    run = ppxcls.fit(
+        tmp_path / "photos", None, None, 0.01, tmp_path / "out", None, True, True, ["Global.epochs=1"]
+    )
     config = ppxcls.load_config(tmp_path / "out/train.yaml")
     assert config.Optimizer.lr.learning_rate == rates.suggestion
     assert config.DataLoader.Train.sampler.batch_size == 24 // 4
