@@ -173,7 +173,8 @@ class ListIndex:
         if wrong.any():
             first = int(np.flatnonzero(wrong)[0])
             text = data[begins[first] : ends[first]].tobytes().decode("utf-8", "replace")
-            shape = f"path{self._delimiter.decode()}label, the label an integer of up to {_MAX_DIGITS} digits"
+            delimiter = self._delimiter.decode("utf-8", "backslashreplace")
+            shape = f"path{delimiter}label, the label an integer of up to {_MAX_DIGITS} digits"
             raise DataError(
                 f"{self._line_at(start + int(begins[first]))}: expected {shape!r}, received {text[:200]!r}"
             )
