@@ -18,8 +18,10 @@ from paddle import nn
 
 import ppxcls
 from ppxcls.build.choices import weights_for
+from ppxcls.build.disk_space import checkpoint_bytes
 from ppxcls.build.network import build_network
 from ppxcls.config.registry import Registry
+from ppxcls.data.transforms import prepared_images
 from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
 from tests.conftest import ROOT
 
@@ -168,7 +170,7 @@ def test_weights_for_each_purpose(small: Callable[..., Path], tmp_path: Path) ->
 
 
 def test_a_network_without_published_facts_loads_weights(small: Callable[..., Path], tmp_path: Path) -> None:
-    assert MODELS.published("SmallNetwork") is None
+    assert MODELS.fact("SmallNetwork", "published") is None
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "w.pdparams"))
     trainer = ppxcls.build_trainer(ppxcls.load_config(small(), [f"Global.pretrained_model={tmp_path}/w"]))
     assert np.array_equal(
@@ -352,3 +354,59 @@ print(facts.samples, [(one.load(i) == two.load(i)).all() for i in range(12)].cou
         "images are decoded whole, because the package numba is not installed"
         in result.stdout + result.stderr
     )
+
+
+def test_an_optimizer_declares_its_state_and_its_weight_decay(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A user's own optimizer as well as the package's: no other module knows them by name."""
+    (tmp_path / "mine.py").write_text(
+        "import paddle, ppxcls\n"
+        "@ppxcls.OPTIMIZERS.register(is_decoupled=True, state_copies=3)\n"
+        "def Mine(inputs):\n"
+        "    return paddle.optimizer.AdamW(**inputs.arguments(), weight_decay=inputs.weight_decay or 0.0)\n"
+        "@ppxcls.OPTIMIZERS.register\n"
+        "def Older(given):\n"
+        "    return paddle.optimizer.SGD(**given.coupled())\n"
+    )
+    plugins = [str(ROOT / "tests/fixtures/small_network.py"), str(tmp_path / "mine.py")]
+    lr = {"name": "ConstLR", "learning_rate": 0.1}
+    mine = small(**{"Global.plugins": plugins, "Optimizer": {"name": "Mine", "weight_decay": 0.1, "lr": lr}})
+    config = ppxcls.load_config(mine)
+    network = ppxcls.build_model("SmallNetwork")
+    _, state = checkpoint_bytes(config, network)
+    trained = sum(
+        4 * int(parameter.size) for parameter in network.parameters() if not parameter.stop_gradient
+    )
+    assert state == 3 * trained
+    ppxcls.build_trainer(config)
+    with pytest.raises(ppxcls.ConfigError, match="because Mine decouples it from the gradient"):
+        ppxcls.build_trainer(ppxcls.load_config(mine, ["Optimizer.regularizer={name: L2, coeff: 0.1}"]))
+    older = small(**{"Global.plugins": plugins, "Optimizer": {"name": "Older", "lr": lr}})
+    ppxcls.build_trainer(ppxcls.load_config(older))
+    with pytest.raises(TypeError, match="unknown fact 'decoupled'; allowed: is_decoupled, state_copies"):
+        ppxcls.OPTIMIZERS.register(decoupled=True)(lambda inputs: None)
+
+
+def test_a_transform_declares_what_it_does_to_the_size(tmp_path: Path) -> None:
+    (tmp_path / "shrink.py").write_text(
+        "from dataclasses import replace\n"
+        "import ppxcls\n"
+        "@ppxcls.TRANSFORMS.register\n"
+        "class Shrink(ppxcls.Transform):\n"
+        "    def __init__(self, side: int) -> None:\n"
+        "        self.side = side\n"
+        "    def __call__(self, image, rng):\n"
+        "        return image[: self.side, : self.side]\n"
+        "    def prepare(self, images):\n"
+        "        return replace(images, size=self.side)\n"
+    )
+    config = ppxcls.load_config(
+        {"Arch": {"name": "Xception41"}, "Global": {"plugins": [str(tmp_path / "shrink.py")]}}
+    )
+    assert config
+    assert str(prepared_images([{"Shrink": {"side": 64}}])) == "64 px"
+    ops = [{"ResizeImage": {"resize_short": 320, "backend": "pil"}}, {"CropImage": {"size": [299, 200]}}]
+    assert str(prepared_images(ops)) == "299 x 200 px bicubic from 320"
+    assert str(prepared_images([{"ResizeImage": {"resize_short": 320}}])) == "shorter side 320 px bilinear"
+    assert str(prepared_images(["DecodeImage"])) == "images as they are"

@@ -16,7 +16,7 @@ import yaml
 import ppxcls
 from ppxcls.build.choices import weights_for
 from ppxcls.train import learner
-from tests.conftest import run_tool
+from tests.conftest import SMALL_NETWORK, run_tool
 from tests.test_one_truth import train
 
 
@@ -187,3 +187,58 @@ def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_p
     assert (settings["checkpoints"], settings["allow_changes"], settings["epochs"]) == (None, False, 3)
     fresh = ppxcls.build_trainer(ppxcls.load_config(stored))
     assert fresh.progress.step == 0
+
+
+TRACKERS = """
+from pathlib import Path
+
+import ppxcls
+
+
+@ppxcls.TRACKERS.register
+class Diary(ppxcls.Tracker):
+    \"\"\"Keeps its file in an attribute, so that it declares nothing.\"\"\"
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "diary.txt"
+
+    def log(self, kind, place, figures):
+        with open(self.file, "a") as stream:
+            stream.write(f"{kind} {place['step']}\\n")
+
+
+@ppxcls.TRACKERS.register
+class Album(ppxcls.Tracker):
+    \"\"\"Declares its folder.\"\"\"
+
+    files = ("album",)
+
+    def __init__(self, folder: Path) -> None:
+        self.path = str(folder / "album")
+
+    def log(self, kind, place, figures):
+        Path(self.path).mkdir(exist_ok=True)
+        (Path(self.path) / f"{place['step']}.txt").touch()
+"""
+
+
+def test_the_files_of_a_users_trackers_are_moved_aside_with_their_run(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "diaries.py").write_text(TRACKERS)
+    plugins = [SMALL_NETWORK, str(tmp_path / "diaries.py")]
+    file = small(**{"Global.plugins": plugins, "Global.trackers": [{"Diary": {}}, {"Album": {}}]})
+    ppxcls.build_trainer(ppxcls.load_config(file)).fit()
+    folder = tmp_path / "output/SmallNetwork"
+    (folder / "notes.txt").write_text("a user's own file stays")
+    diary = (folder / "diary.txt").read_text()
+    resumed = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.checkpoints=auto", "Global.epochs=2"]))
+    resumed.fit()
+    assert (folder / "diary.txt").read_text().startswith(diary), "a resumed run goes on with its files"
+    assert not (folder / "earlier_1").exists()
+    ppxcls.build_trainer(ppxcls.load_config(file, ["Global.trackers=[{Diary: {}}]"])).fit()
+    assert (folder / "earlier_1/diary.txt").read_text().startswith(diary)
+    assert (folder / "diary.txt").read_text() == diary
+    assert (folder / "earlier_1/album").is_dir(), "the new run has no Album, but the earlier one had"
+    assert not (folder / "album").exists()
+    assert (folder / "notes.txt").exists()

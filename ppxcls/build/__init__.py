@@ -1,1 +1,8 @@
 """The room that reads a config: it turns sections and blocks into the objects that train and evaluate."""
+
+EVALUATION, OTHER_EVALUATION = "eval.json", "eval_other.json"
+BAD_SAMPLES = "bad_samples.txt"
+
+# Files that this package writes to a run's folder, and those among them that describe ``best_model``.
+RESULTS = (EVALUATION, OTHER_EVALUATION, BAD_SAMPLES)
+RESULTS_OF_BEST = (EVALUATION,)

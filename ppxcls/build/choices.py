@@ -13,9 +13,8 @@ from ppxcls.config.checks import ConfigError, Where
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
 from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, describe_classes, read_class_names
-from ppxcls.data.transforms import starts_with_decoding
+from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.preprocessing import PreparedImages
 from ppxcls.models.weights import manifest_of, weights_file
 from ppxcls.packed.dataset import pack_folder
 from ppxcls.system.logs import logger
@@ -106,7 +105,7 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
 
 def no_download(name: str, where: Where) -> ConfigError:
     """The error for ``pretrained: True`` of this network; it names the place of the published weights."""
-    published = MODELS.published(name)
+    published = MODELS.fact(name, "published")
     place = (
         f"download {published.url} ({published.source})"
         if published and published.url
@@ -189,7 +188,7 @@ def transforms_for(config: Config) -> list[Block]:
             "the key is missing, and there is no DataLoader.Eval either"
         )
     prefers_own = bool(own) and (not evaluation or config.is_override("Infer.transforms"))
-    if own and evaluation and (found := PreparedImages.by(evaluation).differences(PreparedImages.by(own))):
+    if own and evaluation and (found := prepared_images(evaluation).differences(prepared_images(own))):
         choice = (
             "Infer.transforms is used"
             if prefers_own
@@ -208,7 +207,7 @@ def transforms_for(config: Config) -> list[Block]:
 
 
 def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> None:
-    shape, size = config.Global.image_shape, PreparedImages.by(transforms).size
+    shape, size = config.Global.image_shape, prepared_images(transforms).size
     width, height = size if isinstance(size, tuple) else (size, size)
     if shape and size and shape[1:] != (height, width):
         logger.warning(
@@ -262,4 +261,4 @@ def data_name(dataset: Mapping[str, Any]) -> str:
 def describe(config: Config, weights: Weights, transforms: Sequence[Block], names: Sequence[str]) -> str:
     """One line about what a tool uses: weights, preparation of the images, classes."""
     classes = describe_classes(class_num(config), names)
-    return f"{config.Arch.name} with {weights}, {PreparedImages.by(transforms)}, {classes}"
+    return f"{config.Arch.name} with {weights}, {prepared_images(transforms)}, {classes}"

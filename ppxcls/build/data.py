@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tqdm import tqdm
 
+from ppxcls.build import BAD_SAMPLES
 from ppxcls.build.choices import class_num
 from ppxcls.config.sections import Config, DatasetSection
 from ppxcls.data.bad_samples import BadSamples
@@ -55,7 +56,7 @@ def build_loader(config: Config, mode: str) -> Loader:
     )
     bad_samples = None
     if config.Global.on_bad_image == "skip":
-        bad_samples = BadSamples(config.run_folder / "bad_samples.txt", dataset, config.Global.max_bad_share)
+        bad_samples = BadSamples(config.run_folder / BAD_SAMPLES, dataset, config.Global.max_bad_share)
     return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
 
 

@@ -9,8 +9,8 @@ from paddle import nn
 
 from ppxcls.config.sections import Config
 from ppxcls.system.logs import logger
+from ppxcls.train.optimizers import OPTIMIZERS
 
-_COPIES = {"SGD": 0, "Momentum": 1, "Adagrad": 1}  # of the weights in the optimizer's state; others have two
 _GIGABYTE = 1e9
 
 
@@ -20,7 +20,7 @@ def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
     weights = sum(4 * int(tensor.size) for tensor in network.state_dict().values())
     trained = sum(4 * int(p.size) for p in network.parameters() if not p.stop_gradient)
     has_average = config.EMA is not None and config.EMA.use_ema
-    return weights * (1 + has_average), trained * _COPIES.get(config.Optimizer.name, 2)
+    return weights * (1 + has_average), trained * OPTIMIZERS.fact(config.Optimizer.name, "state_copies")
 
 
 def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:

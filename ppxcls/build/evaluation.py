@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from ppxcls.build import EVALUATION, OTHER_EVALUATION
 from ppxcls.build.choices import Weights, class_names_for, class_num, data_name, describe, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network, mixed_precision, static_network
@@ -19,14 +20,14 @@ from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.system.whole_files import write_text
+from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
-from ppxcls.train.predictions import OTHER_PREDICTIONS, PREDICTIONS, write_predictions
+from ppxcls.train.predictions import write_predictions
 from ppxcls.train.run_log import format_results
 
-EVALUATION, OTHER_EVALUATION = "eval.json", "eval_other.json"
 _MIN_SAMPLES = 50  # with fewer, good weights can score 0 by bad luck
 _IMAGENET_CLASSES = 1000
 

@@ -74,7 +74,7 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
 
 
 def _compare_with_published(config: Config, weights: Weights) -> None:
-    published = MODELS.published(config.Arch.name)
+    published = MODELS.fact(config.Arch.name, "published")
     is_checkpoint = weights_file(weights.path).with_suffix(".json").exists()
     if published and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
         for line in differences(published, config.evaluation_transforms):

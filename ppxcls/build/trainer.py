@@ -26,6 +26,7 @@ from ppxcls.data.loader import Loader
 from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
+from ppxcls.train import METRICS_FILE
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
@@ -185,7 +186,7 @@ def _trackers(config: Config) -> list[Tracker]:
     if distributed.rank() != 0:
         return []
     folder = config.run_folder
-    trackers: list[Tracker] = [JsonLines(folder / "metrics.jsonl")]
+    trackers: list[Tracker] = [JsonLines(folder / METRICS_FILE)]
     if config.Global.use_visualdl:
         try:
             trackers.append(VisualDL(folder))

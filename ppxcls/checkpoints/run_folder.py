@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,25 +42,6 @@ _DESCRIPTIONS = (
     "config.yaml",
     "class_names.txt",
 )  # of a run; without anything else they are not worth keeping
-_RESULTS = (
-    *_DESCRIPTIONS,
-    "metrics.jsonl",
-    "bad_samples.txt",
-    "vdl",
-    "tensorboard",
-    "eval.json",
-    "eval_other.json",
-    "predictions.csv",
-    "predictions_other.csv",
-    "per_class.csv",
-    "first_batch.png",
-    "report.html",
-    "curves.png",
-    "calibration.png",
-    "balance.png",
-    "README.md",
-)
-_OF_THE_BEST = ("eval.json", "predictions.csv", "per_class.csv", "report.html")  # results of checkpoints
 _EXTENSIONS = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
 _CHECKPOINT = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSIONS})(\.new)?")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -163,15 +144,21 @@ class RunFolder:
         """The ids of the runs whose checkpoints are here. Older versions wrote none."""
         return {manifest["run"] for _, manifest in self._manifests()[0] if manifest.get("run")}
 
-    def set_aside(self) -> Path | None:
-        """Move the checkpoints and results of an earlier run into a folder of their own, and return it; None if
-        there are none.
+    def set_aside(self, results: Collection[str]) -> Path | None:
+        """Move the checkpoints and results of an earlier run into a folder of their own.
+
+        Args:
+            results: names of the files and folders that runs write here, beside checkpoints.
+
+        Returns:
+            The folder; None if there is nothing to move.
 
         Raises:
             OSError: they can't be moved.
         """
+        names = {*_DESCRIPTIONS, *results}
         files = [
-            file for file in self.path.iterdir() if file.name in _RESULTS or _CHECKPOINT.fullmatch(file.name)
+            file for file in self.path.iterdir() if file.name in names or _CHECKPOINT.fullmatch(file.name)
         ]
         return None if all(file.name in _DESCRIPTIONS for file in files) else self._move_aside(files)
 
@@ -179,23 +166,30 @@ class RunFolder:
         """Whether a file is part of a checkpoint in this folder, which a new run would move aside."""
         return file.resolve().parent == self.path.resolve() and _CHECKPOINT.fullmatch(file.name) is not None
 
-    def set_aside_after(self, *place: int) -> Path | None:
-        """Move the checkpoints that stand after a place aside, and return their folder; None if there are none.
+    def set_aside_after(self, place: tuple[int, int, int], results: Collection[str]) -> Path | None:
+        """Move the checkpoints after a place in the run into a folder of their own.
 
         Args:
             place: epoch, batches done in it, and step, as the manifests have them.
+            results: names of the files that describe ``best_model``, which are moved with it.
+
+        Returns:
+            The folder; None if there is nothing to move.
 
         Raises:
             OSError: they can't be moved.
         """
         later = {prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place}
         files = [
-            f for f in self.path.iterdir() if _CHECKPOINT.fullmatch(f.name) and f.name.split(".")[0] in later
+            file
+            for file in self.path.iterdir()
+            if _CHECKPOINT.fullmatch(file.name) and file.name.split(".")[0] in later
         ]
-        results = [
-            self.path / name for name in _OF_THE_BEST if "best_model" in later and (self.path / name).exists()
-        ]
-        return self._move_aside([*files, *results]) if files else None
+        if not files:
+            return None
+        if "best_model" in later:
+            files += [self.path / name for name in sorted(results) if (self.path / name).exists()]
+        return self._move_aside(files)
 
     def _move_aside(self, files: Sequence[Path]) -> Path:
         number = next(i for i in itertools.count(1) if not (self.path / f"earlier_{i}").exists())

@@ -295,6 +295,31 @@ def unknown(word: str, allowed: list[str], what: str) -> str:
     return f"unknown {what} {word!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
 
 
+def list_index(items: list[Any], key: str, where: Where, what: str) -> int:
+    """The index of a list item that is addressed by its number or by a component's name; the number takes precedence.
+
+    Args:
+        items: the list.
+        key: a number, or the name of a component that occurs once.
+        where: place for the error.
+        what: words for the item in the error, such as ``list item``.
+
+    Raises:
+        ConfigError: no item has this number or name, or several have the name.
+    """
+    if is_index(key) and int(key) < len(items):
+        return int(key)
+    names = [str(next(iter(item), "")) if isinstance(item, dict) else str(item) for item in items]
+    if names.count(key) == 1:
+        return names.index(key)
+    raise where.error(unknown(key, [*map(str, range(len(items))), *names], what))
+
+
+def is_index(key: str) -> bool:
+    """True if a key is the number of a list item."""
+    return key.isascii() and key.isdecimal() and len(key) < 10
+
+
 def without_unused(values: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
     """The values without keys that PaddleClas has and that are turned off."""
     return {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppxcls.config.checks import KeyPath, Where, shown, unknown
+from ppxcls.config.checks import KeyPath, Where, list_index, shown, unknown
 
 KEY = "base"
 _BASES = Path(__file__).parent / "bases"  # what comes with the package is named without folder and extension
@@ -86,7 +86,7 @@ def _over(base: Any, value: Any, where: Where) -> Any:
     if isinstance(base, list) and isinstance(value, dict):
         items = list(base)
         for key, item in value.items():
-            i = _index(items, key, where)
+            i = list_index(items, str(key), where / key, "list item")
             single = (
                 isinstance(items[i], dict) and key in items[i]
             )  # a component: {RandCropImage: {size: 299}}
@@ -97,15 +97,6 @@ def _over(base: Any, value: Any, where: Where) -> Any:
             )
         return items
     return value
-
-
-def _index(items: list[Any], key: str, where: Where) -> int:
-    names = [str(next(iter(item), "")) if isinstance(item, dict) else str(item) for item in items]
-    if names.count(key) == 1:
-        return names.index(key)
-    if key.isascii() and key.isdecimal() and len(key) < 10 and int(key) < len(items):
-        return int(key)
-    raise (where / key).error(unknown(key, [*map(str, range(len(items))), *names], "list item"))
 
 
 def _places(base: dict[KeyPath, str], own: dict[KeyPath, str]) -> dict[KeyPath, str]:

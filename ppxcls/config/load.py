@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppxcls.config.checks import ConfigError, KeyPath, Where, check_section, check_value, shown, unknown
+from ppxcls.config.checks import (
+    ConfigError,
+    KeyPath,
+    Where,
+    check_section,
+    check_value,
+    is_index,
+    list_index,
+    shown,
+)
 from ppxcls.config.inheritance import with_bases
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, plain
@@ -129,10 +138,10 @@ def _descend(
     remaining = list(keys)
     while True:
         key = remaining.pop(0)
-        if isinstance(target, list) and not _is_index(key):
+        if isinstance(target, list) and not is_index(key):
             remaining.insert(0, key)  # a component's name: first the item, then the name inside it
         if isinstance(target, list):
-            key = _list_index(target, key, Where(done, {(): source}))
+            key = str(list_index(target, key, Where(done, {(): source}), "list index"))
         done = (*done, key)
         if not remaining:
             return target, key, done
@@ -142,20 +151,6 @@ def _descend(
         target = target[int(key)] if isinstance(target, list) else target[key]
         if not isinstance(target, dict | list):
             raise ConfigError(f"{source}: {'.'.join(done)} is {shown(target)}: it has no keys")
-
-
-def _is_index(key: str) -> bool:
-    return key.isascii() and key.isdecimal() and len(key) < 10
-
-
-def _list_index(items: list[Any], key: str, where: Where) -> str:
-    """The index of a list item that an override addresses by a number or by a component's name."""
-    if _is_index(key) and int(key) < len(items):
-        return key
-    names = [str(next(iter(item), "")) if isinstance(item, dict) else str(item) for item in items]
-    if names.count(key) == 1:
-        return str(names.index(key))
-    raise where.error(unknown(key, [str(i) for i in range(len(items))] + names, "list index"))
 
 
 def _resolve_class_names(config: Config) -> None:

@@ -128,24 +128,32 @@ class Registry(Generic[T]):
 
     Args:
         kind: the word for error messages, such as ``loss``.
-        given: parameters that the program gives when it builds, and a config may not.
+        provided: parameters that the program provides when it builds, and a config may not.
         common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's
             weight.
         base: class whose attributes and methods a registered class must have, because the program uses them.
+        facts: names and defaults of the facts that a component may declare, such as ``published``.
     """
 
     def __init__(
-        self, kind: str, given: tuple[str, ...] = (), common: type | None = None, base: type | None = None
+        self,
+        kind: str,
+        *,
+        provided: tuple[str, ...] = (),
+        common: type | None = None,
+        base: type | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         if kind in _REGISTRIES:
             raise TypeError(f"there is a registry of kind {kind!r} already")
         self.kind = kind
         self.common = common
-        self._given = given
+        self._provided = provided
         self._base = base
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
-        self._published: dict[str, Any] = {}
+        self._default_facts = dict(facts or {})
+        self._facts: dict[str, dict[str, Any]] = {}
         self._lacks: dict[str, str | None] = {}
         _REGISTRIES[kind] = self
 
@@ -153,27 +161,30 @@ class Registry(Generic[T]):
     def register(self, component: C) -> C: ...
 
     @typing.overload
-    def register(self, *, published: Any = None, lacks: str | None = None) -> Callable[[C], C]: ...
+    def register(self, *, lacks: str | None = None, **facts: Any) -> Callable[[C], C]: ...
 
-    def register(self, component: Any = None, *, published: Any = None, lacks: str | None = None) -> Any:
+    def register(self, component: Any = None, *, lacks: str | None = None, **facts: Any) -> Any:
         """Register a class or a function under its ``__name__``; a decorator, with or without arguments.
 
         Args:
             component: the annotations of its parameters are the schema.
-            published: facts about what was published under this name, for ``published``.
-            lacks: what this installation lacks for the component, such as ``Paddle 3.0``; a config that names
-                it is refused.
+            lacks: requirement that this installation does not meet, such as ``Paddle 3.0``; a config that
+                names the component is refused.
+            facts: facts about the component, under the names that the registry declares.
 
         Raises:
             TypeError: the name is taken, the signature can't be a schema (``*args``, ``**kwargs``, no
                 annotation), or a class lacks what the program uses.
         """
         if component is None:
-            return functools.partial(self._add, published=published, lacks=lacks)
-        return self._add(component, published, lacks)
+            return functools.partial(self._add, lacks=lacks, facts=facts)
+        return self._add(component, lacks=lacks, facts=facts)
 
-    def _add(self, component: C, published: Any, lacks: str | None) -> C:
+    def _add(self, component: C, *, lacks: str | None, facts: Mapping[str, Any]) -> C:
         name = component.__name__
+        if unknown_facts := facts.keys() - self._default_facts.keys():
+            known = ", ".join(sorted(self._default_facts)) or "none"
+            raise TypeError(f"{self.kind} {name}: unknown fact {min(unknown_facts)!r}; allowed: {known}")
         # In a notebook, a cell is run again.
         if (
             name in self._components
@@ -186,7 +197,7 @@ class Registry(Generic[T]):
             )
         self._hints[name] = self._schema(component)
         self._components[name] = component
-        self._published[name] = published
+        self._facts[name] = {**self._default_facts, **facts}
         self._lacks[name] = lacks
         return component
 
@@ -198,7 +209,7 @@ class Registry(Generic[T]):
         if getattr(component, "__init__", None) in _NO_INITS and inspect.isclass(component):
             return {}
         parameters = [
-            p for p in inspect.signature(component).parameters.values() if p.name not in self._given
+            p for p in inspect.signature(component).parameters.values() if p.name not in self._provided
         ]
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError(f"{self.kind} {component.__name__}: *args and **kwargs can't be checked")
@@ -233,10 +244,10 @@ class Registry(Generic[T]):
             raise where.error(f"{self.kind} {name} needs {lacks}")
         return self._components[name]
 
-    def published(self, name: str) -> Any:
-        """What was given as ``published`` when the component was registered; None if nothing was."""
+    def fact(self, name: str, key: str) -> Any:
+        """A fact that a component declared when it was registered, or its default."""
         _import_components()
-        return self._published.get(name)
+        return self._facts.get(name, self._default_facts)[key]
 
     def schema(self, name: str) -> dict[str, Any]:
         """Type annotations of the component's own arguments, by name."""
@@ -339,6 +350,11 @@ class Registry(Generic[T]):
         common = typing.get_type_hints(self.common, include_extras=True) if self.common else {}
         return {**common, **self._hints[name]}
 
+    def components(self) -> dict[str, Callable[..., Any]]:
+        """All components by name."""
+        _import_components()
+        return dict(self._components)
+
     def registered(self) -> set[str]:
         """The names so far, without importing anything."""
         return set(self._components)
@@ -346,10 +362,10 @@ class Registry(Generic[T]):
     def forget(self, names: set[str]) -> None:
         """Take back registrations, because the import of their module has failed."""
         for name in names:
-            del self._components[name], self._hints[name], self._published[name], self._lacks[name]
+            del self._components[name], self._hints[name], self._facts[name], self._lacks[name]
 
-    def build(self, block: Block, **given: Any) -> T:
-        """Call the component with its block's arguments and whatever of ``given`` it has parameters for.
+    def build(self, block: Block, **provided: Any) -> T:
+        """Call the component with its block's arguments and those of ``provided`` that it has parameters for.
 
         Raises:
             ConfigError: for a ValueError of the component itself, which says what no annotation can.
@@ -357,7 +373,7 @@ class Registry(Generic[T]):
         component = self._components[block.name]
         parameters = inspect.signature(component).parameters
         own = {key: value for key, value in dict.items(block.arguments) if key in self._hints[block.name]}
-        own |= {key: value for key, value in given.items() if key in parameters}
+        own |= {key: value for key, value in provided.items() if key in parameters}
         try:
             built = component(**own)
         except ValueError as error:

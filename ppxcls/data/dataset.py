@@ -164,7 +164,9 @@ class Dataset:
         raise DataError(f"{self.path(index)} ({self.line(index)}): {reason}")
 
 
-DATASETS: Registry[Dataset] = Registry("dataset", ("class_num", "patience"), DatasetKeys, Dataset)
+DATASETS: Registry[Dataset] = Registry(
+    "dataset", provided=("class_num", "patience"), common=DatasetKeys, base=Dataset
+)
 
 
 @DATASETS.register

@@ -38,6 +38,11 @@ _BY_KERNEL = ("bilinear", "bicubic")  # those of Pillow's filters that ``_resamp
 _MOST_BETWEEN = 1 << 26  # pixels between the two steps of Pillow's resizing
 
 
+def interpolation_name(interpolation: str | None, backend: str) -> str:
+    """The interpolation, or the backend's default: bilinear for cv2, and bicubic for Pillow, as in PaddleClas."""
+    return interpolation or ("bilinear" if backend == "cv2" else "bicubic")
+
+
 def resizer(interpolation: str | None, backend: str) -> Resize:
     """A function from uint8 [H, W, 3] and (width, height) to the resized image.
 
@@ -45,8 +50,7 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
         ValueError: the backend does not have this interpolation.
     """
     table: Mapping[str, Any] = _CV2 if backend == "cv2" else _PILLOW
-    # PaddleClas uses Pillow's default, which is bicubic.
-    name = interpolation or ("bilinear" if backend == "cv2" else "bicubic")
+    name = interpolation_name(interpolation, backend)
     if name not in table:
         raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
     method = table[name]

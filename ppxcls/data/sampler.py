@@ -59,7 +59,7 @@ class Sampler(Protocol):
 
 
 SAMPLERS: Registry[Sampler] = Registry(
-    "sampler", ("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler
+    "sampler", provided=("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler
 )
 
 

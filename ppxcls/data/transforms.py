@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import cv2
@@ -19,7 +19,16 @@ import numpy as np
 from ppxcls.config.checks import Count, Finite, Positive, Share, Where
 from ppxcls.config.registry import Components, Registry
 from ppxcls.data.decode import Image, ImageParts, decode_image, warn_of_few_bits
-from ppxcls.data.resize import Interpolation, ResizedParts, Size, pair_of, part_of, resizer
+from ppxcls.data.preparation import PreparedImages, side_or_sides
+from ppxcls.data.resize import (
+    Interpolation,
+    ResizedParts,
+    Size,
+    interpolation_name,
+    pair_of,
+    part_of,
+    resizer,
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (
     (0.485, 0.456, 0.406),
@@ -55,6 +64,14 @@ class Transform(Protocol):
     def resized(self, size: int) -> Transform:
         """The same transform for training on images with sides of ``size`` pixels."""
         return self
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """What it does to the size, the interpolation and the normalisation of images; nothing by default.
+
+        Args:
+            images: facts about the images before the transform.
+        """
+        return images
 
 
 TRANSFORMS: Registry[Transform] = Registry("transform", base=Transform)
@@ -116,7 +133,15 @@ class ResizeImage(Transform):
             raise ValueError("expected size or resize_short")
         self.size = None if size is None else pair_of(size)
         self.resize_short = resize_short
+        self._interpolation = interpolation_name(interpolation, backend)
         self._resize = resizer(interpolation, backend)
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Sets the size, or the shorter side, and the interpolation."""
+        if self.size is None or self.resize_short is not None:
+            return replace(images, size=None, short=self.resize_short, interpolation=self._interpolation)
+        size = side_or_sides(self.size)
+        return replace(images, size=size, short=None, interpolation=self._interpolation)
 
     def __call__(self, image: Image | ImageParts, rng: Generator) -> Image | ImageParts:
         size = self.size
@@ -145,6 +170,10 @@ class CropImage(Transform):
 
     def __init__(self, size: Size) -> None:
         self.width, self.height = pair_of(size)
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Sets the size."""
+        return replace(images, size=side_or_sides((self.width, self.height)))
 
     def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         height, width = image.shape[:2]
@@ -188,7 +217,12 @@ class RandCropImage(Transform):
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
             if low > high:
                 raise ValueError(f"expected {name} as [low, high], received {[low, high]}")
+        self._interpolation = interpolation_name(interpolation, backend)
         self._resize = resizer(interpolation, backend)
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Sets the size and the interpolation."""
+        return replace(images, size=side_or_sides(self.size), short=None, interpolation=self._interpolation)
 
     def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         left, top, width, height = self.draw(image.shape[1], image.shape[0], rng)
@@ -261,6 +295,12 @@ class NormalizeImage(Transform):
         self.std = np.array(std or IMAGENET_STD, np.float32)
         self.chw = order == "chw"
         self.table = (np.arange(256, dtype=np.float32)[:, None] * self.scale - self.mean) / self.std
+        self._declared = (tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD))
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Sets mean and standard deviation."""
+        mean, std = self._declared
+        return replace(images, mean=mean, std=std)
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         if image.dtype == np.uint8 and not self.chw:
@@ -367,6 +407,18 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
         chw = chw or isinstance(transform, ToCHWImage)
         transforms.append(transform)
     return Compose(transforms)
+
+
+def prepared_images(specs: Sequence[Any]) -> PreparedImages:
+    """What a config's list of transforms does to images: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
+
+    Raises:
+        ConfigError: a transform is unknown or has a wrong argument.
+    """
+    images = PreparedImages()
+    for block in TRANSFORMS.blocks(specs, Where(("transform_ops",))):
+        images = TRANSFORMS.build(block).prepare(images)
+    return images
 
 
 def starts_with_decoding(specs: Sequence[Any]) -> bool:

@@ -12,7 +12,7 @@ import yaml
 
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
-from ppxcls.models.preprocessing import PreparedImages
+from ppxcls.data.transforms import prepared_images
 from ppxcls.system.whole_files import write_text
 
 NAME = "inference_config.json"
@@ -59,7 +59,7 @@ class Exported:
     def describe(self) -> str:
         """One line: network, weights, preparation of the images, classes."""
         classes = describe_classes(self.class_num, self.class_names)
-        return f"{self.model} exported from {self.weights}, {PreparedImages.by(self.transforms)}, {classes}"
+        return f"{self.model} exported from {self.weights}, {prepared_images(self.transforms)}, {classes}"
 
 
 def write_side_files(folder: Path, exported: Exported, facts: Mapping[str, Any], is_paddle: bool) -> None:

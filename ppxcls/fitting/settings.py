@@ -121,7 +121,7 @@ def choose(
             break
     enough, epochs = epochs >= least, min(max(epochs, least), _MOST_EPOCHS)
     head_epochs = max(round(_HEAD_SHARE * epochs), 1) if weights else 0
-    published = MODELS.published(network)
+    published = MODELS.fact(network, "published")
     why = [
         f"{count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
         f"{size} px, of {largest} that the images are large enough for: about {seconds:.2g} s a step here",

@@ -41,7 +41,7 @@ class ModelKeys:
     recompute: bool = False
 
 
-MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys)
+MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys, facts={"published": None})
 
 
 def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:

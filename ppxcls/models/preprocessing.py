@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD, prepared_images
 
 
 @dataclass(frozen=True)
@@ -48,64 +48,6 @@ def of_timm(name: str, crop_share: float) -> Preprocessing:
     )
 
 
-@dataclass(frozen=True)
-class PreparedImages:
-    """What a list of transforms does to images; None where it has no such step.
-
-    Attributes:
-        size: sides after all transforms, one number or (width, height).
-        short: shorter side after resizing, before a crop.
-        interpolation: of the resizing.
-        mean: of the normalisation.
-        std: of the normalisation.
-    """
-
-    size: int | tuple[int, int] | None
-    short: int | None
-    interpolation: str | None
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-
-    @classmethod
-    def by(cls, transform_ops: Sequence[Mapping[str, Any]]) -> PreparedImages:
-        """Of transforms from a config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``."""
-        ops = {key: value or {} for op in transform_ops for key, value in op.items()}
-        resize, crop, normalize = (ops.get(key) for key in ("ResizeImage", "CropImage", "NormalizeImage"))
-        size = crop.get("size") if crop else (resize.get("size") if resize else None)
-        if isinstance(size, list | tuple):
-            size = size[0] if len(set(size)) == 1 else tuple(size)
-        interpolation = None
-        if resize:
-            default = "bilinear" if resize.get("backend", "cv2") == "cv2" else "bicubic"
-            interpolation = resize.get("interpolation") or default
-        return cls(
-            size=size,
-            short=resize.get("resize_short") if resize else None,
-            interpolation=interpolation,
-            mean=None if normalize is None else tuple(normalize.get("mean") or IMAGENET_MEAN),
-            std=None if normalize is None else tuple(normalize.get("std") or IMAGENET_STD),
-        )
-
-    def __str__(self) -> str:
-        """Such as ``299 px bilinear from 320``."""
-        if self.size is None and self.short is None:
-            return "images as they are"
-        size = (
-            f"{self.size[0]} x {self.size[1]}"
-            if isinstance(self.size, tuple)
-            else self.size or f"shorter side {self.short}"
-        )
-        return f"{size} px {self.interpolation or ''}".rstrip() + (
-            f" from {self.short}" if self.size and self.short else ""
-        )
-
-    def differences(self, other: PreparedImages) -> list[str]:
-        """What another list of transforms does differently, such as ``size: 71, and 299``."""
-        names = ("size", "short", "interpolation", "mean", "std")
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [f"{name}: {own}, and {theirs}" for name, own, theirs in pairs if own != theirs]
-
-
 def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, Any]]) -> list[str]:
     """How a config's evaluation transforms differ from what published weights expect.
 
@@ -116,7 +58,7 @@ def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, An
     Returns:
         Lines such as ``mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)``.
     """
-    own = PreparedImages.by(transform_ops)
+    own = prepared_images(transform_ops)
     found: list[tuple[str, Any, Any]] = []
     if isinstance(own.size, int):
         found.append(("input size", own.size, expected.input_size))

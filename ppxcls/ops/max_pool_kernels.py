@@ -76,12 +76,13 @@ def max_pool(planes, out, chosen, size, stride, padding, begin, end):  # type: i
         for ky in range(size):
             for kx in range(size):  # one pixel of all windows at a time
                 phase = (ky % stride) * stride + kx % stride
-                begin = (phase * phase_sides[0] + ky // stride) * phase_sides[1] + kx // stride
-                _take_larger(phases[begin:], np.int32(ky * size + kx), largest[:used], numbers[:used])
+                offset = (phase * phase_sides[0] + ky // stride) * phase_sides[1] + kx // stride
+                _take_larger(phases[offset:], np.int32(ky * size + kx), largest[:used], numbers[:used])
         for y in range(out_sides[0]):
-            begin = y * phase_sides[1]
+            row_start = y * phase_sides[1]
             for x in range(out_sides[1]):
-                out[plane, y, x], chosen[plane, y, x] = largest[begin + x], numbers[begin + x]
+                out[plane, y, x] = largest[row_start + x]
+                chosen[plane, y, x] = numbers[row_start + x]
 
 
 @compiled

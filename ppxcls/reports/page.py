@@ -16,7 +16,7 @@ from ppxcls.checkpoints.compatibility import flat
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.errors import DataError
-from ppxcls.reports import figures
+from ppxcls.reports import BALANCE, CALIBRATION, CARD, CURVES, PER_CLASS, REPORT, figures
 from ppxcls.reports.card import MARK, model_card
 from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves
 from ppxcls.reports.pictures import data_uri, overlays, thumbnail
@@ -24,9 +24,8 @@ from ppxcls.reports.record import Record, Samples, read_record
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import write_bytes, write_text
-from ppxcls.train.first_batch import FIRST_BATCH
+from ppxcls.train import FIRST_BATCH, METRICS_FILE
 
-REPORT, PER_CLASS, CARD = "report.html", "per_class.csv", "README.md"
 INSTALL = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
 _MOST_ROWS = 5000  # of the table of classes
 _SHOWN = 24  # images of a gallery
@@ -79,7 +78,7 @@ def write_report(folder: str | Path) -> Path:
     _require_packages()
     pictures: dict[str, bytes] = {}
     if record.train:
-        pictures["curves.png"] = draw_curves([record])
+        pictures[CURVES] = draw_curves([record])
     page: dict[str, Any] = {
         "title": printable(record.title),
         "names": [printable(name) for name in record.names],
@@ -93,7 +92,7 @@ def write_report(folder: str | Path) -> Path:
     if record.samples is not None:
         page |= _of_samples(record, record.samples, pictures)
     if record.class_counts is not None:
-        pictures["balance.png"] = draw_balance(record.class_counts, record.names)
+        pictures[BALANCE] = draw_balance(record.class_counts, record.names)
     for name, data in pictures.items():
         write_bytes(record.folder / name, data)
         page[name.removesuffix(".png")] = data_uri(data)
@@ -194,7 +193,7 @@ def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) ->
     found = figures.confusions(samples, len(record.names))
     classes = figures.by_class(samples, len(record.names))
     calibration = figures.calibration(samples)
-    pictures["calibration.png"] = draw_calibration(calibration)
+    pictures[CALIBRATION] = draw_calibration(calibration)
     pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(found)]
     rows = _class_rows(record, classes)
     _write_per_class(record.folder / PER_CLASS, rows)
@@ -377,7 +376,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         facts.append(("optimizer steps", f"{progress['step']:,}"))
     try:
         began = datetime.fromisoformat(str(progress.get("started")))
-        ended = datetime.fromtimestamp((record.folder / "metrics.jsonl").stat().st_mtime, timezone.utc)
+        ended = datetime.fromtimestamp((record.folder / METRICS_FILE).stat().st_mtime, timezone.utc)
         facts.append(("from the start to the last log line", str(ended - began).split(".", maxsplit=1)[0]))
     except (ValueError, TypeError, OSError):
         pass

@@ -24,7 +24,8 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.system.whole_files import read_regular
-from ppxcls.train.predictions import COLUMNS, PREDICTIONS
+from ppxcls.train import METRICS_FILE, PREDICTIONS
+from ppxcls.train.predictions import COLUMNS
 
 _MOST_BYTES = 1 << 30
 Array = np.ndarray[Any, Any]
@@ -134,7 +135,7 @@ def read_record(folder: str | Path) -> Record:
     except DataError:
         names = []
     record = Record(folder, config, names or [str(i) for i in range(count)])
-    for row in _json_lines(folder / "metrics.jsonl"):
+    for row in _json_lines(folder / METRICS_FILE):
         (record.evaluations if row.get("kind") == "eval" else record.train).append(row)
     record.samples = _read_samples(folder / PREDICTIONS, count)
     for name in ("best_model", "latest"):

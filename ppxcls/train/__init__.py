@@ -1,1 +1,9 @@
-"""Training and evaluation, and their components."""
+"""Training: the loop, what it changes, evaluation, losses, metrics, schedules, trackers."""
+
+METRICS_FILE = "metrics.jsonl"
+PREDICTIONS, OTHER_PREDICTIONS = "predictions.csv", "predictions_other.csv"
+FIRST_BATCH = "first_batch.png"
+
+# Files that this package writes to a run's folder, and those among them that describe ``best_model``.
+RESULTS = (METRICS_FILE, PREDICTIONS, OTHER_PREDICTIONS, FIRST_BATCH)
+RESULTS_OF_BEST = (PREDICTIONS,)

@@ -11,7 +11,6 @@ import paddle
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import reason_of, write_bytes
 
-FIRST_BATCH = "first_batch.png"
 _MOST = 16  # images
 _SIDE = 160  # pixels of one
 

@@ -53,7 +53,7 @@ class ScheduleKeys:
     cooldown_epoch: NotNegative = 0.0
 
 
-LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", ("total", "per_epoch"), ScheduleKeys)
+LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", provided=("total", "per_epoch"), common=ScheduleKeys)
 
 
 @LR_SCHEDULES.register
@@ -375,6 +375,13 @@ class LRSchedule:
         """Use the first figure of an evaluation."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.observe(value, larger_is_better)
+
+    def follow(self, rate: Rate) -> None:
+        """Use another function of the optimizer step from now on, without warm-up and cool-down."""
+        self._rate = rate
+        self._warm_up = 0
+        self._end = None
+        self._unit = 1
 
     def __call__(self, step: int) -> float:
         return self.factor * self._unscaled(step)

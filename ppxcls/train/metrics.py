@@ -39,7 +39,7 @@ class Metric(Protocol):
         return {}
 
 
-METRICS: Registry[Metric] = Registry("metric", ("class_num",), base=Metric)
+METRICS: Registry[Metric] = Registry("metric", provided=("class_num",), base=Metric)
 
 
 @METRICS.register

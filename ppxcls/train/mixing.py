@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,7 +26,7 @@ class BatchTransform(Protocol):
         """
 
 
-BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", ("class_num",))
+BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", provided=("class_num",))
 
 
 def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:
@@ -90,6 +90,13 @@ class CutmixOperator(BatchTransform):
         return pasted, _mixed(soft_targets(labels, self.class_num), partner, float(kept.mean()))
 
 
+# Under names of their own, because the parameters of OpSampler hide the classes.
+_OPERATORS: dict[str, Callable[[int, float], BatchTransform]] = {
+    "MixupOperator": MixupOperator,
+    "CutmixOperator": CutmixOperator,
+}
+
+
 @dataclass
 class Choice:
     """One of OpSampler's operators.
@@ -116,15 +123,15 @@ class OpSampler(BatchTransform):
     def __init__(
         self, class_num: Count, MixupOperator: Choice | None = None, CutmixOperator: Choice | None = None
     ) -> None:
-        kinds = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
-        chosen = {name: choice for name, choice in kinds.items() if choice is not None}
+        choices = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
+        chosen = {name: choice for name, choice in choices.items() if choice is not None}
         self.class_num = class_num
         self.shares = [choice.prob for choice in chosen.values()]
         if not chosen or sum(self.shares) > 1:
             raise ValueError(
                 f"expected operators whose prob add up to 1 at most, received {dict.fromkeys(chosen)} {self.shares}"
             )
-        self.operators = [globals()[name](class_num, choice.alpha) for name, choice in chosen.items()]
+        self.operators = [_OPERATORS[name](class_num, choice.alpha) for name, choice in chosen.items()]
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
         """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.

@@ -75,7 +75,7 @@ class OptimizerKeys:
 
 
 @dataclass
-class Given:
+class OptimizerInputs:
     """What the program gives to every optimizer.
 
     Attributes:
@@ -104,19 +104,24 @@ class Given:
 # NAdam, RAdam and Adam's amsgrad came together.
 _PADDLE_3 = None if hasattr(optimizer, "NAdam") else f"Paddle 3.0 or newer; {paddle.__version__} is installed"
 
-OPTIMIZERS: Registry[Optimizer] = Registry("optimizer", ("given",), OptimizerKeys)
+OPTIMIZERS: Registry[Optimizer] = Registry(
+    "optimizer",
+    provided=("inputs", "given"),  # the second is the name that plugins written for 0.10 use
+    common=OptimizerKeys,
+    facts={"is_decoupled": False, "state_copies": 2},
+)
 REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
 
-@OPTIMIZERS.register
-def SGD(given: Given, multi_precision: bool = False) -> Optimizer:
+@OPTIMIZERS.register(state_copies=0)
+def SGD(inputs: OptimizerInputs, multi_precision: bool = False) -> Optimizer:
     """The gradient times the rate."""
-    return optimizer.SGD(**given.coupled(), multi_precision=multi_precision)
+    return optimizer.SGD(**inputs.coupled(), multi_precision=multi_precision)
 
 
-@OPTIMIZERS.register
+@OPTIMIZERS.register(state_copies=1)
 def Momentum(
-    given: Given,
+    inputs: OptimizerInputs,
     momentum: BelowOne = 0.9,
     use_nesterov: bool = False,
     multi_precision: bool = False,
@@ -125,7 +130,7 @@ def Momentum(
 ) -> Optimizer:
     """SGD with momentum, Polyak's or Nesterov's."""
     return optimizer.Momentum(
-        **given.coupled(),
+        **inputs.coupled(),
         momentum=momentum,
         use_nesterov=use_nesterov,
         multi_precision=multi_precision,
@@ -136,7 +141,7 @@ def Momentum(
 
 @OPTIMIZERS.register
 def Adam(
-    given: Given,
+    inputs: OptimizerInputs,
     beta1: BelowOne = 0.9,
     beta2: BelowOne = 0.999,
     epsilon: Positive = 1e-8,
@@ -148,7 +153,7 @@ def Adam(
     """Adam (arXiv:1412.6980), with weight decay in the gradient."""
     more = {"amsgrad": True} if amsgrad else {}  # not in every Paddle
     return optimizer.Adam(
-        **given.coupled(),
+        **inputs.coupled(),
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
@@ -161,15 +166,15 @@ def Adam(
 
 @OPTIMIZERS.register
 def Adamax(
-    given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
+    inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
 ) -> Optimizer:
     """Adam with the largest gradient in place of the second moment (arXiv:1412.6980, section 7.1)."""
-    return optimizer.Adamax(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
+    return optimizer.Adamax(**inputs.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
 
 
 @OPTIMIZERS.register(lacks=_PADDLE_3)
 def NAdam(
-    given: Given,
+    inputs: OptimizerInputs,
     beta1: BelowOne = 0.9,
     beta2: BelowOne = 0.999,
     epsilon: Positive = 1e-8,
@@ -177,35 +182,37 @@ def NAdam(
 ) -> Optimizer:
     """Adam with Nesterov's momentum (Dozat, ICLR 2016 workshop)."""
     return optimizer.NAdam(
-        **given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon, momentum_decay=momentum_decay
+        **inputs.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon, momentum_decay=momentum_decay
     )
 
 
 @OPTIMIZERS.register(lacks=_PADDLE_3)
 def RAdam(
-    given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
+    inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
 ) -> Optimizer:
     """Adam with a rectified variance in its first steps (arXiv:1908.03265)."""
-    return optimizer.RAdam(**given.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
+    return optimizer.RAdam(**inputs.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
 
 
-@OPTIMIZERS.register
-def Adagrad(given: Given, epsilon: Positive = 1e-6, initial_accumulator_value: Finite = 0.0) -> Optimizer:
+@OPTIMIZERS.register(state_copies=1)
+def Adagrad(
+    inputs: OptimizerInputs, epsilon: Positive = 1e-6, initial_accumulator_value: Finite = 0.0
+) -> Optimizer:
     """Rates divided by the root of all squared gradients so far (Duchi et al., JMLR 12, 2011)."""
     return optimizer.Adagrad(
-        **given.coupled(), epsilon=epsilon, initial_accumulator_value=initial_accumulator_value
+        **inputs.coupled(), epsilon=epsilon, initial_accumulator_value=initial_accumulator_value
     )
 
 
 @OPTIMIZERS.register
-def Adadelta(given: Given, epsilon: Positive = 1e-6, rho: BelowOne = 0.95) -> Optimizer:
+def Adadelta(inputs: OptimizerInputs, epsilon: Positive = 1e-6, rho: BelowOne = 0.95) -> Optimizer:
     """Adadelta (arXiv:1212.5701)."""
-    return optimizer.Adadelta(**given.coupled(), epsilon=epsilon, rho=rho)
+    return optimizer.Adadelta(**inputs.coupled(), epsilon=epsilon, rho=rho)
 
 
 @OPTIMIZERS.register
 def RMSProp(
-    given: Given,
+    inputs: OptimizerInputs,
     rho: BelowOne = 0.95,
     epsilon: Positive = 1e-6,
     momentum: BelowOne = 0.0,
@@ -213,39 +220,38 @@ def RMSProp(
 ) -> Optimizer:
     """RMSProp with epsilon inside the root, as TensorFlow has it; the paper's recipe and timm's RMSpropTF need that."""
     return optimizer.RMSProp(
-        **given.coupled(), rho=rho, epsilon=epsilon, momentum=momentum, centered=centered
+        **inputs.coupled(), rho=rho, epsilon=epsilon, momentum=momentum, centered=centered
     )
 
 
-@OPTIMIZERS.register
+@OPTIMIZERS.register(is_decoupled=True)
 def AdamW(
-    given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
+    inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
 ) -> Optimizer:
     """Adam with decoupled weight decay (arXiv:1711.05101); ``weight_decay`` defaults to 0.01."""
     return optimizer.AdamW(
-        **given.arguments(),
-        weight_decay=0.01 if given.weight_decay is None else given.weight_decay,
-        apply_decay_param_fun=lambda name: name not in given.not_decayed,
+        **inputs.arguments(),
+        weight_decay=0.01 if inputs.weight_decay is None else inputs.weight_decay,
+        apply_decay_param_fun=lambda name: name not in inputs.not_decayed,
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
     )
 
 
-@OPTIMIZERS.register
-def Lamb(given: Given, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-6) -> Optimizer:
+@OPTIMIZERS.register(is_decoupled=True)
+def Lamb(
+    inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-6
+) -> Optimizer:
     """Layer-wise adaptive rates (arXiv:1904.00962); ``weight_decay`` defaults to 0.01."""
     return optimizer.Lamb(
-        **given.arguments(),
-        lamb_weight_decay=0.01 if given.weight_decay is None else given.weight_decay,
-        exclude_from_weight_decay_fn=lambda parameter: parameter.name in given.not_decayed,
+        **inputs.arguments(),
+        lamb_weight_decay=0.01 if inputs.weight_decay is None else inputs.weight_decay,
+        exclude_from_weight_decay_fn=lambda parameter: parameter.name in inputs.not_decayed,
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
     )
-
-
-_DECOUPLED = {"AdamW", "Lamb"}  # their weight decay is no part of the gradient
 
 
 @REGULARIZERS.register
@@ -280,7 +286,7 @@ def build_optimizer(
     """
     block = OPTIMIZERS.block(spec, where)
     where, common = block.where, OPTIMIZERS.common_keys(block)
-    decoupled = block.name in _DECOUPLED
+    decoupled = OPTIMIZERS.fact(block.name, "is_decoupled")
     if common.regularizer is not None and (common.weight_decay is not None or decoupled):
         reason = f"{block.name} decouples it from the gradient" if decoupled else "both add to the gradient"
         raise (where / "regularizer").error(
@@ -302,9 +308,8 @@ def build_optimizer(
     scheduler = LambdaDecay(1.0, lr_at)
     not_decayed = _set_by_parameter(common, parameters, decoupled, where)
     trained = [p for p in parameters.values() if not p.stop_gradient]
-    return OPTIMIZERS.build(
-        block, given=Given(scheduler, trained, decay, _clip(common, where), not_decayed)
-    ), scheduler
+    inputs = OptimizerInputs(scheduler, trained, decay, _clip(common, where), not_decayed)
+    return OPTIMIZERS.build(block, inputs=inputs, given=inputs), scheduler
 
 
 def _clip(common: OptimizerKeys, where: Where) -> Any:

@@ -17,7 +17,6 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.system import distributed
 from ppxcls.system.whole_files import write_text
 
-PREDICTIONS, OTHER_PREDICTIONS = "predictions.csv", "predictions_other.csv"
 COLUMNS = (
     "file",
     "label",

@@ -15,8 +15,10 @@ from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import write_text
+from ppxcls.train import PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
-from ppxcls.train.predictions import PREDICTIONS, write_predictions
+from ppxcls.train.predictions import write_predictions
+from ppxcls.train.results import result_files, result_files_of_best
 from ppxcls.train.trackers import Tracker
 
 
@@ -52,9 +54,11 @@ class Run:
         folder = self.folder.path
         self.folder.recover()
         if not is_continued or self.folder.run_ids() - {self.facts.run}:
-            aside = self.folder.set_aside()
+            aside = self.folder.set_aside(result_files(self.trackers, folder))
         else:  # by the place in the checkpoint's own units, which are those of the other manifests
-            aside = self.folder.set_aside_after(*self._resumed_at) if self._resumed_at else None
+            aside = None
+            if self._resumed_at:
+                aside = self.folder.set_aside_after(self._resumed_at, result_files_of_best())
         if aside:
             logger.warning(f"the files of an earlier run were moved to {aside}")
         write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)

@@ -27,6 +27,8 @@ class TensorBoard(Tracker):
         ValueError: TensorBoard is not installed.
     """
 
+    files = ("tensorboard",)
+
     def __init__(self, folder: Path) -> None:
         try:
             from tensorboard.compat.proto import event_pb2
@@ -34,7 +36,7 @@ class TensorBoard(Tracker):
             from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError:
             raise ValueError("TensorBoard is not installed: pip install 'ppxcls[tensorboard]'") from None
-        self._folder = folder / "tensorboard"
+        self._folder = folder / self.files[0]
         self._events, self._summary, self._make_writer = event_pb2, Summary, RecordWriter
         self._writer: Any = None
 

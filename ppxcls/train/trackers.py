@@ -7,7 +7,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,13 @@ class Tracker(Protocol):
     """Takes the figures of a run, in its first process. Only ``log`` has to be written.
 
     A tracker that can't go on says so in a warning and lets the run go on.
+
+    Attributes:
+        files: names of the files and folders that it writes into the run's folder. A new run moves them aside with
+            the earlier one. Files to which an attribute of type ``Path`` leads need not be declared.
     """
+
+    files: Sequence[str] = ()
 
     def start(self, progress: Progress) -> None:  # noqa: ARG002  not every tracker prepares itself
         """Prepare for a run that goes on from here; what was logged after this place will be logged again.
@@ -58,7 +64,7 @@ class Tracker(Protocol):
         return
 
 
-TRACKERS: Registry[Tracker] = Registry("tracker", ("folder",), base=Tracker)
+TRACKERS: Registry[Tracker] = Registry("tracker", provided=("folder",), base=Tracker)
 
 
 class JsonLines(Tracker):

@@ -21,8 +21,9 @@ from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
 from ppxcls.system.supervisor import note_begun
 from ppxcls.system.watchdog import Watchdog
+from ppxcls.train import FIRST_BATCH
 from ppxcls.train.evaluation import Evaluation
-from ppxcls.train.first_batch import FIRST_BATCH, write_first_batch
+from ppxcls.train.first_batch import write_first_batch
 from ppxcls.train.learner import Learner
 from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from ppxcls.train.run import Run

@@ -25,12 +25,14 @@ class VisualDL(Tracker):
         ValueError: VisualDL is not installed.
     """
 
+    files = ("vdl",)
+
     def __init__(self, folder: Path) -> None:
         try:
             from visualdl import LogWriter
         except ImportError:
             raise ValueError("VisualDL is not installed: pip install 'ppxcls[visualdl]'") from None
-        self._make_writer: Callable[[], Any] = lambda: LogWriter(logdir=str(folder / "vdl"))
+        self._make_writer: Callable[[], Any] = lambda: LogWriter(logdir=str(folder / self.files[0]))
         self._writer: Any = None
 
     def start(self, progress: Progress) -> None:  # noqa: ARG002  a new file of curves is begun anyway

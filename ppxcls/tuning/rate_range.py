@@ -91,10 +91,9 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
     if steps < _LEAST:
         raise DataError(f"expected at least {_LEAST} steps of a range test, received {steps}")
     learner, every = trainer.learner, trainer.plan.update_freq
-    factor = learner.schedule.factor
     index = learner.scorer.names.index("loss")
     rates = np.geomspace(LOWEST, HIGHEST, steps)
-    learner.scheduler.lr_lambda = lambda step: float(factor * rates[min(step, steps - 1)])
+    learner.schedule.follow(lambda step: float(rates[min(step, steps - 1)]))
     learner.scheduler.step(0)
     learner.model.train()
     tried: list[float] = []

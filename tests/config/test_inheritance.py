@@ -102,3 +102,14 @@ def test_errors_name_the_file_that_has_the_key(text: str, message: str, base: Pa
     with pytest.raises(ppxcls.ConfigError, match=message) as caught:
         ppxcls.load_config(child(tmp_path, text))
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_item_has_one_address(tmp_path: Path) -> None:
+    """The number of an item takes precedence over a name that looks like one, in a YAML over its base and for ``-o``."""
+    base = "Arch: {name: Xception41}\nMetric: {Eval: [{TopkAcc: {topk: [2, 1, 5]}}]}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "child.yaml").write_text("base: base.yaml\nMetric: {Eval: {TopkAcc: {topk: {'1': 3}}}}\n")
+    by_base = ppxcls.load_config(tmp_path / "child.yaml")
+    by_override = ppxcls.load_config(tmp_path / "base.yaml", ["Metric.Eval.TopkAcc.topk.1=3"])
+    for config in (by_base, by_override):
+        assert config.Metric.Eval[0].TopkAcc.topk == [2, 3, 5]

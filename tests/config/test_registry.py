@@ -16,7 +16,7 @@ _NUMBERS = itertools.count()
 
 
 def make() -> Registry[Any]:
-    return Registry(f"thing {next(_NUMBERS)}", ("given",))
+    return Registry(f"thing {next(_NUMBERS)}", provided=("given",))
 
 
 def test_the_kinds() -> None:

@@ -281,17 +281,17 @@ def test_initial_kernels_are_paddles() -> None:
 
 
 def test_preprocessing_facts_are_the_published_ones() -> None:
-    assert all(MODELS.published(name) for name in [*NAMES, *TIMM, "Xception"])
+    assert all(MODELS.fact(name, "published") for name in [*NAMES, *TIMM, "Xception"])
     own = ppxcls.load_config(ROOT / "configs/Xception41.yaml").DataLoader.Eval.dataset.transform_ops
-    assert differences(MODELS.published("Xception65"), own) == []
-    lines = differences(MODELS.published("xception65"), own)
+    assert differences(MODELS.fact("Xception65", "published"), own) == []
+    lines = differences(MODELS.fact("xception65", "published"), own)
     assert [line.split(":")[0] for line in lines] == ["interpolation", "mean", "std"]
     assert lines[1] == "mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)"
     modern = ppxcls.load_config(
         ROOT / "configs/recipes/modern_xception65.yaml"
     ).DataLoader.Eval.dataset.transform_ops
-    assert differences(MODELS.published("xception65"), modern) == []
-    (first, *_) = differences(MODELS.published("Xception"), modern)
+    assert differences(MODELS.fact("xception65", "published"), modern) == []
+    (first, *_) = differences(MODELS.fact("Xception", "published"), modern)
     assert first.startswith("share of the crop: 0.9403, the weights expect None (Keras)")
 
 
@@ -299,7 +299,7 @@ def test_preprocessing_facts_are_the_published_ones() -> None:
 @pytest.mark.parametrize("name", TIMM)
 def test_preprocessing_facts_are_timms(name: str) -> None:
     theirs = json.loads((SHARED / "parity/timm_xception.json").read_text())["models"][name]["default_cfg"]
-    facts = MODELS.published(name)
+    facts = MODELS.fact(name, "published")
     assert [3, facts.input_size, facts.input_size] == theirs["input_size"]
     assert (facts.crop_share, facts.interpolation) == (theirs["crop_pct"], theirs["interpolation"])
     assert (list(facts.mean), list(facts.std)) == (theirs["mean"], theirs["std"])

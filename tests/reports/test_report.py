@@ -200,7 +200,7 @@ def test_without_the_packages_training_ends_well(run: Path, monkeypatch: pytest.
 
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = train(tmp_path, **{"Optimizer.lr": {"name": "ConstLR", "learning_rate": 0.01}})
-    result = run_tool("-m", "ppxcls", "report", run, other, "--output", tmp_path / "both.html")
+    result = run_tool("report", run, other, "--output", tmp_path / "both.html")
     assert result.returncode == 0, result.stderr
     text = (tmp_path / "both.html").read_text()
     assert str(other) in text

@@ -1,0 +1,52 @@
+"""How a list of transforms prepares images, in the few facts that weights depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PreparedImages:
+    """The images after some transforms. A fact that no transform declares is None.
+
+    Attributes:
+        size: sides in pixels, one number or (width, height).
+        short: shorter side in pixels after resizing, before a crop.
+        interpolation: interpolation of the resizing.
+        mean: mean of the normalisation, for channels with values from 0 to 1.
+        std: standard deviation of the normalisation, for channels with values from 0 to 1.
+    """
+
+    size: int | tuple[int, int] | None = None
+    short: int | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __str__(self) -> str:
+        """A few words such as ``299 px bilinear from 320``."""
+        if self.size is None and self.short is None:
+            return "images as they are"
+        words = []
+        if isinstance(self.size, tuple):
+            words.append(f"{self.size[0]} x {self.size[1]} px")
+        elif self.size:
+            words.append(f"{self.size} px")
+        else:
+            words.append(f"shorter side {self.short} px")
+        if self.interpolation:
+            words.append(self.interpolation)
+        if self.size and self.short:
+            words.append(f"from {self.short}")
+        return " ".join(words)
+
+    def differences(self, other: PreparedImages) -> list[str]:
+        """The facts in which other images differ, such as ``size: 71, and 299``."""
+        names = ("size", "short", "interpolation", "mean", "std")
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        return [f"{name}: {mine}, and {theirs}" for name, mine, theirs in pairs if mine != theirs]
+
+
+def side_or_sides(size: tuple[int, int]) -> int | tuple[int, int]:
+    """One number for a square, and (width, height) for any other size."""
+    return size[0] if size[0] == size[1] else size
