@@ -1,4 +1,4 @@
-"""Training, evaluation and fine-tuning of Xception classifiers on PaddlePaddle, driven by a YAML."""
+"""Training, evaluation and fine-tuning of Xception classifiers on PaddlePaddle, configured by a YAML file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from ppxcls._version import __version__ as __version__
 from ppxcls.system import environment
-from ppxcls.system import watchdog as watchdog  # notes the parent process as early as possible
+from ppxcls.system import watchdog as watchdog  # records the parent process as early as possible
 
 environment.prepare_cpu()
 
-# Name to home: looked up on first use, so that importing ppxcls costs nothing.
-_HOMES = {
+# Module of each public name. It is imported at the first use of the name, so importing ppxcls is fast.
+_MODULE_BY_NAME = {
     "ConfigError": "ppxcls.config.checks",
     "DataError": "ppxcls.data.errors",
     "CheckpointError": "ppxcls.checkpoints.files",
@@ -93,13 +93,13 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'ppxcls' has no attribute {name!r}")
     environment.import_paddle()
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULE_BY_NAME])

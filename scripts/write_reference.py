@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 import docstring_parser
 
 from ppxcls.config.checks import Where, type_name
-from ppxcls.config.paddleclas import INSTEAD
+from ppxcls.config.paddleclas import ALTERNATIVES
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
 
@@ -164,7 +164,7 @@ def refused() -> str:
     """The page of PaddleClas's words that are refused."""
     rows = [
         f"| `{word}` | {instead} |"
-        for word, instead in sorted(INSTEAD.items(), key=lambda item: item[0].lower())
+        for word, instead in sorted(ALTERNATIVES.items(), key=lambda item: item[0].lower())
     ]
     return REFUSED_HEAD + "\n".join(rows) + "\n"
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ppxcls.config.checks import Bound, Where
-from ppxcls.config.paddleclas import INSTEAD
+from ppxcls.config.paddleclas import ALTERNATIVES
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
 from scripts.write_reference import PLACES, descriptions, summary_of, texts_of
@@ -106,7 +106,7 @@ def of_section(section: type) -> Schema:
     shown = {f.name: hints[f.name] for f in fields(section) if f.init}
     schema = of_keys(shown, descriptions(section.__doc__), defaults)
     off = {
-        "^(" + "|".join(sorted(INSTEAD.keys() - shown.keys())) + ")$": {"enum": [None, False]}
+        "^(" + "|".join(sorted(ALTERNATIVES.keys() - shown.keys())) + ")$": {"enum": [None, False]}
     }  # PaddleClas's, turned off
     return {"description": (section.__doc__ or "").split("\n")[0], **schema, "patternProperties": off}
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import ppxcls
-from ppxcls.config.paddleclas import INSTEAD
+from ppxcls.config.paddleclas import ALTERNATIVES
 from ppxcls.config.registry import registries
 from tests.conftest import ROOT, load_script, run_tool
 
@@ -155,7 +155,7 @@ def test_the_keys_of_paddleclas_are_what_the_table_says(write_config: Callable[.
     for key, fate in keys:
         last = key.rpartition(".")[2]
         if fate == "refused":
-            assert last in INSTEAD, key
+            assert last in ALTERNATIVES, key
         elif last not in ("Train", "Eval", "loader"):
             assert f"| `{last}` |" in schema or f"### {key}" in schema or last == "name", key
 

@@ -159,7 +159,7 @@ def test_a_rank_that_hangs_in_its_loader_names_the_file(
     assert job.ends(job.ranks()) != 0
     line = next(line for line in job.output(1).splitlines() if "rank 1: " in line)
     assert "0013.png" in line
-    assert ("no batch for 6 s; being read: " in line) == bool(num_workers)
+    assert ("no batch for 6 s; files being read: " in line) == bool(num_workers)
     assert ("at: loading a batch of epoch 1: " in line) == (not num_workers)
     assert "Traceback" not in job.output(1)  # rank 0's is gloo's, which aborts when its peer is gone
 

@@ -244,9 +244,9 @@ def test_which_preparation_is_used(small: Callable[..., Path], caplog: pytest.Lo
             "std: ",
         ):
             assert difference in line
-        assert line.endswith("the evaluation's is used; -o Infer.transforms=... overrides it")
+        assert line.endswith("DataLoader.Eval's are used; -o Infer.transforms=... overrides them")
         assert (
-            "Global.image_shape is [3, 60, 60], but the images are prepared as 71 x 71: they decide"
+            "Global.image_shape is [3, 60, 60], but the images are prepared as 71 x 71; the transforms take precedence"
             in caplog.text
         )
         caplog.clear()

@@ -226,7 +226,7 @@ def test_auto_takes_the_next_older_one_where_the_newest_is_damaged(
     assert trainer.progress.step == 2
     log = (folder / "train.log").read_text()
     assert "refused: " in log
-    assert "the next older checkpoint is taken" in log
+    assert "trying the next older checkpoint" in log
     for stem in ("step_2", "step_3", "latest"):
         damage(folder / f"{stem}.pdparams", "truncate")
     with pytest.raises(
@@ -283,7 +283,7 @@ def test_a_new_run_in_the_folder_of_an_old_one_is_the_newer(
         ),
         (
             ["DataLoader.Train.dataset.cls_label_path=LIST"],
-            r"another training list \(12 samples then, 11 now\)",
+            r"another training list \(12 samples before, 11 now\)",
         ),
     ],
 )

@@ -180,7 +180,7 @@ def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_p
             "tools/train.py", "-c", file, "-o", "Global.checkpoints=auto", "-o", f"Global.epochs={epochs}"
         )
         assert again.returncode == 0, again.stderr
-        assert f"nothing is left to do: 2 of {epochs} epochs are done" in again.stdout
+        assert f"nothing to do: 2 of {epochs} epochs are done" in again.stdout
         assert stored.read_bytes() == before
     train(file, "Global.checkpoints=auto", "Global.allow_changes=True", "Global.epochs=3")
     settings = yaml.safe_load(stored.read_text())["Global"]

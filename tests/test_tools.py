@@ -232,7 +232,7 @@ def test_paddleclas_command_works_as_it_is_typed_there(tmp_path: Path, images: P
     ]
     result = run_tool("tools/train.py", "-c", path, *[word for o in overrides for word in ("-o", o)])
     assert result.returncode == 0, result.stderr
-    assert result.stderr == f"{path} is not here; {ROOT}/configs/Xception41.yaml is used\n"
+    assert result.stderr == f"{path} does not exist; {ROOT}/configs/Xception41.yaml is used\n"
     assert (tmp_path / "output/Xception41/best_model.pdparams").is_file()
     wrong = run_tool("tools/train.py", "-c", "ppcls/configs/ImageNet/ResNet/ResNet50.yaml")
     assert wrong.returncode == 2

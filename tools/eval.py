@@ -1,4 +1,4 @@
-"""Evaluate a run: ``python tools/eval.py -c output/Xception41``."""
+"""Evaluates a run: ``python tools/eval.py -c output/Xception41``."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,8 @@
-"""Export: ``python tools/export_model.py -c FILE -o Global.pretrained_model=WEIGHTS -o Global.save_inference_dir=DIR``."""
+"""Exports a run for Paddle Inference and ONNX.
+
+Usage: ``python tools/export_model.py -c FILE -o Global.pretrained_model=WEIGHTS``.
+``-o Global.save_inference_dir=DIR`` sets the output folder.
+"""
 
 import sys
 from pathlib import Path

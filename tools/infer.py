@@ -1,4 +1,8 @@
-"""Predict: ``python tools/infer.py -c output/Xception41 IMAGES``, or with exported files ``--exported DIR IMAGES``."""
+"""Predicts the classes of images.
+
+Usage: ``python tools/infer.py -c output/Xception41 IMAGES``, or with exported files
+``python tools/infer.py --exported DIR IMAGES``.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Train: ``python tools/train.py -c configs/Xception41.yaml``, or under ``python -m paddle.distributed.launch``."""
+"""Trains a classifier: ``python tools/train.py -c configs/Xception41.yaml``.
+
+It also runs in several processes under ``python -m paddle.distributed.launch``.
+"""
 
 import sys
 from pathlib import Path

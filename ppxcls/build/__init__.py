@@ -1,4 +1,4 @@
-"""The room that reads a config: it turns sections and blocks into the objects that train and evaluate."""
+"""Reads a config: it turns sections and blocks into the objects that train and evaluate."""
 
 EVALUATION, OTHER_EVALUATION = "eval.json", "eval_other.json"
 BAD_SAMPLES = "bad_samples.txt"

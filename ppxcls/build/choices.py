@@ -1,4 +1,4 @@
-"""Decides which weights, transforms and class names a config means. All tools use it."""
+"""Decides which weights, transforms and class names a config selects. All tools use it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ppxcls.system.paths import url_problem
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
 
-_RESULTS = ("best_model", "latest")  # of a run, the better first
+_RESULT_NAMES = ("best_model", "latest")  # checkpoints of a run, in order of preference
 _IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights that a config means for a purpose.
+    """The weights that a config selects for a purpose.
 
     Attributes:
-        path: of the file; ``.pdparams`` may be left out.
-        average: whether to take the average of the weights (EMA).
-        is_own: whether they are the result of this config's run: ``best_model`` or ``latest``, averaged if
+        path: path of the file; ``.pdparams`` may be omitted.
+        average: True to use the average of the weights (EMA).
+        is_own: True if they are the result of this config's run: ``best_model`` or ``latest``, averaged if
             there is an average.
-        note: what the line of a tool says about them, such as ``epoch 7, top1 0.91, averaged weights``.
+        note: description for the tools' output, such as ``epoch 7, top1 0.91, averaged weights``.
     """
 
     path: str
@@ -48,55 +48,59 @@ class Weights:
 
 
 def class_num(config: Config) -> int:
-    """The number of classes of the config's network: from ``Arch``, or the network's own default."""
-    declared = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get(
+    """Returns the number of classes of the config's network: from ``Arch``, or the network's default.
+
+    Raises:
+        ConfigError: the network has no parameter ``class_num``.
+    """
+    parameter = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get(
         "class_num"
     )
-    if declared is None:
-        message = (
-            f"the network {config.Arch.name} needs a parameter class_num, against which labels are checked"
-        )
+    if parameter is None:
+        message = f"the network {config.Arch.name} needs a parameter class_num, because labels are checked against it"
         raise config.where("Arch.name").error(message)
-    return int(config.Arch.get("class_num", declared.default))
+    return int(config.Arch.get("class_num", parameter.default))
 
 
 def weights_for(config: Config, purpose: Purpose) -> Weights | None:
-    """The weights that a config means; nothing else decides it.
+    """Returns the weights that a config selects. This function alone makes the choice, for all tools.
 
-    To train, they are the weights to start from: ``Global.pretrained_model``, or else ``Arch.pretrained``;
-    None for fresh weights. For any other purpose, they are the first of these that exists:
+    For training, the result is the weights to start from: ``Global.pretrained_model``, otherwise
+    ``Arch.pretrained``; None for fresh weights. For any other purpose, it is the first of these that exists:
 
-    1. what the command line names, in either key;
+    1. the file that the command line sets in one of these two keys;
     2. ``best_model`` of this config's run;
     3. ``latest`` of this config's run, with a warning;
-    4. what the YAML names, in either key, unless it is the ``config.yaml`` of a run, which names what the run
-      started from.
+    4. the file that the YAML sets in one of these two keys. This does not apply to the ``config.yaml`` of a
+      run, because there the keys give the weights that the run started from.
 
-    The average of the weights is taken if the checkpoint has one, unless ``EMA.use_ema`` is false or the
-    command line says ``EMA=null``.
+    The average of the weights is used if the checkpoint has one, unless ``EMA.use_ema`` is false or the
+    command line sets ``EMA=null``.
 
     Raises:
-        ConfigError: there is nothing to evaluate, infer with or export.
+        ConfigError: there are no weights to evaluate, infer or export with, or their path is invalid.
     """
-    named = {
+    paths_by_key = {
         "Global.pretrained_model": config.Global.pretrained_model,
         "Arch.pretrained": MODELS.common_keys(config.Arch).pretrained,
     }
-    given = [path for key, path in named.items() if path and (purpose == "train" or config.is_override(key))]
-    if given:
-        return _weights(config, given[0])
+    requested_paths = [
+        path for key, path in paths_by_key.items() if path and (purpose == "train" or config.is_override(key))
+    ]
+    if requested_paths:
+        return _weights(config, requested_paths[0])
     if purpose == "train":
         return None
     folder = config.run_folder
-    for name in _RESULTS:
+    for name in _RESULT_NAMES:
         if weights_file(folder / name).exists() and _is_of_this_run(folder, name):
             if name == "latest":
                 logger.warning(
                     f"{folder}: no best_model, because no evaluation has chosen one; latest is used"
                 )
             return _weights(config, str(folder / name))
-    if not config.own_folder:  # what a run started from is never its result
-        for path in named.values():
+    if not config.own_folder:  # the weights that a run started from are never its result
+        for path in paths_by_key.values():
             if path:
                 return _weights(config, path)
     message = f"expected the weights to {purpose}, received null, and there is no {weights_file(folder / 'best_model')}"
@@ -104,14 +108,14 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
 
 
 def no_download(name: str, where: Where) -> ConfigError:
-    """The error for ``pretrained: True`` of this network; it names the place of the published weights."""
+    """Returns the error for ``pretrained: True``. Its message gives the URL of published weights, if any."""
     published = MODELS.fact(name, "published")
     place = (
-        f"download {published.url} ({published.source})"
+        f"download {published.url} ({published.source}), and give its path"
         if published and published.url
-        else "nothing is downloaded"
+        else "nothing is downloaded automatically, so give the path of a file"
     )
-    return (where / "pretrained").error(f"expected a file, received True; {place}, and give its path")
+    return (where / "pretrained").error(f"expected a file, received True; {place}")
 
 
 def _weights(config: Config, path: str | bool) -> Weights:
@@ -129,7 +133,7 @@ def _weights(config: Config, path: str | bool) -> Weights:
         notes.append("averaged weights" if wants_average else "raw weights")
     is_default = wants_average or not has_average
     is_own = is_default and any(
-        _is_same_file(file, weights_file(config.run_folder / name)) for name in _RESULTS
+        _is_same_file(file, weights_file(config.run_folder / name)) for name in _RESULT_NAMES
     )
     return Weights(path, has_average and wants_average, is_own, ", ".join(notes))
 
@@ -139,32 +143,32 @@ def _is_same_file(a: Path, b: Path) -> bool:
 
 
 def _progress_notes(progress: dict[str, Any]) -> list[str]:
-    """Where a checkpoint stands, and its evaluation if it is the best one.
+    """Returns the progress of a checkpoint as text, and its evaluation if it is the best one.
 
-    A manifest may have been damaged.
+    The list is empty if the manifest is damaged or there is none.
     """
     try:
-        is_whole = not progress["batches_done"]
-        done = int(progress["epoch"]) - is_whole
-        notes = [f"epoch {done}" if is_whole else f"in epoch {done}, step {progress['step']}"]
+        is_epoch_complete = not progress["batches_done"]
+        epoch = int(progress["epoch"]) - is_epoch_complete
+        notes = [f"epoch {epoch}" if is_epoch_complete else f"in epoch {epoch}, step {progress['step']}"]
         best = progress.get("best")
-        if best and best["epoch"] == done:
+        if best and best["epoch"] == epoch:
             notes.append(f"{best['metric']} {best['value']:.4g}")
     except (KeyError, TypeError, ValueError):
-        return []  # loading the weights reports it, or there is none
+        return []  # no manifest, or a damaged one, which loading the weights reports
     return notes
 
 
 def _manifest(file: Path) -> dict[str, Any]:
-    """The manifest beside a file of weights; empty if there is none."""
+    """Returns the manifest beside a weights file; empty if there is none or it is damaged."""
     try:
         return manifest_of(file) or {}
     except CheckpointError:
-        return {}  # loading the weights reports it
+        return {}  # loading the weights reports the error
 
 
 def _is_of_this_run(folder: Path, name: str) -> bool:
-    """Whether a checkpoint belongs to the run of ``latest``, by their ids. Older versions wrote none."""
+    """True if a checkpoint has the run id of ``latest``, or one of them has no id, as in older versions."""
     ids = [_manifest(weights_file(folder / part)).get("run") for part in (name, "latest")]
     if None in ids or ids[0] == ids[1]:
         return True
@@ -173,37 +177,43 @@ def _is_of_this_run(folder: Path, name: str) -> bool:
 
 
 def transforms_for(config: Config) -> list[Block]:
-    """How images are prepared for prediction and export: as for the evaluation.
+    """Returns the transforms for prediction and export. They are the evaluation's transforms if possible.
 
-    ``Infer.transforms`` is used if the command line gives it, or if there is no evaluation. If the two
-    differ, one line names the differences.
+    ``Infer.transforms`` is used if the command line sets it, or if the config has no evaluation transforms.
+    If both exist and differ, a warning gives the differences.
 
     Raises:
-        ConfigError: there are neither.
+        ConfigError: the config has neither of them, or the transforms do not start with ``DecodeImage``.
     """
-    own = config.Infer.transforms if config.Infer else []
-    evaluation = config.evaluation_transforms
-    if not own and not evaluation:
+    infer_transforms = config.Infer.transforms if config.Infer else []
+    eval_transforms = config.evaluation_transforms
+    if not infer_transforms and not eval_transforms:
         raise config.where("Infer.transforms").error(
             "the key is missing, and there is no DataLoader.Eval either"
         )
-    prefers_own = bool(own) and (not evaluation or config.is_override("Infer.transforms"))
-    if own and evaluation and (found := prepared_images(evaluation).differences(prepared_images(own))):
+    uses_infer_transforms = bool(infer_transforms) and (
+        not eval_transforms or config.is_override("Infer.transforms")
+    )
+    if (
+        infer_transforms
+        and eval_transforms
+        and (differences := prepared_images(eval_transforms).differences(prepared_images(infer_transforms)))
+    ):
         choice = (
             "Infer.transforms is used"
-            if prefers_own
-            else "the evaluation's is used; -o Infer.transforms=... overrides it"
+            if uses_infer_transforms
+            else "DataLoader.Eval's are used; -o Infer.transforms=... overrides them"
         )
         logger.warning(
-            f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(found)}): {choice}"
+            f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(differences)}): {choice}"
         )
-    used = own if prefers_own else evaluation
-    if not starts_with_decoding(used):
+    transforms = infer_transforms if uses_infer_transforms else eval_transforms
+    if not starts_with_decoding(transforms):
         raise config.where("Infer.transforms").error(
             "expected DecodeImage first, because files are read as bytes"
         )
-    _compare_with_image_shape(config, used)
-    return used
+    _compare_with_image_shape(config, transforms)
+    return transforms
 
 
 def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> None:
@@ -211,54 +221,62 @@ def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> No
     width, height = size if isinstance(size, tuple) else (size, size)
     if shape and size and shape[1:] != (height, width):
         logger.warning(
-            f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}: they decide"
+            f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}; the transforms take precedence"
         )
 
 
 def class_names_for(config: Config, purpose: Purpose) -> list[str]:
-    """The names of the classes; empty if nothing gives them.
+    """Returns the names of the classes; empty if there is no source for them.
 
-    In this order: a file that the command line names; ``class_names.txt`` of the run, but not to train by
-    another YAML, because another run may have left it; that of the lists' folder; the file that the YAML
-    names, unless it is ImageNet's and there are other classes; ImageNet's names for 1,000 classes.
+    The first of these sources is used:
+
+    1. the file ``Infer.PostProcess.class_id_map_file``, if the command line sets it;
+    2. ``class_names.txt`` in the run's folder. For training it is used only with the run's own
+      ``config.yaml``, because the file may belong to an earlier run in the same folder;
+    3. ``class_names.txt`` in the folder of the list or pack;
+    4. the file that the YAML sets, unless it is the file of ImageNet's names and the number of classes is
+      not 1,000;
+    5. ImageNet's names, if there are 1,000 classes.
 
     Raises:
-        DataError: the file can't be used, or has not one name for each class.
+        DataError: the file can't be used, or the number of names is not the number of classes.
     """
     count = class_num(config)
     if count == 0:
         return []
-    process = config.Infer.PostProcess if config.Infer else None
-    named = process.class_id_map_file if process else None
-    if named and config.is_override("Infer.PostProcess.class_id_map_file"):
-        return read_class_names(named, count)
+    post_process = config.Infer.PostProcess if config.Infer else None
+    configured_file = post_process.class_id_map_file if post_process else None
+    if configured_file and config.is_override("Infer.PostProcess.class_id_map_file"):
+        return read_class_names(configured_file, count)
     is_of_this_run = purpose != "train" or config.own_folder is not None
     for folder in [*([config.run_folder] if is_of_this_run else []), *_list_folders(config)]:
         if (folder / CLASS_NAMES).is_file():
             return read_class_names(folder / CLASS_NAMES, count)
-    if named and (count == _IMAGENET_CLASSES or Path(named) != IMAGENET_NAMES):
-        return read_class_names(named, count)
+    if configured_file and (count == _IMAGENET_CLASSES or Path(configured_file) != IMAGENET_NAMES):
+        return read_class_names(configured_file, count)
     return read_class_names(IMAGENET_NAMES, count) if count == _IMAGENET_CLASSES else []
 
 
 def _list_folders(config: Config) -> list[Path]:
     sections = [config.DataLoader.Eval, config.DataLoader.Train] if config.DataLoader else []
     datasets = [section.dataset for section in sections if section]
-    lists = [Path(dataset["cls_label_path"]).parent for dataset in datasets if dataset.get("cls_label_path")]
-    packs = [
+    list_folders = [
+        Path(dataset["cls_label_path"]).parent for dataset in datasets if dataset.get("cls_label_path")
+    ]
+    pack_folders = [
         pack_folder(dataset["pack"], dataset.get("cache_dir")) for dataset in datasets if dataset.get("pack")
     ]
-    return lists + [folder for folder in packs if folder is not None]
+    return list_folders + [folder for folder in pack_folders if folder is not None]
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:
-    """The data set of a config's block, in a few words: its list or folder, or else its kind."""
+    """Returns a short name of a config's data set: its list or its pack, otherwise its kind."""
     return str(
         dataset.get("cls_label_path") or dataset.get("pack") or dataset.get("name", "the evaluation data")
     )
 
 
 def describe(config: Config, weights: Weights, transforms: Sequence[Block], names: Sequence[str]) -> str:
-    """One line about what a tool uses: weights, preparation of the images, classes."""
+    """Returns one line that describes the weights, the preparation of images and the classes of a tool."""
     classes = describe_classes(class_num(config), names)
     return f"{config.Arch.name} with {weights}, {prepared_images(transforms)}, {classes}"

@@ -1,4 +1,4 @@
-"""From ``DataLoader.Train`` and ``DataLoader.Eval`` to data sets and loaders."""
+"""Builds data sets and loaders from ``DataLoader.Train`` and ``DataLoader.Eval``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from ppxcls.system import distributed
 
 
 def build_dataset(config: Config, mode: str, patience: float | None = None) -> Dataset:
-    """The data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
+    """Builds the data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
 
     Args:
-        config: a config with this section.
+        config: config with this section.
         mode: ``Train`` or ``Eval``.
-        patience: seconds to retry a disk that does not answer; None for the section's ``read_patience``.
+        patience: seconds to retry reading from a disk that does not answer; None for the section's
+            ``read_patience``.
 
     Raises:
         ConfigError, DataError: the data set can't be used.
@@ -32,9 +33,13 @@ def build_dataset(config: Config, mode: str, patience: float | None = None) -> D
 
 
 def build_loader(config: Config, mode: str) -> Loader:
-    """The loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part.
+    """Builds the loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part of the data.
 
-    If ``Global.check_data`` is set, it looks for every file first.
+    If ``Global.check_data`` is set, it first checks that every file exists.
+
+    Args:
+        config: config with this section.
+        mode: ``Train`` or ``Eval``.
 
     Raises:
         ConfigError, DataError: the data set can't be used.
@@ -61,11 +66,11 @@ def build_loader(config: Config, mode: str) -> Loader:
 
 
 def check_data(config: Config, progress_bar: bool = True) -> DataReport:
-    """Decode every sample of the config's data sets and report what is wrong.
+    """Decodes every sample of the config's data sets and reports the problems.
 
     Args:
-        config: a config with ``DataLoader``.
-        progress_bar: True to show a bar on a terminal.
+        config: config with ``DataLoader``.
+        progress_bar: True to show a progress bar on a terminal.
 
     Raises:
         ConfigError: the config has no data set.
@@ -76,6 +81,6 @@ def check_data(config: Config, progress_bar: bool = True) -> DataReport:
         raise config.where("DataLoader").error("the section is missing")
     datasets = [build_dataset(config, mode, patience=0) for mode in modes]
     total = sum(len(dataset) for dataset in datasets)
-    is_hidden = None if progress_bar else True  # None leaves the choice to tqdm, which asks for a terminal
+    is_hidden = None if progress_bar else True  # with None, tqdm shows the bar only on a terminal
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:
         return check_lists(datasets, class_num(config), progress=bar.update)

@@ -1,4 +1,4 @@
-"""The disk space that the checkpoints of a run need."""
+"""Computes the disk space that the checkpoints of a run need."""
 
 from __future__ import annotations
 
@@ -11,36 +11,44 @@ from ppxcls.config.sections import Config
 from ppxcls.system.logs import logger
 from ppxcls.train.optimizers import OPTIMIZERS
 
-_GIGABYTE = 1e9
+_BYTES_PER_GB = 1e9
 
 
 def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
-    """Bytes of the weights in one checkpoint, with their average if there is one; and of the optimizer's state."""
+    """Returns the size of one checkpoint.
+
+    Returns:
+        Bytes of the weights, including their average if there is one; and bytes of the optimizer's state.
+    """
     assert config.Optimizer
-    weights = sum(4 * int(tensor.size) for tensor in network.state_dict().values())
-    trained = sum(4 * int(p.size) for p in network.parameters() if not p.stop_gradient)
+    weight_bytes = sum(4 * int(tensor.size) for tensor in network.state_dict().values())
+    trained_bytes = sum(4 * int(p.size) for p in network.parameters() if not p.stop_gradient)
     has_average = config.EMA is not None and config.EMA.use_ema
-    return weights * (1 + has_average), trained * OPTIMIZERS.fact(config.Optimizer.name, "state_copies")
+    return weight_bytes * (1 + has_average), trained_bytes * OPTIMIZERS.fact(
+        config.Optimizer.name, "state_copies"
+    )
 
 
 def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:
-    """Log the room that a run's checkpoints need at most, as a warning if the disk has less.
+    """Logs the largest disk space that a run's checkpoints need, as a warning if less is free.
 
-    They are ``keep_last`` of ``step_N``, one that is being written, ``epoch_N``, and ``best_model``, which
-    has no optimizer's state unless ``Global.best_model_optimizer`` is set. ``latest`` shares the files of the
-    newest ``step_N``.
+    These checkpoints count: ``keep_last`` checkpoints ``step_N``, one that is being written, all ``epoch_N``,
+    and ``best_model``. ``best_model`` has no optimizer state unless ``Global.best_model_optimizer`` is set.
+    ``latest`` shares the files of the newest ``step_N``.
     """
-    weights, state = checkpoint_bytes(config, network)
+    weight_bytes, state_bytes = checkpoint_bytes(config, network)
     section = config.Global
     count = section.keep_last + 1 + section.epochs // section.save_interval
-    most = count * (weights + state) + weights + state * section.best_model_optimizer
-    free = shutil.disk_usage(folder).free
-    needed = (
-        f"checkpoints of {(weights + state) / _GIGABYTE:.2g} GB each need up to {most / _GIGABYTE:.3g} GB at {folder}: {count}, "
-        f"and best_model of {(weights + state * section.best_model_optimizer) / _GIGABYTE:.2g} GB"
+    max_bytes = (
+        count * (weight_bytes + state_bytes) + weight_bytes + state_bytes * section.best_model_optimizer
     )
-    if free < most:
+    free_bytes = shutil.disk_usage(folder).free
+    message = (
+        f"checkpoints of {(weight_bytes + state_bytes) / _BYTES_PER_GB:.2g} GB each need up to {max_bytes / _BYTES_PER_GB:.3g} GB at {folder}: {count}, "
+        f"and best_model of {(weight_bytes + state_bytes * section.best_model_optimizer) / _BYTES_PER_GB:.2g} GB"
+    )
+    if free_bytes < max_bytes:
         advice = "Global.save_interval and Global.keep_last decide how many are kept"
-        logger.warning(f"{needed}; only {free / _GIGABYTE:.3g} GB are free; {advice}")
+        logger.warning(f"{message}; only {free_bytes / _BYTES_PER_GB:.3g} GB are free; {advice}")
     else:
-        logger.info(needed)
+        logger.info(message)

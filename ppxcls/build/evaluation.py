@@ -1,4 +1,4 @@
-"""Evaluates the weights that a config means, and writes the result to the run's folder."""
+"""Evaluates the weights that a config selects, and writes the result to the run's folder."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import write_predictions
 from ppxcls.train.run_log import format_results
 
-_MIN_SAMPLES = 50  # with fewer, good weights can score 0 by bad luck
+_MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
 _IMAGENET_CLASSES = 1000
 
 
 def evaluate(config: Config) -> dict[str, float]:
-    """Evaluate the weights of ``weights_for`` on ``DataLoader.Eval``, and write the result to the run's folder.
+    """Evaluates the weights of ``weights_for`` on ``DataLoader.Eval``.
+
+    It writes the results and the predictions to the run's folder.
 
     Returns:
-        Metrics as shares, losses as means over samples, and ``num_samples``.
+        Metrics from 0 to 1, losses as means over samples, and ``num_samples``.
 
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``.
@@ -63,14 +65,14 @@ def evaluate(config: Config) -> dict[str, float]:
             logger.warning(warning)
         file = _write_results(config, weights, results)
         assert evaluation.predictions
-        table = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
-        write_predictions(file.with_name(table), evaluation.predictions, loader.dataset, names)
+        predictions_name = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
+        write_predictions(file.with_name(predictions_name), evaluation.predictions, loader.dataset, names)
         logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
     return results
 
 
 def build_evaluation(config: Config) -> Evaluation:
-    """The evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
+    """Builds the evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
 
     Raises:
         ConfigError, DataError: the data set can't be used.
@@ -87,14 +89,16 @@ def build_evaluation(config: Config) -> Evaluation:
 
 
 def chance_warning(results: Mapping[str, float], count: int) -> str | None:
-    """A warning if weights from elsewhere score no better than chance; None if they do, or if there are too few
-    samples.
+    """Returns a warning if weights from another source score no better than chance.
 
     The limit is three standard deviations above the expected share of correct guesses.
 
     Args:
-        results: figures of an evaluation.
+        results: results of an evaluation.
         count: number of classes.
+
+    Returns:
+        The warning; None if the weights score better, or if there are too few samples to decide.
     """
     samples, top1 = results.get("num_samples", 0), results.get("top1")
     if top1 is None or count < 2 or samples < _MIN_SAMPLES:
@@ -107,11 +111,10 @@ def chance_warning(results: Mapping[str, float], count: int) -> str | None:
 
 
 def _write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:
-    """Write an evaluation to the run's folder: to ``eval.json`` if it is the run's own, otherwise to
-    ``eval_other.json``.
+    """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file.
 
-    It is the run's own if the weights are, and the data and their preparation are those of the run's
-    ``config.yaml``.
+    The file is ``eval.json`` if the evaluation is the run's own, otherwise ``eval_other.json``. It is the
+    run's own if it uses the run's weights, and the data and transforms of the run's ``config.yaml``.
     """
     folder = config.run_folder
     is_own = weights.is_own and _evaluates_as_the_run(config)
@@ -124,10 +127,10 @@ def _write_results(config: Config, weights: Weights, results: dict[str, float]) 
 
 
 def _evaluates_as_the_run(config: Config) -> bool:
-    """True if the run's ``config.yaml`` has the same evaluation data and preparation, or can't be read."""
+    """True if the run's ``config.yaml`` has the same evaluation data and transforms, or can't be read."""
     try:
-        stored = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
-        dataset_of_run = stored["DataLoader"]["Eval"]["dataset"]
+        run_config = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
+        dataset_of_run = run_config["DataLoader"]["Eval"]["dataset"]
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return True
     assert config.DataLoader

@@ -1,4 +1,4 @@
-"""Networks with their weights: by name, or as a config means them."""
+"""Builds networks with their weights, by name or from a config."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from ppxcls.train.precision import MixedPrecision
 
 
 def list_models() -> list[str]:
-    """Names of all networks."""
+    """Returns the names of all networks."""
     return MODELS.names()
 
 
 def build_model(name: str, **arguments: Any) -> nn.Layer:
-    """A network with fresh weights, or with those of ``pretrained``.
+    """Builds a network with fresh weights, or with the weights of ``pretrained``.
 
     Args:
-        name: one of ``list_models()``.
-        arguments: the network's own, such as ``class_num=37``, and the common ones, such as ``freeze``.
+        name: name of a network, one of ``list_models()``.
+        arguments: arguments of this network, such as ``class_num=37``, and arguments common to all networks,
+            such as ``freeze``.
 
     Raises:
-        ConfigError: unknown name or argument, or an argument that this network or device can't follow.
+        ConfigError: the name or an argument is unknown, or this network or device does not support an
+            argument.
         CheckpointError: the weights can't be used.
     """
     block = MODELS.block({"name": name, **arguments}, Where(("Arch",)))
@@ -48,10 +50,15 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
 
 
 def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> nn.Layer:
-    """The network of a config with its weights.
+    """Builds the network of a config and loads its weights.
 
-    To train, the classifier may have another size than the weights'. Exported networks compute on [N, C, H,
-    W], whatever ``data_format`` says.
+    For training, the number of classes may differ from that of the weights. Then the classifier keeps its
+    fresh weights. An exported network computes on [N, C, H, W], whatever the value of ``data_format``.
+
+    Args:
+        config: config with ``Arch``.
+        purpose: purpose of the network.
+        weights: weights to load; None for fresh weights.
 
     Raises:
         ConfigError: as ``prepare_training``.
@@ -60,11 +67,13 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     keys = MODELS.common_keys(config.Arch)
     network = MODELS.build(config.Arch)
     if weights:
-        left = load_weights(network, weights.path, purpose == "train", weights.average)
+        skipped_keys = load_weights(network, weights.path, purpose == "train", weights.average)
         if purpose == "train":
             logger.info(f"Loaded {weights}")
-        if left:
-            logger.warning(f"the classifier starts anew, because its size differs: {'; '.join(left)}")
+        if skipped_keys:
+            logger.warning(
+                f"the classifier starts with fresh weights, because its size differs: {'; '.join(skipped_keys)}"
+            )
         _compare_with_published(config, weights)
     if keys.data_format == "NHWC" and purpose != "export":
         channels_last(network)
@@ -82,18 +91,18 @@ def _compare_with_published(config: Config, weights: Weights) -> None:
 
 
 def static_network(network: nn.Layer) -> nn.Layer:
-    """The same network, whose forward pass runs as a static graph, compiled once for training and once for
-    evaluation.
+    """Makes a network's forward pass run as a static graph, and returns the network.
 
-    Its parameters and state keys stay the same. Images may have any size.
+    The graph is compiled once for training and once for evaluation. Parameters and state keys stay the same.
+    Images may have any size.
     """
-    images = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-    compiled: nn.Layer = to_static(network, images)
-    return compiled
+    input_spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
+    result: nn.Layer = to_static(network, input_spec)
+    return result
 
 
 def mixed_precision(section: AMPSection | None) -> MixedPrecision | None:
-    """The settings of automatic mixed precision; None for float32."""
+    """Returns the settings of automatic mixed precision; None for float32."""
     if section is None or not section.use_amp:
         return None
     return MixedPrecision(**{f.name: getattr(section, f.name) for f in fields(MixedPrecision)})

@@ -1,4 +1,4 @@
-"""Starts the processes of a job: the device, the launcher's other ranks, the lock of the folder, the log."""
+"""Starts this process of a job: device, connection to the other ranks, lock of the run's folder, and log."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from ppxcls.system.logs import logger, set_up_logging
 
 
 def start(config: Config, folder: RunFolder | None = None) -> None:
-    """Select the device, join the other processes under a launcher, lock the run's folder if there is one, begin
-    the log.
+    """Selects the device, joins the other processes under a launcher, and starts the log.
+
+    The first process locks the run's folder.
+
+    Args:
+        config: config of the job.
+        folder: run's folder to lock; None to lock nothing.
 
     Raises:
         ConfigError: the device does not exist.
@@ -28,11 +33,11 @@ def start(config: Config, folder: RunFolder | None = None) -> None:
     set_up_logging(distributed.rank(), config.run_folder / "train.log")
     if config.Global.deterministic:
         logger.info(distributed.determinism())
-    paddle.seed(config.Global.seed or 0)  # the initial weights
+    paddle.seed(config.Global.seed or 0)  # for the initial weights
 
 
 def start_processes(config: Config) -> None:
-    """Select the device and, under a launcher, join the other processes.
+    """Selects the device and, under a launcher, joins the other processes.
 
     Raises:
         ConfigError: the device does not exist.
@@ -46,14 +51,14 @@ def start_processes(config: Config) -> None:
 
 
 def required(config: Config, path: str) -> Any:
-    """The section at a key path, such as ``DataLoader.Train``.
+    """Returns the section at a key path, such as ``DataLoader.Train``.
 
     Raises:
         ConfigError: the section is missing.
     """
-    value: Any = config
+    section: Any = config
     for key in path.split("."):
-        value = getattr(value, key)
-        if value is None:
+        section = getattr(section, key)
+        if section is None:
             raise config.where(path).error("the section is missing")
-    return value
+    return section

@@ -1,4 +1,4 @@
-"""From a config to the trainer: network, data, loss, optimizer, schedule, metrics, trackers, the run's folder."""
+"""Builds the trainer from a config: network, data, loss, optimizer, schedule, metrics, trackers, folder."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from ppxcls.train.optimizers import build_optimizer
 from ppxcls.train.precision import set_precision
 from ppxcls.train.run import Run
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker
-from ppxcls.train.trainer import Plan, Trainer
+from ppxcls.train.trainer import RunSchedule, Trainer
 from ppxcls.train.visualdl_tracker import VisualDL
 
 
 def build_trainer(config: Config) -> Trainer:
-    """Build everything that training needs; ``.fit()`` trains.
+    """Builds the trainer with everything that training needs. Its method ``fit`` trains.
 
-    Under ``paddle.distributed.launch`` it joins the other processes.
+    Under ``paddle.distributed.launch``, this process joins the other processes.
 
     Raises:
         ConfigError: a section that training needs is missing, or the device does not exist.
@@ -76,7 +76,7 @@ def build_trainer(config: Config) -> Trainer:
         report_disk_space(config, network, folder.path)
     distributed.require_same(facts.of_all_ranks())
     run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
-    trainer = Trainer(learner, loader, run, _plan(config, update_freq), evaluation)
+    trainer = Trainer(learner, loader, run, _run_schedule(config, update_freq), evaluation)
     if path := config.Global.checkpoints:
         trainer.resume(path, config.Global.allow_changes)
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
@@ -88,31 +88,31 @@ def _run_folder(config: Config) -> RunFolder:
     is_safe = section.weights_format == "safetensors"
     if is_safe and importlib.util.find_spec("safetensors") is None:
         raise config.where("Global.weights_format").error(
-            f"safetensors needs the package of that name, {INSTALL}"
+            f"safetensors needs the package safetensors, {INSTALL}"
         )
     return RunFolder(config.run_folder, section.keep_last, is_safe, section.best_model_optimizer)
 
 
-def _plan(config: Config, update_freq: int) -> Plan:
-    names = [f.name for f in fields(Plan)]
-    return replace(Plan(**{name: getattr(config.Global, name) for name in names}), update_freq=update_freq)
+def _run_schedule(config: Config, update_freq: int) -> RunSchedule:
+    settings = {f.name: getattr(config.Global, f.name) for f in fields(RunSchedule)}
+    return replace(RunSchedule(**settings), update_freq=update_freq)
 
 
 def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
-    blocks_for_mixing = required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
-    is_mixed = bool(blocks_for_mixing)
+    mixing_blocks = required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
+    is_mixed = bool(mixing_blocks)
     loss = build_loss(required(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed)
-    block = required(config, "Optimizer")
+    optimizer_block = required(config, "Optimizer")
     factor = _lr_factor(config, samples_per_step)
-    schedule = build_lr_schedule(block.lr, config.Global.epochs, steps_per_epoch, factor=factor)
-    optimizer, scheduler = build_optimizer(block, dict(network.named_parameters()), schedule)
+    schedule = build_lr_schedule(optimizer_block.lr, config.Global.epochs, steps_per_epoch, factor=factor)
+    optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(mixed_precision(config.AMP), network, optimizer)
     average = None
     if config.EMA and config.EMA.use_ema:
         average = WeightAverage(network, config.EMA.decay, config.EMA.warmup)
-    blocks = config.Metric.Train if config.Metric else None
-    metrics = build_metrics(blocks, config.where("Metric.Train"), class_num(config), training=True)
-    mixing = build_batch_transforms(blocks_for_mixing, class_num(config))
+    metric_blocks = config.Metric.Train if config.Metric else None
+    metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
+    mixing = build_batch_transforms(mixing_blocks, class_num(config))
     if config.Global.to_static:
         network = static_network(network)
     return Learner(
@@ -130,7 +130,11 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
 
 
 def _evaluation_of_training(config: Config) -> Evaluation | None:
-    """The evaluation between epochs; None without ``DataLoader.Eval`` or ``Global.eval_during_train``."""
+    """Builds the evaluation between epochs.
+
+    Returns:
+        The evaluation; None without ``DataLoader.Eval`` or ``Global.eval_during_train``.
+    """
     first, last = config.Global.start_eval_epoch, config.Global.epochs
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
@@ -139,50 +143,61 @@ def _evaluation_of_training(config: Config) -> Evaluation | None:
 
 
 def _update_freq(config: Config, loader: Loader) -> int:
-    """Micro-batches per optimizer step, from ``Global.samples_per_step`` if it is set."""
-    samples, declared = config.Global.samples_per_step, config.Global.update_freq
+    """Returns the number of micro-batches per optimizer step.
+
+    It follows from ``Global.samples_per_step`` if that is set; otherwise it is ``Global.update_freq``.
+
+    Raises:
+        ConfigError: ``samples_per_step`` is not a multiple of the global batch, or contradicts
+            ``update_freq``.
+    """
+    samples, configured_update_freq = config.Global.samples_per_step, config.Global.update_freq
     if samples is None:
-        return declared
+        return configured_update_freq
     sampler = loader.sampler
     global_batch = sampler.batch_size * sampler.world_size
     where = config.where("Global.samples_per_step")
     if samples % global_batch:
-        parts = f"{sampler.world_size} processes with batches of {sampler.batch_size}"
-        raise where.error(f"expected a multiple of {global_batch} ({parts}), received {samples}")
+        batches_text = f"{sampler.world_size} processes with batches of {sampler.batch_size}"
+        raise where.error(f"expected a multiple of {global_batch} ({batches_text}), received {samples}")
     update_freq = samples // global_batch
-    if declared not in (1, update_freq):
+    if configured_update_freq not in (1, update_freq):
         raise where.error(
-            f"{samples} samples are {update_freq} micro-batches, but Global.update_freq is {declared}; give one"
+            f"{samples} samples are {update_freq} micro-batches, but Global.update_freq is {configured_update_freq}; set only one of them"
         )
     return update_freq
 
 
 def _lr_factor(config: Config, samples_per_step: int) -> float:
-    """The factor by which ``Global.scale_lr`` multiplies the learning rate."""
-    rule, base = config.Global.scale_lr, config.Global.base_batch_size
+    """Returns the factor by which ``Global.scale_lr`` multiplies the learning rate; 1 if it is not set.
+
+    Raises:
+        ConfigError: ``Global.scale_lr`` is set, but ``Global.base_batch_size`` is not.
+    """
+    rule, base_batch_size = config.Global.scale_lr, config.Global.base_batch_size
     if rule is None:
         return 1.0
-    if base is None:
+    if base_batch_size is None:
         place = config.where("Global.base_batch_size")
         raise place.error("expected the samples per step that the learning rate was chosen for")
-    ratio = samples_per_step / base
+    ratio = samples_per_step / base_batch_size
     factor = ratio if rule == "linear" else math.sqrt(ratio)
     logger.info(
-        f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step, chosen for {base} ({rule})"
+        f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step instead of {base_batch_size} ({rule})"
     )
     return factor
 
 
 def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
-    """A warning if the network has more classes than the training data; None otherwise."""
-    largest = int(dataset.labels.max())
-    if largest + 1 >= count:
+    """Returns a warning if the network has more classes than the training data; None otherwise."""
+    largest_label = int(dataset.labels.max())
+    if largest_label + 1 >= count:
         return None
-    return f"Arch.class_num is {count:,}, but the labels of {dataset.source} end at {largest:,}: expected {largest + 1:,}?"
+    return f"Arch.class_num is {count:,}, but the labels of {dataset.source} end at {largest_label:,}: expected {largest_label + 1:,}?"
 
 
 def _trackers(config: Config) -> list[Tracker]:
-    """The trackers; empty on every rank but 0."""
+    """Builds the trackers. The list is empty on every rank except 0."""
     if distributed.rank() != 0:
         return []
     folder = config.run_folder

@@ -1,1 +1,1 @@
-"""Checkpoint files, and what they say about a run. This room needs numpy alone."""
+"""Reads and writes checkpoint files and the metadata of a run. This package needs numpy alone."""

@@ -1,13 +1,12 @@
-"""Reads the pickles of Paddle and numpy without Python's unpickler: only what their writers produce, from
-checked bytes.
+"""Reads the pickles that Paddle and numpy write, without Python's unpickler.
 
-A pickle is a program. Python's unpickler runs it, and even if it may only call numpy, a file can give numpy a
-forged type whose items are pointers. Here each opcode that the writers use is interpreted, and everything
-else is refused. Arrays are built from a name in a table of plain types, a shape, and as many bytes as these
-need.
+A pickle is a program, and Python's unpickler runs it. Even if it may call numpy alone, a file can give numpy
+a forged type with pointers as items. This module interprets only the opcodes that the writers use, and
+refuses all others. It builds an array from a name in a table of plain types, a shape, and exactly the number
+of bytes that these need.
 
-Limits: ``MOST_OPCODES`` opcodes, and as many values, nested ``_MOST_DEEP`` deep; what is shared counts each
-time. So reading needs the size of the file, which the arrays share, and at most some 200 MB more.
+Limits: ``MAX_OPCODES`` opcodes, as many values, and a nesting depth of ``_MAX_DEPTH``. A shared value counts
+each time. So reading needs memory for the file, which the arrays share, and at most about 200 MB more.
 """
 
 from __future__ import annotations
@@ -29,44 +28,49 @@ from ppxcls.checkpoints.pickled_arrays import (
     set_type,
 )
 
-MOST_OPCODES = 1_000_000  # Xception71 and its optimizer have some 60,000
-_MOST_DEEP = 8
-_LONGEST_INTEGER = 8  # bytes
-_FREE_BYTES = 1 << 20  # that any file may copy
-_LONGEST_TEXT = 1 << 16  # of keys and names
+MAX_OPCODES = 1_000_000  # a checkpoint of Xception71 and its optimizer has about 60,000
+_MAX_DEPTH = 8
+_MAX_INTEGER_BYTES = 8  # limit of the opcode LONG1
+_COPY_ALLOWANCE_BYTES = 1 << 20  # part of the limits that is the same for a file of any size
+_MAX_TEXT_LENGTH = 1 << 16  # limit of keys, in characters, and of names, in bytes
 
 
 _MARK = object()
 
 
 def read_arrays(data: bytes) -> Any:
-    """The value of a pickle: nested dictionaries, lists and tuples of arrays, numbers, text and bytes.
+    """Returns the value of a pickle.
+
+    It consists of nested dictionaries, lists and tuples of arrays, numbers, text and bytes.
 
     Raises:
-        RefusedError: it holds something else, or is damaged. Nothing of it has been called.
+        RefusedError: the pickle contains something else, or is damaged. Nothing in it has been called.
     """
     value = _Machine(data).run()
-    return _finished(value, 4 * len(data) + _FREE_BYTES)
+    return _finish_arrays(value, 4 * len(data) + _COPY_ALLOWANCE_BYTES)
 
 
 class _Machine:
-    """Interprets the opcodes. Byte strings are views of the data, so nothing is copied."""
+    """Interprets the opcodes. Byte strings are views of the data, so they are not copied."""
 
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
-        self._at = 0
+        self._position = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._copied = 0
+        self._copied_bytes = 0
 
     def spend(self, count: int) -> None:
-        """Account for bytes that are copied, because a small file can ask for the same copy again and again."""
-        self._copied += count
-        if self._copied > 2 * len(self._data) + _FREE_BYTES:
+        """Counts copied bytes, and refuses too many.
+
+        A small file can request the same copy again and again.
+        """
+        self._copied_bytes += count
+        if self._copied_bytes > 2 * len(self._data) + _COPY_ALLOWANCE_BYTES:
             raise RefusedError("it copies its bytes again and again")
 
     def run(self) -> Any:
-        for _ in range(MOST_OPCODES):
+        for _ in range(MAX_OPCODES):
             opcode = self.take(1)[0]
             if opcode == 0x2E:  # STOP
                 if len(self._stack) != 1:
@@ -76,21 +80,21 @@ class _Machine:
             if action is None:
                 raise RefusedError(f"it has the opcode {bytes([opcode])!r}, which weights do not need")
             action(self)
-        raise RefusedError(f"it has more than {MOST_OPCODES:,} opcodes")
+        raise RefusedError(f"it has more than {MAX_OPCODES:,} opcodes")
 
     def take(self, count: int) -> memoryview:
-        if count > len(self._data) - self._at:
+        if count > len(self._data) - self._position:
             raise RefusedError("it ends too early")
-        self._at += count
-        return self._data[self._at - count : self._at]
+        self._position += count
+        return self._data[self._position - count : self._position]
 
     def number(self, layout: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def text(self, length: int) -> str:
         data = self.take(length)
-        # Protocol 2 writes an array's bytes as a text. One wider character would make it four times as large.
-        if length > _LONGEST_TEXT and int(np.frombuffer(data, np.uint8).max()) > 0xC3:
+        # Protocol 2 writes an array's bytes as text. One wider character would need up to 4 times the memory.
+        if length > _MAX_TEXT_LENGTH and int(np.frombuffer(data, np.uint8).max()) > 0xC3:
             raise RefusedError("a long text has characters beyond 255")
         try:
             return str(data, "utf-8", "surrogatepass")
@@ -98,10 +102,10 @@ class _Machine:
             raise RefusedError("a text is not UTF-8") from None
 
     def _line(self) -> str:
-        end = self._data.obj.find(b"\n", self._at, self._at + _LONGEST_TEXT)  # type: ignore[attr-defined]
+        end = self._data.obj.find(b"\n", self._position, self._position + _MAX_TEXT_LENGTH)  # type: ignore[attr-defined]
         if end < 0:
             raise RefusedError("a name has no end")
-        return str(self.take(end + 1 - self._at)[:-1], "ascii", "replace")
+        return str(self.take(end + 1 - self._position)[:-1], "ascii", "replace")
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -116,11 +120,11 @@ class _Machine:
             raise RefusedError(f"it adds to something that is no {kind.__name__}")
         return self._stack[-1]
 
-    def _since_mark(self) -> list[Any]:
-        for at in range(len(self._stack) - 1, -1, -1):
-            if self._stack[at] is _MARK:
-                items = self._stack[at + 1 :]
-                del self._stack[at:]
+    def _items_since_mark(self) -> list[Any]:
+        for index in range(len(self._stack) - 1, -1, -1):
+            if self._stack[index] is _MARK:
+                items = self._stack[index + 1 :]
+                del self._stack[index:]
                 return items
         raise RefusedError("it takes values since a mark that is not there")
 
@@ -128,14 +132,14 @@ class _Machine:
         self.push(tuple(reversed([self.pop() for _ in range(count)])))
 
     def tuple_since_mark(self) -> None:
-        self.push(tuple(self._since_mark()))
+        self.push(tuple(self._items_since_mark()))
 
     def append(self) -> None:
         value = self.pop()
         self._top(list).append(value)
 
     def appends(self) -> None:
-        values = self._since_mark()
+        values = self._items_since_mark()
         self._top(list).extend(values)
 
     def set_item(self) -> None:
@@ -143,15 +147,15 @@ class _Machine:
         self._set(key, value)
 
     def set_items(self) -> None:
-        values = self._since_mark()
+        values = self._items_since_mark()
         if len(values) % 2:
             raise RefusedError("a dictionary has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
             self._set(key, value)
 
     def _set(self, key: Any, value: Any) -> None:
-        # A tuple as a key would be hashed with all that it shares, which can take for ever.
-        if not isinstance(key, str | int) or (isinstance(key, str) and len(key) > _LONGEST_TEXT):
+        # The hash of a tuple includes all values that it shares, so a tuple as a key could take forever.
+        if not isinstance(key, str | int) or (isinstance(key, str) and len(key) > _MAX_TEXT_LENGTH):
             raise RefusedError(f"a key of a dictionary is {type(key).__name__}")
         self._top(dict)[key] = value
 
@@ -170,7 +174,7 @@ class _Machine:
 
     def long(self) -> None:
         length = self.take(1)[0]
-        if length > _LONGEST_INTEGER:
+        if length > _MAX_INTEGER_BYTES:
             raise RefusedError(f"an integer has {length} bytes")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
@@ -184,10 +188,10 @@ class _Machine:
         self._global(module, name)
 
     def _global(self, module: str, name: str) -> None:
-        known = GLOBALS.get((module, name))
-        if known is None:
+        global_name = GLOBALS.get((module, name))
+        if global_name is None:
             raise RefusedError(f"it asks for {module[:80]}.{name[:80]}, and weights need arrays only")
-        self.push(Global(known))
+        self.push(Global(global_name))
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
@@ -206,7 +210,7 @@ class _Machine:
             raise RefusedError("it gives a state to something that is no array")
 
     def frame(self) -> None:
-        if self.number("<Q") > len(self._data) - self._at:
+        if self.number("<Q") > len(self._data) - self._position:
             raise RefusedError("it ends too early")
 
     def protocol(self) -> None:
@@ -256,25 +260,24 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
 }
 
 
-def _finished(value: Any, most_bytes: int) -> Any:
-    """The value with its arrays in place of those in the making.
+def _finish_arrays(value: Any, max_bytes: int) -> Any:
+    """Returns the value with finished arrays instead of ``Array`` objects.
 
-    Counts what is shared each time, so that cycles and floods end.
+    Shared values count each time, so that cycles and very large results end in an error.
     """
     count = size = 0
-    strings: dict[int, bytes] = {}  # shared ones are copied once
+    strings: dict[int, bytes] = {}  # copies by id, so that a shared string is copied once
 
     def finish(part: Any, depth: int) -> Any:
         nonlocal count, size
         count += 1
-        size += (
-            part.value.nbytes if isinstance(part, Array) and part.value is not None else 0
-        )  # whoever uses it may copy it
-        if size > most_bytes:
+        # The caller may copy each use.
+        size += part.value.nbytes if isinstance(part, Array) and part.value is not None else 0
+        if size > max_bytes:
             raise RefusedError("it shares its arrays again and again")
-        if count > MOST_OPCODES or depth > _MOST_DEEP:
+        if count > MAX_OPCODES or depth > _MAX_DEPTH:
             raise RefusedError(
-                f"it is nested more than {_MOST_DEEP} deep, or shares values more than {MOST_OPCODES:,} times"
+                f"it is nested more than {_MAX_DEPTH} deep, or shares values more than {MAX_OPCODES:,} times"
             )
         if isinstance(part, dict):
             return {key: finish(item, depth + 1) for key, item in part.items()}

@@ -1,4 +1,4 @@
-"""Compares a checkpoint's config and data with those of the run that wants to continue it."""
+"""Compares a checkpoint's config and data with those of the run that resumes it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ppxcls.config.checks import ConfigError
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.logs import logger
 
-_OTHER_NETWORK = ("Arch.", "Optimizer.name", "Global.seed")  # keys that can't change during a run
-_OF_ONE_START = ("Global.checkpoints", "Global.allow_changes")  # wishes of one command line
-_OF_THE_MACHINE = (
+_FIXED_KEYS = ("Arch.", "Optimizer.name", "Global.seed")  # keys that must not change when a run resumes
+_START_KEYS = ("Global.checkpoints", "Global.allow_changes")  # options of one start, not of the run
+_MACHINE_KEYS = (
     *("image_root", "cls_label_path", "dataset.pack", "dataset.cache_dir", "dataset.cache_gb", "num_workers"),
     *("Global.device", "Global.output_dir", "Global.checkpoints"),
 )
@@ -23,11 +23,11 @@ _OF_THE_MACHINE = (
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts about a run that a checkpoint's manifest holds, besides the progress.
+    """Facts about a run that a checkpoint's manifest contains, in addition to the progress.
 
     Attributes:
         ppxcls, paddle: versions.
-        config: the resolved config, as YAML.
+        config: resolved config, as YAML.
         train_list: SHA-256 of the training list.
         eval_list: SHA-256 of the evaluation list; empty without evaluation.
         samples: number of training samples.
@@ -35,8 +35,8 @@ class RunFacts:
         update_freq: iterations per optimizer step.
         steps_per_epoch: optimizer steps per epoch.
         world_size: number of processes.
-        run: id of the run, which all its checkpoints share; None in those of older versions.
-        started_from: weights that the run started from; None for fresh ones.
+        run: id of the run, which all its checkpoints share; None in checkpoints of older versions.
+        started_from: weights file that the run started from; None for fresh weights.
     """
 
     ppxcls: str
@@ -53,16 +53,19 @@ class RunFacts:
     started_from: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The facts as the manifest has them."""
+        """Returns the facts in the form that the manifest stores."""
         return asdict(self)
 
     def of_all_ranks(self) -> dict[str, str]:
-        """What must be equal on all ranks: the lists, and the config without what belongs to one machine."""
+        """Returns the values that must be equal on all ranks.
+
+        They are the lists, and the config without the keys that may differ between machines.
+        """
         leaves = flat(read_yaml(self.config, "the config"))
         config = {
             k: v
             for k, v in leaves.items()
-            if not k.endswith(_OF_THE_MACHINE) and not k.startswith("Global.plugins")
+            if not k.endswith(_MACHINE_KEYS) and not k.startswith("Global.plugins")
         }
         return {
             "config": repr(sorted(config.items())),
@@ -72,70 +75,84 @@ class RunFacts:
 
 
 def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes: bool) -> None:
-    """Log what has changed since the checkpoint, and refuse changes that a run can't make.
+    """Logs the changes since the checkpoint, and refuses changes that a run can't make.
 
     Args:
-        manifest: the checkpoint's; empty for a checkpoint of PaddleClas, and then nothing is compared.
-        facts: about this run.
-        allow_changes: warn instead of refusing.
+        manifest: manifest of the checkpoint; empty for a checkpoint of PaddleClas. Then nothing is compared.
+        facts: facts about this run.
+        allow_changes: True to warn instead of refusing.
 
     Raises:
         CheckpointError: the network, optimizer, seed, training list, or number of samples per step has
             changed.
     """
     try:
-        old = RunFacts(**{key: manifest[key] for key in asdict(facts) if key in manifest})
-    except TypeError:  # PaddleClas's
+        previous_facts = RunFacts(**{key: manifest[key] for key in asdict(facts) if key in manifest})
+    except TypeError:  # a checkpoint of PaddleClas, which has no manifest
         return
     try:
-        before = flat(read_yaml(old.config, "the checkpoint's config"))
+        previous_config = flat(read_yaml(previous_facts.config, "the checkpoint's config"))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    after = flat(read_yaml(facts.config, "the config"))
+    config = flat(read_yaml(facts.config, "the config"))
     changes = {
-        key: f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
-        for key in sorted({*before, *after})
-        if not _same(before, after, key) and key not in _OF_ONE_START
+        key: f"{key}: {previous_config.get(key)!r} -> {config.get(key)!r}"
+        for key in sorted({*previous_config, *config})
+        if not _is_unchanged(previous_config, config, key) and key not in _START_KEYS
     }
-    refused = [text for key, text in changes.items() if key.startswith(_OTHER_NETWORK)]
-    if old.train_list != facts.train_list:
-        refused.append(f"another training list ({old.samples:,} samples then, {facts.samples:,} now)")
-    if old.global_batch * old.update_freq != facts.global_batch * facts.update_freq:
-        sizes = [f"{f.global_batch} x update_freq {f.update_freq}" for f in (old, facts)]
-        refused.append(f"samples per step of all {facts.world_size} processes: {sizes[0]} -> {sizes[1]}")
-    others = [text for text in changes.values() if text not in refused]
-    if old.eval_list != facts.eval_list:
-        others.append("another evaluation list: the best metric so far is not comparable")
-    if refused and not allow_changes:
-        raise CheckpointError(
-            f"the checkpoint can't be continued, because of changes: {'; '.join(refused)} (allow: -o Global.allow_changes=True)"
+    refused_changes = [text for key, text in changes.items() if key.startswith(_FIXED_KEYS)]
+    if previous_facts.train_list != facts.train_list:
+        refused_changes.append(
+            f"another training list ({previous_facts.samples:,} samples before, {facts.samples:,} now)"
         )
-    for text in refused + others:
+    if previous_facts.global_batch * previous_facts.update_freq != facts.global_batch * facts.update_freq:
+        sizes = [f"{f.global_batch} x update_freq {f.update_freq}" for f in (previous_facts, facts)]
+        refused_changes.append(
+            f"samples per step of all {facts.world_size} processes: {sizes[0]} -> {sizes[1]}"
+        )
+    other_changes = [text for text in changes.values() if text not in refused_changes]
+    if previous_facts.eval_list != facts.eval_list:
+        other_changes.append("another evaluation list: the best metric so far is not comparable")
+    if refused_changes and not allow_changes:
+        raise CheckpointError(
+            f"the checkpoint can't be resumed because of changes: {'; '.join(refused_changes)} "
+            "(to allow them: -o Global.allow_changes=True)"
+        )
+    for text in refused_changes + other_changes:
         logger.warning(f"changed since the checkpoint: {text}")
 
 
-def _same(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> bool:
-    """Whether a key has not changed. One that an older version did not have counts as empty."""
-    if key in before and key in after:
-        return bool(before[key] == after[key])
-    return not before.get(key) and not after.get(key)
+def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any], key: str) -> bool:
+    """True if a key has the same value in both configs.
+
+    A key that is missing in one of them, such as in an older version's, equals an empty value.
+    """
+    if key in previous_config and key in config:
+        return bool(previous_config[key] == config[key])
+    return not previous_config.get(key) and not config.get(key)
 
 
 def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
-    """The progress in batches and steps of this run, which may have other sizes than the checkpoint's run had."""
-    then = manifest.get("global_batch", facts.global_batch)
-    same = (then, manifest.get("steps_per_epoch")) == (facts.global_batch, facts.steps_per_epoch)
-    if same and manifest.get("update_freq") == facts.update_freq:
+    """Returns the progress in batches and steps of this run.
+
+    The batches and steps of the checkpoint's run may have other sizes.
+    """
+    previous_global_batch = manifest.get("global_batch", facts.global_batch)
+    is_same_size = (previous_global_batch, manifest.get("steps_per_epoch")) == (
+        facts.global_batch,
+        facts.steps_per_epoch,
+    )
+    if is_same_size and manifest.get("update_freq") == facts.update_freq:
         return progress
-    batches = math.ceil(facts.samples / facts.global_batch)
-    done = min(progress.batches_done * then // facts.global_batch, batches)
-    progress.batches_done = done - done % facts.update_freq
+    batches_per_epoch = math.ceil(facts.samples / facts.global_batch)
+    batches_done = min(progress.batches_done * previous_global_batch // facts.global_batch, batches_per_epoch)
+    progress.batches_done = batches_done - batches_done % facts.update_freq
     progress.step = (progress.epoch - 1) * facts.steps_per_epoch + progress.batches_done // facts.update_freq
     return progress
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a nested config by their key paths."""
+    """Returns the leaves of a nested config by their key paths."""
     if isinstance(tree, dict):
         items = [(str(key), value) for key, value in tree.items()]
     elif isinstance(tree, list):

@@ -1,14 +1,15 @@
-"""Files of weights and states: written whole or not at all, checked before use, read without running code from
-them.
+"""Reads and writes files of weights and states.
+
+Files are written whole or not at all, checked before use, and read without running code from them.
 
 A checkpoint is a group of files with one prefix, such as ``latest``. Its parts, such as ``.pdparams``
-(weights) and ``.pdopt`` (optimizer), are as Paddle writes them; the weights may be ``.safetensors`` instead.
-Its manifest, ``.json``, holds the progress of the run, and size and SHA-256 of each part. In memory, a part
-is called by the extension that Paddle gives it.
+(weights) and ``.pdopt`` (optimizer), have Paddle's format; the weights may be ``.safetensors`` instead. Its
+manifest, ``.json``, contains the progress of the run, and the size and SHA-256 of each part. In memory, the
+name of a part is the extension that Paddle gives it.
 
 Renaming the manifest commits a save. Before that, all parts are complete under the additional extension
-``.new``; after that, they are renamed. So if a save is cut off anywhere, each part of the manifest exists
-under one of its two names, and can be read.
+``.new``. After that, they are renamed. So if a save is interrupted at any point, each part of the manifest
+exists under one of its two names, and can be read.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import read_regular, reason_of, sync_folder, whole_file
 
 FORMAT = 1
-MOST_BYTES = 1 << 32  # of one file; the largest network here and its optimizer have 0.6 GB
-_MOST_MANIFEST_BYTES = 1 << 24
+MAX_FILE_BYTES = 1 << 32  # limit of one file; the largest network here and its optimizer have 0.6 GB
+_MAX_MANIFEST_BYTES = 1 << 24
 WEIGHTS, OPTIMIZER, AVERAGE = ".pdparams", ".pdopt", ".pdema"
-_SAFE = {
-    WEIGHTS: ".safetensors",
-    AVERAGE: ".ema.safetensors",
-}  # the files of parts that are written as safetensors
-_PART_OF = {file: part for part, file in _SAFE.items()}
-EXTENSIONS = (WEIGHTS, OPTIMIZER, AVERAGE, *_PART_OF)  # of all files of parts
+# extensions of the parts that can be written as safetensors
+_SAFETENSORS_EXTENSIONS = {WEIGHTS: ".safetensors", AVERAGE: ".ema.safetensors"}
+_PARTS_BY_EXTENSION = {file: part for part, file in _SAFETENSORS_EXTENSIONS.items()}
+EXTENSIONS = (
+    WEIGHTS,
+    OPTIMIZER,
+    AVERAGE,
+    *_PARTS_BY_EXTENSION,
+)  # extensions of all files that can contain a part
 
 State = dict[str, Any]
 
@@ -48,7 +52,7 @@ State = dict[str, Any]
 class CheckpointError(Exception):
     """A file of weights or of a checkpoint can't be used.
 
-    The message names the file and the reason, in one printable line.
+    The message gives the file and the reason, in one printable line.
     """
 
     def __init__(self, message: str) -> None:
@@ -60,10 +64,11 @@ class MissingPackageError(CheckpointError):
 
 
 def unpickle(data: bytes, file: Path) -> Any:
-    """The plain values and arrays of a pickle. Nothing of it is called; see ``array_pickle``.
+    """Returns the plain values and arrays of a pickle. Nothing in it is called; see ``pickle_reader``.
 
     Raises:
-        CheckpointError: it is no pickle, is damaged, or asks for more than arrays.
+        CheckpointError: the data is no pickle, is damaged, or contains something else than arrays and plain
+            values.
     """
     try:
         return read_arrays(data)
@@ -73,7 +78,7 @@ def unpickle(data: bytes, file: Path) -> Any:
 
 def _read(file: Path) -> bytes:
     try:
-        return read_regular(file, MOST_BYTES)
+        return read_regular(file, MAX_FILE_BYTES)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such file") from None
     except (OSError, ValueError) as error:
@@ -81,7 +86,7 @@ def _read(file: Path) -> bytes:
 
 
 def read_state(file: str | Path) -> State:
-    """Read a ``.pdparams``, ``.pdopt`` or ``.safetensors`` file.
+    """Reads a ``.pdparams``, ``.pdopt`` or ``.safetensors`` file.
 
     Unlike ``paddle.load``, it runs no code from the file.
 
@@ -89,16 +94,15 @@ def read_state(file: str | Path) -> State:
         Numpy arrays and plain values by key.
 
     Raises:
-        CheckpointError: it is missing, or as ``unpickle``.
+        CheckpointError: the file is missing, can't be read, is damaged, or contains something else.
     """
     return _as_state(_read(Path(file)), Path(file))
 
 
 def _as_state(data: bytes, file: Path) -> State:
     state = _unpack(data, file) if file.suffix == ".safetensors" else unpickle(data, file)
-    if isinstance(
-        state, list
-    ):  # PaddleClas writes one state per optimizer, and a classifier has one optimizer
+    # PaddleClas writes a list with one state per optimizer. A classifier has one optimizer.
+    if isinstance(state, list):
         state = next((s for s in state if s), {})
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dictionary of arrays, received {type(state).__name__}")
@@ -109,14 +113,14 @@ def _as_state(data: bytes, file: Path) -> State:
         or not all(map(_is_text, names.items()))
     ):
         raise CheckpointError(f"{file}: expected names as keys, and {NAMES} from name to name")
-    return {key: _plain(value) for key, value in state.items()}
+    return {key: _unwrap_tensor(value) for key, value in state.items()}
 
 
 def _unpack(data: bytes, file: Path) -> State:
     try:
         return unpack(data)
     except ImportError as error:
-        raise MissingPackageError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
+        raise MissingPackageError(f"{file}: reading it needs {error.name}, {INSTALL}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -128,23 +132,28 @@ def _is_text(pair: tuple[Any, Any]) -> bool:
     return isinstance(pair[0], str) and isinstance(pair[1], str)
 
 
-def _plain(value: Any) -> Any:
-    """The array of a tensor, which Paddle pickles as a pair of name and array; any other value unchanged."""
+def _unwrap_tensor(value: Any) -> Any:
+    """Returns the array of a tensor, and any other value unchanged.
+
+    Paddle pickles a tensor as a pair of name and array.
+    """
     is_tensor = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], np.ndarray)
     return value[1] if is_tensor else value
 
 
 def with_extension(prefix: Path, extension: str) -> Path:
-    """The prefix with an extension appended. The prefix itself may contain a dot."""
+    """Returns the prefix with an extension appended. The prefix itself may contain a dot."""
     return prefix.with_name(prefix.name + extension)
 
 
 def write_state(file: Path, state: State) -> None:
-    """Write one file of states, whole or not at all: ``.safetensors``, or as Paddle's for any other extension.
+    """Writes one state to a file, whole or not at all.
+
+    The format is safetensors for the extension ``.safetensors``, and Paddle's for any other.
 
     Raises:
         CheckpointError: safetensors is not installed.
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     with whole_file(file, durable=True) as stream:
         _dump(file, state, stream)
@@ -157,7 +166,7 @@ def _dump(file: Path, state: State, stream: Any) -> None:
     try:
         stream.write(pack(state))
     except ImportError as error:
-        raise MissingPackageError(f"{file}: to write it needs {error.name}, {INSTALL}") from None
+        raise MissingPackageError(f"{file}: writing it needs {error.name}, {INSTALL}") from None
 
 
 def write_checkpoint(
@@ -167,93 +176,96 @@ def write_checkpoint(
     safe: bool = False,
     without: Mapping[Path, Collection[str]] | None = None,
 ) -> None:
-    """Save one state under one or more prefixes, each whole or not at all.
+    """Saves one state under one or more prefixes, each whole or not at all.
 
     Args:
-        prefixes: of the checkpoint's names; all names share the same parts.
+        prefixes: prefixes of the checkpoint. All of them share the same files.
         states: arrays and plain values, by part.
         manifest: ``progress``, and facts about the run.
-        safe: write weights as ``.safetensors``.
-        without: parts that a prefix does not have.
+        safe: True to write weights as ``.safetensors``.
+        without: parts that a prefix does not get, by prefix.
 
     Raises:
         CheckpointError: safetensors is not installed.
-        OSError: it can't be written. Earlier checkpoints stay whole.
+        OSError: the checkpoint can't be written. Earlier checkpoints stay whole.
     """
-    sources: dict[str, Path] = {}  # finished files of parts
-    written: dict[str, dict[str, Any]] = {}  # their sizes and digests
+    sources: dict[str, Path] = {}  # a complete file of each part
+    part_entries: dict[str, dict[str, Any]] = {}  # size and digest of each part
     for prefix in prefixes:
         recover(prefix)
-        left_out = (without or {}).get(prefix, ())
+        excluded_parts = (without or {}).get(prefix, ())
         parts = {}
-        with _cleared_on_error(prefix):
+        with _cleanup_on_error(prefix):
             for part, state in states.items():
-                if part in left_out:
+                if part in excluded_parts:
                     continue
-                extension = _SAFE.get(part, part) if safe else part
+                extension = _SAFETENSORS_EXTENSIONS.get(part, part) if safe else part
                 file = with_extension(prefix, extension + ".new")
                 if part in sources:
                     _link(sources[part], file)
                 else:
-                    written[part] = _write_new(file, with_extension(prefix, extension), state)
-                parts[extension] = written[part]
+                    part_entries[part] = _write_new(file, with_extension(prefix, extension), state)
+                parts[extension] = part_entries[part]
         _commit(prefix, {"format": FORMAT, **manifest, "parts": parts})
         sources |= {
-            _PART_OF.get(extension, extension): with_extension(prefix, extension) for extension in parts
+            _PARTS_BY_EXTENSION.get(extension, extension): with_extension(prefix, extension)
+            for extension in parts
         }
 
 
 def read_checkpoint(prefix: Path) -> tuple[dict[str, State], dict[str, Any]]:
-    """The states of a checkpoint by part, and its manifest.
+    """Returns the states of a checkpoint by part, and its manifest.
 
     Raises:
-        CheckpointError: missing, damaged, or of a newer format.
+        CheckpointError: the checkpoint is missing, damaged, or of a newer format.
     """
     manifest = read_manifest(prefix)
     return {part: read_part(prefix, manifest, part) for part in parts_of(manifest)}, manifest
 
 
 def parts_of(manifest: Mapping[str, Any]) -> list[str]:
-    """The parts that a checkpoint has, from its manifest."""
-    return [_PART_OF.get(extension, extension) for extension in manifest.get("parts", {})]
+    """Returns the parts that a checkpoint has, according to its manifest."""
+    return [_PARTS_BY_EXTENSION.get(extension, extension) for extension in manifest.get("parts", {})]
 
 
 def read_manifest(prefix: Path) -> dict[str, Any]:
-    """A checkpoint's manifest.
+    """Returns a checkpoint's manifest.
 
     Raises:
-        CheckpointError: missing, no manifest, or of a newer format.
+        CheckpointError: the file is missing, is no manifest, or is of a newer format.
     """
     file = with_extension(prefix, ".json")
     try:
-        manifest = json.loads(read_regular(file, _MOST_MANIFEST_BYTES).decode())
-        number = manifest["format"]
+        manifest = json.loads(read_regular(file, _MAX_MANIFEST_BYTES).decode())
+        format_number = manifest["format"]
         parts = dict(manifest["parts"])
         if WEIGHTS not in parts_of(manifest):
             raise KeyError(WEIGHTS)
         progress = manifest["progress"]
-        complete = isinstance(progress, dict) and all(
+        is_valid = isinstance(progress, dict) and all(
             isinstance(part["size"], int) and isinstance(part["sha256"], str) for part in parts.values()
         )
-        complete &= all(extension[0] == "." and Path(extension).name == extension for extension in parts)
+        is_valid &= all(extension[0] == "." and Path(extension).name == extension for extension in parts)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such checkpoint") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"{file}: not a checkpoint's manifest: {type(error).__name__}: {error}"
         ) from None
-    if number != FORMAT or not complete:
-        raise CheckpointError(f"{file}: expected a manifest of format {FORMAT}, received format {number!r}")
+    if format_number != FORMAT or not is_valid:
+        raise CheckpointError(
+            f"{file}: expected a manifest of format {FORMAT}, received format {format_number!r}"
+        )
     return dict(manifest)
 
 
 def is_complete(manifest: Mapping[str, Any]) -> bool:
-    """Whether a run can go on from a checkpoint. ``best_model`` may hold weights alone."""
+    """True if a run can resume from a checkpoint. ``best_model`` may contain weights alone."""
     return OPTIMIZER in parts_of(manifest)
 
 
 def has_any_part(prefix: Path, manifest: Mapping[str, Any]) -> bool:
-    """Whether a file of a checkpoint is there beside the manifest."""
+    """True if at least one part of a checkpoint exists beside its manifest."""
     return any(
         with_extension(prefix, extension + new).exists()
         for extension in manifest["parts"]
@@ -262,23 +274,23 @@ def has_any_part(prefix: Path, manifest: Mapping[str, Any]) -> bool:
 
 
 def read_part(prefix: Path, manifest: Mapping[str, Any], part: str) -> State:
-    """One part of a checkpoint, from the same bytes whose digest was compared.
+    """Returns one part of a checkpoint, read from the same bytes that were compared with the digest.
 
     Raises:
-        CheckpointError: no file has the size and digest that the manifest gives, or the part can't be read.
+        CheckpointError: no file has the size and digest in the manifest, or the part can't be read.
     """
-    extension = part if part in manifest["parts"] else _SAFE.get(part, part)
-    return _as_state(_part(prefix, manifest, extension)[1], with_extension(prefix, extension))
+    extension = part if part in manifest["parts"] else _SAFETENSORS_EXTENSIONS.get(part, part)
+    return _as_state(_find_part(prefix, manifest, extension)[1], with_extension(prefix, extension))
 
 
-def _part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Path, bytes]:
-    """The file that holds a part, and its bytes."""
+def _find_part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Path, bytes]:
+    """Returns the file that contains a part, and its bytes."""
     expected = manifest["parts"][extension]
     file = with_extension(prefix, extension)
     for candidate in (file, with_extension(prefix, extension + ".new")):
         with contextlib.suppress(OSError):
             if candidate.stat().st_size == expected["size"]:
-                data = read_regular(candidate, MOST_BYTES)
+                data = read_regular(candidate, MAX_FILE_BYTES)
                 if hashlib.sha256(data).hexdigest() == expected["sha256"]:
                     return candidate, data
     reason = "is damaged: its size or SHA-256 is not the manifest's" if file.exists() else "is missing"
@@ -286,35 +298,38 @@ def _part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Pa
 
 
 def check_whole(prefix: Path) -> dict[str, Any]:
-    """Check the digests of all parts of a checkpoint, and return its manifest.
+    """Checks the digests of all parts of a checkpoint, and returns its manifest.
 
     Raises:
-        CheckpointError: it is not whole.
+        CheckpointError: a part is missing or damaged.
     """
     manifest = read_manifest(prefix)
     for extension in manifest["parts"]:
-        _part(prefix, manifest, extension)
+        _find_part(prefix, manifest, extension)
     return manifest
 
 
 def remove_checkpoint(prefix: Path) -> None:
-    """Remove a checkpoint, its manifest first. So a removal that is cut off leaves no checkpoint.
+    """Removes a checkpoint, its manifest first. So an interrupted removal leaves no checkpoint.
 
     Raises:
-        OSError: it can't be removed.
+        OSError: a file can't be removed.
     """
     for extension in (".json", *read_manifest(prefix)["parts"]):
         with_extension(prefix, extension).unlink(missing_ok=True)
 
 
 def recover(prefix: Path) -> None:
-    """Finish a save that was cut off after its commit, or remove what is left of one that was cut off before."""
+    """Completes a save that was interrupted after its commit.
+
+    If it was interrupted before, removes its files.
+    """
     if not _leftovers(prefix):
         return
     with contextlib.suppress(CheckpointError):
         manifest = read_manifest(prefix)
         for extension in manifest["parts"]:
-            source, _ = _part(prefix, manifest, extension)
+            source, _ = _find_part(prefix, manifest, extension)
             if source.suffix == ".new":
                 os.replace(source, with_extension(prefix, extension))
     for file in _leftovers(prefix):
@@ -327,7 +342,7 @@ def _leftovers(prefix: Path) -> list[Path]:
 
 
 def _write_new(file: Path, final: Path, state: State) -> dict[str, Any]:
-    """Write a part under its temporary name; returns its size and digest."""
+    """Writes a part under its temporary name; returns its size and digest."""
     with open(file, "wb") as stream:
         writer = _HashingWriter(stream)
         _dump(final, state, writer)
@@ -337,7 +352,7 @@ def _write_new(file: Path, final: Path, state: State) -> dict[str, Any]:
 
 
 class _HashingWriter:
-    """A file for pickle to write to. It computes size and SHA-256 on the way."""
+    """A file object for pickle, which computes the size and SHA-256 of the written data."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -351,23 +366,23 @@ class _HashingWriter:
 
 
 def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
-    with _cleared_on_error(prefix), whole_file(with_extension(prefix, ".json"), durable=True) as stream:
+    with _cleanup_on_error(prefix), whole_file(with_extension(prefix, ".json"), durable=True) as stream:
         stream.write(json.dumps(manifest, indent=1).encode())
     try:
         for extension in manifest["parts"]:
             os.replace(with_extension(prefix, extension + ".new"), with_extension(prefix, extension))
-    except FileNotFoundError:  # somebody has removed them in the meantime
+    except FileNotFoundError:  # another process or a user has removed them in the meantime
         with_extension(prefix, ".json").unlink(missing_ok=True)
         raise
-    for extension in set(EXTENSIONS) - manifest["parts"].keys():  # of what had this name before
+    for extension in set(EXTENSIONS) - manifest["parts"].keys():  # files of an earlier checkpoint
         with_extension(prefix, extension).unlink(missing_ok=True)
     sync_folder(prefix.parent)
 
 
 def _link(source: Path, target: Path) -> None:
-    """Give a finished file a second name, or copy it if the file system has no links.
+    """Gives a complete file a second name, or copies it if the file system has no links.
 
-    Finished files are only replaced.
+    Complete files are never changed, only replaced. So a link is as good as a copy.
     """
     try:
         os.link(source, target)
@@ -378,8 +393,8 @@ def _link(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _cleared_on_error(prefix: Path) -> Iterator[None]:
-    """On an error before the commit, remove what was written, and name the checkpoint in the error."""
+def _cleanup_on_error(prefix: Path) -> Iterator[None]:
+    """On an error before the commit, removes the new files, and adds the checkpoint's name to the error."""
     try:
         yield
     except (OSError, CheckpointError) as error:

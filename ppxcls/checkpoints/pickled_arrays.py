@@ -1,6 +1,6 @@
-"""What a pickle of arrays may name and call, and how each is checked.
+"""Lists the names that a pickle of arrays may use and call, and checks each call.
 
-Nothing of Python's or numpy's own is called by a file.
+A file can't call any function of Python or numpy itself.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
-_MOST_DIMENSIONS = 8
-_LONGEST_SIDE = 1 << 40  # of an array; its bytes limit it further
+_MAX_DIMENSIONS = 8
+_MAX_DIMENSION_SIZE = 1 << 40  # limit of one dimension; the number of bytes limits it further
 _TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 GLOBALS = {
@@ -23,15 +23,15 @@ GLOBALS = {
     ("numpy.core.numeric", "_frombuffer"): "_frombuffer",
     ("numpy._core.numeric", "_frombuffer"): "_frombuffer",
     ("collections", "OrderedDict"): "OrderedDict",
-    ("builtins", "tuple"): "tuple",  # how Paddle pickles a tensor: its name and its array
-    ("_codecs", "encode"): "encode",  # how protocol 2 writes bytes
-    ("__builtin__", "bytes"): "bytes",  # and none
+    ("builtins", "tuple"): "tuple",  # Paddle pickles a tensor as a tuple of name and array
+    ("_codecs", "encode"): "encode",  # protocol 2 writes bytes as encoded text
+    ("__builtin__", "bytes"): "bytes",  # protocol 2 writes empty bytes as this call
 }
-Spend = Callable[[int], None]  # accounts for bytes that are copied
+Spend = Callable[[int], None]  # counts copied bytes, and refuses too many
 
 
 class RefusedError(ValueError):
-    """The pickle holds something else than arrays and plain values, or is damaged."""
+    """The pickle contains something else than arrays and plain values, or is damaged."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Global:
 
 @dataclass
 class Type:
-    """A numpy type in the making: its name from the table, and later its byte order."""
+    """A numpy type under construction: its name from the table, and later its byte order."""
 
     name: str
     order: str = "="
@@ -51,21 +51,21 @@ class Type:
 
 @dataclass
 class Array:
-    """An array in the making: empty until its state comes."""
+    """An array under construction: empty until its state is read."""
 
     value: np.ndarray[Any, Any] | None = None
 
 
-def _of(names: str, arguments: tuple[Any, ...], *kinds: type) -> None:
-    """Check number and types of a call's arguments."""
+def _check_arguments(function_name: str, arguments: tuple[Any, ...], *kinds: type) -> None:
+    """Checks the number and types of a call's arguments."""
     if len(arguments) != len(kinds) or not all(
         isinstance(a, kind) for a, kind in zip(arguments, kinds, strict=True)
     ):
-        raise RefusedError(f"{names} is called with other arguments than numpy's writer gives")
+        raise RefusedError(f"{function_name} is called with other arguments than numpy's writer gives")
 
 
 def _dtype(spend: Spend, arguments: tuple[Any, ...]) -> Type:
-    _of("dtype", arguments, str, int, int)
+    _check_arguments("dtype", arguments, str, int, int)
     if arguments[0] not in _TYPES:
         raise RefusedError(
             f"an array has the type {arguments[0][:20]!r}; expected one of {', '.join(_TYPES)}"
@@ -74,7 +74,7 @@ def _dtype(spend: Spend, arguments: tuple[Any, ...]) -> Type:
 
 
 def set_type(target: Type, state: Any) -> None:
-    """The state that numpy writes for a plain type: version, byte order, and nothing else."""
+    """Reads the state that numpy writes for a plain type: version, byte order, and nothing else."""
     if (
         not isinstance(state, tuple)
         or len(state) != 8
@@ -88,21 +88,23 @@ def set_type(target: Type, state: Any) -> None:
 
 
 def _reconstruct(spend: Spend, arguments: tuple[Any, ...]) -> Array:
-    _of("_reconstruct", arguments, Global, tuple, object)
+    _check_arguments("_reconstruct", arguments, Global, tuple, object)
     if arguments[0].name != "ndarray" or arguments[1] != (0,) or bytes(_bytes(arguments[2])[:2]) != b"b":
         raise RefusedError("an array begins with something else than an empty one")
     return Array()
 
 
 def set_array(spend: Spend, target: Array, state: Any) -> None:
-    """The state that numpy writes for an array: version, shape, type, whether columns come first, bytes."""
-    _of("an array's state", state if isinstance(state, tuple) else (), int, tuple, Type, int, object)
+    """Reads the state that numpy writes for an array: version, shape, type, column-major flag, bytes."""
+    _check_arguments(
+        "an array's state", state if isinstance(state, tuple) else (), int, tuple, Type, int, object
+    )
     target.value = _array(spend, _bytes(state[4]), state[2], state[1], "F" if state[3] else "C")
 
 
 def _frombuffer(spend: Spend, arguments: tuple[Any, ...]) -> Array:
-    """How protocol 5 writes an array: bytes, type, shape, order."""
-    _of("_frombuffer", arguments, object, Type, tuple, str)
+    """Reads an array as protocol 5 writes it: bytes, type, shape, order."""
+    _check_arguments("_frombuffer", arguments, object, Type, tuple, str)
     array = Array()
     array.value = _array(
         spend, _bytes(arguments[0]), arguments[1], arguments[2], "F" if arguments[3] == "F" else "C"
@@ -113,7 +115,9 @@ def _frombuffer(spend: Spend, arguments: tuple[Any, ...]) -> Array:
 def _array(
     spend: Spend, data: memoryview, kind: Type, shape: tuple[Any, ...], order: Any
 ) -> np.ndarray[Any, Any]:
-    if len(shape) > _MOST_DIMENSIONS or not all(type(n) is int and 0 <= n < _LONGEST_SIDE for n in shape):
+    if len(shape) > _MAX_DIMENSIONS or not all(
+        type(n) is int and 0 <= n < _MAX_DIMENSION_SIZE for n in shape
+    ):
         raise RefusedError("an array has a shape that its bytes can't fill")
     dtype = np.dtype(kind.order + kind.name)
     if math.prod(shape) * dtype.itemsize != len(data):
@@ -129,12 +133,12 @@ def _array(
 
 
 def _scalar(spend: Spend, arguments: tuple[Any, ...]) -> np.generic:
-    _of("scalar", arguments, Type, object)
+    _check_arguments("scalar", arguments, Type, object)
     return cast(np.generic, _array(spend, _bytes(arguments[1]), arguments[0], (), "C")[()])
 
 
 def _encode(spend: Spend, arguments: tuple[Any, ...]) -> memoryview:
-    _of("encode", arguments, str, str)
+    _check_arguments("encode", arguments, str, str)
     spend(len(arguments[0]))
     try:
         return memoryview(arguments[0].encode("latin1"))
@@ -142,21 +146,21 @@ def _encode(spend: Spend, arguments: tuple[Any, ...]) -> memoryview:
         raise RefusedError("bytes are written as characters beyond 255") from None
 
 
-def _no_bytes(spend: Spend, arguments: tuple[Any, ...]) -> memoryview:
-    _of("bytes", arguments)
+def _empty_bytes(spend: Spend, arguments: tuple[Any, ...]) -> memoryview:
+    _check_arguments("bytes", arguments)
     return memoryview(b"")
 
 
 def _tuple(spend: Spend, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    _of("tuple", arguments, object)
+    _check_arguments("tuple", arguments, object)
     if not isinstance(arguments[0], tuple | list):
         raise RefusedError("a tuple is made of something else than values")
     spend(8 * len(arguments[0]))
     return tuple(arguments[0])
 
 
-def _ordered(spend: Spend, arguments: tuple[Any, ...]) -> dict[Any, Any]:
-    _of("OrderedDict", arguments)
+def _ordered_dict(spend: Spend, arguments: tuple[Any, ...]) -> dict[Any, Any]:
+    _check_arguments("OrderedDict", arguments)
     return {}
 
 
@@ -171,8 +175,8 @@ CALLS: dict[str, Callable[[Spend, tuple[Any, ...]], Any]] = {
     "scalar": _scalar,
     "dtype": _dtype,
     "_frombuffer": _frombuffer,
-    "OrderedDict": _ordered,
+    "OrderedDict": _ordered_dict,
     "tuple": _tuple,
     "encode": _encode,
-    "bytes": _no_bytes,
+    "bytes": _empty_bytes,
 }

@@ -1,4 +1,4 @@
-"""The progress of a run, and the content of a checkpoint. Checkpoints of PaddleClas can be read as well."""
+"""The progress of a run, and the content of a checkpoint. PaddleClas's checkpoints can be read too."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class UnknownProgressError(CheckpointError):
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        epoch: the epoch in progress, from 1.
-        batches_done: global batches of that epoch that are done.
-        step: optimizer steps done.
+        epoch: current epoch, from 1.
+        batches_done: number of global batches of that epoch that are done.
+        step: number of optimizer steps done.
         best: ``{"metric": name, "value": ..., "epoch": ...}`` of the best evaluation, or empty.
-        totals: sums of the epoch so far: samples, and each loss and metric times samples.
+        totals: sums over the current epoch: samples, and each loss and metric times samples.
         scaler: state of AMP's loss scaling.
         plateau: state of a learning rate that depends on the evaluations.
-        skipped: steps in a row until now that AMP left out, because a gradient was not finite.
-        skipped_total: steps that it left out in the whole run.
-        started: when the run began, ISO 8601. Of two runs in one folder, the one that began later is the
-            newer one.
+        skipped: number of consecutive steps, up to now, that AMP skipped because a gradient was not finite.
+        skipped_total: number of steps that AMP skipped in the whole run.
+        started: start time of the run, ISO 8601. If one folder has checkpoints of two runs, the run that
+            started later is the newer one.
     """
 
     epoch: int = 1
@@ -61,13 +61,13 @@ class Progress:
 
 @dataclass
 class Snapshot:
-    """All that must survive a kill.
+    """The state that must survive if the process is killed.
 
     Attributes:
         parts: copies of states in the host's memory, by Paddle's extensions: ``.pdparams`` (weights),
             ``.pdopt`` (optimizer), and ``.pdema`` (average of the weights) if there is one.
-        progress: where the run stands.
-        prefix: of the files it was read from, for messages.
+        progress: progress of the run.
+        prefix: prefix of the files that it was read from, for messages.
     """
 
     parts: dict[str, State]
@@ -75,34 +75,35 @@ class Snapshot:
     prefix: Path = Path("checkpoint")
 
     def file(self, extension: str) -> Path:
-        """The file that a part was read from."""
+        """Returns the file that a part was read from."""
         return with_extension(self.prefix, extension)
 
     def manifest(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest says beside the parts."""
+        """Returns the manifest without the list of parts."""
         return {**facts, "progress": asdict(self.progress)}
 
 
 def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
-    """Read a checkpoint: each part once, from the bytes whose digest was compared.
+    """Reads a checkpoint: each part once, from the same bytes that were compared with the digest.
 
     Args:
-        prefix: of its files, or the path of one of them.
+        prefix: prefix of the checkpoint's files, or the path of one of them.
 
     Returns:
-        The snapshot, and the manifest. PaddleClas's files have no manifest and no step: it is empty, and the
-        step is 0.
+        The snapshot, and the manifest. PaddleClas's files have no manifest and no step: the manifest is
+            empty, and the step is 0.
 
     Raises:
-        CheckpointError: missing, damaged, of a newer format, or without the optimizer's state.
+        CheckpointError: the checkpoint is missing, damaged, of a newer format, or without the optimizer's
+            state.
     """
     prefix = _prefix(prefix)
     if not with_extension(prefix, ".json").exists() and with_extension(prefix, ".pdstates").exists():
         return _read_paddleclas(prefix), {}
     if not is_complete(read_manifest(prefix)):
         raise CheckpointError(
-            f"{prefix} has no optimizer's state, so a run can't go on from it; latest has one, and best_model if it is written "
-            f"with Global.best_model_optimizer: True"
+            f"{prefix} has no optimizer state, so a run can't resume from it; latest has one, and so has "
+            "best_model if it is written with Global.best_model_optimizer: True"
         )
     parts, manifest = read_checkpoint(prefix)
     return Snapshot(parts, _progress(manifest["progress"], prefix), prefix), manifest
@@ -117,16 +118,21 @@ def _prefix(path: str | Path) -> Path:
 
 
 def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
-    known = {f.name: type(getattr(Progress(), f.name)) for f in fields(Progress)}
-    wrong = [key for key, value in values.items() if not isinstance(value, known.get(key, ()))]
-    if wrong:
+    field_types = {f.name: type(getattr(Progress(), f.name)) for f in fields(Progress)}
+    invalid_keys = [key for key, value in values.items() if not isinstance(value, field_types.get(key, ()))]
+    if invalid_keys:
         file = with_extension(prefix, ".json")
-        raise UnknownProgressError(f"{file}: unknown key or wrong type in the progress: {', '.join(wrong)}")
+        raise UnknownProgressError(
+            f"{file}: unknown key or wrong type in the progress: {', '.join(invalid_keys)}"
+        )
     return Progress(**values)
 
 
 def _read_paddleclas(prefix: Path) -> Snapshot:
-    """PaddleClas writes ``metric`` and ``epoch``, the last one that was done, into ``.pdstates``."""
+    """Reads a checkpoint of PaddleClas.
+
+    Its ``.pdstates`` contains ``metric`` and ``epoch``, the last epoch that was completed.
+    """
     file = with_extension(prefix, ".pdstates")
     states = unpickle(file.read_bytes(), file)
     epoch = states.get("epoch") if isinstance(states, dict) else None

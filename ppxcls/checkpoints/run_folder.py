@@ -1,4 +1,4 @@
-"""The folder of a run. One run at a time writes there; its checkpoints are written in the background."""
+"""The folder of a run. One run at a time writes to it; its checkpoints are written in the background."""
 
 from __future__ import annotations
 
@@ -33,22 +33,20 @@ from ppxcls.system.logs import logger
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks, so two runs in one folder are not noticed there
+except ImportError:  # Windows has no such locks, so two runs in one folder are not detected there
     fcntl = None  # type: ignore[assignment]
 
 
-_LOCKS: dict[Path, BinaryIO] = {}  # locks of this process; they stay open as long as its runs
-_DESCRIPTIONS = (
-    "config.yaml",
-    "class_names.txt",
-)  # of a run; without anything else they are not worth keeping
-_EXTENSIONS = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
-_CHECKPOINT = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSIONS})(\.new)?")
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LOCKS: dict[Path, BinaryIO] = {}  # locks of this process by folder; open until they are released
+# files that describe a run; they are not kept if the run has no other files
+_DESCRIPTION_FILES = ("config.yaml", "class_names.txt")
+_EXTENSION_PATTERN = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
+_CHECKPOINT_PATTERN = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSION_PATTERN})(\.new)?")
+_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunFolderError(Exception):
-    """Another run uses the folder."""
+    """Another run uses the folder, or a link in it leads out of it."""
 
 
 class RunFolder:
@@ -56,9 +54,9 @@ class RunFolder:
 
     Args:
         path: ``<output_dir>/<Arch.name>``.
-        keep_last: number of whole ``step_N`` checkpoints that are kept.
-        safe: write weights as ``.safetensors``.
-        best_with_optimizer: write the optimizer's state with ``best_model`` too.
+        keep_last: number of whole ``step_N`` checkpoints to keep.
+        safe: True to write weights as ``.safetensors``.
+        best_with_optimizer: True to write the optimizer's state with ``best_model`` too.
     """
 
     def __init__(
@@ -66,23 +64,25 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.keep_last, self.safe = keep_last, safe
-        self._without = {} if best_with_optimizer else {path / "best_model": (OPTIMIZER,)}
+        self._excluded_parts = {} if best_with_optimizer else {path / "best_model": (OPTIMIZER,)}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-checkpoint")
-        self._pending: Future[None] | None = None
-        self._whole: set[tuple[str, int]] = set()  # name and step of checkpoints that are known to be whole
+        self._pending_save: Future[None] | None = None
+        self._whole_checkpoints: set[tuple[str, int]] = (
+            set()
+        )  # name and step of checkpoints that passed the check
 
     def lock(self) -> None:
-        """Create the folder and lock it for this run, until ``release`` or the end of the process.
+        """Creates the folder and locks it for this run, until ``release`` or the end of the process.
 
         Raises:
-            RunFolderError: another run has it, or a link in it leads out of it.
-            OSError: it can't be written.
+            RunFolderError: another run uses it, or a link in it leads out of it.
+            OSError: the folder or its lock file can't be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_links()
-        if self._is_mine(_LOCKS.get(self.path.resolve())):  # a notebook has built its trainer before
+        if self._is_mine(_LOCKS.get(self.path.resolve())):  # such as a notebook that builds a second trainer
             return
-        file = open(self.path / "run.lock", "a+b")  # noqa: SIM115  open as long as the run
+        file = open(self.path / "run.lock", "a+b")  # noqa: SIM115  stays open during the run
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,7 +95,7 @@ class RunFolder:
                 ) from None
             except OSError:  # the file system has no locks
                 logger.warning(
-                    f"{self.path}: the file system has no locks; a second run here would not be noticed"
+                    f"{self.path}: the file system has no locks; a second run here would not be detected"
                 )
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -103,25 +103,26 @@ class RunFolder:
         _LOCKS[self.path.resolve()] = file
 
     def _refuse_links(self) -> None:
-        """A run writes to its files by name.
+        """Refuses links that lead out of the folder.
 
-        What a link leads to, such as another user's file, must not be overwritten.
+        A run writes to its files by name. It must not overwrite the target of a link, such as another user's
+        file.
         """
-        inside = self.path.resolve()
+        folder = self.path.resolve()
         for entry in os.scandir(self.path):
-            if entry.is_symlink() and inside not in Path(entry.path).resolve().parents:
+            if entry.is_symlink() and folder not in Path(entry.path).resolve().parents:
                 raise RunFolderError(
-                    f"{entry.path} is a link out of the run's folder, through which the run would write; remove it"
+                    f"{entry.path} is a link out of the run's folder; remove it, so that the run can't write through it"
                 )
 
     def release(self) -> None:
-        """Release the lock."""
+        """Releases the lock."""
         lock = _LOCKS.pop(self.path.resolve(), None)
         if lock is not None:
             lock.close()
 
     def _is_mine(self, lock: BinaryIO | None) -> bool:
-        """Whether the lock belongs to the file that is in the folder now."""
+        """True if the lock belongs to the lock file that is in the folder now."""
         with contextlib.suppress(FileNotFoundError):
             return lock is not None and os.path.samestat(
                 os.stat(self.path / "run.lock"), os.fstat(lock.fileno())
@@ -129,45 +130,55 @@ class RunFolder:
         return False
 
     def ensure(self) -> None:
-        """Create and lock the folder again if somebody has removed it during the run.
+        """Creates and locks the folder again if it was removed during the run.
 
         Raises:
             RunFolderError: another run has started there in the meantime.
         """
         lock = _LOCKS.get(self.path.resolve())
         if lock is not None and not self._is_mine(lock):
-            logger.warning(f"{self.path} was removed under the run; it is made again, what was in it is lost")
+            logger.warning(
+                f"{self.path} was removed during the run; it is created again, but its files are lost"
+            )
             self.release()
             self.lock()
 
     def run_ids(self) -> set[str]:
-        """The ids of the runs whose checkpoints are here. Older versions wrote none."""
+        """Returns the ids of the runs that wrote the checkpoints here. Older versions wrote no ids."""
         return {manifest["run"] for _, manifest in self._manifests()[0] if manifest.get("run")}
 
     def set_aside(self, results: Collection[str]) -> Path | None:
-        """Move the checkpoints and results of an earlier run into a folder of their own.
+        """Moves the checkpoints and results of an earlier run into a new subfolder.
 
         Args:
             results: names of the files and folders that runs write here, beside checkpoints.
 
         Returns:
-            The folder; None if there is nothing to move.
+            The subfolder; None if there is nothing to move.
 
         Raises:
             OSError: they can't be moved.
         """
-        names = {*_DESCRIPTIONS, *results}
+        names = {*_DESCRIPTION_FILES, *results}
         files = [
-            file for file in self.path.iterdir() if file.name in names or _CHECKPOINT.fullmatch(file.name)
+            file
+            for file in self.path.iterdir()
+            if file.name in names or _CHECKPOINT_PATTERN.fullmatch(file.name)
         ]
-        return None if all(file.name in _DESCRIPTIONS for file in files) else self._move_aside(files)
+        return None if all(file.name in _DESCRIPTION_FILES for file in files) else self._move_aside(files)
 
     def is_checkpoint(self, file: Path) -> bool:
-        """Whether a file is part of a checkpoint in this folder, which a new run would move aside."""
-        return file.resolve().parent == self.path.resolve() and _CHECKPOINT.fullmatch(file.name) is not None
+        """True if a file belongs to a checkpoint in this folder.
+
+        A new run would move it to a subfolder.
+        """
+        return (
+            file.resolve().parent == self.path.resolve()
+            and _CHECKPOINT_PATTERN.fullmatch(file.name) is not None
+        )
 
     def set_aside_after(self, place: tuple[int, int, int], results: Collection[str]) -> Path | None:
-        """Move the checkpoints after a place in the run into a folder of their own.
+        """Moves the checkpoints after a point of the run into a new subfolder.
 
         Args:
             place: epoch, batches done in it, and step, as the manifests have them.
@@ -179,15 +190,17 @@ class RunFolder:
         Raises:
             OSError: they can't be moved.
         """
-        later = {prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place}
+        later_names = {
+            prefix.name for prefix, manifest in self._manifests()[0] if _position(manifest)[2:] > place
+        }
         files = [
             file
             for file in self.path.iterdir()
-            if _CHECKPOINT.fullmatch(file.name) and file.name.split(".")[0] in later
+            if _CHECKPOINT_PATTERN.fullmatch(file.name) and file.name.split(".")[0] in later_names
         ]
         if not files:
             return None
-        if "best_model" in later:
+        if "best_model" in later_names:
             files += [self.path / name for name in sorted(results) if (self.path / name).exists()]
         return self._move_aside(files)
 
@@ -196,72 +209,75 @@ class RunFolder:
         target = self.path / f"earlier_{number}"
         target.mkdir()
         for file in sorted(files):
-            if file.name in _DESCRIPTIONS:  # copied, so that the folder has a config at every moment
+            if file.name in _DESCRIPTION_FILES:  # copied, so that the folder always has a config
                 shutil.copy2(file, target / file.name)
             else:
                 file.replace(target / file.name)
-        self._whole.clear()
+        self._whole_checkpoints.clear()
         return target
 
     def checkpoints(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-        """Prefix and manifest of the run's checkpoints, the newest first; and the reasons why other manifests
-        can't be read.
+        """Returns the run's checkpoints, and the errors of manifests that can't be read.
 
-        Of files that somebody has copied together from several runs, those of the run of ``latest`` are
-        meant.
+        If the folder contains checkpoints of several runs, only those of the run of ``latest`` are returned.
+
+        Returns:
+            Prefix and manifest of each checkpoint, the newest first; and one message per unreadable manifest.
         """
-        found, damaged = self._manifests()
-        own = next((manifest.get("run") for prefix, manifest in found if prefix.name == "latest"), None)
-        found = [item for item in found if own is None or item[1].get("run") in (own, None)]
-        # Of several with one step, prefer the furthest, and then ``latest``.
+        checkpoints, errors = self._manifests()
+        run_id = next(
+            (manifest.get("run") for prefix, manifest in checkpoints if prefix.name == "latest"), None
+        )
+        checkpoints = [item for item in checkpoints if run_id is None or item[1].get("run") in (run_id, None)]
+        # The checkpoint with the most progress comes first. If two are equal, ``latest`` comes first.
         return sorted(
-            found, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True
-        ), damaged
+            checkpoints, key=lambda item: (*_position(item[1]), item[0].name == "latest"), reverse=True
+        ), errors
 
     def _manifests(self) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-        found, damaged = [], []
+        checkpoints, errors = [], []
         for file in sorted(self.path.glob("*.json")):
             prefix = file.with_suffix("")
             try:
                 manifest = read_manifest(prefix)
                 if has_any_part(prefix, manifest):
-                    found.append((prefix, manifest))
+                    checkpoints.append((prefix, manifest))
                 else:
-                    logger.warning(
-                        f"{file} is the rest of a checkpoint whose files were removed; it is ignored"
-                    )
+                    logger.warning(f"{file} belongs to a checkpoint without files; it is ignored")
             except CheckpointError as error:
                 if any(
-                    _CHECKPOINT.fullmatch(f.name) and f != file for f in self.path.glob(f"{prefix.name}.*")
+                    _CHECKPOINT_PATTERN.fullmatch(f.name) and f != file
+                    for f in self.path.glob(f"{prefix.name}.*")
                 ):
-                    damaged.append(str(error))
-        return found, damaged
+                    errors.append(str(error))
+        return checkpoints, errors
 
     def read_newest(self) -> tuple[Snapshot, dict[str, Any]] | None:
-        """The newest checkpoint that is whole: what it holds, and its manifest.
-
-        None if there is no checkpoint.
+        """Reads the newest checkpoint that is whole.
 
         A warning names the newer ones that are damaged.
+
+        Returns:
+            The snapshot and the manifest; None if there is no checkpoint.
 
         Raises:
             CheckpointError: there are checkpoints, but none is whole.
         """
-        found, damaged = self.checkpoints()
-        for prefix, _ in (item for item in found if is_complete(item[1])):
+        checkpoints, errors = self.checkpoints()
+        for prefix, _ in (item for item in checkpoints if is_complete(item[1])):
             try:
                 snapshot, manifest = read_snapshot(prefix)
-            except (UnknownProgressError, MissingPackageError):  # it may be whole
+            except (UnknownProgressError, MissingPackageError):  # the checkpoint may be whole
                 raise
             except CheckpointError as error:
-                damaged.append(str(error))
+                errors.append(str(error))
                 continue
-            for reason in damaged:
-                logger.warning(f"refused: {reason}; the next older checkpoint is taken")
+            for reason in errors:
+                logger.warning(f"refused: {reason}; trying the next older checkpoint")
             return snapshot, manifest
-        if damaged:
+        if errors:
             raise CheckpointError(
-                f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(damaged)}"
+                f"no checkpoint in {self.path} is whole, so none can be resumed: {'; '.join(errors)}"
             )
         return None
 
@@ -272,16 +288,16 @@ class RunFolder:
         facts: Mapping[str, Any],
         before: Callable[[], None] | None = None,
     ) -> None:
-        """Write a checkpoint in the background. Waits until the one before is written.
+        """Writes a checkpoint in the background, after the previous save has ended.
 
         Args:
-            names: of the checkpoint.
-            snapshot: its parts must not change any more.
-            facts: about the run, for the manifest.
-            before: called first, in the background.
+            names: names of the checkpoint, such as ``latest``.
+            snapshot: state to save. Its arrays must not change any more.
+            facts: facts about the run, for the manifest.
+            before: function that the background thread calls first; None for none.
 
         Raises:
-            OSError: the one before could not be written.
+            OSError: the previous checkpoint could not be written.
         """
         self.wait()
         manifest = snapshot.manifest(facts)
@@ -291,18 +307,19 @@ class RunFolder:
             if before:
                 before()
             paths = [self.path / name for name in names]
-            self._write(lambda: write_checkpoint(paths, snapshot.parts, manifest, self.safe, self._without))
-            self._whole |= {(name, snapshot.progress.step) for name in names}
+            self._write(
+                lambda: write_checkpoint(paths, snapshot.parts, manifest, self.safe, self._excluded_parts)
+            )
+            self._whole_checkpoints |= {(name, snapshot.progress.step) for name in names}
             self._remove_old()
             logger.info(f"Saved {', '.join(map(str, paths))}")
 
-        self._pending = self._writer.submit(write)
+        self._pending_save = self._writer.submit(write)
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Write.
+        """Calls ``write``, and calls it once more after an error that can be resolved.
 
-        If the disk is full, remove the older ``step_N`` and write once more; also if the folder was removed
-        meanwhile.
+        If the folder was removed, it is created again. If the disk is full, the older ``step_N`` are removed.
         """
         try:
             write()
@@ -310,83 +327,86 @@ class RunFolder:
             self.ensure()
             write()
         except OSError as error:
-            removed = self._free_room() if error.errno in _FULL else []
-            if not removed:
+            removed_names = self._free_space() if error.errno in _DISK_FULL_ERRORS else []
+            if not removed_names:
                 raise
             logger.warning(
-                f"{error.strerror}: removed {', '.join(removed)}, and the checkpoint is written once more"
+                f"{error.strerror}: removed {', '.join(removed_names)}, and the checkpoint is written again"
             )
             write()
 
-    def _free_room(self) -> list[str]:
-        """Remove every ``step_N`` but the newest whole checkpoint; returns their names."""
-        complete = [item for item in self.checkpoints()[0] if is_complete(item[1])]
-        newest = next((prefix for prefix, manifest in complete if self._is_whole(prefix, manifest)), None)
-        steps = [
-            prefix for prefix, _ in complete if prefix != newest and re.fullmatch(r"step_\d+", prefix.name)
+    def _free_space(self) -> list[str]:
+        """Removes each ``step_N`` except the newest whole checkpoint; returns their names."""
+        complete_checkpoints = [item for item in self.checkpoints()[0] if is_complete(item[1])]
+        newest_prefix = next(
+            (prefix for prefix, manifest in complete_checkpoints if self._is_whole(prefix, manifest)), None
+        )
+        old_prefixes = [
+            prefix
+            for prefix, _ in complete_checkpoints
+            if prefix != newest_prefix and re.fullmatch(r"step_\d+", prefix.name)
         ]
-        if newest is not None:
-            for prefix in steps:
+        if newest_prefix is not None:
+            for prefix in old_prefixes:
                 remove_checkpoint(prefix)
-        return [prefix.name for prefix in steps] if newest is not None else []
+        return [prefix.name for prefix in old_prefixes] if newest_prefix is not None else []
 
     def recover(self) -> None:
-        """Finish or remove what saves have left that were cut off."""
+        """Completes or removes interrupted saves."""
         for name in {
-            match[1] for file in self.path.glob("*.new") if (match := _CHECKPOINT.fullmatch(file.name))
+            match[1]
+            for file in self.path.glob("*.new")
+            if (match := _CHECKPOINT_PATTERN.fullmatch(file.name))
         }:
             recover(self.path / name)
 
     def poll(self) -> None:
-        """Raise the error of a save in the background, if one has failed."""
-        if self._pending is not None and self._pending.done():
+        """Raises the error of a background save, if one has failed."""
+        if self._pending_save is not None and self._pending_save.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the background save.
+        """Waits for the background save.
 
         Raises:
-            OSError: it could not be written.
-            RunFolderError: another run has the folder.
+            OSError: the checkpoint could not be written.
+            RunFolderError: another run uses the folder.
         """
-        pending, self._pending = self._pending, None
+        pending, self._pending_save = self._pending_save, None
         if pending is not None:
             pending.result()
 
     def _remove_old(self) -> None:
-        """Keep the newest ``keep_last`` whole ``step_N``, and what is newer than the oldest of these.
-
-        Remove the others.
-        """
-        steps = [item for item in self.checkpoints()[0] if re.fullmatch(r"step_\d+", item[0].name)]
-        kept = 0
-        for prefix, manifest in steps:
-            if kept >= self.keep_last:
+        """Removes each ``step_N`` that is older than the newest ``keep_last`` whole ones."""
+        step_checkpoints = [item for item in self.checkpoints()[0] if re.fullmatch(r"step_\d+", item[0].name)]
+        whole_count = 0
+        for prefix, manifest in step_checkpoints:
+            if whole_count >= self.keep_last:
                 remove_checkpoint(prefix)
                 continue
             recover(prefix)
-            kept += self._is_whole(prefix, manifest)
+            whole_count += self._is_whole(prefix, manifest)
 
     def _is_whole(self, prefix: Path, manifest: dict[str, Any]) -> bool:
         key = (prefix.name, manifest["progress"]["step"])
-        if key not in self._whole:
+        if key not in self._whole_checkpoints:
             with contextlib.suppress(CheckpointError):
                 check_whole(prefix)
-                self._whole.add(key)
+                self._whole_checkpoints.add(key)
         elif not all(with_extension(prefix, extension).exists() for extension in manifest["parts"]):
             return False
-        return key in self._whole
+        return key in self._whole_checkpoints
 
 
 def _position(manifest: Mapping[str, Any]) -> tuple[bool, str, int, int, int]:
-    """How far a checkpoint stands.
+    """Returns a sort key: the progress of a checkpoint.
 
-    Without the id of a run, the clock tells runs apart, as in older versions.
+    Checkpoints without a run id, from older versions, are ordered by the start time of their run first.
     """
     progress = manifest["progress"]
     numbers = [
         value if isinstance(value := progress.get(key), int) else 0
         for key in ("epoch", "batches_done", "step")
     ]
-    has_id = bool(manifest.get("run"))  # a run of an earlier version that goes on has one from then on
+    has_id = bool(manifest.get("run"))  # a run of an older version gets an id when it is resumed
     return has_id, "" if has_id else str(progress.get("started", "")), numbers[0], numbers[1], numbers[2]

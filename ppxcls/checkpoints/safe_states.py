@@ -1,4 +1,7 @@
-"""States as ``.safetensors``: arrays by key, and Paddle's names of the parameters in the header's metadata."""
+"""Converts states to and from ``.safetensors``.
+
+A file contains the arrays by key. The header's metadata contains Paddle's names of the parameters.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-NAMES = "StructuredToParameterName@@"  # key of the parameters' names in Paddle's saved state dicts
+NAMES = "StructuredToParameterName@@"  # key of the parameter names in Paddle's saved state dicts
 INSTALL = "which is not installed: pip install 'ppxcls[convert]'"
-_LENGTH = 8  # bytes of the header's length, at the beginning
+_LENGTH_BYTES = 8  # bytes at the beginning of a file that contain the length of the header
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
-    """The bytes of a ``.safetensors`` file.
+    """Returns the bytes of a ``.safetensors`` file.
 
     Args:
-        state: arrays by key; under ``NAMES``, a dict of names if there is one.
+        state: arrays by key; optionally a dictionary of names under ``NAMES``.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -31,11 +34,11 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Any]:
-    """The state in the bytes of a ``.safetensors`` file; the inverse of ``pack``.
+    """Returns the state in the bytes of a ``.safetensors`` file; the inverse of ``pack``.
 
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: it is damaged.
+        ValueError: the data is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -44,8 +47,8 @@ def unpack(data: bytes) -> dict[str, Any]:
         state: dict[str, Any] = dict(load(data))
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    (length,) = struct.unpack("<Q", data[:_LENGTH])
-    names = json.loads(data[_LENGTH : _LENGTH + length]).get("__metadata__", {}).get(NAMES)
+    (length,) = struct.unpack("<Q", data[:_LENGTH_BYTES])
+    names = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length]).get("__metadata__", {}).get(NAMES)
     if names is not None:
         state[NAMES] = json.loads(names)
     return state

@@ -1,4 +1,4 @@
-"""What all commands share: the arguments of a config, and errors as one line with an exit code."""
+"""The common parts of all commands: arguments for a config, and errors as one line with an exit code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """A parser whose ``--help`` ends with examples."""
+    """Returns a parser of command-line arguments. Its ``--help`` text ends with the examples."""
     epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
     return argparse.ArgumentParser(
         description=description,
@@ -32,7 +32,7 @@ def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.Argum
 
 
 def add_override_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``-o KEY.KEY=VALUE``, which may be repeated."""
+    """Adds the option ``-o KEY.KEY=VALUE``, which may be repeated."""
     parser.add_argument(
         "-o",
         "--override",
@@ -49,12 +49,12 @@ def parse_with_config(
     *,
     needs_config: Callable[[argparse.Namespace], bool] = lambda _: True,
 ) -> argparse.Namespace:
-    """Parse a command line that also takes ``config``, ``override`` (list) and ``print_config``.
+    """Adds the arguments ``config``, ``override`` (a list) and ``print_config``, and parses a command line.
 
     Args:
         parser: parser with the other arguments of the command.
         argv: words of the command line; None for those of this process.
-        needs_config: returns True if ``-c`` must be among the parsed arguments.
+        needs_config: function of the parsed arguments that returns True if ``-c`` is required.
     """
     parser.add_argument("-c", "--config", metavar="FILE", help="the YAML, or the folder of a run")
     add_override_option(parser)
@@ -68,7 +68,12 @@ def parse_with_config(
 
 
 def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> Any:
-    """The config that the arguments name, printed first if they ask for it: to the stream, None for standard output."""
+    """Loads the config of the arguments, and prints it if ``--print-config`` is set.
+
+    Args:
+        arguments: result of ``parse_with_config``.
+        stream: stream to print to; None for standard output.
+    """
     from ppxcls import load_config as load
 
     config = load(arguments.config, arguments.override)
@@ -78,40 +83,44 @@ def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> 
 
 
 def _config_of_this_repository(path: str) -> str:
-    """The file of this repository for one of PaddleClas's, such as ``ppcls/configs/ImageNet/Xception/Xception41.yaml``."""
+    """Returns this repository's file for a config path of PaddleClas.
+
+    Such a path is ``ppcls/configs/ImageNet/Xception/Xception41.yaml``. The path is returned unchanged if it
+    is any other path, if its file exists, or if this repository has no file of this name.
+    """
     file = Path(__file__).resolve().parents[2] / "configs" / Path(path).name
     if "ppcls/configs/" not in Path(path).as_posix() or Path(path).exists() or not file.is_file():
         return path
     if environment.launched_rank() == 0:
-        print(printable(f"{path} is not here; {file} is used"), file=sys.stderr)
+        print(printable(f"{path} does not exist; {file} is used"), file=sys.stderr)
     return str(file)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a command and exit.
+    """Runs a command, and exits unless its exit code is 0.
+
+    An expected error is printed as one line on standard error. The exit code is 2 for an invalid config, 1
+    for any other expected error, 75 if a signal stopped a run after it had saved, and 130 for Ctrl-C. An
+    unexpected error keeps its traceback.
 
     Args:
-        main: function that returns the exit code; None is 0.
-
-    Errors end in one line on standard error. The exit code is 2 for an invalid config, 1 for any other
-    expected error, 75 if a signal stopped a run after it had saved, and 130 for Ctrl-C. An unexpected error
-    keeps its traceback.
+        main: function that returns the exit code; None means 0.
     """
-    for stream in (sys.stdout, sys.stderr):  # of a terminal or a pipe that is not UTF-8
+    for stream in (sys.stdout, sys.stderr):  # a terminal or pipe may not use UTF-8
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = cast(Any, _warning_line)
     watchdog.arm()
     try:
-        code = main()  # reads the arguments first, so that --help does not wait for Paddle
+        code = main()  # parses the arguments first, so that --help does not wait for Paddle
     except KeyboardInterrupt:
-        _exit("interrupted; checkpoints that were saved are whole", EXIT_INTERRUPTED)
+        _exit("interrupted; all saved checkpoints are complete", EXIT_INTERRUPTED)
     except environment.PaddleError as error:
         _exit(str(error), EXIT_ERROR)
     except BrokenPipeError:  # the program that reads the output, such as head, has ended
         os._exit(EXIT_ERROR)
     except Exception as error:
-        message, code = _expected(error)
+        message, code = _message_and_code(error)
         if message is None:
             raise
         _exit(message, code)
@@ -119,9 +128,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(code)
 
 
-def _expected(error: Exception) -> tuple[str | None, int]:
-    """The line and the exit code for an error that a user can cause; no line for any other one."""
-    # Imported here because they need numpy: the doctor looks over an installation that may lack it.
+def _message_and_code(error: Exception) -> tuple[str | None, int]:
+    """Returns the message and the exit code for an error that a user can cause; None for any other error."""
+    # Imported here because they need numpy: the doctor checks installations that may lack it.
     from ppxcls.checkpoints.files import CheckpointError
     from ppxcls.checkpoints.run_folder import RunFolderError
     from ppxcls.config.checks import ConfigError
@@ -135,7 +144,7 @@ def _expected(error: Exception) -> tuple[str | None, int]:
         return f"error: {error}", EXIT_ERROR
     if (
         isinstance(error, OSError) and error.errno is not None
-    ):  # without a number, it is Paddle's for a fault of its own
+    ):  # Paddle raises OSError without a number for its internal errors
         return f"error: {error}", EXIT_ERROR
     if "paddle" in sys.modules:
         from ppxcls import TrainingError
@@ -146,7 +155,7 @@ def _expected(error: Exception) -> tuple[str | None, int]:
 
 
 def _warning_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning of a library, as one line of the log."""
+    """Logs a library's warning as one line."""
     logger.warning(f"{category.__name__}: {' '.join(str(message).split())}")
 
 

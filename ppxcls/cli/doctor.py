@@ -1,8 +1,8 @@
-"""Looks over an installation: versions, devices, a training step on each, image libraries, threads, disk.
+"""Checks an installation: versions, devices, a training step on each device, image libraries, threads, disk.
 
-Nothing that is broken may end it: Paddle is imported and the steps are made in processes of their own,
-because a library that does not fit can crash or hang a process. So this module imports neither Paddle nor
-anything that needs it.
+A broken library must not end the check. An incompatible library can crash or hang a process, so separate
+processes import Paddle and run the training steps. For the same reason, this module imports neither Paddle
+nor a module that needs Paddle.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 from ppxcls._version import __version__
 from ppxcls.system.environment import CPU_VARIABLES, installed_names, paddle_builds, usable_cores
 
-_SECONDS = 300  # for an import or the steps of one device; the first step on a GPU compiles and searches
-_NEEDED = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "pyyaml", "easydict", "tqdm")
-_OPTIONAL = {
+_TIMEOUT_SECONDS = 300  # for an import or one device's steps; the first step on a GPU compiles and searches
+_REQUIRED_PACKAGES = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "pyyaml", "easydict", "tqdm")
+_EXTRA_BY_PACKAGE = {
     "numba": "cpu",
     "onnxruntime": "export",
     "paddle2onnx": "export",
@@ -35,9 +35,9 @@ _OPTIONAL = {
     "safetensors": "convert",
     "h5py": "convert",
 }
-_GIGABYTE = 1 << 30
+_BYTES_PER_GIB = 1 << 30
 
-_FACTS = """
+_FACTS_SCRIPT = """
 import json
 from ppxcls.system import environment
 environment.import_paddle()
@@ -56,7 +56,7 @@ for kind in available_devices():
         devices.append([f"{kind}:0", ""])
 print("FACTS" + json.dumps({"paddle": paddle.__version__, "version": version, "devices": devices}))
 """
-_STEP = """
+_STEP_SCRIPT = """
 import json, sys
 from ppxcls import build_model
 import paddle
@@ -73,12 +73,12 @@ print("FACTS" + json.dumps({"first": times[0], "seconds": min(times), "loss": va
 
 @dataclass
 class Finding:
-    """One line of the screen.
+    """The result of one check: one line of the output.
 
     Attributes:
-        name: what was looked at.
-        text: what was found.
-        is_ok: whether it is as it must be.
+        name: name of the checked part.
+        text: description of the result.
+        is_ok: True if the part works.
     """
 
     name: str
@@ -90,57 +90,65 @@ class Finding:
 
 
 def look(output: Path = Path()) -> Iterator[Finding]:
-    """Look at everything, one finding after the other. Nothing is raised.
+    """Runs all checks, and yields their findings one by one. It raises nothing.
 
     Args:
-        output: a folder of the disk that runs will write to.
+        output: folder on the disk that runs will write to.
     """
     yield Finding("ppxcls", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
-    yield from _guarded("packages", _packages)
-    yield from _guarded("images", _images)
-    yield from _guarded("threads", _threads)
-    yield from _guarded("disk", lambda: _disk(output))
-    facts, problem = _run(_FACTS)
+    yield from _catch_errors("packages", _packages)
+    yield from _catch_errors("images", _images)
+    yield from _catch_errors("threads", _threads)
+    yield from _catch_errors("disk", lambda: _disk(output))
+    facts, problem = _run(_FACTS_SCRIPT)
     if facts is None:
         yield Finding("Paddle", problem, is_ok=False)
         return
-    yield from _guarded("Paddle", lambda: _paddle(facts))
-    for device, about in facts["devices"]:
-        yield from _guarded(device, functools.partial(_step, device, about))
+    yield from _catch_errors("Paddle", lambda: _paddle(facts))
+    for device, description in facts["devices"]:
+        yield from _catch_errors(device, functools.partial(_step, device, description))
 
 
-def _guarded(name: str, look_at: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+def _catch_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
-        yield from look_at()
-    except Exception as error:  # whatever is broken, the rest of the screen is wanted
+        yield from check()
+    except Exception as error:  # a broken part must not prevent the other checks
         yield Finding(name, f"{type(error).__name__}: {' '.join(str(error).split())}", is_ok=False)
 
 
 def _run(script: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
-    """What a script reports in a process of its own; otherwise None and the reason in one line."""
+    """Runs a script in a separate process.
+
+    Returns:
+        The facts that the script printed and an empty text; if it failed, None and the reason in one line.
+    """
     command = [sys.executable, "-c", script, *arguments]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (_root(), os.environ.get("PYTHONPATH")))),
     }
     try:
-        done = subprocess.run(  # noqa: S603  the scripts above
+        process = subprocess.run(  # noqa: S603  the scripts above
             command,
             check=False,
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=_SECONDS,
+            timeout=_TIMEOUT_SECONDS,
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        return None, f"no answer in {_SECONDS} s"
-    for line in done.stdout.splitlines():
+        return None, f"no answer in {_TIMEOUT_SECONDS} s"
+    for line in process.stdout.splitlines():
         if line.startswith("FACTS"):
             return json.loads(line[5:]), ""
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    ended = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
-    return None, f"{ended}: {lines[-1][:300] if lines else 'it said nothing'}"
+    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+    outcome = (
+        f"ended by signal {-process.returncode}"
+        if process.returncode < 0
+        else f"exit code {process.returncode}"
+    )
+    return None, f"{outcome}: {lines[-1][:300] if lines else 'no output'}"
 
 
 def _root() -> str:
@@ -152,27 +160,33 @@ def _packages() -> Iterator[Finding]:
     if len(builds) > 1:
         yield Finding(
             "packages",
-            f"{' and '.join(builds)} lie over each other: uninstall them, and install one",
+            f"{' and '.join(builds)} overwrite each other's files: uninstall them, and install one",
             is_ok=False,
         )
-    found: list[str] = []
-    missing: list[str] = []
-    for name in _NEEDED:
+    versions: list[str] = []
+    missing_packages: list[str] = []
+    for name in _REQUIRED_PACKAGES:
         version = _version(name) or (_version("opencv-python") if name.startswith("opencv") else None)
-        (found if version else missing).append(f"{name} {version}" if version else name)
-    yield Finding("packages", ", ".join(found))
-    if missing:
+        (versions if version else missing_packages).append(f"{name} {version}" if version else name)
+    yield Finding("packages", ", ".join(versions))
+    if missing_packages:
         yield Finding(
-            "packages", f"missing: {', '.join(missing)}; pip install {' '.join(missing)}", is_ok=False
+            "packages",
+            f"missing: {', '.join(missing_packages)}; pip install {' '.join(missing_packages)}",
+            is_ok=False,
         )
-    optional = {name: _version(name) for name in _OPTIONAL}
+    optional_versions = {name: _version(name) for name in _EXTRA_BY_PACKAGE}
     yield Finding(
-        "optional", ", ".join(f"{name} {version}" for name, version in optional.items() if version) or "none"
+        "optional",
+        ", ".join(f"{name} {version}" for name, version in optional_versions.items() if version) or "none",
     )
-    absent = [f"{name} ({_OPTIONAL[name]})" for name, version in optional.items() if not version]
-    if absent:
+    missing_extras = [
+        f"{name} ({_EXTRA_BY_PACKAGE[name]})" for name, version in optional_versions.items() if not version
+    ]
+    if missing_extras:
         yield Finding(
-            "optional", f"not installed: {', '.join(absent)}; pip install 'ppxcls[EXTRA]' if you need it"
+            "optional",
+            f"not installed: {', '.join(missing_extras)}; pip install 'ppxcls[EXTRA]' if you need it",
         )
 
 
@@ -207,16 +221,20 @@ def _threads() -> Iterator[Finding]:
 
 def _disk(output: Path) -> Iterator[Finding]:
     usage = shutil.disk_usage(output)
-    free = f"{usage.free / _GIGABYTE:.0f} of {usage.total / _GIGABYTE:.0f} GiB free at {output.resolve()}"
+    text = f"{usage.free / _BYTES_PER_GIB:.0f} of {usage.total / _BYTES_PER_GIB:.0f} GiB free at {output.resolve()}"
     is_writable = os.access(output, os.W_OK)
     yield Finding(
         "disk",
-        free if is_writable else f"{free}, and it can't be written",
-        is_ok=is_writable and usage.free > _GIGABYTE,
+        text if is_writable else f"{text}, and it can't be written",
+        is_ok=is_writable and usage.free > _BYTES_PER_GIB,
     )
-    shared = Path("/dev/shm")  # noqa: S108  it is only looked at
-    size = f"{shutil.disk_usage(shared).total / _GIGABYTE:.1f} GiB" if shared.is_dir() else "missing"
-    yield Finding("shared", f"{shared} of {size}; it is not needed, because threads load the images")
+    shared_memory = Path("/dev/shm")  # noqa: S108  it is only looked at
+    size = (
+        f"{shutil.disk_usage(shared_memory).total / _BYTES_PER_GIB:.1f} GiB"
+        if shared_memory.is_dir()
+        else "missing"
+    )
+    yield Finding("shared", f"{shared_memory} of {size}; it is not needed, because threads load the images")
 
 
 def _paddle(facts: dict[str, Any]) -> Iterator[Finding]:
@@ -236,14 +254,12 @@ def _paddle(facts: dict[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _step(device: str, about: str) -> Iterator[Finding]:
-    facts, problem = _run(_STEP, device)
-    named = f"{about}: " if about else ""
+def _step(device: str, description: str) -> Iterator[Finding]:
+    facts, problem = _run(_STEP_SCRIPT, device)
+    prefix = f"{description}: " if description else ""
     if facts is None:
-        yield Finding(device, f"{named}a training step fails: {problem}", is_ok=False)
+        yield Finding(device, f"{prefix}a training step fails: {problem}", is_ok=False)
         return
-    rate = (
-        f"{facts['seconds']:.3f} s a step of Xception41, 8 images of 96 px; the first {facts['first']:.1f} s"
-    )
+    rate = f"{facts['seconds']:.3f} s per step of Xception41, 8 images of 96 px; first step {facts['first']:.1f} s"
     is_finite = facts["loss"] == facts["loss"] and abs(facts["loss"]) < 1e6
-    yield Finding(device, f"{named}{rate}; loss {facts['loss']:.3f}", is_ok=is_finite)
+    yield Finding(device, f"{prefix}{rate}; loss {facts['loss']:.3f}", is_ok=is_finite)

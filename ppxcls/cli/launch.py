@@ -1,4 +1,4 @@
-"""``ppxcls launch``: Paddle's launcher with restarts."""
+"""The verb ``ppxcls launch``: Paddle's launcher with restarts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 
 from ppxcls.system.supervisor import Supervisor, host_problem, launch_command
 
-_VERBS = ("train", "eval")  # that can run in several processes
+_PARALLEL_VERBS = ("train", "eval")  # verbs that can run in several processes
 _PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 
 
 def launch(parser: argparse.ArgumentParser) -> int:
-    """Run a job under ``paddle.distributed.launch``, and restart it if it fails; returns the exit code of the last run."""
+    """Runs a job under ``paddle.distributed.launch``, and restarts it if it fails.
+
+    Returns:
+        The exit code of the last run.
+    """
     parser.epilog = f"{parser.epilog}\n\nAll other options are the launcher's: --gpus, --devices, --nnodes, --master, --host."
     parser.usage = (
         "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|SCRIPT.py ..."
@@ -36,29 +40,29 @@ def launch(parser: argparse.ArgumentParser) -> int:
     )
     words = sys.argv[1:]
     start = _job_start(words)
-    arguments, launcher = parser.parse_known_args(words[:start])
+    arguments, launcher_options = parser.parse_known_args(words[:start])
     job = words[start:]
     if not job:
         parser.error("expected train, eval, or a script such as tools/train.py")
-    if problem := host_problem(launcher):
+    if problem := host_problem(launcher_options):
         parser.error(problem)
-    if job[0] in _VERBS:
+    if job[0] in _PARALLEL_VERBS:
         job = [_PROGRAM, *job]
-    command = functools.partial(_command, launcher, job)
+    command = functools.partial(_command, launcher_options, job)
     return Supervisor(command, arguments.restarts, pause=arguments.pause).run()
 
 
-def _command(launcher: Sequence[str], job: Sequence[str], resume: bool) -> list[str]:
-    return launch_command(launcher, job, resume=resume)
+def _command(launcher_options: Sequence[str], job: Sequence[str], resume: bool) -> list[str]:
+    return launch_command(launcher_options, job, resume=resume)
 
 
 def _job_start(words: Sequence[str]) -> int:
-    """Index of the script or verb; the number of words if there is none.
+    """Returns the index of the script or verb; the number of words if there is none.
 
-    The value of an option, as in ``--job_id train``, is no verb.
+    The value of an option, such as ``train`` in ``--job_id train``, is not a verb.
     """
-    for i, word in enumerate(words):
-        is_value = i > 0 and words[i - 1].startswith("--") and "=" not in words[i - 1]
-        if word.endswith(".py") or (word in _VERBS and not is_value):
-            return i
+    for index, word in enumerate(words):
+        is_value = index > 0 and words[index - 1].startswith("--") and "=" not in words[index - 1]
+        if word.endswith(".py") or (word in _PARALLEL_VERBS and not is_value):
+            return index
     return len(words)

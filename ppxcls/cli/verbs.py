@@ -1,6 +1,6 @@
 """The verbs of ``ppxcls VERB``.
 
-Each is one function under a decorator; ``tools/*.py`` call the same functions.
+Each verb is one decorated function. ``tools/*.py`` call the same functions.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class Verb:
     """A verb of the command line.
 
     Attributes:
-        summary: one line for ``ppxcls --help``.
+        summary: line in ``ppxcls --help``.
         description: first paragraph of ``ppxcls VERB --help``.
-        examples: commands. A test runs them in the order of the verbs, in a folder with ``photos/`` in it.
-        function: adds its arguments to a parser, parses, and returns the exit code; None is 0.
+        examples: example commands. A test runs them in the order of the verbs, in a folder that contains
+            ``photos/``.
+        function: function that adds arguments to a parser, parses them, runs the verb, and returns the exit
+            code; None means 0.
     """
 
     summary: str
@@ -45,7 +47,14 @@ VERBS: dict[str, Verb] = {}
 
 
 def verb(name: str, description: str, *, examples: Sequence[str] = ()) -> Callable[[Function], Function]:
-    """Register a function as a verb; the first line of its docstring is the line of ``ppxcls --help``."""
+    """Returns a decorator that registers a function as a verb.
+
+    Args:
+        name: name of the verb.
+        description: first paragraph of ``ppxcls VERB --help``. The first line of the function's docstring is
+            the verb's line in ``ppxcls --help``.
+        examples: example commands.
+    """
 
     def register(function: Function) -> Function:
         VERBS[name] = Verb((function.__doc__ or "").splitlines()[0], description, examples, function)
@@ -103,11 +112,11 @@ def fit(parser: argparse.ArgumentParser) -> None:
 
 @verb(
     "train",
-    "Train a classifier as a YAML says.",
+    "Train a classifier from a YAML config.",
     examples=["ppxcls train -c output/photos/train.yaml -o Global.epochs=2"],
 )
 def train(parser: argparse.ArgumentParser) -> None:
-    """Train as a YAML says."""
+    """Train a classifier from a YAML config."""
     parser.add_argument(
         "--find-lr", action="store_true", help="don't train: try rising learning rates, and suggest one"
     )
@@ -291,7 +300,7 @@ def serve(parser: argparse.ArgumentParser) -> None:
     examples=["ppxcls check -c output/photos/Xception41"],
 )
 def check(parser: argparse.ArgumentParser) -> int:
-    """Check the data of a YAML."""
+    """Check the data sets of a YAML config."""
     parser.add_argument("--json", metavar="FILE", help="file for the report as JSON")
     arguments = cli.parse_with_config(parser)
     data_report = ppxcls.check_data(cli.load_config(arguments))
@@ -387,13 +396,13 @@ def pack(parser: argparse.ArgumentParser) -> None:
     if (arguments.unpack and (arguments.verify or arguments.list)) or (arguments.verify and arguments.output):
         parser.error("expected one of packing, --verify and --unpack")
     with tqdm(unit="image", disable=None, leave=False) as bar:
-        print(printable(_packed(parser, arguments, bar.update)))
+        print(printable(_run_pack(parser, arguments, bar.update)))
 
 
-def _packed(
+def _run_pack(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, progress: Callable[[int], object]
 ) -> str:
-    """Pack, verify or unpack; returns the line to print."""
+    """Packs, verifies or unpacks a data set, and returns the line to print."""
     if arguments.unpack and arguments.output:
         count = ppxcls.unpack(arguments.unpack, arguments.output, progress=progress)
         return f"{count:,} files written to {arguments.output}"
@@ -452,14 +461,14 @@ def doctor(parser: argparse.ArgumentParser) -> int:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="a folder on the disk of future runs (default: this one)",
+        help="folder on the disk that runs will write to (default: the current folder)",
     )
     arguments = parser.parse_args()
     is_ok = True
     for finding in look(arguments.output):
         print(printable(str(finding)), flush=True)
         is_ok &= finding.is_ok
-    print("all is well" if is_ok else "something is wrong: see the lines that begin with BAD")
+    print("all checks passed" if is_ok else "some checks failed: see the lines that begin with BAD")
     return 0 if is_ok else cli.EXIT_ERROR
 
 
@@ -471,14 +480,14 @@ def list_models(parser: argparse.ArgumentParser) -> None:
 
 
 def run_verb(name: str) -> None:
-    """Run a verb with the arguments of this process, and exit; ``tools/*.py`` call it."""
+    """Runs a verb with the command-line arguments of this process. ``tools/*.py`` call it."""
     entry = VERBS[name]
     parser = cli.parser_for(entry.description, entry.examples)
     cli.run(functools.partial(entry.function, parser))
 
 
 def main() -> None:
-    """``ppxcls VERB ...``, and ``python -m ppxcls VERB ...``."""
+    """Runs ``ppxcls VERB ...`` or ``python -m ppxcls VERB ...``."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in VERBS:
         sys.argv = [f"ppxcls {name}", *sys.argv[2:]]

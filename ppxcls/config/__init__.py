@@ -1,1 +1,1 @@
-"""YAML to checked sections and blocks."""
+"""Turns a YAML into checked sections and blocks."""

@@ -1,4 +1,4 @@
-"""Checks values from a YAML against type annotations, and words the errors."""
+"""Checks the values of a YAML against type annotations, and writes the error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, Union
 from ppxcls.config.paddleclas import not_supported
 
 KeyPath = tuple[str, ...]
-_INT64 = 1 << 63
+_INT64_LIMIT = 1 << 63
 _LEADING_ZERO = re.compile(r"([-+]?)0+([1-9][0-9]*)")
 
 
@@ -25,11 +25,11 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Where:
-    """A place in a config: a key path, and the file and line (or override) its value came from.
+    """A place in a config: a key path, and the source of its value.
 
     Attributes:
-        keys: key path; list indices as decimal strings.
-        sources: where each key path was written: ``file:line`` or ``-o key=value``.
+        keys: key path, with list indices as decimal strings.
+        sources: source of each key path: ``file:line``, or ``-o key=value`` for an override.
     """
 
     keys: KeyPath = ()
@@ -42,7 +42,10 @@ class Where:
         return ".".join(self.keys)
 
     def error(self, message: str) -> ConfigError:
-        """A ConfigError whose message begins with the source of this key (or of the nearest key above it) and the key path."""
+        """Returns a ConfigError for this place.
+
+        The message begins with the source of this key, or of the nearest key above it, and the key path.
+        """
         for length in range(len(self.keys), -1, -1):
             if self.keys[:length] in self.sources:
                 return ConfigError(
@@ -53,7 +56,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Bound:
-    """Range of a number, for ``Annotated``."""
+    """The range of a number, for ``Annotated``."""
 
     gt: float = -math.inf
     ge: float = -math.inf
@@ -61,7 +64,7 @@ class Bound:
     le: float = math.inf
 
     def allows(self, value: float) -> bool:
-        """Whether the value is in the range. NaN and infinity never are."""
+        """True if the value is in the range. NaN and infinity never are."""
         return math.isfinite(value) and self.ge <= value <= self.le and self.gt < value < self.lt
 
     def __str__(self) -> str:
@@ -79,7 +82,7 @@ CountOrZero = Annotated[int, Bound(ge=0)]
 
 
 def type_name(hint: Any) -> str:
-    """The words for an annotation in an error message, such as ``an integer at least 1``."""
+    """Returns an annotation in words for an error message, such as ``an integer at least 1``."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is type(None):
         return "null"
@@ -109,12 +112,12 @@ def type_name(hint: Any) -> str:
 
 
 def parse_number(text: str) -> float:
-    """The number in a string, which may be a fraction such as PaddleClas's ``1.0/255.0``.
+    """Returns the number in a string, which may be a fraction such as PaddleClas's ``1.0/255.0``.
 
-    YAML 1.1 reads numbers such as ``1e-3`` as strings, so they come here too.
+    YAML 1.1 reads numbers such as ``1e-3`` as strings, so this function parses them too.
 
     Raises:
-        ValueError: it is neither a number nor a fraction.
+        ValueError: the string is neither a number nor a fraction.
     """
     numerator, slash, denominator = text.partition("/")
     if _LEADING_ZERO.match(text) or not text.isascii():
@@ -135,7 +138,7 @@ def _check_scalar(value: Any, hint: type, where: Where) -> Any:
             return float(value)
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64:
+    if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64_LIMIT:
         return value
     if hint is str and isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
         raise where.error(f"expected text without NUL and lone surrogates, received {shown(value)}")
@@ -162,16 +165,16 @@ def _mismatch(value: Any, hint: Any, where: Where) -> ConfigError:
 
 
 def shown(value: Any) -> str:
-    """A value of a config in an error message: at most 120 characters."""
+    """Returns a value of a config for an error message, in at most 120 characters."""
     try:
         text = "null" if value is None else repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python refuses to convert integers of more than 4,300 digits to text
         text = "a number of more than 4,300 digits"
     return text if len(text) < 120 else text[:117] + "..."
 
 
 def check_value(value: Any, hint: Any, where: Where) -> Any:
-    """Check a value from a YAML against a type annotation.
+    """Checks a value of a YAML against a type annotation.
 
     Returns:
         The value, with numbers converted to the annotated type and mappings to the annotated dataclass.
@@ -204,7 +207,7 @@ def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: Where) -> 
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
-    if len(choices) == 1:  # Optional: the message of the inner check says more
+    if len(choices) == 1:  # Optional: the message of the inner check is more precise
         return check_value(value, choices[0], where)
     for choice in choices:
         try:
@@ -227,27 +230,27 @@ def _check_annotated(value: Any, hint: Any, mark: Any, where: Where) -> Any:
 
 
 class Mark(Protocol):
-    """An annotation, beside a type in ``Annotated``, that checks the value itself."""
+    """An annotation beside a type in ``Annotated``, which checks the value itself."""
 
     def check(self, value: Any, where: Where) -> Any:
-        """The checked value; raises ConfigError."""
+        """Returns the checked value, or raises ConfigError."""
 
 
 @dataclass(frozen=True)
 class Lacks:
-    """Marks a switch that this installation can't turn on.
+    """Annotates a switch that this installation may be unable to turn on.
 
     Attributes:
-        what: what it lacks, such as ``Paddle 3.0``; None if it lacks nothing.
+        what: missing requirement, such as ``Paddle 3.0``; None if nothing is missing.
     """
 
     what: str | None
 
     def check(self, value: Any, where: Where) -> bool:
-        """The switch.
+        """Returns the switch.
 
         Raises:
-            ConfigError: it is no switch, or is turned on.
+            ConfigError: the value is no boolean, or it is true and a requirement is missing.
         """
         if check_value(value, bool, where) and self.what is not None:
             raise where.error(f"needs {self.what}")
@@ -255,13 +258,13 @@ class Lacks:
 
 
 class RegularExpression:
-    """Marks a string that must be a regular expression."""
+    """Annotates a string that must be a regular expression."""
 
     def check(self, value: Any, where: Where) -> str:
-        """The string.
+        """Returns the string.
 
         Raises:
-            ConfigError: it is no regular expression.
+            ConfigError: the value is no regular expression.
         """
         pattern = str(check_value(value, str, where))
         try:
@@ -275,24 +278,26 @@ Pattern = Annotated[str, RegularExpression()]
 
 
 def matching(pattern: str, keys: Iterable[str], where: Where) -> set[str]:
-    """The state keys in which a regular expression is found.
+    """Returns the state keys that contain a match of a regular expression.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: no key matches.
     """
-    found = {key for key in keys if re.search(pattern, key)}
-    if not found:
+    matching_keys = {key for key in keys if re.search(pattern, key)}
+    if not matching_keys:
         raise where.error(f"pattern {pattern!r} matches no parameter")
-    return found
+    return matching_keys
 
 
 def unknown(word: str, allowed: list[str], what: str) -> str:
-    """The message for a word that is not allowed; it suggests the nearest spelling."""
+    """Returns the message for a word that is not allowed; it suggests the nearest spelling."""
     if (message := not_supported(word)) is not None:
         return message
-    near = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
-    hint = next((f" (did you mean {a!r}?)" for a in allowed if near and a.lower() == near[0]), "")
-    return f"unknown {what} {word!r}{hint}; allowed: {', '.join(allowed) or 'none'}"
+    close_matches = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
+    suggestion = next(
+        (f" (did you mean {a!r}?)" for a in allowed if close_matches and a.lower() == close_matches[0]), ""
+    )
+    return f"unknown {what} {word!r}{suggestion}; allowed: {', '.join(allowed) or 'none'}"
 
 
 def list_index(items: list[Any], key: str, where: Where, what: str) -> int:
@@ -320,15 +325,17 @@ def is_index(key: str) -> bool:
     return key.isascii() and key.isdecimal() and len(key) < 10
 
 
-def without_unused(values: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
-    """The values without keys that PaddleClas has and that are turned off."""
+def without_unused(values: Mapping[str, Any], supported_keys: Container[str]) -> dict[str, Any]:
+    """Returns the values without the unsupported keys of PaddleClas that are turned off."""
     return {
-        k: v for k, v in values.items() if k in known or v not in (None, False) or not_supported(k) is None
+        k: v
+        for k, v in values.items()
+        if k in supported_keys or v not in (None, False) or not_supported(k) is None
     }
 
 
 def check_section(value: Any, section: type, where: Where) -> Any:
-    """Check a mapping against a dataclass, field by field, and create the instance.
+    """Checks a mapping against a dataclass, field by field, and creates the instance.
 
     Raises:
         ConfigError: the value is not a mapping, a key is unknown or missing, or the value of a key is

@@ -1,4 +1,4 @@
-"""``base: FILE`` in a YAML: the keys of another YAML, of which this one changes some."""
+"""Applies ``base: FILE`` in a YAML, which inherits the keys of another YAML and changes some of them."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 from ppxcls.config.checks import KeyPath, Where, list_index, shown, unknown
 
-KEY = "base"
-_BASES = Path(__file__).parent / "bases"  # what comes with the package is named without folder and extension
-_MOST = 10  # files in a row
+BASE_KEY = "base"
+_BASES = Path(__file__).parent / "bases"  # named in a YAML without folder and extension
+_MAX_BASES = 10  # length of a chain of bases
 Reader = Callable[[Path, dict[KeyPath, str]], dict[str, Any]]
 
 
 def with_bases(
     raw: dict[str, Any], file: Path | None, sources: dict[KeyPath, str], read: Reader
 ) -> dict[str, Any]:
-    """The mapping of a YAML over that of its base, which may have a base itself.
+    """Merges the mapping of a YAML with that of its base, which may have a base itself.
 
-    A mapping changes the keys that it names, and a component whose ``name`` is another replaces the base's. A
-    list replaces the base's; a mapping in the place of a list changes the items that it names by index or
-    component.
+    A mapping changes the keys that it contains. A component with another ``name`` replaces the base's
+    component. A list replaces the base's list. A mapping in the place of a list changes single items, which
+    it names by index or component.
 
     Args:
-        raw: of the YAML; ``base`` is taken out.
-        file: that it was read from; paths are relative to its folder.
-        sources: places of its keys; those of the base are added.
-        read: reads a YAML and fills its places.
+        raw: mapping of the YAML; ``base`` is removed from it.
+        file: file of the mapping; None if there is none. Paths are relative to its folder.
+        sources: source of each key. The sources of the base's keys are added.
+        read: function that reads a YAML and fills the sources of its keys.
 
     Raises:
         ConfigError: a base can't be read, is its own base, or does not fit.
@@ -35,29 +35,29 @@ def with_bases(
     layers = [(raw, sources)]
     files = [file.resolve()] if file else []
     folder = file.parent if file else Path()
-    while KEY in layers[-1][0]:
-        upper, places = layers[-1]
-        where = Where((KEY,), places)
-        path = _path(upper.pop(KEY), folder, where)
-        if path.resolve() in files or len(files) > _MOST:
+    while BASE_KEY in layers[-1][0]:
+        child, key_sources = layers[-1]
+        where = Where((BASE_KEY,), key_sources)
+        path = _path(child.pop(BASE_KEY), folder, where)
+        if path.resolve() in files or len(files) > _MAX_BASES:
             raise where.error(
                 f"{path} is a base of itself"
                 if path.resolve() in files
-                else f"more than {_MOST} bases in a row"
+                else f"more than {_MAX_BASES} bases in a row"
             )
         files.append(path.resolve())
         folder = path.parent
         base_sources: dict[KeyPath, str] = {}
         layers.append((read(path, base_sources), base_sources))
-    merged, places = layers.pop()
+    result, key_sources = layers.pop()
     while layers:
-        upper, own = layers.pop()
-        merged = _over(merged, upper, Where((), own))
-        places = _places(places, own)
-    merged_places = dict(places)
+        child, child_sources = layers.pop()
+        result = _merge(result, child, Where((), child_sources))
+        key_sources = _merge_sources(key_sources, child_sources)
+    result_sources = dict(key_sources)
     sources.clear()
-    sources.update(merged_places)
-    return merged
+    sources.update(result_sources)
+    return result
 
 
 def _path(value: Any, folder: Path, where: Where) -> Path:
@@ -71,34 +71,33 @@ def _path(value: Any, folder: Path, where: Where) -> Path:
     return folder / value
 
 
-def _over(base: Any, value: Any, where: Where) -> Any:
-    """The value over that of the base."""
+def _merge(base: Any, value: Any, where: Where) -> Any:
+    """Returns the base's value with the changes of ``value``."""
     if isinstance(base, dict) and isinstance(value, dict):
         if "name" in value and "name" in base and value["name"] != base["name"]:
             return value
         return {
             **base,
             **{
-                key: _over(base[key], item, where / key) if key in base else item
+                key: _merge(base[key], item, where / key) if key in base else item
                 for key, item in value.items()
             },
         }
     if isinstance(base, list) and isinstance(value, dict):
         items = list(base)
         for key, item in value.items():
-            i = list_index(items, str(key), where / key, "list item")
-            single = (
-                isinstance(items[i], dict) and key in items[i]
-            )  # a component: {RandCropImage: {size: 299}}
-            items[i] = (
-                {key: _over(items[i][key] or {}, item, where / key)}
-                if single
-                else _over(items[i], item, where / key)
+            index = list_index(items, str(key), where / key, "list item")
+            # a component, such as {RandCropImage: {size: 299}}
+            is_component = isinstance(items[index], dict) and key in items[index]
+            items[index] = (
+                {key: _merge(items[index][key] or {}, item, where / key)}
+                if is_component
+                else _merge(items[index], item, where / key)
             )
         return items
     return value
 
 
-def _places(base: dict[KeyPath, str], own: dict[KeyPath, str]) -> dict[KeyPath, str]:
-    """Where each key was written. Items that a mapping changes by name keep the place of their list."""
-    return {**base, **{keys: place for keys, place in own.items() if keys != (KEY,)}}
+def _merge_sources(base_sources: dict[KeyPath, str], child_sources: dict[KeyPath, str]) -> dict[KeyPath, str]:
+    """Returns the source of each key. Items that a mapping changes by name keep the source of their list."""
+    return {**base_sources, **{keys: place for keys, place in child_sources.items() if keys != (BASE_KEY,)}}

@@ -24,20 +24,19 @@ from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.paths import url_problem
 from ppxcls.system.whole_files import read_regular, reason_of
 
-_MOST_BYTES = 1 << 20  # of a YAML
+_MAX_YAML_BYTES = 1 << 20  # limit of a YAML
 RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
-RUN_MARK = "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # its first line
+RUN_MARK = "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # first line
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
 def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML over its ``base``, apply the overrides, import the plugins, check everything.
+    """Reads a YAML and its ``base``, applies the overrides, imports the plugins, and checks all values.
 
     Args:
-        path: the YAML file, or the folder of a run; in a notebook also the YAML's content as nested dicts and
-            lists.
-        overrides: ``A.b.c=value`` with the value in YAML. A list item is addressed by its index, or by a
-            component's name.
+        path: YAML file, or folder of a run. In a notebook also the YAML's content as nested dicts and lists.
+        overrides: ``A.b.c=value`` strings with the value in YAML. A list item is addressed by its index, or
+            by a component's name.
 
     Raises:
         ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name,
@@ -55,10 +54,10 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         text = _read_text(file)
         raw = with_bases(_mapping(text, file, sources), file, sources, _read_base)
         own_folder = _folder_of_run(file, text)
-    given = [_apply_override(raw, override, sources) for override in overrides]
+    override_keys = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, Where((), sources))
     config: Config = check_section(raw, Config, Where((), sources))
-    config.sources, config.overrides = sources, given
+    config.sources, config.overrides = sources, override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
     _resolve_class_names(config)
@@ -70,16 +69,19 @@ def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
 
 
 def _folder_of_run(file: Path, text: str) -> Path | None:
-    """The folder of the run that wrote a YAML into it; None for any other YAML.
+    """Returns the folder of the run that wrote a YAML into it; None for any other YAML.
 
-    Older versions wrote no mark.
+    Older versions wrote no first line with ``RUN_MARK``.
     """
     has_results = any((file.parent / f"{name}.json").exists() for name in ("latest", "best_model"))
     return file.parent if file.name == RUN_CONFIG and (text.startswith(RUN_MARK) or has_results) else None
 
 
 def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> None:
-    """Import ``Global.plugins``, and replace each entry by the name or path by which it can be found again."""
+    """Imports ``Global.plugins``.
+
+    Replaces each entry by the name or path that finds the plugin from any folder.
+    """
     section = raw.get("Global")
     if isinstance(section, dict) and section.get("plugins") is not None:
         where = where / "Global" / "plugins"
@@ -89,10 +91,10 @@ def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> N
 
 def _read_text(path: Path) -> str:
     try:
-        return read_regular(path, _MOST_BYTES).decode("utf-8-sig")
+        return read_regular(path, _MAX_YAML_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, ValueError) as error:  # also bytes that are no UTF-8, and a path with a NUL
+    except (OSError, ValueError) as error:  # also bytes that are not UTF-8, and a path with a NUL
         raise ConfigError(f"{path}: can't be read: {reason_of(error)}") from None
 
 
@@ -105,9 +107,9 @@ def _mapping(text: str, path: Path, sources: dict[KeyPath, str]) -> dict[str, An
 
 
 def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, str]) -> KeyPath:
-    """Set one key, and return its path.
+    """Sets one key, and returns its path.
 
-    Whether the key is declared is checked later, with the whole config.
+    The whole config is checked later, including unknown keys.
     """
     source = f"-o {override}"
     name, equals, text = override.partition("=")
@@ -115,52 +117,54 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
     if not equals or not all(keys):
         raise ConfigError(f"{source}: expected KEY.KEY=value")
     value = read_yaml(text, source)
-    parent, key, done = _descend(raw, keys, source, sources)
+    parent, key, key_path = _descend(raw, keys, source, sources)
     if isinstance(parent, list):
         parent[int(key)] = value
     else:
         parent[key] = value
-    for below in [k for k in sources if k[: len(done)] == done]:
-        del sources[below]
-    sources[done] = source
-    return done
+    for child_path in [k for k in sources if k[: len(key_path)] == key_path]:
+        del sources[child_path]
+    sources[key_path] = source
+    return key_path
 
 
 def _descend(
     raw: dict[str, Any], keys: list[str], source: str, sources: dict[KeyPath, str]
 ) -> tuple[dict[str, Any] | list[Any], str, KeyPath]:
-    """Find the mapping or list that an override changes; create missing sections.
+    """Finds the mapping or list that an override changes, and creates missing sections.
 
-    Returns it, the key in it, and the key path.
+    Returns:
+        The mapping or list, the key in it, and the key path.
     """
     target: Any = raw
-    done: KeyPath = ()
+    key_path: KeyPath = ()
     remaining = list(keys)
     while True:
         key = remaining.pop(0)
         if isinstance(target, list) and not is_index(key):
-            remaining.insert(0, key)  # a component's name: first the item, then the name inside it
+            remaining.insert(0, key)  # a component's name: used for the item, then for the key in it
         if isinstance(target, list):
-            key = str(list_index(target, key, Where(done, {(): source}), "list index"))
-        done = (*done, key)
+            key = str(list_index(target, key, Where(key_path, {(): source}), "list index"))
+        key_path = (*key_path, key)
         if not remaining:
-            return target, key, done
+            return target, key, key_path
         if isinstance(target, dict) and target.get(key) is None:
             target[key] = {}
-            sources[done] = source
+            sources[key_path] = source
         target = target[int(key)] if isinstance(target, list) else target[key]
         if not isinstance(target, dict | list):
-            raise ConfigError(f"{source}: {'.'.join(done)} is {shown(target)}: it has no keys")
+            raise ConfigError(f"{source}: {'.'.join(key_path)} is {shown(target)}: it has no keys")
 
 
 def _resolve_class_names(config: Config) -> None:
-    """PaddleClas's YAMLs name a file of its source tree.
+    """Replaces the class names of PaddleClas's source tree by those of this package.
 
-    If it does not exist, use the same names from this package.
+    PaddleClas's YAMLs name a file of its source tree. If that does not exist, this package has the same
+    names.
     """
     process = config.Infer and config.Infer.PostProcess
     if config.own_folder and not config.is_override("Infer.PostProcess.class_id_map_file"):
-        return  # the names are in the run's folder
+        return  # the run's folder contains the names
     if process and process.class_id_map_file and not Path(process.class_id_map_file).exists():
         if Path(process.class_id_map_file).name != "imagenet1k_label_list.txt":
             raise config.where("Infer.PostProcess.class_id_map_file").error(

@@ -1,35 +1,34 @@
-"""Words of PaddleClas's configs that are not supported here, and what to use instead."""
+"""Lists the words of PaddleClas's configs that are not supported here, and alternatives."""
 
 from __future__ import annotations
 
-_CROP = "RandCropImage crops as the ImageNet recipes do"
-_ONE_LABEL = "one label a sample is trained here"
-_RETRIEVAL = "this trains classifiers, not retrieval or face recognition"
-_NO_KEY = "leave the key out"
+_CROP = "RandCropImage, which crops as the ImageNet recipes do"
+_ONE_LABEL = "training uses one label per sample"
+_RETRIEVAL = "this package trains classifiers, not retrieval or face recognition"
+_REMOVE_KEY = "remove the key"
 
-# By the key or the name of the component. What PaddleClas has and this package has under the same name is not
-# listed.
-INSTEAD = {
+# Alternatives by key or component name. Words that this package supports under the same name are not listed.
+ALTERNATIVES = {
     # Global, AMP, Arch
-    "use_dali": f"threads decode the images, as fast as the cores allow; {_NO_KEY}",
-    "use_multilabel": f"{_ONE_LABEL}; {_NO_KEY}",
+    "use_dali": f"threads decode the images, as fast as the cores allow; {_REMOVE_KEY}",
+    "use_multilabel": f"{_ONE_LABEL}; {_REMOVE_KEY}",
     "use_pure_fp16": "AMP.level: O2",
     "use_fp16": "AMP.use_amp",
     "use_gpu": "Global.device, which is gpu or cpu",
-    "relabel": f"labels are taken as they are; {_NO_KEY}",
-    "use_log_aspect": f"the ratio of the crop is uniform; {_NO_KEY}",
+    "relabel": f"labels are used unchanged; {_REMOVE_KEY}",
+    "use_log_aspect": f"the ratio of the crop is uniform; {_REMOVE_KEY}",
     "infer_add_softmax": "tools/export_model.py, with --logits for none",
     "retrieval_feature_from": _RETRIEVAL,
     "re_ranking": _RETRIEVAL,
     "feature_normalize": _RETRIEVAL,
     "Gallery": _RETRIEVAL,
     "Query": _RETRIEVAL,
-    "Distillation": "train one network; distillation has no place here",
-    "input_image_channel": f"the networks take 3 channels; {_NO_KEY}",
-    "infer_model_name": _NO_KEY,
+    "Distillation": "train one network; distillation is not supported",
+    "input_image_channel": f"the networks take 3 channels; {_REMOVE_KEY}",
+    "infer_model_name": _REMOVE_KEY,
     "Slim": "export with tools/export_model.py, and quantise or prune the ONNX file with a tool for it",
     "DataAugmentation": "transform_ops of the data set",
-    "UnLabelTrain": "semi-supervised training has no place here; train on labelled images",
+    "UnLabelTrain": "semi-supervised training is not supported; train on labelled images",
     # Data sets and samplers
     "MultiLabelDataset": f"ImageNetDataset; {_ONE_LABEL}",
     "ImageNetLTDataset": "ImageNetDataset with the sampler ClassBalancedSampler",
@@ -38,7 +37,7 @@ INSTEAD = {
     "Cifar10": "ppxcls lists on a folder of images, and ImageNetDataset",
     "Cifar100": "ppxcls lists on a folder of images, and ImageNetDataset",
     "MNIST": "ppxcls lists on a folder of images, and ImageNetDataset",
-    "MixDataset": "one list with the lines of all",
+    "MixDataset": "one list with the lines of all lists",
     "VeriWild": _RETRIEVAL,
     "LogoDataset": _RETRIEVAL,
     "ICartoonDataset": _RETRIEVAL,
@@ -56,12 +55,12 @@ INSTEAD = {
     "BatchSampler": "DistributedBatchSampler",
     "DistributedRandomIdentitySampler": _RETRIEVAL,
     "PKSampler": _RETRIEVAL,
-    "MixSampler": "one list with the lines of all, or ClassBalancedSampler",
+    "MixSampler": "one list with the lines of all lists, or ClassBalancedSampler",
     # Transforms
     "RandCropImageV2": _CROP,
     "RandomCropImage": _CROP,
     "RandomResizedCrop": _CROP,
-    "DecodeRandomResizedCrop": f"DecodeImage and RandCropImage; {_CROP}",
+    "DecodeRandomResizedCrop": f"DecodeImage and {_CROP}",
     "CropMirrorNormalize": "CropImage, RandFlipImage and NormalizeImage",
     "RandomHorizontalFlip": "RandFlipImage",
     "RandomRotation": "RandAugment or TrivialAugment, which rotate too",
@@ -89,15 +88,15 @@ INSTEAD = {
             "DistillationKLDivLoss",
             "DistillationDKDLoss",
         ),
-        "CELoss; distillation has no place here",
+        "CELoss; distillation is not supported",
     ),
-    **dict.fromkeys(("DMLLoss", "KLDivLoss", "DistanceLoss"), "CELoss; distillation has no place here"),
+    **dict.fromkeys(("DMLLoss", "KLDivLoss", "DistanceLoss"), "CELoss; distillation is not supported"),
     **dict.fromkeys(
         ("TripletLossV2", "MSMLoss", "EmlLoss", "NpairsLoss", "TriHardLoss", "SupConLoss"), _RETRIEVAL
     ),
     "GoogLeNetLoss": "CELoss; the networks have one output",
     "GoogLeNetTopkAcc": "TopkAcc; the networks have one output",
-    "DistillationTopkAcc": "TopkAcc; distillation has no place here",
+    "DistillationTopkAcc": "TopkAcc; distillation is not supported",
     "MultiLabelMAP": f"TopkAcc or ClassReport; {_ONE_LABEL}",
     "TripletLoss": _RETRIEVAL,
     "CenterLoss": _RETRIEVAL,
@@ -117,6 +116,10 @@ INSTEAD = {
 
 
 def not_supported(word: object) -> str | None:
-    """The message for a word of PaddleClas that is not supported here; None for any other word."""
-    instead = INSTEAD.get(str(word))
-    return None if instead is None else f"{word!r} of PaddleClas is not supported here; instead: {instead}"
+    """Returns the message for a word of PaddleClas that is not supported here; None for any other word."""
+    alternative = ALTERNATIVES.get(str(word))
+    return (
+        None
+        if alternative is None
+        else f"{word!r} of PaddleClas is not supported here; instead: {alternative}"
+    )

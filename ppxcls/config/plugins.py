@@ -1,4 +1,4 @@
-"""A user's own modules: imported, they register their components."""
+"""Imports a user's own modules, which register their components."""
 
 from __future__ import annotations
 
@@ -10,39 +10,40 @@ from pathlib import Path
 from ppxcls.config.checks import Where
 from ppxcls.config.registry import registries
 
-_FROM_FILES: dict[Path, str] = {}  # plugins that were imported from files: the names of their modules
+_MODULE_NAMES: dict[Path, str] = {}  # module names of the plugins that were imported from files
 
 
 def import_plugin(name: str, folder: Path | None, where: Where) -> str:
-    """Import one plugin.
+    """Imports one plugin.
 
     Args:
-        name: of a module, which is looked for where Python looks, then in the current folder, then in
-            ``folder``; or a path that ends in ``.py``, relative to the current folder, or else to ``folder``.
-        folder: of the YAML; None if there is no file.
+        name: name of a module, or a path that ends in ``.py``. A module is searched for on Python's path,
+            then in the current folder, then in ``folder``. A path is relative to the current folder, or else
+            to ``folder``.
+        folder: folder of the YAML; None if there is no file.
         where: place of the plugin in the config, for error messages.
 
     Returns:
-        How it is found again from anywhere: the name of a module that Python finds, or else the file's
-            absolute path.
+        A name that finds the plugin from any folder: the module name if it is on Python's path, or else the
+            absolute path of the file.
 
     Raises:
-        ConfigError: it can't be found, or its import fails.
+        ConfigError: the plugin can't be found, or its import fails.
     """
-    # The package's own components come first, so that it is the plugin's fault if two have one name.
-    before = {kind: registry.registered() for kind, registry in registries().items()}
+    # The package's components are registered first. So if two have the same name, the plugin gets the error.
+    previous_names = {kind: registry.registered() for kind, registry in registries().items()}
     is_file = name.endswith(".py")
     try:
-        if not is_file and name not in _FROM_FILES.values() and _is_importable(name):
+        if not is_file and name not in _MODULE_NAMES.values() and _is_importable(name):
             importlib.import_module(name)
             return name
-        relative = Path(name) if is_file else Path(*name.split(".")).with_suffix(".py")
-        for base in [Path(), *([] if folder is None else [folder])]:
-            if (base / relative).is_file():
-                return _import_file((base / relative).resolve())
-    except (Exception, SystemExit) as error:  # a user's module can fail in any way
+        relative_path = Path(name) if is_file else Path(*name.split(".")).with_suffix(".py")
+        for search_folder in [Path(), *([] if folder is None else [folder])]:
+            if (search_folder / relative_path).is_file():
+                return _import_file((search_folder / relative_path).resolve())
+    except (Exception, SystemExit) as error:  # a user's module can raise any error
         for kind, registry in registries().items():
-            registry.forget(registry.registered() - before[kind])
+            registry.forget(registry.registered() - previous_names[kind])
         reason = " ".join(str(error).split())
         raise where.error(
             f"the plugin {name!r} can't be imported: {type(error).__name__}: {reason}"
@@ -55,13 +56,13 @@ def import_plugin(name: str, folder: Path | None, where: Where) -> str:
 def _is_importable(name: str) -> bool:
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # the package of a dotted name
+    except ModuleNotFoundError:  # the parent package of a dotted name is missing
         return False
 
 
 def _import_file(file: Path) -> str:
-    """Import a file under its own name, once. Files beside it can be imported by it."""
-    if file in _FROM_FILES:
+    """Imports a file under its own name, once. It can import other files in its folder."""
+    if file in _MODULE_NAMES:
         return str(file)
     if file.stem in sys.modules:
         raise ImportError(f"another module named {file.stem!r} is loaded already")
@@ -77,5 +78,5 @@ def _import_file(file: Path) -> str:
         raise
     finally:
         sys.path.remove(str(file.parent))
-    _FROM_FILES[file] = file.stem
+    _MODULE_NAMES[file] = file.stem
     return str(file)

@@ -1,9 +1,8 @@
-"""The one mechanism that names and builds components: a component's own signature is the schema of its block in
-the YAML.
+"""Names and builds components: the signature of a component is the schema of its block in the YAML.
 
-Only the mechanism is here. Each registry stands beside its components, such as ``LOSSES`` in
-``train/losses.py``. Components of the package are found by importing all modules of four packages; a user's
-own are found by importing the modules of ``Global.plugins``.
+This module contains the mechanism only. Each registry is defined beside its components, such as ``LOSSES`` in
+``train/losses.py``. The package's components register when all modules of four packages are imported. A
+user's own components register when the modules in ``Global.plugins`` are imported.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ C = TypeVar("C", bound=Callable[..., Any])
 
 
 class Block(Mapping[str, Any]):
-    """One component of a config: checked when the config was loaded, and never again.
+    """One component of a config. It was checked when the config was loaded, and is not checked again.
 
-    It reads as the YAML does, by key and by attribute: ``config.Optimizer.lr.learning_rate``,
+    It can be read like the YAML, by key and by attribute: ``config.Optimizer.lr.learning_rate``,
     ``config.Loss.Train[0].CELoss.epsilon``.
 
     Attributes:
-        kind: the registry's.
-        name: the component's.
-        arguments: checked and converted, its own and the common ones of its kind.
-        where: its place in the config.
-        listed: whether it is an item of a list, ``{Name: {...}}``, and not a block, ``{name: Name, ...}``.
+        kind: kind of the registry.
+        name: name of the component.
+        arguments: checked and converted arguments, including the common ones of the kind.
+        where: place in the config.
+        listed: True if it is an item of a list, ``{Name: {...}}``; False for a block, ``{name: Name, ...}``.
     """
 
     kind: str
@@ -55,8 +54,14 @@ class Block(Mapping[str, Any]):
     def __init__(
         self, kind: str, name: str, arguments: Mapping[str, Any], where: Where, listed: bool
     ) -> None:
-        own = {"kind": kind, "name": name, "arguments": EasyDict(arguments), "where": where, "listed": listed}
-        self.__dict__.update(own)
+        attributes = {
+            "kind": kind,
+            "name": name,
+            "arguments": EasyDict(arguments),
+            "where": where,
+            "listed": listed,
+        }
+        self.__dict__.update(attributes)
 
     def __getitem__(self, key: str) -> Any:
         if self.listed and key == self.name:
@@ -68,7 +73,7 @@ class Block(Mapping[str, Any]):
         return self.arguments[key]
 
     def __getattr__(self, key: str) -> Any:
-        if key.startswith("__") or "arguments" not in self.__dict__:  # while it is copied or pickled
+        if key.startswith("__") or "arguments" not in self.__dict__:  # during copying or unpickling
             raise AttributeError(key)
         try:
             return self[key]
@@ -76,7 +81,7 @@ class Block(Mapping[str, Any]):
             raise AttributeError(f"{self.where} has no key {key!r}") from None
 
     def __setattr__(self, key: str, value: Any) -> None:
-        """Set an argument, checked as when the config is loaded. Another component needs an override."""
+        """Sets and checks an argument. A change of the component needs an override."""
         if key == "name" or self.listed:
             raise AttributeError(f"{self.where}.{key} can't be set; load the config with an override")
         registry(self.kind).set_argument(self, key, value)
@@ -95,30 +100,39 @@ class Block(Mapping[str, Any]):
 
 @dataclass(frozen=True)
 class Component:
-    """Marks a key whose value is one component, ``{name: Cosine, ...}``, of the registry of this kind."""
+    """Annotates a key that takes one component, ``{name: Cosine, ...}``.
+
+    Attributes:
+        kind: kind of the registry that checks the component.
+    """
 
     kind: str
 
     def check(self, value: Any, where: Where) -> Block:
-        """The checked block.
+        """Returns the checked block.
 
         Raises:
-            ConfigError: no name, or an unknown one, or a wrong argument.
+            ConfigError: the name is missing or unknown, or an argument is invalid.
         """
         return registry(self.kind).block(value, where)
 
 
 @dataclass(frozen=True)
 class Components:
-    """Marks a key whose value is a list of components, ``- CELoss: {...}``, of the registry of this kind."""
+    """Annotates a key that takes a list of components, ``- CELoss: {...}``.
+
+    Attributes:
+        kind: kind of the registry that checks the components.
+    """
 
     kind: str
 
     def check(self, value: Any, where: Where) -> list[Block]:
-        """The checked blocks.
+        """Returns the checked blocks.
 
         Raises:
-            ConfigError: as ``Component.check``.
+            ConfigError: the value is no list, an item has another form, a name is unknown, or an argument is
+                invalid.
         """
         return registry(self.kind).blocks(value, where)
 
@@ -128,7 +142,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: the word for error messages, such as ``loss``.
-        provided: parameters that the program provides when it builds, and a config may not.
+        provided: names of the parameters that the program provides. A config must not contain them.
         common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's
             weight.
         base: class whose attributes and methods a registered class must have, because the program uses them.
@@ -154,7 +168,7 @@ class Registry(Generic[T]):
         self._hints: dict[str, dict[str, Any]] = {}
         self._default_facts = dict(facts or {})
         self._facts: dict[str, dict[str, Any]] = {}
-        self._lacks: dict[str, str | None] = {}
+        self._unmet_requirements: dict[str, str | None] = {}
         _REGISTRIES[kind] = self
 
     @typing.overload
@@ -164,7 +178,7 @@ class Registry(Generic[T]):
     def register(self, *, lacks: str | None = None, **facts: Any) -> Callable[[C], C]: ...
 
     def register(self, component: Any = None, *, lacks: str | None = None, **facts: Any) -> Any:
-        """Register a class or a function under its ``__name__``; a decorator, with or without arguments.
+        """Registers a class or a function under its ``__name__``; a decorator, with or without arguments.
 
         Args:
             component: the annotations of its parameters are the schema.
@@ -185,28 +199,32 @@ class Registry(Generic[T]):
         if unknown_facts := facts.keys() - self._default_facts.keys():
             known = ", ".join(sorted(self._default_facts)) or "none"
             raise TypeError(f"{self.kind} {name}: unknown fact {min(unknown_facts)!r}; allowed: {known}")
-        # In a notebook, a cell is run again.
+        # A notebook may run a cell again.
         if (
             name in self._components
             and not component.__module__ == self._components[name].__module__ == "__main__"
         ):
             raise TypeError(f"{self.kind} {name!r} is registered twice")
-        if inspect.isclass(component) and self._base is not None and (missing := self._missing(component)):
+        if (
+            inspect.isclass(component)
+            and self._base is not None
+            and (missing_members := self._missing_members(component))
+        ):
             raise TypeError(
-                f"{self.kind} {name}: no {', '.join(missing)}; derive the class from {self._base.__name__}"
+                f"{self.kind} {name}: no {', '.join(missing_members)}; derive the class from {self._base.__name__}"
             )
         self._hints[name] = self._schema(component)
         self._components[name] = component
         self._facts[name] = {**self._default_facts, **facts}
-        self._lacks[name] = lacks
+        self._unmet_requirements[name] = lacks
         return component
 
-    def _missing(self, candidate: Any) -> list[str]:
-        """What the program uses of a component of this kind, and the candidate lacks."""
+    def _missing_members(self, candidate: Any) -> list[str]:
+        """Returns the attributes and methods of the base class that the candidate lacks."""
         return [key for key in dir(self._base) if not key.startswith("_") and not hasattr(candidate, key)]
 
     def _schema(self, component: Callable[..., Any]) -> dict[str, Any]:
-        if getattr(component, "__init__", None) in _NO_INITS and inspect.isclass(component):
+        if getattr(component, "__init__", None) in _EMPTY_INITS and inspect.isclass(component):
             return {}
         parameters = [
             p for p in inspect.signature(component).parameters.values() if p.name not in self._provided
@@ -219,49 +237,51 @@ class Registry(Generic[T]):
             and "__init__" in vars(component)
             and "__dataclass_fields__" in vars(component)
         ):
-            function = component  # its __init__ is generated
+            function = component  # its __init__ is generated, so the class has the annotations
         hints = typing.get_type_hints(function, include_extras=True)
-        missing = [p.name for p in parameters if p.name not in hints]
-        if missing:
-            raise TypeError(f"{self.kind} {component.__name__}: no annotation for {', '.join(missing)}")
+        missing_names = [p.name for p in parameters if p.name not in hints]
+        if missing_names:
+            raise TypeError(f"{self.kind} {component.__name__}: no annotation for {', '.join(missing_names)}")
         return {p.name: hints[p.name] for p in parameters}
 
     def names(self) -> list[str]:
-        """All registered names, sorted."""
+        """Returns all registered names, sorted."""
         _import_components()
         return sorted(self._components)
 
     def get(self, name: Any, where: Where) -> Callable[..., Any]:
-        """The component of this name.
+        """Returns the component with this name.
 
         Raises:
-            ConfigError: there is none, or this installation lacks something for it.
+            ConfigError: the name is unknown, or this installation does not meet a requirement of the
+                component.
         """
         names = self.names()
         if name not in names:
             raise where.error(unknown(name, names, self.kind))
-        if (lacks := self._lacks[name]) is not None:
-            raise where.error(f"{self.kind} {name} needs {lacks}")
+        if (requirement := self._unmet_requirements[name]) is not None:
+            raise where.error(f"{self.kind} {name} needs {requirement}")
         return self._components[name]
 
     def fact(self, name: str, key: str) -> Any:
-        """A fact that a component declared when it was registered, or its default."""
+        """Returns a fact that a component declared when it was registered, or the default of the fact."""
         _import_components()
         return self._facts.get(name, self._default_facts)[key]
 
     def schema(self, name: str) -> dict[str, Any]:
-        """Type annotations of the component's own arguments, by name."""
+        """Returns the type annotations of the component's own arguments, by name."""
         return dict(self._hints[name])
 
     def block(self, value: Any, where: Where) -> Block:
-        """The block of one component, ``{name: Cosine, ...}``, checked; one that was checked before is returned
-        as it is.
+        """Checks one component, ``{name: Cosine, ...}``, and returns its block.
+
+        A value that is a block already is returned unchanged.
 
         Raises:
-            ConfigError: no name, an unknown one, or a wrong argument.
+            ConfigError: the name is missing or unknown, or an argument is invalid.
         """
         if isinstance(value, Block):
-            return self._own(value)
+            return self._check_kind(value)
         value = check_value(value, dict, where)
         if "name" not in value:
             raise where.error(f"the key name is missing; allowed: {', '.join(self.names())}")
@@ -275,18 +295,20 @@ class Registry(Generic[T]):
         )
 
     def blocks(self, value: Any, where: Where) -> list[Block]:
-        """The blocks of a list of components, each ``{Name: {...}}``, ``{Name: null}`` or ``Name``, checked as
-        by ``block``.
+        """Checks a list of components, and returns their blocks.
+
+        An item is ``{Name: {...}}``, ``{Name: null}``, ``Name``, or a block that was checked before.
 
         Raises:
-            ConfigError: no list, an item of another form, an unknown name, or a wrong argument.
+            ConfigError: the value is no list, an item has another form, a name is unknown, or an argument is
+                invalid.
         """
         items = value if isinstance(value, list) else check_value(value, list, where)
-        return [self._listed(item, where / i) for i, item in enumerate(items)]
+        return [self._list_item_block(item, where / i) for i, item in enumerate(items)]
 
-    def _listed(self, item: Any, where: Where) -> Block:
+    def _list_item_block(self, item: Any, where: Where) -> Block:
         if isinstance(item, Block):
-            return self._own(item)
+            return self._check_kind(item)
         if isinstance(item, str):
             item = {item: None}
         if not isinstance(item, dict) or len(item) != 1:
@@ -296,7 +318,7 @@ class Registry(Generic[T]):
         arguments = {} if arguments is None else check_value(arguments, dict, place)
         return Block(self.kind, name, self.check(name, arguments, place, place), place, listed=True)
 
-    def _own(self, block: Block) -> Block:
+    def _check_kind(self, block: Block) -> Block:
         if block.kind != self.kind:
             raise block.where.error(f"expected a {self.kind}, received the {block.kind} {block.name}")
         return block
@@ -304,113 +326,122 @@ class Registry(Generic[T]):
     def check(
         self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where
     ) -> dict[str, Any]:
-        """Check arguments against the signature of the component and the common keys.
+        """Checks arguments against the signature of the component and the common keys.
 
         Returns:
             The arguments, converted to the annotated types.
 
         Raises:
-            ConfigError: unknown name, an unknown or missing argument, a wrong type or value.
+            ConfigError: the name is unknown, or an argument is unknown, missing or invalid.
         """
         component = self.get(name, name_where)
-        own, allowed = self._hints[name], self._allowed(name)
-        arguments = without_unused(arguments, allowed)
+        own_hints, allowed_hints = self._hints[name], self._allowed_hints(name)
+        arguments = without_unused(arguments, allowed_hints)
         for key in arguments:
-            self._check_known(key, allowed, name, where)
-        required = [
+            self._check_argument_name(key, allowed_hints, name, where)
+        required_names = [
             p.name
             for p in inspect.signature(component).parameters.values()
-            if p.default is p.empty and p.name in own
+            if p.default is p.empty and p.name in own_hints
         ]
         if self.common:
-            required += [
+            required_names += [
                 f.name for f in fields(self.common) if f.default is MISSING and f.default_factory is MISSING
             ]
-        for key in required:
+        for key in required_names:
             if key not in arguments:
-                raise where.error(f"{self.kind} {name} needs the argument {key}: {type_name(allowed[key])}")
-        return {key: check_value(value, allowed[key], where / key) for key, value in arguments.items()}
+                raise where.error(
+                    f"{self.kind} {name} needs the argument {key}: {type_name(allowed_hints[key])}"
+                )
+        return {key: check_value(value, allowed_hints[key], where / key) for key, value in arguments.items()}
 
     def set_argument(self, block: Block, key: str, value: Any) -> None:
-        """Change one argument of a block, in a notebook.
+        """Changes one argument of a block, in a notebook.
 
         Raises:
             ConfigError: the argument is unknown, or the value is invalid.
         """
-        allowed = self._allowed(block.name)
-        self._check_known(key, allowed, block.name, block.where)
-        block.arguments[key] = check_value(value, allowed[key], block.where / key)
+        allowed_hints = self._allowed_hints(block.name)
+        self._check_argument_name(key, allowed_hints, block.name, block.where)
+        block.arguments[key] = check_value(value, allowed_hints[key], block.where / key)
 
-    def _check_known(self, key: Any, allowed: Mapping[str, Any], name: str, where: Where) -> None:
-        if key not in allowed:
-            raise (where / key).error(unknown(key, sorted(allowed), f"argument of {self.kind} {name}"))
+    def _check_argument_name(
+        self, key: Any, allowed_hints: Mapping[str, Any], name: str, where: Where
+    ) -> None:
+        if key not in allowed_hints:
+            raise (where / key).error(unknown(key, sorted(allowed_hints), f"argument of {self.kind} {name}"))
 
-    def _allowed(self, name: str) -> dict[str, Any]:
-        """Annotations of the arguments that a block may have."""
+    def _allowed_hints(self, name: str) -> dict[str, Any]:
+        """Returns the annotations of the arguments that a block may have."""
         common = typing.get_type_hints(self.common, include_extras=True) if self.common else {}
         return {**common, **self._hints[name]}
 
     def components(self) -> dict[str, Callable[..., Any]]:
-        """All components by name."""
+        """Returns all components by name."""
         _import_components()
         return dict(self._components)
 
     def registered(self) -> set[str]:
-        """The names so far, without importing anything."""
+        """Returns the names that are registered so far, without importing anything."""
         return set(self._components)
 
     def forget(self, names: set[str]) -> None:
-        """Take back registrations, because the import of their module has failed."""
+        """Removes registrations after the import of their module has failed."""
         for name in names:
-            del self._components[name], self._hints[name], self._facts[name], self._lacks[name]
+            del self._components[name], self._hints[name], self._facts[name], self._unmet_requirements[name]
 
     def build(self, block: Block, **provided: Any) -> T:
-        """Call the component with its block's arguments and those of ``provided`` that it has parameters for.
+        """Calls the component with its block's arguments, and with those of ``provided`` that it has parameters for.
 
         Raises:
             ConfigError: for a ValueError of the component itself, which says what no annotation can.
         """
         component = self._components[block.name]
         parameters = inspect.signature(component).parameters
-        own = {key: value for key, value in dict.items(block.arguments) if key in self._hints[block.name]}
-        own |= {key: value for key, value in provided.items() if key in parameters}
+        arguments = {
+            key: value for key, value in dict.items(block.arguments) if key in self._hints[block.name]
+        }
+        arguments |= {key: value for key, value in provided.items() if key in parameters}
         try:
-            built = component(**own)
+            instance = component(**arguments)
         except ValueError as error:
             raise block.where.error(f"{self.kind} {block.name}: {error}") from error
-        if self._base is not None and (missing := self._missing(built)):
-            made = f"{self.kind} {block.name} returns an object without {', '.join(missing)}"
-            raise block.where.error(f"{made}; derive its class from ppxcls's {self._base.__name__}")
-        return typing.cast(T, built)
+        if self._base is not None and (missing_members := self._missing_members(instance)):
+            message = f"{self.kind} {block.name} returns an object without {', '.join(missing_members)}"
+            raise block.where.error(f"{message}; derive its class from ppxcls's {self._base.__name__}")
+        return typing.cast(T, instance)
 
     def common_keys(self, block: Block) -> Any:
-        """The instance of the ``common`` dataclass that a block holds."""
+        """Returns an instance of the ``common`` dataclass with the values of a block."""
         assert self.common is not None
         names = {f.name for f in fields(self.common)}
         return self.common(**{key: value for key, value in dict.items(block.arguments) if key in names})
 
 
-_NO_INITS = object.__init__, _Plain.__init__  # what a class without parameters inherits, also from a Protocol
+_EMPTY_INITS = (
+    object.__init__,
+    _Plain.__init__,
+)  # inherited by a class without parameters, also from a Protocol
 _REGISTRIES: dict[str, Registry[Any]] = {}
 
 
 def registry(kind: str) -> Registry[Any]:
-    """The registry of this kind."""
+    """Returns the registry of this kind."""
     _import_components()
     return _REGISTRIES[kind]
 
 
 def registries() -> dict[str, Registry[Any]]:
-    """All registries by kind."""
+    """Returns all registries by kind."""
     _import_components()
     return dict(_REGISTRIES)
 
 
 @functools.cache
 def _import_components() -> None:
-    """Import every module of the packages that have components, which registers them."""
+    """Imports all modules of the packages that contain components. The import registers them."""
     for name in _PACKAGES:
         package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{name}."):
-            if not module.name.endswith("_kernels"):  # they import numba, which may be missing
+            if not module.name.endswith("_kernels"):  # these modules import numba, which may be missing
                 importlib.import_module(module.name)

@@ -1,9 +1,9 @@
 """The typed sections of a config.
 
-Components are marked by their kind and checked by the registry of that kind.
+An annotation gives the kind of a component, and the registry of that kind checks it.
 
-The schema is PaddleClas's, so that its YAMLs run unchanged. Keys of PaddleClas that have no effect here are
-declared with the only value that is allowed.
+The schema is PaddleClas's, so its YAMLs run unchanged. Keys of PaddleClas that have no effect here are
+declared with the only allowed value.
 """
 
 from __future__ import annotations
@@ -23,55 +23,59 @@ class GlobalSection:
     """Settings of the whole run.
 
     Attributes:
-        device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed Paddle knows.
-        output_dir: all files are written to ``<output_dir>/<Arch.name>/``.
-        save_interval: epochs between ``epoch_N`` checkpoints, which are never removed.
-        latest_interval: epochs between writes of ``latest`` and ``step_N``; they are also written at the end
-            and at a signal.
-        save_interval_steps: optimizer steps between checkpoints inside an epoch; null for none.
-        save_interval_minutes: minutes between checkpoints inside an epoch; null for none.
-        keep_last: number of ``step_N`` checkpoints that are kept.
-        best_model_optimizer: write the optimizer's state with ``best_model`` too, so that a run can go on
-            from it.
-        weights_format: of the weights in checkpoints, ``.pdparams`` as Paddle's or ``.safetensors``.
-        eval_during_train: evaluate while training.
-        eval_interval: epochs between evaluations.
-        start_eval_epoch: first epoch after which to evaluate.
-        epochs: epochs of the whole run.
-        print_batch_step: iterations between log lines.
-        use_visualdl: write curves for VisualDL to ``vdl/``.
-        seed: decides the initial weights, the order of the samples, and every random choice about a sample;
+        device: kind of device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed
+            Paddle knows.
+        output_dir: folder of all runs. A run writes its files to ``<output_dir>/<Arch.name>/``.
+        save_interval: number of epochs between ``epoch_N`` checkpoints, which are never removed.
+        latest_interval: number of epochs between writes of ``latest`` and ``step_N``. They are also written
+            at the end and after a signal.
+        save_interval_steps: number of optimizer steps between checkpoints within an epoch; null for no such
+            checkpoints.
+        save_interval_minutes: minutes between checkpoints within an epoch; null for no such checkpoints.
+        keep_last: number of ``step_N`` checkpoints to keep.
+        best_model_optimizer: True to write the optimizer's state with ``best_model`` too, so that a run can
+            resume from it.
+        weights_format: format of the weights in checkpoints: Paddle's ``.pdparams``, or ``.safetensors``.
+        eval_during_train: True to evaluate during training.
+        eval_interval: number of epochs between evaluations.
+        start_eval_epoch: first epoch that is followed by an evaluation.
+        epochs: number of epochs of the whole run.
+        print_batch_step: number of iterations between log lines.
+        use_visualdl: True to write curves for VisualDL to ``vdl/``.
+        seed: seed of the initial weights, the order of the samples, and every random choice about a sample;
             null is 0.
-        pretrained_model: weights to start from or to evaluate; ``.pdparams`` may be left out.
-        checkpoints: checkpoint to resume from, without extension; ``auto`` takes the newest whole one of the
-            run, if there is one.
-        allow_changes: resume even if network, optimizer, seed, training list or samples per step have
+        pretrained_model: weights to start from or to evaluate. The extension ``.pdparams`` may be omitted.
+        checkpoints: checkpoint to resume, without extension; ``auto`` takes the newest whole one of the run,
+            if there is one.
+        allow_changes: True to resume even if network, optimizer, seed, training list or samples per step have
             changed.
-        update_freq: micro-batches whose gradients are accumulated for one optimizer step.
-        samples_per_step: samples of all processes in one optimizer step. It decides ``update_freq``, for any
-            number of processes.
-        hang_timeout: seconds without progress after which a run ends.
-        on_bad_image: ``raise`` stops at an unreadable sample; ``skip`` leaves it out and lists it.
-        max_bad_share: largest share of unreadable samples in a list; with more, the run stops.
-        deterministic: use the device's deterministic operators.
-        check_data: look for every listed file before the first step.
-        image_shape: PaddleClas's key, ``[3, H, W]``. The transforms decide the size; a warning says if this
-            differs from it.
+        update_freq: number of micro-batches per optimizer step. Their gradients are accumulated.
+        samples_per_step: number of samples of all processes in one optimizer step. It sets ``update_freq``,
+            for any number of processes.
+        hang_timeout: seconds without progress until the run is ended.
+        on_bad_image: reaction to an unreadable sample: ``raise`` stops the run; ``skip`` leaves the sample
+            out and lists it.
+        max_bad_share: largest fraction of unreadable samples in a list. The run stops if there are more.
+        deterministic: True to use the device's deterministic operators.
+        check_data: True to look for every listed file before the first step.
+        image_shape: PaddleClas's key, ``[3, H, W]``. The transforms determine the size; a warning reports if
+            this key differs from it.
         image_channel: PaddleClas's key; it has no effect.
         save_inference_dir: folder of exported models.
-        eval_mode, task, train_mode: PaddleClas's keys with the only value that is supported.
-        to_static: compile the network to a static graph for training and evaluation.
-        cudnn_search: let cuDNN try all algorithms for each shape of convolution, and use its persistent batch
-            norm; GPUs only.
-        pin_memory: copy training batches from pinned memory without waiting for the copy; GPUs only.
+        eval_mode, task, train_mode: PaddleClas's keys, each with the only supported value.
+        to_static: True to compile the network to a static graph for training and evaluation.
+        cudnn_search: True to let cuDNN try all algorithms for each shape of convolution, and use its
+            persistent batch norm; GPUs only.
+        pin_memory: True to copy training batches from pinned memory without waiting for the copy; GPUs only.
         comm_buffer_size: megabytes of gradients that processes exchange at once.
-        scale_lr: multiply the whole schedule by the samples per step over ``base_batch_size``: ``linear``
-            (arXiv:1706.02677), or by the root of it, ``sqrt`` (arXiv:1404.5997).
+        scale_lr: scaling of the whole schedule. The ratio is the samples per step over ``base_batch_size``.
+            ``linear`` multiplies by the ratio (arXiv:1706.02677), ``sqrt`` by its square root
+            (arXiv:1404.5997).
         base_batch_size: samples per step of all processes for which the learning rate was chosen.
-        use_dali, use_multilabel: PaddleClas's keys for what is not supported.
+        use_dali, use_multilabel: PaddleClas's keys for features that are not supported.
         plugins: modules with your own components: names, or paths of ``.py`` files. They are imported before
             the config is checked.
-        trackers: components that receive the figures of the run, in addition to ``metrics.jsonl``.
+        trackers: components that receive the metrics of the run, in addition to ``metrics.jsonl``.
     """
 
     checkpoints: str | None = None
@@ -120,18 +124,20 @@ class GlobalSection:
 
 @dataclass
 class AMPSection:
-    """Automatic mixed precision. The section alone turns it on, as in PaddleClas.
+    """Automatic mixed precision. The presence of the section turns it on, as in PaddleClas.
 
     Attributes:
-        use_amp: False turns it off.
+        use_amp: False to turn it off.
         scale_loss: initial loss scale.
-        use_fp16_test: evaluate under AMP as well.
-        use_dynamic_loss_scaling: adapt the loss scale to what overflows.
-        dtype: type of the computation. On a CPU ``bfloat16`` takes effect under O1, for dense convolutions in
-            training, if the processor has AVX512-BF16 or AMX; ``float16`` has none.
-        level: O1 casts operator by operator; O2 keeps the weights in ``dtype``, with float32 master copies.
-        use_promote: under O2, compute in float32 if an operator's inputs differ in type.
-        max_skipped_steps: the run stops if loss scaling skips more steps in a row.
+        use_fp16_test: True to use AMP in evaluations too.
+        use_dynamic_loss_scaling: True to adapt the loss scale to overflows of the gradients.
+        dtype: type of the computation. On a CPU, ``bfloat16`` has an effect under O1, for dense convolutions
+            in training, if the processor has AVX512-BF16 or AMX; ``float16`` has none.
+        level: level of AMP. O1 casts operator by operator; O2 keeps the weights in ``dtype``, with float32
+            master copies.
+        use_promote: True to compute in float32 under O2 if the inputs of an operator differ in type.
+        max_skipped_steps: largest number of consecutive steps that loss scaling may skip. The run stops after
+            more.
     """
 
     use_amp: bool = True
@@ -146,14 +152,14 @@ class AMPSection:
 
 @dataclass
 class EMASection:
-    """A moving average of the weights, which is evaluated and exported in their place.
+    """A moving average of the weights, which is evaluated and exported instead of the weights.
 
-    The section alone turns it on.
+    The presence of the section turns it on.
 
     Attributes:
-        use_ema: False turns it off.
+        use_ema: False to turn it off.
         decay: decay of the average in each optimizer step.
-        warmup: limit the decay of step n to (1 + n) / (10 + n).
+        warmup: True to limit the decay of step n to (1 + n) / (10 + n).
     """
 
     use_ema: bool = True
@@ -163,11 +169,11 @@ class EMASection:
 
 @dataclass
 class LossSection:
-    """Losses. Several losses are added, each with its ``weight``.
+    """Losses. Several losses are added, each multiplied by its ``weight``.
 
     Attributes:
         Train: training losses.
-        Eval: evaluation losses; null is CELoss.
+        Eval: evaluation losses; null for CELoss.
     """
 
     Train: Annotated[list[Block], Components("loss")]
@@ -179,8 +185,8 @@ class MetricSection:
     """Metrics.
 
     Attributes:
-        Train: training metrics, skipped if labels are mixed; null for none.
-        Eval: evaluation metrics; the first figure decides which checkpoint is ``best_model``.
+        Train: training metrics, skipped if labels are mixed; null for no metrics.
+        Eval: evaluation metrics. The first figure decides which checkpoint is ``best_model``.
     """
 
     Train: Annotated[list[Block], Components("metric")] | None = None
@@ -189,12 +195,13 @@ class MetricSection:
 
 @dataclass
 class LoaderSection:
-    """How samples are read.
+    """Settings for reading the samples.
 
     Attributes:
-        num_workers: number of threads that read and decode; 0 uses the loop's own thread.
+        num_workers: number of threads that read and decode; 0 uses the thread of the training loop.
         use_shared_memory: PaddleClas's key; it has no effect, because threads share their memory anyway.
-        read_patience: seconds to retry a disk that reports EIO, ESTALE or a similar error.
+        read_patience: seconds during which reads are retried if a disk reports EIO, ESTALE or a similar
+            error.
         collate_fn, persistent_workers, prefetch_factor, timeout: keys of Paddle's loader; they have no
             effect, because there are no processes.
     """
@@ -213,9 +220,9 @@ class DatasetSection:
     """One data set.
 
     Attributes:
-        dataset: the samples and how they are prepared.
-        sampler: the order of the samples, and the size of a batch.
-        loader: the threads that read them.
+        dataset: samples and their preparation.
+        sampler: order of the samples, and size of a batch.
+        loader: threads that read the samples.
     """
 
     dataset: Annotated[Block, Component("dataset")]
@@ -238,12 +245,12 @@ class DataLoaderSection:
 
 @dataclass
 class PostProcessSection:
-    """What is printed of a prediction.
+    """The output of a prediction.
 
     Attributes:
-        name: PaddleClas's key with the only value that is supported.
-        topk: number of classes.
-        class_id_map_file: class names, a file of ``id name`` lines.
+        name: PaddleClas's key, with the only supported value.
+        topk: number of classes to print.
+        class_id_map_file: file of class names, with lines ``id name``.
     """
 
     name: Literal["Topk"] = "Topk"
@@ -256,10 +263,10 @@ class InferSection:
     """Prediction.
 
     Attributes:
-        infer_imgs: a file, a folder or a pattern.
-        batch_size: images per batch.
+        infer_imgs: image file, folder or pattern.
+        batch_size: number of images per batch.
         transforms: preparation of the images; empty for that of the evaluation.
-        PostProcess: what is printed.
+        PostProcess: output of a prediction.
     """
 
     infer_imgs: str | None = None
@@ -273,11 +280,11 @@ class Config:
     """A checked config: typed sections, and a ``Block`` for each component.
 
     Attributes:
-        Arch: the network.
-        Optimizer: the optimizer and its learning-rate schedule.
-        sources: where each key was written, for error messages.
-        overrides: the keys that the command line gave, list items by their indices.
-        own_folder: folder of the run whose ``config.yaml`` this is; None for any other YAML.
+        Arch: network.
+        Optimizer: optimizer and its learning-rate schedule.
+        sources: source of each key, for error messages.
+        overrides: key paths that the command line gave, with list items as indices.
+        own_folder: folder of the run that wrote this ``config.yaml``; None for any other YAML.
     """
 
     Arch: Annotated[Block, Component("model")]
@@ -294,12 +301,15 @@ class Config:
     own_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def where(self, path: str = "") -> Where:
-        """The place of a key, such as ``DataLoader.Train``, for error messages."""
+        """Returns the place of a key, such as ``DataLoader.Train``, for error messages."""
         return Where(tuple(path.split(".")) if path else (), self.sources)
 
     @property
     def run_folder(self) -> Path:
-        """The folder of the run: the one that its ``config.yaml`` lies in, or else ``<output_dir>/<Arch.name>``."""
+        """The folder of the run.
+
+        It is the folder that contains the run's ``config.yaml``, or else ``<output_dir>/<Arch.name>``.
+        """
         return self.own_folder or Path(self.Global.output_dir) / self.Arch.name
 
     @property
@@ -309,16 +319,18 @@ class Config:
         return list(section.dataset.get("transform_ops") or []) if section else []
 
     def is_override(self, path: str) -> bool:
-        """Whether the command line, or ``overrides`` in a notebook, gave this key, a part of it, or what it is a part of."""
+        """True if the command line, or ``overrides`` in a notebook, gave a key or a part of it.
+
+        An override of a section above the key counts too.
+        """
         keys = tuple(path.split("."))
-        return any(given[: len(keys)] == keys[: len(given)] for given in self.overrides)
+        return any(override[: len(keys)] == keys[: len(override)] for override in self.overrides)
 
     def to_yaml(self, is_run: bool = False) -> str:
-        """The config as YAML that loads to the same config.
+        """Returns the config as YAML, which loads to the same config.
 
         Args:
-            is_run: leave out what belongs to one start of a run, not to the run: the checkpoint to resume
-                from.
+            is_run: True to leave out the keys of one start of a run, such as the checkpoint to resume.
         """
         sections = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.init}
         if is_run:
@@ -327,7 +339,7 @@ class Config:
 
 
 def plain(value: Any) -> Any:
-    """A value of a config as YAML's own types."""
+    """Returns a value of a config as YAML's own types."""
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""YAML as configs need it: a line for every key, numbers of YAML 1.2, and PaddleClas's ``None``.
+"""Reads and writes YAML for configs: a line for every key, numbers of YAML 1.2, and PaddleClas's ``None``.
 
-YAML 1.1, which PyYAML reads, takes ``010`` for 8, ``1:30`` for 90 and ``2026-11-25`` for a date. Here they
-are strings: a key that wants a number refuses them, and a key that wants a string gets what is written.
+PyYAML reads YAML 1.1, in which ``010`` is 8, ``1:30`` is 90 and ``2026-11-25`` is a date. Here these are
+strings. A key that expects a number refuses them, and a key that expects a string gets the written text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 from ppxcls.config.checks import ConfigError, KeyPath
 
 _MAX_DEPTH, _MAX_KEYS = 50, 20_000  # limits, because an alias can repeat or contain itself
-_PREFIX = "tag:yaml.org,2002:"
+_TAG_PREFIX = "tag:yaml.org,2002:"
 _NUMBERS_AND_NULL = (
     ("int", r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7]+|0b[01_]+)", "-+0123456789"),
     (
@@ -27,16 +27,19 @@ _NUMBERS_AND_NULL = (
 
 
 def _with_resolvers(kind: type[Any]) -> type[Any]:
-    """The class with the resolvers of plain scalars that are described above; PyYAML's for booleans and merge keys stay."""
-    replaced = {_PREFIX + name for name in ("int", "float", "null", "timestamp")}
-    kept = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
+    """Gives a class the resolvers of plain scalars that the module's docstring describes.
+
+    PyYAML's resolvers of booleans and merge keys stay.
+    """
+    replaced_tags = {_TAG_PREFIX + name for name in ("int", "float", "null", "timestamp")}
+    other_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced_tags]
         for first, resolvers in kind.yaml_implicit_resolvers.items()
     }
-    kind.yaml_implicit_resolvers = kept
+    kind.yaml_implicit_resolvers = other_resolvers
     for name, pattern, first in _NUMBERS_AND_NULL:
-        characters = ["" if c == "\0" else c for c in first]  # the empty string begins with no character
-        kind.add_implicit_resolver(_PREFIX + name, re.compile(f"(?:{pattern})$"), characters)
+        characters = ["" if c == "\0" else c for c in first]  # "" is the first character of the empty string
+        kind.add_implicit_resolver(_TAG_PREFIX + name, re.compile(f"(?:{pattern})$"), characters)
     return kind
 
 
@@ -54,15 +57,15 @@ _CONSTRUCTOR = _Loader("")
 
 
 def read_yaml(text: str, name: str, sources: dict[KeyPath, str] | None = None) -> Any:
-    """The value of a YAML text.
+    """Returns the value of a YAML text.
 
     Args:
-        text: the YAML.
-        name: of the file or the override, for error messages.
-        sources: filled with ``name:line`` of every key path; None if the text has no lines worth naming.
+        text: YAML text.
+        name: name of the file or the override, for error messages.
+        sources: dictionary to fill with ``name:line`` of every key path; None if line numbers are not useful.
 
     Raises:
-        ConfigError: it is not valid YAML, a key is written twice, or it is nested too deeply.
+        ConfigError: the text is not valid YAML, a key is written twice, or the text is nested too deeply.
     """
     document = _Document(name, sources)
     try:
@@ -77,24 +80,24 @@ def read_yaml(text: str, name: str, sources: dict[KeyPath, str] | None = None) -
 
 
 def write_yaml(value: Any) -> str:
-    """The YAML of plain values, which ``read_yaml`` reads back to the same values."""
+    """Returns the YAML of plain values. ``read_yaml`` reads it back to the same values."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 class _Document:
-    """Turns nodes into values. An alias is a node like any other, so what it repeats is counted each time."""
+    """Turns nodes into values. An alias is a node like any other, so a repeated value counts each time."""
 
     def __init__(self, name: str, sources: dict[KeyPath, str] | None) -> None:
         self._name, self._sources = name, sources
         self._count = 0
 
     def error(self, mark: Any, message: str) -> ConfigError:
-        """An error that names the file and, if there are lines, the line."""
+        """Returns an error with the file and, if lines are recorded, the line."""
         line = f":{mark.line + 1}" if mark is not None and self._sources is not None else ""
         return ConfigError(f"{self._name}{line}: {message}")
 
     def value(self, node: yaml.Node, keys: KeyPath) -> Any:
-        """The plain value of a node; records the line of every key path below it."""
+        """Returns the plain value of a node, and records the line of every key path below it."""
         self._count_one(len(keys))
         self._record(keys, node)
         if isinstance(node, yaml.MappingNode):
@@ -113,12 +116,15 @@ class _Document:
     def _pairs(
         self, node: yaml.MappingNode, keys: KeyPath, depth: int = 0
     ) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-        """Key and value nodes by key. A mapping's own keys take precedence over what it merges by ``<<``."""
-        merged: dict[str, tuple[yaml.Node, yaml.Node]] = {}
-        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        """Returns the key and value nodes of a mapping by key.
+
+        A mapping's own keys take precedence over the keys that it merges by ``<<``.
+        """
+        merged_pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        own_pairs: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key_node, value_node in node.value:
             self._count_one(len(keys) + depth)
-            if key_node.tag == f"{_PREFIX}merge":
+            if key_node.tag == f"{_TAG_PREFIX}merge":
                 for source in reversed(
                     value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
                 ):
@@ -126,15 +132,15 @@ class _Document:
                         raise self.error(
                             key_node.start_mark, f"{'.'.join((*keys, '<<'))}: expected a mapping to merge"
                         )
-                    merged |= self._pairs(source, keys, depth + 1)
+                    merged_pairs |= self._pairs(source, keys, depth + 1)
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self.error(key_node.start_mark, f"{'.'.join(keys)}: expected a word as key")
-            if key_node.value in own:
+            if key_node.value in own_pairs:
                 path = ".".join((*keys, key_node.value))
                 raise self.error(key_node.start_mark, f"{path}: written twice in the same mapping")
-            own[key_node.value] = (key_node, value_node)
-        return {**merged, **own}
+            own_pairs[key_node.value] = (key_node, value_node)
+        return {**merged_pairs, **own_pairs}
 
     def _count_one(self, depth: int) -> None:
         self._count += 1
@@ -148,5 +154,5 @@ class _Document:
 
 
 def _reason(error: Exception) -> str:
-    """PyYAML's own words, in one line."""
+    """Returns PyYAML's own message, in one line."""
     return getattr(error, "problem", None) or " ".join(str(error).split())

@@ -2,10 +2,8 @@
 
 import os
 
-# OpenCV reads this limit when it is imported. It refuses images with more pixels before it allocates their
-# memory.
-os.environ.setdefault(
-    "OPENCV_IO_MAX_IMAGE_PIXELS", str(178_956_970)
-)  # 512 MiB decoded; Pillow warns from there on as well
-# Its own messages about damaged files repeat ours, on several lines.
+# OpenCV reads this limit when it is imported. It refuses larger images before it allocates memory for them.
+# This number of pixels is 512 MiB when decoded. By default, Pillow also raises an error above it.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(178_956_970))
+# OpenCV's own messages about damaged files repeat ours, on several lines.
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

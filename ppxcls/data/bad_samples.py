@@ -12,15 +12,15 @@ from ppxcls.system.paths import printable
 
 
 class BadSamples:
-    """The file of the samples that were left out, one line each: ``list:line<tab>path<tab>reason``.
+    """The file that lists the skipped samples, one per line: ``list:line<tab>path<tab>reason``.
 
-    A resumed run continues the file, and a new run moves it aside with the others of the earlier run. Every
+    A resumed run appends to the file. A new run moves it aside with the other files of the earlier run. Every
     process adds its own samples.
 
     Args:
-        file: ``bad_samples.txt`` in the run's folder.
-        dataset: that the samples belong to.
-        max_share: largest share of the data set's samples; with more, the run stops.
+        file: path of ``bad_samples.txt`` in the run's folder.
+        dataset: data set that contains the samples.
+        max_share: largest share of unreadable samples in the data set, 0 to 1; the run stops above it.
     """
 
     def __init__(self, file: Path, dataset: Dataset, max_share: float) -> None:
@@ -30,7 +30,7 @@ class BadSamples:
         self._lock = threading.Lock()
 
     def add(self, index: int, error: DataError) -> None:
-        """List a sample that is not listed yet.
+        """Adds a sample to the file, unless it is listed already.
 
         Raises:
             DataError: too many of the data set's samples are listed.
@@ -38,19 +38,20 @@ class BadSamples:
         """
         line = printable(self._dataset.line(index))
         with self._lock:
-            known = {row.split("\t", 1)[0] for row in self._rows()}
-            if line in known:
+            listed_lines = {row.split("\t", 1)[0] for row in self._rows()}
+            if line in listed_lines:
                 return
             logger.warning(f"left out: {error}")
             path = self._dataset.listed(index)
             with open(self.file, "a", encoding="utf-8") as stream:
                 stream.write("\t".join(map(printable, (line, path, str(error)))) + "\n")
             prefix = printable(f"{self._dataset.source}:")
-            count = 1 + sum(row.startswith(prefix) for row in known)
+            count = 1 + sum(row.startswith(prefix) for row in listed_lines)
         if count > self._max_share * len(self._dataset):
-            total = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.source}"
+            count_text = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.source}"
             raise DataError(
-                f"{total} can't be read, more than Global.max_bad_share = {self._max_share:g}: see {self.file}"
+                f"{count_text} can't be read, more than Global.max_bad_share = {self._max_share:g}: "
+                f"see {self.file}"
             )
 
     def _rows(self) -> list[str]:

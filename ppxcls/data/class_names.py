@@ -1,4 +1,4 @@
-"""Class names: files of ``id name`` lines, in any Unicode encoding that can be recognised."""
+"""Class names: files with lines ``id name``, in any Unicode encoding that can be recognised."""
 
 from __future__ import annotations
 
@@ -11,44 +11,50 @@ from ppxcls.data.errors import DataError
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import read_regular, reason_of
 
-CLASS_NAMES = "class_names.txt"  # beside the lists, and in a run's folder
+CLASS_NAMES = "class_names.txt"  # file name, in the folder of the lists and in a run's folder
 IMAGENET_NAMES = Path(__file__).with_name("imagenet1k_classes.txt")
 _MAX_BYTES = 1 << 26
-_SHOWN_NAMES = 5
-_MARKS = (  # the marks of UTF-32 begin with those of UTF-16
+_MAX_SHOWN_NAMES = 5
+_BYTE_ORDER_MARKS = (  # UTF-32 comes first, because its mark can begin with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
     (codecs.BOM_UTF8, "utf-8-sig"),
 )
-# Without a mark: which bytes of the first characters are zero, for text that begins with ASCII.
-_ZEROS = ((b"\0\0\0.", "utf-32-be"), (b".\0\0\0", "utf-32-le"), (b"\0.", "utf-16-be"), (b".\0", "utf-16-le"))
+# Encodings of files without a mark, if the text begins with ASCII. They are recognised by the zero bytes of
+# the first characters. A dot is any other byte.
+_ZERO_PATTERNS = (
+    (b"\0\0\0.", "utf-32-be"),
+    (b".\0\0\0", "utf-32-le"),
+    (b"\0.", "utf-16-be"),
+    (b".\0", "utf-16-le"),
+)
 _LINE = re.compile(r"(\d{1,9})[\t ,]+(\S.*)")
 
 
 def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
-    """The names of the classes, in the order of their ids.
+    """Reads the class names, in the order of their ids.
 
-    Lines are ``id name``, with a blank, tab or comma between them. A file named ``labels.txt`` may have one
+    Each line is ``id name``, separated by blanks, tabs or commas. A file named ``labels.txt`` may have one
     name per line instead, as PaddleX writes it. Control characters are escaped.
 
     Args:
-        file: the file.
-        class_num: number of classes that it must have; None for any number.
+        file: file of class names.
+        class_num: number of classes that the file must have; None for any number.
 
     Raises:
-        DataError: it can't be read, a line has another form, or the ids are not 0 to ``class_num`` - 1, each
+        DataError: the file can't be read, a line is invalid, or the ids are not 0 to ``class_num`` - 1, each
             once.
     """
     file = Path(file)
     lines = [
-        (number, line.strip()) for number, line in enumerate(_text(file).splitlines(), 1) if line.strip()
+        (number, line.strip()) for number, line in enumerate(_read_text(file).splitlines(), 1) if line.strip()
     ]
     names: dict[int, str] = {}
-    is_plain = file.name == "labels.txt" and not all(_LINE.fullmatch(line) for _, line in lines)
+    has_plain_names = file.name == "labels.txt" and not all(_LINE.fullmatch(line) for _, line in lines)
     for number, line in lines:
-        match = _LINE.fullmatch(f"{len(names)} {line}" if is_plain else line)
+        match = _LINE.fullmatch(f"{len(names)} {line}" if has_plain_names else line)
         if not match:
             raise DataError(f"{file}:{number}: expected 'id name', received {line[:80]!r}")
         if int(match[1]) in names:
@@ -67,25 +73,25 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
 
 
 def class_name_lines(names: Sequence[str]) -> str:
-    """The content of a file that ``read_class_names`` reads.
+    """Returns the content of a file that ``read_class_names`` reads.
 
-    A name that it would change, such as one with a blank, is quoted.
+    A name that ``read_class_names`` would change is quoted, such as a name that begins with a blank.
     """
-    return "".join(f"{index} {_as_read(printable(name))}\n" for index, name in enumerate(names))
+    return "".join(f"{index} {_quoted_name(printable(name))}\n" for index, name in enumerate(names))
 
 
-def _as_read(name: str) -> str:
+def _quoted_name(name: str) -> str:
     match = _LINE.fullmatch(f"0 {name}".strip())
     return name if match and match[2] == name else repr(name)
 
 
 def describe_classes(count: int, names: Sequence[str]) -> str:
-    """Such as ``3 classes: ant, bee, cat``."""
-    shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
-    return f"{count:,} classes" + (f": {shown}" if names else "")
+    """Returns a summary such as ``3 classes: ant, bee, cat``."""
+    excerpt = ", ".join(names[:_MAX_SHOWN_NAMES]) + (", ..." if len(names) > _MAX_SHOWN_NAMES else "")
+    return f"{count:,} classes" + (f": {excerpt}" if names else "")
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         data = read_regular(file, _MAX_BYTES)
     except FileNotFoundError:
@@ -103,13 +109,13 @@ def _text(file: Path) -> str:
 
 
 def _encoding(data: bytes) -> str:
-    for mark, encoding in _MARKS:
+    for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return encoding
-    for pattern, encoding in _ZEROS:
+    for pattern, encoding in _ZERO_PATTERNS:
         head = data[: len(pattern)]
         if len(head) == len(pattern) and all(
-            (byte == 0) == (wanted == 0) for byte, wanted in zip(head, pattern, strict=True)
+            (byte == 0) == (expected == 0) for byte, expected in zip(head, pattern, strict=True)
         ):
             return encoding
     return "utf-8"

@@ -1,4 +1,4 @@
-"""Data sets: numbered samples with a label each."""
+"""Data sets: numbered samples, each with a label."""
 
 from __future__ import annotations
 
@@ -32,32 +32,34 @@ Array = np.ndarray[Any, Any]
 
 @dataclass
 class DatasetKeys:
-    """Common key of the data sets.
+    """The key that all data sets have.
 
     Attributes:
-        batch_transform_ops: mixing, applied to whole batches on the device.
+        batch_transform_ops: mixing transforms, applied to whole batches on the device.
     """
 
     batch_transform_ops: Annotated[list[Block], Components("batch transform")] | None = None
 
 
 class Dataset:
-    """Base class of the data sets. Your own needs labels and a method ``read``.
+    """Base class of the data sets.
+
+    A subclass needs labels and a method ``read``.
 
     Args:
         labels: class of each sample, [N], any integer dtype.
-        transform_ops: transforms in order; None leaves what ``read`` returns.
+        transform_ops: transforms in order; None for no transforms.
         class_num: number of classes, for a check of the labels; None for no check.
 
     Attributes:
         source: name of the data set in messages, such as its list file.
-        keeps_bytes: False if ``read`` gives other bytes than the original files have, as packing does.
-        labels: array of the labels.
+        keeps_bytes: False if ``read`` returns other bytes than the original files have, as for packed data.
+        labels: array of the labels, [N].
         transform: all transforms.
-        host_transform: those that run on the host; ``device_stage`` is what is left for the device.
+        host_transform: transforms that run on the host; ``device_stage`` holds those for the device.
 
     Raises:
-        DataError: there are no samples, or a label is outside ``class_num``.
+        DataError: there are no samples, the labels are not integers [N], or a label is outside ``class_num``.
     """
 
     source: str = ""
@@ -72,87 +74,93 @@ class Dataset:
         self.host_transform, self.device_stage = split_for_device(self.transform)
         if self.labels.size and (self.labels.ndim != 1 or self.labels.dtype.kind not in "iu"):
             raise DataError(
-                f"{self.source}: expected integer labels [N], received {self.labels.dtype} {list(self.labels.shape)}"
+                f"{self.source}: expected integer labels [N], "
+                f"received {self.labels.dtype} {list(self.labels.shape)}"
             )
         if not self.labels.size:
             raise DataError(f"{self.source}: the data set has no samples")
-        for extreme in (int(np.argmin(self.labels)), int(np.argmax(self.labels))):
-            label = self.labels[extreme]
+        for index in (int(np.argmin(self.labels)), int(np.argmax(self.labels))):
+            label = self.labels[index]
             if class_num is not None and not 0 <= label < class_num:
-                allowed = f"class_num = {class_num}, labels 0 to {class_num - 1}"
-                raise DataError(f"{self.line(extreme)}: the label {label} is outside {allowed}")
+                allowed_labels = f"class_num = {class_num}, labels 0 to {class_num - 1}"
+                raise DataError(f"{self.line(index)}: the label {label} is outside {allowed_labels}")
 
     def __len__(self) -> int:
         return int(self.labels.size)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        """The image after all transforms, with new random choices each time, and its label.
+        """Returns the image after all transforms, with new random choices at each call, and its label.
 
         Raises:
-            DataError: as ``load``.
+            DataError: the same conditions as for ``load``.
         """
         return self._load(self.transform, index, None), int(self.labels[index])
 
     def read(self, index: int) -> bytes | Image | ImageParts:
-        """The input of the first transform: a file's bytes, their parts, or an image, uint8 [H, W, 3].
+        """Returns the input of the first transform: file bytes, their parts, or an image, uint8 [H, W, 3].
 
-        Several threads call it at once.
-
+        Several threads call this method at the same time.
 
         Raises:
-            OSError, ValueError: it can't be read.
+            OSError, ValueError: the sample can't be read.
         """
         raise NotImplementedError
 
     def listed(self, index: int) -> str:
-        """The sample's name in the data set, such as its path in the list."""
+        """Returns the sample's name in the data set, such as its path in the list."""
         return str(index)
 
     def path(self, index: int) -> str:
-        """The sample's file, if it has one."""
+        """Returns the path of the sample's file.
+
+        The default is the sample's name, for samples without files.
+        """
         return self.listed(index)
 
     def line(self, index: int) -> str:
-        """Where the sample is listed, as ``list:line``."""
+        """Returns the place of the sample in the list, as ``list:line``."""
         return f"{self.source}:{index + 1}"
 
     def digest(self) -> str:
-        """SHA-256 of the labels and the name. A run is not continued with a data set of another digest."""
+        """Returns the SHA-256 of the labels and of ``source``.
+
+        A run is not resumed with a data set that has a different digest.
+        """
         return hashlib.sha256(self.source.encode() + self.labels.astype(np.int64).tobytes()).hexdigest()
 
     def announce(self, indices: Iterable[int]) -> None:
-        """Samples that are read soon, for data sets that can read ahead."""
+        """Receives the samples that will be read soon. A data set that can read ahead overrides this."""
 
     def check_files(self) -> None:
-        """Check that every sample's file exists, if samples have files.
+        """Checks that every sample's file exists, if the samples have files.
 
         Raises:
-            DataError: some are missing.
+            DataError: some files are missing.
         """
 
     def load(self, index: int, rng: Generator | None = None, transform: Compose | None = None) -> Image:
-        """Read, decode and transform one image.
+        """Reads, decodes and transforms one image.
 
         Args:
             index: number of the sample.
             rng: source of the random choices; None for an unpredictable one.
-            transform: replaces the data set's host transforms.
+            transform: transforms to use instead of the data set's host transforms.
 
         Returns:
             The image after the host transforms.
 
         Raises:
-            DataError: it can't be read or decoded, or does not fit a transform; names the file and its list
-                line.
+            DataError: the image can't be read or decoded, or does not fit a transform. The message names the
+                file and its list line.
         """
         return self._load(transform or self.host_transform, index, rng)
 
     def with_transforms(self, transform_ops: TransformOps) -> Dataset:
-        """The same samples with other transforms."""
-        changed = copy.copy(self)
-        changed.transform = build_transforms(transform_ops)
-        changed.host_transform, changed.device_stage = split_for_device(changed.transform)
-        return changed
+        """Returns a copy of the data set: the same samples with other transforms."""
+        dataset = copy.copy(self)
+        dataset.transform = build_transforms(transform_ops)
+        dataset.host_transform, dataset.device_stage = split_for_device(dataset.transform)
+        return dataset
 
     def _load(self, transform: Compose, index: int, rng: Generator | None) -> Image:
         try:
@@ -171,18 +179,20 @@ DATASETS: Registry[Dataset] = Registry(
 
 @DATASETS.register
 class ImageNetDataset(Dataset):
-    """Images named by a list file of ``path label`` lines.
+    """Images of a list file with lines ``path label``.
 
     Args:
-        image_root: folder to which the paths of the list are relative.
-        cls_label_path: the list file.
-        transform_ops: transforms in order; None gives the encoded bytes.
-        delimiter: between path and label; None is a space.
-        class_num: number of classes, to check the labels against.
-        patience: seconds to retry a disk that does not answer.
+        image_root: folder to which the paths in the list are relative.
+        cls_label_path: list file.
+        transform_ops: transforms in order; None for the encoded bytes.
+        delimiter: text between path and label; None for a space.
+        class_num: number of classes, for a check of the labels; None for no check.
+        patience: time in seconds to retry a disk that does not answer.
 
     Raises:
-        DataError: the list can't be used, a path leaves ``image_root``, or a label is outside ``class_num``.
+        DataError: the list can't be used, a path leads out of ``image_root``, or a label is outside
+            ``class_num``.
+        ValueError: the delimiter is empty, or ``transform_ops`` does not begin with DecodeImage.
     """
 
     def __init__(
@@ -204,44 +214,46 @@ class ImageNetDataset(Dataset):
         self.index = ListIndex(cls_label_path, delimiter or " ")
         self.source = str(self.index.file)
         self._patience = patience
-        outside = self.index.first_outside(self.image_root)
-        if outside is not None:
-            path = self.index.path(outside)
+        outside_index = self.index.first_outside(self.image_root)
+        if outside_index is not None:
+            path = self.index.path(outside_index)
             raise DataError(
-                f"{self.index.line(outside)}: expected a path inside image_root, {self.image_root}, received {path!r}"
+                f"{self.index.line(outside_index)}: expected a path inside image_root, "
+                f"{self.image_root}, received {path!r}"
             )
         super().__init__(self.index.labels, transform_ops, class_num)
 
     def read(self, index: int) -> bytes:
-        """The bytes of the sample's file."""
+        """Returns the bytes of the sample's file."""
         return read_file(self.path(index), self._patience)
 
     def listed(self, index: int) -> str:
-        """The path in the list."""
+        """Returns the path in the list."""
         return self.index.path(index)
 
     def path(self, index: int) -> str:
-        """The sample's file."""
+        """Returns the path of the sample's file."""
         return os.path.join(self.image_root, self.index.path(index))
 
     def line(self, index: int) -> str:
-        """``file:line`` of a sample."""
+        """Returns ``file:line`` of a sample."""
         return self.index.line(index)
 
     def digest(self) -> str:
-        """SHA-256 of the list file."""
+        """Returns the SHA-256 of the list file."""
         return self.index.digest()
 
     def check_files(self) -> None:
-        """Check that every listed file exists.
+        """Checks that every listed file exists.
 
         Raises:
-            DataError: some are missing. The message gives their number, and names the first few with their
-                list lines.
+            DataError: some files are missing. The message gives their number, and the first few of them with
+                their list lines.
         """
-        missing = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
-        if missing:
-            named = "; ".join(f"{self.path(i)} ({self.index.line(i)})" for i in missing[:5])
+        missing_indices = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
+        if missing_indices:
+            examples = "; ".join(f"{self.path(i)} ({self.index.line(i)})" for i in missing_indices[:5])
             raise DataError(
-                f"{len(missing):,} of {len(self):,} listed files are missing: {named}{'; ...' if len(missing) > 5 else ''}"
+                f"{len(missing_indices):,} of {len(self):,} listed files are missing: "
+                f"{examples}{'; ...' if len(missing_indices) > 5 else ''}"
             )

@@ -17,12 +17,12 @@ from ppxcls.system import kernels
 class DeviceTransform(nn.Layer):
     """The transforms that ``split_for_device`` leaves to the device: layout, float32, normalisation.
 
-    Exported models contain it.
+    Exported models contain this layer.
     """
 
     def __init__(self, stage: DeviceStage) -> None:
         super().__init__()
-        self._chw = stage.chw
+        self._is_chw = stage.chw
         self._scale = None
         if stage.normalize:
             self._scale = float(stage.normalize.scale)
@@ -30,54 +30,62 @@ class DeviceTransform(nn.Layer):
             self.register_buffer("std", paddle.to_tensor(stage.normalize.std.reshape(1, 3, 1, 1)))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """[N, H, W, 3], or [N, 3, H, W] as the host's transforms end, of any dtype, to float32 [N, 3, H, W]."""
+        """Converts a batch to float32 [N, 3, H, W], and normalises it.
+
+        Args:
+            images: batch of any dtype, [N, H, W, 3], or [N, 3, H, W] if the host's transforms return this.
+        """
         x = images.astype("float32")  # first, because Paddle 2.6 does not transpose uint8 in a static graph
-        x = x if self._chw else x.transpose([0, 3, 1, 2])
+        x = x if self._is_chw else x.transpose([0, 3, 1, 2])
         return x if self._scale is None else (x * self._scale - self.mean) / self.std
 
 
 class ModelInput:
     """Moves a batch to the device and applies ``DeviceTransform`` there.
 
-    On a CPU, a table on the host gives the same numbers ten times faster than Paddle's broadcasting.
+    On a CPU, a lookup table on the host gives the same numbers ten times faster than Paddle's broadcasting.
 
     Args:
-        stage: what is left to the device.
-        pinned: on a GPU, copy from pinned memory without waiting, so that the copy is queued behind the
-            computation.
+        stage: transforms that run on the device.
+        pinned: True if batches are copied to a GPU from pinned memory without waiting, so that the copy is
+            queued behind the computation.
     """
 
     def __init__(self, stage: DeviceStage, pinned: bool = False) -> None:
         self._stage = stage
         self._transform = DeviceTransform(stage)
-        self._pinned = pinned
-        self._copied: list[
-            paddle.Tensor
-        ] = []  # pinned memory of the last batches, whose copies may still be queued
+        self._uses_pinned_memory = pinned
+        # Pinned memory of the last batches. Their copies may still be queued.
+        self._pinned_batches: list[paddle.Tensor] = []
 
     def __call__(self, images: np.ndarray[Any, Any]) -> paddle.Tensor:
-        """Args: images: uint8 [N, H, W, 3], or as the host's transforms end.
+        """Returns the batch on the device, float32 [N, 3, H, W].
 
-        Returns: float32 [N, 3, H, W].
+        Args:
+            images: batch, uint8 [N, H, W, 3], or what the host's transforms return.
         """
         normalize = self._stage.normalize
         if normalize and not self._stage.chw and images.dtype == np.uint8 and paddle.get_device() == "cpu":
-            return self._by_table(normalize, images)
-        if self._pinned and paddle.get_device().startswith("gpu"):
-            pinned = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace())
-            self._copied = [*self._copied[-2:], pinned]
-            return self._transform(pinned.cuda(blocking=False))
+            return self._normalize_by_table(normalize, images)
+        if self._uses_pinned_memory and paddle.get_device().startswith("gpu"):
+            pinned_images = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace())
+            self._pinned_batches = [*self._pinned_batches[-2:], pinned_images]
+            return self._transform(pinned_images.cuda(blocking=False))
         return self._transform(paddle.to_tensor(images))
 
     @staticmethod
-    def _by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
+    def _normalize_by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
         if kernels.HAS_NUMBA and images.size:
             from ppxcls.data.normalize_kernels import normalize as normalize_rows
 
-            out = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
-            arguments = np.ascontiguousarray(images), np.ascontiguousarray(normalize.table.T), cpu.view(out)
+            output = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
+            arguments = (
+                np.ascontiguousarray(images),
+                np.ascontiguousarray(normalize.table.T),
+                cpu.view(output),
+            )
             kernels.run(normalize_rows, len(images) * images.shape[1], *arguments)
-            return out
+            return output
         batch = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
         for image, planes in zip(images, batch, strict=True):
             cv2.split(cv2.LUT(image, normalize.table[None]), list(planes))

@@ -1,6 +1,6 @@
-"""Transforms that erase parts of one image. Names and arguments are PaddleClas's.
+"""Transforms that erase parts of one image.
 
-Every random choice comes from the generator that is passed in.
+Names and arguments are those of PaddleClas. Every random choice comes from the generator that is passed in.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ class RandomErasing(Transform):
     """Erases a random rectangle (arXiv:1708.04896).
 
     Args:
-        EPSILON: probability.
-        sl: smallest share of the area.
-        sh: largest share of the area.
+        EPSILON: probability of erasing.
+        sl: smallest share of the image's area.
+        sh: largest share of the image's area.
         r1: smallest ratio of height to width; the largest is its inverse.
-        mean: colour of the mode ``const``, in the units of the image at this place: 0 to 255 before
+        mean: colour for the mode ``const``, in the units of the image at this place: 0 to 255 before
             NormalizeImage.
-        attempt: number of tries to draw a rectangle that fits.
-        use_log_aspect: draw the logarithm of the ratio uniformly, instead of the ratio.
-        mode: ``const``; ``rand``, one random colour; ``pixel``, a random colour for each pixel.
+        attempt: number of attempts to draw a rectangle that fits.
+        use_log_aspect: True if the logarithm of the ratio is drawn uniformly, instead of the ratio.
+        mode: content of the rectangle: ``const`` for the colour ``mean``, ``rand`` for one random colour,
+            ``pixel`` for a random colour per pixel.
     """
 
     def __init__(
@@ -54,21 +55,26 @@ class RandomErasing(Transform):
         height, width = image.shape[:2]
         for _ in range(self.attempt):
             area = rng.uniform(*self.shares) * height * width
-            low, high = self.aspects
+            min_aspect, max_aspect = self.aspects
             aspect = (
-                math.exp(rng.uniform(math.log(low), math.log(high)))
+                math.exp(rng.uniform(math.log(min_aspect), math.log(max_aspect)))
                 if self.use_log_aspect
-                else rng.uniform(low, high)
+                else rng.uniform(min_aspect, max_aspect)
             )
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < h < height and 0 < w < width:
-                top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-                out = image.copy()
-                out[top : top + h, left : left + w] = self._filling(h, w, image.dtype, rng)
-                return out
+            erased_height, erased_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < erased_height < height and 0 < erased_width < width:
+                top, left = (
+                    int(rng.integers(height - erased_height + 1)),
+                    int(rng.integers(width - erased_width + 1)),
+                )
+                output = image.copy()
+                output[top : top + erased_height, left : left + erased_width] = self._fill_values(
+                    erased_height, erased_width, image.dtype, rng
+                )
+                return output
         return image
 
-    def _filling(self, height: int, width: int, dtype: Any, rng: Generator) -> Any:
+    def _fill_values(self, height: int, width: int, dtype: Any, rng: Generator) -> Any:
         if self.mode == "const":
             return np.asarray(self.mean, dtype)
         shape = (1, 1, 3) if self.mode == "rand" else (height, width, 3)
@@ -81,36 +87,44 @@ class RandomErasing(Transform):
 
 @TRANSFORMS.register
 class Cutout(Transform):
-    """Blackens squares of ``length`` pixels around random points, cut at the border (arXiv:1708.04552)."""
+    """Blackens squares around random points, cut at the border (arXiv:1708.04552).
+
+    Args:
+        n_holes: number of squares.
+        length: side of a square in pixels.
+    """
 
     def __init__(self, n_holes: Count = 1, length: Count = 112) -> None:
         self.n_holes, self.length = n_holes, length
 
     def __call__(self, image: Image, rng: Generator) -> Image:
-        out = image.copy()
+        output = image.copy()
         for _ in range(self.n_holes):
             y, x = (int(rng.integers(side)) for side in image.shape[:2])
             half = self.length // 2
-            out[max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
-        return out
+            output[max(0, y - half) : y + half, max(0, x - half) : x + half] = 0
+        return output
 
 
 @TRANSFORMS.register
 class HideAndSeek(Transform):
-    """Blackens each square of a random grid with probability 1/2 (arXiv:1811.02545); in one of five images none."""
+    """Blackens each square of a random grid with probability 1/2 (arXiv:1811.02545).
 
-    _GRIDS = (0, 16, 32, 44, 56)
+    The sides of the squares are 16, 32, 44 or 56 pixels. One image in five is not changed.
+    """
+
+    _SIDES_PIXELS = (0, 16, 32, 44, 56)
 
     def __call__(self, image: Image, rng: Generator) -> Image:
-        size = self._GRIDS[rng.integers(len(self._GRIDS))]
-        if size == 0:
+        side = self._SIDES_PIXELS[rng.integers(len(self._SIDES_PIXELS))]
+        if side == 0:
             return image
-        out = image.copy()
-        for top in range(0, image.shape[0], size):
-            for left in range(0, image.shape[1], size):
+        output = image.copy()
+        for top in range(0, image.shape[0], side):
+            for left in range(0, image.shape[1], side):
                 if rng.random() < 0.5:
-                    out[top : top + size, left : left + size] = 0
-        return out
+                    output[top : top + side, left : left + side] = 0
+        return output
 
 
 @TRANSFORMS.register
@@ -118,12 +132,12 @@ class GridMask(Transform):
     """Blackens a regular grid of squares (arXiv:2001.04086).
 
     Args:
-        d1: smallest period in pixels.
-        d2: largest period in pixels.
-        rotate: the grid is rotated by less than this number of degrees; 1 for no rotation.
-        ratio: share of a period that is kept, in both directions.
-        mode: 0 blackens the squares of the grid, 1 the area around them.
-        prob: probability.
+        d1: smallest period of the grid in pixels.
+        d2: largest period of the grid in pixels.
+        rotate: upper limit of the random rotation in degrees, exclusive; 1 for no rotation.
+        ratio: share of a period between two squares, in both directions.
+        mode: area to blacken: 0 for the squares of the grid, 1 for the area around them.
+        prob: probability of the transform.
     """
 
     def __init__(
@@ -145,10 +159,10 @@ class GridMask(Transform):
         height, width = image.shape[:2]
         side = math.ceil(math.hypot(height, width))
         period = int(rng.integers(self.periods[0], self.periods[1] + 1))
-        kept = min(max(int(period * self.ratio + 0.5), 1), period)
-        first = rng.integers(period, size=2)
-        rows, columns = ((np.arange(side) + shift) % period < kept for shift in first)
+        gap = min(max(int(period * self.ratio + 0.5), 1), period)
+        offsets = rng.integers(period, size=2)
+        rows, columns = ((np.arange(side) + shift) % period < gap for shift in offsets)
         mask = (rows[:, None] | columns[None, :]) != bool(self.mode)
-        turned = PillowImage.fromarray(mask.astype(np.uint8)).rotate(int(rng.integers(self.rotate)))
+        rotated_mask = PillowImage.fromarray(mask.astype(np.uint8)).rotate(int(rng.integers(self.rotate)))
         top, left = (side - height) // 2, (side - width) // 2
-        return image * np.asarray(turned)[top : top + height, left : left + width, None]
+        return image * np.asarray(rotated_mask)[top : top + height, left : left + width, None]

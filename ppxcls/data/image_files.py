@@ -1,4 +1,4 @@
-"""Finds the images below a folder, and counts by reason what it skips."""
+"""Finds the images below a folder, and counts the skipped files by reason."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from ppxcls.data.errors import DataError
 from ppxcls.system.whole_files import reason_of
 
-# In lower case; what decode_image reads.
+# Extensions of the formats that decode_image reads, in lower case.
 IMAGE_EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
-_HIDDEN = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
-_OTHER = "not images"
-_SHOWN_EXTENSIONS = 8
+_HIDDEN_NAMES = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
+_NO_IMAGE_REASON = "not images"
+_MAX_SHOWN_EXTENSIONS = 8
 Identity = tuple[int, int]
 
 
@@ -27,97 +27,101 @@ class ImageFiles:
 
     Attributes:
         files: paths relative to the folder, sorted.
-        skipped: number of files and folders that were left out, by reason.
-        others: extensions of the files that are no images.
+        skip_counts: numbers of skipped files and folders, by reason.
+        other_extensions: extensions of the files that are not images.
     """
 
     files: list[str] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)
-    others: set[str] = field(default_factory=set)
+    skip_counts: Counter[str] = field(default_factory=Counter)
+    other_extensions: set[str] = field(default_factory=set)
 
-    def add(self, other: ImageFiles, below: str) -> list[str]:
-        """Add what was found in a folder below this one; returns its files with their paths from here."""
-        added = [f"{below}/{file}" for file in other.files]
-        self.files += added
-        self.skipped += other.skipped
-        self.others |= other.others
-        return added
+    def add(self, images: ImageFiles, subfolder: str) -> list[str]:
+        """Adds the images of a subfolder, and returns their paths relative to this folder."""
+        paths = [f"{subfolder}/{file}" for file in images.files]
+        self.files += paths
+        self.skip_counts += images.skip_counts
+        self.other_extensions |= images.other_extensions
+        return paths
 
     def skipped_line(self) -> str:
-        """One line that counts by reason what was skipped."""
-        shown = [f"{count:,} {reason}" for reason, count in sorted(self.skipped.items()) if count]
-        if self.others:
-            extensions = sorted(self.others)
-            listed = ", ".join(extensions[:_SHOWN_EXTENSIONS]) + (
-                ", ..." if len(extensions) > _SHOWN_EXTENSIONS else ""
+        """Returns one line with the numbers of skipped files and folders, by reason."""
+        counts = [f"{count:,} {reason}" for reason, count in sorted(self.skip_counts.items()) if count]
+        if self.other_extensions:
+            extensions = sorted(self.other_extensions)
+            extension_text = ", ".join(extensions[:_MAX_SHOWN_EXTENSIONS]) + (
+                ", ..." if len(extensions) > _MAX_SHOWN_EXTENSIONS else ""
             )
-            shown = [text.replace(_OTHER, f"{_OTHER} ({listed})") for text in shown]
-        return f"skipped: {', '.join(shown) or 'nothing'}"
+            counts = [
+                text.replace(_NO_IMAGE_REASON, f"{_NO_IMAGE_REASON} ({extension_text})") for text in counts
+            ]
+        return f"skipped: {', '.join(counts) or 'nothing'}"
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name was put there by an operating system or an editor."""
-    return name.startswith(".") or name in _HIDDEN
+    """True if a file or folder of this name is created by an operating system or an editor."""
+    return name.startswith(".") or name in _HIDDEN_NAMES
 
 
 def find_image_files(folder: str | Path) -> ImageFiles:
-    """All images below a folder. Links are followed, except to a folder that they lie in.
+    """Finds all images below a folder.
+
+    Links are followed, except links to a folder that contains them.
 
     Raises:
-        DataError: there is no such folder, or it can't be read.
+        DataError: the folder does not exist, or can't be read.
     """
-    found = ImageFiles()
+    images = ImageFiles()
     try:
-        waiting = [(str(folder), "", lies_in(folder))]
+        pending_folders = [(str(folder), "", lies_in(folder))]
         os.listdir(folder)
     except OSError as error:
         raise DataError(f"{folder}: {reason_of(error)}") from None
-    while waiting:
-        path, below, inside = waiting.pop()
+    while pending_folders:
+        path, prefix, ancestors = pending_folders.pop()
         try:
             entries = list(os.scandir(path))
         except OSError:
-            found.skipped["folders that can't be read"] += 1
+            images.skip_counts["folders that can't be read"] += 1
             continue
         for entry in entries:
-            name = f"{below}{entry.name}"
+            relative_path = f"{prefix}{entry.name}"
             if is_hidden(entry.name):
-                found.skipped["hidden"] += 1
+                images.skip_counts["hidden"] += 1
             elif os.path.isdir(entry):
-                place = identity(entry)
-                if place in inside:
-                    found.skipped["links to a folder that they lie in"] += 1
+                folder_id = identity(entry)
+                if folder_id in ancestors:
+                    images.skip_counts["links to a folder that contains them"] += 1
                 else:
-                    waiting.append((entry.path, f"{name}/", inside | {place}))
+                    pending_folders.append((entry.path, f"{relative_path}/", ancestors | {folder_id}))
             elif (reason := _reason_to_skip(entry)) is not None:
-                found.skipped[reason] += 1
-                if reason == _OTHER:
-                    found.others.add(os.path.splitext(entry.name)[1].lower() or "no extension")
+                images.skip_counts[reason] += 1
+                if reason == _NO_IMAGE_REASON:
+                    images.other_extensions.add(os.path.splitext(entry.name)[1].lower() or "no extension")
             else:
-                found.files.append(name)
-    found.files.sort()
-    return found
+                images.files.append(relative_path)
+    images.files.sort()
+    return images
 
 
 def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
-    """Why a file is not taken; None if it is."""
+    """Returns the reason to skip a file; None if it is an image."""
     if not os.path.isfile(entry):
-        return "not regular files" if os.path.exists(entry) else "links that lead nowhere"
-    return None if is_image_name(entry.name) else _OTHER
+        return "not regular files" if os.path.exists(entry) else "broken links"
+    return None if is_image_name(entry.name) else _NO_IMAGE_REASON
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """True if a file of this name is treated as an image."""
     return os.path.splitext(name)[1].strip().lower() in IMAGE_EXTENSIONS
 
 
 def lies_in(folder: str | Path) -> frozenset[Identity]:
-    """The folder, and those that it lies in, by its written and by its real path."""
+    """Returns the identities of the folder and of its parents, by the path as given and by the real path."""
     paths = [Path(os.path.abspath(folder)), Path(os.path.realpath(folder))]
-    return frozenset(identity(above) for path in paths for above in (path, *path.parents))
+    return frozenset(identity(ancestor) for path in paths for ancestor in (path, *path.parents))
 
 
 def identity(folder: str | Path | os.DirEntry[str]) -> Identity:
-    """What tells a folder from every other, by whatever path it is reached."""
+    """Returns device and inode, which identify the folder for every path that leads to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino

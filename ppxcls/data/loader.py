@@ -1,4 +1,4 @@
-"""Makes batches with threads.
+"""Loads batches with threads.
 
 Each thread reads, decodes and transforms samples into their slots of a batch.
 """
@@ -22,10 +22,10 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.prefetch import prefetched
 from ppxcls.data.sampler import BatchPlan, Sampler
 
-_Kind = tuple[tuple[int, ...], np.dtype[Any]]
+_ImageKind = tuple[tuple[int, ...], np.dtype[Any]]
 
-_ANNOUNCED = 8  # batches of which a data set hears before they are loaded
-_TASK = 8  # samples that a thread takes at once
+_ANNOUNCED_BATCHES = 8  # announced to the data set before they are loaded
+_SAMPLES_PER_TASK = 8  # upper limit; a thread loads them one after another
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Batch:
     """A batch in the host's memory.
 
     Attributes:
-        images: uint8 [N, H, W, 3], or what the host's transforms return.
-        labels: int64 [N].
-        plan: the samples of the batch, without those that were left out.
-        left_out: number of samples that can't be read.
+        images: images after the host's transforms, usually uint8 [N, H, W, 3].
+        labels: class of each image, int64 [N].
+        plan: samples of the batch, without the unreadable ones.
+        left_out: number of unreadable samples.
     """
 
     images: np.ndarray[Any, Any]
@@ -46,36 +46,41 @@ class Batch:
 
 
 class _Slots:
-    """The batch being filled.
+    """A batch that is being filled.
 
     Args:
-        like: shape and dtype of the images so far. With it the array is created here, in the caller's thread,
-            because the C library reuses the memory of earlier batches there. Without it, the first image
-            decides.
+        plan: samples of the batch.
+        image_kind: shape and dtype of earlier images; None if the first image decides. If given, the array is
+            created here, in the caller's thread, because the C library reuses the memory of earlier batches
+            there.
     """
 
-    def __init__(self, plan: BatchPlan, like: _Kind | None) -> None:
+    def __init__(self, plan: BatchPlan, image_kind: _ImageKind | None) -> None:
         self.plan = plan
-        self.images = None if like is None else self._empty(like)
-        self.bad: list[int] = []
+        self.images = None if image_kind is None else self._empty_array(image_kind)
+        self.bad_slots: list[int] = []
         self._lock = threading.Lock()
-        self._begun = False
+        self._has_image = False
 
     def put(self, slot: int, image: np.ndarray[Any, Any]) -> None:
-        """Store an image. Raises ValueError if its size differs from those before it."""
+        """Stores an image.
+
+        Raises:
+            ValueError: its size differs from the earlier images of the batch.
+        """
         with self._lock:
-            if self.images is None or (not self._begun and self.images.shape[1:] != image.shape):
-                self.images = self._empty((image.shape, image.dtype))
-            self._begun = True
+            if self.images is None or (not self._has_image and self.images.shape[1:] != image.shape):
+                self.images = self._empty_array((image.shape, image.dtype))
+            self._has_image = True
         if image.shape != self.images.shape[1:]:
-            sizes = f"{list(image.shape)} beside {list(self.images.shape[1:])}"
+            sizes = f"{list(image.shape)} and {list(self.images.shape[1:])}"
             raise ValueError(
-                f"the images of a batch differ in size, {sizes}; let the transforms end in one size"
+                f"the images of a batch differ in size, {sizes}; the transforms must return one size"
             )
         self.images[slot] = image
 
-    def _empty(self, kind: _Kind) -> np.ndarray[Any, Any]:
-        return np.empty((len(self.plan.indices), *kind[0]), kind[1])
+    def _empty_array(self, image_kind: _ImageKind) -> np.ndarray[Any, Any]:
+        return np.empty((len(self.plan.indices), *image_kind[0]), image_kind[1])
 
 
 class Loader:
@@ -86,11 +91,11 @@ class Loader:
     is raised in the loop that uses the batches.
 
     Args:
-        dataset: the samples.
-        sampler: decides their order.
-        num_workers: number of threads; 0 loads in the caller's thread.
-        bad_samples: list of the unreadable samples, which are left out of their batches; None raises instead.
-        timeout: seconds to wait for a batch.
+        dataset: data set to load.
+        sampler: order of the samples.
+        num_workers: number of threads; 0 for loading in the caller's thread.
+        bad_samples: list of the unreadable samples, which are skipped; None for an error instead.
+        timeout: maximum time in seconds to wait for a batch; None for no limit.
     """
 
     def __init__(
@@ -106,51 +111,51 @@ class Loader:
         self.num_workers = num_workers
         self.bad_samples = bad_samples
         self.timeout = timeout
-        self._being_read: dict[int, int] = {}  # sample by thread
+        self._current_samples: dict[int, int] = {}  # sample number by thread
         self._transform = dataset.host_transform
-        self._like: _Kind | None = None
+        self._image_kind: _ImageKind | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return len(self.sampler)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from global batch ``start`` on.
+        """Yields the batches of one epoch, starting with global batch ``start``.
 
         Raises:
-            DataError: a sample can't be loaded, or not in time. The message names its file.
+            DataError: a sample can't be loaded, or is not loaded in time. The message names its file.
         """
-        plans = self._announced(self.sampler.batches(epoch, start))
+        plans = self._announced_plans(self.sampler.batches(epoch, start))
         self._transform = self.dataset.host_transform.resized(self.sampler.size_at(epoch))
         if self.num_workers == 0:
             for plan in plans:
-                slots = _Slots(plan, self._like)
+                slots = _Slots(plan, self._image_kind)
                 self._fill(slots, epoch, range(len(plan.indices)))
                 yield self._finish(slots)
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="ppxcls-loader")
         try:
-            for slots, futures in prefetched(plans, lambda plan: self._start(pool, plan, epoch)):
+            for slots, futures in prefetched(plans, lambda plan: self._start_tasks(pool, plan, epoch)):
                 yield self._wait(slots, futures)
         finally:  # also if the loop that uses the batches ends early
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _announced(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
-        """The plans, of which the data set hears some batches ahead."""
-        ahead: deque[BatchPlan] = deque()
+    def _announced_plans(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
+        """Yields the plans, and announces each to the data set a few batches early."""
+        queue: deque[BatchPlan] = deque()
         for plan in plans:
             self.dataset.announce(plan.indices)
-            ahead.append(plan)
-            if len(ahead) > _ANNOUNCED:
-                yield ahead.popleft()
-        yield from ahead
+            queue.append(plan)
+            if len(queue) > _ANNOUNCED_BATCHES:
+                yield queue.popleft()
+        yield from queue
 
-    def _start(
+    def _start_tasks(
         self, pool: ThreadPoolExecutor, plan: BatchPlan, epoch: int
     ) -> tuple[_Slots, list[Future[None]]]:
-        slots = _Slots(plan, self._like)
+        slots = _Slots(plan, self._image_kind)
         total = len(plan.indices)
-        step = max(1, min(_TASK, total // self.num_workers))
+        step = max(1, min(_SAMPLES_PER_TASK, total // self.num_workers))
         parts = [range(i, min(i + step, total)) for i in range(0, total, step)]
         return slots, [pool.submit(self._fill, slots, epoch, part) for part in parts]
 
@@ -161,52 +166,55 @@ class Loader:
                 future.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
             except FutureTimeoutError:
                 raise DataError(
-                    f"no batch for {self.timeout:g} s; being read: {self.files_being_read()}"
+                    f"no batch for {self.timeout:g} s; files being read: {self.files_being_read()}"
                 ) from None
         return self._finish(slots)
 
     def files_being_read(self) -> str:
-        """The files that the threads are reading now."""
+        """Returns the files that the threads are reading now."""
         return ", ".join(
-            f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in list(self._being_read.values())
+            f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in list(self._current_samples.values())
         )
 
     def _fill(self, slots: _Slots, epoch: int, part: range) -> None:
-        thread = threading.get_ident()
-        for i in part:
-            index = int(slots.plan.indices[i])
-            self._being_read[thread] = index
-            rng = np.random.default_rng([self.sampler.seed, epoch, slots.plan.first + i])
+        thread_id = threading.get_ident()
+        for slot in part:
+            index = int(slots.plan.indices[slot])
+            self._current_samples[thread_id] = index
+            rng = np.random.default_rng([self.sampler.seed, epoch, slots.plan.first + slot])
             try:
                 image = self.dataset.load(index, rng, self._transform)
             except DataError as error:
                 if self.bad_samples is None:
                     raise
                 self.bad_samples.add(index, error)
-                slots.bad.append(i)
+                slots.bad_slots.append(slot)
                 continue
             try:
-                slots.put(i, image)
+                slots.put(slot, image)
             except ValueError as error:
                 raise DataError(f"{self.dataset.path(index)}: {error}") from None
-        self._being_read.pop(thread, None)
+        self._current_samples.pop(thread_id, None)
 
     def _finish(self, slots: _Slots) -> Batch:
         plan, images = slots.plan, slots.images
-        if slots.bad:
-            kept = np.setdiff1d(np.arange(len(plan.indices)), slots.bad)
-            if kept.size and images is not None:
-                images = images[kept]
-            else:  # no sample is left: a dummy that does not count keeps this process in step with the others
-                kept = np.arange(1)
-                if self._like is None:
+        if slots.bad_slots:
+            readable_slots = np.setdiff1d(np.arange(len(plan.indices)), slots.bad_slots)
+            if readable_slots.size and images is not None:
+                images = images[readable_slots]
+            else:  # no readable sample: a dummy that does not count keeps this process in step
+                readable_slots = np.arange(1)
+                if self._image_kind is None:
                     raise DataError(
-                        f"no sample of the first batch can be read, such as {self.dataset.path(int(plan.indices[0]))}"
+                        f"no sample of the first batch can be read, "
+                        f"such as {self.dataset.path(int(plan.indices[0]))}"
                     )
-                images = np.zeros((1, *self._like[0]), self._like[1])
+                images = np.zeros((1, *self._image_kind[0]), self._image_kind[1])
                 plan = replace(plan, count=0)
-            plan = replace(plan, indices=plan.indices[kept], count=len(kept) if plan.count else 0)
+            plan = replace(
+                plan, indices=plan.indices[readable_slots], count=len(readable_slots) if plan.count else 0
+            )
         assert images is not None
-        self._like = images.shape[1:], images.dtype
-        left_out = len(slots.bad) if slots.plan.count else 0
-        return Batch(images, self.dataset.labels[plan.indices].astype(np.int64), plan, left_out)
+        self._image_kind = images.shape[1:], images.dtype
+        bad_count = len(slots.bad_slots) if slots.plan.count else 0
+        return Batch(images, self.dataset.labels[plan.indices].astype(np.int64), plan, bad_count)

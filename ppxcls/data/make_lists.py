@@ -18,9 +18,9 @@ from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.system.paths import printable
 from ppxcls.system.whole_files import write_text
 
-_LABEL = re.compile(r"[0-9]{1,9}")
-# Folders that split a data set, in torchvision, Ultralytics, fastai and Keras.
-_PARTS = {
+_LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
+# Names of the folders that split a data set, in torchvision, Ultralytics, fastai and Keras.
+_PART_BY_FOLDER_NAME = {
     "train": "train",
     "training": "train",
     "val": "val",
@@ -33,12 +33,12 @@ _PARTS = {
 
 @dataclass
 class MadeLists:
-    """What ``make_lists`` wrote.
+    """The result of ``make_lists``.
 
     Attributes:
         lists: number of lines by file.
-        skipped: what it left out, in one line.
-        notes: what a user should look at.
+        skipped: numbers of skipped files by reason, in one line.
+        notes: remarks that a user should check.
     """
 
     lists: dict[str, int]
@@ -57,23 +57,25 @@ def make_lists(
     seed: int = 0,
     labels: str | Path | None = None,
 ) -> MadeLists:
-    """Write ``train_list.txt``, ``val_list.txt`` and ``class_names.txt``; paths are relative to ``folder``, the
-    ``image_root``.
+    """Writes ``train_list.txt``, ``val_list.txt`` and ``class_names.txt`` for a folder of images.
 
-    Classes are numbered in the order of their folders' names. The split takes the same share of each class,
-    and at least one image for each side if a class has two. It depends on the seed and the names alone.
+    The paths are relative to ``folder``, which is the ``image_root`` of the lists.
 
-    A folder of ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``. So
-    is one with PaddleX's ``train.txt``, ``val.txt`` and ``labels.txt``. Hidden files and folders are skipped,
-    and links are followed.
+    Classes are numbered in the order of their folders' names. The split takes the same share of each class.
+    If a class has two images or more, each side gets at least one. The split depends only on the seed and the
+    names.
+
+    A folder with ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``.
+    A folder with PaddleX's ``train.txt``, ``val.txt`` and ``labels.txt`` is also split. Hidden files and
+    folders are skipped, and links are followed.
 
     Args:
-        folder: its subfolders are the classes, or it is split as described.
-        output: folder of the lists.
-        val_share: share of each class for evaluation, if the folder is not split.
-        seed: decides the split.
-        labels: for a flat folder, such as ImageNet's ``val``: a file with one label per line, for the images
-            in order of their names. All images go to ``val_list.txt``.
+        folder: folder with one subfolder per class, or split as described.
+        output: folder for the lists.
+        val_share: share of each class for evaluation, from 0 to below 1, if the folder is not split.
+        seed: seed of the split.
+        labels: file with one label per line, for a flat folder such as ImageNet's ``val``, in the order of
+            the images' names. All images go to ``val_list.txt``. None for folders of classes.
 
     Raises:
         DataError: there are no images, or the labels do not fit.
@@ -85,23 +87,23 @@ def make_lists(
     if not folder.is_dir():
         raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
     if labels is not None:
-        return _flat(folder, output, Path(labels))
-    if (folder / "train.txt").is_file() and (names := _paddlex_names(folder)):
-        return _paddlex(folder, output, names)
-    parts = _parts(folder)
-    found = ImageFiles()
+        return _make_flat_lists(folder, output, Path(labels))
+    if (folder / "train.txt").is_file() and (names := _paddlex_names_file(folder)):
+        return _convert_paddlex_lists(folder, output, names)
+    parts = _part_folders(folder)
+    image_files = ImageFiles()
     if parts:
-        _count_beside(folder, list(parts.values()), found)
+        _count_skipped(folder, list(parts.values()), image_files)
     root = folder / parts.get("train", "")
     classes = _class_folders(root)
     if not classes:
-        raise DataError(f"{root}: no folders of classes; for a flat folder give the labels")
+        raise DataError(f"{root}: no folders of classes; for a flat folder, give a file of labels")
     for name in classes:
         if "train" in map(str.lower, _class_folders(root / name)):
             raise DataError(
-                f"{root / name}: a folder of a class that has train/ in it: is it the folder to make lists of?"
+                f"{root / name}: the folder of a class contains train/; give it if it is the data set"
             )
-    files = _files(folder, parts.get("train", ""), classes, found, all_needed=True)
+    files = _class_images(folder, parts.get("train", ""), classes, image_files, all_needed=True)
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     if "val" in parts:
         lines["train"] = [list_line(file, label) for label, paths in enumerate(files) for file in paths]
@@ -109,161 +111,173 @@ def make_lists(
         lines["train"], lines["val"] = _split(files, val_share, seed)
     for part in ("val", "test"):
         if part in parts:
-            lines[part] = _part_lines(folder, parts[part], classes, found)
-    return _written(output, lines, classes, found)
+            lines[part] = _part_lines(folder, parts[part], classes, image_files)
+    return _write_lists(output, lines, classes, image_files)
 
 
-def _parts(folder: Path) -> dict[str, str]:
-    """The names of ``train/``, ``val/`` and ``test/`` by their part; empty if the folder is not split."""
+def _part_folders(folder: Path) -> dict[str, str]:
+    """Returns the names of the folders ``train/``, ``val/`` and ``test/`` by their part.
+
+    The result is empty if the folder is not split.
+    """
     parts: dict[str, str] = {}
     for name in _class_folders(folder):
-        part = _PARTS.get(name.lower())
+        part = _PART_BY_FOLDER_NAME.get(name.lower())
         if part in parts:
             raise DataError(f"{folder}: {parts[part]} and {name} are both the {part} part")
         if part:
             parts[part] = name
-    others = [name for name in _class_folders(folder) if name not in parts.values()]
-    if "train" not in parts or (len(parts) == 1 and others):  # classes may be called "train" or "test" too
+    other_names = [name for name in _class_folders(folder) if name not in parts.values()]
+    if "train" not in parts or (
+        len(parts) == 1 and other_names
+    ):  # classes may be called "train" or "test" too
         return {}
-    if others:
+    if other_names:
         raise DataError(
-            f"{folder}: expected train/, val/ and test/ or folders of classes, received both: also {others[0]!r}"
+            f"{folder}: expected train/, val/ and test/ or folders of classes, received both: "
+            f"also {other_names[0]!r}"
         )
     return parts
 
 
 def _class_folders(folder: Path) -> list[str]:
-    inside = lies_in(folder)
-    visible = [entry for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry)]
-    return sorted(
-        entry.name for entry in visible if identity(entry) not in inside
-    )  # no link to where it lies
+    ancestors = lies_in(folder)
+    folders = [entry for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry)]
+    # A link to a folder that contains it is not a class.
+    return sorted(entry.name for entry in folders if identity(entry) not in ancestors)
 
 
-def _files(
-    folder: Path, part: str, classes: Sequence[str], found: ImageFiles, all_needed: bool
+def _class_images(
+    folder: Path, part: str, classes: Sequence[str], image_files: ImageFiles, all_needed: bool
 ) -> list[list[str]]:
-    """The images of each class, with their paths from the folder."""
+    """Returns the images of each class, with their paths relative to ``folder``."""
     root = folder / part
-    _count_beside(root, classes, found)
+    _count_skipped(root, classes, image_files)
     files = []
     for name in classes:
         images = find_image_files(root / name) if (root / name).is_dir() else ImageFiles()
         if not images.files and all_needed:
             raise DataError(f"{root / name}: no images in the folder of a class ({images.skipped_line()})")
-        files.append(found.add(images, f"{part}/{name}" if part else name))
+        files.append(image_files.add(images, f"{part}/{name}" if part else name))
     return files
 
 
-def _count_beside(folder: Path, names: Sequence[str], found: ImageFiles) -> None:
-    """Count what lies beside these folders."""
+def _count_skipped(folder: Path, names: Sequence[str], image_files: ImageFiles) -> None:
+    """Counts the files and folders beside these folders as skipped."""
     for entry in os.scandir(folder):
         if entry.name not in names:
-            found.skipped["hidden" if is_hidden(entry.name) else "beside the folders of classes"] += 1
+            image_files.skip_counts[
+                "hidden" if is_hidden(entry.name) else "beside the folders of classes"
+            ] += 1
 
 
-def _part_lines(folder: Path, part: str, classes: list[str], found: ImageFiles) -> list[str]:
-    own = _class_folders(folder / part)
-    if unknown := [name for name in own if name not in classes]:
-        raise DataError(f"{folder / part / unknown[0]}: a class that is not in the training part")
-    if not own:
-        raise DataError(f"{folder / part}: no folders of classes, as the training part has them")
-    files = _files(folder, part, classes, found, all_needed=False)
+def _part_lines(folder: Path, part: str, classes: list[str], image_files: ImageFiles) -> list[str]:
+    class_folders = _class_folders(folder / part)
+    if unknown_classes := [name for name in class_folders if name not in classes]:
+        raise DataError(f"{folder / part / unknown_classes[0]}: a class that is not in the training part")
+    if not class_folders:
+        raise DataError(f"{folder / part}: no folders of classes, unlike the training part")
+    files = _class_images(folder, part, classes, image_files, all_needed=False)
     return [list_line(file, label) for label, paths in enumerate(files) for file in paths]
 
 
 def _split(files: Sequence[Sequence[str]], val_share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Lines of the training and the evaluation list."""
+    """Returns the lines of the training list and of the evaluation list."""
     rng = np.random.default_rng(seed)
-    train: list[str] = []
-    val: list[str] = []
+    train_lines: list[str] = []
+    val_lines: list[str] = []
     for label, paths in enumerate(files):
         count = round(val_share * len(paths))
         count = min(max(count, int(val_share > 0)), len(paths) - 1)
-        chosen = set(rng.permutation(len(paths))[:count].tolist())
+        val_indices = set(rng.permutation(len(paths))[:count].tolist())
         for i, file in enumerate(paths):
-            (val if i in chosen else train).append(list_line(file, label))
-    return train, val
+            (val_lines if i in val_indices else train_lines).append(list_line(file, label))
+    return train_lines, val_lines
 
 
-def _flat(folder: Path, output: Path, labels: Path) -> MadeLists:
-    found = find_image_files(folder)
+def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> MadeLists:
+    image_files = find_image_files(folder)
     try:
-        lines = [line.strip() for line in labels.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in labels_file.read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, ValueError) as error:
-        raise DataError(f"{labels}: can't be read: {error}") from None
+        raise DataError(f"{labels_file}: can't be read: {error}") from None
     for number, line in enumerate(lines, 1):
-        if not _LABEL.fullmatch(line):
+        if not _LABEL_PATTERN.fullmatch(line):
             raise DataError(
-                f"{labels}:{number}: expected a label of up to 9 digits a line, received {line[:80]!r}"
+                f"{labels_file}:{number}: expected a label of up to 9 digits a line, received {line[:80]!r}"
             )
-    numbers = [int(line) for line in lines]
-    if len(numbers) != len(found.files) or not found.files:
-        counts = f"{len(numbers):,} labels for {len(found.files):,} images in {folder}"
-        raise DataError(f"{labels}: {counts} ({found.skipped_line()})")
-    rows = [list_line(file, number) for file, number in zip(found.files, numbers, strict=True)]
-    return _written(output, {"val": rows}, [], found)
+    class_ids = [int(line) for line in lines]
+    if len(class_ids) != len(image_files.files) or not image_files.files:
+        counts = f"{len(class_ids):,} labels for {len(image_files.files):,} images in {folder}"
+        raise DataError(f"{labels_file}: {counts} ({image_files.skipped_line()})")
+    rows = [list_line(file, number) for file, number in zip(image_files.files, class_ids, strict=True)]
+    return _write_lists(output, {"val": rows}, [], image_files)
 
 
-def _paddlex_names(folder: Path) -> Path | None:
+def _paddlex_names_file(folder: Path) -> Path | None:
     return next((folder / name for name in ("labels.txt", "label.txt") if (folder / name).is_file()), None)
 
 
-def _paddlex(folder: Path, output: Path, names_file: Path) -> MadeLists:
-    """Convert PaddleX's lists, whose lines are ``path label`` too, and check that their files are there."""
-    names, found = read_class_names(names_file, None), find_image_files(folder)
+def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> MadeLists:
+    """Converts PaddleX's lists, which also have lines ``path label``, and checks that their files exist."""
+    names, image_files = read_class_names(names_file, None), find_image_files(folder)
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    listed: set[str] = set()
+    listed_paths: set[str] = set()
     for part in ("train", "val", "test"):
         file = folder / f"{part}.txt"
         if not file.is_file():
             continue
         index = ListIndex(file)
-        if (outside := index.first_outside(folder)) is not None:
+        if (outside_index := index.first_outside(folder)) is not None:
             raise DataError(
-                f"{index.line(outside)}: expected a path inside {folder}, received {index.path(outside)!r}"
+                f"{index.line(outside_index)}: expected a path inside {folder}, received {index.path(outside_index)!r}"
             )
-        for i in range(len(index)):
-            path, label = index.path(i), int(index.labels[i])
+        for sample in range(len(index)):
+            path, label = index.path(sample), int(index.labels[sample])
             if label >= len(names):
                 raise DataError(
-                    f"{index.line(i)}: the label {label}, but {names_file} has {len(names):,} names"
+                    f"{index.line(sample)}: the label {label}, but {names_file} has {len(names):,} names"
                 )
             if not (folder / path).is_file():
-                raise DataError(f"{index.line(i)}: no such file: {folder / path}")
+                raise DataError(f"{index.line(sample)}: no such file: {folder / path}")
             lines[part].append(list_line(path, label))
-            listed.add(os.path.normpath(path))
-    found.skipped["images that no list names"] = len(set(found.files) - listed)
-    return _written(output, lines, names, found)
+            listed_paths.add(os.path.normpath(path))
+    image_files.skip_counts["images that are in no list"] = len(set(image_files.files) - listed_paths)
+    return _write_lists(output, lines, names, image_files)
 
 
-def _written(
-    output: Path, lines: dict[str, list[str]], classes: Sequence[str], found: ImageFiles
+def _write_lists(
+    output: Path, lines: dict[str, list[str]], classes: Sequence[str], image_files: ImageFiles
 ) -> MadeLists:
     output.mkdir(parents=True, exist_ok=True)
-    made = MadeLists({}, found.skipped_line(), _alike(classes))
+    result = MadeLists({}, image_files.skipped_line(), _similar_name_notes(classes))
     if len(classes) == 1:
-        made.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
+        result.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
     for part, rows in lines.items():
         file = output / f"{part}_list.txt"
         if rows:
             write_text(file, "\n".join(rows) + "\n")
-            made.lists[str(file)] = len(rows)
-        elif file.exists():  # of other images, beside these class names
+            result.lists[str(file)] = len(rows)
+        elif file.exists():  # an older list, which does not match the new class names
             file.unlink()
-            made.notes.append(f"{file} of an earlier call was removed")
+            result.notes.append(f"{file} of an earlier call was removed")
     if classes:
         write_text(output / CLASS_NAMES, class_name_lines(classes))
-        made.lists[str(output / CLASS_NAMES)] = len(classes)
-    return made
+        result.lists[str(output / CLASS_NAMES)] = len(classes)
+    return result
 
 
-def _alike(classes: Sequence[str]) -> list[str]:
-    """A note for two classes whose names look alike: they differ in blanks or in the form of their Unicode."""
-    seen: dict[str, int] = {}
+def _similar_name_notes(classes: Sequence[str]) -> list[str]:
+    """Returns notes about pairs of classes with names that look alike.
+
+    Such names differ only in blanks or in the form of their Unicode.
+    """
+    label_by_name: dict[str, int] = {}
     notes = []
     for label, name in enumerate(classes):
-        first = seen.setdefault(unicodedata.normalize("NFC", name).strip(), label)
+        first = label_by_name.setdefault(unicodedata.normalize("NFC", name).strip(), label)
         if first != label:
             notes.append(
                 f"the names of the classes {first} and {label} look alike: {classes[first]!a} and {name!a}"

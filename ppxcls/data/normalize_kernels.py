@@ -1,4 +1,4 @@
-"""Normalisation of uint8 batches as a numba kernel, for all cores."""
+"""A numba kernel that normalises uint8 batches on all cores."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ Array = np.ndarray[Any, Any]
 
 @compiled
 def normalize(images: Array, table: Array, out: Array, begin: int, end: int) -> None:
-    """uint8 [N, H, W, 3] by a table float32 [3, 256] to float32 [N, 3, H, W]; some of the N H rows."""
-    for i in range(begin, end):
-        number, row = i // images.shape[1], i % images.shape[1]
-        pixels = images[number, row]
-        red, green, blue = out[number, 0, row], out[number, 1, row], out[number, 2, row]
+    """Normalises some rows of a batch with a table.
+
+    Args:
+        images: images, uint8 [N, H, W, 3].
+        table: normalised value of each byte in each channel, float32 [3, 256].
+        out: result, float32 [N, 3, H, W].
+        begin: first of the N * H rows to normalise.
+        end: row after the last one to normalise.
+    """
+    for row_index in range(begin, end):
+        image_index, row = row_index // images.shape[1], row_index % images.shape[1]
+        pixels = images[image_index, row]
+        red, green, blue = out[image_index, 0, row], out[image_index, 1, row], out[image_index, 2, row]
         for x in range(pixels.shape[0]):
             red[x] = table[0, pixels[x, 0]]
             green[x] = table[1, pixels[x, 1]]

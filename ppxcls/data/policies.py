@@ -1,7 +1,7 @@
 """Augmentation policies that apply Pillow's operations to one uint8 image, and colour jitter.
 
-Names, arguments and interpolations are PaddleClas's. Every random choice comes from the generator that is
-passed in.
+Names, arguments and interpolations match PaddleClas. Every random choice comes from the generator that the
+caller passes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NEAREST, _BILINEAR, _BICUBIC = (PillowImage.Resampling[name] for name in ("NEAR
 
 
 class Fill:
-    """How geometric operations take pixels, and the colour of the area that they uncover.
+    """Interpolation of geometric operations, and the colour of the area that they uncover.
 
     Args:
-        colour: of that area.
+        colour: red, green and blue of the uncovered area, 0 to 255.
         shear: interpolation of shears.
-        move: interpolation of shifts and rotations; None for that of shears.
+        move: interpolation of shifts and rotations; None for the same as ``shear``.
     """
 
     def __init__(
@@ -45,12 +45,15 @@ class Fill:
         self.colour, self.shear, self.move = colour, shear, shear if move is None else move
 
     def sheared(self, image: Picture, *matrix: float) -> Picture:
-        """Each pixel (x, y) of the result is pixel (a x + b y + c, d x + e y + f) of the image."""
+        """Returns an affine transform of an image.
+
+        Its pixel (x, y) is pixel (a x + b y + c, d x + e y + f) of ``image``.
+        """
         transform = PillowImage.Transform.AFFINE
         return image.transform(image.size, transform, matrix, resample=self.shear, fillcolor=self.colour)
 
     def moved(self, image: Picture, x: float, y: float) -> Picture:
-        """Shifted to the left and up, by pixels."""
+        """Returns the image shifted by ``x`` pixels to the left and ``y`` pixels up."""
         transform, matrix = PillowImage.Transform.AFFINE, (1, 0, x, 0, 1, y)
         return image.transform(image.size, transform, matrix, resample=self.move, fillcolor=self.colour)
 
@@ -60,8 +63,8 @@ def _solarize_add(image: Picture, amount: float) -> Picture:
     return image.point(table * len(image.getbands()))
 
 
-# Pillow's operations, which define the pixels, with an argument: slope, share of the side, degrees, bits,
-# threshold, or factor.
+# Pillow's operations, which define the pixels. The argument ``v`` is a slope, a share of the side, degrees,
+# bits, a threshold, or a factor.
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, v, fill: image,
     "ShearX": lambda image, v, fill: fill.sheared(image, 1, v, 0, 0, 1, 0),
@@ -80,23 +83,23 @@ OPERATIONS: dict[str, Operation] = {
     "Brightness": lambda image, v, fill: ImageEnhance.Brightness(image).enhance(v),
     "Sharpness": lambda image, v, fill: ImageEnhance.Sharpness(image).enhance(v),
 }
-_SIGNED = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
-_ENHANCING = {"Color", "Contrast", "Brightness", "Sharpness"}
+_SIGNED_OPERATIONS = {"ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"}
+_ENHANCEMENTS = {"Color", "Contrast", "Brightness", "Sharpness"}
 
 
-def _argument(name: str, strength: float, most: dict[str, float], rng: Generator) -> float:
-    """The argument of an operation for a strength.
+def _argument(name: str, strength: float, full_arguments: dict[str, float], rng: Generator) -> float:
+    """Returns the argument of an operation for a strength.
 
     Args:
-        name: the operation.
-        strength: from 0 to 1.
-        most: argument of each operation at full strength; for enhancing operations the distance from 1.
-        rng: decides the sign.
+        name: name of the operation.
+        strength: strength from 0 to 1.
+        full_arguments: argument of each operation at full strength; for enhancements, its distance from 1.
+        rng: random generator that decides the sign.
     """
-    value = strength * most.get(name, 0.0)
-    if name in _SIGNED:
+    value = strength * full_arguments.get(name, 0.0)
+    if name in _SIGNED_OPERATIONS:
         return value if rng.integers(2) else -value
-    if name in _ENHANCING:
+    if name in _ENHANCEMENTS:
         return 1 + value if rng.integers(2) else 1 - value
     if name == "Posterize":
         return 8 - value
@@ -104,29 +107,31 @@ def _argument(name: str, strength: float, most: dict[str, float], rng: Generator
 
 
 def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image:
-    """Apply operations in a row: where numba is installed by its kernels, which give the same pixels faster.
+    """Applies operations one after another.
+
+    If numba is installed, its kernels compute the same pixels faster.
 
     Args:
-        image: uint8 [H, W, 3].
-        steps: name and argument of each.
-        fill: of geometric operations.
+        image: image, uint8 [H, W, 3].
+        steps: name and argument of each operation.
+        fill: interpolation and colour of geometric operations.
     """
     for name, value in steps:
-        changed = (
+        kernel_result = (
             pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move)
             if kernels.HAS_NUMBA
             else None
         )
         image = (
             np.asarray(OPERATIONS[name](PillowImage.fromarray(image), value, fill))
-            if changed is None
-            else changed
+            if kernel_result is None
+            else kernel_result
         )
     return image
 
 
-# ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operation, probability, and magnitude
-# out of 9.
+# ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operations, each with its probability
+# and its magnitude out of 9.
 _POLICY = """
 Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3|Posterize .6 7 Posterize .6 6
 Equalize .4 7 Solarize .2 4|Equalize .4 4 Rotate .8 8|Solarize .6 3 Equalize .6 7|Posterize .8 5 Equalize 1 2
@@ -136,7 +141,7 @@ Color .8 8 Solarize .8 7|Sharpness .4 7 Invert .6 8|ShearX .6 5 Equalize 1 9|Col
 Equalize .4 7 Solarize .2 4|Solarize .6 5 AutoContrast .6 5|Invert .6 4 Equalize 1 8|Color .6 4 Contrast 1 8
 Equalize .8 8 Equalize .6 3
 """
-_MOST = {
+_FULL_ARGUMENTS = {
     "ShearX": 0.3,
     "ShearY": 0.3,
     "TranslateX": 150 / 331,
@@ -144,14 +149,17 @@ _MOST = {
     "Rotate": 30,
     "Posterize": 4,
 }
-_MOST |= {"Solarize": 256, "Color": 0.9, "Contrast": 0.9, "Brightness": 0.9, "Sharpness": 0.9}
+_FULL_ARGUMENTS |= {"Solarize": 256, "Color": 0.9, "Contrast": 0.9, "Brightness": 0.9, "Sharpness": 0.9}
 _PADDLECLAS_FILL = Fill((128, 128, 128), _BICUBIC, _NEAREST)
-_RAND_OPERATIONS = [*_MOST, "AutoContrast", "Equalize", "Invert"]
+_RAND_OPERATIONS = [*_FULL_ARGUMENTS, "AutoContrast", "Equalize", "Invert"]
 
 
 @TRANSFORMS.register
 class AutoAugment(Transform):
-    """Applies one of 25 pairs of operations, each with its probability (ImageNet's policy of arXiv:1805.09501)."""
+    """Applies one of 25 pairs of operations (ImageNet's policy of AutoAugment, arXiv:1805.09501).
+
+    Each operation of a pair has its own probability.
+    """
 
     needs_uint8 = True
 
@@ -163,7 +171,7 @@ class AutoAugment(Transform):
     def __call__(self, image: Image, rng: Generator) -> Image:
         steps = []
         for name, probability, magnitude in self.policy[rng.integers(len(self.policy))]:
-            value = _argument(name, magnitude / 9, _MOST, rng)
+            value = _argument(name, magnitude / 9, _FULL_ARGUMENTS, rng)
             if rng.random() < probability:
                 steps.append((name, value))
         return apply(image, steps, self._fill)
@@ -171,11 +179,11 @@ class AutoAugment(Transform):
 
 @TRANSFORMS.register
 class RandAugment(Transform):
-    """Applies random operations of one magnitude (arXiv:1909.13719).
+    """Applies random operations of the same magnitude (arXiv:1909.13719).
 
     Args:
-        num_layers: number of operations, drawn from 14.
-        magnitude: from 0 to 10.
+        num_layers: number of operations for each image, drawn from 14.
+        magnitude: strength of the operations, from 0 to 10.
     """
 
     needs_uint8 = True
@@ -187,7 +195,9 @@ class RandAugment(Transform):
     def __call__(self, image: Image, rng: Generator) -> Image:
         names = [_RAND_OPERATIONS[i] for i in rng.integers(len(_RAND_OPERATIONS), size=self.num_layers)]
         return apply(
-            image, [(name, _argument(name, self.magnitude / 10, _MOST, rng)) for name in names], self._fill
+            image,
+            [(name, _argument(name, self.magnitude / 10, _FULL_ARGUMENTS, rng)) for name in names],
+            self._fill,
         )
 
 
@@ -197,7 +207,7 @@ class TrivialAugment(Transform):
 
     needs_uint8 = True
 
-    _MOST = dict.fromkeys((*_ENHANCING, "ShearX", "ShearY"), 0.99) | {
+    _FULL_ARGUMENTS = dict.fromkeys((*_ENHANCEMENTS, "ShearX", "ShearY"), 0.99) | {
         "Rotate": 135,
         "Posterize": 6,
         "Solarize": 256,
@@ -208,7 +218,7 @@ class TrivialAugment(Transform):
             "Identity",
             "AutoContrast",
             "Equalize",
-            *sorted(self._MOST),
+            *sorted(self._FULL_ARGUMENTS),
             "TranslateX",
             "TranslateY",
         ]
@@ -216,28 +226,33 @@ class TrivialAugment(Transform):
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         name = self._names[rng.integers(len(self._names))]
-        pixels = {"TranslateX": 32 / image.shape[1], "TranslateY": 32 / image.shape[0]}
+        shift_limits = {"TranslateX": 32 / image.shape[1], "TranslateY": 32 / image.shape[0]}
         return apply(
-            image, [(name, _argument(name, rng.integers(31) / 30, self._MOST | pixels, rng))], self._fill
+            image,
+            [(name, _argument(name, rng.integers(31) / 30, self._FULL_ARGUMENTS | shift_limits, rng))],
+            self._fill,
         )
 
 
 @TRANSFORMS.register
 class TimmAutoAugment(Transform):
-    """timm's RandAugment, described by timm's string.
+    """Applies timm's RandAugment, described by timm's string.
 
     Args:
-        config_str: after ``rand``: ``m`` magnitude (9), ``n`` operations (2), ``p`` probability of each
-            (0.5), ``mstd`` standard deviation of the magnitude (0; from 100 on it is uniform from 0 to the
-            magnitude), ``mmax`` its limit (10), ``inc1`` lets all operations grow stronger with the
-            magnitude.
-        interpolation: ``random`` draws bilinear or bicubic for each image.
-        img_size: accepted and not used. timm scales shifts by it; here they are shares of the side.
+        config_str: string of ``rand`` and settings, joined by ``-``. ``m`` is the magnitude (default 9),
+            ``n`` the number of operations (2), ``p`` the probability of each (0.5), ``mstd`` the standard
+            deviation of the magnitude (0), and ``mmax`` the limit of the magnitude (10). If ``mstd`` is 100
+            or more, the magnitude is uniform from 0 to ``m``. With ``inc1``, all operations get stronger with
+            the magnitude.
+        interpolation: interpolation of geometric operations; ``random`` draws bilinear or bicubic for each
+            image.
+        img_size: size by which timm scales shifts. It has no effect, because shifts are shares of the side
+            here.
     """
 
     needs_uint8 = True
 
-    _MOST = _MOST | {"TranslateX": 0.45, "TranslateY": 0.45, "SolarizeAdd": 110}
+    _FULL_ARGUMENTS = _FULL_ARGUMENTS | {"TranslateX": 0.45, "TranslateY": 0.45, "SolarizeAdd": 110}
 
     def __init__(
         self,
@@ -246,49 +261,62 @@ class TimmAutoAugment(Transform):
         img_size: Count | list[Count] | None = None,
     ) -> None:
         kind, *parts = config_str.split("-")
-        known = {"m": 9.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 10.0, "inc": 0.0}
+        settings = {"m": 9.0, "n": 2.0, "p": 0.5, "mstd": 0.0, "mmax": 10.0, "inc": 0.0}
         for part in parts:
             match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-            if not match or match[1] not in known:
+            if not match or match[1] not in settings:
                 raise ValueError(
-                    f"expected parts such as {', '.join(known)} with a number, received {part!r}"
+                    f"expected parts such as {', '.join(settings)} with a number, received {part!r}"
                 )
-            known[match[1]] = float(match[2])
+            settings[match[1]] = float(match[2])
         if (
             kind != "rand"
-            or not 0 <= known["p"] <= 1
-            or not 0 <= known["m"] <= known["mmax"]
-            or known["n"] < 1
+            or not 0 <= settings["p"] <= 1
+            or not 0 <= settings["m"] <= settings["mmax"]
+            or settings["n"] < 1
         ):
-            raise ValueError(f"expected a string as rand-m9-mstd0.5-inc1, received {config_str!r}")
-        self.settings = known
+            raise ValueError(f"expected a string such as rand-m9-mstd0.5-inc1, received {config_str!r}")
+        self.settings = settings
         self._names = [*_RAND_OPERATIONS, "SolarizeAdd"]
-        self._resamples = {"random": [_BILINEAR, _BICUBIC], "bilinear": [_BILINEAR], "bicubic": [_BICUBIC]}[
-            interpolation
-        ]
+        self._interpolations = {
+            "random": [_BILINEAR, _BICUBIC],
+            "bilinear": [_BILINEAR],
+            "bicubic": [_BICUBIC],
+        }[interpolation]
 
     def __call__(self, image: Image, rng: Generator) -> Image:
-        s = self.settings
+        settings = self.settings
         steps = []
-        for i in rng.integers(len(self._names), size=int(s["n"])):
-            if rng.random() >= s["p"]:
+        for i in rng.integers(len(self._names), size=int(settings["n"])):
+            if rng.random() >= settings["p"]:
                 continue
-            magnitude = rng.uniform(0, s["m"]) if s["mstd"] >= 100 else rng.normal(s["m"], s["mstd"])
-            steps.append(
-                (self._names[i], self._value(self._names[i], min(max(magnitude, 0.0), s["mmax"]) / 10, rng))
+            magnitude = (
+                rng.uniform(0, settings["m"])
+                if settings["mstd"] >= 100
+                else rng.normal(settings["m"], settings["mstd"])
             )
-        fill = Fill((124, 116, 104), self._resamples[rng.integers(len(self._resamples))])
+            steps.append(
+                (
+                    self._names[i],
+                    self._value(self._names[i], min(max(magnitude, 0.0), settings["mmax"]) / 10, rng),
+                )
+            )
+        fill = Fill((124, 116, 104), self._interpolations[rng.integers(len(self._interpolations))])
         return apply(image, steps, fill)
 
     def _value(self, name: str, strength: float, rng: Generator) -> float:
         if self.settings["inc"]:
-            return _argument(name, strength, self._MOST, rng)
-        # Without inc, these grow weaker with the magnitude, and enhancing factors go from 0.1 to 1.9.
+            return _argument(name, strength, self._FULL_ARGUMENTS, rng)
+        # Without inc, these two get weaker with the magnitude. Enhancement factors go from 0.1 to 1.9.
         if name == "Posterize":
             return 4 * strength
         if name == "Solarize":
             return 256 * strength
-        return 0.1 + 1.8 * strength if name in _ENHANCING else _argument(name, strength, self._MOST, rng)
+        return (
+            0.1 + 1.8 * strength
+            if name in _ENHANCEMENTS
+            else _argument(name, strength, self._FULL_ARGUMENTS, rng)
+        )
 
 
 @TRANSFORMS.register
@@ -296,10 +324,10 @@ class ColorJitter(Transform):
     """Changes brightness, contrast, saturation and hue by random factors, in a random order.
 
     Args:
-        brightness: b, for a factor from ``[max(0, 1 - b), 1 + b]``.
-        contrast: like brightness.
-        saturation: like brightness.
-        hue: h, for a shift from ``[-h, h]`` of the whole circle.
+        brightness: extent b of the change; the factor is drawn from ``[max(0, 1 - b), 1 + b]``.
+        contrast: extent of the change, like brightness.
+        saturation: extent of the change, like brightness.
+        hue: extent h of the change; the shift is drawn from ``[-h, h]``, and 1 is the whole colour circle.
     """
 
     needs_uint8 = True
@@ -332,6 +360,6 @@ class ColorJitter(Transform):
 
 def _shift_hue(image: Image, share: float) -> Image:
     hue, saturation, value = PillowImage.fromarray(image).convert("HSV").split()
-    moved = (np.asarray(hue).astype(np.int16) + round(share * 255)) % 256
-    parts = PillowImage.fromarray(moved.astype(np.uint8)), saturation, value
-    return np.asarray(PillowImage.merge("HSV", parts).convert("RGB"))
+    shifted_hue = (np.asarray(hue).astype(np.int16) + round(share * 255)) % 256
+    channels = PillowImage.fromarray(shifted_hue.astype(np.uint8)), saturation, value
+    return np.asarray(PillowImage.merge("HSV", channels).convert("RGB"))

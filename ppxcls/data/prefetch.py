@@ -1,4 +1,4 @@
-"""Lets threads work ahead of the loop that uses the results."""
+"""Starts work in threads before the loop needs the results."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import TypeVar
 T = TypeVar("T")
 S = TypeVar("S")
 
-_AHEAD = 2  # items that are being made while one is used
+_ITEMS_AHEAD = 2  # items in work while the result of another is used
 
 
 def prefetched(items: Iterable[T], start: Callable[[T], S]) -> Iterator[S]:
-    """Start the work on each item before its result is needed; yield what was started, in order.
+    """Starts the work on each item before its result is needed.
 
     Args:
-        items: to work on.
-        start: hands an item to threads and returns at once.
+        items: items to work on.
+        start: function that hands an item to threads and returns at once.
+
+    Yields:
+        The results of ``start``, in the order of the items.
     """
-    started: deque[S] = deque()
+    pending_results: deque[S] = deque()
     for item in items:
-        started.append(start(item))
-        if len(started) > _AHEAD:
-            yield started.popleft()
-    yield from started
+        pending_results.append(start(item))
+        if len(pending_results) > _ITEMS_AHEAD:
+            yield pending_results.popleft()
+    yield from pending_results

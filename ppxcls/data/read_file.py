@@ -1,4 +1,4 @@
-"""Reads files from disks that may fail to answer for a while."""
+"""Reads files, and retries if a disk does not answer for a while."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-# Errors of network file systems without their server, and of disks with a loose cable. They may pass.
-_PASSING = {
+# Errors that may be temporary: a network file system can't reach its server, or a disk has a loose cable.
+_TEMPORARY_ERRORS = {
     getattr(errno, name)
     for name in (
         "EIO",
@@ -26,45 +26,48 @@ _PASSING = {
     if hasattr(errno, name)
 }
 T = TypeVar("T")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0  # seconds
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 10.0  # seconds
 MAX_BYTES = 1 << 28
 
 
 def read_file(path: str, patience: float = 0.0) -> bytes:
-    """Read a whole file.
+    """Reads a whole file.
 
     Args:
-        path: of the file.
-        patience: seconds to retry after errors that may pass, with pauses that double.
+        path: path of the file.
+        patience: seconds to retry after errors that may be temporary. The pauses between attempts double.
 
     Raises:
-        OSError: it can't be read, or still not after that time.
-        ValueError: it is larger than ``MAX_BYTES``, or its size changed while it was read.
+        OSError: the file can't be read, or still can't after ``patience`` seconds.
+        ValueError: the file is larger than ``MAX_BYTES``, or its size changed while it was read.
     """
     return patiently(lambda: _read_once(path), path, patience)
 
 
 def patiently(read: Callable[[], T], path: str, patience: float) -> T:
-    """Read again and again, if the errors are such as may pass.
+    """Calls ``read`` again if its error may be temporary.
 
     Args:
-        read: reads; what it raises is raised in the end.
-        path: of the file, for the error.
-        patience: seconds, with pauses that double.
+        read: function that reads the file; its last error is raised.
+        path: path of the file, for the error message.
+        patience: seconds to retry. The pauses between attempts double.
+
+    Raises:
+        OSError: the error is not temporary, or still occurs after ``patience`` seconds.
     """
     deadline = time.monotonic() + patience
-    pause = _FIRST_PAUSE
+    pause = _FIRST_PAUSE_SECONDS
     while True:
         try:
             return read()
         except OSError as error:
-            if error.errno not in _PASSING:
+            if error.errno not in _TEMPORARY_ERRORS:
                 raise
             if time.monotonic() + pause > deadline:
-                waited = f", tried again for {patience:g} s" if patience else ""
-                raise OSError(error.errno, f"{error.strerror}{waited}", path) from None
+                retry_note = f", tried again for {patience:g} s" if patience else ""
+                raise OSError(error.errno, f"{error.strerror}{retry_note}", path) from None
         time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
 
 def _read_once(path: str) -> bytes:

@@ -1,4 +1,7 @@
-"""Resizing by OpenCV, by Pillow or with Pillow's pixels, of whole images and of parts that are decoded as they are needed."""
+"""Resizes images with OpenCV, with Pillow, or with a kernel that gives Pillow's pixels.
+
+It resizes whole images, and images that are decoded only as far as a part needs.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count
-from ppxcls.data.decode import MOST_PIXELS, Image, ImageParts
+from ppxcls.data.decode import MAX_PIXELS, Image, ImageParts
 from ppxcls.system import kernels
 
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
 Resize = Callable[[Image, tuple[int, int]], Image]
-_RADIUS = 4  # of the widest interpolation, in pixels of the larger one of both images
+_RADIUS_PIXELS = 4  # radius of the widest interpolation, in pixels of the larger of the two images
 
-_CV2 = {
+_CV2_METHODS = {
     "nearest": cv2.INTER_NEAREST,
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
     "area": cv2.INTER_AREA,
     "lanczos": cv2.INTER_LANCZOS4,
 }
-_PILLOW = {
+_PILLOW_METHODS = {
     "nearest": PillowImage.Resampling.NEAREST,
     "bilinear": PillowImage.Resampling.BILINEAR,
     "bicubic": PillowImage.Resampling.BICUBIC,
@@ -34,8 +37,8 @@ _PILLOW = {
     "hamming": PillowImage.Resampling.HAMMING,
 }
 
-_BY_KERNEL = ("bilinear", "bicubic")  # those of Pillow's filters that ``_resampled`` has
-_MOST_BETWEEN = 1 << 26  # pixels between the two steps of Pillow's resizing
+_KERNEL_METHODS = ("bilinear", "bicubic")  # Pillow's filters that the numba kernel supports
+_MAX_INTERMEDIATE_PIXELS = 1 << 26  # pixels of the image between the two steps of Pillow's resizing
 
 
 def interpolation_name(interpolation: str | None, backend: str) -> str:
@@ -44,41 +47,41 @@ def interpolation_name(interpolation: str | None, backend: str) -> str:
 
 
 def resizer(interpolation: str | None, backend: str) -> Resize:
-    """A function from uint8 [H, W, 3] and (width, height) to the resized image.
+    """Returns a function from uint8 [H, W, 3] and (width, height) to the resized image.
 
     Raises:
-        ValueError: the backend does not have this interpolation.
+        ValueError: the backend does not support this interpolation.
     """
-    table: Mapping[str, Any] = _CV2 if backend == "cv2" else _PILLOW
+    table: Mapping[str, Any] = _CV2_METHODS if backend == "cv2" else _PILLOW_METHODS
     name = interpolation_name(interpolation, backend)
     if name not in table:
         raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
     method = table[name]
 
     def resize(image: Image, size: tuple[int, int]) -> Image:
-        if size[0] * size[1] > MOST_PIXELS:  # a line of pixels whose shorter side is enlarged
+        if size[0] * size[1] > MAX_PIXELS:  # such as a line of pixels, if its shorter side is enlarged
             raise ValueError(
                 f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
             )
         if (
-            backend == "pil" and size[0] * image.shape[0] > _MOST_BETWEEN
-        ):  # a column of pixels that is made wider first
+            backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS
+        ):  # such as a column of pixels, because it is made wider first
             raise ValueError(
                 f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many"
             )
         if backend == "cv2":
             return cv2.resize(image, size, interpolation=method)
-        if name in _BY_KERNEL and kernels.HAS_NUMBA and image.dtype == np.uint8:
-            return _resampled(image, size, name == "bicubic")
-        return _by_pillow(image, size, method)
+        if name in _KERNEL_METHODS and kernels.HAS_NUMBA and image.dtype == np.uint8:
+            return _resize_by_kernel(image, size, name == "bicubic")
+        return _resize_by_pillow(image, size, method)
 
     return resize
 
 
-def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampling) -> Image:
-    """Width first, as one call did up to Pillow 12.
+def _resize_by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampling) -> Image:
+    """Resizes the width first, as a single call did up to Pillow 12.
 
-    Pillow 13 begins with the height if that is reduced more: other pixels.
+    Pillow 13 starts with the height if the height is reduced more, which gives other pixels.
     """
     picture = PillowImage.fromarray(image)
     if method != PillowImage.Resampling.NEAREST:
@@ -86,12 +89,15 @@ def _by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampli
     return np.asarray(picture.resize(size, method))
 
 
-def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
-    """The pixels of ``_by_pillow``, by a kernel that resizes the first side, so that the image is transposed for its width."""
+def _resize_by_kernel(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
+    """Resizes an image to the same pixels as Pillow, with a kernel.
+
+    The kernel resizes the first side, so the image is transposed to resize its width.
+    """
 
     from ppxcls.data.resample_kernels import resample
 
-    def along_first_side(source: Image, length: int) -> Image:
+    def resize_first_side(source: Image, length: int) -> Image:
         out = np.empty((length, *source.shape[1:]), np.uint8)
         rows = np.ascontiguousarray(source).reshape(len(source), -1)
         kernels.call(resample, rows, is_cubic, out.reshape(length, -1))
@@ -99,15 +105,15 @@ def _resampled(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
 
     width, height = size
     if width != image.shape[1]:
-        image = cv2.transpose(along_first_side(cv2.transpose(image), width))
-    return np.ascontiguousarray(image) if height == image.shape[0] else along_first_side(image, height)
+        image = cv2.transpose(resize_first_side(cv2.transpose(image), width))
+    return np.ascontiguousarray(image) if height == image.shape[0] else resize_first_side(image, height)
 
 
 def pair_of(size: int | Sequence[int]) -> tuple[int, int]:
-    """(width, height).
+    """Returns a size as (width, height).
 
     Raises:
-        ValueError: a list of another length than 2.
+        ValueError: the list does not have 2 items.
     """
     if isinstance(size, int):
         return size, size
@@ -117,25 +123,26 @@ def pair_of(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def part_of(image: Image | ImageParts, left: int, top: int, width: int, height: int) -> Image:
-    """A part of an image, uint8 [height, width, 3]."""
+    """Returns a part of an image, uint8 [height, width, 3]."""
     if isinstance(image, ImageParts):
         return image.part(left, top, width, height)
     return image[top : top + height, left : left + width]
 
 
 class ResizedParts(ImageParts):
-    """An image that is resized, of which only what a part needs is decoded.
+    """A resized image that decodes only the pixels that a part needs.
 
-    The part is the same as that of the whole image: it is cut from a resized image whose other pixels are
-    empty, because both libraries derive the positions between the pixels from the whole size.
+    A part has the same pixels as in the whole resized image. Both libraries derive the positions between the
+    pixels from the whole size. So the part is cut from a resized image of the whole size, and the pixels that
+    the part does not need are empty.
 
     Args:
-        image: to resize.
-        size: width and height to resize to.
-        resize: resizes.
+        image: image to resize.
+        size: width and height after resizing, in pixels.
+        resize: function that resizes an image.
 
     Attributes:
-        shape: height, width, 3 after resizing.
+        shape: height and width after resizing, and 3.
     """
 
     def __init__(self, image: ImageParts, size: tuple[int, int], resize: Resize) -> None:
@@ -144,27 +151,37 @@ class ResizedParts(ImageParts):
 
     @property
     def encoded(self) -> bytes:
-        """The file, which is not resized."""
+        """The encoded file, which is not resized."""
         return self._image.encoded
 
     def whole(self) -> Image:
-        """The resized image, uint8 [H, W, 3]. Raises ValueError."""
+        """Returns the resized image, uint8 [H, W, 3].
+
+        Raises:
+            ValueError: the image can't be decoded or resized.
+        """
         return self._resize(self._image.whole(), self._size)
 
     def part(self, left: int, top: int, width: int, height: int) -> Image:
-        """A part of the resized image, uint8 [height, width, 3]. Raises ValueError."""
+        """Returns a part of the resized image, uint8 [height, width, 3].
+
+        Raises:
+            ValueError: the image can't be decoded or resized.
+        """
         rows, columns = self._image.shape[:2]
-        x, across = _needed(left, width, columns / self._size[0], columns)
-        y, down = _needed(top, height, rows / self._size[1], rows)
-        if across * down == rows * columns:
+        source_x, source_width = _source_range(left, width, columns / self._size[0], columns)
+        source_y, source_height = _source_range(top, height, rows / self._size[1], rows)
+        if source_width * source_height == rows * columns:
             return self.whole()[top : top + height, left : left + width]
         canvas = np.empty(self._image.shape, np.uint8)
-        canvas[y : y + down, x : x + across] = self._image.part(x, y, across, down)
+        canvas[source_y : source_y + source_height, source_x : source_x + source_width] = self._image.part(
+            source_x, source_y, source_width, source_height
+        )
         return self._resize(canvas, self._size)[top : top + height, left : left + width]
 
 
-def _needed(start: int, length: int, scale: float, total: int) -> tuple[int, int]:
-    """Start and length of the pixels of a side that a part of the resized side depends on."""
-    margin = _RADIUS * max(1.0, scale) + 1
+def _source_range(start: int, length: int, scale: float, total: int) -> tuple[int, int]:
+    """Returns start and length of the source pixels that a part of the resized side depends on."""
+    margin = _RADIUS_PIXELS * max(1.0, scale) + 1
     first = max(int(start * scale - margin), 0)
     return first, min(int((start + length) * scale + margin) + 1, total) - first

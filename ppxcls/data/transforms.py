@@ -1,7 +1,7 @@
 """Transforms of one image, with PaddleClas's names and rules.
 
-Every random choice comes from the generator that is passed in. The loader seeds it by the sample's position
-in the epoch.
+Every random choice comes from the generator that the caller passes. The loader seeds it with the sample's
+position in the epoch.
 """
 
 from __future__ import annotations
@@ -33,36 +33,38 @@ from ppxcls.data.resize import (
 IMAGENET_MEAN, IMAGENET_STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
-)  # of channels with values from 0 to 1
+)  # for channels with values from 0 to 1
 
 Generator = np.random.Generator
 TransformOps = Annotated[list[Any], Components("transform")]
 
 
 class Transform(Protocol):
-    """One step between encoded bytes and the image that the network sees.
+    """One step from encoded bytes to the image that the network receives.
 
     Attributes:
-        needs_uint8: whether it takes uint8 images only, so that it must precede NormalizeImage.
-        takes_parts: whether it takes an ``ImageParts`` as well, because it needs a part of the image only.
+        needs_uint8: True if the transform takes only uint8 images, so that it must come before
+            NormalizeImage.
+        takes_parts: True if the transform also takes an ``ImageParts``, because it needs only a part of the
+            image.
     """
 
     needs_uint8: ClassVar[bool] = False
     takes_parts: ClassVar[bool] = False
 
     def __call__(self, image: Any, rng: Generator) -> Image | ImageParts:
-        """The changed image.
+        """Returns the changed image.
 
         Args:
-            image: [H, W, 3], or what the transform before it returns.
+            image: image [H, W, 3], or the result of the previous transform.
             rng: source of every random choice.
 
         Raises:
-            ValueError: the image does not fit.
+            ValueError: the image does not fit the transform.
         """
 
     def resized(self, size: int) -> Transform:
-        """The same transform for training on images with sides of ``size`` pixels."""
+        """Returns the same transform for training on images with sides of ``size`` pixels."""
         return self
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
@@ -82,9 +84,9 @@ class DecodeImage(Transform):
     """Decodes bytes to uint8 [H, W, 3].
 
     Args:
-        to_rgb: RGB; False gives OpenCV's BGR.
-        to_np, backend: PaddleClas's keys; they have no effect.
-        channel_first: PaddleClas's key with the only value that is supported; see ToCHWImage.
+        to_rgb: True for RGB, False for OpenCV's BGR.
+        to_np, backend: keys of PaddleClas that have no effect.
+        channel_first: key of PaddleClas that supports only False; see ToCHWImage.
     """
 
     takes_parts = True
@@ -112,11 +114,11 @@ class ResizeImage(Transform):
 
     Args:
         size: pixels of both sides, or [width, height].
-        resize_short: pixels of the shorter side; the other side keeps the aspect, rounded. It takes
-            precedence over ``size``.
-        interpolation: None is bilinear for cv2 and bicubic for pil.
-        backend: OpenCV or Pillow.
-        return_numpy: PaddleClas's key; it has no effect.
+        resize_short: pixels of the shorter side. The other side keeps the aspect ratio and is rounded. It
+            takes precedence over ``size``.
+        interpolation: method of interpolation; None for bilinear with cv2 and bicubic with pil.
+        backend: library that resizes, OpenCV or Pillow.
+        return_numpy: key of PaddleClas that has no effect.
     """
 
     takes_parts = True
@@ -147,7 +149,7 @@ class ResizeImage(Transform):
         size = self.size
         if self.resize_short is not None:
             height, width = image.shape[:2]
-            # PaddleClas's order of the operations, which decides how a half is rounded.
+            # Same order of the operations as in PaddleClas, because it decides how halves are rounded.
             factor = self.resize_short / min(width, height)
             size = round(width * factor), round(height * factor)
         assert size is not None
@@ -160,7 +162,7 @@ class ResizeImage(Transform):
 
 @TRANSFORMS.register
 class CropImage(Transform):
-    """Crops the centre. An image that is smaller is an error.
+    """Crops the centre; a smaller image is an error.
 
     Args:
         size: pixels of both sides, or [width, height].
@@ -187,18 +189,17 @@ class CropImage(Transform):
 
 @TRANSFORMS.register
 class RandCropImage(Transform):
-    """Resizes a random part of the image (the crop of arXiv:1409.4842, section 6, with PaddleClas's
-    distribution).
+    """Crops a random part and resizes it (arXiv:1409.4842, section 6, with PaddleClas's distribution).
 
-    The ratio of width to height, the share of the area, and the position are uniform. Both limits of the
-    share are reduced to the largest share that fits the ratio.
+    The ratio of width to height, the share of the area, and the position are drawn uniformly. If a limit of
+    the share is larger than the largest share that fits the ratio, it is reduced to that.
 
     Args:
         size: pixels of both sides of the result, or [width, height].
-        scale: limits of the share of the area; None is [0.08, 1].
-        ratio: limits of width over height; None is [3/4, 4/3].
-        interpolation: None is bilinear for cv2 and bicubic for pil.
-        backend: OpenCV or Pillow.
+        scale: limits of the share of the area; None for [0.08, 1].
+        ratio: limits of the ratio of width to height; None for [3/4, 4/3].
+        interpolation: method of interpolation; None for bilinear with cv2 and bicubic with pil.
+        backend: library that resizes, OpenCV or Pillow.
     """
 
     takes_parts = True
@@ -229,18 +230,18 @@ class RandCropImage(Transform):
         return self._resize(part_of(image, left, top, width, height), self.size)
 
     def resized(self, size: int) -> RandCropImage:
-        """The same crop, resized to ``size`` pixels on both sides."""
-        changed = copy.copy(self)
-        changed.size = (size, size)
-        return changed
+        """Returns the same crop, resized to ``size`` pixels on both sides."""
+        crop = copy.copy(self)
+        crop.size = (size, size)
+        return crop
 
     def draw(self, image_width: int, image_height: int, rng: Generator) -> tuple[int, int, int, int]:
-        """Left, top, width and height of the part, in pixels."""
+        """Draws left, top, width and height of the part, in pixels."""
         aspect = rng.uniform(*self.ratio)
         largest = min(image_width / image_height / aspect, image_height / image_width * aspect)
         share = rng.uniform(min(self.scale[0], largest), min(self.scale[1], largest))
         side = math.sqrt(image_width * image_height * share)
-        # At least one pixel, if the image is a few pixels wide.
+        # At least one pixel, because the image may be only a few pixels wide.
         width = min(max(int(side * math.sqrt(aspect)), 1), image_width)
         height = min(max(int(side / math.sqrt(aspect)), 1), image_height)
         left = int(rng.integers(0, image_width - width, endpoint=True))
@@ -250,10 +251,10 @@ class RandCropImage(Transform):
 
 @TRANSFORMS.register
 class RandFlipImage(Transform):
-    """Mirrors with probability 1/2.
+    """Mirrors the image with probability 1/2.
 
     Args:
-        flip_code: 1 swaps left and right, 0 top and bottom, -1 both.
+        flip_code: direction; 1 swaps left and right, 0 top and bottom, -1 both.
     """
 
     def __init__(self, flip_code: Literal[1, 0, -1] = 1) -> None:
@@ -265,20 +266,20 @@ class RandFlipImage(Transform):
 
 @TRANSFORMS.register
 class NormalizeImage(Transform):
-    """``(image * scale - mean) / std`` in float32.
+    """Computes ``(image * scale - mean) / std`` in float32.
 
-    At the end of a data set's transforms it runs on the device.
+    It runs on the device if it is at the end of a data set's transforms.
 
     Args:
-        scale: a number, or a fraction such as PaddleClas's ``1.0/255.0``; None is 1 / 255.
-        mean: of each channel; None is ImageNet's.
-        std: of each channel; None is ImageNet's.
-        order: ``chw`` for images [3, H, W], ``hwc`` or an empty string for [H, W, 3].
-        output_fp16, channel_num: PaddleClas's keys; they have no effect, because AMP casts, and a fourth
+        scale: factor, a number or a fraction such as PaddleClas's ``1.0/255.0``; None for ``1 / 255``.
+        mean: mean of each channel; None for ImageNet's.
+        std: standard deviation of each channel; None for ImageNet's.
+        order: layout of the images; ``chw`` for [3, H, W], ``hwc`` or an empty string for [H, W, 3].
+        output_fp16, channel_num: keys of PaddleClas that have no effect, because AMP casts, and a fourth
             channel would be zero.
 
     Attributes:
-        table: the normalised values of each channel, float32 [256, 3].
+        table: normalised value of each byte in each channel, float32 [256, 3].
     """
 
     def __init__(
@@ -311,52 +312,56 @@ class NormalizeImage(Transform):
 
 @TRANSFORMS.register
 class ToCHWImage(Transform):
-    """[H, W, 3] to [3, H, W]."""
+    """Transposes [H, W, 3] to [3, H, W]."""
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         return image.transpose(2, 0, 1)
 
 
 @functools.cache
-def _takes_parts(kind: type[Transform]) -> bool:
-    """``takes_parts`` of the class whose ``__call__`` runs: a subclass with its own gets whole images, unless it says otherwise."""
-    own = next(base for base in kind.__mro__ if "__call__" in vars(base))
-    return bool(vars(own).get("takes_parts", False))
+def _takes_parts(transform_class: type[Transform]) -> bool:
+    """Returns ``takes_parts`` of the class that defines ``__call__``.
+
+    A subclass that overrides ``__call__`` gets whole images, unless it sets ``takes_parts`` itself.
+    """
+    defining_class = next(base for base in transform_class.__mro__ if "__call__" in vars(base))
+    return bool(vars(defining_class).get("takes_parts", False))
 
 
 class Compose:
-    """Several transforms in a row.
+    """A sequence of transforms.
 
     Args:
-        transforms: the first takes encoded bytes, or an image if there is no DecodeImage.
+        transforms: transforms in order. The first takes encoded bytes, or an image if there is no
+            DecodeImage.
     """
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self.transforms = list(transforms)
 
     def resized(self, size: int | None) -> Compose:
-        """The same transforms for images with sides of ``size`` pixels; None for no change."""
+        """Returns the same transforms for images with sides of ``size`` pixels; None for no change."""
         return self if size is None else Compose([transform.resized(size) for transform in self.transforms])
 
     def without_decoding(self, image: Image, rng: Generator | None = None) -> Image:
-        """Transform an image that is decoded already, uint8 [H, W, 3], RGB.
+        """Transforms an image that is already decoded, uint8 [H, W, 3], RGB.
 
         Raises:
-            ValueError: it does not fit a transform.
+            ValueError: the image is not uint8 [H, W, 3], or does not fit a transform.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected an image uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
         return Compose([t for t in self.transforms if not isinstance(t, DecodeImage)])(image, rng)
 
     def __call__(self, data: bytes | Image | ImageParts, rng: Generator | None = None) -> Image:
-        """Transform an image.
+        """Transforms an image.
 
         Args:
-            data: encoded bytes or their parts, or an image if there is no DecodeImage.
-            rng: source of the random choices; None for an unpredictable one.
+            data: encoded bytes or an ``ImageParts``, or an image if there is no DecodeImage.
+            rng: source of the random choices; None for a new generator with an unpredictable seed.
 
         Returns:
-            uint8 [H, W, 3], or what the last transform returns.
+            An image, uint8 [H, W, 3], or the result of the last transform.
 
         Raises:
             ValueError: the image can't be decoded, or does not fit a transform.
@@ -377,8 +382,8 @@ class DeviceStage:
     """The transforms that ``split_for_device`` leaves to the device.
 
     Attributes:
-        normalize: to apply to the batch; None if the host has done it.
-        chw: whether the host's images are [3, H, W] already.
+        normalize: normalisation of the batch; None if the device does not normalise.
+        chw: True if the host's images are already [3, H, W].
     """
 
     normalize: NormalizeImage | None
@@ -386,13 +391,16 @@ class DeviceStage:
 
 
 def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops",))) -> Compose:
-    """The transforms of a config's list: ``[{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 320}}, ...]``.
+    """Builds the transforms of a config's list.
+
+    An example of a list is ``[{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 320}}, ...]``.
 
     Raises:
-        ConfigError: a transform is unknown or has a wrong argument, or their order can't work.
+        ConfigError: a transform is unknown or has an invalid argument, or the order of the transforms is
+            invalid.
     """
     transforms: list[Transform] = []
-    chw = False
+    is_chw = False
     for block in TRANSFORMS.blocks(specs, where):
         transform = TRANSFORMS.build(block)
         if isinstance(transform, DecodeImage) and transforms:
@@ -401,10 +409,10 @@ def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops"
             raise block.where.error(
                 f"{block.name} works on uint8: expected it before NormalizeImage and ToCHWImage"
             )
-        if isinstance(transform, NormalizeImage) and transform.chw and not chw:
-            # With [H, W, 3], PaddleClas's default would apply the channels' constants to rows, or fail.
+        if isinstance(transform, NormalizeImage) and transform.chw and not is_chw:
+            # For [H, W, 3], PaddleClas's default would apply the channels' constants to rows, or fail.
             raise (block.where / "order").error("expected '' or 'hwc' before ToCHWImage, received 'chw'")
-        chw = chw or isinstance(transform, ToCHWImage)
+        is_chw = is_chw or isinstance(transform, ToCHWImage)
         transforms.append(transform)
     return Compose(transforms)
 
@@ -422,12 +430,18 @@ def prepared_images(specs: Sequence[Any]) -> PreparedImages:
 
 
 def starts_with_decoding(specs: Sequence[Any]) -> bool:
-    """Whether the first of a config's transforms is DecodeImage, as files need it."""
+    """True if the first transform of a config's list is DecodeImage, which files need."""
     return bool(specs) and "DecodeImage" in specs[0]
 
 
 def split_for_device(compose: Compose) -> tuple[Compose, DeviceStage]:
-    """Leave NormalizeImage and ToCHWImage at the end to the device, because a uint8 batch has a quarter of the bytes."""
+    """Splits off NormalizeImage and ToCHWImage at the end, so that they run on the device.
+
+    A uint8 batch has a quarter of the bytes of a float32 batch.
+
+    Returns:
+        The transforms that run on the host, and those that run on the device.
+    """
     host = list(compose.transforms)
     normalize: NormalizeImage | None = None
     while (

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.files import MOST_BYTES, CheckpointError, State, read_state
+from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError, State, read_state
 from ppxcls.checkpoints.safe_states import INSTALL, NAMES
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
@@ -34,9 +34,9 @@ def read_foreign_weights(file: Path) -> State:
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
-    if file.stat().st_size > MOST_BYTES:
+    if file.stat().st_size > MAX_FILE_BYTES:
         raise CheckpointError(
-            f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MOST_BYTES:,}"
+            f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MAX_FILE_BYTES:,}"
         )
     try:
         if file.suffix == ".safetensors":
@@ -47,7 +47,7 @@ def read_foreign_weights(file: Path) -> State:
     except CheckpointError:
         raise
     except ImportError as error:
-        raise CheckpointError(f"{file}: to read it needs {error.name}, {INSTALL}") from None
+        raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL}") from None
     except Exception as error:  # each library raises errors of its own
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

@@ -1,1 +1,1 @@
-"""Packed data sets: many images in a few files, of which only the parts that are needed are decoded."""
+"""Packed data sets: many images in a few large files, decoded only as far as needed."""

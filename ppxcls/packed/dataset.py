@@ -1,4 +1,4 @@
-"""The data set that reads packed files."""
+"""The data set class that reads packed files."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ Array = np.ndarray[Any, Any]
 
 @DATASETS.register
 class PackedDataset(Dataset):
-    """What ``ppxcls pack`` wrote: the samples of a list file, in a few large files.
+    """The samples of a list file, read from a data set that ``ppxcls pack`` wrote.
 
-    The images are those of the list's files, to the last bit, and so are the batches. A run that began with
-    the files can go on with the packed data, and the other way round.
+    Images and batches are identical to those of the list's files, to the last bit, unless packing reduced the
+    images. A run that began with the files can resume with the packed data, and the other way round.
 
     Args:
-        pack: the folder, or a URL of an object store that fsspec reads, such as
+        pack: folder of the data set, or a URL of an object store that fsspec reads, such as
             ``s3://bucket/imagenet-train``.
-        transform_ops: transforms in order; None gives the encoded bytes, or an ``ImageParts``.
-        cache_dir: folder for copies of an object store's files; None is one in ``XDG_CACHE_HOME`` or
-            ``~/.cache``.
-        cache_gb: 10^9 bytes that copies of shards may take; None copies no shards, and requests each image
-            from the store.
-        class_num: number of classes, to check the labels against.
-        patience: seconds to retry a disk or a store that does not answer.
+        transform_ops: transforms in order; None returns the encoded bytes, or an ``ImageParts``.
+        cache_dir: folder for copies of an object store's files; None for ``ppxcls/packs`` in
+            ``XDG_CACHE_HOME`` or ``~/.cache``.
+        cache_gb: maximum size of the copied shards, in units of 10^9 bytes; None copies no shards, and
+            requests each image from the store.
+        class_num: number of classes, for a check of the labels; None for no check.
+        patience: time in seconds to retry reads if a disk or a store does not answer.
 
     Raises:
-        DataError: the data set is not complete or damaged, or a label is outside ``class_num``.
+        DataError: the data set is incomplete or damaged, or a label is outside ``class_num``.
     """
 
     keeps_bytes = False
@@ -68,52 +68,58 @@ class PackedDataset(Dataset):
         self.pack = pack
         self._storage = storage_of(pack, cache_dir, cache_gb)
         self._patience = patience
-        self.manifest = read_manifest(self._small(MANIFEST))
+        self.manifest = read_manifest(self._small_file(MANIFEST))
         if len(self.manifest.shards) != self.manifest.count:
-            raise DataError(f"{pack}: the manifest does not name all {self.manifest.count:,} shards")
+            raise DataError(
+                f"{pack}: expected {self.manifest.count:,} shards in the manifest, "
+                f"received {len(self.manifest.shards):,}"
+            )
         self._storage.expect(
             {f"{shard_name(i)}.data": shard.bytes for i, shard in enumerate(self.manifest.shards)}
         )
-        self.index = ListIndex(self._small(LIST, self.manifest.list_sha256), self.manifest.delimiter)
+        self.index = ListIndex(self._small_file(LIST, self.manifest.list_sha256), self.manifest.delimiter)
         self.source = f"{pack}/{LIST}"
         if (len(self.index), self.index.digest()) != (self.manifest.samples, self.manifest.list_sha256):
-            raise DataError(f"{self.source}: not the list of {MANIFEST}")
+            raise DataError(f"{self.source}: the list does not match {MANIFEST}")
         self._indices: dict[int, Array] = {}
-        for reason in self._why_whole():
+        for reason in self._whole_decoding_reasons():
             logger.warning(f"{pack}: images are decoded whole, {reason}")
         super().__init__(self.index.labels, transform_ops, class_num)
 
     def read(self, index: int) -> bytes | ImageParts:
-        """The bytes of the sample's file, or its parts."""
-        name, record = self._record(index)
+        """Returns the bytes of the sample's file, or its parts."""
+        name, record = self._locate_record(index)
         data = patiently(
             lambda: self._storage.read(name, record.offset, record.bytes), self.path(index), self._patience
         )
-        found = unpacked(record, data)
-        return found if isinstance(found, bytes) else SegmentedImage(found)
+        content = unpacked(record, data)
+        return content if isinstance(content, bytes) else SegmentedImage(content)
 
     def announce(self, indices: Iterable[int]) -> None:
-        """Begin to read ahead."""
-        with contextlib.suppress(ValueError):  # the reading itself says what is wrong
-            parts = [self._record(int(i)) for i in indices]
-            self._storage.announce([(name, record.offset, record.bytes) for name, record in parts])
+        """Starts reading the samples ahead."""
+        with contextlib.suppress(ValueError):  # ``read`` reports the error later
+            records = [self._locate_record(int(i)) for i in indices]
+            self._storage.announce([(name, record.offset, record.bytes) for name, record in records])
 
     def listed(self, index: int) -> str:
-        """The path in the list."""
+        """Returns the path in the list."""
         return self.index.path(index)
 
     def path(self, index: int) -> str:
-        """The shard and the path in the list."""
+        """Returns the shard and the path in the list."""
         return (
             f"{self.pack}/{shard_name(index // self.manifest.samples_per_shard)}.data: {self.listed(index)}"
         )
 
     def line(self, index: int) -> str:
-        """``file:line`` of a sample."""
+        """Returns the sample's place in the list as ``file:line``."""
         return f"{self.source}:{self.index.line(index).rpartition(':')[2]}"
 
     def digest(self) -> str:
-        """SHA-256 of the list file, and of what was changed in the pixels, if anything was."""
+        """Returns the SHA-256 of the list file.
+
+        If packing changed the pixels, the hash includes the options of that change.
+        """
         manifest = self.manifest
         changes = [
             value
@@ -124,10 +130,10 @@ class PackedDataset(Dataset):
         return hashlib.sha256(f"{digest} {changes}".encode()).hexdigest() if changes else digest
 
     def check_files(self) -> None:
-        """Check that every shard has the size that the manifest gives.
+        """Checks that every shard has the size in the manifest.
 
         Raises:
-            DataError: one is missing, or has another size.
+            DataError: a shard is missing, or has another size.
         """
         for number, shard in enumerate(self.manifest.shards):
             name = f"{shard_name(number)}.data"
@@ -138,15 +144,15 @@ class PackedDataset(Dataset):
             if size != shard.bytes:
                 raise DataError(f"{self.pack}/{name}: expected {shard.bytes:,} bytes, received {size:,}")
 
-    def _why_whole(self) -> Iterator[str]:
-        """Why the loader can't decode parts."""
+    def _whole_decoding_reasons(self) -> Iterator[str]:
+        """Yields the reasons why images can't be decoded in parts."""
         if not kernels.HAS_NUMBA:
             yield "because the package numba is not installed"
         if self.manifest.format != FORMAT:
             yield f"because the data set has the format {self.manifest.format!r}; pack the files again"
 
-    def _small(self, name: str, sha256: str | None = None) -> Path:
-        """A file that is needed at the start. Raises DataError."""
+    def _small_file(self, name: str, sha256: str | None = None) -> Path:
+        """Returns a file that is needed at the start. Raises DataError."""
         try:
             return patiently(lambda: self._storage.small(name, sha256), f"{self.pack}/{name}", self._patience)
         except FileNotFoundError:
@@ -154,8 +160,8 @@ class PackedDataset(Dataset):
         except OSError as error:
             raise DataError(f"{self.pack}/{name}: {reason_of(error)}") from None
 
-    def _record(self, index: int) -> tuple[str, Row]:
-        """The shard of a sample and its place there. Raises ValueError."""
+    def _locate_record(self, index: int) -> tuple[str, Row]:
+        """Returns the name of a sample's shard file, and its row in the index. Raises ValueError."""
         number, place = divmod(index, self.manifest.samples_per_shard)
         if number not in self._indices:
             name, shard = f"{shard_name(number)}.index", self.manifest.shards[number]
@@ -171,7 +177,11 @@ class PackedDataset(Dataset):
 
 
 def pack_folder(pack: str, cache_dir: str | None) -> Path | None:
-    """The folder of a packed data set in which the class names lie, or their copy; None if a store does not give them."""
+    """Returns the folder with the class names of a packed data set.
+
+    For an object store, this is the folder of the copies, or None if the object store can't be read or has no
+    class names.
+    """
     try:
         storage = storage_of(pack, cache_dir, None)
         storage.small(MANIFEST)

@@ -1,21 +1,21 @@
-"""The format of a packed data set: what its files hold, and how they are read.
+"""The format of a packed data set: its files, and the functions that read them.
 
-A folder with
+A packed data set is a folder with these files:
 
-- ``pack.json``: the manifest, written last;
+- ``pack.json``: the manifest, written last.
 - ``list.txt``: the list file, byte for byte. Sample ``i`` of the list is record ``i % samples_per_shard`` of
-  shard ``i // samples_per_shard``;
-- ``shard-00000.data``: the records, one after another. A record is a file as it was, or a rewritten JPEG: its
-  head, its coded data without the zeros that follow bytes of 255, and a table with a row of ``SEGMENT`` for
-  each segment, in rows from left to right;
-- ``shard-00000.index``: where each record lies, a numpy array in the ``.npy`` format with the fields of
+  shard ``i // samples_per_shard``.
+- ``shard-00000.data``: the records, one after another. A record is an unchanged file or a rewritten JPEG. A
+  rewritten JPEG consists of its head, its coded data without the zeros that follow bytes of 255, and a table.
+  The table has a row of ``SEGMENT`` for each segment, in rows from left to right.
+- ``shard-00000.index``: the position of each record, a numpy array in the ``.npy`` format with the fields of
   ``RECORD``.
 
-Format 1, of ppxcls 0.7 to 0.9, had restart markers in its JPEGs, and other tables. Its images are still read,
-but decoded whole.
+Format 1, of ppxcls 0.7 to 0.9, had restart markers in its JPEGs, and other tables. Its images can still be
+read, but they are decoded whole.
 
-Nothing is mapped into memory: a page that is not there would be read while the interpreter's lock is held,
-and a file that is cut off would end the process.
+Files are not mapped into memory, for two reasons. A page that is not in memory would be read while the
+interpreter's lock is held, and a truncated file would end the process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppxcls.data.decode import MOST_PIXELS
+from ppxcls.data.decode import MAX_PIXELS
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import MAX_BYTES
 from ppxcls.packed.jpeg import Grid, Segmented
@@ -39,34 +39,34 @@ Array = np.ndarray[Any, Any]
 
 FORMAT, _FORMAT_1 = "ppxcls pack 2", "ppxcls pack 1"
 MANIFEST, LIST = "pack.json", "list.txt"
-RESAMPLING = "lanczos"  # of Pillow, for images that are reduced
+RESAMPLING = "lanczos"  # Pillow's filter for images that are reduced
 RECORD = np.dtype(
     [
-        ("offset", "<u8"),  # of the record in its shard
-        ("size", "<u4"),  # bytes of the file, or of head and coded data, behind which the table lies
-        ("scan", "<u4"),  # position of the coded data
-        ("segments", "<u4"),  # number of them; 0 for a file as it was, for which the fields below are 0
-        ("width", "<u2"),  # of the picture in pixels
-        ("height", "<u2"),
-        ("per_segment", "<u2"),  # MCUs
-        ("mcu_width", "u1"),  # pixels
-        ("mcu_height", "u1"),
+        ("offset", "<u8"),  # bytes, position of the record in its shard
+        ("size", "<u4"),  # bytes of the file, or of head and coded data; the table follows them
+        ("scan", "<u4"),  # bytes, position of the coded data in the record
+        ("segments", "<u4"),  # number of segments; 0 for an unchanged file, and then the fields below are 0
+        ("width", "<u2"),  # pixels of the picture
+        ("height", "<u2"),  # pixels of the picture
+        ("per_segment", "<u2"),  # MCUs in a segment
+        ("mcu_width", "u1"),  # pixels of an MCU
+        ("mcu_height", "u1"),  # pixels of an MCU
     ]
 )
-MOST_MANIFEST_BYTES = 1 << 28
-_MOST_HEAD = 4096  # bytes of an index's head
-_LEAST_HEAD = 40  # bytes of a JPEG's head; any real one is longer, and the frame lies within
+MAX_MANIFEST_BYTES = 1 << 28
+_MAX_INDEX_HEADER_BYTES = 4096  # bytes, upper limit for the header of an index file
+_MIN_JPEG_HEAD_BYTES = 40  # bytes of a JPEG's head; every real head is longer, and contains the frame
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard in the manifest.
+    """The manifest's entry for one shard.
 
     Attributes:
         samples: number of records.
-        bytes: size of the data file.
-        sha256: of the data file.
-        index_sha256: of the index file.
+        bytes: size of the data file in bytes.
+        sha256: SHA-256 of the data file.
+        index_sha256: SHA-256 of the index file.
     """
 
     samples: int
@@ -77,19 +77,20 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``pack.json`` says.
+    """The contents of ``pack.json``.
 
     Attributes:
-        list_sha256: of the list file.
-        delimiter: between path and label in the list.
+        list_sha256: SHA-256 of the list file.
+        delimiter: separator between path and label in the list.
         samples: number of samples.
-        samples_per_shard: of all shards but the last.
-        short_side: pixels to which larger images were reduced; None if no pixel was changed.
-        quality: of the JPEGs that were made then; None if no pixel was changed.
-        resampling: how images were reduced; None without a short side, and for area averages of ppxcls up to
-            0.8.
-        shards: in order. While the data set is being packed, those that are complete.
-        format: of the files.
+        samples_per_shard: number of samples in each shard but the last.
+        short_side: pixels of the short side to which larger images were reduced; None if no image was
+            reduced.
+        quality: JPEG quality of the images that were encoded again, 1 to 100; None if no pixel was changed.
+        resampling: filter that reduced the images; None without a short side, and for the area averages of
+            ppxcls up to 0.8.
+        shards: shards in order. While the data set is being packed, only those that are complete.
+        format: name and version of the file format.
     """
 
     list_sha256: str
@@ -108,28 +109,28 @@ class Manifest:
         return -(-self.samples // self.samples_per_shard)
 
     def write(self, file: Path) -> None:
-        """Write the manifest, whole or not at all. Raises OSError."""
+        """Writes the manifest atomically. Raises OSError."""
         with whole_file(file, durable=True) as stream:
             stream.write((json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def shard_name(number: int) -> str:
-    """The name of a shard's files without their extension."""
+    """Returns the name of a shard's files without their extension."""
     return f"shard-{number:05d}"
 
 
 def read_manifest(file: Path) -> Manifest:
-    """Read a manifest.
+    """Reads a manifest.
 
     Raises:
-        DataError: it is missing, or it is not one.
+        DataError: the file is missing, or is not a valid manifest.
     """
     try:
-        found = json.loads(read_regular(file, MOST_MANIFEST_BYTES))
-        if found["format"] not in (FORMAT, _FORMAT_1):
+        fields = json.loads(read_regular(file, MAX_MANIFEST_BYTES))
+        if fields["format"] not in (FORMAT, _FORMAT_1):
             raise ValueError(f"expected the format {FORMAT!r} or {_FORMAT_1!r}")
-        shards = [Shard(**shard) for shard in found.pop("shards")]
-        manifest = Manifest(**found, shards=shards)
+        shards = [Shard(**shard) for shard in fields.pop("shards")]
+        manifest = Manifest(**fields, shards=shards)
         numbers = [manifest.samples, manifest.samples_per_shard]
         numbers += [n for shard in shards for n in (shard.samples, shard.bytes)]
         texts = [
@@ -141,15 +142,17 @@ def read_manifest(file: Path) -> Manifest:
         if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers + options) or not all(
             type(t) is str for t in texts
         ):
-            raise ValueError("a value of another type than expected")
+            raise ValueError("a value has an invalid type, or is out of range")
         if manifest.samples < 1 or manifest.samples_per_shard < 1 or not manifest.delimiter:
-            raise ValueError("expected samples and a delimiter")
+            raise ValueError("expected at least one sample and a delimiter")
         if not 1 <= (manifest.quality or 1) <= 100 or manifest.quality == 0 or manifest.short_side == 0:
             raise ValueError("expected a quality from 1 to 100 and a short side of at least 1")
         if manifest.resampling not in (None, RESAMPLING):
             raise ValueError(f"expected the resampling {RESAMPLING!r} or none")
-        if len(shards) > manifest.count or any(s.samples != _size(manifest, i) for i, s in enumerate(shards)):
-            raise ValueError("the shards don't have the samples")
+        if len(shards) > manifest.count or any(
+            s.samples != _shard_samples(manifest, i) for i, s in enumerate(shards)
+        ):
+            raise ValueError("the shards don't match the number of samples")
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; ppxcls pack writes it at the end of its work") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -157,35 +160,36 @@ def read_manifest(file: Path) -> Manifest:
     return manifest
 
 
-def _size(manifest: Manifest, number: int) -> int:
+def _shard_samples(manifest: Manifest, number: int) -> int:
     return min(manifest.samples_per_shard, manifest.samples - number * manifest.samples_per_shard)
 
 
 def read_index(file: Path, shard: Shard, pack_format: str) -> Array:
-    """The index of a shard, ``RECORD`` [samples].
+    """Reads the index of a shard, ``RECORD`` [samples].
 
     Args:
-        file: to read.
-        shard: what the manifest says of it.
-        pack_format: of the manifest. The JPEGs of format 1 are files as they were.
+        file: index file.
+        shard: manifest entry of the shard.
+        pack_format: format in the manifest. JPEGs of format 1 are treated as unchanged files.
 
     Raises:
-        DataError: it is damaged, or a record lies outside the shard.
-        OSError: it can't be read.
+        DataError: the index is damaged, or a record is outside the shard or too large.
+        OSError: the file can't be read.
     """
     size = shard.samples * RECORD.itemsize
     try:
-        stream = io.BytesIO(read_regular(file, size + _MOST_HEAD))
+        stream = io.BytesIO(read_regular(file, size + _MAX_INDEX_HEADER_BYTES))
         np.lib.format.read_magic(stream)
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     except OSError:
         raise
-    except Exception as error:  # numpy parses the head as Python, which raises errors of many kinds
+    except Exception as error:  # numpy parses the header as Python code, which can raise many kinds of errors
         raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
     rows = stream.read()
     if dtype != RECORD or shape != (shard.samples,) or len(rows) != size:
         raise DataError(
-            f"{file}: expected {shard.samples:,} records, received {len(rows):,} bytes of {dtype} {list(shape)}"
+            f"{file}: expected {shard.samples:,} records, "
+            f"received {len(rows):,} bytes of {dtype} {list(shape)}"
         )
     index = np.frombuffer(bytearray(rows), RECORD)
     if pack_format == _FORMAT_1:
@@ -194,7 +198,7 @@ def read_index(file: Path, shard: Shard, pack_format: str) -> Array:
         index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64)
     )
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
-        raise DataError(f"{file}: a record lies outside of the shard's {shard.bytes:,} bytes")
+        raise DataError(f"{file}: a record is outside the shard's {shard.bytes:,} bytes")
     if (ends - index["offset"] > MAX_BYTES).any():
         raise DataError(f"{file}: a record is larger than an image file may be, {MAX_BYTES:,} bytes")
     return index
@@ -215,32 +219,32 @@ class Row(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the record in its shard, with the table of its segments."""
+        """Size of the record in its shard in bytes, including the table of its segments."""
         return self.size + SEGMENT.itemsize * self.segments
 
 
 def unpacked(record: Row, data: bytes) -> bytes | Segmented:
-    """A record from its bytes: a file, or a rewritten JPEG.
+    """Returns the content of a record: a file's bytes, or a rewritten JPEG.
 
     Args:
-        record: of the index.
-        data: ``record.bytes`` bytes.
+        record: row of the index.
+        data: bytes of the record, as many as ``record.bytes``.
 
     Raises:
-        ValueError: the bytes are not what the index says.
+        ValueError: the bytes don't match the index.
     """
     if len(data) != record.bytes:
         raise ValueError(f"expected {record.bytes:,} bytes in the shard, received {len(data):,}")
     if not record.segments:
         return data
     grid = Grid(record.width, record.height, record.mcu_width, record.mcu_height, record.per_segment)
-    fits = (
-        grid.width * grid.height <= MOST_PIXELS
+    is_valid = (
+        grid.width * grid.height <= MAX_PIXELS
         and grid.mcu_width in (8, 16)
         and grid.mcu_height in (8, 16)
         and 0 not in grid
         and grid.columns * grid.rows == record.segments
     )
-    if not fits or not _LEAST_HEAD <= record.scan < record.size:
+    if not is_valid or not _MIN_JPEG_HEAD_BYTES <= record.scan < record.size:
         raise ValueError("its segments don't fit the record")
     return Segmented(data, grid, record.scan, record.size)

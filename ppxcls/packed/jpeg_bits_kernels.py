@@ -1,4 +1,4 @@
-"""Bits of the coded data of JPEGs (ITU-T T.81), for the numba kernels that write it anew and cut parts out of it."""
+"""Bits in the coded data of JPEGs (ITU-T T.81), for the numba kernels that rewrite and cut JPEGs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ppxcls.system.kernels import compiled
 Array = np.ndarray[Any, Any]
 
 WRONG = -1
-POSITION, BITS, COUNT, BEYOND = 0, 1, 2, 3  # places in the state of a reader or a writer
+POSITION, BITS, COUNT, PADDING_BITS = 0, 1, 2, 3  # indices in the state of a reader or a writer
 
 
 @compiled
-def value_of(size: int, extra: int) -> int:
-    """The number that the bits behind a symbol stand for (table F.1)."""
-    return extra - (1 << size) + 1 if size and extra < 1 << (size - 1) else extra
+def value_of(size: int, bits: int) -> int:
+    """Returns the number that the bits after a symbol encode (table F.1)."""
+    return bits - (1 << size) + 1 if size and bits < 1 << (size - 1) else bits
 
 
 @compiled
 def size_of(difference: int) -> int:
-    """The symbol of a difference: how many bits follow it."""
+    """Returns the symbol of a difference, which is the number of bits that follow the symbol."""
     size = 0
     while abs(difference) >> size:
         size += 1
@@ -32,13 +32,16 @@ def size_of(difference: int) -> int:
 
 @compiled
 def bits_of(difference: int, size: int) -> int:
-    """The bits behind the symbol of a difference."""
+    """Returns the bits that follow the symbol of a difference."""
     return difference if difference >= 0 else difference + (1 << size) - 1
 
 
 @compiled
-def put_bits(out: Array, state: Array, value: int, size: int, stuffed: bool) -> None:
-    """Write up to 32 bits; whole bytes go out, with a zero behind each of 255 if ``stuffed``. 16 bytes must be free."""
+def put_bits(out: Array, state: Array, value: int, size: int, has_stuffing: bool) -> None:
+    """Writes up to 32 bits. 16 bytes must be free.
+
+    Only whole bytes are written to ``out``. With ``has_stuffing``, a zero follows each byte of 255.
+    """
     bits, count = (state[BITS] << size) | value, state[COUNT] + size
     position = state[POSITION]
     while count >= 8:
@@ -46,14 +49,14 @@ def put_bits(out: Array, state: Array, value: int, size: int, stuffed: bool) -> 
         byte = (bits >> count) & 0xFF
         out[position] = byte
         position += 1
-        if stuffed and byte == MARKER:
+        if has_stuffing and byte == MARKER:
             out[position] = 0
             position += 1
     state[POSITION], state[BITS], state[COUNT] = position, bits & ((1 << count) - 1), count
 
 
 @compiled
-def fill_byte(out: Array, state: Array, stuffed: bool) -> None:
-    """Fill the last byte with ones."""
-    free = -state[COUNT] & 7
-    put_bits(out, state, (1 << free) - 1, free, stuffed)
+def fill_byte(out: Array, state: Array, has_stuffing: bool) -> None:
+    """Fills the last byte with ones."""
+    free_bits = -state[COUNT] & 7
+    put_bits(out, state, (1 << free_bits) - 1, free_bits, has_stuffing)

@@ -1,4 +1,4 @@
-"""Packs the files of a list, compares them with the originals, and unpacks them."""
+"""Packs the files of a list, compares packed images with the originals, and unpacks them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ppxcls.data.class_names import CLASS_NAMES
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
-from ppxcls.data.list_index import MOST_LIST_BYTES
+from ppxcls.data.list_index import MAX_LIST_BYTES
 from ppxcls.data.resize import resizer
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import (
@@ -45,19 +45,19 @@ Progress = Callable[[int], object]
 SAMPLES_PER_SHARD = 8192
 _UNFINISHED = "pack.unfinished.json"
 _LOCK = "pack.lock"
-_SHOWN = 5
-_AT_ONCE = 256  # samples in memory
+_MAX_NAMES = 5
+_BATCH_SAMPLES = 256  # samples in memory at a time
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What a packed data set holds.
+    """A summary of a packed data set.
 
     Attributes:
-        folder: the data set.
+        folder: folder of the data set.
         samples: number of samples.
-        segmented: number of those that are JPEGs in segments; the others are files as they were.
-        bytes: size of the shards.
+        segmented: number of samples that are JPEGs in segments; the others are unchanged files.
+        bytes: total size of the shards in bytes.
     """
 
     folder: Path
@@ -66,9 +66,9 @@ class Packed:
     bytes: int
 
     def __str__(self) -> str:
-        as_they_were = self.samples - self.segmented
-        kinds = f"{self.segmented:,} JPEGs in segments, {as_they_were:,} files as they were"
-        kinds += "" if kernels.HAS_NUMBA else " (cutting needs the package numba)"
+        unchanged_files = self.samples - self.segmented
+        kinds = f"{self.segmented:,} JPEGs in segments, {unchanged_files:,} unchanged files"
+        kinds += "" if kernels.HAS_NUMBA else " (segments need the package numba)"
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
 
@@ -77,7 +77,10 @@ _resize = resizer(RESAMPLING, "pil")
 
 @dataclass(frozen=True)
 class _Reduction:
-    """Makes large images smaller; see ``pack``. Averages of areas would blur them: networks see that."""
+    """Reduces large images and encodes all as JPEGs, see ``pack``.
+
+    The filter is ``RESAMPLING``. Area averages would blur the images, which affects networks.
+    """
 
     short_side: int
     quality: int
@@ -101,24 +104,28 @@ def pack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Packed:
-    """Write a packed data set. Work that was interrupted goes on after the last complete shard.
+    """Writes a packed data set. An interrupted packing resumes after the last complete shard.
 
-    No pixel changes unless ``short_side`` or ``quality`` is given. Then every image is decoded, reduced to
-    the shorter side if it is larger, and written as a JPEG with half the colour resolution.
+    No pixel changes unless ``short_side`` or ``quality`` is given. With one of them, every image is decoded,
+    reduced to the short side if it is larger, and written as a JPEG with half the colour resolution.
 
     Args:
-        list_file: lines of ``path label``.
-        image_root: folder to which the paths are relative; None is the list's folder.
+        list_file: list file with lines of ``path label``.
+        image_root: folder of relative paths; None for the list's folder.
         output: folder of the data set.
-        samples_per_shard: number of samples in a file.
-        short_side: pixels; None changes no size.
-        quality: of the JPEGs, 1 to 100; None is 90 if ``short_side`` is given.
-        delimiter: between path and label.
-        threads: None is one per core.
-        progress: called with the number of samples since the last call.
+        samples_per_shard: number of samples in a shard.
+        short_side: maximum length of the short side in pixels; None changes no size.
+        quality: JPEG quality, 1 to 100; None is 90 if ``short_side`` is given.
+        delimiter: separator between path and label.
+        threads: number of threads; None for one per core.
+        progress: function that is called with the number of samples since the last call.
+
+    Returns:
+        A summary of the data set.
 
     Raises:
-        DataError: the list or a file can't be read, or the folder holds another data set.
+        DataError: an option is invalid, the list or a file can't be read, the folder contains other data, or
+            another process is packing there.
         OSError: the data set can't be written.
     """
     output = Path(output)
@@ -129,7 +136,7 @@ def pack(
         quality=quality,
         threads=threads,
     )
-    dataset = _originals(list_file, image_root, delimiter)
+    dataset = _original_dataset(list_file, image_root, delimiter)
     if short_side is not None and quality is None:
         quality = 90
     reduction = None if quality is None else _Reduction(short_side or 1 << 16, quality)
@@ -138,9 +145,9 @@ def pack(
     output.mkdir(parents=True, exist_ok=True)
     try:
         with turn(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            _check_free(output, Path(list_file))
-            manifest = _begun(output, manifest)
-            _write_beside(output, Path(list_file))
+            _check_foreign_files(output, Path(list_file))
+            manifest = _resumable_manifest(output, manifest)
+            _write_list_files(output, Path(list_file))
             if progress:
                 progress(sum(shard.samples for shard in manifest.shards))
             for number in range(len(manifest.shards), manifest.count):
@@ -154,21 +161,21 @@ def pack(
             (output / _UNFINISHED).unlink(missing_ok=True)
     except TakenError:
         raise DataError(f"{output}: another process is packing there") from None
-    return _facts(output, manifest)
+    return _summary(output, manifest)
 
 
 def _check_options(delimiter: str, **numbers: int | None) -> None:
-    """Raises DataError if an option can't be used."""
+    """Checks the options. Raises DataError if one is invalid."""
     if not delimiter:
         raise DataError("expected a delimiter of at least one character, received ''")
-    most = {"samples_per_shard": 1 << 24, "short_side": 1 << 14, "quality": 100, "threads": 1 << 10}
+    limits = {"samples_per_shard": 1 << 24, "short_side": 1 << 14, "quality": 100, "threads": 1 << 10}
     for name, value in numbers.items():
-        if value is not None and not 1 <= value <= most[name]:
-            raise DataError(f"expected {name} from 1 to {most[name]:,}, received {value}")
+        if value is not None and not 1 <= value <= limits[name]:
+            raise DataError(f"expected {name} from 1 to {limits[name]:,}, received {value}")
 
 
-def _check_free(output: Path, list_file: Path) -> None:
-    """Refuse to replace a list or class names that packing has not written. Raises DataError."""
+def _check_foreign_files(output: Path, list_file: Path) -> None:
+    """Refuses to replace a list or class names that packing has not written. Raises DataError."""
     if (output / MANIFEST).exists() or (output / _UNFINISHED).exists():
         return
     for name, source in ((LIST, list_file), (CLASS_NAMES, list_file.parent / CLASS_NAMES)):
@@ -178,50 +185,53 @@ def _check_free(output: Path, list_file: Path) -> None:
             and (output / name).read_bytes() != source.read_bytes()
         ):
             raise DataError(
-                f"{output / name}: is there already, and is another file than {source}; choose an empty folder"
+                f"{output / name}: exists already and differs from {source}; choose an empty folder"
             )
 
 
-def _write_beside(output: Path, list_file: Path) -> None:
-    """The list, and the class names if there are any."""
-    write_bytes(output / LIST, read_regular(list_file, MOST_LIST_BYTES))
-    with contextlib.suppress(OSError, ValueError):  # a list need not have names beside it
-        write_bytes(output / CLASS_NAMES, read_regular(list_file.parent / CLASS_NAMES, MOST_LIST_BYTES))
+def _write_list_files(output: Path, list_file: Path) -> None:
+    """Writes the list, and the class names if there are any."""
+    write_bytes(output / LIST, read_regular(list_file, MAX_LIST_BYTES))
+    with contextlib.suppress(OSError, ValueError):  # class names are optional
+        write_bytes(output / CLASS_NAMES, read_regular(list_file.parent / CLASS_NAMES, MAX_LIST_BYTES))
 
 
-def _originals(list_file: str | Path, image_root: str | Path | None, delimiter: str) -> ImageNetDataset:
+def _original_dataset(
+    list_file: str | Path, image_root: str | Path | None, delimiter: str
+) -> ImageNetDataset:
     root = Path(list_file).parent if image_root is None else image_root
     return ImageNetDataset(str(root), str(list_file), delimiter=delimiter)
 
 
-def _begun(output: Path, wanted: Manifest) -> Manifest:
-    """The manifest with the shards that an earlier, interrupted call has written. Raises DataError."""
+def _resumable_manifest(output: Path, new_manifest: Manifest) -> Manifest:
+    """Returns the manifest with the shards that an interrupted call has completed. Raises DataError."""
     for name in (MANIFEST, _UNFINISHED):
         if (output / name).exists():
             try:
-                found = read_manifest(output / name)
+                old_manifest = read_manifest(output / name)
             except DataError:
-                if name == _UNFINISHED:  # cut off with the machine: begin again
-                    return wanted
+                if name == _UNFINISHED:  # truncated by a crash of the machine: start again
+                    return new_manifest
                 raise
-            if found.format != wanted.format:
+            if old_manifest.format != new_manifest.format:
                 raise DataError(
-                    f"{output / name}: the folder holds a data set of the format {found.format!r}; choose another"
+                    f"{output / name}: the folder contains a data set of the format {old_manifest.format!r}; "
+                    "choose another folder"
                 )
-            if replace(found, shards=[]) != wanted:
+            if replace(old_manifest, shards=[]) != new_manifest:
                 raise DataError(
-                    f"{output / name}: the folder holds a data set of another list, or with other options"
+                    f"{output / name}: the folder contains a data set of another list, or with other options"
                 )
-            shards = found.shards
+            shards = old_manifest.shards
             for number, shard in enumerate(shards):
-                if not _is_whole(output, number, shard):
-                    return replace(wanted, shards=shards[:number])
-            return found
-    return wanted
+                if not _is_complete(output, number, shard):
+                    return replace(new_manifest, shards=shards[:number])
+            return old_manifest
+    return new_manifest
 
 
-def _is_whole(folder: Path, number: int, shard: Shard) -> bool:
-    """Whether both files of a shard have their checksums."""
+def _is_complete(folder: Path, number: int, shard: Shard) -> bool:
+    """True if both files of a shard match their checksums."""
     files = {f"{shard_name(number)}.data": shard.sha256, f"{shard_name(number)}.index": shard.index_sha256}
     return all(
         (folder / name).is_file() and _digest(folder / name) == digest for name, digest in files.items()
@@ -237,13 +247,13 @@ def _write_shard(
     pool: ThreadPoolExecutor,
     progress: Progress | None,
 ) -> Shard:
-    """Write the two files of a shard."""
+    """Writes the two files of a shard."""
     index = np.zeros(len(samples), RECORD)
     digest = hashlib.sha256()
     offset = 0
     with whole_file(output / f"{shard_name(number)}.data", durable=True) as stream:
-        for start in range(0, len(samples), _AT_ONCE):
-            part = samples[start : start + _AT_ONCE]
+        for start in range(0, len(samples), _BATCH_SAMPLES):
+            part = samples[start : start + _BATCH_SAMPLES]
             for place, (record, data) in enumerate(
                 pool.map(lambda i: _record(dataset, i, reduction), part), start
             ):
@@ -261,12 +271,12 @@ def _write_shard(
 
 
 def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None) -> tuple[Array, bytes]:
-    """A record of the index without its offset, and the bytes. Raises DataError."""
+    """Returns a record of the index without its offset, and its bytes. Raises DataError."""
     data = dataset.load(sample)
     assert isinstance(data, bytes)
     try:
         picture = decode_image(data)
-    except (ValueError, MemoryError):  # a damaged file stays what it is; training reports it
+    except (ValueError, MemoryError):  # a damaged file is packed unchanged; training reports it
         picture = None
     if picture is not None and reduction is not None:
         try:
@@ -276,18 +286,21 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
         picture = decode_image(data)
     record = np.zeros((), RECORD)
     record["size"] = len(data)
-    made = None if picture is None else segmented(data)
-    if made is None or not _is_equal(SegmentedImage(made), picture):
+    jpeg = None if picture is None else segmented(data)
+    if jpeg is None or not _is_equal(SegmentedImage(jpeg), picture):
         return record, data
-    grid = made.grid
-    record["size"], record["scan"], record["segments"] = made.table, made.scan, grid.columns * grid.rows
+    grid = jpeg.grid
+    record["size"], record["scan"], record["segments"] = jpeg.table, jpeg.scan, grid.columns * grid.rows
     for name in ("width", "height", "per_segment", "mcu_width", "mcu_height"):
         record[name] = getattr(grid, name)
-    return record, made.data
+    return record, jpeg.data
 
 
 def _is_equal(image: ImageParts, picture: Image | None) -> bool:
-    """Whether the whole has these pixels, and so have strips that between them begin and end at each segment."""
+    """True if the image has these pixels, both as a whole and in strips.
+
+    Each strip is one segment wide, so every segment is tested as the beginning and as the end of a part.
+    """
     try:
         if picture is None or not np.array_equal(image.whole(), picture):
             return False
@@ -295,13 +308,14 @@ def _is_equal(image: ImageParts, picture: Image | None) -> bool:
         lefts = range(0, width, SEGMENT_PIXELS)
         strips = [(left, min(SEGMENT_PIXELS, width - left)) for left in lefts]
         return all(
-            np.array_equal(image.part(x, 0, wide, height), picture[:, x : x + wide]) for x, wide in strips
+            np.array_equal(image.part(x, 0, strip_width, height), picture[:, x : x + strip_width])
+            for x, strip_width in strips
         )
     except ValueError:
         return False
 
 
-def _facts(folder: Path, manifest: Manifest) -> Packed:
+def _summary(folder: Path, manifest: Manifest) -> Packed:
     indices = [
         read_index(folder / f"{shard_name(i)}.index", shard, manifest.format)
         for i, shard in enumerate(manifest.shards)
@@ -317,53 +331,57 @@ def verify_pack(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Packed:
-    """Compare the shards with their checksums, and each image with its original, if there is a list.
+    """Compares the shards with their checksums, and each image with its original if a list is given.
 
     Args:
-        folder: the data set.
-        list_file: of the originals; None compares checksums only.
-        image_root: of the originals; None is the list's folder.
-        threads: None is one per core.
-        progress: called with the number of samples since the last call.
+        folder: folder of the data set.
+        list_file: list of the originals; None compares checksums only.
+        image_root: folder of the originals; None for the list's folder.
+        threads: number of threads; None for one per core.
+        progress: function that is called with the number of samples since the last call.
+
+    Returns:
+        A summary of the data set.
 
     Raises:
-        DataError: something differs. The message names the first few.
+        DataError: a checksum, the list or an image differs, or the images were reduced. The message names the
+            first few different images.
     """
-    packed, folder = _of_this_host(folder), Path(folder)
-    for number, shard in enumerate(packed.manifest.shards):
+    dataset, folder = _open_local(folder), Path(folder)
+    for number, shard in enumerate(dataset.manifest.shards):
         for extension, expected in (("data", shard.sha256), ("index", shard.index_sha256)):
             file = folder / f"{shard_name(number)}.{extension}"
             if _digest(file) != expected:
-                raise DataError(f"{file}: another checksum than in {MANIFEST}")
+                raise DataError(f"{file}: the checksum does not match {MANIFEST}")
     if list_file is None:
-        return _facts(folder, packed.manifest)
-    if packed.manifest.quality is not None:
+        return _summary(folder, dataset.manifest)
+    if dataset.manifest.quality is not None:
         raise DataError(f"{folder}: the images were reduced, so they can't be compared with the originals")
-    originals = _originals(list_file, image_root, packed.manifest.delimiter)
-    if originals.digest() != packed.digest():
-        raise DataError(f"{list_file}: not the list of {folder}")
-    different: list[str] = []
+    originals = _original_dataset(list_file, image_root, dataset.manifest.delimiter)
+    if originals.digest() != dataset.digest():
+        raise DataError(f"{list_file}: the list does not match the list in {folder}")
+    paths: list[str] = []
 
     def compare(start: int) -> int:
-        part = range(start, min(start + 16, len(packed)))
-        different.extend(originals.path(i) for i in part if not _is_same(packed, originals, i))
+        part = range(start, min(start + 16, len(dataset)))
+        paths.extend(originals.path(i) for i in part if not _is_same(dataset, originals, i))
         return len(part)
 
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        for count in pool.map(compare, range(0, len(packed), 16)):
+        for count in pool.map(compare, range(0, len(dataset), 16)):
             if progress:
                 progress(count)
-    if different:
-        named = ", ".join(map(printable, sorted(different)[:_SHOWN])) + (
-            ", ..." if len(different) > _SHOWN else ""
+    if paths:
+        names = ", ".join(map(printable, sorted(paths)[:_MAX_NAMES])) + (
+            ", ..." if len(paths) > _MAX_NAMES else ""
         )
         raise DataError(
-            f"{folder}: {len(different):,} of {len(packed):,} images differ from their originals: {named}"
+            f"{folder}: {len(paths):,} of {len(dataset):,} images differ from their originals: {names}"
         )
-    return _facts(folder, packed.manifest)
+    return _summary(folder, dataset.manifest)
 
 
-def _of_this_host(folder: str | Path) -> PackedDataset:
+def _open_local(folder: str | Path) -> PackedDataset:
     if is_url(str(folder)):
         raise DataError(f"{folder}: expected a folder of this host; copy the data set first")
     return PackedDataset(str(folder))
@@ -380,54 +398,57 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_same(packed: PackedDataset, originals: ImageNetDataset, sample: int) -> bool:
+def _is_same(dataset: PackedDataset, originals: ImageNetDataset, sample: int) -> bool:
     try:
         original: Any = originals.load(sample)
-        found: Any = packed.load(sample)
-        if isinstance(found, bytes):  # in format 1, rewritten ones too
-            return found == original or np.array_equal(decode_image(found), decode_image(original))
-        return _is_equal(found, decode_image(original))
-    except (DataError, ValueError, MemoryError):  # one of both is missing or damaged
+        content: Any = dataset.load(sample)
+        if isinstance(content, bytes):  # in format 1, rewritten JPEGs too
+            return content == original or np.array_equal(decode_image(content), decode_image(original))
+        return _is_equal(content, decode_image(original))
+    except (DataError, ValueError, MemoryError):  # one of the two images is missing or damaged
         return False
 
 
 def unpack(folder: str | Path, output: str | Path, progress: Progress | None = None) -> int:
-    """Write the files of a packed data set, under their names in the list, and the list.
+    """Writes the files of a packed data set under their names in the list, and the list itself.
 
-    A JPEG has the pixels of the original, not its bytes.
+    A rewritten JPEG has the pixels of the original, but not its bytes.
 
     Args:
-        folder: the data set.
+        folder: folder of the data set.
         output: folder that does not exist, or is empty.
-        progress: called with the number of samples since the last call.
+        progress: function that is called with the number of samples since the last call.
 
     Returns:
-        Number of files.
+        Number of images.
 
     Raises:
-        DataError: a record can't be read, or a name leaves the folder.
+        DataError: the output folder is not empty, a record can't be read, or a name in the list leads out of
+            the folder or is reserved.
         OSError: a file can't be written.
     """
-    packed, output = _of_this_host(folder), Path(output)
+    dataset, output = _open_local(folder), Path(output)
     if output.exists() and any(output.iterdir()):
         raise DataError(f"{output}: expected an empty folder")
-    outside = packed.index.first_outside(output)
-    if outside is not None:
+    outside_sample = dataset.index.first_outside(output)
+    if outside_sample is not None:
         raise DataError(
-            f"{packed.line(outside)}: a path that leads out of the folder: {packed.listed(outside)!r}"
+            f"{dataset.line(outside_sample)}: the path leads out of the folder: "
+            f"{dataset.listed(outside_sample)!r}"
         )
-    for i in range(len(packed)):
-        if packed.listed(i) in (LIST, CLASS_NAMES):
+    for sample in range(len(dataset)):
+        if dataset.listed(sample) in (LIST, CLASS_NAMES):
             raise DataError(
-                f"{packed.line(i)}: {packed.listed(i)} is the name of a file that is written beside the images"
+                f"{dataset.line(sample)}: the name {dataset.listed(sample)} is reserved "
+                "for a file that unpacking writes"
             )
-        found: Any = packed.load(i)
-        file = output / packed.listed(i)
+        content: Any = dataset.load(sample)
+        file = output / dataset.listed(sample)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(found.encoded if isinstance(found, ImageParts) else found)
+        file.write_bytes(content.encoded if isinstance(content, ImageParts) else content)
         if progress:
             progress(1)
     for name in (LIST, CLASS_NAMES):
         if (Path(folder) / name).is_file():
             (output / name).write_bytes((Path(folder) / name).read_bytes())
-    return len(packed)
+    return len(dataset)

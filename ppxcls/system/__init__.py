@@ -1,1 +1,1 @@
-"""Processes, devices, signals, logs and files. It imports nothing else of the package."""
+"""Processes, devices, signals, logs and files. It imports nothing from the rest of the package."""

@@ -1,4 +1,4 @@
-"""Settings that must precede the import of Paddle. This module does not import it at its top."""
+"""Makes settings that must precede the import of Paddle. This module does not import it at its top."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import sys
 import warnings
 from pathlib import Path
 
-_INSTALL = (
+_INSTALL_MESSAGE = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
 )
-_OLDEST = (2, 6)
-CPU_VARIABLES = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")  # that ``prepare_cpu`` sets
-# glibc's mallopt, malloc.h
+_MIN_PADDLE_VERSION = (2, 6)
+CPU_VARIABLES = ("OMP_NUM_THREADS", "KMP_BLOCKTIME", "MKL_DEBUG_CPU_TYPE")  # set by ``prepare_cpu``
+# parameters of glibc's mallopt, from malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEEP_BYTES = 1 << 30
+_MALLOC_THRESHOLD_BYTES = 1 << 30
 
 
 class PaddleError(ImportError):
@@ -29,17 +29,17 @@ class PaddleError(ImportError):
 
 
 def prepare_cpu() -> None:
-    """Set up Paddle's CPU build for speed.
+    """Sets up Paddle's CPU build for speed.
 
-    Builds for other devices and variables that the user has set are left alone.
+    Builds for other devices and variables that the user has set are not changed.
 
     - ``OMP_NUM_THREADS``: Paddle multiplies matrices on one thread unless it is set. The ranks of one machine
       share its cores.
-    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL then uses its AVX2 code, which it reserves for Intel
-      otherwise.
-    - ``KMP_BLOCKTIME=1``: Intel's OpenMP threads would spin for 200 ms after each operator, on the cores of
-      the threads that decode images and that run this package's kernels. With 0, predictions of single images
-      took 1.8 times as long.
+    - ``MKL_DEBUG_CPU_TYPE=5`` on AMD: the bundled MKL then uses its AVX2 code. Otherwise it uses that on
+      Intel only.
+    - ``KMP_BLOCKTIME=1``: without it, Intel's OpenMP threads spin for 200 ms after each operator. They then
+      block the cores for the threads that decode images and run this package's kernels. With 0, predictions
+      of single images took 1.8 times as long.
     - ``mallopt``: without it, glibc returns the memory of every large tensor to the kernel, and each new
       tensor costs page faults.
     """
@@ -58,22 +58,25 @@ def prepare_cpu() -> None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_M_MMAP_THRESHOLD, _MALLOC_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _MALLOC_THRESHOLD_BYTES)
 
 
 def launched_rank() -> int:
-    """Rank of this process, as the launcher has set it; 0 without a launcher."""
+    """Returns the rank of this process, as set by the launcher; 0 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINER_ID") or 0)
 
 
 def launched_world_size() -> int:
-    """Number of processes of the job, as the launcher has set it; 1 without a launcher."""
+    """Returns the number of processes of the job, as set by the launcher; 1 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
 
 
 def usable_cores() -> int:
-    """Number of cores that this process may use, by its affinity mask and a container's CPU quota."""
+    """Returns the number of cores that this process may use.
+
+    The limits are its affinity mask and a container's CPU quota.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -82,52 +85,51 @@ def usable_cores() -> int:
 
 
 def import_paddle() -> None:
-    """Import Paddle without its messages at every start, about ``OMP_NUM_THREADS`` and ccache.
+    """Imports Paddle without its messages at every start, about ``OMP_NUM_THREADS`` and ccache.
 
-    Its warning in every training step, that batch norm tracks its statistics, is silenced as well.
+    Also silences its warning in every training step that batch norm tracks its statistics.
 
     Raises:
-        PaddleError: it is missing, can't be imported, or is too old.
+        PaddleError: Paddle is missing, can't be imported, or is too old.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    warnings.filterwarnings(
-        "ignore", message=".* can only be enabled on CUDAPlace"
-    )  # AMP on a CPU: set_precision says it
-    warnings.filterwarnings(
-        "ignore", message="Tensor do not have 'place' interface"
-    )  # of to_static, by Paddle's own code
+    # AMP on a CPU, which set_precision reports
+    warnings.filterwarnings("ignore", message=".* can only be enabled on CUDAPlace")
+    # caused by Paddle's own code in to_static
+    warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
     if "paddle" in sys.modules:
         return
     if importlib.util.find_spec("paddle") is None:
-        raise PaddleError(_INSTALL)
-    os.environ.setdefault("GLOG_minloglevel", "1")  # without Paddle's own log lines, which are no warnings
-    printed = io.StringIO()
+        raise PaddleError(_INSTALL_MESSAGE)
+    os.environ.setdefault("GLOG_minloglevel", "1")  # hides Paddle's log lines below the level of warnings
+    stderr_text = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed), warnings.catch_warnings():
+        with contextlib.redirect_stderr(stderr_text), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
             import paddle
-    except (
-        Exception
-    ) as error:  # a library of CUDA or a vendor that is missing, another numpy: any class of error
+    except Exception as error:
+        # A missing library of CUDA or a vendor, or another numpy, can raise any class of error.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise PaddleError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
     finally:
-        for line in printed.getvalue().splitlines():
+        for line in stderr_text.getvalue().splitlines():
             if "OMP_NUM_THREADS" not in line:
                 print(line, file=sys.stderr)
-    if paddle_version() < _OLDEST:
-        oldest = ".".join(map(str, _OLDEST))
-        raise PaddleError(f"ppxcls needs PaddlePaddle {oldest} or newer; {paddle.__version__} is installed")
+    if paddle_version() < _MIN_PADDLE_VERSION:
+        min_version = ".".join(map(str, _MIN_PADDLE_VERSION))
+        raise PaddleError(
+            f"ppxcls needs PaddlePaddle {min_version} or newer; {paddle.__version__} is installed"
+        )
 
 
 def own_threads() -> int:
-    """This process's threads on the CPU: ``OMP_NUM_THREADS``, or else one per core."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else usable_cores()
+    """Returns the number of this process's CPU threads: ``OMP_NUM_THREADS``, or else one per core."""
+    setting = os.environ.get("OMP_NUM_THREADS", "")
+    return int(setting) if setting.isdigit() and int(setting) > 0 else usable_cores()
 
 
 def restore_threads() -> None:
-    """Let Paddle's CPU operators use ``OMP_NUM_THREADS`` threads again.
+    """Lets Paddle's CPU operators use ``OMP_NUM_THREADS`` threads again.
 
     A predictor of Paddle Inference leaves them at one.
     """
@@ -138,7 +140,10 @@ def restore_threads() -> None:
 
 
 def paddle_version() -> tuple[int, int]:
-    """Major and minor version of Paddle. A build from its development branch, 0.0.0, counts as the newest."""
+    """Returns the major and minor version of Paddle.
+
+    A build of its development branch, 0.0.0, counts as the newest version.
+    """
     import paddle
 
     numbers = [int(digits) for digits in re.findall(r"\d+", paddle.__version__)[:2]]
@@ -146,7 +151,7 @@ def paddle_version() -> tuple[int, int]:
 
 
 def installed_names() -> set[str]:
-    """The names of the installed distributions, in lower case with hyphens."""
+    """Returns the names of the installed distributions, in lower case with hyphens."""
     return {
         d.metadata["Name"].lower().replace("_", "-")
         for d in importlib.metadata.distributions()
@@ -155,15 +160,17 @@ def installed_names() -> set[str]:
 
 
 def paddle_builds(names: set[str]) -> set[str]:
-    """Those of the names that are builds of Paddle, such as ``paddlepaddle-gpu``; several lie over each other."""
+    """Returns the names that are builds of Paddle, such as ``paddlepaddle-gpu``.
+
+    If several are installed, they overwrite one another's files.
+    """
     return {name for name in names if name.split("-")[0] == "paddlepaddle"}
 
 
 def _is_cpu_build() -> bool:
     names = installed_names()
-    plugins = [
-        n for n in names if n.startswith(("paddle-custom", "paddle-iluvatar", "paddle-metax"))
-    ]  # beside the CPU build
+    # Plugins for other devices are installed beside the CPU build.
+    plugins = [n for n in names if n.startswith(("paddle-custom", "paddle-iluvatar", "paddle-metax"))]
     return paddle_builds(names) == {"paddlepaddle"} and not plugins
 
 

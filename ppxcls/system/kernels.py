@@ -1,7 +1,7 @@
 """Compiles numba kernels, once on a host, and runs them on all cores.
 
-Modules named ``*_kernels`` hold the kernels. They import numba, which takes half a second and may be missing,
-so their callers import them inside the function that needs a kernel.
+Modules named ``*_kernels`` contain the kernels. They import numba, which takes half a second and may be
+missing. So a function that needs a kernel imports its module inside the function.
 """
 
 from __future__ import annotations
@@ -23,36 +23,38 @@ from ppxcls.system.turns import turn
 R = TypeVar("R")
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-_COMPILE_LOCK = threading.Lock()  # one thread compiles a kernel
-_USED_KERNELS: set[Any] = set()  # kernels that this process has called, so that they are compiled
+_COMPILE_LOCK = threading.Lock()  # one thread compiles at a time
+_USED_KERNELS: set[Any] = set()  # kernels that this process has called, and so has compiled or loaded
 
 
 def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
-    """Run a kernel on all threads; see ``call``.
+    """Runs a kernel on all threads; see ``call``.
 
     Args:
-        kernel: a function of ``arguments``, the first of its rows, and the row after its last.
-        count: number of rows, planes or channels that do not depend on each other; each thread computes some.
-        arguments: the arguments before the rows.
+        kernel: function of ``arguments``, its first row, and the row after its last.
+        count: number of independent rows, planes or channels. Each thread computes some of them.
+        arguments: arguments before the rows.
     """
-    parts = min(own_threads(), count) or 1  # as many as Paddle's own operators use
+    part_count = min(own_threads(), count) or 1  # the number of threads that Paddle's operators use
     if kernel not in _USED_KERNELS:
         call(kernel, *arguments, 0, count)
         return
     compute = functools.partial(kernel, *arguments)
-    bounds = [count * part // parts for part in range(parts + 1)]
-    pool = _pool(os.getpid(), parts - 1) if parts > 1 else None
-    futures = [pool.submit(compute, *bounds[part : part + 2]) for part in range(1, parts)] if pool else []
+    bounds = [count * part // part_count for part in range(part_count + 1)]
+    pool = _pool(os.getpid(), part_count - 1) if part_count > 1 else None
+    futures = (
+        [pool.submit(compute, *bounds[part : part + 2]) for part in range(1, part_count)] if pool else []
+    )
     compute(*bounds[:2])
     for future in futures:
         future.result()
 
 
 def call(kernel: Callable[..., R], *arguments: Any) -> R:
-    """Call a kernel.
+    """Calls a kernel.
 
-    The processes of a host take turns at a kernel's first call: one compiles it, and the others load it from
-    numba's cache.
+    The first calls of a kernel on one host happen one after another: one process compiles it, and the others
+    load it from numba's cache.
     """
     if kernel in _USED_KERNELS:
         return kernel(*arguments)
@@ -68,9 +70,9 @@ def call(kernel: Callable[..., R], *arguments: Any) -> R:
 
 @functools.cache
 def _pool(process: int, count: int) -> ThreadPoolExecutor:
-    """The threads of a process; after a fork, its parent's are gone.
+    """Returns the threads of a process. After a fork, the parent's threads do not exist in the child.
 
-    Kernels don't hold the interpreter's lock. numba's own threads would do, but a kernel with them takes
+    Kernels release the interpreter's lock. numba's own threads would work too, but a kernel with them takes
     twice as long to compile.
     """
     return ThreadPoolExecutor(count, thread_name_prefix=f"kernels-{process}")
@@ -78,9 +80,9 @@ def _pool(process: int, count: int) -> ThreadPoolExecutor:
 
 @functools.cache
 def _digest() -> str:
-    """Digest of all kernels' sources and of this file, which has their options.
+    """Returns a digest of all kernels' sources and of this file, which contains their options.
 
-    numba's cache notices changes of a kernel's own file only, and a kernel contains the helpers and constants
+    numba's cache notices changes in a kernel's own file only. But a kernel contains the helpers and constants
     of other files.
     """
     package = Path(__file__).resolve().parents[1]
@@ -91,25 +93,25 @@ def _digest() -> str:
 def compiled(function: Callable[..., R]) -> Callable[..., R]:
     """A decorator that compiles a function.
 
-    The result is cached on disk, if a folder for it can be written.
+    The result is cached on disk if numba can write to a folder for it.
     """
     import numba
 
-    function.__qualname__ = f"{function.__name__}_{_digest()}"  # for numba's cache
+    function.__qualname__ = f"{function.__name__}_{_digest()}"  # part of the key in numba's cache
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba has no folder to cache in
+    except RuntimeError:  # numba has no folder for its cache
         return numba.njit(**options)(function)
 
 
 def helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """A decorator for functions that kernels call.
+    """Returns a decorator for functions that kernels call.
 
-    They keep their own fast-math flags, and become a part of the kernel.
+    The functions keep their own fast-math flags, and become a part of the kernel.
 
-    If they were called, a process that compiles the kernel would call other code than one that loads it from
-    the cache, with differences in rounding.
+    If they were called, a process that compiles the kernel would call other code than a process that loads it
+    from the cache, with differences in rounding.
 
     Args:
         fastmath: numba's fast-math flags.

@@ -1,4 +1,4 @@
-"""Log lines to the terminal and to ``train.log``."""
+"""Writes log lines to the terminal and to ``train.log``."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class _TerminalHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """A log file whose failure does not stop a run.
+    """A log file that does not stop a run if it can't be written.
 
     On a full disk its lines are lost, and the terminal reports it once.
     """
 
     def __init__(self, file: Path) -> None:
         super().__init__(file, encoding="utf-8")
-        self._failed = False
+        self._has_failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not os.path.exists(self.baseFilename):  # the folder was removed under the run
-            self.close()  # opened again by the next line
+        if not os.path.exists(self.baseFilename):  # the folder was removed during the run
+            self.close()  # the next line opens it again
             self._reopen()
         super().emit(record)
 
@@ -61,21 +61,21 @@ class _FileHandler(logging.FileHandler):
             self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  the handler closes it
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not self._failed:
-            self._failed = True
+        if not self._has_failed:
+            self._has_failed = True
             tqdm.write(
-                f"warning: {self.baseFilename}: {sys.exc_info()[1]}; lines of the log are lost",
+                f"warning: {self.baseFilename}: {sys.exc_info()[1]}; log lines are lost",
                 file=sys.stderr,
             )
 
 
 def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | None = None) -> None:
-    """Log to the terminal and, if given, to a file; ranks beyond the first log warnings and errors only.
+    """Sets up log lines to the terminal and to a file. Ranks other than 0 log warnings and errors only.
 
     Args:
         rank: number of this process.
-        file: the log file, written by the first process alone; None for none.
-        stream: of the terminal; None for standard output.
+        file: log file, which only rank 0 writes; None for no file.
+        stream: stream of the terminal; None for standard output.
 
     Raises:
         OSError: the file can't be written.

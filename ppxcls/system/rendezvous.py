@@ -1,8 +1,8 @@
 """Checks that all processes of a job can reach the first one, before Paddle connects them.
 
-Paddle's own store waits up to 15 minutes for a process that never comes, holds the interpreter's lock all
-that time, and aborts if its port is taken. So the first process listens on that port until all others have
-connected, and then leaves the port to Paddle.
+Paddle's own store waits up to 15 minutes for a missing process, holds the interpreter's lock during that
+time, and aborts if its port is in use. So the first process listens on that port until all others have
+connected. Then it frees the port for Paddle.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ import socket
 import time
 
 _GREETING = b"ppxcls rank "
-_LINE = 32  # bytes of a padded greeting
+_GREETING_BYTES = 32  # length of a padded greeting in bytes
 
 
 class JobError(Exception):
-    """The processes of a job can't reach one another, or differ in something that must be equal."""
+    """The processes of a job can't reach one another, or differ in a value that must be equal."""
 
 
 def wait_for_all_ranks(master: str, rank: int, world_size: int, timeout: float) -> None:
-    """Wait until all processes have met.
+    """Waits until all processes have connected to the first one.
 
     Args:
         master: ``host:port`` of the first process.
         rank: number of this process.
         world_size: number of processes.
-        timeout: seconds.
+        timeout: longest time to wait, in seconds.
 
     Raises:
-        JobError: the port is taken, the first process can't be reached, or others did not connect in time.
+        JobError: the port is in use, the first process can't be reached, or others did not connect in time.
     """
     host, _, port = master.rpartition(":")
     if not host or not port.isdigit():
         return
     deadline = time.monotonic() + timeout
     if rank == 0:
-        _take_names(int(port), world_size, deadline, timeout)
+        _accept_ranks(int(port), world_size, deadline, timeout)
     else:
-        _say_name((host, int(port)), rank, deadline, timeout)
+        _report_rank((host, int(port)), rank, deadline, timeout)
 
 
-def _take_names(port: int, world_size: int, deadline: float, timeout: float) -> None:
-    missing = set(range(1, world_size))
+def _accept_ranks(port: int, world_size: int, deadline: float, timeout: float) -> None:
+    missing_ranks = set(range(1, world_size))
     with contextlib.ExitStack() as connections:
         try:
             server = connections.enter_context(socket.create_server(("", port), backlog=world_size))
@@ -50,37 +50,36 @@ def _take_names(port: int, world_size: int, deadline: float, timeout: float) -> 
             raise JobError(
                 f"port {port}, on which the processes meet, can't be used: {error.strerror}"
             ) from None
-        while missing:
+        while missing_ranks:
             server.settimeout(max(deadline - time.monotonic(), 1e-3))
             try:
                 connection, _ = server.accept()
                 connections.enter_context(connection)
                 connection.settimeout(max(min(deadline - time.monotonic(), 5.0), 1e-3))
-                greeting = connection.recv(_LINE, socket.MSG_WAITALL)
+                greeting = connection.recv(_GREETING_BYTES, socket.MSG_WAITALL)
             except TimeoutError:
                 if time.monotonic() < deadline:
                     continue
-                absent = ", ".join(map(str, sorted(missing)))
+                rank_list = ", ".join(map(str, sorted(missing_ranks)))
                 raise JobError(
-                    f"rank {absent} of {world_size} did not connect to port {port} within {timeout:g} s"
+                    f"rank {rank_list} of {world_size} did not connect to port {port} within {timeout:g} s"
                 ) from None
             except OSError:
                 continue
             if greeting.startswith(_GREETING) and greeting[len(_GREETING) :].strip().isdigit():
-                missing.discard(int(greeting[len(_GREETING) :]))
+                missing_ranks.discard(int(greeting[len(_GREETING) :]))
 
 
-def _say_name(address: tuple[str, int], rank: int, deadline: float, timeout: float) -> None:
+def _report_rank(address: tuple[str, int], rank: int, deadline: float, timeout: float) -> None:
     reason = "no answer"
     while time.monotonic() < deadline:
         try:
             with socket.create_connection(address, timeout=min(5.0, timeout)) as connection:
-                connection.sendall((_GREETING + str(rank).encode()).ljust(_LINE))
+                connection.sendall((_GREETING + str(rank).encode()).ljust(_GREETING_BYTES))
                 connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-                connection.recv(1)  # the first process closes it when all have connected
-            time.sleep(
-                0.5
-            )  # let Paddle's store start on the first process; a process that is too early waits 3 s
+                connection.recv(1)  # returns when the first process closes it, after all have connected
+            # Gives Paddle's store on rank 0 time to start. A process that is too early waits 3 s.
+            time.sleep(0.5)
             return
         except OSError as error:
             reason = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Delays signals to places where they do no harm."""
+"""Delays signals until they do no harm."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-EXIT_PREEMPTED = 75  # sysexits.h: EX_TEMPFAIL, try again later
+EXIT_PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Preempted(Exception):
-    """A signal stopped the run after it had saved. The message gives the signal and the place in the run."""
+    """A signal stopped the run after a save. The message gives the signal and the progress of the run."""
 
 
 @contextlib.contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Hold a Ctrl-C back until the block ends.
+    """Delays a Ctrl-C until the block ends.
 
-    Inside Paddle's backward pass, which calls Python code of ours, a KeyboardInterrupt turns into another
-    exception, after lines of Paddle's own.
+    Inside Paddle's backward pass, which calls Python code of this package, a KeyboardInterrupt turns into
+    another exception, after lines that Paddle prints.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    caught: list[Any] = []
-    original = signal.signal(signal.SIGINT, lambda *arguments: caught.append(arguments))
+    interrupts: list[Any] = []
+    original = signal.signal(signal.SIGINT, lambda *arguments: interrupts.append(arguments))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, original)
-    if caught:
+    if interrupts:
         raise KeyboardInterrupt
 
 
 class StopSignals:
     """Records SIGTERM and SIGUSR1, which schedulers send before they take a machine away.
 
-    The loop acts on them.
+    The training loop reacts to them.
 
     Attributes:
-        received: the name of the signal, or None.
+        received: name of the signal, or None.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Record the signals in this block instead of ending the process.
+        """Records the signals in this block instead of ending the process.
 
         Does nothing outside the main thread.
         """

@@ -1,6 +1,6 @@
-"""Restarts a job that fails, until it is done or can't be cured.
+"""Restarts a failed job until it succeeds or a restart can't help.
 
-It needs no etcd, which Paddle's own restarts need.
+It does not need etcd, unlike Paddle's own restarts.
 """
 
 from __future__ import annotations
@@ -20,45 +20,46 @@ from types import FrameType
 
 from ppxcls.system.signals import EXIT_PREEMPTED
 
-BEGUN = "PPXCLS_BEGUN"  # names a file that a run creates when it has begun, in its first process
-_DONE, _ERROR, _USAGE = 0, 1, 2
-_FINAL_CODES = (_DONE, _USAGE, EXIT_PREEMPTED)
-_HEALTHY_SECONDS = 600.0  # a failure after a longer run counts as the first one
+BEGUN_VARIABLE = (
+    "PPXCLS_BEGUN"  # environment variable with the file that a run's first process writes when it begins
+)
+_SUCCESS_CODE, _ERROR_CODE, _USAGE_CODE = 0, 1, 2
+_FINAL_CODES = (_SUCCESS_CODE, _USAGE_CODE, EXIT_PREEMPTED)
+_HEALTHY_SECONDS = 600.0  # a failure after a longer run counts as the first failure
 _MAX_PAUSE_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 
 
 def note_begun(step: int) -> None:
-    """Tell this node's supervisor, if there is one, that the run has begun, so that a restart resumes the run's
-    checkpoint.
+    """Tells this node's supervisor, if there is one, that the run has begun.
 
-    A higher step than at the last start counts as progress and resets the failures.
+    A restart then resumes the run's checkpoint. A higher step than at the last start counts as progress and
+    resets the failures.
     """
-    if (file := os.environ.get(BEGUN)) and os.environ.get(
-        "PADDLE_LOCAL_RANK", "0"
-    ) == "0":  # each node has its own supervisor
+    # Each node has its own supervisor.
+    if (file := os.environ.get(BEGUN_VARIABLE)) and os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":
         with contextlib.suppress(OSError):
             Path(file).write_text(str(step))
 
 
 def _step_in(file: Path) -> int:
-    """The step that ``note_begun`` wrote last; 0 for none."""
+    """Returns the last step that ``note_begun`` wrote; 0 if there is none."""
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_bytes())
     return 0
 
 
 def launcher_options(words: Sequence[str]) -> dict[str, str]:
-    """The options among the launcher's arguments, written as ``--name value`` or ``--name=value``."""
+    """Returns the options among the launcher's arguments, written as ``--name value`` or ``--name=value``."""
     pairs = {name: value for name, value in itertools.pairwise(words) if name.startswith("--")}
     return pairs | dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
 
 
 def host_problem(words: Sequence[str]) -> str | None:
-    """Why several nodes would wait for each other for ever; None if they would not, or there is one node.
+    """Returns an error message if several nodes would wait for each other forever; None otherwise.
 
     Args:
-        words: the launcher's arguments.
+        words: arguments of the launcher.
     """
     values = launcher_options(words)
     if values.get("--nnodes", "1") in ("1", "1:1") or "--host" in values:
@@ -68,16 +69,19 @@ def host_problem(words: Sequence[str]) -> str | None:
     except OSError:
         address = "no address"
     if address.startswith("127.") or address == "no address":
-        return f"this host's name means {address}, so the other nodes can't reach it: add --host with its own address"
+        return (
+            f"this host's name resolves to {address}, so the other nodes can't reach it: "
+            "add --host with its own address"
+        )
     return None
 
 
 def launch_command(launcher: Sequence[str], script: Sequence[str], *, resume: bool) -> list[str]:
-    """The command that starts Paddle's launcher.
+    """Returns the command that starts Paddle's launcher.
 
     Args:
         launcher: options of the launcher.
-        script: the script and its arguments.
+        script: script and its arguments.
         resume: True to resume the newest checkpoint of the run.
     """
     overrides = ["-o", "Global.checkpoints=auto"] if resume else []
@@ -91,16 +95,17 @@ def _print_line(line: str) -> None:
 class Supervisor:
     """Runs a command, and runs it again if it fails.
 
-    SIGTERM and SIGINT are passed on to the command, SIGUSR1 as SIGTERM, because Paddle's launcher does not
-    know it. After a signal the command is not run again. Neither is it after exit code 2 (the config is
-    invalid), or 75 and 15 (it was told to stop and has saved).
+    SIGTERM and SIGINT are passed on to the command. SIGUSR1 is passed on as SIGTERM, because Paddle's
+    launcher does not handle it. The command is not run again after a signal, after exit code 2 (the config is
+    invalid), or after 75 or 15 (the job was told to stop and has saved).
 
     Args:
-        command: returns the words of the job; its argument is True to resume the run's newest checkpoint.
+        command: function that returns the words of the command; its argument is True to resume the run's
+            newest checkpoint.
         restarts: largest number of restarts in a row. A failure after ten minutes, or of a run that began at
-            a higher step than the one before, counts as the first one.
+            a higher step than the previous one, counts as the first failure.
         pause: seconds before the first restart; doubled each time, up to five minutes.
-        report: takes a line for the user.
+        report: function that shows a line to the user.
     """
 
     def __init__(
@@ -116,10 +121,10 @@ class Supervisor:
         self._pause = pause
         self._report = report
         self._process: subprocess.Popen[bytes] | None = None
-        self._signal: int | None = None  # that was received
+        self._signal: int | None = None  # number of the received signal
 
     def run(self) -> int:
-        """Run to the end; returns the exit code of the last run."""
+        """Runs the command until it ends for good; returns the exit code of the last run."""
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
         previous_handlers = {number: signal.signal(number, self._pass_on) for number in numbers}
         try:
@@ -129,40 +134,42 @@ class Supervisor:
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler)
 
-    def _run(self, begun: Path) -> int:
+    def _run(self, begun_file: Path) -> int:
         failures = 0
         last_step = 0
         while True:
             start = time.monotonic()
-            code = self._run_once(resume=begun.exists(), environment={**os.environ, BEGUN: str(begun)})
-            if code == signal.SIGTERM:  # how Paddle's launcher ends after one
+            code = self._run_once(
+                resume=begun_file.exists(), environment={**os.environ, BEGUN_VARIABLE: str(begun_file)}
+            )
+            if code == signal.SIGTERM:  # exit code of Paddle's launcher after this signal
                 return EXIT_PREEMPTED
             if self._signal is not None or code in _FINAL_CODES:
                 return code
             seconds = time.monotonic() - start
-            step = max(last_step, _step_in(begun))
+            step = max(last_step, _step_in(begun_file))
             failures = 1 if seconds > _HEALTHY_SECONDS or step > last_step else failures + 1
             last_step = step
             outcome = (
                 f"the job ended with {'code' if code >= 0 else 'signal'} {abs(code)} after {seconds:.0f} s"
             )
             if failures > self._restarts:
-                self._report(f"launch: {outcome}; it has failed {failures} times in a row, and is given up")
-                return code if code > 0 else _ERROR
+                self._report(f"launch: {outcome}; it has failed {failures} times in a row; giving up")
+                return code if code > 0 else _ERROR_CODE
             pause = min(self._pause * 2 ** min(failures - 1, 10), _MAX_PAUSE_SECONDS)
-            origin = "from its newest checkpoint" if begun.exists() else "from the start"
+            origin = "from its newest checkpoint" if begun_file.exists() else "from the start"
             self._report(
                 f"launch: {outcome}; restart {failures} of {self._restarts} in {pause:.0f} s, {origin}"
             )
             self._wait(pause)
-            if self._signal is not None:  # between two runs, when all that was done is saved
+            if self._signal is not None:  # received between two runs, so all progress is saved
                 return EXIT_PREEMPTED
 
     def _run_once(self, *, resume: bool, environment: dict[str, str]) -> int:
-        # In a session of its own, so that Ctrl-C at a terminal reaches it once.
+        # The command gets its own session, so that it receives a Ctrl-C at the terminal once.
         words = self._command(resume)
         self._process = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603  the user's own command
-        if self._signal is not None:  # it came in the meantime
+        if self._signal is not None:  # received during the start of the process
             self._process.send_signal(self._signal)
         return self._process.wait()
 

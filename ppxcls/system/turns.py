@@ -1,4 +1,4 @@
-"""Processes of one host take turns."""
+"""Locks a file, so that the processes of one host run a block one after another."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ except ImportError:  # Windows has no such locks
 
 
 class TakenError(Exception):
-    """Another process has the turn."""
+    """Another process has the lock."""
 
 
 HAS_TURNS = fcntl is not None
@@ -21,14 +21,14 @@ HAS_TURNS = fcntl is not None
 
 @contextlib.contextmanager
 def turn(lock: Path, waits: bool = True) -> Iterator[None]:
-    """Alone on this host, if the file system has locks.
+    """Runs a block while no other process of this host runs it, if the file system has locks.
 
     Args:
-        lock: a file; it is made if it is not there.
-        waits: for others.
+        lock: lock file; it is created if it does not exist.
+        waits: True to wait for other processes; False to raise an error instead.
 
     Raises:
-        TakenError: another process has the turn, and this one does not wait.
+        TakenError: another process has the lock, and ``waits`` is False.
     """
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
@@ -38,6 +38,6 @@ def turn(lock: Path, waits: bool = True) -> Iterator[None]:
                 )
             except BlockingIOError:
                 raise TakenError(str(lock)) from None
-            except OSError:  # no place for the file, or no locks
+            except OSError:  # the file can't be created, or the file system has no locks
                 pass
         yield

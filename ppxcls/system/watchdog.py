@@ -1,4 +1,4 @@
-"""Ends a run that hangs, with a line that says where."""
+"""Ends a run that hangs, with a line that names the operation."""
 
 from __future__ import annotations
 
@@ -15,40 +15,43 @@ from ppxcls.system.environment import launched_rank, launched_world_size
 
 T = TypeVar("T")
 
-_armed = threading.Event()
-PARENT = os.getppid()  # as early as possible: a launcher may be gone before Paddle is imported
+_armed_event = threading.Event()
+PARENT = os.getppid()  # read early, because a launcher may end before Paddle is imported
 
 
 def arm() -> None:
-    """Allow watchdogs to end this process, and end it from now on if its launcher is gone.
+    """Allows watchdogs to end this process, and ends it if its launcher ends.
 
-    The tools call it; in a notebook or a debugger nothing is ended.
+    The tools call it. In a notebook or a debugger, no process is ended.
     """
-    if not _armed.is_set() and "PADDLE_TRAINER_ID" in os.environ:
+    if not _armed_event.is_set() and "PADDLE_TRAINER_ID" in os.environ:
         threading.Thread(target=_watch_launcher, name="ppxcls-launcher", daemon=True).start()
-    _armed.set()
+    _armed_event.set()
 
 
 def _watch_launcher() -> None:
-    while os.getppid() == PARENT and not _adopted():
+    while os.getppid() == PARENT and not _is_orphan():
         time.sleep(1.0)
     _end(f"rank {launched_rank()}: " if launched_world_size() > 1 else "", "the launcher is gone")
 
 
-def _adopted() -> bool:
-    """Whether Paddle's launcher started this process and was gone before ``PARENT`` was read, so that init is the parent."""
-    if "PADDLE_GLOBAL_RANK" not in os.environ:  # another program started it, and may be init itself
+def _is_orphan() -> bool:
+    """True if Paddle's launcher started this process and ended before ``PARENT`` was read.
+
+    Then the parent is init.
+    """
+    if "PADDLE_GLOBAL_RANK" not in os.environ:  # another program started it, which may be init itself
         return False
     try:
         name = Path(f"/proc/{PARENT}/comm").read_text().strip()
-    except OSError:  # not Linux, or hidden
+    except OSError:  # the system is not Linux, or hides this file
         return False
-    is_launcher = name.startswith(("python", "fleetrun"))  # it may be a container's init
+    is_launcher = name.startswith(("python", "fleetrun"))  # a launcher can be the init of a container
     return (PARENT == 1 or name == "systemd") and not is_launcher
 
 
-def _end(name: str, message: str) -> None:
-    print(f"error: {name}{message}", file=sys.stderr, flush=True)
+def _end(prefix: str, message: str) -> None:
+    print(f"error: {prefix}{message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 
@@ -56,53 +59,53 @@ class Watchdog:
     """Ends the process if the block makes no progress for too long.
 
     A rank that waits for another rank gets a quarter more time than a rank that waits for data. So the rank
-    with the cause reports first. An exception can't interrupt a process that hangs inside a system call, so
+    with the cause reports first. An exception can't interrupt a process that hangs inside a system call. So
     the process exits at once.
 
     Args:
-        seconds: without progress.
+        seconds: longest time without progress, in seconds.
         rank: number of this process, for the message.
         world_size: number of processes.
-        detail: returns more words about what the process waits for.
+        detail: function that returns more words about the operation, for the message.
     """
 
     def __init__(
         self, seconds: float, rank: int = 0, world_size: int = 1, detail: Callable[[], str] = lambda: ""
     ) -> None:
         self.seconds = seconds
-        self._name = f"rank {rank}: " if world_size > 1 else ""
-        self._several = world_size > 1
+        self._prefix = f"rank {rank}: " if world_size > 1 else ""
+        self._has_other_ranks = world_size > 1
         self._detail = detail
         self._stop = threading.Event()
-        self.feed("start", own=True)
+        self.feed("start", is_local=True)
 
-    def feed(self, doing: str, own: bool) -> None:
-        """Report progress.
+    def feed(self, operation: str, is_local: bool) -> None:
+        """Reports progress.
 
         Args:
-            doing: what comes next.
-            own: whether that depends on this process alone.
+            operation: next operation, for the message.
+            is_local: True if the next operation depends on this process alone.
         """
-        self._doing, self._own, self._since = doing, own, time.monotonic()
+        self._operation, self._is_local, self._progress_time = operation, is_local, time.monotonic()
 
-    def batches(self, batches: Iterator[T], of: str) -> Iterator[T]:
-        """Pass the batches on; each one counts as progress.
+    def batches(self, batches: Iterator[T], name: str) -> Iterator[T]:
+        """Yields the batches; each one counts as progress.
 
         Args:
-            batches: what to pass on.
-            of: what they belong to, for the message.
+            batches: iterator over the batches.
+            name: name of the epoch or phase, for the message.
         """
         while True:
-            self.feed(f"loading a batch of {of}", own=True)
+            self.feed(f"loading a batch of {name}", is_local=True)
             batch = next(batches, None)
-            self.feed(f"a step of {of}", own=False)
+            self.feed(f"a step of {name}", is_local=False)
             if batch is None:
                 return
             yield batch
 
     def __enter__(self) -> Watchdog:
         self._stop.clear()
-        if _armed.is_set():
+        if _armed_event.is_set():
             threading.Thread(target=self._watch, name="ppxcls-watchdog", daemon=True).start()
         return self
 
@@ -113,11 +116,15 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.seconds / 10)):
-            waited = time.monotonic() - self._since
-            if waited > self.seconds * (1 if self._own or not self._several else 1.25):
-                cause = "" if self._own or not self._several else " (another rank may hang, or is gone)"
+            idle_seconds = time.monotonic() - self._progress_time
+            if idle_seconds > self.seconds * (1 if self._is_local or not self._has_other_ranks else 1.25):
+                cause = (
+                    ""
+                    if self._is_local or not self._has_other_ranks
+                    else " (another rank may hang, or is gone)"
+                )
                 detail = self._detail()
                 _end(
-                    self._name,
-                    f"no progress for {waited:.0f} s at: {self._doing}{f': {detail}' if detail else ''}{cause}",
+                    self._prefix,
+                    f"no progress for {idle_seconds:.0f} s at: {self._operation}{f': {detail}' if detail else ''}{cause}",
                 )

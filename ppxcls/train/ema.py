@@ -1,4 +1,4 @@
-"""An exponential moving average of a network's weights, which is evaluated in their place."""
+"""An exponential moving average of a network's weights, used for evaluation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class WeightAverage:
     """The average of a network's weights and batch-norm statistics, updated after each optimizer step.
 
     Args:
-        model: without the wrapper for data parallelism.
-        decay: of the average in each step.
-        warmup: limit the decay in step n to (1 + n) / (10 + n), so that the initial weights are soon
+        model: network without the wrapper for data parallelism.
+        decay: factor of the previous average in each step.
+        warmup: True to limit the decay in step n to (1 + n) / (10 + n), so that the initial weights are soon
             forgotten.
     """
 
@@ -29,7 +29,11 @@ class WeightAverage:
         }
 
     def update(self, step: int) -> None:
-        """Add the weights after optimizer step ``step``, counted from 1, to the average."""
+        """Updates the average with the current weights.
+
+        Args:
+            step: number of the last optimizer step, counted from 1.
+        """
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         with paddle.no_grad():
             for key, tensor in self._tensors.items():
@@ -39,13 +43,13 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the network the average as its weights in this block."""
-        own = {key: tensor.clone() for key, tensor in self._tensors.items()}
+        """Replaces the network's weights by the average inside this context."""
+        weights = {key: tensor.clone() for key, tensor in self._tensors.items()}
         self._set(self._average)
         try:
             yield
         finally:
-            self._set(own)
+            self._set(weights)
 
     def _set(self, values: Mapping[str, paddle.Tensor]) -> None:
         with paddle.no_grad():
@@ -53,10 +57,10 @@ class WeightAverage:
                 tensor.set_value(values[key].astype(tensor.dtype))
 
     def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Copies by the model's state keys."""
+        """Returns copies of the averaged arrays by the network's state keys."""
         return {key: value.numpy() for key, value in self._average.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the average, by the network's state keys; none may be missing."""
+        """Sets the average from arrays by the network's state keys. No key may be missing."""
         for key in self._average:
             self._average[key] = paddle.to_tensor(state[key])

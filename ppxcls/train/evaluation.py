@@ -1,4 +1,4 @@
-"""Evaluation: every sample exactly once, whatever the number of processes."""
+"""Evaluates every sample exactly once, with any number of processes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Evaluation:
     """Evaluates networks on this process's part of a data set, and sums over the processes.
 
     Args:
-        loader: not shuffled; the parts of all processes make up the data set.
-        autocast: makes the context to compute in.
+        loader: loader without shuffling. The parts of all processes make up the data set.
+        autocast: function that makes the context for the forward pass and the loss.
 
     Attributes:
-        predictions: of the last evaluation, sample by sample; None before it.
+        predictions: predictions for each sample in the last evaluation; None before the first evaluation.
     """
 
     def __init__(
@@ -47,45 +47,45 @@ class Evaluation:
         self.predictions: Predictions | None = None
 
     def larger_is_better(self, name: str) -> bool:
-        """Whether a larger value of this figure is better, as of a metric; a smaller loss is."""
+        """True if a larger value of ``name`` is better, because it is a metric and not a loss."""
         return name not in self._loss.names
 
     def __call__(self, network: nn.Layer, batches: Iterable[Batch]) -> dict[str, float]:
-        """Evaluate.
+        """Evaluates a network.
 
         Args:
-            network: without the wrapper for data parallelism, which would wait for processes that have no
-                batch left.
-            batches: of ``loader``; what they raise ends the evaluation.
+            network: network without the wrapper for data parallelism. The wrapper would wait for processes
+                that have no more batches.
+            batches: batches of ``loader``. An exception from this iterable ends the evaluation.
 
         Returns:
-            Metrics as shares, losses as means over samples, ``num_samples``, and ``bad_samples`` if the
-            loader leaves out what can't be read. The first figure decides which evaluation is the best.
+            Metrics as fractions, losses as means over samples, ``num_samples``, and ``bad_samples`` if the
+            loader skips unreadable samples. The first value decides which evaluation is the best.
 
         Raises:
             DataError: a sample can't be loaded.
         """
-        scored: list[
+        batch_sums: list[
             tuple[int, paddle.Tensor]
-        ] = []  # read at the end: reading one makes the host wait for the device
-        left_out = 0
+        ] = []  # read at the end, because each read makes the host wait for the device
+        bad_count = 0
         was_training = network.training
         network.eval()
-        evaluated = EvaluatedNetwork(
+        evaluated_network = EvaluatedNetwork(
             network, len(self.loader.dataset) // distributed.world_size(), self._compiler
         )
-        distributed.share_first_statistics(network)  # what is evaluated is what is saved
+        distributed.share_first_statistics(network)  # checkpoints contain these statistics
         try:
             with paddle.no_grad():
                 for batch in batches:
-                    left_out += batch.left_out
+                    bad_count += batch.left_out
                     if batch.plan.count:
-                        scored.append((batch.plan.count, self._score(evaluated, batch)))
+                        batch_sums.append((batch.plan.count, self._score(evaluated_network, batch)))
         finally:
             if was_training:
                 network.train()
         self.predictions = self._table.gathered()
-        return self._results(scored, left_out)
+        return self._results(batch_sums, bad_count)
 
     def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
         labels = paddle.to_tensor(batch.labels)
@@ -95,12 +95,12 @@ class Evaluation:
         self._table.add(batch.plan.indices, logits, labels)
         return self._scorer(losses, logits, labels)
 
-    def _results(self, scored: list[tuple[int, paddle.Tensor]], left_out: int) -> dict[str, float]:
+    def _results(self, batch_sums: list[tuple[int, paddle.Tensor]], bad_count: int) -> dict[str, float]:
         totals = Totals(self._scorer.names)
-        for count, sums in scored:
+        for count, sums in batch_sums:
             totals.add(count, sums.numpy())
-        totals.add(0, np.zeros(len(self._scorer.names)), left_out)
+        totals.add(0, np.zeros(len(self._scorer.names)), bad_count)
         means = totals.reduced()
-        others = {name: value for metric in self._metrics for name, value in metric.results().items()}
-        bad = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
-        return {**means.values, **others, "num_samples": means.samples, **bad}
+        metric_results = {name: value for metric in self._metrics for name, value in metric.results().items()}
+        bad_samples = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
+        return {**means.values, **metric_results, "num_samples": means.samples, **bad_samples}

@@ -11,25 +11,31 @@ import paddle
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import reason_of, write_bytes
 
-_MOST = 16  # images
-_SIDE = 160  # pixels of one
+_MAX_IMAGES = 16  # number of images in the picture
+_SIDE_PIXELS = 160  # side of each image in the picture, in pixels
 
 
 def write_first_batch(file: Path, images: paddle.Tensor) -> None:
-    """Write the first images side by side. The range of values of the batch becomes the range of the picture.
+    """Writes the first images side by side.
+
+    The smallest value of these images becomes 0 in the picture, and the largest value becomes 255.
 
     Args:
-        file: the picture. If it can't be written, a warning says so.
-        images: [N, C, H, W], any real dtype.
+        file: PNG file to write. If it can't be written, a warning is logged.
+        images: batch [N, C, H, W] of any real dtype. Nothing is written unless C is 1 or 3.
     """
-    pixels = images[:_MOST].astype("float32").numpy()
+    pixels = images[:_MAX_IMAGES].astype("float32").numpy()
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-        return  # a network of the user's own may take anything else
-    low, high = pixels.min(), pixels.max()
-    shown = ((pixels - low) * (255 / max(high - low, 1e-6))).astype(np.uint8).transpose(0, 2, 3, 1)
+        return  # a user's own network may take another shape
+    minimum, maximum = pixels.min(), pixels.max()
+    scaled_images = (
+        ((pixels - minimum) * (255 / max(maximum - minimum, 1e-6))).astype(np.uint8).transpose(0, 2, 3, 1)
+    )
     tiles = [
-        cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).reshape(_SIDE, _SIDE, -1)
-        for image in shown
+        cv2.resize(image, (_SIDE_PIXELS, _SIDE_PIXELS), interpolation=cv2.INTER_AREA).reshape(
+            _SIDE_PIXELS, _SIDE_PIXELS, -1
+        )
+        for image in scaled_images
     ]
     columns = min(len(tiles), 8)
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)

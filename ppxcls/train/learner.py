@@ -1,4 +1,4 @@
-"""What learns: everything that training changes, and one step of it."""
+"""The state that training changes, and one training step."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from ppxcls.train.precision import Precision
 
 
 class Learner:
-    """Network, loss, optimizer, learning rate, loss scale, average of the weights, mixing; and where training
-    stands.
+    """The state that training changes: network, optimizer, learning rate, loss scale, average and progress.
 
-    Nothing that must survive a kill is kept elsewhere: ``state`` takes it and ``load`` sets it again.
+    It also holds the loss and the mixing. All state that must survive a kill is here. ``state`` copies it,
+    and ``load`` restores it.
 
     Args:
-        network: is wrapped for data parallelism if there are several processes.
-        scheduler: sets the optimizer's rate to that of ``schedule``.
-        metrics: training metrics; not computed if labels are mixed.
-        average: of the weights; it is evaluated in their place.
-        mixing: changes batches on the device, in this order.
+        network: network to train. It is wrapped for data parallelism if there are several processes.
+        scheduler: Paddle's scheduler, which sets the optimizer's learning rate to that of ``schedule``.
+        metrics: training metrics, skipped if labels are mixed.
+        average: average of the weights, which evaluations use instead of the weights; None for no average.
+        mixing: batch transforms on the device, applied in this order.
         comm_buffer_size: megabytes of gradients that the processes exchange at once.
 
     Attributes:
-        progress: where training stands. ``step`` counts the optimizer steps; the loop sets the place in the
-            data.
-        totals: sums of losses and metrics of the epoch in progress.
+        progress: position of the run. ``step`` counts the optimizer steps. The training loop sets the
+            position in the data.
+        totals: sums of losses and metrics in the current epoch.
     """
 
     def __init__(
@@ -84,15 +84,15 @@ class Learner:
     def mixed(
         self, images: paddle.Tensor, labels: paddle.Tensor, seed: Sequence[int]
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """The batch after mixing.
+        """Returns the batch after mixing.
 
         Args:
             images: float32 [N, 3, H, W].
             labels: int64 [N].
-            seed: of the random choices.
+            seed: integers that seed the random choices.
 
         Returns:
-            Images, and labels float32 [N, class_num]; unchanged if nothing mixes.
+            Images, and labels float32 [N, class_num]. Both are unchanged if there is no mixing.
         """
         for i, transform in enumerate(self.mixing, 1):
             images, labels = transform(images, labels, np.random.default_rng([*seed, i]))
@@ -101,16 +101,17 @@ class Learner:
     def step(
         self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, is_update_step: bool
     ) -> paddle.Tensor:
-        """One forward and backward pass and, on an update step, one optimizer step.
+        """Runs one forward and backward pass and, on an update step, one optimizer step.
 
         Args:
             images: float32 [N, 3, H, W].
             labels: int64 [N], or float32 [N, class_num].
             weight: factor of this batch's mean loss in the gradient.
-            is_update_step: whether the optimizer makes a step; otherwise gradients are accumulated.
+            is_update_step: True if the optimizer makes a step; False to accumulate gradients only.
 
         Returns:
-            Sums over the batch of each of ``scorer.names``, float32 [names]; nobody has waited for them yet.
+            Sums over the batch for each of ``scorer.names``, float32 [names]. The device may still be
+            computing them.
         """
         with contextlib.nullcontext() if is_update_step else self._no_sync():
             with self.precision.autocast():
@@ -133,24 +134,27 @@ class Learner:
         )
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """In this block the network has the weights to evaluate: the average, if there is one."""
+        """Returns a context in which the network has the averaged weights, if there is an average."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
     def observe(self, figure: float, larger_is_better: bool) -> None:
-        """Let an evaluation's first figure decide about the rate of the next step."""
+        """Passes the first metric of an evaluation to the schedule, and updates the learning rate."""
         self.schedule.observe(figure, larger_is_better)
         self.scheduler.step(self.progress.step)
 
     def start_epoch(self, epoch: int) -> None:
-        """Go on to the beginning of an epoch."""
+        """Sets the progress to the beginning of an epoch, and resets the totals."""
         self.progress.epoch, self.progress.batches_done = epoch, 0
         self.totals = Totals(self.scorer.names)
 
     def state(self) -> Snapshot | None:
-        """Copies of all that a kill must not lose. All processes call it; those beyond the first get None.
+        """Returns copies of all state that must survive a kill; None on every rank but 0.
+
+        All processes must call it.
 
         Raises:
-            CheckpointError: a weight is not finite, so it is not worth saving; names it.
+            CheckpointError: a weight is not finite, so the state is not worth saving. The message names the
+                weight.
         """
         self.totals.gather()
         if distributed.rank() != 0:
@@ -158,7 +162,7 @@ class Learner:
         parts = {WEIGHTS: model_state(self.network), OPTIMIZER: optimizer_state(self.optimizer)}
         for key, value in parts[WEIGHTS].items():
             if isinstance(value, np.ndarray) and not np.isfinite(value).all():
-                raise CheckpointError(f"{key} has values that are not finite: no checkpoint is made of it")
+                raise CheckpointError(f"{key} has values that are not finite, so no checkpoint is written")
         if self.average:
             parts[AVERAGE] = self.average.state_dict()
         self.progress.totals = self.totals.as_dict()
@@ -169,13 +173,13 @@ class Learner:
         return Snapshot(parts, copy.deepcopy(self.progress))
 
     def load(self, snapshot: Snapshot) -> None:
-        """Go on from a state; the inverse of ``state``.
+        """Restores a state that ``state`` returned.
 
         Raises:
-            CheckpointError: it belongs to another network or optimizer.
+            CheckpointError: the state belongs to another network or optimizer.
         """
         weights, progress = snapshot.parts[WEIGHTS], snapshot.progress
-        average = snapshot.parts.get(AVERAGE, weights)  # a run without one begins it with the weights
+        average = snapshot.parts.get(AVERAGE, weights)  # without a saved average, start from the weights
         if self.average:
             check_fits(average, self.network, snapshot.file(AVERAGE))
         set_weights(self.network, weights, snapshot.file(WEIGHTS))

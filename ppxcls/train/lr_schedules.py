@@ -1,8 +1,8 @@
 """Learning-rate schedules: functions of the optimizer step, with warm-up and cool-down for all of them.
 
-A schedule is a function of its own arguments, and of ``total`` and ``per_epoch`` if it needs them. It returns
-the rate as a function of ``t``. All three are counted in optimizer steps, or in epochs with ``by_epoch``;
-``t`` and ``total`` begin after the warm-up. The rates equal those of PaddleClas's schedules.
+A schedule takes its own arguments, and ``total`` and ``per_epoch`` if it needs them. It returns a function
+from ``t`` to the learning rate. These three are counted in optimizer steps, or in epochs with ``by_epoch``.
+``t`` and ``total`` are counted from the end of the warm-up. The rates equal those of PaddleClas's schedules.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Rate = Callable[[int], float]
 
 @runtime_checkable
 class AdaptiveRate(Protocol):
-    """A rate that depends on the evaluations so far.
+    """A learning rate that depends on the evaluations so far.
 
     Attributes:
-        state: everything that it remembers, for checkpoints.
+        state: values to save in checkpoints.
     """
 
     state: dict[str, float]
 
     def __call__(self, t: int) -> float:
-        """The rate of the step ``t``."""
+        """Returns the learning rate at ``t``."""
 
     def observe(self, value: float, larger_is_better: bool) -> None:
-        """Use the first figure of an evaluation."""
+        """Updates the rate with the first metric of an evaluation."""
 
 
 @dataclass
@@ -41,10 +41,10 @@ class ScheduleKeys:
     """Common keys of the learning-rate schedules.
 
     Attributes:
-        warmup_epoch: epochs of linear warm-up; fractions of an epoch are allowed.
-        warmup_start_lr: rate of the first step. The warm-up ends at the schedule's first rate.
-        by_epoch: change the rate once per epoch instead of every step.
-        cooldown_epoch: epochs at the end of the run with the last rate of the schedule.
+        warmup_epoch: number of epochs of linear warm-up; fractions of an epoch are allowed.
+        warmup_start_lr: learning rate of the first step. The warm-up ends at the schedule's first rate.
+        by_epoch: True to change the rate once per epoch instead of every step.
+        cooldown_epoch: number of epochs at the end of the run that keep the last rate of the schedule.
     """
 
     warmup_epoch: NotNegative = 0.0
@@ -60,8 +60,8 @@ LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", provided=("total", "per_e
 def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0) -> Rate:
     """Half a cosine from ``learning_rate`` to ``eta_min`` (SGDR, arXiv:1608.03983, equation 5).
 
-    PaddleClas's optimizer uses the same rates. Without warm-up, PaddleClas logs others: Paddle's ``get_lr()``
-    runs its recursion once too often there and reports c(t)^2 / c(t - 1).
+    PaddleClas's optimizer uses the same rates. Without warm-up, PaddleClas logs other rates, because Paddle's
+    ``get_lr()`` runs its recursion once too often and reports c(t)^2 / c(t - 1).
 
     Args:
         learning_rate: the first rate.
@@ -84,7 +84,7 @@ def Cosine(learning_rate: NotNegative, total: float, eta_min: NotNegative = 0.0)
 def Linear(
     learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0
 ) -> Rate:
-    """From ``learning_rate`` to ``end_lr`` by ``(1 - t / total) ** power``; after that, ``end_lr``."""
+    """Decays from ``learning_rate`` to ``end_lr`` by ``(1 - t / total) ** power``, then keeps ``end_lr``."""
     height = learning_rate - end_lr
     return lambda t: end_lr + height * (1 - min(t, total) / total) ** power if total > 0 else learning_rate
 
@@ -93,7 +93,7 @@ def Linear(
 def Polynomial(
     learning_rate: NotNegative, total: float, end_lr: NotNegative = 0.0, power: Positive = 1.0
 ) -> Rate:
-    """The same as ``Linear``."""
+    """The same schedule as ``Linear``."""
     return Linear(learning_rate, total, end_lr, power)
 
 
@@ -106,37 +106,39 @@ def OneCycleLR(
     phase_pct: Annotated[float, Bound(gt=0, lt=1)] = 0.3,
     anneal_strategy: Literal["cos", "linear"] = "cos",
 ) -> Rate:
-    """Up from ``max_learning_rate / divide_factor``, then down to ``end_learning_rate`` (arXiv:1708.07120).
+    """Rises from ``max_learning_rate / divide_factor`` and falls to ``end_learning_rate`` (arXiv:1708.07120).
 
     Args:
         max_learning_rate: the highest rate.
         total: length of the schedule.
-        divide_factor: highest rate divided by the first one.
+        divide_factor: ratio of the highest rate to the first rate.
         end_learning_rate: the last rate.
-        phase_pct: share of the run in which the rate rises.
+        phase_pct: fraction of the schedule in which the rate rises.
         anneal_strategy: shape of the rise and the fall.
     """
-    top = max(phase_pct * total - 1, 0.0)
+    peak = max(phase_pct * total - 1, 0.0)
     first = max_learning_rate / divide_factor
 
-    def between(a: float, b: float, share: float) -> float:
+    def interpolation(begin: float, end: float, share: float) -> float:
         share = min(max(share, 0.0), 1.0)
-        return b + (a - b) * ((1 + math.cos(math.pi * share)) / 2 if anneal_strategy == "cos" else 1 - share)
+        return end + (begin - end) * (
+            (1 + math.cos(math.pi * share)) / 2 if anneal_strategy == "cos" else 1 - share
+        )
 
     def rate(t: int) -> float:
-        if t < top:
-            return between(first, max_learning_rate, t / top)
-        return between(max_learning_rate, end_learning_rate, (t - top) / max(total - 1 - top, 1e-9))
+        if t < peak:
+            return interpolation(first, max_learning_rate, t / peak)
+        return interpolation(max_learning_rate, end_learning_rate, (t - peak) / max(total - 1 - peak, 1e-9))
 
     return rate
 
 
 class Plateau:
-    """A rate that falls when evaluations stop improving.
+    """A learning rate that falls if the evaluations stop improving.
 
     Attributes:
-        state: factor of the rate, best value, evaluations without improvement, and evaluations left of a
-            cool-down.
+        state: factor of the rate (``factor``), best value (``best``), number of evaluations without
+            improvement (``bad``), and number of remaining evaluations of a cool-down (``pause``).
     """
 
     def __init__(
@@ -158,14 +160,14 @@ class Plateau:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
     def observe(self, value: float, larger_is_better: bool) -> None:
-        """Use the first figure of an evaluation."""
+        """Lowers the rate if the first metric of the evaluations has stopped improving."""
         state = self.state
         if state["pause"] > 0:
             state["pause"] -= 1
             return
-        best = state.get("best")
+        best_value = state.get("best")
         sign = 1 if self._mode == "max" or (self._mode is None and larger_is_better) else -1
-        if best is None or sign * (value - best) > self._threshold * abs(best):
+        if best_value is None or sign * (value - best_value) > self._threshold * abs(best_value):
             state |= {"best": value, "bad": 0}
         else:
             state["bad"] += 1
@@ -183,16 +185,16 @@ def ReduceOnPlateau(
     cooldown: CountOrZero = 0,
     min_lr: NotNegative = 0.0,
 ) -> Plateau:
-    """Multiplies the rate by ``factor`` when the first figure of the evaluations stops improving.
+    """Multiplies the rate by ``factor`` if the first metric of the evaluations stops improving.
 
     Args:
         learning_rate: the first rate.
-        mode: ``max`` if a larger figure is better; None for ``min`` if the figure is a loss, and otherwise
-            ``max``.
-        factor: of the rate.
-        patience: evaluations without improvement before the rate falls.
-        threshold: smallest improvement, as a share of the best value.
-        cooldown: evaluations after a reduction that do not count.
+        mode: direction of improvement: ``max`` if a larger value is better, and ``min`` if a smaller one is.
+            None is ``min`` for a loss and ``max`` for a metric.
+        factor: factor of the rate in each reduction.
+        patience: number of evaluations without improvement before the rate falls.
+        threshold: smallest improvement that counts, as a fraction of the best value.
+        cooldown: number of evaluations after a reduction that do not count.
         min_lr: lower limit of the rate.
     """
     return Plateau(learning_rate, mode, factor, patience, threshold, cooldown, min_lr)
@@ -205,28 +207,33 @@ def Piecewise(
     values: list[NotNegative],
     learning_rate: NotNegative | None = None,
 ) -> Rate:
-    """``values[i]`` until epoch ``decay_epochs[i]`` after the warm-up, then the next value.
+    """A rate of ``values[i]`` until epoch ``decay_epochs[i]`` after the warm-up, then the next value.
 
     Args:
-        per_epoch: units of ``t`` per epoch.
-        decay_epochs: epochs at which the rate changes, increasing.
-        values: rates, one more than ``decay_epochs``.
-        learning_rate: accepted and not used, because PaddleClas's configs repeat ``values[0]`` here.
+        per_epoch: number of units of ``t`` per epoch.
+        decay_epochs: epochs at which the rate changes, in increasing order.
+        values: learning rates, one more than there are ``decay_epochs``.
+        learning_rate: unused value. It is accepted because PaddleClas's configs repeat ``values[0]`` here.
 
     Raises:
-        ValueError: there is not one more of ``values`` than of ``decay_epochs``, or these do not increase.
+        ValueError: ``values`` does not have one entry more than ``decay_epochs``, or ``decay_epochs`` do not
+            increase.
     """
     if len(values) != len(decay_epochs) + 1:
         raise ValueError(
-            f"expected one more of values than of decay_epochs, received {len(values)} and {len(decay_epochs)}"
+            f"expected one more value than decay_epochs, received {len(values)} and {len(decay_epochs)}"
         )
-    boundaries = _increasing(decay_epochs, per_epoch, "decay_epochs")
+    boundaries = _boundaries(decay_epochs, per_epoch, "decay_epochs")
     return lambda t: values[bisect_right(boundaries, t)]
 
 
 @LR_SCHEDULES.register
 def Step(learning_rate: NotNegative, per_epoch: float, step_size: Positive, gamma: Positive = 0.1) -> Rate:
-    """Multiplies the rate by ``gamma`` every ``step_size`` epochs."""
+    """Multiplies the rate by ``gamma`` every ``step_size`` epochs.
+
+    Raises:
+        ValueError: ``step_size`` is shorter than one unit of ``t``.
+    """
     length = int(step_size * per_epoch)
     if length < 1:
         raise ValueError(
@@ -244,7 +251,7 @@ def MultiStepDecay(
     Raises:
         ValueError: the milestones do not increase.
     """
-    boundaries = _increasing(milestones, per_epoch, "milestones")
+    boundaries = _boundaries(milestones, per_epoch, "milestones")
     return lambda t: learning_rate * gamma ** bisect_right(boundaries, t)
 
 
@@ -268,11 +275,11 @@ def Cyclic(
     Args:
         base_learning_rate: the lower rate.
         max_learning_rate: the upper rate.
-        step_size_up: units of ``t`` for the rise.
-        step_size_down: units for the fall; None for as many.
-        mode: the height of the cycles is constant, halved each cycle, or multiplied by ``exp_gamma`` each
-            unit.
-        exp_gamma: of the mode ``exp_range``.
+        step_size_up: length of the rise in units of ``t``.
+        step_size_down: length of the fall in units of ``t``; None for ``step_size_up``.
+        mode: height of the cycles: constant for ``triangular``, halved after each cycle for ``triangular2``,
+            and multiplied by ``exp_gamma`` after each unit of ``t`` for ``exp_range``.
+        exp_gamma: factor of the height for the mode ``exp_range``.
     """
     cycle_size = step_size_up + (step_size_down or step_size_up)
 
@@ -286,7 +293,7 @@ def Cyclic(
     return rate
 
 
-def _increasing(epochs: list[float], per_epoch: float, name: str) -> list[float]:
+def _boundaries(epochs: list[float], per_epoch: float, name: str) -> list[float]:
     if any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
         raise ValueError(f"expected {name} that increase, received {epochs}")
     return [epoch * per_epoch for epoch in epochs]
@@ -299,52 +306,58 @@ def build_lr_schedule(
     where: Where = Where(("Optimizer", "lr")),
     factor: float = 1.0,
 ) -> LRSchedule:
-    """The rate of every optimizer step.
+    """Builds the learning-rate schedule of a run.
 
     Args:
         spec: block of the schedule, such as ``{"name": "Cosine", "learning_rate": 0.045}``, with the common
             keys.
-        epochs: epochs of the whole run.
-        steps_per_epoch: optimizer steps per epoch.
+        epochs: number of epochs in the whole run.
+        steps_per_epoch: number of optimizer steps per epoch.
         where: place of the block, for error messages.
-        factor: of every rate.
+        factor: factor of every rate.
 
     Returns:
-        The learning rate by optimizer step, counted from 0.
+        A function from the optimizer step, counted from 0, to the learning rate.
 
     Raises:
-        ConfigError: the schedule or an argument is unknown, a value is invalid, or the warm-up is longer than
-            the run.
+        ConfigError: the schedule or an argument is unknown, a value is invalid, or warm-up and cool-down are
+            longer than the run.
     """
     block = LR_SCHEDULES.block(spec, where)
-    where, common = block.where, LR_SCHEDULES.common_keys(block)
-    if common.warmup_epoch > epochs:
-        limit = f"at most {epochs}, the epochs of the run"
-        raise (where / "warmup_epoch").error(f"expected a number {limit}, received {common.warmup_epoch:g}")
-    if common.warmup_epoch + common.cooldown_epoch > epochs:
-        raise (where / "cooldown_epoch").error(
-            f"expected warm-up and cool-down of at most {epochs} epochs, the epochs of the run"
+    where, common_keys = block.where, LR_SCHEDULES.common_keys(block)
+    if common_keys.warmup_epoch > epochs:
+        limit = f"at most {epochs}, the length of the run in epochs"
+        raise (where / "warmup_epoch").error(
+            f"expected a number {limit}, received {common_keys.warmup_epoch:g}"
         )
-    per_epoch = 1 if common.by_epoch else steps_per_epoch
-    warm_up = common.warmup_epoch if common.by_epoch else round(common.warmup_epoch * steps_per_epoch)
-    total = (epochs - common.warmup_epoch - common.cooldown_epoch) * per_epoch
+    if common_keys.warmup_epoch + common_keys.cooldown_epoch > epochs:
+        raise (where / "cooldown_epoch").error(
+            f"expected warm-up and cool-down of at most {epochs} epochs, the length of the run"
+        )
+    per_epoch = 1 if common_keys.by_epoch else steps_per_epoch
+    warm_up = (
+        common_keys.warmup_epoch
+        if common_keys.by_epoch
+        else round(common_keys.warmup_epoch * steps_per_epoch)
+    )
+    total = (epochs - common_keys.warmup_epoch - common_keys.cooldown_epoch) * per_epoch
     rate = LR_SCHEDULES.build(block, total=total, per_epoch=per_epoch)
-    end = total if common.cooldown_epoch else None
-    unit = steps_per_epoch if common.by_epoch else 1
-    return LRSchedule(block.name, rate, warm_up, common.warmup_start_lr, end, unit, factor)
+    end = total if common_keys.cooldown_epoch else None
+    unit = steps_per_epoch if common_keys.by_epoch else 1
+    return LRSchedule(block.name, rate, warm_up, common_keys.warmup_start_lr, end, unit, factor)
 
 
 class LRSchedule:
-    """A schedule with warm-up and cool-down: the rate as a function of the optimizer step.
+    """A schedule with warm-up and cool-down: a function from the optimizer step to the learning rate.
 
     Args:
-        name: of the schedule, for the log.
-        rate: the schedule, from the end of the warm-up on.
-        warm_up: units of the warm-up.
-        start_lr: rate of the first step of the warm-up.
+        name: name of the schedule, for the log.
+        rate: schedule without warm-up; its ``t`` is counted from the end of the warm-up.
+        warm_up: length of the warm-up in units.
+        start_lr: learning rate of the first step of the warm-up.
         end: unit of the schedule at which the cool-down begins; None for no cool-down.
-        unit: optimizer steps per unit.
-        factor: of every rate.
+        unit: number of optimizer steps per unit.
+        factor: factor of every rate.
     """
 
     def __init__(
@@ -363,16 +376,16 @@ class LRSchedule:
 
     @property
     def state(self) -> dict[str, float]:
-        """What an adaptive rate remembers; empty for other rates."""
+        """State of an adaptive rate; empty for other rates."""
         return dict(self._rate.state) if isinstance(self._rate, AdaptiveRate) else {}
 
     def load_state(self, state: Mapping[str, float]) -> None:
-        """Continue from an earlier ``state``."""
+        """Restores an earlier ``state``."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.state |= state
 
     def observe(self, value: float, larger_is_better: bool) -> None:
-        """Use the first figure of an evaluation."""
+        """Passes the first metric of an evaluation to an adaptive rate."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.observe(value, larger_is_better)
 
@@ -384,9 +397,9 @@ class LRSchedule:
         self._unit = 1
 
     def __call__(self, step: int) -> float:
-        return self.factor * self._unscaled(step)
+        return self.factor * self._unscaled_rate(step)
 
-    def _unscaled(self, step: int) -> float:
+    def _unscaled_rate(self, step: int) -> float:
         t = step // self._unit
         if t < self._warm_up:
             return self._start_lr + (self._first - self._start_lr) * t / self._warm_up

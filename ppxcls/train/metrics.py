@@ -1,6 +1,6 @@
 """Metrics, computed as sums over batches.
 
-So any division of the samples into batches and processes gives the same figures.
+Therefore the results are the same for any division of the samples into batches and processes.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from ppxcls.system import distributed
 
 
 class Metric(Protocol):
-    """Figures about predictions.
+    """One or several measures of predictions.
 
     Attributes:
-        names: of the figures that are means over samples. Training metrics have no others.
+        names: names of the measures that are means over samples. Training metrics have no other measures.
     """
 
     names: Sequence[str] = ()
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Args: logits: [N, class_num]; labels: int64 [N].
+        """Returns the sum over the batch for each of ``names``, float32 [].
 
-        Returns: for each of ``names`` the sum over the batch, float32 [].
+        Args:
+            logits: [N, class_num].
+            labels: int64 [N].
         """
 
     def results(self) -> dict[str, float]:
-        """Figures that are not means, at the end of an evaluation.
+        """Returns the measures that are not means, at the end of an evaluation.
 
-        Counting starts again. All processes call it.
+        It also resets the counts. All processes must call it.
         """
         return {}
 
@@ -44,10 +46,12 @@ METRICS: Registry[Metric] = Registry("metric", provided=("class_num",), base=Met
 
 @METRICS.register
 class TopkAcc(Metric):
-    """Share of samples whose label is among the k largest logits. With fewer than k classes it is 1.
+    """Top-k accuracy: the fraction of samples with the label among the k largest logits.
+
+    It is 1 if there are fewer than k classes.
 
     Args:
-        topk: k, or several.
+        topk: number k, or a list of several.
     """
 
     def __init__(self, topk: Count | list[Count] = 1) -> None:
@@ -57,21 +61,23 @@ class TopkAcc(Metric):
         self.names = [f"top{k}" for k in self.topk]
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Args: logits: [N, class_num]; labels: int64 [N].
+        """Returns the number of correct samples as ``top<k>`` for each k, float32 [].
 
-        Returns: ``top<k>``: number of correct samples, float32 [].
+        Args:
+            logits: [N, class_num].
+            labels: int64 [N].
         """
-        largest = min(max(self.topk), logits.shape[-1])
-        order = paddle.topk(logits.astype("float32"), largest, axis=-1)[1]
-        hits = (order == labels.unsqueeze(-1)).astype("float32").sum(axis=0)
-        return {f"top{k}": hits[: min(k, largest)].sum() for k in self.topk}
+        max_k = min(max(self.topk), logits.shape[-1])
+        top_classes = paddle.topk(logits.astype("float32"), max_k, axis=-1)[1]
+        hits = (top_classes == labels.unsqueeze(-1)).astype("float32").sum(axis=0)
+        return {f"top{k}": hits[: min(k, max_k)].sum() for k in self.topk}
 
 
 @METRICS.register
 class ClassReport(Metric):
     """Precision, recall, F1 and balanced accuracy, from a confusion matrix. For evaluation only.
 
-    The confusion matrix adds up exactly over processes; scikit-learn computes the figures.
+    The confusion matrices of all processes add up exactly. scikit-learn computes the measures.
 
     Args:
         class_num: number of classes.
@@ -81,33 +87,38 @@ class ClassReport(Metric):
         self._matrix = np.zeros((class_num, class_num), np.int64)
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Args: logits: [N, class_num]; labels: int64 [N]."""
+        """Adds a batch to the confusion matrix, and returns no sums.
+
+        Args:
+            logits: [N, class_num].
+            labels: int64 [N].
+        """
         np.add.at(self._matrix, (labels.numpy(), logits.argmax(axis=-1).numpy()), 1)
         return {}
 
     def results(self) -> dict[str, float]:
-        """Means over the classes that occur, over all processes.
+        """Returns means over the classes that occur, from the samples of all processes.
 
-        Counting starts again. All processes call it.
+        It also resets the counts. All processes must call it.
         """
         from sklearn.metrics import precision_recall_fscore_support
 
         total = distributed.sum_over_processes(self._matrix.reshape(-1)).reshape(self._matrix.shape)
         self._matrix[:] = 0
-        true, predicted = np.nonzero(total)
-        weights = total[true, predicted]
+        true_classes, predicted_classes = np.nonzero(total)
+        weights = total[true_classes, predicted_classes]
         classes = np.arange(len(total))
         rows = precision_recall_fscore_support(
-            true, predicted, labels=classes, sample_weight=weights, zero_division=0
+            true_classes, predicted_classes, labels=classes, sample_weight=weights, zero_division=0
         )
         self.by_class = {
             name: row.tolist()
             for name, row in zip(("precision", "recall", "f1", "support"), rows, strict=True)
         }
         self.by_class["confusion_matrix"] = total.astype(int).tolist()
-        occurring = rows[3] > 0
+        has_samples = rows[3] > 0
         means = {
-            name: float(row[occurring].mean())
+            name: float(row[has_samples].mean())
             for name, row in zip(("precision", "recall", "f1"), rows, strict=False)
         }
         return {**means, "balanced_accuracy": means["recall"]}
@@ -119,16 +130,17 @@ def build_metrics(
     class_num: int = 1000,
     training: bool = False,
 ) -> list[Metric]:
-    """The metrics of a config's list: ``[{"TopkAcc": {"topk": [1, 5]}}]``; none for null.
+    """Builds the metrics of a config's list, ``[{"TopkAcc": {"topk": [1, 5]}}]``; null gives no metrics.
 
     Args:
         specs: blocks of the metrics.
         where: place of the list, for error messages.
         class_num: number of classes.
-        training: whether they are training metrics, which must be means over samples.
+        training: True for training metrics, which must be means over samples.
 
     Raises:
-        ConfigError: a metric is unknown, has an invalid argument, or is for evaluation only.
+        ConfigError: a metric is unknown or has an invalid argument, or a training metric is for evaluation
+            only.
     """
     metrics = []
     for block in METRICS.blocks(specs or [], where):
@@ -143,7 +155,7 @@ class Scorer:
 
     Args:
         loss_names: names of the losses.
-        metrics: from ``build_metrics``.
+        metrics: metrics, as ``build_metrics`` returns them.
     """
 
     def __init__(self, loss_names: Sequence[str], metrics: Sequence[Metric]) -> None:
@@ -153,7 +165,13 @@ class Scorer:
     def __call__(
         self, losses: Mapping[str, paddle.Tensor], logits: paddle.Tensor, labels: paddle.Tensor
     ) -> paddle.Tensor:
-        """Args: losses: means over the batch. Returns: float32 [len(names)]."""
+        """Returns the sums over a batch, float32 [len(names)].
+
+        Args:
+            losses: means over the batch by name.
+            logits: [N, class_num].
+            labels: labels, as the metrics take them.
+        """
         count = logits.shape[0]
         sums: dict[str, paddle.Tensor] = {}
         for metric in self.metrics:
@@ -163,7 +181,7 @@ class Scorer:
 
 
 class Means(NamedTuple):
-    """Over all processes: number of samples, number of unreadable samples, and means by name."""
+    """Number of samples, number of unreadable samples, and means by name, over all processes."""
 
     samples: int
     left_out: int
@@ -174,8 +192,8 @@ class Totals:
     """Sums over many batches, on the host in float64.
 
     Args:
-        names: of the entries of a batch's sums.
-        values: sums to continue from, by name, with ``samples`` and ``left_out``.
+        names: names of the entries of a batch's sums.
+        values: initial sums by name, including ``samples`` and ``left_out``; missing sums are 0.
     """
 
     def __init__(self, names: Sequence[str], values: Mapping[str, float] | None = None) -> None:
@@ -183,20 +201,29 @@ class Totals:
         self.sums = np.array([(values or {}).get(name, 0.0) for name in self.names])
 
     def add(self, samples: int, sums: np.ndarray[Any, Any], left_out: int = 0) -> None:
-        """Add a batch: its number of samples and its sums, [len(names)]."""
+        """Adds a batch.
+
+        Args:
+            samples: number of samples in the batch.
+            sums: sums over the batch, [len(names)].
+            left_out: number of unreadable samples.
+        """
         self.sums += np.concatenate(([samples, left_out], sums))
 
     def reduced(self) -> Means:
-        """The means over all processes, which all call it."""
-        samples, left_out, *sums = distributed.sum_over_processes(self.sums).tolist()
+        """Returns the means over all processes. All processes must call it."""
+        samples, bad_count, *sums = distributed.sum_over_processes(self.sums).tolist()
         means = {name: value / max(samples, 1) for name, value in zip(self.names[2:], sums, strict=True)}
-        return Means(round(samples), round(left_out), means)
+        return Means(round(samples), round(bad_count), means)
 
     def gather(self) -> None:
-        """Move the sums of all processes, which all call it, to the first one. The means stay the same."""
+        """Moves the sums of all processes to the first one. The means stay the same.
+
+        All processes must call it.
+        """
         total = distributed.sum_over_processes(self.sums)
         self.sums = total if distributed.rank() == 0 else np.zeros_like(total)
 
     def as_dict(self) -> dict[str, float]:
-        """This process's sums by name, to continue from; empty before the first batch."""
+        """Returns this process's sums by name, to restore them later; empty before the first batch."""
         return dict(zip(self.names, self.sums.tolist(), strict=True)) if self.sums.any() else {}

@@ -20,26 +20,29 @@ class BatchTransform(Protocol):
     """Changes a batch on the device."""
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+        """Returns the mixed images, and labels float32 [N, class_num].
 
-        Returns: images, and labels float32 [N, class_num].
+        Args:
+            images: float32 [N, 3, H, W].
+            labels: int64 [N], or soft labels.
+            rng: generator of the random choices.
         """
 
 
 BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", provided=("class_num",))
 
 
-def _mixed(a: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:
-    return share * a + (1 - share) * paddle.index_select(a, partner)
+def _mixture(tensor: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:
+    return share * tensor + (1 - share) * paddle.index_select(tensor, partner)
 
 
 @BATCH_TRANSFORMS.register
 class MixupOperator(BatchTransform):
-    """Mixes every image, and its label, with another of the same batch (mixup, arXiv:1710.09412, section 2).
+    """Mixes every image and its label with another one of the batch (mixup, arXiv:1710.09412, section 2).
 
     Args:
         class_num: number of classes.
-        alpha: both parameters of the Beta distribution of the share.
+        alpha: value of both parameters of the Beta distribution of an image's own weight.
     """
 
     def __init__(self, class_num: Count, alpha: Positive = 1.0) -> None:
@@ -47,23 +50,29 @@ class MixupOperator(BatchTransform):
         self.alpha = alpha
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+        """Returns the mixed images, and labels float32 [N, class_num].
 
-        Returns: images, and labels float32 [N, class_num].
+        Args:
+            images: float32 [N, 3, H, W].
+            labels: int64 [N], or soft labels.
+            rng: generator of the random choices.
         """
         share = float(rng.beta(self.alpha, self.alpha))
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
-        return _mixed(images, partner, share), _mixed(soft_targets(labels, self.class_num), partner, share)
+        return _mixture(images, partner, share), _mixture(
+            soft_targets(labels, self.class_num), partner, share
+        )
 
 
 @BATCH_TRANSFORMS.register
 class CutmixOperator(BatchTransform):
-    """Pastes a rectangle of another image of the batch, and mixes the labels by its area (CutMix,
-    arXiv:1905.04899, section 3).
+    """Pastes a rectangle of another image of the batch (CutMix, arXiv:1905.04899, section 3).
+
+    The labels are mixed in proportion to the areas.
 
     Args:
         class_num: number of classes.
-        alpha: both parameters of the Beta distribution of the share that remains.
+        alpha: value of both parameters of the Beta distribution of the fraction of the image that remains.
     """
 
     def __init__(self, class_num: Count, alpha: Positive = 0.2) -> None:
@@ -71,9 +80,12 @@ class CutmixOperator(BatchTransform):
         self.alpha = alpha
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+        """Returns the mixed images, and labels float32 [N, class_num].
 
-        Returns: images, and labels float32 [N, class_num].
+        Args:
+            images: float32 [N, 3, H, W].
+            labels: int64 [N], or soft labels.
+            rng: generator of the random choices.
         """
         height, width = images.shape[2:]
         side = (1 - float(rng.beta(self.alpha, self.alpha))) ** 0.5
@@ -83,11 +95,11 @@ class CutmixOperator(BatchTransform):
             for c, length in zip(centre, (height, width), strict=True)
         )
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
-        kept = np.ones((1, 1, height, width), np.float32)
-        kept[..., top:bottom, left:right] = 0
-        mask = paddle.to_tensor(kept).astype(images.dtype)
-        pasted = images * mask + paddle.index_select(images, partner) * (1 - mask)
-        return pasted, _mixed(soft_targets(labels, self.class_num), partner, float(kept.mean()))
+        keep_mask = np.ones((1, 1, height, width), np.float32)
+        keep_mask[..., top:bottom, left:right] = 0
+        mask = paddle.to_tensor(keep_mask).astype(images.dtype)
+        mixed_images = images * mask + paddle.index_select(images, partner) * (1 - mask)
+        return mixed_images, _mixture(soft_targets(labels, self.class_num), partner, float(keep_mask.mean()))
 
 
 # Under names of their own, because the parameters of OpSampler hide the classes.
@@ -99,11 +111,11 @@ _OPERATORS: dict[str, Callable[[int, float], BatchTransform]] = {
 
 @dataclass
 class Choice:
-    """One of OpSampler's operators.
+    """Settings of one of OpSampler's operators.
 
     Attributes:
-        alpha: the operator's.
-        prob: share of the batches.
+        alpha: value of the operator's ``alpha``.
+        prob: fraction of the batches that the operator mixes.
     """
 
     alpha: Positive = 1.0
@@ -116,27 +128,30 @@ class OpSampler(BatchTransform):
 
     Args:
         class_num: number of classes.
-        MixupOperator: ``alpha`` and ``prob``, its share of the batches; null for none.
-        CutmixOperator: likewise.
+        MixupOperator: settings of Mixup: ``alpha`` and ``prob``, the fraction of batches. Null is no Mixup.
+        CutmixOperator: settings of CutMix, in the same form. Null is no CutMix.
     """
 
     def __init__(
         self, class_num: Count, MixupOperator: Choice | None = None, CutmixOperator: Choice | None = None
     ) -> None:
-        choices = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
-        chosen = {name: choice for name, choice in choices.items() if choice is not None}
+        settings = {"MixupOperator": MixupOperator, "CutmixOperator": CutmixOperator}
+        choices = {name: choice for name, choice in settings.items() if choice is not None}
         self.class_num = class_num
-        self.shares = [choice.prob for choice in chosen.values()]
-        if not chosen or sum(self.shares) > 1:
+        self.shares = [choice.prob for choice in choices.values()]
+        if not choices or sum(self.shares) > 1:
             raise ValueError(
-                f"expected operators whose prob add up to 1 at most, received {dict.fromkeys(chosen)} {self.shares}"
+                f"expected operators with total prob <= 1, received {dict(zip(choices, self.shares, strict=True))}"
             )
-        self.operators = [_OPERATORS[name](class_num, choice.alpha) for name, choice in chosen.items()]
+        self.operators = [_OPERATORS[name](class_num, choice.alpha) for name, choice in choices.items()]
 
     def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
-        """Args: images: float32 [N, 3, H, W]; labels: int64 [N], or soft.
+        """Returns the mixed images, and labels float32 [N, class_num].
 
-        Returns: images, and labels float32 [N, class_num].
+        Args:
+            images: float32 [N, 3, H, W].
+            labels: int64 [N], or soft labels.
+            rng: generator of the random choices.
         """
         number = int(np.searchsorted(np.cumsum(self.shares), rng.random(), "right"))
         if number == len(self.operators):
@@ -147,10 +162,12 @@ class OpSampler(BatchTransform):
 def build_batch_transforms(
     specs: Sequence[Mapping[str, Any]] | None, class_num: int, where: Where = Where(("batch_transform_ops",))
 ) -> list[BatchTransform]:
-    """The batch transforms of a config's list: ``[{"MixupOperator": {"alpha": 0.2}}]``; none for null.
+    """Builds the batch transforms of a config's list, ``[{"MixupOperator": {"alpha": 0.2}}]``.
+
+    Null gives no transforms.
 
     Raises:
-        ConfigError: a transform is unknown or has a wrong argument.
+        ConfigError: a transform is unknown or has an invalid argument.
     """
     return [
         BATCH_TRANSFORMS.build(block, class_num=class_num)

@@ -1,4 +1,4 @@
-"""An optimizer's state: taken from it, and set again exactly in whatever process and under whatever names."""
+"""Copies an optimizer's state, and restores it exactly in any process and under any parameter names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import NAMES
 from ppxcls.models.weights import is_numeric, to_numpy
 
-_SCHEDULER = "LR_Scheduler"  # the rate is a function of the step, so the scheduler has no state of its own
+_SCHEDULER_KEY = "LR_Scheduler"  # left out of states, because the rate depends on the step alone
 
 
 def optimizer_state(optimizer: Optimizer) -> State:
-    """Copies of the accumulators in the host's memory, by Paddle's names."""
-    # Before the first step, Paddle 2.6 leaves out what was loaded.
-    loaded = optimizer._accumulators_holder if not optimizer._accumulators else {}
+    """Returns copies of the accumulators in the host's memory, by Paddle's names."""
+    # Before the first step, Paddle 2.6 leaves out loaded accumulators.
+    accumulators = optimizer._accumulators_holder if not optimizer._accumulators else {}
     state: State = to_numpy(
-        {key: value for key, value in {**loaded, **optimizer.state_dict()}.items() if key != _SCHEDULER}
+        {
+            key: value
+            for key, value in {**accumulators, **optimizer.state_dict()}.items()
+            if key != _SCHEDULER_KEY
+        }
     )
     return state
 
@@ -29,43 +33,49 @@ def optimizer_state(optimizer: Optimizer) -> State:
 def load_optimizer_state(
     optimizer: Optimizer, state: State, weights: State, model: nn.Layer, file: Path
 ) -> None:
-    """Set the accumulators under this process's names of the parameters, which depend on what was built before
-    them.
+    """Sets the accumulators under this process's names of the parameters.
+
+    Paddle's names depend on the layers that the process has built before.
 
     Args:
-        optimizer: of this process.
-        state: by the names of the process that saved it.
-        model: whose parameters the optimizer has.
-        weights: saved with it; holds those names by state key.
-        file: for messages.
+        optimizer: optimizer of this process.
+        state: accumulators by the names of the process that saved them.
+        model: network with the optimizer's parameters.
+        weights: weights that were saved with the state. They include the saved names by state key.
+        file: file of the state, for error messages.
 
     Raises:
-        CheckpointError: it belongs to other parameters or another optimizer.
+        CheckpointError: the state belongs to other parameters or another optimizer.
     """
     saved_names = weights.get(NAMES, {})
-    own_names = {key: tensor.name for key, tensor in model.state_dict().items()}
-    renamed = {saved: own_names[key] for key, saved in saved_names.items() if key in own_names}
-    trained = {p.name for p in optimizer._parameter_list if not p.stop_gradient}
+    current_names = {key: tensor.name for key, tensor in model.state_dict().items()}
+    name_map = {saved: current_names[key] for key, saved in saved_names.items() if key in current_names}
+    trained_names = {p.name for p in optimizer._parameter_list if not p.stop_gradient}
 
-    longest_first = sorted(renamed, key=len, reverse=True)  # one name can begin another
+    sorted_names = sorted(name_map, key=len, reverse=True)  # one name can be a prefix of another
 
     def rename(key: str) -> str | None:
-        """``conv2d_0.w_0_velocity_0`` is the parameter's name and the accumulator's."""
-        name = next((n for n in longest_first if key.startswith(n + "_")), None)
-        return None if name is None else renamed[name] + key[len(name) :]
+        """Returns this process's name of an accumulator; None if the parameter is unknown.
+
+        A name such as ``conv2d_0.w_0_velocity_0`` consists of the parameter's and the accumulator's name.
+        """
+        name = next((n for n in sorted_names if key.startswith(n + "_")), None)
+        return None if name is None else name_map[name] + key[len(name) :]
 
     values: dict[str, Any] = {}
     for key, value in state.items():
         if key == "master_weights" and isinstance(value, dict):
-            values[key] = {renamed[name]: paddle.to_tensor(v) for name, v in value.items() if name in renamed}
-        elif is_numeric(value) and (new := rename(key)) is not None:
-            values[new] = paddle.to_tensor(value)
-    covered = {name for name in trained if any(key.startswith(name + "_") for key in values)}
-    if values and covered != trained:
+            values[key] = {
+                name_map[name]: paddle.to_tensor(v) for name, v in value.items() if name in name_map
+            }
+        elif is_numeric(value) and (new_key := rename(key)) is not None:
+            values[new_key] = paddle.to_tensor(value)
+    covered_names = {name for name in trained_names if any(key.startswith(name + "_") for key in values)}
+    if values and covered_names != trained_names:
         raise CheckpointError(
-            f"{file}: has no state for {len(trained - covered)} of {len(trained)} parameters of this model"
+            f"{file}: has no state for {len(trained_names - covered_names)} of {len(trained_names)} parameters of this model"
         )
-    values[_SCHEDULER] = optimizer.state_dict().get(_SCHEDULER, {})  # Paddle 2.6 looks for it
+    values[_SCHEDULER_KEY] = optimizer.state_dict().get(_SCHEDULER_KEY, {})  # Paddle 2.6 looks up this key
     try:
         optimizer.set_state_dict(values)
     except (AssertionError, ValueError, TypeError) as error:

@@ -1,6 +1,6 @@
-"""Optimizers and weight decay: Paddle's own classes under their own names, with settings by parameter.
+"""Optimizers and weight decay: Paddle's classes under Paddle's names, with settings for groups of parameters.
 
-Paddle's signatures differ from version to version, so each optimizer is a function here whose signature is
+Paddle's signatures differ between versions. Therefore each optimizer is a function here, and its signature is
 the schema of its block.
 """
 
@@ -36,9 +36,9 @@ class ParameterGroup:
     """Settings of some parameters.
 
     Attributes:
-        params: regular expression, searched for in the state keys.
+        params: regular expression that is searched for in the state keys.
         lr_mult: factor of the learning rate.
-        weight_decay: of these parameters; null for that of the others.
+        weight_decay: weight decay of these parameters; null for the same as other parameters.
     """
 
     params: Pattern
@@ -52,14 +52,17 @@ class OptimizerKeys:
 
     Attributes:
         lr: the learning-rate schedule.
-        regularizer: the other way to give weight decay: a block ``L2`` or ``L1``.
-        weight_decay: L2 in the gradient; AdamW and Lamb decouple it from the gradient.
-        no_weight_decay_name: words; parameters whose state keys contain one are not decayed.
-        one_dim_param_no_weight_decay: nor are batch norms and biases.
-        clip_norm, clip_norm_global, clip_value: largest norm of each gradient, norm of all together, or
-            value.
-        groups: settings by parameter.
-        layer_decay: factor of the learning rate for each layer further from the classifier.
+        regularizer: block ``L2`` or ``L1``, an alternative to ``weight_decay``.
+        weight_decay: coefficient of weight decay, as L2 in the gradient. AdamW and Lamb decouple it from the
+            gradient.
+        no_weight_decay_name: words separated by spaces. Parameters are not decayed if their state key
+            contains one of the words.
+        one_dim_param_no_weight_decay: True for no weight decay of batch norms and biases.
+        clip_norm: largest norm of each gradient.
+        clip_norm_global: largest norm of all gradients together.
+        clip_value: largest absolute value in the gradients.
+        groups: settings for groups of parameters.
+        layer_decay: factor of the learning rate per layer of distance from the classifier.
     """
 
     lr: Annotated[Block, Component("lr schedule")]
@@ -76,20 +79,24 @@ class OptimizerKeys:
 
 @dataclass
 class OptimizerInputs:
-    """What the program gives to every optimizer.
+    """The inputs that the program passes to every optimizer.
 
     Attributes:
-        not_decayed: Paddle's names of parameters without weight decay, for optimizers that decouple it.
+        learning_rate: scheduler of the learning rate.
+        parameters: parameters to train.
+        weight_decay: coefficient for an optimizer that decouples it, or a regularizer; None if there is none.
+        grad_clip: Paddle's clipping of the gradients; None for no clipping.
+        undecayed_names: Paddle's names of parameters without weight decay, for optimizers that decouple it.
     """
 
     learning_rate: LambdaDecay
     parameters: list[paddle.Tensor]
     weight_decay: Any
     grad_clip: Any
-    not_decayed: set[str]
+    undecayed_names: set[str]
 
     def arguments(self) -> dict[str, Any]:
-        """Paddle's arguments of these, without weight decay."""
+        """Returns these inputs as arguments of Paddle's optimizers, without weight decay."""
         return {
             "learning_rate": self.learning_rate,
             "parameters": self.parameters,
@@ -97,12 +104,14 @@ class OptimizerInputs:
         }
 
     def coupled(self) -> dict[str, Any]:
-        """The same with weight decay as part of the gradient."""
+        """Returns the same arguments with weight decay as part of the gradient."""
         return {**self.arguments(), "weight_decay": self.weight_decay}
 
 
-# NAdam, RAdam and Adam's amsgrad came together.
-_PADDLE_3 = None if hasattr(optimizer, "NAdam") else f"Paddle 3.0 or newer; {paddle.__version__} is installed"
+# The same version of Paddle introduced NAdam, RAdam and Adam's amsgrad.
+_MISSING_PADDLE_3 = (
+    None if hasattr(optimizer, "NAdam") else f"Paddle 3.0 or newer; {paddle.__version__} is installed"
+)
 
 OPTIMIZERS: Registry[Optimizer] = Registry(
     "optimizer",
@@ -115,7 +124,7 @@ REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
 @OPTIMIZERS.register(state_copies=0)
 def SGD(inputs: OptimizerInputs, multi_precision: bool = False) -> Optimizer:
-    """The gradient times the rate."""
+    """Plain SGD, which subtracts the gradient times the learning rate."""
     return optimizer.SGD(**inputs.coupled(), multi_precision=multi_precision)
 
 
@@ -148,10 +157,10 @@ def Adam(
     lazy_mode: bool = False,
     multi_precision: bool = False,
     use_multi_tensor: bool = False,
-    amsgrad: Annotated[bool, Lacks(_PADDLE_3)] = False,
+    amsgrad: Annotated[bool, Lacks(_MISSING_PADDLE_3)] = False,
 ) -> Optimizer:
     """Adam (arXiv:1412.6980), with weight decay in the gradient."""
-    more = {"amsgrad": True} if amsgrad else {}  # not in every Paddle
+    amsgrad_arguments = {"amsgrad": True} if amsgrad else {}  # some versions of Paddle do not have it
     return optimizer.Adam(
         **inputs.coupled(),
         beta1=beta1,
@@ -160,7 +169,7 @@ def Adam(
         lazy_mode=lazy_mode,
         multi_precision=multi_precision,
         use_multi_tensor=use_multi_tensor,
-        **more,
+        **amsgrad_arguments,
     )
 
 
@@ -168,11 +177,11 @@ def Adam(
 def Adamax(
     inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
 ) -> Optimizer:
-    """Adam with the largest gradient in place of the second moment (arXiv:1412.6980, section 7.1)."""
+    """Adam with the largest gradient instead of the second moment (arXiv:1412.6980, section 7.1)."""
     return optimizer.Adamax(**inputs.coupled(), beta1=beta1, beta2=beta2, epsilon=epsilon)
 
 
-@OPTIMIZERS.register(lacks=_PADDLE_3)
+@OPTIMIZERS.register(lacks=_MISSING_PADDLE_3)
 def NAdam(
     inputs: OptimizerInputs,
     beta1: BelowOne = 0.9,
@@ -186,7 +195,7 @@ def NAdam(
     )
 
 
-@OPTIMIZERS.register(lacks=_PADDLE_3)
+@OPTIMIZERS.register(lacks=_MISSING_PADDLE_3)
 def RAdam(
     inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
 ) -> Optimizer:
@@ -198,7 +207,7 @@ def RAdam(
 def Adagrad(
     inputs: OptimizerInputs, epsilon: Positive = 1e-6, initial_accumulator_value: Finite = 0.0
 ) -> Optimizer:
-    """Rates divided by the root of all squared gradients so far (Duchi et al., JMLR 12, 2011)."""
+    """Divides the rate by the root of the sum of squared gradients so far (Duchi et al., JMLR 12, 2011)."""
     return optimizer.Adagrad(
         **inputs.coupled(), epsilon=epsilon, initial_accumulator_value=initial_accumulator_value
     )
@@ -218,7 +227,10 @@ def RMSProp(
     momentum: BelowOne = 0.0,
     centered: bool = False,
 ) -> Optimizer:
-    """RMSProp with epsilon inside the root, as TensorFlow has it; the paper's recipe and timm's RMSpropTF need that."""
+    """RMSProp with epsilon inside the root, as in TensorFlow.
+
+    The paper's recipe and timm's RMSpropTF need that.
+    """
     return optimizer.RMSProp(
         **inputs.coupled(), rho=rho, epsilon=epsilon, momentum=momentum, centered=centered
     )
@@ -232,7 +244,7 @@ def AdamW(
     return optimizer.AdamW(
         **inputs.arguments(),
         weight_decay=0.01 if inputs.weight_decay is None else inputs.weight_decay,
-        apply_decay_param_fun=lambda name: name not in inputs.not_decayed,
+        apply_decay_param_fun=lambda name: name not in inputs.undecayed_names,
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
@@ -247,7 +259,7 @@ def Lamb(
     return optimizer.Lamb(
         **inputs.arguments(),
         lamb_weight_decay=0.01 if inputs.weight_decay is None else inputs.weight_decay,
-        exclude_from_weight_decay_fn=lambda parameter: parameter.name in inputs.not_decayed,
+        exclude_from_weight_decay_fn=lambda parameter: parameter.name in inputs.undecayed_names,
         beta1=beta1,
         beta2=beta2,
         epsilon=epsilon,
@@ -256,7 +268,7 @@ def Lamb(
 
 @REGULARIZERS.register
 def L2(coeff: NotNegative) -> L2Decay:
-    """Adds ``coeff * weight`` to the gradient of every parameter, batch norm's included, as PaddleClas does."""
+    """Adds ``coeff * weight`` to the gradient of every parameter, including batch norms, as in PaddleClas."""
     return L2Decay(coeff)
 
 
@@ -272,106 +284,121 @@ def build_optimizer(
     lr_at: Callable[[int], float],
     where: Where = Where(("Optimizer",)),
 ) -> tuple[Optimizer, LambdaDecay]:
-    """The optimizer of a config's block, and the scheduler that sets its rate: call ``step()`` after each
-    optimizer step.
+    """Builds the optimizer of a config's block, and the scheduler that sets its learning rate.
+
+    Call the scheduler's ``step()`` after each optimizer step.
 
     Args:
         spec: block of the optimizer: ``{"name": "Momentum", "momentum": 0.9, "lr": {...}}``.
-        parameters: by state key.
-        lr_at: learning rate by optimizer step.
+        parameters: parameters by state key.
+        lr_at: function from the optimizer step to the learning rate.
         where: place of the block, for error messages.
 
     Raises:
-        ConfigError: an argument is unknown, missing or wrong, or a pattern matches no parameter.
+        ConfigError: an argument is unknown, missing or invalid, or a pattern matches no parameter.
     """
     block = OPTIMIZERS.block(spec, where)
-    where, common = block.where, OPTIMIZERS.common_keys(block)
-    decoupled = OPTIMIZERS.fact(block.name, "is_decoupled")
-    if common.regularizer is not None and (common.weight_decay is not None or decoupled):
-        reason = f"{block.name} decouples it from the gradient" if decoupled else "both add to the gradient"
+    where, common_keys = block.where, OPTIMIZERS.common_keys(block)
+    is_decoupled = OPTIMIZERS.fact(block.name, "is_decoupled")
+    if common_keys.regularizer is not None and (common_keys.weight_decay is not None or is_decoupled):
+        reason = (
+            f"{block.name} decouples it from the gradient" if is_decoupled else "both add to the gradient"
+        )
         raise (where / "regularizer").error(
             f"expected weight_decay alone, because {reason}; received a regularizer"
         )
-    decay = common.weight_decay if decoupled or common.weight_decay is None else L2Decay(common.weight_decay)
-    if common.regularizer is not None:
-        decay = REGULARIZERS.build(common.regularizer)
-    excluded = [
-        key for key in ("no_weight_decay_name", "one_dim_param_no_weight_decay") if getattr(common, key)
+    decay = (
+        common_keys.weight_decay
+        if is_decoupled or common_keys.weight_decay is None
+        else L2Decay(common_keys.weight_decay)
+    )
+    if common_keys.regularizer is not None:
+        decay = REGULARIZERS.build(common_keys.regularizer)
+    exclusion_keys = [
+        key for key in ("no_weight_decay_name", "one_dim_param_no_weight_decay") if getattr(common_keys, key)
     ]
     if (
-        excluded
+        exclusion_keys
         and decay is None
-        and not decoupled
-        and not any(group.weight_decay for group in common.groups or [])
+        and not is_decoupled
+        and not any(group.weight_decay for group in common_keys.groups or [])
     ):
-        logger.warning(f"Optimizer.{excluded[0]} has no effect, because there is no weight decay")
+        logger.warning(f"Optimizer.{exclusion_keys[0]} has no effect, because there is no weight decay")
     scheduler = LambdaDecay(1.0, lr_at)
-    not_decayed = _set_by_parameter(common, parameters, decoupled, where)
-    trained = [p for p in parameters.values() if not p.stop_gradient]
-    inputs = OptimizerInputs(scheduler, trained, decay, _clip(common, where), not_decayed)
+    undecayed_names = _set_by_parameter(common_keys, parameters, is_decoupled, where)
+    trained_parameters = [p for p in parameters.values() if not p.stop_gradient]
+    inputs = OptimizerInputs(scheduler, trained_parameters, decay, _clip(common_keys, where), undecayed_names)
     return OPTIMIZERS.build(block, inputs=inputs, given=inputs), scheduler
 
 
-def _clip(common: OptimizerKeys, where: Where) -> Any:
-    ways = {
+def _clip(common_keys: OptimizerKeys, where: Where) -> Any:
+    clip_classes = {
         "clip_norm": nn.ClipGradByNorm,
         "clip_norm_global": nn.ClipGradByGlobalNorm,
         "clip_value": nn.ClipGradByValue,
     }
-    given = {key: getattr(common, key) for key in ways if getattr(common, key) is not None}
-    if len(given) > 1:
-        raise (where / sorted(given)[0]).error(
-            f"expected one way of clipping, received {' and '.join(sorted(given))}"
+    limits = {key: getattr(common_keys, key) for key in clip_classes if getattr(common_keys, key) is not None}
+    if len(limits) > 1:
+        raise (where / sorted(limits)[0]).error(
+            f"expected one way of clipping, received {' and '.join(sorted(limits))}"
         )
-    return next((ways[key](value) for key, value in given.items()), None)
+    return next((clip_classes[key](value) for key, value in limits.items()), None)
 
 
 def _set_by_parameter(
-    common: OptimizerKeys, parameters: Mapping[str, paddle.Tensor], decoupled: bool, where: Where
+    common_keys: OptimizerKeys, parameters: Mapping[str, paddle.Tensor], is_decoupled: bool, where: Where
 ) -> set[str]:
-    """Set each parameter's factor of the rate and its own decay; returns Paddle's names of those that are not decayed."""
-    trained = {key: p for key, p in parameters.items() if not p.stop_gradient}
-    words = (common.no_weight_decay_name or "").split()
+    """Sets the factor of the learning rate and the weight decay of each parameter.
+
+    Returns:
+        Paddle's names of the parameters without weight decay.
+    """
+    trained_parameters = {key: p for key, p in parameters.items() if not p.stop_gradient}
+    words = (common_keys.no_weight_decay_name or "").split()
     for word in words:
         if not any(word in key for key in parameters):
-            raise (where / "no_weight_decay_name").error(f"{word!r} is in no state key of a parameter")
-    free = {
+            raise (where / "no_weight_decay_name").error(f"no parameter's state key contains {word!r}")
+    undecayed_keys = {
         key
-        for key, p in trained.items()
-        if any(word in key for word in words) or (common.one_dim_param_no_weight_decay and len(p.shape) == 1)
+        for key, p in trained_parameters.items()
+        if any(word in key for word in words)
+        or (common_keys.one_dim_param_no_weight_decay and len(p.shape) == 1)
     }
-    factors = dict.fromkeys(trained, 1.0)
-    own_decay: dict[str, float] = {}
-    if common.layer_decay is not None:
-        depth = _depths(list(trained))
-        deepest = max(depth.values())
-        if deepest == 0:
+    factors = dict.fromkeys(trained_parameters, 1.0)
+    decays: dict[str, float] = {}
+    if common_keys.layer_decay is not None:
+        depths = _depths(list(trained_parameters))
+        max_depth = max(depths.values())
+        if max_depth == 0:
             raise (where / "layer_decay").error(
                 "expected null: only one layer is trained, so there is no other rate to set"
             )
-        factors = {key: common.layer_decay ** (deepest - depth[key]) for key in trained}
-    for i, group in enumerate(common.groups or []):
-        place = where / "groups" / i
-        matched = matching(group.params, parameters, place / "params") & trained.keys()
-        if not matched:
+        factors = {key: common_keys.layer_decay ** (max_depth - depths[key]) for key in trained_parameters}
+    for index, group in enumerate(common_keys.groups or []):
+        place = where / "groups" / index
+        matching_keys = matching(group.params, parameters, place / "params") & trained_parameters.keys()
+        if not matching_keys:
             raise (place / "params").error(f"pattern {group.params!r} matches frozen parameters only")
-        if group.weight_decay and decoupled:
+        if group.weight_decay and is_decoupled:
             raise (place / "weight_decay").error(
                 "expected 0 or null, because this optimizer has one weight decay for all parameters"
             )
-        for key in matched:
+        for key in matching_keys:
             factors[key] *= group.lr_mult
             if group.weight_decay is not None:
-                own_decay[key] = group.weight_decay
-    own_decay |= dict.fromkeys(free, 0.0)
-    for key, p in trained.items():
+                decays[key] = group.weight_decay
+    decays |= dict.fromkeys(undecayed_keys, 0.0)
+    for key, p in trained_parameters.items():
         p.optimize_attr["learning_rate"] = factors[key]
-        p.regularizer = L2Decay(own_decay[key]) if key in own_decay and not decoupled else None
-    return {trained[key].name for key, value in own_decay.items() if value == 0}
+        p.regularizer = L2Decay(decays[key]) if key in decays and not is_decoupled else None
+    return {trained_parameters[key].name for key, value in decays.items() if value == 0}
 
 
 def _depths(keys: Sequence[str]) -> dict[str, int]:
-    """How deep each parameter lies: in the order of the network, one step for each block or layer of its top two levels."""
+    """Returns the depth of each parameter, in the order of the network.
+
+    Each block or layer in the top two levels of the network adds one to the depth.
+    """
     depths: dict[str, int] = {}
     places: dict[tuple[str, ...], int] = {}
     for key in keys:

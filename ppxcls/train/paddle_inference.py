@@ -1,4 +1,4 @@
-"""Paddle Inference: exported programs, and networks that are compiled for the CPU while they are evaluated."""
+"""Paddle Inference: exported programs, and networks that are compiled for evaluation on the CPU."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from ppxcls.system.logs import logger
 
 Array = np.ndarray[Any, Any]
 
-_WORTH_IT = 250 * 299 * 299  # pixels, from which on compiling costs less time than it saves
-_AT_ONCE = (
+_MIN_PIXELS_TO_COMPILE = 250 * 299 * 299  # total of all images; for fewer, compiling does not save time
+_MAX_PIXELS_PER_RUN = (
     16 * 299 * 299
-)  # pixels; with more, oneDNN's intermediate results take new memory each time, and a third more time
-_COMPARED = 8  # images, which the network itself takes seconds for
-_TOLERANCE = 1e-4  # relative to the largest logit; float32 sums differ with their order
-_LOCK = threading.Lock()  # a predictor has one input and one output, and uses all threads anyway
+)  # above this number, oneDNN allocates new memory in each run and takes a third more time
+_MAX_COMPARED_IMAGES = 8  # images; the network itself needs seconds for them
+_TOLERANCE = 1e-4  # relative to the largest logit; float32 sums depend on their order
+_LOCK = threading.Lock()  # a predictor has one input and one output buffer, and uses all threads anyway
 
 
 class InferenceProgram:
-    """Paddle's predictor for a program, on a GPU if there is one and it may be used. Threads take turns.
+    """Paddle's predictor for a program. It uses a GPU if there is one and ``may_use_gpu`` is True.
+
+    Several threads may call it. Their calls run one after the other.
 
     Args:
         model: file of the program.
         weights: file of its weights.
         threads: number of threads on the CPU.
-        with_onednn: whether oneDNN computes on the CPU.
-        may_use_gpu: whether a GPU may be used.
+        with_onednn: True to compute with oneDNN on the CPU.
+        may_use_gpu: True to use a GPU if there is one.
 
     Raises:
         CheckpointError: the files are not an exported model.
@@ -48,10 +50,10 @@ class InferenceProgram:
 
         settings = inference.Config(str(model), str(weights))
         settings.disable_glog_info()
-        self._on_gpu = (
+        self._is_on_gpu = (
             may_use_gpu and paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         )
-        if self._on_gpu:
+        if self._is_on_gpu:
             settings.enable_use_gpu(512, 0)
         else:
             settings.disable_gpu()
@@ -67,27 +69,31 @@ class InferenceProgram:
             ) from None
 
     def __call__(self, images: Array) -> Array:
-        """The output for a batch. On the CPU it is computed in pieces."""
+        """Returns the output for a batch. On the CPU, a large batch is computed in several runs."""
         count = max(len(images), 1)
-        at_once = count if self._on_gpu else max(1, _AT_ONCE * 3 * count // max(images.size, 1))  # 3 channels
-        parts = [self._run(images[i : i + at_once]) for i in range(0, count, at_once)]
+        images_per_run = (
+            count if self._is_on_gpu else max(1, _MAX_PIXELS_PER_RUN * 3 * count // max(images.size, 1))
+        )  # 3 channels
+        parts = [self._run(images[i : i + images_per_run]) for i in range(0, count, images_per_run)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _run(self, images: Array) -> Array:
         with _LOCK:
-            source = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-            source.reshape(images.shape)
-            source.copy_from_cpu(np.ascontiguousarray(images))
+            input_handle = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
+            input_handle.reshape(images.shape)
+            input_handle.copy_from_cpu(np.ascontiguousarray(images))
             self._predictor.run()
             restore_threads()
             return self._predictor.get_output_handle(self._predictor.get_output_names()[0]).copy_to_cpu()
 
 
 def program_file(folder: Path) -> Path:
-    """The program of an exported folder: ``inference.json`` of Paddle 3, or ``inference.pdmodel`` of Paddle 2.
+    """Returns the program file of an exported folder.
+
+    It is ``inference.json``, written by Paddle 3, or ``inference.pdmodel``, written by Paddle 2.
 
     Raises:
-        CheckpointError: there is neither.
+        CheckpointError: the folder has neither file.
     """
     for name in ("inference.json", "inference.pdmodel"):
         if (folder / name).is_file():
@@ -95,84 +101,85 @@ def program_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: neither inference.json nor inference.pdmodel")
 
 
-class _Traced(nn.Layer):
-    """A layer around the network, so that tracing leaves the network's own ``forward`` as it is."""
+class _TracingWrapper(nn.Layer):
+    """A layer around the network, so that tracing does not replace the network's own ``forward``."""
 
     def __init__(self, network: nn.Layer) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """[N, 3, H, W] to [N, class_num]."""
+        """Maps [N, 3, H, W] to [N, class_num]."""
         return self.network(images)
 
 
 class Compiler:
-    """Makes predictors of a network, which is traced once: later ones have its weights of then."""
+    """Compiles predictors of a network. It traces the network once; predictors copy its current weights."""
 
     def __init__(self) -> None:
         self._network: nn.Layer | None = None
         self._program: Any = None
 
     def __call__(self, network: nn.Layer) -> InferenceProgram:
-        """A predictor with copies of the network's weights."""
+        """Returns a predictor with copies of the network's current weights."""
         if self._network is not network:
-            traced = _Traced(network)
-            traced.eval()
+            wrapper = _TracingWrapper(network)
+            wrapper.eval()
             spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-            self._network, self._program = network, to_static(traced, spec)
-        with tempfile.TemporaryDirectory(prefix="ppxcls-") as name:
-            paddle.jit.save(self._program, f"{name}/inference")
-            weights = Path(name) / "inference.pdiparams"
-            return InferenceProgram(program_file(Path(name)), weights, own_threads(), may_use_gpu=False)
+            self._network, self._program = network, to_static(wrapper, spec)
+        with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
+            paddle.jit.save(self._program, f"{folder}/inference")
+            weights = Path(folder) / "inference.pdiparams"
+            return InferenceProgram(program_file(Path(folder)), weights, own_threads(), may_use_gpu=False)
 
 
 class EvaluatedNetwork:
-    """A network in evaluation mode.
+    """A network in evaluation mode, which is compiled if that saves time.
 
-    On the CPU, with enough to do, it is compiled for oneDNN, which folds batch norms.
+    On the CPU and for enough images, it is compiled for oneDNN, which folds batch norms.
 
-    Some images of the first compiled batch are compared with the network itself. If they differ, or the
-    network can't be compiled, the network goes on by itself. Its weights must not change meanwhile.
+    The first compiled batch is used for a check: some of its images also go through the network itself. If
+    the logits differ, or if the network can't be compiled, the network itself is used for all images. Its
+    weights must not change meanwhile.
 
     Args:
-        network: in evaluation mode.
-        coming: number of images that are known to come; 0 to count those that have come.
-        compiler: of earlier evaluations of the network.
+        network: network in evaluation mode.
+        expected_images: number of images that will be evaluated; 0 if unknown. Then the images are counted.
+        compiler: compiler of earlier evaluations of the same network; None for a new one.
     """
 
-    def __init__(self, network: nn.Layer, coming: int = 0, compiler: Compiler | None = None) -> None:
+    def __init__(self, network: nn.Layer, expected_images: int = 0, compiler: Compiler | None = None) -> None:
         self._network = network
         self._compiler = compiler or Compiler()
-        self._coming = coming
-        self._pixels = 0  # of the images so far
+        self._expected_images = expected_images
+        self._pixel_count = 0  # total of the images so far
         self._predictor: InferenceProgram | None = None
-        is_static = "concrete_program" in dir(type(network.forward))  # to ask for it would trace the network
+        is_static = "concrete_program" in dir(type(network.forward))  # reading it would trace the network
         self._may_compile = paddle.get_device() == "cpu" and _has_onednn() and not is_static
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Float32 [N, 3, H, W] to logits, float32 [N, class_num]."""
-        if self._may_compile and self._is_worth_it(images):
-            self._may_compile = False  # one attempt
-            self._predictor = self._compared(images[:_COMPARED])
+        """Maps images, float32 [N, 3, H, W], to logits, float32 [N, class_num]."""
+        if self._may_compile and self._is_worth_compiling(images):
+            self._may_compile = False  # only one attempt
+            self._predictor = self._compile_and_compare(images[:_MAX_COMPARED_IMAGES])
         if self._predictor is not None:
             return paddle.to_tensor(self._predictor(images.numpy()))
         return self._network(images)
 
-    def _is_worth_it(self, images: paddle.Tensor) -> bool:
-        size = images.shape[2] * images.shape[3]
-        self._pixels += images.shape[0] * size
-        return max(self._pixels, self._coming * size) >= _WORTH_IT
+    def _is_worth_compiling(self, images: paddle.Tensor) -> bool:
+        pixels_per_image = images.shape[2] * images.shape[3]
+        self._pixel_count += images.shape[0] * pixels_per_image
+        return max(self._pixel_count, self._expected_images * pixels_per_image) >= _MIN_PIXELS_TO_COMPILE
 
-    def _compared(self, images: paddle.Tensor) -> InferenceProgram | None:
-        """A predictor that gives the network's logits for these images; None if there is none."""
+    def _compile_and_compare(self, images: paddle.Tensor) -> InferenceProgram | None:
+        """Returns a predictor; None if it can't be compiled or its logits for these images differ."""
         expected = self._network(images).numpy()
         if not np.isfinite(expected).all():
             return None
         try:
-            made = self._compiler(self._network)
-            received = made(images.numpy())
-        except Exception as error:  # of tracing a network of the user's, of the compiler, or of a full disk
+            predictor = self._compiler(self._network)
+            received = predictor(images.numpy())
+        except Exception as error:  # from tracing a user's network, the compiler, or a full disk
             logger.debug(f"the network is not compiled: {error}")
             return None
         difference = float(np.abs(received - expected).max())
@@ -180,13 +187,13 @@ class EvaluatedNetwork:
             difference <= _TOLERANCE * max(float(np.abs(expected).max()), 1e-3)
             and (received.argmax(1) == expected.argmax(1)).all()
         ):
-            return made
+            return predictor
         logger.warning(
-            f"compiled, the network gives other logits, by {difference:.2e}; it is evaluated as it is"
+            f"the compiled network's logits differ by {difference:.2e}; the network is evaluated without compiling"
         )
         return None
 
 
 def _has_onednn() -> bool:
-    names = ("is_compiled_with_onednn", "is_compiled_with_mkldnn")  # of Paddle 3.3, and before
+    names = ("is_compiled_with_onednn", "is_compiled_with_mkldnn")  # names in Paddle 3.3, and in older ones
     return any(getattr(paddle.base.core, name, bool)() for name in names)

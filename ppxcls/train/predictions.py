@@ -1,4 +1,7 @@
-"""The predictions of an evaluation, sample by sample: collected on the device, gathered exactly, written as ``predictions.csv``."""
+"""The predictions of an evaluation for each sample.
+
+They are collected on the device, gathered exactly from all processes, and written to ``predictions.csv``.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,20 @@ COLUMNS = (
     "top_ids",
     "top_scores",
 )
-_MOST_CLASSES = 5
+_MAX_TOP_CLASSES = 5
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of the samples of a data set.
+    """A network's predictions for the samples of a data set.
 
     Attributes:
-        samples: numbers of the samples, int64 [n]; without unreadable ones.
-        classes: the best classes, the best first, int64 [n, k].
-        scores: their probabilities, float64 [n, k].
-        label_scores: the probability of each sample's own label, float64 [n].
+        samples: indices of the samples in the data set, int64 [n]; unreadable samples are not included.
+        classes: the k most probable classes of each sample, in descending order, int64 [n, k].
+        scores: probabilities of ``classes``, float64 [n, k].
+        label_scores: probability of each sample's label, float64 [n].
     """
 
     samples: Array
@@ -51,7 +54,7 @@ class Predictions:
 
 
 class PredictionTable:
-    """Collects predictions batch by batch. Nothing waits for the device until the end.
+    """Collects predictions batch by batch. The host waits for the device only in ``gathered``.
 
     Args:
         size: number of samples in the data set.
@@ -62,42 +65,50 @@ class PredictionTable:
         self._parts: list[tuple[Array, paddle.Tensor]] = []
 
     def add(self, samples: Array, logits: paddle.Tensor, labels: paddle.Tensor) -> None:
-        """Args: samples: their numbers, [n]; logits: [n, class_num]; labels: int64 [n]."""
+        """Adds the predictions of a batch.
+
+        Args:
+            samples: indices of the samples in the data set, [n].
+            logits: output of the network, [n, class_num].
+            labels: labels of the samples, int64 [n].
+        """
         probabilities = functional.softmax(logits.astype("float32"), axis=-1)
-        scores, classes = paddle.topk(probabilities, min(_MOST_CLASSES, probabilities.shape[-1]), axis=-1)
-        own = paddle.take_along_axis(probabilities, labels.reshape([-1, 1]), axis=-1)
+        scores, classes = paddle.topk(probabilities, min(_MAX_TOP_CLASSES, probabilities.shape[-1]), axis=-1)
+        label_scores = paddle.take_along_axis(probabilities, labels.reshape([-1, 1]), axis=-1)
         self._parts.append(
-            (samples, paddle.concat([own, scores, classes.astype("float32")], axis=-1))
-        )  # ids below 2**24 are exact
+            (samples, paddle.concat([label_scores, scores, classes.astype("float32")], axis=-1))
+        )  # float32 represents class ids below 2**24 exactly
 
     def gathered(self) -> Predictions:
-        """Those of all processes, which all call it. The table is empty afterwards."""
-        own_width = self._parts[0][1].shape[-1] if self._parts else 0  # a process may have no sample
-        total, processes = distributed.sum_over_processes(np.array([own_width, bool(self._parts)], float))
-        table = np.zeros((self._size, 1 + int(total / max(processes, 1))))
+        """Returns the predictions of all processes and empties the table. All processes must call it."""
+        local_width = self._parts[0][1].shape[-1] if self._parts else 0  # 0 if this process has no samples
+        width_sum, process_count = distributed.sum_over_processes(
+            np.array([local_width, bool(self._parts)], float)
+        )
+        table = np.zeros((self._size, 1 + int(width_sum / max(process_count, 1))))
         for samples, part in self._parts:
-            table[samples, 0] = 1  # each sample is evaluated by one process
+            table[samples, 0] = 1  # each sample is evaluated by one process only
             table[samples, 1:] = part.numpy()
         self._parts = []
         table = distributed.sum_over_processes(table.reshape(-1)).reshape(table.shape)
         samples = np.flatnonzero(table[:, 0])
-        own, (scores, classes) = table[samples, 1], np.split(table[samples, 2:], 2, axis=1)
-        return Predictions(samples, classes.astype(np.int64), scores, own)
+        label_scores, (scores, classes) = table[samples, 1], np.split(table[samples, 2:], 2, axis=1)
+        return Predictions(samples, classes.astype(np.int64), scores, label_scores)
 
 
 def write_predictions(file: Path, predictions: Predictions, dataset: Dataset, names: Sequence[str]) -> None:
-    """Write a row for each sample, with the columns ``COLUMNS``.
+    """Writes a CSV file with a row for each sample and the columns ``COLUMNS``.
 
     Args:
-        file: the file.
-        predictions: of the data set.
-        dataset: gives files and labels.
-        names: of the classes, in the order of the ids; empty for no names.
+        file: CSV file to write.
+        predictions: predictions for samples of the data set.
+        dataset: data set with the files and labels of the samples.
+        names: class names in the order of the class ids; empty to leave the names blank.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
-    name = names.__getitem__ if names else lambda _: ""
+    class_name = names.__getitem__ if names else lambda _: ""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -110,8 +121,14 @@ def write_predictions(file: Path, predictions: Predictions, dataset: Dataset, na
         predictions.label_scores.tolist(),
         strict=True,
     )
-    for sample, label, classes, scores, own in rows:
-        best = [name(label), classes[0], name(classes[0]), f"{scores[0]:.6g}", f"{own:.6g}"]
-        tops = [" ".join(map(str, classes)), " ".join(f"{score:.6g}" for score in scores)]
-        writer.writerow([dataset.path(sample), label, *best, *tops])
+    for sample, label, classes, scores, label_score in rows:
+        first_columns = [
+            class_name(label),
+            classes[0],
+            class_name(classes[0]),
+            f"{scores[0]:.6g}",
+            f"{label_score:.6g}",
+        ]
+        last_columns = [" ".join(map(str, classes)), " ".join(f"{score:.6g}" for score in scores)]
+        writer.writerow([dataset.path(sample), label, *first_columns, *last_columns])
     write_text(file, text.getvalue())

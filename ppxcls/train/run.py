@@ -1,4 +1,4 @@
-"""A run: where it writes, what it says of itself, and how it is continued."""
+"""A run: its output folder, its metadata, and resuming."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from ppxcls.train.trackers import Tracker
 
 @dataclass
 class Run:
-    """What a run has beside what it trains.
+    """The folder, metadata and trackers of a run.
 
     Attributes:
-        folder: of checkpoints and logs.
-        facts: what the checkpoints' manifests say beside the progress. A continued run takes over its id.
-        trackers: where the figures go; used by the first process alone.
-        class_names: in the order of the ids; empty for no names.
-        hang_timeout: seconds without progress after which a run of the tools ends.
+        folder: folder of the checkpoints and logs.
+        facts: metadata for the manifests of checkpoints. A resumed run keeps its id.
+        trackers: receivers of the metrics; only the first process uses them.
+        class_names: class names in the order of the class ids; empty if there are none.
+        hang_timeout: seconds without progress after which a run of the tools is ended.
     """
 
     folder: RunFolder
@@ -39,14 +39,18 @@ class Run:
     trackers: Sequence[Tracker] = field(default_factory=list)
     class_names: Sequence[str] = ()
     hang_timeout: float = 600.0
-    _resumed_at: tuple[int, int, int] | None = field(default=None, init=False, repr=False)
+    _resume_position: tuple[int, int, int] | None = field(default=None, init=False, repr=False)
 
     def begin(self, is_continued: bool) -> None:
-        """Prepare the folder in the first process: what a run is, so that its folder needs nothing else.
+        """Prepares the folder. Only the first process calls it.
+
+        It moves old files aside, then writes the config and the class names, so that the folder describes the
+        run completely.
 
         Args:
-            is_continued: whether the run goes on from a checkpoint. Files of any other run are moved aside,
-                and those that an abandoned continuation of this one wrote after the checkpoint.
+            is_continued: True if the run resumes from a checkpoint. Then files of other runs are moved
+                aside, and checkpoints of this run that are newer than the resumed one. If False, all files
+                of earlier runs are moved aside.
 
         Raises:
             OSError: a file can't be moved or written.
@@ -54,24 +58,25 @@ class Run:
         folder = self.folder.path
         self.folder.recover()
         if not is_continued or self.folder.run_ids() - {self.facts.run}:
-            aside = self.folder.set_aside(result_files(self.trackers, folder))
-        else:  # by the place in the checkpoint's own units, which are those of the other manifests
-            aside = None
-            if self._resumed_at:
-                aside = self.folder.set_aside_after(self._resumed_at, result_files_of_best())
-        if aside:
-            logger.warning(f"the files of an earlier run were moved to {aside}")
+            earlier_folder = self.folder.set_aside(result_files(self.trackers, folder))
+        else:  # positions are in the checkpoint's units, as in the other manifests
+            earlier_folder = None
+            if self._resume_position:
+                earlier_folder = self.folder.set_aside_after(self._resume_position, result_files_of_best())
+        if earlier_folder:
+            logger.warning(f"the files of an earlier run were moved to {earlier_folder}")
         write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)
         if self.class_names:
             write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
 
     def write_predictions(self, evaluation: Evaluation) -> None:
-        """Write the predictions of an evaluation to the folder.
+        """Writes the predictions of an evaluation to the folder.
 
-        A full disk is a warning: the run is worth more.
+        If they can't be written, for example because the disk is full, it logs a warning and the run
+        continues.
 
         Args:
-            evaluation: one that has been done.
+            evaluation: finished evaluation.
         """
         assert evaluation.predictions
         try:
@@ -84,37 +89,37 @@ class Run:
         except OSError as error:
             logger.warning(f"{self.folder.path / PREDICTIONS}: {error.strerror}")
 
-    def save(self, names: Sequence[str], snapshot: Snapshot, before: Callable[[], None]) -> None:
-        """Begin to write a checkpoint under these names in the background.
+    def save(self, names: Sequence[str], snapshot: Snapshot, flush: Callable[[], None]) -> None:
+        """Starts to write a checkpoint in the background.
 
         Args:
-            names: of the checkpoint.
-            snapshot: what to write.
-            before: called first, in the background.
+            names: names of the checkpoint, such as ``latest``.
+            snapshot: content of the checkpoint.
+            flush: function that is called in the background before the checkpoint is written.
 
         Raises:
-            OSError: the checkpoint before can't be written; those that are whole stay.
+            OSError: the previous checkpoint could not be written. Complete checkpoints stay.
         """
-        self.folder.save(names, snapshot, self.facts.as_dict(), before)
+        self.folder.save(names, snapshot, self.facts.as_dict(), flush)
 
     def read(self, checkpoint: str | Path, allow_changes: bool = False) -> Snapshot | None:
-        """What this run can go on from, its progress in batches and steps of this run.
+        """Reads the checkpoint to resume from, and converts its progress to batches and steps of this run.
 
         Args:
-            checkpoint: prefix of the files; ``auto`` is the newest whole checkpoint of the folder.
-            allow_changes: go on although network, optimizer, seed, training list or samples a step have
-                changed.
+            checkpoint: prefix of the files; ``auto`` means the newest complete checkpoint of the folder.
+            allow_changes: True to resume even if the network, optimizer, seed, training list or number of
+                samples per step has changed.
 
         Returns:
-            None for ``auto`` if there is no checkpoint.
+            The snapshot; None for ``auto`` if there is no checkpoint.
 
         Raises:
-            CheckpointError: it can't be used, or belongs to a run that this one can't continue.
+            CheckpointError: the checkpoint can't be used, or it belongs to a run that this run can't resume.
         """
         if checkpoint == "auto":
             newest = self.folder.read_newest()
             if newest is None:
-                logger.info(f"no checkpoint in {self.folder.path}: the run starts afresh")
+                logger.info(f"no checkpoint in {self.folder.path}: the run starts from the beginning")
                 return None
             snapshot, manifest = newest
         else:
@@ -122,8 +127,12 @@ class Run:
                 raise CheckpointError(problem)
             snapshot, manifest = read_snapshot(checkpoint)
         check_continues(manifest, self.facts, allow_changes)
-        self._resumed_at = (snapshot.progress.epoch, snapshot.progress.batches_done, snapshot.progress.step)
-        known = {key: manifest[key] for key in ("run", "started_from") if manifest.get(key)}
-        self.facts = replace(self.facts, **known)
+        self._resume_position = (
+            snapshot.progress.epoch,
+            snapshot.progress.batches_done,
+            snapshot.progress.step,
+        )
+        inherited_facts = {key: manifest[key] for key in ("run", "started_from") if manifest.get(key)}
+        self.facts = replace(self.facts, **inherited_facts)
         snapshot.progress = converted_progress(snapshot.progress, manifest, self.facts)
         return snapshot

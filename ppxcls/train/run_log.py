@@ -1,4 +1,4 @@
-"""What a training run says: log lines, and the same figures for the trackers."""
+"""The output of a training run: log lines, and the same metrics for the trackers."""
 
 from __future__ import annotations
 
@@ -16,30 +16,35 @@ from ppxcls.train.trackers import Tracker
 
 T = TypeVar("T")
 
-# Of tqdm, on a terminal: without colours, so NO_COLOR changes nothing.
+# Format of tqdm's bar on a terminal. It has no colours, so NO_COLOR has no effect.
 BAR = "{desc} {percentage:3.0f} % |{bar:12}| {n_fmt}/{total_fmt} {postfix}"
-_BARS = "▁▂▃▄▅▆▇█"
-_POINTS = 16  # of the small curve
+_BAR_CHARACTERS = "▁▂▃▄▅▆▇█"
+_MAX_CURVE_POINTS = 16  # losses in the small curve
 
 
 class RunLog:
-    """Writes the lines, and gives the figures to the trackers of the first process.
+    """Writes the log lines, and passes the metrics to the trackers of the first process.
 
     Args:
-        epochs: of the run.
-        interval: iterations between log lines.
-        schedule: name of the learning-rate schedule, for the lines.
+        trackers: receivers of the metrics.
+        epochs: number of epochs in the run.
+        interval: number of iterations between log lines.
+        schedule_name: name of the learning-rate schedule, for the log lines.
+
+    Attributes:
+        clock: measures the time of batches between log lines.
+        summary: short form of the last training line, for the progress bar.
     """
 
-    def __init__(self, trackers: Sequence[Tracker], epochs: int, interval: int, schedule: str) -> None:
+    def __init__(self, trackers: Sequence[Tracker], epochs: int, interval: int, schedule_name: str) -> None:
         self.clock = BatchClock()
         self._trackers = trackers if distributed.rank() == 0 else []
-        self._epochs, self._interval, self._schedule = epochs, interval, schedule
-        self._losses: list[float] = []  # of the last lines
-        self.short = ""  # the last line in a few words, for the progress bar
+        self._epochs, self._interval, self._schedule_name = epochs, interval, schedule_name
+        self._losses: list[float] = []  # at the last log lines
+        self.summary = ""
 
     def start(self, progress: Progress) -> None:
-        """Prepare the trackers for a run that goes on from here.
+        """Prepares the trackers for a run that starts at this progress.
 
         Raises:
             OSError: a file can't be written.
@@ -48,56 +53,58 @@ class RunLog:
             tracker.start(progress)
 
     def is_due(self, number: int, batches: int) -> bool:
-        """Whether a line follows this iteration."""
+        """True if a log line follows this iteration."""
         return number % self._interval == 0 or number == batches - 1
 
     def train_line(self, means: Means, lr: float, number: int, batches: int, progress: Progress) -> None:
-        """Log the epoch's means so far.
+        """Logs the means of the epoch so far.
 
         Args:
-            means: over the samples of the epoch.
-            lr: rate that the step used.
-            number: number of the iteration, from 0.
-            batches: iterations per epoch.
-            progress: where the run stands.
+            means: means over the samples of the epoch so far.
+            lr: learning rate of the last step.
+            number: index of the iteration in the epoch, from 0.
+            batches: number of iterations per epoch.
+            progress: progress of the run.
         """
         times = self.clock.lap()
         remaining = (self._epochs - progress.epoch + 1) * batches - number - 1
         eta = timedelta(seconds=round(remaining * times["batch_cost"]))
-        skipped = f"skipped: {progress.skipped_total}, " if progress.skipped_total else ""
+        skipped_text = f"skipped: {progress.skipped_total}, " if progress.skipped_total else ""
         logger.info(
             f"[Train][Epoch {progress.epoch}/{self._epochs}][Iter: {number}/{batches}]"
-            f"lr({self._schedule}): {lr:.8f}, {format_figures(means.values)}, {skipped}"
+            f"lr({self._schedule_name}): {lr:.8f}, {format_figures(means.values)}, {skipped_text}"
             f"batch_cost: {times['batch_cost']:.5f}s, reader_cost: {times['reader_cost']:.5f}s, "
             f"ips: {times['ips']:.4g} samples/s/card, {times['ips_total']:.4g} in all, eta: {eta}"
         )
-        self._shorten(means.values, times["ips_total"], eta)
-        amp = {"skipped": progress.skipped_total} if progress.skipped_total else {}
+        self._update_summary(means.values, times["ips_total"], eta)
+        amp_figures = {"skipped": progress.skipped_total} if progress.skipped_total else {}
         figures = {
             "lr": lr,
             **means.values,
-            **amp,
+            **amp_figures,
             **times,
             "eta": eta.total_seconds(),
             "samples": means.samples,
         }
         self._track("train", {"epoch": progress.epoch, "iter": number, "step": progress.step}, figures)
 
-    def _shorten(self, values: dict[str, float], rate: float, eta: timedelta) -> None:
+    def _update_summary(self, values: dict[str, float], rate: float, eta: timedelta) -> None:
         if math.isfinite(loss := values.get("loss", math.nan)):
-            self._losses = [*self._losses[1 - _POINTS :], loss]
-        metric = next(
+            self._losses = [*self._losses[1 - _MAX_CURVE_POINTS :], loss]
+        metric_text = next(
             (f", {name} {value:.3f}" for name, value in values.items() if name.startswith("top")), ""
         )
-        self.short = f"loss {loss:.3f} {small_curve(self._losses)}{metric}, {rate:.4g} images/s, {eta} left"
+        self.summary = (
+            f"loss {loss:.3f} {small_curve(self._losses)}{metric_text}, {rate:.4g} images/s, {eta} left"
+        )
 
     def epoch_line(self, means: Means, epoch: int) -> None:
-        """Log the epoch's means."""
+        """Logs the means of a complete epoch."""
         results = {**means.values, "num_samples": means.samples, "bad_samples": means.left_out}
         logger.info(f"[Train][Epoch {epoch}/{self._epochs}][Avg]{format_results(results)}")
 
     def eval_line(self, results: dict[str, float], progress: Progress) -> None:
-        """Log an evaluation."""
+        """Logs the results of an evaluation, and the best result so far."""
         logger.info(f"[Eval][Epoch {progress.epoch}][Avg]{format_results(results)}")
         logger.info(f"[Eval][Epoch {progress.epoch}][best metric: {progress.best['value']:.5f}]")
         self._track("eval", {"epoch": progress.epoch, "step": progress.step}, results)
@@ -107,69 +114,83 @@ class RunLog:
             tracker.log(kind, place, figures)
 
     def flush(self) -> None:
-        """Write the figures through to the disk.
+        """Makes the trackers write all metrics to the disk.
 
         Raises:
-            OSError: they can't be written.
+            OSError: the metrics can't be written.
         """
         for tracker in self._trackers:
             tracker.flush()
 
     def close(self) -> None:
-        """The run has ended."""
+        """Closes the trackers at the end of the run."""
         for tracker in self._trackers:
             tracker.close()
 
 
 class BatchClock:
-    """Time of batches, and of waiting for them, since the last lap."""
+    """Measures the time of batches, and the time of waiting for them, since the last lap.
+
+    Attributes:
+        samples: number of samples of all processes since the last lap. The caller adds them.
+    """
 
     def __init__(self) -> None:
         self.samples = 0
         self._batches = 0
-        self._waited = 0.0
+        self._waiting_seconds = 0.0
         self._start = time.perf_counter()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The same batches; measures how long each is waited for."""
+        """Yields the same batches, and measures how long the caller waits for each."""
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
-            self._waited += time.perf_counter() - start
+            self._waiting_seconds += time.perf_counter() - start
             if batch is None:
                 return
             self._batches += 1
             yield batch
 
     def lap(self) -> dict[str, float]:
-        """Seconds a batch, seconds of waiting a batch, and samples a second of one process and of all, since the last lap."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        """Returns the times since the last lap, and starts a new lap.
+
+        Returns:
+            ``batch_cost``: seconds per batch; ``reader_cost``: seconds of waiting per batch; ``ips``: samples
+            per second of one process; ``ips_total``: samples per second of all processes.
+        """
+        elapsed_seconds = max(time.perf_counter() - self._start, 1e-9)
         batches = max(self._batches, 1)
-        times = {"batch_cost": elapsed / batches, "reader_cost": self._waited / batches}
+        times = {"batch_cost": elapsed_seconds / batches, "reader_cost": self._waiting_seconds / batches}
         times |= {
-            "ips": self.samples / elapsed / distributed.world_size(),
-            "ips_total": self.samples / elapsed,
+            "ips": self.samples / elapsed_seconds / distributed.world_size(),
+            "ips_total": self.samples / elapsed_seconds,
         }
         self.samples = self._batches = 0
-        self._waited, self._start = 0.0, time.perf_counter()
+        self._waiting_seconds, self._start = 0.0, time.perf_counter()
         return times
 
 
 def small_curve(values: Sequence[float]) -> str:
-    """A curve of one line: each value as a bar between the smallest and the largest one."""
+    """Returns a curve in one line of text: a bar for each value, scaled from the smallest to the largest."""
     low, high = min(values, default=0.0), max(values, default=0.0)
-    step = (high - low) / (len(_BARS) - 1) or 1.0
-    return "".join(_BARS[round((value - low) / step)] for value in values)
+    step = (high - low) / (len(_BAR_CHARACTERS) - 1) or 1.0
+    return "".join(_BAR_CHARACTERS[round((value - low) / step)] for value in values)
 
 
 def format_figures(values: dict[str, float]) -> str:
-    """``top1: 0.78300, CELoss: 1.90000``."""
+    """Returns the values as text, such as ``top1: 0.78300, CELoss: 1.90000``."""
     return ", ".join(f"{name}: {value:.5f}" for name, value in values.items())
 
 
 def format_results(results: dict[str, float]) -> str:
-    """The figures of an evaluation or an epoch, and the number of samples; unreadable ones are counted apart."""
-    counts = ("num_samples", "bad_samples")
-    figures = format_figures({name: value for name, value in results.items() if name not in counts})
-    left_out = f", left out as unreadable: {results['bad_samples']}" if results.get("bad_samples") else ""
-    return f"{figures}, samples: {results['num_samples']}{left_out}"
+    """Returns the metrics of an evaluation or an epoch as text, with the number of samples.
+
+    Unreadable samples are counted separately.
+    """
+    count_names = ("num_samples", "bad_samples")
+    figures = format_figures({name: value for name, value in results.items() if name not in count_names})
+    unreadable_text = (
+        f", left out as unreadable: {results['bad_samples']}" if results.get("bad_samples") else ""
+    )
+    return f"{figures}, samples: {results['num_samples']}{unreadable_text}"

@@ -1,4 +1,4 @@
-"""TensorBoard's curves."""
+"""A tracker that writes curves for TensorBoard."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.system.logs import logger
-from ppxcls.train.trackers import NO_CURVE, TRACKERS, Tracker
+from ppxcls.train.trackers import NAMES_WITHOUT_CURVE, TRACKERS, Tracker
 
 
 @TRACKERS.register
 class TensorBoard(Tracker):
-    """TensorBoard's curves, in ``tensorboard/`` of the run's folder: ``tensorboard --logdir output``.
+    """Writes curves for TensorBoard to ``tensorboard/`` in the run's folder.
 
-    A run that goes on from a checkpoint begins another file, which tells TensorBoard to drop the points after
-    that place. If the curves can't be written, a warning says so and the run goes on without them.
+    ``tensorboard --logdir output`` displays them. A run that resumes from a checkpoint starts a new file,
+    which makes TensorBoard drop the points after the checkpoint. If the curves can't be written, a warning is
+    logged and the run continues without them.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Raises:
         ValueError: TensorBoard is not installed.
@@ -41,22 +42,22 @@ class TensorBoard(Tracker):
         self._writer: Any = None
 
     def start(self, progress: Progress) -> None:
-        """Open a file.
+        """Opens a new file. If the run resumes, it also marks the step after which old points are dropped.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the file can't be written.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._writer = self._make_writer(open(self._folder / name, "wb"))  # noqa: SIM115  until the run ends
         self._write(file_version="brain.Event:2")
         if progress.step:
-            begun = self._events.SessionLog(status=self._events.SessionLog.START)
-            self._write(step=progress.step + 1, session_log=begun)
+            session_start = self._events.SessionLog(status=self._events.SessionLog.START)
+            self._write(step=progress.step + 1, session_log=session_start)
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
-        """Add a point to each curve."""
-        names = sorted(figures.keys() - NO_CURVE)
+        """Adds a point to each curve."""
+        names = sorted(figures.keys() - NAMES_WITHOUT_CURVE)
         values = [self._summary.Value(tag=f"{kind}/{name}", simple_value=figures[name]) for name in names]
         self._write(step=place["step"], summary=self._summary(value=values))
 
@@ -68,11 +69,11 @@ class TensorBoard(Tracker):
             self._writer.flush()
         except OSError as error:
             logger.warning(
-                f"TensorBoard's curves can't be written, the run goes on without them: {error.strerror}"
+                f"TensorBoard's curves can't be written, the run continues without them: {error.strerror}"
             )
             self._writer = None
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""Training steps on one batch, timed."""
+"""Measures the time of training steps on one batch."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from paddle.optimizer import Optimizer
 def timed_steps(
     model: nn.Layer, optimizer: Optimizer, images: paddle.Tensor, labels: paddle.Tensor, count: int
 ) -> tuple[list[float], float]:
-    """Train on the same batch again and again.
+    """Trains on the same batch repeatedly, and measures each step.
 
     Args:
-        model: the network.
-        optimizer: of its parameters.
-        images: [N, 3, H, W].
-        labels: int64 [N].
+        model: network to train.
+        optimizer: optimizer of the network's parameters.
+        images: images of the batch, [N, 3, H, W].
+        labels: labels of the batch, int64 [N].
         count: number of steps.
 
     Returns:
-        The seconds of each step, and the loss of the last one.
+        The seconds of each step, and the loss of the last step.
     """
-    times, value = [], 0.0
+    times, loss_value = [], 0.0
     for _ in range(count):
         start = time.perf_counter()
         loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
-        value = float(loss)  # waits for the device
+        loss_value = float(loss)  # waits for the device
         times.append(time.perf_counter() - start)
-    return times, value
+    return times, loss_value

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: ``metrics.jsonl`` always, and what ``Global.trackers`` names."""
+"""Receivers of a run's metrics: ``metrics.jsonl`` in every run, and the trackers of ``Global.trackers``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ppxcls.config.registry import Registry
 from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import read_regular, write_text
 
-_MOST_BYTES = 1 << 32  # of metrics.jsonl
-NO_CURVE = {"batch_cost", "reader_cost", "eta", "samples", "num_samples", "bad_samples"}
+_MAX_FILE_BYTES = 1 << 32  # largest metrics.jsonl that is read
+NAMES_WITHOUT_CURVE = {"batch_cost", "reader_cost", "eta", "samples", "num_samples", "bad_samples"}
 
 
 class Tracker(Protocol):
-    """Takes the figures of a run, in its first process. Only ``log`` has to be written.
+    """Receives the metrics of a run, in its first process. A subclass must define only ``log``.
 
-    A tracker that can't go on says so in a warning and lets the run go on.
+    If a tracker fails during the run, it should log a warning, and the run should continue.
 
     Attributes:
         files: names of the files and folders that it writes into the run's folder. A new run moves them aside with
@@ -33,34 +33,39 @@ class Tracker(Protocol):
     files: Sequence[str] = ()
 
     def start(self, progress: Progress) -> None:  # noqa: ARG002  not every tracker prepares itself
-        """Prepare for a run that goes on from here; what was logged after this place will be logged again.
+        """Prepares for a run that starts at this progress.
+
+        Metrics that were logged for later steps will be logged again.
+
+        Args:
+            progress: progress of the run; ``step`` is 0 in a new run.
 
         Raises:
-            OSError: there is no place to write to.
+            OSError: the tracker can't write.
         """
         return
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
-        """Take the figures of one line.
+        """Receives the metrics of one log line.
 
         Args:
             kind: ``train`` or ``eval``.
-            place: ``epoch``, ``step``, and of training ``iter``.
-            figures: by name, in the order of the log line.
+            place: position in the run: ``epoch``, ``step`` and, for ``train``, ``iter``.
+            figures: metrics by name, in the order of the log line.
         """
 
     def flush(self) -> None:
-        """Write everything through to the disk, before a checkpoint is written.
+        """Writes all metrics to the disk, before a checkpoint is written.
 
-        It is called by another thread than ``log``.
+        It is called in a different thread than ``log``.
 
         Raises:
-            OSError: it can't be written, so there is no room for a checkpoint either.
+            OSError: the metrics can't be written, so a checkpoint can't be written either.
         """
         return
 
     def close(self) -> None:
-        """The run has ended."""
+        """Closes the tracker at the end of the run."""
         return
 
 
@@ -68,26 +73,29 @@ TRACKERS: Registry[Tracker] = Registry("tracker", provided=("folder",), base=Tra
 
 
 class JsonLines(Tracker):
-    """A file of JSON objects, one a line, each whole and written once.
+    """A file with one JSON object per line. Each line is complete and is written once.
 
-    A line that can't be written, because the disk is full, is kept and written before the next one; a warning
-    says so.
+    If a line can't be written, for example because the disk is full, a warning is logged. The line is kept in
+    memory and written before the next line.
+
+    Args:
+        file: file to write.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._waiting: list[bytes] = []
-        self._lock = threading.Lock()  # the loop appends, and the thread that saves flushes
+        self._pending_lines: list[bytes] = []
+        self._lock = threading.Lock()  # the loop appends, and the thread that saves checkpoints flushes
 
     def start(self, progress: Progress) -> None:
-        """Keep the lines that stand before this place of the run.
+        """Removes the lines that were logged after this progress.
 
         Raises:
-            OSError: the file can't be written.
+            OSError: the file can't be read or written.
         """
 
         def is_before(line: dict[str, Any]) -> bool:
-            if line["kind"] == "eval":  # the evaluation of an epoch that is not done is still to come
+            if line["kind"] == "eval":  # an unfinished epoch will be evaluated again
                 return bool(line["epoch"] < progress.epoch)
             return (line["epoch"], line["iter"]) < (progress.epoch, progress.batches_done)
 
@@ -95,56 +103,63 @@ class JsonLines(Tracker):
             self.keep(is_before)
 
     def keep(self, condition: Callable[[dict[str, Any]], bool]) -> None:
-        """Leave only the lines whose objects meet the condition.
+        """Removes all lines except those that meet a condition.
+
+        Args:
+            condition: function of a line's object that returns True to keep the line.
 
         Raises:
             OSError: the file can't be read or written.
         """
-        kept = []
-        for line in read_regular(self.file, _MOST_BYTES).decode(errors="replace").split("\n"):
+        lines = []
+        for line in read_regular(self.file, _MAX_FILE_BYTES).decode(errors="replace").split("\n"):
             try:
                 if condition(json.loads(line)):
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError, RecursionError):  # cut off in the middle, or not ours
+                    lines.append(line + "\n")
+            except (ValueError, KeyError, TypeError, RecursionError):  # incomplete, or written by others
                 continue
-        write_text(self.file, "".join(kept))
+        write_text(self.file, "".join(lines))
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
-        """Append a line."""
+        """Appends a line with the metrics."""
         self.append({"kind": kind, **place, **figures})
 
     def append(self, values: dict[str, Any]) -> None:
-        """Append one object; a number that JSON does not have becomes null."""
-        safe = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        line = (json.dumps(safe, ensure_ascii=False) + "\n").encode()
+        """Appends one object. Numbers that JSON can't represent, such as NaN, become null."""
+        json_values = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+        }
+        line = (json.dumps(json_values, ensure_ascii=False) + "\n").encode()
         try:
             with self._lock:
-                self._waiting.append(line)
+                self._pending_lines.append(line)
                 self._write()
         except OSError as error:
-            logger.warning(f"{self.file}: {error.strerror}; {len(self._waiting)} lines wait to be written")
+            logger.warning(
+                f"{self.file}: {error.strerror}; {len(self._pending_lines)} lines wait to be written"
+            )
 
     def _write(self) -> None:
-        """Write what waits: all of it, or nothing and raise OSError."""
-        if not self._waiting:
+        """Writes all pending lines. If that fails, it writes none of them and raises OSError."""
+        if not self._pending_lines:
             return
         with open(self.file, "ab", buffering=0) as stream:
             end = stream.tell()
-            data = b"".join(self._waiting)
+            data = b"".join(self._pending_lines)
             try:
-                written = stream.write(data)
-                if written < len(data):
+                byte_count = stream.write(data)
+                if byte_count < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file))
             except OSError:
                 stream.truncate(end)
                 raise
-        self._waiting.clear()
+        self._pending_lines.clear()
 
     def flush(self) -> None:
-        """Write what waits, through to the disk.
+        """Writes all pending lines to the disk.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the lines can't be written.
         """
         with self._lock:
             self._write()

@@ -1,4 +1,4 @@
-"""The training loop. It takes built objects and never a config."""
+"""The training loop. It takes built objects and does not read a config."""
 
 from __future__ import annotations
 
@@ -31,12 +31,25 @@ from ppxcls.train.run_log import BAR, RunLog
 
 
 class _Stop(Exception):
-    """All processes have agreed to stop here."""
+    """All processes have agreed to stop at this step."""
 
 
 @dataclass
-class Plan:
-    """When what is done, under the names and in the units of the config's ``Global``."""
+class RunSchedule:
+    """Tells when to log, evaluate and save. Names and units are those of the config's ``Global`` section.
+
+    Attributes:
+        epochs: number of epochs to train.
+        update_freq: number of batches per optimizer step.
+        print_batch_step: number of batches between log lines.
+        save_interval: number of epochs between checkpoints ``epoch_N``.
+        latest_interval: number of epochs between checkpoints ``latest``.
+        eval_interval: number of epochs between evaluations.
+        start_eval_epoch: first epoch after which an evaluation may run.
+        save_interval_steps: number of optimizer steps between checkpoints inside an epoch; None for none.
+        save_interval_minutes: number of minutes between checkpoints inside an epoch; None for none.
+        pin_memory: True to copy batches to the device from pinned memory.
+    """
 
     epochs: int
     update_freq: int = 1
@@ -51,42 +64,47 @@ class Plan:
 
 
 class Trainer:
-    """Trains: steps, evaluations, checkpoints.
+    """Runs the training: steps, evaluations, checkpoints.
 
     Args:
-        learner: what training changes.
-        loader: of the training data.
-        run: where to write.
-        plan: when to do what.
-        evaluation: None for no evaluation.
+        learner: network, optimizer and all other state that training changes.
+        loader: loader of the training data.
+        run: output folder, metadata and trackers.
+        schedule: times of log lines, evaluations and checkpoints.
+        evaluation: evaluation between epochs; None for none.
     """
 
     def __init__(
-        self, learner: Learner, loader: Loader, run: Run, plan: Plan, evaluation: Evaluation | None = None
+        self,
+        learner: Learner,
+        loader: Loader,
+        run: Run,
+        schedule: RunSchedule,
+        evaluation: Evaluation | None = None,
     ) -> None:
-        self.learner, self.loader, self.run, self.plan, self.evaluation = (
+        self.learner, self.loader, self.run, self.schedule, self.evaluation = (
             learner,
             loader,
             run,
-            plan,
+            schedule,
             evaluation,
         )
-        self.log = RunLog(run.trackers, plan.epochs, plan.print_batch_step, learner.schedule.name)
+        self.log = RunLog(run.trackers, schedule.epochs, schedule.print_batch_step, learner.schedule.name)
         self.watch = LossWatch(learner, loader.dataset)
         self.watchdog = Watchdog(
             run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read
         )
-        self._to_input = ModelInput(loader.dataset.device_stage, plan.pin_memory)
+        self._to_input = ModelInput(loader.dataset.device_stage, schedule.pin_memory)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
-        self._saved_at = time.monotonic()
+        self._last_save_time = time.monotonic()
         self._is_main = distributed.rank() == 0
-        self._is_continued = False
-        self._saved: int | None = None  # step of the last ``latest``
+        self._is_resumed = False
+        self._last_saved_step: int | None = None  # step of the last checkpoint ``latest``
 
     @property
     def progress(self) -> Progress:
-        """Where training stands."""
+        """The progress of the run."""
         return self.learner.progress
 
     @property
@@ -95,37 +113,37 @@ class Trainer:
         return self.run.folder.path
 
     def fit(self) -> dict[str, Any]:
-        """Train to the last epoch, from where the progress stands.
+        """Trains from the current progress to the last epoch.
 
         Returns:
-            The best evaluation: metric, value, epoch; empty if nothing was evaluated.
+            The best evaluation: ``metric``, ``value`` and ``epoch``; empty if nothing was evaluated.
 
         Raises:
-            Preempted: SIGTERM or SIGUSR1 came; the run has saved where it stands.
-            TrainingError: the loss or a weight is not finite, or AMP left out too many steps in a row.
+            Preempted: SIGTERM or SIGUSR1 was received, and the run has saved a checkpoint.
+            TrainingError: the loss or a weight is not finite, or AMP skipped too many steps in a row.
             DataError: a sample can't be loaded.
             OSError: a checkpoint can't be written.
         """
         with self._signals.noted(), self.watchdog:
             try:
-                if self.progress.epoch > self.plan.epochs:
+                if self.progress.epoch > self.schedule.epochs:
                     logger.warning(
-                        f"nothing is left to do: {self.progress.epoch - 1} of {self.plan.epochs} epochs are done"
+                        f"nothing to do: {self.progress.epoch - 1} of {self.schedule.epochs} epochs are done"
                     )
                     return self.progress.best
                 if self._is_main:
-                    self.run.folder.lock()  # a notebook may call this again
-                    self.run.begin(self._is_continued or self.progress.step > 0)
-                distributed.barrier()  # the other processes must not write to a file that is moved aside
+                    self.run.folder.lock()  # a notebook may call fit again
+                    self.run.begin(self._is_resumed or self.progress.step > 0)
+                distributed.barrier()  # other processes must not write to files that are moved aside
                 note_begun(self.progress.step)
                 self.log.start(self.progress)
-                while self.progress.epoch <= self.plan.epochs:
+                while self.progress.epoch <= self.schedule.epochs:
                     self.train_one_epoch()
                     self._finish_epoch()
                 self.run.folder.wait()
                 distributed.barrier()  # no process ends before the last checkpoint is written
             except _Stop:
-                self._preempted()
+                self._save_and_stop()
             finally:
                 self.run.folder.wait()
                 self.run.folder.release()
@@ -133,7 +151,7 @@ class Trainer:
         return self.progress.best
 
     def train_one_epoch(self) -> None:
-        """Train on every batch of the epoch in progress that is not done yet.
+        """Trains on the remaining batches of the current epoch.
 
         Raises:
             TrainingError, DataError, OSError: as ``fit``.
@@ -141,33 +159,44 @@ class Trainer:
         epoch, batches = self.progress.epoch, len(self.loader)
         self.learner.model.train()
         self.log.clock.lap()
-        terminal = {
+        bar_options = {
             "disable": None if self._is_main else True,
             "initial": self.progress.batches_done,
             "leave": False,
         }
-        with tqdm(total=batches, desc=f"epoch {epoch}/{self.plan.epochs}", bar_format=BAR, **terminal) as bar:
-            loading = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
-            for batch in self.watchdog.batches(loading, f"epoch {epoch}"):
+        with tqdm(
+            total=batches, desc=f"epoch {epoch}/{self.schedule.epochs}", bar_format=BAR, **bar_options
+        ) as bar:
+            timed_batches = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
+            for batch in self.watchdog.batches(timed_batches, f"epoch {epoch}"):
                 with interrupts_deferred():
                     step = self.train_on(batch)
                 self.watch.add(step)
                 self._after_batch(step)
-                bar.set_postfix_str(self.log.short, refresh=False)
+                bar.set_postfix_str(self.log.summary, refresh=False)
                 bar.update()
         self.log.epoch_line(self.learner.totals.reduced(), epoch)
 
     def train_on(self, batch: Batch) -> StepResult:
-        """One step on a batch of the epoch in progress; of the optimizer too, if the batch completes its group."""
-        plan, sampler, every = batch.plan, self.loader.sampler, self.plan.update_freq
+        """Runs a forward and a backward pass on a batch of the current epoch.
+
+        If the batch is the last one of its accumulation group, the optimizer makes a step.
+
+        Args:
+            batch: batch of the loader.
+
+        Returns:
+            The result of the step, which the device may still be computing.
+        """
+        plan, sampler, update_freq = batch.plan, self.loader.sampler, self.schedule.update_freq
         epoch, learner = self.progress.epoch, self.learner
         group = range(
-            plan.number - plan.number % every,
-            min(plan.number - plan.number % every + every, len(self.loader)),
+            plan.number - plan.number % update_freq,
+            min(plan.number - plan.number % update_freq + update_freq, len(self.loader)),
         )
-        # Means over processes and micro-batches of unequal size add up to the mean over samples.
+        # Weighted by size, the means of the processes and micro-batches add up to the mean over all samples.
         weight = plan.count * sampler.world_size / sum(sampler.global_size(i) for i in group)
-        # Dropout and the like: seeded by the position, so a resumed run needs no state of the generators.
+        # Seeds of dropout and similar layers depend on the position only, so generators need no saved state.
         paddle.seed(_step_seed(sampler.seed, epoch, plan.number, sampler.rank))
         images, labels = self._to_input(batch.images), paddle.to_tensor(batch.labels)
         images, labels = learner.mixed(images, labels, [sampler.seed, epoch, plan.first])
@@ -176,11 +205,11 @@ class Trainer:
         lr = learner.rate
         is_update_step = plan.number == group[-1]
         sums = learner.step(images, labels, weight, is_update_step)
-        skipped = learner.precision.last_step_skipped() if is_update_step else False
-        return StepResult(lr, plan, batch.left_out, sums, skipped)
+        is_skipped = learner.precision.last_step_skipped() if is_update_step else False
+        return StepResult(lr, plan, batch.left_out, sums, is_skipped)
 
     def _after_batch(self, step: StepResult) -> None:
-        """Count, log, and between optimizer steps save what is due."""
+        """Counts the batch, then logs and saves if it is time for it. Saves only after optimizer steps."""
         number, batches = step.plan.number, len(self.loader)
         self.progress.batches_done = number + 1
         self.log.clock.samples += self.loader.sampler.global_size(number)
@@ -190,45 +219,52 @@ class Trainer:
             self.log.train_line(self.learner.totals.reduced(), step.lr, number, batches, self.progress)
         if (
             number + 1
-        ) % self.plan.update_freq == 0 and number + 1 < batches:  # the epoch's end saves by itself
+        ) % self.schedule.update_freq == 0 and number + 1 < batches:  # _finish_epoch saves at the end
             self._save_inside_epoch()
         self.run.folder.poll()
 
     def _finish_epoch(self) -> None:
-        """Evaluate if it is due, and save."""
-        epoch, plan = self.progress.epoch, self.plan
-        is_last = epoch == plan.epochs
-        names = ["latest"] if is_last or epoch % plan.latest_interval == 0 else []
-        due = epoch % plan.eval_interval == 0 or is_last
-        if self.evaluation and due and epoch >= plan.start_eval_epoch and self._evaluate(self.evaluation):
+        """Evaluates and saves if it is time for it, and stops if a signal was received."""
+        epoch, schedule = self.progress.epoch, self.schedule
+        is_last = epoch == schedule.epochs
+        names = ["latest"] if is_last or epoch % schedule.latest_interval == 0 else []
+        is_due = epoch % schedule.eval_interval == 0 or is_last
+        if (
+            self.evaluation
+            and is_due
+            and epoch >= schedule.start_eval_epoch
+            and self._evaluate(self.evaluation)
+        ):
             names.append("best_model")
-        if epoch % plan.save_interval == 0:
+        if epoch % schedule.save_interval == 0:
             names.append(f"epoch_{epoch}")
         self.learner.start_epoch(epoch + 1)
         if names:
             self.save(names)
         if self._is_told_to_stop() and not is_last:
-            self._preempted()
+            self._save_and_stop()
 
     def _evaluate(self, evaluation: Evaluation) -> bool:
-        """Evaluate and log; returns whether it is the best so far."""
+        """Evaluates the network and logs the results. Returns True if they are the best so far."""
         with self.learner.averaged():
-            results = evaluation(self.learner.network, self._stoppable(evaluation.loader.epoch()))
+            results = evaluation(self.learner.network, self._interruptible_batches(evaluation.loader.epoch()))
         name, value = next(iter(results.items()))
-        best, larger = self.progress.best, evaluation.larger_is_better(name)
+        previous_best, larger_is_better = self.progress.best, evaluation.larger_is_better(name)
         is_best = (
-            not best or best["metric"] != name or (value > best["value"] if larger else value < best["value"])
+            not previous_best
+            or previous_best["metric"] != name
+            or (value > previous_best["value"] if larger_is_better else value < previous_best["value"])
         )
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
             if self._is_main:
                 self.run.write_predictions(evaluation)
         self.log.eval_line(results, self.progress)
-        self.learner.observe(value, larger)
+        self.learner.observe(value, larger_is_better)
         return is_best
 
-    def _stoppable(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches of an evaluation, which a signal ends."""
+    def _interruptible_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yields the batches of an evaluation. Stops the run if a signal was received."""
         for batch in self.watchdog.batches(batches, "the evaluation"):
             if self._is_told_to_stop():
                 raise _Stop
@@ -238,40 +274,43 @@ class Trainer:
         return self._agree([self._signals.received is not None])[0]
 
     def _save_inside_epoch(self) -> None:
-        """After an optimizer step: save if it is due, and stop if a signal has come."""
-        minutes = self.plan.save_interval_minutes
-        by_time = minutes is not None and self._is_main and time.monotonic() - self._saved_at >= 60 * minutes
-        stop, by_time = self._agree([self._signals.received is not None, by_time])
-        if stop:
+        """Saves after an optimizer step if it is time for it, and stops if a signal was received."""
+        minutes = self.schedule.save_interval_minutes
+        is_time_due = (
+            minutes is not None and self._is_main and time.monotonic() - self._last_save_time >= 60 * minutes
+        )
+        is_stop_requested, is_time_due = self._agree([self._signals.received is not None, is_time_due])
+        if is_stop_requested:
             raise _Stop
-        if by_time or (
-            self.plan.save_interval_steps and self.progress.step % self.plan.save_interval_steps == 0
+        if is_time_due or (
+            self.schedule.save_interval_steps and self.progress.step % self.schedule.save_interval_steps == 0
         ):
             self.save(["latest"])
 
-    def _preempted(self) -> None:
-        if self._saved != self.progress.step:
+    def _save_and_stop(self) -> None:
+        if self._last_saved_step != self.progress.step:
             self.save(["latest"])
         self.run.folder.wait()
-        distributed.barrier()  # a launcher ends the other ranks when the first one has gone
+        distributed.barrier()  # a launcher ends the other ranks when the first rank has ended
         signal = self._signals.received or "a signal to another rank"
         raise Preempted(
-            f"stopped by {signal} and saved at {self.progress}; -o Global.checkpoints=auto continues from there"
+            f"stopped by {signal} and saved at {self.progress}; resume with -o Global.checkpoints=auto"
         )
 
     def save(self, names: Sequence[str]) -> None:
-        """Begin to save under these names, in the background; with ``latest``, also as ``step_N``.
+        """Starts to save a checkpoint in the background. All processes must call it.
 
-        All processes call it.
+        Args:
+            names: names of the checkpoint; for ``latest``, it is also saved as ``step_N``.
 
         Raises:
-            OSError: the checkpoint before can't be written; those that are whole stay.
+            OSError: the previous checkpoint could not be written. Complete checkpoints stay.
             TrainingError: a loss or a weight is not finite.
         """
         self.watch.read()
         if "latest" in names:
             names = [f"step_{self.progress.step}", *names]
-            self._saved, self._saved_at = self.progress.step, time.monotonic()
+            self._last_saved_step, self._last_save_time = self.progress.step, time.monotonic()
         try:
             snapshot = self.learner.state()
         except CheckpointError as error:
@@ -280,16 +319,23 @@ class Trainer:
             self.run.save(names, snapshot, self.log.flush)
 
     def resume(self, checkpoint: str | Path, allow_changes: bool = False) -> bool:
-        """Go on from a checkpoint; see ``Run.read``.
+        """Resumes from a checkpoint.
+
+        Args:
+            checkpoint: prefix of the files, or ``auto``; see ``Run.read``.
+            allow_changes: True to resume although the run has changed; see ``Run.read``.
 
         Returns:
-            False for ``auto`` if there is none.
+            True if a checkpoint was loaded; False for ``auto`` if there is no checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint can't be used, or it belongs to another run or network.
         """
         snapshot = self.run.read(checkpoint, allow_changes)
         if snapshot is not None:
             self.learner.load(snapshot)
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
-            self._is_continued = True
+            self._is_resumed = True
         return snapshot is not None
 
 

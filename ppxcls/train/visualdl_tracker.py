@@ -1,4 +1,4 @@
-"""VisualDL's curves."""
+"""A tracker that writes curves for VisualDL."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.system.logs import logger
-from ppxcls.train.trackers import NO_CURVE, TRACKERS, Tracker
+from ppxcls.train.trackers import NAMES_WITHOUT_CURVE, TRACKERS, Tracker
 
 
 @TRACKERS.register
 class VisualDL(Tracker):
-    """VisualDL's curves in the run's folder; ``Global.use_visualdl`` adds it too.
+    """Writes curves for VisualDL to ``vdl/`` in the run's folder.
 
-    If they can't be written, a warning says so and the run goes on without them.
+    ``Global.use_visualdl`` adds this tracker too. If the curves can't be written, a warning is logged and the
+    run continues without them.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
 
     Raises:
         ValueError: VisualDL is not installed.
@@ -36,12 +37,12 @@ class VisualDL(Tracker):
         self._writer: Any = None
 
     def start(self, progress: Progress) -> None:  # noqa: ARG002  a new file of curves is begun anyway
-        """Open the file, after the files of an earlier run were moved aside."""
+        """Opens the file. The files of an earlier run have been moved aside before."""
         self._writer = self._make_writer()
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
-        """Add a point to each curve."""
-        for name in sorted(figures.keys() - NO_CURVE):
+        """Adds a point to each curve."""
+        for name in sorted(figures.keys() - NAMES_WITHOUT_CURVE):
             self._add(f"{kind}_{name}", figures[name], place["step"])
 
     def _add(self, name: str, value: float, step: int) -> None:
@@ -52,18 +53,18 @@ class VisualDL(Tracker):
                 raise OSError("the disk may be full")
             self._writer.add_scalar(name, value, step)
         except OSError as error:
-            logger.warning(f"the curves can't be written, the run goes on without them: {error}")
+            logger.warning(f"the curves can't be written, the run continues without them: {error}")
             self._writer = None
 
     def close(self) -> None:
-        """Write what is left."""
+        """Writes the remaining points and closes the file."""
         if self._writer is not None and self._is_alive():
             with contextlib.suppress(OSError):
                 self._writer.close()
 
     def _is_alive(self) -> bool:
-        """A full disk ends VisualDL's thread, and what is put into its queue then waits for ever."""
+        """True if VisualDL's thread runs. A full disk ends it, and adding points would then wait for ever."""
         try:
             return bool(self._writer._get_file_writer()._async_writer._worker.is_alive())
-        except AttributeError:  # its insides are not part of its interface
+        except AttributeError:  # these attributes are private and may change
             return True

@@ -90,7 +90,7 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
     """
     if steps < _LEAST:
         raise DataError(f"expected at least {_LEAST} steps of a range test, received {steps}")
-    learner, every = trainer.learner, trainer.plan.update_freq
+    learner, every = trainer.learner, trainer.schedule.update_freq
     index = learner.scorer.names.index("loss")
     rates = np.geomspace(LOWEST, HIGHEST, steps)
     learner.schedule.follow(lambda step: float(rates[min(step, steps - 1)]))
@@ -129,7 +129,7 @@ def _is_over(losses: list[float]) -> bool:
 def _endless(trainer: Trainer) -> Iterator[Batch]:
     """Batches of epoch after epoch; of each, whole optimizer steps."""
     for epoch in itertools.count(1):
-        whole = len(trainer.loader) - len(trainer.loader) % trainer.plan.update_freq
+        whole = len(trainer.loader) - len(trainer.loader) % trainer.schedule.update_freq
         yield from itertools.islice(trainer.loader.epoch(epoch), whole or len(trainer.loader))
 
 

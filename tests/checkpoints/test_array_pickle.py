@@ -20,7 +20,7 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.checkpoints.array_pickle import MOST_OPCODES, read_arrays
+from ppxcls.checkpoints.array_pickle import MAX_OPCODES, read_arrays
 from ppxcls.checkpoints.pickled_arrays import RefusedError
 from tests.conftest import ROOT
 
@@ -141,7 +141,7 @@ def test_what_paddle_writes(tmp_path: Path) -> None:
         paddle.save(state, str(tmp_path / name))
         data = (tmp_path / name).read_bytes()
         assert same(read_arrays(data), pickle.loads(data))
-        assert sum(1 for _ in pickletools.genops(data)) < MOST_OPCODES / 10
+        assert sum(1 for _ in pickletools.genops(data)) < MAX_OPCODES / 10
 
 
 FORGED = (
@@ -316,10 +316,10 @@ def sparse(file: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (sparse, "10,737,418,240 bytes; such a file may have 4,294,967,296"),
-        (os.mkfifo, "it is no regular file"),
+        (sparse, "10,737,418,240 bytes; the limit is 4,294,967,296"),
+        (os.mkfifo, "it is not a regular file"),
         (Path.mkdir, "it is a folder"),
-        (lambda file: file.symlink_to("/dev/zero"), "it is no regular file"),
+        (lambda file: file.symlink_to("/dev/zero"), "it is not a regular file"),
     ],
 )
 def test_files_that_are_none(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_best_model_has_weights_alone_unless_it_is_asked_for_more(
     assert not (folder / "best_model.pdopt").exists()
     with pytest.raises(
         ppxcls.CheckpointError,
-        match="best_model has no optimizer's state, so a run can't go on from it; latest",
+        match="best_model has no optimizer state, so a run can't resume from it; latest",
     ):
         ppxcls.build_trainer(
             ppxcls.load_config(file, ["Global.epochs=2", f"Global.checkpoints={folder / 'best_model'}"])
@@ -214,6 +214,6 @@ def test_a_manifest_without_files_is_ignored(small: Callable[..., Path]) -> None
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.checkpoints=auto"]))
     assert trainer.progress.step == 0
     assert (
-        "step_3.json is the rest of a checkpoint whose files were removed; it is ignored"
+        "step_3.json belongs to a checkpoint without files; it is ignored"
         in (folder / "train.log").read_text()
     )

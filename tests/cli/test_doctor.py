@@ -28,7 +28,7 @@ def test_a_sound_installation(tmp_path: Path) -> None:
     assert code == 0, found
     assert next(iter(found)) == "ppxcls"
     assert {"packages", "images", "threads", "disk", "shared", "Paddle", "cpu"} <= found.keys()
-    assert "s a step of Xception41, 8 images of 96 px" in found["cpu"][0]
+    assert "s per step of Xception41, 8 images of 96 px" in found["cpu"][0]
 
 
 @pytest.mark.parametrize(

@@ -271,9 +271,9 @@ def test_configs_that_are_no_files(tmp_path: Path) -> None:
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "large.yaml").write_bytes(b"# " + b"x" * (1 << 20))
     reasons = {
-        "pipe": "it is no regular file",
-        "zero": "it is no regular file",
-        "large": "1,048,578 bytes; such a file may have 1,048,576",
+        "pipe": "it is not a regular file",
+        "zero": "it is not a regular file",
+        "large": "1,048,578 bytes; the limit is 1,048,576",
     }
     for name, reason in reasons.items():
         with pytest.raises(ppxcls.ConfigError, match=f"{name}.yaml: can't be read: {reason}"):

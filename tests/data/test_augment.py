@@ -172,7 +172,7 @@ def test_jitter() -> None:
         ({"TimmAutoAugment": {"config_str": "rand-m9-x3"}}, "expected parts such as m, n, p"),
         (
             {"TimmAutoAugment": {"config_str": "augmix-m3"}},
-            "expected a string as rand-m9-mstd0.5-inc1, received 'augmix-m3'",
+            "expected a string such as rand-m9-mstd0.5-inc1, received 'augmix-m3'",
         ),
         ({"RandomErasing": {"EPSILON": 1.5}}, "EPSILON: expected a number at least 0 and at most 1"),
         ({"RandomErasing": {"sl": 0.5}}, "expected sl up to sh"),

@@ -75,7 +75,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     reasons = {
         "none.txt": "no such file of class names",
         "": "it is a folder",
-        "pipe.txt": "it is no regular file",
+        "pipe.txt": "it is not a regular file",
     }
     for name, reason in reasons.items():
         with pytest.raises(ppxcls.DataError, match=reason):

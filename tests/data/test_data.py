@@ -56,7 +56,7 @@ def test_list_lines(content: bytes, delimiter: str, expected: list[Any], tmp_pat
 
 @pytest.mark.parametrize("block", [64, 100, 1 << 20])
 def test_against_a_plain_parser(block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(list_index, "_BLOCK", block)
+    monkeypatch.setattr(list_index, "_BLOCK_BYTES", block)
     rng = np.random.default_rng(0)
     names = ["".join(rng.choice(list("ab /.é1"), rng.integers(1, 20))).strip() + "x" for _ in range(300)]
     lines = [f"{name} {rng.integers(0, 10 ** rng.integers(1, 6))}" for name in names]
@@ -96,7 +96,7 @@ def test_lists_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     for name in ("pipe.txt", "zero.txt"):
-        with pytest.raises(DataError, match=f"{name}: can't be read: it is no regular file"):
+        with pytest.raises(DataError, match=f"{name}: can't be read: it is not a regular file"):
             ListIndex(tmp_path / name)
 
 
@@ -210,7 +210,7 @@ def test_every_sample_once_whatever_the_numbers() -> None:
 
 
 def test_drop_last_that_leaves_nothing() -> None:
-    with pytest.raises(ValueError, match="drop_last leaves nothing of 3 samples"):
+    with pytest.raises(ValueError, match="drop_last drops all 3 samples"):
         DistributedBatchSampler(batch_size=2, drop_last=True, num_samples=3, world_size=2)
 
 
@@ -257,7 +257,7 @@ def test_check_files_names_what_is_missing(tmp_path: Path) -> None:
 def test_images_of_different_size_in_a_batch(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, transform_ops=[{"DecodeImage": {}}])
     with pytest.raises(
-        DataError, match=r"the images of a batch differ in size, \[40, \d+, 3\] beside \[40, \d+, 3\]"
+        DataError, match=r"the images of a batch differ in size, \[40, \d+, 3\] and \[40, \d+, 3\]"
     ):
         batches(dataset, 2)
 

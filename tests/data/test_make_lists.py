@@ -105,7 +105,7 @@ def test_what_is_skipped_is_counted_by_reason(tmp_path: Path) -> None:
     }
     result = run_tool("lists", data, "-o", tmp_path / "lists")
     assert result.stdout.splitlines()[-1] == (
-        "skipped: 1 beside the folders of classes, 4 hidden, 2 links that lead nowhere, 1 links to a folder that they lie in, "
+        "skipped: 1 beside the folders of classes, 2 broken links, 4 hidden, 1 links to a folder that contains them, "
         "4 not images (.heic, .txt, no extension), 1 not regular files"
     )
 
@@ -161,7 +161,7 @@ def test_a_training_part_alone_is_split(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"train/ant": 2, "val/bee": 2}, "val/bee: a class that is not in the training part"),
-        ({"train/ant": 2, "val": 2}, "val: no folders of classes, as the training part has them"),
+        ({"train/ant": 2, "val": 2}, "val: no folders of classes, unlike the training part"),
         ({"train/ant": 2, "val/ant": 1, "valid/ant": 1}, "val and valid are both the val part"),
         (
             {"train/ant": 2, "val/ant": 1, "ant": 1},
@@ -193,7 +193,7 @@ def test_a_link_to_the_folder_itself_is_no_class(tmp_path: Path) -> None:
 def test_the_wrong_folder_is_noticed(tmp_path: Path) -> None:
     fill(tmp_path / "p", {"images/train/ant": 2, "images/val/ant": 2})
     with pytest.raises(
-        ppxcls.DataError, match="p/images: a folder of a class that has train/ in it: is it the folder"
+        ppxcls.DataError, match="p/images: the folder of a class contains train/; give it if it is"
     ):
         ppxcls.make_lists(tmp_path / "p", tmp_path / "lists")
     made = ppxcls.make_lists(fill(tmp_path / "q", {"pictures/ant": 2, "pictures/bee": 2}), tmp_path / "lists")
@@ -246,7 +246,7 @@ def test_lists_of_paddlex(names: str, tmp_path: Path) -> None:
     ):
         ppxcls.make_lists(data, tmp_path / "lists")
     (data / "val.txt").unlink()
-    assert "1 images that no list names" in ppxcls.make_lists(data, tmp_path / "lists").skipped
+    assert "1 images that are in no list" in ppxcls.make_lists(data, tmp_path / "lists").skipped
 
 
 def test_names_that_look_alike_are_pointed_out(tmp_path: Path) -> None:

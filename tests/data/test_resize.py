@@ -59,7 +59,7 @@ def test_parts_of_an_array_are_resized(name: str) -> None:
 
 def test_the_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
-    monkeypatch.setattr(resize, "_by_pillow", lambda *_: pytest.fail("by Pillow"))
+    monkeypatch.setattr(resize, "_resize_by_pillow", lambda *_: pytest.fail("by Pillow"))
     for name in METHODS:
         assert resizer(name, "pil")(np.zeros((5, 6, 3), np.uint8), (7, 8)).shape == (8, 7, 3)
 

@@ -173,7 +173,7 @@ def test_amp_without_effect_is_said(
     trainer = ppxcls.build_trainer(ppxcls.load_config(write_config(AMP={"dtype": dtype})))
     assert not any(getattr(layer, "in_bfloat16", False) for layer in trainer.learner.network.sublayers())
     text = capfd.readouterr().out
-    assert f"AMP has no effect here, all is computed in float32: on a CPU it needs {needs}" in text
+    assert f"AMP has no effect here, everything is computed in float32: on a CPU it needs {needs}" in text
 
 
 @needs_onednn

@@ -72,7 +72,7 @@ def test_a_file_of_the_user_is_not_replaced(name: str, originals: Path, tmp_path
     (originals / "class_names.txt").write_text("0 a\n1 b\n2 c\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("precious 7\n")
-    with pytest.raises(ppxcls.DataError, match="is there already, and is another file than"):
+    with pytest.raises(ppxcls.DataError, match="exists already and differs from"):
         ppxcls.pack(originals / "train.txt", None, tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == "precious 7\n"
 
@@ -321,7 +321,7 @@ def test_downloads_ahead_are_few_and_nobody_waits_for_them(store: Any, packed: P
     for _ in range(5):
         dataset.announce(range(12))
     kept: Any = dataset._storage
-    assert kept._asked.qsize() <= 8
+    assert kept._requests.qsize() <= 8
     assert len(kept._workers) == 2
     assert all(worker.daemon for worker in kept._workers)
     deadline = time.monotonic() + 60
@@ -405,7 +405,7 @@ def test_copies_in_files_and_packed_data_are_found(originals: Path, packed: Path
     """Packing writes other bytes, so pixels are compared."""
     sets = [PackedDataset(str(packed)), ImageNetDataset(str(originals), str(originals / "train.txt"))]
     report = check_lists(sets, 3)
-    assert len(report.found["in training and evaluation"]) == 12
+    assert len(report.findings["in training and evaluation"]) == 12
 
 
 def test_a_transform_derived_from_one_of_ours_gets_an_image(packed: Path) -> None:

@@ -368,7 +368,7 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
         words = [tmp_path / f"{name}_list.txt", "-o", tmp_path / name, "--samples-per-shard", "5"]
         result = run_tool("pack", *words)
         assert f"{count} samples" in result.stdout, result.stderr
-        assert f"{count} JPEGs in segments, 0 files as they were" in result.stdout
+        assert f"{count} JPEGs in segments, 0 unchanged files" in result.stdout
         packs.append((section, str(tmp_path / name)))
     lr = {"name": "ConstLR", "learning_rate": 0.01}
     arch = {

@@ -51,7 +51,7 @@ os._exit(int(sys.argv[2].split(",")[number]))
             2,
             7,
             3,
-            "launch: the job ended with code 7 after 0 s; it has failed 3 times in a row, and is given up",
+            "launch: the job ended with code 7 after 0 s; it has failed 3 times in a row; giving up",
         ),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
     assert Supervisor(lambda _: words, 3, pause=0.01, report=said.append).run() == 1
     assert int((tmp_path / "count").read_text()) == 7 + 3
     assert said[5].split(";")[1] == " restart 1 of 3 in 0 s, from its newest checkpoint"
-    assert said[-1].endswith("it has failed 4 times in a row, and is given up")
+    assert said[-1].endswith("it has failed 4 times in a row; giving up")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def said(losses: list[float], capsys: pytest.CaptureFixture[str]) -> str:
 def test_divergence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     out = said([7.0] * 20 + [float(v) for v in np.linspace(7, 40, 30)], capsys)
     assert out.count("the loss diverges: ") == 1
-    assert "after 7 at first and 7 at best" in out
+    assert "first 7, lowest 7" in out
     rng = np.random.default_rng(0)
     for losses in (
         np.linspace(7, 2, 60) + rng.normal(0, 0.6, 60),
@@ -124,7 +124,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_not_finite(
     statistics = trainer.learner.network.state_dict()["_entry_flow._conv1._batch_norm._mean"]
     statistics.set_value(paddle.full_like(statistics, float("nan")))
     with pytest.raises(
-        TrainingError, match="step 0: .*_mean has values that are not finite: no checkpoint is made of it"
+        TrainingError, match="step 0: .*_mean has values that are not finite, so no checkpoint is written"
     ):
         trainer.save(["latest"])
 
@@ -211,6 +211,6 @@ def test_deterministic_says_what_is(write_config: Callable[..., Path]) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert (
-        "deterministic: on the CPU the same bits for the same number of threads (OMP_NUM_THREADS) and processes"
-        in result.stdout
-    )
+        "deterministic: on the CPU, results are bit-identical for the same number of threads "
+        "(OMP_NUM_THREADS) and processes"
+    ) in result.stdout

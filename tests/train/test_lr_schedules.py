@@ -107,7 +107,7 @@ def test_warm_up_of_a_fraction_of_an_epoch_and_of_the_whole_run() -> None:
         ({"name": "Step", "learning_rate": 0.1, "step_size": 0}, "step_size: expected a number above 0"),
         (
             {"name": "Piecewise", "decay_epochs": [2], "values": [0.1]},
-            "one more of values than of decay_epochs",
+            "one more value than decay_epochs",
         ),
         ({"name": "Piecewise", "decay_epochs": [2, 1], "values": [3, 2, 1]}, "decay_epochs that increase"),
         ({"name": "MultiStepDecay", "learning_rate": 0.1, "milestones": [3, 3]}, "milestones that increase"),

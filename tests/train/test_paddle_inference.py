@@ -38,9 +38,9 @@ def test_the_compiled_network_gives_the_same_logits(
     name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In pieces of as many images, and after a comparison of two of the four."""
-    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
-    monkeypatch.setattr(paddle_inference, "_AT_ONCE", at_once * 71 * 80)
-    monkeypatch.setattr(paddle_inference, "_COMPARED", 2)
+    monkeypatch.setattr(paddle_inference, "_MIN_PIXELS_TO_COMPILE", 1)
+    monkeypatch.setattr(paddle_inference, "_MAX_PIXELS_PER_RUN", at_once * 71 * 80)
+    monkeypatch.setattr(paddle_inference, "_MAX_COMPARED_IMAGES", 2)
     network = ppxcls.build_model(name, class_num=5)
     forward = network.forward
     evaluated, (own, compiled, again) = twice(network)
@@ -58,7 +58,7 @@ def test_images_larger_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     network = nn.Sequential(nn.Conv2D(3, 4, 3), nn.AdaptiveAvgPool2D(1), nn.Flatten())
     network.eval()
     program = Compiler()(network)
-    monkeypatch.setattr(paddle_inference, "_AT_ONCE", 10)
+    monkeypatch.setattr(paddle_inference, "_MAX_PIXELS_PER_RUN", 10)
     assert np.allclose(program(IMAGES), network(paddle.to_tensor(IMAGES)).numpy(), atol=1e-5)
 
 
@@ -89,7 +89,7 @@ class Odd(nn.Layer):
 def test_a_network_that_cant_be_compiled_is_evaluated_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    monkeypatch.setattr(paddle_inference, "_MIN_PIXELS_TO_COMPILE", 1)
     monkeypatch.setattr(paddle_inference.logger, "warning", pytest.fail)
     evaluated, logits = twice(Odd())
     assert evaluated._predictor is None
@@ -97,7 +97,7 @@ def test_a_network_that_cant_be_compiled_is_evaluated_as_it_is(
 
 
 def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    monkeypatch.setattr(paddle_inference, "_MIN_PIXELS_TO_COMPILE", 1)
     warned: list[str] = []
     monkeypatch.setattr(paddle_inference.logger, "warning", warned.append)
     network = ppxcls.build_model("Xception41", class_num=5)
@@ -108,7 +108,7 @@ def test_a_compiled_network_that_differs_is_not_used(monkeypatch: pytest.MonkeyP
     assert evaluated._predictor is None
     assert all_equal(logits)
     assert len(warned) == 1
-    assert "gives other logits" in warned[0]
+    assert "the compiled network's logits differ by" in warned[0]
 
 
 def test_an_evaluation_gives_the_same_counts(
@@ -118,7 +118,7 @@ def test_an_evaluation_gives_the_same_counts(
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     trainer.fit()
     own = ppxcls.evaluate(ppxcls.load_config(trainer.output_dir))
-    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    monkeypatch.setattr(paddle_inference, "_MIN_PIXELS_TO_COMPILE", 1)
     fast = ppxcls.evaluate(ppxcls.load_config(trainer.output_dir))
     assert fast.pop("loss") == pytest.approx(own.pop("loss"), rel=1e-4)
     assert fast.pop("CELoss") == pytest.approx(own.pop("CELoss"), rel=1e-4)
@@ -126,7 +126,7 @@ def test_an_evaluation_gives_the_same_counts(
 
 
 def test_a_network_that_is_static_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paddle_inference, "_WORTH_IT", 1)
+    monkeypatch.setattr(paddle_inference, "_MIN_PIXELS_TO_COMPILE", 1)
     monkeypatch.setattr(Compiler, "__call__", lambda *_: pytest.fail("compiled twice"))
     network = Odd()
     network.forward = paddle.jit.to_static(network.forward, full_graph=True)

@@ -90,7 +90,7 @@ def test_curves_that_cant_be_written_dont_end_the_run(
         tracker.log("train", {"step": step}, {"loss": 1.0})
     tracker.close()
     said = capfd.readouterr()
-    assert (said.out + said.err).count("the run goes on without them") == 1
+    assert (said.out + said.err).count("the run continues without them") == 1
     assert tracker._writer is None
 
 
