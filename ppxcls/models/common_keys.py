@@ -1,4 +1,4 @@
-"""The registry of the networks, and the options that all of them have. No option changes a state key."""
+"""The registry of the networks, and the options that they share. No option changes a state key."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class ModelKeys:
     """Common keys of the networks.
 
     Attributes:
-        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence. Nothing is downloaded
-            for ``True``.
-        freeze: regular expressions. Parameters whose state keys match are not trained, and their batch norms
-            keep their statistics.
-        use_sync_bn: compute batch norm's statistics over all processes, so that their number changes nothing
-            but rounding.
-        data_format: memory layout of the computation. Images and weights stay the same.
-        recompute: save memory by computing the blocks again in the backward pass.
+        pretrained: weights file to start from; ``Global.pretrained_model`` takes precedence. ``True`` is an
+            error, because nothing is downloaded.
+        freeze: regular expressions. Parameters with matching state keys are not trained, and their batch
+            norms keep their statistics.
+        use_sync_bn: True to compute batch-norm statistics over all processes, so that the number of processes
+            changes nothing but rounding.
+        data_format: memory layout of the computation. Images and weights keep their layout.
+        recompute: True to save memory by computing the blocks again in the backward pass.
     """
 
     pretrained: str | bool | None = None
@@ -45,7 +45,7 @@ MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys, facts={"publish
 
 
 def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
-    """Apply the common keys that matter for training: ``recompute``, ``freeze`` and ``use_sync_bn``.
+    """Applies the common keys that matter for training: ``recompute``, ``freeze`` and ``use_sync_bn``.
 
     Raises:
         ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter.
@@ -60,19 +60,19 @@ def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
 
 
 def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
-    """Stop training the parameters whose state keys match a pattern. Their batch norms keep their statistics.
+    """Stops training the parameters with matching state keys. Their batch norms keep their statistics.
 
     Args:
-        model: the network; it is changed.
+        model: network to change.
         patterns: regular expressions, searched for in the state keys.
-        where: place of the patterns, for error messages.
+        where: place of the patterns in the config, for error messages.
 
     Raises:
-        ConfigError: a pattern matches no parameter, or nothing is left to train.
+        ConfigError: a pattern matches no parameter, or no parameter remains to be trained.
     """
     trainable = [
         key for key, p in model.named_parameters() if not p.stop_gradient
-    ]  # Paddle counts batch norm's statistics too
+    ]  # Paddle counts batch-norm statistics as parameters too
     for i, pattern in enumerate(patterns):
         frozen = matching(pattern, trainable, where / i)
         for key, parameter in model.named_parameters():
@@ -85,9 +85,9 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:
-    """Let every batch norm that is not frozen compute its statistics over all processes.
+    """Makes every batch norm that is not frozen compute its statistics over all processes.
 
-    One process has them already.
+    With one process, the results do not change.
     """
     if paddle.get_device() == "cpu":
         if dist.get_world_size() > 1:
@@ -105,13 +105,15 @@ def synchronize_batch_norms(model: nn.Layer) -> None:
 def _synchronize_on_the_cpu(model: nn.Layer) -> None:
     for norm in model.sublayers():
         if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
-            plain = norm.forward
+            norm_forward = norm.forward
 
             def forward(
-                x: paddle.Tensor, norm: nn.BatchNorm2D = norm, plain: Callable[..., paddle.Tensor] = plain
+                x: paddle.Tensor,
+                norm: nn.BatchNorm2D = norm,
+                norm_forward: Callable[..., paddle.Tensor] = norm_forward,
             ) -> paddle.Tensor:
                 if not norm.training:
-                    return plain(x)
+                    return norm_forward(x)
                 y = synchronized_batch_norm(norm, x)
                 return F.relu(y) if isinstance(norm, NormReLU) else y
 
@@ -119,9 +121,9 @@ def _synchronize_on_the_cpu(model: nn.Layer) -> None:
 
 
 def channels_last(model: nn.Layer) -> None:
-    """Compute on [N, H, W, C], which is faster on GPUs in half precision.
+    """Makes a network compute on [N, H, W, C], which is faster on GPUs in half precision.
 
-    Input, output and weights stay the same.
+    Input, output and weights keep their layout.
     """
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D | nn.BatchNorm2D | nn.AdaptiveAvgPool2D):
@@ -132,29 +134,30 @@ def channels_last(model: nn.Layer) -> None:
 
 
 def recompute_blocks(model: nn.Layer) -> int:
-    """Compute the residual blocks again in the backward pass instead of keeping their activations
-    (arXiv:1604.06174).
+    """Makes the backward pass compute the residual blocks again instead of storing their activations.
 
-    A batch norm in a block then sees each batch twice. With the square root of its momentum, two updates
-    equal one.
+    See arXiv:1604.06174. A batch norm in a block then sees each batch twice. With the square root of its
+    momentum, two updates equal one.
 
     Args:
-        model: its class attribute ``recomputable`` names the classes of these blocks.
+        model: network to change. Its class attribute ``recomputable`` contains the classes of these blocks.
 
     Returns:
         The number of blocks.
     """
     from paddle.distributed.fleet.utils import recompute
 
-    kinds: tuple[type[nn.Layer], ...] = getattr(
+    block_types: tuple[type[nn.Layer], ...] = getattr(
         type(model), "recomputable", ()
-    )  # a user's network may lack it
-    blocks = [layer for layer in model.sublayers() if isinstance(layer, kinds)]
+    )  # a user's network may have no such attribute
+    blocks = [layer for layer in model.sublayers() if isinstance(layer, block_types)]
     for block in blocks:
-        plain = block.forward
+        run_block = block.forward
 
-        def forward(x: paddle.Tensor, block: nn.Layer = block, plain: object = plain) -> paddle.Tensor:
-            return recompute(plain, x) if block.training and not x.stop_gradient else plain(x)  # type: ignore[operator]
+        def forward(
+            x: paddle.Tensor, block: nn.Layer = block, run_block: object = run_block
+        ) -> paddle.Tensor:
+            return recompute(run_block, x) if block.training and not x.stop_gradient else run_block(x)  # type: ignore[operator]
 
         block.forward = forward
         for layer in block.sublayers():

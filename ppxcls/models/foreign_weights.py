@@ -15,22 +15,23 @@ from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError, State, rea
 from ppxcls.checkpoints.safe_states import INSTALL, NAMES
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
-_PROJECTION = (
+_PROJECTION_PREFIXES = (
     "conv2d",
     "batch_normalization",
-)  # names that Keras gives, with a number, to layers without a name
-_MOST_BYTES = 1 << 31  # largest size of the weights inside a .keras archive
+)  # Keras's names for layers without a name, followed by a number
+_MAX_KERAS_BYTES = 1 << 31  # maximum for the weights inside a .keras archive
 
 
 def read_foreign_weights(file: Path) -> State:
-    """Read weights, and return them by this package's state keys.
+    """Reads weights and returns them by this package's state keys.
 
     Args:
-        file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it with
-            ``weights_only``), ``.weights.h5`` or ``.keras`` (Keras's Xception).
+        file: weights file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it
+            with ``weights_only``), ``.weights.h5`` or ``.keras`` (Keras's Xception).
 
     Raises:
-        CheckpointError: it is missing or not such a file, or the package that reads it is not installed.
+        CheckpointError: the file is missing or has another format, or the package that reads it is not
+            installed.
     """
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
@@ -48,7 +49,7 @@ def read_foreign_weights(file: Path) -> State:
         raise
     except ImportError as error:
         raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL}") from None
-    except Exception as error:  # each library raises errors of its own
+    except Exception as error:  # each library has its own errors
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}"
@@ -64,50 +65,50 @@ def _read_torch(file: Path) -> State:
 
 
 def _from_torch(state: State) -> State:
-    """Rename batch norm's statistics to Paddle's names, and transpose linear weights to [in, out]."""
+    """Renames batch-norm statistics to Paddle's names, and transposes linear weights to [in, out]."""
     if NAMES in state or any(key.endswith(("._mean", "._variance")) for key in state):
         return state  # written by this package
-    renamed = {}
+    paddle_state = {}
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
             continue
-        new = re.sub(r"\.running_var$", "._variance", re.sub(r"\.running_mean$", "._mean", key))
-        renamed[new] = np.ascontiguousarray(value.T) if value.ndim == 2 else value
-    return renamed
+        paddle_key = re.sub(r"\.running_var$", "._variance", re.sub(r"\.running_mean$", "._mean", key))
+        paddle_state[paddle_key] = np.ascontiguousarray(value.T) if value.ndim == 2 else value
+    return paddle_state
 
 
 def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
-    """Variables by layer, in Keras's order."""
+    """Reads the variables of each layer, in Keras's order."""
     import h5py
 
     data: Any = file
     if file.suffix == ".keras":
         with zipfile.ZipFile(file) as archive:
             info = archive.getinfo("model.weights.h5")
-            if info.file_size > _MOST_BYTES:
+            if info.file_size > _MAX_KERAS_BYTES:
                 raise CheckpointError(
-                    f"{file}: {info.file_size:,} bytes of weights; this network has fewer than {_MOST_BYTES:,}"
+                    f"{file}: {info.file_size:,} bytes of weights; there may be at most {_MAX_KERAS_BYTES:,}"
                 )
             data = io.BytesIO(archive.read(info))
     layers = {}
-    with h5py.File(data, "r") as stored:
-        if "layers" not in stored:
+    with h5py.File(data, "r") as h5_file:
+        if "layers" not in h5_file:
             raise CheckpointError(f"{file}: expected the weights of a Keras 3 model, with a group 'layers'")
-        groups = _member(stored, "layers", file)
+        groups = _member(h5_file, "layers", file)
         for name in groups:
             variables = _member(_member(groups, name, file), "vars", file)
             if variables is not None and len(variables):
-                shown = str(variables.attrs.get("name", name))
-                layers[shown] = [
-                    _stored_array(_member(variables, str(i), file), file) for i in range(len(variables))
+                layer_name = str(variables.attrs.get("name", name))
+                layers[layer_name] = [
+                    _read_array(_member(variables, str(i), file), file) for i in range(len(variables))
                 ]
     return layers
 
 
 def _member(group: Any, name: str, file: Path) -> Any:
-    """A member of a group, None if there is none.
+    """Returns a member of a group; None if there is none.
 
-    A link could lead into any other file, so only a file's own objects are read.
+    A link could refer to any other file, so only a file's own objects are read.
     """
     import h5py
 
@@ -121,24 +122,25 @@ def _member(group: Any, name: str, file: Path) -> Any:
     return group.get(name)
 
 
-def _stored_array(dataset: Any, file: Path) -> np.ndarray[Any, Any]:
+def _read_array(dataset: Any, file: Path) -> np.ndarray[Any, Any]:
     import h5py
 
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise CheckpointError(f"{file}: refused, a variable's numbers are not in the file")
-    if dataset.dtype.kind not in "fiu" or dataset.size * dataset.dtype.itemsize > _MOST_BYTES:
+    if dataset.dtype.kind not in "fiu" or dataset.size * dataset.dtype.itemsize > _MAX_KERAS_BYTES:
         raise CheckpointError(f"{file}: refused, a variable of {dataset.dtype} and {dataset.size:,} numbers")
     return np.asarray(dataset)
 
 
 def _from_keras(layers: Mapping[str, list[np.ndarray[Any, Any]]]) -> State:
-    """Rename Keras's layers.
+    """Renames Keras's layers to this package's state keys.
 
-    Its block 2 is block 1 here, and so on; its blocks 1 and 14 are single convolutions here.
+    Keras's block 2 is block 1 here, and so on. Keras's blocks 1 and 14 are single convolutions here.
     """
     state: State = {}
     projections = [
-        sorted((n for n in layers if re.fullmatch(rf"{kind}(_\d+)?", n)), key=_number) for kind in _PROJECTION
+        sorted((n for n in layers if re.fullmatch(rf"{kind}(_\d+)?", n)), key=_number)
+        for kind in _PROJECTION_PREFIXES
     ]
     names: dict[str, str] = {}
     for kind, key in zip(projections, ("skip", "skipbn"), strict=True):
@@ -163,7 +165,10 @@ def _number(name: str) -> int:
 
 
 def _keras_key(name: str) -> str:
-    """``block3_sepconv2_bn`` is ``block2.rep.5``; an unknown name is returned as it is, and is refused later."""
+    """Returns the state key of a Keras layer, such as ``block2.rep.5`` for ``block3_sepconv2_bn``.
+
+    An unknown name is returned unchanged, and is refused later.
+    """
     if name == "predictions":
         return "fc"
     if match := re.fullmatch(r"block1_conv([12])(_bn)?", name):
@@ -172,6 +177,6 @@ def _keras_key(name: str) -> str:
         block, convolution, is_norm = int(match[1]), int(match[2]), bool(match[3])
         if block == 14:
             return f"{'bn' if is_norm else 'conv'}{convolution + 2}"
-        place = 3 * (convolution - 1) + is_norm + (block > 2)  # the first block begins without a ReLU
-        return f"block{block - 1}.rep.{place}"
+        index = 3 * (convolution - 1) + is_norm + (block > 2)  # the first block has no ReLU at its start
+        return f"block{block - 1}.rep.{index}"
     return name

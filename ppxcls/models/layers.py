@@ -1,4 +1,7 @@
-"""Layers and functions that the families share: stochastic depth, the classifier, separable convolutions, initial values."""
+"""Layers and functions that the families share.
+
+These are stochastic depth, the classifier, separable convolutions and initial values.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ class DropPath(nn.Layer):
     """Drops a residual branch for some samples in training (stochastic depth, arXiv:1603.09382).
 
     Args:
-        rate: share of the samples. The others are scaled, so that the mean stays the same.
+        rate: share of the samples without the branch. The branch of the others is scaled, so that the mean
+            stays the same.
     """
 
     def __init__(self, rate: float) -> None:
@@ -24,15 +28,15 @@ class DropPath(nn.Layer):
         self.rate = rate
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C, H, W] to the same."""
+        """Drops samples of [N, C, H, W]. The shape stays the same."""
         if not self.training or self.rate == 0:
             return x
-        kept = (paddle.rand([x.shape[0], 1, 1, 1]) >= self.rate).astype(x.dtype)
-        return x * kept / (1 - self.rate)
+        mask = (paddle.rand([x.shape[0], 1, 1, 1]) >= self.rate).astype(x.dtype)
+        return x * mask / (1 - self.rate)
 
 
 def linear(features: int, class_num: int) -> nn.Layer:
-    """The classifier. With ``class_num`` 0 it is the identity, so that the network returns features."""
+    """Returns the classifier. For ``class_num`` 0 it is the identity, and the network returns features."""
     if class_num == 0:
         return nn.Identity()
     limit = 1 / math.sqrt(features)
@@ -40,7 +44,7 @@ def linear(features: int, class_num: int) -> nn.Layer:
 
 
 def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2D:
-    """A convolution without bias that keeps the size of the image, but for the stride."""
+    """Returns a convolution without bias. With stride 1, the size of the image stays the same."""
     if kernel_size == 1:
         return PointwiseConv2D(in_channels, out_channels, stride)
     return DenseConv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
@@ -49,13 +53,16 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: i
 def separable(
     names: tuple[str, str], in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
 ) -> list[tuple[str, nn.Layer]]:
-    """A 3x3 depthwise and a 1x1 convolution, with their names, for ``nn.Sequential``."""
+    """Returns a 3x3 depthwise and a 1x1 convolution, with their names, for ``nn.Sequential``."""
     depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
     return [(names[0], depthwise), (names[1], PointwiseConv2D(in_channels, out_channels))]
 
 
 def initialize(model: nn.Layer) -> None:
-    """Draw kernels from a normal distribution: variance 2 / (kernel area * output channels per group), arXiv:1502.01852, 2.2."""
+    """Draws kernels from a normal distribution (arXiv:1502.01852, section 2.2).
+
+    The variance is 2 / (kernel area * output channels per group).
+    """
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D):
             fan = math.prod(layer.weight.shape[2:]) * layer.weight.shape[0] // layer._groups

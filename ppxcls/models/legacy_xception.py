@@ -1,8 +1,8 @@
-"""The original Xception (Chollet, arXiv:1610.02357, figure 5), as in Keras and, under the name
-``legacy_xception``, in timm.
+"""The original Xception (Chollet, arXiv:1610.02357, figure 5), in the versions of Keras and timm.
 
-A separable convolution is depthwise, then pointwise, then batch norm. Projections have batch norm, and max
-pools halve the size. State keys are timm's, except for the names of batch norm's statistics.
+timm calls it ``legacy_xception``. A separable convolution is depthwise, then pointwise, then batch norm.
+Projections have batch norm, and max pools halve the size. State keys are timm's, except for the names of
+batch norm's statistics.
 """
 
 from __future__ import annotations
@@ -22,31 +22,36 @@ from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.in_order import Stack, in_order
 from ppxcls.ops.max_pool import MaxPool2D
 
-_NAMES = "conv1", "pointwise"
+_CONV_NAMES = "conv1", "pointwise"
 
 
 class SamePool(nn.Layer):
-    """3x3 max pool of stride 2 with TensorFlow's padding: if a side is even, one row at its end and none at its start."""
+    """3x3 max pool of stride 2 with TensorFlow's padding.
+
+    An even side has one row of padding at its end and none at its start. An odd side has one row at each end.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._pool = MaxPool2D(kernel_size=3, stride=2, padding=0)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]."""
+        """Pools [N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]."""
         data_format = self._pool.data_format
         height, width = (x.shape[data_format.index(side)] % 2 for side in "HW")
         return self._pool(F.pad(x, [width, 1, height, 1], value=-math.inf, data_format=data_format))
 
 
 class Block(nn.Layer):
-    """Separable convolutions, each after a ReLU and before a batch norm, with an identity or a strided
-    projection as shortcut.
+    """Separable convolutions with a shortcut.
+
+    A ReLU precedes each convolution and a batch norm follows it. The shortcut is the identity, or a
+    projection of stride 2 if there is a pool.
 
     Args:
         channels: input channels, then the output channels of each convolution.
-        pool: the max pool; None for no stride.
-        relu_first: whether ReLU precedes the first convolution.
+        pool: max pool of stride 2; None for no stride.
+        relu_first: True if a ReLU precedes the first convolution.
     """
 
     def __init__(
@@ -59,25 +64,27 @@ class Block(nn.Layer):
             self.skipbn = BatchNorm2D(channels[-1])
         layers: list[nn.Layer] = []
         for in_channels, out_channels in zip(channels, channels[1:], strict=False):
-            pair = nn.Sequential(*separable(_NAMES, in_channels, out_channels))
+            pair = nn.Sequential(*separable(_CONV_NAMES, in_channels, out_channels))
             layers += [ReLU(), pair, BatchNorm2D(out_channels)]
         layers = layers if relu_first else layers[1:]
         self.rep = Stack(*layers, *([] if pool is None else [pool]))
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H, W], or half of H and W, rounded up, with a pool."""
+        """Maps [N, C_in, H, W] to [N, C_out, H, W]. A pool halves H and W, rounded up."""
         return self.rep(x) + (x if self.skip is None else self.skipbn(self.skip(x)))
 
 
 class LegacyXception(nn.Layer):
-    """Two 3x3 convolutions, 3 downsampling blocks, 8 middle blocks, a downsampling block, two separable
-    convolutions.
+    """The network of the original Xception.
+
+    It has two 3x3 convolutions, 3 downsampling blocks, 8 middle blocks, a downsampling block and two
+    separable convolutions.
 
     Args:
         class_num: number of classes; 0 for features.
-        in_channels: channels of the images.
-        drop_rate: dropout before the classifier.
-        keras: pad max pools and set batch norms as Keras does, not as timm does.
+        in_channels: number of the images' channels.
+        drop_rate: dropout rate before the classifier.
+        keras: True for Keras's padding of max pools and its batch norm settings, False for timm's.
     """
 
     recomputable = (Block,)
@@ -90,15 +97,15 @@ class LegacyXception(nn.Layer):
         self.bn2 = BatchNorm2D(64)
         pools = [SamePool() if keras else MaxPool2D(kernel_size=3, stride=2, padding=1) for _ in range(4)]
         widths = [(64, 128, 128), (128, 256, 256), (256, 728, 728), (728, 728, 1024)]
-        down = [
+        down_blocks = [
             Block(channels, pool, relu_first=i > 0)
             for i, (channels, pool) in enumerate(zip(widths, pools, strict=True))
         ]
-        blocks = [*down[:3], *(Block((728,) * 4) for _ in range(8)), down[3]]
+        blocks = [*down_blocks[:3], *(Block((728,) * 4) for _ in range(8)), down_blocks[3]]
         self._blocks = [self.add_sublayer(f"block{i}", block) for i, block in enumerate(blocks, 1)]
-        self.conv3 = nn.Sequential(*separable(_NAMES, 1024, 1536))
+        self.conv3 = nn.Sequential(*separable(_CONV_NAMES, 1024, 1536))
         self.bn3 = BatchNorm2D(1536)
-        self.conv4 = nn.Sequential(*separable(_NAMES, 1536, 2048))
+        self.conv4 = nn.Sequential(*separable(_CONV_NAMES, 1536, 2048))
         self.bn4 = BatchNorm2D(2048)
         self.pool = nn.AdaptiveAvgPool2D(1)
         self.drop = nn.Dropout(drop_rate)
@@ -110,16 +117,20 @@ class LegacyXception(nn.Layer):
                     layer._epsilon, layer._momentum = 1e-3, 0.99
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71.
+        """Returns logits [N, class_num], or features [N, 2048] if ``class_num`` is 0.
 
-        Returns: logits [N, class_num], or features [N, 2048].
+        Args:
+            images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
         x = in_order([self.conv1, self.bn1, relu, self.conv2, self.bn2, relu, *self._blocks], images)
         x = in_order([self.conv3, self.bn3, relu, self.conv4, self.bn4, relu], x)
         return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 
-_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/xception/xception_weights_tf_dim_ordering_tf_kernels.h5"
+_KERAS_URL = (
+    "https://storage.googleapis.com/tensorflow/keras-applications/xception/"
+    "xception_weights_tf_dim_ordering_tf_kernels.h5"
+)
 
 
 @MODELS.register(published=of_timm("legacy_xception.tf_in1k", 0.8975))
@@ -130,8 +141,8 @@ def legacy_xception(
     return LegacyXception(class_num, in_channels, drop_rate)
 
 
-# Keras's preprocess_input.
-@MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF, _KERAS))
+# The preprocessing of Keras's preprocess_input.
+@MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF, _KERAS_URL))
 def Xception(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> LegacyXception:

@@ -1,4 +1,4 @@
-"""Tracing networks to static graphs, after others that could not be traced."""
+"""Traces networks to static graphs, also if an earlier tracing failed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from paddle import nn
 
 
 def to_static(network: nn.Layer, inputs: paddle.static.InputSpec) -> Any:
-    """``paddle.jit.to_static`` of the whole graph, which is traced at the first call or when it is saved.
+    """Returns ``paddle.jit.to_static`` of the whole graph. The first call or saving it traces the network.
 
-    Paddle 3 keeps the parameters that it meets until the end of a tracing, under the address of the program.
-    If the tracing fails, they stay, and a later program at this address gets values that are gone: a
-    KeyError, or the end of the process. So what an earlier tracing has left is forgotten here.
+    During a tracing, Paddle 3 records the parameters under the address of the program. If the tracing fails,
+    the record remains. A later program at the same address then gets values that no longer exist. The result
+    is a KeyError, or the end of the process. So the records of earlier tracings are removed here.
 
     Args:
-        network: of one argument.
+        network: network with one argument.
         inputs: shape and type of this argument.
     """
     try:

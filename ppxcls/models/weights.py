@@ -28,13 +28,13 @@ from ppxcls.system.paths import url_problem
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file of a prefix such as ``output/Xception41/best_model``: ``.pdparams``, or ``.safetensors`` if only
-    that is there.
+    """Returns the weights file of a prefix such as ``output/Xception41/best_model``.
 
-    A path with an extension is returned as it is.
+    This is the ``.pdparams`` file, or the ``.safetensors`` file if only that exists. A path with an extension
+    is returned unchanged.
 
     Raises:
-        CheckpointError: it is a URL.
+        CheckpointError: the path is a URL.
     """
     if (problem := url_problem(path)) is not None:
         raise CheckpointError(problem)
@@ -48,18 +48,18 @@ def weights_file(path: str | Path) -> Path:
 def load_weights(
     model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False
 ) -> list[str]:
-    """Set a model's parameters and batch-norm statistics by state key.
+    """Sets a model's parameters and batch-norm statistics by state key.
 
     Args:
-        model: the network.
-        path: a ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a
+        model: network to change.
+        path: ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a
             checkpoint are compared with its manifest.
-        keep_trunk: if the classifier has another number of classes than the weights, leave it as it is
+        keep_trunk: True to leave the classifier unchanged if the weights have another number of classes,
             instead of raising.
-        average: take the average of the weights (EMA), if the checkpoint has one.
+        average: True to load the average of the weights (EMA), if the checkpoint has one.
 
     Returns:
-        Keys and shapes of the classifier's parameters that were left.
+        Keys and shapes of the classifier's parameters that were not set.
 
     Raises:
         CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The
@@ -76,10 +76,10 @@ def load_weights(
 
 
 def manifest_of(file: Path) -> dict[str, Any] | None:
-    """The manifest that vouches for a file of weights; None if there is none.
+    """Returns the manifest that describes a weights file; None if there is none.
 
     Raises:
-        CheckpointError: it is damaged, and the file is a ``.pdparams``.
+        CheckpointError: the manifest is damaged, and the file is a ``.pdparams``.
     """
     prefix = file.with_suffix("")
     if file.suffix not in (WEIGHTS, ".safetensors") or not with_extension(prefix, ".json").exists():
@@ -89,15 +89,15 @@ def manifest_of(file: Path) -> dict[str, Any] | None:
     except CheckpointError:
         if file.suffix == WEIGHTS:
             raise
-        return None  # others put a JSON file of their own beside their .safetensors
+        return None  # other programs write their own JSON file beside a .safetensors file
     return manifest if file.suffix in manifest["parts"] or file.suffix == WEIGHTS else None
 
 
 def save_weights(model: nn.Layer, file: Path) -> None:
-    """Write a model's weights as ``.pdparams`` or ``.safetensors``.
+    """Writes a model's weights as ``.pdparams`` or ``.safetensors``.
 
     Raises:
-        CheckpointError: another extension, or safetensors is not installed.
+        CheckpointError: the file has another extension, or safetensors is not installed.
         OSError: the file can't be written.
     """
     if file.suffix not in (WEIGHTS, ".safetensors"):
@@ -106,51 +106,54 @@ def save_weights(model: nn.Layer, file: Path) -> None:
 
 
 def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = False) -> list[str]:
-    """Set a model's parameters and statistics from arrays by state key.
+    """Sets a model's parameters and statistics from arrays by state key.
 
     Args:
-        model: the network.
+        model: network to change.
         state: arrays by state key.
         file: name of the file, for messages.
-        keep_trunk: leave the classifier as it is if it has another shape.
+        keep_trunk: True to leave the classifier unchanged if it has another shape.
 
     Returns:
-        Keys and shapes of the classifier's parameters that were left.
+        Keys and shapes of the classifier's parameters that were not set.
 
     Raises:
-        CheckpointError: as ``check_fits``.
+        CheckpointError: same conditions as for ``check_fits``.
     """
     state = {key: value for key, value in state.items() if key != NAMES}
-    left = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
-    own = model.state_dict()  # Paddle warns about keys that are not given
+    shape_differences = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
+    tensors = model.state_dict()  # for all keys, because Paddle warns about missing ones
     model.set_state_dict(
-        {key: own[key] if key in left else paddle.to_tensor(value) for key, value in state.items()}
+        {
+            key: tensors[key] if key in shape_differences else paddle.to_tensor(value)
+            for key, value in state.items()
+        }
     )
-    return list(left.values())
+    return list(shape_differences.values())
 
 
 def check_fits(
     state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()
 ) -> dict[str, str]:
-    """Compare the keys and shapes of arrays with a model's.
+    """Compares the keys and shapes of arrays with a model's.
 
     Returns:
-        How those of ``may_differ`` differ in shape, by key.
+        Descriptions of the shapes that differ, by key. All keys are in ``may_differ``.
 
     Raises:
         CheckpointError: any other key is missing or unknown, or has another shape.
     """
-    own = model.state_dict()
+    tensors = model.state_dict()
     state = {key: value for key, value in state.items() if key != NAMES}
-    problems = [f"{key} is not in the file" for key in own if key not in state]
-    problems += [f"{key} is not in the model" for key in state if key not in own]
+    problems = [f"{key} is not in the file" for key in tensors if key not in state]
+    problems += [f"{key} is not in the model" for key in state if key not in tensors]
     problems += [
-        f"{key} is no array of numbers" for key in own if key in state and not is_numeric(state[key])
+        f"{key} is not an array of numbers" for key in tensors if key in state and not is_numeric(state[key])
     ]
     shapes = {
-        key: f"{key} is {list(np.shape(state[key]))} in the file, {list(own[key].shape)} in the model"
-        for key in own
-        if key in state and tuple(np.shape(state[key])) != tuple(own[key].shape)
+        key: f"{key} is {list(np.shape(state[key]))} in the file, {list(tensors[key].shape)} in the model"
+        for key in tensors
+        if key in state and tuple(np.shape(state[key])) != tuple(tensors[key].shape)
     }
     problems += [text for key, text in shapes.items() if key not in may_differ]
     if problems:
@@ -160,24 +163,27 @@ def check_fits(
 
 
 def is_numeric(value: Any) -> bool:
-    """Whether it is an array of numbers."""
+    """True if ``value`` is an array of numbers."""
     return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu"
 
 
 def _classifier_keys(model: nn.Layer) -> set[str]:
-    """Keys of the last linear layer."""
+    """State keys of the last linear layer."""
     names = [name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
     return {f"{names[-1]}.weight", f"{names[-1]}.bias"} if names else set()
 
 
 def to_numpy(tree: Any) -> Any:
-    """Copies of the tensors in nested dicts, in the host's memory."""
+    """Copies the tensors in nested dicts to the host's memory."""
     if isinstance(tree, dict):
         return {key: to_numpy(value) for key, value in tree.items()}
     return tree.numpy() if isinstance(tree, paddle.Tensor) else tree
 
 
 def model_state(model: nn.Layer) -> dict[str, Any]:
-    """Copies of a model's state, with Paddle's names of the parameters, by which the optimizer's state is keyed."""
+    """Returns copies of a model's state, and Paddle's names of the parameters.
+
+    The optimizer's state uses these names as keys.
+    """
     state = model.state_dict()
     return {**to_numpy(state), NAMES: {key: tensor.name for key, tensor in state.items()}}

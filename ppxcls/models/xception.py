@@ -1,8 +1,8 @@
 """PaddleClas's Xception41, 65 and 71 (Chollet, arXiv:1610.02357, with the deeper middle flows of DeepLab).
 
-They differ from figure 5 of the paper: in a separable convolution, the 1x1 convolution precedes the depthwise
-one, each has its own batch norm, and the projections of the shortcuts have none. Weights that PaddleClas
-published load by key.
+They differ from figure 5 of the paper. In a separable convolution, the 1x1 convolution precedes the depthwise
+one, and each has its own batch norm. The projections of the shortcuts have no batch norm. PaddleClas's
+published weights load by key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ppxcls.ops.in_order import in_order
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
-_WIDTH = 728  # channels of the middle flow
+_MIDDLE_CHANNELS = 728  # channels of the middle flow
 
 
 class ConvBN(nn.Sequential):
@@ -46,11 +46,11 @@ class DownsampleBlock(nn.Layer):
     """Two separable convolutions and a 3x3 max pool, with a 1x1 projection of the same stride as shortcut.
 
     Args:
-        channels: of the input, between the convolutions, and of the output.
-        stride: of the max pool and of the projection.
-        names: attribute names of the two separable convolutions; published weights have others in the exit
-            flow.
-        relu_first: whether ReLU precedes the first convolution; the first block follows a ReLU.
+        channels: channels of the input, between the convolutions, and of the output.
+        stride: stride of the max pool and of the projection.
+        names: attribute names of the two separable convolutions. Published weights have other names in the
+            exit flow.
+        relu_first: True if a ReLU precedes the first convolution. The first block follows a ReLU.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DownsampleBlock(nn.Layer):
         self._pool = MaxPool2D(kernel_size=3, stride=stride, padding=1)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""
+        """Maps [N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         first, second = (getattr(self, name) for name in self._names)
         layers = [first, relu, second, self._pool]
         return self._short(x) + in_order([relu, *layers] if self.relu_first else layers, x)
@@ -78,7 +78,7 @@ class EntryFlow(nn.Layer):
     Args:
         channels: output channels of each block.
         strides: stride of each block.
-        in_channels: channels of the images.
+        in_channels: number of the images' channels.
     """
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], in_channels: int) -> None:
@@ -86,7 +86,7 @@ class EntryFlow(nn.Layer):
         self._conv1 = ConvBN(DenseConv2D(in_channels, 32, 3, stride=2, padding=1), 32)
         self._conv2 = ConvBN(DenseConv2D(32, 64, 3, padding=1), 64)
         self._blocks = []
-        in_channels = 64  # of the blocks
+        in_channels = 64  # of the first block
         for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True)):
             shape = in_channels, out_channels, out_channels
             block = DownsampleBlock(shape, stride, ("_conv1", "_conv2"), relu_first=i > 0)
@@ -94,32 +94,35 @@ class EntryFlow(nn.Layer):
             in_channels = out_channels
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C, H, W] to [N, 728, H / 16, W / 16]."""
+        """Maps [N, C, H, W] to [N, 728, H / 16, W / 16]."""
         return in_order([self._conv1, relu, self._conv2, relu, *self._blocks], x)
 
 
 class MiddleBlock(nn.Layer):
-    """Three pre-activated separable convolutions around an identity shortcut."""
+    """Three pre-activated separable convolutions with an identity shortcut."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._convs = [self.add_sublayer(f"_conv_{i}", SeparableConv(_WIDTH, _WIDTH)) for i in range(3)]
+        self._convs = [
+            self.add_sublayer(f"_conv_{i}", SeparableConv(_MIDDLE_CHANNELS, _MIDDLE_CHANNELS))
+            for i in range(3)
+        ]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, 728, H, W] to the same."""
+        """Maps [N, 728, H, W] to the same shape."""
         first, second, third = self._convs
         return x + in_order([relu, first, relu, second, relu, third], x)
 
 
 class MiddleFlow(nn.Layer):
-    """``n_blocks`` middle blocks one after the other."""
+    """``n_blocks`` middle blocks, one after the other."""
 
     def __init__(self, n_blocks: int) -> None:
         super().__init__()
         self._blocks = [self.add_sublayer(f"_conv_{i}", MiddleBlock()) for i in range(n_blocks)]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, 728, H, W] to the same."""
+        """Maps [N, 728, H, W] to the same shape."""
         for block in self._blocks:
             x = block(x)
         return x
@@ -130,7 +133,7 @@ class ExitFlow(nn.Layer):
 
     def __init__(self, class_num: int, drop_rate: float) -> None:
         super().__init__()
-        self._conv_0 = DownsampleBlock((_WIDTH, _WIDTH, 1024), 2, ("_conv_1", "_conv_2"))
+        self._conv_0 = DownsampleBlock((_MIDDLE_CHANNELS, _MIDDLE_CHANNELS, 1024), 2, ("_conv_1", "_conv_2"))
         self._conv_1 = SeparableConv(1024, 1536)
         self._conv_2 = SeparableConv(1536, 2048)
         self._pool = nn.AdaptiveAvgPool2D(1)
@@ -138,21 +141,21 @@ class ExitFlow(nn.Layer):
         self._out = linear(2048, class_num)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
+        """Maps [N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
         x = in_order([self._conv_0, self._conv_1, relu, self._conv_2, relu], x)
         return self._out(self._drop(paddle.flatten(self._pool(x), start_axis=1)))
 
 
 class PaddleClasXception(nn.Layer):
-    """Entry, middle and exit flow.
+    """The network: entry, middle and exit flow.
 
     Args:
         entry_channels: output channels of the entry flow's blocks.
         entry_strides: strides of the entry flow's blocks.
-        middle_blocks: number of blocks of the middle flow.
+        middle_blocks: number of the middle flow's blocks.
         class_num: number of classes; 0 for features.
-        in_channels: channels of the images.
-        drop_rate: dropout before the classifier.
+        in_channels: number of the images' channels.
+        drop_rate: dropout rate before the classifier.
     """
 
     recomputable = DownsampleBlock, MiddleBlock
@@ -172,9 +175,10 @@ class PaddleClasXception(nn.Layer):
         self._exit_flow = ExitFlow(class_num, drop_rate)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71.
+        """Returns logits [N, class_num], or features [N, 2048] if ``class_num`` is 0.
 
-        Returns: logits [N, class_num], or features [N, 2048].
+        Args:
+            images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
 
@@ -184,7 +188,7 @@ def Xception41(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:
     """3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes."""
-    return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 8, class_num, in_channels, drop_rate)
+    return PaddleClasXception((128, 256, _MIDDLE_CHANNELS), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=of_paddleclas("Xception65"))
@@ -192,7 +196,7 @@ def Xception65(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:
     """3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes."""
-    return PaddleClasXception((128, 256, _WIDTH), (2, 2, 2), 16, class_num, in_channels, drop_rate)
+    return PaddleClasXception((128, 256, _MIDDLE_CHANNELS), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
 @MODELS.register(published=of_paddleclas("Xception71"))
@@ -201,5 +205,10 @@ def Xception71(
 ) -> PaddleClasXception:
     """5 entry and 16 middle blocks; 37.9 million parameters with 1,000 classes."""
     return PaddleClasXception(
-        (128, 256, 256, _WIDTH, _WIDTH), (2, 1, 2, 1, 2), 16, class_num, in_channels, drop_rate
+        (128, 256, 256, _MIDDLE_CHANNELS, _MIDDLE_CHANNELS),
+        (2, 1, 2, 1, 2),
+        16,
+        class_num,
+        in_channels,
+        drop_rate,
     )

@@ -1,9 +1,9 @@
-"""timm's aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2): 41, 65, 71, and pre-activated 41p and
-65p.
+"""timm's aligned Xception of DeepLab v3+ (arXiv:1802.02611, section 3.2).
 
-Strided depthwise convolutions replace the max pools, and the last block has no shortcut. Each depthwise and
-each pointwise convolution has a batch norm; in the pre-activated networks, one batch norm and ReLU precede
-each pair instead. State keys are timm's, except for the names of batch norm's statistics.
+The networks are 41, 65, 71, and the pre-activated 41p and 65p. Strided depthwise convolutions replace the max
+pools, and the last block has no shortcut. Each depthwise and each pointwise convolution has a batch norm. In
+the pre-activated networks, one batch norm and ReLU precede each pair instead. State keys are timm's, except
+for the names of batch norm's statistics.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ppxcls.ops.in_order import Stack
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]
 
-_NAMES = "conv_dw", "conv_pw"
-_EXIT = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the exit flow's two blocks
+_CONV_NAMES = "conv_dw", "conv_pw"
+_EXIT_CHANNELS = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels of the exit flow's two blocks
 
 
 def _conv_bn(
@@ -37,16 +37,18 @@ def _conv_bn(
 
 
 class Block(nn.Layer):
-    """Three separable convolutions, each with two batch norms, and a shortcut: the identity, a projection, or
-    none.
+    """Three separable convolutions, each with two batch norms, and a shortcut.
+
+    The shortcut is the identity, a projection, or none.
 
     Args:
-        channels: input channels, then the output channels of the three.
-        stride: of the third convolution and of the projection.
-        dilation: of the depthwise convolutions.
-        is_last: no shortcut, and ReLU after each batch norm instead of before each separable convolution.
+        channels: input channels, then the output channels of the three convolutions.
+        stride: stride of the third convolution and of the projection.
+        dilation: dilation of the depthwise convolutions.
+        is_last: True for no shortcut, and ReLU after each batch norm instead of before each separable
+            convolution.
         drop_path: share of the samples for which training drops the branch.
-        norm: makes a batch norm for a number of channels.
+        norm: function from a number of channels to a batch norm.
     """
 
     def __init__(
@@ -66,19 +68,19 @@ class Block(nn.Layer):
         layers: list[tuple[str, nn.Layer]] = []
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
             depthwise, pointwise = separable(
-                _NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation
+                _CONV_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation
             )
-            own = [depthwise, ("bn_dw", norm(in_channels)), pointwise, ("bn_pw", norm(out_channels))]
+            conv_layers = [depthwise, ("bn_dw", norm(in_channels)), pointwise, ("bn_pw", norm(out_channels))]
             if is_last:
-                own = [*own[:2], ("act_dw", ReLU()), *own[2:], ("act_pw", ReLU())]
+                conv_layers = [*conv_layers[:2], ("act_dw", ReLU()), *conv_layers[2:], ("act_pw", ReLU())]
             else:
                 layers.append((f"act{i}", ReLU()))
-            layers.append((f"conv{i}", nn.Sequential(*own)))
+            layers.append((f"conv{i}", nn.Sequential(*conv_layers)))
         self.stack = Stack(*layers)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        """Maps [N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         if not self._has_shortcut:
             return self.stack(x)
         return self.drop_path(self.stack(x)) + (x if self.shortcut is None else self.shortcut(x))
@@ -87,7 +89,7 @@ class Block(nn.Layer):
 class PreactBlock(nn.Layer):
     """Like ``Block``, with one batch norm and ReLU before each separable convolution.
 
-    The shortcut begins after the first one.
+    The shortcut begins after the first batch norm and ReLU.
     """
 
     def __init__(
@@ -107,15 +109,15 @@ class PreactBlock(nn.Layer):
         self.norm = norm(channels[0])
         layers = []
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
-            own = separable(_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
+            conv_layers = separable(_CONV_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
             layers.append(
-                (f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *own))
+                (f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *conv_layers))
             )
         self.stack = Stack(*layers)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        """Maps [N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         x = self.norm(x)
         if not self._has_shortcut:
             return self.stack(x)
@@ -127,14 +129,14 @@ class XceptionAligned(nn.Layer):
 
     Args:
         entry: output channels and stride of each block of the entry flow.
-        middle_blocks: number of blocks of the middle flow.
-        preact: whether batch norm and ReLU precede the convolutions.
-        epsilon: of batch norm.
+        middle_blocks: number of the middle flow's blocks.
+        preact: True if batch norm and ReLU precede the convolutions.
+        epsilon: epsilon of batch norm.
         class_num: number of classes; 0 for features.
-        in_channels: channels of the images.
-        drop_rate: dropout before the classifier.
-        drop_path_rate: drop path of the last block. It grows evenly from 0 in the first block.
-        output_stride: size of the image divided by that of the features. Blocks that would exceed it use
+        in_channels: number of the images' channels.
+        drop_rate: dropout rate before the classifier.
+        drop_path_rate: drop-path rate of the last block. It grows evenly from 0 in the first block.
+        output_stride: size of the image divided by the size of the features. Blocks that would exceed it use
             dilation, not strides.
     """
 
@@ -154,12 +156,12 @@ class XceptionAligned(nn.Layer):
     ) -> None:
         super().__init__()
         norm = partial(NormReLU if preact else BatchNorm2D, epsilon=epsilon)
-        plain = partial(BatchNorm2D, epsilon=epsilon)
-        first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, plain), ("act", ReLU()))
+        stem_norm = partial(BatchNorm2D, epsilon=epsilon)
+        first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, stem_norm), ("act", ReLU()))
         second = (
             DenseConv2D(32, 64, 3, padding=1)
             if preact
-            else nn.Sequential(*_conv_bn(32, 64, 3, 1, plain), ("act", ReLU()))
+            else nn.Sequential(*_conv_bn(32, 64, 3, 1, stem_norm), ("act", ReLU()))
         )
         self.stem = Stack(first, second)
         shapes: list[tuple[tuple[int, ...], int]] = []
@@ -167,34 +169,35 @@ class XceptionAligned(nn.Layer):
         for width, stride in entry:
             shapes.append(((channels, width, width, width), stride))
             channels = width
-        shapes += [*[((728,) * 4, 1)] * middle_blocks, (_EXIT[0], 2), (_EXIT[1], 1)]
-        blocks, dilation, reached = [], 1, 2
+        shapes += [*[((728,) * 4, 1)] * middle_blocks, (_EXIT_CHANNELS[0], 2), (_EXIT_CHANNELS[1], 1)]
+        blocks, dilation, current_stride = [], 1, 2
         for i, (widths, stride) in enumerate(shapes):
             drop_path = drop_path_rate * i / (len(shapes) - 1)
-            own_stride = stride if reached * stride <= output_stride else 1
-            make = PreactBlock if preact else Block
-            blocks.append(make(widths, own_stride, dilation, i == len(shapes) - 1, drop_path, norm))
-            reached *= own_stride
-            dilation *= stride // own_stride
+            block_stride = stride if current_stride * stride <= output_stride else 1
+            block_type = PreactBlock if preact else Block
+            blocks.append(block_type(widths, block_stride, dilation, i == len(shapes) - 1, drop_path, norm))
+            current_stride *= block_stride
+            dilation *= stride // block_stride
         self.blocks = nn.Sequential(*blocks)
-        self._relu_at_end = preact
+        self._ends_with_relu = preact
         self.pool = nn.AdaptiveAvgPool2D(1)
         self.drop = nn.Dropout(drop_rate)
         self.head = nn.Sequential(("fc", linear(2048, class_num)))
         initialize(self)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71.
+        """Returns logits [N, class_num], or features [N, 2048] if ``class_num`` is 0.
 
-        Returns: logits [N, class_num], or features [N, 2048].
+        Args:
+            images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
         x = self.blocks(self.stem(images))
-        x = relu(x) if self._relu_at_end else x
+        x = relu(x) if self._ends_with_relu else x
         return self.head(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
 
 
-_ENTRY = ((128, 2), (256, 2), (728, 2))
-_ENTRY_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
+_ENTRY_BLOCKS = ((128, 2), (256, 2), (728, 2))
+_ENTRY_BLOCKS_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
 
 
 @MODELS.register(published=of_timm("xception41.tf_in1k", 0.903))
@@ -207,7 +210,7 @@ def xception41(
 ) -> XceptionAligned:
     """8 middle blocks; 27.0 million parameters with 1,000 classes."""
     return XceptionAligned(
-        _ENTRY, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+        _ENTRY_BLOCKS, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
     )
 
 
@@ -221,7 +224,7 @@ def xception65(
 ) -> XceptionAligned:
     """16 middle blocks; 39.9 million parameters with 1,000 classes."""
     return XceptionAligned(
-        _ENTRY, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+        _ENTRY_BLOCKS, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
     )
 
 
@@ -235,7 +238,7 @@ def xception71(
 ) -> XceptionAligned:
     """5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes."""
     return XceptionAligned(
-        _ENTRY_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+        _ENTRY_BLOCKS_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
     )
 
 
@@ -249,7 +252,7 @@ def xception41p(
 ) -> XceptionAligned:
     """8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes."""
     return XceptionAligned(
-        _ENTRY, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+        _ENTRY_BLOCKS, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride
     )
 
 
@@ -263,5 +266,5 @@ def xception65p(
 ) -> XceptionAligned:
     """16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes."""
     return XceptionAligned(
-        _ENTRY, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
+        _ENTRY_BLOCKS, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
     )

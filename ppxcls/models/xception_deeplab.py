@@ -1,8 +1,8 @@
-"""Xception41 and 65 with the changes of DeepLab v3+ (arXiv:1802.02611, section 3.2) and PaddleClas's classifier.
+"""Xception41 and 65 with the changes of DeepLab v3+ (arXiv:1802.02611, section 3.2).
 
-Strided depthwise convolutions replace the max pools, each depthwise and each pointwise convolution has its
-own batch norm (epsilon 1e-3, momentum 0.99), and the last block has dilation 2. State keys, with their
-slashes, are those of PaddleClas's weights.
+Strided depthwise convolutions replace the max pools. Each depthwise and each pointwise convolution has its
+own batch norm (epsilon 1e-3, momentum 0.99). The last block has dilation 2. The classifier is PaddleClas's.
+State keys, with their slashes, are those of PaddleClas's weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.in_order import Stack, in_order
 
-_WIDTH = 728  # channels of the middle flow
+_MIDDLE_CHANNELS = 728  # channels of the middle flow
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2D:
@@ -40,7 +40,7 @@ class ConvBN(nn.Sequential):
 class SeparableConv(Stack):
     """3x3 depthwise convolution, batch norm, 1x1 convolution, batch norm.
 
-    With ``relu``, a ReLU follows each batch norm.
+    If ``relu`` is True, a ReLU follows each batch norm.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
@@ -52,14 +52,15 @@ class SeparableConv(Stack):
 
 
 class Block(nn.Layer):
-    """Three separable convolutions, each after a ReLU, and a shortcut: the identity or a projection with batch
-    norm.
+    """Three separable convolutions, each after a ReLU, and a shortcut.
+
+    The shortcut is the identity or a projection with batch norm.
 
     Args:
         channels: input channels, then the output channels of the three convolutions.
         stride: stride of the third convolution and of the projection.
-        project: whether the shortcut is a projection.
-        dilation: of the depthwise convolutions.
+        project: True if the shortcut is a projection.
+        dilation: dilation of the depthwise convolutions.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Block(nn.Layer):
         self._short = ConvBN(channels[0], channels[3], 1, stride) if project else None
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
+        """Maps [N, C_in, H, W] to [N, C_out, H / stride, W / stride]."""
         y = in_order([relu, self._conv1, relu, self._conv2, relu, self._conv3], x)
         return y + (x if self._short is None else self._short(x))
 
@@ -87,7 +88,7 @@ class LastBlock(nn.Layer):
         self._conv3 = SeparableConv(1536, 2048, 1, dilation, relu=True)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, 1024, H, W] to [N, 2048, H, W]."""
+        """Maps [N, 1024, H, W] to [N, 2048, H, W]."""
         return in_order([self._conv1, self._conv2, self._conv3], x)
 
 
@@ -95,12 +96,12 @@ class XceptionDeeplab(nn.Layer):
     """Two 3x3 convolutions, entry, middle and exit flow, classifier.
 
     Args:
-        prefix: start of the state keys of entry and middle flow.
-        middle_blocks: number of blocks of the middle flow.
+        prefix: prefix of the state keys of entry and middle flow.
+        middle_blocks: number of the middle flow's blocks.
         class_num: number of classes; 0 for features.
-        in_channels: channels of the images.
-        drop_rate: dropout of the last feature map.
-        output_stride: size of the image divided by that of the features. Blocks that would exceed it use
+        in_channels: number of the images' channels.
+        drop_rate: dropout rate of the last feature map.
+        output_stride: size of the image divided by the size of the features. Blocks that would exceed it use
             dilation, not strides.
     """
 
@@ -119,28 +120,29 @@ class XceptionDeeplab(nn.Layer):
         self._conv1 = ConvBN(in_channels, 32, 3, stride=2)
         self._conv2 = ConvBN(32, 64, 3, stride=1)
         self._blocks = []
-        channels, reached, dilation = 64, 2, 1
-        for i, width in enumerate((128, 256, _WIDTH)):
-            stride = 2 if reached * 2 <= output_stride else 1
+        channels, current_stride, dilation = 64, 2, 1
+        for i, width in enumerate((128, 256, _MIDDLE_CHANNELS)):
+            stride = 2 if current_stride * 2 <= output_stride else 1
             block = Block((channels, width, width, width), stride, dilation=dilation)
             self._blocks.append(self.add_sublayer(f"{prefix}/entry_flow/block{i + 1}", block))
-            channels, reached, dilation = width, reached * stride, dilation * 2 // stride
+            channels, current_stride, dilation = width, current_stride * stride, dilation * 2 // stride
         for i in range(middle_blocks):
-            block = Block((_WIDTH,) * 4, project=False, dilation=dilation)
+            block = Block((_MIDDLE_CHANNELS,) * 4, project=False, dilation=dilation)
             self._blocks.append(self.add_sublayer(f"{prefix}/middle_flow/block{i + 1}", block))
-        stride = 2 if reached * 2 <= output_stride else 1
-        self._exit_flow_1 = Block((_WIDTH, _WIDTH, 1024, 1024), stride, dilation=dilation)
+        stride = 2 if current_stride * 2 <= output_stride else 1
+        self._exit_flow_1 = Block((_MIDDLE_CHANNELS, _MIDDLE_CHANNELS, 1024, 1024), stride, dilation=dilation)
         self._exit_flow_2 = LastBlock(2 * dilation * 2 // stride)
-        # The published weights were trained with Paddle's older rule: evaluation scales the features down,
-        # training leaves them.
+        # The published weights were trained with Paddle's older rule. Evaluation scales the features down,
+        # and training does not scale them.
         self._drop = nn.Dropout(drop_rate, mode="downscale_in_infer")
         self._pool = nn.AdaptiveAvgPool2D(1)
         self._fc = nn.Linear(2048, class_num) if class_num else nn.Identity()
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Args: images: float32 [N, C, H, W], H and W from 71.
+        """Returns logits [N, class_num], or features [N, 2048] if ``class_num`` is 0.
 
-        Returns: logits [N, class_num], or features [N, 2048].
+        Args:
+            images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
         x = in_order(
             [self._conv1, relu, self._conv2, relu, *self._blocks, self._exit_flow_1, self._exit_flow_2],

@@ -1,4 +1,7 @@
-"""Batch norm in training and ReLU: numba's kernels on the CPU, because Paddle's use one thread; otherwise Paddle's operators."""
+"""Batch norm in training and ReLU: numba kernels on the CPU, Paddle's operators otherwise.
+
+Paddle's CPU operators use only one thread.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +16,34 @@ from ppxcls.ops.channelwise import Chain
 class BatchNorm2D(nn.BatchNorm2D):
     """``paddle.nn.BatchNorm2D`` with its parameters, statistics and state keys.
 
-    In training in float32 on the CPU, it runs the numba kernels, if numba is installed.
+    It uses the numba kernels for float32 training on the CPU, if numba is installed.
     """
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C, H, W] to the same."""
+        """Normalises [N, C, H, W]. The shape stays the same."""
         if self.measures_in_kernels(x):
             return Chain(norm=self)(x)
-        return nn.BatchNorm2D.forward(self, x)  # to a static graph, Paddle 2.6 translates no super()
+        return nn.BatchNorm2D.forward(self, x)  # Paddle 2.6 can't translate super() to a static graph
 
     def measures_in_kernels(self, x: paddle.Tensor) -> bool:
-        """Whether the numba kernels normalise this input by its own statistics."""
-        uses_batch = self.training and not self._use_global_stats
-        is_whole = self._data_format == "NCHW" and self.weight is not None and self.bias is not None
-        return bool(uses_batch and is_whole and cpu.applies_to(x, self.weight))
+        """True if the numba kernels normalise this input with its batch statistics."""
+        uses_batch_statistics = self.training and not self._use_global_stats
+        is_supported = self._data_format == "NCHW" and self.weight is not None and self.bias is not None
+        return bool(uses_batch_statistics and is_supported and cpu.applies_to(x, self.weight))
 
 
 class NormReLU(BatchNorm2D):
-    """Batch norm and ReLU under one name."""
+    """Batch norm, then ReLU, as one layer."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """[N, C, H, W] to the same."""
+        """Normalises [N, C, H, W] and applies ReLU. The shape stays the same."""
         if self.measures_in_kernels(x):
             return Chain(norm=self, is_rectified=True)(x)
-        return relu(nn.BatchNorm2D.forward(self, x))  # to a static graph, Paddle 2.6 translates no super()
+        return relu(nn.BatchNorm2D.forward(self, x))  # Paddle 2.6 can't translate super() to a static graph
 
 
 def relu(x: paddle.Tensor) -> paddle.Tensor:
-    """``max(x, 0)`` of a tensor of any shape. NaN stays NaN."""
+    """Returns ``max(x, 0)`` for a tensor of any shape. NaN stays NaN."""
     if len(x.shape) == 4 and cpu.applies_to(x):
         return Chain(is_rectified=True)(x)
     return F.relu(x)
@@ -50,5 +53,5 @@ class ReLU(nn.Layer):
     """``relu`` as a layer."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """A tensor of any shape to the same."""
+        """Applies ReLU to a tensor of any shape. The shape stays the same."""
         return relu(x)

@@ -1,4 +1,4 @@
-"""Helpers of the CPU operators: when they apply, sizes of their outputs, access to a tensor's memory."""
+"""Helpers of the CPU operators: conditions for their use, output sizes, access to a tensor's memory."""
 
 from __future__ import annotations
 
@@ -12,49 +12,53 @@ from ppxcls.system import kernels
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:
-    """Whether these are eager float32 tensors on the CPU."""
+    """True if these are eager float32 tensors on the CPU, and none is empty."""
     return paddle.in_dynamic_mode() and all(
         t.place.is_cpu_place() and t.dtype == paddle.float32 and 0 not in t.shape for t in tensors
     )
 
 
 def applies_to(*tensors: paddle.Tensor) -> bool:
-    """Whether numba is installed and these are eager float32 tensors on the CPU."""
+    """True if numba is installed and these are eager float32 tensors on the CPU, none of them empty."""
     return kernels.HAS_NUMBA and are_plain(*tensors)
 
 
 def check_channels(expected: int, received: int) -> None:
-    """Raise ValueError if an input has another number of channels than the parameters."""
+    """Raises ValueError if an input's number of channels does not match the parameters."""
     if expected != received:
         raise ValueError(f"expected an input of {expected} channels, received {received}")
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """A size of both sides, or one for each, as (y, x)."""
+    """Returns a size as (y, x). One number is used for both sides."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
 def output_size(size: int, taps: int, padding: int, stride: int, dilation: int = 1) -> int:
-    """Of one side of a convolution's or a pool's output."""
+    """Size of one side of the output of a convolution or a pool."""
     return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
 
 
-class Kept:
-    """The state of a tensor that is kept for the backward pass."""
+class SavedTensor:
+    """A tensor that the backward pass needs, with its version at the time of the forward pass."""
 
     def __init__(self, tensor: paddle.Tensor) -> None:
         self._tensor, self._version = tensor, tensor.inplace_version
 
     def check(self) -> None:
-        """Raise RuntimeError if it was changed since, because the gradient would be wrong."""
+        """Raises RuntimeError if the tensor was changed later, because the gradient would be wrong."""
         if self._tensor.inplace_version != self._version:
             raise RuntimeError(
-                "a tensor that the backward pass needs was modified by an inplace operation after the forward pass"
+                "a tensor that the backward pass needs was modified by an inplace operation"
+                " after the forward pass"
             )
 
 
 class _Memory:
-    """The memory of a contiguous float32 tensor, for numpy, which keeps this object alive as long as the array."""
+    """Gives numpy access to the memory of a contiguous float32 tensor.
+
+    numpy keeps this object, and so the tensor, alive as long as the array.
+    """
 
     def __init__(self, tensor: paddle.Tensor) -> None:
         self._tensor = tensor
@@ -68,5 +72,8 @@ class _Memory:
 
 
 def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
-    """A numpy array that shares the tensor's memory. DLPack would give a read-only one with numpy 1."""
+    """Returns a numpy array that shares the memory of a contiguous tensor.
+
+    DLPack would give a read-only array with numpy 1. A tensor that is not contiguous is copied first.
+    """
     return np.asarray(_Memory(tensor.detach().contiguous()))

@@ -1,8 +1,8 @@
-"""Layers one after another, on the CPU with as few operators as they allow.
+"""Calls layers one after another, on the CPU with as few operators as possible.
 
-In training, all layers between two 1x1 convolutions are one operator (``channelwise``), and the convolutions
-take and give images with the channels first, so that each is one product and nothing is copied. Layers that
-do not fit are called as usual.
+In training, all layers between two 1x1 convolutions are one operator (``channelwise``). The convolutions read
+and write images as [C, N, H, W], so that each is one matrix product without a copy. Layers that do not match
+are called as usual.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from ppxcls.ops.pointwise import PointwiseConv2D
 
 Step = Callable[[paddle.Tensor], paddle.Tensor]
 
-# One letter a layer: n batch norm, r ReLU, b both, d depthwise convolution, p 1x1 convolution, o others.
-_OPERATOR = re.compile("(?P<first>b|n?r?)d(?P<last>b|n?r?)|(?P<alone>b|nr?|r)|p|o")
+# One letter per layer: n batch norm, r ReLU, b both, d depthwise convolution, p 1x1 convolution, o any other.
+_OPERATOR_PATTERN = re.compile("(?P<first>b|n?r?)d(?P<last>b|n?r?)|(?P<alone>b|nr?|r)|p|o")
 
 
 class Stack(nn.Sequential):
-    """``paddle.nn.Sequential`` that calls its layers by ``in_order``."""
+    """``paddle.nn.Sequential`` that calls its layers with ``in_order``."""
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """What the first layer takes to what the last one gives."""
+        """Returns the last layer's output. ``x`` is the first layer's input."""
         return in_order(list(self), x)
 
 
-_PLAIN = nn.Sequential.forward, Stack.forward
+_SEQUENTIAL_FORWARDS = nn.Sequential.forward, Stack.forward
 
 
 def in_order(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
-    """Call layers one after another.
+    """Calls layers one after another.
 
     Args:
-        layers: layers and functions of a tensor, such as ``relu``. A ``paddle.nn.Sequential`` stands for its
-            layers.
-        x: what the first one takes.
+        layers: layers, and functions of a tensor such as ``relu``. A ``paddle.nn.Sequential`` is replaced by
+            its layers.
+        x: input of the first layer.
     """
     if _fits(x) and any(isinstance(layer, nn.Layer) and layer.training for layer in layers):
-        return _fused(list(_leaves(layers)), x)
+        return _run_fused(list(_leaves(layers)), x)
     for layer in layers:
         x = layer(x)
     return x
@@ -58,14 +58,18 @@ def _fits(x: paddle.Tensor) -> bool:
 
 def _leaves(layers: Iterable[Step]) -> Iterator[Step]:
     for layer in layers:
-        if isinstance(layer, nn.Sequential) and type(layer).forward in _PLAIN and not _is_watched(layer):
-            yield from _leaves(list(layer))  # not its children: a layer may occur twice
+        if (
+            isinstance(layer, nn.Sequential)
+            and type(layer).forward in _SEQUENTIAL_FORWARDS
+            and not _is_watched(layer)
+        ):
+            yield from _leaves(list(layer))  # not children(), which omits repeated layers
         else:
             yield layer
 
 
 def _is_watched(layer: nn.Layer) -> bool:
-    """Whether somebody wants to see the calls of this very layer."""
+    """True if the layer has hooks or a replaced ``forward``, so that it must be called itself."""
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
 
 
@@ -84,40 +88,40 @@ def _letter(layer: Step) -> str:
     return "p" if kind is PointwiseConv2D and layer.takes_channels_first() else "o"
 
 
-def _fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
+def _run_fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
     counts = Counter(map(id, layers))
-    # A batch norm that occurs twice updates its statistics twice, one after the other.
+    # A batch norm that occurs twice must update its statistics twice, one after the other.
     letters = [
         "o" if counts[id(layer)] > 1 and isinstance(layer, BatchNorm2D) else _letter(layer)
         for layer in layers
     ]
-    matches = list(_OPERATOR.finditer("".join(letters)))
-    has_channels_first = False
+    matches = list(_OPERATOR_PATTERN.finditer("".join(letters)))
+    is_channel_major = False
     for i, match in enumerate(matches):
-        layer, following = layers[match.start()], matches[i + 1].group() if i + 1 < len(matches) else "o"
+        layer, next_operator = layers[match.start()], matches[i + 1].group() if i + 1 < len(matches) else "o"
         if match.group() == "o":
             x = layer(x)
             if not _fits(x):
                 return in_order(layers[match.end() :], x)
             continue
         if match.group() == "p":
-            layouts = has_channels_first, following != "o"
+            layouts = is_channel_major, next_operator != "o"
             x = layer.product(x, layouts) if isinstance(layer, PointwiseConv2D) and any(layouts) else layer(x)
         else:
-            layouts = has_channels_first, following == "p"
+            layouts = is_channel_major, next_operator == "p"
             x = _chain(match, layers, layouts)(x)
-        has_channels_first = layouts[1]
+        is_channel_major = layouts[1]
     return x
 
 
 def _chain(match: re.Match[str], layers: Sequence[Step], layouts: tuple[bool, bool]) -> Chain:
     first, last = match["first"] or match["alone"] or "", match["last"] or ""
-    own = layers[match.start() : match.end()]
+    group = layers[match.start() : match.end()]
     return Chain(
-        norm=own[0] if first[:1] in ("n", "b") else None,
+        norm=group[0] if first[:1] in ("n", "b") else None,
         is_rectified=first.endswith(("r", "b")),
-        depthwise=own[len(first)] if match["alone"] is None else None,
-        last_norm=own[len(first) + 1] if last[:1] in ("n", "b") else None,
+        depthwise=group[len(first)] if match["alone"] is None else None,
+        last_norm=group[len(first) + 1] if last[:1] in ("n", "b") else None,
         is_last_rectified=last.endswith(("r", "b")),
         layouts=layouts,
     )

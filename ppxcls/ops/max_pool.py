@@ -1,4 +1,4 @@
-"""Max pooling layer: numba's kernels on the CPU, Paddle's operator everywhere else."""
+"""Max pooling layer: numba kernels on the CPU, Paddle's operator everywhere else."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from paddle.autograd import PyLayer
 from ppxcls.ops import cpu
 from ppxcls.system import kernels
 
-_LARGEST = 16  # side of a window whose pixels are numbered in 8 bits
+_MAX_SIDE_PIXELS = 16  # largest side for pixel numbers of 8 bits within a window
 
 
 class MaxPool2D(nn.Layer):
     """Max pooling with square windows. Values and gradients are those of ``paddle.nn.MaxPool2D``.
 
     Args:
-        kernel_size: pixels of the window's sides.
-        stride: of the windows.
+        kernel_size: side of the windows in pixels.
+        stride: distance between windows in pixels.
         padding: pixels by which windows may extend beyond each side; less than ``kernel_size``.
     """
 
@@ -31,12 +31,12 @@ class MaxPool2D(nn.Layer):
         self.data_format = "NCHW"
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
-        """Args: x: [N, C, H, W].
+        """Pools [N, C, H, W] to [N, C, H', W'].
 
-        Returns: [N, C, H', W'], H' = (H + 2 padding - kernel_size) // stride + 1.
+        H' = (H + 2 padding - kernel_size) // stride + 1.
         """
         size, _, padding = self._geometry
-        if self.data_format == "NCHW" and size <= _LARGEST and padding < size and cpu.applies_to(x):
+        if self.data_format == "NCHW" and size <= _MAX_SIDE_PIXELS and padding < size and cpu.applies_to(x):
             return _MaxPooling.apply(x, self._geometry)
         return F.max_pool2d(x, *self._geometry, data_format=self.data_format)
 
@@ -51,10 +51,10 @@ class _MaxPooling(PyLayer):
             [*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32"
         )
         planes = _planes(out)
-        ctx.chosen = np.empty(planes.shape, np.uint8)
+        ctx.argmax = np.empty(planes.shape, np.uint8)
         from ppxcls.ops.max_pool_kernels import max_pool
 
-        kernels.run(max_pool, len(planes), _planes(x), planes, ctx.chosen, *geometry)
+        kernels.run(max_pool, len(planes), _planes(x), planes, ctx.argmax, *geometry)
         ctx.geometry, ctx.shape = geometry, x.shape
         return out
 
@@ -63,8 +63,8 @@ class _MaxPooling(PyLayer):
         from ppxcls.ops.max_pool_kernels import max_pool_gradient
 
         gradient = paddle.empty(ctx.shape, "float32")
-        arguments = ctx.chosen, _planes(out_gradient), _planes(gradient), *ctx.geometry
-        kernels.run(max_pool_gradient, len(ctx.chosen), *arguments)
+        arguments = ctx.argmax, _planes(out_gradient), _planes(gradient), *ctx.geometry
+        kernels.run(max_pool_gradient, len(ctx.argmax), *arguments)
         return gradient
 
 

@@ -8,52 +8,58 @@ from ppxcls.system.kernels import compiled, helper
 
 
 @helper(set())
-def _take_larger(taps, number, largest, chosen):  # type: ignore[no-untyped-def]
-    """Take over the values that are larger than the largest so far. NaN counts as larger."""
+def _take_larger(taps, number, largest, numbers):  # type: ignore[no-untyped-def]
+    """Replaces the largest values so far, and their numbers, if a tap is larger. NaN counts as larger."""
     for i in range(largest.size):
-        tap, old, other = taps[i], largest[i], chosen[i]
-        is_larger = (tap > old) | (tap != tap)  # noqa: PLR0124
-        largest[i] = tap if is_larger else old
-        chosen[i] = number if is_larger else other
+        tap, previous_value, previous_number = taps[i], largest[i], numbers[i]
+        is_larger = (tap > previous_value) | (tap != tap)  # noqa: PLR0124
+        largest[i] = tap if is_larger else previous_value
+        numbers[i] = number if is_larger else previous_number
 
 
 @helper(set())
-def _phase_places(sides, phase_sides, stride, padding):  # type: ignore[no-untyped-def]
-    """Where a plane's pixels lie in its phases: those of every ``stride``-th row and column form a plane, [S * S, H', W']."""
-    places = np.empty(sides[0] * sides[1], np.uint32)
+def _phase_indices(sides, phase_sides, stride, padding):  # type: ignore[no-untyped-def]
+    """Indices of a plane's pixels in its phases.
+
+    A phase is a plane of every ``stride``-th row and column: [S * S, H', W'] for all phases.
+    """
+    indices = np.empty(sides[0] * sides[1], np.uint32)
     for y in range(sides[0]):
         for x in range(sides[1]):
             row, column = y + padding, x + padding
             phase = (row % stride) * stride + column % stride
-            place = (phase * phase_sides[0] + row // stride) * phase_sides[1] + column // stride
-            places[y * sides[1] + x] = place
-    return places
+            index = (phase * phase_sides[0] + row // stride) * phase_sides[1] + column // stride
+            indices[y * sides[1] + x] = index
+    return indices
 
 
 @helper(set())
-def _first_pixels(sides, row, stride, padding, size):  # type: ignore[no-untyped-def]
-    """Numbers of the first pixels of the windows that lie in the plane; windows have the places of the first phase."""
-    numbers = np.zeros(sides[0] * row, np.int32)
+def _first_pixels(sides, width, stride, padding, size):  # type: ignore[no-untyped-def]
+    """For each window, the number of its first pixel inside the plane.
+
+    The windows are arranged like the first phase, in rows of ``width`` pixels.
+    """
+    numbers = np.zeros(sides[0] * width, np.int32)
     for y in range(sides[0]):
         for x in range(sides[1]):
-            numbers[y * row + x] = max(0, padding - y * stride) * size + max(0, padding - x * stride)
+            numbers[y * width + x] = max(0, padding - y * stride) * size + max(0, padding - x * stride)
     return numbers
 
 
 @compiled
-def max_pool(planes, out, chosen, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
-    """Largest value of each window.
+def max_pool(planes, out, argmax, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
+    """Finds the largest value of each window.
 
     Args:
-        planes: float32 [P, H, W].
-        out: float32 [P, OH, OW], overwritten.
-        chosen: uint8 [P, OH, OW], overwritten: number of the first pixel of the window, row by row, that has
-            this value.
-        size: pixels of the window's sides, at most 16.
-        stride: of the windows.
+        planes: input, float32 [P, H, W].
+        out: largest values, float32 [P, OH, OW]; overwritten.
+        argmax: numbers of the largest values' pixels, uint8 [P, OH, OW]; overwritten. The pixels of a window
+            are counted row by row. If several pixels have the value, the first one is taken.
+        size: side of the windows in pixels, at most 16.
+        stride: distance between windows in pixels.
         padding: pixels beyond each side.
-        begin: first of the planes to compute.
-        end: the one after the last.
+        begin: first plane to compute.
+        end: plane after the last one.
     """
     sides, out_sides = planes.shape[1:], out.shape[1:]
     reach = (size - 1) // stride
@@ -61,52 +67,54 @@ def max_pool(planes, out, chosen, size, stride, padding, begin, end):  # type: i
         max(out_sides[0] + reach, (sides[0] + padding - 1) // stride + 1),
         max(out_sides[1] + reach, (sides[1] + padding - 1) // stride + 1),
     )
-    used = (out_sides[0] - 1) * phase_sides[1] + out_sides[1]
-    places = _phase_places(sides, phase_sides, stride, padding)
-    first = _first_pixels(out_sides, phase_sides[1], stride, padding, size)
-    # The padding stays, because each plane fills the same places.
+    window_span = (out_sides[0] - 1) * phase_sides[1] + out_sides[1]
+    indices = _phase_indices(sides, phase_sides, stride, padding)
+    first_numbers = _first_pixels(out_sides, phase_sides[1], stride, padding, size)
+    # The padding keeps its value, because each plane fills the same indices.
     phases = np.full(stride * stride * phase_sides[0] * phase_sides[1], -np.inf, np.float32)
-    largest, numbers = np.empty(first.size, np.float32), np.empty(first.size, np.int32)
+    largest, numbers = np.empty(first_numbers.size, np.float32), np.empty(first_numbers.size, np.int32)
     for plane in range(begin, end):
         row = planes[plane].reshape(sides[0] * sides[1])
         for i in range(row.size):
-            phases[places[i]] = row[i]
-        for i in range(first.size):
-            largest[i], numbers[i] = -np.inf, first[i]
+            phases[indices[i]] = row[i]
+        for i in range(first_numbers.size):
+            largest[i], numbers[i] = -np.inf, first_numbers[i]
         for ky in range(size):
             for kx in range(size):  # one pixel of all windows at a time
                 phase = (ky % stride) * stride + kx % stride
                 offset = (phase * phase_sides[0] + ky // stride) * phase_sides[1] + kx // stride
-                _take_larger(phases[offset:], np.int32(ky * size + kx), largest[:used], numbers[:used])
+                _take_larger(
+                    phases[offset:], np.int32(ky * size + kx), largest[:window_span], numbers[:window_span]
+                )
         for y in range(out_sides[0]):
             row_start = y * phase_sides[1]
             for x in range(out_sides[1]):
                 out[plane, y, x] = largest[row_start + x]
-                chosen[plane, y, x] = numbers[row_start + x]
+                argmax[plane, y, x] = numbers[row_start + x]
 
 
 @compiled
-def max_pool_gradient(chosen, out_gradient, gradient, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
-    """Add the gradient of each output to the pixel that was chosen.
+def max_pool_gradient(argmax, out_gradient, gradient, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
+    """Adds the gradient of each output to the pixel with the window's largest value.
 
     Args:
-        chosen: uint8 [P, OH, OW], from the forward pass.
-        out_gradient: float32 [P, OH, OW].
-        gradient: float32 [P, H, W], overwritten.
-        size: pixels of the window's sides.
-        stride: of the windows.
+        argmax: numbers of the largest values' pixels, uint8 [P, OH, OW], from the forward pass.
+        out_gradient: gradient of the output, float32 [P, OH, OW].
+        gradient: gradient of the input, float32 [P, H, W]; overwritten.
+        size: side of the windows in pixels.
+        stride: distance between windows in pixels.
         padding: pixels beyond each side.
-        begin: first of the planes to compute.
-        end: the one after the last.
+        begin: first plane to compute.
+        end: plane after the last one.
     """
     width = gradient.shape[2]
-    places = np.empty(size * size, np.int64)
+    offsets = np.empty(size * size, np.int64)
     for number in range(size * size):
-        places[number] = (number // size) * width + number % size
+        offsets[number] = (number // size) * width + number % size
     for plane in range(begin, end):
         flat = gradient[plane].reshape(gradient.shape[1] * width)
         flat[:] = 0
-        for oy in range(chosen.shape[1]):
-            for ox in range(chosen.shape[2]):
+        for oy in range(argmax.shape[1]):
+            for ox in range(argmax.shape[2]):
                 first = (oy * stride - padding) * width + ox * stride - padding
-                flat[first + places[chosen[plane, oy, ox]]] += out_gradient[plane, oy, ox]
+                flat[first + offsets[argmax[plane, oy, ox]]] += out_gradient[plane, oy, ox]

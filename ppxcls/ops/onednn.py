@@ -1,7 +1,7 @@
-"""Products and copies by the oneDNN library that Paddle's CPU builds bring, called through its C interface.
+"""Matrix products and copies by oneDNN, a library in Paddle's CPU builds, called through its C interface.
 
-Paddle multiplies image by image and has no bfloat16 product on the CPU; the library does both. Interface:
-oneDNN 3, ``dnnl.h``.
+On the CPU, Paddle multiplies image by image and has no bfloat16 product. The library can multiply whole
+batches, also in bfloat16. Interface: oneDNN 3, ``dnnl.h``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import paddle
 
 FLOAT32, BFLOAT16 = 3, 2  # dnnl_data_type_t
 _CPU, _IN_ORDER = 1, 1  # dnnl_engine_kind_t; dnnl_stream_flags_t
-SOURCE, RESULT, WEIGHTS = 1, 17, 33  # argument numbers of an execution
-_MAJOR = 3  # the version that has these functions
+SOURCE, RESULT, WEIGHTS = 1, 17, 33  # numbers of a primitive's arguments
+_MAJOR_VERSION = 3  # version of oneDNN that has these functions
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 Handle = ctypes.c_void_p
-_LOCK = threading.Lock()  # a primitive's memory objects are set before it is executed
+_LOCK = threading.Lock()  # lets one thread at a time set a primitive's addresses and execute it
 
 
 class Operand(NamedTuple):
-    """A matrix or several of them, in memory.
+    """A matrix in memory, or several of them.
 
     Attributes:
-        address: of the first number.
-        dims: sizes.
-        strides: distances in numbers.
-        kind: ``FLOAT32`` or ``BFLOAT16``.
+        address: address of the first number.
+        dims: size of each axis.
+        strides: distance along each axis, in numbers.
+        kind: type of the numbers, ``FLOAT32`` or ``BFLOAT16``.
     """
 
     address: int
@@ -43,7 +43,7 @@ class Operand(NamedTuple):
 
     @property
     def shape(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-        """What a primitive is made for."""
+        """Sizes, strides and type, for which a primitive is compiled."""
         return self.dims, self.strides, self.kind
 
 
@@ -57,16 +57,17 @@ class _Version(ctypes.Structure):
 
 @functools.cache
 def load() -> Any:
-    """oneDNN of the installed Paddle, with an engine and a stream; None if there is none of the expected version."""
+    """Returns oneDNN of the installed Paddle, with an engine and a stream.
+
+    Returns None if there is no library of the expected version.
+    """
     try:
         (file,) = (Path(paddle.__file__).parent / "libs").glob("libdnnl.so*")
         library: Any = ctypes.CDLL(str(file))
         library.dnnl_version.restype = ctypes.POINTER(_Version)
-        if library.dnnl_version().contents.major != _MAJOR:
+        if library.dnnl_version().contents.major != _MAJOR_VERSION:
             return None
-        library.dnnl_memory_desc_get_size.restype = (
-            ctypes.c_size_t
-        )  # ctypes takes int otherwise, which is too short
+        library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t  # the default, int, is too short
         library.dnnl_primitive_desc_query_md.restype = Handle
         engine, stream = Handle(), Handle()
         check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
@@ -78,13 +79,13 @@ def load() -> Any:
 
 
 def is_available() -> bool:
-    """Whether the library is there."""
+    """True if the library can be used."""
     return load() is not None
 
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether the library is there, multiplies bfloat16, and the processor does too (AVX512-BF16 or AMX)."""
+    """True if the library and the processor (AVX512-BF16 or AMX) can multiply bfloat16."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -102,33 +103,37 @@ def has_bfloat16() -> bool:
 
 
 def strides_of(dims: Sequence[int]) -> tuple[int, ...]:
-    """Of contiguous memory."""
-    found = [1]
+    """Strides of contiguous memory, in numbers."""
+    strides = [1]
     for size in reversed(dims[1:]):
-        found.insert(0, found[0] * size)
-    return tuple(found)
+        strides.insert(0, strides[0] * size)
+    return tuple(strides)
 
 
 def multiply(a: Operand, b: Operand, out: Operand) -> None:
-    """``out = a b``. With three dimensions the first counts products; 1 stands for the same matrix in all."""
+    """Computes ``out = a b``.
+
+    If there are three dimensions, the first one counts the products. Size 1 there uses the same matrix in all
+    products.
+    """
     _product(a.shape, b.shape, out.shape)(a.address, b.address, out.address)
 
 
 def copy(source: Operand, target: Operand) -> None:
-    """Copy between layouts and types of the same dimensions."""
+    """Copies numbers between layouts and types. Both operands have the same dimensions."""
     _reorder(source.shape, target.shape)(source.address, target.address)
 
 
 @functools.lru_cache(maxsize=512)
 def _product(a: Any, b: Any, out: Any) -> Primitive:
     shapes = [descriptor(*shape) for shape in (a, b, out)]
-    library, made = load(), Handle()
+    library, description = load(), Handle()
     check(
         library.dnnl_matmul_primitive_desc_create(
-            ctypes.byref(made), library.engine, shapes[0], shapes[1], Handle(), shapes[2], Handle()
+            ctypes.byref(description), library.engine, shapes[0], shapes[1], Handle(), shapes[2], Handle()
         )
     )
-    return Primitive(made, shapes, (SOURCE, WEIGHTS, RESULT))
+    return Primitive(description, shapes, (SOURCE, WEIGHTS, RESULT))
 
 
 @functools.lru_cache(maxsize=512)
@@ -137,25 +142,28 @@ def _reorder(source: Any, target: Any) -> Primitive:
 
 
 def reorder(source: Any, target: Any) -> Primitive:
-    """A copy between the layouts and types of two descriptors, which it destroys when it goes."""
-    library, made = load(), Handle()
+    """Compiles a copy between the layouts and types of two descriptors.
+
+    The copy destroys the descriptors when it is deleted.
+    """
+    library, description = load(), Handle()
     check(
         library.dnnl_reorder_primitive_desc_create(
-            ctypes.byref(made), source, library.engine, target, library.engine, Handle()
+            ctypes.byref(description), source, library.engine, target, library.engine, Handle()
         )
     )
-    return Primitive(made, (source, target), (SOURCE, RESULT))
+    return Primitive(description, (source, target), (SOURCE, RESULT))
 
 
 def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
-    """Of memory with these sizes, strides and type."""
-    numbers, made = ctypes.c_int64 * len(dims), Handle()
+    """Memory descriptor with these sizes, strides and type."""
+    array_type, handle = ctypes.c_int64 * len(dims), Handle()
     check(
         load().dnnl_memory_desc_create_with_strides(
-            ctypes.byref(made), len(dims), numbers(*dims), kind, numbers(*strides)
+            ctypes.byref(handle), len(dims), array_type(*dims), kind, array_type(*strides)
         )
     )
-    return made
+    return handle
 
 
 class Primitive:
@@ -163,8 +171,8 @@ class Primitive:
 
     def __init__(self, description: Any, descriptors: Sequence[Any], numbers: Sequence[int]) -> None:
         self._library = library = load()
-        self._descriptors, self._made, self._memories = descriptors, Handle(), []
-        check(library.dnnl_primitive_create(ctypes.byref(self._made), description))
+        self._descriptors, self._primitive, self._memories = descriptors, Handle(), []
+        check(library.dnnl_primitive_create(ctypes.byref(self._primitive), description))
         check(library.dnnl_primitive_desc_destroy(description))
         self._memories = [Handle() for _ in descriptors]
         for memory, descriptor in zip(self._memories, descriptors, strict=True):
@@ -180,16 +188,16 @@ class Primitive:
                 check(library.dnnl_memory_set_data_handle(memory, Handle(address)))
             check(
                 library.dnnl_primitive_execute(
-                    self._made, library.stream, len(self._arguments), self._arguments
+                    self._primitive, library.stream, len(self._arguments), self._arguments
                 )
             )
             check(library.dnnl_stream_wait(library.stream))
 
     def __del__(self) -> None:
-        if sys.is_finalizing():  # the library may be gone
+        if sys.is_finalizing():  # the library may be unloaded already
             return
         library = self._library
-        library.dnnl_primitive_destroy(self._made)
+        library.dnnl_primitive_destroy(self._primitive)
         for memory in self._memories:
             library.dnnl_memory_destroy(memory)
         for descriptor in self._descriptors:
@@ -197,6 +205,6 @@ class Primitive:
 
 
 def check(status: int) -> None:
-    """Raise RuntimeError unless a call succeeded."""
+    """Raises RuntimeError if the status of a call is not 0."""
     if status:
-        raise RuntimeError(f"oneDNN: status {status}")
+        raise RuntimeError(f"a oneDNN call failed with status {status}")

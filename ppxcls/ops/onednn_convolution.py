@@ -1,4 +1,4 @@
-"""Convolutions by the oneDNN library of ``onednn``, with whatever layouts it prefers inside."""
+"""Convolutions by the oneDNN library of ``onednn``, which chooses the memory layouts inside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,13 @@ _TRAINING, _DIRECT, _ANY = 64, 1, 1  # dnnl_prop_kind_t, dnnl_alg_kind_t, dnnl_f
 
 
 class _Role(NamedTuple):
-    """A tensor of a convolution: its number as an argument, and the number to ask for its layout (dnnl_query_t)."""
+    """A tensor of a convolution.
+
+    Attributes:
+        argument: number of the tensor's argument.
+        query: number that queries the tensor's layout (dnnl_query_t).
+        is_result: True if the convolution writes the tensor.
+    """
 
     argument: int
     query: int
@@ -34,119 +40,126 @@ class _Role(NamedTuple):
 
 
 _INPUT, _KERNEL, _OUTPUT = _Role(SOURCE, 129), _Role(WEIGHTS, 131), _Role(RESULT, 133, True)
-_OF_INPUT, _OF_KERNEL, _OF_OUTPUT = _Role(129, 130, True), _Role(161, 132, True), _Role(145, 134)
-# By what is computed: the function that describes it, what it takes first, and the roles of input, kernel and
-# output.
-_KINDS = {
+_INPUT_GRADIENT, _KERNEL_GRADIENT, _OUTPUT_GRADIENT = (
+    _Role(129, 130, True),
+    _Role(161, 132, True),
+    _Role(145, 134),
+)
+# For each result: the function that describes its computation, the first arguments of this function, and the
+# roles of input, kernel and output.
+_COMPUTATIONS = {
     "output": ("forward", (_TRAINING, _DIRECT), (_INPUT, _KERNEL, _OUTPUT)),
-    "input": ("backward_data", (_DIRECT,), (_OF_INPUT, _KERNEL, _OF_OUTPUT)),
-    "kernel": ("backward_weights", (_DIRECT,), (_INPUT, _OF_KERNEL, _OF_OUTPUT)),
+    "input": ("backward_data", (_DIRECT,), (_INPUT_GRADIENT, _KERNEL, _OUTPUT_GRADIENT)),
+    "kernel": ("backward_weights", (_DIRECT,), (_INPUT, _KERNEL_GRADIENT, _OUTPUT_GRADIENT)),
 }
 
 
 class Sides(NamedTuple):
-    """Of a convolution, each (y, x)."""
+    """Stride and padding of a convolution, each (y, x)."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
 
 
-def convolve(what: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: int) -> None:
-    """Compute a convolution or one of its gradients.
+def convolve(target: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: int) -> None:
+    """Computes a convolution or one of its gradients.
 
     Args:
-        what: "output", or "input" or "kernel" for the gradient with respect to it; this tensor is written.
-        tensors: the input, float32 [N, C, H, W], the kernel, float32 [C', C, KH, KW], and the output, or
-            their gradients.
+        target: tensor to write: "output", or "input" or "kernel" for the gradient with respect to it.
+        tensors: input, float32 [N, C, H, W], kernel, float32 [C', C, KH, KW], and output, or their gradients.
         sides: stride and padding.
-        kind: type of the factors inside, ``FLOAT32`` or ``BFLOAT16``; sums are in float32.
+        kind: type of the factors inside, ``FLOAT32`` or ``BFLOAT16``. Sums are in float32.
     """
-    _convolution(what, tuple(tuple(tensor.shape) for tensor in tensors), sides, kind)(tensors)
+    _convolution(target, tuple(tuple(tensor.shape) for tensor in tensors), sides, kind)(tensors)
 
 
 @functools.lru_cache(maxsize=64)
 def _convolution(
-    what: str, shapes: tuple[tuple[int, ...], ...], sides: Sides, kind: int
+    target: str, shapes: tuple[tuple[int, ...], ...], sides: Sides, kind: int
 ) -> _CompiledConvolution:
-    return _CompiledConvolution(what, shapes, sides, kind)
+    return _CompiledConvolution(target, shapes, sides, kind)
 
 
 class _CompiledConvolution:
-    """A compiled convolution, with a copy for each tensor that is to have another layout."""
+    """A compiled convolution, with a copy for each tensor that needs another layout."""
 
-    def __init__(self, what: str, shapes: Sequence[tuple[int, ...]], sides: Sides, kind: int) -> None:
-        name, first, self._roles = _KINDS[what]
-        library, made = onednn.load(), Handle()
+    def __init__(self, target: str, shapes: Sequence[tuple[int, ...]], sides: Sides, kind: int) -> None:
+        name, first_arguments, self._roles = _COMPUTATIONS[target]
+        library, description = onednn.load(), Handle()
         pair = ctypes.c_int64 * 2
-        numbers = pair(*sides.stride), pair(0, 0), pair(*sides.padding), pair(*sides.padding)
-        wanted = [
-            _of_any_layout(shape, FLOAT32 if r.is_result else kind)
+        geometry = pair(*sides.stride), pair(0, 0), pair(*sides.padding), pair(*sides.padding)
+        requested_layouts = [
+            _any_layout_descriptor(shape, FLOAT32 if r.is_result else kind)
             for shape, r in zip(shapes, self._roles, strict=True)
         ]
-        bias_and_output = (Handle(), wanted[2]) if what != "input" else (wanted[2],)
-        hint = () if what == "output" else (Handle(),)
+        bias_and_output = (Handle(), requested_layouts[2]) if target != "input" else (requested_layouts[2],)
+        hint = () if target == "output" else (Handle(),)
         create = getattr(library, f"dnnl_convolution_{name}_primitive_desc_create")
         check(
             create(
-                ctypes.byref(made),
+                ctypes.byref(description),
                 library.engine,
-                *first,
-                *wanted[:2],
+                *first_arguments,
+                *requested_layouts[:2],
                 *bias_and_output,
-                *numbers,
+                *geometry,
                 *hint,
                 Handle(),
             )
         )
-        for given in wanted:
-            library.dnnl_memory_desc_destroy(given)
-        layouts = [_queried(made, role.query) for role in self._roles]
+        for requested_layout in requested_layouts:
+            library.dnnl_memory_desc_destroy(requested_layout)
+        layouts = [_query_descriptor(description, role.query) for role in self._roles]
         self._bytes = [library.dnnl_memory_desc_get_size(layout) for layout in layouts]
         self._copies = [
             _copy(shape, layout, r.is_result)
             for shape, layout, r in zip(shapes, layouts, self._roles, strict=True)
         ]
-        self._run = Primitive(made, layouts, [role.argument for role in self._roles])
+        self._primitive = Primitive(description, layouts, [role.argument for role in self._roles])
 
     def __call__(self, tensors: Sequence[paddle.Tensor]) -> None:
-        own = [
+        buffers = [
             tensor if copy is None else paddle.empty([size], "uint8")
             for tensor, copy, size in zip(tensors, self._copies, self._bytes, strict=True)
         ]
-        pairs = list(zip(self._roles, self._copies, tensors, own, strict=True))
-        for role, copy, tensor, inside in pairs:
+        operands = list(zip(self._roles, self._copies, tensors, buffers, strict=True))
+        for role, copy, tensor, buffer in operands:
             if copy is not None and not role.is_result:
-                copy(tensor.data_ptr(), inside.data_ptr())
-        self._run(*[tensor.data_ptr() for tensor in own])
-        for role, copy, tensor, inside in pairs:
+                copy(tensor.data_ptr(), buffer.data_ptr())
+        self._primitive(*[tensor.data_ptr() for tensor in buffers])
+        for role, copy, tensor, buffer in operands:
             if copy is not None and role.is_result:
-                copy(inside.data_ptr(), tensor.data_ptr())
+                copy(buffer.data_ptr(), tensor.data_ptr())
 
 
-def _of_any_layout(dims: Sequence[int], kind: int) -> Any:
-    made = Handle()
+def _any_layout_descriptor(dims: Sequence[int], kind: int) -> Any:
+    handle = Handle()
     check(
         onednn.load().dnnl_memory_desc_create_with_tag(
-            ctypes.byref(made), len(dims), (ctypes.c_int64 * len(dims))(*dims), kind, _ANY
+            ctypes.byref(handle), len(dims), (ctypes.c_int64 * len(dims))(*dims), kind, _ANY
         )
     )
-    return made
+    return handle
 
 
-def _queried(description: Any, query: int) -> Any:
-    """A copy of the descriptor that a primitive's description wants."""
-    library, made = onednn.load(), Handle()
-    wanted = library.dnnl_primitive_desc_query_md(description, query, 0)
-    check(library.dnnl_memory_desc_clone(ctypes.byref(made), Handle(wanted)))
-    return made
+def _query_descriptor(description: Any, query: int) -> Any:
+    """Returns a copy of a memory descriptor that a primitive's description requires."""
+    library, duplicate = onednn.load(), Handle()
+    source = library.dnnl_primitive_desc_query_md(description, query, 0)
+    check(library.dnnl_memory_desc_clone(ctypes.byref(duplicate), Handle(source)))
+    return duplicate
 
 
 def _copy(shape: tuple[int, ...], layout: Any, is_result: bool) -> Primitive | None:
-    """Between contiguous float32 and a layout; None if they are the same."""
-    library, own = onednn.load(), Handle()
-    plain = descriptor(shape, strides_of(shape), FLOAT32)
-    if library.dnnl_memory_desc_equal(plain, layout):
-        library.dnnl_memory_desc_destroy(plain)
+    """Compiles a copy between contiguous float32 and a layout; None if they are the same."""
+    library, layout_copy = onednn.load(), Handle()
+    float32_layout = descriptor(shape, strides_of(shape), FLOAT32)
+    if library.dnnl_memory_desc_equal(float32_layout, layout):
+        library.dnnl_memory_desc_destroy(float32_layout)
         return None
-    check(library.dnnl_memory_desc_clone(ctypes.byref(own), layout))
-    return onednn.reorder(own, plain) if is_result else onednn.reorder(plain, own)
+    check(library.dnnl_memory_desc_clone(ctypes.byref(layout_copy), layout))
+    return (
+        onednn.reorder(layout_copy, float32_layout)
+        if is_result
+        else onednn.reorder(float32_layout, layout_copy)
+    )

@@ -1,4 +1,4 @@
-"""The pixels that a stride leaves, channels first, and back, as numba kernels."""
+"""Numba kernels that copy the pixels of a stride to [C, N, H', W'], and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from ppxcls.system.kernels import compiled
 
 @compiled
 def take(images, stride, rows, begin, end):  # type: ignore[no-untyped-def]
-    """Copy every ``stride``-th row and column of float32 [N, C, H, W] to [C, N, H', W']; some of the channels."""
+    """Copies every ``stride``-th row and column of float32 [N, C, H, W] to [C, N, H', W'].
+
+    Only the channels from ``begin`` to ``end`` are copied, without ``end``.
+    """
     for channel in range(begin, end):
         for image in range(rows.shape[1]):
             for y in range(rows.shape[2]):
@@ -18,7 +21,11 @@ def take(images, stride, rows, begin, end):  # type: ignore[no-untyped-def]
 
 @compiled
 def spread(rows, stride, images, begin, end):  # type: ignore[no-untyped-def]
-    """Copy float32 [C, N, H', W'] to every ``stride``-th row and column of [N, C, H, W], zeros between; some of the channels."""
+    """Copies float32 [C, N, H', W'] to every ``stride``-th row and column of [N, C, H, W].
+
+    The pixels between them become zero. Only the channels from ``begin`` to ``end`` are copied, without
+    ``end``.
+    """
     for channel in range(begin, end):
         for image in range(rows.shape[1]):
             images[image, channel] = 0
