@@ -1,4 +1,4 @@
-"""From a config, a run or exported files to predictions and exports. Only this module reads ``Infer``."""
+"""Predicts with a config, a run or exported files, and exports networks. Only this module reads ``Infer``."""
 
 from __future__ import annotations
 
@@ -39,108 +39,116 @@ from ppxcls.packed.storage import is_url
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 
-# Keys that make sense with exported files, which hold the others.
-_KEYS_FOR_EXPORTED = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
+# Keys that may be overridden together with exported files, which contain all other settings.
+_KEYS_WITH_EXPORTED_FILES = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
 
 
-def load(path: str | Path | Config, coming: int = 0) -> Predictor:
-    """A trained run or an exported model, ready to predict:
-    ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
+def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
+    """Loads a trained run or an exported model for prediction.
+
+    Example: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
 
     Args:
-        path: folder of a run, its ``config.yaml``, a config, an exported folder, or an exported ``.onnx``
-            file.
-        coming: number of images that are known to come. On a CPU a run's network is compiled for many, with
-            the first batch.
+        path: run folder, its ``config.yaml``, another config, exported folder, or exported ``.onnx`` file.
+        image_count: number of images to predict, if known; 0 if unknown. On a CPU, the network of a run is
+            compiled at the first batch if there are many images.
 
     Raises:
-        ConfigError, CheckpointError, DataError: it can't be used.
+        ConfigError, CheckpointError, DataError: the model can't be used.
     """
     if isinstance(path, Config):
-        return trained_predictor(path, coming)
+        return trained_predictor(path, image_count)
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
     if path.suffix == ".onnx" or (path / NAME).is_file():
         return exported_predictor(path)
-    return trained_predictor(load_config(path), coming)
+    return trained_predictor(load_config(path), image_count)
 
 
-def trained_predictor(config: Config, coming: int = 0) -> Predictor:
-    """The network of a config with the weights of ``weights_for``, for so many images or more.
+def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
+    """Builds a predictor from a config, with the weights of ``weights_for``.
+
+    Args:
+        config: config of a run or a network.
+        image_count: number of images to predict, if known; see ``load``.
 
     Raises:
-        ConfigError: no weights are named, or the device is not there.
+        ConfigError: the config names no weights, or the device does not exist.
         CheckpointError: the weights can't be used.
         DataError: the class names can't be used.
     """
     weights = weights_for(config, "infer")
     assert weights
-    blocks, names = transforms_for(config), class_names_for(config, "infer")
+    blocks, class_names = transforms_for(config), class_names_for(config, "infer")
     start_processes(config)
-    host, stage = split_for_device(build_transforms(blocks))
-    runner = network_runner(build_network(config, "infer", weights), stage, coming)
+    host_transforms, stage = split_for_device(build_transforms(blocks))
+    runner = network_runner(build_network(config, "infer", weights), stage, image_count)
     return Predictor(
-        host, runner, names, gives_logits=True, description=describe(config, weights, blocks, names)
+        host_transforms,
+        runner,
+        class_names,
+        gives_logits=True,
+        description=describe(config, weights, blocks, class_names),
     )
 
 
 def exported_predictor(path: str | Path) -> Predictor:
-    """Exported files, with what they say of themselves.
+    """Builds a predictor from exported files and their metadata.
 
     Args:
-        path: the folder, or its ``.onnx`` file, which may also be alone.
+        path: exported folder, or its ``.onnx`` file, which also works without the other files.
 
     Raises:
-        CheckpointError, DataError: they can't be used.
+        CheckpointError, DataError: the files can't be used.
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
     if path.suffix == ".onnx":
-        runner, exported = onnx_runner(path), _from_metadata(path)
+        runner, metadata = onnx_runner(path), _read_onnx_metadata(path)
     else:
-        exported = read_side_file(path)
+        metadata = read_side_file(path)
         has_paddle = (path / "inference.pdiparams").is_file()
         runner = paddle_runner(path) if has_paddle else onnx_runner(path / "inference.onnx")
-    host, stage = split_for_device(build_transforms(exported.transforms))
-    if not exported.preprocesses:
-        runner = _prepared(runner, ModelInput(stage))
+    host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
+    if not metadata.preprocesses:
+        runner = _preprocessing_runner(runner, ModelInput(stage))
     return Predictor(
-        host, runner, exported.class_names, exported.gives_logits, f"{path}: {exported.describe()}"
+        host_transforms, runner, metadata.class_names, metadata.gives_logits, f"{path}: {metadata.describe()}"
     )
 
 
-def _from_metadata(file: Path) -> Exported:
-    """What an ``.onnx`` file says of itself; of older versions the file beside it."""
-    stored = onnx_metadata(file).get(METADATA_KEY)
-    if stored is None:
+def _read_onnx_metadata(file: Path) -> Exported:
+    """Reads the metadata of an ``.onnx`` file. Older versions wrote it to a JSON file in the same folder."""
+    text = onnx_metadata(file).get(METADATA_KEY)
+    if text is None:
         return read_side_file(file.parent)
     try:
-        return parse(json.loads(stored), str(file))
+        return parse(json.loads(text), str(file))
     except (ValueError, RecursionError):
-        raise DataError(f"{file}: its description of the model is damaged") from None
+        raise DataError(f"{file}: its metadata is damaged") from None
 
 
-def _prepared(runner: Runner, to_input: ModelInput) -> Runner:
+def _preprocessing_runner(runner: Runner, to_input: ModelInput) -> Runner:
     return lambda images: runner(to_input(images).numpy())
 
 
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
-    """Convert weights of timm, Keras or this package.
+    """Converts weights of timm, Keras or this package.
 
     Args:
-        source: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``.
-        name: of the network.
-        output: ``.pdparams`` or ``.safetensors``.
+        source: weights file: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``.
+        name: name of the network.
+        output: file to write: ``.pdparams`` or ``.safetensors``.
         class_num: number of classes.
 
     Returns:
         Number of tensors.
 
     Raises:
-        ConfigError: there is no such network.
-        CheckpointError: the source can't be used, or does not fit the network key by key.
+        ConfigError: there is no network with this name.
+        CheckpointError: the source can't be used, or does not match the network key by key.
         OSError: the output can't be written.
     """
     model = build_model(name, class_num=class_num)
@@ -157,58 +165,67 @@ def export(
     fold: bool = False,
     int8: str | None = None,
 ) -> dict[str, float]:
-    """Export the network of ``weights_for`` to ``Global.save_inference_dir``.
+    """Exports the network, with the weights of ``weights_for``, to ``Global.save_inference_dir``.
 
     Args:
-        config: of a run.
-        formats: ``paddle``, ``onnx``.
-        softmax: probabilities instead of logits.
-        preprocess: take uint8 images and normalise them in the graph.
-        fold: fold batch norms into the convolutions before them.
-        int8: list of images to calibrate 8-bit numbers on, or a packed data set; see ``quantise``. The list's
-            paths are relative to the ``image_root`` of the evaluation data, or else to the list's own folder.
+        config: config of a run.
+        formats: formats to write: ``paddle``, ``onnx``.
+        softmax: True for probabilities as output, False for logits.
+        preprocess: True for a graph that takes uint8 images and normalises them.
+        fold: True to fold batch norms into the convolutions before them.
+        int8: list of images, or packed data set, to calibrate 8-bit quantisation on; see ``quantise``. None
+            for no quantisation. The list's paths are relative to the ``image_root`` of the evaluation data if
+            it has one, or else to the list's own folder.
+
+    Returns:
+        Largest difference from the network, by format.
 
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: as there, and as ``trained_predictor``.
+        ConfigError, CheckpointError, DataError, OSError: as in ``export_model``, ``quantise`` and
+            ``trained_predictor``.
     """
     set_up_logging()
     weights = weights_for(config, "export")
     assert weights
-    blocks, names = transforms_for(config), class_names_for(config, "export")
+    blocks, class_names = transforms_for(config), class_names_for(config, "export")
     start_processes(config)
-    logger.info(describe(config, weights, blocks, names))
+    logger.info(describe(config, weights, blocks, class_names))
     network = build_network(config, "export", weights)
     network.eval()
-    host, stage = split_for_device(build_transforms(blocks))
-    exported = Exported(
+    host_transforms, stage = split_for_device(build_transforms(blocks))
+    metadata = Exported(
         model=config.Arch.name,
         weights=str(weights),
         transforms=plain(blocks),
-        class_names=names,
+        class_names=class_names,
         class_num=class_num(config),
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
-    calibration = _for_int8(config, int8, blocks, formats) if int8 is not None else None
-    images, folder = _sample_images(config, host), export_folder(config)
-    differences = export_model(network, stage, images, folder, exported, formats, fold)
+    calibration = _quantisation_data(config, int8, blocks, formats) if int8 is not None else None
+    images, folder = _sample_images(config, host_transforms), export_folder(config)
+    differences = export_model(network, stage, images, folder, metadata, formats, fold)
     if calibration:
-        quantise(folder, exported, *calibration)
+        quantise(folder, metadata, *calibration)
     return differences
 
 
 def export_folder(config: Config) -> Path:
-    """The folder to which ``export`` writes."""
+    """Returns the folder that ``export`` writes to."""
     return Path(config.Global.save_inference_dir)
 
 
-def _for_int8(
+def _quantisation_data(
     config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]
 ) -> tuple[Dataset, Dataset]:
-    """The images to calibrate 8-bit numbers on, and those of the evaluation, both as the exported file takes
-    them.
+    """Returns the calibration and evaluation images for 8-bit quantisation.
 
-    Raises ConfigError, CheckpointError and DataError.
+    Both have the transforms of the exported file.
+
+    Raises:
+        ConfigError: the config has no evaluation data, or its data can't be used.
+        CheckpointError: a package is missing.
+        DataError: the ONNX file is not exported too, or the images can't be used.
     """
     check_packages()
     if "onnx" not in formats:
@@ -218,7 +235,7 @@ def _for_int8(
     )
     if evaluation is None:
         raise config.where("DataLoader.Eval").error(
-            "the section is missing; it is needed to measure what 8 bits cost"
+            "the section is missing; it is needed to measure the accuracy loss of INT8"
         )
     calibration: Dataset
     if is_url(path) or Path(path).is_dir():
@@ -229,12 +246,15 @@ def _for_int8(
     return calibration, evaluation.with_transforms(list(blocks))
 
 
-def _sample_images(config: Config, host: Compose, count: int = 8) -> Array:
-    """Images to compare the exported files on: real ones if there are any, or else random ones, with a warning."""
+def _sample_images(config: Config, host_transforms: Compose, count: int = 8) -> Array:
+    """Returns images to compare the exported files on.
+
+    They are real images if there are any, or else random ones, with a warning.
+    """
     images: list[Array] = []
-    for name, load in _listed_images(config, 4 * count):
+    for name, load_image in _sample_sources(config, 4 * count):
         try:
-            image = load(host)
+            image = load_image(host_transforms)
             if not images or image.shape == images[0].shape:
                 images.append(image)
         except (OSError, ValueError, DataError) as error:
@@ -242,33 +262,36 @@ def _sample_images(config: Config, host: Compose, count: int = 8) -> Array:
         if len(images) == count:
             return np.stack(images)
     if not images:
-        images = [host(_random_image(seed)) for seed in range(count)]
+        images = [host_transforms(_random_image(seed)) for seed in range(count)]
         size = f"{list(images[0].shape)} after the transforms"
         logger.warning(
-            f"no real images are at hand, so the exported files are compared on random ones, {size}; set Infer.infer_imgs"
+            f"no real images are available, so the exported files are compared on random ones, {size}; "
+            "set Infer.infer_imgs"
         )
     return np.stack(images)
 
 
-def _listed_images(config: Config, most: int) -> list[tuple[str, Callable[[Compose], Array]]]:
-    """Names and loaders of ``Infer.infer_imgs``, or of the first images of the evaluation data; empty if both
-    are missing.
+def _sample_sources(config: Config, max_count: int) -> list[tuple[str, Callable[[Compose], Array]]]:
+    """Returns names and loaders of ``Infer.infer_imgs``, or else of the first evaluation images.
+
+    The list is empty if both are missing.
 
     Raises:
-        DataError: the evaluation data is there, but can't be used.
+        DataError: the evaluation data exists, but can't be used.
     """
     if config.Infer and config.Infer.infer_imgs:
         try:
             return [(file, partial(_load_image, file)) for file in find_images(config.Infer.infer_imgs)]
-        except (DataError, OSError) as error:  # as in a YAML from elsewhere
+        except (DataError, OSError) as error:  # for example in a YAML from another machine
             logger.warning(f"Infer.infer_imgs: {error}")
     if config.DataLoader and config.DataLoader.Eval:
         block = config.DataLoader.Eval.dataset
-        places = [block[key] for key in ("cls_label_path", "pack") if key in block]
-        if all(is_url(place) or Path(place).exists() for place in places):
+        locations = [block[key] for key in ("cls_label_path", "pack") if key in block]
+        if all(is_url(place) or Path(place).exists() for place in locations):
             dataset = build_dataset(config, "Eval", patience=0)
             return [
-                (dataset.path(i), partial(_load_sample, dataset, i)) for i in range(min(len(dataset), most))
+                (dataset.path(i), partial(_load_sample, dataset, i))
+                for i in range(min(len(dataset), max_count))
             ]
     return []
 
@@ -278,9 +301,14 @@ def _load_sample(dataset: Dataset, index: int, transform: Compose) -> Array:
 
 
 def _random_image(seed: int) -> bytes:
-    """A file of coloured clouds, because noise of single pixels would say little of a network that was trained on photographs."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    return cv2.imencode(".png", cv2.resize(coarse, (2048, 1536), interpolation=cv2.INTER_CUBIC))[1].tobytes()
+    """Returns a PNG file of smooth random colours.
+
+    Noise of single pixels would show little about a network that was trained on photographs.
+    """
+    coarse_image = np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    return cv2.imencode(".png", cv2.resize(coarse_image, (2048, 1536), interpolation=cv2.INTER_CUBIC))[
+        1
+    ].tobytes()
 
 
 def _load_image(file: str, transform: Compose) -> Array:
@@ -295,17 +323,19 @@ def infer(
     topk: int | None = None,
     batch_size: int | None = None,
 ) -> list[Prediction]:
-    """Predict the classes of image files.
+    """Predicts the classes of image files.
 
     Args:
-        config: config of the network, or with ``exported`` of no more than the images; None for no config.
-        images: a file, a folder or a pattern, or several; empty for ``Infer.infer_imgs``.
-        exported: an exported folder, or its ``.onnx`` file, to run instead of the network.
+        config: config of the network. With ``exported``, it only gives the images, ``topk`` and the batch
+            size. None for no config.
+        images: file, folder or pattern, or several of them; empty for ``Infer.infer_imgs``.
+        exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
 
     Returns:
-        A prediction for each file, in order of the paths. A file that can't be read has an ``error``.
+        A prediction for each file, in the order of the paths. If a file can't be read, its prediction has an
+        ``error``.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't
@@ -313,8 +343,8 @@ def infer(
     """
     files = _files_to_predict(config, images)
     predictor = _predictor(config, exported, len(files))
-    default_topk, default_size = _topk_and_batch_size(config)
-    return predictor.predict(files, topk or default_topk, batch_size or default_size)
+    default_topk, default_batch_size = _topk_and_batch_size(config)
+    return predictor.predict(files, topk or default_topk, batch_size or default_batch_size)
 
 
 def print_predictions(
@@ -325,20 +355,20 @@ def print_predictions(
     exported: str | None = None,
     output: str | None = None,
 ) -> int:
-    """Write predictions as they come, and unreadable files to standard error: the command ``ppxcls infer``.
+    """Writes predictions as they are computed, and unreadable files to standard error: ``ppxcls infer``.
 
     Args:
         config: config of the network, as for ``infer``.
         images: files, folders or patterns; empty for ``Infer.infer_imgs``.
-        kind: form of the output; see ``Writer``.
-        exported: an exported folder, or its ``.onnx`` file, to run instead of the network.
+        kind: output format; see ``Writer``.
+        exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         output: file for the predictions; None for standard output.
 
     Returns:
         Number of files that could not be read.
 
     Raises:
-        ConfigError, CheckpointError, DataError, OSError: as ``infer``.
+        ConfigError, CheckpointError, DataError, OSError: as in ``infer``.
     """
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
@@ -355,8 +385,8 @@ def print_predictions(
                 failures += _print_errors(batch)
                 bar.update(len(batch))
     rate = (len(files) - failures) / (time.perf_counter() - start)
-    unread = f", {failures} could not be read" if failures else ""
-    print(f"{len(files) - failures} images, {rate:.1f} images/s{unread}", file=sys.stderr)
+    failure_note = f", {failures} could not be read" if failures else ""
+    print(f"{len(files) - failures} images, {rate:.1f} images/s{failure_note}", file=sys.stderr)
     return failures
 
 
@@ -372,7 +402,7 @@ def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> lis
 
 
 def _predictor(config: Config | None, exported: str | Path | None, count: int) -> Predictor:
-    """The predictor of exported files if there are any, or else of the config's network, for so many images."""
+    """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:
         if config:
             _refuse_overrides(config)
@@ -389,7 +419,7 @@ def _topk_and_batch_size(config: Config | None) -> tuple[int, int]:
 
 
 def _print_errors(predictions: Sequence[Prediction]) -> int:
-    """Print the errors; returns their number."""
+    """Prints the errors and returns their number."""
     errors = [prediction for prediction in predictions if prediction.error]
     for prediction in errors:
         print(printable(f"{prediction.file}: {prediction.error}"), file=sys.stderr)
@@ -397,12 +427,12 @@ def _print_errors(predictions: Sequence[Prediction]) -> int:
 
 
 def _refuse_overrides(config: Config) -> None:
-    """Exported files hold their own weights, preparation and names.
+    """Raises ConfigError for an override that exported files can't follow.
 
-    A wish that they can't follow is an error.
+    Exported files contain their own weights, transforms and class names.
     """
     for key in map(".".join, config.overrides):
-        if not key.startswith(_KEYS_FOR_EXPORTED):
+        if not key.startswith(_KEYS_WITH_EXPORTED_FILES):
             raise config.where(key).error(
                 "exported files have their own; export again to change it, or leave out --exported"
             )

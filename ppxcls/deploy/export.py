@@ -36,29 +36,29 @@ _FILES = (
     ),
     *("inference.yml", "inference_config.json", "inference.int8.onnx"),
 )
-_TOLERANCE = 1e-4  # relative to the largest output; float32 sums differ with their order
+_TOLERANCE = 1e-4  # relative to the largest output; float32 sums depend on their order
 
 
 class Deployed(nn.Layer):
-    """The network with its preprocessing and its softmax.
+    """The network with its preprocessing and softmax, as it is exported.
 
     Args:
         model: the network.
-        stage: what is left to the device, done in the graph on uint8 [N, H, W, 3]; None takes normalised
-            float32 [N, 3, H, W].
-        softmax: probabilities instead of logits.
+        stage: device part of the transforms, done in the graph on uint8 [N, H, W, 3]; None for normalised
+            float32 [N, 3, H, W] as input.
+        softmax: True for probabilities as output, False for logits.
     """
 
     def __init__(self, model: nn.Layer, stage: DeviceStage | None, softmax: bool) -> None:
         super().__init__()
         self.model = model
-        self._softmax = softmax
+        self._has_softmax = softmax
         self._prepare = DeviceTransform(stage or DeviceStage(normalize=None, chw=True))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """[N, H, W, 3] or [N, 3, H, W] to [N, class_num]."""
+        """Maps images [N, H, W, 3] or [N, 3, H, W] to logits or probabilities [N, class_num]."""
         logits = self.model(self._prepare(images))
-        return F.softmax(logits, axis=-1) if self._softmax else logits
+        return F.softmax(logits, axis=-1) if self._has_softmax else logits
 
 
 def export_model(
@@ -66,25 +66,25 @@ def export_model(
     stage: DeviceStage,
     images: Array,
     folder: Path,
-    exported: Exported,
+    metadata: Exported,
     formats: Sequence[str] = ("paddle", "onnx"),
     fold: bool = False,
 ) -> dict[str, float]:
-    """Write ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the side
-    files.
+    """Writes the exported files of a network, and compares each export with the network.
 
-    The same weights give the same bytes, and nothing is installed or fetched.
+    The files are ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the
+    metadata files. The same weights give the same bytes. Nothing is installed or downloaded.
 
     Args:
-        model: in evaluation mode.
-        stage: of the transforms that made the images.
-        images: to compare on, after the host's transforms, [N, ...]. The exported files take batches of any
-            size.
-        folder: for the files.
-        exported: what the files say of themselves; it decides about softmax, and about normalisation in the
-            graph.
-        formats: ``paddle``, ``onnx``.
-        fold: fold batch norms into the convolutions before them.
+        model: network in evaluation mode.
+        stage: device part of the transforms that produced the images.
+        images: images for the comparison, after the host's transforms, [N, ...]. The exported files accept
+            batches of any size.
+        folder: output folder.
+        metadata: metadata of the exported files. It decides whether the graph contains the softmax and the
+            normalisation.
+        formats: formats to write: ``paddle``, ``onnx``.
+        fold: True to fold batch norms into the convolutions before them.
 
     Returns:
         Largest difference from the network, by format.
@@ -95,88 +95,99 @@ def export_model(
     """
     expected = network_runner(model, stage)(images)
     to_input = ModelInput(stage)
-    inputs = images if exported.preprocesses else to_input(images).numpy()
+    inputs = images if metadata.preprocesses else to_input(images).numpy()
     if fold:
         count = fold_batch_norms(model, to_input(images[:1]))
         logger.info(f"folded {count} batch norms into their convolutions")
-    deployed = Deployed(model, stage if exported.preprocesses else None, softmax=not exported.gives_logits)
-    deployed.eval()
-    if not exported.gives_logits:
+    exported_network = Deployed(
+        model, stage if metadata.preprocesses else None, softmax=not metadata.gives_logits
+    )
+    exported_network.eval()
+    if not metadata.gives_logits:
         expected = F.softmax(paddle.to_tensor(expected), axis=-1).numpy()
     folder.mkdir(parents=True, exist_ok=True)
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
-    program = to_static(deployed, spec)
+    program = to_static(exported_network, spec)
     differences = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary:
-        ready = Path(temporary)
-        paddle.jit.save(program, f"{ready}/inference")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary_folder:
+        staging_folder = Path(temporary_folder)
+        paddle.jit.save(program, f"{staging_folder}/inference")
         if "onnx" in formats:
-            _write_onnx(ready, ready / "inference.onnx", exported)
-            differences["onnx"] = _compared(
-                "ONNX Runtime", onnx_runner(ready / "inference.onnx"), inputs, expected
+            _write_onnx(staging_folder, staging_folder / "inference.onnx", metadata)
+            differences["onnx"] = _largest_difference(
+                "ONNX Runtime", onnx_runner(staging_folder / "inference.onnx"), inputs, expected
             )
         if "paddle" in formats:
-            differences["paddle"] = _compared("Paddle Inference", paddle_runner(ready), inputs, expected)
+            differences["paddle"] = _largest_difference(
+                "Paddle Inference", paddle_runner(staging_folder), inputs, expected
+            )
         else:
-            for file in ready.glob("inference.[!o]*"):
+            for file in staging_folder.glob("inference.[!o]*"):
                 file.unlink()
-        about = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
-        facts = {"input": about, "largest difference from the network": differences}
-        write_side_files(ready, exported, facts, "paddle" in formats)
-        _replace(folder, ready)
+        input_description = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
+        facts = {"input": input_description, "largest difference from the network": differences}
+        write_side_files(staging_folder, metadata, facts, "paddle" in formats)
+        _replace_files(folder, staging_folder)
     return differences
 
 
-def _replace(folder: Path, ready: Path) -> None:
-    """Move whole, compared files into the folder, and remove those of an earlier export, which may be another network's."""
+def _replace_files(folder: Path, staging_folder: Path) -> None:
+    """Moves complete, compared files into the folder, and removes those of an earlier export.
+
+    The earlier export may be of another network.
+    """
     for name in _FILES:
-        if not (ready / name).exists() and (folder / name).exists():
+        if not (staging_folder / name).exists() and (folder / name).exists():
             (folder / name).unlink()
             logger.warning(f"removed {folder / name}, which an earlier export wrote")
-    for file in sorted(ready.iterdir()):
+    for file in sorted(staging_folder.iterdir()):
         file.replace(folder / file.name)
 
 
-def _compared(name: str, runner: Runner, images: Array, expected: Array) -> float:
+def _largest_difference(name: str, runner: Runner, images: Array, expected: Array) -> float:
     received = np.concatenate([runner(images[:1]), runner(images[1:])]) if len(images) > 1 else runner(images)
     difference = float(np.abs(received - expected).max())
-    same = int((received.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    logger.info(f"{name}: largest difference {difference:.2e} on {len(images)} images, top-1 equal on {same}")
-    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or same < len(
+    equal_count = int((received.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    logger.info(
+        f"{name}: largest difference {difference:.2e} on {len(images)} images, top-1 equal on {equal_count}"
+    )
+    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or equal_count < len(
         images
-    ):  # NaN is no agreement
+    ):  # NaN fails too
         raise CheckpointError(
-            f"{name} differs from the network by {difference:.2e}, top-1 equal on {same} of {len(images)} images"
+            f"{name} differs from the network by {difference:.2e}, "
+            f"top-1 equal on {equal_count} of {len(images)} images"
         )
     return difference
 
 
 def export_extra() -> str:
-    """The extra of this package that installs a paddle2onnx for the installed Paddle."""
+    """Returns the extra of this package that installs a paddle2onnx for the installed Paddle."""
     return "export" if paddle_version() >= (3, 0) else "export-paddle2"
 
 
-def _write_onnx(source: Path, target: Path, exported: Exported) -> None:
+def _write_onnx(source: Path, target: Path, metadata: Exported) -> None:
     try:
         import onnx
         import paddle2onnx
     except ImportError:
         raise CheckpointError(
-            f"to write ONNX needs paddle2onnx: pip install 'ppxcls[{export_extra()}]'"
+            f"writing ONNX needs paddle2onnx: pip install 'ppxcls[{export_extra()}]'"
         ) from None
-    except ValueError as error:  # paddle2onnx 2 refuses Paddle 2, and says what it wants
+    except ValueError as error:  # paddle2onnx 2 rejects Paddle 2, with a message about what it needs
         raise CheckpointError(
             f"pip install 'ppxcls[{export_extra()}]': {' '.join(str(error).split())}"
         ) from None
     logging.getLogger("paddle2onnx").setLevel(logging.WARNING)
-    model = paddle2onnx.export(
+    serialized_model = paddle2onnx.export(
         str(program_file(source)),
         str(source / "inference.pdiparams"),
-        None,  # returns the model; to write it, the converter would run optimizers that install packages at run time
+        # None returns the model. To write a file, the converter would run optimizers that install packages.
+        None,
         opset_version=_OPSET,
         enable_optimize=False,
     )
-    parsed = onnx.load_model_from_string(model)
-    entry = parsed.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(exported.as_dict(), ensure_ascii=False)
-    write_bytes(target, parsed.SerializeToString(deterministic=True))
+    onnx_model = onnx.load_model_from_string(serialized_model)
+    entry = onnx_model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, json.dumps(metadata.as_dict(), ensure_ascii=False)
+    write_bytes(target, onnx_model.SerializeToString(deterministic=True))

@@ -11,18 +11,18 @@ from ppxcls.ops.batch_norm import NormReLU
 
 
 def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
-    """Fold each batch norm whose input is the output of a convolution.
+    """Folds each batch norm into the convolution before it.
 
     One forward pass finds these pairs in any network.
 
     Args:
-        model: in evaluation mode; it is changed.
-        images: float32 [N, C, H, W], of any size that the network takes.
+        model: network in evaluation mode; it is changed.
+        images: batch float32 [N, C, H, W], of any size that the network accepts.
 
     Returns:
-        Number of folded batch norms. Others, such as those after a sum, stay.
+        Number of folded batch norms. Others, such as those after a sum, remain.
     """
-    pairs = _pairs(model, images)
+    pairs = _find_pairs(model, images)
     owners = {
         id(layer): (parent, name)
         for parent in model.sublayers(include_self=True)
@@ -43,16 +43,18 @@ def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
     return len(pairs)
 
 
-def _pairs(model: nn.Layer, images: paddle.Tensor) -> list[tuple[nn.Conv2D, nn.BatchNorm2D]]:
-    made: dict[int, tuple[nn.Conv2D, Any]] = {}  # it keeps the outputs alive, so that no id is used twice
+def _find_pairs(model: nn.Layer, images: paddle.Tensor) -> list[tuple[nn.Conv2D, nn.BatchNorm2D]]:
+    convolution_outputs: dict[
+        int, tuple[nn.Conv2D, Any]
+    ] = {}  # keeps the outputs alive, so that no id is reused
     pairs: list[tuple[nn.Conv2D, nn.BatchNorm2D]] = []
 
     def after(layer: nn.Layer, inputs: Any, output: paddle.Tensor) -> None:
-        made[id(output)] = layer, output
+        convolution_outputs[id(output)] = layer, output
 
     def before(layer: nn.Layer, inputs: Any) -> None:
-        if id(inputs[0]) in made:
-            pairs.append((made[id(inputs[0])][0], layer))
+        if id(inputs[0]) in convolution_outputs:
+            pairs.append((convolution_outputs[id(inputs[0])][0], layer))
 
     hooks = []
     for layer in model.sublayers():

@@ -1,4 +1,4 @@
-"""Quantises an exported ONNX file to 8 bits, and measures what that costs in accuracy and gives in speed."""
+"""Quantises an exported ONNX file to 8 bits, and measures the loss of accuracy and the gain in speed."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ppxcls.system.logs import logger
 from ppxcls.system.whole_files import write_bytes
 
 FILE = "inference.int8.onnx"
-_CHANCE = 3  # images that may be lost, however few there are
-_CALIBRATED_ON, _MEASURED_ON, _BATCH = 128, 1000, 8  # images
+_TOLERATED_LOST_IMAGES = 3  # images; a loss of up to this many is always accepted
+_CALIBRATION_IMAGES, _EVALUATION_IMAGES, _BATCH_IMAGES = 128, 1000, 8  # images
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """What 8 bits cost and give.
+    """Accuracy, speed and size of an 8-bit file, compared with the float32 file.
 
     Attributes:
         images: number of evaluated images.
-        top1: share that the float32 file predicts right.
-        int8_top1: the same of the 8-bit file.
-        speed: images/s of the 8-bit file over those of the float32 file, on this machine.
-        size: bytes of the 8-bit file over those of the float32 file.
+        top1: top-1 accuracy of the float32 file, from 0 to 1.
+        int8_top1: top-1 accuracy of the 8-bit file, from 0 to 1.
+        speed: images/s of the 8-bit file divided by those of the float32 file, on this machine.
+        size: bytes of the 8-bit file divided by those of the float32 file.
     """
 
     images: int
@@ -48,60 +48,73 @@ class Quantised:
     def __str__(self) -> str:
         loss = 100 * (self.top1 - self.int8_top1)
         return (
-            f"INT8: top-1 {self.int8_top1:.4f} after {self.top1:.4f} of float32 on {self.images} images ({loss:+.2f} points lost); "
-            f"{self.speed:.2f} times as fast here, {self.size:.2f} times the size"
+            f"INT8: top-1 {self.int8_top1:.4f}, float32 {self.top1:.4f}, on {self.images} images "
+            f"({loss:+.2f} points lost); "
+            f"{self.speed:.2f} times as fast on this machine, {self.size:.2f} times the size"
         )
 
 
 def quantise(
-    folder: Path, exported: Exported, calibration: Dataset, evaluation: Dataset, most_loss: float = 0.01
+    folder: Path, metadata: Exported, calibration: Dataset, evaluation: Dataset, max_loss: float = 0.01
 ) -> Quantised:
-    """Write ``inference.int8.onnx`` beside ``inference.onnx``: weights in 8 bits by channel, activations in 8
-    bits.
+    """Writes ``inference.int8.onnx`` next to ``inference.onnx``, with weights and activations in 8 bits.
 
-    The ranges of the activations come from up to 128 images of the calibration data. Both files predict up to
-    1,000 images of the evaluation data.
+    Weights are quantised by channel. The ranges of the activations come from up to 128 calibration images.
+    Both files predict up to 1,000 evaluation images.
 
     Args:
-        folder: with ``inference.onnx``.
-        exported: what the file says of itself.
-        calibration: images like those that will come.
-        evaluation: images with labels, which were not trained on.
-        most_loss: largest loss of top-1, as a share; with more, and more than three images, nothing is
-            written.
+        folder: folder that contains ``inference.onnx``.
+        metadata: metadata of the exported file.
+        calibration: images like those to predict later.
+        evaluation: images with labels, which were not used for training.
+        max_loss: largest accepted loss of top-1, as a fraction. If the loss is larger, and more than three
+            images, nothing is written.
+
+    Returns:
+        The measured accuracy, speed and size.
 
     Raises:
-        CheckpointError: a package is missing, or the loss is larger.
+        CheckpointError: a package is missing, or the loss is too large.
         DataError: no image can be read.
         OSError: the file can't be written.
     """
     source, target = folder / "inference.onnx", folder / FILE
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8-") as name:
-        made = Path(name) / FILE
-        to_input = None if exported.preprocesses else ModelInput(evaluation.device_stage)
-        with _quiet():
-            quantise_file(source, made, list(_batches(calibration, _CALIBRATED_ON, to_input)), Path(name))
-            found = _measured(source, made, _batches(evaluation, _MEASURED_ON, to_input))
-        logger.info(str(found))
-        if found.top1 - found.int8_top1 > max(most_loss, _CHANCE / found.images):
-            lost = f"{100 * (found.top1 - found.int8_top1):.2f} points of top-1"
-            raise CheckpointError(
-                f"INT8 loses {lost} on {found.images} images, more than {100 * most_loss:g}: it is not written"
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".int8-") as temporary_folder:
+        quantised_file = Path(temporary_folder) / FILE
+        to_input = None if metadata.preprocesses else ModelInput(evaluation.device_stage)
+        with _onnx_messages_hidden():
+            quantise_file(
+                source,
+                quantised_file,
+                list(_batches(calibration, _CALIBRATION_IMAGES, to_input)),
+                Path(temporary_folder),
             )
-        _write(made, target, exported, found)
-    return found
+            result = _compare_files(
+                source, quantised_file, _batches(evaluation, _EVALUATION_IMAGES, to_input)
+            )
+        logger.info(str(result))
+        if result.top1 - result.int8_top1 > max(max_loss, _TOLERATED_LOST_IMAGES / result.images):
+            loss_text = f"{100 * (result.top1 - result.int8_top1):.2f} points of top-1"
+            raise CheckpointError(
+                f"INT8 loses {loss_text} on {result.images} images, more than {100 * max_loss:g}: not written"
+            )
+        _write_with_metadata(quantised_file, target, metadata, result)
+    return result
 
 
-def _batches(dataset: Dataset, most: int, to_input: ModelInput | None) -> Iterator[tuple[Array, Array]]:
-    """Inputs of the file and labels, evenly from the whole list; those that can't be read are left out."""
+def _batches(dataset: Dataset, max_images: int, to_input: ModelInput | None) -> Iterator[tuple[Array, Array]]:
+    """Yields batches of inputs and labels, evenly spaced over the whole data set.
+
+    Images that can't be read are skipped, and so are images with another shape than the first one.
+    """
 
     def batch() -> tuple[Array, Array]:
-        stacked = np.stack(images)
-        return stacked if to_input is None else to_input(stacked).numpy(), np.array(labels)
+        stacked_images = np.stack(images)
+        return stacked_images if to_input is None else to_input(stacked_images).numpy(), np.array(labels)
 
     images: list[Array] = []
     labels: list[int] = []
-    for i in np.linspace(0, len(dataset) - 1, min(most, len(dataset))).astype(int).tolist():
+    for i in np.linspace(0, len(dataset) - 1, min(max_images, len(dataset))).astype(int).tolist():
         try:
             image = dataset.load(i)
         except DataError as error:
@@ -111,7 +124,7 @@ def _batches(dataset: Dataset, most: int, to_input: ModelInput | None) -> Iterat
             continue
         images.append(image)
         labels.append(int(dataset.labels[i]))
-        if len(images) == _BATCH:
+        if len(images) == _BATCH_IMAGES:
             yield batch()
             images, labels = [], []
     if images:
@@ -122,30 +135,33 @@ class _Calibration:
     """ONNX Runtime's reader of calibration data."""
 
     def __init__(self, name: str, batches: Sequence[tuple[Array, Array]]) -> None:
-        self._rest = iter([{name: np.ascontiguousarray(images)} for images, _ in batches])
+        self._remaining_inputs = iter([{name: np.ascontiguousarray(images)} for images, _ in batches])
 
     def get_next(self) -> dict[str, Array] | None:
-        return next(self._rest, None)
+        return next(self._remaining_inputs, None)
 
 
 def check_packages() -> None:
-    """Raises CheckpointError if a package is missing."""
+    """Raises CheckpointError if a package for quantisation is missing."""
     try:
         from onnxruntime.quantization import shape_inference  # noqa: F401
     except ImportError as error:
-        raise CheckpointError(f"to quantise needs {error.name}: pip install 'ppxcls[export]'") from None
+        raise CheckpointError(f"quantisation needs {error.name}: pip install 'ppxcls[export]'") from None
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without ONNX Runtime's advice to prepare the model, which is done, and its warnings of what it removes."""
+def _onnx_messages_hidden() -> Iterator[None]:
+    """Hides two kinds of ONNX Runtime's messages.
+
+    They are the advice to pre-process the model, which is done already, and warnings about removed parts.
+    """
     import onnxruntime
 
     def is_other(record: logging.LogRecord) -> bool:
         return "pre-process" not in record.getMessage()
 
     logging.getLogger().addFilter(is_other)
-    onnxruntime.set_default_logger_severity(3)  # errors
+    onnxruntime.set_default_logger_severity(3)  # errors only
     try:
         yield
     finally:
@@ -154,9 +170,9 @@ def _quiet() -> Iterator[None]:
 
 
 def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Array]], folder: Path) -> None:
-    """Write an 8-bit ONNX file.
+    """Writes an 8-bit ONNX file.
 
-    The ranges of the activations come from batches of images; the labels are not used.
+    The ranges of the activations come from the images of the batches. The labels are not used.
 
     Raises:
         DataError: there are no batches.
@@ -166,14 +182,14 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if not batches:
-        raise DataError("none of the images to calibrate on can be read")
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)  # folds batch norms
-    name = onnx.load(str(prepared)).graph.input[0].name
+        raise DataError("none of the calibration images can be read")
+    prepared_file = folder / "prepared.onnx"
+    quant_pre_process(str(source), str(prepared_file), skip_symbolic_shape=True)  # folds batch norms
+    input_name = onnx.load(str(prepared_file)).graph.input[0].name
     quantization.quantize_static(
-        str(prepared),
+        str(prepared_file),
         str(target),
-        _Calibration(name, batches),
+        _Calibration(input_name, batches),
         quant_format=quantization.QuantFormat.QDQ,
         per_channel=True,
         activation_type=quantization.QuantType.QUInt8,
@@ -182,33 +198,35 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
     )
 
 
-def _measured(source: Path, target: Path, batches: Iterable[tuple[Array, Array]]) -> Quantised:
+def _compare_files(source: Path, target: Path, batches: Iterable[tuple[Array, Array]]) -> Quantised:
     runners: list[Runner] = [onnx_runner(source), onnx_runner(target)]
-    right, seconds, count = [0, 0], [0.0, 0.0], 0
-    for images, labels in batches:  # in turns, so that both meet the same load of the machine
+    correct_counts, seconds, count = [0, 0], [0.0, 0.0], 0
+    for images, labels in batches:  # alternates, so that both run under the same machine load
         for runner in runners if not count else ():
-            runner(images)  # warms up
+            runner(images)  # warm-up
         count += len(labels)
         for i, runner in enumerate(runners):
             start = time.perf_counter()
             outputs = runner(images)
             seconds[i] += time.perf_counter() - start
-            right[i] += int((outputs.argmax(1) == labels).sum())
+            correct_counts[i] += int((outputs.argmax(1) == labels).sum())
     if not count:
-        raise DataError("none of the images to evaluate on can be read")
+        raise DataError("none of the evaluation images can be read")
     size = target.stat().st_size / source.stat().st_size
-    return Quantised(count, right[0] / count, right[1] / count, seconds[0] / seconds[1], size)
+    return Quantised(
+        count, correct_counts[0] / count, correct_counts[1] / count, seconds[0] / seconds[1], size
+    )
 
 
-def _write(made: Path, target: Path, exported: Exported, found: Quantised) -> None:
+def _write_with_metadata(quantised_file: Path, target: Path, metadata: Exported, result: Quantised) -> None:
     import onnx
 
-    model = onnx.load(str(made))
+    model = onnx.load(str(quantised_file))
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     facts = {
-        **exported.as_dict(),
-        "int8": {"images": found.images, "top1": found.top1, "int8_top1": found.int8_top1},
+        **metadata.as_dict(),
+        "int8": {"images": result.images, "top1": result.top1, "int8_top1": result.int8_top1},
     }
     entry.key, entry.value = METADATA_KEY, json.dumps(facts, ensure_ascii=False)
     write_bytes(target, model.SerializeToString(deterministic=True))

@@ -1,6 +1,6 @@
 """Runners: the network itself, or exported files under Paddle Inference or ONNX Runtime.
 
-They take and return numpy arrays.
+A runner takes and returns a numpy array.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ Array = np.ndarray[Any, Any]
 Runner = Callable[[Array], Array]
 
 
-def network_runner(model: nn.Layer, stage: DeviceStage, coming: int = 0) -> Runner:
-    """A runner of the network: images after the host's transforms to logits, float32 [N, class_num].
+def network_runner(model: nn.Layer, stage: DeviceStage, image_count: int = 0) -> Runner:
+    """Returns a runner of the network.
+
+    It takes images after the host's transforms, and returns logits, float32 [N, class_num].
 
     Args:
         model: the network.
-        stage: what the host's transforms leave to the device.
-        coming: number of images that are known to come; see ``EvaluatedNetwork``.
+        stage: device part of the transforms.
+        image_count: number of images to predict, if known; see ``EvaluatedNetwork``.
     """
     to_input = ModelInput(stage)
     model.eval()
-    network = EvaluatedNetwork(model, coming)
+    network = EvaluatedNetwork(model, image_count)
 
     def run(images: Array) -> Array:
         with paddle.no_grad():
@@ -44,12 +46,13 @@ def network_runner(model: nn.Layer, stage: DeviceStage, coming: int = 0) -> Runn
 
 
 def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
-    """A runner of an exported folder under Paddle Inference, on a GPU if Paddle has one, else on the CPU with
-    oneDNN.
+    """Returns a runner of an exported folder under Paddle Inference.
+
+    It runs on a GPU if Paddle has one, else on the CPU with oneDNN.
 
     Args:
-        folder: with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or ``inference.pdmodel`` of
-            Paddle 2.
+        folder: folder with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or
+            ``inference.pdmodel`` of Paddle 2.
         threads: number of threads on the CPU; None for one per core.
 
     Raises:
@@ -60,7 +63,8 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
         raise CheckpointError(f"{weights}: no such file")
     if model.suffix == ".json" and paddle_version() < (3, 0):
         raise CheckpointError(
-            f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; export again with it"
+            f"{model}: written by Paddle 3, which Paddle {paddle.__version__} can't read; "
+            "export again with this version"
         )
     threads = threads or usable_cores()
     predictor = InferenceProgram(model, weights, threads, with_onednn=True)
@@ -70,10 +74,11 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
         try:
             return predictor(images)
         except (RuntimeError, NotImplementedError) as error:
-            if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # an error of Paddle 3.3
+            if "ConvertPirAttribute2RuntimeAttribute" not in str(error):  # a bug of Paddle 3.3
                 raise
             logger.warning(
-                f"Paddle {paddle.__version__} can't run {model} with oneDNN; it is run without, more slowly"
+                f"Paddle {paddle.__version__} can't run {model} with oneDNN; "
+                "it runs without oneDNN, more slowly"
             )
             predictor = InferenceProgram(model, weights, threads, with_onednn=False)
             return predictor(images)
@@ -82,29 +87,29 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
 
 
 def onnx_metadata(file: Path) -> dict[str, str]:
-    """The metadata of an exported ``.onnx`` file.
+    """Reads the metadata of an exported ``.onnx`` file.
 
     Raises:
-        CheckpointError: as ``onnx_runner``.
+        CheckpointError: as in ``onnx_runner``.
     """
     return dict(_onnx_session(file, None).get_modelmeta().custom_metadata_map)
 
 
 def onnx_runner(file: Path, threads: int | None = None) -> Runner:
-    """A runner of an exported ``.onnx`` file under ONNX Runtime.
+    """Returns a runner of an exported ``.onnx`` file under ONNX Runtime.
 
     Args:
-        file: the model.
+        file: ONNX file.
         threads: number of threads on the CPU; None for one per core.
 
     Raises:
         CheckpointError: ONNX Runtime is not installed, or the file is not an ONNX model.
     """
     session = _onnx_session(file, threads)
-    name = session.get_inputs()[0].name
+    input_name = session.get_inputs()[0].name
 
     def run(images: Array) -> Array:
-        return session.run(None, {name: np.ascontiguousarray(images)})[0]
+        return session.run(None, {input_name: np.ascontiguousarray(images)})[0]
 
     return run
 
@@ -115,12 +120,12 @@ def _onnx_session(file: Path, threads: int | None) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise CheckpointError(f"{file}: to run it needs onnxruntime: pip install 'ppxcls[export]'") from None
+        raise CheckpointError(f"{file}: running it needs onnxruntime: pip install 'ppxcls[export]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     try:
         return onnxruntime.InferenceSession(
             str(file), options, providers=onnxruntime.get_available_providers()
         )
-    except Exception as error:  # ONNX Runtime has many classes of errors, without a common base
+    except Exception as error:  # ONNX Runtime's error classes have no common base class
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None

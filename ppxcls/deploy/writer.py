@@ -1,4 +1,4 @@
-"""Writes predictions in one of three forms."""
+"""Writes predictions in one of three formats."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ Format = Literal["paddleclas", "csv", "jsonl"]
 
 
 class Writer:
-    """Writes predictions as they come.
+    """Writes predictions to a stream as they are computed.
 
     Args:
-        kind: ``paddleclas``, one list of dictionaries per batch as PaddleClas prints it; ``csv``; ``jsonl``,
-            one object per line.
-        stream: to write to.
+        kind: output format: ``paddleclas`` for one list of dictionaries per batch, as PaddleClas prints it;
+            ``csv``; or ``jsonl`` for one object per line.
+        stream: text stream for the output.
     """
 
     def __init__(self, kind: Format, stream: TextIO = sys.stdout) -> None:
         self._kind, self._stream = kind, stream
-        self._csv = csv.writer(stream, lineterminator="\n")
+        self._csv_writer = csv.writer(stream, lineterminator="\n")
         if kind == "csv":
-            self._csv.writerow(["file_name", "rank", "class_id", "label_name", "score"])
+            self._csv_writer.writerow(["file_name", "rank", "class_id", "label_name", "score"])
 
     def write(self, predictions: Sequence[Prediction]) -> None:
-        """Write predictions that have no error."""
-        rows = [self._row(p) for p in predictions]
+        """Writes predictions, none of which may have an error."""
+        rows = [self._row(prediction) for prediction in predictions]
         if self._kind == "paddleclas" and rows:
             print(rows, file=self._stream)
         elif self._kind == "jsonl":
             for row in rows:
                 print(_json(row), file=self._stream)
         elif self._kind == "csv":
-            for p in predictions:
-                names = p.label_names or [""] * len(p.class_ids)
+            for prediction in predictions:
+                names = prediction.label_names or [""] * len(prediction.class_ids)
                 for rank, (index, name, score) in enumerate(
-                    zip(p.class_ids, names, p.scores, strict=True), 1
+                    zip(prediction.class_ids, names, prediction.scores, strict=True), 1
                 ):
-                    self._csv.writerow([printable(p.file), rank, index, printable(name), score])
+                    self._csv_writer.writerow(
+                        [printable(prediction.file), rank, index, printable(name), score]
+                    )
 
     def _row(self, prediction: Prediction) -> dict[str, Any]:
         labels = {"label_names": prediction.label_names} if prediction.label_names else {}
@@ -56,9 +58,10 @@ class Writer:
 
 
 def _json(row: dict[str, Any]) -> str:
-    """JSON of one printable line.
+    """Returns a row as one printable line of JSON.
 
-    Python's ``json`` reads names of any bytes back; ``os.fsencode`` gives the bytes.
+    File names may contain any bytes. Python's ``json`` reads such names back; ``os.fsencode`` gives the
+    bytes.
     """
     text = json.dumps(row, ensure_ascii=False)
     return text if text == printable(text) else json.dumps(row)

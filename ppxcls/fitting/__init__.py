@@ -1,1 +1,1 @@
-"""From a folder of photographs to a classifier: chooses the settings, writes a short YAML, and trains by it."""
+"""Trains a classifier on a folder of photographs: chooses the settings, writes a short YAML, and trains."""

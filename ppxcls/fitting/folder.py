@@ -1,4 +1,4 @@
-"""``ppxcls fit``: lists, settings, YAML, training, evaluation and report of a folder of photographs."""
+"""``ppxcls fit``: lists, settings, YAML, training, evaluation and report for a folder of photographs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ppxcls.system.paths import printable, url_problem
 from ppxcls.system.whole_files import write_text
 from ppxcls.tuning import build as tuning
 
-TRAIN, HEAD = "train.yaml", "head.yaml"
-# Keys that the YAML of the head sets, whatever the command line says about the other one.
-_OF_THE_HEAD = (
+TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
+# Keys that head.yaml sets itself. Overrides of these keys apply to train.yaml only.
+_HEAD_KEYS = (
     "Global.output_dir",
     "Global.epochs",
     "Global.pretrained_model",
@@ -32,10 +32,10 @@ _OF_THE_HEAD = (
     "Optimizer.layer_decay",
     "Arch.freeze",
 )
-_ALL_BUT_THE_CLASSIFIER = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
+_NON_CLASSIFIER_PATTERN = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
 _HEAD_LEARNING_RATE = 0.002
 _TRAIN_LIST = "lists/train_list.txt"
-_LEAST_STEPS = 20  # in an epoch
+_MIN_STEPS_PER_EPOCH = 20  # optimizer steps in an epoch
 
 
 def fit(
@@ -49,26 +49,28 @@ def fit(
     find_batch: bool = False,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train a classifier on a folder of photographs; the folder stays as it is.
+    """Trains a classifier on a folder of photographs; the folder is not changed.
 
     Args:
-        photos: its folders are the classes, or ``train/`` and ``val/`` with such folders; see ``make_lists``.
-        weights: to start from, such as published ones. First the classifier alone is trained, then all
-            layers, the earlier ones at lower rates.
-        network: its name; None for that of the weights.
-        minutes: that the training may take on this machine, about.
-        output: folder of lists, YAML and run; None for ``output/<name of the folder>``.
-        device: to train on; None for the best one here.
-        find_lr: find the learning rate by a range test of all layers.
-        find_batch: find the batch size by trying larger and larger ones, up to a twentieth of the training
+        photos: folder with one subfolder per class, or with ``train/`` and ``val/`` that contain such
+            subfolders; see ``make_lists``.
+        weights: weights to start from, such as published ones; None for fresh weights. With weights, the
+            classifier alone is trained first. Then all layers are trained, the earlier ones at lower learning
+            rates.
+        network: name of the network; None for the network of the weights.
+        minutes: approximate training time on this machine, in minutes.
+        output: folder for the lists, the YAML and the run; None for ``output/<name of the folder>``.
+        device: device to train on; None for the best one of this machine.
+        find_lr: True to find the learning rate by a range test of all layers.
+        find_batch: True to find the batch size by trying increasing sizes, up to a twentieth of the training
             images.
-        overrides: ``A.b=value``, applied to the YAML.
+        overrides: config overrides ``A.b=value``, applied to the YAML.
 
     Returns:
-        The folder of the run.
+        The run folder.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError, OSError: as ``make_lists`` and
+        ConfigError, DataError, CheckpointError, TrainingError, OSError: as in ``make_lists`` and
             ``build_trainer``.
     """
     set_up_logging()
@@ -76,45 +78,46 @@ def fit(
         raise DataError(problem)
     photos = Path(photos)
     output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
-    _check(photos, output, minutes)
-    settings, count = _chosen(photos, output, weights, network, minutes, device)
-    _write(output, settings, photos)
+    _check_arguments(photos, output, minutes)
+    settings, train_count = _choose_settings(photos, output, weights, network, minutes, device)
+    _write_yaml_files(output, settings, photos)
     if find_batch:
-        settings = _with_batch_size(settings, output, count, overrides)
-        _write(output, settings, photos)
+        settings = _with_batch_size(settings, output, train_count, overrides)
+        _write_yaml_files(output, settings, photos)
     if settings.head_epochs:
         build_trainer(
-            load_config(output / HEAD, [o for o in overrides if not o.startswith(_OF_THE_HEAD)])
+            load_config(output / HEAD_YAML, [o for o in overrides if not o.startswith(_HEAD_KEYS)])
         ).fit()
     if find_lr:
-        found = tuning.find_lr(output / TRAIN, overrides)
-        if found.suggestion is None:
-            logger.warning(f"{found}; {settings.learning_rate:g} is kept")
+        rate_range = tuning.find_lr(output / TRAIN_YAML, overrides)
+        if rate_range.suggestion is None:
+            logger.warning(f"{rate_range}; {settings.learning_rate:g} is kept")
         settings = replace(
             settings,
-            learning_rate=found.suggestion or settings.learning_rate,
-            why=[*settings.why, str(found)],
+            learning_rate=rate_range.suggestion or settings.learning_rate,
+            why=[*settings.why, str(rate_range)],
         )
-        _write(output, settings, photos)
-    config = load_config(output / TRAIN, overrides)
+        _write_yaml_files(output, settings, photos)
+    config = load_config(output / TRAIN_YAML, overrides)
     build_trainer(config).fit()
     evaluate(load_config(config.run_folder))
     report_after_training(config.run_folder)
     return config.run_folder
 
 
-def _chosen(
+def _choose_settings(
     photos: Path, output: Path, weights: str | None, network: str | None, minutes: float, device: str | None
 ) -> tuple[Settings, int]:
-    """Make the lists and choose the settings; returns them and the number of training images.
+    """Makes the lists and chooses the settings; returns the settings and the number of training images.
 
-    Raises DataError.
+    Raises:
+        DataError: the folder, the weights' name or the device can't be used.
     """
-    made = make_lists(photos, output / "lists")
-    for line in str(made).splitlines():
+    made_lists = make_lists(photos, output / "lists")
+    for line in str(made_lists).splitlines():
         logger.info(line)
-    if not made.lists.get(str(output / "lists" / "val_list.txt")):
-        raise DataError(f"{photos}: no images are left to evaluate on; each class needs at least two")
+    if not made_lists.lists.get(str(output / "lists" / "val_list.txt")):
+        raise DataError(f"{photos}: no images remain for evaluation; each class needs at least two")
     class_num = len(read_class_names(output / "lists" / CLASS_NAMES, None))
     if class_num < 2:
         raise DataError(f"{photos}: one class; a classifier needs at least two folders")
@@ -128,52 +131,59 @@ def _chosen(
         raise DataError(str(error)) from None
     for line in settings.why:
         logger.info(line)
-    return settings, made.lists[str(output / _TRAIN_LIST)]
+    return settings, made_lists.lists[str(output / _TRAIN_LIST)]
 
 
-def _write(output: Path, settings: Settings, photos: Path) -> None:
-    write_text(output / TRAIN, _yaml(settings, photos, output))
+def _write_yaml_files(output: Path, settings: Settings, photos: Path) -> None:
+    write_text(output / TRAIN_YAML, _train_yaml(settings, photos, output))
     if settings.head_epochs:
-        write_text(output / HEAD, _head_yaml(settings, output))
+        write_text(output / HEAD_YAML, _head_yaml(settings, output))
 
 
-def _with_batch_size(settings: Settings, output: Path, count: int, overrides: Sequence[str]) -> Settings:
-    """With the smallest batch that is about as fast as the fastest; a small set keeps enough steps in an epoch."""
-    found = tuning.find_batch(
-        output / TRAIN, [*overrides, "Global.pretrained_model=null"]
-    )  # the head is still to be trained
-    size = max(min(found.smallest_fast, count // _LEAST_STEPS), 2)
-    why = f"batches of {size}, after trying; {found.largest} would fit"
-    return replace(settings, batch_size=size, why=[*settings.why, why])
+def _with_batch_size(
+    settings: Settings, output: Path, train_count: int, overrides: Sequence[str]
+) -> Settings:
+    """Returns the settings with the smallest batch size that is about as fast as the fastest.
+
+    For a small data set it is smaller, so that an epoch has enough steps.
+    """
+    batch_sizes = tuning.find_batch(
+        output / TRAIN_YAML, [*overrides, "Global.pretrained_model=null"]
+    )  # head.yaml's training has not yet written these weights
+    size = max(min(batch_sizes.smallest_fast, train_count // _MIN_STEPS_PER_EPOCH), 2)
+    reason = f"batches of {size}, after trying; {batch_sizes.largest} would fit"
+    return replace(settings, batch_size=size, why=[*settings.why, reason])
 
 
-def _check(photos: Path, output: Path, minutes: float) -> None:
-    """Refuse what would end badly; raises DataError."""
+def _check_arguments(photos: Path, output: Path, minutes: float) -> None:
+    """Raises DataError if the arguments can't work, or if files of an earlier call would be overwritten."""
     if not (0 < minutes < math.inf):
         raise DataError(f"expected minutes above 0, received {minutes:g}")
     if photos.resolve() in (output.resolve(), *output.resolve().parents):
         raise DataError(
-            f"{output} lies in the folder of photographs, which stays as it is: give another --output"
+            f"{output} is inside the folder of photographs, which must not change: give another --output"
         )
-    if (output / TRAIN).exists():
-        steps = [output / file for file in (HEAD, TRAIN) if (output / file).exists()]
-        commands = " and then ".join(f"'ppxcls train -c {file} -o Global.checkpoints=auto'" for file in steps)
+    if (output / TRAIN_YAML).exists():
+        yaml_files = [output / file for file in (HEAD_YAML, TRAIN_YAML) if (output / file).exists()]
+        commands = " and then ".join(
+            f"'ppxcls train -c {file} -o Global.checkpoints=auto'" for file in yaml_files
+        )
         raise DataError(
-            f"{output / TRAIN} is there already: go on by it with {commands}, or give another --output"
+            f"{output / TRAIN_YAML} already exists: resume with {commands}, or give another --output"
         )
 
 
 def next_commands(folder: Path) -> list[str]:
-    """The commands that a user may want after ``fit``."""
+    """Returns the commands that a user may need after ``fit``."""
     return [
         f"  ppxcls infer -c {folder} NEW_IMAGES",
         f"  ppxcls export -c {folder}",
-        f"  ppxcls train -c {folder.parent / TRAIN}    # again, after editing that file",
+        f"  ppxcls train -c {folder.parent / TRAIN_YAML}    # again, after editing that file",
     ]
 
 
-def _yaml(settings: Settings, photos: Path, output: Path) -> str:
-    """The YAML of the training: what differs from its base."""
+def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
+    """Returns the YAML of the training: its differences from the base."""
     start = str(output / "head" / settings.network / "latest") if settings.head_epochs else None
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     content = {
@@ -190,8 +200,10 @@ def _yaml(settings: Settings, photos: Path, output: Path) -> str:
             "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)},
         },
         "DataLoader": {
-            "Train": _section("train", settings, photos, output, {"RandCropImage": {"size": settings.size}}),
-            "Eval": _section(
+            "Train": _data_section(
+                "train", settings, photos, output, {"RandCropImage": {"size": settings.size}}
+            ),
+            "Eval": _data_section(
                 "val",
                 settings,
                 photos,
@@ -203,13 +215,13 @@ def _yaml(settings: Settings, photos: Path, output: Path) -> str:
             ),
         },
     }
-    why = "".join(f"# {printable(line)}\n" for line in settings.why)
+    comments = "".join(f"# {printable(line)}\n" for line in settings.why)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
-    command = f"#   ppxcls train -c {printable(str(output / TRAIN))}"
-    return f"{title}\n#\n{command}\n#\n{why}\n{write_yaml(content)}"
+    command = f"#   ppxcls train -c {printable(str(output / TRAIN_YAML))}"
+    return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
 
 
-def _section(
+def _data_section(
     part: str, settings: Settings, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
 ) -> dict[str, object]:
     normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
@@ -222,15 +234,15 @@ def _section(
 
 
 def _head_yaml(settings: Settings, output: Path) -> str:
-    """The YAML of the classifier's own training, which is over the other one."""
+    """Returns the YAML that trains the classifier only; its base is ``train.yaml``."""
     content = {
-        "base": TRAIN,
+        "base": TRAIN_YAML,
         "Global": {
             "output_dir": str(output / "head"),
             "epochs": settings.head_epochs,
             "pretrained_model": settings.weights,
         },
-        "Arch": {"freeze": [_ALL_BUT_THE_CLASSIFIER]},
+        "Arch": {"freeze": [_NON_CLASSIFIER_PATTERN]},
         "Optimizer": {"layer_decay": None, "lr": {"learning_rate": _HEAD_LEARNING_RATE, "warmup_epoch": 0}},
     }
-    return f"# The classifier alone, before all layers are trained by {TRAIN}.\n\n{write_yaml(content)}"
+    return f"# The classifier alone, before all layers are trained by {TRAIN_YAML}.\n\n{write_yaml(content)}"

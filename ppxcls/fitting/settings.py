@@ -1,4 +1,4 @@
-"""Chooses the settings of a training for the size of the data, of the images, and for the time that it may take."""
+"""Chooses training settings from the amount of data, the size of the images, and the available time."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from ppxcls.models.common_keys import MODELS
 from ppxcls.system.distributed import available_devices, start
 from ppxcls.train.timed_steps import timed_steps
 
-_SIZES = (299, 192, 128, 96, 71)  # pixels; the smallest that these networks are worth training at is 71
-_MEASURED = 96  # pixels at which a step is timed; the time grows with their square
-_RATE, _FINE_TUNING_RATE = 0.001, 0.0003  # of AdamW
-_LEAST_EPOCHS, _MOST_EPOCHS = 5, 60
-_HEAD_SHARE = 0.15  # of the time, for the classifier alone
-_TRAIN_SHARE = 0.75  # of the time that is left for steps, beside start, evaluation and report
+_SIZES_PIXELS = (299, 192, 128, 96, 71)  # pixels; these networks are not worth training below 71
+_TIMED_SIZE_PIXELS = 96  # pixels; a step is timed at this size, and the time grows with its square
+_LEARNING_RATE, _FINE_TUNING_LEARNING_RATE = 0.001, 0.0003  # learning rates for AdamW
+_MIN_EPOCHS, _MAX_EPOCHS = 5, 60
+_HEAD_EPOCH_SHARE = 0.15  # fraction of the epochs that train the classifier alone
+_STEP_TIME_SHARE = 0.75  # fraction of the time for training steps; start, evaluation and report need time too
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of one training.
+    """Settings of one training.
 
     Attributes:
-        network: its name.
-        weights: to start from; None for fresh ones.
+        network: name of the network.
+        weights: weights to start from; None for fresh ones.
         class_num: number of classes.
-        device: to train on.
-        size: pixels of the images' sides.
-        mean, std: of the normalisation.
+        device: device to train on.
+        size: side of the square training images, pixels.
+        mean, std: mean and standard deviation of the normalisation, by channel.
         batch_size: images per step.
-        epochs: of all layers.
-        head_epochs: of the classifier alone before; 0 without weights.
-        learning_rate: the highest, of all layers.
-        why: lines that say how this was chosen.
+        epochs: number of epochs that train all layers.
+        head_epochs: number of earlier epochs that train the classifier alone; 0 without weights.
+        learning_rate: highest learning rate of the epochs that train all layers.
+        why: lines that explain these choices.
     """
 
     network: str
@@ -62,11 +62,12 @@ class Settings:
 
 
 def network_of(weights: str | None) -> str:
-    """The network that a file of weights is named after, such as ``Xception41_pretrained.pdparams``; Xception41
-    without a file.
+    """Returns the network that a weights file is named after; Xception41 without a file.
+
+    For example, ``Xception41_pretrained.pdparams`` gives ``Xception41``.
 
     Raises:
-        ValueError: the name is no network's.
+        ValueError: the file name does not begin with the name of a network.
     """
     if weights is None:
         return "Xception41"
@@ -77,7 +78,7 @@ def network_of(weights: str | None) -> str:
     ]
     if not names:
         raise ValueError(
-            f"{weights}: the name of the file does not begin with a network's; give it with --network"
+            f"{weights}: the file name does not begin with a network's name; give the network with --network"
         )
     return max(names, key=len)
 
@@ -91,46 +92,47 @@ def choose(
     minutes: float,
     device: str | None,
 ) -> Settings:
-    """Choose settings, by the time that a training step takes here.
+    """Chooses settings from the measured time of a training step on this machine.
 
     Args:
         image_root: folder of the images.
         train_list: list of the training images.
         class_num: number of classes.
-        network: its name.
-        weights: to start from; None for fresh ones.
-        minutes: that the training may take.
-        device: to train on; None for the best one here.
+        network: name of the network.
+        weights: weights to start from; None for fresh ones.
+        minutes: approximate training time, in minutes.
+        device: device to train on; None for the best one of this machine.
 
     Raises:
         DeviceError: there is no such device.
     """
     index = ListIndex(train_list)
-    count = len(index.labels)
+    image_count = len(index.labels)
     device = device or available_devices()[0]
     start(device)
-    batch_size = 8 if count < 200 else 16 if device == "cpu" or count < 2000 else 64
-    largest = _largest_useful(image_root, index)
-    least = 3 if weights else _LEAST_EPOCHS
-    measured = _seconds_per_step(network, class_num, batch_size, _MEASURED)
-    size, seconds, epochs = _SIZES[-1], 0.0, least
-    for size in [size for size in _SIZES if size <= largest]:
-        seconds = measured * (size / _MEASURED) ** 2
-        epochs = int(60 * minutes * _TRAIN_SHARE / (-(-count // batch_size) * seconds))
-        if epochs >= 2 * least:
+    batch_size = 8 if image_count < 200 else 16 if device == "cpu" or image_count < 2000 else 64
+    largest_size = _largest_useful_size(image_root, index)
+    min_epochs = 3 if weights else _MIN_EPOCHS
+    timed_seconds = _seconds_per_step(network, class_num, batch_size, _TIMED_SIZE_PIXELS)
+    size, seconds, epochs = _SIZES_PIXELS[-1], 0.0, min_epochs
+    for size in [size for size in _SIZES_PIXELS if size <= largest_size]:
+        seconds = timed_seconds * (size / _TIMED_SIZE_PIXELS) ** 2
+        epochs = int(60 * minutes * _STEP_TIME_SHARE / (-(-image_count // batch_size) * seconds))
+        if epochs >= 2 * min_epochs:
             break
-    enough, epochs = epochs >= least, min(max(epochs, least), _MOST_EPOCHS)
-    head_epochs = max(round(_HEAD_SHARE * epochs), 1) if weights else 0
-    published = MODELS.fact(network, "published")
-    why = [
-        f"{count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
-        f"{size} px, of {largest} that the images are large enough for: about {seconds:.2g} s a step here",
+    has_enough_epochs, epochs = epochs >= min_epochs, min(max(epochs, min_epochs), _MAX_EPOCHS)
+    head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
+    published_images = MODELS.fact(network, "published")
+    reasons = [
+        f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
+        f"{size} px (the images allow up to {largest_size}): about {seconds:.2g} s per step on this machine",
         f"{epochs} epochs, for about {minutes:g} minutes"
-        + ("" if enough else "; it will take longer, because fewer teach little"),
+        + ("" if has_enough_epochs else "; training will take longer, because fewer epochs teach little"),
     ]
     if not weights:
-        why.append(
-            "from scratch: with weights of ImageNet (--weights) a small set needs fewer epochs and gets much better"
+        reasons.append(
+            "from scratch: with ImageNet weights (--weights), a small data set needs fewer epochs "
+            "and the accuracy is much better"
         )
     return Settings(
         network=network,
@@ -138,28 +140,31 @@ def choose(
         class_num=class_num,
         device=device,
         size=size,
-        mean=published.mean if published and weights else IMAGENET_MEAN,
-        std=published.std if published and weights else IMAGENET_STD,
+        mean=published_images.mean if published_images and weights else IMAGENET_MEAN,
+        std=published_images.std if published_images and weights else IMAGENET_STD,
         batch_size=batch_size,
         epochs=max(epochs - head_epochs, 1),
         head_epochs=head_epochs,
-        learning_rate=_FINE_TUNING_RATE if weights else _RATE,
-        why=why,
+        learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
+        why=reasons,
     )
 
 
-def _largest_useful(image_root: str | Path, index: ListIndex) -> int:
-    """The largest size to train at: images are not enlarged by more than a third."""
+def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:
+    """Returns the largest size to train at.
+
+    At this size, a typical image is enlarged by no more than a third.
+    """
     sides = []
     for i in np.linspace(0, len(index.labels) - 1, 40).astype(int):
-        with contextlib.suppress(OSError, ValueError, MemoryError):  # it is reported when it is trained on
+        with contextlib.suppress(OSError, ValueError, MemoryError):  # training reports unreadable images
             sides.append(min(decode_image(read_file(os.path.join(image_root, index.path(int(i))))).shape[:2]))
-    typical = float(np.median(sides)) if sides else float(_SIZES[0])
-    return next((size for size in _SIZES if size <= 1.34 * typical), _SIZES[-1])
+    typical_side = float(np.median(sides)) if sides else float(_SIZES_PIXELS[0])
+    return next((size for size in _SIZES_PIXELS if size <= 1.34 * typical_side), _SIZES_PIXELS[-1])
 
 
 def _seconds_per_step(network: str, class_num: int, batch_size: int, size: int) -> float:
-    """The faster one of two training steps, after one that warms up."""
+    """Returns the time of the faster of two training steps, in seconds, after one warm-up step."""
     model = build_model(network, class_num=class_num)
     optimizer = paddle.optimizer.SGD(0.0, parameters=model.parameters())
     images = paddle.randn([batch_size, 3, size, size])

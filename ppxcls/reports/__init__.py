@@ -1,4 +1,4 @@
-"""What a person looks at after training: one HTML page about a run, or about several."""
+"""Reports after training: one HTML page about a run, or about several."""
 
 REPORT, PER_CLASS, CARD = "report.html", "per_class.csv", "README.md"
 CURVES, CALIBRATION, BALANCE = "curves.png", "calibration.png", "balance.png"

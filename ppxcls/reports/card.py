@@ -1,4 +1,4 @@
-"""The model card of a run, with the fields of the Hugging Face hub."""
+"""The model card of a run, with the metadata fields of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ MARK = "# Written by ppxcls; without this line, it is not written again."
 
 
 def model_card(record: Record) -> str:
-    """The text of ``README.md``: metadata as YAML, then what the model is, how it was trained, and how to use it."""
+    """Returns the text of ``README.md``.
+
+    It begins with metadata as YAML. The text describes the model, its training and its use.
+    """
     name, manifest = record.config.Arch.name, record.manifest
-    meta: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "library_name": "paddlepaddle",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "xception", "ppxcls"],
@@ -29,23 +32,24 @@ def model_card(record: Record) -> str:
         "",
     ]
     if record.samples is not None:
-        found = {
+        proportions = {
             f"top{k}": share for k, share in figures.topk_shares(record.samples, len(record.names)).items()
         }
-        meta["metrics"] = ["accuracy"]
+        metadata["metrics"] = ["accuracy"]
         results = [
-            {"type": "accuracy", "name": key, "value": round(share.value, 5)} for key, share in found.items()
+            {"type": "accuracy", "name": key, "value": round(share.value, 5)}
+            for key, share in proportions.items()
         ]
         data = {"type": "imagefolder", "name": _eval_list(record)}
         task = {"type": "image-classification"}
-        meta["model-index"] = [
+        metadata["model-index"] = [
             {"name": name, "results": [{"task": task, "dataset": data, "metrics": results}]}
         ]
         lines += ["## Evaluation", "", f"On {len(record.samples):,} images of `{_eval_list(record)}`:", ""]
         lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
         lines += [
             f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |"
-            for key, share in found.items()
+            for key, share in proportions.items()
         ]
         lines.append("")
     lines += ["## Training", "", f"- epochs: {record.config.Global.epochs}"]
@@ -66,11 +70,11 @@ def model_card(record: Record) -> str:
     lines += [
         "## Limits",
         "",
-        "The figures hold for images like those of the evaluation list. `report.html` shows where it is wrong.",
+        "The figures apply to images like those of the evaluation list. `report.html` shows the mistakes.",
         "",
     ]
-    front = yaml.safe_dump(meta, sort_keys=False, allow_unicode=True)
-    return f"---\n{MARK}\n{front}---\n\n" + "\n".join(lines)
+    front_matter = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return f"---\n{MARK}\n{front_matter}---\n\n" + "\n".join(lines)
 
 
 def _eval_list(record: Record) -> str:

@@ -1,6 +1,6 @@
-"""Curves of a run: each logged interval by itself, and smoothed.
+"""Draws the curves of a run: the values of each logged interval, and smoothed values.
 
-Drawn with matplotlib for light and dark pages alike.
+matplotlib draws them for light and dark pages alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ppxcls.reports.figures import Calibration
 from ppxcls.reports.record import Record
 
 Array = np.ndarray[Any, Any]
-_NO_MEANS = {
+_KEYS_WITHOUT_MEANS = {
     "lr",
     "batch_cost",
     "reader_cost",
@@ -33,65 +33,76 @@ GREY, BLUE, ORANGE = "#808080", "#3b82f6", "#f97316"  # readable on white and on
 
 
 def intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
-    """The figures of each logged interval by itself: lines hold the means of the epoch so far.
+    """Returns the metrics of each single logged interval.
+
+    The log lines contain means over the epoch so far, and this function undoes the averaging.
 
     Returns:
-        ``step`` [n], and each mean by its name [n]. An epoch that was resumed inside begins with its means so
-        far.
+        ``step`` [n], and each metric by its name [n]. If an epoch was resumed in the middle, its first value
+        is the mean of the epoch so far.
     """
-    names = [name for name in (rows[0] if rows else {}) if name not in _NO_MEANS]
-    found: dict[str, list[float]] = {name: [] for name in ("step", *names)}
-    before: Mapping[str, Any] | None = None
+    names = [name for name in (rows[0] if rows else {}) if name not in _KEYS_WITHOUT_MEANS]
+    columns: dict[str, list[float]] = {name: [] for name in ("step", *names)}
+    previous: Mapping[str, Any] | None = None
     for row in rows:
         values = [row.get(key) for key in ("step", "samples", *names)]
         if not all(isinstance(value, int | float) for value in values):
             continue
-        if before is not None and (before["epoch"] != row["epoch"] or before["samples"] >= row["samples"]):
-            before = None
-        seen = before["samples"] if before else 0
-        found["step"].append(row["step"])
+        if previous is not None and (
+            previous["epoch"] != row["epoch"] or previous["samples"] >= row["samples"]
+        ):
+            previous = None
+        previous_samples = previous["samples"] if previous else 0
+        columns["step"].append(row["step"])
         for name in names:
-            total = row[name] * row["samples"] - (before[name] * seen if before else 0.0)
-            found[name].append(total / max(row["samples"] - seen, 1))
-        before = row
-    return {name: np.array(values, float) for name, values in found.items()}
+            total = row[name] * row["samples"] - (previous[name] * previous_samples if previous else 0.0)
+            columns[name].append(total / max(row["samples"] - previous_samples, 1))
+        previous = row
+    return {name: np.array(values, float) for name, values in columns.items()}
 
 
-def _metrics(record: Record) -> list[str]:
-    """Names of the figures of the evaluations, the one that decides which is the best first."""
-    return [name for name in (record.evaluations[0] if record.evaluations else {}) if name not in _NO_MEANS]
+def _metric_names(record: Record) -> list[str]:
+    """Returns the names of the evaluation metrics. The first one decides which checkpoint is the best."""
+    return [
+        name
+        for name in (record.evaluations[0] if record.evaluations else {})
+        if name not in _KEYS_WITHOUT_MEANS
+    ]
 
 
 def smoothed(values: Array, share: float = 0.05) -> Array:
-    """A centred moving mean over a share of the points, at least three."""
-    half = max(int(len(values) * share / 2), 1)
+    """Returns a centred moving mean over a fraction of the points, at least three points."""
+    half_width = max(int(len(values) * share / 2), 1)
     sums = np.concatenate(([0.0], np.cumsum(values)))
-    ends = np.minimum(np.arange(len(values)) + half + 1, len(values))
-    starts = np.maximum(np.arange(len(values)) - half, 0)
+    ends = np.minimum(np.arange(len(values)) + half_width + 1, len(values))
+    starts = np.maximum(np.arange(len(values)) - half_width, 0)
     return (sums[ends] - sums[starts]) / (ends - starts)
 
 
 def draw_curves(records: Sequence[Record]) -> bytes:
-    """Loss, first metric, learning rate and images/s of one or more runs over the optimizer steps; a PNG."""
+    """Draws the curves of one or more runs over the optimizer steps; returns a PNG.
+
+    The curves are loss, first metric, learning rate and images/s.
+    """
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
-    several = len(records) > 1
+    is_comparison = len(records) > 1
     for number, record in enumerate(records):
-        color = f"C{number}" if several else BLUE
-        found = intervals(record.train)
-        loss = [name for name in found if name == "loss"]
-        metric = [
+        color = f"C{number}" if is_comparison else BLUE
+        columns = intervals(record.train)
+        loss_names = [name for name in columns if name == "loss"]
+        metric_names = [
             name
-            for name in (*found, *_metrics(record))
-            if name not in ("step", *loss) and not name.endswith("Loss")
+            for name in (*columns, *_metric_names(record))
+            if name not in ("step", *loss_names) and not name.endswith("Loss")
         ][:1]
-        label = record.folder.as_posix() if several else "training"
-        for axis, names in ((axes[0, 0], loss), (axes[0, 1], metric)):
+        label = record.folder.as_posix() if is_comparison else "training"
+        for axis, names in ((axes[0, 0], loss_names), (axes[0, 1], metric_names)):
             for name in names:
                 axis.set_title(name)
-                if name in found:  # a recipe that mixes images has no training metric
-                    axis.plot(found["step"], found[name], color=color, alpha=0.25, linewidth=0.8)
-                    axis.plot(found["step"], smoothed(found[name]), color=color, label=label)
+                if name in columns:  # a recipe that mixes images has no training metric
+                    axis.plot(columns["step"], columns[name], color=color, alpha=0.25, linewidth=0.8)
+                    axis.plot(columns["step"], smoothed(columns[name]), color=color, label=label)
                 points = [
                     (row["step"], row[name])
                     for row in record.evaluations
@@ -99,12 +110,14 @@ def draw_curves(records: Sequence[Record]) -> bytes:
                 ]
                 if points:
                     style = {
-                        "color": color if several else ORANGE,
+                        "color": color if is_comparison else ORANGE,
                         "linestyle": "--",
                         "marker": "o",
                         "markersize": 3,
                     }
-                    axis.plot(*zip(*points, strict=True), label=None if several else "evaluation", **style)
+                    axis.plot(
+                        *zip(*points, strict=True), label=None if is_comparison else "evaluation", **style
+                    )
         for axis, key, title in ((axes[1, 0], "lr", "learning rate"), (axes[1, 1], "ips_total", "images/s")):
             points = [
                 (row["step"], row[key]) for row in record.train if isinstance(row.get(key), int | float)
@@ -122,19 +135,19 @@ def draw_curves(records: Sequence[Record]) -> bytes:
     return png(figure)
 
 
-def draw_calibration(found: Calibration) -> bytes:
-    """The share of correct predictions over their mean probability; a PNG.
+def draw_calibration(calibration: Calibration) -> bytes:
+    """Draws the share of correct predictions over their mean probability; returns a PNG.
 
-    The area of a point is its number of samples.
+    The area of a point shows its number of samples.
     """
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
     axis.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1)
-    axis.plot(found.confidence, found.accuracy, color=BLUE, linewidth=1)
+    axis.plot(calibration.confidence, calibration.accuracy, color=BLUE, linewidth=1)
     axis.scatter(
-        found.confidence,
-        found.accuracy,
-        s=15 + 300 * found.counts / found.counts.sum(),
+        calibration.confidence,
+        calibration.accuracy,
+        s=15 + 300 * calibration.counts / calibration.counts.sum(),
         color=BLUE,
         alpha=0.7,
     )
@@ -149,29 +162,32 @@ def draw_calibration(found: Calibration) -> bytes:
 
 
 def draw_balance(counts: Array, names: Sequence[str]) -> bytes:
-    """Training samples by class, the largest first; a PNG."""
+    """Draws the number of training samples by class, the largest first; returns a PNG."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(11, 3), layout="constrained")
     order = np.argsort(-counts, kind="stable")
-    if len(counts) > 60:  # a bar for each of many classes takes minutes
+    if len(counts) > 60:  # drawing a bar for each of many classes takes minutes
         axis.fill_between(range(len(counts)), counts[order], step="mid", color=BLUE)
     else:
         axis.bar(range(len(counts)), counts[order], color=BLUE)
     if len(counts) <= 30:
-        axis.set_xticks(range(len(counts)), [_plain(names[i]) for i in order], rotation=45, ha="right")
+        axis.set_xticks(range(len(counts)), [_plot_label(names[i]) for i in order], rotation=45, ha="right")
     axis.set(ylabel="training images", xlabel="" if len(counts) <= 30 else "classes, the largest first")
     restyle(axis)
     return png(figure)
 
 
-def _plain(name: str) -> str:
-    """A name without what matplotlib takes for a formula, or has no glyph for."""
-    short = name if len(name) <= 24 else f"{name[:23]}…"
-    return "".join(c if c.isprintable() else "?" for c in short).replace("$", r"\$")
+def _plot_label(name: str) -> str:
+    """Returns a name that matplotlib can draw, at most 24 characters long.
+
+    matplotlib reads ``$`` as the start of a formula, and it has no glyphs for unprintable characters.
+    """
+    short_name = name if len(name) <= 24 else f"{name[:23]}…"
+    return "".join(c if c.isprintable() else "?" for c in short_name).replace("$", r"\$")
 
 
 def pyplot() -> Any:
-    """matplotlib's pyplot, drawing into memory."""
+    """Returns matplotlib's pyplot, which then draws into memory."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -181,7 +197,7 @@ def pyplot() -> Any:
 
 
 def restyle(axis: Any) -> None:
-    """Give an axis colours that are readable on white and on black."""
+    """Sets the colours of an axis; they are readable on white and on black."""
     axis.tick_params(colors=GREY, labelsize=8)
     for spine in axis.spines.values():
         spine.set_color(GREY)
@@ -193,7 +209,7 @@ def restyle(axis: Any) -> None:
 
 
 def png(figure: Any) -> bytes:
-    """A figure as a PNG with a transparent background. The figure is closed."""
+    """Returns a figure as a PNG with a transparent background, and closes the figure."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130, transparent=True)
     pyplot().close(figure)

@@ -1,4 +1,4 @@
-"""Writes ``report.html`` and the files beside it for a run, and a page that compares several."""
+"""Writes ``report.html`` and the other report files of a run, and a page that compares several runs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from ppxcls.system.whole_files import write_bytes, write_text
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
 
 INSTALL = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
-_MOST_ROWS = 5000  # of the table of classes
-_SHOWN = 24  # images of a gallery
-_EXPLAINED = 8  # images with Grad-CAM
-_MOST_CLUSTERED = 2000  # classes up to which there is a confusion matrix; it takes 8 bytes times their square, several times
-_MOST_CELLS = 30  # classes up to which the confusion matrix is a table
+_MAX_CLASS_ROWS = 5000  # rows of the table of classes
+_GALLERY_IMAGES = 24  # images in a gallery
+_GRAD_CAM_IMAGES = 8  # images with Grad-CAM
+_MAX_MATRIX_CLASSES = 2000  # classes in a confusion matrix; it takes several times 8 bytes x classes²
+_MAX_TABLE_CLASSES = 30  # classes in a matrix that is a table; a larger one is a picture
 
 
 class ReportError(Exception):
@@ -39,18 +39,18 @@ class ReportError(Exception):
 
 
 def report(runs: str | Path | Sequence[str | Path], output: str | Path = "comparison.html") -> Path:
-    """Write the page of a run into its folder, or a page that compares several runs.
+    """Writes the page of a run into its folder, or a page that compares several runs.
 
     Args:
-        runs: a run's folder, or several.
-        output: the file of a comparison.
+        runs: run folder, or several.
+        output: file for a comparison.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        ConfigError, DataError, OSError: a folder is no run's, a package is not installed, or a file can't be
-            written.
+        ConfigError, DataError, OSError: a folder is not a run folder, a package is not installed, or a file
+            can't be written.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     try:
@@ -60,19 +60,18 @@ def report(runs: str | Path | Sequence[str | Path], output: str | Path = "compar
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write ``report.html``, its pictures, ``per_class.csv`` and the model card ``README.md`` into a run's
-    folder.
+    """Writes ``report.html`` and its pictures, ``per_class.csv``, and the model card ``README.md``.
 
     Args:
-        folder: of the run.
+        folder: run folder, which receives the files.
 
     Returns:
-        The page. It is one file, and nothing that it shows is loaded from elsewhere.
+        Path of the page. The page is one file and loads nothing from elsewhere.
 
     Raises:
-        ConfigError: it is no run's folder.
+        ConfigError: the folder is not a run folder.
         ReportError: a package is not installed.
-        OSError: it can't be written.
+        OSError: a file can't be written.
     """
     record = read_record(folder)
     _require_packages()
@@ -90,7 +89,7 @@ def write_report(folder: str | Path) -> Path:
         "config": record.config.to_yaml(),
     }
     if record.samples is not None:
-        page |= _of_samples(record, record.samples, pictures)
+        page |= _evaluation_content(record, record.samples, pictures)
     if record.class_counts is not None:
         pictures[BALANCE] = draw_balance(record.class_counts, record.names)
     for name, data in pictures.items():
@@ -106,34 +105,37 @@ def write_report(folder: str | Path) -> Path:
 
 
 def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
-    """Write a page that compares runs: results, curves, and what differs in their configs.
+    """Writes a page that compares runs: results, curves, and differences between their configs.
 
     Args:
-        folders: of the runs.
-        file: the page.
+        folders: run folders.
+        file: path of the page.
 
     Raises:
-        ConfigError, ReportError, OSError: as ``write_report``.
+        ConfigError, ReportError, OSError: as in ``write_report``.
     """
     records = [read_record(folder) for folder in folders]
     _require_packages()
     metrics = list(
         dict.fromkeys(
-            key for record in records for key in _best(record) if key not in ("kind", "epoch", "step")
+            key
+            for record in records
+            for key in _best_evaluation(record)
+            if key not in ("kind", "epoch", "step")
         )
     )
     rows = []
     for record in records:
-        best = _best(record)
+        best_evaluation = _best_evaluation(record)
         cells: list[dict[str, Any]] = [{"text": printable(record.title), "v": None}]
         for key in ("epoch", *metrics):
-            value = best.get(key)
+            value = best_evaluation.get(key)
             cells.append({"text": f"{value:.5g}" if isinstance(value, int | float) else "", "v": value})
         rows.append(cells)
     configs = [flat(read_yaml(record.config.to_yaml(), "the config")) for record in records]
     keys = sorted({key for config in configs for key in config})
     differences = [
-        (key, [_shown(config.get(key, "")) for config in configs])
+        (key, [_printable_text(config.get(key, "")) for config in configs])
         for key in keys
         if len({repr(config.get(key, "")) for config in configs}) > 1
     ]
@@ -150,9 +152,9 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
 
 
 def report_after_training(folder: Path) -> None:
-    """Write the report at the end of a training.
+    """Writes the report at the end of a training.
 
-    What prevents it is one line in the log: the run itself has ended well.
+    An error is only logged, as one line, because the run itself has succeeded.
     """
     try:
         logger.info(f"report: {write_report(folder)}")
@@ -160,15 +162,14 @@ def report_after_training(folder: Path) -> None:
         logger.info(str(error))
     except (OSError, ConfigError) as error:
         logger.warning(f"the report can't be written: {error}")
-    except (
-        Exception
-    ) as error:  # of a library that draws; the weights are there, and the report can be written again
+    # A drawing library may raise any error. The weights are safe, and the report can be written again.
+    except Exception as error:
         logger.warning(f"the report can't be written: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _require_packages() -> None:
     try:
-        import jinja2  # noqa: F401  only whether they are there
+        import jinja2  # noqa: F401  only checks that they are installed
         import matplotlib as mpl  # noqa: F401
         import scipy  # noqa: F401
     except ImportError:
@@ -176,7 +177,7 @@ def _require_packages() -> None:
 
 
 def _may_be_replaced(card: Path) -> bool:
-    """Whether a model card is as it was written, and no user's own."""
+    """True if there is no model card, or if ppxcls wrote it, not the user."""
     return not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace")
 
 
@@ -189,56 +190,63 @@ def _render(template: str, page: dict[str, Any]) -> str:
     return environment.get_template(template).render(page)
 
 
-def _of_samples(record: Record, samples: Samples, pictures: dict[str, bytes]) -> dict[str, Any]:
-    found = figures.confusions(samples, len(record.names))
+def _evaluation_content(record: Record, samples: Samples, pictures: dict[str, bytes]) -> dict[str, Any]:
+    confusions = figures.confusions(samples, len(record.names))
     classes = figures.by_class(samples, len(record.names))
     calibration = figures.calibration(samples)
     pictures[CALIBRATION] = draw_calibration(calibration)
-    pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(found)]
+    pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(confusions)]
     rows = _class_rows(record, classes)
     _write_per_class(record.folder / PER_CLASS, rows)
-    mistakes = figures.worst_mistakes(samples, _SHOWN)
-    chosen = list(dict.fromkeys([*mistakes[: _EXPLAINED // 2], *_spread(samples, _EXPLAINED)]))[:_EXPLAINED]
+    mistakes = figures.worst_mistakes(samples, _GALLERY_IMAGES)
+    grad_cam_indices = list(
+        dict.fromkeys(
+            [*mistakes[: _GRAD_CAM_IMAGES // 2], *_evenly_spaced_indices(samples, _GRAD_CAM_IMAGES)]
+        )
+    )[:_GRAD_CAM_IMAGES]
     return {
-        "matrix": _matrix(found, len(record.names)),
+        "matrix": _matrix_content(confusions, len(record.names)),
         "pairs": pairs,
-        "per_class": sorted(rows, key=lambda row: -row["support"])[:_MOST_ROWS]
-        if len(rows) > _MOST_ROWS
+        "per_class": sorted(rows, key=lambda row: -row["support"])[:_MAX_CLASS_ROWS]
+        if len(rows) > _MAX_CLASS_ROWS
         else rows,
-        "more_classes": max(len(rows) - _MOST_ROWS, 0),
+        "more_classes": max(len(rows) - _MAX_CLASS_ROWS, 0),
         "calibration_error": calibration.error,
         "mistakes": _gallery(record, samples, mistakes),
-        "uncertain": _gallery(record, samples, figures.least_certain(samples, _SHOWN)),
-        "suspects": _gallery(record, samples, figures.suspected_labels(samples, _SHOWN)),
-        "cams": _explained(record, samples, chosen),
+        "uncertain": _gallery(record, samples, figures.least_certain(samples, _GALLERY_IMAGES)),
+        "suspects": _gallery(record, samples, figures.suspected_labels(samples, _GALLERY_IMAGES)),
+        "cams": _grad_cam_items(record, samples, grad_cam_indices),
     }
 
 
-def _matrix(found: figures.Confusions, count: int) -> dict[str, Any]:
-    """The confusion matrix for the page: as cells of a table, as entries of a picture, or only in words."""
-    if count > _MOST_CLUSTERED:
+def _matrix_content(confusions: figures.Confusions, count: int) -> dict[str, Any]:
+    """Returns the confusion matrix for the page.
+
+    Depending on the number of classes, it is a table of cells, the entries of a picture, or only a sentence.
+    """
+    if count > _MAX_MATRIX_CLASSES:
         return {"is_too_large": True}
-    matrix = found.matrix(count)
+    matrix = confusions.matrix(count)
     order = figures.clustered_order(matrix)
-    if count > _MOST_CELLS:
-        entries = np.stack([found.labels, found.predicted, found.counts], axis=1).tolist()
+    if count > _MAX_TABLE_CLASSES:
+        entries = np.stack([confusions.labels, confusions.predicted, confusions.counts], axis=1).tolist()
         return {"order": order.tolist(), "entries": entries, "largest": int(matrix.max())}
-    sorted_ = matrix[np.ix_(order, order)]
-    shares = sorted_ / np.maximum(sorted_.sum(axis=1, keepdims=True), 1)
+    ordered_matrix = matrix[np.ix_(order, order)]
+    shares = ordered_matrix / np.maximum(ordered_matrix.sum(axis=1, keepdims=True), 1)
     cells = [
         [{"count": int(n), "share": 0.8 * s} for n, s in zip(*pair, strict=True)]
-        for pair in zip(sorted_, shares, strict=True)
+        for pair in zip(ordered_matrix, shares, strict=True)
     ]
     return {"order": order.tolist(), "cells": cells}
 
 
 def _class_rows(record: Record, classes: dict[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
-    training = record.class_counts
+    training_counts = record.class_counts
     return [
         {
             "id": i,
             "name": printable(name),
-            "training": None if training is None else int(training[i]),
+            "training": None if training_counts is None else int(training_counts[i]),
             **{key: values[i].item() for key, values in classes.items()},
         }
         for i, name in enumerate(record.names)
@@ -257,54 +265,57 @@ def _write_per_class(file: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(file, text.getvalue())
 
 
-def _item(record: Record, samples: Samples, i: int, image: str | None) -> dict[str, Any]:
-    label, predicted = (printable(record.names[int(ids[i])]) for ids in (samples.labels, samples.predicted))
-    shown = "/".join(Path(samples.files[i]).parts[-2:])
+def _gallery_item(record: Record, samples: Samples, index: int, image: str | None) -> dict[str, Any]:
+    label, predicted = (
+        printable(record.names[int(ids[index])]) for ids in (samples.labels, samples.predicted)
+    )
+    short_path = "/".join(Path(samples.files[index]).parts[-2:])
     return {
         "image": image,
         "label": label,
         "predicted": predicted,
-        "score": float(samples.scores[i]),
-        "file": printable(shown),
+        "score": float(samples.scores[index]),
+        "file": printable(short_path),
     }
 
 
-def _gallery(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    return [_item(record, samples, i, thumbnail(samples.files[i], record.images)) for i in numbers]
+def _gallery(record: Record, samples: Samples, indices: Sequence[int]) -> list[dict[str, Any]]:
+    return [_gallery_item(record, samples, i, thumbnail(samples.files[i], record.images)) for i in indices]
 
 
-def _spread(samples: Samples, count: int) -> list[int]:
-    """Samples at equal distances."""
+def _evenly_spaced_indices(samples: Samples, count: int) -> list[int]:
+    """Returns the indices of samples at equal distances."""
     return np.unique(np.linspace(0, len(samples) - 1, count).astype(int)).tolist()
 
 
-def _explained(record: Record, samples: Samples, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def _grad_cam_items(record: Record, samples: Samples, indices: Sequence[int]) -> list[dict[str, Any]]:
     try:
         images = overlays(
-            record.config, record.images, [(samples.files[i], int(samples.predicted[i])) for i in numbers]
+            record.config, record.images, [(samples.files[i], int(samples.predicted[i])) for i in indices]
         )
-    except (
-        Exception
-    ) as error:  # a network of the user's own may have no gradient, no feature map, or no weights any more
+    # A user's own network may have no gradient or no feature map, or its weights may be deleted.
+    except Exception as error:
         logger.info(f"the report has no Grad-CAM: {' '.join(str(error).split())}")
         return []
-    return [_item(record, samples, i, image) for i, image in zip(numbers, images, strict=True) if image]
+    return [
+        _gallery_item(record, samples, i, image) for i, image in zip(indices, images, strict=True) if image
+    ]
 
 
-def _best(record: Record) -> dict[str, Any]:
-    """The evaluation that the checkpoints call the best, or the last one."""
+def _best_evaluation(record: Record) -> dict[str, Any]:
+    """Returns the evaluation of the best checkpoint, or else the last evaluation."""
     epoch = record.manifest.get("progress", {}).get("best", {}).get("epoch")
-    chosen = [row for row in record.evaluations if row.get("epoch") == epoch] or record.evaluations
-    return chosen[-1] if chosen else {}
+    rows = [row for row in record.evaluations if row.get("epoch") == epoch] or record.evaluations
+    return rows[-1] if rows else {}
 
 
 def _numbers(record: Record) -> list[dict[str, str]]:
     numbers = []
     samples = record.samples
     if samples is not None:
-        for k, found in figures.topk_shares(samples, len(record.names)).items():
-            interval = f"95 %: {100 * found.low:.2f} to {100 * found.high:.2f}"
-            numbers.append({"name": f"top-{k}", "value": f"{100 * found.value:.2f} %", "note": interval})
+        for k, proportion in figures.topk_shares(samples, len(record.names)).items():
+            interval = f"95 %: {100 * proportion.low:.2f} to {100 * proportion.high:.2f}"
+            numbers.append({"name": f"top-{k}", "value": f"{100 * proportion.value:.2f} %", "note": interval})
         numbers.append(
             {
                 "name": "evaluated",
@@ -312,11 +323,11 @@ def _numbers(record: Record) -> list[dict[str, str]]:
                 "note": f"samples, {len(record.names):,} classes",
             }
         )
-    if best := _best(record):
+    if best_evaluation := _best_evaluation(record):
         numbers.append(
             {
                 "name": "best epoch",
-                "value": str(best.get("epoch", "")),
+                "value": str(best_evaluation.get("epoch", "")),
                 "note": f"of {record.config.Global.epochs}",
             }
         )
@@ -336,17 +347,18 @@ def _notes(record: Record) -> list[str]:
     notes = []
     if record.samples is None:
         notes.append(
-            "This run was not evaluated, or its predictions.csv is missing: python tools/eval.py -c FOLDER writes it."
+            "This run was not evaluated, or its predictions.csv is missing: ppxcls eval -c FOLDER writes it."
         )
     else:
-        absent = sorted(set(range(len(record.names))) - set(record.samples.labels.tolist()))
-        if absent:
-            shown = ", ".join(printable(record.names[i]) for i in absent[:5])
+        absent_classes = sorted(set(range(len(record.names))) - set(record.samples.labels.tolist()))
+        if absent_classes:
+            class_list = ", ".join(printable(record.names[i]) for i in absent_classes[:5])
             notes.append(
-                f"{len(absent)} of {len(record.names)} classes have no evaluated sample: {shown}{' …' if len(absent) > 5 else ''}"
+                f"{len(absent_classes)} of {len(record.names)} classes have no evaluated sample: "
+                f"{class_list}{' …' if len(absent_classes) > 5 else ''}"
             )
-        wrong = sum(not record.images.has(file) for file in record.samples.files[:100])
-        if wrong:
+        missing_count = sum(not record.images.has(file) for file in record.samples.files[:100])
+        if missing_count:
             notes.append(
                 "The images are not where they were during the evaluation, so some pictures are missing."
             )
@@ -375,9 +387,11 @@ def _facts(record: Record) -> list[tuple[str, str]]:
     if progress.get("step"):
         facts.append(("optimizer steps", f"{progress['step']:,}"))
     try:
-        began = datetime.fromisoformat(str(progress.get("started")))
-        ended = datetime.fromtimestamp((record.folder / METRICS_FILE).stat().st_mtime, timezone.utc)
-        facts.append(("from the start to the last log line", str(ended - began).split(".", maxsplit=1)[0]))
+        start_time = datetime.fromisoformat(str(progress.get("started")))
+        end_time = datetime.fromtimestamp((record.folder / METRICS_FILE).stat().st_mtime, timezone.utc)
+        facts.append(
+            ("from the start to the last log line", str(end_time - start_time).split(".", maxsplit=1)[0])
+        )
     except (ValueError, TypeError, OSError):
         pass
     facts.append(("report written", time.strftime("%Y-%m-%d %H:%M")))
@@ -398,14 +412,14 @@ def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
             ("uncertain", "Least certain"),
             ("suspects", "Suspected labels"),
         ]
-    optional = (
+    optional_sections = (
         ("cams", "cam", "Grad-CAM"),
         ("balance", "balance", "Class balance"),
         ("first_batch", "batch", "First batch"),
     )
-    sections += [(id_, name) for key, id_, name in optional if page.get(key)]
+    sections += [(id_, name) for key, id_, name in optional_sections if page.get(key)]
     return [*sections, ("run", "The run")]
 
 
-def _shown(value: Any) -> str:
+def _printable_text(value: Any) -> str:
     return printable(str(value))

@@ -1,4 +1,4 @@
-"""Thumbnails of samples, and what in them the network looked at."""
+"""Thumbnails of samples, and Grad-CAM pictures of what the network looked at."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import build_transforms, split_for_device
 from ppxcls.reports.record import Images
 
-_SIDE = 128  # pixels of a thumbnail's longer side
+_SIDE_PIXELS = 128  # pixels, the longer side of a thumbnail
 Array = np.ndarray[Any, Any]
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:
-    """A picture as text for a page."""
+    """Returns a picture as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def thumbnail(file: str, images: Images) -> str | None:
-    """A small JPEG of an image file as text for a page; None if it can't be read."""
+    """Returns a small JPEG of an image file as a data URI; None if the file can't be read."""
     try:
         image = decode_image(images.read(file))
     except (OSError, ValueError, MemoryError):
         return None
-    return _jpeg(_fitted(image))
+    return _jpeg(_resize_to_thumbnail(image))
 
 
-def _fitted(image: Array) -> Array:
-    scale = _SIDE / max(image.shape[:2])
+def _resize_to_thumbnail(image: Array) -> Array:
+    scale = _SIDE_PIXELS / max(image.shape[:2])
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
 
@@ -50,13 +50,13 @@ def _jpeg(image: Array) -> str:
 
 
 class GradCam:
-    """Which places of an image raise the score of a class (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and
-    2).
+    """Shows which regions of an image raise the score of a class.
 
-    It uses the last feature map of the network that has more than one place.
+    This is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2). It uses the last feature map of
+    the network with more than one position.
 
     Args:
-        config: of a run with weights.
+        config: config of a run with weights.
 
     Raises:
         ConfigError, CheckpointError: there are no weights, or they can't be used.
@@ -65,32 +65,35 @@ class GradCam:
     def __init__(self, config: Config) -> None:
         self._network = build_network(config, "export", weights_for(config, "export"))
         self._network.eval()
-        self._host, stage = split_for_device(build_transforms(transforms_for(config)))
+        self._host_transforms, stage = split_for_device(build_transforms(transforms_for(config)))
         self._to_input = ModelInput(stage)
 
     def overlay(self, file: str, images: Images, class_id: int) -> str | None:
-        """The image as the network sees it, with the places marked; text for a page, None if it can't be made.
+        """Returns the image as the network sees it, with the regions marked.
 
         Args:
-            file: the image.
-            images: reads it.
-            class_id: the class whose score is explained.
+            file: image file.
+            images: reader of the image files.
+            class_id: class with the score to explain.
+
+        Returns:
+            A data URI; None if the picture can't be made.
         """
         try:
-            pixels = self._host(images.read(file), np.random.default_rng(0))
+            pixels = self._host_transforms(images.read(file), np.random.default_rng(0))
         except (OSError, ValueError, MemoryError, DataError):
             return None
-        places = self._places(self._to_input(pixels[None]), class_id)
-        if places is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        activation_map = self._activation_map(self._to_input(pixels[None]), class_id)
+        if activation_map is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
             return None
-        heat = cv2.resize(places, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        heat = cv2.resize(activation_map, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         colors = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[
             ..., ::-1
         ]
-        return _jpeg(_fitted((0.5 * pixels + 0.5 * colors).astype(np.uint8)))
+        return _jpeg(_resize_to_thumbnail((0.5 * pixels + 0.5 * colors).astype(np.uint8)))
 
-    def _places(self, images: paddle.Tensor, class_id: int) -> Array | None:
-        """Weights from 0 to 1, float32 [h, w]; None if the network has no feature map."""
+    def _activation_map(self, images: paddle.Tensor, class_id: int) -> Array | None:
+        """Returns weights from 0 to 1, float32 [h, w]; None if the network has no feature map."""
         maps: list[paddle.Tensor] = []
 
         def keep(layer: nn.Layer, inputs: Any, output: Any) -> None:
@@ -114,17 +117,19 @@ class GradCam:
         if gradient is None:
             return None
         weights = gradient.mean(axis=[2, 3], keepdim=True)
-        places = nn.functional.relu((weights * maps[-1]).sum(axis=1))[0].detach().astype("float32").numpy()
-        return places / max(float(places.max()), 1e-12)
+        activation_map = (
+            nn.functional.relu((weights * maps[-1]).sum(axis=1))[0].detach().astype("float32").numpy()
+        )
+        return activation_map / max(float(activation_map.max()), 1e-12)
 
 
 def overlays(config: Config, images: Images, samples: Sequence[tuple[str, int]]) -> list[str | None]:
-    """Grad-CAM of several images; see ``GradCam``.
+    """Returns Grad-CAM pictures of several images; see ``GradCam``.
 
     Args:
-        config: of the run.
-        images: reads the files.
-        samples: file and class.
+        config: config of the run.
+        images: reader of the image files.
+        samples: pairs of image file and class id.
     """
     cam = GradCam(config)
     return [cam.overlay(file, images, class_id) for file, class_id in samples]

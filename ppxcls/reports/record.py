@@ -1,4 +1,4 @@
-"""Reads the files of a run for its report. What is missing or damaged is left out."""
+"""Reads the files of a run for its report. Missing or damaged files are skipped."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from ppxcls.system.whole_files import read_regular
 from ppxcls.train import METRICS_FILE, PREDICTIONS
 from ppxcls.train.predictions import COLUMNS
 
-_MOST_BYTES = 1 << 30
+_MAX_FILE_BYTES = 1 << 30
 Array = np.ndarray[Any, Any]
 
 
 @dataclass
 class Samples:
-    """The predictions of an evaluation, as ``predictions.csv`` has them.
+    """The predictions of an evaluation, as in ``predictions.csv``.
 
     Attributes:
-        files: of the samples.
-        labels, predicted: classes, int64 [n].
+        files: image files of the samples.
+        labels, predicted: label and predicted class of each sample, int64 [n].
         scores: probability of the predicted class, float64 [n].
         label_scores: probability of the label, float64 [n].
-        top_ids: the best classes of each sample, up to five.
+        top_ids: best classes of each sample, up to five.
     """
 
     files: list[str]
@@ -58,11 +58,11 @@ class Images:
     """Reads the files that ``predictions.csv`` names, from the disk or from a packed data set.
 
     Args:
-        config: of the run.
+        config: config of the run.
     """
 
     def __init__(self, config: Config) -> None:
-        self._places: dict[str, int] = {}
+        self._indices: dict[str, int] = {}
         try:
             dataset = (
                 build_dataset(config, "Eval", patience=0)
@@ -73,32 +73,36 @@ class Images:
             return
         if isinstance(dataset, PackedDataset):
             self._dataset = dataset
-            self._places = {dataset.path(i): i for i in range(len(dataset))}
+            self._indices = {dataset.path(i): i for i in range(len(dataset))}
 
     def has(self, file: str) -> bool:
-        """Whether the file is there."""
-        return file in self._places or Path(file).is_file()
+        """True if the file exists."""
+        return file in self._indices or Path(file).is_file()
 
     def read(self, file: str) -> bytes:
-        """The bytes of a file. Raises OSError and ValueError."""
-        if file not in self._places:
+        """Returns the bytes of a file.
+
+        Raises:
+            OSError, ValueError: the file can't be read.
+        """
+        if file not in self._indices:
             return read_file(file)
-        found: Any = self._dataset.read(self._places[file])
-        return found.encoded if isinstance(found, ImageParts) else found
+        content: Any = self._dataset.read(self._indices[file])
+        return content.encoded if isinstance(content, ImageParts) else content
 
 
 @dataclass
 class Record:
-    """A run, as its folder tells it.
+    """The data of a run, as read from its folder.
 
     Attributes:
-        folder: of the run.
+        folder: run folder.
         config: the resolved config.
-        names: of the classes; their numbers if they have no names.
-        train, evaluations: the lines of ``metrics.jsonl``.
+        names: class names; class numbers if the classes have no names.
+        train, evaluations: training lines and evaluation lines of ``metrics.jsonl``.
         samples: predictions of the best evaluation; None if nothing was evaluated.
-        manifest: of ``best_model`` or ``latest``; empty if there is neither.
-        class_counts: training samples of each class; None if the list is not there any more.
+        manifest: manifest of ``best_model`` or ``latest``; empty if there is neither.
+        class_counts: number of training samples of each class; None if the list no longer exists.
     """
 
     folder: Path
@@ -112,7 +116,7 @@ class Record:
 
     @cached_property
     def images(self) -> Images:
-        """Reads the evaluated files."""
+        """Reader of the evaluated files."""
         return Images(self.config)
 
     @property
@@ -122,10 +126,10 @@ class Record:
 
 
 def read_record(folder: str | Path) -> Record:
-    """Read a run's folder.
+    """Reads a run folder.
 
     Raises:
-        ConfigError: it is no run's folder.
+        ConfigError: the folder is not a run folder.
     """
     config = load_config(folder)
     folder = config.run_folder
@@ -150,32 +154,38 @@ def read_record(folder: str | Path) -> Record:
 
 def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
     try:
-        text = read_regular(file, _MOST_BYTES).decode(errors="replace")
+        text = read_regular(file, _MAX_FILE_BYTES).decode(errors="replace")
     except (OSError, ValueError):
         return
     for line in text.splitlines():
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError):  # cut off, or not ours
+        except (ValueError, RecursionError):  # an incomplete line, or one of another program
             continue
         if isinstance(row, dict):
             yield row
 
 
 def _read_samples(file: Path, count: int) -> Samples | None:
-    """The predictions; None if there are none that fit the classes."""
+    """Returns the predictions; None if there are none, or if they don't match the classes."""
     try:
-        text = read_regular(file, _MOST_BYTES).decode("utf-8", "surrogateescape")
+        text = read_regular(file, _MAX_FILE_BYTES).decode("utf-8", "surrogateescape")
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if not rows or tuple(rows[0]) != COLUMNS:
             return None
         labels, predicted = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted"))
-        scores, own = (np.array([float(row[key]) for row in rows]) for key in ("score", "label_score"))
-        tops = [[int(word) for word in row["top_ids"].split()] for row in rows]
+        scores, label_scores = (
+            np.array([float(row[key]) for row in rows]) for key in ("score", "label_score")
+        )
+        top_ids = [[int(word) for word in row["top_ids"].split()] for row in rows]
     except (OSError, ValueError, TypeError, csv.Error):
         return None
-    is_known = all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted))
-    return Samples([row["file"] for row in rows], labels, predicted, scores, own, tops) if is_known else None
+    has_valid_ids = all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted))
+    return (
+        Samples([row["file"] for row in rows], labels, predicted, scores, label_scores, top_ids)
+        if has_valid_ids
+        else None
+    )
 
 
 def _class_counts(config: Config, count: int) -> Array | None:

@@ -1,7 +1,7 @@
-"""The server: images in, JSON out; health, metrics, and a page to try it.
+"""HTTP server: receives images and answers with JSON; with health, metrics, and a page to try it.
 
-LitServe (0.2.19) brings batching, but its queues have no bound, and it lifts the limits of a body. With
-Starlette, both are a few lines.
+LitServe (0.2.19) provides batching, but its queues are unbounded, and it removes the size limit of a request
+body. With Starlette, both take a few lines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ppxcls.serving.batching import Batcher, BusyError
 from ppxcls.system.logs import logger
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-_ENDLESS = 1 << 40  # images to come
+_UNBOUNDED_IMAGES = 1 << 40  # images; so many that the network is compiled at the first batch
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src blob:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
@@ -39,14 +39,14 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one server.
+    """Limits of one server.
 
     Attributes:
-        body: largest number of bytes of an image file.
+        body: largest size of an image file, in bytes.
         batch: largest number of images in a batch.
-        wait: seconds for which a batch waits for more images.
-        queue: images that may wait; more are answered with 503.
-        seconds: for an answer; later it is 504.
+        wait: longest time that a batch waits for more images, in seconds.
+        queue: largest number of waiting images; more are answered with 503.
+        seconds: longest time until an answer, in seconds; after it the answer is 504.
     """
 
     body: int = 20 << 20
@@ -57,15 +57,15 @@ class Limits:
 
 
 class TooLargeError(Exception):
-    """The body has more bytes than are allowed."""
+    """The request body has more bytes than are allowed."""
 
 
 class Service:
     """Answers requests with a predictor.
 
     Args:
-        predictor: of a run or of exported files.
-        limits: of the server.
+        predictor: predictor of a run or of exported files.
+        limits: limits of the server.
     """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
@@ -95,13 +95,16 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Runs while the server does; at the end, what waits is answered."""
+        """Runs while the server runs; at the end, it answers the waiting images."""
         await self._batcher.start()
         yield
         await self._batcher.stop()
 
     async def predict(self, request: Request) -> Response:
-        """``POST /predict``, the body is an image file: JSON with ``class_ids``, ``scores`` and ``label_names``, the best first."""
+        """Answers ``POST /predict`` with JSON; the request body is an image file.
+
+        The JSON contains ``class_ids``, ``scores`` and ``label_names``, the best class first.
+        """
         start = time.perf_counter()
         status, content = await self._answer(request)
         self._requests.labels(status).inc()
@@ -110,7 +113,7 @@ class Service:
 
     async def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
         try:
-            if self._batcher.waiting >= self._limits.queue:  # before its body takes memory
+            if self._batcher.waiting >= self._limits.queue:  # before the body takes memory
                 raise BusyError
             body = await asyncio.wait_for(self._body(request), self._limits.seconds)
             if not body:
@@ -119,9 +122,9 @@ class Service:
         except TooLargeError:
             return 413, {"error": f"the image has more than {self._limits.body:,} bytes"}
         except BusyError:
-            return 503, {"error": "too many images wait; try again later"}
+            return 503, {"error": "too many images are waiting; try again later"}
         except ClientDisconnect:
-            return 499, {"error": "the client has gone"}
+            return 499, {"error": "the client has disconnected"}
         except (TimeoutError, asyncio.TimeoutError):
             return 504, {"error": f"no answer within {self._limits.seconds:g} s"}
         except Exception as error:
@@ -130,7 +133,7 @@ class Service:
         if prediction.error:
             return 422, {"error": prediction.error}
         if not np.isfinite(prediction.scores).all():
-            return 500, {"error": "the model gives numbers that are not finite"}
+            return 500, {"error": "the model returned numbers that are not finite"}
         return 200, {key: value for key, value in asdict(prediction).items() if key not in ("file", "error")}
 
     async def _body(self, request: Request) -> bytes:
@@ -138,7 +141,7 @@ class Service:
         if length.isdigit() and int(length) > self._limits.body:
             raise TooLargeError
         parts, size = [], 0
-        async for part in request.stream():  # without a length, or with a wrong one
+        async for part in request.stream():  # the length may be missing or wrong
             size += len(part)
             if size > self._limits.body:
                 raise TooLargeError
@@ -146,20 +149,20 @@ class Service:
         return b"".join(parts)
 
     async def health(self, request: Request) -> Response:
-        """``GET /healthz``."""
+        """Answers ``GET /healthz``."""
         return JSONResponse({"status": "ok", "model": self._predictor.description})
 
     async def metrics(self, request: Request) -> Response:
-        """``GET /metrics``, in Prometheus's text form."""
+        """Answers ``GET /metrics``, in Prometheus's text format."""
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
     async def page(self, request: Request) -> Response:
-        """``GET /``: a page to drop images on."""
+        """Answers ``GET /`` with a page to drop images on."""
         return HTMLResponse(_PAGE, headers=_HEADERS)
 
 
 def build_app(predictor: Predictor, limits: Limits = Limits()) -> Starlette:
-    """The ASGI application of a predictor."""
+    """Returns the ASGI application of a predictor."""
     service = Service(predictor, limits)
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
@@ -173,29 +176,27 @@ def build_app(predictor: Predictor, limits: Limits = Limits()) -> Starlette:
 def serve(
     path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
 ) -> None:
-    """Serve a run or an exported model until SIGTERM or SIGINT; what has begun is answered before.
+    """Serves a run or an exported model until SIGTERM or SIGINT; requests that have begun are still answered.
 
     Args:
-        path: as ``ppxcls.load`` takes it.
-        host: address to listen on. The server has no passwords: leave it to this machine, or put a proxy
-            before it.
-        port: to listen on.
+        path: run or exported model, as for ``ppxcls.load``.
+        host: address to listen on. The server has no passwords: use an address of this machine only, or put a
+            proxy before the server.
+        port: port to listen on.
         batch: largest number of images in a batch.
-        queue: images that may wait.
+        queue: largest number of waiting images.
 
     Raises:
         ConfigError, CheckpointError, DataError: the model can't be used, or a number is below 1.
     """
     if min(batch, queue) < 1:
         raise DataError(f"expected a batch and a queue of at least 1, received {batch} and {queue}")
-    predictor = load(path, _ENDLESS)
+    predictor = load(path, _UNBOUNDED_IMAGES)
     logger.info(predictor.description)
-    predictor.predict(
-        np.zeros((600, 600, 3), np.uint8)
-    )  # compiles a run's network before somebody waits for it
+    predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a run's network before the first request
     app = build_app(predictor, Limits(batch=batch, queue=queue))
-    # Each connection may hold a body in memory; beyond this number uvicorn answers 503 itself.
-    most = 2 * queue + batch
+    # Each connection may hold a body in memory; above this number uvicorn answers 503 itself.
+    max_connections = 2 * queue + batch
     uvicorn.run(
         app,
         host=host,
@@ -203,5 +204,5 @@ def serve(
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=30,
-        limit_concurrency=most,
+        limit_concurrency=max_connections,
     )

@@ -1,6 +1,6 @@
-"""Puts requests together into batches.
+"""Groups requests into batches.
 
-The queue is bounded, so that a server that is too busy says so at once.
+The queue is bounded, so that an overloaded server reports it at once.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class BusyError(Exception):
 
 
 class Batcher(Generic[Item, Answer]):
-    """Answers single items by a function of batches, which runs in a thread of its own.
+    """Answers single items by a function of batches, which runs in its own thread.
 
     Args:
-        answer: gives as many answers as it gets items, in their order.
+        answer: function that takes a batch of items and returns one answer per item, in the same order.
         most: largest number of items in a batch.
-        wait: seconds for which a batch that is not full waits for more items.
-        queue_size: items that may wait.
-        seen: called with the number of items and the seconds of each batch.
+        wait: longest time that an incomplete batch waits for more items, in seconds.
+        queue_size: largest number of waiting items.
+        on_batch: function that is called with the number of items and the seconds of each batch.
     """
 
     def __init__(
@@ -37,33 +37,35 @@ class Batcher(Generic[Item, Answer]):
         most: int,
         wait: float,
         queue_size: int,
-        seen: Callable[[int, float], None] = lambda count, seconds: None,
+        on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
-        self._answer, self._most, self._wait, self._seen = answer, most, wait, seen
+        self._answer, self._max_items, self._wait_seconds, self._on_batch = answer, most, wait, on_batch
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Answer]]] = asyncio.Queue(queue_size)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-serving")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-serving")
         self._task: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
-        """Items in the queue."""
+        """Number of items in the queue."""
         return self._queue.qsize()
 
     async def start(self) -> None:
-        """Begin to answer."""
+        """Starts to answer items."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Answer what waits, and end."""
+        """Answers the waiting items, and stops."""
         await self._queue.join()
         assert self._task
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        self._thread.shutdown()
+        self._executor.shutdown()
 
     async def __call__(self, item: Item) -> Answer:
-        """The answer to an item. What the function raises is raised for all items of the batch.
+        """Returns the answer to an item.
+
+        If the function raises an error, it is raised for all items of the batch.
 
         Raises:
             BusyError: the queue is full.
@@ -79,27 +81,27 @@ class Batcher(Generic[Item, Answer]):
         loop = asyncio.get_running_loop()
         while True:
             batch = [await self._queue.get()]
-            deadline = loop.time() + self._wait
-            while len(batch) < self._most:
+            deadline = loop.time() + self._wait_seconds
+            while len(batch) < self._max_items:
                 try:
                     batch.append(await asyncio.wait_for(self._queue.get(), max(deadline - loop.time(), 0)))
                 except TimeoutError:
                     break
-                except asyncio.TimeoutError:  # another class before Python 3.11
+                except asyncio.TimeoutError:  # a different class before Python 3.11
                     break
             start = time.perf_counter()
             try:
-                live = [
+                active_items = [
                     (item, future) for item, future in batch if not future.done()
-                ]  # others have given up waiting
-                if live:
+                ]  # the callers of the other items no longer wait
+                if active_items:
                     answers = await loop.run_in_executor(
-                        self._thread, self._answer, [item for item, _ in live]
+                        self._executor, self._answer, [item for item, _ in active_items]
                     )
-                    for (_, future), answer in zip(live, answers, strict=True):
+                    for (_, future), answer in zip(active_items, answers, strict=True):
                         if not future.done():
                             future.set_result(answer)
-                    self._seen(len(live), time.perf_counter() - start)
+                    self._on_batch(len(active_items), time.perf_counter() - start)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():

@@ -1,4 +1,4 @@
-"""The door of the server, which says what is not installed."""
+"""Starts the server, and reports missing packages."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from pathlib import Path
 
 from ppxcls.data.errors import DataError
 
-_INSTALL = "which is not installed: pip install 'ppxcls[serve]'"
+_INSTALL_HINT = "which is not installed: pip install 'ppxcls[serve]'"
 
 
 def serve(
     path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
 ) -> None:
-    """As ``ppxcls.serving.app.serve``.
+    """Serves a model; see ``ppxcls.serving.app.serve``.
 
     Raises:
-        DataError: also if a package is not installed.
+        DataError: a package is not installed.
+        ConfigError, CheckpointError, DataError: as in ``ppxcls.serving.app.serve``.
     """
     try:
         from ppxcls.serving import app
     except ImportError as error:
-        raise DataError(f"a server needs {error.name}, {_INSTALL}") from None
+        raise DataError(f"a server needs {error.name}, {_INSTALL_HINT}") from None
     app.serve(path, host, port, batch, queue)

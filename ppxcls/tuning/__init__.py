@@ -1,1 +1,1 @@
-"""Searches for the settings of a training: a learning rate, a batch size. Nothing here trains a run."""
+"""Searches for training settings: a learning rate, a batch size. Nothing here trains a run."""

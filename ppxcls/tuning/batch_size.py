@@ -1,4 +1,4 @@
-"""The largest batch that fits into the memory of the device, and how fast the batches below it are."""
+"""Finds the largest batch that fits into the device's memory, and the speed of smaller batches."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ppxcls.system import distributed
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
 
-_FIRST, _MOST = 2, 4096
-_SHARE = 0.85  # of a host's free memory: beyond it the system ends the process, without an error that could be caught
-_AS_FAST = 0.95  # of the best rate
-_LONGEST = 60.0  # seconds of a step; larger batches are not tried
+_FIRST_SIZE, _MAX_SIZE = 2, 4096
+_MAX_HOST_MEMORY_SHARE = 0.85  # fraction of free memory; beyond it the process is killed without an error
+_FAST_SHARE = 0.95  # fraction of the best images/s
+_MAX_STEP_SECONDS = 60.0  # seconds per step; larger batches are not tried
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """What a search has seen.
+    """Results of a batch-size search.
 
     Attributes:
-        tried: batch size, images/s and bytes at the peak, for each size that fits; ascending.
-        limit: what ended the search.
+        tried: batch size, images/s and peak bytes of each size that fits, by ascending size.
+        limit: reason for the end of the search.
     """
 
     tried: Sequence[tuple[int, float, int]]
@@ -37,14 +37,14 @@ class BatchSizes:
 
     @property
     def largest(self) -> int:
-        """The largest size that was seen to fit."""
+        """Largest size that fits."""
         return self.tried[-1][0]
 
     @property
     def smallest_fast(self) -> int:
-        """The smallest size that is within 5 % of the fastest."""
+        """Smallest size with a speed within 5 % of the fastest."""
         fastest = max(rate for _, rate, _ in self.tried)
-        return next(size for size, rate, _ in self.tried if rate >= _AS_FAST * fastest)
+        return next(size for size, rate, _ in self.tried if rate >= _FAST_SHARE * fastest)
 
     def __str__(self) -> str:
         lines = [
@@ -56,12 +56,14 @@ class BatchSizes:
 
 
 def try_batch_sizes(trainer: Trainer) -> BatchSizes:
-    """Train on batches of 2, 4, 8 and so on, and then on sizes between the last that fits and the first that
-    doesn't.
+    """Searches for the largest batch size that fits, by training on increasing sizes.
 
-    Every batch repeats the samples of the first real one. On a CPU a size is only tried if the memory of the
-    sizes before it says that it will fit; an accelerator's error is waited for. The trainer is of no use
-    afterwards.
+    The sizes are 2, 4, 8 and so on, and then sizes between the last that fits and the first that doesn't.
+    Every batch repeats the samples of the first real one.
+
+    On a CPU, a size is only tried if the memory use of smaller sizes predicts that it fits, because the
+    system would kill the process without an error. On an accelerator, the search relies on the device's
+    error. The trainer can't be used afterwards.
 
     Raises:
         DataError: a sample can't be loaded.
@@ -69,24 +71,24 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
     """
     if distributed.world_size() > 1:
         raise TrainingError(
-            "the largest batch is one process's: look for it on one device, without a launcher"
+            "the batch-size search needs a single process: run it on one device, without a launcher"
         )
     attempt = _Attempt(trainer)
-    tried: list[tuple[int, float, int]] = []
-    low, high, limit = 0, _MOST + 1, f"no larger one than {_MOST} is tried"
-    size = _FIRST
+    measurements: list[tuple[int, float, int]] = []
+    low, high, limit = 0, _MAX_SIZE + 1, f"sizes above {_MAX_SIZE} are not tried"
+    size = _FIRST_SIZE
     while low < size < high:
-        reason, result = attempt(size, tried)
+        reason, result = attempt(size, measurements)
         if reason:
             high, limit = size, reason
         elif result:
-            tried.append((size, *result))
+            measurements.append((size, *result))
             low = size
-        step = max(8, low // 8) if low >= 8 else 1  # finer than an eighth is no gain
-        size = min(2 * low, _MOST) if high > _MOST else (low + high) // 2 // step * step
-    if not tried:
-        raise TrainingError(f"not even a batch of {_FIRST} fits: {limit}")
-    return BatchSizes(tried, limit)
+        step = max(8, low // 8) if low >= 8 else 1  # steps below an eighth gain nothing
+        size = min(2 * low, _MAX_SIZE) if high > _MAX_SIZE else (low + high) // 2 // step * step
+    if not measurements:
+        raise TrainingError(f"not even a batch of {_FIRST_SIZE} fits: {limit}")
+    return BatchSizes(measurements, limit)
 
 
 class _Attempt:
@@ -98,105 +100,119 @@ class _Attempt:
         to_input = ModelInput(trainer.loader.dataset.device_stage)
         self._images, self._labels = to_input(batch.images), paddle.to_tensor(batch.labels)
         self._learner.model.train()
-        self._on_host = paddle.get_device() == "cpu"
+        self._is_host = paddle.get_device() == "cpu"
 
     def __call__(
-        self, size: int, tried: Sequence[tuple[int, float, int]]
+        self, size: int, measurements: Sequence[tuple[int, float, int]]
     ) -> tuple[str, tuple[float, int] | None]:
-        """Two steps on a batch of this size; returns why it can't be, or images/s of the faster step and bytes at its peak."""
-        if tried and size / tried[-1][1] > _LONGEST:
-            return f"a step of {size} images would take more than {_LONGEST:g} s", None
+        """Runs two steps on a batch of this size.
+
+        Returns:
+            An empty string with images/s of the faster step and its peak bytes, or else the reason why the
+            size can't be used, with None.
+        """
+        if measurements and size / measurements[-1][1] > _MAX_STEP_SECONDS:
+            return f"a step of {size} images would take more than {_MAX_STEP_SECONDS:g} s", None
         if (
-            self._on_host
-            and tried
-            and (needed := _predicted(size, tried) - _of_this_process("VmRSS")) > (free := _free_on_host())
+            self._is_host
+            and measurements
+            and (needed_bytes := _predicted_peak_bytes(size, measurements) - _process_bytes("VmRSS"))
+            > (free_bytes := _free_host_bytes())
         ):
             return (
-                f"{size} images would need {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB may be taken",
+                f"{size} images would need {needed_bytes / 1e9:.3g} GB more, and {free_bytes / 1e9:.3g} GB are available",
                 None,
             )
         try:
-            seconds, used = self._steps(size)
+            seconds, peak_bytes = self._steps(size)
         except (
             MemoryError,
             RuntimeError,
             SystemError,
-        ) as error:  # Paddle has no error of its own for it in all versions
-            says_so = any(word in str(error).lower() for word in ("memory", "resourceexhausted"))
-            if not says_so and not isinstance(error, MemoryError):
+        ) as error:  # not every Paddle version has a specific error
+            is_about_memory = any(word in str(error).lower() for word in ("memory", "resourceexhausted"))
+            if not is_about_memory and not isinstance(error, MemoryError):
                 raise
-            self._forget()
+            self._release_memory()
             return f"{size} images don't fit into the memory of {paddle.get_device()}", None
-        return "", (size / seconds, used)
+        return "", (size / seconds, peak_bytes)
 
     def _steps(self, size: int) -> tuple[float, int]:
         count = -(-size // self._images.shape[0])
         images, labels = (paddle.concat([x] * count)[:size] for x in (self._images, self._labels))
         images, labels = self._learner.mixed(images, labels, [0])
-        _reset_peak(self._on_host)
+        _reset_peak(self._is_host)
         times = []
         for _ in range(2):
             start = time.perf_counter()
             float(self._learner.step(images, labels, 1.0, True).sum())  # waits for the device
             times.append(time.perf_counter() - start)
-        return min(times), _peak(self._on_host)
+        return min(times), _peak_bytes(self._is_host)
 
-    def _forget(self) -> None:
-        """Give back what a step left that ended in the middle."""
+    def _release_memory(self) -> None:
+        """Releases the memory of a step that failed."""
         self._learner.optimizer.clear_grad()
         gc.collect()
-        if not self._on_host:
+        if not self._is_host:
             with contextlib.suppress(AttributeError, ValueError, RuntimeError):
                 paddle.device.cuda.empty_cache()
 
 
-def _predicted(size: int, tried: Sequence[tuple[int, float, int]]) -> float:
-    """Bytes at the peak, by a line through the last two sizes."""
-    last, _, used = tried[-1]
-    before, _, used_before = tried[-2] if len(tried) > 1 else (0, 0.0, 0)
-    return used + (size - last) * max(used - used_before, 0) / (last - before)
+def _predicted_peak_bytes(size: int, measurements: Sequence[tuple[int, float, int]]) -> float:
+    """Returns the predicted peak bytes, on a line through the last two sizes."""
+    last, _, peak_bytes = measurements[-1]
+    previous, _, previous_peak_bytes = measurements[-2] if len(measurements) > 1 else (0, 0.0, 0)
+    return peak_bytes + (size - last) * max(peak_bytes - previous_peak_bytes, 0) / (last - previous)
 
 
-def _free_on_host() -> float:
-    """Bytes that this process may still take, of the machine and of its control group."""
-    free = []
+def _free_host_bytes() -> float:
+    """Returns the bytes that this process may still allocate.
+
+    Both the machine and the control group of the process limit them.
+    """
+    free_bytes = []
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
+        free_bytes.append(
+            1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+        )
+    with contextlib.suppress(OSError, ValueError):  # "max" is not a number
         group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used_bytes = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         lines = (group / "memory.stat").read_text().splitlines()
-        cached = sum(
+        cached_bytes = sum(
             int(line.split()[1]) for line in lines if line.startswith("inactive_file ")
-        )  # of files; it is given back
-        free.append(limit - used + cached)
-    return _SHARE * min(free, default=2e9)
+        )  # file cache, which the system releases if needed
+        free_bytes.append(limit - used_bytes + cached_bytes)
+    return _MAX_HOST_MEMORY_SHARE * min(free_bytes, default=2e9)
 
 
-def _reset_peak(on_host: bool) -> None:
-    if on_host:
+def _reset_peak(is_host: bool) -> None:
+    if is_host:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
     else:
         with contextlib.suppress(
             AttributeError, ValueError, RuntimeError
-        ):  # not for every kind of device, and not in every Paddle
+        ):  # not on every kind of device, and not in every Paddle version
             paddle.device.cuda.reset_max_memory_allocated()
 
 
-def _peak(on_host: bool) -> int:
-    """Bytes at the peak: of the process on a CPU, of Paddle's tensors on an accelerator; 0 if that is unknown."""
-    if not on_host:
+def _peak_bytes(is_host: bool) -> int:
+    """Returns the peak bytes; 0 if they are unknown.
+
+    On a CPU they are of the whole process, on an accelerator of Paddle's tensors.
+    """
+    if not is_host:
         try:
             return int(paddle.device.cuda.max_memory_allocated())
         except (AttributeError, ValueError, RuntimeError):
             return 0
-    return _of_this_process("VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return _process_bytes("VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _of_this_process(figure: str) -> int:
-    """Bytes, from Linux's table of this process; 0 on another system."""
+def _process_bytes(figure: str) -> int:
+    """Returns a memory figure of this process, in bytes, from Linux's ``/proc``; 0 on other systems."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(figure)).split()[1])

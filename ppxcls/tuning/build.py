@@ -1,4 +1,4 @@
-"""The searches that ``--find-lr`` and ``--find-batch`` start, from a config like a training's."""
+"""Runs the searches of ``--find-lr`` and ``--find-batch``, with the config of a training."""
 
 from __future__ import annotations
 
@@ -19,68 +19,68 @@ from ppxcls.train.trainer import Trainer
 from ppxcls.tuning.batch_size import BatchSizes, try_batch_sizes
 from ppxcls.tuning.rate_range import RateRange, draw, try_rates
 
-FOLDER = "find"  # in Global.output_dir: a search leaves a run's own folder as it is
+FOLDER = "find"  # in Global.output_dir, so that a search does not change a run's own folder
 RATES, PICTURE, BATCHES = "find_lr.csv", "find_lr.png", "find_batch.csv"
 
 
 def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> RateRange:
-    """A learning-rate range test (arXiv:1506.01186): train for some steps while the rate rises, and look where
-    the loss falls.
+    """Runs a learning-rate range test (arXiv:1506.01186).
 
-    It trains from where the config's training would begin, and forgets it. ``find_lr.csv`` and, with
+    It trains for some steps while the rate rises, and finds the rate at which the loss falls. It starts from
+    the same state as the config's training, and discards the trained weights. ``find_lr.csv`` and, with
     matplotlib, ``find_lr.png`` are written to ``find/<network>`` in the output folder.
 
     Args:
-        config: YAML file, folder of a run, or the YAML's content as a dict.
-        overrides: ``A.b=value``, as for training.
-        steps: most optimizer steps.
+        config: YAML file, run folder, or the YAML's content as a dict.
+        overrides: config overrides ``A.b=value``, as for training.
+        steps: largest number of optimizer steps.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunFolderError, OSError: as ``build_trainer``.
+        ConfigError, DataError, CheckpointError, RunFolderError, OSError: as in ``build_trainer``.
         TrainingError: the loss was finite at too few rates.
     """
-    with _searching(config, overrides) as trainer:
-        found = try_rates(trainer, steps)
+    with _search_trainer(config, overrides) as trainer:
+        rate_range = try_rates(trainer, steps)
     if distributed.rank() == 0:
-        rows = [f"{rate:.6g},{loss:.6g},{smooth:.6g}\n" for rate, loss, smooth in found.rows()]
+        rows = [f"{rate:.6g},{loss:.6g},{smooth:.6g}\n" for rate, loss, smooth in rate_range.rows()]
         write_text(trainer.output_dir / RATES, "learning_rate,loss,smoothed\n" + "".join(rows))
-        shown = PICTURE if importlib.util.find_spec("matplotlib") else RATES
-        if shown == PICTURE:
-            write_bytes(trainer.output_dir / PICTURE, draw(found))
+        output_file = PICTURE if importlib.util.find_spec("matplotlib") else RATES
+        if output_file == PICTURE:
+            write_bytes(trainer.output_dir / PICTURE, draw(rate_range))
         else:
             logger.warning(f"{PICTURE} is not drawn: it needs matplotlib, pip install 'ppxcls[report]'")
-        logger.info(printable(f"{found} ({trainer.output_dir}/{shown})"))
-    return found
+        logger.info(printable(f"{rate_range} ({trainer.output_dir}/{output_file})"))
+    return rate_range
 
 
 def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
-    """Train on larger and larger batches of this process, until the device's memory is used up.
+    """Trains this process on larger and larger batches, until the device's memory is full.
 
     ``find_batch.csv`` is written to ``find/<network>`` in the output folder.
 
     Args:
-        config: YAML file, folder of a run, or the YAML's content as a dict.
-        overrides: ``A.b=value``, as for training.
+        config: YAML file, run folder, or the YAML's content as a dict.
+        overrides: config overrides ``A.b=value``, as for training.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunFolderError, OSError: as ``build_trainer``.
+        ConfigError, DataError, CheckpointError, RunFolderError, OSError: as in ``build_trainer``.
         TrainingError: not even a batch of 2 fits, or there are several processes.
     """
-    with _searching(config, overrides) as trainer:
-        found = try_batch_sizes(trainer)
-    rows = [f"{size},{rate:.4g},{used}\n" for size, rate, used in found.tried]
+    with _search_trainer(config, overrides) as trainer:
+        batch_sizes = try_batch_sizes(trainer)
+    rows = [f"{size},{rate:.4g},{used}\n" for size, rate, used in batch_sizes.tried]
     write_text(trainer.output_dir / BATCHES, "batch_size,images_per_second,bytes\n" + "".join(rows))
-    for line in str(found).splitlines():
+    for line in str(batch_sizes).splitlines():
         logger.info(line)
-    return found
+    return batch_sizes
 
 
 @contextlib.contextmanager
-def _searching(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
-    """A trainer whose folder is the search's own, and is free again after the block."""
-    own = load_config(config, overrides)
+def _search_trainer(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
+    """Yields a trainer with the search's own folder, and releases the folder after the block."""
+    base_config = load_config(config, overrides)
     changes = [
-        f"Global.output_dir={json.dumps(str(Path(own.Global.output_dir) / FOLDER))}",
+        f"Global.output_dir={json.dumps(str(Path(base_config.Global.output_dir) / FOLDER))}",
         "Global.checkpoints=null",
         "Global.eval_during_train=false",
         "Global.use_visualdl=false",

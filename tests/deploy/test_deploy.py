@@ -360,7 +360,7 @@ def test_export_without_images_is_compared_on_random_ones(
     differences = ppxcls.export(config, formats=["paddle"])
     assert 0 <= differences["paddle"] < 1e-4
     assert warnings[-1].startswith(
-        "no real images are at hand, so the exported files are compared on random ones, ["
+        "no real images are available, so the exported files are compared on random ones, ["
     )
     assert all("No such file" in warning for warning in warnings[:-1])
     assert bool(warnings[:-1]) == (missing == "images")
@@ -418,7 +418,7 @@ def test_eight_bits(
     assert sorted(received[0].label_names) == sorted(expected[0].label_names)
     assert np.mean([abs(a.scores[0] - b.scores[0]) for a, b in zip(expected, received, strict=True)]) < 0.1
     assert not list((tmp_path / "inference").glob(".int8*"))
-    monkeypatch.setattr(int8, "_measured", lambda *_: int8.Quantised(100, 0.9, 0.8, 2.0, 0.25))
+    monkeypatch.setattr(int8, "_compare_files", lambda *_: int8.Quantised(100, 0.9, 0.8, 2.0, 0.25))
     with pytest.raises(
         ppxcls.CheckpointError, match=r"INT8 loses 10\.00 points of top-1 on 100 images, more than 1"
     ):

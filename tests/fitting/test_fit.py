@@ -17,7 +17,7 @@ import yaml
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.cli.verbs import VERBS
-from ppxcls.fitting.folder import _ALL_BUT_THE_CLASSIFIER
+from ppxcls.fitting.folder import _NON_CLASSIFIER_PATTERN
 from ppxcls.fitting.settings import choose, network_of
 from ppxcls.models.weights import save_weights
 from tests.conftest import ROOT
@@ -133,7 +133,7 @@ def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ppxcls.list_models())
 def test_all_but_the_classifier_is_frozen_in_every_network(name: str) -> None:
-    model = ppxcls.build_model(name, class_num=3, freeze=[_ALL_BUT_THE_CLASSIFIER])
+    model = ppxcls.build_model(name, class_num=3, freeze=[_NON_CLASSIFIER_PATTERN])
     trained = {key for key, parameter in model.named_parameters() if not parameter.stop_gradient}
     assert len(trained) == 2
     assert all(model.state_dict()[key].shape[-1] == 3 for key in trained)
@@ -156,11 +156,11 @@ def test_every_verb_is_listed_with_a_line() -> None:
         (["one"], "one: one class; a classifier needs at least two folders"),
         (["photos", "--minutes", "0"], "expected minutes above 0, received 0"),
         (["photos", "--minutes", "nan"], "expected minutes above 0, received nan"),
-        (["photos", "--output", "photos/birds/run"], "photos/birds/run lies in the folder of photographs"),
+        (["photos", "--output", "photos/birds/run"], "photos/birds/run is inside the folder of photographs"),
         (["photos", "--device", "gpux"], "expected one of cpu"),
         (
             ["photos", "--weights", "mine.pdparams"],
-            "mine.pdparams: the name of the file does not begin with a network's",
+            "mine.pdparams: the file name does not begin with a network's name",
         ),
         (["https://example.org/photos"], "URL"),
     ],
@@ -182,7 +182,7 @@ def test_a_yaml_that_is_there_is_not_overwritten(place: Path) -> None:
     result = typed(shlex.split(VERBS["fit"].examples[0]), place)
     assert result.returncode == 1
     assert (
-        "output/photos/train.yaml is there already: go on by it with 'ppxcls train -c output/photos/train.yaml"
+        "output/photos/train.yaml already exists: resume with 'ppxcls train -c output/photos/train.yaml"
         in result.stderr
     )
 

@@ -40,7 +40,7 @@ def test_a_loss_that_does_not_fall_suggests_nothing(end: float) -> None:
     noise = np.random.default_rng(0).normal(0, 0.01, 20)
     found = RateRange(np.geomspace(1e-3, 1, 20), np.linspace(1, end, 20) + noise)
     assert found.suggestion is None
-    assert "the loss fell at none" in str(found)
+    assert "the loss did not fall" in str(found)
     pytest.importorskip("matplotlib")
     assert draw(found)
 
@@ -119,13 +119,13 @@ def test_bad_samples_and_few_steps(small: Callable[..., Path], tmp_path: Path) -
 
 
 def test_several_processes(small: Callable[..., Path], tmp_path: Path) -> None:
-    """They decide alike; the largest batch is one process's."""
+    """All processes decide alike; the batch-size search needs a single process."""
     file = small()
     found = run_tool("tools/train.py", "-c", file, "--find-lr", processes=2, log_dir=tmp_path / "log")
     assert found.returncode == 0, found.stdout + found.stderr
     refused = run_tool("tools/train.py", "-c", file, "--find-batch", processes=2, log_dir=tmp_path / "log2")
     assert refused.returncode != 0
-    assert "the largest batch is one process's" in (tmp_path / "log2/workerlog.0").read_text()
+    assert "the batch-size search needs a single process" in (tmp_path / "log2/workerlog.0").read_text()
 
 
 def test_a_training_that_diverges_by_itself(
@@ -167,7 +167,7 @@ def test_the_largest_batch_of_an_accelerator(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
 ) -> None:
     monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(limit, error))
-    monkeypatch.setattr(batch_size, "_free_on_host", lambda: 1e15)
+    monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 1e15)
     found = ppxcls.find_batch(small())
     assert 0.8 * limit - 8 <= found.largest <= limit
     assert found.largest > limit / 2
@@ -199,7 +199,7 @@ def test_a_host_is_never_asked_for_more_than_it_has(
         return steps(self, size)
 
     monkeypatch.setattr(batch_size._Attempt, "_steps", noted)
-    monkeypatch.setattr(batch_size, "_free_on_host", lambda: 3e8)
+    monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 3e8)
     found = ppxcls.find_batch(small())
     assert found.largest == max(asked)
     assert found.tried[-1][2] - found.tried[0][2] < 6e8
@@ -223,7 +223,7 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough")
     )
-    monkeypatch.setattr(photographs, "_LEAST_STEPS", 4)
+    monkeypatch.setattr(photographs, "_MIN_STEPS_PER_EPOCH", 4)
     run = ppxcls.fit(
         tmp_path / "photos", None, None, 0.01, tmp_path / "out", None, True, True, ["Global.epochs=1"]
     )
