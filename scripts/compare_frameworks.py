@@ -84,7 +84,9 @@ def on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any]) -> 
     def of(batch: Any, training: bool) -> Any:
         return logits((torch.from_numpy(batch.images).float() / 255 - 0.5) / 0.5, training=training)
 
-    step, found, seconds = 0, [], 0.0
+    step = 0
+    found = []
+    seconds = 0.0
     for epoch in range(1, config.Global.epochs + 1):
         start = time.perf_counter()
         for batch in train.epoch(epoch):

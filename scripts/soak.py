@@ -42,7 +42,8 @@ class Soak:
     """A job and what is done to it."""
 
     def __init__(self, folder: Path, network: str, seed: int) -> None:
-        self.folder, self.rng = folder, random.Random(seed)
+        self.folder = folder
+        self.rng = random.Random(seed)
         self.faults: collections.Counter[str] = collections.Counter()
         self.disk = folder / "disk"
         for name, count in (("train", 24), ("val", 7)):

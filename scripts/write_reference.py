@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import docstring_parser
 
-from ppxcls.config.checks import Where, type_name
+from ppxcls.config.checks import ConfigPlace, type_name
 from ppxcls.config.paddleclas import ALTERNATIVES
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
@@ -141,7 +141,7 @@ def components(registry: Registry[Any]) -> list[str]:
     if registry.common:
         lines += ["Common keys:", "", *table(keys_of(registry.common))]
     for name in registry.names():
-        component = registry.get(name, Where())
+        component = registry.get(name, ConfigPlace())
         if not component.__module__.startswith("ppxcls."):
             continue
         texts, hints = texts_of(component), registry.schema(name)

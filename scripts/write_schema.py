@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ppxcls.config.checks import Bound, Where
+from ppxcls.config.checks import Bound, ConfigPlace
 from ppxcls.config.paddleclas import ALTERNATIVES
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
@@ -113,7 +113,7 @@ def of_section(section: type) -> Schema:
 
 def of_component(registry: Registry[Any], name: str) -> Schema:
     """The schema of a component's arguments, with the common ones of its kind."""
-    component = registry.get(name, Where())
+    component = registry.get(name, ConfigPlace())
     parameters = inspect.signature(component).parameters
     texts = texts_of(component)
     hints = registry.schema(name)
@@ -133,7 +133,9 @@ def of_component(registry: Registry[Any], name: str) -> Schema:
 def of_registry(registry: Registry[Any]) -> dict[str, Schema]:
     """Two definitions: of ``{name: Name, ...}``, and of an item of a list, ``Name: {...}``."""
     names = [
-        name for name in registry.names() if registry.get(name, Where()).__module__.startswith("ppxcls.")
+        name
+        for name in registry.names()
+        if registry.get(name, ConfigPlace()).__module__.startswith("ppxcls.")
     ]
     schemas = {name: of_component(registry, name) for name in names}
     branches = [

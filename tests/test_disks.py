@@ -270,7 +270,7 @@ def test_a_file_that_shrinks(data: ImageNetDataset, monkeypatch: pytest.MonkeyPa
 
 
 def test_limits(data: ImageNetDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_file, "MAX_BYTES", 100)
+    monkeypatch.setattr(read_file, "MAX_IMAGE_FILE_BYTES", 100)
     with pytest.raises(DataError, match="bytes; an image file may have 100"):
         data.load(0)
 

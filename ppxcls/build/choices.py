@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
-from ppxcls.config.checks import ConfigError, Where
+from ppxcls.config.checks import ConfigError, ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
-from ppxcls.data.class_names import CLASS_NAMES, IMAGENET_NAMES, describe_classes, read_class_names
+from ppxcls.data.class_names import CLASS_NAMES_FILE, IMAGENET_NAMES_FILE, describe_classes, read_class_names
 from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import manifest_of, weights_file
@@ -107,12 +107,12 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
     raise config.where("Global.pretrained_model").error(message)
 
 
-def no_download(name: str, where: Where) -> ConfigError:
+def no_download(name: str, where: ConfigPlace) -> ConfigError:
     """Returns the error for ``pretrained: True``. Its message gives the URL of published weights, if any."""
-    published = MODELS.fact(name, "published")
+    published_images = MODELS.fact(name, "published")
     place = (
-        f"download {published.url} ({published.source}), and give its path"
-        if published and published.url
+        f"download {published_images.url} ({published_images.source}), and give its path"
+        if published_images and published_images.url
         else "nothing is downloaded automatically, so give the path of a file"
     )
     return (where / "pretrained").error(f"expected a file, received True; {place}")
@@ -250,11 +250,11 @@ def class_names_for(config: Config, purpose: Purpose) -> list[str]:
         return read_class_names(configured_file, count)
     is_of_this_run = purpose != "train" or config.own_folder is not None
     for folder in [*([config.run_folder] if is_of_this_run else []), *_list_folders(config)]:
-        if (folder / CLASS_NAMES).is_file():
-            return read_class_names(folder / CLASS_NAMES, count)
-    if configured_file and (count == _IMAGENET_CLASSES or Path(configured_file) != IMAGENET_NAMES):
+        if (folder / CLASS_NAMES_FILE).is_file():
+            return read_class_names(folder / CLASS_NAMES_FILE, count)
+    if configured_file and (count == _IMAGENET_CLASSES or Path(configured_file) != IMAGENET_NAMES_FILE):
         return read_class_names(configured_file, count)
-    return read_class_names(IMAGENET_NAMES, count) if count == _IMAGENET_CLASSES else []
+    return read_class_names(IMAGENET_NAMES_FILE, count) if count == _IMAGENET_CLASSES else []
 
 
 def _list_folders(config: Config) -> list[Path]:

@@ -11,15 +11,15 @@ from ppxcls.build import EVALUATION, OTHER_EVALUATION
 from ppxcls.build.choices import Weights, class_names_for, class_num, data_name, describe, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network, mixed_precision, static_network
-from ppxcls.build.start import required, start
+from ppxcls.build.start import required_section, start_job
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG
-from ppxcls.config.sections import Config, plain
+from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system import distributed
+from ppxcls.system.atomic_files import write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
-from ppxcls.system.whole_files import write_text
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.losses import CELoss, WeightedSum, build_loss
@@ -43,8 +43,8 @@ def evaluate(config: Config) -> dict[str, float]:
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``.
     """
-    required(config, "DataLoader.Eval")
-    start(config)
+    required_section(config, "DataLoader.Eval")
+    start_job(config)
     weights = weights_for(config, "evaluate")
     assert weights
     names = class_names_for(config, "evaluate")
@@ -57,7 +57,9 @@ def evaluate(config: Config) -> dict[str, float]:
     evaluation = build_evaluation(config)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.digest()})
-    timeout, rank, world_size = config.Global.hang_timeout, distributed.rank(), distributed.world_size()
+    timeout = config.Global.hang_timeout
+    rank = distributed.rank()
+    world_size = distributed.world_size()
     with Watchdog(timeout, rank, world_size, loader.files_being_read) as watchdog:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
     if rank == 0:
@@ -120,7 +122,7 @@ def _write_results(config: Config, weights: Weights, results: dict[str, float]) 
     is_own = weights.is_own and _evaluates_as_the_run(config)
     file = folder / (EVALUATION if is_own else OTHER_EVALUATION)
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
+    dataset = to_plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
     facts = {"weights": weights.path, "about": weights.note, "data": data_name(dataset) if dataset else None}
     write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
     return file
@@ -135,4 +137,4 @@ def _evaluates_as_the_run(config: Config) -> bool:
         return True
     assert config.DataLoader
     assert config.DataLoader.Eval
-    return bool(dataset_of_run == plain(config.DataLoader.Eval.dataset))
+    return bool(dataset_of_run == to_plain(config.DataLoader.Eval.dataset))

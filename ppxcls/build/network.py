@@ -9,7 +9,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.build.choices import Purpose, Weights, no_download
-from ppxcls.config.checks import Where
+from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.sections import AMPSection, Config
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
 from ppxcls.models.preprocessing import differences
@@ -37,7 +37,7 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
             argument.
         CheckpointError: the weights can't be used.
     """
-    block = MODELS.block({"name": name, **arguments}, Where(("Arch",)))
+    block = MODELS.block({"name": name, **arguments}, ConfigPlace(("Arch",)))
     model, keys = MODELS.build(block), MODELS.common_keys(block)
     if keys.pretrained is True:
         raise no_download(name, block.where)
@@ -83,10 +83,10 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
 
 
 def _compare_with_published(config: Config, weights: Weights) -> None:
-    published = MODELS.fact(config.Arch.name, "published")
+    published_images = MODELS.fact(config.Arch.name, "published")
     is_checkpoint = weights_file(weights.path).with_suffix(".json").exists()
-    if published and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
-        for line in differences(published, config.evaluation_transforms):
+    if published_images and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
+        for line in differences(published_images, config.evaluation_transforms):
             logger.warning(f"evaluation transforms against {weights.path}: {line}")
 
 

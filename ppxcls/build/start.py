@@ -12,7 +12,7 @@ from ppxcls.system import distributed
 from ppxcls.system.logs import logger, set_up_logging
 
 
-def start(config: Config, folder: RunFolder | None = None) -> None:
+def start_job(config: Config, folder: RunFolder | None = None) -> None:
     """Selects the device, joins the other processes under a launcher, and starts the log.
 
     The first process locks the run's folder.
@@ -50,7 +50,7 @@ def start_processes(config: Config) -> None:
         raise config.where("Global.device").error(str(error)) from None
 
 
-def required(config: Config, path: str) -> Any:
+def required_section(config: Config, path: str) -> Any:
     """Returns the section at a key path, such as ``DataLoader.Train``.
 
     Raises:

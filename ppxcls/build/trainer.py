@@ -16,10 +16,10 @@ from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
 from ppxcls.build.network import build_network, mixed_precision, static_network
-from ppxcls.build.start import required, start
+from ppxcls.build.start import required_section, start_job
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
-from ppxcls.checkpoints.safe_states import INSTALL
+from ppxcls.checkpoints.safe_states import INSTALL_HINT
 from ppxcls.config.sections import Config
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.loader import Loader
@@ -55,9 +55,9 @@ def build_trainer(config: Config) -> Trainer:
         OSError: the output folder can't be written.
     """
     for section in ("Loss", "Optimizer", "DataLoader.Train"):
-        required(config, section)
+        required_section(config, section)
     folder = _run_folder(config)
-    start(config, folder)
+    start_job(config, folder)
     weights = weights_for(config, "train")
     if weights and folder.is_checkpoint(weights_file(weights.path)):
         raise config.where("Global.pretrained_model").error(
@@ -88,7 +88,7 @@ def _run_folder(config: Config) -> RunFolder:
     is_safe = section.weights_format == "safetensors"
     if is_safe and importlib.util.find_spec("safetensors") is None:
         raise config.where("Global.weights_format").error(
-            f"safetensors needs the package safetensors, {INSTALL}"
+            f"safetensors needs the package safetensors, {INSTALL_HINT}"
         )
     return RunFolder(config.run_folder, section.keep_last, is_safe, section.best_model_optimizer)
 
@@ -99,10 +99,12 @@ def _run_schedule(config: Config, update_freq: int) -> RunSchedule:
 
 
 def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
-    mixing_blocks = required(config, "DataLoader.Train").dataset.get("batch_transform_ops")
+    mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     is_mixed = bool(mixing_blocks)
-    loss = build_loss(required(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed)
-    optimizer_block = required(config, "Optimizer")
+    loss = build_loss(
+        required_section(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed
+    )
+    optimizer_block = required_section(config, "Optimizer")
     factor = _lr_factor(config, samples_per_step)
     schedule = build_lr_schedule(optimizer_block.lr, config.Global.epochs, steps_per_epoch, factor=factor)
     optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
@@ -215,17 +217,19 @@ def _trackers(config: Config) -> list[Tracker]:
 def _facts(
     config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None
 ) -> RunFacts:
+    evaluation_digest = evaluation.loader.dataset.digest() if evaluation else ""
+    origin = str(weights) if weights else None
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
         config=config.to_yaml(is_run=True),
         train_list=loader.dataset.digest(),
-        eval_list=evaluation.loader.dataset.digest() if evaluation else "",
+        eval_list=evaluation_digest,
         samples=len(loader.dataset),
         global_batch=loader.sampler.batch_size * loader.sampler.world_size,
         update_freq=update_freq,
         steps_per_epoch=-(-len(loader) // update_freq),
         world_size=distributed.world_size(),
         run=uuid.uuid4().hex,
-        started_from=str(weights) if weights else None,
+        started_from=origin,
     )

@@ -61,7 +61,7 @@ class RunFacts:
 
         They are the lists, and the config without the keys that may differ between machines.
         """
-        leaves = flat(read_yaml(self.config, "the config"))
+        leaves = flatten(read_yaml(self.config, "the config"))
         config = {
             k: v
             for k, v in leaves.items()
@@ -91,10 +91,10 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes:
     except TypeError:  # a checkpoint of PaddleClas, which has no manifest
         return
     try:
-        previous_config = flat(read_yaml(previous_facts.config, "the checkpoint's config"))
+        previous_config = flatten(read_yaml(previous_facts.config, "the checkpoint's config"))
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    config = flat(read_yaml(facts.config, "the config"))
+    config = flatten(read_yaml(facts.config, "the config"))
     changes = {
         key: f"{key}: {previous_config.get(key)!r} -> {config.get(key)!r}"
         for key in sorted({*previous_config, *config})
@@ -132,7 +132,7 @@ def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any],
     return not previous_config.get(key) and not config.get(key)
 
 
-def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
+def convert_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
     """Returns the progress in batches and steps of this run.
 
     The batches and steps of the checkpoint's run may have other sizes.
@@ -151,7 +151,7 @@ def converted_progress(progress: Progress, manifest: Mapping[str, Any], facts: R
     return progress
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Returns the leaves of a nested config by their key paths."""
     if isinstance(tree, dict):
         items = [(str(key), value) for key, value in tree.items()]
@@ -160,5 +160,5 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix: tree}
     return {
-        k: v for key, value in items for k, v in flat(value, f"{prefix}.{key}" if prefix else key).items()
+        k: v for key, value in items for k, v in flatten(value, f"{prefix}.{key}" if prefix else key).items()
     }

@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.array_pickle import read_arrays
-from ppxcls.checkpoints.pickled_arrays import RefusedError
-from ppxcls.checkpoints.safe_states import INSTALL, NAMES, pack, unpack
+from ppxcls.checkpoints.pickle_reader import read_arrays
+from ppxcls.checkpoints.pickle_whitelist import RefusedError
+from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
+from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, whole_file
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import read_regular, reason_of, sync_folder, whole_file
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 MAX_FILE_BYTES = 1 << 32  # limit of one file; the largest network here and its optimizer have 0.6 GB
 _MAX_MANIFEST_BYTES = 1 << 24
 WEIGHTS, OPTIMIZER, AVERAGE = ".pdparams", ".pdopt", ".pdema"
@@ -106,21 +106,21 @@ def _as_state(data: bytes, file: Path) -> State:
         state = next((s for s in state if s), {})
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dictionary of arrays, received {type(state).__name__}")
-    names = state.get(NAMES, {})
+    names = state.get(PARAMETER_NAMES_KEY, {})
     if (
         not all(isinstance(key, str) for key in state)
         or not isinstance(names, dict)
         or not all(map(_is_text, names.items()))
     ):
-        raise CheckpointError(f"{file}: expected names as keys, and {NAMES} from name to name")
+        raise CheckpointError(f"{file}: expected names as keys, and {PARAMETER_NAMES_KEY} from name to name")
     return {key: _unwrap_tensor(value) for key, value in state.items()}
 
 
 def _unpack(data: bytes, file: Path) -> State:
     try:
-        return unpack(data)
+        return from_safetensors(data)
     except ImportError as error:
-        raise MissingPackageError(f"{file}: reading it needs {error.name}, {INSTALL}") from None
+        raise MissingPackageError(f"{file}: reading it needs {error.name}, {INSTALL_HINT}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -164,9 +164,9 @@ def _dump(file: Path, state: State, stream: Any) -> None:
         pickle.dump(state, stream, protocol=4)
         return
     try:
-        stream.write(pack(state))
+        stream.write(to_safetensors(state))
     except ImportError as error:
-        raise MissingPackageError(f"{file}: writing it needs {error.name}, {INSTALL}") from None
+        raise MissingPackageError(f"{file}: writing it needs {error.name}, {INSTALL_HINT}") from None
 
 
 def write_checkpoint(
@@ -206,7 +206,7 @@ def write_checkpoint(
                 else:
                     part_entries[part] = _write_new(file, with_extension(prefix, extension), state)
                 parts[extension] = part_entries[part]
-        _commit(prefix, {"format": FORMAT, **manifest, "parts": parts})
+        _commit(prefix, {"format": CHECKPOINT_FORMAT, **manifest, "parts": parts})
         sources |= {
             _PARTS_BY_EXTENSION.get(extension, extension): with_extension(prefix, extension)
             for extension in parts
@@ -252,9 +252,9 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{file}: not a checkpoint's manifest: {type(error).__name__}: {error}"
         ) from None
-    if format_number != FORMAT or not is_valid:
+    if format_number != CHECKPOINT_FORMAT or not is_valid:
         raise CheckpointError(
-            f"{file}: expected a manifest of format {FORMAT}, received format {format_number!r}"
+            f"{file}: expected a manifest of format {CHECKPOINT_FORMAT}, received format {format_number!r}"
         )
     return dict(manifest)
 

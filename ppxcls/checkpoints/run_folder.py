@@ -63,7 +63,8 @@ class RunFolder:
         self, path: Path, keep_last: int = 2, safe: bool = False, best_with_optimizer: bool = False
     ) -> None:
         self.path = path
-        self.keep_last, self.safe = keep_last, safe
+        self.keep_last = keep_last
+        self.safe = safe
         self._excluded_parts = {} if best_with_optimizer else {path / "best_model": (OPTIMIZER,)}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-checkpoint")
         self._pending_save: Future[None] | None = None
@@ -286,7 +287,7 @@ class RunFolder:
         names: Sequence[str],
         snapshot: Snapshot,
         facts: Mapping[str, Any],
-        before: Callable[[], None] | None = None,
+        flush: Callable[[], None] | None = None,
     ) -> None:
         """Writes a checkpoint in the background, after the previous save has ended.
 
@@ -294,7 +295,7 @@ class RunFolder:
             names: names of the checkpoint, such as ``latest``.
             snapshot: state to save. Its arrays must not change any more.
             facts: facts about the run, for the manifest.
-            before: function that the background thread calls first; None for none.
+            flush: function that the background thread calls first; None for none.
 
         Raises:
             OSError: the previous checkpoint could not be written.
@@ -304,8 +305,8 @@ class RunFolder:
 
         def write() -> None:
             self.ensure()
-            if before:
-                before()
+            if flush:
+                flush()
             paths = [self.path / name for name in names]
             self._write(
                 lambda: write_checkpoint(paths, snapshot.parts, manifest, self.safe, self._excluded_parts)
@@ -372,9 +373,9 @@ class RunFolder:
             OSError: the checkpoint could not be written.
             RunFolderError: another run uses the folder.
         """
-        pending, self._pending_save = self._pending_save, None
-        if pending is not None:
-            pending.result()
+        save, self._pending_save = self._pending_save, None
+        if save is not None:
+            save.result()
 
     def _remove_old(self) -> None:
         """Removes each ``step_N`` that is older than the newest ``keep_last`` whole ones."""

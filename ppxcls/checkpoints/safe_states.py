@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-NAMES = "StructuredToParameterName@@"  # key of the parameter names in Paddle's saved state dicts
-INSTALL = "which is not installed: pip install 'ppxcls[convert]'"
+PARAMETER_NAMES_KEY = (
+    "StructuredToParameterName@@"  # key of the parameter names in Paddle's saved state dicts
+)
+INSTALL_HINT = "which is not installed: pip install 'ppxcls[convert]'"
 _LENGTH_BYTES = 8  # bytes at the beginning of a file that contain the length of the header
 
 
-def pack(state: Mapping[str, Any]) -> bytes:
+def to_safetensors(state: Mapping[str, Any]) -> bytes:
     """Returns the bytes of a ``.safetensors`` file.
 
     Args:
@@ -28,12 +30,12 @@ def pack(state: Mapping[str, Any]) -> bytes:
     """
     from safetensors.numpy import save
 
-    names = state.get(NAMES)
-    arrays = {key: np.asarray(value, order="C") for key, value in state.items() if key != NAMES}
-    return save(arrays, {NAMES: json.dumps(names)} if names is not None else None)
+    names = state.get(PARAMETER_NAMES_KEY)
+    arrays = {key: np.asarray(value, order="C") for key, value in state.items() if key != PARAMETER_NAMES_KEY}
+    return save(arrays, {PARAMETER_NAMES_KEY: json.dumps(names)} if names is not None else None)
 
 
-def unpack(data: bytes) -> dict[str, Any]:
+def from_safetensors(data: bytes) -> dict[str, Any]:
     """Returns the state in the bytes of a ``.safetensors`` file; the inverse of ``pack``.
 
     Raises:
@@ -48,7 +50,11 @@ def unpack(data: bytes) -> dict[str, Any]:
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     (length,) = struct.unpack("<Q", data[:_LENGTH_BYTES])
-    names = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length]).get("__metadata__", {}).get(NAMES)
+    names = (
+        json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        .get("__metadata__", {})
+        .get(PARAMETER_NAMES_KEY)
+    )
     if names is not None:
-        state[NAMES] = json.loads(names)
+        state[PARAMETER_NAMES_KEY] = json.loads(names)
     return state

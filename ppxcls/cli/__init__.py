@@ -67,7 +67,7 @@ def parse_with_config(
     return arguments
 
 
-def load_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> Any:
+def read_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> Any:
     """Loads the config of the arguments, and prints it if ``--print-config`` is set.
 
     Args:
@@ -96,7 +96,7 @@ def _config_of_this_repository(path: str) -> str:
     return str(file)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run_command(main: Callable[[], int | None]) -> None:
     """Runs a command, and exits unless its exit code is 0.
 
     An expected error is printed as one line on standard error. The exit code is 2 for an invalid config, 1

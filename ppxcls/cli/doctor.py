@@ -89,7 +89,7 @@ class Finding:
         return f"{'ok ' if self.is_ok else 'BAD'}  {self.name:<12} {self.text}"
 
 
-def look(output: Path = Path()) -> Iterator[Finding]:
+def run_checks(output: Path = Path()) -> Iterator[Finding]:
     """Runs all checks, and yields their findings one by one. It raises nothing.
 
     Args:
@@ -167,7 +167,10 @@ def _packages() -> Iterator[Finding]:
     missing_packages: list[str] = []
     for name in _REQUIRED_PACKAGES:
         version = _version(name) or (_version("opencv-python") if name.startswith("opencv") else None)
-        (versions if version else missing_packages).append(f"{name} {version}" if version else name)
+        if version:
+            versions.append(f"{name} {version}")
+        else:
+            missing_packages.append(name)
     yield Finding("packages", ", ".join(versions))
     if missing_packages:
         yield Finding(
@@ -204,8 +207,8 @@ def _images() -> Iterator[Finding]:
     cv2 = importlib.import_module("cv2")
     image = np.full((32, 48, 3), 100, np.uint8)
     for extension in (".jpg", ".png"):
-        decoded = decode.decode_image(cv2.imencode(extension, image)[1].tobytes())
-        if decoded.shape != image.shape or abs(int(decoded.mean()) - 100) > 1:
+        decoded_image = decode.decode_image(cv2.imencode(extension, image)[1].tobytes())
+        if decoded_image.shape != image.shape or abs(int(decoded_image.mean()) - 100) > 1:
             yield Finding("images", f"{extension} is decoded wrongly", is_ok=False)
             return
     yield Finding("images", f"JPEG and PNG are decoded; OpenCV {cv2.__version__}")

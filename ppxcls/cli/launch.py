@@ -14,7 +14,7 @@ _PARALLEL_VERBS = ("train", "eval")  # verbs that can run in several processes
 _PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 
 
-def launch(parser: argparse.ArgumentParser) -> int:
+def run_launcher(parser: argparse.ArgumentParser) -> int:
     """Runs a job under ``paddle.distributed.launch``, and restarts it if it fails.
 
     Returns:

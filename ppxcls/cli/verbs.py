@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import ppxcls
 from ppxcls import cli
-from ppxcls.cli.launch import launch as run_launch
+from ppxcls.cli.launch import run_launcher as run_launch
 from ppxcls.system.environment import launched_rank
 from ppxcls.system.paths import printable
 
@@ -71,7 +71,7 @@ def verb(name: str, description: str, *, examples: Sequence[str] = ()) -> Callab
         "ppxcls fit photos --weights legacy_xception.safetensors --output output/mine",
     ],
 )
-def fit(parser: argparse.ArgumentParser) -> None:
+def fit_verb(parser: argparse.ArgumentParser) -> None:
     """Train a classifier on a folder of photographs."""
     parser.add_argument(
         "photos",
@@ -115,7 +115,7 @@ def fit(parser: argparse.ArgumentParser) -> None:
     "Train a classifier from a YAML config.",
     examples=["ppxcls train -c output/photos/train.yaml -o Global.epochs=2"],
 )
-def train(parser: argparse.ArgumentParser) -> None:
+def train_verb(parser: argparse.ArgumentParser) -> None:
     """Train a classifier from a YAML config."""
     parser.add_argument(
         "--find-lr", action="store_true", help="don't train: try rising learning rates, and suggest one"
@@ -124,7 +124,7 @@ def train(parser: argparse.ArgumentParser) -> None:
         "--find-batch", action="store_true", help="don't train: find the largest batch that fits"
     )
     arguments = cli.parse_with_config(parser)
-    config = cli.load_config(arguments)
+    config = cli.read_config(arguments)
     if arguments.find_batch:
         ppxcls.find_batch(arguments.config, arguments.override)
     if arguments.find_lr:
@@ -144,7 +144,7 @@ def train(parser: argparse.ArgumentParser) -> None:
     "Run a job in several processes under paddle.distributed.launch, and restart it from its newest checkpoint if it fails.",
     examples=["ppxcls launch --nproc_per_node 2 train -c output/photos/train.yaml -o Global.epochs=1"],
 )
-def launch(parser: argparse.ArgumentParser) -> int:
+def launch_verb(parser: argparse.ArgumentParser) -> int:
     """Train in several processes, with restarts."""
     return run_launch(parser)
 
@@ -154,10 +154,10 @@ def launch(parser: argparse.ArgumentParser) -> int:
     "Evaluate a run's best_model, or the weights of -o Global.pretrained_model: top-1, top-5, loss.",
     examples=["ppxcls eval -c output/photos/Xception41"],
 )
-def evaluate(parser: argparse.ArgumentParser) -> None:
+def eval_verb(parser: argparse.ArgumentParser) -> None:
     """Evaluate a run."""
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
-    ppxcls.evaluate(cli.load_config(arguments))
+    ppxcls.evaluate(cli.read_config(arguments))
 
 
 @verb(
@@ -168,7 +168,7 @@ def evaluate(parser: argparse.ArgumentParser) -> None:
         "ppxcls infer --exported inference photos",
     ],
 )
-def infer(parser: argparse.ArgumentParser) -> int:
+def infer_verb(parser: argparse.ArgumentParser) -> int:
     """Predict the classes of images."""
     parser.add_argument(
         "images",
@@ -188,8 +188,8 @@ def infer(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
-    arguments = cli.parse_with_config(parser, needs_config=lambda parsed: not parsed.exported)
-    config = cli.load_config(arguments, sys.stderr) if arguments.config else None
+    arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
+    config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     from ppxcls.deploy.build import print_predictions
 
     failures = print_predictions(
@@ -207,7 +207,7 @@ def infer(parser: argparse.ArgumentParser) -> int:
     "Write files for Paddle Inference and ONNX, and compare each with the network on images.",
     examples=["ppxcls export -c output/photos/Xception41 --format paddle"],
 )
-def export(parser: argparse.ArgumentParser) -> None:
+def export_verb(parser: argparse.ArgumentParser) -> None:
     """Export a run for Paddle Inference and ONNX."""
     parser.add_argument(
         "--format",
@@ -226,7 +226,7 @@ def export(parser: argparse.ArgumentParser) -> None:
         "--int8", metavar="LIST", help="also write an 8-bit ONNX file, calibrated on this list or pack"
     )
     arguments = cli.parse_with_config(parser)
-    config = cli.load_config(arguments)
+    config = cli.read_config(arguments)
     ppxcls.export(
         config,
         ["paddle", "onnx"] if arguments.format == "both" else [arguments.format],
@@ -245,7 +245,7 @@ def export(parser: argparse.ArgumentParser) -> None:
     "Write a run's report.html again, or a page that compares several runs.",
     examples=["ppxcls report output/photos/Xception41"],
 )
-def report(parser: argparse.ArgumentParser) -> None:
+def report_verb(parser: argparse.ArgumentParser) -> None:
     """Write a page about a run, or about several."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run")
     parser.add_argument(
@@ -266,7 +266,7 @@ def report(parser: argparse.ArgumentParser) -> None:
         "curl --data-binary @image.jpg http://127.0.0.1:8000/predict",
     ],
 )
-def serve(parser: argparse.ArgumentParser) -> None:
+def serve_verb(parser: argparse.ArgumentParser) -> None:
     """Serve a run or an exported model over HTTP."""
     parser.add_argument("model", metavar="MODEL", help="folder of an export or of a run, or an .onnx file")
     parser.add_argument(
@@ -299,11 +299,11 @@ def serve(parser: argparse.ArgumentParser) -> None:
     "Decode every listed file, and look for copies, wrong labels and leaks.",
     examples=["ppxcls check -c output/photos/Xception41"],
 )
-def check(parser: argparse.ArgumentParser) -> int:
+def check_verb(parser: argparse.ArgumentParser) -> int:
     """Check the data sets of a YAML config."""
     parser.add_argument("--json", metavar="FILE", help="file for the report as JSON")
     arguments = cli.parse_with_config(parser)
-    data_report = ppxcls.check_data(cli.load_config(arguments))
+    data_report = ppxcls.check_data(cli.read_config(arguments))
     print(data_report)
     if arguments.json:
         text = json.dumps(data_report.as_dict(), indent=1, ensure_ascii=False)
@@ -316,7 +316,7 @@ def check(parser: argparse.ArgumentParser) -> int:
     "Write train_list.txt, val_list.txt and class_names.txt for a folder with one subfolder per class.",
     examples=["ppxcls lists photos -o lists"],
 )
-def lists(parser: argparse.ArgumentParser) -> None:
+def lists_verb(parser: argparse.ArgumentParser) -> None:
     """Write list files for folders of images."""
     parser.add_argument(
         "folder",
@@ -359,7 +359,7 @@ def lists(parser: argparse.ArgumentParser) -> None:
         "ppxcls pack --unpack packed -o unpacked",
     ],
 )
-def pack(parser: argparse.ArgumentParser) -> None:
+def pack_verb(parser: argparse.ArgumentParser) -> None:
     """Pack a list's files into a few large files."""
     parser.add_argument("list", nargs="?", metavar="LIST", help="list file with lines of 'path label'")
     parser.add_argument(
@@ -434,7 +434,7 @@ def _run_pack(
 
 
 @verb("convert", "Convert weights of timm, Keras or this package to .pdparams or .safetensors.")
-def convert(parser: argparse.ArgumentParser) -> None:
+def convert_verb(parser: argparse.ArgumentParser) -> None:
     """Convert weights."""
     parser.add_argument("source", help="weights file: .safetensors, .pth, .weights.h5, .keras or .pdparams")
     parser.add_argument("--model", required=True, help="name of the network, such as xception65")
@@ -452,9 +452,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
     "Check versions, devices, a training step on each, image libraries, threads and disk.",
     examples=["ppxcls doctor"],
 )
-def doctor(parser: argparse.ArgumentParser) -> int:
+def doctor_verb(parser: argparse.ArgumentParser) -> int:
     """Check the installation."""
-    from ppxcls.cli.doctor import look
+    from ppxcls.cli.doctor import run_checks
 
     parser.add_argument(
         "--output",
@@ -465,7 +465,7 @@ def doctor(parser: argparse.ArgumentParser) -> int:
     )
     arguments = parser.parse_args()
     is_ok = True
-    for finding in look(arguments.output):
+    for finding in run_checks(arguments.output):
         print(printable(str(finding)), flush=True)
         is_ok &= finding.is_ok
     print("all checks passed" if is_ok else "some checks failed: see the lines that begin with BAD")
@@ -473,7 +473,7 @@ def doctor(parser: argparse.ArgumentParser) -> int:
 
 
 @verb("list", "Print the names of all networks.", examples=["ppxcls list"])
-def list_models(parser: argparse.ArgumentParser) -> None:
+def list_verb(parser: argparse.ArgumentParser) -> None:
     """Print the names of all networks."""
     parser.parse_args()
     print("\n".join(ppxcls.list_models()))
@@ -483,7 +483,7 @@ def run_verb(name: str) -> None:
     """Runs a verb with the command-line arguments of this process. ``tools/*.py`` call it."""
     entry = VERBS[name]
     parser = cli.parser_for(entry.description, entry.examples)
-    cli.run(functools.partial(entry.function, parser))
+    cli.run_command(functools.partial(entry.function, parser))
 
 
 def main() -> None:

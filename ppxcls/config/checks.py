@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
-from ppxcls.config.paddleclas import not_supported
+from ppxcls.config.paddleclas import unsupported_message
 
 KeyPath = tuple[str, ...]
 _INT64_LIMIT = 1 << 63
@@ -24,7 +24,7 @@ class ConfigError(Exception):
 
 
 @dataclass(frozen=True)
-class Where:
+class ConfigPlace:
     """A place in a config: a key path, and the source of its value.
 
     Attributes:
@@ -35,8 +35,8 @@ class Where:
     keys: KeyPath = ()
     sources: Mapping[KeyPath, str] = field(default_factory=dict)
 
-    def __truediv__(self, key: str | int) -> Where:
-        return Where((*self.keys, str(key)), self.sources)
+    def __truediv__(self, key: str | int) -> ConfigPlace:
+        return ConfigPlace((*self.keys, str(key)), self.sources)
 
     def __str__(self) -> str:
         return ".".join(self.keys)
@@ -91,9 +91,7 @@ def type_name(hint: Any) -> str:
             return "a finite number"
         return f"{type_name(args[0])} {args[1]}" if isinstance(args[1], Bound) else type_name(args[0])
     if origin is Literal:
-        return " or ".join(
-            "null" if a is None else str(a).lower() if isinstance(a, bool) else repr(a) for a in args
-        )
+        return " or ".join(_literal_text(value) for value in args)
     if origin in (Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
     if origin is list:
@@ -109,6 +107,13 @@ def type_name(hint: Any) -> str:
         list: "a list",
     }
     return "a mapping" if is_dataclass(hint) else names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _literal_text(value: Any) -> str:
+    """Returns a value of a Literal as YAML writes it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def parse_number(text: str) -> float:
@@ -129,7 +134,7 @@ def parse_number(text: str) -> float:
     return float(numerator) / float(denominator)
 
 
-def _check_scalar(value: Any, hint: type, where: Where) -> Any:
+def _check_scalar(value: Any, hint: type, where: ConfigPlace) -> Any:
     if hint is float and isinstance(value, str):
         with contextlib.suppress(ValueError, OverflowError):
             return parse_number(value)
@@ -141,7 +146,7 @@ def _check_scalar(value: Any, hint: type, where: Where) -> Any:
     if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < _INT64_LIMIT:
         return value
     if hint is str and isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
-        raise where.error(f"expected text without NUL and lone surrogates, received {shown(value)}")
+        raise where.error(f"expected text without NUL and lone surrogates, received {shorten_value(value)}")
     if hint in (str, dict, list) and isinstance(value, hint):
         return value
     raise _mismatch(value, hint, where)
@@ -155,16 +160,16 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _mismatch(value: Any, hint: Any, where: Where) -> ConfigError:
-    message = f"expected {type_name(hint)}, received {shown(value)}"
+def _mismatch(value: Any, hint: Any, where: ConfigPlace) -> ConfigError:
+    message = f"expected {type_name(hint)}, received {shorten_value(value)}"
     if isinstance(value, str) and (number := _LEADING_ZERO.fullmatch(value)):
         message += f"; write {number[1] or ''}{number[2]}, or 0o{number[2]} for octal"
-    if where.keys and typing.get_origin(hint) is Literal and (advice := not_supported(where.keys[-1])):
+    if where.keys and typing.get_origin(hint) is Literal and (advice := unsupported_message(where.keys[-1])):
         message += f": {advice}"
     return where.error(message)
 
 
-def shown(value: Any) -> str:
+def shorten_value(value: Any) -> str:
     """Returns a value of a config for an error message, in at most 120 characters."""
     try:
         text = "null" if value is None else repr(value)
@@ -173,7 +178,7 @@ def shown(value: Any) -> str:
     return text if len(text) < 120 else text[:117] + "..."
 
 
-def check_value(value: Any, hint: Any, where: Where) -> Any:
+def check_value(value: Any, hint: Any, where: ConfigPlace) -> Any:
     """Checks a value of a YAML against a type annotation.
 
     Returns:
@@ -203,7 +208,7 @@ def check_value(value: Any, hint: Any, where: Where) -> Any:
     return _check_scalar(value, hint, where)
 
 
-def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: Where) -> Any:
+def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: ConfigPlace) -> Any:
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
@@ -217,9 +222,9 @@ def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: Where) -> 
     raise _mismatch(value, hint, where)
 
 
-def _check_annotated(value: Any, hint: Any, mark: Any, where: Where) -> Any:
+def _check_annotated(value: Any, hint: Any, mark: Any, where: ConfigPlace) -> Any:
     if not isinstance(mark, Bound):
-        return typing.cast(Mark, mark).check(value, where)
+        return typing.cast(Validator, mark).check(value, where)
     try:
         number = check_value(value, hint, where)
     except ConfigError:
@@ -229,15 +234,15 @@ def _check_annotated(value: Any, hint: Any, mark: Any, where: Where) -> Any:
     return number
 
 
-class Mark(Protocol):
+class Validator(Protocol):
     """An annotation beside a type in ``Annotated``, which checks the value itself."""
 
-    def check(self, value: Any, where: Where) -> Any:
+    def check(self, value: Any, where: ConfigPlace) -> Any:
         """Returns the checked value, or raises ConfigError."""
 
 
 @dataclass(frozen=True)
-class Lacks:
+class Requires:
     """Annotates a switch that this installation may be unable to turn on.
 
     Attributes:
@@ -246,7 +251,7 @@ class Lacks:
 
     what: str | None
 
-    def check(self, value: Any, where: Where) -> bool:
+    def check(self, value: Any, where: ConfigPlace) -> bool:
         """Returns the switch.
 
         Raises:
@@ -260,7 +265,7 @@ class Lacks:
 class RegularExpression:
     """Annotates a string that must be a regular expression."""
 
-    def check(self, value: Any, where: Where) -> str:
+    def check(self, value: Any, where: ConfigPlace) -> str:
         """Returns the string.
 
         Raises:
@@ -270,14 +275,16 @@ class RegularExpression:
         try:
             re.compile(pattern)
         except (re.error, RecursionError, OverflowError) as error:
-            raise where.error(f"expected a regular expression, received {shown(pattern)}: {error}") from None
+            raise where.error(
+                f"expected a regular expression, received {shorten_value(pattern)}: {error}"
+            ) from None
         return pattern
 
 
 Pattern = Annotated[str, RegularExpression()]
 
 
-def matching(pattern: str, keys: Iterable[str], where: Where) -> set[str]:
+def matching_keys(pattern: str, keys: Iterable[str], where: ConfigPlace) -> set[str]:
     """Returns the state keys that contain a match of a regular expression.
 
     Raises:
@@ -289,9 +296,9 @@ def matching(pattern: str, keys: Iterable[str], where: Where) -> set[str]:
     return matching_keys
 
 
-def unknown(word: str, allowed: list[str], what: str) -> str:
+def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
     """Returns the message for a word that is not allowed; it suggests the nearest spelling."""
-    if (message := not_supported(word)) is not None:
+    if (message := unsupported_message(word)) is not None:
         return message
     close_matches = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
     suggestion = next(
@@ -300,7 +307,7 @@ def unknown(word: str, allowed: list[str], what: str) -> str:
     return f"unknown {what} {word!r}{suggestion}; allowed: {', '.join(allowed) or 'none'}"
 
 
-def list_index(items: list[Any], key: str, where: Where, what: str) -> int:
+def list_index(items: list[Any], key: str, where: ConfigPlace, what: str) -> int:
     """The index of a list item that is addressed by its number or by a component's name; the number takes precedence.
 
     Args:
@@ -317,7 +324,7 @@ def list_index(items: list[Any], key: str, where: Where, what: str) -> int:
     names = [str(next(iter(item), "")) if isinstance(item, dict) else str(item) for item in items]
     if names.count(key) == 1:
         return names.index(key)
-    raise where.error(unknown(key, [*map(str, range(len(items))), *names], what))
+    raise where.error(unknown_word_message(key, [*map(str, range(len(items))), *names], what))
 
 
 def is_index(key: str) -> bool:
@@ -325,16 +332,16 @@ def is_index(key: str) -> bool:
     return key.isascii() and key.isdecimal() and len(key) < 10
 
 
-def without_unused(values: Mapping[str, Any], supported_keys: Container[str]) -> dict[str, Any]:
+def drop_unused_keys(values: Mapping[str, Any], supported_keys: Container[str]) -> dict[str, Any]:
     """Returns the values without the unsupported keys of PaddleClas that are turned off."""
     return {
         k: v
         for k, v in values.items()
-        if k in supported_keys or v not in (None, False) or not_supported(k) is None
+        if k in supported_keys or v not in (None, False) or unsupported_message(k) is None
     }
 
 
-def check_section(value: Any, section: type, where: Where) -> Any:
+def check_section(value: Any, section: type, where: ConfigPlace) -> Any:
     """Checks a mapping against a dataclass, field by field, and creates the instance.
 
     Raises:
@@ -344,10 +351,10 @@ def check_section(value: Any, section: type, where: Where) -> Any:
     value = check_value(value, dict, where)
     hints = typing.get_type_hints(section, include_extras=True)
     hints = {f.name: hints[f.name] for f in fields(section) if f.init}
-    value = without_unused(value, hints)
+    value = drop_unused_keys(value, hints)
     for key in value:
         if key not in hints:
-            raise (where / key).error(unknown(key, list(hints), "key"))
+            raise (where / key).error(unknown_word_message(key, list(hints), "key"))
     for f in fields(section):
         if f.name in hints and f.name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise where.error(f"the key {f.name} is missing: expected {type_name(hints[f.name])}")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppxcls.config.checks import KeyPath, Where, list_index, shown, unknown
+from ppxcls.config.checks import ConfigPlace, KeyPath, list_index, shorten_value, unknown_word_message
 
 BASE_KEY = "base"
 _BASES = Path(__file__).parent / "bases"  # named in a YAML without folder and extension
@@ -37,7 +37,7 @@ def with_bases(
     folder = file.parent if file else Path()
     while BASE_KEY in layers[-1][0]:
         child, key_sources = layers[-1]
-        where = Where((BASE_KEY,), key_sources)
+        where = ConfigPlace((BASE_KEY,), key_sources)
         path = _path(child.pop(BASE_KEY), folder, where)
         if path.resolve() in files or len(files) > _MAX_BASES:
             raise where.error(
@@ -52,7 +52,7 @@ def with_bases(
     result, key_sources = layers.pop()
     while layers:
         child, child_sources = layers.pop()
-        result = _merge(result, child, Where((), child_sources))
+        result = _merge(result, child, ConfigPlace((), child_sources))
         key_sources = _merge_sources(key_sources, child_sources)
     result_sources = dict(key_sources)
     sources.clear()
@@ -60,18 +60,18 @@ def with_bases(
     return result
 
 
-def _path(value: Any, folder: Path, where: Where) -> Path:
+def _path(value: Any, folder: Path, where: ConfigPlace) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise where.error(f"expected a YAML, received {shown(value)}")
+        raise where.error(f"expected a YAML, received {shorten_value(value)}")
     names = sorted(path.stem for path in _BASES.glob("*.yaml"))
     if value in names:
         return _BASES / f"{value}.yaml"
     if "/" not in value and "." not in value:
-        raise where.error(unknown(value, names, "base"))
+        raise where.error(unknown_word_message(value, names, "base"))
     return folder / value
 
 
-def _merge(base: Any, value: Any, where: Where) -> Any:
+def _merge(base: Any, value: Any, where: ConfigPlace) -> Any:
     """Returns the base's value with the changes of ``value``."""
     if isinstance(base, dict) and isinstance(value, dict):
         if "name" in value and "name" in base and value["name"] != base["name"]:

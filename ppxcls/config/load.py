@@ -9,24 +9,26 @@ from typing import Any
 
 from ppxcls.config.checks import (
     ConfigError,
+    ConfigPlace,
     KeyPath,
-    Where,
     check_section,
     check_value,
     is_index,
     list_index,
-    shown,
+    shorten_value,
 )
 from ppxcls.config.inheritance import with_bases
 from ppxcls.config.plugins import import_plugin
-from ppxcls.config.sections import Config, plain
+from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
+from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import url_problem
-from ppxcls.system.whole_files import read_regular, reason_of
 
 _MAX_YAML_BYTES = 1 << 20  # limit of a YAML
 RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
-RUN_MARK = "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # first line
+RUN_CONFIG_HEADER = (
+    "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # first line
+)
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
@@ -46,7 +48,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     file = None
     own_folder = None
     if isinstance(path, Mapping):
-        raw = with_bases(copy.deepcopy(plain(path)), None, sources, _read_base)
+        raw = with_bases(copy.deepcopy(to_plain(path)), None, sources, _read_base)
     else:
         if (problem := url_problem(path)) is not None:
             raise ConfigError(problem)
@@ -55,9 +57,10 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         raw = with_bases(_mapping(text, file, sources), file, sources, _read_base)
         own_folder = _folder_of_run(file, text)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
-    _import_plugins(raw, file.parent if file else None, Where((), sources))
-    config: Config = check_section(raw, Config, Where((), sources))
-    config.sources, config.overrides = sources, override_keys
+    _import_plugins(raw, file.parent if file else None, ConfigPlace((), sources))
+    config: Config = check_section(raw, Config, ConfigPlace((), sources))
+    config.sources = sources
+    config.overrides = override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
     _resolve_class_names(config)
@@ -74,10 +77,14 @@ def _folder_of_run(file: Path, text: str) -> Path | None:
     Older versions wrote no first line with ``RUN_MARK``.
     """
     has_results = any((file.parent / f"{name}.json").exists() for name in ("latest", "best_model"))
-    return file.parent if file.name == RUN_CONFIG and (text.startswith(RUN_MARK) or has_results) else None
+    return (
+        file.parent
+        if file.name == RUN_CONFIG and (text.startswith(RUN_CONFIG_HEADER) or has_results)
+        else None
+    )
 
 
-def _import_plugins(raw: dict[str, Any], folder: Path | None, where: Where) -> None:
+def _import_plugins(raw: dict[str, Any], folder: Path | None, where: ConfigPlace) -> None:
     """Imports ``Global.plugins``.
 
     Replaces each entry by the name or path that finds the plugin from any folder.
@@ -144,7 +151,7 @@ def _descend(
         if isinstance(target, list) and not is_index(key):
             remaining.insert(0, key)  # a component's name: used for the item, then for the key in it
         if isinstance(target, list):
-            key = str(list_index(target, key, Where(key_path, {(): source}), "list index"))
+            key = str(list_index(target, key, ConfigPlace(key_path, {(): source}), "list index"))
         key_path = (*key_path, key)
         if not remaining:
             return target, key, key_path
@@ -153,7 +160,7 @@ def _descend(
             sources[key_path] = source
         target = target[int(key)] if isinstance(target, list) else target[key]
         if not isinstance(target, dict | list):
-            raise ConfigError(f"{source}: {'.'.join(key_path)} is {shown(target)}: it has no keys")
+            raise ConfigError(f"{source}: {'.'.join(key_path)} is {shorten_value(target)}: it has no keys")
 
 
 def _resolve_class_names(config: Config) -> None:

@@ -115,7 +115,7 @@ ALTERNATIVES = {
 }
 
 
-def not_supported(word: object) -> str | None:
+def unsupported_message(word: object) -> str | None:
     """Returns the message for a word of PaddleClas that is not supported here; None for any other word."""
     alternative = ALTERNATIVES.get(str(word))
     return (

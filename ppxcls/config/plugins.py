@@ -7,13 +7,13 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ppxcls.config.checks import Where
+from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import registries
 
 _MODULE_NAMES: dict[Path, str] = {}  # module names of the plugins that were imported from files
 
 
-def import_plugin(name: str, folder: Path | None, where: Where) -> str:
+def import_plugin(name: str, folder: Path | None, where: ConfigPlace) -> str:
     """Imports one plugin.
 
     Args:

@@ -18,7 +18,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from easydict import EasyDict
 
-from ppxcls.config.checks import Where, check_value, shown, type_name, unknown, without_unused
+from ppxcls.config.checks import (
+    ConfigPlace,
+    check_value,
+    drop_unused_keys,
+    shorten_value,
+    type_name,
+    unknown_word_message,
+)
 
 _PACKAGES = ("ppxcls.models", "ppxcls.data", "ppxcls.packed", "ppxcls.train")
 
@@ -42,33 +49,33 @@ class Block(Mapping[str, Any]):
         name: name of the component.
         arguments: checked and converted arguments, including the common ones of the kind.
         where: place in the config.
-        listed: True if it is an item of a list, ``{Name: {...}}``; False for a block, ``{name: Name, ...}``.
+        is_list_item: True if it is an item of a list, ``{Name: {...}}``; False for a block, ``{name: Name, ...}``.
     """
 
     kind: str
     name: str
     arguments: EasyDict
-    where: Where
-    listed: bool
+    where: ConfigPlace
+    is_list_item: bool
 
     def __init__(
-        self, kind: str, name: str, arguments: Mapping[str, Any], where: Where, listed: bool
+        self, kind: str, name: str, arguments: Mapping[str, Any], where: ConfigPlace, is_list_item: bool
     ) -> None:
         attributes = {
             "kind": kind,
             "name": name,
             "arguments": EasyDict(arguments),
             "where": where,
-            "listed": listed,
+            "is_list_item": is_list_item,
         }
         self.__dict__.update(attributes)
 
     def __getitem__(self, key: str) -> Any:
-        if self.listed and key == self.name:
+        if self.is_list_item and key == self.name:
             return self.arguments
-        if not self.listed and key == "name":
+        if not self.is_list_item and key == "name":
             return self.name
-        if self.listed:
+        if self.is_list_item:
             raise KeyError(key)
         return self.arguments[key]
 
@@ -82,17 +89,17 @@ class Block(Mapping[str, Any]):
 
     def __setattr__(self, key: str, value: Any) -> None:
         """Sets and checks an argument. A change of the component needs an override."""
-        if key == "name" or self.listed:
+        if key == "name" or self.is_list_item:
             raise AttributeError(f"{self.where}.{key} can't be set; load the config with an override")
         registry(self.kind).set_argument(self, key, value)
 
     __setitem__ = __setattr__
 
     def __iter__(self) -> Iterator[str]:
-        return iter([self.name] if self.listed else ["name", *self.arguments])
+        return iter([self.name] if self.is_list_item else ["name", *self.arguments])
 
     def __len__(self) -> int:
-        return 1 if self.listed else 1 + len(self.arguments)
+        return 1 if self.is_list_item else 1 + len(self.arguments)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -108,7 +115,7 @@ class Component:
 
     kind: str
 
-    def check(self, value: Any, where: Where) -> Block:
+    def check(self, value: Any, where: ConfigPlace) -> Block:
         """Returns the checked block.
 
         Raises:
@@ -127,7 +134,7 @@ class Components:
 
     kind: str
 
-    def check(self, value: Any, where: Where) -> list[Block]:
+    def check(self, value: Any, where: ConfigPlace) -> list[Block]:
         """Returns the checked blocks.
 
         Raises:
@@ -197,8 +204,10 @@ class Registry(Generic[T]):
     def _add(self, component: C, *, lacks: str | None, facts: Mapping[str, Any]) -> C:
         name = component.__name__
         if unknown_facts := facts.keys() - self._default_facts.keys():
-            known = ", ".join(sorted(self._default_facts)) or "none"
-            raise TypeError(f"{self.kind} {name}: unknown fact {min(unknown_facts)!r}; allowed: {known}")
+            allowed_facts = ", ".join(sorted(self._default_facts)) or "none"
+            raise TypeError(
+                f"{self.kind} {name}: unknown fact {min(unknown_facts)!r}; allowed: {allowed_facts}"
+            )
         # A notebook may run a cell again.
         if (
             name in self._components
@@ -249,7 +258,7 @@ class Registry(Generic[T]):
         _import_components()
         return sorted(self._components)
 
-    def get(self, name: Any, where: Where) -> Callable[..., Any]:
+    def get(self, name: Any, where: ConfigPlace) -> Callable[..., Any]:
         """Returns the component with this name.
 
         Raises:
@@ -258,7 +267,7 @@ class Registry(Generic[T]):
         """
         names = self.names()
         if name not in names:
-            raise where.error(unknown(name, names, self.kind))
+            raise where.error(unknown_word_message(name, names, self.kind))
         if (requirement := self._unmet_requirements[name]) is not None:
             raise where.error(f"{self.kind} {name} needs {requirement}")
         return self._components[name]
@@ -272,7 +281,7 @@ class Registry(Generic[T]):
         """Returns the type annotations of the component's own arguments, by name."""
         return dict(self._hints[name])
 
-    def block(self, value: Any, where: Where) -> Block:
+    def block(self, value: Any, where: ConfigPlace) -> Block:
         """Checks one component, ``{name: Cosine, ...}``, and returns its block.
 
         A value that is a block already is returned unchanged.
@@ -291,10 +300,10 @@ class Registry(Generic[T]):
             value["name"],
             self.check(value["name"], arguments, where, where / "name"),
             where,
-            listed=False,
+            is_list_item=False,
         )
 
-    def blocks(self, value: Any, where: Where) -> list[Block]:
+    def blocks(self, value: Any, where: ConfigPlace) -> list[Block]:
         """Checks a list of components, and returns their blocks.
 
         An item is ``{Name: {...}}``, ``{Name: null}``, ``Name``, or a block that was checked before.
@@ -306,17 +315,17 @@ class Registry(Generic[T]):
         items = value if isinstance(value, list) else check_value(value, list, where)
         return [self._list_item_block(item, where / i) for i, item in enumerate(items)]
 
-    def _list_item_block(self, item: Any, where: Where) -> Block:
+    def _list_item_block(self, item: Any, where: ConfigPlace) -> Block:
         if isinstance(item, Block):
             return self._check_kind(item)
         if isinstance(item, str):
             item = {item: None}
         if not isinstance(item, dict) or len(item) != 1:
-            raise where.error(f"expected one component, Name: {{...}}, received {shown(item)}")
+            raise where.error(f"expected one component, Name: {{...}}, received {shorten_value(item)}")
         ((name, arguments),) = item.items()
         place = where / name
         arguments = {} if arguments is None else check_value(arguments, dict, place)
-        return Block(self.kind, name, self.check(name, arguments, place, place), place, listed=True)
+        return Block(self.kind, name, self.check(name, arguments, place, place), place, is_list_item=True)
 
     def _check_kind(self, block: Block) -> Block:
         if block.kind != self.kind:
@@ -324,7 +333,7 @@ class Registry(Generic[T]):
         return block
 
     def check(
-        self, name: Any, arguments: Mapping[str, Any], where: Where, name_where: Where
+        self, name: Any, arguments: Mapping[str, Any], where: ConfigPlace, name_where: ConfigPlace
     ) -> dict[str, Any]:
         """Checks arguments against the signature of the component and the common keys.
 
@@ -336,7 +345,7 @@ class Registry(Generic[T]):
         """
         component = self.get(name, name_where)
         own_hints, allowed_hints = self._hints[name], self._allowed_hints(name)
-        arguments = without_unused(arguments, allowed_hints)
+        arguments = drop_unused_keys(arguments, allowed_hints)
         for key in arguments:
             self._check_argument_name(key, allowed_hints, name, where)
         required_names = [
@@ -366,10 +375,12 @@ class Registry(Generic[T]):
         block.arguments[key] = check_value(value, allowed_hints[key], block.where / key)
 
     def _check_argument_name(
-        self, key: Any, allowed_hints: Mapping[str, Any], name: str, where: Where
+        self, key: Any, allowed_hints: Mapping[str, Any], name: str, where: ConfigPlace
     ) -> None:
         if key not in allowed_hints:
-            raise (where / key).error(unknown(key, sorted(allowed_hints), f"argument of {self.kind} {name}"))
+            raise (where / key).error(
+                unknown_word_message(key, sorted(allowed_hints), f"argument of {self.kind} {name}")
+            )
 
     def _allowed_hints(self, name: str) -> dict[str, Any]:
         """Returns the annotations of the arguments that a block may have."""

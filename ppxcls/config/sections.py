@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from ppxcls.config.checks import BelowOne, Count, CountOrZero, KeyPath, NotNegative, Positive, Share, Where
+from ppxcls.config.checks import (
+    BelowOne,
+    ConfigPlace,
+    Count,
+    CountOrZero,
+    KeyPath,
+    NotNegative,
+    Positive,
+    Share,
+)
 from ppxcls.config.registry import Block, Component, Components
 from ppxcls.config.yaml_values import write_yaml
 
@@ -300,9 +309,9 @@ class Config:
     overrides: list[KeyPath] = field(default_factory=list, init=False, repr=False, compare=False)
     own_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
 
-    def where(self, path: str = "") -> Where:
+    def where(self, path: str = "") -> ConfigPlace:
         """Returns the place of a key, such as ``DataLoader.Train``, for error messages."""
-        return Where(tuple(path.split(".")) if path else (), self.sources)
+        return ConfigPlace(tuple(path.split(".")) if path else (), self.sources)
 
     @property
     def run_folder(self) -> Path:
@@ -332,16 +341,16 @@ class Config:
         Args:
             is_run: True to leave out the keys of one start of a run, such as the checkpoint to resume.
         """
-        sections = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.init}
+        sections = {f.name: to_plain(getattr(self, f.name)) for f in fields(self) if f.init}
         if is_run:
             sections["Global"] |= {"checkpoints": None, "allow_changes": False}
         return write_yaml({k: v for k, v in sections.items() if v is not None})
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Returns a value of a config as YAML's own types."""
     if is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(v) for key, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {key: to_plain(v) for key, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value

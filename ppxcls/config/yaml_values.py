@@ -88,7 +88,8 @@ class _Document:
     """Turns nodes into values. An alias is a node like any other, so a repeated value counts each time."""
 
     def __init__(self, name: str, sources: dict[KeyPath, str] | None) -> None:
-        self._name, self._sources = name, sources
+        self._name = name
+        self._sources = sources
         self._count = 0
 
     def error(self, mark: Any, message: str) -> ConfigError:

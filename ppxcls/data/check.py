@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.dataset import Dataset
-from ppxcls.data.decode import ImageParts, decode_image, largest_of_few_bits
+from ppxcls.data.decode import ImageParts, decode_image, largest_16bit_value
+from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import reason_of
 
 _DIGEST_BYTES = 16
 # The order is that of the report. Data with errors should not be used.
@@ -107,7 +107,7 @@ class _Files:
             self.sizes[index] = image.shape[:2]
             if self._compares_pixels:
                 self._set_digest(index, bytes(str(image.shape), "ascii") + image.tobytes())
-            if (largest_value := largest_of_few_bits(data, image)) is not None:
+            if (largest_value := largest_16bit_value(data, image)) is not None:
                 self._note(
                     "almost black", index, f"16 bits per channel, values up to {largest_value:,} of 65,535"
                 )

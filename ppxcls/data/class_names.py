@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
+from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import read_regular, reason_of
 
-CLASS_NAMES = "class_names.txt"  # file name, in the folder of the lists and in a run's folder
-IMAGENET_NAMES = Path(__file__).with_name("imagenet1k_classes.txt")
+CLASS_NAMES_FILE = "class_names.txt"  # file name, in the folder of the lists and in a run's folder
+IMAGENET_NAMES_FILE = Path(__file__).with_name("imagenet1k_classes.txt")
 _MAX_BYTES = 1 << 26
 _MAX_SHOWN_NAMES = 5
 _BYTE_ORDER_MARKS = (  # UTF-32 comes first, because its mark can begin with that of UTF-16

@@ -25,9 +25,8 @@ from ppxcls.data.transforms import (
     split_for_device,
     starts_with_decoding,
 )
-from ppxcls.system.whole_files import reason_of
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import reason_of
 
 
 @dataclass

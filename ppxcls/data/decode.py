@@ -9,16 +9,16 @@ import io
 import os
 import threading
 import warnings
-from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image as PillowImage
 
+from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 
-Image = np.ndarray[Any, Any]
+Image = Array
 
 # The loader decodes in its own threads. OpenCV's thread pool would compete with them for the cores.
 cv2.setNumThreads(1)
@@ -131,7 +131,7 @@ def _decode_by_pillow(data: bytes) -> Image:
         raise ValueError("not an image, or damaged beyond decoding") from None
 
 
-def largest_of_few_bits(data: bytes, image: Image) -> int | None:
+def largest_16bit_value(data: bytes, image: Image) -> int | None:
     """Returns the largest value of an image with 16 bits per channel that uses only 14 bits or fewer.
 
     Such an image is decoded to almost black. Cameras and microscopes write such files. The result is None for
@@ -154,9 +154,9 @@ def largest_of_few_bits(data: bytes, image: Image) -> int | None:
     return largest_value if 0 < largest_value < 1 << 14 else None
 
 
-def warn_of_few_bits(data: bytes, image: Image) -> None:
+def warn_if_almost_black(data: bytes, image: Image) -> None:
     """Logs a warning, once per process, if ``largest_of_few_bits`` returns a value for the image."""
-    if not _warning_event.is_set() and (largest_value := largest_of_few_bits(data, image)) is not None:
+    if not _warning_event.is_set() and (largest_value := largest_16bit_value(data, image)) is not None:
         _warning_event.set()
         description = f"an image with 16 bits per channel has values up to {largest_value:,} of 65,535"
         logger.warning(f"{description}, so it decodes to almost black; ppxcls check lists such files")

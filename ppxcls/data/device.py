@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 import paddle
@@ -12,12 +10,13 @@ from paddle import nn
 from ppxcls.data.transforms import DeviceStage, NormalizeImage
 from ppxcls.ops import cpu
 from ppxcls.system import kernels
+from ppxcls.system.arrays import Array
 
 
 class DeviceTransform(nn.Layer):
     """The transforms that ``split_for_device`` leaves to the device: layout, float32, normalisation.
 
-    Exported models contain this layer.
+    ExportMetadata models contain this layer.
     """
 
     def __init__(self, stage: DeviceStage) -> None:
@@ -58,7 +57,7 @@ class ModelInput:
         # Pinned memory of the last batches. Their copies may still be queued.
         self._pinned_batches: list[paddle.Tensor] = []
 
-    def __call__(self, images: np.ndarray[Any, Any]) -> paddle.Tensor:
+    def __call__(self, images: Array) -> paddle.Tensor:
         """Returns the batch on the device, float32 [N, 3, H, W].
 
         Args:
@@ -74,7 +73,7 @@ class ModelInput:
         return self._transform(paddle.to_tensor(images))
 
     @staticmethod
-    def _normalize_by_table(normalize: NormalizeImage, images: np.ndarray[Any, Any]) -> paddle.Tensor:
+    def _normalize_by_table(normalize: NormalizeImage, images: Array) -> paddle.Tensor:
         if kernels.HAS_NUMBA and images.size:
             from ppxcls.data.normalize_kernels import normalize as normalize_rows
 

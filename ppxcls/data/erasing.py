@@ -46,8 +46,13 @@ class RandomErasing(Transform):
     ) -> None:
         if sl > sh or r1 > 1:
             raise ValueError(f"expected sl up to sh and r1 up to 1, received {sl:g}, {sh:g} and {r1:g}")
-        self.probability, self.shares, self.aspects = EPSILON, (sl, sh), (r1, 1 / r1)
-        self.mean, self.attempt, self.use_log_aspect, self.mode = mean, attempt, use_log_aspect, mode
+        self.probability = EPSILON
+        self.shares = (sl, sh)
+        self.aspects = (r1, 1 / r1)
+        self.mean = mean
+        self.attempt = attempt
+        self.use_log_aspect = use_log_aspect
+        self.mode = mode
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         if rng.random() >= self.probability:
@@ -95,7 +100,8 @@ class Cutout(Transform):
     """
 
     def __init__(self, n_holes: Count = 1, length: Count = 112) -> None:
-        self.n_holes, self.length = n_holes, length
+        self.n_holes = n_holes
+        self.length = length
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         output = image.copy()
@@ -151,7 +157,11 @@ class GridMask(Transform):
     ) -> None:
         if d1 > d2:
             raise ValueError(f"expected d1 up to d2, received {d1} and {d2}")
-        self.periods, self.rotate, self.ratio, self.mode, self.prob = (d1, d2), rotate, ratio, mode, prob
+        self.periods = (d1, d2)
+        self.rotate = rotate
+        self.ratio = ratio
+        self.mode = mode
+        self.prob = prob
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         if rng.random() >= self.prob:

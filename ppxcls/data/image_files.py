@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
-from ppxcls.system.whole_files import reason_of
+from ppxcls.system.atomic_files import reason_of
 
 # Extensions of the formats that decode_image reads, in lower case.
 IMAGE_EXTENSIONS = {
@@ -72,7 +72,7 @@ def find_image_files(folder: str | Path) -> ImageFiles:
     """
     images = ImageFiles()
     try:
-        pending_folders = [(str(folder), "", lies_in(folder))]
+        pending_folders = [(str(folder), "", ancestor_ids(folder))]
         os.listdir(folder)
     except OSError as error:
         raise DataError(f"{folder}: {reason_of(error)}") from None
@@ -88,7 +88,7 @@ def find_image_files(folder: str | Path) -> ImageFiles:
             if is_hidden(entry.name):
                 images.skip_counts["hidden"] += 1
             elif os.path.isdir(entry):
-                folder_id = identity(entry)
+                folder_id = identify_folder(entry)
                 if folder_id in ancestors:
                     images.skip_counts["links to a folder that contains them"] += 1
                 else:
@@ -115,13 +115,13 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].strip().lower() in IMAGE_EXTENSIONS
 
 
-def lies_in(folder: str | Path) -> frozenset[Identity]:
+def ancestor_ids(folder: str | Path) -> frozenset[Identity]:
     """Returns the identities of the folder and of its parents, by the path as given and by the real path."""
     paths = [Path(os.path.abspath(folder)), Path(os.path.realpath(folder))]
-    return frozenset(identity(ancestor) for path in paths for ancestor in (path, *path.parents))
+    return frozenset(identify_folder(ancestor) for path in paths for ancestor in (path, *path.parents))
 
 
-def identity(folder: str | Path | os.DirEntry[str]) -> Identity:
+def identify_folder(folder: str | Path | os.DirEntry[str]) -> Identity:
     """Returns device and inode, which identify the folder for every path that leads to it."""
     status = os.stat(folder)
     return status.st_dev, status.st_ino

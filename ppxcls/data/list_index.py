@@ -7,14 +7,12 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ppxcls.data.errors import DataError
-from ppxcls.system.whole_files import read_regular, reason_of
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import read_regular, reason_of
 
 MAX_LIST_BYTES = (1 << 32) - 1
 _BLOCK_BYTES = 1 << 20  # parsed per step; this limits the memory for parsing, in addition to the index

@@ -19,8 +19,9 @@ import numpy as np
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
-from ppxcls.data.prefetch import prefetched
+from ppxcls.data.prefetch import prefetch
 from ppxcls.data.sampler import BatchPlan, Sampler
+from ppxcls.system.arrays import Array
 
 _ImageKind = tuple[tuple[int, ...], np.dtype[Any]]
 
@@ -39,8 +40,8 @@ class Batch:
         left_out: number of unreadable samples.
     """
 
-    images: np.ndarray[Any, Any]
-    labels: np.ndarray[Any, Any]
+    images: Array
+    labels: Array
     plan: BatchPlan
     left_out: int = 0
 
@@ -62,7 +63,7 @@ class _Slots:
         self._lock = threading.Lock()
         self._has_image = False
 
-    def put(self, slot: int, image: np.ndarray[Any, Any]) -> None:
+    def put(self, slot: int, image: Array) -> None:
         """Stores an image.
 
         Raises:
@@ -79,7 +80,7 @@ class _Slots:
             )
         self.images[slot] = image
 
-    def _empty_array(self, image_kind: _ImageKind) -> np.ndarray[Any, Any]:
+    def _empty_array(self, image_kind: _ImageKind) -> Array:
         return np.empty((len(self.plan.indices), *image_kind[0]), image_kind[1])
 
 
@@ -135,7 +136,7 @@ class Loader:
             return
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="ppxcls-loader")
         try:
-            for slots, futures in prefetched(plans, lambda plan: self._start_tasks(pool, plan, epoch)):
+            for slots, futures in prefetch(plans, lambda plan: self._start_tasks(pool, plan, epoch)):
                 yield self._wait(slots, futures)
         finally:  # also if the loop that uses the batches ends early
             pool.shutdown(wait=False, cancel_futures=True)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ppxcls.data.class_names import CLASS_NAMES, class_name_lines, read_class_names
+from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines, read_class_names
 from ppxcls.data.errors import DataError
-from ppxcls.data.image_files import ImageFiles, find_image_files, identity, is_hidden, lies_in
+from ppxcls.data.image_files import ImageFiles, ancestor_ids, find_image_files, identify_folder, is_hidden
 from ppxcls.data.list_index import ListIndex, list_line
+from ppxcls.system.atomic_files import write_text
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import write_text
 
 _LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
 # Names of the folders that split a data set, in torchvision, Ultralytics, fastai and Keras.
@@ -32,7 +32,7 @@ _PART_BY_FOLDER_NAME = {
 
 
 @dataclass
-class MadeLists:
+class ListSummary:
     """The result of ``make_lists``.
 
     Attributes:
@@ -56,7 +56,7 @@ def make_lists(
     val_share: float = 0.2,
     seed: int = 0,
     labels: str | Path | None = None,
-) -> MadeLists:
+) -> ListSummary:
     """Writes ``train_list.txt``, ``val_list.txt`` and ``class_names.txt`` for a folder of images.
 
     The paths are relative to ``folder``, which is the ``image_root`` of the lists.
@@ -141,10 +141,10 @@ def _part_folders(folder: Path) -> dict[str, str]:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    ancestors = lies_in(folder)
+    ancestors = ancestor_ids(folder)
     folders = [entry for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry)]
     # A link to a folder that contains it is not a class.
-    return sorted(entry.name for entry in folders if identity(entry) not in ancestors)
+    return sorted(entry.name for entry in folders if identify_folder(entry) not in ancestors)
 
 
 def _class_images(
@@ -195,7 +195,7 @@ def _split(files: Sequence[Sequence[str]], val_share: float, seed: int) -> tuple
     return train_lines, val_lines
 
 
-def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> MadeLists:
+def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSummary:
     image_files = find_image_files(folder)
     try:
         lines = [
@@ -220,7 +220,7 @@ def _paddlex_names_file(folder: Path) -> Path | None:
     return next((folder / name for name in ("labels.txt", "label.txt") if (folder / name).is_file()), None)
 
 
-def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> MadeLists:
+def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> ListSummary:
     """Converts PaddleX's lists, which also have lines ``path label``, and checks that their files exist."""
     names, image_files = read_class_names(names_file, None), find_image_files(folder)
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
@@ -250,9 +250,9 @@ def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> Made
 
 def _write_lists(
     output: Path, lines: dict[str, list[str]], classes: Sequence[str], image_files: ImageFiles
-) -> MadeLists:
+) -> ListSummary:
     output.mkdir(parents=True, exist_ok=True)
-    result = MadeLists({}, image_files.skipped_line(), _similar_name_notes(classes))
+    result = ListSummary({}, image_files.skipped_line(), _similar_name_notes(classes))
     if len(classes) == 1:
         result.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
     for part, rows in lines.items():
@@ -264,8 +264,8 @@ def _write_lists(
             file.unlink()
             result.notes.append(f"{file} of an earlier call was removed")
     if classes:
-        write_text(output / CLASS_NAMES, class_name_lines(classes))
-        result.lists[str(output / CLASS_NAMES)] = len(classes)
+        write_text(output / CLASS_NAMES_FILE, class_name_lines(classes))
+        result.lists[str(output / CLASS_NAMES_FILE)] = len(classes)
     return result
 
 

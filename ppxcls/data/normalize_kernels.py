@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
-from ppxcls.system.kernels import compiled
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel
 
 
-@compiled
+@compile_kernel
 def normalize(images: Array, table: Array, out: Array, begin: int, end: int) -> None:
     """Normalises some rows of a batch with a table.
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.system.kernels import compiled
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel
 
-Array = np.ndarray[Any, Any]
 
-
-@compiled
+@compile_kernel
 def byte(value: float) -> Any:
     """Returns a value from 0 to 255 as uint8, without its fraction.
 
@@ -27,7 +26,7 @@ def byte(value: float) -> Any:
     return np.uint8(np.int32(value))
 
 
-@compiled
+@compile_kernel
 def luminance(red: int, green: int, blue: int) -> Any:
     """Returns the luminance of a pixel (ITU-R 601-2), rounded to an integer."""
     weighted_sum = (
@@ -38,7 +37,7 @@ def luminance(red: int, green: int, blue: int) -> Any:
     return (weighted_sum + np.uint32(0x8000)) >> np.uint32(16)
 
 
-@compiled
+@compile_kernel
 def grey(red: Array, green: Array, blue: Array) -> Any:
     """Returns the sum of the luminance of all pixels.
 
@@ -50,7 +49,7 @@ def grey(red: Array, green: Array, blue: Array) -> Any:
     return total
 
 
-@compiled
+@compile_kernel
 def histograms(image: Array, out: Array) -> None:
     """Adds the number of pixels with each value in each channel to ``out``, int64 [3, 256]."""
     for y in range(image.shape[0]):
@@ -59,7 +58,7 @@ def histograms(image: Array, out: Array) -> None:
                 out[channel, image[y, x, channel]] += 1
 
 
-@compiled
+@compile_kernel
 def blended(base: np.float32, value: int, factor: np.float32) -> Any:
     """Returns ``base + factor (value - base)`` as a byte, clipped to 0 to 255.
 
@@ -68,14 +67,14 @@ def blended(base: np.float32, value: int, factor: np.float32) -> Any:
     return byte(min(max(base + factor * (np.float32(value) - base), np.float32(0)), np.float32(255)))
 
 
-@compiled
+@compile_kernel
 def blend(image: Array, base: Array, factor: np.float32, out: Array) -> None:
     """Applies ``blended`` to each element of flat arrays of the same length."""
     for i in range(image.shape[0]):
         out[i] = blended(np.float32(base[i]), image[i], factor)
 
 
-@compiled
+@compile_kernel
 def saturate(red: Array, green: Array, blue: Array, factor: np.float32) -> None:
     """Changes the saturation in place.
 
@@ -89,7 +88,7 @@ def saturate(red: Array, green: Array, blue: Array, factor: np.float32) -> None:
         blue[i] = blended(grey_value, blue[i], factor)
 
 
-@compiled
+@compile_kernel
 def smooth_row(upper_row: Array, middle_row: Array, lower_row: Array, out: Array) -> None:
     """Smooths the inner pixels of one row.
 
@@ -116,7 +115,7 @@ def smooth_row(upper_row: Array, middle_row: Array, lower_row: Array, out: Array
         out[i] = np.uint8((np.uint32(2) * total + np.uint32(13)) // np.uint32(26))
 
 
-@compiled
+@compile_kernel
 def smooth(rows: Array, out: Array) -> None:
     """Smooths an image: weight 5/13 for the pixel itself and 1/13 for each of its 8 neighbours.
 
@@ -138,7 +137,7 @@ def smooth(rows: Array, out: Array) -> None:
             smooth_row(upper_row, middle_row, lower_row, out[y, 3 : row_length - 3])
 
 
-@compiled
+@compile_kernel
 def nearest(image: Array, a: int, b: int, c: int, d: int, e: int, f: int, fill: Array, out: Array) -> None:
     """Transforms an image with ``out(x, y) = image(a x + b y + c, d x + e y + f)`` in 16.16 fixed point.
 
@@ -161,7 +160,7 @@ def nearest(image: Array, a: int, b: int, c: int, d: int, e: int, f: int, fill: 
         f += e
 
 
-@compiled
+@compile_kernel
 def slide(
     rows: Array, slope: float, shift: float, is_cubic: bool, fill: Array, shares: Array, out: Array
 ) -> None:
@@ -208,7 +207,7 @@ def slide(
         )
 
 
-@compiled
+@compile_kernel
 def slide_edge(
     row: Array, x: int, row_shift: float, shift: float, is_cubic: bool, fill: Array, result: Array
 ) -> None:
@@ -237,7 +236,7 @@ def slide_edge(
             )
 
 
-@compiled
+@compile_kernel
 def slide_row(
     outer_left: Array,
     left: Array,
@@ -260,7 +259,7 @@ def slide_row(
             out[i] = byte(left[i] + (1.0 * right[i] - left[i]) * shares[i])
 
 
-@compiled
+@compile_kernel
 def cubic(p: float, q: float, r: float, s: float, share: float) -> float:
     """Returns the cubic through four values, between the second and the third (Catmull-Rom with a = -1)."""
     return q + share * ((-p + r) + share * ((2 * (p - q) + r - s) + share * (-p + q - r + s)))

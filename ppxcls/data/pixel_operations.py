@@ -7,24 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.data.decode import Image
+from ppxcls.system.arrays import Array
 from ppxcls.system.kernels import call
 
 Colour = tuple[int, int, int]
-Table = np.ndarray[Any, Any]
+Table = Array
 
 _NEAREST, _BICUBIC = PillowImage.Resampling.NEAREST, PillowImage.Resampling.BICUBIC
 _BYTE_VALUES = np.arange(256)
 _FIXED_POINT_LIMIT_PIXELS = 32768  # pixels; Pillow computes in fixed point if both sides are shorter
 
 
-def apply(
+def apply_by_kernel(
     image: Image,
     name: str,
     value: float,

@@ -42,7 +42,9 @@ class Fill:
         shear: PillowImage.Resampling,
         move: PillowImage.Resampling | None = None,
     ) -> None:
-        self.colour, self.shear, self.move = colour, shear, shear if move is None else move
+        self.colour = colour
+        self.shear = shear
+        self.move = shear if move is None else move
 
     def sheared(self, image: Picture, *matrix: float) -> Picture:
         """Returns an affine transform of an image.
@@ -118,7 +120,7 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
     """
     for name, value in steps:
         kernel_result = (
-            pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move)
+            pixel_operations.apply_by_kernel(image, name, value, fill.colour, fill.shear, fill.move)
             if kernels.HAS_NUMBA
             else None
         )
@@ -189,7 +191,8 @@ class RandAugment(Transform):
     needs_uint8 = True
 
     def __init__(self, num_layers: Count = 2, magnitude: Level = 5.0) -> None:
-        self.num_layers, self.magnitude = num_layers, magnitude
+        self.num_layers = num_layers
+        self.magnitude = magnitude
         self._fill = _PADDLECLAS_FILL
 
     def __call__(self, image: Image, rng: Generator) -> Image:

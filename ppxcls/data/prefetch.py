@@ -12,7 +12,7 @@ S = TypeVar("S")
 _ITEMS_AHEAD = 2  # items in work while the result of another is used
 
 
-def prefetched(items: Iterable[T], start: Callable[[T], S]) -> Iterator[S]:
+def prefetch(items: Iterable[T], start: Callable[[T], S]) -> Iterator[S]:
     """Starts the work on each item before its result is needed.
 
     Args:

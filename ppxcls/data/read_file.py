@@ -27,7 +27,7 @@ _TEMPORARY_ERRORS = {
 }
 T = TypeVar("T")
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.1, 10.0  # seconds
-MAX_BYTES = 1 << 28
+MAX_IMAGE_FILE_BYTES = 1 << 28
 
 
 def read_file(path: str, patience: float = 0.0) -> bytes:
@@ -41,10 +41,10 @@ def read_file(path: str, patience: float = 0.0) -> bytes:
         OSError: the file can't be read, or still can't after ``patience`` seconds.
         ValueError: the file is larger than ``MAX_BYTES``, or its size changed while it was read.
     """
-    return patiently(lambda: _read_once(path), path, patience)
+    return read_with_retries(lambda: _read_once(path), path, patience)
 
 
-def patiently(read: Callable[[], T], path: str, patience: float) -> T:
+def read_with_retries(read: Callable[[], T], path: str, patience: float) -> T:
     """Calls ``read`` again if its error may be temporary.
 
     Args:
@@ -73,9 +73,9 @@ def patiently(read: Callable[[], T], path: str, patience: float) -> T:
 def _read_once(path: str) -> bytes:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{size:,} bytes; an image file may have {MAX_BYTES:,}")
-        data = file.read(MAX_BYTES + 1)  # limited, because a pipe or a device has no size
+        if size > MAX_IMAGE_FILE_BYTES:
+            raise ValueError(f"{size:,} bytes; an image file may have {MAX_IMAGE_FILE_BYTES:,}")
+        data = file.read(MAX_IMAGE_FILE_BYTES + 1)  # limited, because a pipe or a device has no size
     if len(data) != size:
         raise ValueError(
             f"expected {size:,} bytes, read {len(data):,}; another program may be writing the file"

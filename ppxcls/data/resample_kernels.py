@@ -8,20 +8,18 @@ sums are rounded to bytes, as in Pillow.
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
 
 import numpy as np
 
-from ppxcls.system.kernels import compiled
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel
 
 _FRACTION_BITS = 22
 _CUBIC_A = -0.5  # parameter a of the cubic: Keys, "Cubic convolution interpolation" (1981), eq. 4
 _CUBIC_REACH_PIXELS, _LINEAR_REACH_PIXELS = 2.0, 1.0  # pixels on each side
 
 
-@compiled
+@compile_kernel
 def weight_at(distance: float, is_cubic: bool) -> float:
     """Returns the weight of the filter at a distance in pixels."""
     x = abs(distance)
@@ -34,7 +32,7 @@ def weight_at(distance: float, is_cubic: bool) -> float:
     return 0.0
 
 
-@compiled
+@compile_kernel
 def weigh(
     source_length: int, index: int, scale: float, is_cubic: bool, shares: Array, weights: Array
 ) -> tuple[int, int]:
@@ -66,7 +64,7 @@ def weigh(
     return first, count
 
 
-@compiled
+@compile_kernel
 def resample(rows: Array, is_cubic: bool, out: Array) -> None:
     """Resizes the first side of [H, N] to that of [h, N].
 

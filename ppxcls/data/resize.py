@@ -109,7 +109,7 @@ def _resize_by_kernel(image: Image, size: tuple[int, int], is_cubic: bool) -> Im
     return np.ascontiguousarray(image) if height == image.shape[0] else resize_first_side(image, height)
 
 
-def pair_of(size: int | Sequence[int]) -> tuple[int, int]:
+def width_and_height(size: int | Sequence[int]) -> tuple[int, int]:
     """Returns a size as (width, height).
 
     Raises:
@@ -122,7 +122,7 @@ def pair_of(size: int | Sequence[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def part_of(image: Image | ImageParts, left: int, top: int, width: int, height: int) -> Image:
+def cut_part(image: Image | ImageParts, left: int, top: int, width: int, height: int) -> Image:
     """Returns a part of an image, uint8 [height, width, 3]."""
     if isinstance(image, ImageParts):
         return image.part(left, top, width, height)
@@ -146,7 +146,9 @@ class ResizedParts(ImageParts):
     """
 
     def __init__(self, image: ImageParts, size: tuple[int, int], resize: Resize) -> None:
-        self._image, self._size, self._resize = image, size, resize
+        self._image = image
+        self._size = size
+        self._resize = resize
         self.shape = size[1], size[0], 3
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 
 from ppxcls.config.checks import Count
 from ppxcls.config.registry import Registry
+from ppxcls.system.arrays import Array
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class BatchPlan:
     """
 
     number: int
-    indices: np.ndarray[Any, Any]
+    indices: Array
     first: int
     count: int
 
@@ -113,7 +114,7 @@ class DistributedBatchSampler:
         """Returns the side of the images in an epoch, in pixels; None for that of the transforms."""
         return None
 
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def order(self, epoch: int) -> Array:
         """Returns the samples of an epoch in order, int64 [num_samples]."""
         if not self.shuffle:
             return np.arange(self.num_samples)
@@ -148,7 +149,7 @@ class RASampler(DistributedBatchSampler):
     shuffle: bool = True
     num_repeats: Count = 3
 
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def order(self, epoch: int) -> Array:
         """Returns the samples of an epoch in order, int64 [num_samples]."""
         return np.repeat(super().order(epoch), self.num_repeats)[: self.num_samples]
 
@@ -172,7 +173,7 @@ class BlockShuffleSampler(DistributedBatchSampler):
     block: Count = 8192
     blocks_at_once: Count = 8
 
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def order(self, epoch: int) -> Array:
         """Returns the samples of an epoch in order, int64 [num_samples]."""
         rng = np.random.default_rng([self.seed, epoch])
         starts = rng.permutation(-(-self.num_samples // self.block)) * self.block
@@ -197,7 +198,7 @@ class ClassBalancedSampler(DistributedBatchSampler):
         self._samples_by_class = np.argsort(self.labels, kind="stable")
         _, self._class_sizes = np.unique(self.labels, return_counts=True)
 
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+    def order(self, epoch: int) -> Array:
         """Returns the samples of an epoch in order, int64 [num_samples]."""
         rng = np.random.default_rng([self.seed, epoch])
         classes = rng.integers(len(self._class_sizes), size=self.num_samples)

@@ -16,18 +16,18 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 import cv2
 import numpy as np
 
-from ppxcls.config.checks import Count, Finite, Positive, Share, Where
+from ppxcls.config.checks import ConfigPlace, Count, Finite, Positive, Share
 from ppxcls.config.registry import Components, Registry
-from ppxcls.data.decode import Image, ImageParts, decode_image, warn_of_few_bits
+from ppxcls.data.decode import Image, ImageParts, decode_image, warn_if_almost_black
 from ppxcls.data.preparation import PreparedImages, side_or_sides
 from ppxcls.data.resize import (
     Interpolation,
     ResizedParts,
     Size,
+    cut_part,
     interpolation_name,
-    pair_of,
-    part_of,
     resizer,
+    width_and_height,
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (
@@ -104,7 +104,7 @@ class DecodeImage(Transform):
         if isinstance(data, ImageParts):
             return data if self.to_rgb else data.whole()[:, :, ::-1]
         image = decode_image(data)
-        warn_of_few_bits(data, image)
+        warn_if_almost_black(data, image)
         return image if self.to_rgb else image[:, :, ::-1]
 
 
@@ -133,7 +133,7 @@ class ResizeImage(Transform):
     ) -> None:
         if size is None and resize_short is None:
             raise ValueError("expected size or resize_short")
-        self.size = None if size is None else pair_of(size)
+        self.size = None if size is None else width_and_height(size)
         self.resize_short = resize_short
         self._interpolation = interpolation_name(interpolation, backend)
         self._resize = resizer(interpolation, backend)
@@ -171,7 +171,7 @@ class CropImage(Transform):
     takes_parts = True
 
     def __init__(self, size: Size) -> None:
-        self.width, self.height = pair_of(size)
+        self.width, self.height = width_and_height(size)
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Sets the size."""
@@ -184,7 +184,7 @@ class CropImage(Transform):
                 f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}"
             )
         left, top = (width - self.width) // 2, (height - self.height) // 2
-        return part_of(image, left, top, self.width, self.height)
+        return cut_part(image, left, top, self.width, self.height)
 
 
 @TRANSFORMS.register
@@ -212,7 +212,7 @@ class RandCropImage(Transform):
         interpolation: Interpolation | None = None,
         backend: Literal["cv2", "pil"] = "cv2",
     ) -> None:
-        self.size = pair_of(size)
+        self.size = width_and_height(size)
         self.scale = scale or (0.08, 1.0)
         self.ratio = ratio or (3 / 4, 4 / 3)
         for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
@@ -227,7 +227,7 @@ class RandCropImage(Transform):
 
     def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         left, top, width, height = self.draw(image.shape[1], image.shape[0], rng)
-        return self._resize(part_of(image, left, top, width, height), self.size)
+        return self._resize(cut_part(image, left, top, width, height), self.size)
 
     def resized(self, size: int) -> RandCropImage:
         """Returns the same crop, resized to ``size`` pixels on both sides."""
@@ -390,7 +390,7 @@ class DeviceStage:
     chw: bool
 
 
-def build_transforms(specs: Sequence[Any], where: Where = Where(("transform_ops",))) -> Compose:
+def build_transforms(specs: Sequence[Any], where: ConfigPlace = ConfigPlace(("transform_ops",))) -> Compose:
     """Builds the transforms of a config's list.
 
     An example of a list is ``[{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 320}}, ...]``.
@@ -424,7 +424,7 @@ def prepared_images(specs: Sequence[Any]) -> PreparedImages:
         ConfigError: a transform is unknown or has a wrong argument.
     """
     images = PreparedImages()
-    for block in TRANSFORMS.blocks(specs, Where(("transform_ops",))):
+    for block in TRANSFORMS.blocks(specs, ConfigPlace(("transform_ops",))):
         images = TRANSFORMS.build(block).prepare(images)
     return images
 

@@ -21,7 +21,7 @@ from ppxcls.build.network import build_model, build_network
 from ppxcls.build.start import start_processes
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
-from ppxcls.config.sections import Config, plain
+from ppxcls.config.sections import Config, to_plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
@@ -29,13 +29,14 @@ from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.int8 import check_packages, quantise
+from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, parse_metadata, read_metadata
 from ppxcls.deploy.predict import Prediction, Predictor, find_images
-from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
-from ppxcls.deploy.side_file import METADATA_KEY, NAME, Exported, parse, read_side_file
+from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import load_weights, save_weights
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.storage import is_url
+from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 
@@ -61,7 +62,7 @@ def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    if path.suffix == ".onnx" or (path / NAME).is_file():
+    if path.suffix == ".onnx" or (path / METADATA_FILE).is_file():
         return exported_predictor(path)
     return trained_predictor(load_config(path), image_count)
 
@@ -108,7 +109,7 @@ def exported_predictor(path: str | Path) -> Predictor:
     if path.suffix == ".onnx":
         runner, metadata = onnx_runner(path), _read_onnx_metadata(path)
     else:
-        metadata = read_side_file(path)
+        metadata = read_metadata(path)
         has_paddle = (path / "inference.pdiparams").is_file()
         runner = paddle_runner(path) if has_paddle else onnx_runner(path / "inference.onnx")
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
@@ -119,13 +120,13 @@ def exported_predictor(path: str | Path) -> Predictor:
     )
 
 
-def _read_onnx_metadata(file: Path) -> Exported:
+def _read_onnx_metadata(file: Path) -> ExportMetadata:
     """Reads the metadata of an ``.onnx`` file. Older versions wrote it to a JSON file in the same folder."""
     text = onnx_metadata(file).get(METADATA_KEY)
     if text is None:
-        return read_side_file(file.parent)
+        return read_metadata(file.parent)
     try:
-        return parse(json.loads(text), str(file))
+        return parse_metadata(json.loads(text), str(file))
     except (ValueError, RecursionError):
         raise DataError(f"{file}: its metadata is damaged") from None
 
@@ -193,10 +194,10 @@ def export(
     network = build_network(config, "export", weights)
     network.eval()
     host_transforms, stage = split_for_device(build_transforms(blocks))
-    metadata = Exported(
+    metadata = ExportMetadata(
         model=config.Arch.name,
         weights=str(weights),
-        transforms=plain(blocks),
+        transforms=to_plain(blocks),
         class_names=class_names,
         class_num=class_num(config),
         preprocesses=preprocess,

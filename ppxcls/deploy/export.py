@@ -17,12 +17,13 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.runners import Array, Runner, network_runner, onnx_runner, paddle_runner
-from ppxcls.deploy.side_file import METADATA_KEY, Exported, write_side_files
+from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_metadata
+from ppxcls.deploy.runners import Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.models.tracing import to_static
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.environment import paddle_version
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import write_bytes
 from ppxcls.train.paddle_inference import program_file
 
 _OPSET = 17
@@ -39,7 +40,7 @@ _FILES = (
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums depend on their order
 
 
-class Deployed(nn.Layer):
+class ExportedNetwork(nn.Layer):
     """The network with its preprocessing and softmax, as it is exported.
 
     Args:
@@ -66,7 +67,7 @@ def export_model(
     stage: DeviceStage,
     images: Array,
     folder: Path,
-    metadata: Exported,
+    metadata: ExportMetadata,
     formats: Sequence[str] = ("paddle", "onnx"),
     fold: bool = False,
 ) -> dict[str, float]:
@@ -99,7 +100,7 @@ def export_model(
     if fold:
         count = fold_batch_norms(model, to_input(images[:1]))
         logger.info(f"folded {count} batch norms into their convolutions")
-    exported_network = Deployed(
+    exported_network = ExportedNetwork(
         model, stage if metadata.preprocesses else None, softmax=not metadata.gives_logits
     )
     exported_network.eval()
@@ -126,7 +127,7 @@ def export_model(
                 file.unlink()
         input_description = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
         facts = {"input": input_description, "largest difference from the network": differences}
-        write_side_files(staging_folder, metadata, facts, "paddle" in formats)
+        write_metadata(staging_folder, metadata, facts, "paddle" in formats)
         _replace_files(folder, staging_folder)
     return differences
 
@@ -166,7 +167,7 @@ def export_extra() -> str:
     return "export" if paddle_version() >= (3, 0) else "export-paddle2"
 
 
-def _write_onnx(source: Path, target: Path, metadata: Exported) -> None:
+def _write_onnx(source: Path, target: Path, metadata: ExportMetadata) -> None:
     try:
         import onnx
         import paddle2onnx
@@ -189,5 +190,6 @@ def _write_onnx(source: Path, target: Path, metadata: Exported) -> None:
     )
     onnx_model = onnx.load_model_from_string(serialized_model)
     entry = onnx_model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, json.dumps(metadata.as_dict(), ensure_ascii=False)
+    entry.key = METADATA_KEY
+    entry.value = json.dumps(metadata.as_dict(), ensure_ascii=False)
     write_bytes(target, onnx_model.SerializeToString(deterministic=True))

@@ -17,18 +17,19 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
-from ppxcls.deploy.runners import Array, Runner, onnx_runner
-from ppxcls.deploy.side_file import METADATA_KEY, Exported
+from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata
+from ppxcls.deploy.runners import Runner, onnx_runner
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import write_bytes
 
-FILE = "inference.int8.onnx"
+INT8_FILE = "inference.int8.onnx"
 _TOLERATED_LOST_IMAGES = 3  # images; a loss of up to this many is always accepted
 _CALIBRATION_IMAGES, _EVALUATION_IMAGES, _BATCH_IMAGES = 128, 1000, 8  # images
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantisationResult:
     """Accuracy, speed and size of an 8-bit file, compared with the float32 file.
 
     Attributes:
@@ -55,8 +56,8 @@ class Quantised:
 
 
 def quantise(
-    folder: Path, metadata: Exported, calibration: Dataset, evaluation: Dataset, max_loss: float = 0.01
-) -> Quantised:
+    folder: Path, metadata: ExportMetadata, calibration: Dataset, evaluation: Dataset, max_loss: float = 0.01
+) -> QuantisationResult:
     """Writes ``inference.int8.onnx`` next to ``inference.onnx``, with weights and activations in 8 bits.
 
     Weights are quantised by channel. The ranges of the activations come from up to 128 calibration images.
@@ -78,9 +79,9 @@ def quantise(
         DataError: no image can be read.
         OSError: the file can't be written.
     """
-    source, target = folder / "inference.onnx", folder / FILE
+    source, target = folder / "inference.onnx", folder / INT8_FILE
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8-") as temporary_folder:
-        quantised_file = Path(temporary_folder) / FILE
+        quantised_file = Path(temporary_folder) / INT8_FILE
         to_input = None if metadata.preprocesses else ModelInput(evaluation.device_stage)
         with _onnx_messages_hidden():
             quantise_file(
@@ -198,9 +199,11 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
     )
 
 
-def _compare_files(source: Path, target: Path, batches: Iterable[tuple[Array, Array]]) -> Quantised:
+def _compare_files(source: Path, target: Path, batches: Iterable[tuple[Array, Array]]) -> QuantisationResult:
     runners: list[Runner] = [onnx_runner(source), onnx_runner(target)]
-    correct_counts, seconds, count = [0, 0], [0.0, 0.0], 0
+    correct_counts = [0, 0]
+    seconds = [0.0, 0.0]
+    count = 0
     for images, labels in batches:  # alternates, so that both run under the same machine load
         for runner in runners if not count else ():
             runner(images)  # warm-up
@@ -213,12 +216,14 @@ def _compare_files(source: Path, target: Path, batches: Iterable[tuple[Array, Ar
     if not count:
         raise DataError("none of the evaluation images can be read")
     size = target.stat().st_size / source.stat().st_size
-    return Quantised(
+    return QuantisationResult(
         count, correct_counts[0] / count, correct_counts[1] / count, seconds[0] / seconds[1], size
     )
 
 
-def _write_with_metadata(quantised_file: Path, target: Path, metadata: Exported, result: Quantised) -> None:
+def _write_with_metadata(
+    quantised_file: Path, target: Path, metadata: ExportMetadata, result: QuantisationResult
+) -> None:
     import onnx
 
     model = onnx.load(str(quantised_file))
@@ -228,5 +233,6 @@ def _write_with_metadata(quantised_file: Path, target: Path, metadata: Exported,
         **metadata.as_dict(),
         "int8": {"images": result.images, "top1": result.top1, "int8_top1": result.int8_top1},
     }
-    entry.key, entry.value = METADATA_KEY, json.dumps(facts, ensure_ascii=False)
+    entry.key = METADATA_KEY
+    entry.value = json.dumps(facts, ensure_ascii=False)
     write_bytes(target, model.SerializeToString(deterministic=True))

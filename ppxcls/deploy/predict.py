@@ -13,13 +13,14 @@ import numpy as np
 
 from ppxcls.data.errors import DataError
 from ppxcls.data.image_files import find_image_files
-from ppxcls.data.prefetch import prefetched
+from ppxcls.data.prefetch import prefetch
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose
-from ppxcls.deploy.runners import Array, Runner
+from ppxcls.deploy.runners import Runner
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.environment import usable_cores
 from ppxcls.system.paths import url_problem
-from ppxcls.system.whole_files import reason_of
 
 Source = str | Path | Array | bytes
 
@@ -83,7 +84,9 @@ class Predictor:
     ) -> None:
         self.names = list(names)
         self.description = description
-        self._transform, self._runner, self._gives_logits = transform, runner, gives_logits
+        self._transform = transform
+        self._runner = runner
+        self._gives_logits = gives_logits
 
     def predict(
         self, images: Source | Sequence[Source], topk: int = 5, batch_size: int = 10
@@ -121,7 +124,7 @@ class Predictor:
         numbered_images = list(enumerate(images))
         batches = [numbered_images[i : i + batch_size] for i in range(0, len(numbered_images), batch_size)]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            for futures in prefetched(
+            for futures in prefetch(
                 batches, lambda batch: [pool.submit(self._load, *item) for item in batch]
             ):
                 yield from self._predict_batch([future.result() for future in futures], topk)

@@ -16,11 +16,11 @@ from paddle import nn
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
+from ppxcls.system.arrays import Array
 from ppxcls.system.environment import paddle_version, usable_cores
 from ppxcls.system.logs import logger
 from ppxcls.train.paddle_inference import EvaluatedNetwork, InferenceProgram, program_file
 
-Array = np.ndarray[Any, Any]
 Runner = Callable[[Array], Array]
 
 

@@ -24,7 +24,8 @@ class Writer:
     """
 
     def __init__(self, kind: Format, stream: TextIO = sys.stdout) -> None:
-        self._kind, self._stream = kind, stream
+        self._kind = kind
+        self._stream = stream
         self._csv_writer = csv.writer(stream, lineterminator="\n")
         if kind == "csv":
             self._csv_writer.writerow(["file_name", "rank", "class_id", "label_name", "score"])

@@ -11,15 +11,15 @@ from ppxcls.build.evaluation import evaluate
 from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.config.yaml_values import write_yaml
-from ppxcls.data.class_names import CLASS_NAMES, read_class_names
+from ppxcls.data.class_names import CLASS_NAMES_FILE, read_class_names
 from ppxcls.data.errors import DataError
 from ppxcls.data.make_lists import make_lists
 from ppxcls.fitting.settings import Settings, choose, network_of
 from ppxcls.reports.page import report_after_training
+from ppxcls.system.atomic_files import write_text
 from ppxcls.system.distributed import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
-from ppxcls.system.whole_files import write_text
 from ppxcls.tuning import build as tuning
 
 TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
@@ -118,7 +118,7 @@ def _choose_settings(
         logger.info(line)
     if not made_lists.lists.get(str(output / "lists" / "val_list.txt")):
         raise DataError(f"{photos}: no images remain for evaluation; each class needs at least two")
-    class_num = len(read_class_names(output / "lists" / CLASS_NAMES, None))
+    class_num = len(read_class_names(output / "lists" / CLASS_NAMES_FILE, None))
     if class_num < 2:
         raise DataError(f"{photos}: one class; a classifier needs at least two folders")
     try:

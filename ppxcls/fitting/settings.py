@@ -110,11 +110,18 @@ def choose(
     image_count = len(index.labels)
     device = device or available_devices()[0]
     start(device)
-    batch_size = 8 if image_count < 200 else 16 if device == "cpu" or image_count < 2000 else 64
+    if image_count < 200:
+        batch_size = 8
+    elif device == "cpu" or image_count < 2000:
+        batch_size = 16
+    else:
+        batch_size = 64
     largest_size = _largest_useful_size(image_root, index)
     min_epochs = 3 if weights else _MIN_EPOCHS
     timed_seconds = _seconds_per_step(network, class_num, batch_size, _TIMED_SIZE_PIXELS)
-    size, seconds, epochs = _SIZES_PIXELS[-1], 0.0, min_epochs
+    size = _SIZES_PIXELS[-1]
+    seconds = 0.0
+    epochs = min_epochs
     for size in [size for size in _SIZES_PIXELS if size <= largest_size]:
         seconds = timed_seconds * (size / _TIMED_SIZE_PIXELS) ** 2
         epochs = int(60 * minutes * _STEP_TIME_SHARE / (-(-image_count // batch_size) * seconds))
@@ -134,14 +141,17 @@ def choose(
             "from scratch: with ImageNet weights (--weights), a small data set needs fewer epochs "
             "and the accuracy is much better"
         )
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if weights and published_images:
+        mean, std = published_images.mean, published_images.std
     return Settings(
         network=network,
         weights=weights,
         class_num=class_num,
         device=device,
         size=size,
-        mean=published_images.mean if published_images and weights else IMAGENET_MEAN,
-        std=published_images.std if published_images and weights else IMAGENET_STD,
+        mean=mean,
+        std=std,
         batch_size=batch_size,
         epochs=max(epochs - head_epochs, 1),
         head_epochs=head_epochs,

@@ -12,7 +12,7 @@ import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppxcls.config.checks import Pattern, Where, matching
+from ppxcls.config.checks import ConfigPlace, Pattern, matching_keys
 from ppxcls.config.registry import Registry
 from ppxcls.ops.batch_norm import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
@@ -44,7 +44,7 @@ class ModelKeys:
 MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys, facts={"published": None})
 
 
-def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
+def prepare_training(model: nn.Layer, keys: ModelKeys, where: ConfigPlace) -> None:
     """Applies the common keys that matter for training: ``recompute``, ``freeze`` and ``use_sync_bn``.
 
     Raises:
@@ -59,7 +59,7 @@ def prepare_training(model: nn.Layer, keys: ModelKeys, where: Where) -> None:
         synchronize_batch_norms(model)
 
 
-def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
+def freeze(model: nn.Layer, patterns: Sequence[str], where: ConfigPlace) -> None:
     """Stops training the parameters with matching state keys. Their batch norms keep their statistics.
 
     Args:
@@ -70,15 +70,14 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: Where) -> None:
     Raises:
         ConfigError: a pattern matches no parameter, or no parameter remains to be trained.
     """
-    trainable = [
-        key for key, p in model.named_parameters() if not p.stop_gradient
-    ]  # Paddle counts batch-norm statistics as parameters too
+    # Paddle counts batch-norm statistics as parameters too.
+    trainable = [key for key, parameter in model.named_parameters() if not parameter.stop_gradient]
     for i, pattern in enumerate(patterns):
-        frozen = matching(pattern, trainable, where / i)
+        frozen_keys = matching_keys(pattern, trainable, where / i)
         for key, parameter in model.named_parameters():
-            parameter.stop_gradient |= key in frozen
+            parameter.stop_gradient |= key in frozen_keys
         for key, layer in model.named_sublayers():
-            if isinstance(layer, nn.BatchNorm2D) and f"{key}.weight" in frozen:
+            if isinstance(layer, nn.BatchNorm2D) and f"{key}.weight" in frozen_keys:
                 layer._use_global_stats = True
     if patterns and all(parameter.stop_gradient for parameter in model.parameters()):
         raise where.error("expected patterns that leave something to train; every parameter is frozen")
@@ -96,10 +95,10 @@ def synchronize_batch_norms(model: nn.Layer) -> None:
     for parent in model.sublayers(include_self=True):
         for name, norm in list(parent.named_children()):
             if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
-                synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+                synchronized_norm = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
                 if isinstance(norm, NormReLU):
-                    synchronized.register_forward_post_hook(lambda layer, inputs, output: F.relu(output))
-                parent.add_sublayer(name, synchronized)
+                    synchronized_norm.register_forward_post_hook(lambda layer, inputs, output: F.relu(output))
+                parent.add_sublayer(name, synchronized_norm)
 
 
 def _synchronize_on_the_cpu(model: nn.Layer) -> None:

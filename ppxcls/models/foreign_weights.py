@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError, State, read_state
-from ppxcls.checkpoints.safe_states import INSTALL, NAMES
+from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY
+from ppxcls.system.arrays import Array
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
 _PROJECTION_PREFIXES = (
@@ -48,7 +49,7 @@ def read_foreign_weights(file: Path) -> State:
     except CheckpointError:
         raise
     except ImportError as error:
-        raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL}") from None
+        raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL_HINT}") from None
     except Exception as error:  # each library has its own errors
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -66,7 +67,7 @@ def _read_torch(file: Path) -> State:
 
 def _from_torch(state: State) -> State:
     """Renames batch-norm statistics to Paddle's names, and transposes linear weights to [in, out]."""
-    if NAMES in state or any(key.endswith(("._mean", "._variance")) for key in state):
+    if PARAMETER_NAMES_KEY in state or any(key.endswith(("._mean", "._variance")) for key in state):
         return state  # written by this package
     paddle_state = {}
     for key, value in state.items():
@@ -77,7 +78,7 @@ def _from_torch(state: State) -> State:
     return paddle_state
 
 
-def _read_keras(file: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
+def _read_keras(file: Path) -> dict[str, list[Array]]:
     """Reads the variables of each layer, in Keras's order."""
     import h5py
 
@@ -122,7 +123,7 @@ def _member(group: Any, name: str, file: Path) -> Any:
     return group.get(name)
 
 
-def _read_array(dataset: Any, file: Path) -> np.ndarray[Any, Any]:
+def _read_array(dataset: Any, file: Path) -> Array:
     import h5py
 
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
@@ -132,7 +133,7 @@ def _read_array(dataset: Any, file: Path) -> np.ndarray[Any, Any]:
     return np.asarray(dataset)
 
 
-def _from_keras(layers: Mapping[str, list[np.ndarray[Any, Any]]]) -> State:
+def _from_keras(layers: Mapping[str, list[Array]]) -> State:
     """Renames Keras's layers to this package's state keys.
 
     Keras's block 2 is block 1 here, and so on. Keras's blocks 1 and 14 are single convolutions here.
@@ -174,7 +175,9 @@ def _keras_key(name: str) -> str:
     if match := re.fullmatch(r"block1_conv([12])(_bn)?", name):
         return f"{'bn' if match[2] else 'conv'}{match[1]}"
     if match := re.fullmatch(r"block(\d+)_sepconv(\d)(_bn)?", name):
-        block, convolution, is_norm = int(match[1]), int(match[2]), bool(match[3])
+        block = int(match[1])
+        convolution = int(match[2])
+        is_norm = bool(match[3])
         if block == 14:
             return f"{'bn' if is_norm else 'conv'}{convolution + 2}"
         index = 3 * (convolution - 1) + is_norm + (block > 2)  # the first block has no ReLU at its start

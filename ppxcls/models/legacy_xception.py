@@ -16,7 +16,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution, initialize, linear, separable
-from ppxcls.models.preprocessing import HALF, Preprocessing, of_timm
+from ppxcls.models.preprocessing import HALF, Preprocessing, timm_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.in_order import Stack, in_order
@@ -114,7 +114,8 @@ class LegacyXception(nn.Layer):
         if keras:
             for layer in self.sublayers():
                 if isinstance(layer, nn.BatchNorm2D):
-                    layer._epsilon, layer._momentum = 1e-3, 0.99
+                    layer._epsilon = 1e-3
+                    layer._momentum = 0.99
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Returns logits [N, class_num], or features [N, 2048] if ``class_num`` is 0.
@@ -133,7 +134,7 @@ _KERAS_URL = (
 )
 
 
-@MODELS.register(published=of_timm("legacy_xception.tf_in1k", 0.8975))
+@MODELS.register(published=timm_preprocessing("legacy_xception.tf_in1k", 0.8975))
 def legacy_xception(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> LegacyXception:

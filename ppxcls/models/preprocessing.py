@@ -35,13 +35,13 @@ class Preprocessing:
 HALF = (0.5, 0.5, 0.5)
 
 
-def of_paddleclas(name: str) -> Preprocessing:
+def paddleclas_preprocessing(name: str) -> Preprocessing:
     """Preprocessing of PaddleClas's Xception YAMLs, with the weights' address from its table of models."""
     url = f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{name}_pretrained.pdparams"
     return Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD, url)
 
 
-def of_timm(name: str, crop_share: float) -> Preprocessing:
+def timm_preprocessing(name: str, crop_share: float) -> Preprocessing:
     """Preprocessing of timm 1.0.31's ``default_cfg``, with the weights' page on the Hugging Face hub."""
     return Preprocessing(
         "timm", 299, crop_share, "bicubic", HALF, HALF, f"https://huggingface.co/timm/{name}"

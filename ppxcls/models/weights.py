@@ -22,7 +22,7 @@ from ppxcls.checkpoints.files import (
     with_extension,
     write_state,
 )
-from ppxcls.checkpoints.safe_states import NAMES
+from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
 from ppxcls.system.paths import url_problem
 
@@ -120,7 +120,7 @@ def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = Fa
     Raises:
         CheckpointError: same conditions as for ``check_fits``.
     """
-    state = {key: value for key, value in state.items() if key != NAMES}
+    state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
     shape_differences = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
     tensors = model.state_dict()  # for all keys, because Paddle warns about missing ones
     model.set_state_dict(
@@ -144,7 +144,7 @@ def check_fits(
         CheckpointError: any other key is missing or unknown, or has another shape.
     """
     tensors = model.state_dict()
-    state = {key: value for key, value in state.items() if key != NAMES}
+    state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
     problems = [f"{key} is not in the file" for key in tensors if key not in state]
     problems += [f"{key} is not in the model" for key in state if key not in tensors]
     problems += [
@@ -186,4 +186,4 @@ def model_state(model: nn.Layer) -> dict[str, Any]:
     The optimizer's state uses these names as keys.
     """
     state = model.state_dict()
-    return {**to_numpy(state), NAMES: {key: tensor.name for key, tensor in state.items()}}
+    return {**to_numpy(state), PARAMETER_NAMES_KEY: {key: tensor.name for key, tensor in state.items()}}

@@ -13,7 +13,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import linear
-from ppxcls.models.preprocessing import of_paddleclas
+from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.depthwise import DepthwiseConv2D
@@ -183,7 +183,7 @@ class PaddleClasXception(nn.Layer):
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
 
 
-@MODELS.register(published=of_paddleclas("Xception41"))
+@MODELS.register(published=paddleclas_preprocessing("Xception41"))
 def Xception41(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:
@@ -191,7 +191,7 @@ def Xception41(
     return PaddleClasXception((128, 256, _MIDDLE_CHANNELS), (2, 2, 2), 8, class_num, in_channels, drop_rate)
 
 
-@MODELS.register(published=of_paddleclas("Xception65"))
+@MODELS.register(published=paddleclas_preprocessing("Xception65"))
 def Xception65(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:
@@ -199,7 +199,7 @@ def Xception65(
     return PaddleClasXception((128, 256, _MIDDLE_CHANNELS), (2, 2, 2), 16, class_num, in_channels, drop_rate)
 
 
-@MODELS.register(published=of_paddleclas("Xception71"))
+@MODELS.register(published=paddleclas_preprocessing("Xception71"))
 def Xception71(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:

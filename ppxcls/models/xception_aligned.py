@@ -18,7 +18,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import DropPath, convolution, initialize, linear, separable
-from ppxcls.models.preprocessing import of_timm
+from ppxcls.models.preprocessing import timm_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
 from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.in_order import Stack
@@ -170,7 +170,9 @@ class XceptionAligned(nn.Layer):
             shapes.append(((channels, width, width, width), stride))
             channels = width
         shapes += [*[((728,) * 4, 1)] * middle_blocks, (_EXIT_CHANNELS[0], 2), (_EXIT_CHANNELS[1], 1)]
-        blocks, dilation, current_stride = [], 1, 2
+        blocks = []
+        dilation = 1
+        current_stride = 2
         for i, (widths, stride) in enumerate(shapes):
             drop_path = drop_path_rate * i / (len(shapes) - 1)
             block_stride = stride if current_stride * stride <= output_stride else 1
@@ -200,7 +202,7 @@ _ENTRY_BLOCKS = ((128, 2), (256, 2), (728, 2))
 _ENTRY_BLOCKS_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
 
 
-@MODELS.register(published=of_timm("xception41.tf_in1k", 0.903))
+@MODELS.register(published=timm_preprocessing("xception41.tf_in1k", 0.903))
 def xception41(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -214,7 +216,7 @@ def xception41(
     )
 
 
-@MODELS.register(published=of_timm("xception65.ra3_in1k", 0.94))
+@MODELS.register(published=timm_preprocessing("xception65.ra3_in1k", 0.94))
 def xception65(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -228,7 +230,7 @@ def xception65(
     )
 
 
-@MODELS.register(published=of_timm("xception71.tf_in1k", 0.903))
+@MODELS.register(published=timm_preprocessing("xception71.tf_in1k", 0.903))
 def xception71(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -242,7 +244,7 @@ def xception71(
     )
 
 
-@MODELS.register(published=of_timm("xception41p.ra3_in1k", 0.94))
+@MODELS.register(published=timm_preprocessing("xception41p.ra3_in1k", 0.94))
 def xception41p(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -256,7 +258,7 @@ def xception41p(
     )
 
 
-@MODELS.register(published=of_timm("xception65p.ra3_in1k", 0.94))
+@MODELS.register(published=timm_preprocessing("xception65p.ra3_in1k", 0.94))
 def xception65p(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,

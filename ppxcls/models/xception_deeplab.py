@@ -15,7 +15,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution
-from ppxcls.models.preprocessing import of_paddleclas
+from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.in_order import Stack, in_order
@@ -120,12 +120,16 @@ class XceptionDeeplab(nn.Layer):
         self._conv1 = ConvBN(in_channels, 32, 3, stride=2)
         self._conv2 = ConvBN(32, 64, 3, stride=1)
         self._blocks = []
-        channels, current_stride, dilation = 64, 2, 1
+        channels = 64
+        current_stride = 2
+        dilation = 1
         for i, width in enumerate((128, 256, _MIDDLE_CHANNELS)):
             stride = 2 if current_stride * 2 <= output_stride else 1
             block = Block((channels, width, width, width), stride, dilation=dilation)
             self._blocks.append(self.add_sublayer(f"{prefix}/entry_flow/block{i + 1}", block))
-            channels, current_stride, dilation = width, current_stride * stride, dilation * 2 // stride
+            channels = width
+            current_stride = current_stride * stride
+            dilation = dilation * 2 // stride
         for i in range(middle_blocks):
             block = Block((_MIDDLE_CHANNELS,) * 4, project=False, dilation=dilation)
             self._blocks.append(self.add_sublayer(f"{prefix}/middle_flow/block{i + 1}", block))
@@ -152,7 +156,7 @@ class XceptionDeeplab(nn.Layer):
         return self._fc(paddle.flatten(self._pool(x), start_axis=1))
 
 
-@MODELS.register(published=of_paddleclas("Xception41_deeplab"))
+@MODELS.register(published=paddleclas_preprocessing("Xception41_deeplab"))
 def Xception41_deeplab(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,
@@ -163,7 +167,7 @@ def Xception41_deeplab(
     return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
 
 
-@MODELS.register(published=of_paddleclas("Xception65_deeplab"))
+@MODELS.register(published=paddleclas_preprocessing("Xception65_deeplab"))
 def Xception65_deeplab(
     class_num: CountOrZero = 1000,
     in_channels: Count = 3,

@@ -15,6 +15,7 @@ from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu
 from ppxcls.system import kernels
+from ppxcls.system.arrays import Array
 
 
 class Stage(NamedTuple):
@@ -28,8 +29,8 @@ class Stage(NamedTuple):
             variance), 1 or 0 for batch norm, and 1 or 0 for ReLU.
     """
 
-    numbers: np.ndarray[Any, Any]
-    settings: np.ndarray[Any, Any]
+    numbers: Array
+    settings: Array
 
     @property
     def has_norm(self) -> bool:
@@ -58,8 +59,12 @@ class Chain:
         is_last_rectified: bool = False,
         layouts: tuple[bool, bool] = (False, False),
     ) -> None:
-        self.norm, self.is_rectified, self.depthwise = norm, is_rectified, depthwise
-        self.last_norm, self.is_last_rectified, self.layouts = last_norm, is_last_rectified, layouts
+        self.norm = norm
+        self.is_rectified = is_rectified
+        self.depthwise = depthwise
+        self.last_norm = last_norm
+        self.is_last_rectified = is_last_rectified
+        self.layouts = layouts
 
     def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
         """Maps [N, C, H, W] to [N, C, H', W'].
@@ -135,7 +140,9 @@ class _Channelwise(PyLayer):
         _update_running_statistics(chain.norm, stages[0])
         _update_running_statistics(chain.last_norm, stages[1])
         ctx.save_for_backward(x, *([] if chain.depthwise is None else [chain.depthwise.weight]))
-        ctx.chain, ctx.stages, ctx.saved_input = chain, stages, cpu.SavedTensor(x)
+        ctx.chain = chain
+        ctx.stages = stages
+        ctx.saved_input = cpu.SavedTensor(x)
         ctx.needs_gradient = [not tensor.stop_gradient for tensor in (x, *parameters)]
         return out
 
@@ -155,12 +162,9 @@ class _Channelwise(PyLayer):
         weight_gradient = paddle.empty(weights[0].shape, "float32") if weights else None
         empty_norm, empty_kernels = np.empty((2, 0), np.float32), np.empty((channels, 0, 0), np.float32)
         taps = cpu.view(weights[0])[:, 0] if weights else empty_kernels
-        gradients = (
-            cpu.view(x_gradient),
-            empty_norm if norm_gradients[0] is None else cpu.view(norm_gradients[0]),
-            empty_kernels if weight_gradient is None else cpu.view(weight_gradient)[:, 0],
-            empty_norm if norm_gradients[1] is None else cpu.view(norm_gradients[1]),
-        )
+        kernel_gradient = empty_kernels if weight_gradient is None else cpu.view(weight_gradient)[:, 0]
+        norm_views = [empty_norm if gradient is None else cpu.view(gradient) for gradient in norm_gradients]
+        gradients = (cpu.view(x_gradient), norm_views[0], kernel_gradient, norm_views[1])
         needs_gradient = np.array(
             [
                 ctx.needs_gradient[0],

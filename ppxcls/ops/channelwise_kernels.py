@@ -19,7 +19,8 @@ from ppxcls.ops.depthwise_kernels import (
     convolve_back,
     make_scratch,
 )
-from ppxcls.system.kernels import compiled, helper
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel, kernel_helper
 
 _BLOCK_VALUES = 512  # summed in float32; the sums of the blocks are summed in float64
 
@@ -27,19 +28,19 @@ _BLOCK_VALUES = 512  # summed in float32; the sums of the blocks are summed in f
 class _Stage(NamedTuple):
     """Batch norm in training, ReLU, both, or none; see ``channelwise.Stage``."""
 
-    numbers: np.ndarray[Any, Any]
+    numbers: Array
     momentum: np.float32
     epsilon: float
     is_norm: bool
     is_rectified: bool
 
 
-@helper(set())
+@kernel_helper(set())
 def _stage_of(numbers, settings):  # type: ignore[no-untyped-def]
     return _Stage(numbers, np.float32(settings[0]), settings[1], settings[2] > 0, settings[3] > 0)
 
 
-@helper(set())
+@kernel_helper(set())
 def _pairs(geometry):  # type: ignore[no-untyped-def]
     """Padding, stride and dilation, each (y, x)."""
     return (
@@ -49,14 +50,14 @@ def _pairs(geometry):  # type: ignore[no-untyped-def]
     )
 
 
-@helper(set())
+@kernel_helper(set())
 def _row_scratch(images, is_channel_major):  # type: ignore[no-untyped-def]
     """Scratch memory for a channel's pixels of all images; empty if they are in one row already."""
     channels = images.shape[0] if is_channel_major else images.shape[1]
     return np.empty(0 if is_channel_major else images.size // channels, np.float32)
 
 
-@helper(set())
+@kernel_helper(set())
 def _row(images, channel, is_channel_major, scratch):  # type: ignore[no-untyped-def]
     """A row for a channel's pixels of all images: part of ``images`` if possible, else ``scratch``."""
     return (
@@ -66,13 +67,13 @@ def _row(images, channel, is_channel_major, scratch):  # type: ignore[no-untyped
     )
 
 
-@helper(set())
+@kernel_helper(set())
 def _copy(values, out):  # type: ignore[no-untyped-def]
     for i in range(values.size):
         out[i] = values[i]
 
 
-@helper(set())
+@kernel_helper(set())
 def _gather(images, channel, is_channel_major, scratch):  # type: ignore[no-untyped-def]
     """Returns a channel's pixels of all images in one row, which must not be changed."""
     if not is_channel_major:
@@ -82,7 +83,7 @@ def _gather(images, channel, is_channel_major, scratch):  # type: ignore[no-unty
     return _row(images, channel, is_channel_major, scratch)
 
 
-@helper(set())
+@kernel_helper(set())
 def _scatter(images, channel, is_channel_major, scratch):  # type: ignore[no-untyped-def]
     """Copies a channel's row from ``scratch`` to all images, unless it is part of ``images`` already."""
     if not is_channel_major:
@@ -91,7 +92,7 @@ def _scatter(images, channel, is_channel_major, scratch):  # type: ignore[no-unt
             _copy(scratch[image * size : (image + 1) * size], images[image, channel].reshape(size))
 
 
-@helper(FREE)
+@kernel_helper(FREE)
 def _moments(values):  # type: ignore[no-untyped-def]
     """Mean and variance. A second pass computes the variance, so that rounding does not lose small ones."""
     total: Any = 0.0
@@ -110,7 +111,7 @@ def _moments(values):  # type: ignore[no-untyped-def]
     return mean, squares / values.size
 
 
-@helper(set())
+@kernel_helper(set())
 def _measure(values, stage, channel):  # type: ignore[no-untyped-def]
     """Computes the statistics of a channel, writes them, and updates the running statistics."""
     if stage.is_norm:
@@ -123,7 +124,7 @@ def _measure(values, stage, channel):  # type: ignore[no-untyped-def]
         )
 
 
-@helper(set())
+@kernel_helper(set())
 def _line(stage, channel):  # type: ignore[no-untyped-def]
     """Slope, shift and floor of a stage, which computes ``max(slope * x + shift, floor)``."""
     floor = np.float32(0) if stage.is_rectified else np.float32(-np.inf)
@@ -134,7 +135,7 @@ def _line(stage, channel):  # type: ignore[no-untyped-def]
     return slope, numbers[1, channel] - numbers[4, channel] * slope, floor
 
 
-@helper(ONE_ROUNDING)
+@kernel_helper(ONE_ROUNDING)
 def _mask(values, line, gradient, out):  # type: ignore[no-untyped-def]
     """Copies the gradient to ``out``, with zeros for the values that the stage raises to its floor."""
     slope, shift, floor = line
@@ -145,7 +146,7 @@ def _mask(values, line, gradient, out):  # type: ignore[no-untyped-def]
         _copy(gradient, out)
 
 
-@helper(FREE)
+@kernel_helper(FREE)
 def _products(values, mean, gradient):  # type: ignore[no-untyped-def]
     """Sum of the gradient, and sum of its products with the centred values."""
     total: Any = 0.0
@@ -161,7 +162,7 @@ def _products(values, mean, gradient):  # type: ignore[no-untyped-def]
     return total, product
 
 
-@helper(FREE)
+@kernel_helper(FREE)
 def _stage_gradient(values, stage, channel, gradient, parameter_gradients, out):  # type: ignore[no-untyped-def]
     """Computes the gradient of a stage's input from that of its output (arXiv:1502.03167, section 3).
 
@@ -183,7 +184,7 @@ def _stage_gradient(values, stage, channel, gradient, parameter_gradients, out):
             out[i] = slope * out[i] - input_slope * values[i] - constant
 
 
-@compiled
+@compile_kernel
 def forward(  # type: ignore[no-untyped-def]
     x, first_numbers, first_settings, kernels, geometry, last_numbers, last_settings, out, layouts, begin, end
 ):
@@ -223,7 +224,7 @@ def forward(  # type: ignore[no-untyped-def]
         _scatter(out, channel, layouts[1], out_scratch)
 
 
-@compiled
+@compile_kernel
 def backward(  # type: ignore[no-untyped-def]
     x,
     first_numbers,

@@ -11,7 +11,7 @@ from paddle.autograd import PyLayer
 
 from ppxcls.ops import cpu, onednn
 from ppxcls.ops.onednn import BFLOAT16, FLOAT32
-from ppxcls.ops.onednn_convolution import Sides, convolve
+from ppxcls.ops.onednn_convolution import Sides, convolve_dense
 from ppxcls.ops.pointwise import PointwiseConv2D
 
 Side = int | Sequence[int]
@@ -75,8 +75,10 @@ class _Convolution(PyLayer):
         ctx.saved_input = cpu.SavedTensor(x)
         x, kernel = x.contiguous(), weight.detach().contiguous()
         out = paddle.empty([x.shape[0], weight.shape[0], *size], "float32")
-        convolve("output", (x, kernel, out), sides, kind)
-        ctx.needs_gradient, ctx.sides, ctx.kind = (not x.stop_gradient, not weight.stop_gradient), sides, kind
+        convolve_dense("output", (x, kernel, out), sides, kind)
+        ctx.needs_gradient = (not x.stop_gradient, not weight.stop_gradient)
+        ctx.sides = sides
+        ctx.kind = kind
         ctx.save_for_backward(x, kernel)
         return out
 
@@ -88,7 +90,7 @@ class _Convolution(PyLayer):
         x_gradient = paddle.empty(x.shape, "float32") if ctx.needs_gradient[0] else None
         kernel_gradient = paddle.empty(kernel.shape, "float32") if ctx.needs_gradient[1] else None
         if x_gradient is not None:
-            convolve("input", (x_gradient, kernel, gradient), ctx.sides, ctx.kind)
+            convolve_dense("input", (x_gradient, kernel, gradient), ctx.sides, ctx.kind)
         if kernel_gradient is not None:
-            convolve("kernel", (x, kernel_gradient, gradient), ctx.sides, ctx.kind)
+            convolve_dense("kernel", (x, kernel_gradient, gradient), ctx.sides, ctx.kind)
         return x_gradient, kernel_gradient

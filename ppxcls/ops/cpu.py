@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import paddle
 
 from ppxcls.system import kernels
+from ppxcls.system.arrays import Array
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:
@@ -43,7 +43,8 @@ class SavedTensor:
     """A tensor that the backward pass needs, with its version at the time of the forward pass."""
 
     def __init__(self, tensor: paddle.Tensor) -> None:
-        self._tensor, self._version = tensor, tensor.inplace_version
+        self._tensor = tensor
+        self._version = tensor.inplace_version
 
     def check(self) -> None:
         """Raises RuntimeError if the tensor was changed later, because the gradient would be wrong."""
@@ -71,7 +72,7 @@ class _Memory:
         }
 
 
-def view(tensor: paddle.Tensor) -> np.ndarray[Any, Any]:
+def view(tensor: paddle.Tensor) -> Array:
     """Returns a numpy array that shares the memory of a contiguous tensor.
 
     DLPack would give a read-only array with numpy 1. A tensor that is not contiguous is copied first.

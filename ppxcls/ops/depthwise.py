@@ -55,7 +55,9 @@ class DepthwiseConv2D(nn.Conv2D):
 
         With too much padding, some outputs would not depend on any pixel of the input.
         """
-        taps, padding, dilation = self.weight.shape[2:], cpu.pair(self._padding), cpu.pair(self._dilation)
+        taps = self.weight.shape[2:]
+        padding = cpu.pair(self._padding)
+        dilation = cpu.pair(self._dilation)
         return self._data_format == "NCHW" and all(
             padding[i] <= dilation[i] * (taps[i] - 1) for i in range(2)
         )

@@ -12,12 +12,13 @@ difference a thousand times or more.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
-from ppxcls.system.kernels import helper
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import kernel_helper
 
 _MAX_GROUP_PIXELS = 8192  # maximum for the padded planes of one loop; a larger plane has its own loop
 _MIN_WIDE_PIXELS = (
@@ -42,13 +43,13 @@ class _Scratch(NamedTuple):
         outputs: indices of the output's pixels in ``sums``, uint32; empty if the output's rows are wide.
     """
 
-    planes: np.ndarray[Any, Any]
-    sums: np.ndarray[Any, Any]
-    inputs: np.ndarray[Any, Any]
-    outputs: np.ndarray[Any, Any]
+    planes: Array
+    sums: Array
+    inputs: Array
+    outputs: Array
 
 
-@helper(set())
+@kernel_helper(set())
 def _pixel_indices(shape, origin, spacing, size):  # type: ignore[no-untyped-def]
     """Indices of the pixels of several images in planes of a shape; empty if the rows are wide."""
     if size[1] >= _MIN_WIDE_PIXELS:
@@ -65,7 +66,7 @@ def _pixel_indices(shape, origin, spacing, size):  # type: ignore[no-untyped-def
     return indices
 
 
-@helper(set())
+@kernel_helper(set())
 def make_scratch(images, sizes, taps, geometry, is_backward):  # type: ignore[no-untyped-def]
     """Allocates scratch memory for a convolution, or for the gradient of its input.
 
@@ -101,7 +102,7 @@ def make_scratch(images, sizes, taps, geometry, is_backward):  # type: ignore[no
     )
 
 
-@helper(set())
+@kernel_helper(set())
 def _padded_size(size, out_size, reach, padding, stride):  # type: ignore[no-untyped-def]
     """Side of a plane in pixels, large enough for two images with their margins.
 
@@ -115,7 +116,7 @@ def _padded_size(size, out_size, reach, padding, stride):  # type: ignore[no-unt
     )
 
 
-@helper(ONE_ROUNDING)
+@kernel_helper(ONE_ROUNDING)
 def apply_stage(values, line, out):  # type: ignore[no-untyped-def]
     """Computes a stage, ``max(slope * x + shift, floor)``. NaN stays NaN."""
     slope, shift, floor = line
@@ -124,7 +125,7 @@ def apply_stage(values, line, out):  # type: ignore[no-untyped-def]
         out[i] = floor if value < floor else value
 
 
-@helper(ONE_ROUNDING)
+@kernel_helper(ONE_ROUNDING)
 def _pad(values, line, origin, spacing, width, planes, indices):  # type: ignore[no-untyped-def]
     """Computes a stage and writes its output to planes with a margin.
 
@@ -185,7 +186,7 @@ def _correlate(planes, kernel, origin, dilation, size, scratch, out):  # type: i
                 target[x] = row[x]
 
 
-@helper(ONE_ROUNDING)
+@kernel_helper(ONE_ROUNDING)
 def _correlate_strided(planes, kernel, stride, dilation, size, out):  # type: ignore[no-untyped-def]
     """Like ``_correlate`` from the first pixel, with a stride and without scratch memory."""
     images, height, width = planes.shape
@@ -243,11 +244,11 @@ def _slide(flat, kernel, first, y_step, x_step, out):  # type: ignore[no-untyped
                     out[x] += weight * taps[x]
 
 
-_correlate_once_rounded = helper(ONE_ROUNDING)(_correlate)
-_correlate_rounded = helper(set())(_correlate)
+_correlate_once_rounded = kernel_helper(ONE_ROUNDING)(_correlate)
+_correlate_rounded = kernel_helper(set())(_correlate)
 
 
-@helper(FREE)
+@kernel_helper(FREE)
 def _add_dot_products(flat, upstream, y_step, x_step, gradient):  # type: ignore[no-untyped-def]
     """Adds to each tap's gradient the product of the planes, shifted to the tap, and ``upstream``."""
     if (
@@ -282,7 +283,7 @@ def _add_dot_products(flat, upstream, y_step, x_step, gradient):  # type: ignore
                 gradient[ky, kx] += total
 
 
-@helper(set())
+@kernel_helper(set())
 def convolve(values, line, kernel, geometry, sizes, scratch, results):  # type: ignore[no-untyped-def]
     """Computes the stage and the convolution of a channel, a group of images at a time."""
     padding, stride, dilation = geometry
@@ -298,7 +299,7 @@ def convolve(values, line, kernel, geometry, sizes, scratch, results):  # type: 
             _correlate_strided(group, kernel, stride, dilation, sizes[1], part)
 
 
-@helper(set())
+@kernel_helper(set())
 def convolve_back(  # type: ignore[no-untyped-def]
     values, line, kernel, geometry, sizes, scratches, upstream, needs_kernel, kernel_gradient, value_gradient
 ):

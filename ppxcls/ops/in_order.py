@@ -20,7 +20,7 @@ from ppxcls.ops.channelwise import Chain
 from ppxcls.ops.depthwise import DepthwiseConv2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
-Step = Callable[[paddle.Tensor], paddle.Tensor]
+LayerFunction = Callable[[paddle.Tensor], paddle.Tensor]
 
 # One letter per layer: n batch norm, r ReLU, b both, d depthwise convolution, p 1x1 convolution, o any other.
 _OPERATOR_PATTERN = re.compile("(?P<first>b|n?r?)d(?P<last>b|n?r?)|(?P<alone>b|nr?|r)|p|o")
@@ -37,7 +37,7 @@ class Stack(nn.Sequential):
 _SEQUENTIAL_FORWARDS = nn.Sequential.forward, Stack.forward
 
 
-def in_order(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
+def in_order(layers: Sequence[LayerFunction], x: paddle.Tensor) -> paddle.Tensor:
     """Calls layers one after another.
 
     Args:
@@ -56,7 +56,7 @@ def _fits(x: paddle.Tensor) -> bool:
     return cpu.applies_to(x) and len(x.shape) == 4
 
 
-def _leaves(layers: Iterable[Step]) -> Iterator[Step]:
+def _leaves(layers: Iterable[LayerFunction]) -> Iterator[LayerFunction]:
     for layer in layers:
         if (
             isinstance(layer, nn.Sequential)
@@ -73,7 +73,7 @@ def _is_watched(layer: nn.Layer) -> bool:
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
 
 
-def _letter(layer: Step) -> str:
+def _letter(layer: LayerFunction) -> str:
     kind = type(layer)
     if layer is relu:
         return "r"
@@ -82,13 +82,15 @@ def _letter(layer: Step) -> str:
     if kind is ReLU:
         return "r"
     if kind is BatchNorm2D or kind is NormReLU:
-        return ("n" if kind is BatchNorm2D else "b") if layer.measures_in_kernels(layer.weight) else "o"
+        if not layer.measures_in_kernels(layer.weight):
+            return "o"
+        return "n" if kind is BatchNorm2D else "b"
     if kind is DepthwiseConv2D:
         return "d" if layer.bias is None and layer.fits_kernels() and cpu.applies_to(layer.weight) else "o"
     return "p" if kind is PointwiseConv2D and layer.takes_channels_first() else "o"
 
 
-def _run_fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
+def _run_fused(layers: Sequence[LayerFunction], x: paddle.Tensor) -> paddle.Tensor:
     counts = Counter(map(id, layers))
     # A batch norm that occurs twice must update its statistics twice, one after the other.
     letters = [
@@ -114,14 +116,17 @@ def _run_fused(layers: Sequence[Step], x: paddle.Tensor) -> paddle.Tensor:
     return x
 
 
-def _chain(match: re.Match[str], layers: Sequence[Step], layouts: tuple[bool, bool]) -> Chain:
+def _chain(match: re.Match[str], layers: Sequence[LayerFunction], layouts: tuple[bool, bool]) -> Chain:
     first, last = match["first"] or match["alone"] or "", match["last"] or ""
     group = layers[match.start() : match.end()]
+    norm = group[0] if first[:1] in ("n", "b") else None
+    depthwise = group[len(first)] if match["alone"] is None else None
+    last_norm = group[len(first) + 1] if last[:1] in ("n", "b") else None
     return Chain(
-        norm=group[0] if first[:1] in ("n", "b") else None,
+        norm=norm,
         is_rectified=first.endswith(("r", "b")),
-        depthwise=group[len(first)] if match["alone"] is None else None,
-        last_norm=group[len(first) + 1] if last[:1] in ("n", "b") else None,
+        depthwise=depthwise,
+        last_norm=last_norm,
         is_last_rectified=last.endswith(("r", "b")),
         layouts=layouts,
     )

@@ -55,7 +55,8 @@ class _MaxPooling(PyLayer):
         from ppxcls.ops.max_pool_kernels import max_pool
 
         kernels.run(max_pool, len(planes), _planes(x), planes, ctx.argmax, *geometry)
-        ctx.geometry, ctx.shape = geometry, x.shape
+        ctx.geometry = geometry
+        ctx.shape = x.shape
         return out
 
     @staticmethod

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ppxcls.system.kernels import compiled, helper
+from ppxcls.system.kernels import compile_kernel, kernel_helper
 
 
-@helper(set())
+@kernel_helper(set())
 def _take_larger(taps, number, largest, numbers):  # type: ignore[no-untyped-def]
     """Replaces the largest values so far, and their numbers, if a tap is larger. NaN counts as larger."""
     for i in range(largest.size):
@@ -17,7 +17,7 @@ def _take_larger(taps, number, largest, numbers):  # type: ignore[no-untyped-def
         numbers[i] = number if is_larger else previous_number
 
 
-@helper(set())
+@kernel_helper(set())
 def _phase_indices(sides, phase_sides, stride, padding):  # type: ignore[no-untyped-def]
     """Indices of a plane's pixels in its phases.
 
@@ -33,7 +33,7 @@ def _phase_indices(sides, phase_sides, stride, padding):  # type: ignore[no-unty
     return indices
 
 
-@helper(set())
+@kernel_helper(set())
 def _first_pixels(sides, width, stride, padding, size):  # type: ignore[no-untyped-def]
     """For each window, the number of its first pixel inside the plane.
 
@@ -46,7 +46,7 @@ def _first_pixels(sides, width, stride, padding, size):  # type: ignore[no-untyp
     return numbers
 
 
-@compiled
+@compile_kernel
 def max_pool(planes, out, argmax, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
     """Finds the largest value of each window.
 
@@ -93,7 +93,7 @@ def max_pool(planes, out, argmax, size, stride, padding, begin, end):  # type: i
                 argmax[plane, y, x] = numbers[row_start + x]
 
 
-@compiled
+@compile_kernel
 def max_pool_gradient(argmax, out_gradient, gradient, size, stride, padding, begin, end):  # type: ignore[no-untyped-def]
     """Adds the gradient of each output to the pixel with the window's largest value.
 

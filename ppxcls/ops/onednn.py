@@ -18,7 +18,7 @@ import paddle
 
 FLOAT32, BFLOAT16 = 3, 2  # dnnl_data_type_t
 _CPU, _IN_ORDER = 1, 1  # dnnl_engine_kind_t; dnnl_stream_flags_t
-SOURCE, RESULT, WEIGHTS = 1, 17, 33  # numbers of a primitive's arguments
+SOURCE_ARGUMENT, RESULT_ARGUMENT, WEIGHTS_ARGUMENT = 1, 17, 33  # numbers of a primitive's arguments
 _MAJOR_VERSION = 3  # version of oneDNN that has these functions
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
@@ -56,7 +56,7 @@ class _Version(ctypes.Structure):
 
 
 @functools.cache
-def load() -> Any:
+def load_library() -> Any:
     """Returns oneDNN of the installed Paddle, with an engine and a stream.
 
     Returns None if there is no library of the expected version.
@@ -70,17 +70,18 @@ def load() -> Any:
         library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t  # the default, int, is too short
         library.dnnl_primitive_desc_query_md.restype = Handle
         engine, stream = Handle(), Handle()
-        check(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
-        check(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
+        check_status(library.dnnl_engine_create(ctypes.byref(engine), _CPU, ctypes.c_size_t(0)))
+        check_status(library.dnnl_stream_create(ctypes.byref(stream), engine, _IN_ORDER))
     except (OSError, ValueError, AttributeError, RuntimeError):
         return None
-    library.engine, library.stream = engine, stream
+    library.engine = engine
+    library.stream = stream
     return library
 
 
 def is_available() -> bool:
     """True if the library can be used."""
-    return load() is not None
+    return load_library() is not None
 
 
 @functools.cache
@@ -127,13 +128,13 @@ def copy(source: Operand, target: Operand) -> None:
 @functools.lru_cache(maxsize=512)
 def _product(a: Any, b: Any, out: Any) -> Primitive:
     shapes = [descriptor(*shape) for shape in (a, b, out)]
-    library, description = load(), Handle()
-    check(
+    library, description = load_library(), Handle()
+    check_status(
         library.dnnl_matmul_primitive_desc_create(
             ctypes.byref(description), library.engine, shapes[0], shapes[1], Handle(), shapes[2], Handle()
         )
     )
-    return Primitive(description, shapes, (SOURCE, WEIGHTS, RESULT))
+    return Primitive(description, shapes, (SOURCE_ARGUMENT, WEIGHTS_ARGUMENT, RESULT_ARGUMENT))
 
 
 @functools.lru_cache(maxsize=512)
@@ -146,20 +147,20 @@ def reorder(source: Any, target: Any) -> Primitive:
 
     The copy destroys the descriptors when it is deleted.
     """
-    library, description = load(), Handle()
-    check(
+    library, description = load_library(), Handle()
+    check_status(
         library.dnnl_reorder_primitive_desc_create(
             ctypes.byref(description), source, library.engine, target, library.engine, Handle()
         )
     )
-    return Primitive(description, (source, target), (SOURCE, RESULT))
+    return Primitive(description, (source, target), (SOURCE_ARGUMENT, RESULT_ARGUMENT))
 
 
 def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
     """Memory descriptor with these sizes, strides and type."""
     array_type, handle = ctypes.c_int64 * len(dims), Handle()
-    check(
-        load().dnnl_memory_desc_create_with_strides(
+    check_status(
+        load_library().dnnl_memory_desc_create_with_strides(
             ctypes.byref(handle), len(dims), array_type(*dims), kind, array_type(*strides)
         )
     )
@@ -170,13 +171,17 @@ class Primitive:
     """A compiled operation, its memory objects, and their descriptors."""
 
     def __init__(self, description: Any, descriptors: Sequence[Any], numbers: Sequence[int]) -> None:
-        self._library = library = load()
-        self._descriptors, self._primitive, self._memories = descriptors, Handle(), []
-        check(library.dnnl_primitive_create(ctypes.byref(self._primitive), description))
-        check(library.dnnl_primitive_desc_destroy(description))
+        self._library = library = load_library()
+        self._descriptors = descriptors
+        self._primitive = Handle()
+        self._memories = []
+        check_status(library.dnnl_primitive_create(ctypes.byref(self._primitive), description))
+        check_status(library.dnnl_primitive_desc_destroy(description))
         self._memories = [Handle() for _ in descriptors]
         for memory, descriptor in zip(self._memories, descriptors, strict=True):
-            check(library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, Handle(0)))
+            check_status(
+                library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, Handle(0))
+            )
         self._arguments = (_Argument * len(numbers))(
             *[_Argument(n, m) for n, m in zip(numbers, self._memories, strict=True)]
         )
@@ -185,13 +190,13 @@ class Primitive:
         library = self._library
         with _LOCK:
             for memory, address in zip(self._memories, addresses, strict=True):
-                check(library.dnnl_memory_set_data_handle(memory, Handle(address)))
-            check(
+                check_status(library.dnnl_memory_set_data_handle(memory, Handle(address)))
+            check_status(
                 library.dnnl_primitive_execute(
                     self._primitive, library.stream, len(self._arguments), self._arguments
                 )
             )
-            check(library.dnnl_stream_wait(library.stream))
+            check_status(library.dnnl_stream_wait(library.stream))
 
     def __del__(self) -> None:
         if sys.is_finalizing():  # the library may be unloaded already
@@ -204,7 +209,7 @@ class Primitive:
             library.dnnl_memory_desc_destroy(descriptor)
 
 
-def check(status: int) -> None:
+def check_status(status: int) -> None:
     """Raises RuntimeError if the status of a call is not 0."""
     if status:
         raise RuntimeError(f"a oneDNN call failed with status {status}")

@@ -12,12 +12,12 @@ import paddle
 from ppxcls.ops import onednn
 from ppxcls.ops.onednn import (
     FLOAT32,
-    RESULT,
-    SOURCE,
-    WEIGHTS,
+    RESULT_ARGUMENT,
+    SOURCE_ARGUMENT,
+    WEIGHTS_ARGUMENT,
     Handle,
     Primitive,
-    check,
+    check_status,
     descriptor,
     strides_of,
 )
@@ -39,7 +39,11 @@ class _Role(NamedTuple):
     is_result: bool = False
 
 
-_INPUT, _KERNEL, _OUTPUT = _Role(SOURCE, 129), _Role(WEIGHTS, 131), _Role(RESULT, 133, True)
+_INPUT, _KERNEL, _OUTPUT = (
+    _Role(SOURCE_ARGUMENT, 129),
+    _Role(WEIGHTS_ARGUMENT, 131),
+    _Role(RESULT_ARGUMENT, 133, True),
+)
 _INPUT_GRADIENT, _KERNEL_GRADIENT, _OUTPUT_GRADIENT = (
     _Role(129, 130, True),
     _Role(161, 132, True),
@@ -61,7 +65,7 @@ class Sides(NamedTuple):
     padding: tuple[int, int]
 
 
-def convolve(target: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: int) -> None:
+def convolve_dense(target: str, tensors: Sequence[paddle.Tensor], sides: Sides, kind: int) -> None:
     """Computes a convolution or one of its gradients.
 
     Args:
@@ -85,7 +89,7 @@ class _CompiledConvolution:
 
     def __init__(self, target: str, shapes: Sequence[tuple[int, ...]], sides: Sides, kind: int) -> None:
         name, first_arguments, self._roles = _COMPUTATIONS[target]
-        library, description = onednn.load(), Handle()
+        library, description = onednn.load_library(), Handle()
         pair = ctypes.c_int64 * 2
         geometry = pair(*sides.stride), pair(0, 0), pair(*sides.padding), pair(*sides.padding)
         requested_layouts = [
@@ -95,7 +99,7 @@ class _CompiledConvolution:
         bias_and_output = (Handle(), requested_layouts[2]) if target != "input" else (requested_layouts[2],)
         hint = () if target == "output" else (Handle(),)
         create = getattr(library, f"dnnl_convolution_{name}_primitive_desc_create")
-        check(
+        check_status(
             create(
                 ctypes.byref(description),
                 library.engine,
@@ -134,8 +138,8 @@ class _CompiledConvolution:
 
 def _any_layout_descriptor(dims: Sequence[int], kind: int) -> Any:
     handle = Handle()
-    check(
-        onednn.load().dnnl_memory_desc_create_with_tag(
+    check_status(
+        onednn.load_library().dnnl_memory_desc_create_with_tag(
             ctypes.byref(handle), len(dims), (ctypes.c_int64 * len(dims))(*dims), kind, _ANY
         )
     )
@@ -144,20 +148,20 @@ def _any_layout_descriptor(dims: Sequence[int], kind: int) -> Any:
 
 def _query_descriptor(description: Any, query: int) -> Any:
     """Returns a copy of a memory descriptor that a primitive's description requires."""
-    library, duplicate = onednn.load(), Handle()
+    library, duplicate = onednn.load_library(), Handle()
     source = library.dnnl_primitive_desc_query_md(description, query, 0)
-    check(library.dnnl_memory_desc_clone(ctypes.byref(duplicate), Handle(source)))
+    check_status(library.dnnl_memory_desc_clone(ctypes.byref(duplicate), Handle(source)))
     return duplicate
 
 
 def _copy(shape: tuple[int, ...], layout: Any, is_result: bool) -> Primitive | None:
     """Compiles a copy between contiguous float32 and a layout; None if they are the same."""
-    library, layout_copy = onednn.load(), Handle()
+    library, layout_copy = onednn.load_library(), Handle()
     float32_layout = descriptor(shape, strides_of(shape), FLOAT32)
     if library.dnnl_memory_desc_equal(float32_layout, layout):
         library.dnnl_memory_desc_destroy(float32_layout)
         return None
-    check(library.dnnl_memory_desc_clone(ctypes.byref(layout_copy), layout))
+    check_status(library.dnnl_memory_desc_clone(ctypes.byref(layout_copy), layout))
     return (
         onednn.reorder(layout_copy, float32_layout)
         if is_result

@@ -98,7 +98,8 @@ class _Product(PyLayer):
     ) -> paddle.Tensor:
         ctx.needs_gradient = not x.stop_gradient, not weight.stop_gradient
         cpu.check_channels(weight.shape[1], x.shape[0 if layouts[0] else 1])
-        ctx.shape, ctx.stride = x.shape, stride
+        ctx.shape = x.shape
+        ctx.stride = stride
         if stride > 1:
             x, layouts = _take_pixels(x, stride), (True, layouts[1])
         x, ctx.layouts = x.contiguous(), layouts
@@ -166,7 +167,9 @@ class _Layout:
 
     def __init__(self, shape: list[int], out_channels: int, is_batched: bool, kind: int) -> None:
         self.images, self.in_channels, *self.size = shape
-        self.out_channels, self.is_batched, self.kind = out_channels, is_batched, kind
+        self.out_channels = out_channels
+        self.is_batched = is_batched
+        self.kind = kind
         self.pixels = self.size[0] * self.size[1]
 
     def matrices(self, channels: int) -> list[int]:

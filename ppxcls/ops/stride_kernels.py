@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ppxcls.system.kernels import compiled
+from ppxcls.system.kernels import compile_kernel
 
 
-@compiled
+@compile_kernel
 def take(images, stride, rows, begin, end):  # type: ignore[no-untyped-def]
     """Copies every ``stride``-th row and column of float32 [N, C, H, W] to [C, N, H', W'].
 
@@ -19,7 +19,7 @@ def take(images, stride, rows, begin, end):  # type: ignore[no-untyped-def]
                     target[x] = source[x * stride]
 
 
-@compiled
+@compile_kernel
 def spread(rows, stride, images, begin, end):  # type: ignore[no-untyped-def]
     """Copies float32 [C, N, H', W'] to every ``stride``-th row and column of [N, C, H, W].
 

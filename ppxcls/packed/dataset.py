@@ -6,26 +6,31 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from ppxcls.config.checks import Positive
-from ppxcls.data.class_names import CLASS_NAMES
+from ppxcls.data.class_names import CLASS_NAMES_FILE
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
-from ppxcls.data.read_file import patiently
+from ppxcls.data.read_file import read_with_retries
 from ppxcls.data.transforms import TransformOps, starts_with_decoding
-from ppxcls.packed.format import FORMAT, LIST, MANIFEST, Row, read_index, read_manifest, shard_name, unpacked
+from ppxcls.packed.format import (
+    LIST,
+    MANIFEST,
+    PACK_FORMAT,
+    IndexRow,
+    read_index,
+    read_pack_manifest,
+    shard_name,
+    unpacked,
+)
 from ppxcls.packed.jpeg import SegmentedImage
 from ppxcls.packed.storage import storage_of
 from ppxcls.system import kernels
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import reason_of
-
-Array = np.ndarray[Any, Any]
 
 
 @DATASETS.register
@@ -68,7 +73,7 @@ class PackedDataset(Dataset):
         self.pack = pack
         self._storage = storage_of(pack, cache_dir, cache_gb)
         self._patience = patience
-        self.manifest = read_manifest(self._small_file(MANIFEST))
+        self.manifest = read_pack_manifest(self._small_file(MANIFEST))
         if len(self.manifest.shards) != self.manifest.count:
             raise DataError(
                 f"{pack}: expected {self.manifest.count:,} shards in the manifest, "
@@ -89,7 +94,7 @@ class PackedDataset(Dataset):
     def read(self, index: int) -> bytes | ImageParts:
         """Returns the bytes of the sample's file, or its parts."""
         name, record = self._locate_record(index)
-        data = patiently(
+        data = read_with_retries(
             lambda: self._storage.read(name, record.offset, record.bytes), self.path(index), self._patience
         )
         content = unpacked(record, data)
@@ -148,19 +153,21 @@ class PackedDataset(Dataset):
         """Yields the reasons why images can't be decoded in parts."""
         if not kernels.HAS_NUMBA:
             yield "because the package numba is not installed"
-        if self.manifest.format != FORMAT:
+        if self.manifest.format != PACK_FORMAT:
             yield f"because the data set has the format {self.manifest.format!r}; pack the files again"
 
     def _small_file(self, name: str, sha256: str | None = None) -> Path:
         """Returns a file that is needed at the start. Raises DataError."""
         try:
-            return patiently(lambda: self._storage.small(name, sha256), f"{self.pack}/{name}", self._patience)
+            return read_with_retries(
+                lambda: self._storage.small(name, sha256), f"{self.pack}/{name}", self._patience
+            )
         except FileNotFoundError:
             raise DataError(f"{self.pack}/{name}: no such file") from None
         except OSError as error:
             raise DataError(f"{self.pack}/{name}: {reason_of(error)}") from None
 
-    def _locate_record(self, index: int) -> tuple[str, Row]:
+    def _locate_record(self, index: int) -> tuple[str, IndexRow]:
         """Returns the name of a sample's shard file, and its row in the index. Raises ValueError."""
         number, place = divmod(index, self.manifest.samples_per_shard)
         if number not in self._indices:
@@ -170,10 +177,10 @@ class PackedDataset(Dataset):
                 return read_index(self._storage.small(name, shard.index_sha256), shard, self.manifest.format)
 
             try:
-                self._indices[number] = patiently(read, f"{self.pack}/{name}", self._patience)
+                self._indices[number] = read_with_retries(read, f"{self.pack}/{name}", self._patience)
             except (DataError, OSError) as error:
                 raise ValueError(f"{name}: {reason_of(error)}") from None
-        return f"{shard_name(number)}.data", Row(*self._indices[number][place].item())
+        return f"{shard_name(number)}.data", IndexRow(*self._indices[number][place].item())
 
 
 def pack_folder(pack: str, cache_dir: str | None) -> Path | None:
@@ -185,6 +192,6 @@ def pack_folder(pack: str, cache_dir: str | None) -> Path | None:
     try:
         storage = storage_of(pack, cache_dir, None)
         storage.small(MANIFEST)
-        return storage.small(CLASS_NAMES).parent
+        return storage.small(CLASS_NAMES_FILE).parent
     except (OSError, DataError):
         return None

@@ -24,20 +24,19 @@ import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ppxcls.data.decode import MAX_PIXELS
 from ppxcls.data.errors import DataError
-from ppxcls.data.read_file import MAX_BYTES
-from ppxcls.packed.jpeg import Grid, Segmented
+from ppxcls.data.read_file import MAX_IMAGE_FILE_BYTES
+from ppxcls.packed.jpeg import Grid, RewrittenJpeg
 from ppxcls.packed.jpeg_codes import SEGMENT
-from ppxcls.system.whole_files import read_regular, reason_of, whole_file
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import read_regular, reason_of, whole_file
 
-Array = np.ndarray[Any, Any]
-
-FORMAT, _FORMAT_1 = "ppxcls pack 2", "ppxcls pack 1"
+PACK_FORMAT, _FORMAT_1 = "ppxcls pack 2", "ppxcls pack 1"
 MANIFEST, LIST = "pack.json", "list.txt"
 RESAMPLING = "lanczos"  # Pillow's filter for images that are reduced
 RECORD = np.dtype(
@@ -101,7 +100,7 @@ class Manifest:
     quality: int | None = None
     resampling: str | None = None
     shards: list[Shard] = field(default_factory=list)
-    format: str = FORMAT
+    format: str = PACK_FORMAT
 
     @property
     def count(self) -> int:
@@ -119,7 +118,7 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
 
 
-def read_manifest(file: Path) -> Manifest:
+def read_pack_manifest(file: Path) -> Manifest:
     """Reads a manifest.
 
     Raises:
@@ -127,8 +126,8 @@ def read_manifest(file: Path) -> Manifest:
     """
     try:
         fields = json.loads(read_regular(file, MAX_MANIFEST_BYTES))
-        if fields["format"] not in (FORMAT, _FORMAT_1):
-            raise ValueError(f"expected the format {FORMAT!r} or {_FORMAT_1!r}")
+        if fields["format"] not in (PACK_FORMAT, _FORMAT_1):
+            raise ValueError(f"expected the format {PACK_FORMAT!r} or {_FORMAT_1!r}")
         shards = [Shard(**shard) for shard in fields.pop("shards")]
         manifest = Manifest(**fields, shards=shards)
         numbers = [manifest.samples, manifest.samples_per_shard]
@@ -199,12 +198,14 @@ def read_index(file: Path, shard: Shard, pack_format: str) -> Array:
     )
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
         raise DataError(f"{file}: a record is outside the shard's {shard.bytes:,} bytes")
-    if (ends - index["offset"] > MAX_BYTES).any():
-        raise DataError(f"{file}: a record is larger than an image file may be, {MAX_BYTES:,} bytes")
+    if (ends - index["offset"] > MAX_IMAGE_FILE_BYTES).any():
+        raise DataError(
+            f"{file}: a record is larger than an image file may be, {MAX_IMAGE_FILE_BYTES:,} bytes"
+        )
     return index
 
 
-class Row(NamedTuple):
+class IndexRow(NamedTuple):
     """A row of the index, with the fields of ``RECORD``."""
 
     offset: int
@@ -223,7 +224,7 @@ class Row(NamedTuple):
         return self.size + SEGMENT.itemsize * self.segments
 
 
-def unpacked(record: Row, data: bytes) -> bytes | Segmented:
+def unpacked(record: IndexRow, data: bytes) -> bytes | RewrittenJpeg:
     """Returns the content of a record: a file's bytes, or a rewritten JPEG.
 
     Args:
@@ -247,4 +248,4 @@ def unpacked(record: Row, data: bytes) -> bytes | Segmented:
     )
     if not is_valid or not _MIN_JPEG_HEAD_BYTES <= record.scan < record.size:
         raise ValueError("its segments don't fit the record")
-    return Segmented(data, grid, record.scan, record.size)
+    return RewrittenJpeg(data, grid, record.scan, record.size)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -20,8 +20,7 @@ import simplejpeg
 from ppxcls.data.decode import MAX_PIXELS, Image, ImageParts
 from ppxcls.packed.jpeg_codes import END, HUFFMAN_TABLE, LONGEST_CODE, LONGEST_DC, MARKER, SEGMENT
 from ppxcls.system import kernels
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
 
 _START, _SCAN, _FRAME, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xD8, 0xDA, 0xC0, 0xDB, 0xDD, 0xE0, 0xEE
 _IGNORED_MARKERS = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments and application data
@@ -70,7 +69,7 @@ class Grid(NamedTuple):
         return -(-self.height // self.mcu_height)
 
 
-class Segmented(NamedTuple):
+class RewrittenJpeg(NamedTuple):
     """A JPEG that was rewritten in segments.
 
     Attributes:
@@ -114,7 +113,7 @@ class _Frame:
     uses: list[tuple[int, int]] = field(default_factory=list)
 
 
-def segmented(data: bytes) -> Segmented | None:
+def rewrite_jpeg(data: bytes) -> RewrittenJpeg | None:
     """Rewrites a JPEG with its best Huffman tables, and without the data that decoders ignore.
 
     Returns:
@@ -146,7 +145,8 @@ def _parse_frame(data: bytes) -> _Frame | None:
 def _read_marker(frame: _Frame, marker: int, body: bytes) -> bool:
     """Stores the contents of a marker in the frame. Returns False if the marker is not supported."""
     if marker == _FRAME and not frame.components and len(body) >= 6:
-        frame.height, frame.width = int.from_bytes(body[1:3], "big"), int.from_bytes(body[3:5], "big")
+        frame.height = int.from_bytes(body[1:3], "big")
+        frame.width = int.from_bytes(body[3:5], "big")
         rows = [body[i : i + 3] for i in range(6, len(body), 3)]
         frame.ids = bytes(row[0] for row in rows)
         frame.components = [(row[1] >> 4, row[1] & 15, row[2]) for row in rows if len(row) == 3]
@@ -229,7 +229,7 @@ def _is_whole_scan(frame: _Frame, body: bytes) -> bool:
     return all(use in frame.tables for uses in frame.uses for use in uses)
 
 
-def _rewrite(data: bytes, frame: _Frame) -> Segmented | None:
+def _rewrite(data: bytes, frame: _Frame) -> RewrittenJpeg | None:
     from ppxcls.packed.jpeg_kernels import transcode
 
     grid = _grid(frame)
@@ -264,7 +264,7 @@ def _rewrite(data: bytes, frame: _Frame) -> Segmented | None:
     segment_table["bits"], segment_table["dc"] = segment_bits, segments[:, 1:]
     head = _head(frame, tables)
     coded_data = out[: -(-bits // 8)].tobytes()
-    return Segmented(
+    return RewrittenJpeg(
         head + coded_data + segment_table.tobytes(), grid, len(head), len(head) + len(coded_data)
     )
 
@@ -348,14 +348,14 @@ class SegmentedImage(ImageParts):
     """A rewritten JPEG that is decoded only as far as needed.
 
     Args:
-        rewritten: rewritten JPEG from a packed data set.
+        jpeg: rewritten JPEG from a packed data set.
 
     Attributes:
         shape: height and width of the picture in pixels, and 3.
     """
 
-    def __init__(self, rewritten: Segmented) -> None:
-        self._data, self._grid, self._scan, self._table = rewritten
+    def __init__(self, jpeg: RewrittenJpeg) -> None:
+        self._data, self._grid, self._scan, self._table = jpeg
         self.shape = self._grid.height, self._grid.width, 3
 
     @property
@@ -384,7 +384,10 @@ class SegmentedImage(ImageParts):
         Raises:
             ValueError: the part can't be decoded.
         """
-        left, top, width, height = int(left), int(top), int(width), int(height)  # they may be numpy integers
+        left = int(left)
+        top = int(top)
+        width = int(width)
+        height = int(height)  # they may be numpy integers
         if not kernels.HAS_NUMBA:
             return self.whole()[top : top + height, left : left + width]
         grid = self._grid

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from ppxcls.packed.jpeg_codes import MARKER
-from ppxcls.system.kernels import compiled
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel
 
 WRONG = -1
 POSITION, BITS, COUNT, PADDING_BITS = 0, 1, 2, 3  # indices in the state of a reader or a writer
 
 
-@compiled
+@compile_kernel
 def value_of(size: int, bits: int) -> int:
     """Returns the number that the bits after a symbol encode (table F.1)."""
     return bits - (1 << size) + 1 if size and bits < 1 << (size - 1) else bits
 
 
-@compiled
+@compile_kernel
 def size_of(difference: int) -> int:
     """Returns the symbol of a difference, which is the number of bits that follow the symbol."""
     size = 0
@@ -30,13 +25,13 @@ def size_of(difference: int) -> int:
     return size
 
 
-@compiled
+@compile_kernel
 def bits_of(difference: int, size: int) -> int:
     """Returns the bits that follow the symbol of a difference."""
     return difference if difference >= 0 else difference + (1 << size) - 1
 
 
-@compiled
+@compile_kernel
 def put_bits(out: Array, state: Array, value: int, size: int, has_stuffing: bool) -> None:
     """Writes up to 32 bits. 16 bytes must be free.
 
@@ -55,7 +50,7 @@ def put_bits(out: Array, state: Array, value: int, size: int, has_stuffing: bool
     state[POSITION], state[BITS], state[COUNT] = position, bits & ((1 << count) - 1), count
 
 
-@compiled
+@compile_kernel
 def fill_byte(out: Array, state: Array, has_stuffing: bool) -> None:
     """Fills the last byte with ones."""
     free_bits = -state[COUNT] & 7

@@ -29,9 +29,8 @@ from ppxcls.packed.jpeg_codes import (
     MARKER,
     SEGMENT,
 )
-from ppxcls.system.kernels import compiled
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel
 
 _SEGMENT_BYTES = SEGMENT.itemsize
 _SHORT_CODE_BITS = 9  # bits, the longest code that is in the lookup table
@@ -53,19 +52,19 @@ class Tables(NamedTuple):
     short_codes: Array
 
 
-@compiled
+@compile_kernel
 def number_at(data: Array, position: int) -> Any:
     """Returns 16 bits as an unsigned number, little endian."""
     return np.int64(data[position]) | np.int64(data[position + 1]) << 8
 
 
-@compiled
+@compile_kernel
 def signed_at(data: Array, position: int) -> Any:
     """Returns 16 bits as a signed number, little endian, two's complement."""
     return (number_at(data, position) ^ 0x8000) - 0x8000
 
 
-@compiled
+@compile_kernel
 def bits_at(data: Array, bit: int) -> Any:
     """Returns the bits from a position on, as the upper bits of a 64-bit word.
 
@@ -85,14 +84,14 @@ def bits_at(data: Array, bit: int) -> Any:
     return word << (np.uint64(bit) & np.uint64(7))
 
 
-@compiled
+@compile_kernel
 def has_marker(word: Any) -> bool:
     """True if one of the eight bytes is 255."""
     low_bits, high_bits = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
     return (~word - low_bits) & word & high_bits != np.uint64(0)
 
 
-@compiled
+@compile_kernel
 def copy_bits(data: Array, bit: int, end: int, out: Array, state: Array) -> None:
     """Copies the bits from one position up to another, and adds a zero after each byte of 255.
 
@@ -131,7 +130,7 @@ def copy_bits(data: Array, bit: int, end: int, out: Array, state: Array) -> None
         bit += size
 
 
-@compiled
+@compile_kernel
 def read_tables(data: Array, position: int, scan: int, tables: Tables) -> bool:
     """Reads the consecutive Huffman tables: DC of brightness and of colour, then AC.
 
@@ -168,7 +167,7 @@ def read_tables(data: Array, position: int, scan: int, tables: Tables) -> bool:
     return True
 
 
-@compiled
+@compile_kernel
 def next_symbol(data: Array, bit: int, tables: Tables, table: int) -> tuple[Any, Any]:
     """Returns the symbol at a position and the length of its code, or (-1, 0) if there is none."""
     code = np.int64(bits_at(data, bit) >> np.uint64(48))
@@ -183,7 +182,7 @@ def next_symbol(data: Array, bit: int, tables: Tables, table: int) -> tuple[Any,
     return np.int64(data[tables.symbols[table, length] + (code >> (LONGEST_CODE - length))]), length
 
 
-@compiled
+@compile_kernel
 def pass_coefficients(data: Array, bit: int, end: int, tables: Tables, table: int) -> int:
     """Returns the position after the AC coefficients of a block, or -1 if they are invalid."""
     coefficient = 1
@@ -196,7 +195,7 @@ def pass_coefficients(data: Array, bit: int, end: int, tables: Tables, table: in
     return bit
 
 
-@compiled
+@compile_kernel
 def put_difference(
     data: Array, difference: int, tables: Tables, table: int, out: Array, state: Array
 ) -> bool:
@@ -217,7 +216,7 @@ def put_difference(
     return False
 
 
-@compiled
+@compile_kernel
 def join_mcu(
     data: Array, bit: int, end: int, blocks: int, shifts: Array, tables: Tables, out: Array, state: Array
 ) -> int:
@@ -259,7 +258,7 @@ def join_mcu(
     return copied_bits
 
 
-@compiled
+@compile_kernel
 def cut(
     data: Array,
     places: tuple[int, int, int],

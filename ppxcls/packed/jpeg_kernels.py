@@ -32,9 +32,8 @@ from ppxcls.packed.jpeg_codes import (
     MAX_DC,
     MIN_DC,
 )
-from ppxcls.system.kernels import compiled
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
+from ppxcls.system.kernels import compile_kernel
 
 
 class Codes(NamedTuple):
@@ -51,7 +50,7 @@ class Codes(NamedTuple):
     lengths: Array
 
 
-@compiled
+@compile_kernel
 def read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
     """Returns the next symbol and the bits that follow it, or (-1, 0) if there is none."""
     position, bits, count = state[POSITION], state[BITS], state[COUNT]
@@ -78,7 +77,7 @@ def read_symbol(data: Array, state: Array, lookup: Array) -> tuple[Any, Any]:
     return entry & 0xFF, extra_bits
 
 
-@compiled
+@compile_kernel
 def pass_marker(data: Array, state: Array, marker: int) -> bool:
     """Moves the reader past the marker that must be next.
 
@@ -97,7 +96,7 @@ def pass_marker(data: Array, state: Array, marker: int) -> bool:
     return True
 
 
-@compiled
+@compile_kernel
 def emit(symbol: int, bits: int, size: int, table: int, huffman: Codes, out: Array, state: Array) -> bool:
     """Counts a symbol, or writes it with the bits that follow it.
 
@@ -114,7 +113,7 @@ def emit(symbol: int, bits: int, size: int, table: int, huffman: Codes, out: Arr
     return True
 
 
-@compiled
+@compile_kernel
 def code_block(
     data: Array,
     reader: Array,
@@ -153,7 +152,7 @@ def code_block(
     return True
 
 
-@compiled
+@compile_kernel
 def transcode(
     data: Array,
     lookup: Array,

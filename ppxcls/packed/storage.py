@@ -16,8 +16,8 @@ from typing import BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
 from ppxcls.packed.format import MANIFEST, MAX_MANIFEST_BYTES
-from ppxcls.system.turns import turn
-from ppxcls.system.whole_files import open_regular, reason_of, write_bytes
+from ppxcls.system.atomic_files import open_regular, reason_of, write_bytes
+from ppxcls.system.file_lock import locked
 
 _MAX_OPEN_FILES = 64
 _BLOCK_BYTES = 1 << 22
@@ -140,8 +140,10 @@ class ObjectStore:
             self._file_system, self._path = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise DataError(f"{url}: {error}") from None
-        self._url, self._cache_bytes = url, cache_bytes
-        self._cache, self._name = cache, hashlib.sha256(url.encode()).hexdigest()[:16]
+        self._url = url
+        self._cache_bytes = cache_bytes
+        self._cache = cache
+        self._name = hashlib.sha256(url.encode()).hexdigest()[:16]
         self._folder = cache / self._name
         self._sizes: Mapping[str, int] = {}
         self._requests: queue.Queue[str] = queue.Queue(_MAX_QUEUED_SHARDS)
@@ -160,10 +162,10 @@ class ObjectStore:
                 data = self._file_system.cat_file(f"{self._path}/{name}")
             self._folder = self._cache / f"{self._name}-{hashlib.sha256(data).hexdigest()[:16]}"
             self._folder.mkdir(parents=True, exist_ok=True)
-            with turn(self._folder / "lock"):
+            with locked(self._folder / "lock"):
                 write_bytes(self._folder / name, data)
         file = self._folder / name
-        with turn(self._folder / "lock"):
+        with locked(self._folder / "lock"):
             if not file.exists():
                 self._copy(name, sha256)
         return file
@@ -224,7 +226,7 @@ class ObjectStore:
         file = self._folder / name
         with contextlib.suppress(FileNotFoundError):
             return os.utime(file)
-        with turn(file.with_suffix(".lock")):
+        with locked(file.with_suffix(".lock")):
             if not file.exists():
                 while not self._reserve_space(name):
                     time.sleep(_PAUSE_SECONDS)  # until other processes' copies can be removed
@@ -240,7 +242,7 @@ class ObjectStore:
             False if not enough shards can be removed yet.
         """
         needed_bytes = self._sizes[name]
-        with turn(self._cache / f"{self._name}.lock"):
+        with locked(self._cache / f"{self._name}.lock"):
             shards: dict[Path, os.stat_result] = {}
             for extension in (
                 "data.new",
@@ -265,7 +267,9 @@ class ObjectStore:
 
     def _copy(self, name: str, sha256: str | None = None) -> None:
         """Copies a file. It gets its final name only when it is complete. Raises OSError."""
-        temporary, digest, size = self._folder / f"{name}.new", hashlib.sha256(), 0
+        temporary = self._folder / f"{name}.new"
+        digest = hashlib.sha256()
+        size = 0
         temporary.touch()
         try:
             with (

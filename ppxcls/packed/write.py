@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from ppxcls.data.class_names import CLASS_NAMES
+from ppxcls.data.class_names import CLASS_NAMES_FILE
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
@@ -29,18 +29,18 @@ from ppxcls.packed.format import (
     Manifest,
     Shard,
     read_index,
-    read_manifest,
+    read_pack_manifest,
     shard_name,
 )
-from ppxcls.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, segmented
+from ppxcls.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, rewrite_jpeg
 from ppxcls.packed.storage import is_url
 from ppxcls.system import kernels
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import open_regular, read_regular, reason_of, whole_file, write_bytes
+from ppxcls.system.file_lock import LockedError, locked
 from ppxcls.system.paths import printable
-from ppxcls.system.turns import TakenError, turn
-from ppxcls.system.whole_files import open_regular, read_regular, reason_of, whole_file, write_bytes
 
-Array = np.ndarray[Any, Any]
-Progress = Callable[[int], object]
+ProgressCallback = Callable[[int], object]
 
 SAMPLES_PER_SHARD = 8192
 _UNFINISHED = "pack.unfinished.json"
@@ -50,24 +50,24 @@ _BATCH_SAMPLES = 256  # samples in memory at a time
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackSummary:
     """A summary of a packed data set.
 
     Attributes:
         folder: folder of the data set.
         samples: number of samples.
-        segmented: number of samples that are JPEGs in segments; the others are unchanged files.
+        segmented_images: number of samples that are JPEGs in segments; the others are unchanged files.
         bytes: total size of the shards in bytes.
     """
 
     folder: Path
     samples: int
-    segmented: int
+    segmented_images: int
     bytes: int
 
     def __str__(self) -> str:
-        unchanged_files = self.samples - self.segmented
-        kinds = f"{self.segmented:,} JPEGs in segments, {unchanged_files:,} unchanged files"
+        unchanged_files = self.samples - self.segmented_images
+        kinds = f"{self.segmented_images:,} JPEGs in segments, {unchanged_files:,} unchanged files"
         kinds += "" if kernels.HAS_NUMBA else " (segments need the package numba)"
         return f"{printable(str(self.folder))}: {self.samples:,} samples, {self.bytes:,} bytes; {kinds}"
 
@@ -102,8 +102,8 @@ def pack(
     quality: int | None = None,
     delimiter: str = " ",
     threads: int | None = None,
-    progress: Progress | None = None,
-) -> Packed:
+    progress: ProgressCallback | None = None,
+) -> PackSummary:
     """Writes a packed data set. An interrupted packing resumes after the last complete shard.
 
     No pixel changes unless ``short_side`` or ``quality`` is given. With one of them, every image is decoded,
@@ -144,7 +144,7 @@ def pack(
     manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, *changes)
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with turn(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        with locked(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             _check_foreign_files(output, Path(list_file))
             manifest = _resumable_manifest(output, manifest)
             _write_list_files(output, Path(list_file))
@@ -159,7 +159,7 @@ def pack(
                 manifest.write(output / _UNFINISHED)
             manifest.write(output / MANIFEST)
             (output / _UNFINISHED).unlink(missing_ok=True)
-    except TakenError:
+    except LockedError:
         raise DataError(f"{output}: another process is packing there") from None
     return _summary(output, manifest)
 
@@ -178,7 +178,7 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
     """Refuses to replace a list or class names that packing has not written. Raises DataError."""
     if (output / MANIFEST).exists() or (output / _UNFINISHED).exists():
         return
-    for name, source in ((LIST, list_file), (CLASS_NAMES, list_file.parent / CLASS_NAMES)):
+    for name, source in ((LIST, list_file), (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE)):
         if (
             (output / name).exists()
             and source.is_file()
@@ -193,7 +193,9 @@ def _write_list_files(output: Path, list_file: Path) -> None:
     """Writes the list, and the class names if there are any."""
     write_bytes(output / LIST, read_regular(list_file, MAX_LIST_BYTES))
     with contextlib.suppress(OSError, ValueError):  # class names are optional
-        write_bytes(output / CLASS_NAMES, read_regular(list_file.parent / CLASS_NAMES, MAX_LIST_BYTES))
+        write_bytes(
+            output / CLASS_NAMES_FILE, read_regular(list_file.parent / CLASS_NAMES_FILE, MAX_LIST_BYTES)
+        )
 
 
 def _original_dataset(
@@ -208,7 +210,7 @@ def _resumable_manifest(output: Path, new_manifest: Manifest) -> Manifest:
     for name in (MANIFEST, _UNFINISHED):
         if (output / name).exists():
             try:
-                old_manifest = read_manifest(output / name)
+                old_manifest = read_pack_manifest(output / name)
             except DataError:
                 if name == _UNFINISHED:  # truncated by a crash of the machine: start again
                     return new_manifest
@@ -245,7 +247,7 @@ def _write_shard(
     dataset: ImageNetDataset,
     reduction: _Reduction | None,
     pool: ThreadPoolExecutor,
-    progress: Progress | None,
+    progress: ProgressCallback | None,
 ) -> Shard:
     """Writes the two files of a shard."""
     index = np.zeros(len(samples), RECORD)
@@ -286,7 +288,7 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
         picture = decode_image(data)
     record = np.zeros((), RECORD)
     record["size"] = len(data)
-    jpeg = None if picture is None else segmented(data)
+    jpeg = None if picture is None else rewrite_jpeg(data)
     if jpeg is None or not _is_equal(SegmentedImage(jpeg), picture):
         return record, data
     grid = jpeg.grid
@@ -315,13 +317,13 @@ def _is_equal(image: ImageParts, picture: Image | None) -> bool:
         return False
 
 
-def _summary(folder: Path, manifest: Manifest) -> Packed:
+def _summary(folder: Path, manifest: Manifest) -> PackSummary:
     indices = [
         read_index(folder / f"{shard_name(i)}.index", shard, manifest.format)
         for i, shard in enumerate(manifest.shards)
     ]
     count = sum(int(np.count_nonzero(index["segments"])) for index in indices)
-    return Packed(folder, manifest.samples, count, sum(shard.bytes for shard in manifest.shards))
+    return PackSummary(folder, manifest.samples, count, sum(shard.bytes for shard in manifest.shards))
 
 
 def verify_pack(
@@ -329,8 +331,8 @@ def verify_pack(
     list_file: str | Path | None = None,
     image_root: str | Path | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
-) -> Packed:
+    progress: ProgressCallback | None = None,
+) -> PackSummary:
     """Compares the shards with their checksums, and each image with its original if a list is given.
 
     Args:
@@ -409,7 +411,7 @@ def _is_same(dataset: PackedDataset, originals: ImageNetDataset, sample: int) ->
         return False
 
 
-def unpack(folder: str | Path, output: str | Path, progress: Progress | None = None) -> int:
+def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | None = None) -> int:
     """Writes the files of a packed data set under their names in the list, and the list itself.
 
     A rewritten JPEG has the pixels of the original, but not its bytes.
@@ -437,7 +439,7 @@ def unpack(folder: str | Path, output: str | Path, progress: Progress | None = N
             f"{dataset.listed(outside_sample)!r}"
         )
     for sample in range(len(dataset)):
-        if dataset.listed(sample) in (LIST, CLASS_NAMES):
+        if dataset.listed(sample) in (LIST, CLASS_NAMES_FILE):
             raise DataError(
                 f"{dataset.line(sample)}: the name {dataset.listed(sample)} is reserved "
                 "for a file that unpacking writes"
@@ -448,7 +450,7 @@ def unpack(folder: str | Path, output: str | Path, progress: Progress | None = N
         file.write_bytes(content.encoded if isinstance(content, ImageParts) else content)
         if progress:
             progress(1)
-    for name in (LIST, CLASS_NAMES):
+    for name in (LIST, CLASS_NAMES_FILE):
         if (Path(folder) / name).is_file():
             (output / name).write_bytes((Path(folder) / name).read_bytes())
     return len(dataset)

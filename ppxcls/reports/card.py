@@ -33,7 +33,8 @@ def model_card(record: Record) -> str:
     ]
     if record.samples is not None:
         proportions = {
-            f"top{k}": share for k, share in figures.topk_shares(record.samples, len(record.names)).items()
+            f"top{k}": share
+            for k, share in figures.topk_proportions(record.samples, len(record.names)).items()
         }
         metadata["metrics"] = ["accuracy"]
         results = [

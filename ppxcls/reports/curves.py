@@ -13,8 +13,8 @@ import numpy as np
 
 from ppxcls.reports.figures import Calibration
 from ppxcls.reports.record import Record
+from ppxcls.system.arrays import Array
 
-Array = np.ndarray[Any, Any]
 _KEYS_WITHOUT_MEANS = {
     "lr",
     "batch_cost",

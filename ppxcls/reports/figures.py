@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ppxcls.reports.record import Samples
-
-Array = np.ndarray[Any, Any]
+from ppxcls.system.arrays import Array
 
 
 @dataclass(frozen=True)
-class Share:
+class Proportion:
     """A proportion of samples, with its 95 % confidence interval.
 
     Attributes:
@@ -27,7 +25,7 @@ class Share:
     high: float
 
 
-def share(hits: int, count: int) -> Share:
+def proportion(hits: int, count: int) -> Proportion:
     """Returns a proportion and its confidence interval.
 
     The interval is Wilson's score interval (Wilson 1927, doi:10.1080/01621459.1927.10502953) at 95 %.
@@ -35,20 +33,20 @@ def share(hits: int, count: int) -> Share:
     z, p = 1.959963984540054, hits / count
     center = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return Share(p, max(center - half, 0.0), min(center + half, 1.0))
+    return Proportion(p, max(center - half, 0.0), min(center + half, 1.0))
 
 
-def topk_share(samples: Samples, k: int) -> Share:
+def topk_proportion(samples: Samples, k: int) -> Proportion:
     """Returns the proportion of samples with a label among the k best classes; k is at most 5."""
     hits = sum(
         label in best[:k] for label, best in zip(samples.labels.tolist(), samples.top_ids, strict=True)
     )
-    return share(hits, len(samples))
+    return proportion(hits, len(samples))
 
 
-def topk_shares(samples: Samples, count: int) -> dict[int, Share]:
+def topk_proportions(samples: Samples, count: int) -> dict[int, Proportion]:
     """Returns the proportions for top-1 and, if there are more than 5 classes, top-5; keys are k."""
-    return {k: topk_share(samples, k) for k in (1, 5) if k == 1 or count > k}
+    return {k: topk_proportion(samples, k) for k in (1, 5) if k == 1 or count > k}
 
 
 @dataclass(frozen=True)

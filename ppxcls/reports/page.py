@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.compatibility import flat
+from ppxcls.checkpoints.compatibility import flatten
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.errors import DataError
@@ -21,12 +21,13 @@ from ppxcls.reports.card import MARK, model_card
 from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves
 from ppxcls.reports.pictures import data_uri, overlays, thumbnail
 from ppxcls.reports.record import Record, Samples, read_record
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import write_bytes, write_text
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
 
-INSTALL = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
+PACKAGES_HINT = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
 _MAX_CLASS_ROWS = 5000  # rows of the table of classes
 _GALLERY_IMAGES = 24  # images in a gallery
 _GRAD_CAM_IMAGES = 8  # images with Grad-CAM
@@ -132,7 +133,7 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
             value = best_evaluation.get(key)
             cells.append({"text": f"{value:.5g}" if isinstance(value, int | float) else "", "v": value})
         rows.append(cells)
-    configs = [flat(read_yaml(record.config.to_yaml(), "the config")) for record in records]
+    configs = [flatten(read_yaml(record.config.to_yaml(), "the config")) for record in records]
     keys = sorted({key for config in configs for key in config})
     differences = [
         (key, [_printable_text(config.get(key, "")) for config in configs])
@@ -173,7 +174,7 @@ def _require_packages() -> None:
         import matplotlib as mpl  # noqa: F401
         import scipy  # noqa: F401
     except ImportError:
-        raise ReportError(f"a report needs {INSTALL}") from None
+        raise ReportError(f"a report needs {PACKAGES_HINT}") from None
 
 
 def _may_be_replaced(card: Path) -> bool:
@@ -240,7 +241,7 @@ def _matrix_content(confusions: figures.Confusions, count: int) -> dict[str, Any
     return {"order": order.tolist(), "cells": cells}
 
 
-def _class_rows(record: Record, classes: dict[str, np.ndarray[Any, Any]]) -> list[dict[str, Any]]:
+def _class_rows(record: Record, classes: dict[str, Array]) -> list[dict[str, Any]]:
     training_counts = record.class_counts
     return [
         {
@@ -313,7 +314,7 @@ def _numbers(record: Record) -> list[dict[str, str]]:
     numbers = []
     samples = record.samples
     if samples is not None:
-        for k, proportion in figures.topk_shares(samples, len(record.names)).items():
+        for k, proportion in figures.topk_proportions(samples, len(record.names)).items():
             interval = f"95 %: {100 * proportion.low:.2f} to {100 * proportion.high:.2f}"
             numbers.append({"name": f"top-{k}", "value": f"{100 * proportion.value:.2f} %", "note": interval})
         numbers.append(

@@ -19,9 +19,9 @@ from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import build_transforms, split_for_device
 from ppxcls.reports.record import Images
+from ppxcls.system.arrays import Array
 
 _SIDE_PIXELS = 128  # pixels, the longer side of a thumbnail
-Array = np.ndarray[Any, Any]
 
 
 def data_uri(data: bytes, kind: str = "png") -> str:

@@ -23,12 +23,12 @@ from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
 from ppxcls.packed.dataset import PackedDataset
-from ppxcls.system.whole_files import read_regular
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import read_regular
 from ppxcls.train import METRICS_FILE, PREDICTIONS
 from ppxcls.train.predictions import COLUMNS
 
 _MAX_FILE_BYTES = 1 << 30
-Array = np.ndarray[Any, Any]
 
 
 @dataclass

@@ -69,7 +69,8 @@ class Service:
     """
 
     def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        self._predictor, self._limits = predictor, limits
+        self._predictor = predictor
+        self._limits = limits
         self.registry = CollectorRegistry()
         self._requests = Counter("ppxcls_requests", "Answers by status", ["status"], registry=self.registry)
         self._seconds = Histogram(
@@ -173,7 +174,7 @@ def build_app(predictor: Predictor, limits: Limits = Limits()) -> Starlette:
     return Starlette(routes=routes, lifespan=service.lifespan)
 
 
-def serve(
+def run_server(
     path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
 ) -> None:
     """Serves a run or an exported model until SIGTERM or SIGINT; requests that have begun are still answered.

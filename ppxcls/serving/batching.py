@@ -39,7 +39,10 @@ class Batcher(Generic[Item, Answer]):
         queue_size: int,
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
-        self._answer, self._max_items, self._wait_seconds, self._on_batch = answer, most, wait, on_batch
+        self._answer = answer
+        self._max_items = most
+        self._wait_seconds = wait
+        self._on_batch = on_batch
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Answer]]] = asyncio.Queue(queue_size)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-serving")
         self._task: asyncio.Task[None] | None = None

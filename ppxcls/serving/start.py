@@ -22,4 +22,4 @@ def serve(
         from ppxcls.serving import app
     except ImportError as error:
         raise DataError(f"a server needs {error.name}, {_INSTALL_HINT}") from None
-    app.serve(path, host, port, batch, queue)
+    app.run_server(path, host, port, batch, queue)

@@ -6,12 +6,12 @@ import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import paddle
 import paddle.distributed as dist
 
+from ppxcls.system.arrays import Array
 from ppxcls.system.rendezvous import JobError, wait_for_all_ranks
 
 
@@ -106,7 +106,7 @@ def world_size() -> int:
     return dist.get_world_size()
 
 
-def sum_over_processes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def sum_over_processes(values: Array) -> Array:
     """Returns the sum of an array over all processes, float64. All processes must call it."""
     if world_size() == 1:
         return values.astype(np.float64)
@@ -170,7 +170,9 @@ class Agreement:
     _INTERVAL_SECONDS = 2.0
 
     def __init__(self) -> None:
-        self._call_count, self._interval_calls, self._start_time = 0, 1, time.monotonic()
+        self._call_count = 0
+        self._interval_calls = 1
+        self._start_time = time.monotonic()
 
     def __call__(self, flags: Sequence[bool]) -> list[bool]:
         """Returns for each flag if any process raised it. In calls without a reduction all are False."""
@@ -183,9 +185,7 @@ class Agreement:
         *flag_sums, total_seconds = sum_over_processes(np.array([*flags, elapsed_seconds], np.float64))
         seconds_a_call = max(total_seconds / world_size() / self._call_count, 1e-3)
         # The interval depends on reduced numbers only, so it is equal on all processes.
-        self._call_count, self._interval_calls, self._start_time = (
-            0,
-            max(1, round(self._INTERVAL_SECONDS / seconds_a_call)),
-            time.monotonic(),
-        )
+        self._call_count = 0
+        self._interval_calls = max(1, round(self._INTERVAL_SECONDS / seconds_a_call))
+        self._start_time = time.monotonic()
         return [bool(flag > 0) for flag in flag_sums]

@@ -122,7 +122,7 @@ def import_paddle() -> None:
         )
 
 
-def own_threads() -> int:
+def thread_count() -> int:
     """Returns the number of this process's CPU threads: ``OMP_NUM_THREADS``, or else one per core."""
     setting = os.environ.get("OMP_NUM_THREADS", "")
     return int(setting) if setting.isdigit() and int(setting) > 0 else usable_cores()
@@ -136,7 +136,7 @@ def restore_threads() -> None:
     from paddle.base import core
 
     if os.environ.get("OMP_NUM_THREADS"):
-        core.set_num_threads(own_threads())
+        core.set_num_threads(thread_count())
 
 
 def paddle_version() -> tuple[int, int]:

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ppxcls.system.environment import own_threads
-from ppxcls.system.turns import turn
+from ppxcls.system.environment import thread_count
+from ppxcls.system.file_lock import locked
 
 R = TypeVar("R")
 
@@ -35,7 +35,7 @@ def run(kernel: Callable[..., Any], count: int, *arguments: Any) -> None:
         count: number of independent rows, planes or channels. Each thread computes some of them.
         arguments: arguments before the rows.
     """
-    part_count = min(own_threads(), count) or 1  # the number of threads that Paddle's operators use
+    part_count = min(thread_count(), count) or 1  # the number of threads that Paddle's operators use
     if kernel not in _USED_KERNELS:
         call(kernel, *arguments, 0, count)
         return
@@ -61,7 +61,7 @@ def call(kernel: Callable[..., R], *arguments: Any) -> R:
     folder = kernel.stats.cache_path  # type: ignore[attr-defined]  # None if numba has no folder
     lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if folder and os.path.isdir(folder):
-        lock = turn(Path(folder) / f"{kernel.__name__}.lock")
+        lock = locked(Path(folder) / f"{kernel.__name__}.lock")
     with _COMPILE_LOCK, lock:
         result = kernel(*arguments)
     _USED_KERNELS.add(kernel)
@@ -90,7 +90,7 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
-def compiled(function: Callable[..., R]) -> Callable[..., R]:
+def compile_kernel(function: Callable[..., R]) -> Callable[..., R]:
     """A decorator that compiles a function.
 
     The result is cached on disk if numba can write to a folder for it.
@@ -105,7 +105,7 @@ def compiled(function: Callable[..., R]) -> Callable[..., R]:
         return numba.njit(**options)(function)
 
 
-def helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def kernel_helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Returns a decorator for functions that kernels call.
 
     The functions keep their own fast-math flags, and become a part of the kernel.

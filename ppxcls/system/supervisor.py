@@ -30,7 +30,7 @@ _MAX_PAUSE_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 
 
-def note_begun(step: int) -> None:
+def record_start(step: int) -> None:
     """Tells this node's supervisor, if there is one, that the run has begun.
 
     A restart then resumes the run's checkpoint. A higher step than at the last start counts as progress and

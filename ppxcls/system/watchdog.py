@@ -86,7 +86,9 @@ class Watchdog:
             operation: next operation, for the message.
             is_local: True if the next operation depends on this process alone.
         """
-        self._operation, self._is_local, self._progress_time = operation, is_local, time.monotonic()
+        self._operation = operation
+        self._is_local = is_local
+        self._progress_time = time.monotonic()
 
     def batches(self, batches: Iterator[T], name: str) -> Iterator[T]:
         """Yields the batches; each one counts as progress.

@@ -6,9 +6,10 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
+
+from ppxcls.system.arrays import Array
 
 
 class WeightAverage:
@@ -22,7 +23,8 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Layer, decay: float, warmup: bool = False) -> None:
-        self.decay, self.warmup = decay, warmup
+        self.decay = decay
+        self.warmup = warmup
         self._tensors = dict(model.state_dict())
         self._average = {
             key: tensor.detach().astype("float32").clone() for key, tensor in self._tensors.items()
@@ -56,7 +58,7 @@ class WeightAverage:
             for key, tensor in self._tensors.items():
                 tensor.set_value(values[key].astype(tensor.dtype))
 
-    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+    def state_dict(self) -> dict[str, Array]:
         """Returns copies of the averaged arrays by the network's state keys."""
         return {key: value.numpy() for key, value in self._average.items()}
 

@@ -39,7 +39,9 @@ class Evaluation:
         autocast: Autocast = contextlib.nullcontext,
     ) -> None:
         self.loader = loader
-        self._loss, self._metrics, self._autocast = loss, list(metrics), autocast
+        self._loss = loss
+        self._metrics = list(metrics)
+        self._autocast = autocast
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
         self._table = PredictionTable(len(loader.dataset))

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import paddle
 
+from ppxcls.system.atomic_files import reason_of, write_bytes
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import reason_of, write_bytes
 
 _MAX_IMAGES = 16  # number of images in the picture
 _SIDE_PIXELS = 160  # side of each image in the picture, in pixels

@@ -144,7 +144,8 @@ class Learner:
 
     def start_epoch(self, epoch: int) -> None:
         """Sets the progress to the beginning of an epoch, and resets the totals."""
-        self.progress.epoch, self.progress.batches_done = epoch, 0
+        self.progress.epoch = epoch
+        self.progress.batches_done = 0
         self.totals = Totals(self.scorer.names)
 
     def state(self) -> Snapshot | None:

@@ -54,7 +54,8 @@ class LossWatch:
     """
 
     def __init__(self, learner: Learner, dataset: Dataset) -> None:
-        self._learner, self._dataset = learner, dataset
+        self._learner = learner
+        self._dataset = dataset
         self._pending_steps: list[StepResult] = []
         self._loss = self._first_loss = self._lowest_loss = math.nan
         self._read_count = 0

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import paddle
 import paddle.nn.functional as F
 
-from ppxcls.config.checks import BelowOne, Finite, NotNegative, Share, Where
+from ppxcls.config.checks import BelowOne, ConfigPlace, Finite, NotNegative, Share
 from ppxcls.config.registry import Registry
 
 
@@ -113,7 +113,9 @@ class BCELoss(Loss):
     def __init__(
         self, epsilon: BelowOne = 0.0, target_threshold: Share | None = None, sum_classes: bool = False
     ) -> None:
-        self.epsilon, self.target_threshold, self.sum_classes = epsilon, target_threshold, sum_classes
+        self.epsilon = epsilon
+        self.target_threshold = target_threshold
+        self.sum_classes = sum_classes
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
         """Returns the mean loss of a batch, float32 [].
@@ -172,7 +174,7 @@ class WeightedSum:
 
 
 def build_loss(
-    specs: Sequence[Mapping[str, Any]], where: Where = Where(("Loss",)), soft_labels: bool = True
+    specs: Sequence[Mapping[str, Any]], where: ConfigPlace = ConfigPlace(("Loss",)), soft_labels: bool = True
 ) -> WeightedSum:
     """Builds the weighted sum of a config's losses, ``[{"CELoss": {"weight": 1.0, "epsilon": 0.1}}]``.
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from ppxcls.config.checks import Bound, Count, CountOrZero, NotNegative, Positive, Where
+from ppxcls.config.checks import Bound, ConfigPlace, Count, CountOrZero, NotNegative, Positive
 from ppxcls.config.registry import Registry
 
 Rate = Callable[[int], float]
@@ -151,9 +151,13 @@ class Plateau:
         cooldown: int,
         min_lr: float,
     ) -> None:
-        self._learning_rate, self._mode = learning_rate, mode
-        self._factor, self._patience = factor, patience
-        self._threshold, self._cooldown, self._min_lr = threshold, cooldown, min_lr
+        self._learning_rate = learning_rate
+        self._mode = mode
+        self._factor = factor
+        self._patience = patience
+        self._threshold = threshold
+        self._cooldown = cooldown
+        self._min_lr = min_lr
         self.state: dict[str, float] = {"factor": 1.0, "bad": 0, "pause": 0}
 
     def __call__(self, t: int) -> float:
@@ -285,8 +289,10 @@ def Cyclic(
 
     def rate(t: int) -> float:
         cycle, position = divmod(t, cycle_size)
-        rising = position <= step_size_up
-        share = position / step_size_up if rising else (cycle_size - position) / (cycle_size - step_size_up)
+        is_rising = position <= step_size_up
+        share = (
+            position / step_size_up if is_rising else (cycle_size - position) / (cycle_size - step_size_up)
+        )
         height = {"triangular": 1.0, "triangular2": 0.5**cycle, "exp_range": exp_gamma**t}[mode]
         return base_learning_rate + (max_learning_rate - base_learning_rate) * share * height
 
@@ -303,7 +309,7 @@ def build_lr_schedule(
     spec: Mapping[str, Any],
     epochs: int,
     steps_per_epoch: int,
-    where: Where = Where(("Optimizer", "lr")),
+    where: ConfigPlace = ConfigPlace(("Optimizer", "lr")),
     factor: float = 1.0,
 ) -> LRSchedule:
     """Builds the learning-rate schedule of a run.
@@ -371,8 +377,13 @@ class LRSchedule:
         factor: float = 1.0,
     ) -> None:
         self.name = name
-        self._rate, self._warm_up, self._start_lr, self._end, self._unit = rate, warm_up, start_lr, end, unit
-        self._first, self.factor = rate(0), factor
+        self._rate = rate
+        self._warm_up = warm_up
+        self._start_lr = start_lr
+        self._end = end
+        self._unit = unit
+        self._first = rate(0)
+        self.factor = factor
 
     @property
     def state(self) -> dict[str, float]:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import paddle
 
-from ppxcls.config.checks import Count, Where
+from ppxcls.config.checks import ConfigPlace, Count
 from ppxcls.config.registry import Registry
 from ppxcls.system import distributed
+from ppxcls.system.arrays import Array
 
 
 class Metric(Protocol):
@@ -126,7 +127,7 @@ class ClassReport(Metric):
 
 def build_metrics(
     specs: Sequence[Mapping[str, Any]] | None,
-    where: Where = Where(("Metric",)),
+    where: ConfigPlace = ConfigPlace(("Metric",)),
     class_num: int = 1000,
     training: bool = False,
 ) -> list[Metric]:
@@ -200,7 +201,7 @@ class Totals:
         self.names = ["samples", "left_out", *names]
         self.sums = np.array([(values or {}).get(name, 0.0) for name in self.names])
 
-    def add(self, samples: int, sums: np.ndarray[Any, Any], left_out: int = 0) -> None:
+    def add(self, samples: int, sums: Array, left_out: int = 0) -> None:
         """Adds a batch.
 
         Args:

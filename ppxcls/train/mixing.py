@@ -9,17 +9,19 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
-from ppxcls.config.checks import Count, Positive, Share, Where
+from ppxcls.config.checks import ConfigPlace, Count, Positive, Share
 from ppxcls.config.registry import Registry
 from ppxcls.train.losses import soft_targets
 
-Batch = tuple[paddle.Tensor, paddle.Tensor]
+ImagesAndLabels = tuple[paddle.Tensor, paddle.Tensor]
 
 
 class BatchTransform(Protocol):
     """Changes a batch on the device."""
 
-    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> ImagesAndLabels:
         """Returns the mixed images, and labels float32 [N, class_num].
 
         Args:
@@ -49,7 +51,9 @@ class MixupOperator(BatchTransform):
         self.class_num = class_num
         self.alpha = alpha
 
-    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> ImagesAndLabels:
         """Returns the mixed images, and labels float32 [N, class_num].
 
         Args:
@@ -79,7 +83,9 @@ class CutmixOperator(BatchTransform):
         self.class_num = class_num
         self.alpha = alpha
 
-    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> ImagesAndLabels:
         """Returns the mixed images, and labels float32 [N, class_num].
 
         Args:
@@ -145,7 +151,9 @@ class OpSampler(BatchTransform):
             )
         self.operators = [_OPERATORS[name](class_num, choice.alpha) for name, choice in choices.items()]
 
-    def __call__(self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator) -> Batch:
+    def __call__(
+        self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
+    ) -> ImagesAndLabels:
         """Returns the mixed images, and labels float32 [N, class_num].
 
         Args:
@@ -160,7 +168,9 @@ class OpSampler(BatchTransform):
 
 
 def build_batch_transforms(
-    specs: Sequence[Mapping[str, Any]] | None, class_num: int, where: Where = Where(("batch_transform_ops",))
+    specs: Sequence[Mapping[str, Any]] | None,
+    class_num: int,
+    where: ConfigPlace = ConfigPlace(("batch_transform_ops",)),
 ) -> list[BatchTransform]:
     """Builds the batch transforms of a config's list, ``[{"MixupOperator": {"alpha": 0.2}}]``.
 

@@ -10,7 +10,7 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 
 from ppxcls.checkpoints.files import CheckpointError, State
-from ppxcls.checkpoints.safe_states import NAMES
+from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.weights import is_numeric, to_numpy
 
 _SCHEDULER_KEY = "LR_Scheduler"  # left out of states, because the rate depends on the step alone
@@ -47,9 +47,11 @@ def load_optimizer_state(
     Raises:
         CheckpointError: the state belongs to other parameters or another optimizer.
     """
-    saved_names = weights.get(NAMES, {})
+    saved_names = weights.get(PARAMETER_NAMES_KEY, {})
     current_names = {key: tensor.name for key, tensor in model.state_dict().items()}
-    name_map = {saved: current_names[key] for key, saved in saved_names.items() if key in current_names}
+    name_map = {
+        saved_name: current_names[key] for key, saved_name in saved_names.items() if key in current_names
+    }
     trained_names = {p.name for p in optimizer._parameter_list if not p.stop_gradient}
 
     sorted_names = sorted(name_map, key=len, reverse=True)  # one name can be a prefix of another

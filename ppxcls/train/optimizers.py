@@ -19,13 +19,13 @@ from paddle.regularizer import L1Decay, L2Decay
 from ppxcls.config.checks import (
     BelowOne,
     Bound,
+    ConfigPlace,
     Finite,
-    Lacks,
     NotNegative,
     Pattern,
     Positive,
-    Where,
-    matching,
+    Requires,
+    matching_keys,
 )
 from ppxcls.config.registry import Block, Component, Registry
 from ppxcls.system.logs import logger
@@ -157,7 +157,7 @@ def Adam(
     lazy_mode: bool = False,
     multi_precision: bool = False,
     use_multi_tensor: bool = False,
-    amsgrad: Annotated[bool, Lacks(_MISSING_PADDLE_3)] = False,
+    amsgrad: Annotated[bool, Requires(_MISSING_PADDLE_3)] = False,
 ) -> Optimizer:
     """Adam (arXiv:1412.6980), with weight decay in the gradient."""
     amsgrad_arguments = {"amsgrad": True} if amsgrad else {}  # some versions of Paddle do not have it
@@ -282,7 +282,7 @@ def build_optimizer(
     spec: Mapping[str, Any],
     parameters: Mapping[str, paddle.Tensor],
     lr_at: Callable[[int], float],
-    where: Where = Where(("Optimizer",)),
+    where: ConfigPlace = ConfigPlace(("Optimizer",)),
 ) -> tuple[Optimizer, LambdaDecay]:
     """Builds the optimizer of a config's block, and the scheduler that sets its learning rate.
 
@@ -331,7 +331,7 @@ def build_optimizer(
     return OPTIMIZERS.build(block, inputs=inputs, given=inputs), scheduler
 
 
-def _clip(common_keys: OptimizerKeys, where: Where) -> Any:
+def _clip(common_keys: OptimizerKeys, where: ConfigPlace) -> Any:
     clip_classes = {
         "clip_norm": nn.ClipGradByNorm,
         "clip_norm_global": nn.ClipGradByGlobalNorm,
@@ -346,7 +346,10 @@ def _clip(common_keys: OptimizerKeys, where: Where) -> Any:
 
 
 def _set_by_parameter(
-    common_keys: OptimizerKeys, parameters: Mapping[str, paddle.Tensor], is_decoupled: bool, where: Where
+    common_keys: OptimizerKeys,
+    parameters: Mapping[str, paddle.Tensor],
+    is_decoupled: bool,
+    where: ConfigPlace,
 ) -> set[str]:
     """Sets the factor of the learning rate and the weight decay of each parameter.
 
@@ -376,14 +379,14 @@ def _set_by_parameter(
         factors = {key: common_keys.layer_decay ** (max_depth - depths[key]) for key in trained_parameters}
     for index, group in enumerate(common_keys.groups or []):
         place = where / "groups" / index
-        matching_keys = matching(group.params, parameters, place / "params") & trained_parameters.keys()
-        if not matching_keys:
+        group_keys = matching_keys(group.params, parameters, place / "params") & trained_parameters.keys()
+        if not group_keys:
             raise (place / "params").error(f"pattern {group.params!r} matches frozen parameters only")
         if group.weight_decay and is_decoupled:
             raise (place / "weight_decay").error(
                 "expected 0 or null, because this optimizer has one weight decay for all parameters"
             )
-        for key in matching_keys:
+        for key in group_keys:
             factors[key] *= group.lr_mult
             if group.weight_decay is not None:
                 decays[key] = group.weight_decay

@@ -13,10 +13,9 @@ from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.models.tracing import to_static
-from ppxcls.system.environment import own_threads, restore_threads
+from ppxcls.system.arrays import Array
+from ppxcls.system.environment import restore_threads, thread_count
 from ppxcls.system.logs import logger
-
-Array = np.ndarray[Any, Any]
 
 _MIN_PIXELS_TO_COMPILE = 250 * 299 * 299  # total of all images; for fewer, compiling does not save time
 _MAX_PIXELS_PER_RUN = (
@@ -126,11 +125,12 @@ class Compiler:
             wrapper = _TracingWrapper(network)
             wrapper.eval()
             spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-            self._network, self._program = network, to_static(wrapper, spec)
+            self._network = network
+            self._program = to_static(wrapper, spec)
         with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
             paddle.jit.save(self._program, f"{folder}/inference")
             weights = Path(folder) / "inference.pdiparams"
-            return InferenceProgram(program_file(Path(folder)), weights, own_threads(), may_use_gpu=False)
+            return InferenceProgram(program_file(Path(folder)), weights, thread_count(), may_use_gpu=False)
 
 
 class EvaluatedNetwork:

@@ -10,7 +10,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
@@ -18,7 +17,8 @@ from paddle.nn import functional
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.system import distributed
-from ppxcls.system.whole_files import write_text
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import write_text
 
 COLUMNS = (
     "file",
@@ -32,8 +32,6 @@ COLUMNS = (
     "top_scores",
 )
 _MAX_TOP_CLASSES = 5
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

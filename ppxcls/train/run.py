@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ppxcls.checkpoints.compatibility import RunFacts, check_continues, converted_progress
+from ppxcls.checkpoints.compatibility import RunFacts, check_continues, convert_progress
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
-from ppxcls.config.load import RUN_CONFIG, RUN_MARK
-from ppxcls.data.class_names import CLASS_NAMES, class_name_lines
+from ppxcls.config.load import RUN_CONFIG, RUN_CONFIG_HEADER
+from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines
+from ppxcls.system.atomic_files import write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
-from ppxcls.system.whole_files import write_text
 from ppxcls.train import PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.predictions import write_predictions
@@ -65,9 +65,9 @@ class Run:
                 earlier_folder = self.folder.set_aside_after(self._resume_position, result_files_of_best())
         if earlier_folder:
             logger.warning(f"the files of an earlier run were moved to {earlier_folder}")
-        write_text(folder / RUN_CONFIG, RUN_MARK + self.facts.config)
+        write_text(folder / RUN_CONFIG, RUN_CONFIG_HEADER + self.facts.config)
         if self.class_names:
-            write_text(folder / CLASS_NAMES, class_name_lines(self.class_names))
+            write_text(folder / CLASS_NAMES_FILE, class_name_lines(self.class_names))
 
     def write_predictions(self, evaluation: Evaluation) -> None:
         """Writes the predictions of an evaluation to the folder.
@@ -134,5 +134,5 @@ class Run:
         )
         inherited_facts = {key: manifest[key] for key in ("run", "started_from") if manifest.get(key)}
         self.facts = replace(self.facts, **inherited_facts)
-        snapshot.progress = converted_progress(snapshot.progress, manifest, self.facts)
+        snapshot.progress = convert_progress(snapshot.progress, manifest, self.facts)
         return snapshot

@@ -17,7 +17,7 @@ from ppxcls.train.trackers import Tracker
 T = TypeVar("T")
 
 # Format of tqdm's bar on a terminal. It has no colours, so NO_COLOR has no effect.
-BAR = "{desc} {percentage:3.0f} % |{bar:12}| {n_fmt}/{total_fmt} {postfix}"
+BAR_FORMAT = "{desc} {percentage:3.0f} % |{bar:12}| {n_fmt}/{total_fmt} {postfix}"
 _BAR_CHARACTERS = "▁▂▃▄▅▆▇█"
 _MAX_CURVE_POINTS = 16  # losses in the small curve
 
@@ -39,7 +39,9 @@ class RunLog:
     def __init__(self, trackers: Sequence[Tracker], epochs: int, interval: int, schedule_name: str) -> None:
         self.clock = BatchClock()
         self._trackers = trackers if distributed.rank() == 0 else []
-        self._epochs, self._interval, self._schedule_name = epochs, interval, schedule_name
+        self._epochs = epochs
+        self._interval = interval
+        self._schedule_name = schedule_name
         self._losses: list[float] = []  # at the last log lines
         self.summary = ""
 
@@ -167,7 +169,8 @@ class BatchClock:
             "ips_total": self.samples / elapsed_seconds,
         }
         self.samples = self._batches = 0
-        self._waiting_seconds, self._start = 0.0, time.perf_counter()
+        self._waiting_seconds = 0.0
+        self._start = time.perf_counter()
         return times
 
 

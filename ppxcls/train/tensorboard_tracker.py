@@ -38,7 +38,9 @@ class TensorBoard(Tracker):
         except ImportError:
             raise ValueError("TensorBoard is not installed: pip install 'ppxcls[tensorboard]'") from None
         self._folder = folder / self.files[0]
-        self._events, self._summary, self._make_writer = event_pb2, Summary, RecordWriter
+        self._events = event_pb2
+        self._summary = Summary
+        self._make_writer = RecordWriter
         self._writer: Any = None
 
     def start(self, progress: Progress) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.registry import Registry
+from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.logs import logger
-from ppxcls.system.whole_files import read_regular, write_text
 
 _MAX_FILE_BYTES = 1 << 32  # largest metrics.jsonl that is read
 NAMES_WITHOUT_CURVE = {"batch_cost", "reader_cost", "eta", "samples", "num_samples", "bad_samples"}

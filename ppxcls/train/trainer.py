@@ -19,7 +19,7 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
-from ppxcls.system.supervisor import note_begun
+from ppxcls.system.supervisor import record_start
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import FIRST_BATCH
 from ppxcls.train.evaluation import Evaluation
@@ -27,7 +27,7 @@ from ppxcls.train.first_batch import write_first_batch
 from ppxcls.train.learner import Learner
 from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from ppxcls.train.run import Run
-from ppxcls.train.run_log import BAR, RunLog
+from ppxcls.train.run_log import BAR_FORMAT, RunLog
 
 
 class _Stop(Exception):
@@ -82,13 +82,11 @@ class Trainer:
         schedule: RunSchedule,
         evaluation: Evaluation | None = None,
     ) -> None:
-        self.learner, self.loader, self.run, self.schedule, self.evaluation = (
-            learner,
-            loader,
-            run,
-            schedule,
-            evaluation,
-        )
+        self.learner = learner
+        self.loader = loader
+        self.run = run
+        self.schedule = schedule
+        self.evaluation = evaluation
         self.log = RunLog(run.trackers, schedule.epochs, schedule.print_batch_step, learner.schedule.name)
         self.watch = LossWatch(learner, loader.dataset)
         self.watchdog = Watchdog(
@@ -135,7 +133,7 @@ class Trainer:
                     self.run.folder.lock()  # a notebook may call fit again
                     self.run.begin(self._is_resumed or self.progress.step > 0)
                 distributed.barrier()  # other processes must not write to files that are moved aside
-                note_begun(self.progress.step)
+                record_start(self.progress.step)
                 self.log.start(self.progress)
                 while self.progress.epoch <= self.schedule.epochs:
                     self.train_one_epoch()
@@ -165,7 +163,7 @@ class Trainer:
             "leave": False,
         }
         with tqdm(
-            total=batches, desc=f"epoch {epoch}/{self.schedule.epochs}", bar_format=BAR, **bar_options
+            total=batches, desc=f"epoch {epoch}/{self.schedule.epochs}", bar_format=BAR_FORMAT, **bar_options
         ) as bar:
             timed_batches = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
             for batch in self.watchdog.batches(timed_batches, f"epoch {epoch}"):
@@ -188,7 +186,9 @@ class Trainer:
         Returns:
             The result of the step, which the device may still be computing.
         """
-        plan, sampler, update_freq = batch.plan, self.loader.sampler, self.schedule.update_freq
+        plan = batch.plan
+        sampler = self.loader.sampler
+        update_freq = self.schedule.update_freq
         epoch, learner = self.progress.epoch, self.learner
         group = range(
             plan.number - plan.number % update_freq,
@@ -310,7 +310,8 @@ class Trainer:
         self.watch.read()
         if "latest" in names:
             names = [f"step_{self.progress.step}", *names]
-            self._last_saved_step, self._last_save_time = self.progress.step, time.monotonic()
+            self._last_saved_step = self.progress.step
+            self._last_save_time = time.monotonic()
         try:
             snapshot = self.learner.state()
         except CheckpointError as error:

@@ -28,28 +28,28 @@ class BatchSizes:
     """Results of a batch-size search.
 
     Attributes:
-        tried: batch size, images/s and peak bytes of each size that fits, by ascending size.
+        measurements: batch size, images/s and peak bytes of each size that fits, by ascending size.
         limit: reason for the end of the search.
     """
 
-    tried: Sequence[tuple[int, float, int]]
+    measurements: Sequence[tuple[int, float, int]]
     limit: str
 
     @property
     def largest(self) -> int:
         """Largest size that fits."""
-        return self.tried[-1][0]
+        return self.measurements[-1][0]
 
     @property
     def smallest_fast(self) -> int:
         """Smallest size with a speed within 5 % of the fastest."""
-        fastest = max(rate for _, rate, _ in self.tried)
-        return next(size for size, rate, _ in self.tried if rate >= _FAST_SHARE * fastest)
+        fastest = max(rate for _, rate, _ in self.measurements)
+        return next(size for size, rate, _ in self.measurements if rate >= _FAST_SHARE * fastest)
 
     def __str__(self) -> str:
         lines = [
-            f"batches of {size:4}: {rate:6.4g} images/s, {used / 1e9:.3g} GB"
-            for size, rate, used in self.tried
+            f"batches of {size:4}: {rate:6.4g} images/s, {peak_bytes / 1e9:.3g} GB"
+            for size, rate, peak_bytes in self.measurements
         ]
         words = f"batch_size: {self.largest} is the largest that fits ({self.limit})"
         return "\n".join([*lines, f"{words}; {self.smallest_fast} is the smallest within 5 % of the fastest"])
@@ -63,7 +63,7 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
 
     On a CPU, a size is only tried if the memory use of smaller sizes predicts that it fits, because the
     system would kill the process without an error. On an accelerator, the search relies on the device's
-    error. The trainer can't be used afterwards.
+    error. The trainer can't be peak_bytes afterwards.
 
     Raises:
         DataError: a sample can't be loaded.
@@ -75,7 +75,9 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
         )
     attempt = _Attempt(trainer)
     measurements: list[tuple[int, float, int]] = []
-    low, high, limit = 0, _MAX_SIZE + 1, f"sizes above {_MAX_SIZE} are not tried"
+    low = 0
+    high = _MAX_SIZE + 1
+    limit = f"sizes above {_MAX_SIZE} are not tried"
     size = _FIRST_SIZE
     while low < size < high:
         reason, result = attempt(size, measurements)
@@ -98,7 +100,8 @@ class _Attempt:
         self._learner = trainer.learner
         batch = next(iter(trainer.loader.epoch(1)))
         to_input = ModelInput(trainer.loader.dataset.device_stage)
-        self._images, self._labels = to_input(batch.images), paddle.to_tensor(batch.labels)
+        self._images = to_input(batch.images)
+        self._labels = paddle.to_tensor(batch.labels)
         self._learner.model.train()
         self._is_host = paddle.get_device() == "cpu"
 

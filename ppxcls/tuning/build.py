@@ -12,15 +12,15 @@ from typing import Any
 from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.system import distributed
+from ppxcls.system.atomic_files import write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
-from ppxcls.system.whole_files import write_bytes, write_text
 from ppxcls.train.trainer import Trainer
 from ppxcls.tuning.batch_size import BatchSizes, try_batch_sizes
 from ppxcls.tuning.rate_range import RateRange, draw, try_rates
 
-FOLDER = "find"  # in Global.output_dir, so that a search does not change a run's own folder
-RATES, PICTURE, BATCHES = "find_lr.csv", "find_lr.png", "find_batch.csv"
+SEARCH_FOLDER = "find"  # in Global.output_dir, so that a search does not change a run's own folder
+RATES_FILE, PICTURE_FILE, BATCHES_FILE = "find_lr.csv", "find_lr.png", "find_batch.csv"
 
 
 def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> RateRange:
@@ -43,12 +43,12 @@ def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> Rat
         rate_range = try_rates(trainer, steps)
     if distributed.rank() == 0:
         rows = [f"{rate:.6g},{loss:.6g},{smooth:.6g}\n" for rate, loss, smooth in rate_range.rows()]
-        write_text(trainer.output_dir / RATES, "learning_rate,loss,smoothed\n" + "".join(rows))
-        output_file = PICTURE if importlib.util.find_spec("matplotlib") else RATES
-        if output_file == PICTURE:
-            write_bytes(trainer.output_dir / PICTURE, draw(rate_range))
+        write_text(trainer.output_dir / RATES_FILE, "learning_rate,loss,smoothed\n" + "".join(rows))
+        output_file = PICTURE_FILE if importlib.util.find_spec("matplotlib") else RATES_FILE
+        if output_file == PICTURE_FILE:
+            write_bytes(trainer.output_dir / PICTURE_FILE, draw(rate_range))
         else:
-            logger.warning(f"{PICTURE} is not drawn: it needs matplotlib, pip install 'ppxcls[report]'")
+            logger.warning(f"{PICTURE_FILE} is not drawn: it needs matplotlib, pip install 'ppxcls[report]'")
         logger.info(printable(f"{rate_range} ({trainer.output_dir}/{output_file})"))
     return rate_range
 
@@ -68,8 +68,8 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
     """
     with _search_trainer(config, overrides) as trainer:
         batch_sizes = try_batch_sizes(trainer)
-    rows = [f"{size},{rate:.4g},{used}\n" for size, rate, used in batch_sizes.tried]
-    write_text(trainer.output_dir / BATCHES, "batch_size,images_per_second,bytes\n" + "".join(rows))
+    rows = [f"{size},{rate:.4g},{peak_bytes}\n" for size, rate, peak_bytes in batch_sizes.measurements]
+    write_text(trainer.output_dir / BATCHES_FILE, "batch_size,images_per_second,bytes\n" + "".join(rows))
     for line in str(batch_sizes).splitlines():
         logger.info(line)
     return batch_sizes
@@ -80,7 +80,7 @@ def _search_trainer(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
     """Yields a trainer with the search's own folder, and releases the folder after the block."""
     base_config = load_config(config, overrides)
     changes = [
-        f"Global.output_dir={json.dumps(str(Path(base_config.Global.output_dir) / FOLDER))}",
+        f"Global.output_dir={json.dumps(str(Path(base_config.Global.output_dir) / SEARCH_FOLDER))}",
         "Global.checkpoints=null",
         "Global.eval_during_train=false",
         "Global.use_visualdl=false",

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,12 +13,11 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.loader import Batch
 from ppxcls.reports.curves import BLUE, GREY, ORANGE, png, pyplot, restyle
 from ppxcls.system import distributed
+from ppxcls.system.arrays import Array
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
 
-Array = np.ndarray[Any, Any]
-
-LOWEST, HIGHEST = 1e-6, 10.0
+MIN_RATE, MAX_RATE = 1e-6, 10.0
 _SMOOTHING = 0.9  # weight of the previous smoothed loss
 _STOP_LOSS_RATIO = 3.0  # the test ends if the smoothed loss exceeds its minimum by this factor
 _MIN_RATES = 10  # rates; fewer give no result
@@ -99,7 +97,7 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
         raise DataError(f"expected at least {_MIN_RATES} steps of a range test, received {steps}")
     learner, batches_per_step = trainer.learner, trainer.schedule.update_freq
     loss_index = learner.scorer.names.index("loss")
-    rates = np.geomspace(LOWEST, HIGHEST, steps)
+    rates = np.geomspace(MIN_RATE, MAX_RATE, steps)
     learner.schedule.follow(lambda step: float(rates[min(step, steps - 1)]))
     learner.scheduler.step(0)
     learner.model.train()
@@ -121,7 +119,7 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
     finite_losses = list(itertools.takewhile(math.isfinite, losses))
     if len(finite_losses) < _MIN_RATES:
         raise TrainingError(
-            f"the loss is finite at {len(finite_losses)} rates from {LOWEST:g} upwards: "
+            f"the loss is finite at {len(finite_losses)} rates from {MIN_RATE:g} upwards: "
             "the training diverges even at low rates"
         )
     return RateRange(np.array(finished_rates[: len(finite_losses)]), np.array(finite_losses))

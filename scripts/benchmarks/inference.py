@@ -49,7 +49,7 @@ def worker(way: str, folder: Path, batch: int) -> None:
         from ppxcls.deploy import int8
         from ppxcls.deploy.runners import onnx_runner, paddle_runner
 
-        file = folder / ("inference.onnx" if way == WAYS[2] else int8.FILE)
+        file = folder / ("inference.onnx" if way == WAYS[2] else int8.INT8_FILE)
         run = paddle_runner(folder) if way == WAYS[1] else onnx_runner(file)  # type: ignore[assignment]
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -68,12 +68,12 @@ def export(folder: Path) -> None:
     model = ppxcls.build_model("Xception41")
     from ppxcls.deploy import int8
     from ppxcls.deploy.export import export_model
-    from ppxcls.deploy.side_file import Exported
+    from ppxcls.deploy.metadata import ExportMetadata
 
     _, stage = split_for_device(ppxcls.build_transforms([{"NormalizeImage": {"order": ""}}]))
     images = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), np.uint8)
-    export_model(model, stage, images, folder, Exported("Xception41", "fresh weights", [], [], 1000))
-    int8.quantise_file(folder / "inference.onnx", folder / int8.FILE, [(images, np.zeros(2))], folder)
+    export_model(model, stage, images, folder, ExportMetadata("Xception41", "fresh weights", [], [], 1000))
+    int8.quantise_file(folder / "inference.onnx", folder / int8.INT8_FILE, [(images, np.zeros(2))], folder)
 
 
 def main() -> None:

@@ -38,7 +38,9 @@ class Replayed:
     """A function that is called in the same order in each epoch: computes in the first one, and gives the results again."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function, self.results, self.place = function, list[Any](), -1
+        self.function = function
+        self.results = list[Any]()
+        self.place = -1
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if self.place < 0:

@@ -15,8 +15,8 @@ import numpy as np
 from fuzzing.mutation import Case, mutate
 
 import ppxcls
-from ppxcls.checkpoints.array_pickle import read_arrays
-from ppxcls.checkpoints.pickled_arrays import RefusedError
+from ppxcls.checkpoints.pickle_reader import read_arrays
+from ppxcls.checkpoints.pickle_whitelist import RefusedError
 
 
 def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:

@@ -13,7 +13,7 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints import files
 from ppxcls.checkpoints.files import read_checkpoint, write_checkpoint
-from ppxcls.checkpoints.safe_states import NAMES, pack, unpack
+from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
 from tests.conftest import run_tool
 
 safetensors = pytest.importorskip("safetensors.numpy")
@@ -29,7 +29,9 @@ def train(file: Path, *overrides: str) -> Path:
 
 
 def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a if key != NAMES)
+    return a.keys() == b.keys() and all(
+        np.array_equal(a[key], b[key]) for key in a if key != PARAMETER_NAMES_KEY
+    )
 
 
 def test_both_formats_hold_the_same(small: Callable[..., Path], tmp_path: Path) -> None:
@@ -51,7 +53,7 @@ def test_both_formats_hold_the_same(small: Callable[..., Path], tmp_path: Path) 
     assert same(ours[".pdema"], theirs[".pdema"])
     assert same(
         safetensors.load_file(folder / "latest.safetensors"),
-        {k: v for k, v in ours[".pdparams"].items() if k != NAMES},
+        {k: v for k, v in ours[".pdparams"].items() if k != PARAMETER_NAMES_KEY},
     )
     results = [ppxcls.evaluate(ppxcls.load_config(place)) for place in (plain, folder)]
     assert results[0] == results[1]
@@ -83,10 +85,10 @@ def test_scalars_and_views_keep_their_shapes() -> None:
     state = {
         "scalar": np.float32(3),
         "transposed": np.arange(6, dtype=np.int64).reshape(2, 3).T,
-        NAMES: {"scalar": "a_0"},
+        PARAMETER_NAMES_KEY: {"scalar": "a_0"},
     }
-    found = unpack(pack(state))
-    assert found[NAMES] == {"scalar": "a_0"}
+    found = from_safetensors(to_safetensors(state))
+    assert found[PARAMETER_NAMES_KEY] == {"scalar": "a_0"}
     assert found["scalar"].shape == ()
     np.testing.assert_array_equal(found["transposed"], state["transposed"])
 

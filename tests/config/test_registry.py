@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from ppxcls.config.checks import Bound, ConfigError, Share, Where, check_value, parse_number
+from ppxcls.config.checks import Bound, ConfigError, ConfigPlace, Share, check_value, parse_number
 from ppxcls.config.registry import Registry, registries, registry
 
 KINDS = sorted(registries())
@@ -33,13 +33,13 @@ def test_builds_with_runtime_arguments() -> None:
     def Thing(given: int, share: Share = 0.5, mode: Literal["a", "b"] = "a") -> tuple[Any, ...]:
         return given, share, mode
 
-    assert things.build(things.block({"name": "Thing", "share": "1/4"}, Where()), given=7, other=8) == (
+    assert things.build(things.block({"name": "Thing", "share": "1/4"}, ConfigPlace()), given=7, other=8) == (
         7,
         0.25,
         "a",
     )
     with pytest.raises(ConfigError, match=r"unknown argument of thing \d+ Thing 'given'"):
-        things.block({"name": "Thing", "given": 1}, Where())
+        things.block({"name": "Thing", "given": 1}, ConfigPlace())
 
 
 def test_refuses_what_can_not_be_a_schema() -> None:
@@ -67,7 +67,7 @@ def test_value_error_of_a_component_becomes_a_config_error() -> None:
     def Thing(size: int) -> None:
         raise ValueError("expected an even size")
 
-    where = Where(("A", "b"), {("A",): "file.yaml:3"})
+    where = ConfigPlace(("A", "b"), {("A",): "file.yaml:3"})
     with pytest.raises(ConfigError, match=r"^file.yaml:3: A.b: thing \d+ Thing: expected an even size"):
         things.build(things.block({"name": "Thing", "size": 3}, where))
 
@@ -77,7 +77,7 @@ def test_every_component_has_a_checkable_signature_and_a_docstring(kind: str) ->
     names = registry(kind).names()
     assert names
     for name in names:
-        component = registry(kind).get(name, Where())
+        component = registry(kind).get(name, ConfigPlace())
         assert component.__doc__, f"{kind} {name}"
 
 
@@ -86,13 +86,13 @@ def test_every_component_has_a_checkable_signature_and_a_docstring(kind: str) ->
 )
 def test_numbers_in_strings(text: str, value: float) -> None:
     assert parse_number(text) == value
-    assert check_value(text, float, Where()) == value
+    assert check_value(text, float, ConfigPlace()) == value
 
 
 @pytest.mark.parametrize("text", ["", "1/0", "1/", "one", "1/2/3", "__import__('os')", "1+1"])
 def test_no_numbers(text: str) -> None:
     with pytest.raises((ValueError, ConfigError)):
-        check_value(text, float, Where(("x",)))
+        check_value(text, float, ConfigPlace(("x",)))
 
 
 def test_types() -> None:
@@ -101,13 +101,13 @@ def test_types() -> None:
         a: int
         b: list[float] | None = None
 
-    assert check_value({"a": 1, "b": [1, 2]}, Section, Where()) == Section(1, [1.0, 2.0])
-    assert check_value(None, int | None, Where()) is None
-    assert check_value("x", int | str, Where()) == "x"
+    assert check_value({"a": 1, "b": [1, 2]}, Section, ConfigPlace()) == Section(1, [1.0, 2.0])
+    assert check_value(None, int | None, ConfigPlace()) is None
+    assert check_value("x", int | str, ConfigPlace()) == "x"
     with pytest.raises(ConfigError, match="the key a is missing: expected an integer"):
-        check_value({}, Section, Where())
+        check_value({}, Section, ConfigPlace())
     with pytest.raises(ConfigError, match=r"b.1: expected a number, received 'x'"):
-        check_value({"a": 1, "b": [1, "x"]}, Section, Where())
+        check_value({"a": 1, "b": [1, "x"]}, Section, ConfigPlace())
     with pytest.raises(ConfigError, match="expected an integer or a string, received 1.5"):
-        check_value(1.5, int | str, Where())
+        check_value(1.5, int | str, ConfigPlace())
     assert str(Bound(ge=0, lt=1)) == "at least 0 and below 1"

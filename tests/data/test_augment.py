@@ -236,7 +236,7 @@ def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
         )
         fill = Fill((128, 7, 250), *(resamples[i] for i in rng.integers(3, size=2)))
         expected = np.asarray(OPERATIONS[name](Image.fromarray(image), value, fill))
-        own = pixel_operations.apply(image, name, value, fill.colour, fill.shear, fill.move)
+        own = pixel_operations.apply_by_kernel(image, name, value, fill.colour, fill.shear, fill.move)
         if own is not None:
             assert np.array_equal(own, expected), (name, value, image.shape, fill.shear, fill.move)
             done += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
-from ppxcls.data.class_names import IMAGENET_NAMES, class_name_lines, read_class_names
+from ppxcls.data.class_names import IMAGENET_NAMES_FILE, class_name_lines, read_class_names
 
 NAMES = ["tench, Tinca tinca", "élan", "蜜蜂"]
 TEXT = "".join(f"{i} {name}\n" for i, name in enumerate(NAMES))
@@ -34,7 +34,7 @@ def test_forms_of_a_line(text: str, tmp_path: Path) -> None:
 
 
 def test_the_packaged_names() -> None:
-    names = read_class_names(IMAGENET_NAMES, 1000)
+    names = read_class_names(IMAGENET_NAMES_FILE, 1000)
     assert (names[0], names[999].split(",")[0]) == ("tench, Tinca tinca", "toilet tissue")
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, features
 
 from ppxcls.data import decode
-from ppxcls.data.decode import decode_image, largest_of_few_bits
+from ppxcls.data.decode import decode_image, largest_16bit_value
 from tests.conftest import SHARED, needs_shared
 
 
@@ -128,10 +128,10 @@ def test_few_bits_in_16_are_noticed(extension: str, bits: int, is_dark: bool) ->
         values = np.random.default_rng(0).integers(0, 1 << bits, shape).astype(np.uint16)
         values.flat[0] = (1 << bits) - 1
         data = cv2.imencode(extension, values)[1].tobytes()
-        assert largest_of_few_bits(data, decode_image(data)) == ((1 << bits) - 1 if is_dark else None)
+        assert largest_16bit_value(data, decode_image(data)) == ((1 << bits) - 1 if is_dark else None)
     for dark in (np.full((9, 9, 3), 3, np.uint8), np.zeros((9, 9, 3), np.uint16)):
         data = cv2.imencode(extension, dark)[1].tobytes()
-        assert largest_of_few_bits(data, decode_image(data)) is None
+        assert largest_16bit_value(data, decode_image(data)) is None
 
 
 @pytest.mark.parametrize("kind", ["GIF", "AVIF"])

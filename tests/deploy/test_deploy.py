@@ -410,7 +410,7 @@ def test_eight_bits(
     assert result.returncode == 0, result.stderr
     assert "INT8: top-1 " in result.stdout
     assert "on 6 images" in result.stdout
-    plain, short = tmp_path / "inference/inference.onnx", tmp_path / "inference" / int8.FILE
+    plain, short = tmp_path / "inference/inference.onnx", tmp_path / "inference" / int8.INT8_FILE
     assert 0.2 < short.stat().st_size / plain.stat().st_size < 0.35
     images = sorted(str(f) for f in (trained.parent / "pictures").rglob("*.jpg"))
     expected, received = (ppxcls.load(file).predict(images) for file in (plain, short))
@@ -418,7 +418,7 @@ def test_eight_bits(
     assert sorted(received[0].label_names) == sorted(expected[0].label_names)
     assert np.mean([abs(a.scores[0] - b.scores[0]) for a, b in zip(expected, received, strict=True)]) < 0.1
     assert not list((tmp_path / "inference").glob(".int8*"))
-    monkeypatch.setattr(int8, "_compare_files", lambda *_: int8.Quantised(100, 0.9, 0.8, 2.0, 0.25))
+    monkeypatch.setattr(int8, "_compare_files", lambda *_: int8.QuantisationResult(100, 0.9, 0.8, 2.0, 0.25))
     with pytest.raises(
         ppxcls.CheckpointError, match=r"INT8 loses 10\.00 points of top-1 on 100 images, more than 1"
     ):

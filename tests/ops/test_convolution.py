@@ -64,7 +64,7 @@ def test_the_same_input_gives_the_same_bits() -> None:
 
 def test_it_is_used_in_training_only_and_for_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    plain = onednn_convolution.convolve
+    plain = onednn_convolution.convolve_dense
     monkeypatch.setattr(convolution, "convolve", lambda what, *a: (seen.append(what), plain(what, *a)))
     layer = DenseConv2D(3, 4, 3)
     x = paddle.randn([1, 3, 8, 8])

@@ -19,10 +19,10 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
 from ppxcls.packed import storage, write
 from ppxcls.packed.dataset import PackedDataset
-from ppxcls.packed.format import RECORD, Row, read_manifest, unpacked
-from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.packed.format import RECORD, IndexRow, read_pack_manifest, unpacked
+from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, rewrite_jpeg
 from ppxcls.packed.jpeg_codes import SEGMENT
-from ppxcls.system.turns import turn
+from ppxcls.system.file_lock import locked
 from tests.conftest import run_tool
 from tests.packed.conftest import jpeg, photo
 
@@ -123,7 +123,7 @@ def test_a_wrong_table_is_found_while_packing(
 ) -> None:
     """Each segment's DC: the file is packed as it was, if a part would have other pixels."""
     (tmp_path / "list.txt").write_text("grey.jpg 0\n")
-    assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "right").segmented == 1
+    assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "right").segmented_images == 1
     found = write.segmented((photos / "grey.jpg").read_bytes())
     assert found is not None
     columns, rows = found.grid.columns, found.grid.rows
@@ -131,8 +131,8 @@ def test_a_wrong_table_is_found_while_packing(
         table = np.frombuffer(found.data, SEGMENT, offset=found.table).copy()
         table["dc"][place] += 40
         wrong = found._replace(data=found.data[: found.table] + table.tobytes())
-        monkeypatch.setattr(write, "segmented", lambda _, wrong=wrong: wrong)
-        assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / f"wrong-{place}").segmented == 0
+        monkeypatch.setattr(write, "rewrite_jpeg", lambda _, wrong=wrong: wrong)
+        assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / f"wrong-{place}").segmented_images == 0
 
 
 def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_pipe_is_refused(name: str, packed: Path) -> None:
         ppxcls.verify_pack(packed)
 
 
-def row(**fields: int) -> Row:
+def row(**fields: int) -> IndexRow:
     names = dict.fromkeys(RECORD.names or (), 0)
-    return Row(**{**names, **fields})
+    return IndexRow(**{**names, **fields})
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def row(**fields: int) -> Row:
     [{"segments": 1}, {"segments": 3}, {"scan": 5}, {"scan": 9999}, {"width": 72}, {"per_segment": 0}],
 )
 def test_segments_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
-    made = segmented(jpeg(photo(40, 8), subsampling=0))
+    made = rewrite_jpeg(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
     size = {"width": 40, "height": 8, "mcu_width": 8, "mcu_height": 8, "per_segment": 4}
     right = row(size=made.table, scan=made.scan, segments=2, **size)
@@ -194,7 +194,7 @@ def test_segments_that_do_not_fit_are_refused(wrong: dict[str, int]) -> None:
 
 
 def test_a_table_that_does_not_fit_the_coded_data_is_refused() -> None:
-    made = segmented(jpeg(photo(40, 8), subsampling=0))
+    made = rewrite_jpeg(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
     with pytest.raises(ValueError, match="not the JPEG that its index describes"):
         SegmentedImage(made._replace(grid=made.grid._replace(height=60_000))).part(0, 50, 8, 8)
@@ -208,7 +208,7 @@ def test_a_table_that_does_not_fit_the_coded_data_is_refused() -> None:
 
 def test_a_frame_behind_a_comment_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size that is checked must be the frame's, because the decoder allocates what that says."""
-    made = segmented(jpeg(photo(40, 8), subsampling=0))
+    made = rewrite_jpeg(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
     head = made.data[: HEIGHT_AT - 5]
     hidden = (
@@ -229,7 +229,7 @@ def test_a_frame_behind_a_comment_is_not_decoded(monkeypatch: pytest.MonkeyPatch
 def test_impossible_sampling_factors(factors: int) -> None:
     data = bytearray(jpeg(photo(40, 30)))
     data[data.index(b"\xff\xc0") + 11] = factors
-    assert segmented(bytes(data)) is None
+    assert rewrite_jpeg(bytes(data)) is None
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def store(packed: Path) -> Any:
 
 
 def largest(packed: Path) -> int:
-    return max(shard.bytes for shard in read_manifest(packed / "pack.json").shards)
+    return max(shard.bytes for shard in read_pack_manifest(packed / "pack.json").shards)
 
 
 def open_store(tmp_path: Path, size: float | None = None, **keys: Any) -> PackedDataset:
@@ -287,7 +287,9 @@ def test_the_cache_keeps_its_bound_with_many_threads(
     def slow(self: Any, name: str, sha256: str | None = None) -> None:
         time.sleep(0.02)
         copy(self, name, sha256)
-        with turn(self._cache / f"{self._name}.lock"):  # nobody makes room meanwhile; a copy may get its name
+        with locked(
+            self._cache / f"{self._name}.lock"
+        ):  # nobody makes room meanwhile; a copy may get its name
             files = [*(tmp_path / "cache").rglob("*.data.new"), *(tmp_path / "cache").rglob("*.data")]
             seen.append(sum(kept[name] for name in {file.name.removesuffix(".new") for file in files}))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ppxcls.data.decode import decode_image
-from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, segmented
+from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, rewrite_jpeg
 from ppxcls.packed.jpeg_codes import SEGMENT
 from ppxcls.system import kernels
 from tests.conftest import SHARED, needs_shared
@@ -18,7 +18,7 @@ from tests.packed.conftest import KINDS, WHOLE, jpeg, photo
 
 def check_parts(data: bytes, parts: int, seed: int) -> None:
     """Compare with the stock decoder's picture: the whole, and parts at random and in the corners."""
-    made, picture = segmented(data), decode_image(data)
+    made, picture = rewrite_jpeg(data), decode_image(data)
     assert made is not None
     image = SegmentedImage(made)
     assert image.shape == picture.shape
@@ -62,7 +62,7 @@ def test_parts_of_real_images() -> None:
     for seed, file in enumerate(files):
         data = file.read_bytes()
         check_parts(data, 6, seed)
-        made = segmented(data)
+        made = rewrite_jpeg(data)
         assert made is not None
         sizes.append((len(data), len(made.data)))
     before, after = np.sum(sizes, axis=0)
@@ -72,7 +72,7 @@ def test_parts_of_real_images() -> None:
 def test_a_row_of_the_table_says_where_a_segment_begins_and_what_precedes_it() -> None:
     """A grey picture of one colour per block of 8 pixels: its DC is known, and only DC is coded."""
     values = np.arange(5 * 7).reshape(5, 7) * 6  # 7 blocks in a row are two segments
-    made = segmented(jpeg(np.kron(values, np.ones((8, 8))).astype(np.uint8), quality=75))
+    made = rewrite_jpeg(jpeg(np.kron(values, np.ones((8, 8))).astype(np.uint8), quality=75))
     assert made is not None
     assert (made.grid.columns, made.grid.rows, made.grid.per_segment) == (2, 5, 4)
     table = np.frombuffer(made.data, SEGMENT, offset=made.table)
@@ -88,7 +88,7 @@ def test_a_row_of_the_table_says_where_a_segment_begins_and_what_precedes_it() -
 
 
 def test_segments_have_32_pixels_whatever_the_width() -> None:
-    made = segmented(jpeg(photo(500, 375), subsampling=0))
+    made = rewrite_jpeg(jpeg(photo(500, 375), subsampling=0))
     assert made is not None
     assert (made.grid.mcus, made.grid.columns, made.grid.rows, made.grid.per_segment) == (63, 16, 47, 4)
 
@@ -104,7 +104,7 @@ def test_parts_of_extreme_brightness() -> None:
 
 
 def test_numbers_of_numpy_are_taken() -> None:
-    made = segmented(jpeg(photo(100, 80)))
+    made = rewrite_jpeg(jpeg(photo(100, 80)))
     assert made is not None
     image = SegmentedImage(made)
     np.testing.assert_array_equal(image.part(*np.array([40, 30, 20, 10])), image.whole()[30:40, 40:60])
@@ -112,17 +112,17 @@ def test_numbers_of_numpy_are_taken() -> None:
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_other_kinds_stay_as_they_are(kind: str) -> None:
-    assert segmented(jpeg(photo(100, 80), **WHOLE[kind])) is None
+    assert rewrite_jpeg(jpeg(photo(100, 80), **WHOLE[kind])) is None
 
 
 def test_without_numba_all_stay_as_they_are_and_parts_are_those_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made = segmented(jpeg(photo(100, 80)))
+    made = rewrite_jpeg(jpeg(photo(100, 80)))
     assert made is not None
     part = SegmentedImage(made).part(40, 30, 20, 10)
     monkeypatch.setattr(kernels, "HAS_NUMBA", False)
-    assert segmented(jpeg(photo(100, 80))) is None
+    assert rewrite_jpeg(jpeg(photo(100, 80))) is None
     monkeypatch.setattr(SegmentedImage, "_cut", lambda *_: pytest.fail("it was cut"))
     np.testing.assert_array_equal(SegmentedImage(made).part(40, 30, 20, 10), part)
 
@@ -141,7 +141,7 @@ def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
             del data[at : at + int(rng.integers(1, 9))]
         else:
             del data[at:]
-        made = segmented(bytes(data))
+        made = rewrite_jpeg(bytes(data))
         if made is None:
             continue
         kept += 1
@@ -159,7 +159,7 @@ def test_damaged_records_are_errors_or_pictures() -> None:
     """Bytes of the head, of the coded data and of the table, changed at random: no crash, and nothing outside of the memory."""
     rng = np.random.default_rng(1)
     sources = [
-        segmented(jpeg(photo(120, 90, k), **KINDS[kind]))
+        rewrite_jpeg(jpeg(photo(120, 90, k), **KINDS[kind]))
         for k, kind in enumerate(("444", "422", "420", "fine"))
     ]
     found = {"error": 0, "picture": 0}

@@ -23,7 +23,7 @@ from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import DistributedBatchSampler
 from ppxcls.packed import write
 from ppxcls.packed.dataset import PackedDataset
-from ppxcls.packed.format import RECORD, read_manifest
+from ppxcls.packed.format import RECORD, read_pack_manifest
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
 from tests.packed.conftest import jpeg, photo
 
@@ -50,7 +50,7 @@ RESIZERS += [("pil", name) for name in ("nearest", "bilinear", "bicubic", "box",
 def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
     facts = ppxcls.pack(photos / "list.txt", None, folder, samples_per_shard=7)
-    assert (facts.samples, facts.segmented) == (41, 31)
+    assert (facts.samples, facts.segmented_images) == (41, 31)
     return folder
 
 
@@ -241,7 +241,7 @@ def test_wrong_values_in_a_manifest(keys: dict[str, Any], packed: Path, tmp_path
     manifest = json.loads((packed / "pack.json").read_text())
     (tmp_path / "pack.json").write_text(changed(manifest, **keys))
     with pytest.raises(ppxcls.DataError, match=r"pack.json: not the manifest of a packed data set"):
-        read_manifest(tmp_path / "pack.json")
+        read_pack_manifest(tmp_path / "pack.json")
 
 
 def save(file: Path, array: Any) -> None:
@@ -319,7 +319,7 @@ def test_format_1_is_read(
     assert isinstance(old.read(0), bytes)
     assert old.digest() == new.digest()
     assert_same(batches(old), batches(new))
-    assert ppxcls.verify_pack(folder, photos / "list.txt").segmented == 0
+    assert ppxcls.verify_pack(folder, photos / "list.txt").segmented_images == 0
     with pytest.raises(ppxcls.DataError, match="a data set of the format 'ppxcls pack 1'"):
         ppxcls.pack(photos / "list.txt", None, folder, samples_per_shard=7)
 

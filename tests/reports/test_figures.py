@@ -42,12 +42,12 @@ def test_figures_are_scikit_learns(seed: int) -> None:
         figures.confusions(samples, CLASSES).matrix(CLASSES),
         confusion_matrix(samples.labels, samples.predicted, labels=ids),
     )
-    assert figures.topk_share(samples, 1).value == pytest.approx(
+    assert figures.topk_proportion(samples, 1).value == pytest.approx(
         accuracy_score(samples.labels, samples.predicted)
     )
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(samples.labels, scores, k=k, labels=ids)
-        assert figures.topk_share(samples, k).value == pytest.approx(expected)
+        assert figures.topk_proportion(samples, k).value == pytest.approx(expected)
     own = figures.by_class(samples, CLASSES)
     theirs = precision_recall_fscore_support(samples.labels, samples.predicted, labels=ids, zero_division=0)
     for key, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
@@ -61,9 +61,9 @@ def test_figures_are_scikit_learns(seed: int) -> None:
 
 def test_the_interval_is_wilsons() -> None:
     """Newcombe 1998 (Statistics in Medicine 17, table I): 81 of 263, and 0 of 20."""
-    found = figures.share(81, 263)
+    found = figures.proportion(81, 263)
     assert (round(found.low, 4), round(found.high, 4)) == (0.2553, 0.3662)
-    found = figures.share(0, 20)
+    found = figures.proportion(0, 20)
     assert (found.low, round(found.high, 4)) == (0.0, 0.1611)
 
 

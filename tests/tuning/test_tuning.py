@@ -60,8 +60,8 @@ def test_a_range_test_leaves_the_run_as_it_is(small: Callable[..., Path], update
     folder = run.output_dir.parent / "find" / run.output_dir.name
     assert {f.name: f.stat().st_mtime_ns for f in run.output_dir.iterdir()} == before
     assert not list(folder.glob("*.pdparams"))
-    assert (folder / build.PICTURE).read_bytes().startswith(b"\x89PNG")
-    rows = table(folder / build.RATES)
+    assert (folder / build.PICTURE_FILE).read_bytes().startswith(b"\x89PNG")
+    rows = table(folder / build.RATES_FILE)
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(found.rates, rel=1e-5)
     assert found.rates[0] == pytest.approx(1e-6)
     assert len(rows) == len(found.losses) >= 10
@@ -131,7 +131,7 @@ def test_several_processes(small: Callable[..., Path], tmp_path: Path) -> None:
 def test_a_training_that_diverges_by_itself(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppxcls.tuning.rate_range.HIGHEST", 1e35)
+    monkeypatch.setattr("ppxcls.tuning.rate_range.MAX_RATE", 1e35)
     with pytest.raises(ppxcls.TrainingError, match=r"the loss is finite at \d rates"):
         ppxcls.find_lr(small(), steps=12)
 
@@ -172,7 +172,7 @@ def test_the_largest_batch_of_an_accelerator(
     assert 0.8 * limit - 8 <= found.largest <= limit
     assert found.largest > limit / 2
     assert "don't fit" in found.limit
-    sizes = [size for size, _, _ in found.tried]
+    sizes = [size for size, _, _ in found.measurements]
     assert sizes == sorted(set(sizes))
 
 
@@ -202,8 +202,8 @@ def test_a_host_is_never_asked_for_more_than_it_has(
     monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 3e8)
     found = ppxcls.find_batch(small())
     assert found.largest == max(asked)
-    assert found.tried[-1][2] - found.tried[0][2] < 6e8
-    assert table(next(Path(small()).parent.rglob(build.BATCHES)))[-1]["batch_size"] == str(found.largest)
+    assert found.measurements[-1][2] - found.measurements[0][2] < 6e8
+    assert table(next(Path(small()).parent.rglob(build.BATCHES_FILE)))[-1]["batch_size"] == str(found.largest)
 
 
 def test_the_smallest_fast_batch() -> None:

@@ -20,8 +20,8 @@ import paddle
 import pytest
 
 import ppxcls
-from ppxcls.checkpoints.array_pickle import MAX_OPCODES, read_arrays
-from ppxcls.checkpoints.pickled_arrays import RefusedError
+from ppxcls.checkpoints.pickle_reader import MAX_OPCODES, read_arrays
+from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from tests.conftest import ROOT
 
 RNG = np.random.default_rng(0)

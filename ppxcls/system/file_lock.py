@@ -12,7 +12,7 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 
-class TakenError(Exception):
+class LockedError(Exception):
     """Another process has the lock."""
 
 
@@ -20,7 +20,7 @@ HAS_TURNS = fcntl is not None
 
 
 @contextlib.contextmanager
-def turn(lock: Path, waits: bool = True) -> Iterator[None]:
+def locked(lock: Path, waits: bool = True) -> Iterator[None]:
     """Runs a block while no other process of this host runs it, if the file system has locks.
 
     Args:
@@ -28,7 +28,7 @@ def turn(lock: Path, waits: bool = True) -> Iterator[None]:
         waits: True to wait for other processes; False to raise an error instead.
 
     Raises:
-        TakenError: another process has the lock, and ``waits`` is False.
+        LockedError: another process has the lock, and ``waits`` is False.
     """
     with contextlib.ExitStack() as stack:
         if fcntl is not None:
@@ -37,7 +37,7 @@ def turn(lock: Path, waits: bool = True) -> Iterator[None]:
                     stack.enter_context(open(lock, "ab")), fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB)
                 )
             except BlockingIOError:
-                raise TakenError(str(lock)) from None
+                raise LockedError(str(lock)) from None
             except OSError:  # the file can't be created, or the file system has no locks
                 pass
         yield

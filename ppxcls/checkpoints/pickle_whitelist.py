@@ -35,14 +35,14 @@ class RefusedError(ValueError):
 
 
 @dataclass
-class Global:
+class AllowedGlobal:
     """A name that the pickle may call."""
 
     name: str
 
 
 @dataclass
-class Type:
+class PendingType:
     """A numpy type under construction: its name from the table, and later its byte order."""
 
     name: str
@@ -50,7 +50,7 @@ class Type:
 
 
 @dataclass
-class Array:
+class PendingArray:
     """An array under construction: empty until its state is read."""
 
     value: np.ndarray[Any, Any] | None = None
@@ -64,16 +64,16 @@ def _check_arguments(function_name: str, arguments: tuple[Any, ...], *kinds: typ
         raise RefusedError(f"{function_name} is called with other arguments than numpy's writer gives")
 
 
-def _dtype(spend: Spend, arguments: tuple[Any, ...]) -> Type:
+def _dtype(spend: Spend, arguments: tuple[Any, ...]) -> PendingType:
     _check_arguments("dtype", arguments, str, int, int)
     if arguments[0] not in _TYPES:
         raise RefusedError(
             f"an array has the type {arguments[0][:20]!r}; expected one of {', '.join(_TYPES)}"
         )
-    return Type(arguments[0])
+    return PendingType(arguments[0])
 
 
-def set_type(target: Type, state: Any) -> None:
+def set_type(target: PendingType, state: Any) -> None:
     """Reads the state that numpy writes for a plain type: version, byte order, and nothing else."""
     if (
         not isinstance(state, tuple)
@@ -87,25 +87,25 @@ def set_type(target: Type, state: Any) -> None:
     target.order = state[1]
 
 
-def _reconstruct(spend: Spend, arguments: tuple[Any, ...]) -> Array:
-    _check_arguments("_reconstruct", arguments, Global, tuple, object)
+def _reconstruct(spend: Spend, arguments: tuple[Any, ...]) -> PendingArray:
+    _check_arguments("_reconstruct", arguments, AllowedGlobal, tuple, object)
     if arguments[0].name != "ndarray" or arguments[1] != (0,) or bytes(_bytes(arguments[2])[:2]) != b"b":
         raise RefusedError("an array begins with something else than an empty one")
-    return Array()
+    return PendingArray()
 
 
-def set_array(spend: Spend, target: Array, state: Any) -> None:
+def set_array(spend: Spend, target: PendingArray, state: Any) -> None:
     """Reads the state that numpy writes for an array: version, shape, type, column-major flag, bytes."""
     _check_arguments(
-        "an array's state", state if isinstance(state, tuple) else (), int, tuple, Type, int, object
+        "an array's state", state if isinstance(state, tuple) else (), int, tuple, PendingType, int, object
     )
     target.value = _array(spend, _bytes(state[4]), state[2], state[1], "F" if state[3] else "C")
 
 
-def _frombuffer(spend: Spend, arguments: tuple[Any, ...]) -> Array:
+def _frombuffer(spend: Spend, arguments: tuple[Any, ...]) -> PendingArray:
     """Reads an array as protocol 5 writes it: bytes, type, shape, order."""
-    _check_arguments("_frombuffer", arguments, object, Type, tuple, str)
-    array = Array()
+    _check_arguments("_frombuffer", arguments, object, PendingType, tuple, str)
+    array = PendingArray()
     array.value = _array(
         spend, _bytes(arguments[0]), arguments[1], arguments[2], "F" if arguments[3] == "F" else "C"
     )
@@ -113,7 +113,7 @@ def _frombuffer(spend: Spend, arguments: tuple[Any, ...]) -> Array:
 
 
 def _array(
-    spend: Spend, data: memoryview, kind: Type, shape: tuple[Any, ...], order: Any
+    spend: Spend, data: memoryview, kind: PendingType, shape: tuple[Any, ...], order: Any
 ) -> np.ndarray[Any, Any]:
     if len(shape) > _MAX_DIMENSIONS or not all(
         type(n) is int and 0 <= n < _MAX_DIMENSION_SIZE for n in shape
@@ -133,7 +133,7 @@ def _array(
 
 
 def _scalar(spend: Spend, arguments: tuple[Any, ...]) -> np.generic:
-    _check_arguments("scalar", arguments, Type, object)
+    _check_arguments("scalar", arguments, PendingType, object)
     return cast(np.generic, _array(spend, _bytes(arguments[1]), arguments[0], (), "C")[()])
 
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.checkpoints.pickled_arrays import (
+from ppxcls.checkpoints.pickle_whitelist import (
     CALLS,
     GLOBALS,
-    Array,
-    Global,
+    AllowedGlobal,
+    PendingArray,
+    PendingType,
     RefusedError,
-    Type,
     set_array,
     set_type,
 )
@@ -191,20 +191,24 @@ class _Machine:
         global_name = GLOBALS.get((module, name))
         if global_name is None:
             raise RefusedError(f"it asks for {module[:80]}.{name[:80]}, and weights need arrays only")
-        self.push(Global(global_name))
+        self.push(AllowedGlobal(global_name))
 
     def reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, Global) or not isinstance(arguments, tuple) or function.name not in CALLS:
+        if (
+            not isinstance(function, AllowedGlobal)
+            or not isinstance(arguments, tuple)
+            or function.name not in CALLS
+        ):
             raise RefusedError("it calls something that is no writer of arrays")
         self.push(CALLS[function.name](self.spend, arguments))
 
     def build(self) -> None:
         state = self.pop()
         target = self._stack[-1] if self._stack else None
-        if isinstance(target, Type):
+        if isinstance(target, PendingType):
             set_type(target, state)
-        elif isinstance(target, Array):
+        elif isinstance(target, PendingArray):
             set_array(self.spend, target, state)
         else:
             raise RefusedError("it gives a state to something that is no array")
@@ -272,7 +276,7 @@ def _finish_arrays(value: Any, max_bytes: int) -> Any:
         nonlocal count, size
         count += 1
         # The caller may copy each use.
-        size += part.value.nbytes if isinstance(part, Array) and part.value is not None else 0
+        size += part.value.nbytes if isinstance(part, PendingArray) and part.value is not None else 0
         if size > max_bytes:
             raise RefusedError("it shares its arrays again and again")
         if count > MAX_OPCODES or depth > _MAX_DEPTH:
@@ -285,7 +289,7 @@ def _finish_arrays(value: Any, max_bytes: int) -> Any:
             return [finish(item, depth + 1) for item in part]
         if isinstance(part, tuple):
             return tuple(finish(item, depth + 1) for item in part)
-        if isinstance(part, Array) and part.value is not None:
+        if isinstance(part, PendingArray) and part.value is not None:
             return part.value
         if isinstance(part, memoryview):
             if id(part) not in strings:

@@ -13,16 +13,16 @@ import yaml
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
-from ppxcls.system.whole_files import write_text
+from ppxcls.system.atomic_files import write_text
 
-NAME = "inference_config.json"
+METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
 _PADDLEX_MODEL = "ResNet50"
 
 
 @dataclass
-class Exported:
+class ExportMetadata:
     """All information that is needed to use an exported model.
 
     Attributes:
@@ -62,8 +62,8 @@ class Exported:
         return f"{self.model} exported from {self.weights}, {prepared_images(self.transforms)}, {classes}"
 
 
-def write_side_files(
-    folder: Path, metadata: Exported, facts: Mapping[str, Any], has_paddle_files: bool
+def write_metadata(
+    folder: Path, metadata: ExportMetadata, facts: Mapping[str, Any], has_paddle_files: bool
 ) -> None:
     """Writes ``inference_config.json`` and, if needed, PaddleX's ``inference.yml``.
 
@@ -79,12 +79,12 @@ def write_side_files(
         OSError: a file can't be written.
     """
     text = json.dumps({**metadata.as_dict(), **facts}, indent=1, ensure_ascii=False)
-    write_text(folder / NAME, text + "\n")
+    write_text(folder / METADATA_FILE, text + "\n")
     if has_paddle_files and not metadata.preprocesses:  # PaddleX always normalises
         write_text(folder / "inference.yml", _paddlex_yaml(metadata))
 
 
-def read_side_file(folder: Path) -> Exported:
+def read_metadata(folder: Path) -> ExportMetadata:
     """Reads the metadata that ``write_side_files`` wrote.
 
     Raises:
@@ -93,14 +93,18 @@ def read_side_file(folder: Path) -> Exported:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of an exported model")
     try:
-        return parse(json.loads((folder / NAME).read_text(encoding="utf-8")), str(folder / NAME))
+        return parse_metadata(
+            json.loads((folder / METADATA_FILE).read_text(encoding="utf-8")), str(folder / METADATA_FILE)
+        )
     except FileNotFoundError:
-        raise DataError(f"{folder}: no {NAME} in it, so it is not an exported model") from None
+        raise DataError(f"{folder}: no {METADATA_FILE} in it, so it is not an exported model") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{folder / NAME}: invalid metadata: {type(error).__name__}: {error}") from None
+        raise DataError(
+            f"{folder / METADATA_FILE}: invalid metadata: {type(error).__name__}: {error}"
+        ) from None
 
 
-def parse(values: Any, source: str) -> Exported:
+def parse_metadata(values: Any, source: str) -> ExportMetadata:
     """Checks the entries of a metadata file and returns them.
 
     Version 0.2.0 wrote neither ``weights`` nor ``class_num``.
@@ -134,7 +138,7 @@ def parse(values: Any, source: str) -> Exported:
         raise DataError(
             f"{source}: expected the names of {count} classes with ids from 0, received {len(names)}"
         )
-    return Exported(
+    return ExportMetadata(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
         transforms=values["transforms"],
@@ -145,7 +149,7 @@ def parse(values: Any, source: str) -> Exported:
     )
 
 
-def _paddlex_yaml(metadata: Exported) -> str:
+def _paddlex_yaml(metadata: ExportMetadata) -> str:
     """Returns the YAML that PaddleX 3 reads beside ``inference.json`` and ``inference.pdiparams``."""
     ops: list[dict[str, Any]] = []
     for op in metadata.transforms:
