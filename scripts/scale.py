@@ -65,7 +65,8 @@ class Cluster:
 
 
 def ring(size: float, members: int, bandwidth: float, latency: float = 0.0) -> float:
-    """Seconds of an all-reduce around a ring: each member sends 2 (n - 1) / n of the bytes, in 2 (n - 1) messages."""
+    """Seconds of an all-reduce around a ring: each member sends 2 (n - 1) / n of the bytes, in 2 (n - 1)
+    messages."""
     return 2 * (members - 1) / members * size / bandwidth + 2 * (members - 1) * latency
 
 
@@ -76,7 +77,8 @@ def all_reduce(size: float, cluster: Cluster) -> float:
 
 
 def slowest(members: int, jitter: float = JITTER, draws: int = 4000) -> float:
-    """By how much the slowest of several cards is slower than their mean, if steps are normally distributed; drawn at random."""
+    """By how much the slowest of several cards is slower than their mean, if steps are normally distributed;
+    drawn at random."""
     if members == 1:
         return 1.0
     rng = np.random.default_rng(0)
@@ -84,7 +86,8 @@ def slowest(members: int, jitter: float = JITTER, draws: int = 4000) -> float:
 
 
 def step(parameters: float, cluster: Cluster, bytes_each: int = 4) -> float:
-    """Seconds of a step: computation, the slowest card, and what of the all-reduce the backward pass does not hide."""
+    """Seconds of a step: computation, the slowest card, and what of the all-reduce the backward pass does not
+    hide."""
     compute = BATCH / cluster.images * slowest(cluster.count)
     return compute + max(0.0, all_reduce(bytes_each * parameters, cluster) - OVERLAP * compute)
 
@@ -156,7 +159,8 @@ def main() -> None:
         rate = cluster.count * given.images * share
         sent = 1000 * all_reduce(4 * parameters, cluster)
         print(
-            f"{name} on {cluster.count} x {given.gpu}: {share:.0%}, {rate:,.0f} images/s; all-reduce {sent:.1f} ms of a step of "
+            f"{name} on {cluster.count} x {given.gpu}: {share:.0%}, "
+            f"{rate:,.0f} images/s; all-reduce {sent:.1f} ms of a step of "
             f"{1000 * step(parameters, cluster):.0f} ms; {rate * IMAGE_BYTES / 1e9:.2f} GB/s from storage; "
             f"{math.ceil(rate / given.nodes / DECODED_PER_CORE)} cores a node to decode"
         )

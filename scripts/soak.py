@@ -1,4 +1,5 @@
-"""Train two processes under ``ppxcls launch`` for a time, with a fault every few seconds, and compare with a run
+"""Train two processes under ``ppxcls launch`` for a time, with a fault every few seconds, and compare with a
+run
 without faults.
 
     python scripts/soak.py --minutes 60 --seed 1
@@ -246,7 +247,8 @@ def main() -> None:
     epochs = soak.finish()
     found = difference(soak.run / "latest", undisturbed(soak, epochs) / "latest")
     print(
-        f"{sum(soak.faults.values())} faults in {arguments.minutes:g} minutes: {dict(soak.faults)}; {epochs} epochs"
+        f"{sum(soak.faults.values())} faults in {arguments.minutes:g} "
+        f"minutes: {dict(soak.faults)}; {epochs} epochs"
     )
     print(
         f"differs from the undisturbed run: {found}" if found else "equal to the undisturbed run, bit by bit"

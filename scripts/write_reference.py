@@ -1,4 +1,5 @@
-"""Write ``docs/reference.md``, every key of a YAML, from the sections and signatures: ``python scripts/write_reference.py``."""
+"""Write ``docs/reference.md``, every key of a YAML, from the sections and signatures:
+``python scripts/write_reference.py``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Shared fixtures: the optional reference data, images made on the spot, the tools run as a user runs them."""
+"""Shared fixtures: the optional reference data, images made on the spot, the tools run as a user runs
+them."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def write_images(
 
 
 def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
-    """A config that trains Xception41 on 71 px images for a moment on the CPU; keys in dotted form override."""
+    """A config that trains Xception41 on 71 px images for a moment on the CPU; keys in dotted form
+    override."""
     normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
     train_ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandFlipImage": {}}, normalize]
     eval_ops = [

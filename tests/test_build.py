@@ -1,4 +1,5 @@
-"""From a config to objects: what is checked, which weights are meant, and what the common keys of a network do."""
+"""From a config to objects: what is checked, which weights are meant, and what the common keys of a network
+do."""
 
 from __future__ import annotations
 
@@ -57,11 +58,11 @@ def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pyt
     ppxcls.evaluate(config)
     ppxcls.check_data(config, progress_bar=False)
     assert not checks, "nothing is checked again"
-    ppxcls.build_lr_schedule(config.Optimizer.lr, 2, 3)
+    ppxcls.build_lr_schedule(config.Optimizer.lr, 2, steps_per_epoch=3)
     ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
     assert not checks
     ppxcls.build_lr_schedule(
-        {"name": "ConstLR", "learning_rate": 0.1}, 2, 3
+        {"name": "ConstLR", "learning_rate": 0.1}, 2, steps_per_epoch=3
     )  # the door for a notebook's plain dict
     assert list(checks.values()) == [1]
 
@@ -108,7 +109,7 @@ def test_a_block_that_is_changed_in_a_notebook_is_checked(small: Callable[..., P
     with pytest.raises(AttributeError, match=r"Optimizer.name can't be set"):
         config.Optimizer.name = "SGD"
     with pytest.raises(ppxcls.ConfigError, match="expected a lr schedule, received the model SmallNetwork"):
-        ppxcls.build_lr_schedule(config.Arch, 2, 3)
+        ppxcls.build_lr_schedule(config.Arch, 2, steps_per_epoch=3)
 
 
 def weights(model: nn.Layer) -> dict[str, np.ndarray]:
@@ -294,7 +295,8 @@ def test_a_network_must_say_how_many_classes_it_has(
     tmp_path: Path, write_config: Callable[..., Path]
 ) -> None:
     (tmp_path / "no_classes.py").write_text(
-        "import paddle\nimport ppxcls\n\n\n@ppxcls.MODELS.register\ndef NoClasses(width: int = 2) -> paddle.nn.Layer:\n"
+        "import paddle\nimport ppxcls\n\n\n@ppxcls.MODELS.register\ndef "
+        "NoClasses(width: int = 2) -> paddle.nn.Layer:\n"
         '    """A network."""\n    return paddle.nn.Linear(width, 2)\n'
     )
     config = ppxcls.load_config(
@@ -332,7 +334,7 @@ def test_all_runs_without_numba(small: Callable[..., Path], images: Path, tmp_pa
         {"NormalizeImage": {"order": ""}},
     ]
     file = small(**{"DataLoader.Train.dataset.transform_ops": augmented})
-    ppxcls.pack(images / "train_list.txt", None, tmp_path / "parts")
+    ppxcls.pack(images / "train_list.txt", None, output=tmp_path / "parts")
     code = f"""{NO_NUMBA}
 import ppxcls
 trainer = ppxcls.build_trainer(ppxcls.load_config({str(file)!r}))

@@ -49,7 +49,10 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
     """There is room for one checkpoint and half of the next one."""
     file = write_config(**{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
     disk = tmp_path / "output"
-    check = "from pathlib import Path; from ppxcls.checkpoints.files import check_whole as c; print(c(Path('{}'))['progress']['step'])"
+    check = (
+        "from pathlib import Path; from ppxcls.checkpoints.files import "
+        "check_whole as c; print(c(Path('{}'))['progress']['step'])"
+    )
     result = on_small_disk(
         disk,
         "270m",
@@ -68,7 +71,8 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
 
 @has_tmpfs
 def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Two are kept and one is written, 16 MB each, and ``best_model`` has 8 MB; the disk has room for 2.9 of 16 MB."""
+    """Two are kept and one is written, 16 MB each, and ``best_model`` has 8 MB; the disk has room for 2.9 of
+    16 MB."""
     arch = {"name": "SmallNetwork", "class_num": 400_000}
     file = small(
         **{"Arch": arch, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9}
@@ -92,7 +96,8 @@ def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], t
 
 @has_tmpfs
 def test_full_disk_during_logs_and_curves(tmp_path: Path) -> None:
-    """Training goes on; no line of metrics.jsonl is lost or torn; the log and the curves say what they lack."""
+    """Training goes on; no line of metrics.jsonl is lost or torn; the log and the curves say what they
+    lack."""
     script = tmp_path / "script.py"
     script.write_text(
         f"""
@@ -203,7 +208,9 @@ def test_files_have_the_rights_that_the_user_wants(
 @pytest.fixture
 def data(tmp_path: Path) -> ImageNetDataset:
     folder = write_images(tmp_path / "data", 3)
-    return ImageNetDataset(str(folder), str(folder / "train_list.txt"), [{"DecodeImage": {}}], patience=3)
+    return ImageNetDataset(
+        str(folder), str(folder / "train_list.txt"), transform_ops=[{"DecodeImage": {}}], patience=3
+    )
 
 
 class Failing:
@@ -295,7 +302,7 @@ def test_paths_inside_the_folder_and_links_are_taken(data: ImageNetDataset, tmp_
     os.symlink(tmp_path / "elsewhere", tmp_path / "data/link")
     listed = tmp_path / "list.txt"
     listed.write_text(f"link/moved.png 0\n{tmp_path}/data/train/0001.png 1\ntrain/..odd.png 1\n")
-    dataset = ImageNetDataset(str(tmp_path / "data"), str(listed), [{"DecodeImage": {}}])
+    dataset = ImageNetDataset(str(tmp_path / "data"), str(listed), transform_ops=[{"DecodeImage": {}}])
     assert dataset.load(0).shape == (80, 80, 3)
     assert dataset.load(1).shape == (80, 81, 3)
 
@@ -329,7 +336,10 @@ def test_the_room_that_checkpoints_need_is_said(
     trainer.run.folder.release()
     ppxcls.build_trainer(config)
     count = 2 + 1 + 1  # keep_last, the one being written, epoch_2
-    line = f"need up to {(count * (weights + state) + weights) / 1e9:.3g} GB at {log.parent}: 4, and best_model of "
+    line = (
+        f"need up to {(count * (weights + state) + weights) / 1e9:.3g} "
+        f"GB at {log.parent}: 4, and best_model of "
+    )
     assert line in log.read_text()
     assert (
         " GB; only 0.1 GB are free; Global.save_interval and Global.keep_last decide how many are kept"

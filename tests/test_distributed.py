@@ -129,7 +129,8 @@ def test_synchronised_batch_norms_make_the_split_irrelevant(
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     update_freq: int, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """12 samples in global batches of 8: the second batch is a short one, and with update_freq both make one step."""
+    """12 samples in global batches of 8: the second batch is a short one, and with update_freq both make one
+    step."""
     script = tmp_path / "train.py"
     script.write_text(FROZEN_BATCH_NORM)
     epochs = {"Global.epochs": 2, "Global.update_freq": update_freq, "Global.eval_during_train": False}
@@ -151,7 +152,8 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
 
 @pytest.mark.every_paddle
 def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """7 samples in batches of 4 do not divide by 2; with batches of 3 the second process has none of the last global batch."""
+    """7 samples in batches of 4 do not divide by 2; with batches of 3 the second process has none of the last
+    global batch."""
     file = write_config()
     assert run_tool("tools/train.py", "-c", file).returncode == 0
     best = f"Global.pretrained_model={tmp_path}/output/Xception41/best_model"

@@ -1,4 +1,5 @@
-"""The documentation: generated pages are current, the site builds without a warning, and what the pages show works."""
+"""The documentation: generated pages are current, the site builds without a warning, and what the pages show
+works."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def test_the_script_requeues_after_a_signal_and_after_a_failure(tmp_path: Any) -
 
 
 def test_the_jobset_has_the_published_fields() -> None:
-    """By the models that Kubeflow generates from JobSet's and Kubernetes' schemas: a wrong name or type is an error or is lost."""
+    """By the models that Kubeflow generates from JobSet's and Kubernetes' schemas: a wrong name or type is an
+    error or is lost."""
     models = pytest.importorskip("kubeflow_trainer_api.models")
     document = jobset()
     assert models.JobsetV1alpha2JobSet.from_dict(document).to_dict() == document

@@ -1,4 +1,5 @@
-"""What goes wrong in two processes under Paddle's launcher, and on the disks: the job ends or goes on as documented."""
+"""What goes wrong in two processes under Paddle's launcher, and on the disks: the job ends or goes on as
+documented."""
 
 from __future__ import annotations
 
@@ -122,7 +123,8 @@ def test_a_killed_launcher_leaves_no_orphan(config: Path, tmp_path: Path) -> Non
 
 
 def test_a_launcher_killed_at_the_start_leaves_no_orphan(config: Path, tmp_path: Path) -> None:
-    """While Python itself is starting, and long before the first step: then the rank's parent is init from the beginning."""
+    """While Python itself is starting, and long before the first step: then the rank's parent is init from
+    the beginning."""
     job = Job(config, tmp_path)
     deadline = time.monotonic() + 60
     while len(ranks := job.ranks()) < 2 and time.monotonic() < deadline:
@@ -188,7 +190,8 @@ def test_a_signal_to_the_launcher_saves_on_all_ranks(config: Path, tmp_path: Pat
 
 
 def by_hand(config: Path, port: int, *overrides: tuple[str, ...]) -> list[tuple[int, str]]:
-    """One process for each tuple of overrides, as on machines of their own; exit codes and standard errors."""
+    """One process for each tuple of overrides, as on machines of their own; exit codes and standard
+    errors."""
     processes = []
     for rank, own in enumerate(overrides):
         if own == ("absent",):

@@ -1,4 +1,5 @@
-"""What a run is after training: every tool uses its weights, its preparation of images and its class names, and says so."""
+"""What a run is after training: every tool uses its weights, its preparation of images and its class names,
+and says so."""
 
 from __future__ import annotations
 
@@ -114,7 +115,10 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
 
     evaluated = run_tool("tools/eval.py", "-c", folder)
     assert evaluated.returncode == 0, evaluated.stderr
-    about = f"{folder}/best_model (epoch {best['epoch']}, top1 {best['top1']:.4g}, averaged weights), 71 px bilinear from 75"
+    about = (
+        f"{folder}/best_model (epoch {best['epoch']}, top1 "
+        f"{best['top1']:.4g}, averaged weights), 71 px bilinear from 75"
+    )
     about = f"Xception41 with {about}, 3 classes: ant, bee, élan"
     assert evaluated.stdout.count(about) == 1
     results = json.loads((folder / "eval.json").read_text())
@@ -172,7 +176,8 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
 
 
 def test_averaged_or_raw_weights(small: Callable[..., Path], tmp_path: Path) -> None:
-    """The average unless the config or the command line says otherwise; and to start from as well, which the log says."""
+    """The average unless the config or the command line says otherwise; and to start from as well, which the
+    log says."""
     trainer = train(small(EMA={"decay": 0.9}))
     folder = tmp_path / "output/SmallNetwork"
     raw = trainer.learner.network.state_dict()["fc.weight"].numpy()
@@ -246,8 +251,8 @@ def test_which_preparation_is_used(small: Callable[..., Path], caplog: pytest.Lo
             assert difference in line
         assert line.endswith("DataLoader.Eval's are used; -o Infer.transforms=... overrides them")
         assert (
-            "Global.image_shape is [3, 60, 60], but the images are prepared as 71 x 71; the transforms take precedence"
-            in caplog.text
+            "Global.image_shape is [3, 60, 60], but the images "
+            "are prepared as 71 x 71; the transforms take precedence" in caplog.text
         )
         caplog.clear()
         given = f"Infer.transforms={json.dumps(other)}"
@@ -384,7 +389,8 @@ def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(
 def test_an_export_replaces_the_earlier_one_whole(
     small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files of two networks, or an ONNX file and another's description, never lie together; a failed export changes nothing."""
+    """Files of two networks, or an ONNX file and another's description, never lie together; a failed export
+    changes nothing."""
     file = small(Infer={"infer_imgs": str(pictures(tmp_path / "p", ("a",), 2))})
     target = tmp_path / "inference"
     images = sorted(map(str, (tmp_path / "p/a").iterdir()))

@@ -180,7 +180,8 @@ def figures(output: Path, name: str = "TwoLayers") -> list[dict[str, Any]]:
 
 
 def test_each_kind_in_the_tools(write_config: Callable[..., Path], plugin: Path, tmp_path: Path) -> None:
-    """All but what the next test has; the plugin lies beside the YAML, and the run's own config.yaml finds it again."""
+    """All but what the next test has; the plugin lies beside the YAML, and the run's own config.yaml finds it
+    again."""
     file = own_config(
         write_config,
         *OWN.keys() - {"optimizer", "schedule", "transform", "batch transform"},
@@ -261,7 +262,8 @@ assert trainer.progress.step == 3
     [
         (
             None,
-            "expected the name of a Python module or the path of a .py file, received 'no_such_plugin', which does not exist",
+            "expected the name of a Python module or the path of a "
+            ".py file, received 'no_such_plugin', which does not exist",
         ),
         ("1 / 0", "the plugin 'no_such_plugin' can't be imported: ZeroDivisionError: division by zero"),
         (
@@ -269,11 +271,13 @@ assert trainer.progress.step == 3
             "can't be imported: TypeError: loss 'CELoss' is registered twice",
         ),
         (
-            "import ppxcls\n@ppxcls.METRICS.register\nclass Bare:\n    def __call__(self, logits, labels): ...",
+            "import ppxcls\n@ppxcls.METRICS.register\nclass "
+            "Bare:\n    def __call__(self, logits, labels): ...",
             "can't be imported: TypeError: metric Bare: no names, results; derive the class from Metric",
         ),
         (
-            "import ppxcls\n@ppxcls.LOSSES.register\nclass Open(ppxcls.Loss):\n    def __init__(self, **more): ...",
+            "import ppxcls\n@ppxcls.LOSSES.register\nclass "
+            "Open(ppxcls.Loss):\n    def __init__(self, **more): ...",
             r"can't be imported: TypeError: loss Open: \*args and \*\*kwargs can't be checked",
         ),
     ],
@@ -304,7 +308,7 @@ def test_a_plugin_is_found_again_and_can_be_repaired(
     for _ in range(2):
         config = ppxcls.load_config(file)
         assert config.Global.plugins == [str(tmp_path / "my_schedule.py")]
-    assert ppxcls.build_lr_schedule(config.Optimizer.lr, 1, 1)(0) == 0.25
+    assert ppxcls.build_lr_schedule(config.Optimizer.lr, 1, steps_per_epoch=1)(0) == 0.25
     (tmp_path / "other").mkdir()
     (tmp_path / "other/my_schedule.py").write_text(text)
     other = tmp_path / "other/config.yaml"

@@ -1,4 +1,5 @@
-"""Runs that are killed or stopped, started again by the same command, and compared with one that never was."""
+"""Runs that are killed or stopped, started again by the same command, and compared with one that never
+was."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def start(file: Path, output: Path) -> subprocess.Popen[str]:
 
 
 def finish(file: Path, output: Path) -> str:
-    process = start(file, output)
+    process = start(file, deterministic=output)
     stdout, stderr = process.communicate(timeout=250)
     assert process.returncode == 0, stderr
     return stdout
@@ -110,7 +111,7 @@ def test_killed_and_continued_is_the_run_that_was_not(
 
     for kill in range(kills):
         since = time.time_ns()
-        process = start(file, output)
+        process = start(file, deterministic=output)
         if kill % 3 != 2:  # later in the run, from a checkpoint of this process on
             wait_for(process, partial(_is_younger, folder / "latest.json", since))
         if kill % 3 == 0:
@@ -135,7 +136,7 @@ def test_a_signal_saves_and_stops(name: str, write_config: Callable[..., Path], 
     file = write_config(**{**STEPS, "Global.save_interval_steps": None})
     finish(file, tmp_path / "whole")
     output = tmp_path / "stopped"
-    process = start(file, output)
+    process = start(file, deterministic=output)
     wait_for(process, (output / "Xception41/metrics.jsonl").exists)
     process.send_signal(getattr(signal, name))
     _, stderr = process.communicate(timeout=100)
@@ -333,7 +334,8 @@ def test_a_changed_config_that_can_be_meant_is_said(
 def test_the_same_samples_per_step_in_other_parts_go_on(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Stopped inside an epoch with batches of 4, continued with 2 x ``update_freq`` 2: no change of the run, and the same steps."""
+    """Stopped inside an epoch with batches of 4, continued with 2 x ``update_freq`` 2: no change of the run,
+    and the same steps."""
     network = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
     file = write_config(
         **network, **{"Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.epochs": 2}
@@ -380,7 +382,8 @@ def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path
 
 
 def test_resumed_on_two_processes(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """One process that is stopped inside an epoch, two that go on: the same samples, losses equal to rounding."""
+    """One process that is stopped inside an epoch, two that go on: the same samples, losses equal to
+    rounding."""
     from tests.test_distributed import FROZEN_BATCH_NORM
 
     script = tmp_path / "train.py"

@@ -86,7 +86,8 @@ def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(
 
 
 def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Going on from an older checkpoint: neither ``auto`` nor an evaluation takes what the abandoned branch wrote."""
+    """Going on from an older checkpoint: neither ``auto`` nor an evaluation takes what the abandoned branch
+    wrote."""
     file = small(**{"Global.keep_last": 9})
     train(file, "Global.epochs=3")
     folder = tmp_path / "output/SmallNetwork"
@@ -109,7 +110,8 @@ def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tm
 
 
 def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_path: Path) -> None:
-    """The folder is enough, whatever became of the place it was written to; and what it started from is not its result."""
+    """The folder is enough, whatever became of the place it was written to; and what it started from is not
+    its result."""
     ppxcls.load_config(small())  # imports the plugin
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "start.pdparams"))
     names = tmp_path / "names.txt"

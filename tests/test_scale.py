@@ -20,7 +20,8 @@ def test_a_ring() -> None:
 
 
 def test_the_slowest_of_several() -> None:
-    """Of two normal variables the larger is at 1/sqrt(pi) standard deviations, of three at 3 / (2 sqrt(pi))."""
+    """Of two normal variables the larger is at 1/sqrt(pi) standard deviations, of three at 3 / (2
+    sqrt(pi))."""
     assert scale.slowest(1) == 1.0
     assert scale.slowest(2, 0.1, 40_000) == pytest.approx(1 + 0.1 / math.sqrt(math.pi), abs=1e-3)
     assert scale.slowest(3, 0.1, 40_000) == pytest.approx(1 + 0.15 / math.sqrt(math.pi), abs=1e-3)

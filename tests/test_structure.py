@@ -79,7 +79,8 @@ def test_imports_go_down(file: Path) -> None:
 
 
 def test_no_module_has_the_name_of_a_standard_one() -> None:
-    """With the package's own folder first on the path, as an editor's "run this file" has it, it would be imported instead."""
+    """With the package's own folder first on the path, as an editor's "run this file" has it, it would be
+    imported instead."""
     assert not {file.stem for file in FILES} & set(sys.stdlib_module_names)
     command = [sys.executable, str(ROOT / "ppxcls/cli/__init__.py")]
     result = subprocess.run(

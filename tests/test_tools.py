@@ -172,7 +172,8 @@ assert set(results) == {{"top1", "top5", "CELoss", "loss", "num_samples"}} and r
     [
         (
             None,
-            "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', or the build for your GPU",
+            "ppxcls needs PaddlePaddle, which is not installed: "
+            "pip install 'ppxcls[cpu]', or the build for your GPU",
         ),
         ("__version__ = '2.5.2'", "ppxcls needs PaddlePaddle 2.6 or newer; 2.5.2 is installed"),
         (

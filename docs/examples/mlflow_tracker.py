@@ -1,4 +1,5 @@
-"""Figures of a run to MLflow: ``Global: {plugins: [mlflow_tracker.py], trackers: [{MLflow: {}}]}``, and ``pip install mlflow``."""
+"""Figures of a run to MLflow: ``Global: {plugins: [mlflow_tracker.py], trackers: [{MLflow: {}}]}``, and
+``pip install mlflow``."""
 
 from pathlib import Path
 

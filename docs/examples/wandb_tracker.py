@@ -1,4 +1,5 @@
-"""Figures of a run to W&B: ``Global: {plugins: [wandb_tracker.py], trackers: [{WandB: {}}]}``, and ``pip install wandb``."""
+"""Figures of a run to W&B: ``Global: {plugins: [wandb_tracker.py], trackers: [{WandB: {}}]}``, and
+``pip install wandb``."""
 
 from pathlib import Path
 

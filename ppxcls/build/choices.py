@@ -57,7 +57,10 @@ def class_num(config: Config) -> int:
         "class_num"
     )
     if parameter is None:
-        message = f"the network {config.Arch.name} needs a parameter class_num, because labels are checked against it"
+        message = (
+            f"the network {config.Arch.name} needs a parameter "
+            "class_num, because labels are checked against it"
+        )
         raise config.where("Arch.name").error(message)
     return int(config.Arch.get("class_num", parameter.default))
 
@@ -103,7 +106,10 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
         for path in paths_by_key.values():
             if path:
                 return _weights(config, path)
-    message = f"expected the weights to {purpose}, received null, and there is no {weights_file(folder / 'best_model')}"
+    message = (
+        f"expected the weights to {purpose}, received null, "
+        f"and there is no {weights_file(folder / 'best_model')}"
+    )
     raise config.where("Global.pretrained_model").error(message)
 
 
@@ -118,7 +124,7 @@ def no_download(name: str, where: ConfigPlace) -> ConfigError:
     return (where / "pretrained").error(f"expected a file, received True; {place}")
 
 
-def _weights(config: Config, path: str | bool) -> Weights:
+def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  PaddleClas's ``pretrained: True``
     if isinstance(path, bool):
         raise no_download(config.Arch.name, config.where("Arch"))
     if (problem := url_problem(path)) is not None:
@@ -205,7 +211,8 @@ def transforms_for(config: Config) -> list[Block]:
             else "DataLoader.Eval's are used; -o Infer.transforms=... overrides them"
         )
         logger.warning(
-            f"DataLoader.Eval and Infer.transforms prepare images differently ({'; '.join(differences)}): {choice}"
+            "DataLoader.Eval and Infer.transforms prepare images "
+            f"differently ({'; '.join(differences)}): {choice}"
         )
     transforms = infer_transforms if uses_infer_transforms else eval_transforms
     if not starts_with_decoding(transforms):
@@ -221,7 +228,8 @@ def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> No
     width, height = size if isinstance(size, tuple) else (size, size)
     if shape and size and shape[1:] != (height, width):
         logger.warning(
-            f"Global.image_shape is {list(shape)}, but the images are prepared as {height} x {width}; the transforms take precedence"
+            f"Global.image_shape is {list(shape)}, but the images are "
+            f"prepared as {height} x {width}; the transforms take precedence"
         )
 
 

@@ -62,10 +62,16 @@ def build_loader(config: Config, mode: str) -> Loader:
     bad_samples = None
     if config.Global.on_bad_image == "skip":
         bad_samples = BadSamples(config.run_folder / BAD_SAMPLES, dataset, config.Global.max_bad_share)
-    return Loader(dataset, sampler, section.loader.num_workers, bad_samples, config.Global.hang_timeout)
+    return Loader(
+        dataset,
+        sampler,
+        num_workers=section.loader.num_workers,
+        bad_samples=bad_samples,
+        timeout=config.Global.hang_timeout,
+    )
 
 
-def check_data(config: Config, progress_bar: bool = True) -> DataReport:
+def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     """Decodes every sample of the config's data sets and reports the problems.
 
     Args:

@@ -44,8 +44,10 @@ def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:
     )
     free_bytes = shutil.disk_usage(folder).free
     message = (
-        f"checkpoints of {(weight_bytes + state_bytes) / _BYTES_PER_GB:.2g} GB each need up to {max_bytes / _BYTES_PER_GB:.3g} GB at {folder}: {count}, "
-        f"and best_model of {(weight_bytes + state_bytes * section.best_model_optimizer) / _BYTES_PER_GB:.2g} GB"
+        f"checkpoints of {(weight_bytes + state_bytes) / _BYTES_PER_GB:.2g} GB "
+        f"each need up to {max_bytes / _BYTES_PER_GB:.3g} GB at {folder}: {count}, "
+        "and best_model of "
+        f"{(weight_bytes + state_bytes * section.best_model_optimizer) / _BYTES_PER_GB:.2g} GB"
     )
     if free_bytes < max_bytes:
         advice = "Global.save_interval and Global.keep_last decide how many are kept"

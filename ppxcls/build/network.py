@@ -67,12 +67,15 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     keys = MODELS.common_keys(config.Arch)
     network = MODELS.build(config.Arch)
     if weights:
-        skipped_keys = load_weights(network, weights.path, purpose == "train", weights.average)
+        skipped_keys = load_weights(
+            network, weights.path, keep_trunk=purpose == "train", average=weights.average
+        )
         if purpose == "train":
             logger.info(f"Loaded {weights}")
         if skipped_keys:
             logger.warning(
-                f"the classifier starts with fresh weights, because its size differs: {'; '.join(skipped_keys)}"
+                "the classifier starts with fresh weights, "
+                f"because its size differs: {'; '.join(skipped_keys)}"
             )
         _compare_with_published(config, weights)
     if keys.data_format == "NHWC" and purpose != "export":

@@ -45,7 +45,12 @@ def start_processes(config: Config) -> None:
     """
     section = config.Global
     try:
-        distributed.start(section.device, section.deterministic, section.hang_timeout, section.cudnn_search)
+        distributed.start(
+            section.device,
+            deterministic=section.deterministic,
+            timeout=section.hang_timeout,
+            cudnn_search=section.cudnn_search,
+        )
     except distributed.DeviceError as error:
         raise config.where("Global.device").error(str(error)) from None
 

@@ -70,15 +70,17 @@ def build_trainer(config: Config) -> Trainer:
         logger.warning(warning)
     evaluation = _evaluation_of_training(config)
     update_freq = _update_freq(config, loader)
-    facts = _facts(config, loader, update_freq, evaluation, weights)
+    facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
     if distributed.rank() == 0:
         report_disk_space(config, network, folder.path)
     distributed.require_same(facts.of_all_ranks())
     run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
-    trainer = Trainer(learner, loader, run, _run_schedule(config, update_freq), evaluation)
+    trainer = Trainer(
+        learner, loader, run=run, schedule=_run_schedule(config, update_freq), evaluation=evaluation
+    )
     if path := config.Global.checkpoints:
-        trainer.resume(path, config.Global.allow_changes)
+        trainer.resume(path, allow_changes=config.Global.allow_changes)
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
     return trainer
 
@@ -90,7 +92,9 @@ def _run_folder(config: Config) -> RunFolder:
         raise config.where("Global.weights_format").error(
             f"safetensors needs the package safetensors, {INSTALL_HINT}"
         )
-    return RunFolder(config.run_folder, section.keep_last, is_safe, section.best_model_optimizer)
+    return RunFolder(
+        config.run_folder, section.keep_last, safe=is_safe, best_with_optimizer=section.best_model_optimizer
+    )
 
 
 def _run_schedule(config: Config, update_freq: int) -> RunSchedule:
@@ -106,12 +110,14 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
     optimizer_block = required_section(config, "Optimizer")
     factor = _lr_factor(config, samples_per_step)
-    schedule = build_lr_schedule(optimizer_block.lr, config.Global.epochs, steps_per_epoch, factor=factor)
+    schedule = build_lr_schedule(
+        optimizer_block.lr, config.Global.epochs, steps_per_epoch=steps_per_epoch, factor=factor
+    )
     optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(mixed_precision(config.AMP), network, optimizer)
     average = None
     if config.EMA and config.EMA.use_ema:
-        average = WeightAverage(network, config.EMA.decay, config.EMA.warmup)
+        average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup)
     metric_blocks = config.Metric.Train if config.Metric else None
     metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
     mixing = build_batch_transforms(mixing_blocks, class_num(config))
@@ -120,9 +126,9 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     return Learner(
         network,
         loss,
-        optimizer,
-        scheduler,
-        schedule,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        schedule=schedule,
         metrics=metrics,
         precision=precision,
         average=average,
@@ -165,7 +171,8 @@ def _update_freq(config: Config, loader: Loader) -> int:
     update_freq = samples // global_batch
     if configured_update_freq not in (1, update_freq):
         raise where.error(
-            f"{samples} samples are {update_freq} micro-batches, but Global.update_freq is {configured_update_freq}; set only one of them"
+            f"{samples} samples are {update_freq} micro-batches, but "
+            f"Global.update_freq is {configured_update_freq}; set only one of them"
         )
     return update_freq
 
@@ -185,7 +192,8 @@ def _lr_factor(config: Config, samples_per_step: int) -> float:
     ratio = samples_per_step / base_batch_size
     factor = ratio if rule == "linear" else math.sqrt(ratio)
     logger.info(
-        f"the learning rate is multiplied by {factor:g}: {samples_per_step} samples per step instead of {base_batch_size} ({rule})"
+        f"the learning rate is multiplied by {factor:g}: {samples_per_step} "
+        f"samples per step instead of {base_batch_size} ({rule})"
     )
     return factor
 
@@ -195,7 +203,10 @@ def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
     largest_label = int(dataset.labels.max())
     if largest_label + 1 >= count:
         return None
-    return f"Arch.class_num is {count:,}, but the labels of {dataset.source} end at {largest_label:,}: expected {largest_label + 1:,}?"
+    return (
+        f"Arch.class_num is {count:,}, but the labels of {dataset.source} "
+        f"end at {largest_label:,}: expected {largest_label + 1:,}?"
+    )
 
 
 def _trackers(config: Config) -> list[Tracker]:
@@ -215,7 +226,12 @@ def _trackers(config: Config) -> list[Tracker]:
 
 
 def _facts(
-    config: Config, loader: Loader, update_freq: int, evaluation: Evaluation | None, weights: Weights | None
+    config: Config,
+    loader: Loader,
+    *,
+    update_freq: int,
+    evaluation: Evaluation | None,
+    weights: Weights | None,
 ) -> RunFacts:
     evaluation_digest = evaluation.loader.dataset.digest() if evaluation else ""
     origin = str(weights) if weights else None

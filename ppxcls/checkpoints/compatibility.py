@@ -74,7 +74,7 @@ class RunFacts:
         }
 
 
-def check_continues(manifest: Mapping[str, Any], facts: RunFacts, allow_changes: bool) -> None:
+def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_changes: bool) -> None:
     """Logs the changes since the checkpoint, and refuses changes that a run can't make.
 
     Args:

@@ -172,6 +172,7 @@ def _dump(file: Path, state: State, stream: Any) -> None:
 def write_checkpoint(
     prefixes: Sequence[Path],
     states: Mapping[str, State],
+    *,
     manifest: Mapping[str, Any],
     safe: bool = False,
     without: Mapping[Path, Collection[str]] | None = None,

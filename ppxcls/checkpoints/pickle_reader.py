@@ -227,8 +227,8 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
     0x95: _Machine.frame,
     0x28: lambda m: m.push(_MARK),
     0x4E: lambda m: m.push(None),
-    0x88: lambda m: m.push(True),
-    0x89: lambda m: m.push(False),
+    0x88: lambda m: m.push(True),  # noqa: FBT003  a value of the pickle
+    0x89: lambda m: m.push(False),  # noqa: FBT003  a value of the pickle
     0x4A: lambda m: m.push(m.number("<i")),
     0x4B: lambda m: m.push(m.number("<B")),
     0x4D: lambda m: m.push(m.number("<H")),

@@ -60,7 +60,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, keep_last: int = 2, safe: bool = False, best_with_optimizer: bool = False
+        self, path: Path, keep_last: int = 2, *, safe: bool = False, best_with_optimizer: bool = False
     ) -> None:
         self.path = path
         self.keep_last = keep_last
@@ -92,7 +92,8 @@ class RunFolder:
                 owner = file.read(200).decode("utf-8", "replace").strip() or "unknown"
                 file.close()
                 raise RunFolderError(
-                    f"{self.path}: another run writes there ({owner}); give this one another Global.output_dir"
+                    f"{self.path}: another run writes there ({owner}); "
+                    "give this one another Global.output_dir"
                 ) from None
             except OSError:  # the file system has no locks
                 logger.warning(
@@ -113,7 +114,8 @@ class RunFolder:
         for entry in os.scandir(self.path):
             if entry.is_symlink() and folder not in Path(entry.path).resolve().parents:
                 raise RunFolderError(
-                    f"{entry.path} is a link out of the run's folder; remove it, so that the run can't write through it"
+                    f"{entry.path} is a link out of the run's folder; "
+                    "remove it, so that the run can't write through it"
                 )
 
     def release(self) -> None:
@@ -309,7 +311,9 @@ class RunFolder:
                 flush()
             paths = [self.path / name for name in names]
             self._write(
-                lambda: write_checkpoint(paths, snapshot.parts, manifest, self.safe, self._excluded_parts)
+                lambda: write_checkpoint(
+                    paths, snapshot.parts, manifest=manifest, safe=self.safe, without=self._excluded_parts
+                )
             )
             self._whole_checkpoints |= {(name, snapshot.progress.step) for name in names}
             self._remove_old()

@@ -50,7 +50,8 @@ for kind in available_devices():
     if kind == "cpu":
         devices.append(["cpu", ""])
     elif kind == "gpu":
-        properties = [paddle.device.cuda.get_device_properties(i) for i in range(paddle.device.cuda.device_count())]
+        count = paddle.device.cuda.device_count()
+        properties = [paddle.device.cuda.get_device_properties(i) for i in range(count)]
         devices += [[f"gpu:{i}", f"{p.name}, {p.total_memory >> 30} GiB"] for i, p in enumerate(properties)]
     else:
         devices.append([f"{kind}:0", ""])
@@ -224,7 +225,10 @@ def _threads() -> Iterator[Finding]:
 
 def _disk(output: Path) -> Iterator[Finding]:
     usage = shutil.disk_usage(output)
-    text = f"{usage.free / _BYTES_PER_GIB:.0f} of {usage.total / _BYTES_PER_GIB:.0f} GiB free at {output.resolve()}"
+    text = (
+        f"{usage.free / _BYTES_PER_GIB:.0f} of "
+        f"{usage.total / _BYTES_PER_GIB:.0f} GiB free at {output.resolve()}"
+    )
     is_writable = os.access(output, os.W_OK)
     yield Finding(
         "disk",
@@ -263,6 +267,9 @@ def _step(device: str, description: str) -> Iterator[Finding]:
     if facts is None:
         yield Finding(device, f"{prefix}a training step fails: {problem}", is_ok=False)
         return
-    rate = f"{facts['seconds']:.3f} s per step of Xception41, 8 images of 96 px; first step {facts['first']:.1f} s"
+    rate = (
+        f"{facts['seconds']:.3f} s per step of Xception41, "
+        f"8 images of 96 px; first step {facts['first']:.1f} s"
+    )
     is_finite = facts["loss"] == facts["loss"] and abs(facts["loss"]) < 1e6
     yield Finding(device, f"{prefix}{rate}; loss {facts['loss']:.3f}", is_ok=is_finite)

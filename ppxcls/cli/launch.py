@@ -20,7 +20,10 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
     Returns:
         The exit code of the last run.
     """
-    parser.epilog = f"{parser.epilog}\n\nAll other options are the launcher's: --gpus, --devices, --nnodes, --master, --host."
+    parser.epilog = (
+        f"{parser.epilog}\n\nAll other options are the "
+        "launcher's: --gpus, --devices, --nnodes, --master, --host."
+    )
     parser.usage = (
         "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|SCRIPT.py ..."
     )
@@ -52,7 +55,7 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
     return Supervisor(command, arguments.restarts, pause=arguments.pause).run()
 
 
-def _command(launcher_options: Sequence[str], job: Sequence[str], resume: bool) -> list[str]:
+def _command(launcher_options: Sequence[str], job: Sequence[str], *, resume: bool) -> list[str]:
     return launch_command(launcher_options, job, resume=resume)
 
 

@@ -141,7 +141,8 @@ def train_verb(parser: argparse.ArgumentParser) -> None:
 
 @verb(
     "launch",
-    "Run a job in several processes under paddle.distributed.launch, and restart it from its newest checkpoint if it fails.",
+    "Run a job in several processes under paddle.distributed.launch, "
+    "and restart it from its newest checkpoint if it fails.",
     examples=["ppxcls launch --nproc_per_node 2 train -c output/photos/train.yaml -o Global.epochs=1"],
 )
 def launch_verb(parser: argparse.ArgumentParser) -> int:
@@ -320,7 +321,8 @@ def lists_verb(parser: argparse.ArgumentParser) -> None:
     """Write list files for folders of images."""
     parser.add_argument(
         "folder",
-        help="a folder with one subfolder per class; or train/, val/ and test/ with such subfolders; or a flat val/ with --labels",
+        help="a folder with one subfolder per class; or train/, val/ "
+        "and test/ with such subfolders; or a flat val/ with --labels",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="folder for the lists; the images stay in place"
@@ -421,7 +423,7 @@ def _run_pack(
         pack_facts = ppxcls.pack(
             arguments.list,
             arguments.image_root,
-            arguments.output,
+            output=arguments.output,
             samples_per_shard=arguments.samples_per_shard,
             short_side=arguments.short_side,
             quality=arguments.quality,

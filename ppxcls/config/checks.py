@@ -308,7 +308,8 @@ def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
 
 
 def list_index(items: list[Any], key: str, where: ConfigPlace, what: str) -> int:
-    """The index of a list item that is addressed by its number or by a component's name; the number takes precedence.
+    """The index of a list item that is addressed by its number or by a component's name; the number takes
+    precedence.
 
     Args:
         items: the list.

@@ -175,6 +175,7 @@ def _resolve_class_names(config: Config) -> None:
     if process and process.class_id_map_file and not Path(process.class_id_map_file).exists():
         if Path(process.class_id_map_file).name != "imagenet1k_label_list.txt":
             raise config.where("Infer.PostProcess.class_id_map_file").error(
-                f"expected a file of lines 'id name', received {process.class_id_map_file!r}, which does not exist"
+                "expected a file of lines 'id name', received "
+                f"{process.class_id_map_file!r}, which does not exist"
             )
         process.class_id_map_file = str(_PACKAGED_CLASS_NAMES)

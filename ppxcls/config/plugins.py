@@ -49,7 +49,8 @@ def import_plugin(name: str, folder: Path | None, where: ConfigPlace) -> str:
             f"the plugin {name!r} can't be imported: {type(error).__name__}: {reason}"
         ) from error
     raise where.error(
-        f"expected the name of a Python module or the path of a .py file, received {name!r}, which does not exist"
+        "expected the name of a Python module or the path of "
+        f"a .py file, received {name!r}, which does not exist"
     )
 
 

@@ -49,7 +49,8 @@ class Block(Mapping[str, Any]):
         name: name of the component.
         arguments: checked and converted arguments, including the common ones of the kind.
         where: place in the config.
-        is_list_item: True if it is an item of a list, ``{Name: {...}}``; False for a block, ``{name: Name, ...}``.
+        is_list_item: True if it is an item of a list, ``{Name: {...}}``; False for a block,
+        ``{name: Name, ...}``.
     """
 
     kind: str
@@ -59,7 +60,7 @@ class Block(Mapping[str, Any]):
     is_list_item: bool
 
     def __init__(
-        self, kind: str, name: str, arguments: Mapping[str, Any], where: ConfigPlace, is_list_item: bool
+        self, kind: str, name: str, *, arguments: Mapping[str, Any], where: ConfigPlace, is_list_item: bool
     ) -> None:
         attributes = {
             "kind": kind,
@@ -220,7 +221,8 @@ class Registry(Generic[T]):
             and (missing_members := self._missing_members(component))
         ):
             raise TypeError(
-                f"{self.kind} {name}: no {', '.join(missing_members)}; derive the class from {self._base.__name__}"
+                f"{self.kind} {name}: no {', '.join(missing_members)}; "
+                f"derive the class from {self._base.__name__}"
             )
         self._hints[name] = self._schema(component)
         self._components[name] = component
@@ -298,8 +300,8 @@ class Registry(Generic[T]):
         return Block(
             self.kind,
             value["name"],
-            self.check(value["name"], arguments, where, where / "name"),
-            where,
+            arguments=self.check(value["name"], arguments, where, where / "name"),
+            where=where,
             is_list_item=False,
         )
 
@@ -325,7 +327,8 @@ class Registry(Generic[T]):
         ((name, arguments),) = item.items()
         place = where / name
         arguments = {} if arguments is None else check_value(arguments, dict, place)
-        return Block(self.kind, name, self.check(name, arguments, place, place), place, is_list_item=True)
+        arguments = self.check(name, arguments, place, place)
+        return Block(self.kind, name, arguments=arguments, where=place, is_list_item=True)
 
     def _check_kind(self, block: Block) -> Block:
         if block.kind != self.kind:
@@ -402,7 +405,8 @@ class Registry(Generic[T]):
             del self._components[name], self._hints[name], self._facts[name], self._unmet_requirements[name]
 
     def build(self, block: Block, **provided: Any) -> T:
-        """Calls the component with its block's arguments, and with those of ``provided`` that it has parameters for.
+        """Calls the component with its block's arguments, and with those of ``provided`` that it has
+        parameters for.
 
         Raises:
             ConfigError: for a ValueError of the component itself, which says what no annotation can.

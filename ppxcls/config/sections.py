@@ -335,7 +335,7 @@ class Config:
         keys = tuple(path.split("."))
         return any(override[: len(keys)] == keys[: len(override)] for override in self.overrides)
 
-    def to_yaml(self, is_run: bool = False) -> str:
+    def to_yaml(self, *, is_run: bool = False) -> str:
         """Returns the config as YAML, which loads to the same config.
 
         Args:

@@ -74,7 +74,7 @@ class _Files:
     stays zero if the image can't be decoded.
     """
 
-    def __init__(self, dataset: Dataset, report: DataReport, compares_pixels: bool) -> None:
+    def __init__(self, dataset: Dataset, report: DataReport, *, compares_pixels: bool) -> None:
         self.dataset = dataset
         self._compares_pixels = compares_pixels
         self.digests = np.zeros((len(dataset), _DIGEST_BYTES), np.uint8)
@@ -140,7 +140,7 @@ def check_lists(
     """
     report = DataReport()
     compares_pixels = not all(dataset.keeps_bytes for dataset in datasets)
-    all_files = [_Files(dataset, report, compares_pixels) for dataset in datasets]
+    all_files = [_Files(dataset, report, compares_pixels=compares_pixels) for dataset in datasets]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for files in all_files:
             samples_per_task = 64
@@ -155,9 +155,8 @@ def check_lists(
                 if progress:
                     progress(count)
             name, number = printable(files.dataset.source), len(report.lists) + 1
-            report.lists[name if name not in report.lists else f"{name} ({number})"] = _facts(
-                files, class_num, report
-            )
+            unique_name = name if name not in report.lists else f"{name} ({number})"
+            report.lists[unique_name] = _facts(files, class_num, report)
     _compare(all_files, report)
     for findings in report.findings.values():
         findings.sort()

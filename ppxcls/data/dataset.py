@@ -198,6 +198,7 @@ class ImageNetDataset(Dataset):
         self,
         image_root: str,
         cls_label_path: str,
+        *,
         transform_ops: TransformOps | None = None,
         delimiter: str | None = None,
         class_num: int | None = None,

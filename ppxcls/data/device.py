@@ -50,7 +50,7 @@ class ModelInput:
             queued behind the computation.
     """
 
-    def __init__(self, stage: DeviceStage, pinned: bool = False) -> None:
+    def __init__(self, stage: DeviceStage, *, pinned: bool = False) -> None:
         self._stage = stage
         self._transform = DeviceTransform(stage)
         self._uses_pinned_memory = pinned

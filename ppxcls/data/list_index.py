@@ -174,7 +174,8 @@ class ListIndex:
             delimiter = self._delimiter.decode("utf-8", "backslashreplace")
             line_format = f"path{delimiter}label, the label an integer of up to {_MAX_DIGITS} digits"
             raise DataError(
-                f"{self._line_at(start + int(line_starts[first]))}: expected {line_format!r}, received {text[:200]!r}"
+                f"{self._line_at(start + int(line_starts[first]))}: "
+                f"expected {line_format!r}, received {text[:200]!r}"
             )
         lengths = path_ends - line_starts
         if (lengths > np.iinfo(np.uint16).max).any():

@@ -103,6 +103,7 @@ class Loader:
         self,
         dataset: Dataset,
         sampler: Sampler,
+        *,
         num_workers: int = 4,
         bad_samples: BadSamples | None = None,
         timeout: float | None = None,

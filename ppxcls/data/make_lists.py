@@ -53,6 +53,7 @@ class ListSummary:
 def make_lists(
     folder: str | Path,
     output: str | Path,
+    *,
     val_share: float = 0.2,
     seed: int = 0,
     labels: str | Path | None = None,
@@ -103,7 +104,9 @@ def make_lists(
             raise DataError(
                 f"{root / name}: the folder of a class contains train/; give it if it is the data set"
             )
-    files = _class_images(folder, parts.get("train", ""), classes, image_files, all_needed=True)
+    files = _class_images(
+        folder, parts.get("train", ""), classes=classes, image_files=image_files, all_needed=True
+    )
     lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     if "val" in parts:
         lines["train"] = [list_line(file, label) for label, paths in enumerate(files) for file in paths]
@@ -148,7 +151,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _class_images(
-    folder: Path, part: str, classes: Sequence[str], image_files: ImageFiles, all_needed: bool
+    folder: Path, part: str, *, classes: Sequence[str], image_files: ImageFiles, all_needed: bool
 ) -> list[list[str]]:
     """Returns the images of each class, with their paths relative to ``folder``."""
     root = folder / part
@@ -177,7 +180,7 @@ def _part_lines(folder: Path, part: str, classes: list[str], image_files: ImageF
         raise DataError(f"{folder / part / unknown_classes[0]}: a class that is not in the training part")
     if not class_folders:
         raise DataError(f"{folder / part}: no folders of classes, unlike the training part")
-    files = _class_images(folder, part, classes, image_files, all_needed=False)
+    files = _class_images(folder, part, classes=classes, image_files=image_files, all_needed=False)
     return [list_line(file, label) for label, paths in enumerate(files) for file in paths]
 
 
@@ -232,7 +235,8 @@ def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> List
         index = ListIndex(file)
         if (outside_index := index.first_outside(folder)) is not None:
             raise DataError(
-                f"{index.line(outside_index)}: expected a path inside {folder}, received {index.path(outside_index)!r}"
+                f"{index.line(outside_index)}: expected a path inside "
+                f"{folder}, received {index.path(outside_index)!r}"
             )
         for sample in range(len(index)):
             path, label = index.path(sample), int(index.labels[sample])

@@ -27,6 +27,7 @@ _FIXED_POINT_LIMIT_PIXELS = 32768  # pixels; Pillow computes in fixed point if b
 def apply_by_kernel(
     image: Image,
     name: str,
+    *,
     value: float,
     colour: Colour,
     shear: PillowImage.Resampling,
@@ -51,13 +52,13 @@ def apply_by_kernel(
     if name in _IMAGE_OPERATIONS:
         return _IMAGE_OPERATIONS[name](np.ascontiguousarray(image), value)
     if name.startswith("Shear") and shear != _NEAREST:
-        return _slide(image, name[-1], value, 0.0, shear, colour)
+        return _slide(image, name[-1], slope=value, pixels=0.0, resample=shear, colour=colour)
     if name.startswith("Translate"):
         pixels = value * (width if name[-1] == "X" else height)
         return (
             _shift(image, name[-1], pixels, colour)
             if move == _NEAREST
-            else _slide(image, name[-1], 0.0, pixels, move, colour)
+            else _slide(image, name[-1], slope=0.0, pixels=pixels, resample=move, colour=colour)
         )
     if (
         name == "Rotate"
@@ -166,7 +167,7 @@ _IMAGE_OPERATIONS: dict[str, Callable[[Image, float], Image]] = {
 
 
 def _slide(
-    image: Image, axis: str, slope: float, pixels: float, resample: PillowImage.Resampling, colour: Colour
+    image: Image, axis: str, *, slope: float, pixels: float, resample: PillowImage.Resampling, colour: Colour
 ) -> Image:
     """Shears or shifts an image along one axis, with interpolation.
 

@@ -120,7 +120,9 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
     """
     for name, value in steps:
         kernel_result = (
-            pixel_operations.apply_by_kernel(image, name, value, fill.colour, fill.shear, fill.move)
+            pixel_operations.apply_by_kernel(
+                image, name, value=value, colour=fill.colour, shear=fill.shear, move=fill.move
+            )
             if kernels.HAS_NUMBA
             else None
         )
@@ -135,7 +137,8 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
 # ImageNet's policy (AutoAugment, arXiv:1805.09501, table 9): pairs of operations, each with its probability
 # and its magnitude out of 9.
 _POLICY = """
-Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3|Posterize .6 7 Posterize .6 6
+Posterize .4 8 Rotate .6 9|Solarize .6 5 AutoContrast .6 5|Equalize .8 8 Equalize .6 3
+Posterize .6 7 Posterize .6 6
 Equalize .4 7 Solarize .2 4|Equalize .4 4 Rotate .8 8|Solarize .6 3 Equalize .6 7|Posterize .8 5 Equalize 1 2
 Rotate .2 3 Solarize .6 8|Equalize .6 8 Posterize .4 6|Rotate .8 8 Color .4 0|Rotate .4 9 Equalize .6 2
 Equalize 0 7 Equalize .8 8|Invert .6 4 Equalize 1 8|Color .6 4 Contrast 1 8|Rotate .8 8 Color 1 2

@@ -42,7 +42,8 @@ _MAX_INTERMEDIATE_PIXELS = 1 << 26  # pixels of the image between the two steps 
 
 
 def interpolation_name(interpolation: str | None, backend: str) -> str:
-    """The interpolation, or the backend's default: bilinear for cv2, and bicubic for Pillow, as in PaddleClas."""
+    """The interpolation, or the backend's default: bilinear for cv2, and bicubic for Pillow, as in
+    PaddleClas."""
     return interpolation or ("bilinear" if backend == "cv2" else "bicubic")
 
 
@@ -67,12 +68,13 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
             backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS
         ):  # such as a column of pixels, because it is made wider first
             raise ValueError(
-                f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many"
+                f"{image.shape[1]} x {image.shape[0]} pixels would "
+                f"become {size[0]} x {image.shape[0]}; too many"
             )
         if backend == "cv2":
             return cv2.resize(image, size, interpolation=method)
         if name in _KERNEL_METHODS and kernels.HAS_NUMBA and image.dtype == np.uint8:
-            return _resize_by_kernel(image, size, name == "bicubic")
+            return _resize_by_kernel(image, size, is_cubic=name == "bicubic")
         return _resize_by_pillow(image, size, method)
 
     return resize
@@ -89,7 +91,7 @@ def _resize_by_pillow(image: Image, size: tuple[int, int], method: PillowImage.R
     return np.asarray(picture.resize(size, method))
 
 
-def _resize_by_kernel(image: Image, size: tuple[int, int], is_cubic: bool) -> Image:
+def _resize_by_kernel(image: Image, size: tuple[int, int], *, is_cubic: bool) -> Image:
     """Resizes an image to the same pixels as Pillow, with a kernel.
 
     The kernel resizes the first side, so the image is transposed to resize its width.
@@ -122,7 +124,7 @@ def width_and_height(size: int | Sequence[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def cut_part(image: Image | ImageParts, left: int, top: int, width: int, height: int) -> Image:
+def cut_part(image: Image | ImageParts, *, left: int, top: int, width: int, height: int) -> Image:
     """Returns a part of an image, uint8 [height, width, 3]."""
     if isinstance(image, ImageParts):
         return image.part(left, top, width, height)

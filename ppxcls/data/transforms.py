@@ -93,6 +93,7 @@ class DecodeImage(Transform):
 
     def __init__(
         self,
+        *,
         to_rgb: bool = True,
         to_np: bool = False,
         channel_first: Literal[False] = False,
@@ -127,6 +128,7 @@ class ResizeImage(Transform):
         self,
         size: Size | None = None,
         resize_short: Count | None = None,
+        *,
         interpolation: Interpolation | None = None,
         backend: Literal["cv2", "pil"] = "cv2",
         return_numpy: bool = True,
@@ -184,7 +186,7 @@ class CropImage(Transform):
                 f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}"
             )
         left, top = (width - self.width) // 2, (height - self.height) // 2
-        return cut_part(image, left, top, self.width, self.height)
+        return cut_part(image, left=left, top=top, width=self.width, height=self.height)
 
 
 @TRANSFORMS.register
@@ -208,6 +210,7 @@ class RandCropImage(Transform):
         self,
         size: Size,
         scale: tuple[Share, Share] | None = None,
+        *,
         ratio: tuple[Positive, Positive] | None = None,
         interpolation: Interpolation | None = None,
         backend: Literal["cv2", "pil"] = "cv2",
@@ -227,7 +230,7 @@ class RandCropImage(Transform):
 
     def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
         left, top, width, height = self.draw(image.shape[1], image.shape[0], rng)
-        return self._resize(cut_part(image, left, top, width, height), self.size)
+        return self._resize(cut_part(image, left=left, top=top, width=width, height=height), self.size)
 
     def resized(self, size: int) -> RandCropImage:
         """Returns the same crop, resized to ``size`` pixels on both sides."""
@@ -286,6 +289,7 @@ class NormalizeImage(Transform):
         self,
         scale: Finite | None = None,
         mean: tuple[Finite, Finite, Finite] | None = None,
+        *,
         std: tuple[Positive, Positive, Positive] | None = None,
         order: Literal["chw", "hwc", ""] = "chw",
         output_fp16: bool = False,

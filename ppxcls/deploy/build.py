@@ -88,7 +88,7 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
     return Predictor(
         host_transforms,
         runner,
-        class_names,
+        names=class_names,
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
     )
@@ -116,7 +116,11 @@ def exported_predictor(path: str | Path) -> Predictor:
     if not metadata.preprocesses:
         runner = _preprocessing_runner(runner, ModelInput(stage))
     return Predictor(
-        host_transforms, runner, metadata.class_names, metadata.gives_logits, f"{path}: {metadata.describe()}"
+        host_transforms,
+        runner,
+        names=metadata.class_names,
+        gives_logits=metadata.gives_logits,
+        description=f"{path}: {metadata.describe()}",
     )
 
 
@@ -161,6 +165,7 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
 def export(
     config: Config,
     formats: Sequence[str],
+    *,
     softmax: bool = True,
     preprocess: bool = True,
     fold: bool = False,
@@ -203,11 +208,16 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
-    calibration = _quantisation_data(config, int8, blocks, formats) if int8 is not None else None
+    quantisation_data = None
+    if int8 is not None:
+        quantisation_data = _quantisation_data(config, int8, blocks, formats)
     images, folder = _sample_images(config, host_transforms), export_folder(config)
-    differences = export_model(network, stage, images, folder, metadata, formats, fold)
-    if calibration:
-        quantise(folder, metadata, *calibration)
+    differences = export_model(
+        network, stage, images=images, folder=folder, metadata=metadata, formats=formats, fold=fold
+    )
+    if quantisation_data:
+        calibration, evaluation = quantisation_data
+        quantise(folder, metadata, calibration=calibration, evaluation=evaluation)
     return differences
 
 
@@ -243,7 +253,7 @@ def _quantisation_data(
         calibration = PackedDataset(path, list(blocks))
     else:
         root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
-        calibration = ImageNetDataset(str(root), path, list(blocks))
+        calibration = ImageNetDataset(str(root), path, transform_ops=list(blocks))
     return calibration, evaluation.with_transforms(list(blocks))
 
 

@@ -50,7 +50,7 @@ class ExportedNetwork(nn.Layer):
         softmax: True for probabilities as output, False for logits.
     """
 
-    def __init__(self, model: nn.Layer, stage: DeviceStage | None, softmax: bool) -> None:
+    def __init__(self, model: nn.Layer, stage: DeviceStage | None, *, softmax: bool) -> None:
         super().__init__()
         self.model = model
         self._has_softmax = softmax
@@ -65,6 +65,7 @@ class ExportedNetwork(nn.Layer):
 def export_model(
     model: nn.Layer,
     stage: DeviceStage,
+    *,
     images: Array,
     folder: Path,
     metadata: ExportMetadata,
@@ -127,7 +128,7 @@ def export_model(
                 file.unlink()
         input_description = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
         facts = {"input": input_description, "largest difference from the network": differences}
-        write_metadata(staging_folder, metadata, facts, "paddle" in formats)
+        write_metadata(staging_folder, metadata, facts, has_paddle_files="paddle" in formats)
         _replace_files(folder, staging_folder)
     return differences
 

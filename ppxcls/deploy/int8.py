@@ -56,7 +56,12 @@ class QuantisationResult:
 
 
 def quantise(
-    folder: Path, metadata: ExportMetadata, calibration: Dataset, evaluation: Dataset, max_loss: float = 0.01
+    folder: Path,
+    metadata: ExportMetadata,
+    *,
+    calibration: Dataset,
+    evaluation: Dataset,
+    max_loss: float = 0.01,
 ) -> QuantisationResult:
     """Writes ``inference.int8.onnx`` next to ``inference.onnx``, with weights and activations in 8 bits.
 

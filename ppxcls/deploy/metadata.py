@@ -63,7 +63,7 @@ class ExportMetadata:
 
 
 def write_metadata(
-    folder: Path, metadata: ExportMetadata, facts: Mapping[str, Any], has_paddle_files: bool
+    folder: Path, metadata: ExportMetadata, facts: Mapping[str, Any], *, has_paddle_files: bool
 ) -> None:
     """Writes ``inference_config.json`` and, if needed, PaddleX's ``inference.yml``.
 

@@ -80,7 +80,13 @@ class Predictor:
     """
 
     def __init__(
-        self, transform: Compose, runner: Runner, names: Sequence[str], gives_logits: bool, description: str
+        self,
+        transform: Compose,
+        runner: Runner,
+        *,
+        names: Sequence[str],
+        gives_logits: bool,
+        description: str,
     ) -> None:
         self.names = list(names)
         self.description = description

@@ -67,7 +67,7 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
             "export again with this version"
         )
     threads = threads or usable_cores()
-    predictor = InferenceProgram(model, weights, threads, with_onednn=True)
+    predictor = InferenceProgram(model, weights, threads=threads, with_onednn=True)
 
     def run(images: Array) -> Array:
         nonlocal predictor
@@ -80,7 +80,7 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
                 f"Paddle {paddle.__version__} can't run {model} with oneDNN; "
                 "it runs without oneDNN, more slowly"
             )
-            predictor = InferenceProgram(model, weights, threads, with_onednn=False)
+            predictor = InferenceProgram(model, weights, threads=threads, with_onednn=False)
             return predictor(images)
 
     return run

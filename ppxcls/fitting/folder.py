@@ -41,6 +41,7 @@ _MIN_STEPS_PER_EPOCH = 20  # optimizer steps in an epoch
 def fit(
     photos: str | Path,
     weights: str | None = None,
+    *,
     network: str | None = None,
     minutes: float = 10.0,
     output: str | Path | None = None,
@@ -79,7 +80,9 @@ def fit(
     photos = Path(photos)
     output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
     _check_arguments(photos, output, minutes)
-    settings, train_count = _choose_settings(photos, output, weights, network, minutes, device)
+    settings, train_count = _choose_settings(
+        photos, output, weights=weights, network=network, minutes=minutes, device=device
+    )
     _write_yaml_files(output, settings, photos)
     if find_batch:
         settings = _with_batch_size(settings, output, train_count, overrides)
@@ -106,7 +109,13 @@ def fit(
 
 
 def _choose_settings(
-    photos: Path, output: Path, weights: str | None, network: str | None, minutes: float, device: str | None
+    photos: Path,
+    output: Path,
+    *,
+    weights: str | None,
+    network: str | None,
+    minutes: float,
+    device: str | None,
 ) -> tuple[Settings, int]:
     """Makes the lists and chooses the settings; returns the settings and the number of training images.
 
@@ -126,7 +135,15 @@ def _choose_settings(
     except ValueError as error:
         raise DataError(str(error)) from None
     try:
-        settings = choose(photos, output / _TRAIN_LIST, class_num, network, weights, minutes, device)
+        settings = choose(
+            photos,
+            output / _TRAIN_LIST,
+            class_num=class_num,
+            network=network,
+            weights=weights,
+            minutes=minutes,
+            device=device,
+        )
     except DeviceError as error:
         raise DataError(str(error)) from None
     for line in settings.why:
@@ -201,14 +218,18 @@ def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
         },
         "DataLoader": {
             "Train": _data_section(
-                "train", settings, photos, output, {"RandCropImage": {"size": settings.size}}
+                "train",
+                settings,
+                photos=photos,
+                output=output,
+                sizes={"RandCropImage": {"size": settings.size}},
             ),
             "Eval": _data_section(
                 "val",
                 settings,
-                photos,
-                output,
-                {
+                photos=photos,
+                output=output,
+                sizes={
                     "ResizeImage": {"resize_short": round(settings.size / 0.9)},
                     "CropImage": {"size": settings.size},
                 },
@@ -222,7 +243,7 @@ def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
 
 
 def _data_section(
-    part: str, settings: Settings, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
+    part: str, settings: Settings, *, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
 ) -> dict[str, object]:
     normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
     dataset = {

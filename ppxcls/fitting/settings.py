@@ -86,6 +86,7 @@ def network_of(weights: str | None) -> str:
 def choose(
     image_root: str | Path,
     train_list: Path,
+    *,
     class_num: int,
     network: str,
     weights: str | None,
@@ -179,5 +180,5 @@ def _seconds_per_step(network: str, class_num: int, batch_size: int, size: int) 
     optimizer = paddle.optimizer.SGD(0.0, parameters=model.parameters())
     images = paddle.randn([batch_size, 3, size, size])
     labels = paddle.zeros([batch_size], "int64")
-    times, _ = timed_steps(model, optimizer, images, labels, 3)
+    times, _ = timed_steps(model, optimizer, images=images, labels=labels, count=3)
     return min(times[1:])

@@ -47,14 +47,16 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: i
     """Returns a convolution without bias. With stride 1, the size of the image stays the same."""
     if kernel_size == 1:
         return PointwiseConv2D(in_channels, out_channels, stride)
-    return DenseConv2D(in_channels, out_channels, kernel_size, stride, kernel_size // 2)
+    return DenseConv2D(
+        in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=kernel_size // 2
+    )
 
 
 def separable(
-    names: tuple[str, str], in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
+    names: tuple[str, str], in_channels: int, *, out_channels: int, stride: int = 1, dilation: int = 1
 ) -> list[tuple[str, nn.Layer]]:
     """Returns a 3x3 depthwise and a 1x1 convolution, with their names, for ``nn.Sequential``."""
-    depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
+    depthwise = DepthwiseConv2D(in_channels, 3, stride=stride, padding=dilation, dilation=dilation)
     return [(names[0], depthwise), (names[1], PointwiseConv2D(in_channels, out_channels))]
 
 

@@ -55,7 +55,7 @@ class Block(nn.Layer):
     """
 
     def __init__(
-        self, channels: tuple[int, ...], pool: nn.Layer | None = None, relu_first: bool = True
+        self, channels: tuple[int, ...], pool: nn.Layer | None = None, *, relu_first: bool = True
     ) -> None:
         super().__init__()
         self.skip: nn.Layer | None = None
@@ -64,7 +64,7 @@ class Block(nn.Layer):
             self.skipbn = BatchNorm2D(channels[-1])
         layers: list[nn.Layer] = []
         for in_channels, out_channels in zip(channels, channels[1:], strict=False):
-            pair = nn.Sequential(*separable(_CONV_NAMES, in_channels, out_channels))
+            pair = nn.Sequential(*separable(_CONV_NAMES, in_channels, out_channels=out_channels))
             layers += [ReLU(), pair, BatchNorm2D(out_channels)]
         layers = layers if relu_first else layers[1:]
         self.rep = Stack(*layers, *([] if pool is None else [pool]))
@@ -89,11 +89,11 @@ class LegacyXception(nn.Layer):
 
     recomputable = (Block,)
 
-    def __init__(self, class_num: int, in_channels: int, drop_rate: float, keras: bool = False) -> None:
+    def __init__(self, class_num: int, in_channels: int, drop_rate: float, *, keras: bool = False) -> None:
         super().__init__()
-        self.conv1 = DenseConv2D(in_channels, 32, 3, stride=2)
+        self.conv1 = DenseConv2D(in_channels, 32, kernel_size=3, stride=2)
         self.bn1 = BatchNorm2D(32)
-        self.conv2 = DenseConv2D(32, 64, 3)
+        self.conv2 = DenseConv2D(32, 64, kernel_size=3)
         self.bn2 = BatchNorm2D(64)
         pools = [SamePool() if keras else MaxPool2D(kernel_size=3, stride=2, padding=1) for _ in range(4)]
         widths = [(64, 128, 128), (128, 256, 256), (256, 728, 728), (728, 728, 1024)]
@@ -103,9 +103,9 @@ class LegacyXception(nn.Layer):
         ]
         blocks = [*down_blocks[:3], *(Block((728,) * 4) for _ in range(8)), down_blocks[3]]
         self._blocks = [self.add_sublayer(f"block{i}", block) for i, block in enumerate(blocks, 1)]
-        self.conv3 = nn.Sequential(*separable(_CONV_NAMES, 1024, 1536))
+        self.conv3 = nn.Sequential(*separable(_CONV_NAMES, 1024, out_channels=1536))
         self.bn3 = BatchNorm2D(1536)
-        self.conv4 = nn.Sequential(*separable(_CONV_NAMES, 1536, 2048))
+        self.conv4 = nn.Sequential(*separable(_CONV_NAMES, 1536, out_channels=2048))
         self.bn4 = BatchNorm2D(2048)
         self.pool = nn.AdaptiveAvgPool2D(1)
         self.drop = nn.Dropout(drop_rate)

@@ -46,7 +46,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def load_weights(
-    model: nn.Layer, path: str | Path, keep_trunk: bool = False, average: bool = False
+    model: nn.Layer, path: str | Path, *, keep_trunk: bool = False, average: bool = False
 ) -> list[str]:
     """Sets a model's parameters and batch-norm statistics by state key.
 
@@ -72,7 +72,7 @@ def load_weights(
         state = read_part(file.with_suffix(""), manifest, part)
     else:
         state = read_foreign_weights(file) if file.suffix in SUFFIXES else read_state(file)
-    return set_weights(model, state, file, keep_trunk)
+    return set_weights(model, state, file, keep_trunk=keep_trunk)
 
 
 def manifest_of(file: Path) -> dict[str, Any] | None:
@@ -105,7 +105,7 @@ def save_weights(model: nn.Layer, file: Path) -> None:
     write_state(file, model_state(model))
 
 
-def set_weights(model: nn.Layer, state: State, file: Path, keep_trunk: bool = False) -> list[str]:
+def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool = False) -> list[str]:
     """Sets a model's parameters and statistics from arrays by state key.
 
     Args:

@@ -54,7 +54,7 @@ class DownsampleBlock(nn.Layer):
     """
 
     def __init__(
-        self, channels: tuple[int, int, int], stride: int, names: tuple[str, str], relu_first: bool = True
+        self, channels: tuple[int, int, int], stride: int, names: tuple[str, str], *, relu_first: bool = True
     ) -> None:
         super().__init__()
         in_channels, mid_channels, out_channels = channels
@@ -83,8 +83,8 @@ class EntryFlow(nn.Layer):
 
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], in_channels: int) -> None:
         super().__init__()
-        self._conv1 = ConvBN(DenseConv2D(in_channels, 32, 3, stride=2, padding=1), 32)
-        self._conv2 = ConvBN(DenseConv2D(32, 64, 3, padding=1), 64)
+        self._conv1 = ConvBN(DenseConv2D(in_channels, 32, kernel_size=3, stride=2, padding=1), 32)
+        self._conv2 = ConvBN(DenseConv2D(32, 64, kernel_size=3, padding=1), 64)
         self._blocks = []
         in_channels = 64  # of the first block
         for i, (out_channels, stride) in enumerate(zip(channels, strides, strict=True)):
@@ -164,6 +164,7 @@ class PaddleClasXception(nn.Layer):
         self,
         entry_channels: tuple[int, ...],
         entry_strides: tuple[int, ...],
+        *,
         middle_blocks: int,
         class_num: int,
         in_channels: int,
@@ -188,7 +189,14 @@ def Xception41(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:
     """3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes."""
-    return PaddleClasXception((128, 256, _MIDDLE_CHANNELS), (2, 2, 2), 8, class_num, in_channels, drop_rate)
+    return PaddleClasXception(
+        (128, 256, _MIDDLE_CHANNELS),
+        (2, 2, 2),
+        middle_blocks=8,
+        class_num=class_num,
+        in_channels=in_channels,
+        drop_rate=drop_rate,
+    )
 
 
 @MODELS.register(published=paddleclas_preprocessing("Xception65"))
@@ -196,7 +204,14 @@ def Xception65(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> PaddleClasXception:
     """3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes."""
-    return PaddleClasXception((128, 256, _MIDDLE_CHANNELS), (2, 2, 2), 16, class_num, in_channels, drop_rate)
+    return PaddleClasXception(
+        (128, 256, _MIDDLE_CHANNELS),
+        (2, 2, 2),
+        middle_blocks=16,
+        class_num=class_num,
+        in_channels=in_channels,
+        drop_rate=drop_rate,
+    )
 
 
 @MODELS.register(published=paddleclas_preprocessing("Xception71"))
@@ -207,8 +222,8 @@ def Xception71(
     return PaddleClasXception(
         (128, 256, 256, _MIDDLE_CHANNELS, _MIDDLE_CHANNELS),
         (2, 1, 2, 1, 2),
-        16,
-        class_num,
-        in_channels,
-        drop_rate,
+        middle_blocks=16,
+        class_num=class_num,
+        in_channels=in_channels,
+        drop_rate=drop_rate,
     )

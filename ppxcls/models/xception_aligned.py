@@ -18,7 +18,7 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import DropPath, convolution, initialize, linear, separable
-from ppxcls.models.preprocessing import timm_preprocessing
+from ppxcls.models.preprocessing import Preprocessing, timm_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
 from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.in_order import Stack
@@ -31,7 +31,7 @@ _EXIT_CHANNELS = [(728, 728, 1024, 1024), (1024, 1536, 1536, 2048)]  # channels 
 
 
 def _conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, norm: Norm
+    in_channels: int, out_channels: int, *, kernel_size: int, stride: int, norm: Norm
 ) -> list[tuple[str, nn.Layer]]:
     return [("conv", convolution(in_channels, out_channels, kernel_size, stride)), ("bn", norm(out_channels))]
 
@@ -55,6 +55,7 @@ class Block(nn.Layer):
         self,
         channels: tuple[int, ...],
         stride: int,
+        *,
         dilation: int,
         is_last: bool,
         drop_path: float,
@@ -63,12 +64,18 @@ class Block(nn.Layer):
         super().__init__()
         self.shortcut = None
         if not is_last and (stride > 1 or channels[0] != channels[-1]):
-            self.shortcut = nn.Sequential(*_conv_bn(channels[0], channels[-1], 1, stride, norm))
+            self.shortcut = nn.Sequential(
+                *_conv_bn(channels[0], channels[-1], kernel_size=1, stride=stride, norm=norm)
+            )
         self._has_shortcut = not is_last
         layers: list[tuple[str, nn.Layer]] = []
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
             depthwise, pointwise = separable(
-                _CONV_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation
+                _CONV_NAMES,
+                in_channels,
+                out_channels=out_channels,
+                stride=stride if i == 3 else 1,
+                dilation=dilation,
             )
             conv_layers = [depthwise, ("bn_dw", norm(in_channels)), pointwise, ("bn_pw", norm(out_channels))]
             if is_last:
@@ -96,6 +103,7 @@ class PreactBlock(nn.Layer):
         self,
         channels: tuple[int, ...],
         stride: int,
+        *,
         dilation: int,
         is_last: bool,
         drop_path: float,
@@ -109,7 +117,13 @@ class PreactBlock(nn.Layer):
         self.norm = norm(channels[0])
         layers = []
         for i, (in_channels, out_channels) in enumerate(zip(channels, channels[1:], strict=False), 1):
-            conv_layers = separable(_CONV_NAMES, in_channels, out_channels, stride if i == 3 else 1, dilation)
+            conv_layers = separable(
+                _CONV_NAMES,
+                in_channels,
+                out_channels=out_channels,
+                stride=stride if i == 3 else 1,
+                dilation=dilation,
+            )
             layers.append(
                 (f"conv{i}", nn.Sequential(*([("norm", norm(in_channels))] if i > 1 else []), *conv_layers))
             )
@@ -146,6 +160,7 @@ class XceptionAligned(nn.Layer):
         self,
         entry: tuple[tuple[int, int], ...],
         middle_blocks: int,
+        *,
         preact: bool,
         epsilon: float,
         class_num: int,
@@ -157,11 +172,13 @@ class XceptionAligned(nn.Layer):
         super().__init__()
         norm = partial(NormReLU if preact else BatchNorm2D, epsilon=epsilon)
         stem_norm = partial(BatchNorm2D, epsilon=epsilon)
-        first = nn.Sequential(*_conv_bn(in_channels, 32, 3, 2, stem_norm), ("act", ReLU()))
+        first = nn.Sequential(
+            *_conv_bn(in_channels, 32, kernel_size=3, stride=2, norm=stem_norm), ("act", ReLU())
+        )
         second = (
-            DenseConv2D(32, 64, 3, padding=1)
+            DenseConv2D(32, 64, kernel_size=3, padding=1)
             if preact
-            else nn.Sequential(*_conv_bn(32, 64, 3, 1, stem_norm), ("act", ReLU()))
+            else nn.Sequential(*_conv_bn(32, 64, kernel_size=3, stride=1, norm=stem_norm), ("act", ReLU()))
         )
         self.stem = Stack(first, second)
         shapes: list[tuple[tuple[int, ...], int]] = []
@@ -177,7 +194,15 @@ class XceptionAligned(nn.Layer):
             drop_path = drop_path_rate * i / (len(shapes) - 1)
             block_stride = stride if current_stride * stride <= output_stride else 1
             block_type = PreactBlock if preact else Block
-            blocks.append(block_type(widths, block_stride, dilation, i == len(shapes) - 1, drop_path, norm))
+            block = block_type(
+                widths,
+                block_stride,
+                dilation=dilation,
+                is_last=i == len(shapes) - 1,
+                drop_path=drop_path,
+                norm=norm,
+            )
+            blocks.append(block)
             current_stride *= block_stride
             dilation *= stride // block_stride
         self.blocks = nn.Sequential(*blocks)
@@ -202,71 +227,74 @@ _ENTRY_BLOCKS = ((128, 2), (256, 2), (728, 2))
 _ENTRY_BLOCKS_71 = ((128, 2), (256, 1), (256, 2), (728, 1), (728, 2))
 
 
-@MODELS.register(published=timm_preprocessing("xception41.tf_in1k", 0.903))
-def xception41(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.0,
-    drop_path_rate: BelowOne = 0.0,
-    output_stride: OutputStride = 32,
-) -> XceptionAligned:
-    """8 middle blocks; 27.0 million parameters with 1,000 classes."""
-    return XceptionAligned(
-        _ENTRY_BLOCKS, 8, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
-    )
+def _register(
+    name: str,
+    summary: str,
+    *,
+    middle_blocks: int,
+    published: Preprocessing,
+    entry: tuple[tuple[int, int], ...] = _ENTRY_BLOCKS,
+    preact: bool = False,
+    epsilon: float = 1e-3,
+) -> None:
+    """Registers a network of the family. All networks of the family have one signature."""
+
+    def build(
+        class_num: CountOrZero = 1000,
+        in_channels: Count = 3,
+        *,
+        drop_rate: BelowOne = 0.0,
+        drop_path_rate: BelowOne = 0.0,
+        output_stride: OutputStride = 32,
+    ) -> XceptionAligned:
+        return XceptionAligned(
+            entry,
+            middle_blocks,
+            preact=preact,
+            epsilon=epsilon,
+            class_num=class_num,
+            in_channels=in_channels,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            output_stride=output_stride,
+        )
+
+    build.__name__ = name
+    build.__doc__ = summary
+    MODELS.register(published=published)(build)
 
 
-@MODELS.register(published=timm_preprocessing("xception65.ra3_in1k", 0.94))
-def xception65(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.0,
-    drop_path_rate: BelowOne = 0.0,
-    output_stride: OutputStride = 32,
-) -> XceptionAligned:
-    """16 middle blocks; 39.9 million parameters with 1,000 classes."""
-    return XceptionAligned(
-        _ENTRY_BLOCKS, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
-    )
-
-
-@MODELS.register(published=timm_preprocessing("xception71.tf_in1k", 0.903))
-def xception71(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.0,
-    drop_path_rate: BelowOne = 0.0,
-    output_stride: OutputStride = 32,
-) -> XceptionAligned:
-    """5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes."""
-    return XceptionAligned(
-        _ENTRY_BLOCKS_71, 16, False, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
-    )
-
-
-@MODELS.register(published=timm_preprocessing("xception41p.ra3_in1k", 0.94))
-def xception41p(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.0,
-    drop_path_rate: BelowOne = 0.0,
-    output_stride: OutputStride = 32,
-) -> XceptionAligned:
-    """8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes."""
-    return XceptionAligned(
-        _ENTRY_BLOCKS, 8, True, 1e-5, class_num, in_channels, drop_rate, drop_path_rate, output_stride
-    )
-
-
-@MODELS.register(published=timm_preprocessing("xception65p.ra3_in1k", 0.94))
-def xception65p(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.0,
-    drop_path_rate: BelowOne = 0.0,
-    output_stride: OutputStride = 32,
-) -> XceptionAligned:
-    """16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes."""
-    return XceptionAligned(
-        _ENTRY_BLOCKS, 16, True, 1e-3, class_num, in_channels, drop_rate, drop_path_rate, output_stride
-    )
+_register(
+    "xception41",
+    "8 middle blocks; 27.0 million parameters with 1,000 classes.",
+    middle_blocks=8,
+    published=timm_preprocessing("xception41.tf_in1k", 0.903),
+)
+_register(
+    "xception65",
+    "16 middle blocks; 39.9 million parameters with 1,000 classes.",
+    middle_blocks=16,
+    published=timm_preprocessing("xception65.ra3_in1k", 0.94),
+)
+_register(
+    "xception71",
+    "5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes.",
+    middle_blocks=16,
+    published=timm_preprocessing("xception71.tf_in1k", 0.903),
+    entry=_ENTRY_BLOCKS_71,
+)
+_register(
+    "xception41p",
+    "8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes.",
+    middle_blocks=8,
+    published=timm_preprocessing("xception41p.ra3_in1k", 0.94),
+    preact=True,
+    epsilon=1e-5,
+)
+_register(
+    "xception65p",
+    "16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes.",
+    middle_blocks=16,
+    published=timm_preprocessing("xception65p.ra3_in1k", 0.94),
+    preact=True,
+)

@@ -43,8 +43,10 @@ class SeparableConv(Stack):
     If ``relu`` is True, a ReLU follows each batch norm.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, dilation: int, relu: bool) -> None:
-        depthwise = DepthwiseConv2D(in_channels, 3, stride, padding=dilation, dilation=dilation)
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int, dilation: int, relu: bool
+    ) -> None:
+        depthwise = DepthwiseConv2D(in_channels, 3, stride=stride, padding=dilation, dilation=dilation)
         layers: list[tuple[str, nn.Layer]] = [("_conv1", depthwise), ("_bn1", _batch_norm(in_channels))]
         layers += [("_relu1", ReLU())] if relu else []
         layers += [("_conv2", convolution(in_channels, out_channels, 1)), ("_bn2", _batch_norm(out_channels))]
@@ -64,12 +66,12 @@ class Block(nn.Layer):
     """
 
     def __init__(
-        self, channels: tuple[int, int, int, int], stride: int = 1, project: bool = True, dilation: int = 1
+        self, channels: tuple[int, int, int, int], stride: int = 1, *, project: bool = True, dilation: int = 1
     ) -> None:
         super().__init__()
-        self._conv1 = SeparableConv(channels[0], channels[1], 1, dilation, relu=False)
-        self._conv2 = SeparableConv(channels[1], channels[2], 1, dilation, relu=False)
-        self._conv3 = SeparableConv(channels[2], channels[3], stride, dilation, relu=False)
+        self._conv1 = SeparableConv(channels[0], channels[1], stride=1, dilation=dilation, relu=False)
+        self._conv2 = SeparableConv(channels[1], channels[2], stride=1, dilation=dilation, relu=False)
+        self._conv3 = SeparableConv(channels[2], channels[3], stride=stride, dilation=dilation, relu=False)
         self._short = ConvBN(channels[0], channels[3], 1, stride) if project else None
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -83,9 +85,9 @@ class LastBlock(nn.Layer):
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self._conv1 = SeparableConv(1024, 1536, 1, dilation, relu=True)
-        self._conv2 = SeparableConv(1536, 1536, 1, dilation, relu=True)
-        self._conv3 = SeparableConv(1536, 2048, 1, dilation, relu=True)
+        self._conv1 = SeparableConv(1024, 1536, stride=1, dilation=dilation, relu=True)
+        self._conv2 = SeparableConv(1536, 1536, stride=1, dilation=dilation, relu=True)
+        self._conv3 = SeparableConv(1536, 2048, stride=1, dilation=dilation, relu=True)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Maps [N, 1024, H, W] to [N, 2048, H, W]."""
@@ -111,6 +113,7 @@ class XceptionDeeplab(nn.Layer):
         self,
         prefix: str,
         middle_blocks: int,
+        *,
         class_num: int,
         in_channels: int,
         drop_rate: float,
@@ -164,7 +167,14 @@ def Xception41_deeplab(
     output_stride: Literal[8, 16, 32] = 32,
 ) -> XceptionDeeplab:
     """8 middle blocks; 27.0 million parameters with 1,000 classes."""
-    return XceptionDeeplab("xception_41", 8, class_num, in_channels, drop_rate, output_stride)
+    return XceptionDeeplab(
+        "xception_41",
+        8,
+        class_num=class_num,
+        in_channels=in_channels,
+        drop_rate=drop_rate,
+        output_stride=output_stride,
+    )
 
 
 @MODELS.register(published=paddleclas_preprocessing("Xception65_deeplab"))
@@ -175,4 +185,11 @@ def Xception65_deeplab(
     output_stride: Literal[8, 16, 32] = 32,
 ) -> XceptionDeeplab:
     """16 middle blocks; 40.1 million parameters with 1,000 classes."""
-    return XceptionDeeplab("xception_65", 16, class_num, in_channels, drop_rate, output_stride)
+    return XceptionDeeplab(
+        "xception_65",
+        16,
+        class_num=class_num,
+        in_channels=in_channels,
+        drop_rate=drop_rate,
+        output_stride=output_stride,
+    )

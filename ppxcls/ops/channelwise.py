@@ -53,6 +53,7 @@ class Chain:
     def __init__(
         self,
         norm: nn.BatchNorm2D | None = None,
+        *,
         is_rectified: bool = False,
         depthwise: nn.Conv2D | None = None,
         last_norm: nn.BatchNorm2D | None = None,
@@ -101,12 +102,12 @@ class Chain:
         padding, stride, dilation = self.geometry().tolist()
         taps = self.depthwise.weight.shape[2:]
         return [
-            cpu.output_size(size, taps[i], padding[i], stride[i], dilation[i])
+            cpu.output_size(size, taps[i], padding=padding[i], stride=stride[i], dilation=dilation[i])
             for i, size in enumerate((height, width))
         ]
 
 
-def _stage(norm: nn.BatchNorm2D | None, is_rectified: bool) -> Stage:
+def _stage(norm: nn.BatchNorm2D | None, *, is_rectified: bool) -> Stage:
     if norm is None:
         return Stage(np.empty((6, 0), np.float32), np.array([0, 0, 0, is_rectified], np.float64))
     rows = [cpu.view(tensor) for tensor in (norm.weight, norm.bias, norm._mean, norm._variance)]
@@ -134,7 +135,10 @@ class _Channelwise(PyLayer):
         leading_sizes = [channels, images] if chain.layouts[1] else [images, channels]
         # Paddle allocates the output, because the rounding of Paddle's next product depends on the alignment.
         out = paddle.empty([*leading_sizes, *chain.size(*x.shape[2:])], "float32")
-        stages = _stage(chain.norm, chain.is_rectified), _stage(chain.last_norm, chain.is_last_rectified)
+        stages = (
+            _stage(chain.norm, is_rectified=chain.is_rectified),
+            _stage(chain.last_norm, is_rectified=chain.is_last_rectified),
+        )
         arguments = *stages[0], chain.kernels(channels), chain.geometry(), *stages[1], cpu.view(out)
         kernels.run(forward, channels, cpu.view(x), *arguments, np.array(chain.layouts))
         _update_running_statistics(chain.norm, stages[0])

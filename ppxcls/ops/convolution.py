@@ -32,7 +32,7 @@ class DenseConv2D(nn.Conv2D):
     in_bfloat16 = False
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: Side, stride: Side = 1, padding: Side = 0
+        self, in_channels: int, out_channels: int, *, kernel_size: Side, stride: Side = 1, padding: Side = 0
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias_attr=False)
 
@@ -68,7 +68,9 @@ class _Convolution(PyLayer):
     @staticmethod
     def forward(ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, sides: Sides, kind: int) -> paddle.Tensor:
         size = [
-            cpu.output_size(x.shape[2 + i], weight.shape[2 + i], sides.padding[i], sides.stride[i])
+            cpu.output_size(
+                x.shape[2 + i], weight.shape[2 + i], padding=sides.padding[i], stride=sides.stride[i]
+            )
             for i in range(2)
         ]
         cpu.check_channels(weight.shape[1], x.shape[1])

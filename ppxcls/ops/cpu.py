@@ -34,7 +34,7 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def output_size(size: int, taps: int, padding: int, stride: int, dilation: int = 1) -> int:
+def output_size(size: int, taps: int, *, padding: int, stride: int, dilation: int = 1) -> int:
     """Size of one side of the output of a convolution or a pool."""
     return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
 

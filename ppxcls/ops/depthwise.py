@@ -30,6 +30,7 @@ class DepthwiseConv2D(nn.Conv2D):
         self,
         channels: int,
         kernel_size: int | Sequence[int] = 3,
+        *,
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 1,
         dilation: int | Sequence[int] = 1,

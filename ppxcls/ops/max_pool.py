@@ -48,7 +48,11 @@ class _MaxPooling(PyLayer):
     def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:
         size, stride, padding = geometry
         out = paddle.empty(
-            [*x.shape[:2], *(cpu.output_size(side, size, padding, stride) for side in x.shape[2:])], "float32"
+            [
+                *x.shape[:2],
+                *(cpu.output_size(side, size, padding=padding, stride=stride) for side in x.shape[2:]),
+            ],
+            "float32",
         )
         planes = _planes(out)
         ctx.argmax = np.empty(planes.shape, np.uint8)

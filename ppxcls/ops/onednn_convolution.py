@@ -42,11 +42,11 @@ class _Role(NamedTuple):
 _INPUT, _KERNEL, _OUTPUT = (
     _Role(SOURCE_ARGUMENT, 129),
     _Role(WEIGHTS_ARGUMENT, 131),
-    _Role(RESULT_ARGUMENT, 133, True),
+    _Role(RESULT_ARGUMENT, 133, is_result=True),
 )
 _INPUT_GRADIENT, _KERNEL_GRADIENT, _OUTPUT_GRADIENT = (
-    _Role(129, 130, True),
-    _Role(161, 132, True),
+    _Role(129, 130, is_result=True),
+    _Role(161, 132, is_result=True),
     _Role(145, 134),
 )
 # For each result: the function that describes its computation, the first arguments of this function, and the
@@ -116,7 +116,7 @@ class _CompiledConvolution:
         layouts = [_query_descriptor(description, role.query) for role in self._roles]
         self._bytes = [library.dnnl_memory_desc_get_size(layout) for layout in layouts]
         self._copies = [
-            _copy(shape, layout, r.is_result)
+            _copy(shape, layout, is_result=r.is_result)
             for shape, layout, r in zip(shapes, layouts, self._roles, strict=True)
         ]
         self._primitive = Primitive(description, layouts, [role.argument for role in self._roles])
@@ -154,7 +154,7 @@ def _query_descriptor(description: Any, query: int) -> Any:
     return duplicate
 
 
-def _copy(shape: tuple[int, ...], layout: Any, is_result: bool) -> Primitive | None:
+def _copy(shape: tuple[int, ...], layout: Any, *, is_result: bool) -> Primitive | None:
     """Compiles a copy between contiguous float32 and a layout; None if they are the same."""
     library, layout_copy = onednn.load_library(), Handle()
     float32_layout = descriptor(shape, strides_of(shape), FLOAT32)

@@ -105,13 +105,16 @@ class _Product(PyLayer):
         x, ctx.layouts = x.contiguous(), layouts
         shape = [x.shape[1], x.shape[0], *x.shape[2:]] if layouts[0] else x.shape
         ctx.layout = layout = _Layout(
-            shape, weight.shape[0], is_batched, BFLOAT16 if is_bfloat16 else FLOAT32
+            shape, weight.shape[0], is_batched=is_batched, kind=BFLOAT16 if is_bfloat16 else FLOAT32
         )
-        rows = layout.rows(x, layout.in_channels, layouts[0])
+        rows = layout.rows(x, layout.in_channels, are_rows=layouts[0])
         ctx.saved_input = cpu.SavedTensor(x) if rows is x else None  # otherwise the rows are a copy
         kernel = _to_bfloat16(weight) if is_bfloat16 else weight.detach().contiguous()
         y = layout.multiply_matrices(
-            layout.kernel(kernel), layout.matrix(rows, layout.in_channels), layout.out_channels, layouts[1]
+            layout.kernel(kernel),
+            layout.matrix(rows, layout.in_channels),
+            layout.out_channels,
+            returns_rows=layouts[1],
         )
         ctx.save_for_backward(rows, kernel)
         return y
@@ -122,7 +125,7 @@ class _Product(PyLayer):
             ctx.saved_input.check()
         rows, kernel = ctx.saved_tensor()
         layout = ctx.layout
-        upstream = layout.rows(gradient.contiguous(), layout.out_channels, ctx.layouts[1])
+        upstream = layout.rows(gradient.contiguous(), layout.out_channels, are_rows=ctx.layouts[1])
         x_gradient = None
         if ctx.needs_gradient[0]:
             kernel_operand = layout.kernel(kernel, transposed=True)
@@ -130,7 +133,7 @@ class _Product(PyLayer):
                 kernel_operand,
                 layout.matrix(upstream, layout.out_channels),
                 layout.in_channels,
-                ctx.layouts[0],
+                returns_rows=ctx.layouts[0],
             )
         if x_gradient is not None and ctx.stride > 1:
             x_gradient = _spread_pixels(x_gradient, ctx.stride, ctx.shape)
@@ -143,7 +146,7 @@ def _take_pixels(images: paddle.Tensor, stride: int) -> paddle.Tensor:
         return images[:, :, ::stride, ::stride].transpose([1, 0, 2, 3])
     from ppxcls.ops.stride_kernels import take
 
-    size = [cpu.output_size(side, 1, 0, stride) for side in images.shape[2:]]
+    size = [cpu.output_size(side, 1, padding=0, stride=stride) for side in images.shape[2:]]
     rows = paddle.empty([images.shape[1], images.shape[0], *size], "float32")
     kernels.run(take, rows.shape[0], cpu.view(images), stride, cpu.view(rows))
     return rows
@@ -165,7 +168,7 @@ def _spread_pixels(rows: paddle.Tensor, stride: int, shape: list[int]) -> paddle
 class _Layout:
     """Sizes and memory layouts of a product's operands."""
 
-    def __init__(self, shape: list[int], out_channels: int, is_batched: bool, kind: int) -> None:
+    def __init__(self, shape: list[int], out_channels: int, *, is_batched: bool, kind: int) -> None:
         self.images, self.in_channels, *self.size = shape
         self.out_channels = out_channels
         self.is_batched = is_batched
@@ -178,7 +181,7 @@ class _Layout:
             [channels, self.images * self.pixels] if self.is_batched else [self.images, channels, self.pixels]
         )
 
-    def rows(self, images: paddle.Tensor, channels: int, are_rows: bool) -> paddle.Tensor:
+    def rows(self, images: paddle.Tensor, channels: int, *, are_rows: bool) -> paddle.Tensor:
         """Converts images, or float32 rows, to rows of the product's type."""
         if self.kind == FLOAT32 and (are_rows or not self.is_batched):
             return images
@@ -203,7 +206,7 @@ class _Layout:
         return Operand(rows.data_ptr(), (channels, self.images, self.pixels), (channel, image, 1), kind)
 
     def matrix(
-        self, rows: paddle.Tensor, channels: int, kind: int | None = None, transposed: bool = False
+        self, rows: paddle.Tensor, channels: int, kind: int | None = None, *, transposed: bool = False
     ) -> Operand:
         """Operand for rows, as a factor or a result."""
         dims = tuple(self.matrices(channels))
@@ -212,7 +215,7 @@ class _Layout:
             dims, strides = (*dims[:-2], dims[-1], dims[-2]), (*strides[:-2], strides[-1], strides[-2])
         return Operand(rows.data_ptr(), dims, strides, self.kind if kind is None else kind)
 
-    def kernel(self, kernel: paddle.Tensor, transposed: bool = False) -> Operand:
+    def kernel(self, kernel: paddle.Tensor, *, transposed: bool = False) -> Operand:
         """Operand for the kernel: [outputs, inputs], or transposed. All images share it."""
         dims: tuple[int, ...] = (self.out_channels, self.in_channels)
         strides: tuple[int, ...] = (self.in_channels, 1)
@@ -223,7 +226,7 @@ class _Layout:
         return Operand(kernel.data_ptr(), dims, strides, self.kind)
 
     def multiply_matrices(
-        self, kernel: Operand, matrix: Operand, channels: int, returns_rows: bool
+        self, kernel: Operand, matrix: Operand, channels: int, *, returns_rows: bool
     ) -> paddle.Tensor:
         """Returns the product, float32 [N, C, H, W], or [C, N, H, W] if ``returns_rows``."""
         if not self.is_batched or returns_rows:

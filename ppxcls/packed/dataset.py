@@ -61,6 +61,7 @@ class PackedDataset(Dataset):
         self,
         pack: str,
         transform_ops: TransformOps | None = None,
+        *,
         cache_dir: str | None = None,
         cache_gb: Positive | None = None,
         class_num: int | None = None,
@@ -95,7 +96,9 @@ class PackedDataset(Dataset):
         """Returns the bytes of the sample's file, or its parts."""
         name, record = self._locate_record(index)
         data = read_with_retries(
-            lambda: self._storage.read(name, record.offset, record.bytes), self.path(index), self._patience
+            lambda: self._storage.read(name, record.offset, record.bytes),
+            self.path(index),
+            self._patience,
         )
         content = unpacked(record, data)
         return content if isinstance(content, bytes) else SegmentedImage(content)

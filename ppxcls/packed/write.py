@@ -96,6 +96,7 @@ class _Reduction:
 def pack(
     list_file: str | Path,
     image_root: str | Path | None,
+    *,
     output: str | Path,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     short_side: int | None = None,
@@ -154,7 +155,15 @@ def pack(
                 samples = range(
                     number * samples_per_shard, min((number + 1) * samples_per_shard, len(dataset))
                 )
-                shard = _write_shard(output, number, samples, dataset, reduction, pool, progress)
+                shard = _write_shard(
+                    output,
+                    number,
+                    samples=samples,
+                    dataset=dataset,
+                    reduction=reduction,
+                    pool=pool,
+                    progress=progress,
+                )
                 manifest = replace(manifest, shards=[*manifest.shards, shard])
                 manifest.write(output / _UNFINISHED)
             manifest.write(output / MANIFEST)
@@ -243,6 +252,7 @@ def _is_complete(folder: Path, number: int, shard: Shard) -> bool:
 def _write_shard(
     output: Path,
     number: int,
+    *,
     samples: range,
     dataset: ImageNetDataset,
     reduction: _Reduction | None,
@@ -329,6 +339,7 @@ def _summary(folder: Path, manifest: Manifest) -> PackSummary:
 def verify_pack(
     folder: str | Path,
     list_file: str | Path | None = None,
+    *,
     image_root: str | Path | None = None,
     threads: int | None = None,
     progress: ProgressCallback | None = None,

@@ -86,9 +86,9 @@ class Service:
         self._batcher: Batcher[bytes, Prediction] = Batcher(
             self._predict,
             limits.batch,
-            limits.wait,
-            limits.queue,
-            lambda count, _: self._batches.observe(count),
+            wait=limits.wait,
+            queue_size=limits.queue,
+            on_batch=lambda count, _: self._batches.observe(count),
         )
 
     def _predict(self, images: Sequence[bytes]) -> list[Prediction]:
@@ -175,7 +175,7 @@ def build_app(predictor: Predictor, limits: Limits = Limits()) -> Starlette:
 
 
 def run_server(
-    path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
+    path: str | Path, host: str = "127.0.0.1", *, port: int = 8000, batch: int = 16, queue: int = 128
 ) -> None:
     """Serves a run or an exported model until SIGTERM or SIGINT; requests that have begun are still answered.
 

@@ -35,6 +35,7 @@ class Batcher(Generic[Item, Answer]):
         self,
         answer: Callable[[Sequence[Item]], Sequence[Answer]],
         most: int,
+        *,
         wait: float,
         queue_size: int,
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,

@@ -10,7 +10,7 @@ _INSTALL_HINT = "which is not installed: pip install 'ppxcls[serve]'"
 
 
 def serve(
-    path: str | Path, host: str = "127.0.0.1", port: int = 8000, batch: int = 16, queue: int = 128
+    path: str | Path, host: str = "127.0.0.1", *, port: int = 8000, batch: int = 16, queue: int = 128
 ) -> None:
     """Serves a model; see ``ppxcls.serving.app.serve``.
 
@@ -22,4 +22,4 @@ def serve(
         from ppxcls.serving import app
     except ImportError as error:
         raise DataError(f"a server needs {error.name}, {_INSTALL_HINT}") from None
-    app.run_server(path, host, port, batch, queue)
+    app.run_server(path, host, port=port, batch=batch, queue=queue)

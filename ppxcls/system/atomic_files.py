@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def whole_file(file: Path, durable: bool = False) -> Iterator[BinaryIO]:
+def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name when the block ends, and never if the block raises.
 
     Until then its name has the additional extension ``.new``.

@@ -31,7 +31,7 @@ def available_devices() -> list[str]:
 
 
 def start(
-    device: str, deterministic: bool = False, timeout: float = 600.0, cudnn_search: bool = False
+    device: str, *, deterministic: bool = False, timeout: float = 600.0, cudnn_search: bool = False
 ) -> None:
     """Selects this process's device and, under ``paddle.distributed.launch``, joins the other processes.
 

@@ -20,7 +20,7 @@ HAS_TURNS = fcntl is not None
 
 
 @contextlib.contextmanager
-def locked(lock: Path, waits: bool = True) -> Iterator[None]:
+def locked(lock: Path, *, waits: bool = True) -> Iterator[None]:
     """Runs a block while no other process of this host runs it, if the file system has locks.
 
     Args:

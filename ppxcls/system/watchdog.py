@@ -79,7 +79,7 @@ class Watchdog:
         self._stop = threading.Event()
         self.feed("start", is_local=True)
 
-    def feed(self, operation: str, is_local: bool) -> None:
+    def feed(self, operation: str, *, is_local: bool) -> None:
         """Reports progress.
 
         Args:
@@ -128,5 +128,6 @@ class Watchdog:
                 detail = self._detail()
                 _end(
                     self._prefix,
-                    f"no progress for {idle_seconds:.0f} s at: {self._operation}{f': {detail}' if detail else ''}{cause}",
+                    f"no progress for {idle_seconds:.0f} s at: "
+                    f"{self._operation}{f': {detail}' if detail else ''}{cause}",
                 )

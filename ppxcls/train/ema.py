@@ -22,7 +22,7 @@ class WeightAverage:
             forgotten.
     """
 
-    def __init__(self, model: nn.Layer, decay: float, warmup: bool = False) -> None:
+    def __init__(self, model: nn.Layer, decay: float, *, warmup: bool = False) -> None:
         self.decay = decay
         self.warmup = warmup
         self._tensors = dict(model.state_dict())

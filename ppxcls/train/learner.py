@@ -51,6 +51,7 @@ class Learner:
         self,
         network: nn.Layer,
         loss: WeightedSum,
+        *,
         optimizer: Optimizer,
         scheduler: LambdaDecay,
         schedule: LRSchedule,
@@ -99,7 +100,7 @@ class Learner:
         return images, labels
 
     def step(
-        self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, is_update_step: bool
+        self, images: paddle.Tensor, labels: paddle.Tensor, weight: float, *, is_update_step: bool
     ) -> paddle.Tensor:
         """Runs one forward and backward pass and, on an update step, one optimizer step.
 
@@ -137,9 +138,9 @@ class Learner:
         """Returns a context in which the network has the averaged weights, if there is an average."""
         return self.average.applied() if self.average else contextlib.nullcontext()
 
-    def observe(self, figure: float, larger_is_better: bool) -> None:
+    def observe(self, figure: float, *, larger_is_better: bool) -> None:
         """Passes the first metric of an evaluation to the schedule, and updates the learning rate."""
-        self.schedule.observe(figure, larger_is_better)
+        self.schedule.observe(figure, larger_is_better=larger_is_better)
         self.scheduler.step(self.progress.step)
 
     def start_epoch(self, epoch: int) -> None:
@@ -185,7 +186,11 @@ class Learner:
             check_fits(average, self.network, snapshot.file(AVERAGE))
         set_weights(self.network, weights, snapshot.file(WEIGHTS))
         load_optimizer_state(
-            self.optimizer, snapshot.parts[OPTIMIZER], weights, self.network, snapshot.file(OPTIMIZER)
+            self.optimizer,
+            snapshot.parts[OPTIMIZER],
+            weights=weights,
+            model=self.network,
+            file=snapshot.file(OPTIMIZER),
         )
         if self.average:
             self.average.load_state_dict(average)

@@ -65,7 +65,7 @@ class LossWatch:
         """Adds a step without waiting for its numbers."""
         self._pending_steps.append(step)
 
-    def read(self, force: bool = True) -> None:
+    def read(self, *, force: bool = True) -> None:
         """Reads the pending results, and checks that they and the weights are finite.
 
         Args:
@@ -93,7 +93,10 @@ class LossWatch:
             if step.plan.count:
                 mean_losses.append(float(row[-1]) / step.plan.count)
         if progress.skipped > learner.precision.max_skipped_steps:
-            skipped_steps = f"{progress.skipped} steps in a row (AMP.max_skipped_steps = {learner.precision.max_skipped_steps})"
+            skipped_steps = (
+                f"{progress.skipped} steps in a row (AMP.max_skipped_steps "
+                f"= {learner.precision.max_skipped_steps})"
+            )
             raise TrainingError(
                 f"gradients were not finite in {skipped_steps}; the last one is step {progress.step}"
             )
@@ -123,7 +126,10 @@ class LossWatch:
         bad_names = [name for name, mark in zip(parameters, zero_sums, strict=True) if not np.isfinite(mark)]
         if bad_names:
             example_names = ", ".join(bad_names[-3:])  # the gradients come from the end
-            place = f"after step {self._learner.progress.step}, rank {distributed.rank()}: {len(bad_names)} of {len(parameters)} tensors"
+            place = (
+                f"after step {self._learner.progress.step}, rank "
+                f"{distributed.rank()}: {len(bad_names)} of {len(parameters)} tensors"
+            )
             raise TrainingError(
                 f"a gradient was not finite, and weights are not finite {place}, such as {example_names}"
             )

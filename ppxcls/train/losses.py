@@ -111,7 +111,7 @@ class BCELoss(Loss):
     needs_soft_labels = True
 
     def __init__(
-        self, epsilon: BelowOne = 0.0, target_threshold: Share | None = None, sum_classes: bool = False
+        self, epsilon: BelowOne = 0.0, target_threshold: Share | None = None, *, sum_classes: bool = False
     ) -> None:
         self.epsilon = epsilon
         self.target_threshold = target_threshold
@@ -174,7 +174,10 @@ class WeightedSum:
 
 
 def build_loss(
-    specs: Sequence[Mapping[str, Any]], where: ConfigPlace = ConfigPlace(("Loss",)), soft_labels: bool = True
+    specs: Sequence[Mapping[str, Any]],
+    where: ConfigPlace = ConfigPlace(("Loss",)),
+    *,
+    soft_labels: bool = True,
 ) -> WeightedSum:
     """Builds the weighted sum of a config's losses, ``[{"CELoss": {"weight": 1.0, "epsilon": 0.1}}]``.
 

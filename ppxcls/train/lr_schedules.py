@@ -32,7 +32,7 @@ class AdaptiveRate(Protocol):
     def __call__(self, t: int) -> float:
         """Returns the learning rate at ``t``."""
 
-    def observe(self, value: float, larger_is_better: bool) -> None:
+    def observe(self, value: float, *, larger_is_better: bool) -> None:
         """Updates the rate with the first metric of an evaluation."""
 
 
@@ -101,6 +101,7 @@ def Polynomial(
 def OneCycleLR(
     max_learning_rate: NotNegative,
     total: float,
+    *,
     divide_factor: Positive = 25.0,
     end_learning_rate: NotNegative = 1e-4,
     phase_pct: Annotated[float, Bound(gt=0, lt=1)] = 0.3,
@@ -145,6 +146,7 @@ class Plateau:
         self,
         learning_rate: float,
         mode: str | None,
+        *,
         factor: float,
         patience: int,
         threshold: float,
@@ -163,7 +165,7 @@ class Plateau:
     def __call__(self, t: int) -> float:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
-    def observe(self, value: float, larger_is_better: bool) -> None:
+    def observe(self, value: float, *, larger_is_better: bool) -> None:
         """Lowers the rate if the first metric of the evaluations has stopped improving."""
         state = self.state
         if state["pause"] > 0:
@@ -183,6 +185,7 @@ class Plateau:
 def ReduceOnPlateau(
     learning_rate: NotNegative,
     mode: Literal["min", "max"] | None = None,
+    *,
     factor: Annotated[float, Bound(gt=0, lt=1)] = 0.1,
     patience: CountOrZero = 10,
     threshold: NotNegative = 1e-4,
@@ -201,7 +204,15 @@ def ReduceOnPlateau(
         cooldown: number of evaluations after a reduction that do not count.
         min_lr: lower limit of the rate.
     """
-    return Plateau(learning_rate, mode, factor, patience, threshold, cooldown, min_lr)
+    return Plateau(
+        learning_rate,
+        mode,
+        factor=factor,
+        patience=patience,
+        threshold=threshold,
+        cooldown=cooldown,
+        min_lr=min_lr,
+    )
 
 
 @LR_SCHEDULES.register
@@ -269,6 +280,7 @@ def ConstLR(learning_rate: NotNegative) -> Rate:
 def Cyclic(
     base_learning_rate: NotNegative,
     max_learning_rate: NotNegative,
+    *,
     step_size_up: Count = 2000,
     step_size_down: Count | None = None,
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular",
@@ -308,6 +320,7 @@ def _boundaries(epochs: list[float], per_epoch: float, name: str) -> list[float]
 def build_lr_schedule(
     spec: Mapping[str, Any],
     epochs: int,
+    *,
     steps_per_epoch: int,
     where: ConfigPlace = ConfigPlace(("Optimizer", "lr")),
     factor: float = 1.0,
@@ -350,7 +363,15 @@ def build_lr_schedule(
     rate = LR_SCHEDULES.build(block, total=total, per_epoch=per_epoch)
     end = total if common_keys.cooldown_epoch else None
     unit = steps_per_epoch if common_keys.by_epoch else 1
-    return LRSchedule(block.name, rate, warm_up, common_keys.warmup_start_lr, end, unit, factor)
+    return LRSchedule(
+        block.name,
+        rate,
+        warm_up=warm_up,
+        start_lr=common_keys.warmup_start_lr,
+        end=end,
+        unit=unit,
+        factor=factor,
+    )
 
 
 class LRSchedule:
@@ -370,6 +391,7 @@ class LRSchedule:
         self,
         name: str,
         rate: Rate,
+        *,
         warm_up: float,
         start_lr: float,
         end: float | None,
@@ -395,10 +417,10 @@ class LRSchedule:
         if isinstance(self._rate, AdaptiveRate):
             self._rate.state |= state
 
-    def observe(self, value: float, larger_is_better: bool) -> None:
+    def observe(self, value: float, *, larger_is_better: bool) -> None:
         """Passes the first metric of an evaluation to an adaptive rate."""
         if isinstance(self._rate, AdaptiveRate):
-            self._rate.observe(value, larger_is_better)
+            self._rate.observe(value, larger_is_better=larger_is_better)
 
     def follow(self, rate: Rate) -> None:
         """Use another function of the optimizer step from now on, without warm-up and cool-down."""

@@ -129,6 +129,7 @@ def build_metrics(
     specs: Sequence[Mapping[str, Any]] | None,
     where: ConfigPlace = ConfigPlace(("Metric",)),
     class_num: int = 1000,
+    *,
     training: bool = False,
 ) -> list[Metric]:
     """Builds the metrics of a config's list, ``[{"TopkAcc": {"topk": [1, 5]}}]``; null gives no metrics.

@@ -147,7 +147,8 @@ class OpSampler(BatchTransform):
         self.shares = [choice.prob for choice in choices.values()]
         if not choices or sum(self.shares) > 1:
             raise ValueError(
-                f"expected operators with total prob <= 1, received {dict(zip(choices, self.shares, strict=True))}"
+                "expected operators with total prob <= 1, received "
+                f"{dict(zip(choices, self.shares, strict=True))}"
             )
         self.operators = [_OPERATORS[name](class_num, choice.alpha) for name, choice in choices.items()]
 

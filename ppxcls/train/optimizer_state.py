@@ -31,7 +31,7 @@ def optimizer_state(optimizer: Optimizer) -> State:
 
 
 def load_optimizer_state(
-    optimizer: Optimizer, state: State, weights: State, model: nn.Layer, file: Path
+    optimizer: Optimizer, state: State, *, weights: State, model: nn.Layer, file: Path
 ) -> None:
     """Sets the accumulators under this process's names of the parameters.
 
@@ -75,7 +75,8 @@ def load_optimizer_state(
     covered_names = {name for name in trained_names if any(key.startswith(name + "_") for key in values)}
     if values and covered_names != trained_names:
         raise CheckpointError(
-            f"{file}: has no state for {len(trained_names - covered_names)} of {len(trained_names)} parameters of this model"
+            f"{file}: has no state for {len(trained_names - covered_names)} "
+            f"of {len(trained_names)} parameters of this model"
         )
     values[_SCHEDULER_KEY] = optimizer.state_dict().get(_SCHEDULER_KEY, {})  # Paddle 2.6 looks up this key
     try:

@@ -123,7 +123,7 @@ REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
 
 @OPTIMIZERS.register(state_copies=0)
-def SGD(inputs: OptimizerInputs, multi_precision: bool = False) -> Optimizer:
+def SGD(inputs: OptimizerInputs, *, multi_precision: bool = False) -> Optimizer:
     """Plain SGD, which subtracts the gradient times the learning rate."""
     return optimizer.SGD(**inputs.coupled(), multi_precision=multi_precision)
 
@@ -132,6 +132,7 @@ def SGD(inputs: OptimizerInputs, multi_precision: bool = False) -> Optimizer:
 def Momentum(
     inputs: OptimizerInputs,
     momentum: BelowOne = 0.9,
+    *,
     use_nesterov: bool = False,
     multi_precision: bool = False,
     rescale_grad: Finite = 1.0,
@@ -152,6 +153,7 @@ def Momentum(
 def Adam(
     inputs: OptimizerInputs,
     beta1: BelowOne = 0.9,
+    *,
     beta2: BelowOne = 0.999,
     epsilon: Positive = 1e-8,
     lazy_mode: bool = False,
@@ -185,6 +187,7 @@ def Adamax(
 def NAdam(
     inputs: OptimizerInputs,
     beta1: BelowOne = 0.9,
+    *,
     beta2: BelowOne = 0.999,
     epsilon: Positive = 1e-8,
     momentum_decay: Finite = 0.004,
@@ -223,6 +226,7 @@ def Adadelta(inputs: OptimizerInputs, epsilon: Positive = 1e-6, rho: BelowOne = 
 def RMSProp(
     inputs: OptimizerInputs,
     rho: BelowOne = 0.95,
+    *,
     epsilon: Positive = 1e-6,
     momentum: BelowOne = 0.0,
     centered: bool = False,
@@ -325,7 +329,7 @@ def build_optimizer(
     ):
         logger.warning(f"Optimizer.{exclusion_keys[0]} has no effect, because there is no weight decay")
     scheduler = LambdaDecay(1.0, lr_at)
-    undecayed_names = _set_by_parameter(common_keys, parameters, is_decoupled, where)
+    undecayed_names = _set_by_parameter(common_keys, parameters, is_decoupled=is_decoupled, where=where)
     trained_parameters = [p for p in parameters.values() if not p.stop_gradient]
     inputs = OptimizerInputs(scheduler, trained_parameters, decay, _clip(common_keys, where), undecayed_names)
     return OPTIMIZERS.build(block, inputs=inputs, given=inputs), scheduler
@@ -348,6 +352,7 @@ def _clip(common_keys: OptimizerKeys, where: ConfigPlace) -> Any:
 def _set_by_parameter(
     common_keys: OptimizerKeys,
     parameters: Mapping[str, paddle.Tensor],
+    *,
     is_decoupled: bool,
     where: ConfigPlace,
 ) -> set[str]:

@@ -43,7 +43,7 @@ class InferenceProgram:
     """
 
     def __init__(
-        self, model: Path, weights: Path, threads: int, with_onednn: bool = True, may_use_gpu: bool = True
+        self, model: Path, weights: Path, *, threads: int, with_onednn: bool = True, may_use_gpu: bool = True
     ) -> None:
         from paddle import inference
 
@@ -59,7 +59,7 @@ class InferenceProgram:
             if with_onednn:
                 settings.enable_mkldnn()
             settings.set_cpu_math_library_num_threads(threads)
-        settings.switch_ir_optim(True)
+        settings.switch_ir_optim(True)  # noqa: FBT003  Paddle's own
         try:
             self._predictor = inference.create_predictor(settings)
         except (RuntimeError, ValueError) as error:
@@ -130,7 +130,9 @@ class Compiler:
         with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
             paddle.jit.save(self._program, f"{folder}/inference")
             weights = Path(folder) / "inference.pdiparams"
-            return InferenceProgram(program_file(Path(folder)), weights, thread_count(), may_use_gpu=False)
+            return InferenceProgram(
+                program_file(Path(folder)), weights, threads=thread_count(), may_use_gpu=False
+            )
 
 
 class EvaluatedNetwork:
@@ -189,7 +191,8 @@ class EvaluatedNetwork:
         ):
             return predictor
         logger.warning(
-            f"the compiled network's logits differ by {difference:.2e}; the network is evaluated without compiling"
+            f"the compiled network's logits differ by {difference:.2e}; "
+            "the network is evaluated without compiling"
         )
         return None
 

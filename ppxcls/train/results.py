@@ -1,6 +1,7 @@
 """The files of a run beside its checkpoints: each is declared by the package or the tracker that writes it.
 
-A package of ppxcls declares the names in ``RESULTS`` of its ``__init__.py``, and in ``RESULTS_OF_BEST`` those that
+A package of ppxcls declares the names in ``RESULTS`` of its ``__init__.py``, and in ``RESULTS_OF_BEST`` those
+that
 describe ``best_model``. A tracker declares them in ``files``.
 """
 

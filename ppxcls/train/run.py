@@ -41,7 +41,7 @@ class Run:
     hang_timeout: float = 600.0
     _resume_position: tuple[int, int, int] | None = field(default=None, init=False, repr=False)
 
-    def begin(self, is_continued: bool) -> None:
+    def begin(self, *, is_continued: bool) -> None:
         """Prepares the folder. Only the first process calls it.
 
         It moves old files aside, then writes the config and the class names, so that the folder describes the
@@ -102,7 +102,7 @@ class Run:
         """
         self.folder.save(names, snapshot, self.facts.as_dict(), flush)
 
-    def read(self, checkpoint: str | Path, allow_changes: bool = False) -> Snapshot | None:
+    def read(self, checkpoint: str | Path, *, allow_changes: bool = False) -> Snapshot | None:
         """Reads the checkpoint to resume from, and converts its progress to batches and steps of this run.
 
         Args:
@@ -126,7 +126,7 @@ class Run:
             if (problem := url_problem(checkpoint)) is not None:
                 raise CheckpointError(problem)
             snapshot, manifest = read_snapshot(checkpoint)
-        check_continues(manifest, self.facts, allow_changes)
+        check_continues(manifest, self.facts, allow_changes=allow_changes)
         self._resume_position = (
             snapshot.progress.epoch,
             snapshot.progress.batches_done,

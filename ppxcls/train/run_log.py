@@ -58,7 +58,7 @@ class RunLog:
         """True if a log line follows this iteration."""
         return number % self._interval == 0 or number == batches - 1
 
-    def train_line(self, means: Means, lr: float, number: int, batches: int, progress: Progress) -> None:
+    def train_line(self, means: Means, lr: float, *, number: int, batches: int, progress: Progress) -> None:
         """Logs the means of the epoch so far.
 
         Args:

@@ -10,7 +10,7 @@ from paddle.optimizer import Optimizer
 
 
 def timed_steps(
-    model: nn.Layer, optimizer: Optimizer, images: paddle.Tensor, labels: paddle.Tensor, count: int
+    model: nn.Layer, optimizer: Optimizer, *, images: paddle.Tensor, labels: paddle.Tensor, count: int
 ) -> tuple[list[float], float]:
     """Trains on the same batch repeatedly, and measures each step.
 

@@ -26,7 +26,8 @@ class Tracker(Protocol):
     If a tracker fails during the run, it should log a warning, and the run should continue.
 
     Attributes:
-        files: names of the files and folders that it writes into the run's folder. A new run moves them aside with
+        files: names of the files and folders that it writes into the run's folder. A new run moves them aside
+        with
             the earlier one. Files to which an attribute of type ``Path`` leads need not be declared.
     """
 

@@ -78,6 +78,7 @@ class Trainer:
         self,
         learner: Learner,
         loader: Loader,
+        *,
         run: Run,
         schedule: RunSchedule,
         evaluation: Evaluation | None = None,
@@ -92,7 +93,7 @@ class Trainer:
         self.watchdog = Watchdog(
             run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read
         )
-        self._to_input = ModelInput(loader.dataset.device_stage, schedule.pin_memory)
+        self._to_input = ModelInput(loader.dataset.device_stage, pinned=schedule.pin_memory)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
         self._last_save_time = time.monotonic()
@@ -131,7 +132,7 @@ class Trainer:
                     return self.progress.best
                 if self._is_main:
                     self.run.folder.lock()  # a notebook may call fit again
-                    self.run.begin(self._is_resumed or self.progress.step > 0)
+                    self.run.begin(is_continued=self._is_resumed or self.progress.step > 0)
                 distributed.barrier()  # other processes must not write to files that are moved aside
                 record_start(self.progress.step)
                 self.log.start(self.progress)
@@ -204,7 +205,7 @@ class Trainer:
             write_first_batch(self.output_dir / FIRST_BATCH, images)
         lr = learner.rate
         is_update_step = plan.number == group[-1]
-        sums = learner.step(images, labels, weight, is_update_step)
+        sums = learner.step(images, labels, weight, is_update_step=is_update_step)
         is_skipped = learner.precision.last_step_skipped() if is_update_step else False
         return StepResult(lr, plan, batch.left_out, sums, is_skipped)
 
@@ -216,7 +217,9 @@ class Trainer:
         is_due = self.log.is_due(number, batches)
         self.watch.read(force=is_due)
         if is_due:
-            self.log.train_line(self.learner.totals.reduced(), step.lr, number, batches, self.progress)
+            self.log.train_line(
+                self.learner.totals.reduced(), step.lr, number=number, batches=batches, progress=self.progress
+            )
         if (
             number + 1
         ) % self.schedule.update_freq == 0 and number + 1 < batches:  # _finish_epoch saves at the end
@@ -260,7 +263,7 @@ class Trainer:
             if self._is_main:
                 self.run.write_predictions(evaluation)
         self.log.eval_line(results, self.progress)
-        self.learner.observe(value, larger_is_better)
+        self.learner.observe(value, larger_is_better=larger_is_better)
         return is_best
 
     def _interruptible_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -319,7 +322,7 @@ class Trainer:
         if snapshot is not None:
             self.run.save(names, snapshot, self.log.flush)
 
-    def resume(self, checkpoint: str | Path, allow_changes: bool = False) -> bool:
+    def resume(self, checkpoint: str | Path, *, allow_changes: bool = False) -> bool:
         """Resumes from a checkpoint.
 
         Args:
@@ -332,7 +335,7 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint can't be used, or it belongs to another run or network.
         """
-        snapshot = self.run.read(checkpoint, allow_changes)
+        snapshot = self.run.read(checkpoint, allow_changes=allow_changes)
         if snapshot is not None:
             self.learner.load(snapshot)
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")

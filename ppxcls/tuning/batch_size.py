@@ -123,7 +123,8 @@ class _Attempt:
             > (free_bytes := _free_host_bytes())
         ):
             return (
-                f"{size} images would need {needed_bytes / 1e9:.3g} GB more, and {free_bytes / 1e9:.3g} GB are available",
+                f"{size} images would need {needed_bytes / 1e9:.3g} "
+                f"GB more, and {free_bytes / 1e9:.3g} GB are available",
                 None,
             )
         try:
@@ -144,13 +145,13 @@ class _Attempt:
         count = -(-size // self._images.shape[0])
         images, labels = (paddle.concat([x] * count)[:size] for x in (self._images, self._labels))
         images, labels = self._learner.mixed(images, labels, [0])
-        _reset_peak(self._is_host)
+        _reset_peak(is_host=self._is_host)
         times = []
         for _ in range(2):
             start = time.perf_counter()
-            float(self._learner.step(images, labels, 1.0, True).sum())  # waits for the device
+            float(self._learner.step(images, labels, 1.0, is_update_step=True).sum())  # waits for the device
             times.append(time.perf_counter() - start)
-        return min(times), _peak_bytes(self._is_host)
+        return min(times), _peak_bytes(is_host=self._is_host)
 
     def _release_memory(self) -> None:
         """Releases the memory of a step that failed."""
@@ -190,7 +191,7 @@ def _free_host_bytes() -> float:
     return _MAX_HOST_MEMORY_SHARE * min(free_bytes, default=2e9)
 
 
-def _reset_peak(is_host: bool) -> None:
+def _reset_peak(*, is_host: bool) -> None:
     if is_host:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
@@ -201,7 +202,7 @@ def _reset_peak(is_host: bool) -> None:
             paddle.device.cuda.reset_max_memory_allocated()
 
 
-def _peak_bytes(is_host: bool) -> int:
+def _peak_bytes(*, is_host: bool) -> int:
     """Returns the peak bytes; 0 if they are unknown.
 
     On a CPU they are of the whole process, on an accelerator of Paddle's tensors.

@@ -57,13 +57,12 @@ class RateRange:
         smoothed_losses, log_rates = self.smoothed, np.log(self.rates)
         lowest_index = int(np.argmin(smoothed_losses))
         is_allowed = self.rates <= self.rates[lowest_index] / _SUGGESTION_DIVISOR
-        if not is_allowed.any() or smoothed_losses[0] - smoothed_losses[lowest_index] < _MIN_LOSS_FALL * abs(
-            smoothed_losses[0]
-        ):
+        fall = smoothed_losses[0] - smoothed_losses[lowest_index]
+        if not is_allowed.any() or fall < _MIN_LOSS_FALL * abs(smoothed_losses[0]):
             return None
-        return float(
-            f"{self.rates[is_allowed][int(np.argmin(np.gradient(smoothed_losses, log_rates)[is_allowed]))]:.2g}"
-        )
+        slopes = np.gradient(smoothed_losses, log_rates)[is_allowed]
+        steepest_rate = self.rates[is_allowed][int(np.argmin(slopes))]
+        return float(f"{steepest_rate:.2g}")
 
     def rows(self) -> Iterator[tuple[float, float, float]]:
         """Returns rate, loss and smoothed loss of each step."""

@@ -25,7 +25,7 @@ FOLDER = Path(__file__).resolve().parent
 from ratios import ROWS  # of this folder
 
 
-def commands(images: Path | None, quick: bool) -> list[list[str]]:
+def commands(images: Path | None, *, quick: bool) -> list[list[str]]:
     """The scripts with their arguments; ``quick`` is to see that they run."""
     folder = [str(images)] if images else []
     rounds = ["--rounds", "1"] if quick else []
@@ -78,7 +78,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "rows"
         file.touch()
-        for script, *arguments in commands(given.folder, given.quick):
+        for script, *arguments in commands(given.folder, quick=given.quick):
             if given.only and script not in given.only:
                 continue
             print(f"\n{script} {' '.join(arguments)}", flush=True)

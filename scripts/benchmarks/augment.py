@@ -1,4 +1,5 @@
-"""Images a second on one core of training transforms, against torchvision's and timm's; medians of interleaved
+"""Images a second on one core of training transforms, against torchvision's and timm's; medians of
+interleaved
 rounds, and ratios.
 
     pip install torch torchvision timm # the peers; without them, ours alone is printed python
@@ -67,7 +68,7 @@ def packed(data: Sequence[bytes], folder: Path) -> Path:
     for i, file in enumerate(data):
         (folder / f"{i}.jpg").write_bytes(file)
     (folder / "list.txt").write_text("".join(f"{i}.jpg 0\n" for i in range(len(data))))
-    pack(folder / "list.txt", folder, str(folder / "packed"))
+    pack(folder / "list.txt", folder, output=str(folder / "packed"))
     return folder / "packed"
 
 

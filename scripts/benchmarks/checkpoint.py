@@ -70,21 +70,22 @@ def main() -> None:
         stood: dict[str, list[float]] = {way: [] for way in ways}
         took: dict[str, list[float]] = {way: [] for way in ways}
         trainer.learner.model.train()
-        trainer.learner.step(images, labels, 1.0, True)
+        trainer.learner.step(images, labels, 1.0, is_update_step=True)
         for _ in range(arguments.rounds):
             for way, save in ways.items():
                 start = time.perf_counter()
                 save()
                 stood[way].append(time.perf_counter() - start)
                 for _ in range(arguments.steps):
-                    float(trainer.learner.step(images, labels, 1.0, True)[-1])
+                    float(trainer.learner.step(images, labels, 1.0, is_update_step=True)[-1])
                 took[way].append(time.perf_counter() - start)
                 trainer.run.folder.wait()
     base = median(took["without"])
     for way in ways:
         cost = median(took[way]) - base
         print(
-            f"{way:18} the loop stood still {median(stood[way]):6.3f} s; {arguments.steps} steps took {median(took[way]):6.2f} s, "
+            f"{way:18} the loop stood still {median(stood[way]):6.3f} s; "
+            f"{arguments.steps} steps took {median(took[way]):6.2f} s, "
             f"{cost:+.2f} s: a save costs {cost / (base / arguments.steps):.2f} steps"
         )
     compare(

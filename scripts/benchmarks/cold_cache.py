@@ -64,7 +64,7 @@ def seconds(
     dataset = make()
     sampler = kind(batch_size=BATCH, drop_last=True, shuffle=True, num_samples=len(dataset), **keys)
     start = time.perf_counter()
-    for _ in Loader(dataset, sampler, threads).epoch(0):
+    for _ in Loader(dataset, sampler, num_workers=threads).epoch(0):
         pass
     return time.perf_counter() - start
 
@@ -83,13 +83,13 @@ def main() -> None:
         files, packed = Path(temporary) / "files", Path(temporary) / "packed"
         files.mkdir()
         file = copies(given.folder, given.images, files)
-        print(pack(file, files, str(packed)))
+        print(pack(file, files, output=str(packed)))
         os.sync()  # the kernel forgets only what is written
         block = {"block": max(1, given.images // 16), "blocks_at_once": 4}
         sides = {
             "files": (
                 files,
-                lambda: ImageNetDataset(str(files), str(file), OPS),
+                lambda: ImageNetDataset(str(files), str(file), transform_ops=OPS),
                 DistributedBatchSampler,
                 {},
             ),

@@ -1,4 +1,5 @@
-"""What a training step costs on your devices: images/s by network, precision and number of cards, and where the
+"""What a training step costs on your devices: images/s by network, precision and number of cards, and where
+the
 time goes.
 
     python scripts/benchmarks/gpu.py --device gpu --cards 1,2,4,8 --json gpu.json python
@@ -330,7 +331,8 @@ def parts(
 
 
 def share_of_peak(arguments: argparse.Namespace, seconds: float) -> float | None:
-    """Share of the card's peak that a step reaches: three forward passes' operations, two of them for the backward pass."""
+    """Share of the card's peak that a step reaches: three forward passes' operations, two of them for the
+    backward pass."""
     import ppxcls
 
     peak = next((peaks for name, peaks in PEAKS.items() if name in device_name(arguments.device)), None)

@@ -72,7 +72,13 @@ def export(folder: Path) -> None:
 
     _, stage = split_for_device(ppxcls.build_transforms([{"NormalizeImage": {"order": ""}}]))
     images = np.random.default_rng(0).integers(0, 256, (2, 299, 299, 3), np.uint8)
-    export_model(model, stage, images, folder, ExportMetadata("Xception41", "fresh weights", [], [], 1000))
+    export_model(
+        model,
+        stage,
+        images=images,
+        folder=folder,
+        metadata=ExportMetadata("Xception41", "fresh weights", [], [], 1000),
+    )
     int8.quantise_file(folder / "inference.onnx", folder / int8.INT8_FILE, [(images, np.zeros(2))], folder)
 
 

@@ -35,7 +35,8 @@ RELEASING = [
 
 
 class Replayed:
-    """A function that is called in the same order in each epoch: computes in the first one, and gives the results again."""
+    """A function that is called in the same order in each epoch: computes in the first one, and gives the
+    results again."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -89,15 +90,16 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder, file = repeated_list(given.folder, given.images, Path(temporary))
-        pack(file, folder, f"{temporary}/packed")
+        pack(file, folder, output=f"{temporary}/packed")
         sides = {
-            "files": ImageNetDataset(str(folder), str(file), OPS),
+            "files": ImageNetDataset(str(folder), str(file), transform_ops=OPS),
             "packed": PackedDataset(f"{temporary}/packed", OPS),
         }
         for name, dataset in sides.items():
             seconds = held(dataset, given.rounds)
             print(
-                f"{name:8} {1000 * seconds:.3f} ms of the lock for an image: at most {1 / seconds:,.0f} images/s in one process"
+                f"{name:8} {1000 * seconds:.3f} ms of the lock for an "
+                f"image: at most {1 / seconds:,.0f} images/s in one process"
             )
 
 

@@ -96,9 +96,11 @@ def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
     return run
 
 
-def handed_over(dataset: Dataset, threads: int, normalize: bool) -> Callable[[], None]:
+def handed_over(dataset: Dataset, threads: int, *, normalize: bool) -> Callable[[], None]:
     loader = Loader(
-        dataset, DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)), threads
+        dataset,
+        DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)),
+        num_workers=threads,
     )
     to_input = ModelInput(dataset.device_stage) if normalize else paddle.to_tensor
 
@@ -170,10 +172,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         list_index(Path(temporary))
         folder, file = repeated_list(arguments.folder, arguments.images, Path(temporary))
-        dataset = ImageNetDataset(str(folder), str(file), OPS)
+        dataset = ImageNetDataset(str(folder), str(file), transform_ops=OPS)
         peer = StepsWrittenOut(dataset)
-        print(pack(file, folder, f"{temporary}/packed"))
-        print(pack(file, folder, f"{temporary}/reduced", short_side=352, quality=85))
+        print(pack(file, folder, output=f"{temporary}/packed"))
+        print(pack(file, folder, output=f"{temporary}/reduced", short_side=352, quality=85))
         packed, reduced = (PackedDataset(f"{temporary}/{name}", OPS) for name in ("packed", "reduced"))
         rates = measure(
             {

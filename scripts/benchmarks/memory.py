@@ -80,7 +80,8 @@ def main() -> None:
     quarter = len(rows) // 4
     second, last = (median(row[1] for row in part) for part in (rows[quarter : 2 * quarter], rows[-quarter:]))
     print(
-        f"medians in MiB: second quarter {second / 2**20:.1f}, last quarter {last / 2**20:.1f}: {(last - second) / 2**20:+.1f}"
+        f"medians in MiB: second quarter {second / 2**20:.1f}, last "
+        f"quarter {last / 2**20:.1f}: {(last - second) / 2**20:+.1f}"
     )
     for name, column in (("files", 2), ("threads", 3)):
         print(f"{name}: {min(row[column] for row in rows)} to {max(row[column] for row in rows)}")

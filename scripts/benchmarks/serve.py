@@ -97,10 +97,12 @@ def main() -> None:
         code = server.wait()
     delays.sort()
     print(
-        f"{counts['right'] / arguments.seconds:.1f} images/s with {arguments.clients} clients; {dict(counts)}; exit code {code}"
+        f"{counts['right'] / arguments.seconds:.1f} images/s with "
+        f"{arguments.clients} clients; {dict(counts)}; exit code {code}"
     )
     print(
-        f"delay: median {1000 * median(delays):.0f} ms, 99 % below {1000 * delays[int(0.99 * len(delays))]:.0f} ms"
+        f"delay: median {1000 * median(delays):.0f} ms, 99 % "
+        f"below {1000 * delays[int(0.99 * len(delays))]:.0f} ms"
     )
     sys.exit(bool(counts["wrong"] or counts["lost"]))
 

@@ -1,4 +1,5 @@
-"""Seconds and memory of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch where
+"""Seconds and memory of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch
+where
 that is installed.
 
     python scripts/benchmarks/train_step.py [--size 299 --batch 4 --rounds 7]
@@ -101,8 +102,9 @@ def ours_in_bfloat16(size: int, batch: int) -> Callable[[], Any]:
     return paddle_step(size, batch)
 
 
-def timm_on_torch(size: int, batch: int, tuned: bool = False, bfloat16: bool = False) -> Callable[[], Any]:
-    """timm's network on torch, as it comes; or tuned: channels last, freed memory kept by the C library, SGD in one kernel."""
+def timm_on_torch(size: int, batch: int, *, tuned: bool = False, bfloat16: bool = False) -> Callable[[], Any]:
+    """timm's network on torch, as it comes; or tuned: channels last, freed memory kept by the C library, SGD
+    in one kernel."""
     if tuned:
         import ctypes
 
@@ -119,7 +121,7 @@ def timm_on_torch(size: int, batch: int, tuned: bool = False, bfloat16: bool = F
             images.to(memory_format=torch.channels_last),
         )
     optimizer = torch.optim.SGD(
-        model.parameters(), 0.01, momentum=0.9, weight_decay=1e-4, fused=tuned or None
+        model.parameters(), multi_precision=0.01, momentum=0.9, weight_decay=1e-4, fused=tuned or None
     )
 
     def step() -> None:
@@ -202,7 +204,8 @@ def steps(size: int, batch: int, rounds: int, only: list[str]) -> tuple[dict[str
 
 
 def loop_seconds(size: int, batch: int) -> float:
-    """Seconds an iteration of the whole loop takes beside the step: real images, log lines every ten, a step that does nothing."""
+    """Seconds an iteration of the whole loop takes beside the step: real images, log lines every ten, a step
+    that does nothing."""
     import cv2
     import numpy as np
 
@@ -275,7 +278,8 @@ def main() -> None:
             compare(f"{what}: memory", name, memory["ours"], memory[name], "GB")
     loop = loop_seconds(arguments.size, arguments.batch)
     print(
-        f"loop                     {loop * 1000:7.2f} ms an iteration, decoding and all: {loop / medians['ours']:.2%} of our step"
+        f"loop                     {loop * 1000:7.2f} ms an iteration, "
+        f"decoding and all: {loop / medians['ours']:.2%} of our step"
     )
 
 

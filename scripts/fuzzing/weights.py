@@ -20,7 +20,8 @@ from ppxcls.checkpoints.pickle_whitelist import RefusedError
 
 
 def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Checkpoints: damaged, and damaged with digests that fit, so that the damage gets past them; PaddleClas's too."""
+    """Checkpoints: damaged, and damaged with digests that fit, so that the damage gets past them;
+    PaddleClas's too."""
     import hashlib
 
     import paddle
@@ -34,16 +35,18 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
 
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
     lr = {"name": "ConstLR", "learning_rate": 0.1}
-    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
+    schedule = ppxcls.build_lr_schedule(lr, 1, steps_per_epoch=1)
     optimizer, scheduler = build_optimizer(
         {"name": "Momentum", "lr": lr}, dict(model.named_parameters()), schedule
     )
-    learner = Learner(model, build_loss([{"CELoss": {}}]), optimizer, scheduler, schedule)
+    learner = Learner(
+        model, build_loss([{"CELoss": {}}]), optimizer=optimizer, scheduler=scheduler, schedule=schedule
+    )
     learner.step(paddle.randn([2, 3, 4, 4]), paddle.to_tensor([0, 2]), 1.0, is_update_step=True)
     learner.progress.best = {"metric": "top1", "value": 0.5, "epoch": 1}
     snapshot = learner.state()
     assert snapshot is not None
-    write_checkpoint([folder / "latest"], snapshot.parts, snapshot.manifest({}))
+    write_checkpoint([folder / "latest"], snapshot.parts, manifest=snapshot.manifest({}))
     theirs = folder / "theirs"
     paddle.save(model.state_dict(), f"{theirs}.pdparams")
     paddle.save([optimizer.state_dict()], f"{theirs}.pdopt")
@@ -79,7 +82,8 @@ def _opcodes(data: bytes) -> list[bytes]:
 
 
 def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Pickles of weights whose opcodes are left out, repeated, exchanged or replaced: opcodes, not bytes, so that they run far."""
+    """Pickles of weights whose opcodes are left out, repeated, exchanged or replaced: opcodes, not bytes, so
+    that they run far."""
     value = {
         "w": np.arange(6, dtype=np.float32).reshape(2, 3),
         "t": ("name", np.ones(2, np.int64)),

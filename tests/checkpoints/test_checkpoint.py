@@ -30,13 +30,15 @@ def make(optimizer: str = "Momentum", seed: int = 0, parameters: slice = slice(N
     paddle.seed(seed)
     network = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 3))
     lr = {"name": "ConstLR", "learning_rate": 0.1}
-    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
+    schedule = ppxcls.build_lr_schedule(lr, 1, steps_per_epoch=1)
     trained = dict(list(network.named_parameters())[parameters])
+    built_optimizer, scheduler = build_optimizer({"name": optimizer, "lr": lr}, trained, schedule)
     return Learner(
         network,
         build_loss([{"CELoss": {}}]),
-        *build_optimizer({"name": optimizer, "lr": lr}, trained, schedule),
-        schedule,
+        optimizer=built_optimizer,
+        scheduler=scheduler,
+        schedule=schedule,
     )
 
 
@@ -59,7 +61,9 @@ def save(prefix: Path | list[Path], learner: Learner, **progress: Any) -> None:
     snapshot = learner.state()
     assert snapshot is not None
     write_checkpoint(
-        [prefix] if isinstance(prefix, Path) else prefix, snapshot.parts, snapshot.manifest({"config": "x"})
+        [prefix] if isinstance(prefix, Path) else prefix,
+        snapshot.parts,
+        manifest=snapshot.manifest({"config": "x"}),
     )
 
 
@@ -124,7 +128,8 @@ class _Cut(BaseException):
 def test_cut_off_anywhere_leaves_a_whole_checkpoint(
     name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The save of a second checkpoint stops at the n-th call of a system function; then a third is saved over what is left."""
+    """The save of a second checkpoint stops at the n-th call of a system function; then a third is saved over
+    what is left."""
     one = make()
     prefixes = [tmp_path / "latest", tmp_path / "best_model"]
     save(prefixes, one, step=1)

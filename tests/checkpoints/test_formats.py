@@ -35,7 +35,8 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_both_formats_hold_the_same(small: Callable[..., Path], tmp_path: Path) -> None:
-    """A run whose weights are safetensors, continued from inside its second epoch, is bit by bit the run with Paddle's files."""
+    """A run whose weights are safetensors, continued from inside its second epoch, is bit by bit the run with
+    Paddle's files."""
     file = small(**STEPS, **{"Global.epochs": 2})
     plain = train(file)
     safe = [f"Global.output_dir={tmp_path / 'safe'}", "Global.weights_format=safetensors"]
@@ -98,7 +99,7 @@ def test_the_tool_converts_one_into_the_other_and_back(small: Callable[..., Path
     write_checkpoint(
         [tmp_path / "a"],
         {".pdparams": {k: v.numpy() for k, v in model.state_dict().items()}},
-        {"progress": {}},
+        manifest={"progress": {}},
     )
     tool = ["convert", "--model", "Xception41", "--class-num", "3"]
     for source, target in (("a.pdparams", "b.safetensors"), ("b.safetensors", "c.pdparams")):
@@ -134,7 +135,8 @@ def test_best_model_has_weights_alone_unless_it_is_asked_for_more(
 
 
 def test_latest_can_be_rarer_and_the_run_is_the_same(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Killed after epoch 4, whose ``latest`` is of epoch 3: the run goes on from there to the same weights."""
+    """Killed after epoch 4, whose ``latest`` is of epoch 3: the run goes on from there to the same
+    weights."""
     keys = {"Global.epochs": 5, "Global.latest_interval": 3, "Global.save_interval": 9, "EMA": None}
     whole = train(small(**keys))
     assert {f.stem for f in whole.glob("*.json")} == {"latest", "best_model", "step_9", "step_15"}

@@ -233,8 +233,10 @@ def test_refused_override(override: str, message: str | None) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Arch: {name: Xception41}\nGlobal:\n  epochs: 3\n  epoks: 4\n", r"bad.yaml:4: Global.epoks: unknown key"),
-        ("Arch: {name: Xception41}\nGlobal:\n  epochs: 3\n  epochs: 4\n", r"bad.yaml:4: Global.epochs: written twice"),
+        ("Arch: {name: Xception41}\nGlobal:\n "
+            " epochs: 3\n  epoks: 4\n", r"bad.yaml:4: Global.epoks: unknown key"),
+        ("Arch: {name: Xception41}\nGlobal:\n "
+            " epochs: 3\n  epochs: 4\n", r"bad.yaml:4: Global.epochs: written twice"),
         ("Arch:\n  nam: Xception41\n", r"bad.yaml:1: Arch: the key name is missing"),
         ("Global: {epochs: 3}\n", r"bad.yaml: the key Arch is missing"),
         ("Arch: [1]\n", r"bad.yaml:1: Arch: expected a mapping, received \[1\]"),
@@ -246,9 +248,11 @@ def test_refused_override(override: str, message: str | None) -> None:
         ("Arch:\n  <<: 3\n", r"bad.yaml:2: Arch.<<: expected a mapping to merge"),
         ("Arch: &a\n  <<: *a\n", r"anchors"),
         ("Arch:\n  ? [a, b]\n  : 3\n", r"bad.yaml:2: Arch: expected a word as key"),
-        ("Arch: {name: Xception41}\nGlobal:\n  epochs: 012\n", r"bad.yaml:3: Global.epochs: .*received '012'; write 12"),
+        ("Arch: {name: Xception41}\nGlobal:\n  epochs: 012\n", r"bad.yaml:3: Global.epochs: "
+            r".*received '012'; write 12"),
         ("a: &a [1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
-         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e]\n", r"anchors"),
+         "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e "
+             "[*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e]\n", r"anchors"),
     ],
 )  # fmt: skip
 def test_refused_file(text: str, message: str, tmp_path: Path) -> None:
@@ -288,13 +292,15 @@ def test_a_digit_that_is_no_index() -> None:
 def test_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_bytes(
-        b"\xef\xbb\xbfArch:\n  name: Xception41\nOptimizer:\n  name: SGD\n  lr: {name: ConstLR, learning_rate: 1e-2}\n"
+        b"\xef\xbb\xbfArch:\n  name: Xception41\nOptimizer:\n  "
+        b"name: SGD\n  lr: {name: ConstLR, learning_rate: 1e-2}\n"
     )
     assert ppxcls.load_config(file).Optimizer.lr.learning_rate == 0.01
 
 
 def test_merge_keys(tmp_path: Path) -> None:
-    """A mapping's own keys win over those that it merges, wherever it is used; of several merged ones the first wins."""
+    """A mapping's own keys win over those that it merges, wherever it is used; of several merged ones the
+    first wins."""
     file = tmp_path / "a.yaml"
     file.write_text(
         "Arch: {name: Xception41}\n"
@@ -307,13 +313,15 @@ def test_merge_keys(tmp_path: Path) -> None:
     file.write_text(file.read_text() + "EMA: {<<: {decay: 0.5}, decay: 0.25}\n")
     assert ppxcls.load_config(file).EMA.decay == 0.25
     file.write_text(
-        "Arch: {name: Xception41}\nOptimizer:\n  name: SGD\n  lr: {<<: {name: Cosine, learning_rate: 1}, learning_rate: 2}\n"
+        "Arch: {name: Xception41}\nOptimizer:\n  name: SGD\n  lr: "
+        "{<<: {name: Cosine, learning_rate: 1}, learning_rate: 2}\n"
     )
     assert ppxcls.load_config(file).Optimizer.lr.learning_rate == 2
 
 
 def test_strings_that_yaml_1_1_reads_as_something_else(tmp_path: Path) -> None:
-    """Dates, clock times and numbers with a leading zero are strings, PaddleClas's None is null; and all of it round-trips."""
+    """Dates, clock times and numbers with a leading zero are strings, PaddleClas's None is null; and all of
+    it round-trips."""
     file = tmp_path / "a.yaml"
     file.write_text(
         "Arch: {name: Xception41, pretrained: None}\nGlobal:\n  output_dir: 2026-11-25\n  checkpoints: None\n"
@@ -342,7 +350,8 @@ def test_strings_that_yaml_1_1_reads_as_something_else(tmp_path: Path) -> None:
 def test_keys_of_paddleclas_that_change_nothing_are_accepted() -> None:
     steps = (
         "[{DecodeImage: {to_np: true, channel_first: false, backend: pil}}, "
-        "{ResizeImage: {resize_short: 320, return_numpy: false, interpolation: bilinear, backend: cv2}}, {CropImage: {size: 299}}, "
+        "{ResizeImage: {resize_short: 320, return_numpy: false, "
+        "interpolation: bilinear, backend: cv2}}, {CropImage: {size: 299}}, "
         "{NormalizeImage: {scale: null, mean: null, order: '', output_fp16: true, channel_num: 4}}]"
     )
     keys = [
@@ -350,7 +359,10 @@ def test_keys_of_paddleclas_that_change_nothing_are_accepted() -> None:
         "Global.image_shape=[4, 299, 299]",
         f"DataLoader.Eval.dataset.transform_ops={steps}",
     ]
-    loader = "{num_workers: 4, use_shared_memory: true, collate_fn: None, prefetch_factor: 2, persistent_workers: true}"
+    loader = (
+        "{num_workers: 4, use_shared_memory: true, collate_fn: "
+        "None, prefetch_factor: 2, persistent_workers: true}"
+    )
     off = ["Global.use_dali=False", "AMP.use_pure_fp16=False", "DataLoader.Train.dataset.relabel=None"]
     config = ppxcls.load_config(
         XCEPTION, [*keys, f"DataLoader.Train.loader={loader}", "Arch.pretrained=False", *off]
@@ -381,7 +393,10 @@ def test_a_url_is_not_a_file(key: str, write_config: Callable[..., Path]) -> Non
 @pytest.mark.parametrize("name", ppxcls.list_models())
 def test_pretrained_true_says_what_to_download(name: str) -> None:
     config = ppxcls.load_config({"Arch": {"name": name, "pretrained": True}})
-    message = r"Arch.pretrained: expected a file, received True; download https://\S+ \((PaddleClas|timm|Keras)\), and give its path"
+    message = (
+        r"Arch.pretrained: expected a file, received True; download "
+        r"https://\S+ \((PaddleClas|timm|Keras)\), and give its path"
+    )
     for purpose in ("train", "evaluate"):
         with pytest.raises(ppxcls.ConfigError, match=message):
             weights_for(config, purpose)

@@ -1,4 +1,5 @@
-"""``base:`` in a YAML: what is merged and what is replaced, and errors that name the file which has the key."""
+"""``base:`` in a YAML: what is merged and what is replaced, and errors that name the file which has the
+key."""
 
 from __future__ import annotations
 
@@ -105,7 +106,8 @@ def test_errors_name_the_file_that_has_the_key(text: str, message: str, base: Pa
 
 
 def test_a_list_item_has_one_address(tmp_path: Path) -> None:
-    """The number of an item takes precedence over a name that looks like one, in a YAML over its base and for ``-o``."""
+    """The number of an item takes precedence over a name that looks like one, in a YAML over its base and for
+    ``-o``."""
     base = "Arch: {name: Xception41}\nMetric: {Eval: [{TopkAcc: {topk: [2, 1, 5]}}]}\n"
     (tmp_path / "base.yaml").write_text(base)
     (tmp_path / "child.yaml").write_text("base: base.yaml\nMetric: {Eval: {TopkAcc: {topk: {'1': 3}}}}\n")

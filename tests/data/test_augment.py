@@ -74,7 +74,8 @@ def test_operations_against_closed_forms() -> None:
 
 
 def test_strengths() -> None:
-    """At full magnitude: shear 0.3, rotation 30 degrees, 4 bits, threshold 0, factor 1.9 or 0.1 (RandAugment's own ranges)."""
+    """At full magnitude: shear 0.3, rotation 30 degrees, 4 bits, threshold 0, factor 1.9 or 0.1
+    (RandAugment's own ranges)."""
     most = {"ShearX": 0.3, "Rotate": 30, "Posterize": 4, "Solarize": 256, "Color": 0.9}
     drawn = {
         name: {round(_argument(name, 1.0, most, np.random.default_rng(i)), 6) for i in range(20)}
@@ -218,7 +219,8 @@ VALUES = {
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
-    """Every operation at random arguments and interpolations, on noise, on flat images, and on images of a few pixels."""
+    """Every operation at random arguments and interpolations, on noise, on flat images, and on images of a
+    few pixels."""
     pytest.importorskip("numba")
     rng = np.random.default_rng(0)
     resamples = [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
@@ -236,7 +238,9 @@ def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
         )
         fill = Fill((128, 7, 250), *(resamples[i] for i in rng.integers(3, size=2)))
         expected = np.asarray(OPERATIONS[name](Image.fromarray(image), value, fill))
-        own = pixel_operations.apply_by_kernel(image, name, value, fill.colour, fill.shear, fill.move)
+        own = pixel_operations.apply_by_kernel(
+            image, name, value=value, colour=fill.colour, shear=fill.shear, move=fill.move
+        )
         if own is not None:
             assert np.array_equal(own, expected), (name, value, image.shape, fill.shear, fill.move)
             done += 1

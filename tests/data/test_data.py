@@ -135,7 +135,7 @@ def make_dataset(folder: Path, count: int = 13, **kwargs: Any) -> ImageNetDatase
     write_images(folder, count, size=40)
     ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 16}}, {"RandFlipImage": {}}]
     return ImageNetDataset(
-        str(folder), str(folder / "train_list.txt"), kwargs.pop("transform_ops", ops), **kwargs
+        str(folder), str(folder / "train_list.txt"), transform_ops=kwargs.pop("transform_ops", ops), **kwargs
     )
 
 
@@ -153,7 +153,7 @@ def sampler(dataset: ImageNetDataset, **kwargs: Any) -> DistributedBatchSampler:
 def batches(
     dataset: ImageNetDataset, workers: int, epoch: int = 1, start: int = 0, **kwargs: Any
 ) -> list[Any]:
-    return list(Loader(dataset, sampler(dataset, **kwargs), workers).epoch(epoch, start))
+    return list(Loader(dataset, sampler(dataset, **kwargs), num_workers=workers).epoch(epoch, start))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 8])
@@ -264,7 +264,7 @@ def test_images_of_different_size_in_a_batch(tmp_path: Path) -> None:
 
 def test_leaving_the_loop_early_ends_the_threads(dataset: ImageNetDataset) -> None:
     before = threading.active_count()
-    for _ in Loader(dataset, sampler(dataset), 4).epoch(0):
+    for _ in Loader(dataset, sampler(dataset), num_workers=4).epoch(0):
         break
     deadline = time.monotonic() + 5
     while threading.active_count() > before and time.monotonic() < deadline:
@@ -278,7 +278,7 @@ def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pyte
     monkeypatch.setattr(
         ImageNetDataset, "load", lambda self, i, *a: (loaded.append(i), original(self, i, *a))[1]
     )
-    iterator = Loader(dataset, sampler(dataset), 2).epoch(0)
+    iterator = Loader(dataset, sampler(dataset), num_workers=2).epoch(0)
     next(iterator)
     deadline = time.monotonic() + 5
     while len(loaded) < 12 and time.monotonic() < deadline:
@@ -288,7 +288,8 @@ def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pyte
 
 
 def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for what only CUDA builds have: the same numbers, and the memory is held while copies may be queued."""
+    """With stand-ins for what only CUDA builds have: the same numbers, and the memory is held while copies
+    may be queued."""
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
     stage = split_for_device(build_transforms([{"NormalizeImage": {"order": ""}}]))[1]
     expected = DeviceTransform(stage)(paddle.to_tensor(images)).numpy()
@@ -309,7 +310,8 @@ def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPat
 
 
 def test_blocks_of_a_mixed_list_are_as_mixed_as_a_full_shuffle() -> None:
-    """Classes in a batch; an order of blocks is a permutation, and a window of it has no more blocks than asked for."""
+    """Classes in a batch; an order of blocks is a permutation, and a window of it has no more blocks than
+    asked for."""
     count, classes = 100_003, 1000
     labels = np.random.default_rng(0).permutation(np.arange(count) * classes // count)
     blocks = BlockShuffleSampler(batch_size=256, num_samples=count, block=1024, blocks_at_once=4)

@@ -105,7 +105,8 @@ def test_what_is_skipped_is_counted_by_reason(tmp_path: Path) -> None:
     }
     result = run_tool("lists", data, "-o", tmp_path / "lists")
     assert result.stdout.splitlines()[-1] == (
-        "skipped: 1 beside the folders of classes, 2 broken links, 4 hidden, 1 links to a folder that contains them, "
+        "skipped: 1 beside the folders of classes, 2 broken "
+        "links, 4 hidden, 1 links to a folder that contains them, "
         "4 not images (.heic, .txt, no extension), 1 not regular files"
     )
 
@@ -274,7 +275,8 @@ def test_a_line_carries_every_name(name: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other disks do not hold every name")
 def test_names_of_every_kind_through_all_tools(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """Lists, check_data, training with an unreadable file, its report, and predictions: each name is there, and none is raw."""
+    """Lists, check_data, training with an unreadable file, its report, and predictions: each name is there,
+    and none is raw."""
     data = tmp_path / "p"
     for part in (b"x y ", b" z\xff"):
         for name in NAMES:

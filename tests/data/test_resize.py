@@ -15,7 +15,8 @@ METHODS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.R
 
 
 def pictures(largest: int, count: int = 150) -> list[tuple[Image, tuple[int, int]]]:
-    """Images of random sides, of noise or of black and white, and sizes to resize them to, of which some sides stay."""
+    """Images of random sides, of noise or of black and white, and sizes to resize them to, of which some
+    sides stay."""
     rng = np.random.default_rng(largest)
     found = []
     for k in range(count):

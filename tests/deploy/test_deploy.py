@@ -1,4 +1,5 @@
-"""Lists, conversion, export and prediction, as a user runs them: from a folder of pictures to an ONNX file."""
+"""Lists, conversion, export and prediction, as a user runs them: from a folder of pictures to an ONNX
+file."""
 
 from __future__ import annotations
 
@@ -183,7 +184,11 @@ def test_an_error_of_onednn_is_gone_around(
 
     def program(model: Path, weights: Path, threads: int, with_onednn: bool) -> Any:
         asked.append(with_onednn)
-        return failing if with_onednn else InferenceProgram(model, weights, threads, with_onednn)
+        return (
+            failing
+            if with_onednn
+            else InferenceProgram(model, weights, threads=threads, with_onednn=with_onednn)
+        )
 
     monkeypatch.setattr("ppxcls.deploy.runners.InferenceProgram", program)
     received = ppxcls.load(tmp_path / "inference").predict([image, image])
@@ -194,7 +199,8 @@ def test_an_error_of_onednn_is_gone_around(
 def test_prediction_leaves_the_number_of_threads(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paddle Inference sets it to one after each run; training in the same process would be slower, and round otherwise."""
+    """Paddle Inference sets it to one after each run; training in the same process would be slower, and round
+    otherwise."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -225,7 +231,8 @@ def test_a_program_of_another_paddle_is_refused_in_one_line(
 
 
 def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
-    """Truncated, empty, no image, 16 bits, animated, huge: a line each for those that can't be read, and the rest is done."""
+    """Truncated, empty, no image, 16 bits, animated, huge: a line each for those that can't be read, and the
+    rest is done."""
     folder = tmp_path / "mixed"
     shutil.copytree(trained.parent / "pictures/cat", folder)
     rng = np.random.default_rng(0)
@@ -310,7 +317,7 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
         return np.zeros((len(images), 3), np.float32)
 
     files = [__file__] * 500
-    predictor = Predictor(Transform(), runner, [], gives_logits=True, description="")  # type: ignore[arg-type]
+    predictor = Predictor(Transform(), runner, names=[], gives_logits=True, description="")  # type: ignore[arg-type]
     assert sum(1 for _ in predictor.stream(files, topk=1, batch_size=4)) == 500
     assert most <= 4 * 4
 
@@ -369,7 +376,8 @@ def test_export_without_images_is_compared_on_random_ones(
 def test_export_says_what_is_wrong_with_images(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images that are named and not there are pointed out, and those of the evaluation taken; a wrong list is an error."""
+    """Images that are named and not there are pointed out, and those of the evaluation taken; a wrong list is
+    an error."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
@@ -391,7 +399,8 @@ def test_export_says_what_is_wrong_with_images(
 def test_eight_bits(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of a quarter of the size that knows what it is, and whose cost was measured; too high a cost is refused."""
+    """A file of a quarter of the size that knows what it is, and whose cost was measured; too high a cost is
+    refused."""
     listed = trained.parent / "lists/train_list.txt"
     target = f"Global.save_inference_dir={tmp_path}/inference"
     result = run_tool(

@@ -1,4 +1,5 @@
-"""From a folder of photographs to a classifier in one command, as a user types it; the examples of ``--help`` run as printed."""
+"""From a folder of photographs to a classifier in one command, as a user types it; the examples of ``--help``
+run as printed."""
 
 from __future__ import annotations
 
@@ -102,7 +103,8 @@ def test_the_examples_of_fit_run_as_printed(tmp_path: Path) -> None:
 
 
 def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
-    """The head's run starts from the weights and changes the classifier alone; the main run starts from its result."""
+    """The head's run starts from the weights and changes the classifier alone; the main run starts from its
+    result."""
     photographs(tmp_path / "photos", 4)
     model = ppxcls.build_model("Xception41", class_num=1000)
     save_weights(model, tmp_path / "Xception41_pretrained.pdparams")
@@ -207,7 +209,15 @@ def test_more_time_gives_more_pixels_and_epochs(tmp_path: Path, monkeypatch: pyt
     lists = ppxcls.make_lists(photographs(tmp_path / "photos", 300, side=320), tmp_path / "lists")
     assert lists
     found = [
-        choose(tmp_path / "photos", tmp_path / "lists/train_list.txt", 2, "Xception41", None, minutes, "cpu")
+        choose(
+            tmp_path / "photos",
+            tmp_path / "lists/train_list.txt",
+            class_num=2,
+            network="Xception41",
+            weights=None,
+            minutes=minutes,
+            device="cpu",
+        )
         for minutes in (0.05, 5, 1000)
     ]
     sizes = [settings.size for settings in found]

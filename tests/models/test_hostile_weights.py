@@ -1,4 +1,5 @@
-"""Files of other formats that aim at their readers: links out of an HDF5 file, and headers of safetensors that lie."""
+"""Files of other formats that aim at their readers: links out of an HDF5 file, and headers of safetensors
+that lie."""
 
 from __future__ import annotations
 

@@ -99,7 +99,8 @@ def test_parity_with_timm(name: str, tmp_path: Path) -> None:
 
 
 def keras_file(folder: Path, state: dict[str, list[int]], seed: int, archive: bool) -> Path:
-    """What Keras 3 writes: a group for each layer under its class's name and number, and its own name as an attribute."""
+    """What Keras 3 writes: a group for each layer under its class's name and number, and its own name as an
+    attribute."""
     arrays = {}
     for i, path in enumerate(sorted(state)):
         shape, rng = state[path], np.random.default_rng([seed, i])
@@ -265,7 +266,8 @@ def test_two_models_in_one_process_share_nothing() -> None:
 
 
 def test_initial_kernels_are_paddles() -> None:
-    """Normal with variance 2 / (kernel area times input channels), which for depthwise counts all channels; PaddleClas keeps it."""
+    """Normal with variance 2 / (kernel area times input channels), which for depthwise counts all channels;
+    PaddleClas keeps it."""
     paddle.seed(0)
     state = ppxcls.build_model("Xception41").state_dict()
     for key, fan in [

@@ -31,7 +31,7 @@ def run(layer: nn.Layer, images: Any) -> list[Any]:
 
 def differences(shape: tuple[int, ...], in_bfloat16: bool = False) -> list[float]:
     images, inputs, outputs, kernel, stride, padding, *size = shape
-    ours = DenseConv2D(inputs, outputs, kernel, stride, padding)
+    ours = DenseConv2D(inputs, outputs, kernel_size=kernel, stride=stride, padding=padding)
     theirs = nn.Conv2D(inputs, outputs, kernel, stride, padding, bias_attr=False)
     theirs.set_state_dict(ours.state_dict())
     if in_bfloat16:
@@ -54,7 +54,7 @@ def test_bfloat16_rounds_the_factors_only(shape: tuple[int, ...]) -> None:
 
 
 def test_the_same_input_gives_the_same_bits() -> None:
-    layer = DenseConv2D(3, 32, 3, 2, 1)
+    layer = DenseConv2D(3, 32, kernel_size=3, stride=2, padding=1)
     images = np.random.default_rng(0).normal(0, 1, (2, 3, 41, 41)).astype(np.float32)
     first = run(layer, images)
     layer.clear_gradients()
@@ -65,8 +65,8 @@ def test_the_same_input_gives_the_same_bits() -> None:
 def test_it_is_used_in_training_only_and_for_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     plain = onednn_convolution.convolve_dense
-    monkeypatch.setattr(convolution, "convolve", lambda what, *a: (seen.append(what), plain(what, *a)))
-    layer = DenseConv2D(3, 4, 3)
+    monkeypatch.setattr(convolution, "convolve_dense", lambda what, *a: (seen.append(what), plain(what, *a)))
+    layer = DenseConv2D(3, 4, kernel_size=3)
     x = paddle.randn([1, 3, 8, 8])
     layer(x).sum().backward()  # images need no gradient
     assert seen == ["output", "kernel"]
@@ -92,10 +92,10 @@ def test_sizes_of_memory_have_64_bits() -> None:
 
 
 def test_other_geometries_are_paddles() -> None:
-    layer = DenseConv2D(3, 4, (3, 3), (2, 1), (1, 0))
+    layer = DenseConv2D(3, 4, kernel_size=(3, 3), stride=(2, 1), padding=(1, 0))
     x = paddle.randn([1, 3, 9, 9])
     np.testing.assert_allclose(layer(x).numpy(), nn.Conv2D.forward(layer, x).numpy(), atol=1e-5)
     layer._dilation = [2, 2]
     np.testing.assert_array_equal(layer(x).numpy(), nn.Conv2D.forward(layer, x).numpy())
     with pytest.raises(ValueError, match="expected an input of 3 channels, received 1"):
-        DenseConv2D(3, 4, 3)(x[:, :1])
+        DenseConv2D(3, 4, kernel_size=3)(x[:, :1])

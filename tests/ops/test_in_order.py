@@ -46,7 +46,8 @@ def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
 
 
 def by_paddle(chain: Chain, x: paddle.Tensor) -> tuple[paddle.Tensor, list[Any], float]:
-    """In float64, each layer by itself: the output, the running statistics, and how close to zero a ReLU's input is."""
+    """In float64, each layer by itself: the output, the running statistics, and how close to zero a ReLU's
+    input is."""
     statistics, distance = [], math.inf
     stages = (
         (chain.norm, chain.is_rectified, chain.depthwise),
@@ -92,8 +93,15 @@ def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> Non
     rng = np.random.default_rng(0)
     for has_norm, is_rectified, has_last, is_last_rectified in CHAINS:
         norms = norm_of(5, 1) if has_norm else None, norm_of(5, 2) if has_last else None
-        conv = DepthwiseConv2D(5, 3, stride, dilation, dilation)
-        chain = Chain(norms[0], is_rectified, conv, norms[1], is_last_rectified, layouts)
+        conv = DepthwiseConv2D(5, 3, stride=stride, padding=dilation, dilation=dilation)
+        chain = Chain(
+            norms[0],
+            is_rectified=is_rectified,
+            depthwise=conv,
+            last_norm=norms[1],
+            is_last_rectified=is_last_rectified,
+            layouts=layouts,
+        )
         distance = 0.0
         while distance < 1e-5:  # float32 may be on the other side of a ReLU's edge
             images = rng.normal(0.3, 1, (3, 5, *size)).astype(np.float32)
@@ -128,7 +136,13 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     for threads in ("1", "2", "3"):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
         paddle.seed(0)
-        chain = Chain(norm_of(9, 1), True, DepthwiseConv2D(9), norm_of(9, 2), True)
+        chain = Chain(
+            norm_of(9, 1),
+            is_rectified=True,
+            depthwise=DepthwiseConv2D(9),
+            last_norm=norm_of(9, 2),
+            is_last_rectified=True,
+        )
         x = paddle.to_tensor(images, stop_gradient=False)
         y = chain(x)
         results.append([y.numpy(), *gradients(y, x, chain, images)])
@@ -138,14 +152,15 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_kernel_from_the_cache_gives_the_same_bits(tmp_path: Path) -> None:
-    """As one that was just compiled, or a run that goes on would not give the bits of one that was not stopped."""
+    """As one that was just compiled, or a run that goes on would not give the bits of one that was not
+    stopped."""
     code = """
 import ppxcls, paddle, hashlib
 from ppxcls.ops.batch_norm import BatchNorm2D
 from ppxcls.ops.channelwise import Chain
 from ppxcls.ops.depthwise import DepthwiseConv2D
 paddle.seed(0)
-chain = Chain(BatchNorm2D(16), True, DepthwiseConv2D(16), BatchNorm2D(16), True)
+chain = Chain(BatchNorm2D(16), is_rectified=True, depthwise=DepthwiseConv2D(16), last_norm=BatchNorm2D(16), is_last_rectified=True)
 x = paddle.randn([6, 16, 19, 19])
 x.stop_gradient = False
 y = chain(x)
@@ -281,7 +296,7 @@ def test_what_does_not_fit_is_called_as_usual() -> None:
         [ReLU(), nn.Flatten(), ReLU()],
         [nn.Sequential()],
         [],
-        [DepthwiseConv2D(4, 3, 1, 4), ReLU()],  # more padding than the kernels have
+        [DepthwiseConv2D(4, 3, stride=1, padding=4), ReLU()],  # more padding than the kernels have
         [in_order.Stack(PointwiseConv2D(4, 3, 2)), relu],
         [nn.BatchNorm2D(4, weight_attr=False, bias_attr=False), ReLU()],
         [BatchNorm2D(4, weight_attr=False, bias_attr=False), ReLU()],

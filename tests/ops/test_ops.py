@@ -46,7 +46,7 @@ def run(layer: nn.Layer, x: np.ndarray, upstream: np.ndarray | None) -> list[np.
 def test_values_and_gradients(geometry: tuple[Any, ...]) -> None:
     kernel, stride, padding, dilation, size = geometry
     rng = np.random.default_rng(0)
-    ours = DepthwiseConv2D(6, kernel, stride, padding, dilation)
+    ours = DepthwiseConv2D(6, kernel, stride=stride, padding=padding, dilation=dilation)
     theirs = nn.Conv2D(6, 6, kernel, stride, padding, dilation, groups=6, bias_attr=False)
     theirs.set_state_dict(ours.state_dict())
     x = rng.normal(0, 1, (3, 6, *size)).astype(np.float32)

@@ -42,7 +42,7 @@ def originals(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(originals: Path, tmp_path: Path) -> Path:
-    ppxcls.pack(originals / "train.txt", None, tmp_path / "packed", samples_per_shard=2)
+    ppxcls.pack(originals / "train.txt", None, output=tmp_path / "packed", samples_per_shard=2)
     return tmp_path / "packed"
 
 
@@ -73,7 +73,7 @@ def test_a_file_of_the_user_is_not_replaced(name: str, originals: Path, tmp_path
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("precious 7\n")
     with pytest.raises(ppxcls.DataError, match="exists already and differs from"):
-        ppxcls.pack(originals / "train.txt", None, tmp_path / "out")
+        ppxcls.pack(originals / "train.txt", None, output=tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == "precious 7\n"
 
 
@@ -96,11 +96,11 @@ def test_interrupted_work_with_damaged_parts_is_done_again(
     content = bytearray((packed / "shard-00004.data").read_bytes())
     content[1000] ^= 1
     (packed / "shard-00004.data").write_bytes(content)
-    ppxcls.pack(originals / "train.txt", None, packed, samples_per_shard=2)
+    ppxcls.pack(originals / "train.txt", None, output=packed, samples_per_shard=2)
     assert {file.name: file.read_bytes() for file in packed.iterdir()} == expected
     (packed / "pack.json").unlink()
     (packed / "pack.unfinished.json").write_bytes(b"")
-    ppxcls.pack(originals / "train.txt", None, packed, samples_per_shard=2)
+    ppxcls.pack(originals / "train.txt", None, output=packed, samples_per_shard=2)
     assert {file.name: file.read_bytes() for file in packed.iterdir()} == expected
 
 
@@ -123,7 +123,7 @@ def test_a_wrong_table_is_found_while_packing(
 ) -> None:
     """Each segment's DC: the file is packed as it was, if a part would have other pixels."""
     (tmp_path / "list.txt").write_text("grey.jpg 0\n")
-    assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "right").segmented_images == 1
+    assert ppxcls.pack(tmp_path / "list.txt", photos, output=tmp_path / "right").segmented_images == 1
     found = write.segmented((photos / "grey.jpg").read_bytes())
     assert found is not None
     columns, rows = found.grid.columns, found.grid.rows
@@ -132,7 +132,10 @@ def test_a_wrong_table_is_found_while_packing(
         table["dc"][place] += 40
         wrong = found._replace(data=found.data[: found.table] + table.tobytes())
         monkeypatch.setattr(write, "rewrite_jpeg", lambda _, wrong=wrong: wrong)
-        assert ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / f"wrong-{place}").segmented_images == 0
+        assert (
+            ppxcls.pack(tmp_path / "list.txt", photos, output=tmp_path / f"wrong-{place}").segmented_images
+            == 0
+        )
 
 
 def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
@@ -396,7 +399,7 @@ def test_a_changed_data_set_has_copies_of_its_own(
     first = before.load(0)
     for i in range(12):
         (originals / f"{i}.jpg").write_bytes(jpeg(photo(160, 120, i + 1)))
-    ppxcls.pack(originals / "train.txt", None, tmp_path / "other", samples_per_shard=2)
+    ppxcls.pack(originals / "train.txt", None, output=tmp_path / "other", samples_per_shard=2)
     store.pipe({f"/faults/{file.name}": file.read_bytes() for file in (tmp_path / "other").iterdir()})
     after = open_store(tmp_path, 100 * largest(packed))
     assert not np.array_equal(after.load(0), first)

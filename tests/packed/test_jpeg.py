@@ -1,4 +1,5 @@
-"""JPEGs in segments: the pixels of the stock decoder, whatever part is asked for, and no harm from damaged data."""
+"""JPEGs in segments: the pixels of the stock decoder, whatever part is asked for, and no harm from damaged
+data."""
 
 from __future__ import annotations
 
@@ -156,7 +157,8 @@ def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
 
 
 def test_damaged_records_are_errors_or_pictures() -> None:
-    """Bytes of the head, of the coded data and of the table, changed at random: no crash, and nothing outside of the memory."""
+    """Bytes of the head, of the coded data and of the table, changed at random: no crash, and nothing outside
+    of the memory."""
     rng = np.random.default_rng(1)
     sources = [
         rewrite_jpeg(jpeg(photo(120, 90, k), **KINDS[kind]))

@@ -49,7 +49,7 @@ RESIZERS += [("pil", name) for name in ("nearest", "bilinear", "bicubic", "box",
 @pytest.fixture(scope="module")
 def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packed")
-    facts = ppxcls.pack(photos / "list.txt", None, folder, samples_per_shard=7)
+    facts = ppxcls.pack(photos / "list.txt", None, output=folder, samples_per_shard=7)
     assert (facts.samples, facts.segmented_images) == (41, 31)
     return folder
 
@@ -77,7 +77,7 @@ def assert_same(one: list[Any], two: list[Any]) -> None:
 
 @pytest.mark.parametrize("ops", [TRAIN, *OTHERS.values()], ids=["train", *OTHERS])
 def test_the_same_images_and_errors(ops: list[Any], photos: Path, packed: Path) -> None:
-    files = batches(ImageNetDataset(str(photos), str(photos / "list.txt"), ops))
+    files = batches(ImageNetDataset(str(photos), str(photos / "list.txt"), transform_ops=ops))
     assert sum(isinstance(found, str) for found in files) in range(1, 20)
     assert_same(files, batches(PackedDataset(str(packed), ops)))
 
@@ -90,7 +90,7 @@ def test_the_same_evaluation_with_each_interpolation(
         resize = {"ResizeImage": {"resize_short": short, "backend": backend, "interpolation": interpolation}}
         ops = [{"DecodeImage": {}}, resize, {"CropImage": {"size": 60}}]
         assert_same(
-            batches(ImageNetDataset(str(photos), str(photos / "list.txt"), ops)),
+            batches(ImageNetDataset(str(photos), str(photos / "list.txt"), transform_ops=ops)),
             batches(PackedDataset(str(packed), ops)),
         )
 
@@ -122,7 +122,7 @@ def test_threads_give_the_same_batches(packed: Path) -> None:
     good = [i for i in range(41) if "cut" not in dataset.listed(i)]
     for threads in (0, 3):
         sampler = DistributedBatchSampler(batch_size=8, num_samples=41)
-        loader = Loader(dataset, sampler, threads)
+        loader = Loader(dataset, sampler, num_workers=threads)
         first = next(iter(loader.epoch(0)))
         np.testing.assert_array_equal(first.images, [dataset.load(i) for i in good[:8]])
 
@@ -132,8 +132,10 @@ def test_verify_and_unpack(photos: Path, packed: Path, tmp_path: Path) -> None:
     ppxcls.verify_pack(packed, photos / "list.txt")
     assert ppxcls.unpack(packed, tmp_path / "files") == 41
     ops = [{"DecodeImage": {}}]
-    unpacked = ImageNetDataset(str(tmp_path / "files"), str(tmp_path / "files/list.txt"), ops)
-    assert_same(batches(ImageNetDataset(str(photos), str(photos / "list.txt"), ops)), batches(unpacked))
+    unpacked = ImageNetDataset(str(tmp_path / "files"), str(tmp_path / "files/list.txt"), transform_ops=ops)
+    assert_same(
+        batches(ImageNetDataset(str(photos), str(photos / "list.txt"), transform_ops=ops)), batches(unpacked)
+    )
     assert (tmp_path / "files/cut.jpg").read_bytes() == (photos / "cut.jpg").read_bytes()
     with pytest.raises(ppxcls.DataError, match="expected an empty folder"):
         ppxcls.unpack(packed, tmp_path / "files")
@@ -142,10 +144,12 @@ def test_verify_and_unpack(photos: Path, packed: Path, tmp_path: Path) -> None:
 def test_interrupted_work_goes_on(
     photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in its third shard; the finished pack is the same to the last byte, and the shards before are not written again."""
+    """Killed in its third shard; the finished pack is the same to the last byte, and the shards before are
+    not written again."""
     code = (
         "import os, ppxcls; from ppxcls.packed import write; save = write._write_shard\n"
-        "write._write_shard = lambda out, number, *rest: os._exit(9) if number == 2 else save(out, number, *rest)\n"
+        "write._write_shard = lambda out, number, *rest: "
+        "os._exit(9) if number == 2 else save(out, number, *rest)\n"
         f"ppxcls.pack({str(photos / 'list.txt')!r}, None, {str(tmp_path / 'out')!r}, samples_per_shard=7)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True)
@@ -154,21 +158,21 @@ def test_interrupted_work_goes_on(
     with pytest.raises(ppxcls.DataError, match=r"pack.json: no such file; ppxcls pack writes it at the end"):
         PackedDataset(str(tmp_path / "out"))
     with pytest.raises(ppxcls.DataError, match="another list, or with other options"):
-        ppxcls.pack(photos / "list.txt", None, tmp_path / "out", samples_per_shard=8)
+        ppxcls.pack(photos / "list.txt", None, output=tmp_path / "out", samples_per_shard=8)
     written = []
     shard = write._write_shard
     monkeypatch.setattr(write, "_write_shard", lambda *args: written.append(args[1]) or shard(*args))
-    ppxcls.pack(photos / "list.txt", None, tmp_path / "out", samples_per_shard=7)
+    ppxcls.pack(photos / "list.txt", None, output=tmp_path / "out", samples_per_shard=7)
     assert written == [2, 3, 4, 5]
     names = sorted(file.name for file in packed.iterdir())
     assert names == sorted(file.name for file in (tmp_path / "out").iterdir())
     assert all((tmp_path / "out" / name).read_bytes() == (packed / name).read_bytes() for name in names)
-    assert ppxcls.pack(photos / "list.txt", None, tmp_path / "out", samples_per_shard=7).samples == 41
+    assert ppxcls.pack(photos / "list.txt", None, output=tmp_path / "out", samples_per_shard=7).samples == 41
     assert written == [2, 3, 4, 5]
 
 
 def test_reduced_by_request(photos: Path, packed: Path, tmp_path: Path) -> None:
-    ppxcls.pack(photos / "list.txt", None, tmp_path / "small", short_side=100, quality=85)
+    ppxcls.pack(photos / "list.txt", None, output=tmp_path / "small", short_side=100, quality=85)
     dataset = PackedDataset(str(tmp_path / "small"), [{"DecodeImage": {}}])
     assert dataset.load(0).shape == (100, 133, 3)
     assert dataset.load(2).shape == (97, 129, 3)
@@ -191,7 +195,7 @@ def test_reduced_by_request(photos: Path, packed: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_missing_stops_the_packing(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("grey.jpg 0\nnowhere.jpg 1\n")
     with pytest.raises(ppxcls.DataError, match=r"nowhere.jpg \(.*list.txt:2\): No such file"):
-        ppxcls.pack(tmp_path / "list.txt", photos, tmp_path / "out")
+        ppxcls.pack(tmp_path / "list.txt", photos, output=tmp_path / "out")
     assert not (tmp_path / "out/pack.json").exists()
 
 
@@ -286,7 +290,8 @@ def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
 
 
 def write_format_1(packed: Path, folder: Path) -> None:
-    """The pack as ppxcls 0.9 would have written it, but without restart markers and their places, which nobody reads any more."""
+    """The pack as ppxcls 0.9 would have written it, but without restart markers and their places, which
+    nobody reads any more."""
     shutil.copytree(packed, folder)
     manifest = json.loads((folder / "pack.json").read_text())
     dataset = PackedDataset(str(packed))
@@ -321,7 +326,7 @@ def test_format_1_is_read(
     assert_same(batches(old), batches(new))
     assert ppxcls.verify_pack(folder, photos / "list.txt").segmented_images == 0
     with pytest.raises(ppxcls.DataError, match="a data set of the format 'ppxcls pack 1'"):
-        ppxcls.pack(photos / "list.txt", None, folder, samples_per_shard=7)
+        ppxcls.pack(photos / "list.txt", None, output=folder, samples_per_shard=7)
 
 
 def test_fields_of_the_index_have_the_documented_size() -> None:
@@ -354,7 +359,8 @@ def test_object_store_reads_records_or_copies_shards(packed: Path, tmp_path: Pat
 
 
 def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
-    """An epoch from files and one from packed data give the losses of two from files, to the last bit; evaluation likewise."""
+    """An epoch from files and one from packed data give the losses of two from files, to the last bit;
+    evaluation likewise."""
     packs = []
     for section, name, count in (("Train", "train", 12), ("Eval", "val", 7)):
         images = [

@@ -1,4 +1,5 @@
-"""The page of a run: whole, without requests, with hostile names, for runs that have little to show; and in a browser."""
+"""The page of a run: whole, without requests, with hostile names, for runs that have little to show; and in a
+browser."""
 
 from __future__ import annotations
 
@@ -194,7 +195,8 @@ def test_without_the_packages_training_ends_well(run: Path, monkeypatch: pytest.
     monkeypatch.setattr(page.logger, "info", lines.append)
     page.report_after_training(run)
     assert lines == [
-        "a report needs jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
+        "a report needs jinja2, matplotlib and scipy, which "
+        "are not all installed: pip install 'ppxcls[report]'"
     ]
 
 
@@ -250,7 +252,8 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(width: int, scheme: str, run: Path, browser: Any) -> None:
-    """No request leaves the page, no script fails, nothing is wider than the window; sorted and filtered by keyboard alone."""
+    """No request leaves the page, no script fails, nothing is wider than the window; sorted and filtered by
+    keyboard alone."""
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     requests: list[str] = []
     problems: list[str] = []

@@ -1,4 +1,5 @@
-"""The server as a process of its own: right answers under load, and a 4xx or 5xx in a line for what it can't answer."""
+"""The server as a process of its own: right answers under load, and a 4xx or 5xx in a line for what it can't
+answer."""
 
 from __future__ import annotations
 
@@ -93,7 +94,16 @@ def images(run: Path) -> list[bytes]:
 
 def bomb() -> bytes:
     """A PNG of 60,000 x 60,000 pixels in a few hundred kilobytes."""
-    header = pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    header = pack(
+        ">IIBBBBB",
+        60_000,
+        output=60_000,
+        samples_per_shard=8,
+        short_side=2,
+        quality=0,
+        delimiter=0,
+        threads=0,
+    )
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100_000_000), 9)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         pack(">I", len(d)) + n + d + pack(">I", zlib.crc32(n + d)) for n, d in chunks

@@ -31,7 +31,8 @@ CORES = environment.usable_cores()
 
 
 def fake(cpu: str, build: str) -> str:
-    """Lines that make ``prepare_cpu`` see another processor and another build of Paddle when ppxcls is imported after them."""
+    """Lines that make ``prepare_cpu`` see another processor and another build of Paddle when ppxcls is
+    imported after them."""
     return f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("ppxcls.system.environment", {str(ROOT / "ppxcls/system/environment.py")!r})

@@ -68,7 +68,8 @@ def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_numba
 def test_processes_take_turns_at_compiling(tmp_path: Path) -> None:
-    """Of three processes with an empty cache, one compiles a kernel, and the others load what it has written."""
+    """Of three processes with an empty cache, one compiles a kernel, and the others load what it has
+    written."""
     code = """
 import numpy as np, ppxcls
 from ppxcls.data.normalize_kernels import normalize

@@ -86,7 +86,8 @@ os._exit(1)
 
 
 def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
-    """It fails again and again, each time with a later checkpoint, up to step 12; then at the same place, which can't be cured."""
+    """It fails again and again, each time with a later checkpoint, up to step 12; then at the same place,
+    which can't be cured."""
     said: list[str] = []
     words = [sys.executable, "-c", GETS_ON, str(tmp_path / "count"), "12", str(ROOT)]
     assert Supervisor(lambda _: words, 3, pause=0.01, report=said.append).run() == 1
@@ -122,9 +123,15 @@ def test_nodes_that_could_not_meet(
 
 
 def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
-    script = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nprint('ready', flush=True)\n"
+    script = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, "
+        "lambda *_: sys.exit(75))\nprint('ready', flush=True)\n"
+    )
     job = f"[sys.executable, '-c', {script + 'time.sleep(60)'!r}]"
-    code = f"import sys\nfrom ppxcls.system.supervisor import Supervisor\nsys.exit(Supervisor(lambda _: {job}, 9).run())"
+    code = (
+        "import sys\nfrom ppxcls.system.supervisor import "
+        f"Supervisor\nsys.exit(Supervisor(lambda _: {job}, 9).run())"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"

@@ -33,12 +33,19 @@ class Listing:
 
 def make_watch(max_skipped_steps: int = 3) -> tuple[LossWatch, Learner]:
     network, lr = paddle.nn.Linear(2, 2), {"name": "ConstLR", "learning_rate": 0.1}
-    schedule = ppxcls.build_lr_schedule(lr, 1, 1)
+    schedule = ppxcls.build_lr_schedule(lr, 1, steps_per_epoch=1)
     optimizer, scheduler = build_optimizer(
         {"name": "SGD", "lr": lr}, dict(network.named_parameters()), schedule
     )
     precision = Precision(max_skipped_steps=max_skipped_steps)
-    learner = Learner(network, WeightedSum([]), optimizer, scheduler, schedule, precision=precision)
+    learner = Learner(
+        network,
+        WeightedSum([]),
+        optimizer=optimizer,
+        scheduler=scheduler,
+        schedule=schedule,
+        precision=precision,
+    )
     return LossWatch(learner, Listing()), learner  # type: ignore[arg-type]
 
 
@@ -111,7 +118,8 @@ def test_a_gradient_that_is_not_finite_is_found_before_the_loss_shows_it(
     trainer.learner.optimizer.step = spoiled
     with pytest.raises(
         TrainingError,
-        match=r"a gradient was not finite, .* after step 1, rank 0: 1 of 2.. tensors, such as _exit_flow._out.bias",
+        match=r"a gradient was not finite, .* after step 1, rank "
+        r"0: 1 of 2.. tensors, such as _exit_flow._out.bias",
     ):
         trainer.fit()
     assert not list((tmp_path / "output").rglob("*.pdparams"))

@@ -49,7 +49,8 @@ def test_cosine_closed_form() -> None:
 
 
 def test_cosine_without_warm_up_is_the_rate_that_paddles_optimizer_applies() -> None:
-    """A weight whose gradient is 1 moves by the rate of the step; what the scheduler reports is another figure."""
+    """A weight whose gradient is 1 moves by the rate of the step; what the scheduler reports is another
+    figure."""
     scheduler = paddle.optimizer.lr.CosineAnnealingDecay(0.045, T_max=20)
     weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.0))
     optimizer = paddle.optimizer.SGD(scheduler, parameters=[weight])
@@ -67,7 +68,7 @@ def test_cosine_without_warm_up_is_the_rate_that_paddles_optimizer_applies() -> 
 
 def test_polynomial_and_cycles() -> None:
     linear = ppxcls.build_lr_schedule(
-        {"name": "Linear", "learning_rate": 1.0, "end_lr": 0.1, "power": 2.0}, 2, 5
+        {"name": "Linear", "learning_rate": 1.0, "end_lr": 0.1, "power": 2.0}, 2, steps_per_epoch=5
     )
     assert linear(5) == pytest.approx(0.1 + 0.9 * 0.25)
     assert linear(10) == linear(50) == pytest.approx(0.1)
@@ -78,7 +79,7 @@ def test_polynomial_and_cycles() -> None:
         "step_size_up": 4,
         "mode": "triangular2",
     }
-    cyclic = ppxcls.build_lr_schedule(spec, 10, 10)
+    cyclic = ppxcls.build_lr_schedule(spec, 10, steps_per_epoch=10)
     assert [cyclic(t) for t in (0, 2, 4, 6, 8, 12)] == pytest.approx([0, 0.5, 1, 0.5, 0, 0.5])
 
 
@@ -157,7 +158,8 @@ FALLING = {
 
 @pytest.mark.parametrize("name", LR_SCHEDULES.names())
 def test_every_schedule_is_defined_on_every_step_of_short_runs(name: str) -> None:
-    """Epochs, steps, warm-up, cool-down and shares at their ends: each rate is finite and between 0 and the highest one."""
+    """Epochs, steps, warm-up, cool-down and shares at their ends: each rate is finite and between 0 and the
+    highest one."""
     tried = 0
     for epochs, steps in itertools.product(range(1, 6), range(1, 6)):
         for warm_up, cool_down in itertools.product((0, 0.3, 0.5, 1, epochs), (0, 0.5, 1)):
@@ -172,7 +174,7 @@ def test_every_schedule_is_defined_on_every_step_of_short_runs(name: str) -> Non
                     "by_epoch": by_epoch,
                 }
                 try:
-                    lr_at = ppxcls.build_lr_schedule(spec, epochs, steps)
+                    lr_at = ppxcls.build_lr_schedule(spec, epochs, steps_per_epoch=steps)
                 except ppxcls.ConfigError as error:
                     assert "step_size of at least one step" in str(error)  # noqa: PT017  the one thing that may be refused
                     continue
@@ -209,13 +211,14 @@ def test_one_cycle_whose_rise_is_one_step() -> None:
 
 
 def test_plateau_follows_the_figure_that_is_watched() -> None:
-    """Without a mode, a loss that falls leaves the rate, and an accuracy that falls lowers it; a mode decides by itself."""
+    """Without a mode, a loss that falls leaves the rate, and an accuracy that falls lowers it; a mode decides
+    by itself."""
 
     def rate_after(values: list[float], larger_is_better: bool, **keys: Any) -> float:
         spec = {"name": "ReduceOnPlateau", "learning_rate": 1.0, "patience": 0, "factor": 0.5, **keys}
-        lr_at = ppxcls.build_lr_schedule(spec, 9, 9)
+        lr_at = ppxcls.build_lr_schedule(spec, 9, steps_per_epoch=9)
         for value in values:
-            lr_at.observe(value, larger_is_better)
+            lr_at.observe(value, larger_is_better=larger_is_better)
         return lr_at(5)
 
     falling, rising = [0.9, 0.6, 0.3], [0.3, 0.6, 0.9]

@@ -145,7 +145,8 @@ class _Untraceable(nn.Layer):
 
 
 def test_a_tracing_that_fails_leaves_nothing_to_the_next() -> None:
-    """Paddle keeps the parameters of the failed one under the address of its program, where the next one may lie."""
+    """Paddle keeps the parameters of the failed one under the address of its program, where the next one may
+    lie."""
     for _ in range(10):
         with pytest.raises(ValueError, match="not to be traced"):
             Compiler()(_Untraceable())

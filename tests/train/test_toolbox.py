@@ -1,4 +1,5 @@
-"""Optimizers, EMA, schedules, losses, metrics, samplers and mixing, against closed forms and other implementations."""
+"""Optimizers, EMA, schedules, losses, metrics, samplers and mixing, against closed forms and other
+implementations."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_nesterov_momentum() -> None:
 
 
 def test_lamb_makes_a_step_of_the_weights_own_length() -> None:
-    """Without weight decay the first update is the sign, times the ratio of the norms: w - lr * |w| / |sign| * sign."""
+    """Without weight decay the first update is the sign, times the ratio of the norms: w - lr * |w| / |sign|
+    * sign."""
     spec = {"name": "Lamb", "weight_decay": 0.0, "epsilon": 1e-12}
     assert after_steps(spec, steps=1)["body.weight"] == pytest.approx(1 - 0.1, rel=1e-4)
 
@@ -162,7 +164,7 @@ def test_optimizer_settings_refused(spec: dict[str, Any], message: str) -> None:
 def test_ema_is_the_weighted_sum(warmup: bool) -> None:
     model = paddle.nn.Linear(1, 1)
     model.weight.set_value(paddle.to_tensor([[5.0]]))
-    ema = WeightAverage(model, 0.9, warmup)
+    ema = WeightAverage(model, 0.9, warmup=warmup)
     expected = 5.0
     for step, value in enumerate((1.0, 2.0, 4.0), 1):
         model.weight.set_value(paddle.to_tensor([[value]]))
@@ -212,7 +214,9 @@ def test_one_cycle_against_paddle(anneal: str) -> None:
         "anneal_strategy": anneal,
     }
     lr_at = ppxcls.build_lr_schedule(spec, epochs=4, steps_per_epoch=25)
-    theirs = paddle.optimizer.lr.OneCycleLR(0.4, 100, 10.0, 0.001, 0.3, anneal)
+    theirs = paddle.optimizer.lr.OneCycleLR(
+        0.4, 100, divide_factor=10.0, end_learning_rate=0.001, phase_pct=0.3, anneal_strategy=anneal
+    )
     for step in range(100):
         assert lr_at(step) == pytest.approx(theirs.last_lr, rel=1e-9), step
         if step < 99:
@@ -273,7 +277,7 @@ def test_warm_up_and_cool_down_with_any() -> None:
     assert [lr_at(step) for step in (0, 5, 10, 25)] == pytest.approx([0, 0.5, 1.0, 0.6])
     assert [lr_at(step) for step in (40, 45, 59)] == pytest.approx([0.2] * 3)
     paper = ppxcls.build_lr_schedule(
-        {"name": "Step", "learning_rate": 0.045, "step_size": 2, "gamma": 0.94}, 10, 100
+        {"name": "Step", "learning_rate": 0.045, "step_size": 2, "gamma": 0.94}, 10, steps_per_epoch=100
     )
     assert [paper(step) for step in (0, 199, 200, 999)] == pytest.approx(
         [0.045, 0.045, 0.045 * 0.94, 0.045 * 0.94**4]

@@ -120,7 +120,8 @@ def test_mlflow(small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
 
 
 def leveldb_records(data: bytes, before: int) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format, as W&B writes it: pieces with a header of 7 bytes in blocks of 32 KiB."""
+    """The records of a log in LevelDB's format, as W&B writes it: pieces with a header of 7 bytes in blocks
+    of 32 KiB."""
     at, parts = 0, b""
     while at + 7 <= len(data):
         left = 32768 - (at + before) % 32768

@@ -37,7 +37,7 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
     model = ppxcls.build_model(run["arch"], class_num=facts["class_num"])
     state = {key: list(value.shape) for key, value in model.state_dict().items()}
     model.set_state_dict({k: paddle.to_tensor(v) for k, v in training_weights(state, facts["seed"]).items()})
-    lr_at = ppxcls.build_lr_schedule(run["lr"], run["epochs"], run["steps_per_epoch"])
+    lr_at = ppxcls.build_lr_schedule(run["lr"], run["epochs"], steps_per_epoch=run["steps_per_epoch"])
     spec = {
         "name": "Momentum",
         "momentum": 0.9,
@@ -303,8 +303,8 @@ def test_fine_tuning_to_another_number_of_classes(write_config: Callable[..., Pa
     assert np.array_equal(trainer.learner.network.state_dict()[key].numpy(), model.state_dict()[key].numpy())
     log = (tmp_path / "output/Xception41/train.log").read_text()
     assert (
-        "the classifier starts with fresh weights, because its size differs: _exit_flow._out.weight is [2048, 5]"
-        in log
+        "the classifier starts with fresh weights, because "
+        "its size differs: _exit_flow._out.weight is [2048, 5]" in log
     )
     with pytest.raises(ppxcls.CheckpointError, match="does not fit the model"):
         ppxcls.evaluate(ppxcls.load_config(file))
@@ -357,7 +357,8 @@ def test_refused_when_built(overrides: list[str], message: str, write_config: Ca
 
 
 class RecordingScaler:
-    """Scales by 128 as ``paddle.amp.GradScaler`` does on devices that have float16; Paddle turns its own off on the CPU."""
+    """Scales by 128 as ``paddle.amp.GradScaler`` does on devices that have float16; Paddle turns its own off
+    on the CPU."""
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {

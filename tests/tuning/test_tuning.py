@@ -91,7 +91,9 @@ def test_scaled_rates_are_suggested_as_the_yaml_says_them(
     seen: list[float] = []
     step = ppxcls.train.learner.Learner.step
     monkeypatch.setattr(
-        ppxcls.train.learner.Learner, "step", lambda self, *a: seen.append(self.rate) or step(self, *a)
+        ppxcls.train.learner.Learner,
+        "step",
+        lambda self, *a, **k: seen.append(self.rate) or step(self, *a, **k),
     )
     found = ppxcls.find_lr(small(**{"Global.scale_lr": "linear", "Global.base_batch_size": 16}), steps=15)
     assert seen[:15] == pytest.approx(found.rates[: len(seen)] / 4, rel=1e-4)
@@ -225,7 +227,15 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     monkeypatch.setattr(photographs, "_MIN_STEPS_PER_EPOCH", 4)
     run = ppxcls.fit(
-        tmp_path / "photos", None, None, 0.01, tmp_path / "out", None, True, True, ["Global.epochs=1"]
+        tmp_path / "photos",
+        None,
+        network=None,
+        minutes=0.01,
+        output=tmp_path / "out",
+        device=None,
+        find_lr=True,
+        find_batch=True,
+        overrides=["Global.epochs=1"],
     )
     config = ppxcls.load_config(tmp_path / "out/train.yaml")
     assert config.Optimizer.lr.learning_rate == rates.suggestion
