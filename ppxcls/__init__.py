@@ -11,55 +11,46 @@ from ppxcls.system import watchdog as watchdog  # records the parent process as 
 
 environment.prepare_cpu()
 
-# Module of each public name. It is imported at the first use of the name, so importing ppxcls is fast.
-_MODULE_BY_NAME = {
-    "ConfigError": "ppxcls.config.checks",
-    "DataError": "ppxcls.data.errors",
-    "CheckpointError": "ppxcls.checkpoints.files",
-    "RunFolderError": "ppxcls.checkpoints.run_folder",
-    "Preempted": "ppxcls.system.signals",
-    "TrainingError": "ppxcls.train.loss_watch",
-    "load_config": "ppxcls.config.load",
-    "list_models": "ppxcls.build.network",
-    "build_model": "ppxcls.build.network",
-    "build_trainer": "ppxcls.build.trainer",
-    "evaluate": "ppxcls.build.evaluation",
-    "check_data": "ppxcls.build.data",
-    "make_lists": "ppxcls.data.make_lists",
-    "pack": "ppxcls.packed.write",
-    "verify_pack": "ppxcls.packed.write",
-    "unpack": "ppxcls.packed.write",
-    "convert_weights": "ppxcls.deploy.build",
-    "export": "ppxcls.deploy.build",
-    "infer": "ppxcls.deploy.build",
-    "load": "ppxcls.deploy.build",
-    "fit": "ppxcls.fitting.folder",
-    "find_lr": "ppxcls.tuning.build",
-    "find_batch": "ppxcls.tuning.build",
-    "report": "ppxcls.reports.page",
-    "serve": "ppxcls.serving.start",
-    "load_weights": "ppxcls.models.weights",
-    "build_transforms": "ppxcls.data.transforms",
-    "MODELS": "ppxcls.models.common_keys",
-    "DATASETS": "ppxcls.data.dataset",
-    "Dataset": "ppxcls.data.dataset",
-    "TransformOps": "ppxcls.data.transforms",
-    "TRANSFORMS": "ppxcls.data.transforms",
-    "Transform": "ppxcls.data.transforms",
-    "SAMPLERS": "ppxcls.data.sampler",
-    "DistributedBatchSampler": "ppxcls.data.sampler",
-    "LOSSES": "ppxcls.train.losses",
-    "Loss": "ppxcls.train.losses",
-    "METRICS": "ppxcls.train.metrics",
-    "Metric": "ppxcls.train.metrics",
-    "BATCH_TRANSFORMS": "ppxcls.train.mixing",
-    "OPTIMIZERS": "ppxcls.train.optimizers",
-    "LR_SCHEDULES": "ppxcls.train.lr_schedules",
-    "TRACKERS": "ppxcls.train.trackers",
-    "Tracker": "ppxcls.train.trackers",
-    "Bound": "ppxcls.config.checks",
-    "build_lr_schedule": "ppxcls.train.lr_schedules",
+# Public names by module. A module is imported at the first use of a name, so importing ppxcls is fast.
+# ``python scripts/write_public_face.py`` writes the block for type checkers from it.
+_NAMES_BY_MODULE = {
+    "ppxcls.build.data": ("check_data",),
+    "ppxcls.build.evaluation": ("evaluate",),
+    "ppxcls.build.network": ("build_model", "list_models"),
+    "ppxcls.build.trainer": ("build_trainer",),
+    "ppxcls.checkpoints.files": ("CheckpointError",),
+    "ppxcls.checkpoints.run_folder": ("RunFolderError",),
+    "ppxcls.config.checks": ("Bound", "ConfigError"),
+    "ppxcls.config.load": ("load_config",),
+    "ppxcls.config.sections": ("Config",),
+    "ppxcls.data.check": ("DataReport",),
+    "ppxcls.data.dataset": ("DATASETS", "Dataset"),
+    "ppxcls.data.errors": ("DataError",),
+    "ppxcls.data.make_lists": ("make_lists",),
+    "ppxcls.data.preparation": ("PreparedImages",),
+    "ppxcls.data.sampler": ("SAMPLERS", "DistributedBatchSampler", "Sampler"),
+    "ppxcls.data.transforms": ("TRANSFORMS", "Transform", "TransformOps", "build_transforms"),
+    "ppxcls.deploy.build": ("convert_weights", "export", "infer", "load"),
+    "ppxcls.deploy.predict": ("Prediction", "Predictor"),
+    "ppxcls.fitting.folder": ("fit",),
+    "ppxcls.models.common_keys": ("MODELS",),
+    "ppxcls.models.preprocessing": ("Preprocessing",),
+    "ppxcls.models.weights": ("load_weights",),
+    "ppxcls.packed.write": ("pack", "unpack", "verify_pack"),
+    "ppxcls.reports.page": ("report",),
+    "ppxcls.serving.start": ("serve",),
+    "ppxcls.system.signals": ("Preempted",),
+    "ppxcls.train.loss_watch": ("TrainingError",),
+    "ppxcls.train.losses": ("LOSSES", "Loss"),
+    "ppxcls.train.lr_schedules": ("LR_SCHEDULES", "build_lr_schedule"),
+    "ppxcls.train.metrics": ("METRICS", "Metric"),
+    "ppxcls.train.mixing": ("BATCH_TRANSFORMS", "BatchTransform"),
+    "ppxcls.train.optimizers": ("OPTIMIZERS", "OptimizerInputs"),
+    "ppxcls.train.trackers": ("TRACKERS", "Tracker"),
+    "ppxcls.train.trainer": ("Trainer",),
+    "ppxcls.tuning.build": ("find_batch", "find_lr"),
 }
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 if TYPE_CHECKING:
     from ppxcls.build.data import check_data as check_data
@@ -69,16 +60,32 @@ if TYPE_CHECKING:
     from ppxcls.build.trainer import build_trainer as build_trainer
     from ppxcls.checkpoints.files import CheckpointError as CheckpointError
     from ppxcls.checkpoints.run_folder import RunFolderError as RunFolderError
+    from ppxcls.config.checks import Bound as Bound
     from ppxcls.config.checks import ConfigError as ConfigError
     from ppxcls.config.load import load_config as load_config
+    from ppxcls.config.sections import Config as Config
+    from ppxcls.data.check import DataReport as DataReport
+    from ppxcls.data.dataset import DATASETS as DATASETS
+    from ppxcls.data.dataset import Dataset as Dataset
     from ppxcls.data.errors import DataError as DataError
     from ppxcls.data.make_lists import make_lists as make_lists
+    from ppxcls.data.preparation import PreparedImages as PreparedImages
+    from ppxcls.data.sampler import SAMPLERS as SAMPLERS
+    from ppxcls.data.sampler import DistributedBatchSampler as DistributedBatchSampler
+    from ppxcls.data.sampler import Sampler as Sampler
+    from ppxcls.data.transforms import TRANSFORMS as TRANSFORMS
+    from ppxcls.data.transforms import Transform as Transform
+    from ppxcls.data.transforms import TransformOps as TransformOps
     from ppxcls.data.transforms import build_transforms as build_transforms
     from ppxcls.deploy.build import convert_weights as convert_weights
     from ppxcls.deploy.build import export as export
     from ppxcls.deploy.build import infer as infer
     from ppxcls.deploy.build import load as load
+    from ppxcls.deploy.predict import Prediction as Prediction
+    from ppxcls.deploy.predict import Predictor as Predictor
     from ppxcls.fitting.folder import fit as fit
+    from ppxcls.models.common_keys import MODELS as MODELS
+    from ppxcls.models.preprocessing import Preprocessing as Preprocessing
     from ppxcls.models.weights import load_weights as load_weights
     from ppxcls.packed.write import pack as pack
     from ppxcls.packed.write import unpack as unpack
@@ -87,7 +94,19 @@ if TYPE_CHECKING:
     from ppxcls.serving.start import serve as serve
     from ppxcls.system.signals import Preempted as Preempted
     from ppxcls.train.loss_watch import TrainingError as TrainingError
+    from ppxcls.train.losses import LOSSES as LOSSES
+    from ppxcls.train.losses import Loss as Loss
+    from ppxcls.train.lr_schedules import LR_SCHEDULES as LR_SCHEDULES
     from ppxcls.train.lr_schedules import build_lr_schedule as build_lr_schedule
+    from ppxcls.train.metrics import METRICS as METRICS
+    from ppxcls.train.metrics import Metric as Metric
+    from ppxcls.train.mixing import BATCH_TRANSFORMS as BATCH_TRANSFORMS
+    from ppxcls.train.mixing import BatchTransform as BatchTransform
+    from ppxcls.train.optimizers import OPTIMIZERS as OPTIMIZERS
+    from ppxcls.train.optimizers import OptimizerInputs as OptimizerInputs
+    from ppxcls.train.trackers import TRACKERS as TRACKERS
+    from ppxcls.train.trackers import Tracker as Tracker
+    from ppxcls.train.trainer import Trainer as Trainer
     from ppxcls.tuning.build import find_batch as find_batch
     from ppxcls.tuning.build import find_lr as find_lr
 

@@ -1,8 +1,10 @@
-"""Recipes compared on the digits, over seeds: ``python scripts/compare_digits.py --epochs 1 --seeds 3``.
+"""Compares training recipes on the digits, over several seeds.
 
-Trains configs/quickstart.yaml as it stands and with one thing changed at a time, and prints a table of
-held-out top-1. Eighty-pixel digits say little about photographs; the table says what was seen, not what to
-expect.
+    python scripts/compare_digits.py --epochs 1 --seeds 3
+
+Trains configs/quickstart.yaml unchanged and with one change at a time, and prints a table of held-out top-1.
+The digits are 80 px images and are not representative of photographs. The table is a measurement, not a
+prediction for your data.
 """
 
 from __future__ import annotations
@@ -17,22 +19,26 @@ from statistics import mean
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = "DataLoader.Train.dataset"
+TRAIN_DATASET = "DataLoader.Train.dataset"
 
 
 def variants() -> dict[str, list[str]]:
-    """Overrides by name; each changes one thing of the baseline, which is cross entropy without smoothing."""
+    """Returns overrides by name. Each changes one thing of the baseline: cross entropy without smoothing."""
     config = yaml.safe_load((ROOT / "configs/quickstart.yaml").read_text())
     ops = config["DataLoader"]["Train"]["dataset"]["transform_ops"]
-    place = next(i for i, op in enumerate(ops) if "NormalizeImage" in op)
-    augmented = [*ops[:place], {"RandAugment": {"num_layers": 2, "magnitude": 5}}, *ops[place:]]
-    plain = "Loss.Train=[{CELoss: {epsilon: 0.0}}]"
+    normalize_index = next(i for i, op in enumerate(ops) if "NormalizeImage" in op)
+    augmented_ops = [
+        *ops[:normalize_index],
+        {"RandAugment": {"num_layers": 2, "magnitude": 5}},
+        *ops[normalize_index:],
+    ]
+    plain_loss = "Loss.Train=[{CELoss: {epsilon: 0.0}}]"
     return {
-        "baseline": [plain],
+        "baseline": [plain_loss],
         "label smoothing 0.1": ["Loss.Train=[{CELoss: {epsilon: 0.1}}]"],
-        "mixup 0.2": [plain, f"{TRAIN}.batch_transform_ops=[{{MixupOperator: {{alpha: 0.2}}}}]"],
-        "EMA 0.97": [plain, "EMA={decay: 0.97, warmup: True}"],
-        "RandAugment 2, 5": [plain, f"{TRAIN}.transform_ops={json.dumps(augmented)}"],
+        "mixup 0.2": [plain_loss, f"{TRAIN_DATASET}.batch_transform_ops=[{{MixupOperator: {{alpha: 0.2}}}}]"],
+        "EMA 0.97": [plain_loss, "EMA={decay: 0.97, warmup: True}"],
+        "RandAugment 2, 5": [plain_loss, f"{TRAIN_DATASET}.transform_ops={json.dumps(augmented_ops)}"],
     }
 
 
@@ -50,7 +56,7 @@ def main() -> None:
     )
     print("|---" * (arguments.seeds + 2) + "|")
     for name, overrides in variants().items():
-        found = []
+        accuracies = []
         for seed in range(arguments.seeds):
             folder = Path(arguments.output) / name.replace(" ", "_").replace(",", "") / str(seed)
             settings = [
@@ -62,11 +68,13 @@ def main() -> None:
             settings += ["Global.use_visualdl=False", "Global.save_interval=1000"]
             command = [sys.executable, "tools/train.py", "-c", "configs/quickstart.yaml"]
             command += [part for setting in settings for part in ("-o", setting)]
-            # S603: the tool of this repository, with overrides from above; no shell.
+            # S603: runs this repository's tool with the overrides above, without a shell.
             subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
             lines = (ROOT / folder / "Xception41/metrics.jsonl").read_text().splitlines()
-            found.append(json.loads(lines[-1])["top1"])
-        print(f"| {name} | {' | '.join(f'{v:.4f}' for v in found)} | {mean(found):.4f} |", flush=True)
+            accuracies.append(json.loads(lines[-1])["top1"])
+        print(
+            f"| {name} | {' | '.join(f'{v:.4f}' for v in accuracies)} | {mean(accuracies):.4f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-# Sourced by the other scripts: `use_environment EXTRAS [FOLDER REQUIREMENT...]` activates a virtual environment and installs ppxcls
-# with these extras. Without a folder, the environment is the one that is active, or .venv. Nothing is installed twice: a stamp holds
-# the digest of pyproject.toml and of the requirements.
+# Sourced by the other scripts. `use_environment EXTRAS [FOLDER REQUIREMENT...]` activates a virtual
+# environment and installs ppxcls with these extras. Without a folder, it uses the active environment, or
+# .venv if none is active. Nothing is installed twice: the name of a stamp file contains a checksum of
+# pyproject.toml, the requirements and the path of the repository.
 
 use_environment() {
     local extras=$1 folder=${2:-}

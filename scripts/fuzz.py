@@ -1,11 +1,11 @@
-"""Mutated images, lists, names, YAMLs and checkpoints: each must work or end in an error that has a name.
+"""Fuzzes images, lists, names, YAMLs and checkpoints: each case must work or end in a named error.
 
     python scripts/fuzz.py --images 5000 --configs 1000 --lists 1000 --names 1000 --maps 1000 \\
         --checkpoints 500 --pickles 50000 --safetensors 5000 --seed 0
 
-Each kind runs in a process of its own, with a limit on its memory and a time limit a case. A crash, a hang,
-another exception than the named one and memory beyond the limit are findings, printed with the number of the
-case: the seed and the number make it again.
+Each kind of case runs in its own process, with a memory limit and a time limit per case. Findings are a
+crash, a hang, an exception other than the named one, and memory beyond the limit. Each finding is printed
+with the number of its case. The seed and this number reproduce the case.
 """
 
 from __future__ import annotations
@@ -45,64 +45,68 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.system.paths import printable
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 20  # a case
-MEMORY = (
+MAX_CASE_SECONDS = 20  # time limit of a case
+MAX_ADDED_BYTES = (
     3 << 30
-)  # bytes above what the process needs at its start; the largest image that is allowed takes half of it
+)  # address space in bytes beyond the use at the start; the largest allowed image takes half of it
 
 
-def _images() -> list[bytes]:
+def _valid_images() -> list[bytes]:
     rng = np.random.default_rng(1)
-    picture = cv2.resize(
+    pixels = cv2.resize(
         rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120), interpolation=cv2.INTER_CUBIC
     )
-    pillow = Image.fromarray(picture)
+    pillow = Image.fromarray(pixels)
     files = []
     for settings in ({}, {"progressive": True}, {"quality": 30, "subsampling": 0}, {"optimize": True}):
-        files.append(_saved(pillow, "JPEG", **settings))
+        files.append(_encode(pillow, "JPEG", **settings))
     exif = Image.Exif()
     exif[0x0112] = 6
     files += [
-        _saved(pillow, "JPEG", exif=exif.tobytes()),
-        _saved(pillow.convert("L"), "JPEG"),
-        _saved(pillow.convert("CMYK"), "JPEG"),
+        _encode(pillow, "JPEG", exif=exif.tobytes()),
+        _encode(pillow.convert("L"), "JPEG"),
+        _encode(pillow.convert("CMYK"), "JPEG"),
     ]
     for mode in ("RGB", "RGBA", "L", "P", "1", "I;16"):
         image = (
-            Image.fromarray(picture[..., 0].astype(np.uint16) * 257)
+            Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
             if mode == "I;16"
             else pillow.convert(mode)
         )
-        files.append(_saved(image, "PNG"))
+        files.append(_encode(image, "PNG"))
     return files
 
 
-def _saved(image: Image.Image, kind: str, **settings: Any) -> bytes:
+def _encode(image: Image.Image, kind: str, **settings: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **settings)
     return stream.getvalue()
 
 
-def _resized_header(data: bytes, rng: Generator) -> bytes:
-    """The same file that says it has other sides; a PNG's checksum is made to fit."""
+def _change_header_size(data: bytes, rng: Generator) -> bytes:
+    """Changes the image size in a file's header. A PNG's checksum is updated."""
     width, height = (int(rng.choice([0, 1, 300, 5000, 40_000, 65_535])) for _ in range(2))
     if data[:2] == b"\xff\xd8":
-        at = next(
+        frame_position = next(
             (i for i in range(2, len(data) - 9) if data[i] == 0xFF and data[i + 1] in (0xC0, 0xC1, 0xC2)),
             None,
         )
-        return data if at is None else data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+        return (
+            data
+            if frame_position is None
+            else data[: frame_position + 5] + struct.pack(">HH", height, width) + data[frame_position + 9 :]
+        )
     header = b"IHDR" + struct.pack(">II", width * 1000, height) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
 def image_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Mutated JPEGs and PNGs of every kind."""
-    files = _images()
+    """Yields cases of mutated JPEGs and PNGs of every kind."""
+    files = _valid_images()
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         data = files[i % len(files)]
-        data = _resized_header(data, rng) if i % 10 == 9 else mutate(data, rng)
+        data = _change_header_size(data, rng) if i % 10 == 9 else mutate(data, rng)
 
         def decode(data: bytes = data) -> None:
             image = decode_image(data)
@@ -114,7 +118,7 @@ def image_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
 
 
 def config_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """The YAMLs of this repository, their bytes and their values mutated."""
+    """Yields cases of this repository's YAMLs, with mutated bytes or mutated values."""
     files = sorted((ROOT / "configs").rglob("*.yaml"))
     target = folder / "config.yaml"
     values = [
@@ -151,7 +155,7 @@ def config_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
 
 
 def _change(tree: Any, rng: Generator, values: list[Any]) -> None:
-    """Replace one value somewhere in a tree, remove it, or give its key another name."""
+    """Replaces one value somewhere in a tree, removes it, or renames its key."""
     while True:
         keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
         key = keys[int(rng.integers(len(keys)))]
@@ -166,7 +170,7 @@ def _change(tree: Any, rng: Generator, values: list[Any]) -> None:
 
 
 def list_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """List files."""
+    """Yields cases of mutated list files."""
     text = "".join(f"train/n{i:08d}/n{i:08d}_{i * 7}.JPEG {i % 1000}\n" for i in range(300)).encode()
     target = folder / "list.txt"
     for i in range(count):
@@ -188,9 +192,9 @@ def list_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         yield load, DataError
 
 
-# Parts of names: blanks, controls, line separators, dots, bytes that are no UTF-8, what lists and class names
-# treat specially.
-_PIECES = [
+# Parts of names: blanks, control characters, line separators, dots, bytes that are not UTF-8, and characters
+# with a special meaning in lists and class names.
+_NAME_PARTS = [
     b" ",
     b"  ",
     b"\t",
@@ -209,26 +213,28 @@ _PIECES = [
     b'"',
     b"\\",
 ]
-_PIECES += [
+_NAME_PARTS += [
     text.encode()
     for text in ("é", "e\u0301", "\u2028", "\ufeff", "蜂", "*", "%00", "-", "#", ",", "train", "val")
 ]
 
 
 def _name(rng: Generator) -> bytes:
-    pieces = [_PIECES[int(k)] for k in rng.integers(len(_PIECES), size=int(rng.integers(1, 5)))]
+    pieces = [_NAME_PARTS[int(k)] for k in rng.integers(len(_NAME_PARTS), size=int(rng.integers(1, 5)))]
     return (
         b"".join(pieces) if rng.random() < 0.8 else rng.bytes(4).replace(b"/", b"").replace(b"\0", b"") + b"x"
     )
 
 
 def name_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Folders of classes and images with names of every kind: their lists name each image once, with the
-    label of its folder."""
+    """Yields cases of class folders and images with names of every kind.
+
+    The lists must contain each image once, with the label of its folder.
+    """
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         root = os.fsencode(folder / f"data_{i}")
-        wanted = set()
+        expected_files = set()
         for _ in range(int(rng.integers(1, 4))):
             name = _name(rng)
             for _ in range(int(rng.integers(1, 4))):
@@ -239,31 +245,35 @@ def name_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
                 with open(root + b"/" + name + b"/" + file, "wb"):
                     pass
                 if not name.startswith(b".") and not file.startswith(b"."):
-                    wanted.add((name, file))
+                    expected_files.add((name, file))
 
-        def check(root: bytes = root, wanted: set[tuple[bytes, bytes]] = wanted, number: int = i) -> None:
+        def check(
+            root: bytes = root, expected_files: set[tuple[bytes, bytes]] = expected_files, number: int = i
+        ) -> None:
             output = folder / f"lists_{number}"
-            made = ppxcls.make_lists(os.fsdecode(root), output, seed=number)
-            assert str(made) == "\n".join(map(printable, str(made).split("\n")))
-            found = {}
+            summary = ppxcls.make_lists(os.fsdecode(root), output, seed=number)
+            assert str(summary) == "\n".join(map(printable, str(summary).split("\n")))
+            labels_by_path = {}
             for part in ("train", "val"):
                 if (output / f"{part}_list.txt").exists():
                     index = ListIndex(output / f"{part}_list.txt")
-                    found |= {
+                    labels_by_path |= {
                         os.fsencode(os.path.normpath(index.path(k))): int(index.labels[k])
                         for k in range(len(index))
                     }
-            assert found.keys() == {b"/".join(pair) for pair in wanted}
-            # Python's own order of strings is that of the labels.
-            classes = sorted({os.fsdecode(name) for name, _ in wanted})
-            assert all(classes[label] == os.fsdecode(path.split(b"/")[0]) for path, label in found.items())
+            assert labels_by_path.keys() == {b"/".join(pair) for pair in expected_files}
+            # Labels are in Python's string order.
+            classes = sorted({os.fsdecode(name) for name, _ in expected_files})
+            assert all(
+                classes[label] == os.fsdecode(path.split(b"/")[0]) for path, label in labels_by_path.items()
+            )
             assert len(read_class_names(output / "class_names.txt", len(classes))) == len(classes)
 
         yield check, DataError
 
 
 def map_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Files of class names in every form and encoding, mutated or not."""
+    """Yields cases of class-name files in every form and encoding, mutated or not."""
     target = folder / "names.txt"
     encodings = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
     for i in range(count):
@@ -303,46 +313,48 @@ KINDS: dict[str, Callable[[int, int, Path], Iterator[Case]]] = {
 
 
 class Hang(BaseException):
-    """A case took longer than it may."""
+    """A case exceeded its time limit."""
 
 
 def run(kind: str, count: int, seed: int) -> None:
-    """Run the cases of a kind in this process; prints one JSON line a finding, and the counts at the end."""
+    """Runs the cases of a kind in this process. Prints a JSON line per finding, and the counts at the end."""
 
-    def hang(number: int, frame: Any) -> None:
+    def raise_hang(number: int, frame: Any) -> None:
         raise Hang
 
     outcomes: collections.Counter[str] = collections.Counter()
-    signal.signal(signal.SIGALRM, hang)
+    signal.signal(signal.SIGALRM, raise_hang)
     with tempfile.TemporaryDirectory() as folder:
         cases = KINDS[kind](count, seed, Path(folder))
-        first = True
-        for i, (attempt, named) in enumerate(cases):
-            if first:
-                first = False
-                limit = _address_space() + MEMORY
+        is_first = True
+        for i, (attempt, allowed_error) in enumerate(cases):
+            if is_first:
+                is_first = False
+                limit = _address_space() + MAX_ADDED_BYTES
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            print(f"{i}", file=sys.stderr, flush=True)  # the case at which a crash happens
-            signal.alarm(SECONDS)
+            print(f"{i}", file=sys.stderr, flush=True)  # after a crash, the last number is the case
+            signal.alarm(MAX_CASE_SECONDS)
             try:
                 attempt()
                 outcomes["worked"] += 1
-            except named as error:
+            except allowed_error as error:
                 outcomes["named error"] += 1
                 if "\n" in str(error):
-                    _found(outcomes, i, "an error of several lines", error)
+                    _report_finding(outcomes, i, "an error message of several lines", error)
             except Hang as error:
-                _found(outcomes, i, "hang", error)
+                _report_finding(outcomes, i, "hang", error)
             except Exception as error:
-                _found(outcomes, i, "another exception", error)
+                _report_finding(outcomes, i, "another exception", error)
             signal.alarm(0)
     print(json.dumps({"kind": kind, "outcomes": outcomes}))
 
 
-def _found(outcomes: collections.Counter[str], number: int, what: str, error: BaseException) -> None:
+def _report_finding(
+    outcomes: collections.Counter[str], number: int, description: str, error: BaseException
+) -> None:
     outcomes["finding"] += 1
     print(
-        json.dumps({"case": number, "what": what, "error": f"{type(error).__name__}: {error}"[:300]}),
+        json.dumps({"case": number, "what": description, "error": f"{type(error).__name__}: {error}"[:300]}),
         flush=True,
     )
 
@@ -378,16 +390,16 @@ def main() -> int:
             "--seed",
             str(arguments.seed),
         ]
-        # S603: this file itself, with numbers that argparse has parsed; no shell.
+        # S603: runs this file with numbers that argparse has parsed, without a shell.
         result = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
         lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
         outcomes = lines.pop()["outcomes"] if result.returncode == 0 else {}
         for finding in lines:
             print(f"{kind}: {finding}")
         if result.returncode != 0:
-            last = next((line for line in reversed(result.stderr.splitlines()) if line.isdigit()), "none")
+            case = next((line for line in reversed(result.stderr.splitlines()) if line.isdigit()), "none")
             print(
-                f"{kind}: the process ended with {result.returncode} at case {last}: {result.stderr[-300:]}"
+                f"{kind}: the process ended with {result.returncode} at case {case}: {result.stderr[-300:]}"
             )
         findings += len(lines) + (result.returncode != 0)
         print(f"{kind}: {count:,} cases, seed {arguments.seed}: {outcomes}")

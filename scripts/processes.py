@@ -1,9 +1,10 @@
-"""Losses of 1, 2 and 4 processes with the same samples a step, over one another:
-``python scripts/processes.py``.
+"""Compares the losses of 1, 2 and 4 processes with the same samples per step.
 
-Trains Xception41 on scikit-learn's digits on the CPU, with synchronised batch norms and without, and writes
-``processes.png``. The runs see the same samples in the same order, so with synchronised batch norms only
-rounding differs. Prints the largest distance of a loss from that of one process.
+    python scripts/processes.py
+
+Trains Xception41 on scikit-learn's digits on the CPU, with and without synchronised batch norms. Draws the
+loss curves on top of each other in ``processes.png``. The runs see the same samples in the same order, so
+with synchronised batch norms only rounding differs. Prints the largest difference from one process's losses.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-import make_digits  # of this folder
+import make_digits  # scripts/make_digits.py
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ppxcls.reports.curves import pyplot
 
-PROCESSES = (1, 2, 4)
+PROCESS_COUNTS = (1, 2, 4)
 
 
 def losses(data: Path, processes: int, batch: int, *, is_synchronised: bool) -> list[float]:
-    """The loss of each step of an epoch."""
+    """Trains one epoch and returns the loss of each step."""
     output = data / f"{processes}-{is_synchronised}"
     keys = {
         "DataLoader.Train.dataset.image_root": data,
@@ -58,14 +59,14 @@ def losses(data: Path, processes: int, batch: int, *, is_synchronised: bool) -> 
         "configs/quickstart.yaml",
         *words,
     ]
-    # S603: this package's own tool, with numbers that argparse has parsed; no shell.
+    # S603: runs this repository's tool with numbers that argparse has parsed, without a shell.
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)  # noqa: S603
     rows = map(json.loads, (output / "Xception41/metrics.jsonl").read_text().splitlines())
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
 def make_data(folder: Path, samples: int) -> None:
-    """The digits, and a list of the first samples."""
+    """Writes the digits, and a list of the first ``samples`` training samples."""
     make_digits.make(folder)
     lines = (folder / "train_list.txt").read_text().splitlines(keepends=True)
     (folder / "steps_list.txt").write_text("".join(lines[:samples]))
@@ -76,38 +77,42 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--batch", type=int, default=32, help="images of all processes in a step (default: 32)"
+        "--batch", type=int, default=32, help="images per step in all processes together (default: 32)"
     )
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("processes.png"))
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     figure, axes = pyplot().subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
-    with tempfile.TemporaryDirectory() as name:
-        make_data(Path(name), given.batch * given.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        make_data(Path(folder), arguments.batch * arguments.steps)
         for axis, is_synchronised in zip(axes, (True, False), strict=True):
             axis.set_title(f"batch norms {'synchronised' if is_synchronised else 'of each process'}")
-            found = {
-                n: losses(Path(name), n, given.batch, is_synchronised=is_synchronised) for n in PROCESSES
+            losses_by_count = {
+                count: losses(Path(folder), count, arguments.batch, is_synchronised=is_synchronised)
+                for count in PROCESS_COUNTS
             }
-            for (n, values), width in zip(found.items(), (6, 3, 1), strict=True):
+            for (count, values), width in zip(losses_by_count.items(), (6, 3, 1), strict=True):
                 axis.plot(
                     values,
                     linewidth=width,
                     alpha=0.4 if width > 1 else 1,
-                    label=f"{n} process{'es' if n > 1 else ''}",
+                    label=f"{count} process{'es' if count > 1 else ''}",
                 )
-            apart = {
-                n: max(abs(a - b) for a, b in zip(found[1], found[n], strict=True)) for n in PROCESSES[1:]
+            differences = {
+                count: max(
+                    abs(a - b) for a, b in zip(losses_by_count[1], losses_by_count[count], strict=True)
+                )
+                for count in PROCESS_COUNTS[1:]
             }
             print(
                 f"batch norms synchronised: {is_synchronised}; "
-                f"{given.steps} steps; largest distance: {apart}",
+                f"{arguments.steps} steps; largest distance: {differences}",
                 flush=True,
             )
             axis.set_xlabel("step")
             axis.legend()
         axes[0].set_ylabel("training loss")
-    figure.savefig(given.output, dpi=110)
+    figure.savefig(arguments.output, dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From a bare machine with Python 3.10+ to a trained and evaluated Xception41, on the CPU:
+# Installs ppxcls on a machine with Python 3.10+, then trains and evaluates Xception41 on the CPU:
 #
 #   bash scripts/quickstart.sh [-o KEY.KEY=VALUE ...]
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
-# Another build of Paddle that is active is used as it is.
+# If Paddle is installed in the active environment, it is kept.
 if [ -n "${VIRTUAL_ENV:-}" ] && python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("paddle") is None)'; then
     use_environment quickstart
 else

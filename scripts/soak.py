@@ -1,13 +1,11 @@
-"""Train two processes under ``ppxcls launch`` for a time, with a fault every few seconds, and compare with a
-run
-without faults.
+"""Trains two processes under ``ppxcls launch`` with a fault every few seconds.
 
     python scripts/soak.py --minutes 60 --seed 1
 
-The faults, by the seed: a rank, the launcher or the supervisor is killed, a rank is stopped, the disk is
-filled, the run's folder is removed. The output folder is a small disk of its own, for which the script needs
-``unshare``. At the end the run is told to stop, then finishes its epoch, and another run trains as many
-epochs undisturbed. Weights, optimizer and progress must be equal, bit by bit.
+The seed determines the faults: a rank, the launcher or the supervisor is killed, a rank is stopped, the disk
+is filled, or the run's folder is removed. The output folder is a small disk of its own, for which the script
+needs ``unshare``. At the end the run is stopped, and then finishes its epoch. Another run trains the same
+number of epochs without faults. Weights, optimizer and progress must be bit-identical.
 """
 
 from __future__ import annotations
@@ -35,12 +33,12 @@ import yaml
 from ppxcls.checkpoints.files import CheckpointError, read_checkpoint, read_manifest
 from tests.conftest import SMALL_NETWORK, small_config, write_images
 
-HANG_TIMEOUT = 20
-AUTO = ["-o", "Global.checkpoints=auto"]
+HANG_TIMEOUT_SECONDS = 20
+AUTO_RESUME = ["-o", "Global.checkpoints=auto"]
 
 
 class Soak:
-    """A job and what is done to it."""
+    """A training job, and the faults that are caused in it."""
 
     def __init__(self, folder: Path, network: str, seed: int) -> None:
         self.folder = folder
@@ -56,7 +54,7 @@ class Soak:
             "Global.epochs": 100_000,
             "Global.save_interval": 100_000,
             "Global.save_interval_steps": 2,
-            "Global.hang_timeout": HANG_TIMEOUT,
+            "Global.hang_timeout": HANG_TIMEOUT_SECONDS,
             "DataLoader.Train.sampler.batch_size": 2,
             "Optimizer.lr": {"name": "ConstLR", "learning_rate": 0.001},
         }
@@ -85,32 +83,32 @@ class Soak:
             "tools/train.py",
             "-c",
             str(self.config),
-            *AUTO,
+            *AUTO_RESUME,
             *words,
         ]
-        with open(self.folder / "said", "ab") as said:
-            return subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said)
+        with open(self.folder / "said", "ab") as log_file:
+            return subprocess.Popen(command, cwd=ROOT, stdout=log_file, stderr=log_file)
 
     def step(self) -> int:
-        """Of the newest checkpoint; 0 if there is none."""
+        """Returns the step of the newest checkpoint, or 0 if there is none."""
         with contextlib.suppress(CheckpointError):
             return int(read_manifest(self.run / "latest")["progress"]["step"])
         return 0
 
     def processes(self) -> list[list[int]]:
-        """Process ids: the supervisor's, the launcher's, the ranks'."""
+        """Returns the process ids of the supervisor, of the launcher, and of the ranks."""
         levels = [[self.job.pid]]
         for _ in range(2):
             levels.append([child for pid in levels[-1] for child in _children(pid)])
         return levels
 
     def fault(self) -> None:
-        """One fault at random, and the start of a supervisor that was killed."""
+        """Causes a random fault, and restarts the supervisor if it was killed."""
         weights = {self.kill_rank: 10, self.kill_launcher: 6, self.kill_supervisor: 4, self.stop_rank: 2}
         weights |= {self.fill_disk: 2, self.remove_folder: 1}
-        (chosen,) = self.rng.choices(list(weights), list(weights.values()))
-        if chosen():
-            self.faults[chosen.__name__] += 1
+        (fault,) = self.rng.choices(list(weights), list(weights.values()))
+        if fault():
+            self.faults[fault.__name__] += 1
         if self.job.poll() is not None:
             self.job = self._start()
 
@@ -121,7 +119,7 @@ class Soak:
         return self._signal(1, signal.SIGKILL)
 
     def kill_supervisor(self) -> bool:
-        """With all that is below it: the machine is switched off."""
+        """Kills the supervisor and all its descendants, as if the machine were switched off."""
         for pid in [pid for level in self.processes() for pid in level]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -131,7 +129,7 @@ class Soak:
     def stop_rank(self) -> bool:
         if not self._signal(2, signal.SIGSTOP):
             return False
-        time.sleep(HANG_TIMEOUT + 10)
+        time.sleep(HANG_TIMEOUT_SECONDS + 10)
         return True
 
     def fill_disk(self) -> bool:
@@ -155,18 +153,18 @@ class Soak:
         return bool(pids)
 
     def finish(self) -> int:
-        """Tell the run to stop, then let it finish its epoch; returns the number of epochs."""
+        """Stops the run, then lets it finish its epoch. Returns the number of epochs."""
         self.job.send_signal(signal.SIGTERM)
         self.job.wait()
-        time.sleep(5)  # processes whose launcher was killed a moment ago end by themselves
+        time.sleep(5)  # if the launcher was killed just before, its ranks need time to end
         epochs = max(read_manifest(self.run / "latest")["progress"]["epoch"], 1)
         self.job = self._start("-o", f"Global.epochs={epochs}")
         assert self.job.wait() == 0, (self.folder / "said").read_text()[-2000:]
         return int(epochs)
 
 
-def undisturbed(soak: Soak, epochs: int) -> Path:
-    """A run of as many epochs; returns its folder."""
+def run_undisturbed(soak: Soak, epochs: int) -> Path:
+    """Trains the same number of epochs without faults. Returns the run's folder."""
     output = soak.folder / "undisturbed"
     command = [
         sys.executable,
@@ -192,16 +190,19 @@ def undisturbed(soak: Soak, epochs: int) -> Path:
     return output / soak.run.name
 
 
-def difference(one: Path, two: Path) -> str | None:
-    """In what two checkpoints differ."""
-    (parts, manifest), (others, other) = read_checkpoint(one), read_checkpoint(two)
-    for values in (manifest["progress"], other["progress"]):
+def find_difference(first_prefix: Path, second_prefix: Path) -> str | None:
+    """Returns a description of the first difference of two checkpoints, or None if they are equal."""
+    (parts, manifest), (other_parts, other_manifest) = (
+        read_checkpoint(first_prefix),
+        read_checkpoint(second_prefix),
+    )
+    for values in (manifest["progress"], other_manifest["progress"]):
         del values["started"]
-    if manifest["progress"] != other["progress"]:
-        return f"progress: {manifest['progress']} and {other['progress']}"
+    if manifest["progress"] != other_manifest["progress"]:
+        return f"progress: {manifest['progress']} and {other_manifest['progress']}"
     for part in parts:
-        pairs = zip(_arrays(parts[part]), _arrays(others[part]), strict=True)
-        if not all(np.array_equal(a, b) for a, b in pairs):
+        pairs = zip(_arrays(parts[part]), _arrays(other_parts[part]), strict=True)
+        if not all(np.array_equal(first, second) for first, second in pairs):
             return f"{part} differs"
     return None
 
@@ -223,17 +224,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--network", default="Xception41")
-    parser.add_argument("--disk", default="700m", help="size of the output's disk")
+    parser.add_argument("--disk", default="700m", help="size of the output disk, such as 700m")
     parser.add_argument(
         "--folder", help=argparse.SUPPRESS
-    )  # the script calls itself where the disk is mounted
+    )  # the script runs itself again in the namespace with the mounted disk
     arguments = parser.parse_args()
     if arguments.folder is None:
-        with tempfile.TemporaryDirectory() as name:
-            (Path(name) / "disk").mkdir()
-            mount = f'mount -t tmpfs -o size={arguments.disk} none {name}/disk && exec "$@"'
-            own = [sys.executable, *sys.argv, "--folder", name]
-            command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh", *own]
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "disk").mkdir()
+            mount = f'mount -t tmpfs -o size={arguments.disk} none {folder}/disk && exec "$@"'
+            script_command = [sys.executable, *sys.argv, "--folder", folder]
+            command = ["unshare", "--mount", "--map-root-user", "sh", "-c", mount, "sh", *script_command]
             sys.exit(subprocess.run(command, check=False).returncode)
     soak = Soak(Path(arguments.folder), arguments.network, arguments.seed)
     end = time.monotonic() + 60 * arguments.minutes
@@ -245,15 +246,17 @@ def main() -> None:
             flush=True,
         )
     epochs = soak.finish()
-    found = difference(soak.run / "latest", undisturbed(soak, epochs) / "latest")
+    difference = find_difference(soak.run / "latest", run_undisturbed(soak, epochs) / "latest")
     print(
         f"{sum(soak.faults.values())} faults in {arguments.minutes:g} "
         f"minutes: {dict(soak.faults)}; {epochs} epochs"
     )
     print(
-        f"differs from the undisturbed run: {found}" if found else "equal to the undisturbed run, bit by bit"
+        f"differs from the undisturbed run: {difference}"
+        if difference
+        else "equal to the undisturbed run, bit by bit"
     )
-    sys.exit(bool(found))
+    sys.exit(bool(difference))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install what the tests need, then lint, type check and test:
+# Installs the requirements of the tests, then lints, checks types and runs the tests:
 #
-#   bash scripts/test.sh                     # all: the main job under the older Paddles, then the whole suite under the newest
-#   bash scripts/test.sh PYTEST_ARGUMENTS    # a part of the suite under the newest Paddle alone
+#   bash scripts/test.sh                     # main job under the older Paddles, whole suite under the newest
+#   bash scripts/test.sh PYTEST_ARGUMENTS    # a part of the suite, under the newest Paddle only
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -16,7 +16,7 @@ main_job_under() {
 
 logs=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$logs"' EXIT
-if [ $# = 0 ]; then  # side by side, while the newest Paddle is installed
+if [ $# = 0 ]; then  # in the background, while the newest Paddle is installed
     for version in 2.6 3.0; do
         main_job_under $version > "$logs/$version" 2>&1 &
         echo $! > "$logs/$version.pid"
@@ -33,6 +33,6 @@ if [ $# = 0 ]; then
         cat "$logs/$version"
         [ $code = 0 ] || exit $code
     done
-    set -- --numprocesses auto --maxprocesses 4 --dist worksteal  # tests wait for processes as much as they compute
+    set -- --numprocesses auto --maxprocesses 4 --dist worksteal  # in parallel, because tests often wait for processes
 fi
 python -m pytest "$@"

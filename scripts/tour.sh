@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole road in a few minutes, on the CPU: fit, report, infer, export, serve. Everything goes to output/tour.
+# Runs the main commands in a few minutes on the CPU: fit, report, infer, export, serve. Output: output/tour.
 #
-#   bash scripts/tour.sh [PHOTOS]        # without a folder of photographs: scikit-learn's handwritten digits
+#   bash scripts/tour.sh [PHOTOS]        # default: scikit-learn's handwritten digits
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
@@ -31,7 +31,7 @@ import urllib.request
 from ppxcls.deploy.predict import find_images
 
 data = open(find_images(sys.argv[1])[0], "rb").read()
-for _ in range(300):  # the server is starting
+for _ in range(300):  # until the server has started
     try:
         answer = urllib.request.urlopen("http://127.0.0.1:8765/predict", data).read()
         break

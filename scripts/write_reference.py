@@ -1,5 +1,9 @@
-"""Write ``docs/reference.md``, every key of a YAML, from the sections and signatures:
-``python scripts/write_reference.py``."""
+"""Writes ``docs/reference.md`` and ``docs/refused.md`` from the config sections and the components.
+
+    python scripts/write_reference.py
+
+``reference.md`` has every key of a YAML. ``refused.md`` has the PaddleClas keys and names that are refused.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +24,8 @@ from ppxcls.config.paddleclas import ALTERNATIVES
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
 
-FILE, REFUSED = ROOT / "docs/reference.md", ROOT / "docs/refused.md"
-# Kind of component: its keys in a YAML.
+REFERENCE_FILE, REFUSED_FILE = ROOT / "docs/reference.md", ROOT / "docs/refused.md"
+# Place in a YAML, by kind of component.
 PLACES = {
     "model": "`Arch: {name: …}`",
     "loss": "lists `Loss.Train`, `Loss.Eval`",
@@ -38,23 +42,23 @@ PLACES = {
 HEAD = """# Every key of a YAML
 
 Written by `python scripts/write_reference.py` from the code; a test checks that it is current.
-The names are PaddleClas's, as far as PaddleClas has the key. Components are written in one of two forms:
+If PaddleClas has a key, its name is PaddleClas's. Components are written in one of two forms:
 
     Optimizer: {name: Momentum, momentum: 0.9}                  # one component
     transform_ops: [{DecodeImage: {}}, {CropImage: {size: 299}}]   # a list of components
 """
-REFUSED_HEAD = """# What is refused of PaddleClas
+REFUSED_HEAD = """# PaddleClas keys and names that are refused
 
 Written by `python scripts/write_reference.py` from the code.
-A config with one of these keys or names is an error that says the same.
+A config with one of these keys or names is invalid. The error message contains the advice of the table.
 
 | key or name | instead |
 |---|---|
 """
 
 
-def shown_type(hint: Any) -> str:
-    """A type in words."""
+def type_text(hint: Any) -> str:
+    """Returns a type in words."""
     if typing.get_origin(hint) is typing.Annotated:
         mark = typing.get_args(hint)[1]
         if isinstance(mark, Component):
@@ -63,12 +67,12 @@ def shown_type(hint: Any) -> str:
             return f"a list of components: {mark.kind}"
     arguments = typing.get_args(hint)
     if type(None) in arguments:
-        return " or ".join([*(shown_type(a) for a in arguments if a is not type(None)), "null"])
+        return " or ".join([*(type_text(a) for a in arguments if a is not type(None)), "null"])
     return type_name(hint)
 
 
-def shown_default(value: Any) -> str:
-    """A default as a YAML has it."""
+def default_text(value: Any) -> str:
+    """Returns a default as it is written in a YAML."""
     if value is MISSING or value is inspect.Parameter.empty:
         return "required"
     if isinstance(value, bool):
@@ -77,7 +81,7 @@ def shown_default(value: Any) -> str:
 
 
 def descriptions(docstring: str | None) -> dict[str, str]:
-    """Descriptions of arguments or attributes by name; several names may share one."""
+    """Returns descriptions of arguments or attributes by name. Several names may share a description."""
     parsed = docstring_parser.parse(docstring or "", docstring_parser.DocstringStyle.GOOGLE)
     return {
         name.strip(): " ".join((parameter.description or "").split())
@@ -87,57 +91,57 @@ def descriptions(docstring: str | None) -> dict[str, str]:
 
 
 def texts_of(component: Any) -> dict[str, str]:
-    """Descriptions of a component's arguments, also those of the class that a function makes."""
-    made = typing.get_type_hints(component).get("return") if inspect.isfunction(component) else None
-    return {**descriptions(inspect.getdoc(made)), **descriptions(component.__doc__)}
+    """Returns descriptions of a component's arguments. For a function, the returned class's are included."""
+    result_class = typing.get_type_hints(component).get("return") if inspect.isfunction(component) else None
+    return {**descriptions(inspect.getdoc(result_class)), **descriptions(component.__doc__)}
 
 
 def summary_of(component: Any) -> str:
-    """The first paragraph of a component's docstring, in one line."""
+    """Returns the first paragraph of a component's docstring, in one line."""
     return " ".join((inspect.getdoc(component) or "").split("\n\n")[0].split())
 
 
 def table(rows: list[tuple[str, Any, Any, str]]) -> list[str]:
-    """Rows of key, type, default and description."""
+    """Returns the Markdown lines of a table of key, type, default and description."""
     lines = ["| key | type | default | |", "|---|---|---|---|"]
     for key, hint, default, text in rows:
-        cells = [f"`{key}`", shown_type(hint), shown_default(default), text]
+        cells = [f"`{key}`", type_text(hint), default_text(default), text]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return [*lines, ""]
 
 
 def section_in(hint: Any) -> type | None:
-    """The section that a key holds, if it holds one: ``Section`` or ``Section | None``."""
+    """Returns the section type of a key of type ``Section`` or ``Section | None``, or None for other keys."""
     candidates = (hint, *typing.get_args(hint))
     return next((h for h in candidates if isinstance(h, type) and is_dataclass(h)), None)
 
 
 def keys_of(section: type) -> list[tuple[str, Any, Any, str]]:
-    """The keys of a dataclass, without sections inside it."""
+    """Returns a row for each key of a dataclass, without nested sections."""
     hints, texts = typing.get_type_hints(section, include_extras=True), descriptions(section.__doc__)
     rows = []
-    for f in fields(section):
-        if f.init and section_in(hints[f.name]) is None:
-            default = f.default if f.default_factory is MISSING else f.default_factory()
-            rows.append((f.name, hints[f.name], default, texts.get(f.name, "")))
+    for field in fields(section):
+        if field.init and section_in(hints[field.name]) is None:
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            rows.append((field.name, hints[field.name], default, texts.get(field.name, "")))
     return rows
 
 
 def sections(section: type, path: str = "") -> list[str]:
-    """A section, and the sections in it, each with its keys."""
+    """Returns the Markdown lines of a section and its nested sections, each with its keys."""
     lines = []
     if rows := keys_of(section):
         lines += [f"### {path or 'Top level'}", "", (section.__doc__ or "").split("\n")[0], "", *table(rows)]
     hints = typing.get_type_hints(section, include_extras=True)
-    for f in fields(section):
-        inner = section_in(hints[f.name])
-        if f.init and inner is not None:
-            lines += sections(inner, f"{path}.{f.name}".lstrip("."))
+    for field in fields(section):
+        inner = section_in(hints[field.name])
+        if field.init and inner is not None:
+            lines += sections(inner, f"{path}.{field.name}".lstrip("."))
     return lines
 
 
 def components(registry: Registry[Any]) -> list[str]:
-    """All components of the package of one kind."""
+    """Returns the Markdown lines of all components of one kind in this package."""
     lines = [f"## {registry.kind}: {PLACES[registry.kind]}", ""]
     if registry.common:
         lines += ["Common keys:", "", *table(keys_of(registry.common))]
@@ -154,15 +158,15 @@ def components(registry: Registry[Any]) -> list[str]:
 
 
 def reference() -> str:
-    """The whole page."""
-    found = registries()
-    parts = [line for kind in PLACES for line in components(found[kind])]
+    """Returns the text of ``docs/reference.md``."""
+    registries_by_kind = registries()
+    parts = [line for kind in PLACES for line in components(registries_by_kind[kind])]
     page = "\n".join([HEAD, "## Sections", "", *sections(Config), *parts]).rstrip() + "\n"
     return page.replace("``", "`")
 
 
 def refused() -> str:
-    """The page of PaddleClas's words that are refused."""
+    """Returns the text of ``docs/refused.md``: PaddleClas keys and names that are refused."""
     rows = [
         f"| `{word}` | {instead} |"
         for word, instead in sorted(ALTERNATIVES.items(), key=lambda item: item[0].lower())
@@ -171,5 +175,5 @@ def refused() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(reference(), encoding="utf-8")
-    REFUSED.write_text(refused(), encoding="utf-8")
+    REFERENCE_FILE.write_text(reference(), encoding="utf-8")
+    REFUSED_FILE.write_text(refused(), encoding="utf-8")

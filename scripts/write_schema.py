@@ -1,8 +1,9 @@
-"""Write ``docs/schema.json``, a JSON Schema of the YAML, from the sections and signatures:
-``python scripts/write_schema.py``.
+"""Writes ``docs/schema.json``, a JSON Schema of the YAML, from the config sections and the components.
 
-Editors with a YAML language server complete and check a YAML by it. It knows the components of this package;
-those of a plugin are unknown to it.
+    python scripts/write_schema.py
+
+Editors with a YAML language server use it to complete and check a YAML. It contains the components of this
+package, but not those of plugins.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
 from scripts.write_reference import PLACES, descriptions, summary_of, texts_of
 
-FILE = ROOT / "docs/schema.json"
+SCHEMA_FILE = ROOT / "docs/schema.json"
 Schema = dict[str, Any]
 _SCALARS: dict[Any, Schema] = {
     bool: {"type": "boolean"},
@@ -33,43 +34,43 @@ _SCALARS: dict[Any, Schema] = {
     str: {"type": "string"},
     dict: {"type": "object"},
     list: {"type": "array"},
-    # PaddleClas writes fractions, and YAML 1.1 reads 1e-3 as a string.
+    # Strings too: PaddleClas's configs contain fractions, and YAML 1.1 reads 1e-3 as a string.
     float: {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[-+.eE0-9]+(/[-+.eE0-9]+)?$"}]},
     type(None): {"type": "null"},
     Any: {},
 }
 
 
-def of_hint(hint: Any) -> Schema:
-    """The schema of a type annotation."""
+def hint_schema(hint: Any) -> Schema:
+    """Returns the schema of a type annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        return of_mark(arguments[0], arguments[1])
+        return mark_schema(arguments[0], arguments[1])
     if origin is typing.Literal:
         return {"enum": list(arguments)}
     if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [of_hint(argument) for argument in arguments]}
+        return {"anyOf": [hint_schema(argument) for argument in arguments]}
     if origin is list:
-        return {"type": "array", "items": of_hint(arguments[0])}
+        return {"type": "array", "items": hint_schema(arguments[0])}
     if origin is tuple:
         return {
             "type": "array",
-            "items": of_hint(arguments[0]),
+            "items": hint_schema(arguments[0]),
             "minItems": len(arguments),
             "maxItems": len(arguments),
         }
     if is_dataclass(hint):
-        return of_section(typing.cast(type, hint))
+        return section_schema(typing.cast(type, hint))
     return dict(_SCALARS.get(hint, {}))
 
 
-def of_mark(hint: Any, mark: Any) -> Schema:
-    """The schema of an annotated type: a range, a component, or a list of components."""
+def mark_schema(hint: Any, mark: Any) -> Schema:
+    """Returns the schema of an annotated type: a range, a component, or a list of components."""
     if isinstance(mark, Component):
         return {"$ref": f"#/$defs/{mark.kind}"}
     if isinstance(mark, Components):
         return {"type": "array", "items": {"$ref": f"#/$defs/{mark.kind} item"}}
-    schema = of_hint(hint)
+    schema = hint_schema(hint)
     if isinstance(mark, Bound):
         number = schema["anyOf"][0] if "anyOf" in schema else schema
         limits = {
@@ -84,11 +85,11 @@ def of_mark(hint: Any, mark: Any) -> Schema:
     return schema
 
 
-def of_keys(hints: dict[str, Any], texts: dict[str, str], defaults: dict[str, Any]) -> Schema:
-    """The schema of a mapping with these keys; those without a default are required."""
+def mapping_schema(hints: dict[str, Any], texts: dict[str, str], defaults: dict[str, Any]) -> Schema:
+    """Returns the schema of a mapping with these keys. Keys without a default are required."""
     properties: dict[str, Schema] = {}
     for key, hint in hints.items():
-        schema = of_hint(hint)
+        schema = hint_schema(hint)
         if text := texts.get(key):
             schema = {"description": text.replace("``", "`"), **schema}
         if isinstance(default := defaults.get(key, MISSING), str | int | float | bool):
@@ -98,21 +99,25 @@ def of_keys(hints: dict[str, Any], texts: dict[str, str], defaults: dict[str, An
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-def of_section(section: type) -> Schema:
-    """The schema of a section."""
+def section_schema(section: type) -> Schema:
+    """Returns the schema of a section."""
     hints = typing.get_type_hints(section, include_extras=True)
     defaults = {f.name: f.default for f in fields(section)}
     defaults |= {f.name: f.default_factory() for f in fields(section) if f.default_factory is not MISSING}
-    shown = {f.name: hints[f.name] for f in fields(section) if f.init}
-    schema = of_keys(shown, descriptions(section.__doc__), defaults)
-    off = {
-        "^(" + "|".join(sorted(ALTERNATIVES.keys() - shown.keys())) + ")$": {"enum": [None, False]}
-    }  # PaddleClas's, turned off
-    return {"description": (section.__doc__ or "").split("\n")[0], **schema, "patternProperties": off}
+    visible_hints = {f.name: hints[f.name] for f in fields(section) if f.init}
+    schema = mapping_schema(visible_hints, descriptions(section.__doc__), defaults)
+    refused_keys = {
+        "^(" + "|".join(sorted(ALTERNATIVES.keys() - visible_hints.keys())) + ")$": {"enum": [None, False]}
+    }  # refused PaddleClas keys are allowed if they are turned off
+    return {
+        "description": (section.__doc__ or "").split("\n")[0],
+        **schema,
+        "patternProperties": refused_keys,
+    }
 
 
-def of_component(registry: Registry[Any], name: str) -> Schema:
-    """The schema of a component's arguments, with the common ones of its kind."""
+def component_schema(registry: Registry[Any], name: str) -> Schema:
+    """Returns the schema of a component's arguments, with the common arguments of its kind."""
     component = registry.get(name, ConfigPlace())
     parameters = inspect.signature(component).parameters
     texts = texts_of(component)
@@ -122,22 +127,25 @@ def of_component(registry: Registry[Any], name: str) -> Schema:
         for key in hints
     }
     if registry.common:
-        common = typing.get_type_hints(registry.common, include_extras=True)
-        hints = {**common, **hints}
+        common_hints = typing.get_type_hints(registry.common, include_extras=True)
+        hints = {**common_hints, **hints}
         texts = {**descriptions(registry.common.__doc__), **texts}
         defaults = {f.name: f.default for f in fields(registry.common)} | defaults
-    schema = of_keys(hints, texts, defaults)
+    schema = mapping_schema(hints, texts, defaults)
     return {"description": summary_of(component).replace("``", "`"), **schema}
 
 
-def of_registry(registry: Registry[Any]) -> dict[str, Schema]:
-    """Two definitions: of ``{name: Name, ...}``, and of an item of a list, ``Name: {...}``."""
+def registry_schemas(registry: Registry[Any]) -> dict[str, Schema]:
+    """Returns two definitions for a kind of component.
+
+    One is for ``{name: Name, ...}``, the other for a list item, ``Name: {...}``.
+    """
     names = [
         name
         for name in registry.names()
         if registry.get(name, ConfigPlace()).__module__.startswith("ppxcls.")
     ]
-    schemas = {name: of_component(registry, name) for name in names}
+    schemas = {name: component_schema(registry, name) for name in names}
     branches = [
         {
             "if": {"properties": {"name": {"const": name}}},
@@ -159,36 +167,45 @@ def of_registry(registry: Registry[Any]) -> dict[str, Schema]:
         name: {"anyOf": [schema, {"type": "null"}]} if not schema["required"] else schema
         for name, schema in schemas.items()
     }
-    listed = {
+    list_item = {
         "type": "object",
         "minProperties": 1,
         "maxProperties": 1,
         "properties": arguments,
         "additionalProperties": False,
     }
-    plain = {"enum": [name for name in names if not schemas[name]["required"]]}
-    return {registry.kind: block, f"{registry.kind} item": {"anyOf": [listed, plain]}}
+    bare_name = {"enum": [name for name in names if not schemas[name]["required"]]}
+    return {registry.kind: block, f"{registry.kind} item": {"anyOf": [list_item, bare_name]}}
 
 
 def schema() -> Schema:
-    """The whole schema. A YAML with a ``base`` may leave anything out, so only its sections are checked."""
-    whole = of_section(Config)
-    loose = {
+    """Returns the whole schema.
+
+    A YAML with a ``base`` may leave anything out, so only its section names are checked.
+    """
+    full_schema = section_schema(Config)
+    partial_schema = {
         "type": "object",
-        "properties": {key: {} for key in ("base", *whole["properties"])},
+        "properties": {key: {} for key in ("base", *full_schema["properties"])},
         "additionalProperties": False,
     }
     definitions = {
-        name: schema for kind in PLACES for name, schema in of_registry(registries()[kind]).items()
+        name: schema for kind in PLACES for name, schema in registry_schemas(registries()[kind]).items()
     }
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of ppxcls"}
-    return {**head, "if": {"required": ["base"]}, "then": loose, "else": whole, "$defs": definitions}
+    header = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of ppxcls"}
+    return {
+        **header,
+        "if": {"required": ["base"]},
+        "then": partial_schema,
+        "else": full_schema,
+        "$defs": definitions,
+    }
 
 
 def text() -> str:
-    """The file."""
-    return json.dumps(schema(), indent=1, ensure_ascii=False, default=list) + "\n"
+    """Returns the text of ``docs/schema.json``."""
+    return json.dumps(schema(), ensure_ascii=False, default=list, separators=(",", ":")) + "\n"
 
 
 if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
+    SCHEMA_FILE.write_text(text(), encoding="utf-8")

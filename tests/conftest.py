@@ -1,5 +1,4 @@
-"""Shared fixtures: the optional reference data, images made on the spot, the tools run as a user runs
-them."""
+"""Shared fixtures: optional reference data, generated images, and the tools run as users run them."""
 
 from __future__ import annotations
 
@@ -29,7 +28,10 @@ needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no reference dat
 def write_images(
     folder: Path, count: int, classes: int = 3, size: int = 80, seed: int = 0, name: str = "train"
 ) -> Path:
-    """PNG files whose colour and texture tell the class, and ``<name>_list.txt``; returns the folder."""
+    """Writes PNG files and ``<name>_list.txt``, and returns the folder.
+
+    The colour and the width of an image depend on its class.
+    """
     rng = np.random.default_rng(seed)
     (folder / name).mkdir(parents=True, exist_ok=True)
     lines = []
@@ -44,8 +46,10 @@ def write_images(
 
 
 def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
-    """A config that trains Xception41 on 71 px images for a moment on the CPU; keys in dotted form
-    override."""
+    """Returns a config that briefly trains Xception41 on 71 px images on the CPU.
+
+    Keys in dotted form override values.
+    """
     normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
     train_ops = [{"DecodeImage": {}}, {"RandCropImage": {"size": 71}}, {"RandFlipImage": {}}, normalize]
     eval_ops = [
@@ -120,7 +124,7 @@ def write_config(tmp_path: Path, images: Path) -> Callable[..., Path]:
 
 
 def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Run ``tools/*.py`` or a verb in a process of its own, or under Paddle's launcher in several."""
+    """Runs ``tools/*.py`` or a verb in a subprocess, or in several under Paddle's launcher."""
     if not str(arguments[0]).endswith(".py"):
         arguments = ("-m", "ppxcls", *arguments)
     launch = []
@@ -141,22 +145,22 @@ def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subpr
 
 
 def load_script(name: str) -> Any:
-    """A module of ``scripts/``, which is no package."""
+    """Imports a module of ``scripts/``, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where dataclasses look for it
+    sys.modules[name] = module  # dataclasses look the module up here
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
 def small(write_config: Callable[..., Path]) -> Callable[..., Path]:
-    """``write_config`` with a network of a few hundred weights, whose module is imported."""
+    """Returns ``write_config`` with a network of a few hundred weights. The network's module is imported."""
 
     def write(**keys: Any) -> Path:
         return write_config(**{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], **keys})
 
-    ppxcls.load_config(write())  # whatever tests this process has run before
+    ppxcls.load_config(write())  # imports the network's module, even if no other test did
     return write

@@ -1,4 +1,7 @@
-"""Unreadable samples: left out, counted and listed, on one and two processes; too many stop the run."""
+"""Unreadable samples are left out, counted and listed, with one and with two processes.
+
+Too many of them stop the run.
+"""
 
 from __future__ import annotations
 

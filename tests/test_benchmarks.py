@@ -1,4 +1,4 @@
-"""The benchmark for GPUs on a CPU: that it measures, not what."""
+"""The benchmarks run on a CPU. Only the format of the results is checked, not the times."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""From a config to objects: what is checked, which weights are meant, and what the common keys of a network
-do."""
+"""Building objects from a config: checks, the choice of weights, and the common keys of a network."""
 
 from __future__ import annotations
 
@@ -63,7 +62,7 @@ def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pyt
     assert not checks
     ppxcls.build_lr_schedule(
         {"name": "ConstLR", "learning_rate": 0.1}, 2, steps_per_epoch=3
-    )  # the door for a notebook's plain dict
+    )  # a notebook passes a plain dict
     assert list(checks.values()) == [1]
 
 
@@ -117,7 +116,7 @@ def weights(model: nn.Layer) -> dict[str, np.ndarray]:
 
 
 def test_weights_for_each_purpose(small: Callable[..., Path], tmp_path: Path) -> None:
-    """The command line, then the run's best_model, then its latest, then the YAML; and either key."""
+    """Order: the command line, the run's best_model, its latest, then the YAML. Either key works."""
     ppxcls.load_config(small())  # imports the network's module
     start, other = tmp_path / "start.pdparams", tmp_path / "other.pdparams"
     for target in (start, other):
@@ -239,7 +238,7 @@ def test_common_keys_of_build_model(tmp_path: Path) -> None:
 
 
 def test_synchronised_batch_norms_keep_relu_and_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of Paddle, for which it has no kernel on the CPU, so their structure is looked at."""
+    """Only the structure is checked, because Paddle's synchronised batch norm has no CPU kernel."""
     model = ppxcls.build_model("xception41p", class_num=2, freeze=["^stem"])
     keys = list(model.state_dict())
     with monkeypatch.context() as context:
@@ -326,7 +325,7 @@ def test_numba_is_imported_when_a_kernel_runs() -> None:
 
 
 def test_all_runs_without_numba(small: Callable[..., Path], images: Path, tmp_path: Path) -> None:
-    """As on a GPU, if the package is installed without its extras."""
+    """As on a GPU if the package is installed without its extras."""
     augmented = [
         {"DecodeImage": {}},
         {"RandCropImage": {"size": 71}},
@@ -339,7 +338,7 @@ def test_all_runs_without_numba(small: Callable[..., Path], images: Path, tmp_pa
 import ppxcls
 trainer = ppxcls.build_trainer(ppxcls.load_config({str(file)!r}))
 trainer.fit()
-facts = ppxcls.pack({str(images / "train_list.txt")!r}, None, {str(tmp_path / "packed")!r})
+facts = ppxcls.pack({str(images / "train_list.txt")!r}, None, output={str(tmp_path / "packed")!r})
 from ppxcls.packed.dataset import PackedDataset
 one, two = (
     PackedDataset(pack, [{{"DecodeImage": {{}}}}, {{"CropImage": {{"size": 9}}}}])
@@ -361,7 +360,7 @@ print(facts.samples, [(one.load(i) == two.load(i)).all() for i in range(12)].cou
 def test_an_optimizer_declares_its_state_and_its_weight_decay(
     small: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A user's own optimizer as well as the package's: no other module knows them by name."""
+    """The same for a user's own optimizer: no other module knows optimizers by name."""
     (tmp_path / "mine.py").write_text(
         "import paddle, ppxcls\n"
         "@ppxcls.OPTIMIZERS.register(is_decoupled=True, state_copies=3)\n"

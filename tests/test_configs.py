@@ -57,7 +57,7 @@ def test_header(file: Path) -> None:
 def test_trains_two_steps_and_is_evaluated(file: Path, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 4)
     write_images(data, 2, seed=1, name="val")
-    config = yaml.safe_load(ppxcls.load_config(file).to_yaml())  # with its bases
+    config = yaml.safe_load(ppxcls.load_config(file).to_yaml())  # includes the values of its bases
     config["Global"] |= {
         "device": "cpu",
         "epochs": 1,

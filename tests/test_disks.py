@@ -1,4 +1,4 @@
-"""Disks that are full, away or slow, folders that vanish, and two runs on one folder."""
+"""Disks that are full, unavailable or slow, folders that are removed, and two runs on one folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ has_tmpfs = pytest.mark.skipif(
 
 
 def on_small_disk(folder: Path, size: str, script: str) -> subprocess.CompletedProcess[str]:
-    """Run shell lines where ``folder`` is a disk of this size."""
+    """Runs shell lines with a disk of this size mounted at ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = f"set -e\nmount -t tmpfs -o size={size} none {folder}\n{textwrap.dedent(script)}"
     return subprocess.run(
@@ -46,7 +46,7 @@ def on_small_disk(folder: Path, size: str, script: str) -> subprocess.CompletedP
 
 @has_tmpfs
 def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """There is room for one checkpoint and half of the next one."""
+    """The disk has room for one and a half checkpoints."""
     file = write_config(**{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
     disk = tmp_path / "output"
     check = (
@@ -71,8 +71,10 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
 
 @has_tmpfs
 def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Two are kept and one is written, 16 MB each, and ``best_model`` has 8 MB; the disk has room for 2.9 of
-    16 MB."""
+    """Two checkpoints of 16 MB are kept and a third is being written, and ``best_model`` has 8 MB.
+
+    The disk has room for 2.9 times 16 MB.
+    """
     arch = {"name": "SmallNetwork", "class_num": 400_000}
     file = small(
         **{"Arch": arch, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9}
@@ -96,8 +98,10 @@ def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], t
 
 @has_tmpfs
 def test_full_disk_during_logs_and_curves(tmp_path: Path) -> None:
-    """Training goes on; no line of metrics.jsonl is lost or torn; the log and the curves say what they
-    lack."""
+    """Training continues, and no line of metrics.jsonl is lost or torn.
+
+    The log and the curves report what they lack.
+    """
     script = tmp_path / "script.py"
     script.write_text(
         f"""
@@ -148,7 +152,7 @@ def test_a_line_that_is_cut_off_is_written_again(tmp_path: Path, monkeypatch: py
     lines.append({"step": 1, "loss": float("nan")})
     lines.file.write_bytes(lines.file.read_bytes())
     with open(lines.file, "ab") as stream:
-        stream.write(b'{"step": 2, "lo')  # the power went
+        stream.write(b'{"step": 2, "lo')  # a power failure cuts the line off
     lines.keep(lambda line: line["step"] < 9)
     lines.append({"step": 2})
     assert [json.loads(line) for line in lines.file.read_text().splitlines()] == [
@@ -188,7 +192,7 @@ def test_a_second_run_on_one_folder_is_refused(write_config: Callable[..., Path]
     message = f"error: {tmp_path}/output/Xception41: another run writes there (process {os.getpid()} on "
     assert result.stderr.strip().startswith(message)
     trainer.fit()
-    assert run_tool("tools/train.py", "-c", file).returncode == 0  # it is free again
+    assert run_tool("tools/train.py", "-c", file).returncode == 0  # the folder is free again
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -214,7 +218,7 @@ def data(tmp_path: Path) -> ImageNetDataset:
 
 
 class Failing:
-    """``open`` as a disk that is away for some calls."""
+    """A replacement of ``open`` that fails on the first calls, as if the disk were unavailable."""
 
     def __init__(self, code: int, times: int) -> None:
         self.code, self.times, self.calls = code, times, 0
@@ -246,7 +250,7 @@ def test_a_disk_that_stays_away_is_an_error_with_the_file(
     monkeypatch.setattr(read_file.time, "monotonic", lambda: sum(pauses))
     with pytest.raises(DataError, match=r"0001.png \(.*:2\): Input/output error, tried again for 3 s"):
         data.load(1)
-    assert pauses == [0.1, 0.2, 0.4, 0.8]  # the next pause would be over after the three seconds
+    assert pauses == [0.1, 0.2, 0.4, 0.8]  # the next pause would end after the limit of 3 s
     monkeypatch.setattr(read_file, "open", Failing(errno.EACCES, 1000), raising=False)
     pauses.clear()
     with pytest.raises(DataError, match="Permission denied"):
@@ -363,7 +367,7 @@ def test_links_out_of_the_folder_are_not_written_through(
 
 
 def test_lines_that_two_threads_write_are_there_once(tmp_path: Path) -> None:
-    """The loop appends while the thread that saves flushes."""
+    """The loop appends lines while the saving thread flushes."""
     lines = JsonLines(tmp_path / "metrics.jsonl")
     done = threading.Event()
 

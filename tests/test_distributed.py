@@ -1,4 +1,4 @@
-"""Two processes on the CPU under Paddle's launcher, as a user starts them."""
+"""Two processes on the CPU under Paddle's launcher, started as users start them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from ppxcls.checkpoints.files import read_state
 from tests.conftest import ROOT, run_tool
 
-# What tools/train.py does, with batch norm in eval mode: its statistics are those of a process's own batch.
+# Like tools/train.py, but with batch norm in eval mode, because its statistics differ between processes.
 FROZEN_BATCH_NORM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -28,7 +28,7 @@ def main():
     trainer.fit()
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run_command(main)
 """
 
 
@@ -37,8 +37,8 @@ def train_lines(output: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == "train"]
 
 
-# One step of two norms, with and without ReLU, on this rank's part of seven images; the first rank prints
-# what it gives.
+# One step with two batch norms, with and without ReLU, on this rank's part of seven images. Rank 0 writes the
+# results.
 ONE_STEP = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -79,7 +79,7 @@ if dist.get_rank() == 0:
 def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(
     what: str, gradients: int, tmp_path: Path
 ) -> None:
-    """Parts of 4 and 3 images against all 7 in one process, whose batch norm is Paddle's own."""
+    """Compares parts of 4 and 3 images with all 7 in one process, which uses Paddle's own batch norm."""
     script = tmp_path / "step.py"
     script.write_text(ONE_STEP)
     found = []
@@ -96,9 +96,9 @@ def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(
 def test_synchronised_batch_norms_make_the_split_irrelevant(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """8 samples a step as 1 x 8 and 2 x 4, and a last batch of 5 as 3 + 2.
+    """8 samples per step as 1 x 8 and as 2 x 4, and a last batch of 5 as 3 + 2.
 
-    Small batches magnify rounding from step to step: 3e-4 was seen in the loss of the fourth.
+    Small batches amplify rounding from step to step: the fourth loss differed by up to 3e-4.
     """
     file = write_config()
     listed = (
@@ -129,8 +129,10 @@ def test_synchronised_batch_norms_make_the_split_irrelevant(
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     update_freq: int, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """12 samples in global batches of 8: the second batch is a short one, and with update_freq both make one
-    step."""
+    """12 samples in global batches of 8: the second batch is short.
+
+    With update_freq 2, both batches make one step.
+    """
     script = tmp_path / "train.py"
     script.write_text(FROZEN_BATCH_NORM)
     epochs = {"Global.epochs": 2, "Global.update_freq": update_freq, "Global.eval_during_train": False}
@@ -152,8 +154,10 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
 
 @pytest.mark.every_paddle
 def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """7 samples in batches of 4 do not divide by 2; with batches of 3 the second process has none of the last
-    global batch."""
+    """7 samples in batches of 4 are not divisible by 2 processes.
+
+    With batches of 3 the second process gets no sample of the last global batch.
+    """
     file = write_config()
     assert run_tool("tools/train.py", "-c", file).returncode == 0
     best = f"Global.pretrained_model={tmp_path}/output/Xception41/best_model"
@@ -189,5 +193,5 @@ def test_an_error_on_every_rank_ends_the_job_with_its_message(
     assert result.returncode != 0
     logs = "".join(f.read_text() for f in (tmp_path / "log").glob("workerlog.*"))
     assert "the label 2 is outside class_num = 2" in logs
-    # Paddle prints a "C++ Traceback" in a rank that the launcher ends because the other one was faster.
+    # If the other rank fails first, the launcher ends this rank, and Paddle prints a "C++ Traceback" in it.
     assert '  File "' not in logs

@@ -1,5 +1,4 @@
-"""The documentation: generated pages are current, the site builds without a warning, and what the pages show
-works."""
+"""The documentation: generated pages are current, the site builds without warnings, and the examples work."""
 
 from __future__ import annotations
 
@@ -23,19 +22,19 @@ DOCS = ROOT / "docs"
 
 
 def rows(page: str) -> list[list[str]]:
-    """The cells of all tables of a page, without heads."""
+    """Returns the cells of all tables of a page, without separator rows."""
     lines = re.findall(r"^\| (.+) \|$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)] for line in lines]
     return [row for row in cells if not set(row[0]) <= {"-", " "}]
 
 
 def test_the_generated_page_is_current() -> None:
-    """``python scripts/write_reference.py`` writes it."""
+    """``python scripts/write_reference.py`` writes the page."""
     assert (DOCS / "refused.md").read_text(encoding="utf-8") == load_script("write_reference").refused()
 
 
 def texts_of_the_code() -> str:
-    """All strings of the package, with … for the values in them."""
+    """Returns all string literals of the package, with … for formatted values."""
     texts = []
     for file in (ROOT / "ppxcls").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -64,7 +63,7 @@ def zensical() -> list[str]:
 
 
 def test_the_site_builds_without_a_warning(zensical: list[str], tmp_path: Path) -> None:
-    """Of a copy, so that nothing is left in the repository."""
+    """Builds a copy, so that no files are left in the repository."""
     shutil.copytree(DOCS, tmp_path / "docs")
     shutil.copy(ROOT / "zensical.toml", tmp_path)
     result = subprocess.run(zensical, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=120)
@@ -100,7 +99,7 @@ def test_the_plugin_of_the_documentation_trains(tmp_path: Path) -> None:
 
 
 def snippets(page: str) -> list[str]:
-    """Pieces of YAML in the cells of a page's tables."""
+    """Returns the pieces of YAML in the cells of a page's tables."""
     starts = ("Arch", "Global", "Optimizer", "Loss", "DataLoader", "EMA", "AMP")
     found = [piece for row in rows(page) for piece in re.findall(r"`([^`]+)`", row[1])]
     return [

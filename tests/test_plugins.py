@@ -1,4 +1,4 @@
-"""A user's own components, from one file that the package knows nothing of, in every tool."""
+"""A user's own components, in a file outside the package, in every tool."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ OWN = {
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The plugin's file, which no test has imported into this process."""
+    """Writes the plugin's file. No test has imported it into this process."""
     file = tmp_path / "my_components.py"
     file.write_text(PLUGIN)
     return file
@@ -180,8 +180,10 @@ def figures(output: Path, name: str = "TwoLayers") -> list[dict[str, Any]]:
 
 
 def test_each_kind_in_the_tools(write_config: Callable[..., Path], plugin: Path, tmp_path: Path) -> None:
-    """All but what the next test has; the plugin lies beside the YAML, and the run's own config.yaml finds it
-    again."""
+    """All kinds except those of the next test.
+
+    The plugin is next to the YAML, and the run's own config.yaml finds it too.
+    """
     file = own_config(
         write_config,
         *OWN.keys() - {"optimizer", "schedule", "transform", "batch transform"},
@@ -240,7 +242,7 @@ def test_an_own_network_is_inferred_with_and_exported(
 def test_each_kind_alone_in_a_notebook(
     kind: str, write_config: Callable[..., Path], plugin: Path, tmp_path: Path
 ) -> None:
-    """Imported before the config is loaded; no ``Global.plugins``."""
+    """The plugin is imported before the config is loaded, without ``Global.plugins``."""
     file = write_config(**{"Arch": OWN["model"]["Arch"], **OWN[kind]})
     script = f"""
 import sys

@@ -1,5 +1,7 @@
-"""Runs that are killed or stopped, started again by the same command, and compared with one that never
-was."""
+"""Runs that are killed or stopped and started again by the same command.
+
+They are compared with an uninterrupted run.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,18 @@ STEPS = {
     "Global.save_interval": 2,
     "Global.checkpoints": "auto",
 }
-# Of a log line, what depends on the clock.
+# Keys of a log line that depend on the clock.
 TIMES = {"batch_cost", "reader_cost", "ips", "ips_total", "eta"}
 
 
 def start(file: Path, output: Path) -> subprocess.Popen[str]:
-    """The command line of the first start and of every restart."""
+    """Starts a run. The command line is the same for the first start and for every restart."""
     command = [sys.executable, "tools/train.py", "-c", str(file), "-o", f"Global.output_dir={output}"]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(file: Path, output: Path) -> str:
-    process = start(file, deterministic=output)
+    process = start(file, output)
     stdout, stderr = process.communicate(timeout=250)
     assert process.returncode == 0, stderr
     return stdout
@@ -74,8 +76,8 @@ def assert_same_run(one: Path, two: Path, epochs: int = 3) -> None:
         first, second = (read_state(folder / f"Xception41/latest{extension}") for folder in (one, two))
         arrays = [[v for v in state.values() if isinstance(v, np.ndarray)] for state in (first, second)]
         assert len(arrays[0]) > 100
-        # In order: the optimizer's keys are the parameters' names, which depend on what else the process has
-        # built.
+        # Compared in order, because the optimizer's keys are parameter names, which depend on other objects
+        # in the process.
         assert all(np.array_equal(a, b) for a, b in zip(*arrays, strict=True))
     progress = [
         json.loads((folder / "Xception41/latest.json").read_text())["progress"] for folder in (one, two)
@@ -96,7 +98,7 @@ def test_killed_and_continued_is_the_run_that_was_not(
     kills: int, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     epochs = 3 if kills < 4 else 12
-    states = {  # all that has a state of its own
+    states = {  # components with a state
         "EMA": {"decay": 0.9},
         "DataLoader.Train.sampler": {"name": "RASampler", "batch_size": 4, "num_repeats": 2},
         "Optimizer.lr": {"name": "ReduceOnPlateau", "learning_rate": 0.02, "patience": 0},
@@ -111,8 +113,8 @@ def test_killed_and_continued_is_the_run_that_was_not(
 
     for kill in range(kills):
         since = time.time_ns()
-        process = start(file, deterministic=output)
-        if kill % 3 != 2:  # later in the run, from a checkpoint of this process on
+        process = start(file, output)
+        if kill % 3 != 2:  # later in the run, after this process has written a checkpoint
             wait_for(process, partial(_is_younger, folder / "latest.json", since))
         if kill % 3 == 0:
             wait_for(process, partial(being_written, time.time_ns()))
@@ -136,7 +138,7 @@ def test_a_signal_saves_and_stops(name: str, write_config: Callable[..., Path], 
     file = write_config(**{**STEPS, "Global.save_interval_steps": None})
     finish(file, tmp_path / "whole")
     output = tmp_path / "stopped"
-    process = start(file, deterministic=output)
+    process = start(file, output)
     wait_for(process, (output / "Xception41/metrics.jsonl").exists)
     process.send_signal(getattr(signal, name))
     _, stderr = process.communicate(timeout=100)
@@ -191,7 +193,7 @@ def train(file: Path, *overrides: str) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a run of one epoch, not to be changed."""
+    """The output folder of a run of one epoch. Tests must not change it."""
     folder = tmp_path_factory.mktemp("finished")
     keys = {**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False}
     file = folder / "config.yaml"
@@ -201,7 +203,7 @@ def finished(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def continued(finished: Path, write_config: Callable[..., Path], tmp_path: Path) -> Path:
-    """A config that goes on with a copy of that run."""
+    """Returns a config that resumes a copy of that run."""
     shutil.copytree(finished, tmp_path / "output")
     return write_config(
         **{**STEPS, "Global.epochs": 1, "Global.save_interval": 9, "Global.eval_during_train": False}
@@ -216,10 +218,10 @@ def test_auto_takes_the_next_older_one_where_the_newest_is_damaged(
     file = continued(finished, write_config, tmp_path)
     folder = tmp_path / "output/Xception41"
     assert {f.stem for f in folder.glob("*.json")} == {"step_2", "step_3", "latest"}
-    for name in ("step_3", "latest"):  # links to the same parts, before they were copied here
+    for name in ("step_3", "latest"):  # two links to the same parts in the original folder
         damage(folder / f"{name}{extension}", how)
-    # A flipped digit may still be JSON, and nothing vouches for a manifest but its own form: damage that
-    # shows.
+    # A manifest has no digest, and with a flipped digit it may still be valid JSON. Use damage that can be
+    # detected.
     if extension == ".json" and how == "flip":
         for name in ("step_3", "latest"):
             (folder / f"{name}.json").write_bytes(b"\x00" + (folder / f"{name}.json").read_bytes())
@@ -245,7 +247,7 @@ def test_what_is_kept(write_config: Callable[..., Path], tmp_path: Path) -> None
         return {f.stem for f in folder.glob("*.json")}
 
     assert names() == {"step_7", "step_8", "step_9", "latest", "best_model", "epoch_2"}
-    # Damaged ones count for nothing: with two kept, the only two whole ones stay, and so does what is newer.
+    # Damaged checkpoints don't count: keep_last=2 keeps the only two whole ones and everything newer.
     for name in ("step_8.pdopt", "step_9.pdopt"):
         (folder / name).unlink()
         (folder / name).write_bytes(b"damaged")
@@ -321,7 +323,7 @@ def test_a_changed_config_that_can_be_meant_is_said(
     assert trainer.progress.step == 6
     assert "changed since the checkpoint: Optimizer.lr.learning_rate: 0.02 -> 0.01" in log.read_text()
     assert "changed since the checkpoint: Global.epochs: 1 -> 2" in log.read_text()
-    # Told otherwise: batches of half the size, from the same place in the data, and the rate of that place.
+    # With allow_changes: batches of half the size, from the same position in the data, at that position's rate.
     batch = "DataLoader.Train.sampler.batch_size=2"
     trainer = ppxcls.build_trainer(
         ppxcls.load_config(file, [batch, "Global.allow_changes=True", "Global.epochs=3"])
@@ -334,8 +336,10 @@ def test_a_changed_config_that_can_be_meant_is_said(
 def test_the_same_samples_per_step_in_other_parts_go_on(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Stopped inside an epoch with batches of 4, continued with 2 x ``update_freq`` 2: no change of the run,
-    and the same steps."""
+    """Stopped inside an epoch with batches of 4, resumed with 2 x ``update_freq`` 2.
+
+    This is not a change of the run, and the steps are the same.
+    """
     network = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
     file = write_config(
         **network, **{"Global.save_interval_steps": 1, "Global.keep_last": 9, "Global.epochs": 2}
@@ -349,8 +353,8 @@ def test_the_same_samples_per_step_in_other_parts_go_on(
     assert (trainer.progress.epoch, trainer.progress.batches_done, trainer.progress.step) == (1, 4, 2)
     trainer.fit()
     assert trainer.progress.step == whole.progress.step == 6
-    # In the folder itself, the checkpoints up to the place are not taken for later ones, although they count
-    # other batches.
+    # In the run's own folder, checkpoints up to this position are not treated as later ones, although they
+    # count batches of another size.
     folder = tmp_path / "whole/SmallNetwork"
     train(file, f"Global.output_dir={tmp_path}/whole", f"Global.checkpoints={folder}/step_4", *parts)
     assert {f.name for f in (folder / "earlier_1").glob("step_*.json")} == {"step_5.json", "step_6.json"}
@@ -359,7 +363,7 @@ def test_the_same_samples_per_step_in_other_parts_go_on(
 
 @pytest.mark.every_paddle
 def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """What its save_model writes: the network's state, a list of the optimizers' states, epoch and metric."""
+    """A PaddleClas checkpoint: network state, a list of optimizer states, epoch and metric."""
     import paddle
 
     file = write_config(**{"Global.epochs": 2, "Global.eval_during_train": False})
@@ -382,8 +386,10 @@ def test_paddleclas_checkpoint(write_config: Callable[..., Path], tmp_path: Path
 
 
 def test_resumed_on_two_processes(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """One process that is stopped inside an epoch, two that go on: the same samples, losses equal to
-    rounding."""
+    """One process is stopped inside an epoch, and two processes resume.
+
+    They use the same samples, and the losses are equal up to rounding.
+    """
     from tests.test_distributed import FROZEN_BATCH_NORM
 
     script = tmp_path / "train.py"

@@ -1,4 +1,4 @@
-"""What the folder of a run keeps, sets aside, and takes along when it is moved."""
+"""What a run's folder keeps, what is moved aside, and what is still found after a move."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_earlier_run_in_the_folder_is_moved_aside(small: Callable[..., Path],
     assert ppxcls.evaluate(ppxcls.load_config(folder / "earlier_1"))["top1"] == first.progress.best["value"]
     used = run_tool("tools/eval.py", "-c", file)
     assert "no best_model, because no evaluation has chosen one; latest is used" in used.stdout
-    # Files that somebody copies back belong to another run all the same.
+    # Files that are copied back still belong to another run.
     for part in (folder / "earlier_1").glob("best_model.*"):
         shutil.copy(part, folder)
     used = run_tool("tools/eval.py", "-c", file)
@@ -64,7 +64,7 @@ def test_auto_resumes_the_run_of_the_folder_whatever_the_clock_said(
     assert newest.progress.step == 6
     manifest = json.loads((folder / "latest.json").read_text())
     assert {json.loads(f.read_text())["run"] for f in folder.glob("step_*.json")} == {manifest["run"]}
-    # Even if the files of the older run lie beside, further on and with a later clock.
+    # Also if the folder contains files of the older run, with a higher step and a later time.
     for part in (folder / "earlier_1").glob("step_9.*"):
         shutil.copy(part, folder)
     again = ppxcls.build_trainer(ppxcls.load_config(file, ["Global.epochs=3", "Global.checkpoints=auto"]))
@@ -86,8 +86,10 @@ def test_a_run_continued_from_elsewhere_does_not_mix_with_what_is_there(
 
 
 def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Going on from an older checkpoint: neither ``auto`` nor an evaluation takes what the abandoned branch
-    wrote."""
+    """Resumes from an older checkpoint.
+
+    Neither ``auto`` nor an evaluation uses the files of the abandoned branch.
+    """
     file = small(**{"Global.keep_last": 9})
     train(file, "Global.epochs=3")
     folder = tmp_path / "output/SmallNetwork"
@@ -110,8 +112,10 @@ def test_a_branch_moves_aside_what_comes_after_it(small: Callable[..., Path], tm
 
 
 def test_a_run_that_was_moved_or_copied_in_part(small: Callable[..., Path], tmp_path: Path) -> None:
-    """The folder is enough, whatever became of the place it was written to; and what it started from is not
-    its result."""
+    """The folder is enough, even if its original location is gone.
+
+    The run's initial weights are not its result.
+    """
     ppxcls.load_config(small())  # imports the plugin
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "start.pdparams"))
     names = tmp_path / "names.txt"
@@ -172,7 +176,7 @@ def test_a_run_does_not_start_from_its_own_folder(
 
 
 def test_the_config_of_a_run_describes_the_run(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Wishes of one command line are not stored, and a command that trains nothing changes nothing."""
+    """Overrides of a single command are not stored, and a command that trains nothing changes nothing."""
     file = small(**{"Global.epochs": 2})
     train(file)
     stored = tmp_path / "output/SmallNetwork/config.yaml"

@@ -1,4 +1,4 @@
-"""The formulae for many GPUs against closed forms, and the page that shows them."""
+"""The formulas for many GPUs against closed forms, and the page with the results."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def test_a_ring() -> None:
 
 
 def test_the_slowest_of_several() -> None:
-    """Of two normal variables the larger is at 1/sqrt(pi) standard deviations, of three at 3 / (2
-    sqrt(pi))."""
+    """Expected maxima of normal variables, in standard deviations.
+
+    They are 1 / sqrt(pi) for two variables, and 3 / (2 sqrt(pi)) for three.
+    """
     assert scale.slowest(1) == 1.0
     assert scale.slowest(2, 0.1, 40_000) == pytest.approx(1 + 0.1 / math.sqrt(math.pi), abs=1e-3)
     assert scale.slowest(3, 0.1, 40_000) == pytest.approx(1 + 0.15 / math.sqrt(math.pi), abs=1e-3)
@@ -34,8 +36,8 @@ def test_a_step() -> None:
     assert scale.efficiency(1e6, alone) == pytest.approx(1.0)
     slow = scale.Cluster(640.0, 1, 2, link=1e6)
     compute = 0.1 * scale.slowest(2)
-    sent = 4e6 / 1e6 + 2 * scale.LATENCY
-    assert scale.step(1e6, slow) == pytest.approx(compute + sent - scale.OVERLAP * compute)
+    sent = 4e6 / 1e6 + 2 * scale.LATENCY_SECONDS
+    assert scale.step(1e6, slow) == pytest.approx(compute + sent - scale.BACKWARD_SHARE * compute)
     fast = scale.Cluster(640.0, 1, 2, link=1e12)
     assert scale.step(1e6, fast) == pytest.approx(compute), "hidden behind the backward pass"
 

@@ -1,4 +1,4 @@
-"""``scripts/soak.py`` for a minute; an hour of it is run by hand."""
+"""Runs ``scripts/soak.py`` for 1.5 minutes. A run of one hour is started manually."""
 
 from __future__ import annotations
 

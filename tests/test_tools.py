@@ -1,4 +1,4 @@
-"""The tools as a user runs them, with what goes wrong."""
+"""The tools as users run them, including common errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_train_resume_evaluate(write_config: Callable[..., Path], tmp_path: Path
     assert result.returncode == 0, result.stderr
     assert "class_num: 3" in result.stdout
     assert "[Train][Epoch 1/1][Iter: 2/3]" in result.stdout
-    assert "\r" not in result.stderr  # the progress bar is for a terminal
+    assert "\r" not in result.stderr  # the progress bar is shown on terminals only
     result = run_tool(
         "tools/train.py", "-c", file, "-o", "Global.epochs=2", "-o", f"Global.checkpoints={prefix}/latest"
     )
@@ -133,7 +133,7 @@ def test_ctrl_c_ends_within_a_step(write_config: Callable[..., Path], tmp_path: 
 
 
 def test_as_a_library_from_another_folder(tmp_path: Path) -> None:
-    """The lines of the README, in a process that has nothing of the repository but the package."""
+    """Runs the README's lines in a process that can import only the package, not the repository."""
     data = write_images(tmp_path / "data", 6)
     write_images(data, 4, name="val", seed=1)
     script = f"""
@@ -204,7 +204,7 @@ def test_a_paddle_that_can_not_be_used_is_one_line(module: str | None, message: 
     "tool", [*sorted(f"tools/{path.name}" for path in (ROOT / "tools").glob("*.py")), *VERBS]
 )
 def test_help_does_not_wait_for_paddle(tool: str, tmp_path: Path) -> None:
-    for module in ("paddle", "numpy"):  # the doctor has to run where they are broken
+    for module in ("paddle", "numpy"):  # the doctor must run even if they are broken
         (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module} was imported')")
     result = run_tool(tool, "--help", env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"})
     assert (result.returncode, result.stderr) == (0, "")
@@ -212,7 +212,7 @@ def test_help_does_not_wait_for_paddle(tool: str, tmp_path: Path) -> None:
 
 
 def test_paddleclas_command_works_as_it_is_typed_there(tmp_path: Path, images: Path) -> None:
-    """Its path of the YAML is not here; the same YAML of this repository is used, and a line says so."""
+    """PaddleClas's YAML path does not exist here. This repository's YAML is used, and a line reports it."""
     path = "./ppcls/configs/ImageNet/Xception/Xception41.yaml"
     overrides = [
         "Global.device=cpu",

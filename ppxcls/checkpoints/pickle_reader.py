@@ -297,6 +297,7 @@ def _finish_arrays(value: Any, max_bytes: int) -> Any:
             return strings[id(part)]
         if part is None or isinstance(part, bool | int | float | str | np.generic):
             return part
-        raise RefusedError(f"it holds {type(part).__name__.strip('_').lower()} without a value")
+        kind = type(part).__name__.strip("_").removeprefix("Pending").removeprefix("Allowed").lower()
+        raise RefusedError(f"it holds {kind} without a value")
 
     return finish(value, 0)

@@ -67,7 +67,7 @@ paddle.seed(0)
 model = build_model("Xception41", class_num=10)
 optimizer = paddle.optimizer.Momentum(0.01, parameters=model.parameters())
 images, labels = paddle.randn([8, 3, 96, 96]), paddle.arange(8)
-times, value = timed_steps(model, optimizer, images, labels, 3)
+times, value = timed_steps(model, optimizer, images=images, labels=labels, count=3)
 print("FACTS" + json.dumps({"first": times[0], "seconds": min(times), "loss": value}))
 """
 

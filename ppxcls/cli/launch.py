@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,12 +50,11 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
         parser.error(problem)
     if job[0] in _PARALLEL_VERBS:
         job = [_PROGRAM, *job]
-    command = functools.partial(_command, launcher_options, job)
-    return Supervisor(command, arguments.restarts, pause=arguments.pause).run()
-
-
-def _command(launcher_options: Sequence[str], job: Sequence[str], *, resume: bool) -> list[str]:
-    return launch_command(launcher_options, job, resume=resume)
+    return Supervisor(
+        lambda resume: launch_command(launcher_options, job, resume=resume),
+        arguments.restarts,
+        pause=arguments.pause,
+    ).run()
 
 
 def _job_start(words: Sequence[str]) -> int:

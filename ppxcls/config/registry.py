@@ -150,7 +150,7 @@ class Registry(Generic[T]):
 
     Args:
         kind: the word for error messages, such as ``loss``.
-        provided: names of the parameters that the program provides. A config must not contain them.
+        program_parameters: names of the parameters that the program provides. A config must not contain them.
         common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's
             weight.
         base: class whose attributes and methods a registered class must have, because the program uses them.
@@ -161,7 +161,7 @@ class Registry(Generic[T]):
         self,
         kind: str,
         *,
-        provided: tuple[str, ...] = (),
+        program_parameters: tuple[str, ...] = (),
         common: type | None = None,
         base: type | None = None,
         facts: Mapping[str, Any] | None = None,
@@ -170,7 +170,7 @@ class Registry(Generic[T]):
             raise TypeError(f"there is a registry of kind {kind!r} already")
         self.kind = kind
         self.common = common
-        self._provided = provided
+        self._program_parameters = program_parameters
         self._base = base
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
@@ -238,7 +238,9 @@ class Registry(Generic[T]):
         if getattr(component, "__init__", None) in _EMPTY_INITS and inspect.isclass(component):
             return {}
         parameters = [
-            p for p in inspect.signature(component).parameters.values() if p.name not in self._provided
+            p
+            for p in inspect.signature(component).parameters.values()
+            if p.name not in self._program_parameters
         ]
         if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
             raise TypeError(f"{self.kind} {component.__name__}: *args and **kwargs can't be checked")
@@ -404,8 +406,8 @@ class Registry(Generic[T]):
         for name in names:
             del self._components[name], self._hints[name], self._facts[name], self._unmet_requirements[name]
 
-    def build(self, block: Block, **provided: Any) -> T:
-        """Calls the component with its block's arguments, and with those of ``provided`` that it has
+    def build(self, block: Block, **program_arguments: Any) -> T:
+        """Calls the component with its block's arguments, and with those of ``program_arguments`` that it has
         parameters for.
 
         Raises:
@@ -416,7 +418,7 @@ class Registry(Generic[T]):
         arguments = {
             key: value for key, value in dict.items(block.arguments) if key in self._hints[block.name]
         }
-        arguments |= {key: value for key, value in provided.items() if key in parameters}
+        arguments |= {key: value for key, value in program_arguments.items() if key in parameters}
         try:
             instance = component(**arguments)
         except ValueError as error:

@@ -172,7 +172,7 @@ class Dataset:
 
 
 DATASETS: Registry[Dataset] = Registry(
-    "dataset", provided=("class_num", "patience"), common=DatasetKeys, base=Dataset
+    "dataset", program_parameters=("class_num", "patience"), common=DatasetKeys, base=Dataset
 )
 
 

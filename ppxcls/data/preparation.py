@@ -40,10 +40,10 @@ class PreparedImages:
             words.append(f"from {self.short}")
         return " ".join(words)
 
-    def differences(self, other: PreparedImages) -> list[str]:
-        """The facts in which other images differ, such as ``size: 71, and 299``."""
+    def differences(self, images: PreparedImages) -> list[str]:
+        """Returns the facts in which other images differ, such as ``size: 71, and 299``."""
         names = ("size", "short", "interpolation", "mean", "std")
-        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
+        pairs = [(name, getattr(self, name), getattr(images, name)) for name in names]
         return [f"{name}: {mine}, and {theirs}" for name, mine, theirs in pairs if mine != theirs]
 
 

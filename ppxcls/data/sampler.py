@@ -60,7 +60,7 @@ class Sampler(Protocol):
 
 
 SAMPLERS: Registry[Sampler] = Registry(
-    "sampler", provided=("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler
+    "sampler", program_parameters=("num_samples", "labels", "seed", "rank", "world_size"), base=Sampler
 )
 
 

@@ -355,7 +355,9 @@ def infer(
     files = _files_to_predict(config, images)
     predictor = _predictor(config, exported, len(files))
     default_topk, default_batch_size = _topk_and_batch_size(config)
-    return predictor.predict(files, topk or default_topk, batch_size or default_batch_size)
+    topk = default_topk if topk is None else topk
+    batch_size = default_batch_size if batch_size is None else batch_size
+    return predictor.predict(files, topk, batch_size)
 
 
 def print_predictions(

@@ -232,7 +232,7 @@ def _register(
     summary: str,
     *,
     middle_blocks: int,
-    published: Preprocessing,
+    preprocessing: Preprocessing,
     entry: tuple[tuple[int, int], ...] = _ENTRY_BLOCKS,
     preact: bool = False,
     epsilon: float = 1e-3,
@@ -261,33 +261,33 @@ def _register(
 
     build.__name__ = name
     build.__doc__ = summary
-    MODELS.register(published=published)(build)
+    MODELS.register(published=preprocessing)(build)
 
 
 _register(
     "xception41",
     "8 middle blocks; 27.0 million parameters with 1,000 classes.",
     middle_blocks=8,
-    published=timm_preprocessing("xception41.tf_in1k", 0.903),
+    preprocessing=timm_preprocessing("xception41.tf_in1k", 0.903),
 )
 _register(
     "xception65",
     "16 middle blocks; 39.9 million parameters with 1,000 classes.",
     middle_blocks=16,
-    published=timm_preprocessing("xception65.ra3_in1k", 0.94),
+    preprocessing=timm_preprocessing("xception65.ra3_in1k", 0.94),
 )
 _register(
     "xception71",
     "5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes.",
     middle_blocks=16,
-    published=timm_preprocessing("xception71.tf_in1k", 0.903),
+    preprocessing=timm_preprocessing("xception71.tf_in1k", 0.903),
     entry=_ENTRY_BLOCKS_71,
 )
 _register(
     "xception41p",
     "8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes.",
     middle_blocks=8,
-    published=timm_preprocessing("xception41p.ra3_in1k", 0.94),
+    preprocessing=timm_preprocessing("xception41p.ra3_in1k", 0.94),
     preact=True,
     epsilon=1e-5,
 )
@@ -295,6 +295,6 @@ _register(
     "xception65p",
     "16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes.",
     middle_blocks=16,
-    published=timm_preprocessing("xception65p.ra3_in1k", 0.94),
+    preprocessing=timm_preprocessing("xception65p.ra3_in1k", 0.94),
     preact=True,
 )

@@ -302,7 +302,9 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
     if jpeg is None or not _is_equal(SegmentedImage(jpeg), picture):
         return record, data
     grid = jpeg.grid
-    record["size"], record["scan"], record["segments"] = jpeg.table, jpeg.scan, grid.columns * grid.rows
+    record["size"] = jpeg.table
+    record["scan"] = jpeg.scan
+    record["segments"] = grid.columns * grid.rows
     for name in ("width", "height", "per_segment", "mcu_width", "mcu_height"):
         record[name] = getattr(grid, name)
     return record, jpeg.data

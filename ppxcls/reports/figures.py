@@ -56,24 +56,24 @@ class Confusions:
     A full matrix of 21,841 classes would take 3.8 GB.
 
     Attributes:
-        labels, predicted, counts: label, predicted class, and number of samples of each entry, int64 [n]
+        labels, predicted_ids, counts: label, predicted class, and number of samples of each entry, int64 [n]
             each.
     """
 
     labels: Array
-    predicted: Array
+    predicted_ids: Array
     counts: Array
 
     def matrix(self, count: int) -> Array:
         """Returns the number of samples by label (row) and predicted class (column), int64 [count, count]."""
         matrix = np.zeros((count, count), np.int64)
-        matrix[self.labels, self.predicted] = self.counts
+        matrix[self.labels, self.predicted_ids] = self.counts
         return matrix
 
 
 def confusions(samples: Samples, count: int) -> Confusions:
     """Returns how often each label is predicted as each class."""
-    pairs, counts = np.unique(samples.labels * count + samples.predicted, return_counts=True)
+    pairs, counts = np.unique(samples.labels * count + samples.predicted_ids, return_counts=True)
     return Confusions(pairs // count, pairs % count, counts)
 
 
@@ -82,9 +82,9 @@ def by_class(samples: Samples, count: int) -> dict[str, Array]:
 
     Undefined values are 0, as in scikit-learn.
     """
-    hits = np.bincount(samples.labels[samples.labels == samples.predicted], minlength=count).astype(float)
+    hits = np.bincount(samples.labels[samples.labels == samples.predicted_ids], minlength=count).astype(float)
     support, predicted_counts = (
-        np.bincount(ids, minlength=count) for ids in (samples.labels, samples.predicted)
+        np.bincount(ids, minlength=count) for ids in (samples.labels, samples.predicted_ids)
     )
     precision, recall = hits / np.maximum(predicted_counts, 1), hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(support + predicted_counts, 1)
@@ -116,11 +116,11 @@ def clustered_order(matrix: Array) -> Array:
 
 def most_confused(entries: Confusions, max_count: int = 30) -> list[tuple[int, int, int]]:
     """Returns label, predicted class and count of the most frequent mistakes."""
-    mistakes = np.flatnonzero(entries.labels != entries.predicted)
+    mistakes = np.flatnonzero(entries.labels != entries.predicted_ids)
     mistakes = mistakes[np.argsort(-entries.counts[mistakes], kind="stable")][:max_count]
     rows = zip(
         entries.labels[mistakes].tolist(),
-        entries.predicted[mistakes].tolist(),
+        entries.predicted_ids[mistakes].tolist(),
         entries.counts[mistakes].tolist(),
         strict=True,
     )
@@ -145,7 +145,7 @@ class Calibration:
 
 def calibration(samples: Samples, bins: int = 15) -> Calibration:
     """Returns the calibration of the predictions, in bins of equal width."""
-    is_correct = samples.labels == samples.predicted
+    is_correct = samples.labels == samples.predicted_ids
     bin_ids = np.clip(np.ceil(samples.scores * bins).astype(int) - 1, 0, bins - 1)
     counts = np.bincount(bin_ids, minlength=bins)
     is_filled = counts > 0
@@ -157,7 +157,7 @@ def calibration(samples: Samples, bins: int = 15) -> Calibration:
 
 def worst_mistakes(samples: Samples, max_count: int) -> list[int]:
     """Returns the indices of the wrong predictions with the highest probabilities."""
-    mistakes = np.flatnonzero(samples.labels != samples.predicted)
+    mistakes = np.flatnonzero(samples.labels != samples.predicted_ids)
     return mistakes[np.argsort(-samples.scores[mistakes], kind="stable")][:max_count].tolist()
 
 
@@ -173,11 +173,11 @@ def suspected_labels(samples: Samples, max_count: int) -> list[int]:
     that class give it (confident learning, Northcutt et al. 2021, arXiv:1911.00068, sec. 3.1). The samples
     must not have been used for training.
     """
-    count = int(max(samples.labels.max(), samples.predicted.max())) + 1
+    count = int(max(samples.labels.max(), samples.predicted_ids.max())) + 1
     class_sizes = np.bincount(samples.labels, minlength=count)
     thresholds = np.bincount(samples.labels, samples.label_scores, count) / np.maximum(class_sizes, 1)
     thresholds[class_sizes == 0] = 1.0
     suspects = np.flatnonzero(
-        (samples.labels != samples.predicted) & (samples.scores >= thresholds[samples.predicted])
+        (samples.labels != samples.predicted_ids) & (samples.scores >= thresholds[samples.predicted_ids])
     )
     return suspects[np.argsort(samples.label_scores[suspects], kind="stable")][:max_count].tolist()

@@ -230,7 +230,7 @@ def _matrix_content(confusions: figures.Confusions, count: int) -> dict[str, Any
     matrix = confusions.matrix(count)
     order = figures.clustered_order(matrix)
     if count > _MAX_TABLE_CLASSES:
-        entries = np.stack([confusions.labels, confusions.predicted, confusions.counts], axis=1).tolist()
+        entries = np.stack([confusions.labels, confusions.predicted_ids, confusions.counts], axis=1).tolist()
         return {"order": order.tolist(), "entries": entries, "largest": int(matrix.max())}
     ordered_matrix = matrix[np.ix_(order, order)]
     shares = ordered_matrix / np.maximum(ordered_matrix.sum(axis=1, keepdims=True), 1)
@@ -267,14 +267,14 @@ def _write_per_class(file: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _gallery_item(record: Record, samples: Samples, index: int, image: str | None) -> dict[str, Any]:
-    label, predicted = (
-        printable(record.names[int(ids[index])]) for ids in (samples.labels, samples.predicted)
+    label, predicted_name = (
+        printable(record.names[int(ids[index])]) for ids in (samples.labels, samples.predicted_ids)
     )
     short_path = "/".join(Path(samples.files[index]).parts[-2:])
     return {
         "image": image,
         "label": label,
-        "predicted": predicted,
+        "predicted": predicted_name,
         "score": float(samples.scores[index]),
         "file": printable(short_path),
     }
@@ -292,7 +292,7 @@ def _evenly_spaced_indices(samples: Samples, count: int) -> list[int]:
 def _grad_cam_items(record: Record, samples: Samples, indices: Sequence[int]) -> list[dict[str, Any]]:
     try:
         images = overlays(
-            record.config, record.images, [(samples.files[i], int(samples.predicted[i])) for i in indices]
+            record.config, record.images, [(samples.files[i], int(samples.predicted_ids[i])) for i in indices]
         )
     # A user's own network may have no gradient or no feature map, or its weights may be deleted.
     except Exception as error:

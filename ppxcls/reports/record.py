@@ -37,7 +37,7 @@ class Samples:
 
     Attributes:
         files: image files of the samples.
-        labels, predicted: label and predicted class of each sample, int64 [n].
+        labels, predicted_ids: label and predicted class of each sample, int64 [n].
         scores: probability of the predicted class, float64 [n].
         label_scores: probability of the label, float64 [n].
         top_ids: best classes of each sample, up to five.
@@ -45,7 +45,7 @@ class Samples:
 
     files: list[str]
     labels: Array
-    predicted: Array
+    predicted_ids: Array
     scores: Array
     label_scores: Array
     top_ids: list[list[int]]
@@ -173,16 +173,16 @@ def _read_samples(file: Path, count: int) -> Samples | None:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         if not rows or tuple(rows[0]) != COLUMNS:
             return None
-        labels, predicted = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted"))
+        labels, predicted_ids = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted"))
         scores, label_scores = (
             np.array([float(row[key]) for row in rows]) for key in ("score", "label_score")
         )
         top_ids = [[int(word) for word in row["top_ids"].split()] for row in rows]
     except (OSError, ValueError, TypeError, csv.Error):
         return None
-    has_valid_ids = all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted))
+    has_valid_ids = all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted_ids))
     return (
-        Samples([row["file"] for row in rows], labels, predicted, scores, label_scores, top_ids)
+        Samples([row["file"] for row in rows], labels, predicted_ids, scores, label_scores, top_ids)
         if has_valid_ids
         else None
     )

@@ -25,7 +25,7 @@ class Batcher(Generic[Item, Answer]):
 
     Args:
         answer: function that takes a batch of items and returns one answer per item, in the same order.
-        most: largest number of items in a batch.
+        max_items: largest number of items in a batch.
         wait: longest time that an incomplete batch waits for more items, in seconds.
         queue_size: largest number of waiting items.
         on_batch: function that is called with the number of items and the seconds of each batch.
@@ -34,14 +34,14 @@ class Batcher(Generic[Item, Answer]):
     def __init__(
         self,
         answer: Callable[[Sequence[Item]], Sequence[Answer]],
-        most: int,
+        max_items: int,
         *,
         wait: float,
         queue_size: int,
         on_batch: Callable[[int, float], None] = lambda count, seconds: None,
     ) -> None:
         self._answer = answer
-        self._max_items = most
+        self._max_items = max_items
         self._wait_seconds = wait
         self._on_batch = on_batch
         self._queue: asyncio.Queue[tuple[Item, asyncio.Future[Answer]]] = asyncio.Queue(queue_size)

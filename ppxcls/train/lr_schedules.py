@@ -53,7 +53,9 @@ class ScheduleKeys:
     cooldown_epoch: NotNegative = 0.0
 
 
-LR_SCHEDULES: Registry[Rate] = Registry("lr schedule", provided=("total", "per_epoch"), common=ScheduleKeys)
+LR_SCHEDULES: Registry[Rate] = Registry(
+    "lr schedule", program_parameters=("total", "per_epoch"), common=ScheduleKeys
+)
 
 
 @LR_SCHEDULES.register

@@ -42,7 +42,7 @@ class Metric(Protocol):
         return {}
 
 
-METRICS: Registry[Metric] = Registry("metric", provided=("class_num",), base=Metric)
+METRICS: Registry[Metric] = Registry("metric", program_parameters=("class_num",), base=Metric)
 
 
 @METRICS.register

@@ -31,7 +31,7 @@ class BatchTransform(Protocol):
         """
 
 
-BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", provided=("class_num",))
+BATCH_TRANSFORMS: Registry[BatchTransform] = Registry("batch transform", program_parameters=("class_num",))
 
 
 def _mixture(tensor: paddle.Tensor, partner: paddle.Tensor, share: float) -> paddle.Tensor:

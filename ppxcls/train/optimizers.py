@@ -115,7 +115,7 @@ _MISSING_PADDLE_3 = (
 
 OPTIMIZERS: Registry[Optimizer] = Registry(
     "optimizer",
-    provided=("inputs", "given"),  # the second is the name that plugins written for 0.10 use
+    program_parameters=("inputs", "given"),  # the second is the name that plugins written for 0.10 use
     common=OptimizerKeys,
     facts={"is_decoupled": False, "state_copies": 2},
 )

@@ -1,8 +1,7 @@
-"""The files of a run beside its checkpoints: each is declared by the package or the tracker that writes it.
+"""The files of a run beside its checkpoints, declared by the package or the tracker that writes them.
 
-A package of ppxcls declares the names in ``RESULTS`` of its ``__init__.py``, and in ``RESULTS_OF_BEST`` those
-that
-describe ``best_model``. A tracker declares them in ``files``.
+A package declares their names in ``RESULTS`` of its ``__init__.py``. ``RESULTS_OF_BEST`` has the names of
+those that describe ``best_model``. A tracker declares the names in ``files``.
 """
 
 from __future__ import annotations

@@ -26,9 +26,8 @@ class Tracker(Protocol):
     If a tracker fails during the run, it should log a warning, and the run should continue.
 
     Attributes:
-        files: names of the files and folders that it writes into the run's folder. A new run moves them aside
-        with
-            the earlier one. Files to which an attribute of type ``Path`` leads need not be declared.
+        files: names of the files and folders in the run's folder that it writes. A new run moves them aside
+            together with the earlier run. A file is found without this if an attribute is its ``Path``.
     """
 
     files: Sequence[str] = ()
@@ -70,7 +69,7 @@ class Tracker(Protocol):
         return
 
 
-TRACKERS: Registry[Tracker] = Registry("tracker", provided=("folder",), base=Tracker)
+TRACKERS: Registry[Tracker] = Registry("tracker", program_parameters=("folder",), base=Tracker)
 
 
 class JsonLines(Tracker):

@@ -63,7 +63,7 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
 
     On a CPU, a size is only tried if the memory use of smaller sizes predicts that it fits, because the
     system would kill the process without an error. On an accelerator, the search relies on the device's
-    error. The trainer can't be peak_bytes afterwards.
+    error. The trainer can't be used afterwards.
 
     Raises:
         DataError: a sample can't be loaded.

@@ -1,12 +1,11 @@
-"""Images a second on one core of training transforms, against torchvision's and timm's; medians of
-interleaved
-rounds, and ratios.
+"""Measures images/s of training transforms on one core, against torchvision and timm.
 
-    pip install torch torchvision timm # the peers; without them, ours alone is printed python
-    scripts/benchmarks/augment.py [FOLDER] # a folder of images; without one, scikit-learn's two sample photos
+    pip install torch torchvision timm             # the peers; without them, only our rates are printed
+    python scripts/benchmarks/augment.py [FOLDER]  # images; without it, scikit-learn's two sample photos
 
-All decode a JPEG, crop to 299 px, flip, and apply the policy; ours from files and from packed data. The
-transforms of every YAML of ``configs/`` follow.
+All sides decode a JPEG, crop to 299 px, flip, and apply the policy. Ours reads from files and from packed
+data. Prints ratios of medians over interleaved rounds. At the end it prints the rates of the transforms of
+every YAML in ``configs/``.
 """
 
 import argparse
@@ -27,15 +26,15 @@ environment.import_paddle()
 
 import cv2
 import numpy as np
-from loader import exhaust, measure  # of this folder
-from ratios import compare  # of this folder
+from loader import exhaust, measure  # scripts/benchmarks/loader.py
+from ratios import compare  # scripts/benchmarks/ratios.py
 
 from ppxcls import build_transforms, load_config
 from ppxcls.data.transforms import split_for_device
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.write import pack
 
-Step = Callable[[Any], Any]  # of a file's bytes, of what packed data give, or of its number in them
+Step = Callable[[Any], Any]  # takes a file's bytes, a packed sample's data, or a packed sample's number
 BASE = [{"DecodeImage": {}}, {"RandCropImage": {"size": 299}}, {"RandFlipImage": {}}]
 POLICIES = {
     "plain": [],
@@ -48,23 +47,23 @@ POLICIES = {
 }
 RECIPE = (
     ROOT / "configs/recipes/modern_xception41.yaml"
-)  # a bicubic crop by Pillow, timm's policy, normalisation, erasing
+)  # bicubic crop as in Pillow, timm's policy, normalisation, erasing
 
 
-def ours(ops: Sequence[Any]) -> Step:
+def our_step(ops: Sequence[Any]) -> Step:
     host, _ = split_for_device(build_transforms(ops))
     rng = np.random.default_rng(0)
     return lambda data: host(data, rng)
 
 
-def ours_packed(ops: Sequence[Any], folder: Path) -> Step:
-    """The same of a sample of packed data."""
-    dataset, step = PackedDataset(str(folder), ops), ours(ops)
+def our_packed_step(ops: Sequence[Any], folder: Path) -> Step:
+    """Returns the same transforms for a sample of packed data."""
+    dataset, step = PackedDataset(str(folder), ops), our_step(ops)
     return lambda i: step(dataset.read(i))
 
 
-def packed(data: Sequence[bytes], folder: Path) -> Path:
-    """Pack images."""
+def write_pack(data: Sequence[bytes], folder: Path) -> Path:
+    """Packs images and returns the folder of the packed data set."""
     for i, file in enumerate(data):
         (folder / f"{i}.jpg").write_bytes(file)
     (folder / "list.txt").write_text("".join(f"{i}.jpg 0\n" for i in range(len(data))))
@@ -72,8 +71,8 @@ def packed(data: Sequence[bytes], folder: Path) -> Path:
     return folder / "packed"
 
 
-def torchvisions(name: str) -> Step | None:
-    """torchvision's v2 on tensors, which its documentation recommends."""
+def torchvision_step(name: str) -> Step | None:
+    """Returns torchvision's v2 transforms on tensors, as recommended in its documentation."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
     from torchvision.transforms import v2
@@ -88,22 +87,22 @@ def torchvisions(name: str) -> Step | None:
         "RandomErasing": [v2.RandomErasing(0.25)],
     }.get(name)
     if policy is None:
-        return None  # a recipe has timm's policy
+        return None  # torchvision has no counterpart for this name
     steps = v2.Compose([v2.RandomResizedCrop(299, antialias=True), v2.RandomHorizontalFlip(), *policy])
     return lambda data: steps(
         decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
     )
 
 
-def timms(name: str) -> Step | None:
-    """timm's, on Pillow's images."""
+def timm_step(name: str) -> Step | None:
+    """Returns timm's transforms, on Pillow images."""
     import io
 
     from PIL import Image
     from timm.data.transforms_factory import transforms_imagenet_train
 
-    words = {"plain": {}, "ColorJitter": {"color_jitter": 0.4}}
-    words |= {
+    policy_settings = {"plain": {}, "ColorJitter": {"color_jitter": 0.4}}
+    policy_settings |= {
         "timm's rand-m9-mstd0.5-inc1": {"auto_augment": "rand-m9-mstd0.5-inc1"},
         "RandomErasing": {"re_prob": 0.25, "re_mode": "pixel"},
         RECIPE.stem: {
@@ -113,9 +112,9 @@ def timms(name: str) -> Step | None:
             "interpolation": "bicubic",
         },
     }
-    if name not in words:
+    if name not in policy_settings:
         return None
-    settings = {"color_jitter": None, "use_prefetcher": True, "separate": False, **words[name]}
+    settings = {"color_jitter": None, "use_prefetcher": True, "separate": False, **policy_settings[name]}
     if "re_prob" in settings:
         settings["use_prefetcher"] = False
     steps = transforms_imagenet_train(299, **settings)
@@ -123,7 +122,7 @@ def timms(name: str) -> Step | None:
     def step(data: bytes) -> Any:
         with contextlib.suppress(
             ValueError
-        ):  # timm 1.0.31 may posterize to 0 bits, which Pillow 13 refuses: a shorter way for timm
+        ):  # timm 1.0.31 may posterize to 0 bits, an error in Pillow 13; the early end favours timm
             return steps(Image.open(io.BytesIO(data)).convert("RGB"))
 
     return step
@@ -132,7 +131,10 @@ def timms(name: str) -> Step | None:
 def rates(
     sides: dict[str, Step], data: list[bytes], rounds: int, from_pack: Step | None = None
 ) -> dict[str, float]:
-    """Images a second of each side, and of ``from_pack`` as "ours, packed"."""
+    """Returns the images/s of each variant.
+
+    If ``from_pack`` is given, its rate has the name "ours, packed".
+    """
 
     def all_images(step: Step, images: Sequence[Any]) -> Callable[[], None]:
         return lambda: exhaust(map(step, images))
@@ -158,33 +160,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=64, help="most images a round")
-    given = parser.parse_args()
+    parser.add_argument("--count", type=int, default=64, help="maximum number of images per round")
+    arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    data = images(given.folder)[: given.count]
-    peers = {"torchvision": torchvisions, "timm": timms}
+    data = images(arguments.folder)[: arguments.count]
+    peers = {"torchvision": torchvision_step, "timm": timm_step}
     peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
     with tempfile.TemporaryDirectory() as folder:
-        pack_folder = packed(data, Path(folder))
+        pack_folder = write_pack(data, Path(folder))
         recipe = load_config(RECIPE).DataLoader.Train.dataset.transform_ops
         for name, ops in [
             *((name, [*BASE, *policy]) for name, policy in POLICIES.items()),
             (RECIPE.stem, recipe),
         ]:
-            made = {peer: make(name) for peer, make in peers.items()}
-            sides = {"ours": ours(ops), **{k: v for k, v in made.items() if v}}
-            found = rates(sides, data, given.rounds, ours_packed(ops, pack_folder))
-            for peer in found.keys() & peers:
-                compare(f"{name}, a core", peer, found["ours"], found[peer], "images/s")
-                compare(f"{name}, packed, a core", peer, found["ours, packed"], found[peer], "images/s")
-            if not found.keys() & peers:
-                print(f"{name:46} {found['ours']:.0f} images/s")
+            peer_steps = {peer: make(name) for peer, make in peers.items()}
+            sides = {"ours": our_step(ops), **{peer: step for peer, step in peer_steps.items() if step}}
+            side_rates = rates(sides, data, arguments.rounds, our_packed_step(ops, pack_folder))
+            for peer in side_rates.keys() & peers:
+                compare(f"{name}, a core", peer, side_rates["ours"], side_rates[peer], "images/s")
+                compare(
+                    f"{name}, packed, a core", peer, side_rates["ours, packed"], side_rates[peer], "images/s"
+                )
+            if not side_rates.keys() & peers:
+                print(f"{name:46} {side_rates['ours']:.0f} images/s")
     for file in sorted((ROOT / "configs").rglob("*.yaml")):
         config = load_config(file)
         if config.DataLoader and config.DataLoader.Train:
-            steps = ours(config.DataLoader.Train.dataset.transform_ops)
+            steps = our_step(config.DataLoader.Train.dataset.transform_ops)
             print(
-                f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, given.rounds)['ours']:9.0f}",
+                f"{file.relative_to(ROOT)!s:34}{rates({'ours': steps}, data, arguments.rounds)['ours']:9.0f}",
                 flush=True,
             )
 

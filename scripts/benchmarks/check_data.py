@@ -1,9 +1,10 @@
-"""Files a second of ``ppxcls check`` against Pillow, same threads:
-``python scripts/benchmarks/check_data.py DIR LIST``.
+"""Measures files/s of ``ppxcls check`` against Pillow, with the same number of threads.
 
-Pillow's ``verify`` looks at the structure of a file and, of a JPEG, at little more than its beginning; its
-``load`` decodes as ours does. Rounds in turn, medians. What Pillow's verify finds among truncated copies is
-printed too.
+    python scripts/benchmarks/check_data.py DIR LIST
+
+Pillow's ``verify`` checks the structure of a file. In a JPEG it checks little more than the beginning.
+Pillow's ``load`` decodes the image, as ours does. Prints medians of alternating rounds. Also prints the
+number of truncated copies that ours and Pillow's ``verify`` find.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from PIL import Image
-from ratios import compare  # of this folder
+from ratios import compare  # scripts/benchmarks/ratios.py
 
 from ppxcls.data.check import check_lists
 from ppxcls.data.dataset import ImageNetDataset
@@ -40,41 +41,41 @@ def main() -> None:
     dataset = ImageNetDataset(arguments.image_root, arguments.cls_label_path)
     files = [dataset.path(i) for i in range(len(dataset))]
 
-    def with_pillow(look: Callable[[Image.Image], object]) -> None:
-        def one(file: str) -> None:
+    def with_pillow(check: Callable[[Image.Image], object]) -> None:
+        def check_file(file: str) -> None:
             with Image.open(file) as image:
-                look(image)
+                check(image)
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(one, files))
+            list(pool.map(check_file, files))
 
-    ways: dict[str, Callable[[], object]] = {
+    methods: dict[str, Callable[[], object]] = {
         "ours": lambda: check_lists([dataset], 1000),
         "Pillow verify": lambda: with_pillow(lambda image: image.verify()),
         "Pillow load": lambda: with_pillow(lambda image: image.load()),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {method: [] for method in methods}
     for _ in range(arguments.rounds):
-        for way, run in ways.items():
+        for method, run in methods.items():
             start = time.perf_counter()
             run()
-            seconds[way].append(time.perf_counter() - start)
-    rates = {way: len(files) / median(seconds[way]) for way in ways}
-    for way in list(ways)[1:]:
-        compare("check the files of a list", way, rates["ours"], rates[way], "files/s")
-    found = {"ours": 0, "Pillow verify": 0}
+            seconds[method].append(time.perf_counter() - start)
+    rates = {method: len(files) / median(seconds[method]) for method in methods}
+    for method in list(methods)[1:]:
+        compare("check the files of a list", method, rates["ours"], rates[method], "files/s")
+    detections = {"ours": 0, "Pillow verify": 0}
     for file in files:
-        half = Path(file).read_bytes()
-        half = half[: len(half) // 2]
+        truncated_data = Path(file).read_bytes()
+        truncated_data = truncated_data[: len(truncated_data) // 2]
         try:
-            decode_image(half)
+            decode_image(truncated_data)
         except ValueError:
-            found["ours"] += 1
+            detections["ours"] += 1
         try:
-            Image.open(io.BytesIO(half)).verify()
+            Image.open(io.BytesIO(truncated_data)).verify()
         except Exception:
-            found["Pillow verify"] += 1
-    print(f"of {len(files)} files cut in half, found: {found}")
+            detections["Pillow verify"] += 1
+    print(f"damage found among {len(files)} files cut in half: {detections}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Images a second of the training data path with a cold page cache beside a warm one, from files and packed.
+"""Measures images/s of the training data path with a cold and a warm page cache, from files and packed.
 
     python scripts/benchmarks/cold_cache.py FOLDER [--images 4000 --work DIR]
 
-FOLDER has train_list.txt and its images. They are copied until there are as many files as asked for, in DIR.
-Before each cold round, the kernel is told to forget them. Threads decode, crop to 299 px and flip. Medians of
-rounds in turn.
+FOLDER contains train_list.txt and its images. The images are copied to DIR repeatedly, until it contains
+``--images`` files. Before each cold round, the kernel drops them from its cache. Threads decode, crop to
+299 px and flip. Prints medians of alternating rounds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from ppxcls.system import environment
 
 environment.import_paddle()
 
-from loader import BATCH, OPS  # of this folder
+from loader import BATCH, OPS  # scripts/benchmarks/loader.py
 from ratios import compare
 
 from ppxcls.data.dataset import Dataset, ImageNetDataset
@@ -34,22 +34,25 @@ from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.write import pack
 
 
-def copies(folder: Path, count: int, target: Path) -> Path:
-    """Files of their own for each line of a list; returns the list."""
+def copy_images(folder: Path, count: int, target: Path) -> Path:
+    """Copies an image to a new file for each of ``count`` samples. Returns the list file."""
     lines = (folder / "train_list.txt").read_text().splitlines()
-    written = []
+    list_lines = []
     for i in range(count):
         path, label = lines[i % len(lines)].split()
         (target / f"{i // 1000}").mkdir(exist_ok=True)
         shutil.copyfile(folder / path, target / f"{i // 1000}/{i}.jpg")
-        written.append(f"{i // 1000}/{i}.jpg {label}\n")
+        list_lines.append(f"{i // 1000}/{i}.jpg {label}\n")
     file = target / "list.txt"
-    file.write_text("".join(written))
+    file.write_text("".join(list_lines))
     return file
 
 
-def forget(folder: Path) -> None:
-    """Drop a folder's files from the page cache. Files that are mapped stay, so data sets must be closed."""
+def drop_from_cache(folder: Path) -> None:
+    """Drops a folder's files from the page cache.
+
+    Memory-mapped files stay in the cache, so data sets must be closed.
+    """
     for file in folder.rglob("*"):
         if file.is_file():
             descriptor = os.open(file, os.O_RDONLY)
@@ -57,12 +60,17 @@ def forget(folder: Path) -> None:
             os.close(descriptor)
 
 
-def seconds(
-    make: Callable[[], Dataset], kind: type[DistributedBatchSampler], threads: int, keys: dict[str, int]
+def epoch_seconds(
+    open_dataset: Callable[[], Dataset],
+    sampler_class: type[DistributedBatchSampler],
+    threads: int,
+    sampler_settings: dict[str, int],
 ) -> float:
-    """Of an epoch in random order, by a data set that is opened for it."""
-    dataset = make()
-    sampler = kind(batch_size=BATCH, drop_last=True, shuffle=True, num_samples=len(dataset), **keys)
+    """Returns the seconds of one shuffled epoch. The data set is opened for each call."""
+    dataset = open_dataset()
+    sampler = sampler_class(
+        batch_size=BATCH, drop_last=True, shuffle=True, num_samples=len(dataset), **sampler_settings
+    )
     start = time.perf_counter()
     for _ in Loader(dataset, sampler, num_workers=threads).epoch(0):
         pass
@@ -78,14 +86,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--work", help="folder on the disk to measure")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.work) as temporary:
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.work) as temporary:
         files, packed = Path(temporary) / "files", Path(temporary) / "packed"
         files.mkdir()
-        file = copies(given.folder, given.images, files)
+        file = copy_images(arguments.folder, arguments.images, files)
         print(pack(file, files, output=str(packed)))
-        os.sync()  # the kernel forgets only what is written
-        block = {"block": max(1, given.images // 16), "blocks_at_once": 4}
+        os.sync()  # the kernel drops only pages that are on the disk
+        block_settings = {"block": max(1, arguments.images // 16), "blocks_at_once": 4}
         sides = {
             "files": (
                 files,
@@ -98,20 +106,20 @@ def main() -> None:
                 packed,
                 lambda: PackedDataset(str(packed), OPS),
                 BlockShuffleSampler,
-                block,
+                block_settings,
             ),
         }
         rates: dict[tuple[str, bool], list[float]] = {
             (name, cold): [] for name in sides for cold in (False, True)
         }
-        for number in range(given.rounds + 1):
-            for (name, cold), found in rates.items():
-                folder, make, kind, keys = sides[name]
+        for round_number in range(arguments.rounds + 1):
+            for (name, cold), side_rates in rates.items():
+                folder, open_dataset, sampler_class, sampler_settings = sides[name]
                 if cold:
-                    forget(folder)
-                elapsed = seconds(make, kind, given.threads, keys)
-                if number:  # the first round warms up
-                    found.append(given.images / elapsed)
+                    drop_from_cache(folder)
+                elapsed = epoch_seconds(open_dataset, sampler_class, arguments.threads, sampler_settings)
+                if round_number:  # the first round warms up
+                    side_rates.append(arguments.images / elapsed)
     for name in sides:
         cold, warm = (statistics.median(rates[name, is_cold]) for is_cold in (True, False))
         compare(f"{name}, cold page cache", "warm", cold, warm, "images/s")

@@ -1,15 +1,14 @@
-"""What a training step costs on your devices: images/s by network, precision and number of cards, and where
-the
-time goes.
+"""Measures a training step on your devices, by network, precision and number of cards.
 
-    python scripts/benchmarks/gpu.py --device gpu --cards 1,2,4,8 --json gpu.json python
-    scripts/benchmarks/gpu.py --device cpu --cards 1,2 --size 71 --batch 2 --steps 2 --files 8 # a test of
-    this script
+    python scripts/benchmarks/gpu.py --device gpu --cards 1,2,4,8 --json gpu.json
+    # a test of this script on the CPU:
+    python scripts/benchmarks/gpu.py --device cpu --cards 1,2 --size 71 --batch 2 --steps 2 --files 8
 
-Each line is measured in processes of its own, under Paddle's launcher if there are several cards: the whole
-step with images that lie on the device, the same with the loader reading JPEGs, and the parts of a step, each
-waited for. The all-reduce is the backward pass with it minus that without. ``--profile DIR`` writes a trace
-for chrome://tracing or ui.perfetto.dev.
+Prints images/s and the time of each part of a step. Each row is measured in separate processes, under
+Paddle's launcher if there are several cards. A row has the rate of the whole step with images on the
+device, the rate with the loader reading JPEGs, and the times of the parts of a step, with a synchronisation
+after each part. The all-reduce time is the backward pass with all-reduce minus the backward pass without
+it. ``--profile DIR`` writes a trace for chrome://tracing or ui.perfetto.dev.
 """
 
 import argparse
@@ -42,9 +41,9 @@ PRECISIONS = {
         *("Global.to_static=True", "Global.cudnn_search=True"),
     ],
 }
-# Dense peaks in TFLOP/s by the makers' data sheets: float32, and half precision on tensor cores.
-PEAKS = {
-    "BI-V100": (37, 147),  # before V100, because names are searched
+# Dense peaks in TFLOP/s from the manufacturers' data sheets: float32, and half precision on tensor cores.
+PEAK_TFLOPS = {
+    "BI-V100": (37, 147),  # before V100, because the first name contained in the device's name is used
     "V100": (15.7, 125),
     "A100": (19.5, 312),
     "3090": (35.6, 142),
@@ -54,9 +53,9 @@ PEAKS = {
 
 
 def main() -> None:
-    arguments = parsed()
+    arguments = parse_arguments()
     if arguments.worker:
-        work(arguments)
+        run_worker(arguments)
         return
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -64,23 +63,27 @@ def main() -> None:
         for network in arguments.networks.split(","):
             for precision in arguments.precisions.split(","):
                 for cards in map(int, arguments.cards.split(",")):
-                    rows.append(measured(arguments, network, precision, cards, data))
+                    rows.append(measure_row(arguments, network, precision, cards, data))
                     print_row(rows[-1], rows)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="gpu")
-    parser.add_argument("--cards", default="1", help="numbers of cards, such as 1,2,4,8")
+    parser.add_argument("--cards", default="1", help="numbers of cards to measure, such as 1,2,4,8")
     parser.add_argument("--networks", default="Xception41")
-    parser.add_argument("--precisions", default="float32,float16-nhwc", help=f"of {', '.join(PRECISIONS)}")
+    parser.add_argument(
+        "--precisions", default="float32,float16-nhwc", help=f"some of {', '.join(PRECISIONS)}"
+    )
     parser.add_argument("--batch", type=int, default=64, help="images per card")
     parser.add_argument("--size", type=int, default=299)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--files", type=int, default=512, help="JPEGs for the loader, 500 x 375 pixels")
-    parser.add_argument("--workers", type=int, default=8, help="threads of the loader per card")
+    parser.add_argument(
+        "--files", type=int, default=512, help="number of JPEGs for the loader, 500 x 375 pixels"
+    )
+    parser.add_argument("--workers", type=int, default=8, help="loader threads per card")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--profile", metavar="DIR")
     for name in ("--worker", "--network", "--precision", "--data"):
@@ -89,7 +92,7 @@ def parsed() -> argparse.Namespace:
 
 
 def make_data(folder: Path, count: int) -> Path:
-    """JPEGs with the texture of photographs, and their list."""
+    """Writes JPEGs with a texture similar to photographs, and their list."""
     import cv2
     import numpy as np
 
@@ -103,10 +106,10 @@ def make_data(folder: Path, count: int) -> Path:
     return folder
 
 
-def measured(
+def measure_row(
     arguments: argparse.Namespace, network: str, precision: str, cards: int, data: Path
 ) -> dict[str, Any]:
-    """One row, from workers in processes of their own."""
+    """Returns one row, measured by workers in separate processes."""
     output = data / "result.json"
     output.unlink(missing_ok=True)
     numbers = {
@@ -127,18 +130,18 @@ def measured(
         else []
     )
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    done = subprocess.run(  # noqa: S603  this script
+    result = subprocess.run(  # noqa: S603  this script
         [sys.executable, *launch, __file__, *words], check=False, capture_output=True, text=True, cwd=data
     )
-    place = {"network": network, "precision": precision, "cards": cards}
-    if done.returncode or not output.exists():
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        return {**place, "error": lines[-1][:200] if lines else f"exit code {done.returncode}"}
-    return {**place, **json.loads(output.read_text())}
+    row_key = {"network": network, "precision": precision, "cards": cards}
+    if result.returncode or not output.exists():
+        lines = (result.stderr or result.stdout).strip().splitlines()
+        return {**row_key, "error": lines[-1][:200] if lines else f"exit code {result.returncode}"}
+    return {**row_key, **json.loads(output.read_text())}
 
 
 def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """A line of a Markdown table."""
+    """Prints a row as a line of a Markdown table."""
     if len(rows) == 1:
         titles = [
             "network",
@@ -154,7 +157,7 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     if "error" in row:
         print(f"| {row['network']} | {row['precision']} | {row['cards']} | {row['error']} |", flush=True)
         return
-    one = next(
+    single_card_row = next(
         (
             r
             for r in rows
@@ -162,7 +165,9 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         ),
         None,
     )
-    scaling = f"{row['ips'] / one['ips']:.2f}x" if one and "ips" in one else "-"
+    scaling = (
+        f"{row['ips'] / single_card_row['ips']:.2f}x" if single_card_row and "ips" in single_card_row else "-"
+    )
     share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "-"
     parts = [
         f"{1000 * row['parts'][name]:.1f}"
@@ -181,8 +186,8 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     print(f"| {' | '.join(cells)} |", flush=True)
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """Measure in this process, one of several; the first writes the result."""
+def run_worker(arguments: argparse.Namespace) -> None:
+    """Measures in this process, one of several. Rank 0 writes the result."""
     import numpy as np
 
     import ppxcls
@@ -209,7 +214,7 @@ def work(arguments: argparse.Namespace) -> None:
     import paddle
     import paddle.distributed as dist
 
-    learner, world = trainer.learner, dist.get_world_size()
+    learner, world_size = trainer.learner, dist.get_world_size()
     rng = np.random.default_rng(0)
     images = paddle.to_tensor(
         rng.normal(0, 1, (arguments.batch, 3, arguments.size, arguments.size)).astype(np.float32)
@@ -219,15 +224,15 @@ def work(arguments: argparse.Namespace) -> None:
     def step() -> float:
         return float(learner.step(images, labels, 1.0, is_update_step=True)[0])
 
-    with profiled(arguments.profile):
+    with profile_block(arguments.profile):
         for _ in range(3):
             step()
-    seconds = statistics.median(timed(step) for _ in range(arguments.steps))
-    first = next(iter(trainer.loader.epoch(1)))
+    seconds = statistics.median(call_seconds(step) for _ in range(arguments.steps))
+    first_batch = next(iter(trainer.loader.epoch(1)))
     result = {
-        "ips": arguments.batch * world / seconds,
-        "ips_loader": with_loader(trainer, arguments.steps, world),
-        "parts": parts(learner, images, labels, trainer._to_input, first.images, arguments.steps),
+        "ips": arguments.batch * world_size / seconds,
+        "ips_loader": loader_rate(trainer, arguments.steps, world_size),
+        "parts": parts(learner, images, labels, trainer._to_input, first_batch.images, arguments.steps),
         "share_of_peak": share_of_peak(arguments, seconds),
         "paddle": paddle.__version__,
         "device": device_name(arguments.device),
@@ -238,14 +243,14 @@ def work(arguments: argparse.Namespace) -> None:
     trainer.run.folder.release()
 
 
-def timed(call: Callable[[], object]) -> float:
+def call_seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def synchronize() -> None:
-    """Wait for the device; a CPU has nothing to wait for."""
+    """Waits for the device. On a CPU there is nothing to wait for."""
     import paddle
 
     if paddle.get_device() != "cpu":
@@ -253,8 +258,8 @@ def synchronize() -> None:
 
 
 @contextlib.contextmanager
-def profiled(folder: str | None) -> Any:
-    """Write a trace of the block, if a folder is given."""
+def profile_block(folder: str | None) -> Any:
+    """Writes a trace of the block if a folder is given."""
     if not folder:
         yield
         return
@@ -264,14 +269,14 @@ def profiled(folder: str | None) -> Any:
         yield
 
 
-def with_loader(trainer: Any, steps: int, world: int) -> float:
-    """Images/s of the loop's own steps, with JPEGs that are read, decoded and augmented."""
+def loader_rate(trainer: Any, steps: int, world_size: int) -> float:
+    """Returns the images/s of the training loop with JPEGs that are read, decoded and augmented."""
     count, epoch = 0, 1
     start = None
     while count < steps:
         for batch in trainer.loader.epoch(epoch):
             trainer.train_on(batch)
-            if start is None:  # the first batch waits for the threads to begin
+            if start is None:  # not timed, because the first batch waits for the loader's threads to start
                 synchronize()
                 start = time.perf_counter()
                 continue
@@ -281,13 +286,16 @@ def with_loader(trainer: Any, steps: int, world: int) -> float:
         epoch += 1
     synchronize()
     assert start is not None
-    return trainer.loader.sampler.batch_size * world * steps / (time.perf_counter() - start)
+    return trainer.loader.sampler.batch_size * world_size * steps / (time.perf_counter() - start)
 
 
 def parts(
     learner: Any, images: Any, labels: Any, to_input: Any, host_images: Any, steps: int
 ) -> dict[str, float]:
-    """Median seconds of the parts of a step, each waited for, so that their sum is more than a step."""
+    """Returns the median seconds of the parts of a step.
+
+    The device is synchronised before and after each part, so the sum is larger than the time of a whole step.
+    """
     import paddle
 
     is_parallel = isinstance(learner.model, paddle.DataParallel)
@@ -299,7 +307,7 @@ def parts(
         "optimizer": [],
     }
 
-    def part(name: str, call: Callable[[], Any]) -> Any:
+    def time_part(name: str, call: Callable[[], Any]) -> Any:
         synchronize()
         start = time.perf_counter()
         result = call()
@@ -317,25 +325,27 @@ def parts(
         learner.optimizer.clear_grad()
 
     for _ in range(steps):
-        part("input", lambda: to_input(host_images))
+        time_part("input", lambda: to_input(host_images))
         if is_parallel:
             with learner.model.no_sync():
                 value = loss()
-                part("local", value.backward)
+                time_part("local", value.backward)
             learner.optimizer.clear_grad()
-        part("backward", part("forward", loss).backward)
-        part("optimizer", update)
+        time_part("backward", time_part("forward", loss).backward)
+        time_part("optimizer", update)
     medians = {name: statistics.median(values) for name, values in seconds.items() if values}
-    local = medians.pop("local", medians["backward"])
-    return {**medians, "backward": local, "all-reduce": max(0.0, medians["backward"] - local)}
+    local_seconds = medians.pop("local", medians["backward"])
+    return {**medians, "backward": local_seconds, "all-reduce": max(0.0, medians["backward"] - local_seconds)}
 
 
 def share_of_peak(arguments: argparse.Namespace, seconds: float) -> float | None:
-    """Share of the card's peak that a step reaches: three forward passes' operations, two of them for the
-    backward pass."""
+    """Returns the share of the card's peak that a step reaches; None for an unknown card.
+
+    A step counts as three forward passes, because the backward pass needs the operations of two.
+    """
     import ppxcls
 
-    peak = next((peaks for name, peaks in PEAKS.items() if name in device_name(arguments.device)), None)
+    peak = next((peaks for name, peaks in PEAK_TFLOPS.items() if name in device_name(arguments.device)), None)
     if peak is None:
         return None
     operations = 6 * multiplications(ppxcls.build_model(arguments.network), arguments.size) * arguments.batch
@@ -343,7 +353,7 @@ def share_of_peak(arguments: argparse.Namespace, seconds: float) -> float | None
 
 
 def multiplications(network: Any, size: int) -> int:
-    """Multiply-adds of a forward pass of one image, in convolutions and linear layers."""
+    """Returns the multiply-adds of one image's forward pass, in convolutions and linear layers."""
     import paddle
     from paddle import nn
 

@@ -1,9 +1,10 @@
-"""Exported Xception41 on the CPU against Paddle as it comes:
-``python scripts/benchmarks/inference.py --batch 4``.
+"""Measures exported Xception41 on the CPU against plain Paddle.
 
-Four ways in turn, each in a process of its own: the network in eager Paddle without what this package sets
-up, the exported files under Paddle Inference with oneDNN, and under ONNX Runtime, in float32 and in 8 bits.
-Medians of rounds, after one that warms up.
+    python scripts/benchmarks/inference.py --batch 4
+
+Alternates between four methods, each in its own process. They are the network in eager Paddle without this
+package's settings, the exported files in Paddle Inference with oneDNN, and ONNX Runtime in float32 and in 8
+bits. Prints medians of the rounds after a warm-up round.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ import time
 from pathlib import Path
 from statistics import median
 
-from ratios import compare, untuned  # of this folder
+from ratios import compare, untuned  # scripts/benchmarks/ratios.py
 
 ROOT = Path(__file__).resolve().parents[2]
-WAYS = ("Paddle as it comes", "Paddle Inference", "ONNX Runtime", "ONNX Runtime, 8 bits")
+METHODS = ("Paddle as it comes", "Paddle Inference", "ONNX Runtime", "ONNX Runtime, 8 bits")
 
 
-def worker(way: str, folder: Path, batch: int) -> None:
-    """Reads a line, predicts a batch, prints the seconds; until the input ends."""
+def worker(method: str, folder: Path, batch: int) -> None:
+    """Predicts a batch and prints the seconds for each line of standard input, until the input ends."""
     import numpy as np
 
     images = np.random.default_rng(0).integers(0, 256, (batch, 299, 299, 3), np.uint8)
-    if way == WAYS[0]:
-        import paddle  # first, so that the package changes nothing
+    if method == METHODS[0]:
+        import paddle  # before ppxcls, so that the package changes no settings
 
         sys.path.insert(0, str(ROOT))
         import ppxcls
         from ppxcls.ops import cpu
 
-        cpu.are_plain = lambda *_: False  # then no operator of ours applies
+        cpu.are_plain = lambda *_: False  # turns this package's operators off
         model = ppxcls.build_model("Xception41")
         model.eval()
 
@@ -49,8 +50,8 @@ def worker(way: str, folder: Path, batch: int) -> None:
         from ppxcls.deploy import int8
         from ppxcls.deploy.runners import onnx_runner, paddle_runner
 
-        file = folder / ("inference.onnx" if way == WAYS[2] else int8.INT8_FILE)
-        run = paddle_runner(folder) if way == WAYS[1] else onnx_runner(file)  # type: ignore[assignment]
+        file = folder / ("inference.onnx" if method == METHODS[2] else int8.INT8_FILE)
+        run = paddle_runner(folder) if method == METHODS[1] else onnx_runner(file)  # type: ignore[assignment]
     for _ in sys.stdin:
         start = time.perf_counter()
         run(images)
@@ -58,7 +59,7 @@ def worker(way: str, folder: Path, batch: int) -> None:
 
 
 def export(folder: Path) -> None:
-    """Xception41 with fresh weights, exported, and in 8 bits."""
+    """Exports Xception41 with fresh weights, in float32 and in 8 bits."""
     sys.path.insert(0, str(ROOT))
     import numpy as np
 
@@ -88,47 +89,49 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker, arguments.folder, arguments.batch)
         return
-    with tempfile.TemporaryDirectory() as name:
-        export(Path(name))
+    with tempfile.TemporaryDirectory() as folder:
+        export(Path(folder))
         processes = []
-        for way in WAYS:
+        for method in METHODS:
             command = [
                 sys.executable,
                 __file__,
                 "--worker",
-                way,
+                method,
                 "--folder",
-                name,
+                folder,
                 "--batch",
                 str(arguments.batch),
             ]
-            # S603: this file itself, with numbers that argparse has parsed; no shell.
+            # S603: runs this file with numbers that argparse has parsed, without a shell.
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": untuned()}
             processes.append(subprocess.Popen(command, **pipes))  # type: ignore[call-overload]  # noqa: S603
-        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        seconds: dict[str, list[float]] = {method: [] for method in METHODS}
         for _ in range(arguments.rounds + 1):
-            for way, process in zip(WAYS, processes, strict=True):
+            for method, process in zip(METHODS, processes, strict=True):
                 process.stdin.write("\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
                 while not line.strip().replace(".", "").replace("e-", "").isdigit():
                     line = process.stdout.readline()
-                seconds[way].append(float(line))
+                seconds[method].append(float(line))
         for process in processes:
             process.stdin.close()
             process.wait()
-    base = median(seconds[WAYS[0]][1:])
-    for way in WAYS[1:]:
-        what = f"a batch of {arguments.batch}, exported: {way}"
-        compare(what, "Paddle as it comes", median(seconds[way][1:]), base, "s")
-    what = f"a batch of {arguments.batch}, exported: 8 bits"
-    compare(what, "float32, ONNX Runtime", median(seconds[WAYS[3]][1:]), median(seconds[WAYS[2]][1:]), "s")
+    eager_seconds = median(seconds[METHODS[0]][1:])
+    for method in METHODS[1:]:
+        title = f"a batch of {arguments.batch}, exported: {method}"
+        compare(title, "Paddle as it comes", median(seconds[method][1:]), eager_seconds, "s")
+    title = f"a batch of {arguments.batch}, exported: 8 bits"
+    compare(
+        title, "float32, ONNX Runtime", median(seconds[METHODS[3]][1:]), median(seconds[METHODS[2]][1:]), "s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Images a second of the training data path, from files and packed, against PaddleClas's steps written out;
-ratios of medians.
+"""Measures images/s of the training data path, from files and packed, against PaddleClas's steps.
 
     python scripts/benchmarks/loader.py [FOLDER]     a folder with train_list.txt, such as dataset/ILSVRC2012
 
-Without a folder, scikit-learn's two sample photos stand in. Both sides decode, crop to 299 px and flip.
+Without a folder, scikit-learn's two sample photos are used. Both sides decode, crop to 299 px and flip.
+PaddleClas's steps are written out in this file. Prints ratios of medians.
 """
 
 import argparse
@@ -24,7 +24,7 @@ environment.import_paddle()
 import cv2
 import numpy as np
 import paddle
-from ratios import compare  # of this folder
+from ratios import compare  # scripts/benchmarks/ratios.py
 
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
@@ -44,7 +44,10 @@ OPS = [
 
 
 class StepsWrittenOut(paddle.io.Dataset):
-    """What PaddleClas's configs do to an image, step by step in numpy and OpenCV; float32 [3, 299, 299]."""
+    """The transforms of PaddleClas's configs, step by step in numpy and OpenCV.
+
+    Images are float32 [3, 299, 299].
+    """
 
     def __init__(self, dataset: ImageNetDataset) -> None:
         super().__init__()
@@ -78,7 +81,7 @@ def exhaust(batches: Iterable[object]) -> None:
         pass
 
 
-def make_only(dataset: Dataset) -> Callable[[], None]:
+def make_batches(dataset: Dataset) -> Callable[[], None]:
     loader = Loader(
         dataset,
         DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)),
@@ -87,7 +90,7 @@ def make_only(dataset: Dataset) -> Callable[[], None]:
     return lambda: exhaust(loader.epoch(0))
 
 
-def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
+def make_written_out_batches(dataset: StepsWrittenOut) -> Callable[[], None]:
     def run() -> None:
         for start in range(0, len(dataset), BATCH):
             samples = [dataset[i] for i in range(start, start + BATCH)]
@@ -96,7 +99,7 @@ def make_only_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
     return run
 
 
-def handed_over(dataset: Dataset, threads: int, *, normalize: bool) -> Callable[[], None]:
+def hand_over(dataset: Dataset, threads: int, *, normalize: bool) -> Callable[[], None]:
     loader = Loader(
         dataset,
         DistributedBatchSampler(batch_size=BATCH, drop_last=True, num_samples=len(dataset)),
@@ -112,7 +115,7 @@ def handed_over(dataset: Dataset, threads: int, *, normalize: bool) -> Callable[
     return run
 
 
-def handed_over_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
+def hand_over_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
     loader = paddle.io.DataLoader(
         dataset, batch_size=BATCH, drop_last=True, num_workers=2, use_shared_memory=True
     )
@@ -120,19 +123,23 @@ def handed_over_written_out(dataset: StepsWrittenOut) -> Callable[[], None]:
 
 
 def measure(variants: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, float]:
-    """Median images a second of each variant."""
+    """Returns the median images/s of each variant."""
     rates: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(rounds + 1):
+    for round_number in range(rounds + 1):
         for name, run in variants.items():
             start = time.perf_counter()
             run()
-            if number:  # the first round warms up
+            if round_number:  # the first round warms up
                 rates[name].append(images / (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def repeated_list(folder: Path | None, count: int, temporary: Path) -> tuple[Path, Path]:
-    """Root and list of as many images as a round needs, gone through again where the folder has fewer."""
+    """Writes a list of ``count`` images, and returns its image folder and the list.
+
+    The images are repeated if the folder has fewer. Without a folder, scikit-learn's two sample photos are
+    used.
+    """
     if folder is None:
         import sklearn.datasets
 
@@ -155,10 +162,10 @@ def list_index(folder: Path) -> None:
                 f"train/n{1440764 + i % 1000:08d}/n{1440764 + i % 1000:08d}_{i % 30000}.JPEG {i % 1000}\n"
             )
     process = psutil.Process()
-    before, start = process.memory_info().rss, time.perf_counter()
+    initial_bytes, start = process.memory_info().rss, time.perf_counter()
     index = ListIndex(file)
-    seconds, cost = time.perf_counter() - start, process.memory_info().rss - before
-    print(f"list of {len(index):,} lines: {seconds:.2f} s, {cost / 1e6:.0f} MB")
+    seconds, added_bytes = time.perf_counter() - start, process.memory_info().rss - initial_bytes
+    print(f"list of {len(index):,} lines: {seconds:.2f} s, {added_bytes / 1e6:.0f} MB")
 
 
 def main() -> None:
@@ -166,7 +173,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--images", type=int, default=512, help="images a round; a multiple of 64")
+    parser.add_argument("--images", type=int, default=512, help="images per round, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -179,30 +186,45 @@ def main() -> None:
         packed, reduced = (PackedDataset(f"{temporary}/{name}", OPS) for name in ("packed", "reduced"))
         rates = measure(
             {
-                "make, one thread": make_only(dataset),
-                "make, packed": make_only(packed),
-                "make, packed and reduced": make_only(reduced),
-                "make, written out": make_only_written_out(peer),
-                "hand over, packed": handed_over(packed, 2, normalize=False),
-                "hand over, packed and reduced": handed_over(reduced, 2, normalize=False),
-                "hand over and normalize, packed": handed_over(packed, 2, normalize=True),
-                "hand over, one thread": handed_over(dataset, 1, normalize=False),
-                "hand over, two threads": handed_over(dataset, 2, normalize=False),
-                "hand over and normalize, two threads": handed_over(dataset, 2, normalize=True),
-                "hand over, written out, two processes": handed_over_written_out(peer),
+                "make, one thread": make_batches(dataset),
+                "make, packed": make_batches(packed),
+                "make, packed and reduced": make_batches(reduced),
+                "make, written out": make_written_out_batches(peer),
+                "hand over, packed": hand_over(packed, 2, normalize=False),
+                "hand over, packed and reduced": hand_over(reduced, 2, normalize=False),
+                "hand over and normalize, packed": hand_over(packed, 2, normalize=True),
+                "hand over, one thread": hand_over(dataset, 1, normalize=False),
+                "hand over, two threads": hand_over(dataset, 2, normalize=False),
+                "hand over and normalize, two threads": hand_over(dataset, 2, normalize=True),
+                "hand over, written out, two processes": hand_over_written_out(peer),
             },
             arguments.images,
             arguments.rounds,
         )
-    alone, base = rates["make, written out"], rates["hand over, written out, two processes"]
+    written_out_core_rate, written_out_rate = (
+        rates["make, written out"],
+        rates["hand over, written out, two processes"],
+    )
     for name in ("make, one thread", "make, packed", "make, packed and reduced"):
-        compare(f"{name}, a core", "PaddleClas's steps written out", rates[name], alone, "images/s")
+        compare(
+            f"{name}, a core",
+            "PaddleClas's steps written out",
+            rates[name],
+            written_out_core_rate,
+            "images/s",
+        )
     for name, rate in rates.items():
         if name.startswith("hand over") and name not in (
             "hand over, one thread",
             "hand over, written out, two processes",
         ):
-            compare(f"{name}, two cores", "those steps in paddle.io.DataLoader", rate, base, "images/s")
+            compare(
+                f"{name}, two cores",
+                "those steps in paddle.io.DataLoader",
+                rate,
+                written_out_rate,
+                "images/s",
+            )
     compare(
         "two threads",
         "one thread",

@@ -1,9 +1,11 @@
-"""Load on ``ppxcls serve`` from this machine:
-``python scripts/benchmarks/serve.py MODEL IMAGES --clients 50 --seconds 60``.
+"""Measures ``ppxcls serve`` under load from this machine.
 
-Each client sends one image after the other and compares the answer with that of ``predict`` in this process.
-Prints the images/s, the delays, and the number of wrong and lost answers; with any of these the exit code is
-1. Answers of 503 are counted apart, and another image is sent.
+    python scripts/benchmarks/serve.py MODEL IMAGES --clients 50 --seconds 60
+
+Each client sends one image after another, and compares each answer with that of ``predict`` in this
+process. Prints images/s, latencies, and the numbers of wrong and lost answers. The exit code is 1 if there
+are any wrong or lost answers. Answers with status 503 are counted separately, and the client then sends
+another image.
 """
 
 from __future__ import annotations
@@ -34,12 +36,20 @@ def client(
     counts: collections.Counter[str],
     delays: list[float],
 ) -> None:
-    """Send images until the end."""
+    """Sends images until ``end``.
+
+    Args:
+        port: port of the server.
+        images: image files' contents, each with its expected class id.
+        end: time to stop, on the monotonic clock.
+        counts: output, numbers of right, wrong, lost and busy answers.
+        delays: output, seconds of each answer.
+    """
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     number = threading.get_ident()
     while time.monotonic() < end:
         number += 1
-        body, best = images[number % len(images)]
+        body, expected_class = images[number % len(images)]
         start = time.monotonic()
         try:
             connection.request("POST", "/predict", body)
@@ -54,7 +64,7 @@ def client(
             time.sleep(0.1)
             continue
         delays.append(time.monotonic() - start)
-        is_right = response.status == 200 and json.loads(text)["class_ids"][0] == best
+        is_right = response.status == 200 and json.loads(text)["class_ids"][0] == expected_class
         counts["right" if is_right else "wrong"] += 1
 
 
@@ -70,8 +80,8 @@ def main() -> None:
     files = find_images(arguments.images)[:100]
     predictions = ppxcls.load(arguments.model).predict(files)
     images = [(Path(p.file).read_bytes(), p.class_ids[0]) for p in predictions if not p.error]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as free_socket:
+        port = free_socket.getsockname()[1]
     command = [sys.executable, "-m", "ppxcls", "serve", arguments.model, "--port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT)  # noqa: S603  the user's own
     try:

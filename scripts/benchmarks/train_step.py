@@ -1,11 +1,10 @@
-"""Seconds and memory of a training step of Xception41 on the CPU: ours, Paddle as it comes, timm on torch
-where
-that is installed.
+"""Measures seconds and memory of a training step of Xception41 on the CPU.
 
     python scripts/benchmarks/train_step.py [--size 299 --batch 4 --rounds 7]
 
-Each variant runs in a process of its own, and they take turns, a step each: medians over the rounds, and
-their ratios. The last lines say what the loop around the step costs: batches, log lines and all, with a step
+Compares this package, plain Paddle, and timm on torch if that is installed. Each variant runs in its own
+process, and they alternate step by step. Prints medians over the rounds, and their ratios. The last line
+shows the cost of the training loop around the step: batches, log lines and everything else, with a step
 that does nothing.
 """
 
@@ -22,14 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ratios import compare, untuned  # of this folder
+from ratios import compare, untuned  # scripts/benchmarks/ratios.py
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 
 def paddle_step(size: int, batch: int) -> Callable[[], Any]:
-    """Forward, backward and Momentum with L2, as configs/Xception41.yaml trains."""
+    """Returns a step: forward and backward pass, and Momentum with L2, as in configs/Xception41.yaml."""
     import numpy as np
     import paddle
 
@@ -58,15 +57,15 @@ def paddle_step(size: int, batch: int) -> Callable[[], Any]:
     return step
 
 
-def ours(size: int, batch: int) -> Callable[[], Any]:
+def our_step(size: int, batch: int) -> Callable[[], Any]:
     import ppxcls
 
-    assert ppxcls.build_model  # imports Paddle as ppxcls sets it up
+    assert ppxcls.build_model  # imports Paddle with ppxcls's settings
     return paddle_step(size, batch)
 
 
-def ours_by_paddle(size: int, batch: int) -> Callable[[], Any]:
-    """Ours with Paddle's own products, image by image, in place of oneDNN's."""
+def our_step_with_paddle_products(size: int, batch: int) -> Callable[[], Any]:
+    """Returns our step with Paddle's matrix products, image by image, instead of oneDNN's."""
     import ppxcls
 
     assert ppxcls.build_model
@@ -76,35 +75,41 @@ def ours_by_paddle(size: int, batch: int) -> Callable[[], Any]:
     return paddle_step(size, batch)
 
 
-def paddle_as_it_comes(size: int, batch: int) -> Callable[[], Any]:
-    """The same network on Paddle's own operators, with nothing set before its import."""
+def plain_paddle_step(size: int, batch: int) -> Callable[[], Any]:
+    """Returns a step of the same network with Paddle's operators and without ppxcls's settings."""
     import paddle  # noqa: F401
 
     from ppxcls.ops import cpu
 
-    cpu.are_plain = lambda *_: False  # then no operator of ours applies
+    cpu.are_plain = lambda *_: False  # turns this package's operators off
     return paddle_step(size, batch)
 
 
-def ours_in_bfloat16(size: int, batch: int) -> Callable[[], Any]:
-    """As ``AMP: {dtype: bfloat16}`` trains on a CPU that has it."""
+def our_bfloat16_step(size: int, batch: int) -> Callable[[], Any]:
+    """Returns our step as trained with ``AMP: {dtype: bfloat16}`` on a CPU that supports it."""
     import ppxcls
     from ppxcls.ops.convolution import to_bfloat16
 
-    build = ppxcls.build_model
+    build_model = ppxcls.build_model
 
-    def in_bfloat16(name: str) -> Any:
-        model = build(name)
+    def build_in_bfloat16(name: str) -> Any:
+        model = build_model(name)
         to_bfloat16(model)
         return model
 
-    ppxcls.build_model = in_bfloat16
+    ppxcls.build_model = build_in_bfloat16
     return paddle_step(size, batch)
 
 
-def timm_on_torch(size: int, batch: int, *, tuned: bool = False, bfloat16: bool = False) -> Callable[[], Any]:
-    """timm's network on torch, as it comes; or tuned: channels last, freed memory kept by the C library, SGD
-    in one kernel."""
+def timm_step(size: int, batch: int, *, tuned: bool = False, bfloat16: bool = False) -> Callable[[], Any]:
+    """Returns a step of timm's network on torch.
+
+    Args:
+        size: image side in pixels.
+        batch: number of images.
+        tuned: True for channels last, freed memory kept by the C library, and SGD in one kernel.
+        bfloat16: True for autocast to bfloat16.
+    """
     if tuned:
         import ctypes
 
@@ -121,7 +126,7 @@ def timm_on_torch(size: int, batch: int, *, tuned: bool = False, bfloat16: bool 
             images.to(memory_format=torch.channels_last),
         )
     optimizer = torch.optim.SGD(
-        model.parameters(), multi_precision=0.01, momentum=0.9, weight_decay=1e-4, fused=tuned or None
+        model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, fused=tuned or None
     )
 
     def step() -> None:
@@ -134,23 +139,23 @@ def timm_on_torch(size: int, batch: int, *, tuned: bool = False, bfloat16: bool 
     return step
 
 
-WARM_UP = 4  # steps that compile, and in which the allocator still asks the kernel for pages
+WARM_UP_STEPS = 4  # steps that compile kernels, or in which the allocator requests new pages
 
 VARIANTS = {
-    "ours": ours,
-    "ours, bfloat16": ours_in_bfloat16,
-    "ours, Paddle's products": ours_by_paddle,
-    "paddle": paddle_as_it_comes,
-    "timm": timm_on_torch,
-    "timm, tuned": partial(timm_on_torch, tuned=True),
-    "timm, tuned, bfloat16": partial(timm_on_torch, tuned=True, bfloat16=True),
+    "ours": our_step,
+    "ours, bfloat16": our_bfloat16_step,
+    "ours, Paddle's products": our_step_with_paddle_products,
+    "paddle": plain_paddle_step,
+    "timm": timm_step,
+    "timm, tuned": partial(timm_step, tuned=True),
+    "timm, tuned, bfloat16": partial(timm_step, tuned=True, bfloat16=True),
 }
 
 
-def work(name: str, size: int, batch: int) -> None:
-    """A worker: a line in is a step, a line out its seconds.
+def run_worker(name: str, size: int, batch: int) -> None:
+    """Runs a worker: each input line starts a step, and the output line contains its seconds.
 
-    At the end it gives its largest resident memory.
+    At the end it prints the process's largest resident memory.
     """
     step = VARIANTS[name](size, batch)
     for _ in sys.stdin:
@@ -168,13 +173,13 @@ class Worker:
         )
 
     def step(self) -> float:
-        """Seconds."""
+        """Runs one step and returns its seconds."""
         assert self.process.stdin
         print(file=self.process.stdin, flush=True)
         return self._number("seconds ")
 
     def end(self) -> float:
-        """The largest memory of the process, in GB."""
+        """Ends the process and returns its largest resident memory in GB."""
         assert self.process.stdin
         self.process.stdin.close()
         return self._number("memory ")
@@ -184,28 +189,32 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith(name):
                 return float(line.split()[1])
-        raise RuntimeError("a worker died")
+        raise RuntimeError("a worker process ended unexpectedly")
 
 
-def steps(size: int, batch: int, rounds: int, only: list[str]) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds, and GB of memory, of each variant that can run here."""
+def measure_steps(
+    size: int, batch: int, rounds: int, selection: list[str]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the median seconds and the memory in GB of each variant that can run here."""
     has_peer = all(importlib.util.find_spec(module) for module in ("timm", "torch"))
     names = [name for name in VARIANTS if has_peer or not name.startswith("timm")]
-    names = [name for name in names if not only or name in only]
+    names = [name for name in names if not selection or name in selection]
     workers = {name: Worker(name, size, batch) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + WARM_UP):
+    for round_number in range(rounds + WARM_UP_STEPS):
         for name, worker in workers.items():
             elapsed = worker.step()
-            if number >= WARM_UP:
+            if round_number >= WARM_UP_STEPS:
                 seconds[name].append(elapsed)
     memory = {name: worker.end() for name, worker in workers.items()}
     return {name: statistics.median(values) for name, values in seconds.items()}, memory
 
 
 def loop_seconds(size: int, batch: int) -> float:
-    """Seconds an iteration of the whole loop takes beside the step: real images, log lines every ten, a step
-    that does nothing."""
+    """Returns the seconds per iteration of the training loop without the step.
+
+    The loop reads real images and logs every ten iterations. The step does nothing.
+    """
     import cv2
     import numpy as np
 
@@ -219,7 +228,7 @@ def loop_seconds(size: int, batch: int) -> float:
         Path(f"{folder}/list.txt").write_text(
             "".join(f"{i % 32}.jpg {i % 1000}\n" for i in range(batch * 200))
         )
-        train = "DataLoader.Train"
+        section = "DataLoader.Train"
         config = ppxcls.load_config(
             ROOT / "configs/Xception41.yaml",
             [
@@ -229,14 +238,14 @@ def loop_seconds(size: int, batch: int) -> float:
                     "Global.eval_during_train=False",
                 ),
                 *(
-                    f"{train}.dataset.image_root={folder}",
-                    f"{train}.dataset.cls_label_path={folder}/list.txt",
+                    f"{section}.dataset.image_root={folder}",
+                    f"{section}.dataset.cls_label_path={folder}/list.txt",
                 ),
                 *(
-                    f"{train}.sampler.batch_size={batch}",
-                    f"{train}.dataset.transform_ops.RandCropImage.size={size}",
+                    f"{section}.sampler.batch_size={batch}",
+                    f"{section}.dataset.transform_ops.RandCropImage.size={size}",
                 ),
-                f"{train}.loader.num_workers=2",
+                f"{section}.loader.num_workers=2",
             ],
         )
         trainer = ppxcls.build_trainer(config)
@@ -258,28 +267,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, default=299, help="pixels")
+    parser.add_argument("--size", type=int, default=299, help="image side in pixels")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--only", action="append", default=[], choices=VARIANTS, help="repeatable; default: all; ours always"
+        "--only",
+        action="append",
+        default=[],
+        choices=VARIANTS,
+        help="variant to run, repeatable (default: all); ours always runs",
     )
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        work(arguments.worker, arguments.size, arguments.batch)
+        run_worker(arguments.worker, arguments.size, arguments.batch)
         return
-    only = ["ours", *arguments.only] if arguments.only else []
-    medians, memory = steps(arguments.size, arguments.batch, arguments.rounds, only)
+    selection = ["ours", *arguments.only] if arguments.only else []
+    medians, memory = measure_steps(arguments.size, arguments.batch, arguments.rounds, selection)
     for name, seconds in medians.items():
         if name != "ours":
-            what = f"a step at {arguments.size} px, batch {arguments.batch}"
-            compare(what, name, medians["ours"], seconds, "s")
-            compare(f"{what}: memory", name, memory["ours"], memory[name], "GB")
-    loop = loop_seconds(arguments.size, arguments.batch)
+            title = f"a step at {arguments.size} px, batch {arguments.batch}"
+            compare(title, name, medians["ours"], seconds, "s")
+            compare(f"{title}: memory", name, memory["ours"], memory[name], "GB")
+    iteration_seconds = loop_seconds(arguments.size, arguments.batch)
     print(
-        f"loop                     {loop * 1000:7.2f} ms an iteration, "
-        f"decoding and all: {loop / medians['ours']:.2%} of our step"
+        f"loop                     {iteration_seconds * 1000:7.2f} ms an iteration, "
+        f"decoding and all: {iteration_seconds / medians['ours']:.2%} of our step"
     )
 
 

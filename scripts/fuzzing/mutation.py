@@ -1,4 +1,4 @@
-"""What every kind of fuzzing case shares."""
+"""Types and mutations shared by all kinds of fuzzing cases."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Callable
 import numpy as np
 
 Generator = np.random.Generator
-Case = tuple[Callable[[], object], type[Exception]]  # what is tried, and the error that it may give
+Case = tuple[Callable[[], object], type[Exception]]  # an attempt, and the error that it may raise
 
 
 def mutate(data: bytes, rng: Generator) -> bytes:
-    """Flip bits, overwrite, cut, insert, repeat or remove a part, once or a few times."""
-    out = bytearray(data)
+    """Flips bits, or overwrites, cuts, inserts, repeats or removes a part, one to four times."""
+    output = bytearray(data)
     for _ in range(int(rng.integers(1, 5))):
-        if not out:
+        if not output:
             break
-        at, length = int(rng.integers(len(out))), int(rng.integers(1, 64))
+        position, length = int(rng.integers(len(output))), int(rng.integers(1, 64))
         kind = int(rng.integers(7))
         if kind == 0:
-            out[at] ^= 1 << int(rng.integers(8))
+            output[position] ^= 1 << int(rng.integers(8))
         elif kind == 1:
-            out[at : at + length] = rng.bytes(min(length, len(out) - at))
+            output[position : position + length] = rng.bytes(min(length, len(output) - position))
         elif kind == 2:
-            del out[at:]
+            del output[position:]
         elif kind == 3:
-            out[at:at] = rng.bytes(length)
+            output[position:position] = rng.bytes(length)
         elif kind == 4:
-            out[at:at] = out[at : at + length]
+            output[position:position] = output[position : position + length]
         elif kind == 5:
-            del out[at : at + length]
+            del output[position : position + length]
         else:
-            out[at] = int(rng.choice([0, 1, 127, 128, 255]))
-    return bytes(out)
+            output[position] = int(rng.choice([0, 1, 127, 128, 255]))
+    return bytes(output)

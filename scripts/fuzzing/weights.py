@@ -1,4 +1,4 @@
-"""Cases of hostile weights: checkpoints, pickles, and headers of safetensors."""
+"""Cases of hostile weights: checkpoints, pickles, and safetensors headers."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from ppxcls.checkpoints.pickle_whitelist import RefusedError
 
 
 def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Checkpoints: damaged, and damaged with digests that fit, so that the damage gets past them;
-    PaddleClas's too."""
+    """Yields cases of damaged checkpoints, PaddleClas's included.
+
+    In a third of the cases the digests match the damaged data, so that the damage gets past the digest check.
+    """
     import hashlib
 
     import paddle
@@ -47,28 +49,28 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     snapshot = learner.state()
     assert snapshot is not None
     write_checkpoint([folder / "latest"], snapshot.parts, manifest=snapshot.manifest({}))
-    theirs = folder / "theirs"
-    paddle.save(model.state_dict(), f"{theirs}.pdparams")
-    paddle.save([optimizer.state_dict()], f"{theirs}.pdopt")
-    paddle.save({"metric": 0.5, "epoch": 3}, f"{theirs}.pdstates")
-    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    paddleclas_prefix = folder / "theirs"
+    paddle.save(model.state_dict(), f"{paddleclas_prefix}.pdparams")
+    paddle.save([optimizer.state_dict()], f"{paddleclas_prefix}.pdopt")
+    paddle.save({"metric": 0.5, "epoch": 3}, f"{paddleclas_prefix}.pdstates")
+    original_files = {file.name: file.read_bytes() for file in folder.iterdir()}
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         stem = ("latest", "latest", "theirs")[i % 3]
-        names = [name for name in sorted(whole) if name.startswith(stem)]
-        changed = dict(whole)
+        names = [name for name in sorted(original_files) if name.startswith(stem)]
+        mutated_files = dict(original_files)
         name = names[int(rng.integers(len(names)))]
-        changed[name] = mutate(whole[name], rng)
+        mutated_files[name] = mutate(original_files[name], rng)
         if i % 3 == 1:
-            manifest = json.loads(whole["latest.json"])
+            manifest = json.loads(original_files["latest.json"])
             for extension, part in manifest["parts"].items():
-                data = changed[f"latest{extension}"]
+                data = mutated_files[f"latest{extension}"]
                 part.update(size=len(data), sha256=hashlib.sha256(data).hexdigest())
             if name != "latest.json":
-                changed["latest.json"] = json.dumps(manifest).encode()
+                mutated_files["latest.json"] = json.dumps(manifest).encode()
 
-        def load(changed: dict[str, bytes] = changed, stem: str = stem) -> None:
-            for name, data in changed.items():
+        def load(mutated_files: dict[str, bytes] = mutated_files, stem: str = stem) -> None:
+            for name, data in mutated_files.items():
                 (folder / name).write_bytes(data)
             learner.load(read_snapshot(folder / stem)[0])
 
@@ -76,14 +78,16 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
 
 
 def _opcodes(data: bytes) -> list[bytes]:
-    """The opcodes of a pickle with their arguments."""
-    places = [place for _, _, place in pickletools.genops(data)] + [len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(places)]
+    """Returns the opcodes of a pickle with their arguments."""
+    positions = [position for _, _, position in pickletools.genops(data)] + [len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(positions)]
 
 
 def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Pickles of weights whose opcodes are left out, repeated, exchanged or replaced: opcodes, not bytes, so
-    that they run far."""
+    """Yields cases of weight pickles with opcodes left out, repeated, exchanged or replaced.
+
+    Opcodes are mutated instead of bytes, so that the reader gets far into the pickle.
+    """
     value = {
         "w": np.arange(6, dtype=np.float32).reshape(2, 3),
         "t": ("name", np.ones(2, np.int64)),
@@ -91,12 +95,12 @@ def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         "d": {"a": [1, None, True, 2.5, "text"], "b": b"bytes"},
     }
     streams = [_opcodes(pickle.dumps(value, protocol)) for protocol in (2, 3, 4, 5)]
-    others = sorted({opcode for stream in streams for opcode in stream if len(opcode) < 40})
-    others += [
+    replacements = sorted({opcode for stream in streams for opcode in stream if len(opcode) < 40})
+    replacements += [
         bytes([code])
         for code in b"oidlbRcCQP0123stuaeN]})(\x81\x82\x84\x85\x86\x87\x88\x89\x90\x91\x92\x93\x94\x97\x98"
     ]
-    others += [
+    replacements += [
         b"\x8c\x01O",
         b"\x8c\x02V8",
         b"\x8c\x05dtype",
@@ -105,7 +109,7 @@ def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         b"cos\nsystem\n",
         b"cnumpy\ndtype\n",
     ]
-    others += [
+    replacements += [
         b"r\xff\xff\xff\x7f",
         b"j\xff\xff\xff\xff",
         b"\x8a\xff" + bytes(255),
@@ -116,32 +120,34 @@ def pickle_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
         rng = np.random.default_rng([seed, i])
         stream = list(streams[i % 4])
         for _ in range(int(rng.integers(1, 6))):
-            at, kind = int(rng.integers(1, len(stream))), int(rng.integers(5))
+            position, kind = int(rng.integers(1, len(stream))), int(rng.integers(5))
             if kind == 0:
-                del stream[at]
+                del stream[position]
             elif kind == 1:
-                stream[at:at] = stream[at : at + int(rng.integers(1, 9))] * int(rng.integers(1, 4))
+                stream[position:position] = stream[position : position + int(rng.integers(1, 9))] * int(
+                    rng.integers(1, 4)
+                )
             elif kind == 2:
-                other = int(rng.integers(1, len(stream)))
-                stream[at], stream[other] = stream[other], stream[at]
+                other_position = int(rng.integers(1, len(stream)))
+                stream[position], stream[other_position] = stream[other_position], stream[position]
             elif kind == 3:
-                stream[at] = others[int(rng.integers(len(others)))]
+                stream[position] = replacements[int(rng.integers(len(replacements)))]
             else:
-                stream.insert(at, others[int(rng.integers(len(others)))])
+                stream.insert(position, replacements[int(rng.integers(len(replacements)))])
         if b"." not in stream:
             stream.append(b".")
 
         def read(data: bytes = b"".join(stream)) -> None:
-            _plain_arrays(read_arrays(data))
+            _check_plain_values(read_arrays(data))
 
         yield read, RefusedError
 
 
-def _plain_arrays(value: Any) -> None:
-    """Touch every number, which a forged type would turn into a pointer."""
+def _check_plain_values(value: Any) -> None:
+    """Checks all types and reads every number, because a forged type would turn numbers into pointers."""
     if isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
-            _plain_arrays(item)
+            _check_plain_values(item)
     elif isinstance(value, np.ndarray | np.generic):
         assert value.dtype.kind in "biuf"
         assert str(np.asarray(value).sum())
@@ -150,7 +156,7 @@ def _plain_arrays(value: Any) -> None:
 
 
 def safetensors_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
-    """Headers whose entries have other offsets, shapes and types."""
+    """Yields cases of safetensors headers with invalid offsets, shapes and types."""
     from ppxcls.models.foreign_weights import read_foreign_weights
 
     target = folder / "w.safetensors"
@@ -175,6 +181,6 @@ def safetensors_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
 
         def read(data: bytes = data) -> None:
             target.write_bytes(data)
-            _plain_arrays(read_foreign_weights(target))
+            _check_plain_values(read_foreign_weights(target))
 
         yield read, ppxcls.CheckpointError

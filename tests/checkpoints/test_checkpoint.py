@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, exact, and safe to load."""
+"""Checkpoints are complete or absent, exact, and safe to load."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def save(prefix: Path | list[Path], learner: Learner, **progress: Any) -> None:
 
 
 def load(prefix: Path, learner: Learner) -> dict[str, Any]:
-    """Returns the manifest."""
+    """Loads a checkpoint into a learner and returns the manifest."""
     snapshot, manifest = read_snapshot(prefix)
     learner.load(snapshot)
     return manifest
@@ -80,7 +80,7 @@ def test_training_goes_on_exactly(optimizer: str, tmp_path: Path) -> None:
     step(one, 1)
     save(tmp_path / "latest", one, epoch=3, step=17, best={"metric": "top1", "value": 0.5, "epoch": 2})
     step(one, 2)
-    # Another network first: this process's parameters have other names than the saved ones.
+    # Build another network first, so that this process's parameters have other names than the saved ones.
     other = make(optimizer, seed=5)
     assert not {p.name for p in other.network.parameters()} & {p.name for p in one.network.parameters()}
     manifest = load(tmp_path / "latest", other)
@@ -120,7 +120,7 @@ def test_several_prefixes_are_independent(tmp_path: Path) -> None:
 
 
 class _Cut(BaseException):
-    """The power goes."""
+    """A simulated power failure."""
 
 
 @pytest.mark.parametrize("call", range(1, 15))
@@ -128,8 +128,10 @@ class _Cut(BaseException):
 def test_cut_off_anywhere_leaves_a_whole_checkpoint(
     name: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The save of a second checkpoint stops at the n-th call of a system function; then a third is saved over
-    what is left."""
+    """The save of a second checkpoint stops at the n-th call of a system function.
+
+    Then a third checkpoint is saved over the remaining files.
+    """
     one = make()
     prefixes = [tmp_path / "latest", tmp_path / "best_model"]
     save(prefixes, one, step=1)
@@ -172,7 +174,7 @@ def step_of(prefix: Path) -> int:
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
-    """A real limit of the operating system on file sizes, in a process of its own."""
+    """Uses a real limit of the operating system on file sizes, in a subprocess."""
     script = f"""
 import resource, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -198,7 +200,7 @@ except OSError as error:
 
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_disk_that_fills_up_at_any_file(call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the first part, the second, the manifest."""
+    """The disk is full at the first part, the second, or the manifest."""
     one = make()
     save(tmp_path / "latest", one, step=1)
     original, calls = os.fsync, iter(range(1, 100))
@@ -271,7 +273,7 @@ def test_hostile_pickle_runs_nothing(tmp_path: Path) -> None:
         ):
             ppxcls.load_weights(make().network, file)
     pickle.loads(pickle.dumps(Hostile(target)))
-    assert target.exists()  # it would have
+    assert target.exists()  # Python's own reader does run the payload
 
 
 @pytest.mark.parametrize(

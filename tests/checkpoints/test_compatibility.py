@@ -1,4 +1,4 @@
-"""Checkpoints of version 0.2.0, and what one resume costs."""
+"""Checkpoints of version 0.2.0 and of Paddle 2.6 can be resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OF_2_6 = ROOT / "tests/fixtures/paddle_2_6"
 
 
 def config_of(manifest: dict[str, Any], folder: Path) -> Path:
-    """The config that the manifest holds, on images made again in ``folder``."""
+    """Writes the manifest's config, with newly written images in ``folder``."""
     write_images(folder / "data", 12)
     write_images(folder / "data", 7, seed=1, name="val")
     config = yaml.safe_load(manifest["config"])
@@ -39,7 +39,7 @@ def config_of(manifest: dict[str, Any], folder: Path) -> Path:
 
 
 def arrays(state: dict[str, Any]) -> list[np.ndarray]:
-    """In order, because the optimizer's keys depend on what else a process has built."""
+    """Returns the arrays in order. The optimizer's keys depend on other objects in the process."""
     return [value for value in state.values() if isinstance(value, np.ndarray)]
 
 
@@ -50,7 +50,7 @@ def test_a_checkpoint_of_0_2_0_is_continued(tmp_path: Path) -> None:
     config = ppxcls.load_config(config_of(manifest, tmp_path), [f"Global.checkpoints={OLD}/step_5"])
     trainer = ppxcls.build_trainer(config)
 
-    # What was loaded is what the files hold, to the last bit, and would be saved as the same.
+    # The loaded state is bit-identical to the files, and would be saved unchanged.
     snapshot = trainer.learner.state()
     assert snapshot is not None
     assert snapshot.parts.keys() == parts.keys() == {".pdparams", ".pdopt", ".pdema"}
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_0_2_0_is_continued(tmp_path: Path) -> None:
 
     trainer.fit()
     folder = tmp_path / "output/SmallNetwork"
-    # Another processor may round otherwise.
+    # Another processor may round differently.
     for extension in (".pdparams", ".pdopt", ".pdema"):
         expected, received = (
             arrays(read_state(OLD / f"step_9{extension}")),
@@ -89,7 +89,10 @@ def test_a_checkpoint_of_0_2_0_is_continued(tmp_path: Path) -> None:
 
 @pytest.mark.every_paddle
 def test_a_checkpoint_of_paddle_2_6_is_continued(tmp_path: Path) -> None:
-    """Made by Paddle 2.6.2 on numpy 2; that of 0.2.0 above was made by Paddle 3.3. Each Paddle reads both."""
+    """The checkpoint was written by Paddle 2.6.2 with numpy 2, and that of 0.2.0 above by Paddle 3.3.
+
+    Each Paddle reads both.
+    """
     manifest = json.loads((OF_2_6 / "step_3.json").read_text())
     assert manifest["paddle"] == "2.6.2"
     config = ppxcls.load_config(config_of(manifest, tmp_path), [f"Global.checkpoints={OF_2_6}/step_3"])

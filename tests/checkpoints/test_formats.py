@@ -1,4 +1,4 @@
-"""What checkpoints are written as, how often, and with which parts."""
+"""The file formats of checkpoints, how often they are written, and their parts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = {"Global.save_interval_steps": 1, "Global.save_interval": 9, "EMA": {"de
 
 
 def train(file: Path, *overrides: str) -> Path:
-    """Returns the folder of the run."""
+    """Trains and returns the run's folder."""
     trainer = ppxcls.build_trainer(ppxcls.load_config(file, list(overrides)))
     trainer.fit()
     return trainer.output_dir
@@ -35,8 +35,10 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_both_formats_hold_the_same(small: Callable[..., Path], tmp_path: Path) -> None:
-    """A run whose weights are safetensors, continued from inside its second epoch, is bit by bit the run with
-    Paddle's files."""
+    """A run with safetensors weights, resumed inside its second epoch, against a run with Paddle's files.
+
+    Both are bit-identical.
+    """
     file = small(**STEPS, **{"Global.epochs": 2})
     plain = train(file)
     safe = [f"Global.output_dir={tmp_path / 'safe'}", "Global.weights_format=safetensors"]
@@ -135,8 +137,10 @@ def test_best_model_has_weights_alone_unless_it_is_asked_for_more(
 
 
 def test_latest_can_be_rarer_and_the_run_is_the_same(small: Callable[..., Path], tmp_path: Path) -> None:
-    """Killed after epoch 4, whose ``latest`` is of epoch 3: the run goes on from there to the same
-    weights."""
+    """The run is killed after epoch 4, when ``latest`` is from epoch 3.
+
+    It resumes from there and ends with the same weights.
+    """
     keys = {"Global.epochs": 5, "Global.latest_interval": 3, "Global.save_interval": 9, "EMA": None}
     whole = train(small(**keys))
     assert {f.stem for f in whole.glob("*.json")} == {"latest", "best_model", "step_9", "step_15"}
@@ -191,17 +195,17 @@ def test_samples_per_step_decide_the_accumulation(small: Callable[..., Path], tm
 def test_a_folder_removed_during_a_save_is_written_again(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the parts were written and before they have their names."""
+    """The folder is removed after the parts were written and before they are renamed."""
     trainer = ppxcls.build_trainer(ppxcls.load_config(small(**STEPS)))
     whole, removed = files.whole_file, []
 
-    def remove_and_write(file: Path, durable: bool = False) -> Any:
+    def remove_and_write(file: Path, *, durable: bool = False) -> Any:
         if file.name == "step_2.json" and not removed:
             removed.append(file)
-            while file.parent.exists():  # the loop may write to its log in the meantime
+            while file.parent.exists():  # the training loop may write to its log at the same time
                 shutil.rmtree(file.parent, ignore_errors=True)
             file.parent.mkdir()
-        return whole(file, durable)
+        return whole(file, durable=durable)
 
     monkeypatch.setattr(files, "whole_file", remove_and_write)
     trainer.fit()

@@ -1,4 +1,4 @@
-"""The reader of pickles against Python's own, and against files that aim at a reader."""
+"""The pickle reader against Python's own, and against files that attack a reader."""
 
 from __future__ import annotations
 
@@ -243,9 +243,9 @@ def test_no_pickle(data: bytes) -> None:
 
 
 def floods() -> dict[str, bytes]:
-    """Small files that ask for much."""
+    """Returns small files that request huge amounts of memory or time."""
     shared = b"]" + b"\x94"
-    for level in range(40):  # each level holds the one before it twice
+    for level in range(40):  # each level contains the previous level twice
         shared += b"]" + b"\x94" + b"(" + b"h" + bytes([level]) + b"h" + bytes([level]) + b"e"
     tuples = b")" + b"\x94"
     for level in range(40):
@@ -283,7 +283,7 @@ def floods() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", floods())
 def test_floods_end_soon_and_need_little(name: str, tmp_path: Path) -> None:
-    """In a process of its own, whose memory is limited to 400 MB more than an import needs."""
+    """Runs in a subprocess with a memory limit of 400 MB more than an import needs."""
     file = tmp_path / "flood.pdparams"
     file.write_bytes(floods()[name])
     script = (
@@ -330,4 +330,4 @@ def test_files_that_are_none(make: Callable[[Path], object], message: str, tmp_p
         ppxcls.load_weights(ppxcls.build_model("Xception41", class_num=3), file)
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000
-    )  # kilobytes; the file has 10 GB
+    )  # limit in kilobytes; the file has 10 GB

@@ -1,4 +1,4 @@
-"""The doctor: a sound installation, and every kind of broken one, each as a line."""
+"""The doctor reports a sound installation, and every kind of broken installation in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.conftest import ROOT, run_tool
 
 
 def lines_of(folder: Path, *arguments: str, **variables: str) -> tuple[int, dict[str, list[str]]]:
-    """Exit code, and the texts by name, with modules of the folder before the installed ones."""
+    """Returns the exit code and the texts by name. Modules of the folder precede the installed ones."""
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **variables}
     result = run_tool("doctor", *arguments, env=environment)
     assert result.stderr == ""

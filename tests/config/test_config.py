@@ -1,8 +1,9 @@
-"""Configs: what loads, what is refused and what the refusal says."""
+"""Configs: valid and invalid ones, and the error messages."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import ppxcls
 from ppxcls.build.choices import weights_for
-from tests.conftest import ROOT, SHARED, needs_shared, run_tool
+from tests.conftest import ROOT, SHARED, SMALL_NETWORK, needs_shared, run_tool
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 PADDLECLAS = sorted((SHARED / "paddleclas-configs").glob("*.yaml")) if SHARED.is_dir() else []
@@ -222,7 +223,7 @@ def test_section_that_is_not_there_can_be_made_by_overrides(tmp_path: Path) -> N
     ],
 )
 def test_refused_override(override: str, message: str | None) -> None:
-    if message is None:  # loads, and is refused when it is built
+    if message is None:  # loading succeeds, and building raises
         ppxcls.load_config(XCEPTION, [override])
         return
     with pytest.raises(ppxcls.ConfigError, match=message) as caught:
@@ -299,8 +300,10 @@ def test_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_merge_keys(tmp_path: Path) -> None:
-    """A mapping's own keys win over those that it merges, wherever it is used; of several merged ones the
-    first wins."""
+    """A mapping's own keys take precedence over the merged ones.
+
+    Of several merged mappings, the first takes precedence.
+    """
     file = tmp_path / "a.yaml"
     file.write_text(
         "Arch: {name: Xception41}\n"
@@ -320,8 +323,10 @@ def test_merge_keys(tmp_path: Path) -> None:
 
 
 def test_strings_that_yaml_1_1_reads_as_something_else(tmp_path: Path) -> None:
-    """Dates, clock times and numbers with a leading zero are strings, PaddleClas's None is null; and all of
-    it round-trips."""
+    """Dates, clock times and numbers with a leading zero are strings, and PaddleClas's None is null.
+
+    All of them round-trip.
+    """
     file = tmp_path / "a.yaml"
     file.write_text(
         "Arch: {name: Xception41, pretrained: None}\nGlobal:\n  output_dir: 2026-11-25\n  checkpoints: None\n"
@@ -390,13 +395,16 @@ def test_a_url_is_not_a_file(key: str, write_config: Callable[..., Path]) -> Non
             call(url)
 
 
-@pytest.mark.parametrize("name", ppxcls.list_models())
+@pytest.mark.parametrize("name", [*ppxcls.list_models(), "SmallNetwork"])
 def test_pretrained_true_says_what_to_download(name: str) -> None:
-    config = ppxcls.load_config({"Arch": {"name": name, "pretrained": True}})
-    message = (
-        r"Arch.pretrained: expected a file, received True; download "
-        r"https://\S+ \((PaddleClas|timm|Keras)\), and give its path"
-    )
+    """The publisher's address, if the network declares one; a network may have no published weights."""
+    plugins = [SMALL_NETWORK] if name == "SmallNetwork" else []
+    config = ppxcls.load_config({"Arch": {"name": name, "pretrained": True}, "Global": {"plugins": plugins}})
+    advice = "nothing is downloaded automatically, so give the path of a file"
+    if published := ppxcls.MODELS.fact(name, "published"):
+        assert published.source in ("PaddleClas", "timm", "Keras")
+        advice = f"download {published.url} ({published.source}), and give its path"
+    message = re.escape(f"Arch.pretrained: expected a file, received True; {advice}")
     for purpose in ("train", "evaluate"):
         with pytest.raises(ppxcls.ConfigError, match=message):
             weights_for(config, purpose)

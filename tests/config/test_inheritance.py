@@ -1,5 +1,7 @@
-"""``base:`` in a YAML: what is merged and what is replaced, and errors that name the file which has the
-key."""
+"""``base:`` in a YAML: what is merged and what is replaced.
+
+Errors name the file that contains the key.
+"""
 
 from __future__ import annotations
 
@@ -106,8 +108,10 @@ def test_errors_name_the_file_that_has_the_key(text: str, message: str, base: Pa
 
 
 def test_a_list_item_has_one_address(tmp_path: Path) -> None:
-    """The number of an item takes precedence over a name that looks like one, in a YAML over its base and for
-    ``-o``."""
+    """An item's number takes precedence over a name that looks like a number.
+
+    This holds for a YAML with a base and for ``-o``.
+    """
     base = "Arch: {name: Xception41}\nMetric: {Eval: [{TopkAcc: {topk: [2, 1, 5]}}]}\n"
     (tmp_path / "base.yaml").write_text(base)
     (tmp_path / "child.yaml").write_text("base: base.yaml\nMetric: {Eval: {TopkAcc: {topk: {'1': 3}}}}\n")

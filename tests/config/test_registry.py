@@ -1,4 +1,4 @@
-"""The registry: what may be registered and how arguments are checked."""
+"""The registry: which components may be registered, and how arguments are checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUMBERS = itertools.count()
 
 
 def make() -> Registry[Any]:
-    return Registry(f"thing {next(_NUMBERS)}", provided=("given",))
+    return Registry(f"thing {next(_NUMBERS)}", program_parameters=("given",))
 
 
 def test_the_kinds() -> None:

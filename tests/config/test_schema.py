@@ -1,4 +1,4 @@
-"""The JSON Schema of the YAML: current, accepted by a validator, and of one mind with the loader."""
+"""The JSON Schema of the YAML is current, valid, and agrees with the loader."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(file: Path) -> Any:
 
 
 def test_it_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``python scripts/write_schema.py`` writes it."""
+    """``python scripts/write_schema.py`` writes the schema."""
     module = load_script("write_schema")
     assert FILE.read_text(encoding="utf-8") == module.text()
 

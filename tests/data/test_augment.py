@@ -1,4 +1,4 @@
-"""Augmentations against Pillow itself, closed forms and their published settings."""
+"""Augmentations against Pillow, closed forms and their published settings."""
 
 from __future__ import annotations
 
@@ -74,8 +74,10 @@ def test_operations_against_closed_forms() -> None:
 
 
 def test_strengths() -> None:
-    """At full magnitude: shear 0.3, rotation 30 degrees, 4 bits, threshold 0, factor 1.9 or 0.1
-    (RandAugment's own ranges)."""
+    """Values at full magnitude, in RandAugment's own ranges.
+
+    Shear 0.3, rotation 30 degrees, 4 bits, threshold 0, factor 1.9 or 0.1.
+    """
     most = {"ShearX": 0.3, "Rotate": 30, "Posterize": 4, "Solarize": 256, "Color": 0.9}
     drawn = {
         name: {round(_argument(name, 1.0, most, np.random.default_rng(i)), 6) for i in range(20)}
@@ -139,7 +141,7 @@ def test_cutout_hide_and_seek_grid() -> None:
         (HideAndSeek()(np.ones((224, 224, 3), np.uint8), np.random.default_rng(i)) == 0).mean()
         for i in range(200)
     ]
-    assert np.mean(shares) == pytest.approx(0.4, abs=0.03)  # half of the squares in four of five images
+    assert np.mean(shares) == pytest.approx(0.4, abs=0.03)  # half of the squares are hidden in 4 of 5 images
     grid = GridMask(d1=20, d2=20, rotate=1, ratio=0.5)(
         np.ones((200, 200, 3), np.uint8), np.random.default_rng(0)
     )
@@ -219,8 +221,10 @@ VALUES = {
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
-    """Every operation at random arguments and interpolations, on noise, on flat images, and on images of a
-    few pixels."""
+    """Every operation with random arguments and interpolations.
+
+    The images are noise, flat images, and images of a few pixels.
+    """
     pytest.importorskip("numba")
     rng = np.random.default_rng(0)
     resamples = [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]
@@ -229,7 +233,7 @@ def test_the_fast_operations_give_pillows_pixels(name: str) -> None:
         height, width = (rng.integers(1, 9, 2) if number % 3 == 0 else rng.integers(20, 90, 2)).tolist()
         low, high = sorted(rng.integers(0, 256, 2).tolist())
         image = rng.integers(low, high + 1, (height, width, 3)).astype(np.uint8)
-        if number % 2:  # not contiguous, as a crop is
+        if number % 2:  # not contiguous, like a crop
             image = np.repeat(np.repeat(image, 2, 0), 2, 1)[::2, ::2]
         value = (
             float(rng.choice([*VALUES.get(name, (0, 0)), 0, 1]))

@@ -1,4 +1,4 @@
-"""ppxcls check on data with one of every fault, and the limits of what is read."""
+"""``ppxcls check`` on data with every kind of fault, and the limits on input sizes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_twelve_bits_in_sixteen_are_a_category_and_a_line_at_training(config: Pa
 
 
 def test_a_folder_that_is_not_there(config: Path) -> None:
-    """Every file of both lists is missing; each line is named."""
+    """Every file of both lists is missing, and each line is reported."""
     nowhere = [
         part for mode in ("Train", "Eval") for part in ("-o", f"DataLoader.{mode}.dataset.image_root=nowhere")
     ]
@@ -122,7 +122,7 @@ def test_real_images(write_config: Callable[..., Path]) -> None:
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A small file that says it is large: the header is whole, the rows are not there."""
+    """Returns a small file with a large size in its header. The header is valid, but the rows are missing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -161,7 +161,7 @@ def test_decompression_bombs_are_refused_by_their_header() -> None:
     ],
 )
 def test_fuzzing(counts: str) -> None:
-    """A short version; ``python scripts/fuzz.py --help`` says the long one."""
+    """A short version of the fuzzing described in ``python scripts/fuzz.py --help``."""
     command = [sys.executable, "scripts/fuzz.py", *counts.split(), "--seed", "7"]
     result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=250)
     assert result.returncode == 0, result.stdout + result.stderr

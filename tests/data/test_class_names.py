@@ -1,5 +1,4 @@
-"""Files of class names: every form and encoding that can be recognised, and one line for what can't be
-used."""
+"""Class-name files: every recognised form and encoding, and one-line errors for unusable files."""
 
 from __future__ import annotations
 
@@ -31,7 +30,7 @@ def test_every_unicode_encoding(encoding: str, tmp_path: Path) -> None:
     "text", ["0\ta b\n1\tc\n", "0 a b\n1 c\n", "0,a b\n1, c\n", "1 c\r\n\r\n0   a b\r\n", "00 a b\n01 c"]
 )
 def test_forms_of_a_line(text: str, tmp_path: Path) -> None:
-    assert read(tmp_path, text, is_whole=2) == ["a b", "c"]
+    assert read(tmp_path, text, 2) == ["a b", "c"]
 
 
 def test_the_packaged_names() -> None:

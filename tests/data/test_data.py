@@ -102,7 +102,7 @@ def test_lists_that_are_no_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("filler", [b" ", b"\t", b"x", b"0"])
 def test_a_line_of_a_megabyte_is_read_at_once(filler: bytes, tmp_path: Path) -> None:
-    """White space was stripped a character a pass: a million passes over the block."""
+    """Earlier, white space was stripped one character per pass, with a million passes over the block."""
     file = tmp_path / "list.txt"
     file.write_bytes(b"a.jpg 1\n" + filler * 1_000_000 + b"\nb.jpg 2\n")
     passes = 0
@@ -283,13 +283,15 @@ def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pyte
     deadline = time.monotonic() + 5
     while len(loaded) < 12 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(loaded) == 12  # the one that is used, and two more of four
+    assert len(loaded) == 12  # the batch in use and two more, of 4 samples each
     iterator.close()
 
 
 def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stand-ins for what only CUDA builds have: the same numbers, and the memory is held while copies
-    may be queued."""
+    """Stubs replace functions of CUDA builds.
+
+    The results are the same, and the pinned memory is kept while copies may be queued.
+    """
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
     stage = split_for_device(build_transforms([{"NormalizeImage": {"order": ""}}]))[1]
     expected = DeviceTransform(stage)(paddle.to_tensor(images)).numpy()
@@ -306,12 +308,14 @@ def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPat
     for _ in range(5):
         assert np.array_equal(to_input(images).numpy(), expected)
     assert asked == [False] * 5
-    assert len(to_input._copied) == 3
+    assert len(to_input._pinned_batches) == 3
 
 
 def test_blocks_of_a_mixed_list_are_as_mixed_as_a_full_shuffle() -> None:
-    """Classes in a batch; an order of blocks is a permutation, and a window of it has no more blocks than
-    asked for."""
+    """Compares the number of classes in a batch.
+
+    An order of blocks is a permutation, and a window of it has no more blocks than requested.
+    """
     count, classes = 100_003, 1000
     labels = np.random.default_rng(0).permutation(np.arange(count) * classes // count)
     blocks = BlockShuffleSampler(batch_size=256, num_samples=count, block=1024, blocks_at_once=4)

@@ -1,4 +1,4 @@
-"""Decoded pixels against OpenCV's own decoder, over every kind of file that list files meet."""
+"""Decoded pixels against OpenCV's own decoder, for every kind of image file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists from folders of images: what is found, what is skipped and counted, and names of every kind."""
+"""Lists from folders of images: found files, skipped and counted files, and names of every kind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NAMES = [
 
 
 def fill(folder: Path, files: dict[str, int] | list[str], data: bytes = JPEG) -> Path:
-    """Write images; a number stands for as many files in this folder."""
+    """Writes images. A number is the count of files in this folder."""
     names = (
         files
         if isinstance(files, list)
@@ -275,8 +275,10 @@ def test_a_line_carries_every_name(name: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other disks do not hold every name")
 def test_names_of_every_kind_through_all_tools(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """Lists, check_data, training with an unreadable file, its report, and predictions: each name is there,
-    and none is raw."""
+    """Lists, check_data, training with an unreadable file, its report, and predictions.
+
+    Each name appears in the outputs, and none is unescaped.
+    """
     data = tmp_path / "p"
     for part in (b"x y ", b" z\xff"):
         for name in NAMES:

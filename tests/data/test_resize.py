@@ -1,4 +1,4 @@
-"""Resizing with ``backend: pil``: Pillow's pixels, whatever its release, with numba and without."""
+"""Resizing with ``backend: pil`` gives Pillow's pixels, for any Pillow release, with and without numba."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ METHODS = {"bilinear": PillowImage.Resampling.BILINEAR, "bicubic": PillowImage.R
 
 
 def pictures(largest: int, count: int = 150) -> list[tuple[Image, tuple[int, int]]]:
-    """Images of random sides, of noise or of black and white, and sizes to resize them to, of which some
-    sides stay."""
+    """Returns images of random sizes with target sizes, some of them with an unchanged side.
+
+    The images are noise, or black and white.
+    """
     rng = np.random.default_rng(largest)
     found = []
     for k in range(count):
@@ -28,7 +30,7 @@ def pictures(largest: int, count: int = 150) -> list[tuple[Image, tuple[int, int
 
 
 def by_two_calls(image: Image, size: tuple[int, int], name: str) -> Image:
-    """Width first, then height."""
+    """Resizes the width first, then the height, in two calls of Pillow."""
     picture = PillowImage.fromarray(image).resize((size[0], image.shape[0]), METHODS[name])
     return np.asarray(picture.resize(size, METHODS[name]))
 
@@ -47,7 +49,7 @@ def test_the_pixels_are_pillows(
         received = function(image, size)
         assert received.flags.c_contiguous
         np.testing.assert_array_equal(received, by_two_calls(image, size, name))
-        if size[1] >= image.shape[0]:  # then every release begins with the width
+        if size[1] >= image.shape[0]:  # in this case every Pillow release starts with the width
             np.testing.assert_array_equal(received, PillowImage.fromarray(image).resize(size, METHODS[name]))
 
 
@@ -77,7 +79,7 @@ def test_other_filters_are_pillows_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bicubic", "lanczos"])
 def test_a_column_that_would_fill_the_memory_is_refused(name: str) -> None:
-    """Its width is resized first."""
+    """The width is resized first."""
     column = np.zeros((1_000_000, 1, 3), np.uint8)
     with pytest.raises(ValueError, match="1 x 1000000 pixels would become 299 x 1000000; too many"):
         resizer(name, "pil")(column, (299, 299))

@@ -1,4 +1,4 @@
-"""Transforms against PaddleClas's own operators, and against their laws."""
+"""Transforms against PaddleClas's own operators, and against their distributions."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def test_device_stage_equals_the_host(jpeg: bytes, monkeypatch: pytest.MonkeyPat
     assert pixels.shape == (70, 90, 3)
     on_device = ModelInput(stage)(pixels[None]).numpy()
     assert np.array_equal(on_device[0], whole(jpeg))
-    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")  # what other devices compute, computed here
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")  # runs the other devices' code on the CPU
     assert np.array_equal(ModelInput(stage)(pixels[None]).numpy(), on_device)
     monkeypatch.undo()
-    # Without ToCHWImage, as PaddleClas's training transforms are, the network still gets [N, 3, H, W].
+    # PaddleClas's training transforms have no ToCHWImage. The network still gets [N, 3, H, W].
     host, stage = split_for_device(ppxcls.build_transforms(specs[:-1]))
     assert np.array_equal(ModelInput(stage)(host(jpeg)[None]).numpy(), on_device)
 
@@ -95,7 +95,7 @@ def test_normalize_that_is_not_last_stays_on_the_host(jpeg: bytes) -> None:
 
 
 def test_random_crop_law() -> None:
-    """Against draws from the law as PaddleClas states it, by an independent implementation."""
+    """Compares with draws by an independent implementation of PaddleClas's distribution."""
     width, height, n = 500, 333, 20000
     crop = RandCropImage(size=224)
     rng = np.random.default_rng(0)
@@ -214,7 +214,7 @@ def test_mixup() -> None:
 
 
 def test_normalisation_by_table_is_the_formula() -> None:
-    """Bit by bit, whatever the layout of the memory."""
+    """Bit-identical for any memory layout."""
     rng = np.random.default_rng(0)
     scale, mean, std = np.float32(1 / 255), np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.3, 0.1])
     normalize = NormalizeImage(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), order="")
@@ -236,7 +236,7 @@ def test_normalisation_by_table_is_the_formula() -> None:
 def test_the_hand_over_normalises_as_the_transform_does(
     shape: tuple[int, ...], has_numba: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit by bit, whatever the layout of the memory."""
+    """Bit-identical for any memory layout."""
     if has_numba:
         pytest.importorskip("numba")
     monkeypatch.setattr(kernels, "HAS_NUMBA", has_numba)

@@ -1,5 +1,7 @@
-"""Lists, conversion, export and prediction, as a user runs them: from a folder of pictures to an ONNX
-file."""
+"""Lists, conversion, export and prediction as users run them.
+
+From a folder of pictures to an ONNX file.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "élan"), c
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YAML whose network is trained for a moment on lists of a folder of pictures."""
+    """A YAML of a briefly trained network, with lists of a folder of pictures."""
     tmp_path = tmp_path_factory.mktemp("trained")
     data = pictures(tmp_path / "pictures")
     ppxcls.make_lists(data, tmp_path / "lists", val_share=0.34)
@@ -109,7 +111,7 @@ def test_folding_changes_nothing_but_rounding(name: str) -> None:
     left = sum(isinstance(layer, paddle.nn.BatchNorm2D) for layer in model.sublayers())
     assert folded > 20
     assert left == norms - folded
-    assert left == (0 if name != "xception41p" else 12)  # those after a sum
+    assert left == (0 if name != "xception41p" else 12)  # batch norms after a sum can't be folded
     assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
 
 
@@ -144,7 +146,7 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
     assert side["class_names"] == {"0": "cat", "1": "dog", "2": "élan"}
     assert side["input"]["dtype"] == ("float32" if "--float-input" in options else "uint8")
     assert side["output"] == ("logits" if "--logits" in options else "probabilities")
-    paddlex = tmp_path / "inference/inference.yml"  # PaddleX 3.7 gave the same scores with it
+    paddlex = tmp_path / "inference/inference.yml"  # PaddleX 3.7 gives the same scores with this file
     assert paddlex.is_file() == ("--float-input" in options)
     if paddlex.is_file():
         page = yaml.safe_load(paddlex.read_text(encoding="utf-8"))
@@ -170,7 +172,7 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
 def test_an_error_of_onednn_is_gone_around(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An error of Paddle 3.3: the predictor is made and fails when it runs."""
+    """Works around an error of Paddle 3.3: creating the predictor succeeds, and its first run fails."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     image = str(next((trained.parent / "pictures/cat").iterdir()))
@@ -199,8 +201,10 @@ def test_an_error_of_onednn_is_gone_around(
 def test_prediction_leaves_the_number_of_threads(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paddle Inference sets it to one after each run; training in the same process would be slower, and round
-    otherwise."""
+    """Paddle Inference sets the number of threads to one after each run.
+
+    Training in the same process would be slower, and would round differently.
+    """
     target = f"Global.save_inference_dir={tmp_path}/inference"
     ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -209,7 +213,7 @@ def test_prediction_leaves_the_number_of_threads(
 
     def note(count: int) -> None:
         asked.append(count)
-        set_threads(count)  # otherwise the tests after this one would run on one thread
+        set_threads(count)  # otherwise the following tests would run on one thread
 
     monkeypatch.setattr("paddle.base.core.set_num_threads", note)
     ppxcls.load(tmp_path / "inference").predict(str(next((trained.parent / "pictures/cat").iterdir())))
@@ -231,8 +235,10 @@ def test_a_program_of_another_paddle_is_refused_in_one_line(
 
 
 def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
-    """Truncated, empty, no image, 16 bits, animated, huge: a line each for those that can't be read, and the
-    rest is done."""
+    """Bad files: truncated, empty, no image, 16 bits, animated, huge.
+
+    Each unreadable file gives one line, and the other files are predicted.
+    """
     folder = tmp_path / "mixed"
     shutil.copytree(trained.parent / "pictures/cat", folder)
     rng = np.random.default_rng(0)
@@ -299,7 +305,7 @@ def test_patterns_and_none(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
-    """What is read ahead of the runner is bounded, whatever the number of files."""
+    """The number of images read ahead is bounded, for any number of files."""
     lock, alive, most = threading.Lock(), 0, 0
 
     class Transform:
@@ -353,7 +359,7 @@ def test_what_infer_refuses(
 def test_export_without_images_is_compared_on_random_ones(
     missing: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with a YAML of PaddleClas and its weights, and no data on this machine."""
+    """As with a PaddleClas YAML and its weights, on a machine without data."""
     overrides = [f"Global.save_inference_dir={tmp_path}/inference", "Infer.infer_imgs=null"]
     overrides += (
         [f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/nowhere.txt"] if missing == "list" else []
@@ -376,8 +382,10 @@ def test_export_without_images_is_compared_on_random_ones(
 def test_export_says_what_is_wrong_with_images(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Images that are named and not there are pointed out, and those of the evaluation taken; a wrong list is
-    an error."""
+    """Missing configured images are reported, and the evaluation images are used.
+
+    An invalid list is an error.
+    """
     target = f"Global.save_inference_dir={tmp_path}/inference"
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
@@ -399,8 +407,10 @@ def test_export_says_what_is_wrong_with_images(
 def test_eight_bits(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of a quarter of the size that knows what it is, and whose cost was measured; too high a cost is
-    refused."""
+    """The file has a quarter of the size, contains its metadata, and its accuracy loss was measured.
+
+    A loss that is too high is an error.
+    """
     listed = trained.parent / "lists/train_list.txt"
     target = f"Global.save_inference_dir={tmp_path}/inference"
     result = run_tool(

@@ -1,5 +1,7 @@
-"""From a folder of photographs to a classifier in one command, as a user types it; the examples of ``--help``
-run as printed."""
+"""From a folder of photographs to a classifier in one command, as a user types it.
+
+The examples of ``--help`` run as printed.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ pytest.importorskip("jinja2")
 
 
 def typed(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """``ppxcls ...`` in a folder."""
+    """Runs ``ppxcls ...`` in a folder."""
     assert words[0] == "ppxcls"
     command = [sys.executable, "-m", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -37,7 +39,7 @@ def typed(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def photographs(folder: Path, count: int = 12, side: int = 80) -> Path:
-    """Folders of two classes; the colour tells the class."""
+    """Writes folders of two classes. The colour depends on the class."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("cats & dogs", "birds")):
         (folder / name).mkdir(parents=True)
@@ -45,7 +47,7 @@ def photographs(folder: Path, count: int = 12, side: int = 80) -> Path:
             image = rng.integers(0, 60, (side, side + i, 3)).astype(np.uint8)
             image[..., label] += 150
             cv2.imwrite(str(folder / name / f"{i}.jpg"), image)
-    odd = os.fsencode(folder / "birds") + b"/caf\xe9.jpg"  # Latin-1, which is no UTF-8
+    odd = os.fsencode(folder / "birds") + b"/caf\xe9.jpg"  # Latin-1, which is not valid UTF-8
     with open(odd, "wb") as stream:
         stream.write((folder / "birds/0.jpg").read_bytes())
     return folder
@@ -53,7 +55,7 @@ def photographs(folder: Path, count: int = 12, side: int = 80) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``photos/``, and the result of the first command in it."""
+    """A folder with ``photos/``, and the result of the first command."""
     folder = tmp_path_factory.mktemp("place")
     photographs(folder / "photos")
     save_weights(
@@ -103,8 +105,10 @@ def test_the_examples_of_fit_run_as_printed(tmp_path: Path) -> None:
 
 
 def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
-    """The head's run starts from the weights and changes the classifier alone; the main run starts from its
-    result."""
+    """The head's run starts from the weights and trains the classifier only.
+
+    The main run starts from its result.
+    """
     photographs(tmp_path / "photos", 4)
     model = ppxcls.build_model("Xception41", class_num=1000)
     save_weights(model, tmp_path / "Xception41_pretrained.pdparams")

@@ -1,5 +1,7 @@
-"""Files of other formats that aim at their readers: links out of an HDF5 file, and headers of safetensors
-that lie."""
+"""Files of other formats that attack their readers.
+
+Links out of an HDF5 file, and safetensors headers with invalid entries.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The networks against PaddleClas's own, run on weights drawn from a formula."""
+"""The networks against PaddleClas's own, with weights computed by a formula."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_registry_lists_the_twelve() -> None:
 
 
 def timm_weights(state: dict[str, list[int]], seed: int) -> dict[str, np.ndarray]:
-    """The formula for PyTorch's names and layout."""
+    """Returns the formula's weights for PyTorch's names and layout."""
     named = {}
     for i, key in enumerate(sorted(state)):
         shape, rng = state[key], np.random.default_rng([seed, i])
@@ -79,7 +79,7 @@ def logits_of(model: nn.Layer, images: np.ndarray) -> np.ndarray:
 @needs_shared
 @pytest.mark.parametrize("name", TIMM)
 def test_parity_with_timm(name: str, tmp_path: Path) -> None:
-    """From a .safetensors file with timm's own keys, one more that its files may have included."""
+    """Loads a .safetensors file with timm's keys, and an additional key that its files may contain."""
     facts = json.loads((SHARED / "parity/timm_xception.json").read_text())
     expected = np.load(SHARED / "parity/timm_xception.npz")[f"{name}/logits"]
     weights = timm_weights(facts["models"][name]["state"], facts["seed"])
@@ -99,8 +99,10 @@ def test_parity_with_timm(name: str, tmp_path: Path) -> None:
 
 
 def keras_file(folder: Path, state: dict[str, list[int]], seed: int, archive: bool) -> Path:
-    """What Keras 3 writes: a group for each layer under its class's name and number, and its own name as an
-    attribute."""
+    """Writes a file as Keras 3 does.
+
+    Each layer has a group named after its class and number, with the layer's own name as an attribute.
+    """
     arrays = {}
     for i, path in enumerate(sorted(state)):
         shape, rng = state[path], np.random.default_rng([seed, i])
@@ -119,7 +121,7 @@ def keras_file(folder: Path, state: dict[str, list[int]], seed: int, archive: bo
         arrays[path] = value.astype(np.float32)
     stored = folder / "xception.weights.h5"
     layers: dict[str, list[str]] = {}
-    for path in state:  # in the model's order
+    for path in state:  # in the order of the model
         layers.setdefault(path.split("/")[0], []).append(path)
     with h5py.File(stored, "w") as file:
         for number, (layer, paths) in enumerate(layers.items()):
@@ -143,7 +145,7 @@ def test_parity_with_keras(archive: bool, tmp_path: Path) -> None:
     ppxcls.load_weights(model, keras_file(tmp_path, facts["state"], facts["seed"], archive))
     assert (
         sum(math.prod(p.shape) for p in model.parameters()) == facts["parameters"]
-    )  # Keras counts statistics too
+    )  # Keras's count includes batch norm's statistics
     shape = facts["batch"], facts["image_size"], facts["image_size"], 3
     logits = logits_of(model, np.random.default_rng(facts["seed"]).normal(0, 1, shape).transpose(0, 3, 1, 2))
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -163,7 +165,7 @@ def test_options_of_the_family(name: str) -> None:
         assert logits_of(model, np.zeros((1, 3, 96, 96))).shape == (1, 3)
         assert seen == [[1, 2048, 6, 6]]
     if name.startswith("xception"):
-        # Dilation keeps the resolution: the last map is as large as an output stride of 8 says.
+        # Dilation keeps the resolution: the last feature map has the size of an output stride of 8.
         model = ppxcls.build_model(name, class_num=3, output_stride=8, drop_path_rate=0.3)
         seen = []
         model.pool.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].shape))
@@ -210,7 +212,7 @@ def test_parity_with_paddleclas(name: str) -> None:
     model = ppxcls.build_model(name, class_num=facts["class_num"])
     state = {key: list(value.shape) for key, value in model.state_dict().items()}
     assert state == reference["state"]
-    # As PaddleClas counts: batch norm's statistics are parameters that do not train.
+    # PaddleClas's count: batch norm's statistics are parameters that are not trained.
     assert sum(math.prod(p.shape) for p in model.parameters()) == reference["parameters"]
 
     weights = formula_weights(state, facts["seed"])
@@ -232,8 +234,8 @@ def test_parity_with_paddleclas(name: str) -> None:
             layer.eval()
             layer.p = 0.0
     loss, norm = _loss_and_gradient_norm(model, images)
-    # In float64 the figures are the same on every processor. The reference is rounded to float32: 9e-4 for
-    # Xception65_deeplab.
+    # In float64 the values are the same on every processor. The reference is rounded to float32, which gives
+    # an error of 9e-4 for Xception65_deeplab.
     exact_loss, exact_norm = _loss_and_gradient_norm(model.to(dtype="float64"), images.astype("float64"))
     assert exact_loss == pytest.approx(float(expected[f"{name}/train_loss"]), rel=1e-4)
     assert exact_norm == pytest.approx(float(expected[f"{name}/grad_norm"]), rel=1e-3)
@@ -266,8 +268,10 @@ def test_two_models_in_one_process_share_nothing() -> None:
 
 
 def test_initial_kernels_are_paddles() -> None:
-    """Normal with variance 2 / (kernel area times input channels), which for depthwise counts all channels;
-    PaddleClas keeps it."""
+    """Normal distribution with variance 2 / (kernel area times input channels).
+
+    For depthwise kernels all channels count. PaddleClas keeps this initialisation.
+    """
     paddle.seed(0)
     state = ppxcls.build_model("Xception41").state_dict()
     for key, fan in [
@@ -310,7 +314,7 @@ def test_preprocessing_facts_are_timms(name: str) -> None:
 def gradients(
     model: nn.Layer, images: np.ndarray
 ) -> tuple[float, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Loss, gradients and batch norm's statistics of one step."""
+    """Returns the loss, the gradients and batch norm's statistics of one step."""
     loss = F.cross_entropy(model(paddle.to_tensor(images)), paddle.arange(len(images)) % 3)
     loss.backward()
     own = {key: p.grad.numpy() for key, p in model.named_parameters() if p.grad is not None}
@@ -328,7 +332,7 @@ def test_options_change_nothing_but_rounding(name: str, option: str) -> None:
         for model in (
             plain,
             other,
-        ):  # statistics of three small images, and float32, make too much of rounding
+        ):  # statistics of three small images in float32 would amplify rounding
             model.eval()
             model.to(dtype="float64")
     else:

@@ -57,7 +57,10 @@ def test_values_gradients_and_statistics_are_paddles(shape: tuple[int, ...]) -> 
 
 
 def test_against_the_formula_in_float64() -> None:
-    """Also with a mean that is large beside the deviation, where a sum of squares would lose all digits."""
+    """The mean is large compared with the deviation.
+
+    A sum of squares would lose all digits.
+    """
     rng = np.random.default_rng(0)
     images = (1000 + rng.normal(0, 0.1, (4, 3, 40, 41))).astype(np.float32)
     layer = BatchNorm2D(3)

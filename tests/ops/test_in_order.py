@@ -1,4 +1,4 @@
-"""Layers that are computed as one operator on the CPU, against Paddle's, each by itself."""
+"""Layers computed as one operator on the CPU, against Paddle's layers one by one."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
 
 
 def by_paddle(chain: Chain, x: paddle.Tensor) -> tuple[paddle.Tensor, list[Any], float]:
-    """In float64, each layer by itself: the output, the running statistics, and how close to zero a ReLU's
-    input is."""
+    """Computes each layer by itself in float64.
+
+    Returns the output, the running statistics, and the smallest distance of a ReLU's input from zero.
+    """
     statistics, distance = [], math.inf
     stages = (
         (chain.norm, chain.is_rectified, chain.depthwise),
@@ -62,7 +64,7 @@ def by_paddle(chain: Chain, x: paddle.Tensor) -> tuple[paddle.Tensor, list[Any],
             )
             statistics += running
         if is_rectified:
-            distance = min(distance, float(x[x != 0].abs().min()))  # a sum of zeros is one on both sides
+            distance = min(distance, float(x[x != 0].abs().min()))  # zeros agree on both sides
             x = F.relu(x)
         if conv is not None:
             x = F.conv2d(
@@ -103,7 +105,7 @@ def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> Non
             layouts=layouts,
         )
         distance = 0.0
-        while distance < 1e-5:  # float32 may be on the other side of a ReLU's edge
+        while distance < 1e-5:  # in float32 the input may be on the other side of zero
             images = rng.normal(0.3, 1, (3, 5, *size)).astype(np.float32)
             exact = paddle.to_tensor(images.astype(np.float64), stop_gradient=False)
             expected, running, distance = by_paddle(chain, exact)
@@ -122,7 +124,7 @@ def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> Non
         ]
         sums = (
             1e-7 * float(np.abs(upstream).sum()) / 5
-        )  # what rounding does to the sums over a channel that the gradients are
+        )  # rounding error of gradients that are sums over a channel
         for mine, theirs in zip([*found, *own[1:], *statistics], wanted, strict=True):
             np.testing.assert_allclose(
                 mine, theirs, atol=max(2e-5 * max(1.0, float(np.abs(theirs).max())), sums)
@@ -152,8 +154,10 @@ def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_kernel_from_the_cache_gives_the_same_bits(tmp_path: Path) -> None:
-    """As one that was just compiled, or a run that goes on would not give the bits of one that was not
-    stopped."""
+    """A cached kernel must give the same bits as a newly compiled one.
+
+    Otherwise a resumed run would differ from an uninterrupted one.
+    """
     code = """
 import ppxcls, paddle, hashlib
 from ppxcls.ops.batch_norm import BatchNorm2D
@@ -184,7 +188,7 @@ print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in (y, x.grad, *(p.grad 
 
 
 def operators(monkeypatch: pytest.MonkeyPatch, layers: list[Any], x: paddle.Tensor) -> list[str]:
-    """Names of the kernels and products that a forward pass ran."""
+    """Returns the names of the kernels and products that a forward pass runs."""
     calls: list[str] = []
     run, multiply = kernels.run, onednn.multiply
     monkeypatch.setattr(kernels, "run", lambda kernel, *a: (calls.append(kernel.__name__), run(kernel, *a)))
@@ -308,7 +312,7 @@ def test_what_does_not_fit_is_called_as_usual() -> None:
     once = norm._mean.numpy().copy()
     norm._mean.set_value(np.zeros(4, np.float32))
     in_order.in_order([norm, DepthwiseConv2D(4)], x)
-    assert np.abs(once - norm._mean.numpy()).max() > 1e-6  # it has seen both inputs
+    assert np.abs(once - norm._mean.numpy()).max() > 1e-6  # the statistics include both inputs
 
 
 @pytest.mark.parametrize(

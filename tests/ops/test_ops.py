@@ -130,7 +130,7 @@ def test_from_several_threads_at_once() -> None:
 @pytest.mark.parametrize("geometry", [(3, 2, 1), (3, 1, 1), (2, 2, 0), (3, 3, 0), (5, 2, 2)], ids=str)
 @pytest.mark.parametrize("size", [(19, 19), (18, 20), (5, 7), (150, 11)])
 def test_max_pool(geometry: tuple[int, int, int], size: tuple[int, int]) -> None:
-    """Few distinct values, so that windows have ties."""
+    """The images have few distinct values, so that windows have ties."""
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 3, (3, 4, *size)).astype(np.float32)
     results = []
@@ -154,7 +154,10 @@ def test_windows_that_the_kernels_do_not_number_are_paddles() -> None:
 
 
 def test_max_pool_of_infinities_and_nan() -> None:
-    """The gradient of a window without any finite value goes to a pixel of the plane, and NaN stays NaN."""
+    """The gradient of a window without a finite value goes to a pixel of the same plane.
+
+    NaN stays NaN.
+    """
     x = np.full((1, 2, 5, 5), -np.inf, np.float32)
     x[0, 1, 2, 2] = np.nan
     images = paddle.to_tensor(x, stop_gradient=False)

@@ -48,7 +48,10 @@ def pair(inputs: int, outputs: int, stride: int) -> tuple[nn.Conv2D, PointwiseCo
 
 
 def differences(theirs: nn.Layer, ours: nn.Layer, images: int, size: int) -> list[float]:
-    """Of output, gradient of the input, and gradient of the kernel; relative to the largest."""
+    """Returns the largest differences of the output and of the gradients of input and kernel.
+
+    They are relative to the largest value.
+    """
     data = (
         np.random.default_rng(0).normal(size=(images, ours.weight.shape[1], size, size + 1)).astype("float32")
     )
@@ -135,7 +138,10 @@ def test_many_shapes_do_not_pile_up() -> None:
 def test_amp_in_bfloat16_takes_effect_on_the_cpu(
     write_config: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It trains to about the same losses, in other bits, and evaluates in float32 what it has trained."""
+    """The losses are similar but not bit-identical.
+
+    The trained network is evaluated in float32.
+    """
     losses = []
     for name, block in (("plain", {"use_amp": False}), ("short", {"dtype": "bfloat16"})):
         file, output = write_config(AMP=block), f"Global.output_dir={tmp_path / name}"

@@ -1,4 +1,4 @@
-"""JPEGs of every kind that a folder may hold, made on the spot."""
+"""Generated JPEGs of every kind that a folder may contain."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WHOLE = {"progressive": {"progressive": True}, "rgb": {"keep_rgb": True, "subsam
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image:
-    """A piece of a real photograph with some noise, uint8 [height, width, 3]."""
+    """Returns a part of a real photograph with some noise, uint8 [height, width, 3]."""
     picture = sklearn.datasets.load_sample_image(("china.jpg", "flower.jpg")[seed % 2])
     part = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     noise = np.random.default_rng(seed).integers(-9, 10, part.shape)
@@ -43,7 +43,7 @@ def jpeg(image: Image, **options: Any) -> bytes:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 41 files: each kind in several sizes, others than JPEGs, names with blanks, and a list."""
+    """A folder of 41 files and a list: each kind in several sizes, other formats, names with blanks."""
     folder = tmp_path_factory.mktemp("photos")
     (folder / "a b").mkdir()
     files: dict[str, bytes] = {}

@@ -1,4 +1,4 @@
-"""Packed data sets that are damaged or hostile, stores that fail, and wrong usage."""
+"""Damaged or hostile packed data sets, failing stores, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DECODE = [{"DecodeImage": {}}]
 
 @pytest.fixture
 def originals(tmp_path: Path) -> Path:
-    """12 JPEGs and their list."""
+    """A folder of 12 JPEGs and their list."""
     folder = tmp_path / "originals"
     folder.mkdir()
     for i in range(12):
@@ -56,7 +56,9 @@ def test_two_packings_in_one_folder(originals: Path, tmp_path: Path, monkeypatch
         return record(*arguments)
 
     monkeypatch.setattr(write, "_record", slow)
-    first = threading.Thread(target=ppxcls.pack, args=(originals / "train.txt", None, tmp_path / "out"))
+    first = threading.Thread(
+        target=ppxcls.pack, args=(originals / "train.txt", None), kwargs={"output": tmp_path / "out"}
+    )
     first.start()
     started.wait(60)
     result = run_tool("pack", originals / "train.txt", "-o", tmp_path / "out")
@@ -105,7 +107,7 @@ def test_interrupted_work_with_damaged_parts_is_done_again(
 
 
 def test_a_record_of_too_many_segments_is_not_read(packed: Path) -> None:
-    """Their table would fill the memory before it is compared with the picture's size."""
+    """The segment table would fill the memory before it is compared with the picture's size."""
     manifest = json.loads((packed / "pack.json").read_text())
     index = np.load(packed / "shard-00000.index")
     index[0]["segments"] = 1 << 28
@@ -121,7 +123,7 @@ def test_a_record_of_too_many_segments_is_not_read(packed: Path) -> None:
 def test_a_wrong_table_is_found_while_packing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each segment's DC: the file is packed as it was, if a part would have other pixels."""
+    """Each segment's DC is checked. If a part would have other pixels, the file is packed unchanged."""
     (tmp_path / "list.txt").write_text("grey.jpg 0\n")
     assert ppxcls.pack(tmp_path / "list.txt", photos, output=tmp_path / "right").segmented_images == 1
     found = write.segmented((photos / "grey.jpg").read_bytes())
@@ -163,7 +165,7 @@ def test_every_damaged_index_is_an_error_of_the_data(packed: Path) -> None:
                 dataset.load(0)
             except ppxcls.DataError:
                 continue
-            assert case[128:] == good[128:]  # only blanks of the head have changed
+            assert case[128:] == good[128:]  # only blanks in the header have changed
 
 
 @pytest.mark.parametrize("name", ["shard-00000.index", "shard-00000.data", "list.txt", "pack.json"])
@@ -210,7 +212,7 @@ def test_a_table_that_does_not_fit_the_coded_data_is_refused() -> None:
 
 
 def test_a_frame_behind_a_comment_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The size that is checked must be the frame's, because the decoder allocates what that says."""
+    """The checked size must be that of the frame, because the decoder allocates memory for it."""
     made = rewrite_jpeg(jpeg(photo(40, 8), subsampling=0))
     assert made is not None
     head = made.data[: HEIGHT_AT - 5]
@@ -257,7 +259,7 @@ def test_wrong_usage_is_one_line(
 
 @pytest.fixture
 def store(packed: Path) -> Any:
-    """The pack in a store that lies in memory."""
+    """The packed data set in an in-memory store."""
     fsspec = pytest.importorskip("fsspec")
     memory = fsspec.filesystem("memory")
     memory.store.clear()
@@ -292,7 +294,7 @@ def test_the_cache_keeps_its_bound_with_many_threads(
         copy(self, name, sha256)
         with locked(
             self._cache / f"{self._name}.lock"
-        ):  # nobody makes room meanwhile; a copy may get its name
+        ):  # no copy is removed during this time; a copy may be renamed
             files = [*(tmp_path / "cache").rglob("*.data.new"), *(tmp_path / "cache").rglob("*.data")]
             seen.append(sum(kept[name] for name in {file.name.removesuffix(".new") for file in files}))
 
@@ -336,7 +338,7 @@ def test_downloads_ahead_are_few_and_nobody_waits_for_them(store: Any, packed: P
 
 
 def cut_once(store: Any, monkeypatch: pytest.MonkeyPatch, extension: str) -> list[str]:
-    """The store's next file of this kind ends after 50 bytes."""
+    """Makes the store's next file of this kind end after 50 bytes."""
     opened: list[str] = []
     plain = type(store).open
 
@@ -369,7 +371,10 @@ def test_a_short_copy_is_not_kept(
 def test_a_store_that_does_not_answer_is_asked_again(
     when: str, store: Any, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors of timeouts have no number. With patience they pass, without it the message has a reason."""
+    """Timeout errors have no error number.
+
+    With ``patience`` the read is repeated. Without it, the message contains a reason.
+    """
     failing = {"manifest": "pack.json", "index": ".index", "record": ".data"}[when]
     calls: list[str] = []
 
@@ -407,7 +412,7 @@ def test_a_changed_data_set_has_copies_of_its_own(
 
 
 def test_copies_in_files_and_packed_data_are_found(originals: Path, packed: Path) -> None:
-    """Packing writes other bytes, so pixels are compared."""
+    """Packing changes the bytes, so pixels are compared."""
     sets = [PackedDataset(str(packed)), ImageNetDataset(str(originals), str(originals / "train.txt"))]
     report = check_lists(sets, 3)
     assert len(report.findings["in training and evaluation"]) == 12

@@ -1,5 +1,7 @@
-"""JPEGs in segments: the pixels of the stock decoder, whatever part is asked for, and no harm from damaged
-data."""
+"""JPEGs in segments give the pixels of the standard decoder, for any part.
+
+Damaged data does no harm.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from tests.packed.conftest import KINDS, WHOLE, jpeg, photo
 
 
 def check_parts(data: bytes, parts: int, seed: int) -> None:
-    """Compare with the stock decoder's picture: the whole, and parts at random and in the corners."""
+    """Compares the whole picture, and parts at random and in the corners, with the standard decoder."""
     made, picture = rewrite_jpeg(data), decode_image(data)
     assert made is not None
     image = SegmentedImage(made)
@@ -45,14 +47,14 @@ def test_parts_of_each_kind(kind: str) -> None:
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("width", [1, 2, 3, 5, 8, 9, 15, 16, 17, 31, 33, 65, 66, 67, 129])
 def test_parts_of_narrow_pictures(width: int, subsampling: int) -> None:
-    """The decoder interpolates the colours of a few pixels otherwise than those of many."""
+    """The decoder interpolates the colours of very narrow pictures differently."""
     check_parts(jpeg(photo(width, 70), subsampling=subsampling), 30, width)
     check_parts(jpeg(photo(70, width), subsampling=subsampling), 30, width)
 
 
 def test_grey_and_one_coefficient() -> None:
     check_parts(jpeg(photo(333, 250)[..., 0]), 20, 0)
-    check_parts(jpeg(np.full((64, 80, 3), 7, np.uint8)), 10, 0)  # one symbol in each table
+    check_parts(jpeg(np.full((64, 80, 3), 7, np.uint8)), 10, 0)  # each Huffman table has one symbol
 
 
 @needs_shared
@@ -71,8 +73,8 @@ def test_parts_of_real_images() -> None:
 
 
 def test_a_row_of_the_table_says_where_a_segment_begins_and_what_precedes_it() -> None:
-    """A grey picture of one colour per block of 8 pixels: its DC is known, and only DC is coded."""
-    values = np.arange(5 * 7).reshape(5, 7) * 6  # 7 blocks in a row are two segments
+    """A grey picture with one colour per block of 8 pixels: its DC is known, and only DC is coded."""
+    values = np.arange(5 * 7).reshape(5, 7) * 6  # a row of 7 blocks has two segments
     made = rewrite_jpeg(jpeg(np.kron(values, np.ones((8, 8))).astype(np.uint8), quality=75))
     assert made is not None
     assert (made.grid.columns, made.grid.rows, made.grid.per_segment) == (2, 5, 4)
@@ -95,7 +97,7 @@ def test_segments_have_32_pixels_whatever_the_width() -> None:
 
 
 def test_parts_of_extreme_brightness() -> None:
-    """Where rows are joined, DC changes by more than it does anywhere in the picture."""
+    """At the joins of rows, DC changes by more than anywhere in the picture."""
     rows = np.repeat(np.linspace(0, 255, 48), 8).astype(np.uint8)
     steep = np.kron(np.random.default_rng(0).choice([0, 255], (30, 30)), np.ones((8, 8))).astype(np.uint8)
     for picture in (np.repeat(rows[:, None], 200, 1), np.repeat(rows[None], 200, 0), steep):
@@ -129,7 +131,7 @@ def test_without_numba_all_stay_as_they_are_and_parts_are_those_of_the_whole(
 
 
 def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
-    """Bytes changed, left out or cut off, at random: no crash, and never other pixels."""
+    """Random bytes are changed, left out or cut off: no crash, and never other pixels."""
     rng = np.random.default_rng(0)
     sources = [jpeg(photo(120, 90, k), **KINDS[kind]) for k, kind in enumerate(KINDS)]
     kept = 0
@@ -149,7 +151,7 @@ def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
         try:
             expected = decode_image(bytes(data))
         except ValueError:
-            continue  # the writer compares with what it can decode
+            continue  # the packing code compares only pictures that it can decode
         got: Any = SegmentedImage(made).whole()
         if k % 3 == 0 and got.shape == expected.shape:
             assert (got == expected).mean() > 0.5
@@ -157,8 +159,10 @@ def test_damaged_data_is_refused_or_decodes_as_the_stock_decoder_does() -> None:
 
 
 def test_damaged_records_are_errors_or_pictures() -> None:
-    """Bytes of the head, of the coded data and of the table, changed at random: no crash, and nothing outside
-    of the memory."""
+    """Random bytes of the header, of the coded data and of the table are changed.
+
+    No crash, and no access outside of the memory.
+    """
     rng = np.random.default_rng(1)
     sources = [
         rewrite_jpeg(jpeg(photo(120, 90, k), **KINDS[kind]))

@@ -1,4 +1,4 @@
-"""Packed data sets: the same batches as from the files, and every kind of damage is found."""
+"""Packed data sets give the same batches as the files, and every kind of damage is found."""
 
 from __future__ import annotations
 
@@ -144,13 +144,15 @@ def test_verify_and_unpack(photos: Path, packed: Path, tmp_path: Path) -> None:
 def test_interrupted_work_goes_on(
     photos: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in its third shard; the finished pack is the same to the last byte, and the shards before are
-    not written again."""
+    """Packing is killed in its third shard. The finished data set is bit-identical to an uninterrupted one.
+
+    The completed shards are not written again.
+    """
     code = (
         "import os, ppxcls; from ppxcls.packed import write; save = write._write_shard\n"
-        "write._write_shard = lambda out, number, *rest: "
-        "os._exit(9) if number == 2 else save(out, number, *rest)\n"
-        f"ppxcls.pack({str(photos / 'list.txt')!r}, None, {str(tmp_path / 'out')!r}, samples_per_shard=7)"
+        "write._write_shard = lambda out, number, **rest: "
+        "os._exit(9) if number == 2 else save(out, number, **rest)\n"
+        f"ppxcls.pack({str(photos / 'list.txt')!r}, None, output={str(tmp_path / 'out')!r}, samples_per_shard=7)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True)
     assert result.returncode == 9, result.stderr
@@ -161,7 +163,11 @@ def test_interrupted_work_goes_on(
         ppxcls.pack(photos / "list.txt", None, output=tmp_path / "out", samples_per_shard=8)
     written = []
     shard = write._write_shard
-    monkeypatch.setattr(write, "_write_shard", lambda *args: written.append(args[1]) or shard(*args))
+    monkeypatch.setattr(
+        write,
+        "_write_shard",
+        lambda *args, **rest: written.append(args[1]) or shard(*args, **rest),
+    )
     ppxcls.pack(photos / "list.txt", None, output=tmp_path / "out", samples_per_shard=7)
     assert written == [2, 3, 4, 5]
     names = sorted(file.name for file in packed.iterdir())
@@ -178,7 +184,7 @@ def test_reduced_by_request(photos: Path, packed: Path, tmp_path: Path) -> None:
     assert dataset.load(2).shape == (97, 129, 3)
     assert dataset.digest() != PackedDataset(str(packed)).digest()
     lying = next(i for i in range(41) if dataset.listed(i) == "lying.jpg")
-    assert dataset.load(lying).shape == (133, 100, 3)  # upright
+    assert dataset.load(lying).shape == (133, 100, 3)  # turned upright as its EXIF orientation requires
     whole, small = (
         np.asarray(data.load(6)) for data in (PackedDataset(str(packed), [{"DecodeImage": {}}]), dataset)
     )
@@ -249,7 +255,7 @@ def test_wrong_values_in_a_manifest(keys: dict[str, Any], packed: Path, tmp_path
 
 
 def save(file: Path, array: Any) -> None:
-    with open(file, "wb") as stream:  # given a name, numpy would add an extension
+    with open(file, "wb") as stream:  # with a file name, numpy would add an extension
         np.save(stream, array, allow_pickle=True)
 
 
@@ -257,7 +263,7 @@ def save(file: Path, array: Any) -> None:
     "damage", ["data", "short", "index", "huge", "segments", "object", "list", "frame", "no shard"]
 )
 def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
-    """By ``verify_pack``. Training finds all but changed bytes in the coded data."""
+    """``verify_pack`` finds all damage. Training finds all except changed bytes in the coded data."""
     folder = tmp_path / "packed"
     shutil.copytree(packed, folder)
     data, index_file = folder / "shard-00000.data", folder / "shard-00000.index"
@@ -268,7 +274,7 @@ def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
         data.write_bytes(content)
     elif damage == "short":
         os.truncate(data, 100)
-    elif damage == "frame":  # another size than the index says
+    elif damage == "frame":  # a size that differs from the index
         content = bytearray(data.read_bytes())
         content[25:29] = b"\xff\xff\xff\xff"
         data.write_bytes(content)
@@ -290,8 +296,10 @@ def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
 
 
 def write_format_1(packed: Path, folder: Path) -> None:
-    """The pack as ppxcls 0.9 would have written it, but without restart markers and their places, which
-    nobody reads any more."""
+    """Writes the packed data set in the format of ppxcls 0.9.
+
+    Restart markers and their positions are omitted, because they are no longer read.
+    """
     shutil.copytree(packed, folder)
     manifest = json.loads((folder / "pack.json").read_text())
     dataset = PackedDataset(str(packed))
@@ -359,8 +367,10 @@ def test_object_store_reads_records_or_copies_shards(packed: Path, tmp_path: Pat
 
 
 def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
-    """An epoch from files and one from packed data give the losses of two from files, to the last bit;
-    evaluation likewise."""
+    """One epoch from files and one from packed data, against two epochs from files.
+
+    The losses and the evaluations are bit-identical.
+    """
     packs = []
     for section, name, count in (("Train", "train", 12), ("Eval", "val", 7)):
         images = [

@@ -21,7 +21,7 @@ CLASSES = 7
 
 
 def drawn(seed: int, count: int = 400, classes: int = CLASSES) -> tuple[Samples, np.ndarray]:
-    """Random predictions that are right more often than not; and all probabilities, [count, classes]."""
+    """Returns random, mostly correct predictions, and all probabilities, [count, classes]."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes - 1, count)  # the last class has no sample
     logits = rng.normal(size=(count, classes))
@@ -40,20 +40,24 @@ def test_figures_are_scikit_learns(seed: int) -> None:
     ids = list(range(CLASSES))
     assert_array_equal(
         figures.confusions(samples, CLASSES).matrix(CLASSES),
-        confusion_matrix(samples.labels, samples.predicted, labels=ids),
+        confusion_matrix(samples.labels, samples.predicted_ids, labels=ids),
     )
     assert figures.topk_proportion(samples, 1).value == pytest.approx(
-        accuracy_score(samples.labels, samples.predicted)
+        accuracy_score(samples.labels, samples.predicted_ids)
     )
     for k in (1, 3, 5):
         expected = top_k_accuracy_score(samples.labels, scores, k=k, labels=ids)
         assert figures.topk_proportion(samples, k).value == pytest.approx(expected)
     own = figures.by_class(samples, CLASSES)
-    theirs = precision_recall_fscore_support(samples.labels, samples.predicted, labels=ids, zero_division=0)
+    theirs = precision_recall_fscore_support(
+        samples.labels, samples.predicted_ids, labels=ids, zero_division=0
+    )
     for key, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
         assert_allclose(own[key], values)
     found = figures.calibration(samples, bins=10)
-    accuracy, confidence = calibration_curve(samples.labels == samples.predicted, samples.scores, n_bins=10)
+    accuracy, confidence = calibration_curve(
+        samples.labels == samples.predicted_ids, samples.scores, n_bins=10
+    )
     assert_allclose(found.accuracy, accuracy)
     assert_allclose(found.confidence, confidence)
     assert found.error == pytest.approx((found.counts * abs(accuracy - confidence)).sum() / len(samples))
@@ -80,7 +84,7 @@ def test_confused_pairs_and_neighbours() -> None:
 
 
 def test_a_wrong_label_is_suspected() -> None:
-    """Of two classes that are told apart well, one sample has the other one's label."""
+    """Two classes are well separated, and one sample has the label of the other class."""
     labels = np.array([0] * 20 + [1] * 20)
     predicted = labels.copy()
     labels[3] = 1
@@ -93,7 +97,10 @@ def test_a_wrong_label_is_suspected() -> None:
 
 
 def test_intervals_undo_the_means_of_the_epoch() -> None:
-    """Losses 1 to 6, one sample each, three an epoch; a line holds the mean of the epoch so far."""
+    """Losses 1 to 6 of one sample each, three per epoch.
+
+    A log line contains the mean of the epoch so far.
+    """
     losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     rows = []
     for i in range(6):

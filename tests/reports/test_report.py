@@ -1,5 +1,7 @@
-"""The page of a run: whole, without requests, with hostile names, for runs that have little to show; and in a
-browser."""
+"""The page of a run is complete and loads nothing, also with hostile names and for runs with few results.
+
+It is also tested in a browser.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ HOSTILE = ["<script>alert(1)</script>", "a,b \"c\" 'd'", "${x} {{ y }} $\\frac"]
 
 
 def train(folder: Path, names: list[str] = HOSTILE, **keys: Any) -> Path:
-    """A run of Xception41 on small images; returns its folder."""
+    """Trains Xception41 on small images and returns the run's folder."""
     data = write_images(folder / "data", 12)
     write_images(data, 7, seed=1, name="val")
     (data / "class_names.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names)))
@@ -100,14 +102,14 @@ def test_the_predictions_are_those_of_the_best_evaluation(run: Path) -> None:
 
 
 def test_two_processes_write_the_predictions_of_one(tmp_path: Path, run: Path) -> None:
-    """Seven samples on two processes: gathered exactly, none missing, none twice."""
+    """Seven samples on two processes: each is gathered exactly once."""
     before = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     (run / "predictions.csv").unlink()
     result = run_tool(ROOT / "tools/eval.py", "-c", run, processes=2, log_dir=tmp_path / "log")
     assert result.returncode == 0, result.stdout + result.stderr
     after = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     assert [row["file"] for row in after] == [row["file"] for row in before]
-    for own, theirs in zip(after, before, strict=True):  # to rounding, because the batches have another size
+    for own, theirs in zip(after, before, strict=True):  # other rounding: the batch sizes differ
         for key in ("label_score", "top_scores"):
             np.testing.assert_allclose(
                 *([float(x) for x in row[key].split()] for row in (own, theirs)), atol=1e-5
@@ -212,7 +214,7 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("classes", [1000, 21_841])
 def test_many_classes_stay_small(classes: int, run: Path, tmp_path: Path) -> None:
-    """50,000 predictions; beyond 2,000 classes without the picture of the confusion matrix."""
+    """50,000 predictions. Above 2,000 classes the confusion matrix has no picture."""
     folder = copied(run, tmp_path)
     count, rng = 50_000, np.random.default_rng(0)
     config = yaml.safe_load((folder / "config.yaml").read_text())
@@ -252,8 +254,10 @@ def browser() -> Iterator[Any]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_in_a_browser(width: int, scheme: str, run: Path, browser: Any) -> None:
-    """No request leaves the page, no script fails, nothing is wider than the window; sorted and filtered by
-    keyboard alone."""
+    """No request leaves the page, no script fails, and nothing is wider than the window.
+
+    The tables are sorted and filtered by keyboard only.
+    """
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     requests: list[str] = []
     problems: list[str] = []

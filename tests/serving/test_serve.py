@@ -1,5 +1,7 @@
-"""The server as a process of its own: right answers under load, and a 4xx or 5xx in a line for what it can't
-answer."""
+"""The server in a subprocess gives correct answers under load.
+
+For invalid requests and overload it gives a 4xx or 5xx and one line.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ from ppxcls.serving.batching import Batcher, BusyError
 
 
 class Server:
-    """``ppxcls serve`` on a free port."""
+    """A process of ``ppxcls serve`` on a free port."""
 
     def __init__(self, model: Path, *words: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -93,16 +95,16 @@ def images(run: Path) -> list[bytes]:
 
 
 def bomb() -> bytes:
-    """A PNG of 60,000 x 60,000 pixels in a few hundred kilobytes."""
+    """Returns a PNG of 60,000 x 60,000 pixels in a few hundred kilobytes."""
     header = pack(
         ">IIBBBBB",
         60_000,
-        output=60_000,
-        samples_per_shard=8,
-        short_side=2,
-        quality=0,
-        delimiter=0,
-        threads=0,
+        60_000,
+        8,
+        2,
+        0,
+        0,
+        0,
     )
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(100_000_000), 9)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -111,12 +113,12 @@ def bomb() -> bytes:
 
 
 def line_of_pixels() -> bytes:
-    """40,000 x 1 pixels, which a shorter side of 75 would enlarge to 225 million."""
+    """Returns a PNG of 40,000 x 1 pixels. Resizing its shorter side to 75 would give 225 million pixels."""
     return cv2.imencode(".png", np.zeros((1, 40_000, 3), np.uint8))[1].tobytes()
 
 
 def test_fifty_clients_get_their_own_answers(server: Server, run: Path) -> None:
-    """0 wrong or lost answers; what is answered is what ``predict`` says."""
+    """No wrong or lost answers. The answers match ``predict``."""
     sources = images(run)
     expected = ppxcls.load(run).predict(sources)
     with ThreadPoolExecutor(50) as pool:
@@ -178,7 +180,7 @@ def test_other_paths(server: Server) -> None:
 
 
 def test_it_ends_cleanly(run: Path) -> None:
-    """Requests that have begun are answered; the exit code is 0."""
+    """Requests in progress are answered, and the exit code is 0."""
     server = Server(run)
     body = images(run)[0]
     answers: list[tuple[int, str]] = []
@@ -214,10 +216,10 @@ def test_batches_a_full_queue_and_a_failing_function() -> None:
         return [2 * item for item in items]
 
     async def use() -> None:
-        batcher = Batcher(double, most=4, wait=0.01, queue_size=8)
+        batcher = Batcher(double, max_items=4, wait=0.01, queue_size=8)
         await batcher.start()
         first = asyncio.create_task(batcher(0))
-        await asyncio.sleep(0.015)  # it is being answered
+        await asyncio.sleep(0.015)  # the first request is being processed
         others = [asyncio.create_task(batcher(i)) for i in range(1, 9)]
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
@@ -237,7 +239,7 @@ def test_batches_a_full_queue_and_a_failing_function() -> None:
 
 
 def test_busy_and_late_are_said() -> None:
-    """A predictor that takes its time: 503 with Retry-After if the queue is full, 504 after the limit."""
+    """A slow predictor: 503 with Retry-After if the queue is full, 504 after the time limit."""
     testclient = pytest.importorskip("starlette.testclient")
     pytest.importorskip("httpx")
 

@@ -1,4 +1,4 @@
-"""What is set before Paddle is imported, seen from a process of its own."""
+"""The settings made before Paddle is imported, observed in a subprocess."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ CORES = environment.usable_cores()
 
 
 def fake(cpu: str, build: str) -> str:
-    """Lines that make ``prepare_cpu`` see another processor and another build of Paddle when ppxcls is
-    imported after them."""
+    """Returns code that makes ``prepare_cpu`` see another processor and another build of Paddle.
+
+    The code must run before ppxcls is imported.
+    """
     return f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("ppxcls.system.environment", {str(ROOT / "ppxcls/system/environment.py")!r})

@@ -1,4 +1,4 @@
-"""Kernels: compiled once on a host, and run on all threads."""
+"""Kernels are compiled once on a host, and run on all threads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_error_of_any_part_is_raised(monkeypatch: pytest.MonkeyPatch) -> None
 @needs_numba
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The threads of the parent are not there in a child, which starts its own."""
+    """The parent's threads don't exist in a child process, which starts its own."""
     from ppxcls.data.normalize_kernels import normalize
 
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
@@ -68,8 +68,10 @@ def test_after_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_numba
 def test_processes_take_turns_at_compiling(tmp_path: Path) -> None:
-    """Of three processes with an empty cache, one compiles a kernel, and the others load what it has
-    written."""
+    """Three processes start with an empty cache.
+
+    One compiles a kernel, and the others load it from the cache.
+    """
     code = """
 import numpy as np, ppxcls
 from ppxcls.data.normalize_kernels import normalize

@@ -1,4 +1,4 @@
-"""The supervisor with small commands, and with a job whose rank is killed."""
+"""The supervisor with small commands, and with a job that has a killed rank."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import ppxcls
 from ppxcls.system.supervisor import Supervisor, host_problem
 from tests.conftest import ROOT, SMALL_NETWORK
 
-# Counts its runs in a file, notes that it has begun on the second, and ends with the codes that it is given,
+# Counts its runs in a file, creates the PPXCLS_BEGUN file on the second run, and exits with the given codes
 # one after the other.
 SCRIPT = """
 import os, sys
@@ -86,8 +86,10 @@ os._exit(1)
 
 
 def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
-    """It fails again and again, each time with a later checkpoint, up to step 12; then at the same place,
-    which can't be cured."""
+    """The job fails repeatedly, each time with a later checkpoint, up to step 12.
+
+    Then it fails repeatedly at the same step, and the supervisor gives up.
+    """
     said: list[str] = []
     words = [sys.executable, "-c", GETS_ON, str(tmp_path / "count"), "12", str(ROOT)]
     assert Supervisor(lambda _: words, 3, pause=0.01, report=said.append).run() == 1
@@ -139,11 +141,11 @@ def test_signals_are_passed_on_and_end_it(tmp_path: Path) -> None:
     assert process.wait(timeout=20) == 75
 
 
-@pytest.mark.slow  # the job of two nodes does the same in every run of the tests
+@pytest.mark.slow
 def test_a_job_whose_rank_is_killed_goes_on(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """Two processes; one is killed after a checkpoint inside the first epoch.
+    """One of two processes is killed after a checkpoint inside the first epoch.
 
-    The end is the run's that was not killed.
+    The result is that of an uninterrupted run.
     """
     keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
     file = write_config(

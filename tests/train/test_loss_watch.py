@@ -1,4 +1,4 @@
-"""LossWatch that go wrong are said, with their place."""
+"""LossWatch reports invalid losses with their position."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_not_finite(
 
 @pytest.mark.parametrize("skips", [2, 5])
 def test_amp_that_skips(skips: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """With a stand-in for the scaler, which Paddle turns off on the CPU."""
+    """A stub replaces the scaler, which Paddle turns off on the CPU."""
     from tests.train.test_training import RecordingScaler
 
     class Skipping(RecordingScaler):

@@ -1,4 +1,4 @@
-"""Schedules against the rates PaddleClas's own used, and closed forms."""
+"""Schedules against the rates of PaddleClas's own schedules, and against closed forms."""
 
 from __future__ import annotations
 
@@ -49,8 +49,10 @@ def test_cosine_closed_form() -> None:
 
 
 def test_cosine_without_warm_up_is_the_rate_that_paddles_optimizer_applies() -> None:
-    """A weight whose gradient is 1 moves by the rate of the step; what the scheduler reports is another
-    figure."""
+    """A weight with gradient 1 changes by the rate of the step.
+
+    The rate that the scheduler reports differs from it.
+    """
     scheduler = paddle.optimizer.lr.CosineAnnealingDecay(0.045, T_max=20)
     weight = paddle.create_parameter([1], "float32", default_initializer=paddle.nn.initializer.Constant(0.0))
     optimizer = paddle.optimizer.SGD(scheduler, parameters=[weight])
@@ -158,8 +160,10 @@ FALLING = {
 
 @pytest.mark.parametrize("name", LR_SCHEDULES.names())
 def test_every_schedule_is_defined_on_every_step_of_short_runs(name: str) -> None:
-    """Epochs, steps, warm-up, cool-down and shares at their ends: each rate is finite and between 0 and the
-    highest one."""
+    """Extreme values of epochs, steps, warm-up, cool-down and shares.
+
+    Each rate is finite and between 0 and the highest rate.
+    """
     tried = 0
     for epochs, steps in itertools.product(range(1, 6), range(1, 6)):
         for warm_up, cool_down in itertools.product((0, 0.3, 0.5, 1, epochs), (0, 0.5, 1)):
@@ -211,8 +215,10 @@ def test_one_cycle_whose_rise_is_one_step() -> None:
 
 
 def test_plateau_follows_the_figure_that_is_watched() -> None:
-    """Without a mode, a loss that falls leaves the rate, and an accuracy that falls lowers it; a mode decides
-    by itself."""
+    """Without a mode, a falling loss keeps the rate, and a falling accuracy lowers it.
+
+    A mode overrides this.
+    """
 
     def rate_after(values: list[float], larger_is_better: bool, **keys: Any) -> float:
         spec = {"name": "ReduceOnPlateau", "learning_rate": 1.0, "patience": 0, "factor": 0.5, **keys}

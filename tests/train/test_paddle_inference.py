@@ -1,4 +1,4 @@
-"""Networks that are compiled for the CPU while they are evaluated."""
+"""Networks that are compiled for the CPU during evaluation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 3, 71, 80)).astype("float32")
 
 
 def twice(network: nn.Layer, coming: int = 0) -> tuple[EvaluatedNetwork, list[np.ndarray]]:
-    """The logits of the network itself, of the batch that decides, and of the one after it."""
+    """Returns three logits of the same batch.
+
+    They are the network's own, those of the batch that is compared, and those of the next batch.
+    """
     network.eval()
     evaluated = EvaluatedNetwork(network, coming)
     images = paddle.to_tensor(IMAGES)
@@ -37,7 +40,7 @@ def all_equal(arrays: list[np.ndarray]) -> bool:
 def test_the_compiled_network_gives_the_same_logits(
     name: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In pieces of as many images, and after a comparison of two of the four."""
+    """Runs parts of ``at_once`` images, after a comparison of two of the four images."""
     monkeypatch.setattr(paddle_inference, "_MIN_PIXELS_TO_COMPILE", 1)
     monkeypatch.setattr(paddle_inference, "_MAX_PIXELS_PER_RUN", at_once * 71 * 80)
     monkeypatch.setattr(paddle_inference, "_MAX_COMPARED_IMAGES", 2)
@@ -139,14 +142,16 @@ class _Untraceable(nn.Layer):
         self.first = nn.Conv2D(3, 8, 3)
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Meets a parameter before it fails."""
+        """Uses a parameter before it fails."""
         self.first(images)
         raise ValueError("not to be traced")
 
 
 def test_a_tracing_that_fails_leaves_nothing_to_the_next() -> None:
-    """Paddle keeps the parameters of the failed one under the address of its program, where the next one may
-    lie."""
+    """Paddle stores the parameters of a failed program under the program's address.
+
+    The next program may have the same address.
+    """
     for _ in range(10):
         with pytest.raises(ValueError, match="not to be traced"):
             Compiler()(_Untraceable())
@@ -157,10 +162,10 @@ def test_a_tracing_that_fails_leaves_nothing_to_the_next() -> None:
 
 
 def test_the_cpus_network_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where Paddle has GPUs and the device is the CPU."""
+    """Paddle has GPUs, but the device is the CPU."""
     asked: list[bool] = []
     monkeypatch.setattr(
-        paddle_inference, "InferenceProgram", lambda *_, may_use_gpu: asked.append(may_use_gpu)
+        paddle_inference, "InferenceProgram", lambda *_, may_use_gpu, **__: asked.append(may_use_gpu)
     )
     network = ppxcls.build_model("Xception41", class_num=5)
     network.eval()

@@ -1,4 +1,4 @@
-"""What a person sees while it trains: a bar of one line on a terminal, plain lines elsewhere."""
+"""Training output: a progress bar of one line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_bar_on_a_terminal(small: Callable[..., Path]) -> None:
     while True:
         try:
             part = os.read(master, 65536)
-        except OSError:  # the other end is closed
+        except OSError:  # the other end of the terminal is closed
             break
         if not part:
             break

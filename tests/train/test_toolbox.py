@@ -1,5 +1,7 @@
-"""Optimizers, EMA, schedules, losses, metrics, samplers and mixing, against closed forms and other
-implementations."""
+"""Optimizers, EMA, schedules, losses, metrics, samplers and mixing.
+
+They are compared with closed forms and other implementations.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ LR = {"name": "ConstLR", "learning_rate": 0.1}
 def after_steps(
     spec: dict[str, Any], steps: int = 2, shape: tuple[int, ...] = (2, 3)
 ) -> dict[str, np.ndarray]:
-    """Weights after steps whose gradient is ``0.5 * (step + 1)`` everywhere; all begin at 1."""
+    """Returns the weights after some steps.
+
+    All weights start at 1, and every gradient is ``0.5 * (step + 1)``.
+    """
     model = paddle.nn.Sequential(
         ("body", paddle.nn.Linear(*shape)), ("norm", paddle.nn.BatchNorm1D(shape[1]))
     )
@@ -81,8 +86,10 @@ def test_nesterov_momentum() -> None:
 
 
 def test_lamb_makes_a_step_of_the_weights_own_length() -> None:
-    """Without weight decay the first update is the sign, times the ratio of the norms: w - lr * |w| / |sign|
-    * sign."""
+    """Without weight decay the first update is the sign times the ratio of the norms.
+
+    The result is w - lr * |w| / |sign| * sign.
+    """
     spec = {"name": "Lamb", "weight_decay": 0.0, "epsilon": 1e-12}
     assert after_steps(spec, steps=1)["body.weight"] == pytest.approx(1 - 0.1, rel=1e-4)
 
@@ -127,7 +134,7 @@ def test_groups_and_layer_decay_scale_the_rate() -> None:
     [("clip_value", 0.3), ("clip_norm", 0.3 / 6**0.5), ("clip_norm_global", 0.3 / 15**0.5)],
 )
 def test_clipping(key: str, expected: float) -> None:
-    """The gradient is 0.5 everywhere: 6 values in the weight, 15 in all."""
+    """The gradient is 0.5 everywhere: 6 values in the weight, 15 values in total."""
     change = 1 - after_steps({"name": "SGD", key: 0.3}, steps=1)["body.weight"]
     assert change == pytest.approx(0.1 * expected, rel=1e-4)
 

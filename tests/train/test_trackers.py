@@ -1,4 +1,4 @@
-"""TensorBoard's curves, and the trackers of the documentation with the real libraries."""
+"""TensorBoard's curves, and the documentation's trackers with the real libraries."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def curves(folder: Path) -> Any:
 
 
 def test_tensorboard_shows_what_the_lines_say(small: Callable[..., Path]) -> None:
-    """Also after a run was taken up at an earlier place: its points are there once."""
+    """Also after a run was resumed from an earlier step: each point appears once."""
     file = small(
         **{
             "Global.epochs": 2,
@@ -120,8 +120,10 @@ def test_mlflow(small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.
 
 
 def leveldb_records(data: bytes, before: int) -> Iterator[bytes]:
-    """The records of a log in LevelDB's format, as W&B writes it: pieces with a header of 7 bytes in blocks
-    of 32 KiB."""
+    """Returns the records of a log in LevelDB's format, as written by W&B.
+
+    The format has fragments with a header of 7 bytes, in blocks of 32 KiB.
+    """
     at, parts = 0, b""
     while at + 7 <= len(data):
         left = 32768 - (at + before) % 32768
@@ -131,7 +133,7 @@ def leveldb_records(data: bytes, before: int) -> Iterator[bytes]:
         size, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
         parts += data[at + 7 : at + 7 + size]
         at += 7 + size
-        if kind in (1, 4):  # whole, or the last piece
+        if kind in (1, 4):  # a full record, or its last fragment
             yield parts
             parts = b""
 

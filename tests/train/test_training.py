@@ -1,4 +1,4 @@
-"""The training loop: PaddleClas's own losses, exact resuming, accumulation, and what stops a run."""
+"""The training loop: PaddleClas's losses, exact resuming, accumulation, and errors that stop a run."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
     assert norm(v for k, v in final.items() if k not in running) == pytest.approx(
         run["weight_norm"], rel=1e-8
     )
-    # Measured: 0.7e-5 away with two threads, 5.6e-5 with one.
+    # Measured relative difference: 0.7e-5 with two threads, 5.6e-5 with one.
     assert norm(running.values()) == pytest.approx(run["running_norm"], rel=1e-4)
 
 
@@ -94,11 +94,11 @@ def lines(output: Path, kind: str) -> list[dict[str, Any]]:
 def test_resuming_after_an_epoch_is_exact(
     arch: str, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Deeplab's dropout draws random numbers too."""
+    """Deeplab's dropout also draws random numbers."""
     file = write_config()
     overrides = (f"Arch.name={arch}", "Global.epochs=2", "Global.eval_during_train=False")
     whole = train(file, *overrides, f"Global.output_dir={tmp_path}/whole")
-    # Stopped after the first epoch: the rate is that of two epochs, so the first run must not end by itself.
+    # Both parts use the schedule of two epochs, so the first run is stopped after one epoch.
     first = ppxcls.build_trainer(ppxcls.load_config(file, [*overrides, f"Global.output_dir={tmp_path}/part"]))
     first.train_one_epoch()
     first.learner.start_epoch(2)
@@ -140,7 +140,10 @@ def test_the_order_of_the_samples_and_the_rate_go_on(
 def test_accumulated_gradients_are_those_of_the_whole_batch(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Batch norm aside: in eval mode. 12 samples: batches of 12 against micro-batches of 5, 5 and 2."""
+    """Compares one batch of 12 samples with micro-batches of 5, 5 and 2.
+
+    Batch norm is in eval mode.
+    """
     grads = []
     for size, freq in ((12, 1), (5, 3)):
         file = write_config(**{"DataLoader.Train.sampler.batch_size": size, "Global.update_freq": freq})
@@ -184,7 +187,7 @@ def test_evaluation_during_and_after_training_agree(
     )
     assert best["top1"] == max(row["top1"] for row in during) == trainer.progress.best["value"]
     assert list(best) == ["top1", "top2", "CELoss", "loss", "num_samples"]
-    assert ppxcls.evaluate(ppxcls.load_config(file)) == best  # where no weights are named, the run's best
+    assert ppxcls.evaluate(ppxcls.load_config(file)) == best  # the default is the run's best_model
     kept = ppxcls.load_config(output / "Xception41/config.yaml")
     assert kept.Global.epochs == 2, "evaluating leaves the training run's config alone"
 
@@ -253,7 +256,7 @@ def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tm
         "first_batch.png",
     }
     assert names == expected | {"run.lock", "train.log", "earlier_1"}
-    assert len(lines(tmp_path / "output", "train")) == 3  # the first run's are in earlier_1
+    assert len(lines(tmp_path / "output", "train")) == 3  # the first run's lines are in earlier_1
     assert {f.name for f in (folder / "earlier_1").iterdir()} == expected
     assert ppxcls.load_config(folder / "config.yaml").Global.epochs == 1
     log = (folder / "train.log").read_text()
@@ -357,8 +360,10 @@ def test_refused_when_built(overrides: list[str], message: str, write_config: Ca
 
 
 class RecordingScaler:
-    """Scales by 128 as ``paddle.amp.GradScaler`` does on devices that have float16; Paddle turns its own off
-    on the CPU."""
+    """A loss scaler with scale 128 that behaves like ``paddle.amp.GradScaler`` on devices with float16.
+
+    Paddle turns its own scaler off on the CPU.
+    """
 
     def __init__(self) -> None:
         self.state: dict[str, Any] = {
@@ -414,7 +419,7 @@ def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_pa
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None:
-    """By the book; on the CPU Paddle computes in float32 all the same."""
+    """The keys of the AMP section take effect. On the CPU, Paddle computes in float32 anyway."""
     amp = {"scale_loss": 128.0, "use_dynamic_loss_scaling": True, "level": level, "use_fp16_test": True}
     trainer = train(write_config(AMP=amp))
     assert trainer.learner.precision.autocast.keywords["level"] == level
@@ -437,9 +442,10 @@ def test_amp_section_runs(level: str, write_config: Callable[..., Path]) -> None
 def test_a_static_graph_gives_the_same_losses(
     name: str, write_config: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with an average of the weights and an evaluation afterwards; the weights have the same keys.
+    """Also with averaged weights and a later evaluation. The weights have the same keys.
 
-    Both run Paddle's operators: small batches magnify the rounding by which the CPU's own differ.
+    Both runs use Paddle's operators, because small batches amplify the rounding differences of the CPU
+    operators.
     """
     monkeypatch.setattr("ppxcls.ops.cpu.are_plain", lambda *_: False)
     file = write_config(**{"Arch.name": name, "EMA": {"decay": 0.5}, "Optimizer.lr.learning_rate": 1e-3})

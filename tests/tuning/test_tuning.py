@@ -25,7 +25,7 @@ def table(file: Path) -> list[dict[str, str]]:
 
 
 def test_the_suggestion_lies_on_the_slope() -> None:
-    """A loss that is flat, falls around 1e-3, is lowest at 1e-2 and then explodes."""
+    """The loss is flat, falls around 1e-3, is lowest at 1e-2, and then diverges."""
     rates = np.geomspace(1e-6, 1, 121)
     logs = np.log10(rates)
     losses = 2.3 - 1.5 / (1 + np.exp(-4 * (logs + 3))) + np.exp(3 * (logs + 1))
@@ -87,7 +87,7 @@ def test_a_range_test_trains_at_its_rates(
 def test_scaled_rates_are_suggested_as_the_yaml_says_them(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The optimizer uses a quarter of the rate."""
+    """The optimizer uses a quarter of the configured rate."""
     seen: list[float] = []
     step = ppxcls.train.learner.Learner.step
     monkeypatch.setattr(
@@ -100,7 +100,10 @@ def test_scaled_rates_are_suggested_as_the_yaml_says_them(
 
 
 def test_bad_samples_and_few_steps(small: Callable[..., Path], tmp_path: Path) -> None:
-    """A batch of which nothing can be read is no rate; an apostrophe in a folder is no YAML."""
+    """A batch without any readable sample gives no rate.
+
+    The output folder contains an apostrophe, which must be quoted in YAML.
+    """
     data = write_images(tmp_path / "data", 12)
     for file in sorted((data / "train").iterdir())[4:8]:
         file.write_bytes(b"no image")
@@ -151,7 +154,7 @@ def test_the_command_trains_nothing(small: Callable[..., Path], tmp_path: Path) 
 
 
 def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
-    """A step of the search that takes a megabyte an image, and fails above the limit."""
+    """Returns a search step that needs a megabyte per image, and fails above the limit."""
 
     def steps(self: Any, size: int) -> tuple[float, int]:
         if size > limit:
@@ -192,7 +195,7 @@ def test_another_error_is_no_lack_of_memory(
 def test_a_host_is_never_asked_for_more_than_it_has(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real steps, with 300 MB to take."""
+    """Runs real steps with 300 MB of free memory."""
     asked: list[int] = []
     steps = batch_size._Attempt._steps
 
@@ -215,7 +218,7 @@ def test_the_smallest_fast_batch() -> None:
 
 
 def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The searches themselves are replaced: here it counts what becomes of their results."""
+    """The searches are replaced by stubs. The test checks how their results are used."""
     files = sorted((write_images(tmp_path / "images", 30) / "train").iterdir())
     for i, file in enumerate(files):
         (tmp_path / f"photos/{i % 3}").mkdir(parents=True, exist_ok=True)
