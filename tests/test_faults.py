@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -189,7 +190,9 @@ def test_a_signal_to_the_launcher_saves_on_all_ranks(config: Path, tmp_path: Pat
     job.process.terminate()
     assert job.ends(ranks) != 0
     for rank in (0, 1):
-        assert f"rank {rank}: stopped by SIGTERM and saved at epoch " in job.output(rank)
+        # The launcher signals one rank after the other, so the first may tell the second before its signal arrives.
+        reason = "(SIGTERM|a signal to another rank)"
+        assert re.search(f"rank {rank}: stopped by {reason} and saved at epoch ", job.output(rank))
     check_whole(job.folder / "latest")
 
 

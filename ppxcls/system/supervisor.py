@@ -43,7 +43,7 @@ def record_start(step: int) -> None:
 
 
 def _step_in(file: Path) -> int:
-    """Returns the last step that ``note_begun`` wrote; 0 if there is none."""
+    """Returns the last step that ``record_start`` wrote; 0 if there is none."""
     with contextlib.suppress(OSError, ValueError):
         return int(file.read_bytes())
     return 0

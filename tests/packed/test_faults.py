@@ -126,7 +126,7 @@ def test_a_wrong_table_is_found_while_packing(
     """Each segment's DC is checked. If a part would have other pixels, the file is packed unchanged."""
     (tmp_path / "list.txt").write_text("grey.jpg 0\n")
     assert ppxcls.pack(tmp_path / "list.txt", photos, output=tmp_path / "right").segmented_images == 1
-    found = write.segmented((photos / "grey.jpg").read_bytes())
+    found = write.rewrite_jpeg((photos / "grey.jpg").read_bytes())
     assert found is not None
     columns, rows = found.grid.columns, found.grid.rows
     for place in (columns + 1, (rows // 2) * columns + columns - 2):

@@ -79,8 +79,8 @@ count = Path(sys.argv[1])
 number = int(count.read_text()) if count.exists() else 0
 count.write_text(str(number + 1))
 sys.path.insert(0, sys.argv[3])
-from ppxcls.system.supervisor import note_begun
-note_begun(min(2 * number, int(sys.argv[2])))  # it goes on from a later checkpoint each time
+from ppxcls.system.supervisor import record_start
+record_start(min(2 * number, int(sys.argv[2])))  # it goes on from a later checkpoint each time
 os._exit(1)
 """
 
