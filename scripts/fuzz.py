@@ -46,9 +46,8 @@ from ppxcls.system.paths import printable
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_CASE_SECONDS = 20  # time limit of a case
-MAX_ADDED_BYTES = (
-    3 << 30
-)  # address space in bytes beyond the use at the start; the largest allowed image takes half of it
+# Address space in bytes beyond the use at the start; the largest allowed image takes half of it.
+MAX_ADDED_BYTES = 3 << 30
 
 
 def _valid_images() -> list[bytes]:

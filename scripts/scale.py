@@ -22,22 +22,25 @@ LATENCY_SECONDS = 20e-6  # seconds per message between nodes
 BUFFER_BYTES = 25e6  # bytes sent at once, Global.comm_buffer_size
 BACKWARD_SHARE = 2 / 3  # share of a step in the backward pass, during which gradients are sent
 STEP_TIME_DEVIATION = 0.03  # standard deviation of a card's step time, relative to its mean
+# Number of trained parameters.
 NETWORKS = {
     "Xception41": 22.92e6,
     "Xception65": 35.87e6,
     "Xception71": 37.68e6,
     "xception65": 39.92e6,
-}  # number of trained parameters
+}
+# Images/s of one card; NVLink bandwidth in bytes/s, one direction.
 GPUS = {
     "V100": (376.0, 150e9),
     "A100": (852.0, 300e9),
     "H100": (1400.0, 450e9),
-}  # images/s of one card; NVLink bandwidth in bytes/s, one direction
+}
+# Bandwidth of a node in bytes/s, one direction.
 LINKS = {
     "25 Gb Ethernet": 3.1e9,
     "100 Gb InfiniBand": 12.5e9,
     "8 x 400 Gb InfiniBand": 400e9,
-}  # bandwidth of a node in bytes/s, one direction
+}
 
 
 @dataclass(frozen=True)

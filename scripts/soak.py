@@ -225,9 +225,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--network", default="Xception41")
     parser.add_argument("--disk", default="700m", help="size of the output disk, such as 700m")
-    parser.add_argument(
-        "--folder", help=argparse.SUPPRESS
-    )  # the script runs itself again in the namespace with the mounted disk
+    # The script runs itself again in the namespace with the mounted disk.
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.folder is None:
         with tempfile.TemporaryDirectory() as folder:

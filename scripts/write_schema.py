@@ -106,9 +106,10 @@ def section_schema(section: type) -> Schema:
     defaults |= {f.name: f.default_factory() for f in fields(section) if f.default_factory is not MISSING}
     visible_hints = {f.name: hints[f.name] for f in fields(section) if f.init}
     schema = mapping_schema(visible_hints, descriptions(section.__doc__), defaults)
+    # Refused PaddleClas keys are allowed if they are turned off.
     refused_keys = {
         "^(" + "|".join(sorted(ALTERNATIVES.keys() - visible_hints.keys())) + ")$": {"enum": [None, False]}
-    }  # refused PaddleClas keys are allowed if they are turned off
+    }
     return {
         "description": (section.__doc__ or "").split("\n")[0],
         **schema,

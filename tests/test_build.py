@@ -60,9 +60,8 @@ def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pyt
     ppxcls.build_lr_schedule(config.Optimizer.lr, 2, steps_per_epoch=3)
     ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
     assert not checks
-    ppxcls.build_lr_schedule(
-        {"name": "ConstLR", "learning_rate": 0.1}, 2, steps_per_epoch=3
-    )  # a notebook passes a plain dict
+    # A notebook passes a plain dict.
+    ppxcls.build_lr_schedule({"name": "ConstLR", "learning_rate": 0.1}, 2, steps_per_epoch=3)
     assert list(checks.values()) == [1]
 
 

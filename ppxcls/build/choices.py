@@ -138,9 +138,8 @@ def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  Padd
     if has_average:
         notes.append("averaged weights" if wants_average else "raw weights")
     is_default = wants_average or not has_average
-    is_own = is_default and any(
-        _is_same_file(file, weights_file(config.run_folder / name)) for name in _RESULT_NAMES
-    )
+    result_files = [weights_file(config.run_folder / name) for name in _RESULT_NAMES]
+    is_own = is_default and any(_is_same_file(file, result_file) for result_file in result_files)
     return Weights(path, has_average and wants_average, is_own, ", ".join(notes))
 
 
@@ -197,9 +196,8 @@ def transforms_for(config: Config) -> list[Block]:
         raise config.where("Infer.transforms").error(
             "the key is missing, and there is no DataLoader.Eval either"
         )
-    uses_infer_transforms = bool(infer_transforms) and (
-        not eval_transforms or config.is_override("Infer.transforms")
-    )
+    is_infer_preferred = not eval_transforms or config.is_override("Infer.transforms")
+    uses_infer_transforms = bool(infer_transforms) and is_infer_preferred
     if (
         infer_transforms
         and eval_transforms

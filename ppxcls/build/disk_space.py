@@ -24,9 +24,8 @@ def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
     weight_bytes = sum(4 * int(tensor.size) for tensor in network.state_dict().values())
     trained_bytes = sum(4 * int(p.size) for p in network.parameters() if not p.stop_gradient)
     has_average = config.EMA is not None and config.EMA.use_ema
-    return weight_bytes * (1 + has_average), trained_bytes * OPTIMIZERS.fact(
-        config.Optimizer.name, "state_copies"
-    )
+    state_copies = OPTIMIZERS.fact(config.Optimizer.name, "state_copies")
+    return weight_bytes * (1 + has_average), trained_bytes * state_copies
 
 
 def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:
@@ -39,15 +38,14 @@ def report_disk_space(config: Config, network: nn.Layer, folder: Path) -> None:
     weight_bytes, state_bytes = checkpoint_bytes(config, network)
     section = config.Global
     count = section.keep_last + 1 + section.epochs // section.save_interval
-    max_bytes = (
-        count * (weight_bytes + state_bytes) + weight_bytes + state_bytes * section.best_model_optimizer
-    )
+    checkpoint_size = weight_bytes + state_bytes
+    best_size = weight_bytes + state_bytes * section.best_model_optimizer
+    max_bytes = count * checkpoint_size + best_size
     free_bytes = shutil.disk_usage(folder).free
     message = (
-        f"checkpoints of {(weight_bytes + state_bytes) / _BYTES_PER_GB:.2g} GB "
-        f"each need up to {max_bytes / _BYTES_PER_GB:.3g} GB at {folder}: {count}, "
-        "and best_model of "
-        f"{(weight_bytes + state_bytes * section.best_model_optimizer) / _BYTES_PER_GB:.2g} GB"
+        f"checkpoints of {checkpoint_size / _BYTES_PER_GB:.2g} GB each need up to "
+        f"{max_bytes / _BYTES_PER_GB:.3g} GB at {folder}: {count}, "
+        f"and best_model of {best_size / _BYTES_PER_GB:.2g} GB"
     )
     if free_bytes < max_bytes:
         advice = "Global.save_interval and Global.keep_last decide how many are kept"

@@ -138,10 +138,8 @@ def convert_progress(progress: Progress, manifest: Mapping[str, Any], facts: Run
     The batches and steps of the checkpoint's run may have other sizes.
     """
     previous_global_batch = manifest.get("global_batch", facts.global_batch)
-    is_same_size = (previous_global_batch, manifest.get("steps_per_epoch")) == (
-        facts.global_batch,
-        facts.steps_per_epoch,
-    )
+    is_same_batch = previous_global_batch == facts.global_batch
+    is_same_size = is_same_batch and manifest.get("steps_per_epoch") == facts.steps_per_epoch
     if is_same_size and manifest.get("update_freq") == facts.update_freq:
         return progress
     batches_per_epoch = math.ceil(facts.samples / facts.global_batch)

@@ -39,12 +39,13 @@ WEIGHTS, OPTIMIZER, AVERAGE = ".pdparams", ".pdopt", ".pdema"
 # extensions of the parts that can be written as safetensors
 _SAFETENSORS_EXTENSIONS = {WEIGHTS: ".safetensors", AVERAGE: ".ema.safetensors"}
 _PARTS_BY_EXTENSION = {file: part for part, file in _SAFETENSORS_EXTENSIONS.items()}
+# Extensions of all files that can contain a part.
 EXTENSIONS = (
     WEIGHTS,
     OPTIMIZER,
     AVERAGE,
     *_PARTS_BY_EXTENSION,
-)  # extensions of all files that can contain a part
+)
 
 State = dict[str, Any]
 
@@ -107,11 +108,9 @@ def _as_state(data: bytes, file: Path) -> State:
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a dictionary of arrays, received {type(state).__name__}")
     names = state.get(PARAMETER_NAMES_KEY, {})
-    if (
-        not all(isinstance(key, str) for key in state)
-        or not isinstance(names, dict)
-        or not all(map(_is_text, names.items()))
-    ):
+    has_text_keys = all(isinstance(key, str) for key in state)
+    has_valid_names = isinstance(names, dict) and all(map(_is_text, names.items()))
+    if not has_text_keys or not has_valid_names:
         raise CheckpointError(f"{file}: expected names as keys, and {PARAMETER_NAMES_KEY} from name to name")
     return {key: _unwrap_tensor(value) for key, value in state.items()}
 

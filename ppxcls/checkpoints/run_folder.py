@@ -68,9 +68,8 @@ class RunFolder:
         self._excluded_parts = {} if best_with_optimizer else {path / "best_model": (OPTIMIZER,)}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-checkpoint")
         self._pending_save: Future[None] | None = None
-        self._whole_checkpoints: set[tuple[str, int]] = (
-            set()
-        )  # name and step of checkpoints that passed the check
+        # Name and step of checkpoints that passed the check.
+        self._whole_checkpoints: set[tuple[str, int]] = set()
 
     def lock(self) -> None:
         """Creates the folder and locks it for this run, until ``release`` or the end of the process.
@@ -126,10 +125,10 @@ class RunFolder:
 
     def _is_mine(self, lock: BinaryIO | None) -> bool:
         """True if the lock belongs to the lock file that is in the folder now."""
+        if lock is None:
+            return False
         with contextlib.suppress(FileNotFoundError):
-            return lock is not None and os.path.samestat(
-                os.stat(self.path / "run.lock"), os.fstat(lock.fileno())
-            )
+            return os.path.samestat(os.stat(self.path / "run.lock"), os.fstat(lock.fileno()))
         return False
 
     def ensure(self) -> None:

@@ -142,9 +142,8 @@ def _message_and_code(error: Exception) -> tuple[str | None, int]:
         return str(error), EXIT_PREEMPTED
     if isinstance(error, DataError | CheckpointError | RunFolderError | JobError):
         return f"error: {error}", EXIT_ERROR
-    if (
-        isinstance(error, OSError) and error.errno is not None
-    ):  # Paddle raises OSError without a number for its internal errors
+    # Paddle raises OSError without a number for its internal errors.
+    if isinstance(error, OSError) and error.errno is not None:
         return f"error: {error}", EXIT_ERROR
     if "paddle" in sys.modules:
         from ppxcls import TrainingError

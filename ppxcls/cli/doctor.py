@@ -251,9 +251,9 @@ def _paddle(facts: dict[str, Any]) -> Iterator[Finding]:
         if value not in ("False", "0", "None", "")
     ]
     yield Finding("Paddle", f"{facts['paddle']}, {', '.join(libraries) or 'a CPU build'}")
-    if len([device for device, _ in facts["devices"] if device != "cpu"]) > 1 and not any(
-        "ccl" in name for name in libraries
-    ):
+    accelerators = [device for device, _ in facts["devices"] if device != "cpu"]
+    has_collectives = any("ccl" in name for name in libraries)
+    if len(accelerators) > 1 and not has_collectives:
         yield Finding(
             "Paddle",
             "several devices, and no NCCL or vendor's library to train on them together",

@@ -416,9 +416,8 @@ def _run_pack(
             threads=arguments.threads,
             progress=progress,
         )
-        return f"{pack_facts}; " + (
-            "every image equals its original" if arguments.list else "the checksums are right"
-        )
+        outcome = "every image equals its original" if arguments.list else "the checksums are right"
+        return f"{pack_facts}; {outcome}"
     if arguments.list and arguments.output:
         pack_facts = ppxcls.pack(
             arguments.list,

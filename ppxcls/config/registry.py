@@ -435,10 +435,11 @@ class Registry(Generic[T]):
         return self.common(**{key: value for key, value in dict.items(block.arguments) if key in names})
 
 
+# Inherited by a class without parameters, also from a Protocol.
 _EMPTY_INITS = (
     object.__init__,
     _Plain.__init__,
-)  # inherited by a class without parameters, also from a Protocol
+)
 _REGISTRIES: dict[str, Registry[Any]] = {}
 
 

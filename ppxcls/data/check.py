@@ -204,9 +204,9 @@ def _compare(all_files: list[_Files], report: DataReport) -> None:
         if stop - start < 2:
             continue
         group = [(all_files[set_numbers[j]], int(indices[j])) for j in order[start:stop]]
-        names = " = ".join(files.name(i) for files, i in group[:5]) + (
-            f" and {len(group) - 5} more" if len(group) > 5 else ""
-        )
+        names = " = ".join(files.name(i) for files, i in group[:5])
+        if len(group) > 5:
+            names += f" and {len(group) - 5} more"
         labels = Counter(int(files.dataset.labels[i]) for files, i in group)
         if len(labels) > 1:
             report.findings["two labels"].append(f"{names}: labels {', '.join(map(str, sorted(labels)))}")

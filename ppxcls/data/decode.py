@@ -141,11 +141,9 @@ def largest_16bit_value(data: bytes, image: Image) -> int | None:
         data: encoded bytes.
         image: decoded image, uint8 [H, W, 3].
     """
-    may_have_16_bits = (data[:8] == _PNG_SIGNATURE and data[24:25] == b"\x10") or data[:4] in (
-        b"II*\0",
-        b"MM\0*",
-    )
-    if not may_have_16_bits or int(image.max()) > 64:
+    is_16_bit_png = data[:8] == _PNG_SIGNATURE and data[24:25] == b"\x10"
+    is_tiff = data[:4] in (b"II*\0", b"MM\0*")
+    if not (is_16_bit_png or is_tiff) or int(image.max()) > 64:
         return None
     raw_image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if raw_image is None or raw_image.dtype not in (np.uint16, np.int16):

@@ -69,14 +69,11 @@ class RandomErasing(Transform):
             )
             erased_height, erased_width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < erased_height < height and 0 < erased_width < width:
-                top, left = (
-                    int(rng.integers(height - erased_height + 1)),
-                    int(rng.integers(width - erased_width + 1)),
-                )
+                top = int(rng.integers(height - erased_height + 1))
+                left = int(rng.integers(width - erased_width + 1))
+                fill_values = self._fill_values(erased_height, erased_width, image.dtype, rng)
                 output = image.copy()
-                output[top : top + erased_height, left : left + erased_width] = self._fill_values(
-                    erased_height, erased_width, image.dtype, rng
-                )
+                output[top : top + erased_height, left : left + erased_width] = fill_values
                 return output
         return image
 

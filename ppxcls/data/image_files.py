@@ -48,9 +48,8 @@ class ImageFiles:
         counts = [f"{count:,} {reason}" for reason, count in sorted(self.skip_counts.items()) if count]
         if self.other_extensions:
             extensions = sorted(self.other_extensions)
-            extension_text = ", ".join(extensions[:_MAX_SHOWN_EXTENSIONS]) + (
-                ", ..." if len(extensions) > _MAX_SHOWN_EXTENSIONS else ""
-            )
+            extension_text = ", ".join(extensions[:_MAX_SHOWN_EXTENSIONS])
+            extension_text += ", ..." if len(extensions) > _MAX_SHOWN_EXTENSIONS else ""
             counts = [
                 text.replace(_NO_IMAGE_REASON, f"{_NO_IMAGE_REASON} ({extension_text})") for text in counts
             ]

@@ -63,10 +63,8 @@ class ListIndex:
 
     def _parse_file(self) -> tuple[Array, ...]:
         """Returns positions and lengths of the paths, and the labels. Raises DataError."""
-        line_count = 1 + sum(
-            np.count_nonzero(self._bytes[i : i + _BLOCK_BYTES] == _NEWLINE)
-            for i in range(0, self._bytes.size, _BLOCK_BYTES)
-        )
+        blocks = (self._bytes[i : i + _BLOCK_BYTES] for i in range(0, self._bytes.size, _BLOCK_BYTES))
+        line_count = 1 + sum(np.count_nonzero(block == _NEWLINE) for block in blocks)
         arrays: tuple[Array, ...] = (
             np.empty(line_count, np.uint32),
             np.empty(line_count, np.uint16),

@@ -131,9 +131,8 @@ def _part_folders(folder: Path) -> dict[str, str]:
         if part:
             parts[part] = name
     other_names = [name for name in _class_folders(folder) if name not in parts.values()]
-    if "train" not in parts or (
-        len(parts) == 1 and other_names
-    ):  # classes may be called "train" or "test" too
+    # Classes may be called "train" or "test" too.
+    if "train" not in parts or (len(parts) == 1 and other_names):
         return {}
     if other_names:
         raise DataError(

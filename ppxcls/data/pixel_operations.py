@@ -86,9 +86,8 @@ def _solarize_table(threshold: float) -> Table:
 
 
 def _solarize_add_table(amount: float) -> Table:
-    return np.where(_BYTE_VALUES < 128, np.minimum(255, _BYTE_VALUES + round(amount)), _BYTE_VALUES).astype(
-        np.uint8
-    )
+    raised_values = np.minimum(255, _BYTE_VALUES + round(amount))
+    return np.where(_BYTE_VALUES < 128, raised_values, _BYTE_VALUES).astype(np.uint8)
 
 
 _TABLE_OPERATIONS: dict[str, Callable[[float], Table]] = {
@@ -196,9 +195,8 @@ def _shift(image: Image, axis: str, pixels: float, colour: Colour) -> Image:
     """Shifts an image along one axis by whole pixels."""
     axis_index = 1 if axis == "X" else 0
     side = image.shape[axis_index]
-    source_positions = np.add.accumulate(
-        np.concatenate(([pixels + 0.5], np.ones(side - 1)))
-    )  # added one by one, so that the sums are rounded as in Pillow
+    # Added one by one, so that the sums are rounded as in Pillow.
+    source_positions = np.add.accumulate(np.concatenate(([pixels + 0.5], np.ones(side - 1))))
     is_inside = (source_positions >= 0) & (source_positions.astype(np.int64) < side)
     out = np.empty_like(image)
     out[...] = colour

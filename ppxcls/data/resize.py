@@ -64,9 +64,8 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
             raise ValueError(
                 f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
             )
-        if (
-            backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS
-        ):  # such as a column of pixels, because it is made wider first
+        # Such as a column of pixels, because it is made wider first.
+        if backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS:
             raise ValueError(
                 f"{image.shape[1]} x {image.shape[0]} pixels would "
                 f"become {size[0]} x {image.shape[0]}; too many"

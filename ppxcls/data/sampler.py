@@ -179,9 +179,8 @@ class BlockShuffleSampler(DistributedBatchSampler):
         starts = rng.permutation(-(-self.num_samples // self.block)) * self.block
         parts = []
         for first in range(0, starts.size, self.blocks_at_once):
-            group = starts[first : first + self.blocks_at_once, None] + np.arange(
-                min(self.block, self.num_samples)
-            )
+            offsets = np.arange(min(self.block, self.num_samples))
+            group = starts[first : first + self.blocks_at_once, None] + offsets
             parts.append(rng.permutation(group[group < self.num_samples]))
         return np.concatenate(parts)
 

@@ -30,10 +30,11 @@ from ppxcls.data.resize import (
     width_and_height,
 )
 
+# For channels with values from 0 to 1.
 IMAGENET_MEAN, IMAGENET_STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
-)  # for channels with values from 0 to 1
+)
 
 Generator = np.random.Generator
 TransformOps = Annotated[list[Any], Components("transform")]

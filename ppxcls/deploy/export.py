@@ -153,9 +153,8 @@ def _largest_difference(name: str, runner: Runner, images: Array, expected: Arra
     logger.info(
         f"{name}: largest difference {difference:.2e} on {len(images)} images, top-1 equal on {equal_count}"
     )
-    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or equal_count < len(
-        images
-    ):  # NaN fails too
+    # NaN fails too.
+    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or equal_count < len(images):
         raise CheckpointError(
             f"{name} differs from the network by {difference:.2e}, "
             f"top-1 equal on {equal_count} of {len(images)} images"

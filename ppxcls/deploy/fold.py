@@ -44,9 +44,8 @@ def fold_batch_norms(model: nn.Layer, images: paddle.Tensor) -> int:
 
 
 def _find_pairs(model: nn.Layer, images: paddle.Tensor) -> list[tuple[nn.Conv2D, nn.BatchNorm2D]]:
-    convolution_outputs: dict[
-        int, tuple[nn.Conv2D, Any]
-    ] = {}  # keeps the outputs alive, so that no id is reused
+    # Keeps the outputs alive, so that no id is reused.
+    convolution_outputs: dict[int, tuple[nn.Conv2D, Any]] = {}
     pairs: list[tuple[nn.Conv2D, nn.BatchNorm2D]] = []
 
     def after(layer: nn.Layer, inputs: Any, output: paddle.Tensor) -> None:

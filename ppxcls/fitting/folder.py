@@ -164,9 +164,8 @@ def _with_batch_size(
 
     For a small data set it is smaller, so that an epoch has enough steps.
     """
-    batch_sizes = tuning.find_batch(
-        output / TRAIN_YAML, [*overrides, "Global.pretrained_model=null"]
-    )  # head.yaml's training has not yet written these weights
+    # Head.yaml's training has not yet written these weights.
+    batch_sizes = tuning.find_batch(output / TRAIN_YAML, [*overrides, "Global.pretrained_model=null"])
     size = max(min(batch_sizes.smallest_fast, train_count // _MIN_STEPS_PER_EPOCH), 2)
     reason = f"batches of {size}, after trying; {batch_sizes.largest} would fit"
     return replace(settings, batch_size=size, why=[*settings.why, reason])

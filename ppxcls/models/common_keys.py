@@ -146,9 +146,8 @@ def recompute_blocks(model: nn.Layer) -> int:
     """
     from paddle.distributed.fleet.utils import recompute
 
-    block_types: tuple[type[nn.Layer], ...] = getattr(
-        type(model), "recomputable", ()
-    )  # a user's network may have no such attribute
+    # A user's network may have no such attribute.
+    block_types: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())
     blocks = [layer for layer in model.sublayers() if isinstance(layer, block_types)]
     for block in blocks:
         run_block = block.forward

@@ -16,10 +16,11 @@ from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY
 from ppxcls.system.arrays import Array
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
+# Keras's names for layers without a name, followed by a number.
 _PROJECTION_PREFIXES = (
     "conv2d",
     "batch_normalization",
-)  # Keras's names for layers without a name, followed by a number
+)
 _MAX_KERAS_BYTES = 1 << 31  # maximum for the weights inside a .keras archive
 
 

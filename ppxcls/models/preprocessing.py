@@ -48,6 +48,13 @@ def timm_preprocessing(name: str, crop_share: float) -> Preprocessing:
     )
 
 
+def _are_similar(share: float | None, expected_share: float | None) -> bool:
+    """True if both shares are missing, or differ by rounding of the resized side only."""
+    if share is None or expected_share is None:
+        return share is expected_share
+    return abs(share - expected_share) <= 0.01
+
+
 def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lists the differences between a config's evaluation transforms and what published weights expect.
 
@@ -63,16 +70,12 @@ def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, An
     if isinstance(preprocessing.size, int):
         comparisons.append(("input size", preprocessing.size, expected.input_size))
         crop_share = preprocessing.size / preprocessing.short if preprocessing.short else None
-        if (crop_share is None) != (expected.crop_share is None) or (
-            crop_share and abs(crop_share - (expected.crop_share or 0)) > 0.01
-        ):
-            comparisons.append(
-                (
-                    "share of the crop",
-                    crop_share and round(crop_share, 4),
-                    expected.crop_share and round(expected.crop_share, 4),
-                )
+        if not _are_similar(crop_share, expected.crop_share):
+            shares = (
+                crop_share and round(crop_share, 4),
+                expected.crop_share and round(expected.crop_share, 4),
             )
+            comparisons.append(("share of the crop", *shares))
     if preprocessing.interpolation:
         comparisons.append(("interpolation", preprocessing.interpolation, expected.interpolation))
     if preprocessing.mean is not None:

@@ -45,9 +45,8 @@ class DenseConv2D(nn.Conv2D):
 
     def _is_plain(self) -> bool:
         is_dense = cpu.pair(self._dilation) == (1, 1) and self._groups == 1
-        return (
-            is_dense and self._data_format == "NCHW" and self.bias is None
-        )  # folding a batch norm adds a bias
+        # Folding a batch norm adds a bias.
+        return is_dense and self._data_format == "NCHW" and self.bias is None
 
 
 def to_bfloat16(model: nn.Layer) -> int:

@@ -46,9 +46,8 @@ class DepthwiseConv2D(nn.Conv2D):
         """
         if self.fits_kernels() and cpu.applies_to(x, self.weight):
             out = Chain(depthwise=self)(x)
-            return (
-                out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])
-            )  # folding a batch norm adds a bias
+            # Folding a batch norm adds a bias.
+            return out if self.bias is None else out + self.bias.reshape([1, -1, 1, 1])
         return nn.Conv2D.forward(self, x)  # Paddle 2.6 can't translate super() to a static graph
 
     def fits_kernels(self) -> bool:
@@ -59,6 +58,5 @@ class DepthwiseConv2D(nn.Conv2D):
         taps = self.weight.shape[2:]
         padding = cpu.pair(self._padding)
         dilation = cpu.pair(self._dilation)
-        return self._data_format == "NCHW" and all(
-            padding[i] <= dilation[i] * (taps[i] - 1) for i in range(2)
-        )
+        is_within_reach = all(padding[i] <= dilation[i] * (taps[i] - 1) for i in range(2))
+        return self._data_format == "NCHW" and is_within_reach

@@ -251,9 +251,8 @@ _correlate_rounded = kernel_helper(set())(_correlate)
 @kernel_helper(FREE)
 def _add_dot_products(flat, upstream, y_step, x_step, gradient):  # type: ignore[no-untyped-def]
     """Adds to each tap's gradient the product of the planes, shifted to the tap, and ``upstream``."""
-    if (
-        gradient.shape[0] == 3 and gradient.shape[1] == 3
-    ):  # nine sums together, so that the planes are read once
+    # Nine sums together, so that the planes are read once.
+    if gradient.shape[0] == 3 and gradient.shape[1] == 3:
         p01, p02 = flat[x_step:], flat[2 * x_step :]
         p10, p11, p12 = flat[y_step:], flat[y_step + x_step :], flat[y_step + 2 * x_step :]
         p20, p21, p22 = flat[2 * y_step :], flat[2 * y_step + x_step :], flat[2 * y_step + 2 * x_step :]

@@ -70,9 +70,8 @@ class PointwiseConv2D(nn.Conv2D):
 
     def _is_plain(self) -> bool:
         is_square = len(set(cpu.pair(self._stride))) == 1
-        return (
-            is_square and self._data_format == "NCHW" and self.bias is None
-        )  # folding a batch norm adds a bias
+        # Folding a batch norm adds a bias.
+        return is_square and self._data_format == "NCHW" and self.bias is None
 
     def _uses_onednn(self, x: paddle.Tensor) -> bool:
         return self._is_plain() and (self.in_bfloat16 or self._uses_one_product(x)) and onednn.is_available()

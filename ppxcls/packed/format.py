@@ -138,9 +138,9 @@ def read_pack_manifest(file: Path) -> Manifest:
             *(t for s in shards for t in (s.sha256, s.index_sha256)),
         ]
         options = [value for value in (manifest.short_side, manifest.quality) if value is not None]
-        if not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers + options) or not all(
-            type(t) is str for t in texts
-        ):
+        has_valid_numbers = all(type(n) is int and 0 <= n < 1 << 48 for n in numbers + options)
+        has_valid_texts = all(type(text) is str for text in texts)
+        if not has_valid_numbers or not has_valid_texts:
             raise ValueError("a value has an invalid type, or is out of range")
         if manifest.samples < 1 or manifest.samples_per_shard < 1 or not manifest.delimiter:
             raise ValueError("expected at least one sample and a delimiter")
@@ -148,9 +148,8 @@ def read_pack_manifest(file: Path) -> Manifest:
             raise ValueError("expected a quality from 1 to 100 and a short side of at least 1")
         if manifest.resampling not in (None, RESAMPLING):
             raise ValueError(f"expected the resampling {RESAMPLING!r} or none")
-        if len(shards) > manifest.count or any(
-            s.samples != _shard_samples(manifest, i) for i, s in enumerate(shards)
-        ):
+        has_valid_sizes = all(s.samples == _shard_samples(manifest, i) for i, s in enumerate(shards))
+        if len(shards) > manifest.count or not has_valid_sizes:
             raise ValueError("the shards don't match the number of samples")
     except FileNotFoundError:
         raise DataError(f"{file}: no such file; ppxcls pack writes it at the end of its work") from None
@@ -193,9 +192,8 @@ def read_index(file: Path, shard: Shard, pack_format: str) -> Array:
     index = np.frombuffer(bytearray(rows), RECORD)
     if pack_format == _FORMAT_1:
         index["segments"] = 0
-    ends = index["offset"] + (
-        index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64)
-    )
+    sizes = index["size"].astype(np.uint64) + SEGMENT.itemsize * index["segments"].astype(np.uint64)
+    ends = index["offset"] + sizes
     if (index["offset"] > shard.bytes).any() or (ends > shard.bytes).any():
         raise DataError(f"{file}: a record is outside the shard's {shard.bytes:,} bytes")
     if (ends - index["offset"] > MAX_IMAGE_FILE_BYTES).any():

@@ -25,10 +25,11 @@ from ppxcls.system.arrays import Array
 _START, _SCAN, _FRAME, _QUANTIZATION, _INTERVAL, _JFIF, _ADOBE = 0xD8, 0xDA, 0xC0, 0xDB, 0xDD, 0xE0, 0xEE
 _IGNORED_MARKERS = {0xFE, *range(0xE1, 0xEE), 0xEF}  # comments and application data
 _HEAD = b"\xff\xd8\xff\xe0\x00\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+# First bytes of a frame with three components, and of a grey frame.
 _FRAME_HEADS = (
     b"\xff\xc0\x00\x11\x08",
     b"\xff\xc0\x00\x0b\x08",
-)  # first bytes of a frame with three components, and of a grey frame
+)
 HEIGHT_AT = len(_HEAD) + 5  # position of the frame's height, two bytes; its width follows
 # Target width of a segment. For ImageNet's crops, 16 would save 1 % of the decoding and cost 1 % of the size.
 # 64 would save 3 % of the size and cost 10 % of the decoding.
@@ -160,9 +161,8 @@ def _read_marker(frame: _Frame, marker: int, body: bytes) -> bool:
         frame.interval = int.from_bytes(body, "big")
         return True
     # Adobe's marker gives the colours: RGB, YCCK, CMYK, or YCbCr, which is 1. Only YCbCr is supported.
-    return marker == _JFIF or (
-        marker == _ADOBE and len(body) >= 12 and body[:5] == b"Adobe" and body[11] == 1
-    )
+    is_ycbcr = len(body) >= 12 and body[:5] == b"Adobe" and body[11] == 1
+    return marker == _JFIF or (marker == _ADOBE and is_ycbcr)
 
 
 def _is_supported(frame: _Frame) -> bool:
@@ -451,9 +451,9 @@ class SegmentedImage(ImageParts):
 
 def _decode_jpeg(data: bytes | Array, height: int, width: int) -> Image:
     """Decodes a JPEG of a known size, uint8 [height, width, 3]. Raises ValueError."""
-    if bytes(data[: HEIGHT_AT + 4]) not in (
-        _HEAD + frame + _size_field(height, width) for frame in _FRAME_HEADS
-    ):  # otherwise the decoder might allocate any amount of memory
+    # Otherwise the decoder might allocate any amount of memory.
+    heads = [_HEAD + frame + _size_field(height, width) for frame in _FRAME_HEADS]
+    if bytes(data[: HEIGHT_AT + 4]) not in heads:
         raise ValueError(_INDEX_MISMATCH)
     picture = simplejpeg.decode_jpeg(data, "RGB")
     if picture.shape != (height, width, 3):

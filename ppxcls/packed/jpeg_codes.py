@@ -11,6 +11,5 @@ HUFFMAN_TABLE, END, FIRST_RESTART = 0xC4, 0xD9, 0xD0
 LONGEST_CODE = 16  # bits
 LONGEST_DC, LONGEST_AC = 11, 10  # bits that follow a symbol
 MIN_DC, MAX_DC = -1024, 1023  # range of DC: the difference of any two values has a code
-SEGMENT = np.dtype(
-    [("bits", "<u2"), ("dc", "<i2", 3)]
-)  # length in bits, and the DC of the three components before the segment
+# Length in bits, and the DC of the three components before the segment.
+SEGMENT = np.dtype([("bits", "<u2"), ("dc", "<i2", 3)])

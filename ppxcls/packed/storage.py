@@ -206,9 +206,8 @@ class ObjectStore:
             return
         with self._lock:
             while len(self._workers) < _DOWNLOAD_THREADS:
-                worker = threading.Thread(
-                    target=self._copy_in_background, name="ppxcls-shards", daemon=True
-                )  # a daemon, so that the end of a run does not wait for it
+                # A daemon, so that the end of a run does not wait for it.
+                worker = threading.Thread(target=self._copy_in_background, name="ppxcls-shards", daemon=True)
                 worker.start()
                 self._workers.append(worker)
         for name in dict.fromkeys(part[0] for part in parts):

@@ -387,9 +387,8 @@ def verify_pack(
             if progress:
                 progress(count)
     if paths:
-        names = ", ".join(map(printable, sorted(paths)[:_MAX_NAMES])) + (
-            ", ..." if len(paths) > _MAX_NAMES else ""
-        )
+        names = ", ".join(map(printable, sorted(paths)[:_MAX_NAMES]))
+        names += ", ..." if len(paths) > _MAX_NAMES else ""
         raise DataError(
             f"{folder}: {len(paths):,} of {len(dataset):,} images differ from their originals: {names}"
         )

@@ -95,9 +95,8 @@ class Batcher(Generic[Item, Answer]):
                     break
             start = time.perf_counter()
             try:
-                active_items = [
-                    (item, future) for item, future in batch if not future.done()
-                ]  # the callers of the other items no longer wait
+                # The callers of the other items no longer wait.
+                active_items = [(item, future) for item, future in batch if not future.done()]
                 if active_items:
                     answers = await loop.run_in_executor(
                         self._executor, self._answer, [item for item, _ in active_items]

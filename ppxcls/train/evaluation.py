@@ -67,9 +67,8 @@ class Evaluation:
         Raises:
             DataError: a sample can't be loaded.
         """
-        batch_sums: list[
-            tuple[int, paddle.Tensor]
-        ] = []  # read at the end, because each read makes the host wait for the device
+        # Read at the end, because each read makes the host wait for the device.
+        batch_sums: list[tuple[int, paddle.Tensor]] = []
         bad_count = 0
         was_training = network.training
         network.eval()

@@ -63,9 +63,9 @@ class Learner:
     ) -> None:
         self.network = network
         is_parallel = distributed.world_size() > 1
-        self.model = (
-            paddle.DataParallel(network, comm_buffer_size=comm_buffer_size) if is_parallel else network
-        )
+        self.model = network
+        if is_parallel:
+            self.model = paddle.DataParallel(network, comm_buffer_size=comm_buffer_size)
         self.loss = loss
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -130,9 +130,9 @@ class Learner:
         return self.scorer({name: value.detach() for name, value in losses.items()}, logits.detach(), labels)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[Any]:
-        return (
-            self.model.no_sync() if isinstance(self.model, paddle.DataParallel) else contextlib.nullcontext()
-        )
+        if isinstance(self.model, paddle.DataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context in which the network has the averaged weights, if there is an average."""

@@ -124,9 +124,9 @@ def OneCycleLR(
 
     def interpolation(begin: float, end: float, share: float) -> float:
         share = min(max(share, 0.0), 1.0)
-        return end + (begin - end) * (
-            (1 + math.cos(math.pi * share)) / 2 if anneal_strategy == "cos" else 1 - share
-        )
+        if anneal_strategy == "cos":
+            return end + (begin - end) * ((1 + math.cos(math.pi * share)) / 2)
+        return end + (begin - end) * (1 - share)
 
     def rate(t: int) -> float:
         if t < peak:

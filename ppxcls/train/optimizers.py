@@ -321,12 +321,8 @@ def build_optimizer(
     exclusion_keys = [
         key for key in ("no_weight_decay_name", "one_dim_param_no_weight_decay") if getattr(common_keys, key)
     ]
-    if (
-        exclusion_keys
-        and decay is None
-        and not is_decoupled
-        and not any(group.weight_decay for group in common_keys.groups or [])
-    ):
+    has_group_decay = any(group.weight_decay for group in common_keys.groups or [])
+    if exclusion_keys and decay is None and not is_decoupled and not has_group_decay:
         logger.warning(f"Optimizer.{exclusion_keys[0]} has no effect, because there is no weight decay")
     scheduler = LambdaDecay(1.0, lr_at)
     undecayed_names = _set_by_parameter(common_keys, parameters, is_decoupled=is_decoupled, where=where)

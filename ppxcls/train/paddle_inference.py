@@ -18,9 +18,8 @@ from ppxcls.system.environment import restore_threads, thread_count
 from ppxcls.system.logs import logger
 
 _MIN_PIXELS_TO_COMPILE = 250 * 299 * 299  # total of all images; for fewer, compiling does not save time
-_MAX_PIXELS_PER_RUN = (
-    16 * 299 * 299
-)  # above this number, oneDNN allocates new memory in each run and takes a third more time
+# Above this number, oneDNN allocates new memory in each run and takes a third more time.
+_MAX_PIXELS_PER_RUN = 16 * 299 * 299
 _MAX_COMPARED_IMAGES = 8  # images; the network itself needs seconds for them
 _TOLERANCE = 1e-4  # relative to the largest logit; float32 sums depend on their order
 _LOCK = threading.Lock()  # a predictor has one input and one output buffer, and uses all threads anyway
@@ -70,9 +69,10 @@ class InferenceProgram:
     def __call__(self, images: Array) -> Array:
         """Returns the output for a batch. On the CPU, a large batch is computed in several runs."""
         count = max(len(images), 1)
+        # 3 channels.
         images_per_run = (
             count if self._is_on_gpu else max(1, _MAX_PIXELS_PER_RUN * 3 * count // max(images.size, 1))
-        )  # 3 channels
+        )
         parts = [self._run(images[i : i + images_per_run]) for i in range(0, count, images_per_run)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

@@ -73,9 +73,10 @@ class PredictionTable:
         probabilities = functional.softmax(logits.astype("float32"), axis=-1)
         scores, classes = paddle.topk(probabilities, min(_MAX_TOP_CLASSES, probabilities.shape[-1]), axis=-1)
         label_scores = paddle.take_along_axis(probabilities, labels.reshape([-1, 1]), axis=-1)
+        # float32 represents class ids below 2**24 exactly.
         self._parts.append(
             (samples, paddle.concat([label_scores, scores, classes.astype("float32")], axis=-1))
-        )  # float32 represents class ids below 2**24 exactly
+        )
 
     def gathered(self) -> Predictions:
         """Returns the predictions of all processes and empties the table. All processes must call it."""

@@ -191,10 +191,8 @@ class Trainer:
         sampler = self.loader.sampler
         update_freq = self.schedule.update_freq
         epoch, learner = self.progress.epoch, self.learner
-        group = range(
-            plan.number - plan.number % update_freq,
-            min(plan.number - plan.number % update_freq + update_freq, len(self.loader)),
-        )
+        group_start = plan.number - plan.number % update_freq
+        group = range(group_start, min(group_start + update_freq, len(self.loader)))
         # Weighted by size, the means of the processes and micro-batches add up to the mean over all samples.
         weight = plan.count * sampler.world_size / sum(sampler.global_size(i) for i in group)
         # Seeds of dropout and similar layers depend on the position only, so generators need no saved state.
@@ -220,9 +218,8 @@ class Trainer:
             self.log.train_line(
                 self.learner.totals.reduced(), step.lr, number=number, batches=batches, progress=self.progress
             )
-        if (
-            number + 1
-        ) % self.schedule.update_freq == 0 and number + 1 < batches:  # _finish_epoch saves at the end
+        # _finish_epoch saves at the end.
+        if (number + 1) % self.schedule.update_freq == 0 and number + 1 < batches:
             self._save_inside_epoch()
         self.run.folder.poll()
 
@@ -231,13 +228,8 @@ class Trainer:
         epoch, schedule = self.progress.epoch, self.schedule
         is_last = epoch == schedule.epochs
         names = ["latest"] if is_last or epoch % schedule.latest_interval == 0 else []
-        is_due = epoch % schedule.eval_interval == 0 or is_last
-        if (
-            self.evaluation
-            and is_due
-            and epoch >= schedule.start_eval_epoch
-            and self._evaluate(self.evaluation)
-        ):
+        is_due = epoch >= schedule.start_eval_epoch and (epoch % schedule.eval_interval == 0 or is_last)
+        if self.evaluation and is_due and self._evaluate(self.evaluation):
             names.append("best_model")
         if epoch % schedule.save_interval == 0:
             names.append(f"epoch_{epoch}")
@@ -252,12 +244,14 @@ class Trainer:
         with self.learner.averaged():
             results = evaluation(self.learner.network, self._interruptible_batches(evaluation.loader.epoch()))
         name, value = next(iter(results.items()))
-        previous_best, larger_is_better = self.progress.best, evaluation.larger_is_better(name)
-        is_best = (
-            not previous_best
-            or previous_best["metric"] != name
-            or (value > previous_best["value"] if larger_is_better else value < previous_best["value"])
-        )
+        previous_best = self.progress.best
+        larger_is_better = evaluation.larger_is_better(name)
+        if not previous_best or previous_best["metric"] != name:
+            is_best = True
+        elif larger_is_better:
+            is_best = value > previous_best["value"]
+        else:
+            is_best = value < previous_best["value"]
         if is_best:
             self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
             if self._is_main:
@@ -278,16 +272,13 @@ class Trainer:
 
     def _save_inside_epoch(self) -> None:
         """Saves after an optimizer step if it is time for it, and stops if a signal was received."""
-        minutes = self.schedule.save_interval_minutes
-        is_time_due = (
-            minutes is not None and self._is_main and time.monotonic() - self._last_save_time >= 60 * minutes
-        )
+        minutes, steps = self.schedule.save_interval_minutes, self.schedule.save_interval_steps
+        elapsed_seconds = time.monotonic() - self._last_save_time
+        is_time_due = minutes is not None and self._is_main and elapsed_seconds >= 60 * minutes
         is_stop_requested, is_time_due = self._agree([self._signals.received is not None, is_time_due])
         if is_stop_requested:
             raise _Stop
-        if is_time_due or (
-            self.schedule.save_interval_steps and self.progress.step % self.schedule.save_interval_steps == 0
-        ):
+        if is_time_due or (steps and self.progress.step % steps == 0):
             self.save(["latest"])
 
     def _save_and_stop(self) -> None:

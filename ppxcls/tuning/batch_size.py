@@ -184,9 +184,8 @@ def _free_host_bytes() -> float:
         group = Path("/sys/fs/cgroup")
         limit, used_bytes = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
         lines = (group / "memory.stat").read_text().splitlines()
-        cached_bytes = sum(
-            int(line.split()[1]) for line in lines if line.startswith("inactive_file ")
-        )  # file cache, which the system releases if needed
+        # File cache, which the system releases if needed.
+        cached_bytes = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free_bytes.append(limit - used_bytes + cached_bytes)
     return _MAX_HOST_MEMORY_SHARE * min(free_bytes, default=2e9)
 

@@ -45,9 +45,8 @@ POLICIES = {
     "timm's rand-m9-mstd0.5-inc1": [{"TimmAutoAugment": {"config_str": "rand-m9-mstd0.5-inc1"}}],
     "RandomErasing": [{"RandomErasing": {"EPSILON": 0.25, "mode": "pixel"}}],
 }
-RECIPE = (
-    ROOT / "configs/recipes/modern_xception41.yaml"
-)  # bicubic crop as in Pillow, timm's policy, normalisation, erasing
+# Bicubic crop as in Pillow, timm's policy, normalisation, erasing.
+RECIPE = ROOT / "configs/recipes/modern_xception41.yaml"
 
 
 def our_step(ops: Sequence[Any]) -> Step:

@@ -328,6 +328,5 @@ def test_files_that_are_none(make: Callable[[Path], object], message: str, tmp_p
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ppxcls.CheckpointError, match=f"w.pdparams: can't be read: {message}"):
         ppxcls.load_weights(ppxcls.build_model("Xception41", class_num=3), file)
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000
-    )  # limit in kilobytes; the file has 10 GB
+    # Limit in kilobytes; the file has 10 GB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000

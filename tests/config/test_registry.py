@@ -20,10 +20,20 @@ def make() -> Registry[Any]:
 
 
 def test_the_kinds() -> None:
+    # Fmt: skip.
     assert set(KINDS) == {
-        "model", "loss", "metric", "optimizer", "regularizer", "lr schedule", "transform", "batch transform", "dataset", "sampler",
+        "model",
+        "loss",
+        "metric",
+        "optimizer",
+        "regularizer",
+        "lr schedule",
+        "transform",
+        "batch transform",
+        "dataset",
+        "sampler",
         "tracker",
-    }  # fmt: skip
+    }
 
 
 def test_builds_with_runtime_arguments() -> None:

@@ -143,9 +143,8 @@ def test_parity_with_keras(archive: bool, tmp_path: Path) -> None:
     expected = np.load(SHARED / "parity/keras_xception.npz")["logits"]
     model = ppxcls.build_model("Xception")
     ppxcls.load_weights(model, keras_file(tmp_path, facts["state"], facts["seed"], archive))
-    assert (
-        sum(math.prod(p.shape) for p in model.parameters()) == facts["parameters"]
-    )  # Keras's count includes batch norm's statistics
+    # Keras's count includes batch norm's statistics.
+    assert sum(math.prod(p.shape) for p in model.parameters()) == facts["parameters"]
     shape = facts["batch"], facts["image_size"], facts["image_size"], 3
     logits = logits_of(model, np.random.default_rng(facts["seed"]).normal(0, 1, shape).transpose(0, 3, 1, 2))
     assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()

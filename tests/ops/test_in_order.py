@@ -27,13 +27,14 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not kernels.HAS_NUMBA, reason="numba is not installed")
 CHAINS = list(itertools.product((False, True), (False, True), (False, True), (False, True)))
+# Stride, dilation, size.
 GEOMETRIES = [
     (1, 1, (9, 7)),
     (2, 1, (9, 8)),
     (1, 2, (6, 11)),
     (2, 2, (1, 5)),
     (1, 1, (96, 90)),
-]  # stride, dilation, size
+]
 
 
 def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
@@ -122,9 +123,8 @@ def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> Non
             y.numpy().swapaxes(0, 1) if layouts[1] else y.numpy(),
             own[0].swapaxes(0, 1) if layouts[0] else own[0],
         ]
-        sums = (
-            1e-7 * float(np.abs(upstream).sum()) / 5
-        )  # rounding error of gradients that are sums over a channel
+        # Rounding error of gradients that are sums over a channel.
+        sums = 1e-7 * float(np.abs(upstream).sum()) / 5
         for mine, theirs in zip([*found, *own[1:], *statistics], wanted, strict=True):
             np.testing.assert_allclose(
                 mine, theirs, atol=max(2e-5 * max(1.0, float(np.abs(theirs).max())), sums)
