@@ -51,14 +51,14 @@ class Cluster:
         images: training rate of one card in images/s.
         cards: number of cards per node.
         nodes: number of nodes.
-        inside: bandwidth between the cards of a node in bytes/s, one direction.
+        node_bandwidth: bandwidth between the cards of a node in bytes/s, one direction.
         link: bandwidth from a node to the others in bytes/s, one direction.
     """
 
     images: float
     cards: int = 8
     nodes: int = 1
-    inside: float = 150e9
+    node_bandwidth: float = 150e9
     link: float = 12.5e9
 
     @property
@@ -81,7 +81,7 @@ def all_reduce(size: float, cluster: Cluster) -> float:
     Between the nodes, each card carries its share.
     """
     between = ring(size, cluster.nodes, cluster.link, math.ceil(size / BUFFER_BYTES) * LATENCY_SECONDS)
-    return ring(size, cluster.cards, cluster.inside) + between
+    return ring(size, cluster.cards, cluster.node_bandwidth) + between
 
 
 def slowest(members: int, jitter: float = STEP_TIME_DEVIATION, draws: int = 4000) -> float:
@@ -109,12 +109,12 @@ def efficiency(parameters: float, cluster: Cluster) -> float:
 def rows(parameters: float) -> list[list[str]]:
     """Returns the rows of the table of Xception41, the network with known rates."""
     table_rows = []
-    for gpu, (images, inside) in GPUS.items():
+    for gpu, (images, node_bandwidth) in GPUS.items():
         for nodes in (1, 8, 64):
             cells = [gpu, f"{8 * nodes}"]
             rate = 0.0
             for name, link in LINKS.items():
-                cluster = Cluster(images, 8, nodes, inside, link)
+                cluster = Cluster(images, 8, nodes, node_bandwidth, link)
                 share = efficiency(parameters, cluster)
                 rate = cluster.count * images * share if name == "100 Gb InfiniBand" else rate
                 cells.append(f"{share:.0%}")

@@ -82,10 +82,10 @@ def default_text(value: Any) -> str:
 
 def descriptions(docstring: str | None) -> dict[str, str]:
     """Returns descriptions of arguments or attributes by name. Several names may share a description."""
-    parsed = docstring_parser.parse(docstring or "", docstring_parser.DocstringStyle.GOOGLE)
+    docstring_parts = docstring_parser.parse(docstring or "", docstring_parser.DocstringStyle.GOOGLE)
     return {
         name.strip(): " ".join((parameter.description or "").split())
-        for parameter in parsed.params
+        for parameter in docstring_parts.params
         for name in parameter.arg_name.split(",")
     }
 

@@ -24,7 +24,7 @@ import ppxcls
 from ppxcls.ops import BatchNorm2D, DenseConv2D, DepthwiseConv2D, PointwiseConv2D, ReLU, Stack
 
 
-@ppxcls.MODELS.register(published=ppxcls.Preprocessing("me", 71, None, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+@ppxcls.MODELS.register(published=ppxcls.Preprocessing(source="me", input_size=71, crop_share=None, interpolation="bilinear", mean=(0.5,) * 3, std=(0.5,) * 3))
 def Mine(class_num: int = 3) -> paddle.nn.Layer:
     layers = (DenseConv2D(3, 4, kernel_size=3), BatchNorm2D(4), ReLU(), DepthwiseConv2D(4), PointwiseConv2D(4, class_num))
     return Stack(*layers)

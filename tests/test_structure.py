@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import unittest.mock
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from tests.conftest import ROOT, load_script
 # The subpackages by level. A module imports from its own subpackage and from lower levels.
 ROWS = [
     ["__main__"],
-    ["cli", "__init__"],
+    ["cli"],
+    ["__init__"],
     ["fitting", "serving"],
     ["tuning"],
     ["deploy", "reports"],
@@ -43,6 +45,9 @@ CONFIG_READERS = {
 }
 # Config sections with names that no other object has as an attribute.
 SECTIONS = {"Global", "AMP", "EMA", "Arch", "DataLoader", "Infer", "run_folder", "own_folder"}
+CONFIG_MODULES = {"ppxcls.config.sections", "ppxcls.config.load"}
+# Modules that import others by name at run time: the public face, and the declarations of result files.
+IMPORT_BY_NAME = {"__init__.py", "train/results.py"}
 # Constants that several packages declare for the whole, see ``train/results.py``.
 PER_PACKAGE = {"RESULTS", "RESULTS_OF_BEST"}
 NO_NOUNS = frozenset(
@@ -136,6 +141,10 @@ NO_NOUNS = frozenset(
         "pasted",
         "measured",
         "live",
+        "remaining",
+        "declared",
+        "pinned",
+        "unfinished",
         "nothing",
         "unknown",
     ]
@@ -145,6 +154,8 @@ NO_BEGINNINGS = frozenset(
 )
 RANK = {name: row for row, names in enumerate(ROWS) for name in names}
 FILES = sorted((ROOT / "ppxcls").rglob("*.py"))
+# Beside the package itself: code that users read and copy.
+ALL_FILES = FILES + sorted(f for place in ("scripts", "tools", "docs") for f in (ROOT / place).rglob("*.py"))
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -160,14 +171,31 @@ def unit(module: str) -> str:
 def imported(file: Path) -> list[str]:
     modules = []
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "ppxcls":
-            names = (
-                [f"ppxcls.{alias.name}" for alias in node.names] if node.module == "ppxcls" else [node.module]
-            )
-            modules += [name for name in names if unit(name) in RANK]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file.name}:{node.lineno}: relative import"
+            if node.module == "ppxcls":
+                modules += [home_of(alias.name) for alias in node.names]
+            elif node.module and node.module.startswith("ppxcls."):
+                modules.append(node.module)
         elif isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names if alias.name.startswith("ppxcls.")]
+            names = [alias.name for alias in node.names]
+            modules += ["ppxcls.__init__" if name == "ppxcls" else name for name in names if is_ours(name)]
+        elif (
+            isinstance(node, ast.Call)
+            and "import_module(" in (call := ast.unparse(node))
+            and "ppxcls" in call
+        ):
+            assert str(file.relative_to(ROOT / "ppxcls")) in IMPORT_BY_NAME, f"{file.name}: {call}"
     return modules
+
+
+def home_of(name: str) -> str:
+    """Module of ``from ppxcls import name``: a subpackage, or the home of a public name."""
+    return f"ppxcls.{name}" if name in RANK else ppxcls._MODULE_BY_NAME.get(name, "ppxcls.__init__")
+
+
+def is_ours(module: str) -> bool:
+    return module.split(".", maxsplit=1)[0] == "ppxcls"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
@@ -198,12 +226,12 @@ def test_no_module_has_the_name_of_a_standard_one() -> None:
 
 
 def test_no_name_has_two_homes() -> None:
-    """Classes, functions, constants and aliases. Layers of the networks are their family's own."""
+    """Classes, functions, constants and aliases. The layers of a network are its family's own."""
     homes: dict[str, set[str]] = {}
     for file in FILES:
-        if file.parent.name == "models":
-            continue
         for node in ast.parse(file.read_text()).body:
+            if file.parent.name == "models" and isinstance(node, ast.ClassDef) and node.bases:
+                continue
             for name in top_level_names(node):
                 if not name.startswith("_") and name not in PER_PACKAGE and len(name) > 1:
                     homes.setdefault(name, set()).add(str(file.relative_to(ROOT)))
@@ -233,10 +261,12 @@ def variables(tree: ast.AST) -> set[str]:
             names.add(node.id if isinstance(node, ast.Name) else node.attr)
         elif isinstance(node, ast.arg):
             names.add(node.arg)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
     return names
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+@pytest.mark.parametrize("file", ALL_FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_variables_are_nouns(file: Path) -> None:
     """No participle, adverb or adjective alone: ``missing_keys`` and not ``found``."""
     assert {
@@ -316,21 +346,64 @@ def test_descriptions_are_seen() -> None:
 
 def test_some_imports_are_seen() -> None:
     assert "ppxcls.config.registry" in imported(ROOT / "ppxcls/train/losses.py")
-    assert "ppxcls.system" in imported(ROOT / "ppxcls/cli/__init__.py")
+    assert "ppxcls.system.logs" in imported(ROOT / "ppxcls/train/trackers.py")
+
+
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("from ppxcls import build_trainer", "ppxcls.build.trainer"),
+        ("from ppxcls import system", "ppxcls.system"),
+        ("import ppxcls", "ppxcls.__init__"),
+        ("import ppxcls.build.data", "ppxcls.build.data"),
+        ("from ppxcls.build import data", "ppxcls.build"),
+    ],
+)
+def test_every_form_of_an_import_is_seen(line: str, module: str, tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(line)
+    assert imported(file) == [module]
+
+
+@pytest.mark.parametrize("line", ["from ..build import data", "importlib.import_module('ppxcls.build')"])
+def test_hidden_imports_are_refused(line: str) -> None:
+    file = ROOT / "ppxcls/data/pretended.py"
+    with pytest.raises(AssertionError), unittest.mock.patch.object(Path, "read_text", return_value=line):
+        imported(file)
 
 
 def uses_of_a_config(file: Path) -> set[str]:
     """Returns the names by which a module imports ``Config`` or a section, or reads a section."""
     uses = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module in (
-            "ppxcls.config.sections",
-            "ppxcls.config.load",
-        ):
+        if isinstance(node, ast.ImportFrom) and node.module in CONFIG_MODULES:
             uses |= {alias.name for alias in node.names} - {"RUN_CONFIG", "RUN_CONFIG_HEADER", "to_plain"}
-        elif isinstance(node, ast.Attribute) and node.attr in SECTIONS:
-            uses.add(node.attr)
+        elif isinstance(node, ast.ImportFrom) and node.module in ("ppxcls.config", "ppxcls"):
+            uses |= {alias.name for alias in node.names} & {"sections", "load", "Config"}
+        elif isinstance(node, ast.Import):
+            uses |= {alias.name for alias in node.names} & CONFIG_MODULES
+        elif isinstance(node, ast.Attribute):
+            is_of_config = isinstance(node.value, ast.Name) and node.value.id in ("config", "_config")
+            if node.attr in SECTIONS or (is_of_config and node.attr[0].isupper()):
+                uses.add(node.attr)
     return uses
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from ppxcls.config.sections import Config",
+        "from ppxcls.config import sections",
+        "from ppxcls import Config",
+        "import ppxcls.config.load",
+        "terms = config.Loss.Train",
+        "epochs = settings.Global.epochs",
+    ],
+)
+def test_every_use_of_a_config_is_seen(line: str, tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    file.write_text(line)
+    assert uses_of_a_config(file)
 
 
 def test_few_modules_read_a_config() -> None:
@@ -363,25 +436,35 @@ def test_nothing_is_evaluated(file: Path) -> None:
                 warnings.warn(f"{file.name}: {node.name} has {length} lines", stacklevel=1)
 
 
+BLOCKER = """
+import importlib, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("paddle", "cv2"):
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+"""
+
+
+def imported_without_paddle(modules: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BLOCKER, *modules]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+
+
 def test_checkpoints_and_configs_need_no_paddle() -> None:
-    without_paddle = [file for file in FILES if file.parent.name in ("checkpoints", "config")]
-    assert len(without_paddle) > 10
-    for file in [
-        *without_paddle,
-        *(ROOT / f"ppxcls/system/{name}.py" for name in ("environment", "kernels")),
-    ]:
-        packages = {name.split(".")[0] for name in top_level_imports(file)}
-        assert not packages & {"paddle", "cv2"}, file
+    files = [file for file in FILES if file.parent.name in ("checkpoints", "config")]
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    assert len(modules) > 10
+    result = imported_without_paddle([*modules, "ppxcls.system.environment", "ppxcls.system.kernels"])
+    assert result.returncode == 0, result.stderr
 
 
-def top_level_imports(file: Path) -> list[str]:
-    names = []
-    for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-    return names
+def test_an_import_of_paddle_is_seen() -> None:
+    assert "paddle is blocked" in imported_without_paddle(["ppxcls.system.distributed"]).stderr
 
 
 def test_the_version_stands_once() -> None:

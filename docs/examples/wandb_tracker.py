@@ -1,5 +1,11 @@
-"""Figures of a run to W&B: ``Global: {plugins: [wandb_tracker.py], trackers: [{WandB: {}}]}``, and
-``pip install wandb``."""
+"""Sends a run's metrics to Weights & Biases.
+
+Install it with ``pip install wandb``. In the YAML:
+
+    Global:
+      plugins: [wandb_tracker.py]
+      trackers: [{WandB: {}}]
+"""
 
 from pathlib import Path
 
@@ -10,25 +16,30 @@ import ppxcls
 
 @ppxcls.TRACKERS.register
 class WandB(ppxcls.Tracker):
-    """``mode: offline`` writes to the run's folder, for ``wandb sync``.
+    """With ``mode: offline``, the metrics are written to the run's folder, for ``wandb sync``.
 
-    A run that goes on is the same run there.
+    A resumed run continues the same run there.
     """
 
+    files = ("wandb", "wandb_run.txt")  # a new run moves them aside with the earlier run
+
     def __init__(self, folder: Path, project: str = "ppxcls", mode: str = "offline") -> None:
-        self.folder, self.project, self.mode, self.note = folder, project, mode, folder / "wandb_run.txt"
+        self.folder = folder
+        self.project = project
+        self.mode = mode
+        self.id_file = folder / "wandb_run.txt"
 
     def start(self, progress) -> None:
-        known = self.note.read_text() if progress.step and self.note.exists() else None
-        settings = {
-            "project": self.project,
-            "mode": self.mode,
-            "dir": self.folder,
-            "id": known,
-            "name": self.folder.name,
-        }
-        self.run = wandb.init(**settings, resume="allow" if known else None)
-        self.note.write_text(self.run.id)
+        run_id = self.id_file.read_text() if progress.step and self.id_file.exists() else None
+        self.run = wandb.init(
+            project=self.project,
+            mode=self.mode,
+            dir=self.folder,
+            id=run_id,
+            name=self.folder.name,
+            resume="allow" if run_id else None,
+        )
+        self.id_file.write_text(self.run.id)
 
     def log(self, kind, place, figures) -> None:
         self.run.log({f"{kind}/{name}": value for name, value in figures.items()} | {"step": place["step"]})

@@ -116,12 +116,12 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
 def no_download(name: str, where: ConfigPlace) -> ConfigError:
     """Returns the error for ``pretrained: True``. Its message gives the URL of published weights, if any."""
     published_images = MODELS.fact(name, "published")
-    place = (
+    advice = (
         f"download {published_images.url} ({published_images.source}), and give its path"
         if published_images and published_images.url
         else "nothing is downloaded automatically, so give the path of a file"
     )
-    return (where / "pretrained").error(f"expected a file, received True; {place}")
+    return (where / "pretrained").error(f"expected a file, received True; {advice}")
 
 
 def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  PaddleClas's ``pretrained: True``
@@ -140,7 +140,7 @@ def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  Padd
     is_default = wants_average or not has_average
     result_files = [weights_file(config.run_folder / name) for name in _RESULT_NAMES]
     is_own = is_default and any(_is_same_file(file, result_file) for result_file in result_files)
-    return Weights(path, has_average and wants_average, is_own, ", ".join(notes))
+    return Weights(path, average=has_average and wants_average, is_own=is_own, note=", ".join(notes))
 
 
 def _is_same_file(a: Path, b: Path) -> bool:

@@ -77,7 +77,7 @@ def build_trainer(config: Config) -> Trainer:
     distributed.require_same(facts.of_all_ranks())
     run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
     trainer = Trainer(
-        learner, loader, run=run, schedule=_run_schedule(config, update_freq), evaluation=evaluation
+        learner, loader, run=run, run_schedule=_run_schedule(config, update_freq), evaluation=evaluation
     )
     if path := config.Global.checkpoints:
         trainer.resume(path, allow_changes=config.Global.allow_changes)

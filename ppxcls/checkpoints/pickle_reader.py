@@ -265,7 +265,7 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
 
 
 def _finish_arrays(value: Any, max_bytes: int) -> Any:
-    """Returns the value with finished arrays instead of ``Array`` objects.
+    """Returns the value with finished arrays instead of ``PendingArray`` objects.
 
     Shared values count each time, so that cycles and very large results end in an error.
     """

@@ -23,7 +23,7 @@ def to_safetensors(state: Mapping[str, Any]) -> bytes:
     """Returns the bytes of a ``.safetensors`` file.
 
     Args:
-        state: arrays by key; optionally a dictionary of names under ``NAMES``.
+        state: arrays by key; optionally a dictionary of names under ``PARAMETER_NAMES_KEY``.
 
     Raises:
         ImportError: safetensors is not installed.
@@ -36,7 +36,7 @@ def to_safetensors(state: Mapping[str, Any]) -> bytes:
 
 
 def from_safetensors(data: bytes) -> dict[str, Any]:
-    """Returns the state in the bytes of a ``.safetensors`` file; the inverse of ``pack``.
+    """Returns the state in the bytes of a ``.safetensors`` file; the inverse of ``to_safetensors``.
 
     Raises:
         ImportError: safetensors is not installed.

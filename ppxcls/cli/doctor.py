@@ -204,7 +204,8 @@ def _version(name: str) -> str | None:
 def _images() -> Iterator[Finding]:
     import numpy as np
 
-    decode = importlib.import_module("ppxcls.data.decode")
+    from ppxcls.data import decode
+
     cv2 = importlib.import_module("cv2")
     image = np.full((32, 48, 3), 100, np.uint8)
     for extension in (".jpg", ".png"):

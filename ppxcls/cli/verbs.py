@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import ppxcls
 from ppxcls import cli
-from ppxcls.cli.launch import run_launcher as run_launch
+from ppxcls.cli.launch import run_launcher
 from ppxcls.system.environment import launched_rank
 from ppxcls.system.paths import printable
 
@@ -147,7 +147,7 @@ def train_verb(parser: argparse.ArgumentParser) -> None:
 )
 def launch_verb(parser: argparse.ArgumentParser) -> int:
     """Train in several processes, with restarts."""
-    return run_launch(parser)
+    return run_launcher(parser)
 
 
 @verb(
@@ -434,7 +434,13 @@ def _run_pack(
     return parser.error("expected LIST and --output, or --verify PACK, or --unpack PACK and --output")
 
 
-@verb("convert", "Convert weights of timm, Keras or this package to .pdparams or .safetensors.")
+@verb(
+    "convert",
+    "Convert weights of timm, Keras or this package to .pdparams or .safetensors.",
+    examples=[
+        "ppxcls convert legacy_xception.safetensors --model legacy_xception -o legacy_xception.pdparams"
+    ],
+)
 def convert_verb(parser: argparse.ArgumentParser) -> None:
     """Convert weights."""
     parser.add_argument("source", help="weights file: .safetensors, .pth, .weights.h5, .keras or .pdparams")

@@ -222,15 +222,15 @@ def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: ConfigPlac
     raise _mismatch(value, hint, where)
 
 
-def _check_annotated(value: Any, hint: Any, mark: Any, where: ConfigPlace) -> Any:
-    if not isinstance(mark, Bound):
-        return typing.cast(Validator, mark).check(value, where)
+def _check_annotated(value: Any, hint: Any, annotation: Any, where: ConfigPlace) -> Any:
+    if not isinstance(annotation, Bound):
+        return typing.cast(Validator, annotation).check(value, where)
     try:
         number = check_value(value, hint, where)
     except ConfigError:
-        raise _mismatch(value, Annotated[hint, mark], where) from None
-    if not mark.allows(number):
-        raise _mismatch(value, Annotated[hint, mark], where)
+        raise _mismatch(value, Annotated[hint, annotation], where) from None
+    if not annotation.allows(number):
+        raise _mismatch(value, Annotated[hint, annotation], where)
     return number
 
 
@@ -290,10 +290,10 @@ def matching_keys(pattern: str, keys: Iterable[str], where: ConfigPlace) -> set[
     Raises:
         ConfigError: no key matches.
     """
-    matching_keys = {key for key in keys if re.search(pattern, key)}
-    if not matching_keys:
+    matches = {key for key in keys if re.search(pattern, key)}
+    if not matches:
         raise where.error(f"pattern {pattern!r} matches no parameter")
-    return matching_keys
+    return matches
 
 
 def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
@@ -308,8 +308,7 @@ def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
 
 
 def list_index(items: list[Any], key: str, where: ConfigPlace, what: str) -> int:
-    """The index of a list item that is addressed by its number or by a component's name; the number takes
-    precedence.
+    """Returns the index of a list item. Its number takes precedence over a component's name.
 
     Args:
         items: the list.

@@ -74,7 +74,7 @@ def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
 def _folder_of_run(file: Path, text: str) -> Path | None:
     """Returns the folder of the run that wrote a YAML into it; None for any other YAML.
 
-    Older versions wrote no first line with ``RUN_MARK``.
+    Older versions wrote no first line with ``RUN_CONFIG_HEADER``.
     """
     has_results = any((file.parent / f"{name}.json").exists() for name in ("latest", "best_model"))
     return (
@@ -145,15 +145,15 @@ def _descend(
     """
     target: Any = raw
     key_path: KeyPath = ()
-    remaining = list(keys)
+    remaining_keys = list(keys)
     while True:
-        key = remaining.pop(0)
+        key = remaining_keys.pop(0)
         if isinstance(target, list) and not is_index(key):
-            remaining.insert(0, key)  # a component's name: used for the item, then for the key in it
+            remaining_keys.insert(0, key)  # a component's name: used for the item, then for the key in it
         if isinstance(target, list):
             key = str(list_index(target, key, ConfigPlace(key_path, {(): source}), "list index"))
         key_path = (*key_path, key)
-        if not remaining:
+        if not remaining_keys:
             return target, key, key_path
         if isinstance(target, dict) and target.get(key) is None:
             target[key] = {}

@@ -17,7 +17,7 @@ ALTERNATIVES = {
     "use_gpu": "Global.device, which is gpu or cpu",
     "relabel": f"labels are used unchanged; {_REMOVE_KEY}",
     "use_log_aspect": f"the ratio of the crop is uniform; {_REMOVE_KEY}",
-    "infer_add_softmax": "tools/export_model.py, with --logits for none",
+    "infer_add_softmax": "ppxcls export, with --logits for none",
     "retrieval_feature_from": _RETRIEVAL,
     "re_ranking": _RETRIEVAL,
     "feature_normalize": _RETRIEVAL,
@@ -26,7 +26,7 @@ ALTERNATIVES = {
     "Distillation": "train one network; distillation is not supported",
     "input_image_channel": f"the networks take 3 channels; {_REMOVE_KEY}",
     "infer_model_name": _REMOVE_KEY,
-    "Slim": "export with tools/export_model.py, and quantise or prune the ONNX file with a tool for it",
+    "Slim": "export with ppxcls export, and quantise or prune the ONNX file with a tool for it",
     "DataAugmentation": "transform_ops of the data set",
     "UnLabelTrain": "semi-supervised training is not supported; train on labelled images",
     # Data sets and samplers

@@ -50,7 +50,7 @@ class Block(Mapping[str, Any]):
         arguments: checked and converted arguments, including the common ones of the kind.
         where: place in the config.
         is_list_item: True if it is an item of a list, ``{Name: {...}}``; False for a block,
-        ``{name: Name, ...}``.
+            ``{name: Name, ...}``.
     """
 
     kind: str
@@ -407,11 +407,12 @@ class Registry(Generic[T]):
             del self._components[name], self._hints[name], self._facts[name], self._unmet_requirements[name]
 
     def build(self, block: Block, **program_arguments: Any) -> T:
-        """Calls the component with its block's arguments, and with those of ``program_arguments`` that it has
-        parameters for.
+        """Builds a component from its block.
+
+        The component also receives those of ``program_arguments`` that it has parameters for.
 
         Raises:
-            ConfigError: for a ValueError of the component itself, which says what no annotation can.
+            ConfigError: for a ValueError of the component, which reports what annotations can't express.
         """
         component = self._components[block.name]
         parameters = inspect.signature(component).parameters

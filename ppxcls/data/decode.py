@@ -153,7 +153,7 @@ def largest_16bit_value(data: bytes, image: Image) -> int | None:
 
 
 def warn_if_almost_black(data: bytes, image: Image) -> None:
-    """Logs a warning, once per process, if ``largest_of_few_bits`` returns a value for the image."""
+    """Logs a warning, once per process, if ``largest_16bit_value`` returns a value for the image."""
     if not _warning_event.is_set() and (largest_value := largest_16bit_value(data, image)) is not None:
         _warning_event.set()
         description = f"an image with 16 bits per channel has values up to {largest_value:,} of 65,535"

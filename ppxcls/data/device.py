@@ -16,7 +16,7 @@ from ppxcls.system.arrays import Array
 class DeviceTransform(nn.Layer):
     """The transforms that ``split_for_device`` leaves to the device: layout, float32, normalisation.
 
-    ExportMetadata models contain this layer.
+    Exported models contain this layer.
     """
 
     def __init__(self, stage: DeviceStage) -> None:
@@ -46,14 +46,14 @@ class ModelInput:
 
     Args:
         stage: transforms that run on the device.
-        pinned: True if batches are copied to a GPU from pinned memory without waiting, so that the copy is
-            queued behind the computation.
+        pin_memory: True to copy batches to a GPU from pinned memory without waiting. The copy is queued
+            behind the computation.
     """
 
-    def __init__(self, stage: DeviceStage, *, pinned: bool = False) -> None:
+    def __init__(self, stage: DeviceStage, *, pin_memory: bool = False) -> None:
         self._stage = stage
         self._transform = DeviceTransform(stage)
-        self._uses_pinned_memory = pinned
+        self._uses_pinned_memory = pin_memory
         # Pinned memory of the last batches. Their copies may still be queued.
         self._pinned_batches: list[paddle.Tensor] = []
 

@@ -214,9 +214,7 @@ def _rotate(image: Image, degrees: float, colour: Colour) -> Image:
 
     height, width = image.shape[:2]
     angle = -math.radians(degrees % 360.0)
-    a, b, d, e = (
-        round(f(angle), 15) for f in (math.cos, math.sin, lambda centre_x: -math.sin(centre_x), math.cos)
-    )
+    a, b, d, e = (round(f(angle), 15) for f in (math.cos, math.sin, lambda angle: -math.sin(angle), math.cos))
     centre_x, centre_y = width / 2.0, height / 2.0
     c, f = a * -centre_x + b * -centre_y + centre_x, d * -centre_x + e * -centre_y + centre_y
     matrix = a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5

@@ -1,4 +1,4 @@
-"""How a list of transforms prepares images, in the few facts that weights depend on."""
+"""Facts about prepared images on which weights depend."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def read_file(path: str, patience: float = 0.0) -> bytes:
 
     Raises:
         OSError: the file can't be read, or still can't after ``patience`` seconds.
-        ValueError: the file is larger than ``MAX_BYTES``, or its size changed while it was read.
+        ValueError: the file is larger than ``MAX_IMAGE_FILE_BYTES``, or its size changed while it was read.
     """
     return read_with_retries(lambda: _read_once(path), path, patience)
 

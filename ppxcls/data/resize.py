@@ -42,8 +42,10 @@ _MAX_INTERMEDIATE_PIXELS = 1 << 26  # pixels of the image between the two steps 
 
 
 def interpolation_name(interpolation: str | None, backend: str) -> str:
-    """The interpolation, or the backend's default: bilinear for cv2, and bicubic for Pillow, as in
-    PaddleClas."""
+    """Returns the interpolation, or the backend's default.
+
+    The default is bilinear for cv2 and bicubic for Pillow, as in PaddleClas.
+    """
     return interpolation or ("bilinear" if backend == "cv2" else "bicubic")
 
 

@@ -69,7 +69,7 @@ class Transform(Protocol):
         return self
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
-        """What it does to the size, the interpolation and the normalisation of images; nothing by default.
+        """Returns the facts about the images after the transform; unchanged by default.
 
         Args:
             images: facts about the images before the transform.
@@ -301,11 +301,11 @@ class NormalizeImage(Transform):
         self.std = np.array(std or IMAGENET_STD, np.float32)
         self.chw = order == "chw"
         self.table = (np.arange(256, dtype=np.float32)[:, None] * self.scale - self.mean) / self.std
-        self._declared = (tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD))
+        self._mean_and_std = (tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD))
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Sets mean and standard deviation."""
-        mean, std = self._declared
+        mean, std = self._mean_and_std
         return replace(images, mean=mean, std=std)
 
     def __call__(self, image: Image, rng: Generator) -> Image:
@@ -382,7 +382,7 @@ class Compose:
         return image.whole() if isinstance(image, ImageParts) else image
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DeviceStage:
     """The transforms that ``split_for_device`` leaves to the device.
 
@@ -423,7 +423,10 @@ def build_transforms(specs: Sequence[Any], where: ConfigPlace = ConfigPlace(("tr
 
 
 def prepared_images(specs: Sequence[Any]) -> PreparedImages:
-    """What a config's list of transforms does to images: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
+    """Returns how a config's list of transforms prepares images.
+
+    Args:
+        specs: transforms as in a config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
 
     Raises:
         ConfigError: a transform is unknown or has a wrong argument.
@@ -456,4 +459,5 @@ def split_for_device(compose: Compose) -> tuple[Compose, DeviceStage]:
     ):
         last = host.pop()
         normalize = last if isinstance(last, NormalizeImage) else normalize
-    return Compose(host), DeviceStage(normalize, any(isinstance(t, ToCHWImage) for t in host))
+    is_chw = any(isinstance(t, ToCHWImage) for t in host)
+    return Compose(host), DeviceStage(normalize=normalize, chw=is_chw)

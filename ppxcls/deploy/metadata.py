@@ -85,7 +85,7 @@ def write_metadata(
 
 
 def read_metadata(folder: Path) -> ExportMetadata:
-    """Reads the metadata that ``write_side_files`` wrote.
+    """Reads the metadata that ``write_metadata`` wrote.
 
     Raises:
         DataError: the folder or the file is missing, or the file contains no valid metadata.

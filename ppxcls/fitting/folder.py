@@ -98,7 +98,7 @@ def fit(
         settings = replace(
             settings,
             learning_rate=rate_range.suggestion or settings.learning_rate,
-            why=[*settings.why, str(rate_range)],
+            reasons=[*settings.reasons, str(rate_range)],
         )
         _write_yaml_files(output, settings, photos)
     config = load_config(output / TRAIN_YAML, overrides)
@@ -122,10 +122,10 @@ def _choose_settings(
     Raises:
         DataError: the folder, the weights' name or the device can't be used.
     """
-    made_lists = make_lists(photos, output / "lists")
-    for line in str(made_lists).splitlines():
+    list_summary = make_lists(photos, output / "lists")
+    for line in str(list_summary).splitlines():
         logger.info(line)
-    if not made_lists.lists.get(str(output / "lists" / "val_list.txt")):
+    if not list_summary.lists.get(str(output / "lists" / "val_list.txt")):
         raise DataError(f"{photos}: no images remain for evaluation; each class needs at least two")
     class_num = len(read_class_names(output / "lists" / CLASS_NAMES_FILE, None))
     if class_num < 2:
@@ -146,9 +146,9 @@ def _choose_settings(
         )
     except DeviceError as error:
         raise DataError(str(error)) from None
-    for line in settings.why:
+    for line in settings.reasons:
         logger.info(line)
-    return settings, made_lists.lists[str(output / _TRAIN_LIST)]
+    return settings, list_summary.lists[str(output / _TRAIN_LIST)]
 
 
 def _write_yaml_files(output: Path, settings: Settings, photos: Path) -> None:
@@ -164,11 +164,11 @@ def _with_batch_size(
 
     For a small data set it is smaller, so that an epoch has enough steps.
     """
-    # Head.yaml's training has not yet written these weights.
+    # The training of head.yaml has not yet written these weights.
     batch_sizes = tuning.find_batch(output / TRAIN_YAML, [*overrides, "Global.pretrained_model=null"])
     size = max(min(batch_sizes.smallest_fast, train_count // _MIN_STEPS_PER_EPOCH), 2)
     reason = f"batches of {size}, after trying; {batch_sizes.largest} would fit"
-    return replace(settings, batch_size=size, why=[*settings.why, reason])
+    return replace(settings, batch_size=size, reasons=[*settings.reasons, reason])
 
 
 def _check_arguments(photos: Path, output: Path, minutes: float) -> None:
@@ -235,7 +235,7 @@ def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
             ),
         },
     }
-    comments = "".join(f"# {printable(line)}\n" for line in settings.why)
+    comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
     command = f"#   ppxcls train -c {printable(str(output / TRAIN_YAML))}"
     return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"

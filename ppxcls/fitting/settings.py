@@ -58,7 +58,7 @@ class Settings:
     epochs: int
     head_epochs: int
     learning_rate: float
-    why: Sequence[str]
+    reasons: Sequence[str]
 
 
 def network_of(weights: str | None) -> str:
@@ -157,7 +157,7 @@ def choose(
         epochs=max(epochs - head_epochs, 1),
         head_epochs=head_epochs,
         learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
-        why=reasons,
+        reasons=reasons,
     )
 
 

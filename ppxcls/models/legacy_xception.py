@@ -132,6 +132,16 @@ _KERAS_URL = (
     "https://storage.googleapis.com/tensorflow/keras-applications/xception/"
     "xception_weights_tf_dim_ordering_tf_kernels.h5"
 )
+# The preprocessing of Keras's preprocess_input.
+_KERAS_PREPROCESSING = Preprocessing(
+    source="Keras",
+    input_size=299,
+    crop_share=None,
+    interpolation="bilinear",
+    mean=HALF,
+    std=HALF,
+    url=_KERAS_URL,
+)
 
 
 @MODELS.register(published=timm_preprocessing("legacy_xception.tf_in1k", 0.8975))
@@ -142,8 +152,7 @@ def legacy_xception(
     return LegacyXception(class_num, in_channels, drop_rate)
 
 
-# The preprocessing of Keras's preprocess_input.
-@MODELS.register(published=Preprocessing("Keras", 299, None, "bilinear", HALF, HALF, _KERAS_URL))
+@MODELS.register(published=_KERAS_PREPROCESSING)
 def Xception(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> LegacyXception:

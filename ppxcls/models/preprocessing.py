@@ -9,7 +9,7 @@ from typing import Any
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD, prepared_images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """The preprocessing with which the publisher of a network's weights evaluated them.
 
@@ -38,13 +38,27 @@ HALF = (0.5, 0.5, 0.5)
 def paddleclas_preprocessing(name: str) -> Preprocessing:
     """Preprocessing of PaddleClas's Xception YAMLs, with the weights' address from its table of models."""
     url = f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{name}_pretrained.pdparams"
-    return Preprocessing("PaddleClas", 299, 299 / 320, "bilinear", IMAGENET_MEAN, IMAGENET_STD, url)
+    return Preprocessing(
+        source="PaddleClas",
+        input_size=299,
+        crop_share=299 / 320,
+        interpolation="bilinear",
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        url=url,
+    )
 
 
 def timm_preprocessing(name: str, crop_share: float) -> Preprocessing:
     """Preprocessing of timm 1.0.31's ``default_cfg``, with the weights' page on the Hugging Face hub."""
     return Preprocessing(
-        "timm", 299, crop_share, "bicubic", HALF, HALF, f"https://huggingface.co/timm/{name}"
+        source="timm",
+        input_size=299,
+        crop_share=crop_share,
+        interpolation="bicubic",
+        mean=HALF,
+        std=HALF,
+        url=f"https://huggingface.co/timm/{name}",
     )
 
 

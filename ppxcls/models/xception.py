@@ -184,46 +184,46 @@ class PaddleClasXception(nn.Layer):
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
 
 
-@MODELS.register(published=paddleclas_preprocessing("Xception41"))
-def Xception41(
-    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
-) -> PaddleClasXception:
-    """3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes."""
-    return PaddleClasXception(
-        (128, 256, _MIDDLE_CHANNELS),
-        (2, 2, 2),
-        middle_blocks=8,
-        class_num=class_num,
-        in_channels=in_channels,
-        drop_rate=drop_rate,
-    )
+def _register(
+    name: str, summary: str, *, channels: tuple[int, ...], strides: tuple[int, ...], middle_blocks: int
+) -> None:
+    """Registers a network of the family. All networks of the family have one signature."""
+
+    def build(
+        class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
+    ) -> PaddleClasXception:
+        return PaddleClasXception(
+            channels,
+            strides,
+            middle_blocks=middle_blocks,
+            class_num=class_num,
+            in_channels=in_channels,
+            drop_rate=drop_rate,
+        )
+
+    build.__name__ = name
+    build.__doc__ = summary
+    MODELS.register(published=paddleclas_preprocessing(name))(build)
 
 
-@MODELS.register(published=paddleclas_preprocessing("Xception65"))
-def Xception65(
-    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
-) -> PaddleClasXception:
-    """3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes."""
-    return PaddleClasXception(
-        (128, 256, _MIDDLE_CHANNELS),
-        (2, 2, 2),
-        middle_blocks=16,
-        class_num=class_num,
-        in_channels=in_channels,
-        drop_rate=drop_rate,
-    )
-
-
-@MODELS.register(published=paddleclas_preprocessing("Xception71"))
-def Xception71(
-    class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
-) -> PaddleClasXception:
-    """5 entry and 16 middle blocks; 37.9 million parameters with 1,000 classes."""
-    return PaddleClasXception(
-        (128, 256, 256, _MIDDLE_CHANNELS, _MIDDLE_CHANNELS),
-        (2, 1, 2, 1, 2),
-        middle_blocks=16,
-        class_num=class_num,
-        in_channels=in_channels,
-        drop_rate=drop_rate,
-    )
+_register(
+    "Xception41",
+    "3 entry and 8 middle blocks; 23.0 million parameters with 1,000 classes.",
+    channels=(128, 256, _MIDDLE_CHANNELS),
+    strides=(2, 2, 2),
+    middle_blocks=8,
+)
+_register(
+    "Xception65",
+    "3 entry and 16 middle blocks; 36.0 million parameters with 1,000 classes.",
+    channels=(128, 256, _MIDDLE_CHANNELS),
+    strides=(2, 2, 2),
+    middle_blocks=16,
+)
+_register(
+    "Xception71",
+    "5 entry and 16 middle blocks; 37.9 million parameters with 1,000 classes.",
+    channels=(128, 256, 256, _MIDDLE_CHANNELS, _MIDDLE_CHANNELS),
+    strides=(2, 1, 2, 1, 2),
+    middle_blocks=16,
+)

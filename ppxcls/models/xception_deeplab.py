@@ -159,37 +159,38 @@ class XceptionDeeplab(nn.Layer):
         return self._fc(paddle.flatten(self._pool(x), start_axis=1))
 
 
-@MODELS.register(published=paddleclas_preprocessing("Xception41_deeplab"))
-def Xception41_deeplab(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.5,
-    output_stride: Literal[8, 16, 32] = 32,
-) -> XceptionDeeplab:
-    """8 middle blocks; 27.0 million parameters with 1,000 classes."""
-    return XceptionDeeplab(
-        "xception_41",
-        8,
-        class_num=class_num,
-        in_channels=in_channels,
-        drop_rate=drop_rate,
-        output_stride=output_stride,
-    )
+def _register(name: str, summary: str, *, prefix: str, middle_blocks: int) -> None:
+    """Registers a network of the family. All networks of the family have one signature."""
+
+    def build(
+        class_num: CountOrZero = 1000,
+        in_channels: Count = 3,
+        drop_rate: BelowOne = 0.5,
+        output_stride: Literal[8, 16, 32] = 32,
+    ) -> XceptionDeeplab:
+        return XceptionDeeplab(
+            prefix,
+            middle_blocks,
+            class_num=class_num,
+            in_channels=in_channels,
+            drop_rate=drop_rate,
+            output_stride=output_stride,
+        )
+
+    build.__name__ = name
+    build.__doc__ = summary
+    MODELS.register(published=paddleclas_preprocessing(name))(build)
 
 
-@MODELS.register(published=paddleclas_preprocessing("Xception65_deeplab"))
-def Xception65_deeplab(
-    class_num: CountOrZero = 1000,
-    in_channels: Count = 3,
-    drop_rate: BelowOne = 0.5,
-    output_stride: Literal[8, 16, 32] = 32,
-) -> XceptionDeeplab:
-    """16 middle blocks; 40.1 million parameters with 1,000 classes."""
-    return XceptionDeeplab(
-        "xception_65",
-        16,
-        class_num=class_num,
-        in_channels=in_channels,
-        drop_rate=drop_rate,
-        output_stride=output_stride,
-    )
+_register(
+    "Xception41_deeplab",
+    "8 middle blocks; 27.0 million parameters with 1,000 classes.",
+    prefix="xception_41",
+    middle_blocks=8,
+)
+_register(
+    "Xception65_deeplab",
+    "16 middle blocks; 40.1 million parameters with 1,000 classes.",
+    prefix="xception_65",
+    middle_blocks=16,
+)

@@ -178,10 +178,8 @@ class Primitive:
         check_status(library.dnnl_primitive_create(ctypes.byref(self._primitive), description))
         check_status(library.dnnl_primitive_desc_destroy(description))
         self._memories = [Handle() for _ in descriptors]
-        for memory, descriptor in zip(self._memories, descriptors, strict=True):
-            check_status(
-                library.dnnl_memory_create(ctypes.byref(memory), descriptor, library.engine, Handle(0))
-            )
+        for memory, layout in zip(self._memories, descriptors, strict=True):
+            check_status(library.dnnl_memory_create(ctypes.byref(memory), layout, library.engine, Handle(0)))
         self._arguments = (_Argument * len(numbers))(
             *[_Argument(n, m) for n, m in zip(numbers, self._memories, strict=True)]
         )
@@ -205,8 +203,8 @@ class Primitive:
         library.dnnl_primitive_destroy(self._primitive)
         for memory in self._memories:
             library.dnnl_memory_destroy(memory)
-        for descriptor in self._descriptors:
-            library.dnnl_memory_desc_destroy(descriptor)
+        for layout in self._descriptors:
+            library.dnnl_memory_desc_destroy(layout)
 
 
 def check_status(status: int) -> None:

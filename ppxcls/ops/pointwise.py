@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import paddle
 from paddle import nn
@@ -36,9 +36,13 @@ class PointwiseConv2D(nn.Conv2D):
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Convolves [N, C, H, W] to [N, C', H', W'], with H' = (H - 1) // stride + 1."""
         if self.training and cpu.are_plain(x, self.weight) and self._uses_onednn(x):
-            return _Product.apply(
-                x, self.weight, self._step, self.in_bfloat16, self._uses_one_product(x), (False, False)
+            settings = _ProductSettings(
+                stride=self._step,
+                is_bfloat16=self.in_bfloat16,
+                is_batched=self._uses_one_product(x),
+                layouts=(False, False),
             )
+            return _Product.apply(x, self.weight, settings)
         return nn.Conv2D.forward(self, x)  # Paddle 2.6 can't translate super() to a static graph
 
     def takes_channels_first(self) -> bool:
@@ -58,7 +62,8 @@ class PointwiseConv2D(nn.Conv2D):
             x: input, float32 [N, C, H, W] or [C, N, H, W].
             layouts: memory layouts of ``x`` and of the output; True for [C, N, H, W], False for [N, C, H, W].
         """
-        return _Product.apply(x, self.weight, 1, self.in_bfloat16, True, layouts)
+        settings = _ProductSettings(stride=1, is_bfloat16=self.in_bfloat16, is_batched=True, layouts=layouts)
+        return _Product.apply(x, self.weight, settings)
 
     @property
     def _step(self) -> int:
@@ -77,24 +82,31 @@ class PointwiseConv2D(nn.Conv2D):
         return self._is_plain() and (self.in_bfloat16 or self._uses_one_product(x)) and onednn.is_available()
 
 
-class _Product(PyLayer):
-    """The differentiable operator. It has no second derivative.
+class _ProductSettings(NamedTuple):
+    """How a convolution is computed as a matrix product.
 
-    If ``is_batched``, a channel's pixels of all images are one row, [C, N H W]. Otherwise each image has a
-    matrix, [N, C, H W]. ``layouts`` are the memory layouts of input and output; True, for [C, N, H, W],
-    requires ``is_batched``.
+    Attributes:
+        stride: stride of the convolution.
+        is_bfloat16: True for factors in bfloat16.
+        is_batched: True if a channel's pixels of all images are one row, [C, N H W]; False if each image has
+            a matrix, [N, C, H W].
+        layouts: memory layouts of input and output. True, for [C, N, H, W], requires ``is_batched``.
     """
 
+    stride: int
+    is_bfloat16: bool
+    is_batched: bool
+    layouts: tuple[bool, bool]
+
+
+class _Product(PyLayer):
+    """The differentiable operator. It has no second derivative."""
+
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx: Any,
-        x: paddle.Tensor,
-        weight: paddle.Tensor,
-        stride: int,
-        is_bfloat16: bool,
-        is_batched: bool,
-        layouts,
+    def forward(
+        ctx: Any, x: paddle.Tensor, weight: paddle.Tensor, settings: _ProductSettings
     ) -> paddle.Tensor:
+        stride, layouts = settings.stride, settings.layouts
         ctx.needs_gradient = not x.stop_gradient, not weight.stop_gradient
         cpu.check_channels(weight.shape[1], x.shape[0 if layouts[0] else 1])
         ctx.shape = x.shape
@@ -103,12 +115,11 @@ class _Product(PyLayer):
             x, layouts = _take_pixels(x, stride), (True, layouts[1])
         x, ctx.layouts = x.contiguous(), layouts
         shape = [x.shape[1], x.shape[0], *x.shape[2:]] if layouts[0] else x.shape
-        ctx.layout = layout = _Layout(
-            shape, weight.shape[0], is_batched=is_batched, kind=BFLOAT16 if is_bfloat16 else FLOAT32
-        )
+        kind = BFLOAT16 if settings.is_bfloat16 else FLOAT32
+        ctx.layout = layout = _Layout(shape, weight.shape[0], is_batched=settings.is_batched, kind=kind)
         rows = layout.rows(x, layout.in_channels, are_rows=layouts[0])
         ctx.saved_input = cpu.SavedTensor(x) if rows is x else None  # otherwise the rows are a copy
-        kernel = _to_bfloat16(weight) if is_bfloat16 else weight.detach().contiguous()
+        kernel = _to_bfloat16(weight) if settings.is_bfloat16 else weight.detach().contiguous()
         y = layout.multiply_matrices(
             layout.kernel(kernel),
             layout.matrix(rows, layout.in_channels),

@@ -1,6 +1,6 @@
 """JPEGs from which a part of the picture can be decoded without the rest of the file.
 
-``segmented`` rewrites the coded data of a JPEG without changing a coefficient, and records the position of
+``rewrite_jpeg`` rewrites the coded data of a JPEG without changing a coefficient, and records the position of
 each segment. A segment consists of a few MCUs side by side (the smallest units of a JPEG, 8 or 16 pixels
 wide). ``SegmentedImage`` then builds a small valid JPEG from the segments under a part, and the standard
 decoder decodes it. Within a row, the segments are one run of bits. A JPEG codes DC as the difference to the

@@ -43,7 +43,7 @@ from ppxcls.system.paths import printable
 ProgressCallback = Callable[[int], object]
 
 SAMPLES_PER_SHARD = 8192
-_UNFINISHED = "pack.unfinished.json"
+_UNFINISHED_FILE = "pack.unfinished.json"
 _LOCK = "pack.lock"
 _MAX_NAMES = 5
 _BATCH_SAMPLES = 256  # samples in memory at a time
@@ -165,9 +165,9 @@ def pack(
                     progress=progress,
                 )
                 manifest = replace(manifest, shards=[*manifest.shards, shard])
-                manifest.write(output / _UNFINISHED)
+                manifest.write(output / _UNFINISHED_FILE)
             manifest.write(output / MANIFEST)
-            (output / _UNFINISHED).unlink(missing_ok=True)
+            (output / _UNFINISHED_FILE).unlink(missing_ok=True)
     except LockedError:
         raise DataError(f"{output}: another process is packing there") from None
     return _summary(output, manifest)
@@ -185,7 +185,7 @@ def _check_options(delimiter: str, **numbers: int | None) -> None:
 
 def _check_foreign_files(output: Path, list_file: Path) -> None:
     """Refuses to replace a list or class names that packing has not written. Raises DataError."""
-    if (output / MANIFEST).exists() or (output / _UNFINISHED).exists():
+    if (output / MANIFEST).exists() or (output / _UNFINISHED_FILE).exists():
         return
     for name, source in ((LIST, list_file), (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE)):
         if (
@@ -216,12 +216,12 @@ def _original_dataset(
 
 def _resumable_manifest(output: Path, new_manifest: Manifest) -> Manifest:
     """Returns the manifest with the shards that an interrupted call has completed. Raises DataError."""
-    for name in (MANIFEST, _UNFINISHED):
+    for name in (MANIFEST, _UNFINISHED_FILE):
         if (output / name).exists():
             try:
                 old_manifest = read_pack_manifest(output / name)
             except DataError:
-                if name == _UNFINISHED:  # truncated by a crash of the machine: start again
+                if name == _UNFINISHED_FILE:  # truncated by a crash of the machine: start again
                     return new_manifest
                 raise
             if old_manifest.format != new_manifest.format:

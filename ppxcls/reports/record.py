@@ -31,7 +31,7 @@ from ppxcls.train.predictions import COLUMNS
 _MAX_FILE_BYTES = 1 << 30
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Samples:
     """The predictions of an evaluation, as in ``predictions.csv``.
 
@@ -180,11 +180,15 @@ def _read_samples(file: Path, count: int) -> Samples | None:
         top_ids = [[int(word) for word in row["top_ids"].split()] for row in rows]
     except (OSError, ValueError, TypeError, csv.Error):
         return None
-    has_valid_ids = all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted_ids))
-    return (
-        Samples([row["file"] for row in rows], labels, predicted_ids, scores, label_scores, top_ids)
-        if has_valid_ids
-        else None
+    if not all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted_ids)):
+        return None
+    return Samples(
+        files=[row["file"] for row in rows],
+        labels=labels,
+        predicted_ids=predicted_ids,
+        scores=scores,
+        label_scores=label_scores,
+        top_ids=top_ids,
     )
 
 

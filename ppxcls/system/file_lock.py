@@ -16,9 +16,6 @@ class LockedError(Exception):
     """Another process has the lock."""
 
 
-HAS_TURNS = fcntl is not None
-
-
 @contextlib.contextmanager
 def locked(lock: Path, *, waits: bool = True) -> Iterator[None]:
     """Runs a block while no other process of this host runs it, if the file system has locks.

@@ -91,7 +91,7 @@ def _digest() -> str:
 
 
 def compile_kernel(function: Callable[..., R]) -> Callable[..., R]:
-    """A decorator that compiles a function.
+    """Compiles a function.
 
     The result is cached on disk if numba can write to a folder for it.
     """

@@ -175,8 +175,8 @@ class Supervisor:
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while self._signal is None and (remaining := end - time.monotonic()) > 0:
-            time.sleep(min(remaining, _POLL_SECONDS))
+        while self._signal is None and (seconds_left := end - time.monotonic()) > 0:
+            time.sleep(min(seconds_left, _POLL_SECONDS))
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._signal = signal.SIGTERM if number == signal.SIGUSR1 else number

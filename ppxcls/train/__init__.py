@@ -1,4 +1,8 @@
-"""Training: the loop, what it changes, evaluation, losses, metrics, schedules, trackers."""
+"""Training: the loop, what it changes, evaluation, losses, metrics, schedules, trackers.
+
+Evaluations may run a network as a compiled program of Paddle Inference (``paddle_inference.py``).
+``ppxcls.deploy`` builds on the same module.
+"""
 
 METRICS_FILE = "metrics.jsonl"
 PREDICTIONS, OTHER_PREDICTIONS = "predictions.csv", "predictions_other.csv"

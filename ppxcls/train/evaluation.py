@@ -25,6 +25,8 @@ class Evaluation:
 
     Args:
         loader: loader without shuffling. The parts of all processes make up the data set.
+        loss: loss to report, a weighted sum of terms.
+        metrics: metrics to report.
         autocast: function that makes the context for the forward pass and the loss.
 
     Attributes:

@@ -35,8 +35,12 @@ class Learner:
 
     Args:
         network: network to train. It is wrapped for data parallelism if there are several processes.
+        loss: loss, a weighted sum of terms.
+        optimizer: optimizer with the parameters of the network.
         scheduler: Paddle's scheduler, which sets the optimizer's learning rate to that of ``schedule``.
+        schedule: learning rate as a function of the optimizer step.
         metrics: training metrics, skipped if labels are mixed.
+        precision: precision of the forward pass, with the loss scale; None for float32.
         average: average of the weights, which evaluations use instead of the weights; None for no average.
         mixing: batch transforms on the device, applied in this order.
         comm_buffer_size: megabytes of gradients that the processes exchange at once.

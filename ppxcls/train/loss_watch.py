@@ -24,7 +24,7 @@ class TrainingError(Exception):
     """The run can't continue. The message gives the place in the run and the reason."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class StepResult:
     """The result of a training step. Its numbers may still be on the device.
 

@@ -425,7 +425,7 @@ class LRSchedule:
             self._rate.observe(value, larger_is_better=larger_is_better)
 
     def follow(self, rate: Rate) -> None:
-        """Use another function of the optimizer step from now on, without warm-up and cool-down."""
+        """Uses another function of the optimizer step from now on, without warm-up and cool-down."""
         self._rate = rate
         self._warm_up = 0
         self._end = None

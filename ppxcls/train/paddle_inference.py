@@ -69,7 +69,7 @@ class InferenceProgram:
     def __call__(self, images: Array) -> Array:
         """Returns the output for a batch. On the CPU, a large batch is computed in several runs."""
         count = max(len(images), 1)
-        # 3 channels.
+        # The factor 3 is the number of channels.
         images_per_run = (
             count if self._is_on_gpu else max(1, _MAX_PIXELS_PER_RUN * 3 * count // max(images.size, 1))
         )

@@ -24,10 +24,10 @@ def result_files(trackers: Sequence[Tracker], folder: Path) -> set[str]:
         folder: folder of the run.
     """
     names = _declared("RESULTS")
-    for component in TRACKERS.components().values():
-        names |= set(getattr(component, "files", ()))  # an earlier run may have used it
+    for component in TRACKERS.components().values():  # an earlier run may have used any of them
+        names |= _files_of(component)
     for tracker in trackers:
-        names |= set(tracker.files) | _files_in_attributes(tracker, folder)
+        names |= _files_of(tracker) | _files_in_attributes(tracker, folder)
     return names
 
 
@@ -42,6 +42,11 @@ def _declared(constant: str) -> set[str]:
         if package.ispkg:
             names |= set(getattr(importlib.import_module(f"ppxcls.{package.name}"), constant, ()))
     return names
+
+
+def _files_of(tracker: object) -> set[str]:
+    files = getattr(tracker, "files", ())
+    return {files} if isinstance(files, str) else set(files)
 
 
 def _files_in_attributes(tracker: Tracker, folder: Path) -> set[str]:

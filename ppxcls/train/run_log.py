@@ -32,7 +32,7 @@ class RunLog:
         schedule_name: name of the learning-rate schedule, for the log lines.
 
     Attributes:
-        clock: measures the time of batches between log lines.
+        clock: clock for the time of batches between log lines.
         summary: short form of the last training line, for the progress bar.
     """
 
@@ -69,8 +69,8 @@ class RunLog:
             progress: progress of the run.
         """
         times = self.clock.lap()
-        remaining = (self._epochs - progress.epoch + 1) * batches - number - 1
-        eta = timedelta(seconds=round(remaining * times["batch_cost"]))
+        remaining_batches = (self._epochs - progress.epoch + 1) * batches - number - 1
+        eta = timedelta(seconds=round(remaining_batches * times["batch_cost"]))
         skipped_text = f"skipped: {progress.skipped_total}, " if progress.skipped_total else ""
         logger.info(
             f"[Train][Epoch {progress.epoch}/{self._epochs}][Iter: {number}/{batches}]"

@@ -30,7 +30,7 @@ class Tracker(Protocol):
             together with the earlier run. A file is found without this if an attribute is its ``Path``.
     """
 
-    files: Sequence[str] = ()
+    files: Sequence[str] | str = ()
 
     def start(self, progress: Progress) -> None:  # noqa: ARG002  not every tracker prepares itself
         """Prepares for a run that starts at this progress.

@@ -70,7 +70,7 @@ class Trainer:
         learner: network, optimizer and all other state that training changes.
         loader: loader of the training data.
         run: output folder, metadata and trackers.
-        schedule: times of log lines, evaluations and checkpoints.
+        run_schedule: times of log lines, evaluations and checkpoints.
         evaluation: evaluation between epochs; None for none.
     """
 
@@ -80,20 +80,22 @@ class Trainer:
         loader: Loader,
         *,
         run: Run,
-        schedule: RunSchedule,
+        run_schedule: RunSchedule,
         evaluation: Evaluation | None = None,
     ) -> None:
         self.learner = learner
         self.loader = loader
         self.run = run
-        self.schedule = schedule
+        self.run_schedule = run_schedule
         self.evaluation = evaluation
-        self.log = RunLog(run.trackers, schedule.epochs, schedule.print_batch_step, learner.schedule.name)
+        self.log = RunLog(
+            run.trackers, run_schedule.epochs, run_schedule.print_batch_step, learner.schedule.name
+        )
         self.watch = LossWatch(learner, loader.dataset)
         self.watchdog = Watchdog(
             run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read
         )
-        self._to_input = ModelInput(loader.dataset.device_stage, pinned=schedule.pin_memory)
+        self._to_input = ModelInput(loader.dataset.device_stage, pin_memory=run_schedule.pin_memory)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
         self._last_save_time = time.monotonic()
@@ -125,10 +127,9 @@ class Trainer:
         """
         with self._signals.noted(), self.watchdog:
             try:
-                if self.progress.epoch > self.schedule.epochs:
-                    logger.warning(
-                        f"nothing to do: {self.progress.epoch - 1} of {self.schedule.epochs} epochs are done"
-                    )
+                if self.progress.epoch > self.run_schedule.epochs:
+                    epochs = f"{self.progress.epoch - 1} of {self.run_schedule.epochs}"
+                    logger.warning(f"nothing to do: {epochs} epochs are done")
                     return self.progress.best
                 if self._is_main:
                     self.run.folder.lock()  # a notebook may call fit again
@@ -136,7 +137,7 @@ class Trainer:
                 distributed.barrier()  # other processes must not write to files that are moved aside
                 record_start(self.progress.step)
                 self.log.start(self.progress)
-                while self.progress.epoch <= self.schedule.epochs:
+                while self.progress.epoch <= self.run_schedule.epochs:
                     self.train_one_epoch()
                     self._finish_epoch()
                 self.run.folder.wait()
@@ -164,7 +165,10 @@ class Trainer:
             "leave": False,
         }
         with tqdm(
-            total=batches, desc=f"epoch {epoch}/{self.schedule.epochs}", bar_format=BAR_FORMAT, **bar_options
+            total=batches,
+            desc=f"epoch {epoch}/{self.run_schedule.epochs}",
+            bar_format=BAR_FORMAT,
+            **bar_options,
         ) as bar:
             timed_batches = self.log.clock.timed(self.loader.epoch(epoch, self.progress.batches_done))
             for batch in self.watchdog.batches(timed_batches, f"epoch {epoch}"):
@@ -189,7 +193,7 @@ class Trainer:
         """
         plan = batch.plan
         sampler = self.loader.sampler
-        update_freq = self.schedule.update_freq
+        update_freq = self.run_schedule.update_freq
         epoch, learner = self.progress.epoch, self.learner
         group_start = plan.number - plan.number % update_freq
         group = range(group_start, min(group_start + update_freq, len(self.loader)))
@@ -205,7 +209,7 @@ class Trainer:
         is_update_step = plan.number == group[-1]
         sums = learner.step(images, labels, weight, is_update_step=is_update_step)
         is_skipped = learner.precision.last_step_skipped() if is_update_step else False
-        return StepResult(lr, plan, batch.left_out, sums, is_skipped)
+        return StepResult(lr=lr, plan=plan, left_out=batch.left_out, sums=sums, skipped=is_skipped)
 
     def _after_batch(self, step: StepResult) -> None:
         """Counts the batch, then logs and saves if it is time for it. Saves only after optimizer steps."""
@@ -219,13 +223,13 @@ class Trainer:
                 self.learner.totals.reduced(), step.lr, number=number, batches=batches, progress=self.progress
             )
         # _finish_epoch saves at the end.
-        if (number + 1) % self.schedule.update_freq == 0 and number + 1 < batches:
+        if (number + 1) % self.run_schedule.update_freq == 0 and number + 1 < batches:
             self._save_inside_epoch()
         self.run.folder.poll()
 
     def _finish_epoch(self) -> None:
         """Evaluates and saves if it is time for it, and stops if a signal was received."""
-        epoch, schedule = self.progress.epoch, self.schedule
+        epoch, schedule = self.progress.epoch, self.run_schedule
         is_last = epoch == schedule.epochs
         names = ["latest"] if is_last or epoch % schedule.latest_interval == 0 else []
         is_due = epoch >= schedule.start_eval_epoch and (epoch % schedule.eval_interval == 0 or is_last)
@@ -272,7 +276,7 @@ class Trainer:
 
     def _save_inside_epoch(self) -> None:
         """Saves after an optimizer step if it is time for it, and stops if a signal was received."""
-        minutes, steps = self.schedule.save_interval_minutes, self.schedule.save_interval_steps
+        minutes, steps = self.run_schedule.save_interval_minutes, self.run_schedule.save_interval_steps
         elapsed_seconds = time.monotonic() - self._last_save_time
         is_time_due = minutes is not None and self._is_main and elapsed_seconds >= 60 * minutes
         is_stop_requested, is_time_due = self._agree([self._signals.received is not None, is_time_due])

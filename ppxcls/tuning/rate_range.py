@@ -80,7 +80,7 @@ class RateRange:
 
 
 def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
-    """Trains for at most ``steps`` optimizer steps, at rates from ``LOWEST`` to ``HIGHEST``.
+    """Trains for at most ``steps`` optimizer steps, at rates from ``MIN_RATE`` to ``MAX_RATE``.
 
     The trainer can't be used afterwards.
 
@@ -94,7 +94,7 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
     """
     if steps < _MIN_RATES:
         raise DataError(f"expected at least {_MIN_RATES} steps of a range test, received {steps}")
-    learner, batches_per_step = trainer.learner, trainer.schedule.update_freq
+    learner, batches_per_step = trainer.learner, trainer.run_schedule.update_freq
     loss_index = learner.scorer.names.index("loss")
     rates = np.geomspace(MIN_RATE, MAX_RATE, steps)
     learner.schedule.follow(lambda step: float(rates[min(step, steps - 1)]))
@@ -137,7 +137,7 @@ def _endless_batches(trainer: Trainer) -> Iterator[Batch]:
     Of each epoch, it yields the batches of whole optimizer steps only.
     """
     for epoch in itertools.count(1):
-        batch_count = len(trainer.loader) - len(trainer.loader) % trainer.schedule.update_freq
+        batch_count = len(trainer.loader) - len(trainer.loader) % trainer.run_schedule.update_freq
         yield from itertools.islice(trainer.loader.epoch(epoch), batch_count or len(trainer.loader))
 
 

@@ -144,7 +144,7 @@ def rates(
     return measure(runs, len(data), rounds)
 
 
-def images(folder: Path | None) -> list[bytes]:
+def read_images(folder: Path | None) -> list[bytes]:
     if folder is not None:
         files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".jpeg", ".jpg"))
         return [f.read_bytes() for f in files]
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64, help="maximum number of images per round")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    data = images(arguments.folder)[: arguments.count]
+    data = read_images(arguments.folder)[: arguments.count]
     peers = {"torchvision": torchvision_step, "timm": timm_step}
     peers = {name: make for name, make in peers.items() if importlib.util.find_spec(name)}
     with tempfile.TemporaryDirectory() as folder:

@@ -110,24 +110,24 @@ def main() -> None:
             ),
         }
         rates: dict[tuple[str, bool], list[float]] = {
-            (name, cold): [] for name in sides for cold in (False, True)
+            (name, is_cold): [] for name in sides for is_cold in (False, True)
         }
         for round_number in range(arguments.rounds + 1):
-            for (name, cold), side_rates in rates.items():
+            for (name, is_cold), side_rates in rates.items():
                 folder, open_dataset, sampler_class, sampler_settings = sides[name]
-                if cold:
+                if is_cold:
                     drop_from_cache(folder)
                 elapsed = epoch_seconds(open_dataset, sampler_class, arguments.threads, sampler_settings)
                 if round_number:  # the first round warms up
                     side_rates.append(arguments.images / elapsed)
     for name in sides:
-        cold, warm = (statistics.median(rates[name, is_cold]) for is_cold in (True, False))
-        compare(f"{name}, cold page cache", "warm", cold, warm, "images/s")
+        cold_rate, warm_rate = (statistics.median(rates[name, is_cold]) for is_cold in (True, False))
+        compare(f"{name}, cold page cache", "warm", cold_rate, warm_rate, "images/s")
         if name != "files":
             compare(
                 f"{name}, cold page cache",
                 "files, cold",
-                cold,
+                cold_rate,
                 statistics.median(rates["files", True]),
                 "images/s",
             )

@@ -169,7 +169,7 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         f"{row['ips'] / single_card_row['ips']:.2f}x" if single_card_row and "ips" in single_card_row else "-"
     )
     share = f"{row['share_of_peak']:.0%}" if row["share_of_peak"] else "-"
-    parts = [
+    part_cells = [
         f"{1000 * row['parts'][name]:.1f}"
         for name in ("input", "forward", "backward", "all-reduce", "optimizer")
     ]
@@ -181,7 +181,7 @@ def print_row(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         scaling,
         f"{row['ips_loader']:.4g}",
         share,
-        *parts,
+        *part_cells,
     ]
     print(f"| {' | '.join(cells)} |", flush=True)
 

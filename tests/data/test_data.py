@@ -304,7 +304,7 @@ def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(paddle, "CUDAPinnedPlace", paddle.CPUPlace)
     monkeypatch.setattr(paddle.Tensor, "cuda", cuda)
-    to_input = ModelInput(stage, pinned=True)
+    to_input = ModelInput(stage, pin_memory=True)
     for _ in range(5):
         assert np.array_equal(to_input(images).numpy(), expected)
     assert asked == [False] * 5

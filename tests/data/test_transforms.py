@@ -241,7 +241,7 @@ def test_the_hand_over_normalises_as_the_transform_does(
         pytest.importorskip("numba")
     monkeypatch.setattr(kernels, "HAS_NUMBA", has_numba)
     normalize = NormalizeImage(scale=1 / 255, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1), order="")
-    to_input = device.ModelInput(DeviceStage(normalize, chw=False))
+    to_input = device.ModelInput(DeviceStage(normalize=normalize, chw=False))
     rng = np.random.default_rng(0)
     for images in (
         rng.integers(0, 256, shape).astype(np.uint8),

@@ -29,9 +29,15 @@ def drawn(seed: int, count: int = 400, classes: int = CLASSES) -> tuple[Samples,
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     order = np.argsort(-scores, axis=1)
     best, own = scores.max(axis=1), scores[np.arange(count), labels]
-    return Samples(
-        [f"{i}.jpg" for i in range(count)], labels, order[:, 0], best, own, order[:, :5].tolist()
-    ), scores
+    samples = Samples(
+        files=[f"{i}.jpg" for i in range(count)],
+        labels=labels,
+        predicted_ids=order[:, 0],
+        scores=best,
+        label_scores=own,
+        top_ids=order[:, :5].tolist(),
+    )
+    return samples, scores
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -91,7 +97,14 @@ def test_a_wrong_label_is_suspected() -> None:
     scores = np.full(40, 0.9)
     scores[3] = 0.97
     own = np.where(labels == predicted, scores, 1 - scores)
-    samples = Samples(["x"] * 40, labels, predicted, scores, own, [[int(p), 1 - int(p)] for p in predicted])
+    samples = Samples(
+        files=["x"] * 40,
+        labels=labels,
+        predicted_ids=predicted,
+        scores=scores,
+        label_scores=own,
+        top_ids=[[int(p), 1 - int(p)] for p in predicted],
+    )
     assert figures.suspected_labels(samples, 5) == [3]
     assert figures.worst_mistakes(samples, 5) == [3]
 

@@ -23,7 +23,9 @@ from tests.conftest import run_tool, write_images
 
 def step(loss: float, skipped: bool = False, count: int = 2) -> StepResult:
     plan = BatchPlan(0, np.array([0, 1]), 0, count)
-    return StepResult(0.1, plan, 0, paddle.to_tensor([loss * count], "float32"), skipped)
+    return StepResult(
+        lr=0.1, plan=plan, left_out=0, sums=paddle.to_tensor([loss * count], "float32"), skipped=skipped
+    )
 
 
 class Listing:
