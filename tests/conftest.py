@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,20 @@ def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
             target = target[key]
         target[last] = value
     return config
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_memory_returned() -> Iterator[None]:
+    """Returns free memory to the system after each module.
+
+    Training keeps the memory of its tensors for the next step, so a process that runs hundreds of trainings
+    would grow to many gigabytes.
+    """
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
