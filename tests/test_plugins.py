@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ppxcls
+from ppxcls.config.registry import _REGISTRIES, Registry
 from tests.conftest import ROOT, run_tool
 
 PLUGIN = '''
@@ -292,6 +293,15 @@ def test_a_plugin_that_is_none(
     with pytest.raises(ppxcls.ConfigError, match=r"config.yaml:\d+: Global.plugins.0: .*" + message):
         ppxcls.load_config(write_config(**{"Global.plugins": ["no_such_plugin"]}))
     assert "no_such_plugin" not in sys.modules
+
+
+def test_a_class_of_its_own_may_lack_optional_members() -> None:
+    """Members that were added to a base class later have the base's value."""
+    registry: Registry[Any] = Registry("pretended", base=ppxcls.Tracker, optional_members=("files",))
+    members = {name: lambda self: None for name in ("start", "log", "flush", "close")}
+    tracker = registry.register(type("Duck", (), members))
+    assert tracker.files == ()
+    del _REGISTRIES["pretended"]
 
 
 def test_a_plugin_is_found_again_and_can_be_repaired(

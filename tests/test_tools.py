@@ -191,10 +191,14 @@ def test_a_paddle_that_can_not_be_used_is_one_line(module: str | None, message: 
     else:
         (tmp_path / "paddle.py").write_text(module)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    result = run_tool("tools/train.py", "-c", "configs/quickstart.yaml", env=environment)
-    assert result.returncode == 1
-    assert result.stderr.startswith(message)
-    assert result.stderr.count("\n") == 1
+    for command in (
+        ["tools/train.py", "-c", "configs/quickstart.yaml"],
+        ["tools/infer.py", "--exported", "inference", "image.jpg"],
+    ):
+        result = run_tool(*command, env=environment)
+        assert result.returncode == 1
+        assert result.stderr.startswith(message)
+        assert result.stderr.count("\n") == 1
     command = [sys.executable, "-c", "import ppxcls; ppxcls.build_model"]
     result = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
     assert result.stderr.splitlines()[-1].startswith(f"ppxcls.system.environment.PaddleError: {message}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import ppxcls
 from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
-from ppxcls.system.environment import launched_rank
+from ppxcls.system import environment
 from ppxcls.system.paths import printable
 
 Function = Callable[[argparse.ArgumentParser], int | None]
@@ -133,7 +133,7 @@ def train_verb(parser: argparse.ArgumentParser) -> None:
         return
     trainer = ppxcls.build_trainer(config)
     trainer.fit()
-    if launched_rank() == 0:
+    if environment.launched_rank() == 0:
         from ppxcls.reports.page import report_after_training
 
         report_after_training(trainer.output_dir)
@@ -191,6 +191,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     )
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
+    environment.import_paddle()
     from ppxcls.deploy.build import print_predictions
 
     failures = print_predictions(

@@ -154,6 +154,8 @@ class Registry(Generic[T]):
         common: dataclass of the keys that every component of this kind takes beside its own, such as a loss's
             weight.
         base: class whose attributes and methods a registered class must have, because the program uses them.
+        optional_members: members of ``base`` that a class without this base may lack. It receives those of
+            ``base``.
         facts: names and defaults of the facts that a component may declare, such as ``published``.
     """
 
@@ -164,6 +166,7 @@ class Registry(Generic[T]):
         program_parameters: tuple[str, ...] = (),
         common: type | None = None,
         base: type | None = None,
+        optional_members: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
     ) -> None:
         if kind in _REGISTRIES:
@@ -172,6 +175,7 @@ class Registry(Generic[T]):
         self.common = common
         self._program_parameters = program_parameters
         self._base = base
+        self._optional_members = optional_members
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
         self._default_facts = dict(facts or {})
@@ -224,6 +228,9 @@ class Registry(Generic[T]):
                 f"{self.kind} {name}: no {', '.join(missing_members)}; "
                 f"derive the class from {self._base.__name__}"
             )
+        for member in self._optional_members:
+            if inspect.isclass(component) and not hasattr(component, member):
+                setattr(component, member, getattr(self._base, member))
         self._hints[name] = self._schema(component)
         self._components[name] = component
         self._facts[name] = {**self._default_facts, **facts}
@@ -232,7 +239,8 @@ class Registry(Generic[T]):
 
     def _missing_members(self, candidate: Any) -> list[str]:
         """Returns the attributes and methods of the base class that the candidate lacks."""
-        return [key for key in dir(self._base) if not key.startswith("_") and not hasattr(candidate, key)]
+        keys = [key for key in dir(self._base) if not key.startswith("_")]
+        return [key for key in keys if key not in self._optional_members and not hasattr(candidate, key)]
 
     def _schema(self, component: Callable[..., Any]) -> dict[str, Any]:
         if getattr(component, "__init__", None) in _EMPTY_INITS and inspect.isclass(component):

@@ -172,7 +172,11 @@ class Dataset:
 
 
 DATASETS: Registry[Dataset] = Registry(
-    "dataset", program_parameters=("class_num", "patience"), common=DatasetKeys, base=Dataset
+    "dataset",
+    program_parameters=("class_num", "patience"),
+    common=DatasetKeys,
+    base=Dataset,
+    optional_members=("keeps_bytes",),
 )
 
 

@@ -77,7 +77,7 @@ class Transform(Protocol):
         return images
 
 
-TRANSFORMS: Registry[Transform] = Registry("transform", base=Transform)
+TRANSFORMS: Registry[Transform] = Registry("transform", base=Transform, optional_members=("prepare",))
 
 
 @TRANSFORMS.register

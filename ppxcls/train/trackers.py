@@ -69,7 +69,9 @@ class Tracker(Protocol):
         return
 
 
-TRACKERS: Registry[Tracker] = Registry("tracker", program_parameters=("folder",), base=Tracker)
+TRACKERS: Registry[Tracker] = Registry(
+    "tracker", program_parameters=("folder",), base=Tracker, optional_members=("files",)
+)
 
 
 class JsonLines(Tracker):
