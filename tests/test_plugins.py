@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import ppxcls
+from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import _REGISTRIES, Registry
 from tests.conftest import ROOT, run_tool
 
@@ -301,6 +302,16 @@ def test_a_class_of_its_own_may_lack_optional_members() -> None:
     members = {name: lambda self: None for name in ("start", "log", "flush", "close")}
     tracker = registry.register(type("Duck", (), members))
     assert tracker.files == ()
+
+    class Other:
+        start = log = flush = close = None
+
+    def function() -> Any:
+        return Other()
+
+    registry.register(function)
+    block = registry.block({"name": "function"}, ConfigPlace(("pretended",)))
+    assert registry.build(block).files == ()
     del _REGISTRIES["pretended"]
 
 

@@ -175,6 +175,7 @@ class Registry(Generic[T]):
         self.common = common
         self._program_parameters = program_parameters
         self._base = base
+        self._base_name = base.__name__ if base is not None else ""
         self._optional_members = optional_members
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
@@ -219,28 +220,34 @@ class Registry(Generic[T]):
             and not component.__module__ == self._components[name].__module__ == "__main__"
         ):
             raise TypeError(f"{self.kind} {name!r} is registered twice")
-        if (
-            inspect.isclass(component)
-            and self._base is not None
-            and (missing_members := self._missing_members(component))
-        ):
+        if inspect.isclass(component) and (missing_members := self._missing_members(component, component)):
             raise TypeError(
                 f"{self.kind} {name}: no {', '.join(missing_members)}; "
-                f"derive the class from {self._base.__name__}"
+                f"derive the class from {self._base_name}"
             )
-        for member in self._optional_members:
-            if inspect.isclass(component) and not hasattr(component, member):
-                setattr(component, member, getattr(self._base, member))
         self._hints[name] = self._schema(component)
         self._components[name] = component
         self._facts[name] = {**self._default_facts, **facts}
         self._unmet_requirements[name] = lacks
         return component
 
-    def _missing_members(self, candidate: Any) -> list[str]:
-        """Returns the attributes and methods of the base class that the candidate lacks."""
-        keys = [key for key in dir(self._base) if not key.startswith("_")]
-        return [key for key in keys if key not in self._optional_members and not hasattr(candidate, key)]
+    def _missing_members(self, candidate: Any, candidate_class: type) -> list[str]:
+        """Returns the members of the base class that must be there and that the candidate lacks.
+
+        If there are none, the candidate's class receives the optional ones that the candidate lacks.
+
+        Args:
+            candidate: a registered class, or an object that a registered function returned.
+            candidate_class: the class itself, or the class of the object.
+        """
+        if self._base is None:
+            return []
+        keys = [key for key in dir(self._base) if not key.startswith("_") and not hasattr(candidate, key)]
+        required_keys = [key for key in keys if key not in self._optional_members]
+        if not required_keys:
+            for key in keys:
+                setattr(candidate_class, key, getattr(self._base, key))
+        return required_keys
 
     def _schema(self, component: Callable[..., Any]) -> dict[str, Any]:
         if getattr(component, "__init__", None) in _EMPTY_INITS and inspect.isclass(component):
@@ -432,9 +439,9 @@ class Registry(Generic[T]):
             instance = component(**arguments)
         except ValueError as error:
             raise block.where.error(f"{self.kind} {block.name}: {error}") from error
-        if self._base is not None and (missing_members := self._missing_members(instance)):
+        if missing_members := self._missing_members(instance, type(instance)):
             message = f"{self.kind} {block.name} returns an object without {', '.join(missing_members)}"
-            raise block.where.error(f"{message}; derive its class from ppxcls's {self._base.__name__}")
+            raise block.where.error(f"{message}; derive its class from ppxcls's {self._base_name}")
         return typing.cast(T, instance)
 
     def common_keys(self, block: Block) -> Any:

@@ -14,6 +14,7 @@ from paddle import nn
 
 from ppxcls.config.checks import ConfigPlace, Pattern, matching_keys
 from ppxcls.config.registry import Registry
+from ppxcls.models.preprocessing import Preprocessing
 from ppxcls.ops.batch_norm import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.sync_batch_norm import synchronized_batch_norm
@@ -42,6 +43,25 @@ class ModelKeys:
 
 
 MODELS: Registry[nn.Layer] = Registry("model", common=ModelKeys, facts={"published": None})
+
+
+def register_network(
+    name: str, summary: str, preprocessing: Preprocessing
+) -> Callable[[Callable[..., nn.Layer]], Callable[..., nn.Layer]]:
+    """Returns a decorator that registers a function of a family for one of its networks.
+
+    Args:
+        name: name of the network in configs.
+        summary: description of the network in the reference.
+        preprocessing: preprocessing of the published weights.
+    """
+
+    def register(build: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
+        build.__name__ = name
+        build.__doc__ = summary
+        return MODELS.register(published=preprocessing)(build)
+
+    return register
 
 
 def prepare_training(model: nn.Layer, keys: ModelKeys, where: ConfigPlace) -> None:

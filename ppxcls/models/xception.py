@@ -11,7 +11,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
-from ppxcls.models.common_keys import MODELS
+from ppxcls.models.common_keys import register_network
 from ppxcls.models.layers import linear
 from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, relu
@@ -189,6 +189,7 @@ def _register(
 ) -> None:
     """Registers a network of the family. All networks of the family have one signature."""
 
+    @register_network(name, summary, paddleclas_preprocessing(name))
     def build(
         class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
     ) -> PaddleClasXception:
@@ -200,10 +201,6 @@ def _register(
             in_channels=in_channels,
             drop_rate=drop_rate,
         )
-
-    build.__name__ = name
-    build.__doc__ = summary
-    MODELS.register(published=paddleclas_preprocessing(name))(build)
 
 
 _register(

@@ -16,7 +16,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
-from ppxcls.models.common_keys import MODELS
+from ppxcls.models.common_keys import register_network
 from ppxcls.models.layers import DropPath, convolution, initialize, linear, separable
 from ppxcls.models.preprocessing import Preprocessing, timm_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
@@ -239,6 +239,7 @@ def _register(
 ) -> None:
     """Registers a network of the family. All networks of the family have one signature."""
 
+    @register_network(name, summary, preprocessing)
     def build(
         class_num: CountOrZero = 1000,
         in_channels: Count = 3,
@@ -258,10 +259,6 @@ def _register(
             drop_path_rate=drop_path_rate,
             output_stride=output_stride,
         )
-
-    build.__name__ = name
-    build.__doc__ = summary
-    MODELS.register(published=preprocessing)(build)
 
 
 _register(

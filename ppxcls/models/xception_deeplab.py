@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
-from ppxcls.models.common_keys import MODELS
+from ppxcls.models.common_keys import register_network
 from ppxcls.models.layers import convolution
 from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
@@ -162,6 +162,7 @@ class XceptionDeeplab(nn.Layer):
 def _register(name: str, summary: str, *, prefix: str, middle_blocks: int) -> None:
     """Registers a network of the family. All networks of the family have one signature."""
 
+    @register_network(name, summary, paddleclas_preprocessing(name))
     def build(
         class_num: CountOrZero = 1000,
         in_channels: Count = 3,
@@ -176,10 +177,6 @@ def _register(name: str, summary: str, *, prefix: str, middle_blocks: int) -> No
             drop_rate=drop_rate,
             output_stride=output_stride,
         )
-
-    build.__name__ = name
-    build.__doc__ = summary
-    MODELS.register(published=paddleclas_preprocessing(name))(build)
 
 
 _register(

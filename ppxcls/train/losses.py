@@ -70,12 +70,6 @@ class CELoss(Loss):
         self.epsilon = epsilon
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-        """Returns the mean loss of a batch, float32 [].
-
-        Args:
-            logits: [N, class_num].
-            labels: int64 [N], or float32 [N, class_num].
-        """
         logits = logits.astype("float32")
         if labels.ndim == 1 and self.epsilon == 0:
             return F.cross_entropy(logits, labels)
@@ -145,12 +139,6 @@ class FocalLoss(Loss):
         self.gamma = gamma
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
-        """Returns the mean loss of a batch, float32 [].
-
-        Args:
-            logits: [N, class_num].
-            labels: int64 [N], or float32 [N, class_num].
-        """
         log_p = F.log_softmax(logits.astype("float32"), axis=-1)
         terms = soft_targets(labels, logits.shape[-1]) * (1 - log_p.exp()) ** self.gamma * log_p
         return -terms.sum(axis=-1).mean()

@@ -54,13 +54,6 @@ class MixupOperator(BatchTransform):
     def __call__(
         self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
     ) -> ImagesAndLabels:
-        """Returns the mixed images, and labels float32 [N, class_num].
-
-        Args:
-            images: float32 [N, 3, H, W].
-            labels: int64 [N], or soft labels.
-            rng: generator of the random choices.
-        """
         share = float(rng.beta(self.alpha, self.alpha))
         partner = paddle.to_tensor(rng.permutation(images.shape[0]))
         return _mixture(images, partner, share), _mixture(
@@ -86,13 +79,6 @@ class CutmixOperator(BatchTransform):
     def __call__(
         self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
     ) -> ImagesAndLabels:
-        """Returns the mixed images, and labels float32 [N, class_num].
-
-        Args:
-            images: float32 [N, 3, H, W].
-            labels: int64 [N], or soft labels.
-            rng: generator of the random choices.
-        """
         height, width = images.shape[2:]
         side = (1 - float(rng.beta(self.alpha, self.alpha))) ** 0.5
         centre = rng.integers(height), rng.integers(width)
@@ -155,13 +141,6 @@ class OpSampler(BatchTransform):
     def __call__(
         self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
     ) -> ImagesAndLabels:
-        """Returns the mixed images, and labels float32 [N, class_num].
-
-        Args:
-            images: float32 [N, 3, H, W].
-            labels: int64 [N], or soft labels.
-            rng: generator of the random choices.
-        """
         number = int(np.searchsorted(np.cumsum(self.shares), rng.random(), "right"))
         if number == len(self.operators):
             return images, soft_targets(labels, self.class_num)
