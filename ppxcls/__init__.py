@@ -50,6 +50,8 @@ _NAMES_BY_MODULE = {
     "ppxcls.train.trainer": ("Trainer",),
     "ppxcls.tuning.build": ("find_batch", "find_lr"),
 }
+# Modules that do not need Paddle. Loader processes import plugins with such names only, and no Paddle.
+_WITHOUT_PADDLE = ("ppxcls.config.checks", "ppxcls.data.", "ppxcls.packed.")
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 if TYPE_CHECKING:
@@ -114,7 +116,8 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'ppxcls' has no attribute {name!r}")
-    environment.import_paddle()
+    if not _MODULE_BY_NAME[name].startswith(_WITHOUT_PADDLE):
+        environment.import_paddle()
     value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     globals()[name] = value
     return value

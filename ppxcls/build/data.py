@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import paddle
 from tqdm import tqdm
 
 from ppxcls.build import BAD_SAMPLES
 from ppxcls.build.choices import class_num
-from ppxcls.config.sections import Config, DatasetSection
+from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
 from ppxcls.system import distributed
+
+# Threads of one process wait for its lock: on 16 cores, 2 threads loaded 2.0 times as many images as one, 4
+# threads 3.4 times, 8 threads 4.7 times.
+_THREADS_PER_PROCESS = 2
 
 
 def build_dataset(config: Config, mode: str, patience: float | None = None) -> Dataset:
@@ -66,9 +71,24 @@ def build_loader(config: Config, mode: str) -> Loader:
         dataset,
         sampler,
         num_workers=section.loader.num_workers,
+        num_processes=_num_processes(config, mode, section.loader),
         bad_samples=bad_samples,
         timeout=config.Global.hang_timeout,
     )
+
+
+def _num_processes(config: Config, mode: str, section: LoaderSection) -> int:
+    """Returns the number of loader processes. Raises ConfigError if there are more than threads."""
+    threads, processes = section.num_workers, section.num_processes
+    if processes is None:
+        return 0 if paddle.get_device() == "cpu" else -(-threads // _THREADS_PER_PROCESS)
+    if processes > threads:
+        place = config.where(f"DataLoader.{mode}.loader.num_processes")
+        raise place.error(
+            f"expected at most num_workers, {threads}, because each process needs a thread; "
+            f"received {processes}"
+        )
+    return processes
 
 
 def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:

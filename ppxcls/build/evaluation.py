@@ -62,6 +62,7 @@ def evaluate(config: Config) -> dict[str, float]:
     world_size = distributed.world_size()
     with Watchdog(timeout, rank, world_size, loader.files_being_read) as watchdog:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
+    loader.close()
     if rank == 0:
         if not weights.is_own and (warning := chance_warning(results, class_num(config))):
             logger.warning(warning)

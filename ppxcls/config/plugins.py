@@ -54,6 +54,11 @@ def import_plugin(name: str, folder: Path | None, where: ConfigPlace) -> str:
     )
 
 
+def plugin_files() -> dict[str, str]:
+    """Returns the files of the plugins that were imported from files, by module name."""
+    return {name: str(file) for file, name in _MODULE_NAMES.items()}
+
+
 def _is_importable(name: str) -> bool:
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None

@@ -207,15 +207,21 @@ class LoaderSection:
     """Settings for reading the samples.
 
     Attributes:
-        num_workers: number of threads that read and decode; 0 uses the thread of the training loop.
-        use_shared_memory: PaddleClas's key; it has no effect, because threads share their memory anyway.
+        num_workers: number of threads that read and decode, in all processes; 0 uses the thread of the
+            training loop.
+        num_processes: number of processes per rank among which the threads are divided; 0 uses threads of
+            the training process. Null uses one process for every two threads on an accelerator, and 0 on a
+            CPU. The batches are the same.
+        use_shared_memory: PaddleClas's key; it has no effect, because the processes share memory without
+            ``/dev/shm``.
         read_patience: seconds during which reads are retried if a disk reports EIO, ESTALE or a similar
             error.
         collate_fn, persistent_workers, prefetch_factor, timeout: keys of Paddle's loader; they have no
-            effect, because there are no processes.
+            effect.
     """
 
     num_workers: CountOrZero = 4
+    num_processes: CountOrZero | None = None
     use_shared_memory: bool = True
     read_patience: NotNegative = 60.0
     collate_fn: str | None = None
@@ -231,7 +237,7 @@ class DatasetSection:
     Attributes:
         dataset: samples and their preparation.
         sampler: order of the samples, and size of a batch.
-        loader: threads that read the samples.
+        loader: threads and processes that read the samples.
     """
 
     dataset: Annotated[Block, Component("dataset")]

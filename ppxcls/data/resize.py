@@ -5,6 +5,7 @@ It resizes whole images, and images that are decoded only as far as a part needs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -59,26 +60,24 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
     name = interpolation_name(interpolation, backend)
     if name not in table:
         raise ValueError(f"expected an interpolation of {backend}: {', '.join(table)}; received {name!r}")
-    method = table[name]
+    return functools.partial(_resize, name=name, backend=backend)
 
-    def resize(image: Image, size: tuple[int, int]) -> Image:
-        if size[0] * size[1] > MAX_PIXELS:  # such as a line of pixels, if its shorter side is enlarged
-            raise ValueError(
-                f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
-            )
-        # Such as a column of pixels, because it is made wider first.
-        if backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS:
-            raise ValueError(
-                f"{image.shape[1]} x {image.shape[0]} pixels would "
-                f"become {size[0]} x {image.shape[0]}; too many"
-            )
-        if backend == "cv2":
-            return cv2.resize(image, size, interpolation=method)
-        if name in _KERNEL_METHODS and kernels.HAS_NUMBA and image.dtype == np.uint8:
-            return _resize_by_kernel(image, size, is_cubic=name == "bicubic")
-        return _resize_by_pillow(image, size, method)
 
-    return resize
+def _resize(image: Image, size: tuple[int, int], *, name: str, backend: str) -> Image:
+    if size[0] * size[1] > MAX_PIXELS:  # such as a line of pixels, if its shorter side is enlarged
+        raise ValueError(
+            f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
+        )
+    # Such as a column of pixels, because it is made wider first.
+    if backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS:
+        raise ValueError(
+            f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {image.shape[0]}; too many"
+        )
+    if backend == "cv2":
+        return cv2.resize(image, size, interpolation=_CV2_METHODS[name])
+    if name in _KERNEL_METHODS and kernels.HAS_NUMBA and image.dtype == np.uint8:
+        return _resize_by_kernel(image, size, is_cubic=name == "bicubic")
+    return _resize_by_pillow(image, size, _PILLOW_METHODS[name])
 
 
 def _resize_by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampling) -> Image:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ppxcls.config.checks import Positive
 from ppxcls.data.class_names import CLASS_NAMES_FILE
@@ -91,6 +92,10 @@ class PackedDataset(Dataset):
         for reason in self._whole_decoding_reasons():
             logger.warning(f"{pack}: images are decoded whole, {reason}")
         super().__init__(self.index.labels, transform_ops, class_num)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process reads the indices by itself."""
+        return {**vars(self), "_indices": {}}
 
     def read(self, index: int) -> bytes | ImageParts:
         """Returns the bytes of the sample's file, or its parts."""

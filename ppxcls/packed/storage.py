@@ -72,6 +72,10 @@ class Folder:
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[Folder], tuple[Path, int]]:
+        """Another process opens the files by itself."""
+        return Folder, (self._folder.absolute(), self._max_open_files)
+
     def small(self, name: str, sha256: str | None = None) -> Path:  # noqa: ARG002
         """Returns the file in the folder; it is not copied."""
         return self._folder / name
@@ -148,6 +152,17 @@ class ObjectStore:
         self._sizes: Mapping[str, int] = {}
         self._requests: queue.Queue[str] = queue.Queue(_MAX_QUEUED_SHARDS)
         self._workers: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Another process copies shards in threads of its own."""
+        own_names = ("_requests", "_workers", "_lock")
+        return {key: value for key, value in vars(self).items() if key not in own_names}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        vars(self).update(state)
+        self._requests = queue.Queue(_MAX_QUEUED_SHARDS)
+        self._workers = []
         self._lock = threading.Lock()
 
     def small(self, name: str, sha256: str | None = None) -> Path:

@@ -148,7 +148,14 @@ class Trainer:
                 self.run.folder.wait()
                 self.run.folder.release()
                 self.log.close()
+                self.close_loaders()
         return self.progress.best
+
+    def close_loaders(self) -> None:
+        """Ends the loader processes. The next epoch starts new ones."""
+        self.loader.close()
+        if self.evaluation:
+            self.evaluation.loader.close()
 
     def train_one_epoch(self) -> None:
         """Trains on the remaining batches of the current epoch.

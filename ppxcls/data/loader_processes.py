@@ -1,0 +1,354 @@
+"""Loads batches in processes, so that the training process decodes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing import connection as connections
+from multiprocessing import reduction
+from pathlib import Path
+
+import numpy as np
+
+from ppxcls.config.plugins import plugin_files
+from ppxcls.data.dataset import Dataset
+from ppxcls.data.errors import DataError
+from ppxcls.data.loader_messages import (
+    AnnounceSamples,
+    CancelPart,
+    LoadPart,
+    PartDone,
+    WorkerLog,
+    WorkerSettings,
+    WorkerStarted,
+)
+from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, different_sizes
+from ppxcls.system.arrays import Array
+from ppxcls.system.logs import logger
+from ppxcls.system.shared_memory import HAS_SHARED_MEMORY, SharedMemory, share_object
+
+_START_SECONDS = 120.0  # maximum time for the start of a process
+_END_SECONDS = 5.0  # maximum time for the end of a process
+_CODE = """
+import sys
+sys.path.insert(0, {root!r})
+from ppxcls.data.loader_worker import run_worker
+run_worker{descriptors!r}
+"""
+
+
+class ProcessesUnavailable(Exception):
+    """The data set can't be loaded in processes. The message is the reason, as a part of a sentence."""
+
+
+class LoaderError(DataError):
+    """A loader process ended or raised an error."""
+
+
+@dataclass(eq=False)
+class _PendingBatch:
+    """A batch that workers are loading.
+
+    Attributes:
+        request: samples of the batch.
+        memory: number of its shared memory.
+        remaining_parts: number of parts that are not complete.
+        kind: shape and type of the images, from the first complete part that has any.
+        bad_samples: slot and message of each unreadable sample.
+        error: message of an error; empty if there is none.
+        trace: traceback of this error in the worker.
+        is_cancelled: True if the batch is not needed any more.
+    """
+
+    request: BatchRequest
+    memory: int
+    remaining_parts: int = 0
+    kind: ImageKind | None = None
+    bad_samples: list[tuple[int, str]] = field(default_factory=list)
+    error: str = ""
+    trace: str = ""
+    is_cancelled: bool = False
+
+
+class _WorkerProcess:
+    """A process that runs ``loader_worker``.
+
+    Args:
+        dataset_memory: memory with the data set.
+        table_memory: memory with the table of current samples.
+        threads: places of the process's threads in this table.
+    """
+
+    def __init__(self, dataset_memory: SharedMemory, table_memory: SharedMemory, threads: range) -> None:
+        self.threads = threads
+        self.memories: set[int] = set()  # numbers of the shared memories that the process has
+        self.connection, worker_connection = multiprocessing.Pipe()
+        reading_end, self._life_line = os.pipe()
+        descriptors = (
+            worker_connection.fileno(),
+            reading_end,
+            dataset_memory.descriptor,
+            table_memory.descriptor,
+        )
+        code = _CODE.format(root=str(Path(__file__).resolve().parents[2]), descriptors=descriptors)
+        single_threaded = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        self.process = subprocess.Popen(  # noqa: S603  our own code
+            [sys.executable, "-c", code],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            env={**os.environ, **single_threaded},
+        )
+        worker_connection.close()
+        os.close(reading_end)
+
+    def close(self) -> None:
+        """Tells the process to end."""
+        if self._life_line >= 0:
+            os.close(self._life_line)
+            self._life_line = -1
+            self.connection.close()
+
+    def outcome(self) -> str:
+        """Returns how the process ended, in words."""
+        try:
+            code = self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "closed its connection"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        reason = ", perhaps because the memory is full" if -code == signal.SIGKILL else ""
+        return f"was ended by {signal.Signals(-code).name}{reason}"
+
+
+class LoaderProcesses:
+    """Loads batches in processes with a few threads each. It is a ``Loading``.
+
+    Each batch has its own shared memory. Every process fills a part of it, and the batch's images are an
+    array on this memory. The memory is used again when the array and all views of it are gone.
+
+    Args:
+        dataset: data set to load.
+        seed: seed of the random choices.
+        processes: number of processes.
+        threads: number of threads of all processes.
+        timeout: maximum time in seconds for the start of the processes; None for two minutes.
+
+    Raises:
+        ProcessesUnavailable: this system has no memfd, or the data set can't be sent to another process.
+        LoaderError: a process did not start.
+    """
+
+    def __init__(
+        self, dataset: Dataset, seed: int, *, processes: int, threads: int, timeout: float | None = None
+    ) -> None:
+        if not HAS_SHARED_MEMORY:
+            raise ProcessesUnavailable("this system has no memory for processes to share (memfd)")
+        try:
+            dataset_memory, dataset_sizes = share_object(dataset)
+        except Exception as error:  # pickle raises many kinds
+            raise ProcessesUnavailable(_cannot_send(dataset, error)) from None
+        self.is_broken = False
+        self._dataset = dataset
+        self._has_announcements = type(dataset).announce is not Dataset.announce
+        self._tickets = itertools.count()
+        self._pending_batches: dict[int, _PendingBatch] = {}
+        self._memories: list[SharedMemory] = []
+        self._free_memories: list[int] = []
+        table_memory = SharedMemory()
+        table_memory.reserve(threads * np.dtype(np.int64).itemsize)
+        self._current_samples = table_memory.array([threads], np.dtype(np.int64))
+        self._current_samples[:] = -1
+        bounds = [threads * i // processes for i in range(processes + 1)]
+        self._workers: list[_WorkerProcess] = []
+        self._end = weakref.finalize(self, _end_workers, self._workers)
+        for start, stop in itertools.pairwise(bounds):
+            self._workers.append(_WorkerProcess(dataset_memory, table_memory, range(start, stop)))
+        for worker in self._workers:
+            worker.connection.send(
+                WorkerSettings(
+                    import_paths=sys.path,
+                    plugin_files=plugin_files(),
+                    dataset_sizes=dataset_sizes,
+                    seed=seed,
+                    threads=worker.threads,
+                    all_threads=threads,
+                )
+            )
+        self._wait_for_start(time.monotonic() + (timeout or _START_SECONDS))
+
+    def _wait_for_start(self, deadline: float) -> None:
+        for worker in self._workers:
+            message = None
+            while not isinstance(message, WorkerStarted):
+                if not worker.connection.poll(max(0.0, deadline - time.monotonic())):
+                    self.close()
+                    raise LoaderError("a loader process did not start in time")
+                message = self._receive(worker)
+            if message.problem:
+                self.close()
+                raise ProcessesUnavailable(_cannot_send(self._dataset, message.problem))
+
+    def start(self, request: BatchRequest) -> int:
+        """Starts to load a batch, and returns its ticket."""
+        ticket = next(self._tickets)
+        if not self._free_memories:
+            self._free_memories.append(len(self._memories))
+            self._memories.append(SharedMemory())
+        memory = self._free_memories.pop()
+        batch = self._pending_batches[ticket] = _PendingBatch(request, memory)
+        count = len(request.indices)
+        for worker in self._workers:
+            first, stop = self._slots(worker, count)
+            if first == stop:
+                continue
+            batch.remaining_parts += 1
+            part = replace(request, first=request.first + first, indices=request.indices[first:stop])
+            is_new = memory not in worker.memories
+            message = LoadPart(
+                ticket, memory, is_new_memory=is_new, batch_size=count, offset=first, request=part
+            )
+            with self._death_reported(worker):
+                worker.connection.send(message)
+                if is_new:
+                    descriptor = self._memories[memory].descriptor
+                    reduction.send_handle(worker.connection, descriptor, worker.process.pid)
+                    worker.memories.add(memory)
+        return ticket
+
+    def result(self, handle: int, timeout: float | None) -> LoadedImages:
+        """Waits for a batch.
+
+        Raises:
+            TimeoutError: the batch is not complete after ``timeout`` seconds.
+            LoaderError: a process ended, or raised an error that is not about the file of a sample.
+        """
+        batch = self._pending_batches[handle]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        workers = {worker.connection: worker for worker in self._workers}
+        while batch.remaining_parts:
+            seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ready_connections = connections.wait(list(workers), seconds)
+            if not ready_connections:
+                raise TimeoutError
+            for connection in ready_connections:
+                self._receive(workers[connection])  # type: ignore[index]
+        if batch.error:
+            raise LoaderError(batch.error) from (_WorkerTraceback(batch.trace) if batch.trace else None)
+        del self._pending_batches[handle]
+        images = None
+        if batch.kind is None:
+            self._free_memories.append(batch.memory)
+        else:
+            shape, dtype = batch.kind
+            free_memories, memory = self._free_memories, batch.memory
+            images = self._memories[memory].array(
+                (len(batch.request.indices), *shape), dtype, lambda: free_memories.append(memory)
+            )
+        return LoadedImages(images, batch.bad_samples)
+
+    def cancel(self, handle: int) -> None:
+        """Drops a batch. Its memory is used again when all processes have answered."""
+        batch = self._pending_batches.get(handle)
+        if batch is None:
+            return
+        batch.is_cancelled = True
+        if batch.remaining_parts == 0:
+            self._forget(handle, batch)
+        elif not self.is_broken:
+            for worker in self._workers:
+                with contextlib.suppress(OSError):
+                    worker.connection.send(CancelPart(handle))
+
+    def announce(self, indices: Array) -> None:
+        """Announces samples to the data sets of the processes that will load them."""
+        if not self._has_announcements:
+            return
+        for worker in self._workers:
+            first, stop = self._slots(worker, len(indices))
+            with self._death_reported(worker):
+                worker.connection.send(AnnounceSamples(indices[first:stop]))
+
+    def current_samples(self) -> list[int]:
+        """Returns the samples that are being loaded now."""
+        return self._current_samples[self._current_samples >= 0].tolist()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        self.is_broken = True
+        self._end()
+
+    def _slots(self, worker: _WorkerProcess, count: int) -> tuple[int, int]:
+        """Returns the first slot of a worker's part of a batch, and the slot after its last."""
+        all_threads = len(self._current_samples)
+        return count * worker.threads.start // all_threads, count * worker.threads.stop // all_threads
+
+    def _receive(self, worker: _WorkerProcess) -> object:
+        """Receives one message, and updates the batch that it is about."""
+        with self._death_reported(worker):
+            message = worker.connection.recv()
+        if isinstance(message, WorkerLog):
+            logger.log(message.level, "%s", message.text)
+        elif isinstance(message, PartDone):
+            self._add_part(message)
+        return message
+
+    def _add_part(self, part: PartDone) -> None:
+        batch = self._pending_batches[part.ticket]
+        batch.remaining_parts -= 1
+        batch.bad_samples += part.bad_samples
+        batch.kind = batch.kind or part.kind
+        if part.kind and part.kind != batch.kind and not batch.error:
+            path = self._dataset.path(int(batch.request.indices[part.offset]))
+            batch.error = f"{path}: {different_sizes(part.kind[0], batch.kind[0])}"  # type: ignore[index]
+        if part.error and not batch.error:
+            batch.error, batch.trace = part.error, part.trace
+        if batch.is_cancelled and batch.remaining_parts == 0:
+            self._forget(part.ticket, batch)
+
+    def _forget(self, ticket: int, batch: _PendingBatch) -> None:
+        del self._pending_batches[ticket]
+        self._free_memories.append(batch.memory)
+
+    @contextlib.contextmanager
+    def _death_reported(self, worker: _WorkerProcess) -> Iterator[None]:
+        """Converts the errors of a closed connection to an error that tells how the worker ended."""
+        try:
+            yield
+        except (EOFError, OSError):
+            self.is_broken = True
+            samples = self._current_samples[worker.threads.start : worker.threads.stop]
+            indices = samples[samples >= 0].tolist()
+            places = [f"{self._dataset.path(i)} ({self._dataset.line(i)})" for i in indices]
+            files = f"; files being read: {', '.join(places)}" if places else ""
+            raise LoaderError(f"a loader process {worker.outcome()}{files}") from None
+
+
+class _WorkerTraceback(Exception):
+    """The traceback of an error in a worker, as the cause of the error that is raised here."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _cannot_send(dataset: Dataset, reason: object) -> str:
+    text = " ".join(str(reason).split())
+    return f"{type(dataset).__name__} can't be sent to another process: {text}"
+
+
+def _end_workers(workers: Sequence[_WorkerProcess]) -> None:
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        try:
+            worker.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            worker.process.kill()

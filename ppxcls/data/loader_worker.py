@@ -1,0 +1,206 @@
+"""A process that loads parts of batches into memory that it shares with the training process.
+
+It imports no Paddle, unless a user's own data set or transform does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.machinery
+import importlib.util
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from types import ModuleType
+
+import numpy as np
+
+from ppxcls.data.loader_messages import (
+    AnnounceSamples,
+    CancelPart,
+    LoadPart,
+    PartDone,
+    WorkerLog,
+    WorkerSettings,
+    WorkerStarted,
+)
+from ppxcls.data.loading import ImageKind, ImageSlots, SampleLoader, task_ranges
+from ppxcls.system.arrays import Array
+from ppxcls.system.logs import logger
+from ppxcls.system.shared_memory import SharedMemory, shared_object
+
+_IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class _PluginFinder:
+    """Imports the modules of plugins by name when the data set needs them."""
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self._files = files
+
+    def find_spec(
+        self,
+        name: str,
+        path: object = None,  # noqa: ARG002  Python's interface
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Returns the spec of a plugin module; None for any other module."""
+        file = self._files.get(name)
+        return None if file is None else importlib.util.spec_from_file_location(name, file)
+
+
+class _LogSender(logging.Handler):
+    def __init__(self, connection: Connection, lock: threading.Lock) -> None:
+        super().__init__()
+        self._connection = connection
+        self._lock = lock
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._lock:
+            self._connection.send(WorkerLog(record.levelno, record.getMessage()))
+
+
+class _Worker:
+    """Loads parts of batches in threads.
+
+    Args:
+        connection: connection to the training process.
+        send_lock: lock for sending.
+        samples: loader of the samples.
+        threads: number of threads.
+    """
+
+    def __init__(
+        self, connection: Connection, send_lock: threading.Lock, samples: SampleLoader, threads: int
+    ) -> None:
+        self._connection = connection
+        self._send_lock = send_lock
+        self._samples = samples
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        self._memories: dict[int, SharedMemory] = {}
+        self._futures: dict[int, list[Future[None]]] = {}
+
+    def run(self) -> None:
+        """Serves requests until the training process closes the connection."""
+        while True:
+            message = self._connection.recv()
+            if isinstance(message, LoadPart):
+                self._start(message)
+            elif isinstance(message, CancelPart):
+                for future in self._futures.pop(message.ticket, []):
+                    future.cancel()
+            elif isinstance(message, AnnounceSamples):
+                self._samples.dataset.announce(message.indices)
+
+    def _start(self, message: LoadPart) -> None:
+        if message.is_new_memory:
+            self._memories[message.memory] = SharedMemory(reduction.recv_handle(self._connection))
+        memory, count = self._memories[message.memory], len(message.request.indices)
+
+        def empty_array(kind: ImageKind) -> Array:
+            shape = (message.batch_size, *kind[0])
+            memory.reserve(int(np.prod(shape)) * kind[1].itemsize)
+            return memory.array(shape, kind[1])[message.offset : message.offset + count]
+
+        slots = ImageSlots(count, None, empty_array)
+        parts = task_ranges(count, self._threads)
+        outcome = _PartOutcome(len(parts), lambda error: self._finish(message, slots, error))
+        futures = [self._pool.submit(self._samples.load, message.request, slots, part) for part in parts]
+        self._futures[message.ticket] = futures
+        for future in futures:
+            future.add_done_callback(outcome.add)
+
+    def _finish(self, message: LoadPart, slots: ImageSlots, error: BaseException | None) -> None:
+        self._futures.pop(message.ticket, None)
+        if error is not None:
+            trace = "".join(traceback.format_exception(error))
+            reply = PartDone(message.ticket, message.offset, error=_text(error), trace=trace)
+        else:
+            kind = None if slots.images is None else (slots.images.shape[1:], slots.images.dtype)
+            bad_samples = [(message.offset + slot, text) for slot, text in slots.bad_samples]
+            reply = PartDone(message.ticket, message.offset, kind, bad_samples)
+        with self._send_lock:
+            self._connection.send(reply)
+
+
+class _PartOutcome:
+    """Calls a function when all tasks of a part have ended, with the first error."""
+
+    def __init__(self, count: int, finish: Callable[[BaseException | None], None]) -> None:
+        self._remaining_count = count
+        self._finish = finish
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def add(self, future: Future[None]) -> None:
+        """Receives a task that has ended, or was cancelled."""
+        error = None if future.cancelled() else future.exception()
+        with self._lock:
+            self._remaining_count -= 1
+            self._error = self._error or error
+            is_last = self._remaining_count == 0
+        if is_last:
+            self._finish(self._error)
+
+
+def _text(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if type(error).__name__ == "DataError" else f"{type(error).__name__}: {text}"
+
+
+def end_with_parent(descriptor: int) -> None:
+    """Makes the kernel kill this process when the other end of a pipe is closed.
+
+    The kernel closes it when the training process ends, however it ends. It kills this process also if a
+    thread does not return from C code.
+
+    Args:
+        descriptor: end of the pipe for reading.
+    """
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+    if select.select([descriptor], [], [], 0)[0]:  # it was closed before
+        os._exit(0)
+
+
+def run_worker(connection_descriptor: int, life_line: int, dataset_memory: int, table_memory: int) -> None:
+    """Runs a worker. The arguments are file descriptors.
+
+    Args:
+        connection_descriptor: connection to the training process.
+        life_line: pipe for ``end_with_parent``.
+        dataset_memory: memory with the data set.
+        table_memory: memory with the table of current samples.
+    """
+    end_with_parent(life_line)
+    for name in _IGNORED_SIGNALS:  # the training process decides when to stop
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    connection = Connection(connection_descriptor)
+    send_lock = threading.Lock()
+    settings: WorkerSettings = connection.recv()
+    plugin_folders = [os.path.dirname(file) for file in settings.plugin_files.values()]
+    sys.path[:] = [*settings.import_paths, *plugin_folders]
+    sys.meta_path.append(_PluginFinder(settings.plugin_files))
+    logger.addHandler(_LogSender(connection, send_lock))
+    try:
+        dataset = shared_object(dataset_memory, settings.dataset_sizes)
+    except Exception as error:  # its class can't be imported here, or raises
+        connection.send(WorkerStarted(_text(error)))
+        return
+    table = SharedMemory(table_memory).array([settings.all_threads], np.dtype(np.int64))
+    samples = SampleLoader(dataset, settings.seed, table[settings.threads.start : settings.threads.stop])
+    connection.send(WorkerStarted())
+    try:
+        _Worker(connection, send_lock, samples, len(settings.threads)).run()
+    except (EOFError, OSError):  # the training process has closed the connection, or has ended
+        os._exit(0)
