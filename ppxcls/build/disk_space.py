@@ -8,6 +8,7 @@ from pathlib import Path
 from paddle import nn
 
 from ppxcls.config.sections import Config
+from ppxcls.models.weights import state_tensors
 from ppxcls.system.logs import logger
 from ppxcls.train.optimizers import OPTIMIZERS
 
@@ -21,7 +22,7 @@ def checkpoint_bytes(config: Config, network: nn.Layer) -> tuple[int, int]:
         Bytes of the weights, including their average if there is one; and bytes of the optimizer's state.
     """
     assert config.Optimizer
-    weight_bytes = sum(4 * int(tensor.size) for tensor in network.state_dict().values())
+    weight_bytes = sum(4 * int(tensor.size) for tensor in state_tensors(network).values())
     trained_bytes = sum(4 * int(p.size) for p in network.parameters() if not p.stop_gradient)
     has_average = config.EMA is not None and config.EMA.use_ema
     state_copies = OPTIMIZERS.fact(config.Optimizer.name, "state_copies")

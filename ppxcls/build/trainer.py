@@ -117,7 +117,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     network, optimizer, precision = set_precision(mixed_precision(config.AMP), network, optimizer)
     average = None
     if config.EMA and config.EMA.use_ema:
-        average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup)
+        average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup, optimizer=optimizer)
     metric_blocks = config.Metric.Train if config.Metric else None
     metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
     mixing = build_batch_transforms(mixing_blocks, class_num(config))

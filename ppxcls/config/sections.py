@@ -75,7 +75,8 @@ class GlobalSection:
         to_static: True to compile the network to a static graph for training and evaluation.
         cudnn_search: True to let cuDNN try all algorithms for each shape of convolution, and use its
             persistent batch norm; GPUs only.
-        pin_memory: True to copy training batches from pinned memory without waiting for the copy; GPUs only.
+        pin_memory: key of earlier versions; it has no effect, because batches are always copied to GPUs from
+            pinned memory, without waiting for the copy.
         comm_buffer_size: megabytes of gradients that processes exchange at once.
         scale_lr: scaling of the whole schedule. The ratio is the samples per step over ``base_batch_size``.
             ``linear`` multiplies by the ratio (arXiv:1706.02677), ``sqrt`` by its square root
@@ -144,6 +145,9 @@ class AMPSection:
             in training, if the processor has AVX512-BF16 or AMX; ``float16`` has none.
         level: level of AMP. O1 casts operator by operator; O2 keeps the weights in ``dtype``, with float32
             master copies.
+        half_depthwise: True to compute depthwise convolutions in ``dtype`` under O1 too. Without it, they,
+            their batch norms and activations stay in float32, and a network that is limited by the memory's
+            speed gains little.
         use_promote: True to compute in float32 under O2 if the inputs of an operator differ in type.
         max_skipped_steps: largest number of consecutive steps that loss scaling may skip. The run stops after
             more.
@@ -153,7 +157,8 @@ class AMPSection:
     use_fp16_test: bool = False
     scale_loss: Positive = 1.0
     use_dynamic_loss_scaling: bool = False
-    use_promote: bool = False
+    half_depthwise: bool = True
+    use_promote: bool = True
     dtype: Literal["float16", "bfloat16"] = "float16"
     level: Literal["O1", "O2"] = "O1"
     max_skipped_steps: Count = 100

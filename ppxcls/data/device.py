@@ -2,15 +2,79 @@
 
 from __future__ import annotations
 
+import functools
+import time
+from collections import deque
+
 import cv2
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.framework import _current_expected_place
 
 from ppxcls.data.transforms import DeviceStage, NormalizeImage
 from ppxcls.ops import cpu
 from ppxcls.system import kernels
 from ppxcls.system.arrays import Array
+
+_MAX_QUEUED_COPIES = 8  # copies whose sources are kept, about four batches
+
+
+def to_device(array: Array) -> paddle.Tensor:
+    """Copies an array to the device without waiting for the computation that is queued there.
+
+    ``paddle.to_tensor`` of an array waits for all queued operators, and keeps Python's lock meanwhile. Here
+    the copy is queued behind them, on GPUs from pinned memory.
+
+    Args:
+        array: array of any type and shape.
+    """
+    device = paddle.get_device()
+    if device == "cpu":
+        return paddle.to_tensor(array)
+    if device.startswith("gpu"):
+        source = paddle.to_tensor(array, place=paddle.CUDAPinnedPlace())
+        tensor = source.cuda(blocking=False)
+    else:
+        source = paddle.to_tensor(array, place=paddle.CPUPlace())
+        tensor = source._copy_to(_current_expected_place(), not _has_events(device))
+    if _has_events(device):
+        _QUEUED_COPIES.add(source)
+    return tensor
+
+
+class _QueuedCopies:
+    """Keeps the sources of copies until the device has made the copies."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[paddle.device.Event, paddle.Tensor]] = deque()
+
+    def add(self, source: paddle.Tensor) -> None:
+        """Adds the source of the last copy. Waits if the device is several batches behind."""
+        event = paddle.device.Event()
+        event.record()
+        self._pending.append((event, source))
+        while self._pending and self._pending[0][0].query():
+            self._pending.popleft()
+        while len(self._pending) > _MAX_QUEUED_COPIES:
+            while not self._pending[0][0].query():
+                time.sleep(0.0005)  # without Python's lock, unlike the event's own waiting
+            self._pending.popleft()
+
+
+_QUEUED_COPIES = _QueuedCopies()
+
+
+@functools.cache
+def _has_events(device: str) -> bool:  # noqa: ARG001  the key of the cache
+    """True if Paddle can tell when a copy to this device is complete."""
+    try:
+        event = paddle.device.Event()
+        event.record()
+        event.query()
+    except Exception:  # builds of Paddle without such events raise many kinds
+        return False
+    return True
 
 
 class DeviceTransform(nn.Layer):
@@ -46,16 +110,11 @@ class ModelInput:
 
     Args:
         stage: transforms that run on the device.
-        pin_memory: True to copy batches to a GPU from pinned memory without waiting. The copy is queued
-            behind the computation.
     """
 
-    def __init__(self, stage: DeviceStage, *, pin_memory: bool = False) -> None:
+    def __init__(self, stage: DeviceStage) -> None:
         self._stage = stage
         self._transform = DeviceTransform(stage)
-        self._uses_pinned_memory = pin_memory
-        # Pinned memory of the last batches. Their copies may still be queued.
-        self._pinned_batches: list[paddle.Tensor] = []
 
     def __call__(self, images: Array) -> paddle.Tensor:
         """Returns the batch on the device, float32 [N, 3, H, W].
@@ -66,11 +125,7 @@ class ModelInput:
         normalize = self._stage.normalize
         if normalize and not self._stage.chw and images.dtype == np.uint8 and paddle.get_device() == "cpu":
             return self._normalize_by_table(normalize, images)
-        if self._uses_pinned_memory and paddle.get_device().startswith("gpu"):
-            pinned_images = paddle.to_tensor(images, place=paddle.CUDAPinnedPlace())
-            self._pinned_batches = [*self._pinned_batches[-2:], pinned_images]
-            return self._transform(pinned_images.cuda(blocking=False))
-        return self._transform(paddle.to_tensor(images))
+        return self._transform(to_device(images))
 
     @staticmethod
     def _normalize_by_table(normalize: NormalizeImage, images: Array) -> paddle.Tensor:

@@ -33,7 +33,7 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.predict import Prediction, Predictor, find_images
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
 from ppxcls.deploy.writer import Format, Writer
-from ppxcls.models.weights import load_weights, save_weights
+from ppxcls.models.weights import load_weights, save_weights, state_tensors
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
@@ -159,7 +159,7 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     model = build_model(name, class_num=class_num)
     load_weights(model, source)
     save_weights(model, Path(output))
-    return len(model.state_dict())
+    return len(state_tensors(model))
 
 
 def export(

@@ -24,6 +24,7 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
+from ppxcls.system.arrays import Array
 from ppxcls.system.paths import url_problem
 
 
@@ -122,14 +123,34 @@ def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool =
     """
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
     shape_differences = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
-    tensors = model.state_dict()  # for all keys, because Paddle warns about missing ones
-    model.set_state_dict(
+    tensors = state_tensors(model)
+    model.set_state_dict(  # with all keys, because Paddle warns about missing ones
         {
-            key: tensors[key] if key in shape_differences else paddle.to_tensor(value)
+            key: tensors[key] if key in shape_differences else _tensor_like(tensors[key], value)
             for key, value in state.items()
         }
     )
     return list(shape_differences.values())
+
+
+def state_tensors(model: nn.Layer) -> dict[str, paddle.Tensor]:
+    """Returns a model's parameters and statistics themselves, by state key.
+
+    ``state_dict`` of a model that Paddle's AMP has prepared may return copies in another precision.
+    """
+    tensors: dict[str, paddle.Tensor] = model.state_dict(use_hook=False)
+    return tensors
+
+
+def _tensor_like(tensor: paddle.Tensor, value: Array) -> paddle.Tensor:
+    """Returns an array as a tensor. Half-precision weights are stored as float32 in files."""
+    result = paddle.to_tensor(value)
+    return result.astype(tensor.dtype) if is_half(tensor) else result
+
+
+def is_half(tensor: paddle.Tensor) -> bool:
+    """True if a tensor is float16 or bfloat16."""
+    return tensor.dtype in (paddle.float16, paddle.bfloat16)
 
 
 def check_fits(
@@ -143,7 +164,7 @@ def check_fits(
     Raises:
         CheckpointError: any other key is missing or unknown, or has another shape.
     """
-    tensors = model.state_dict()
+    tensors = state_tensors(model)
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
     problems = [f"{key} is not in the file" for key in tensors if key not in state]
     problems += [f"{key} is not in the model" for key in state if key not in tensors]
@@ -174,10 +195,12 @@ def _classifier_keys(model: nn.Layer) -> set[str]:
 
 
 def to_numpy(tree: Any) -> Any:
-    """Copies the tensors in nested dicts to the host's memory."""
+    """Copies the tensors in nested dicts to the host's memory. Half-precision tensors become float32."""
     if isinstance(tree, dict):
         return {key: to_numpy(value) for key, value in tree.items()}
-    return tree.numpy() if isinstance(tree, paddle.Tensor) else tree
+    if not isinstance(tree, paddle.Tensor):
+        return tree
+    return (tree.astype("float32") if is_half(tree) else tree).numpy()
 
 
 def model_state(model: nn.Layer) -> dict[str, Any]:
@@ -185,5 +208,5 @@ def model_state(model: nn.Layer) -> dict[str, Any]:
 
     The optimizer's state uses these names as keys.
     """
-    state = model.state_dict()
+    state = state_tensors(model)
     return {**to_numpy(state), PARAMETER_NAMES_KEY: {key: tensor.name for key, tensor in state.items()}}

@@ -130,13 +130,15 @@ def share_first_statistics(model: paddle.nn.Layer) -> None:
     """
     if world_size() == 1:
         return
-    tensors = [tensor for tensor in model.state_dict().values() if tensor.stop_gradient]
+    # Without the hook that casts the weights of half precision, which would return copies.
+    state = model.state_dict(use_hook=False)
+    tensors = [tensor for tensor in state.values() if tensor.stop_gradient]
     if not tensors:
         return
     statistics = paddle.concat([tensor.reshape([-1]).astype("float32") for tensor in tensors])
     dist.broadcast(statistics, src=0)
     for tensor, values in zip(tensors, statistics.split([tensor.size for tensor in tensors]), strict=True):
-        tensor.set_value(values.reshape(tensor.shape).astype(tensor.dtype))
+        paddle.assign(values.reshape(tensor.shape).astype(tensor.dtype), tensor)
 
 
 def require_same(values: Mapping[str, str]) -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.data.device import ModelInput
+from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
+from ppxcls.train.flat_tensors import as_float32
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Metric, Scorer, Totals
 from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork
@@ -27,7 +28,7 @@ class Evaluation:
         loader: loader without shuffling. The parts of all processes make up the data set.
         loss: loss to report, a weighted sum of terms.
         metrics: metrics to report.
-        autocast: function that makes the context for the forward pass and the loss.
+        autocast: function that makes the context for the forward pass.
 
     Attributes:
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
@@ -91,9 +92,11 @@ class Evaluation:
         return self._results(batch_sums, bad_count)
 
     def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
-        labels = paddle.to_tensor(batch.labels)
-        with interrupts_deferred(), self._autocast():
-            logits = network(self._to_input(batch.images))
+        labels = to_device(batch.labels)
+        with interrupts_deferred():
+            with self._autocast():
+                logits = network(self._to_input(batch.images))
+            logits = as_float32(logits)
             losses = self._loss(logits, labels)
         self._table.add(batch.plan.indices, logits, labels)
         return self._scorer(losses, logits, labels)

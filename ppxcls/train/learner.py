@@ -19,6 +19,7 @@ from ppxcls.checkpoints.progress import Progress, Snapshot
 from ppxcls.models.weights import check_fits, model_state, set_weights
 from ppxcls.system import distributed
 from ppxcls.train.ema import WeightAverage
+from ppxcls.train.flat_tensors import as_float32
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.lr_schedules import LRSchedule
 from ppxcls.train.metrics import Metric, Scorer, Totals
@@ -121,12 +122,13 @@ class Learner:
         with contextlib.nullcontext() if is_update_step else self._no_sync():
             with self.precision.autocast():
                 logits = self.model(images)
-                losses = self.loss(logits, labels)
+            losses = self.loss(as_float32(logits), labels)
             self.precision.scaler.scale(losses["loss"] * weight).backward()
         if is_update_step:
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
-            self.optimizer.clear_grad()
+            # Zeroed gradients would cost two operators per parameter: to fill them, and to add to them.
+            self.optimizer.clear_grad(set_to_zero=False)
             self.scheduler.step()
             self.progress.step += 1
             if self.average:

@@ -13,6 +13,7 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.sampler import BatchPlan
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
+from ppxcls.train.flat_tensors import FlatTensors
 from ppxcls.train.learner import Learner
 
 _MAX_PENDING_STEPS = 200  # steps; with this many, the losses are read in any case
@@ -33,14 +34,14 @@ class StepResult:
         plan: samples of the batch.
         left_out: number of unreadable samples.
         sums: sums of losses and metrics over the samples, float32 [names].
-        skipped: True if AMP skipped the optimizer step; a boolean or a tensor [].
+        skipped: True if AMP skipped the optimizer step.
     """
 
     lr: float
     plan: BatchPlan
     left_out: int
     sums: paddle.Tensor
-    skipped: Any = False
+    skipped: bool = False
 
 
 class LossWatch:
@@ -60,6 +61,7 @@ class LossWatch:
         self._loss = self._first_loss = self._lowest_loss = math.nan
         self._read_count = 0
         self._has_warned = False
+        self._parameters: FlatTensors | None = None
 
     def add(self, step: StepResult) -> None:
         """Adds a step without waiting for its numbers."""
@@ -82,7 +84,7 @@ class LossWatch:
         steps, self._pending_steps = self._pending_steps, []
         mean_losses: list[float] = []
         for step, row in zip(steps, rows, strict=True):
-            is_skipped = bool(step.skipped)
+            is_skipped = step.skipped
             progress.skipped = progress.skipped + 1 if is_skipped else 0
             progress.skipped_total += is_skipped
             if not np.isfinite(row).all():
@@ -122,6 +124,10 @@ class LossWatch:
             TrainingError: a weight is not finite.
         """
         parameters = {name: p for name, p in self._learner.network.named_parameters() if not p.stop_gradient}
+        if self._parameters is None:
+            self._parameters = FlatTensors(list(parameters.values()))
+        if math.isfinite(float((self._parameters.concatenated() * 0).sum())):
+            return
         zero_sums = paddle.stack([(p * 0).sum().astype("float32") for p in parameters.values()]).numpy()
         bad_names = [name for name, mark in zip(parameters, zero_sums, strict=True) if not np.isfinite(mark)]
         if bad_names:

@@ -15,6 +15,7 @@ from ppxcls.config.checks import ConfigPlace, Count
 from ppxcls.config.registry import Registry
 from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
+from ppxcls.train.flat_tensors import as_float32
 
 
 class Metric(Protocol):
@@ -178,8 +179,9 @@ class Scorer:
         sums: dict[str, paddle.Tensor] = {}
         for metric in self.metrics:
             sums |= metric(logits, labels)
-        sums |= {name: value * count for name, value in losses.items()}
-        return paddle.stack([sums[name].astype("float32") for name in self.names])
+        # In float32 first: a sum over a large batch is beyond the largest float16.
+        sums |= {name: as_float32(value) * count for name, value in losses.items()}
+        return paddle.stack([as_float32(sums[name]) for name in self.names])
 
 
 class Means(NamedTuple):

@@ -11,6 +11,7 @@ import paddle
 
 from ppxcls.config.checks import ConfigPlace, Count, Positive, Share
 from ppxcls.config.registry import Registry
+from ppxcls.data.device import to_device
 from ppxcls.train.losses import soft_targets
 
 ImagesAndLabels = tuple[paddle.Tensor, paddle.Tensor]
@@ -55,7 +56,7 @@ class MixupOperator(BatchTransform):
         self, images: paddle.Tensor, labels: paddle.Tensor, rng: np.random.Generator
     ) -> ImagesAndLabels:
         share = float(rng.beta(self.alpha, self.alpha))
-        partner = paddle.to_tensor(rng.permutation(images.shape[0]))
+        partner = to_device(rng.permutation(images.shape[0]))
         return _mixture(images, partner, share), _mixture(
             soft_targets(labels, self.class_num), partner, share
         )
@@ -86,10 +87,10 @@ class CutmixOperator(BatchTransform):
             (max(0, int(c - side * length / 2)), min(length, int(c + side * length / 2)))
             for c, length in zip(centre, (height, width), strict=True)
         )
-        partner = paddle.to_tensor(rng.permutation(images.shape[0]))
+        partner = to_device(rng.permutation(images.shape[0]))
         keep_mask = np.ones((1, 1, height, width), np.float32)
         keep_mask[..., top:bottom, left:right] = 0
-        mask = paddle.to_tensor(keep_mask).astype(images.dtype)
+        mask = to_device(keep_mask)
         mixed_images = images * mask + paddle.index_select(images, partner) * (1 - mask)
         return mixed_images, _mixture(soft_targets(labels, self.class_num), partner, float(keep_mask.mean()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from paddle.optimizer import Optimizer
 
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
-from ppxcls.models.weights import is_numeric, to_numpy
+from ppxcls.models.weights import is_numeric, state_tensors, to_numpy
+from ppxcls.system.arrays import Array
 
+# Paddle's name of a parameter's float32 copy continues with this; accumulators are named after the copy.
+_COPY_SUFFIX = "_fp32_master_0"
 _SCHEDULER_KEY = "LR_Scheduler"  # left out of states, because the rate depends on the step alone
 
 
@@ -28,6 +32,13 @@ def optimizer_state(optimizer: Optimizer) -> State:
         }
     )
     return state
+
+
+def _float32_copy(array: Array, parameter_name: str) -> paddle.Tensor:
+    """Returns the float32 copy of a half-precision parameter under the name that its accumulators have."""
+    copy = paddle.to_tensor(array)
+    copy.name = parameter_name + _COPY_SUFFIX
+    return copy
 
 
 def load_optimizer_state(
@@ -48,7 +59,7 @@ def load_optimizer_state(
         CheckpointError: the state belongs to other parameters or another optimizer.
     """
     saved_names = weights.get(PARAMETER_NAMES_KEY, {})
-    current_names = {key: tensor.name for key, tensor in model.state_dict().items()}
+    current_names = {key: tensor.name for key, tensor in state_tensors(model).items()}
     name_map = {
         saved_name: current_names[key] for key, saved_name in saved_names.items() if key in current_names
     }
@@ -62,13 +73,18 @@ def load_optimizer_state(
         A name such as ``conv2d_0.w_0_velocity_0`` consists of the parameter's and the accumulator's name.
         """
         name = next((n for n in sorted_names if key.startswith(n + "_")), None)
-        return None if name is None else name_map[name] + key[len(name) :]
+        if name is None:
+            return None
+        suffix = re.sub(r"^_fp32_master_\d+(?=_)", _COPY_SUFFIX, key[len(name) :])
+        return name_map[name] + suffix
 
     values: dict[str, Any] = {}
     for key, value in state.items():
         if key == "master_weights" and isinstance(value, dict):
             values[key] = {
-                name_map[name]: paddle.to_tensor(v) for name, v in value.items() if name in name_map
+                name_map[name]: _float32_copy(array, name_map[name])
+                for name, array in value.items()
+                if name in name_map
             }
         elif is_numeric(value) and (new_key := rename(key)) is not None:
             values[new_key] = paddle.to_tensor(value)

@@ -29,6 +29,7 @@ from ppxcls.config.checks import (
 )
 from ppxcls.config.registry import Block, Component, Registry
 from ppxcls.system.logs import logger
+from ppxcls.train.clipping import ClipGradByGlobalNorm, ClipGradByValue
 
 
 @dataclass
@@ -122,6 +123,11 @@ OPTIMIZERS: Registry[Optimizer] = Registry(
 REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
 
+def _or_on_accelerators(*, choice: bool | None) -> bool:
+    """Returns the choice, or True on an accelerator if there is none: there an operator costs host time."""
+    return paddle.get_device() != "cpu" if choice is None else choice
+
+
 @OPTIMIZERS.register(state_copies=0)
 def SGD(inputs: OptimizerInputs, *, multi_precision: bool = False) -> Optimizer:
     """Plain SGD, which subtracts the gradient times the learning rate."""
@@ -136,16 +142,19 @@ def Momentum(
     use_nesterov: bool = False,
     multi_precision: bool = False,
     rescale_grad: Finite = 1.0,
-    use_multi_tensor: bool = False,
+    use_multi_tensor: bool | None = None,
 ) -> Optimizer:
-    """SGD with momentum, Polyak's or Nesterov's."""
+    """SGD with momentum, Polyak's or Nesterov's.
+
+    With ``use_multi_tensor``, one operator updates all parameters; null uses it on accelerators.
+    """
     return optimizer.Momentum(
         **inputs.coupled(),
         momentum=momentum,
         use_nesterov=use_nesterov,
         multi_precision=multi_precision,
         rescale_grad=rescale_grad,
-        use_multi_tensor=use_multi_tensor,
+        use_multi_tensor=_or_on_accelerators(choice=use_multi_tensor),
     )
 
 
@@ -158,10 +167,13 @@ def Adam(
     epsilon: Positive = 1e-8,
     lazy_mode: bool = False,
     multi_precision: bool = False,
-    use_multi_tensor: bool = False,
+    use_multi_tensor: bool | None = None,
     amsgrad: Annotated[bool, Requires(_MISSING_PADDLE_3)] = False,
 ) -> Optimizer:
-    """Adam (arXiv:1412.6980), with weight decay in the gradient."""
+    """Adam (arXiv:1412.6980), with weight decay in the gradient.
+
+    With ``use_multi_tensor``, one operator updates all parameters; null uses it on accelerators.
+    """
     amsgrad_arguments = {"amsgrad": True} if amsgrad else {}  # some versions of Paddle do not have it
     return optimizer.Adam(
         **inputs.coupled(),
@@ -170,7 +182,7 @@ def Adam(
         epsilon=epsilon,
         lazy_mode=lazy_mode,
         multi_precision=multi_precision,
-        use_multi_tensor=use_multi_tensor,
+        use_multi_tensor=_or_on_accelerators(choice=use_multi_tensor),
         **amsgrad_arguments,
     )
 
@@ -334,8 +346,8 @@ def build_optimizer(
 def _clip(common_keys: OptimizerKeys, where: ConfigPlace) -> Any:
     clip_classes = {
         "clip_norm": nn.ClipGradByNorm,
-        "clip_norm_global": nn.ClipGradByGlobalNorm,
-        "clip_value": nn.ClipGradByValue,
+        "clip_norm_global": ClipGradByGlobalNorm,
+        "clip_value": ClipGradByValue,
     }
     limits = {key: getattr(common_keys, key) for key in clip_classes if getattr(common_keys, key) is not None}
     if len(limits) > 1:

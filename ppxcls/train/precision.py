@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +29,7 @@ class MixedPrecision:
         dtype: ``float16`` or ``bfloat16``.
         level: ``O1`` casts the inputs of each operator; ``O2`` stores the weights in ``dtype``, with float32
             master copies.
+        half_depthwise: True to compute depthwise convolutions in ``dtype`` under O1 too.
         use_promote: True to compute an operator in float32 under O2 if its inputs differ in type.
         use_fp16_test: True to evaluate in mixed precision as well.
         scale_loss: initial loss scale.
@@ -36,7 +39,8 @@ class MixedPrecision:
 
     dtype: str = "float16"
     level: str = "O1"
-    use_promote: bool = False
+    half_depthwise: bool = True
+    use_promote: bool = True
     use_fp16_test: bool = False
     scale_loss: float = 1.0
     use_dynamic_loss_scaling: bool = False
@@ -48,7 +52,8 @@ class Precision:
     """The context of forward passes, and the loss scaler. The defaults mean float32.
 
     Attributes:
-        autocast: function that creates the context of a forward pass.
+        autocast: function that creates the context of a forward pass. The loss is computed outside, in
+            float32.
         scaler: loss scaler.
         max_skipped_steps: largest number of optimizer steps in a row that the scaler may skip.
     """
@@ -57,14 +62,33 @@ class Precision:
     scaler: paddle.amp.GradScaler = field(default_factory=lambda: paddle.amp.GradScaler(enable=False))
     max_skipped_steps: int = 100
 
-    def last_step_skipped(self) -> Any:
-        """True if the last ``scaler.step`` skipped the optimizer step.
+    def last_step_skipped(self) -> bool:
+        """True if the last ``scaler.step`` skipped the optimizer step."""
+        # Paddle has no public name for it. Paddle 2.6 spells it otherwise. It is False if scaling is off.
+        for name in ("_cache_found_inf", "_cache_founf_inf"):
+            if getattr(self.scaler, name, None) is not None:
+                return bool(getattr(self.scaler, name))
+        return False
 
-        The value may be a tensor that the device is still computing.
-        """
-        # Paddle has no public name for it. The value is False if scaling is off, as on the CPU.
-        overflow_flag = getattr(self.scaler, "_cache_found_inf", None)
-        return False if overflow_flag is None else overflow_flag
+
+def has_effect(settings: MixedPrecision) -> bool:
+    """True if Paddle computes in the settings' type on this device.
+
+    Paddle allows bfloat16 by a list of devices. On other devices, and on a CPU, it warns in each step and
+    computes in float32.
+    """
+    return _computes_in(settings.dtype, paddle.get_device())
+
+
+@functools.cache
+def _computes_in(dtype: str, device: str) -> bool:
+    if device == "cpu":
+        return False
+    with warnings.catch_warnings(), paddle.no_grad():
+        warnings.simplefilter("ignore")
+        with paddle.amp.auto_cast(enable=True, level="O1", dtype=dtype):
+            product = paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2]))
+    return product.dtype == getattr(paddle, dtype)
 
 
 def autocast(settings: MixedPrecision | None) -> Autocast:
@@ -73,11 +97,15 @@ def autocast(settings: MixedPrecision | None) -> Autocast:
     Args:
         settings: settings of mixed precision; None for float32.
     """
-    if settings is None:
+    if settings is None or not has_effect(settings):
         return contextlib.nullcontext
+    # Without this, depthwise convolutions get float32 weights and are computed in float32: they are not in
+    # Paddle's list of operators for half precision.
+    half_operators = {"depthwise_conv2d"} if settings.half_depthwise else None
     return partial(
         paddle.amp.auto_cast,
         enable=True,
+        custom_white_list=half_operators,
         level=settings.level,
         dtype=settings.dtype,
         use_promote=settings.use_promote,
@@ -99,9 +127,9 @@ def evaluation_autocast(settings: MixedPrecision | None) -> Autocast:
 
 def set_evaluation_precision(settings: MixedPrecision | None, model: nn.Layer) -> nn.Layer:
     """Casts a network to the type in which O2 trains it. Under other settings the network is unchanged."""
-    if settings is None or settings.level != "O2":
+    if settings is None or settings.level != "O2" or not has_effect(settings):
         return model
-    return paddle.amp.decorate(models=model, level="O2", dtype=settings.dtype, save_dtype="float32")
+    return paddle.amp.decorate(models=model, level="O2", dtype=settings.dtype)
 
 
 def _enable_bfloat16_products(settings: MixedPrecision, model: nn.Layer) -> bool:
@@ -112,20 +140,26 @@ def _enable_bfloat16_products(settings: MixedPrecision, model: nn.Layer) -> bool
     Returns:
         True if the products are computed in bfloat16.
     """
-    if settings.dtype == "bfloat16" and onednn.has_bfloat16():
+    if settings.dtype == "bfloat16" and settings.level == "O1" and onednn.has_bfloat16():
         count = to_bfloat16(model)
         logger.info(
             f"AMP: {count} dense convolutions are trained with bfloat16 products, the rest in float32"
         )
         return True
-    is_half = settings.dtype == "float16"
-    requirement = (
-        "AMP.dtype: bfloat16" if is_half else "a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
-    )
-    logger.warning(
-        f"AMP has no effect here, everything is computed in float32: on a CPU it needs {requirement}"
-    )
     return False
+
+
+def _warn_about_float32(settings: MixedPrecision) -> None:
+    device = paddle.get_device()
+    if device != "cpu":
+        other_dtype = "float16" if settings.dtype == "bfloat16" else "bfloat16"
+        requirement = f"Paddle {paddle.__version__} does not allow {settings.dtype} on {device}"
+        advice = f"{requirement}; AMP.dtype={other_dtype} may work"
+    elif settings.dtype == "float16":
+        advice = "on a CPU it needs AMP.dtype: bfloat16"
+    else:
+        advice = "on a CPU it needs level O1, a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
+    logger.warning(f"AMP has no effect here, everything is computed in float32: {advice}")
 
 
 def set_precision(
@@ -144,19 +178,30 @@ def set_precision(
     if settings is None:
         return model, optimizer, Precision()
     max_skipped_steps = settings.max_skipped_steps
-    if paddle.get_device() == "cpu" and settings.level == "O1" and _enable_bfloat16_products(settings, model):
+    if not has_effect(settings):
+        if paddle.get_device() != "cpu" or not _enable_bfloat16_products(settings, model):
+            _warn_about_float32(settings)
         return model, optimizer, Precision(max_skipped_steps=max_skipped_steps)
     if settings.level == "O2":
-        # The weights have half precision. The optimizer keeps float32 copies, and files contain float32.
+        # The weights have half precision. The optimizer keeps float32 copies, and gradients are summed and
+        # clipped in float32.
         model, optimizer = paddle.amp.decorate(
             models=model,
             optimizers=optimizer,
             level="O2",
             dtype=settings.dtype,
             master_weight=True,
-            save_dtype="float32",
+            master_grad=True,
+        )
+    is_scaled = settings.dtype == "float16"  # bfloat16 has the range of float32
+    if is_scaled and settings.scale_loss == 1.0 and not settings.use_dynamic_loss_scaling:
+        logger.warning(
+            "AMP: gradients below 6e-8 become zero in float16 with a loss scale of 1; "
+            "set AMP.use_dynamic_loss_scaling: true, or AMP.scale_loss"
         )
     scaler = paddle.amp.GradScaler(
-        init_loss_scaling=settings.scale_loss, use_dynamic_loss_scaling=settings.use_dynamic_loss_scaling
+        enable=is_scaled,
+        init_loss_scaling=settings.scale_loss,
+        use_dynamic_loss_scaling=is_scaled and settings.use_dynamic_loss_scaling,
     )
     return model, optimizer, Precision(autocast(settings), scaler, max_skipped_steps)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress
-from ppxcls.data.device import ModelInput
+from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
@@ -48,7 +48,6 @@ class RunSchedule:
         start_eval_epoch: first epoch after which an evaluation may run.
         save_interval_steps: number of optimizer steps between checkpoints inside an epoch; None for none.
         save_interval_minutes: number of minutes between checkpoints inside an epoch; None for none.
-        pin_memory: True to copy batches to the device from pinned memory.
     """
 
     epochs: int
@@ -60,7 +59,6 @@ class RunSchedule:
     start_eval_epoch: int = 0
     save_interval_steps: int | None = None
     save_interval_minutes: float | None = None
-    pin_memory: bool = False
 
 
 class Trainer:
@@ -95,7 +93,7 @@ class Trainer:
         self.watchdog = Watchdog(
             run.hang_timeout, distributed.rank(), distributed.world_size(), loader.files_being_read
         )
-        self._to_input = ModelInput(loader.dataset.device_stage, pin_memory=run_schedule.pin_memory)
+        self._to_input = ModelInput(loader.dataset.device_stage)
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
         self._last_save_time = time.monotonic()
@@ -208,7 +206,7 @@ class Trainer:
         weight = plan.count * sampler.world_size / sum(sampler.global_size(i) for i in group)
         # Seeds of dropout and similar layers depend on the position only, so generators need no saved state.
         paddle.seed(_step_seed(sampler.seed, epoch, plan.number, sampler.rank))
-        images, labels = self._to_input(batch.images), paddle.to_tensor(batch.labels)
+        images, labels = self._to_input(batch.images), to_device(batch.labels)
         images, labels = learner.mixed(images, labels, [sampler.seed, epoch, plan.first])
         if self._is_main and epoch == 1 and plan.number == 0:
             write_first_batch(self.output_dir / FIRST_BATCH, images)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import paddle
 
-from ppxcls.data.device import ModelInput
+from ppxcls.data.device import ModelInput, to_device
 from ppxcls.system import distributed
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
@@ -101,7 +101,8 @@ class _Attempt:
         batch = next(iter(trainer.loader.epoch(1)))
         to_input = ModelInput(trainer.loader.dataset.device_stage)
         self._images = to_input(batch.images)
-        self._labels = paddle.to_tensor(batch.labels)
+        self._labels = to_device(batch.labels)
+        trainer.close_loaders()
         self._learner.model.train()
         self._is_host = paddle.get_device() == "cpu"
 

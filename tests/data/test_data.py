@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppxcls.data import list_index
+from ppxcls.data import device, list_index
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.errors import DataError
@@ -287,28 +287,42 @@ def test_two_batches_are_ready_ahead(dataset: ImageNetDataset, monkeypatch: pyte
     iterator.close()
 
 
-def test_pinned_batches_are_copied_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stubs replace functions of CUDA builds.
-
-    The results are the same, and the pinned memory is kept while copies may be queued.
-    """
+def test_copies_to_a_gpu_are_queued_and_their_sources_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stubs replace functions of CUDA builds. The results are the same, and no more than 8 sources are kept."""
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), np.uint8)
     stage = split_for_device(build_transforms([{"NormalizeImage": {"order": ""}}]))[1]
     expected = DeviceTransform(stage)(paddle.to_tensor(images)).numpy()
-    asked: list[bool] = []
+    blocking_flags: list[bool] = []
+    done = iter([False] * 30 + [True] * 1000)
+
+    class Event:
+        def record(self) -> None:
+            pass
+
+        def query(self) -> bool:
+            return next(done)
 
     def cuda(self: paddle.Tensor, blocking: bool = True) -> paddle.Tensor:
-        asked.append(blocking)
+        blocking_flags.append(blocking)
         return self
 
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(paddle, "CUDAPinnedPlace", paddle.CPUPlace)
     monkeypatch.setattr(paddle.Tensor, "cuda", cuda)
-    to_input = ModelInput(stage, pin_memory=True)
-    for _ in range(5):
+    monkeypatch.setattr(paddle.device, "Event", Event)
+    monkeypatch.setattr(device, "_has_events", lambda kind: True)
+    copies = device._QueuedCopies()
+    monkeypatch.setattr(device, "_QUEUED_COPIES", copies)
+    to_input = ModelInput(stage)
+    for count in range(1, 9):
         assert np.array_equal(to_input(images).numpy(), expected)
-    assert asked == [False] * 5
-    assert len(to_input._pinned_batches) == 3
+        assert len(copies._pending) == count
+    for _ in range(40):
+        to_input(images)
+        assert len(copies._pending) <= 8
+    assert blocking_flags == [False] * 48
+    to_input(images)
+    assert not copies._pending
 
 
 def test_blocks_of_a_mixed_list_are_as_mixed_as_a_full_shuffle() -> None:

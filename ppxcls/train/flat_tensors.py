@@ -1,0 +1,61 @@
+"""Computes on many tensors with a few operators.
+
+An operator costs host time on an accelerator, whatever the size of its tensors. A network has hundreds of
+parameters, so an operator for each of them can take longer on the host than the computation on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
+
+
+class FlatTensors:
+    """The elements of many tensors as one vector.
+
+    Args:
+        tensors: tensors of any shapes and types. They may change later.
+    """
+
+    def __init__(self, tensors: Sequence[paddle.Tensor]) -> None:
+        self.tensors = list(tensors)
+        self.sizes = [int(tensor.size) for tensor in self.tensors]
+        self._views: list[paddle.Tensor] = []
+        self._addresses: list[int] = []
+
+    def concatenated(self) -> paddle.Tensor:
+        """Returns a copy of all elements in order, float32 [total]."""
+        # A tensor that was set from outside may have other memory than before.
+        addresses = [tensor.data_ptr() for tensor in self.tensors]
+        if addresses != self._addresses:
+            self._views = [_flat_view(tensor) for tensor in self.tensors]
+            self._addresses = addresses
+        return paddle.concat([as_float32(view) for view in self._views])
+
+    def split(self, vector: paddle.Tensor) -> list[paddle.Tensor]:
+        """Returns views of a vector with the shapes of the tensors.
+
+        Args:
+            vector: elements in the order of ``concatenated``, [total].
+        """
+        views = []
+        position = 0
+        for tensor, size in zip(self.tensors, self.sizes, strict=True):
+            view = vector._slice(position, position + size)
+            view.get_tensor()._set_dims(list(tensor.shape))
+            views.append(view)
+            position += size
+        return views
+
+
+def as_float32(tensor: paddle.Tensor) -> paddle.Tensor:
+    """Returns a tensor as float32, without an operator if it is float32 already."""
+    return tensor if tensor.dtype == paddle.float32 else tensor.astype("float32")
+
+
+def _flat_view(tensor: paddle.Tensor) -> paddle.Tensor:
+    view = paddle.Tensor()  # without memory, because creating that is an operator
+    tensor._share_buffer_to(view)
+    view.get_tensor()._set_dims([int(tensor.size)])
+    return view
