@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.conftest import run_tool
+import paddle
+
+import ppxcls
+from tests.conftest import ROOT, run_tool
 
 
 def test_the_benchmark_for_gpus_measures(tmp_path: Path) -> None:
@@ -43,3 +46,21 @@ def test_all_comparisons_in_one_table(tmp_path: Path) -> None:
     ]
     assert all(row["ratio"] == row["ours"] / row["theirs"] > 0 for row in found["rows"])
     assert result.stdout.count("| make, packed, a core | PaddleClas's steps written out |") == 1
+
+
+def test_operators_of_a_step(tmp_path: Path) -> None:
+    words = ["--only", "Momentum, EMA", "--json", tmp_path / "counts.json", "--against", ROOT, "--operators"]
+    result = run_tool("scripts/benchmarks/operators.py", *words)
+    assert result.returncode == 0, result.stderr
+    (counts,) = json.loads((tmp_path / "counts.json").read_text()).values()
+    network = ppxcls.build_model("Xception41")
+    convolutions = [layer for layer in network.sublayers() if isinstance(layer, paddle.nn.Conv2D)]
+    for part, suffix in (("forward", ""), ("backward", "_grad")):
+        names = [f"{kind}conv2d{suffix}" for kind in ("", "depthwise_")]
+        assert sum(counts[part][name] for name in names) == len(convolutions)
+    assert min(sum(counts[part].values()) for part in ("input", "loss", "optimizer", "EMA", "scoring")) > 0
+    assert not counts["clipping"]
+    total = sum(sum(names.values()) for names in counts.values())
+    assert f"| Momentum, EMA | {total:,} |" in result.stdout
+    assert f"| {total:,} | 1.00 |" in result.stdout
+    assert "conv2d_grad" in result.stdout

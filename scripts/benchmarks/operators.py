@@ -1,0 +1,251 @@
+"""Counts the operators that one training step dispatches, by part of the step.
+
+    python scripts/benchmarks/operators.py [--network Xception41] [--against CHECKOUT]
+
+The host dispatches operators one after another. If a step has many small ones, the host is slower than the
+accelerator. The counts need no accelerator. Paddle's CPU build dispatches the same operators, because this
+script switches off the paths that only a CPU takes.
+
+An operator is a kernel that Paddle launches, and Paddle's profiler records each. The backward pass is counted
+as well. A fused operator, such as ``merged_momentum``, counts once, even if it is several kernels of the
+device. Copies between the host and the device don't count. ``--operators`` prints the counts by name.
+``--against`` prints the ratio to another checkout of this package, such as the previous release.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from sample_images import write_images  # scripts/benchmarks/sample_images.py
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ADAMW = "{name: AdamW, clip_norm_global: 1.0, weight_decay: 0.05, lr: {name: Cosine, learning_rate: 0.001}}"
+CONFIGURATIONS = {
+    "Momentum": [],
+    "Momentum, EMA": ["EMA={decay: 0.9999}"],
+    "AdamW, clip_norm_global, EMA": ["EMA={decay: 0.9999}", f"Optimizer={ADAMW}"],
+}
+PARTS = ["input", "forward", "loss", "backward", "optimizer", "clipping", "EMA", "scoring", "other"]
+
+# Calls of a step by part: module, class, method. A class that a checkout lacks is left out, and its operators
+# count for the part around it.
+CALLS = {
+    "input": [("ppxcls.data.device", "ModelInput", "__call__")],
+    "loss": [("ppxcls.train.losses", "WeightedSum", "__call__")],
+    "backward": [("paddle", "Tensor", "backward")],
+    "optimizer": [
+        *(("paddle.amp", "GradScaler", name) for name in ("scale", "unscale_", "step", "update")),
+        *(("paddle.optimizer", "Optimizer", name) for name in ("step", "clear_grad")),
+    ],
+    "clipping": [
+        *(("paddle.nn", f"ClipGradBy{name}", "__call__") for name in ("GlobalNorm", "Norm", "Value"))
+    ],
+    "EMA": [("ppxcls.train.ema", "WeightAverage", "update")],
+    "scoring": [("ppxcls.train.metrics", "Scorer", "__call__")],
+}
+_PREFIX = "part of a step: "
+_KERNEL_SUFFIXES = (" kernel launch", " compute")  # of the profiler's events in Paddle 3, and in 2.6
+
+
+def in_part(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns a function whose operators the profiler records under a part."""
+    from paddle.profiler import RecordEvent
+
+    @functools.wraps(function)
+    def recorded(*arguments: Any, **keywords: Any) -> Any:
+        with RecordEvent(f"{_PREFIX}{part}"):
+            return function(*arguments, **keywords)
+
+    return recorded
+
+
+@contextlib.contextmanager
+def parts_recorded(network: Any) -> Iterator[None]:
+    """Records the part of each operator inside this context.
+
+    Args:
+        network: network whose forward pass is the part ``forward``.
+    """
+    targets = [("forward", type(network), "forward")]
+    for part, calls in CALLS.items():
+        for module, class_name, method in calls:
+            owner = getattr(importlib.import_module(module), class_name, None)
+            if hasattr(owner, method):
+                targets.append((part, owner, method))
+    with contextlib.ExitStack() as stack:
+        for part, owner, method in targets:
+            recorded = in_part(part, getattr(owner, method))
+            stack.enter_context(mock.patch.object(owner, method, recorded))
+        yield
+
+
+def count_operators(step: Callable[[], object], network: Any) -> dict[str, Counter[str]]:
+    """Runs a step and returns the number of its operators, by part and name.
+
+    Args:
+        step: training step that has run before, so that nothing is set up in it.
+        network: network that the step trains.
+    """
+    from paddle import profiler
+
+    recorder = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU])
+    with parts_recorded(network):
+        recorder.start()
+        step()
+        recorder.stop()
+    counts = {part: Counter[str]() for part in PARTS}
+    for root in recorder.profiler_result.get_data().values():
+        add_kernels(root, "other", counts)
+    return counts
+
+
+def add_kernels(event: Any, part: str, counts: dict[str, Counter[str]]) -> None:
+    """Adds the kernels inside an event of the profiler to the counts."""
+    if event.name.startswith(_PREFIX):
+        part = event.name.removeprefix(_PREFIX)
+    for suffix in _KERNEL_SUFFIXES:
+        if event.name.endswith(suffix):
+            counts[part][event.name.removesuffix(suffix).rstrip("_")] += 1
+    for child in event.children_node:
+        add_kernels(child, part, counts)
+
+
+def total(counts: dict[str, Counter[str]]) -> int:
+    return sum(sum(names.values()) for names in counts.values())
+
+
+@contextlib.contextmanager
+def accelerator_imitated() -> Iterator[None]:
+    """Turns off what only a CPU does, so that Paddle's CPU build dispatches what an accelerator would."""
+    import paddle
+
+    from ppxcls.ops import cpu
+
+    with contextlib.ExitStack() as stack:
+        for name in ("are_plain", "applies_to"):
+            stack.enter_context(mock.patch.object(cpu, name, return_value=False))
+        stack.enter_context(mock.patch.object(paddle, "get_device", return_value="accelerator:0"))
+        yield
+
+
+def run_worker(root: Path, network: str, configuration: str) -> dict[str, Counter[str]]:
+    """Returns the counts of a step of the package in a checkout.
+
+    Args:
+        root: checkout of the package.
+        network: name of a network.
+        configuration: key of ``CONFIGURATIONS``.
+    """
+    sys.path.insert(0, str(root))
+    import ppxcls
+
+    assert Path(ppxcls.__file__).is_relative_to(root)
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), 8)
+        data = "DataLoader.Train"
+        overrides = [
+            *("Global.device=cpu", f"Global.output_dir={folder}/output", "Global.epochs=1"),
+            *("Global.eval_during_train=False", f"Arch.name={network}"),
+            *(f"{data}.dataset.image_root={folder}", f"{data}.dataset.cls_label_path={folder}/list.txt"),
+            *(f"{data}.sampler.batch_size=2", f"{data}.loader.num_workers=0"),
+            f"{data}.dataset.transform_ops.RandCropImage.size=71",
+            *CONFIGURATIONS[configuration],
+        ]
+        config = ppxcls.load_config(root / "configs/Xception41.yaml", overrides)
+        with accelerator_imitated():
+            trainer = ppxcls.build_trainer(config)
+            batches = list(trainer.loader.epoch(1))
+            for batch in batches[:2]:
+                trainer.train_on(batch)
+            counts = count_operators(lambda: trainer.train_on(batches[2]), trainer.learner.network)
+        trainer.run.folder.release()
+    return counts
+
+
+def worker_counts(root: Path, network: str, configuration: str) -> dict[str, Counter[str]]:
+    """Returns ``run_worker``'s counts from a process of its own, because it changes Paddle."""
+    options = ["--worker", configuration, "--network", network, "--root", str(root)]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "counts.json"
+        result = subprocess.run(  # noqa: S603  this script
+            [sys.executable, __file__, *options, "--output", str(output)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        if result.returncode:
+            raise RuntimeError(f"{root}, {configuration}: {result.stderr.strip().splitlines()[-1]}")
+        return {part: Counter(names) for part, names in json.loads(output.read_text()).items()}
+
+
+def row(configuration: str, counts: dict[str, Counter[str]], other: dict[str, Counter[str]] | None) -> str:
+    """Returns a line of the table.
+
+    Args:
+        configuration: first cell.
+        counts: counts of this checkout.
+        other: counts of the checkout to compare with; None for no comparison.
+    """
+    cells = [configuration, f"{total(counts):,}"]
+    cells += [f"{sum(counts[part].values()):,}" for part in PARTS]
+    if other is not None:
+        cells += [f"{total(other):,}", f"{total(counts) / total(other):.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", default="Xception41")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout of this package")
+    parser.add_argument("--operators", action="store_true", help="prints the counts by operator as well")
+    parser.add_argument(
+        "--only", action="append", choices=CONFIGURATIONS, help="configuration to count, repeatable"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    for name in ("--worker", "--root", "--output"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        counts = run_worker(Path(options.root).resolve(), options.network, options.worker)
+        Path(options.output).write_text(json.dumps(counts))
+        return
+    titles = [options.network, "operators", *PARTS]
+    if options.against:
+        titles += [options.against.name, "ratio"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
+    counts_by_configuration = {}
+    for configuration in options.only or CONFIGURATIONS:
+        counts = worker_counts(ROOT, options.network, configuration)
+        counts_by_configuration[configuration] = counts
+        other = None
+        if options.against:
+            other = worker_counts(options.against.resolve(), options.network, configuration)
+        print(row(configuration, counts, other), flush=True)
+    for configuration, counts in counts_by_configuration.items() if options.operators else ():
+        print(f"\n{configuration}")
+        for part, names in counts.items():
+            words = ", ".join(f"{number} {name}" for name, number in names.most_common())
+            print(f"- {part}: {words or 'none'}")
+    if options.json:
+        options.json.write_text(json.dumps(counts_by_configuration, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
