@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import paddle
+import pytest
 
 import ppxcls
-from tests.conftest import ROOT, run_tool
+from tests.conftest import ROOT, load_script, run_tool
 
 
 def test_the_benchmark_for_gpus_measures(tmp_path: Path) -> None:
@@ -19,19 +20,78 @@ def test_the_benchmark_for_gpus_measures(tmp_path: Path) -> None:
         "batch": "2",
         "steps": "1",
         "files": "6",
+        "loader-batches": "2",
         "precisions": "float32-nhwc",
+        "card": "NVIDIA H100 80GB HBM3",
     }
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    result = run_tool(
-        "scripts/benchmarks/gpu.py", *words, "--json", tmp_path / "gpu.json", "--profile", tmp_path / "trace"
-    )
+    words += ["--no-peer", "--json", tmp_path / "gpu.json", "--profile", tmp_path / "trace"]
+    result = run_tool("scripts/benchmarks/gpu.py", *words)
     assert result.returncode == 0, result.stderr
     (row,) = json.loads((tmp_path / "gpu.json").read_text())
-    assert "error" not in row
-    assert min(row["ips"], row["ips_loader"], row["parts"]["forward"], row["parts"]["backward"]) > 0
-    assert row["share_of_peak"] is None
+    assert "error" not in row, row
+    names = ("input", "forward", "loss", "backward", "optimizer", "scoring")
+    assert min(row["ips"], row["ips_loader"], *(row["parts"][name] for name in names)) > 0
+    assert row["parts"]["all-reduce"] == 0  # one card
+    assert row["peak"] == "TF32"
+    assert 0 < row["share_of_peak"] < 1
+    assert row["memory_gib"] is None  # Paddle has no figure for a CPU
+    assert row["operators_in_all"] == sum(row["operators"].values()) > 400
     assert result.stdout.count("| Xception41 | float32-nhwc | 1 |") == 1
+    assert "without timm on torch" in result.stdout
     assert list((tmp_path / "trace/Xception41-float32-nhwc").glob("*.json"))
+
+
+def test_an_error_stays_in_its_row(tmp_path: Path) -> None:
+    words = ["--device", "no_such_device", "--batch", "2", "--loader-batches", "1", "--files", "2"]
+    words += ["--precisions", "float32", "--no-peer", "--json", tmp_path / "gpu.json"]
+    result = run_tool("scripts/benchmarks/gpu.py", *words)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())
+    assert "no_such_device" in row["error"]
+    assert f"| Xception41 | float32 | 1 | {row['error']} |" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", "float32-nhwc", "TF32", 494),
+        ("NVIDIA H100 PCIe", "bfloat16-nhwc", "half", 756),
+        ("NVIDIA A100-SXM4-80GB", "float16", "half", 312),
+        ("NVIDIA A10", "float32", "TF32", 62.5),
+        ("Tesla V100-SXM2-32GB", "float32", "float32", 15.7),
+        ("Iluvatar BI-V100", "float16", "half", 147),
+        ("NVIDIA L40S", "float32", "TF32", 183),
+    ],
+)
+def test_a_share_is_measured_against_the_right_peak(
+    device: str, precision: str, name: str, tflops: float
+) -> None:
+    assert load_script("benchmarks/card_peaks").peak(device, precision) == (name, tflops)
+
+
+def test_an_unknown_card_has_no_peak() -> None:
+    assert load_script("benchmarks/card_peaks").peak("cpu, 2 cores", "float32") is None
+
+
+def test_precisions_are_keys_of_the_config() -> None:
+    """A precision whose key this release lacks is left out."""
+    precisions = load_script("benchmarks/precisions")
+    names = precisions.available_precisions()
+    assert {"float32", "float16-nhwc", "bfloat16-nhwc", "bfloat16-O2-nhwc", "float16-nhwc-static"} <= {*names}
+    for name in names:
+        ppxcls.load_config(ROOT / "configs/Xception41.yaml", precisions.PRECISIONS[name])
+
+
+def test_multiplications_of_a_network() -> None:
+    network = paddle.nn.Sequential(
+        paddle.nn.Conv2D(3, 8, 3, padding=1),
+        paddle.nn.Conv2D(8, 8, 3, groups=8),
+        paddle.nn.Flatten(),
+        paddle.nn.Linear(8 * 5 * 5, 4),
+    )
+    expected = 7 * 7 * 8 * 3 * 9 + 5 * 5 * 8 * 9 + 8 * 5 * 5 * 4
+    assert load_script("benchmarks/card_peaks").multiplications(network, 7) == expected
 
 
 def test_all_comparisons_in_one_table(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from unittest import mock
 from sample_images import write_images  # scripts/benchmarks/sample_images.py
 
 ROOT = Path(__file__).resolve().parents[2]
+Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 ADAMW = "{name: AdamW, clip_norm_global: 1.0, weight_decay: 0.05, lr: {name: Cosine, learning_rate: 0.001}}"
 CONFIGURATIONS = {
@@ -74,13 +75,14 @@ def in_part(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def parts_recorded(network: Any) -> Iterator[None]:
-    """Records the part of each operator inside this context.
+def parts_wrapped(network: Any, wrap: Wrap) -> Iterator[None]:
+    """Wraps the calls that make up a training step inside this context.
 
     Args:
-        network: network whose forward pass is the part ``forward``.
+        network: network whose call is the part ``forward``.
+        wrap: function of a part's name and a callable that returns the callable to use instead.
     """
-    targets = [("forward", type(network), "forward")]
+    targets = [("forward", type(network), "__call__")]
     for part, calls in CALLS.items():
         for module, class_name, method in calls:
             owner = getattr(importlib.import_module(module), class_name, None)
@@ -88,8 +90,8 @@ def parts_recorded(network: Any) -> Iterator[None]:
                 targets.append((part, owner, method))
     with contextlib.ExitStack() as stack:
         for part, owner, method in targets:
-            recorded = in_part(part, getattr(owner, method))
-            stack.enter_context(mock.patch.object(owner, method, recorded))
+            wrapped = wrap(part, getattr(owner, method))
+            stack.enter_context(mock.patch.object(owner, method, wrapped))
         yield
 
 
@@ -103,7 +105,7 @@ def count_operators(step: Callable[[], object], network: Any) -> dict[str, Count
     from paddle import profiler
 
     recorder = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU])
-    with parts_recorded(network):
+    with parts_wrapped(network, in_part):
         recorder.start()
         step()
         recorder.stop()

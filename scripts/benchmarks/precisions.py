@@ -1,0 +1,43 @@
+"""The precisions and layouts that ``gpu.py`` measures, as overrides of a config."""
+
+from __future__ import annotations
+
+import dataclasses
+
+NHWC = "Arch.data_format=NHWC"
+HALF_DEPTHWISE = "half_depthwise"  # key of AMP, which older releases lack
+
+
+def amp(dtype: str, level: str = "O1", *, is_depthwise_half: bool = False) -> str:
+    """Returns an override that turns AMP on, for float16 with a dynamic loss scale."""
+    keys = {"dtype": dtype, "level": level}
+    if dtype == "float16":
+        keys |= {"scale_loss": "128.0", "use_dynamic_loss_scaling": "true"}
+    if is_depthwise_half:
+        keys[HALF_DEPTHWISE] = "true"
+    return f"AMP={{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"
+
+
+PRECISIONS = {
+    "float32": [],
+    "float32-nhwc": [NHWC],
+    "float16": [amp("float16")],
+    "float16-nhwc": [amp("float16"), NHWC],
+    "float16-depthwise": [amp("float16", is_depthwise_half=True)],
+    "float16-depthwise-nhwc": [amp("float16", is_depthwise_half=True), NHWC],
+    "bfloat16": [amp("bfloat16")],
+    "bfloat16-nhwc": [amp("bfloat16"), NHWC],
+    "bfloat16-depthwise": [amp("bfloat16", is_depthwise_half=True)],
+    "bfloat16-depthwise-nhwc": [amp("bfloat16", is_depthwise_half=True), NHWC],
+    "float16-O2-nhwc": [amp("float16", "O2"), NHWC],
+    "bfloat16-O2-nhwc": [amp("bfloat16", "O2"), NHWC],
+    "float16-nhwc-static": [amp("float16"), NHWC, "Global.to_static=True", "Global.cudnn_search=True"],
+}
+
+
+def available_precisions() -> list[str]:
+    """Returns the names of the precisions that this package's config can express."""
+    from ppxcls.config.sections import AMPSection
+
+    keys = {field.name for field in dataclasses.fields(AMPSection)}
+    return [name for name in PRECISIONS if HALF_DEPTHWISE in keys or "depthwise" not in name]
