@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import paddle
 import pytest
 
 import ppxcls
+from ppxcls.config.sections import LoaderSection
 from tests.conftest import ROOT, load_script, run_tool
 
 
@@ -124,3 +127,37 @@ def test_operators_of_a_step(tmp_path: Path) -> None:
     assert f"| Momentum, EMA | {total:,} |" in result.stdout
     assert f"| {total:,} | 1.00 |" in result.stdout
     assert "conv2d_grad" in result.stdout
+
+
+def test_loading_beside_training() -> None:
+    options = {
+        "threads": "1,2",
+        "processes": "1",
+        "rounds": "1",
+        "operators": "50",
+        "repetitions": "2",
+        "settle": "0",
+        "batches": "3",
+        "device-ms": "5",
+        "steps": "2",
+        "batch": "4",
+        "size": "71",
+        "images": "8",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    result = run_tool("scripts/benchmarks/loading_beside_training.py", *words)
+    assert result.returncode == 0, result.stderr
+    loaders = ["1 loader thread", "2 loader threads"]
+    if "num_processes" in {field.name for field in dataclasses.fields(LoaderSection)}:
+        loaders.append("1 loader process")
+    else:
+        assert "without loader processes: the config has no" in result.stdout
+    for name in ("alone", *loaders, "a process that discards its batches"):
+        assert f"50 operators, {name}: " in result.stdout
+    image_kilobytes = 71 * 71 * 3 / 1000
+    for name in loaders:
+        (row,) = re.findall(rf"^\| {name} \| (.+) \|$", result.stdout, re.MULTILINE)
+        rate, kilobytes, *_ = row.split(" | ")
+        assert float(rate) > 0
+        assert float(kilobytes) == pytest.approx(image_kilobytes, abs=0.05)
+        assert f"a step of 5 ms and 50 operators, {name}: " in result.stdout

@@ -188,9 +188,9 @@ def print_row(row: Row, rows: list[Row]) -> None:
 
 def scaling(row: Row, rows: list[Row]) -> str:
     """Returns how many times as fast as one card a row is; ``-`` if one card was not measured."""
-    for other in rows:
-        if all(other[key] == row[key] for key in ("network", "precision")) and other["cards"] == 1:
-            return f"{row['ips'] / other['ips']:.2f}x" if "ips" in other else "-"
+    for candidate in rows:
+        if all(candidate[key] == row[key] for key in ("network", "precision")) and candidate["cards"] == 1:
+            return f"{row['ips'] / candidate['ips']:.2f}x" if "ips" in candidate else "-"
     return "-"
 
 

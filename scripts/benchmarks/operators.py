@@ -195,18 +195,20 @@ def worker_counts(root: Path, network: str, configuration: str) -> dict[str, Cou
         return {part: Counter(names) for part, names in json.loads(output.read_text()).items()}
 
 
-def row(configuration: str, counts: dict[str, Counter[str]], other: dict[str, Counter[str]] | None) -> str:
+def row(
+    configuration: str, counts: dict[str, Counter[str]], base_counts: dict[str, Counter[str]] | None
+) -> str:
     """Returns a line of the table.
 
     Args:
         configuration: first cell.
         counts: counts of this checkout.
-        other: counts of the checkout to compare with; None for no comparison.
+        base_counts: counts of the checkout to compare with; None for no comparison.
     """
     cells = [configuration, f"{total(counts):,}"]
     cells += [f"{sum(counts[part].values()):,}" for part in PARTS]
-    if other is not None:
-        cells += [f"{total(other):,}", f"{total(counts) / total(other):.2f}"]
+    if base_counts is not None:
+        cells += [f"{total(base_counts):,}", f"{total(counts) / total(base_counts):.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -236,10 +238,10 @@ def main() -> None:
     for configuration in options.only or CONFIGURATIONS:
         counts = worker_counts(ROOT, options.network, configuration)
         counts_by_configuration[configuration] = counts
-        other = None
+        base_counts = None
         if options.against:
-            other = worker_counts(options.against.resolve(), options.network, configuration)
-        print(row(configuration, counts, other), flush=True)
+            base_counts = worker_counts(options.against.resolve(), options.network, configuration)
+        print(row(configuration, counts, base_counts), flush=True)
     for configuration, counts in counts_by_configuration.items() if options.operators else ():
         print(f"\n{configuration}")
         for part, names in counts.items():
