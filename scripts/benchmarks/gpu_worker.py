@@ -52,6 +52,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import paddle
     import paddle.distributed as dist
 
+    import ppxcls
+
     learner, world_size = trainer.learner, dist.get_world_size()
     rng = np.random.default_rng(0)
     shape = arguments.batch, 3, arguments.size, arguments.size
@@ -80,7 +82,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     row_peak = peak(name, arguments.precision)
     share = None
     if row_peak is not None:
-        operations = step_operations(learner.network, arguments.size, arguments.batch)
+        network = ppxcls.build_model(
+            arguments.network
+        )  # the trained one may be compiled, or in half precision
+        operations = step_operations(network, arguments.size, arguments.batch)
         share = operations / seconds / (1e12 * row_peak[1])
     counts = count_operators(lambda: trainer.train_on(batch), learner.network)
     trainer.run.folder.release()

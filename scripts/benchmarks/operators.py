@@ -4,7 +4,8 @@
 
 The host dispatches operators one after another. If a step has many small ones, the host is slower than the
 accelerator. The counts need no accelerator. Paddle's CPU build dispatches the same operators, because this
-script switches off the paths that only a CPU takes.
+script switches off the paths that only a CPU takes. Only AMP has no effect on a CPU: its configurations need
+``--device`` with a device of Paddle.
 
 An operator is a kernel that Paddle launches, and Paddle's profiler records each. The backward pass is counted
 as well. A fused operator, such as ``merged_momentum``, counts once, even if it is several kernels of the
@@ -29,9 +30,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from precisions import amp, has_half_depthwise  # scripts/benchmarks/precisions.py
 from sample_images import write_images  # scripts/benchmarks/sample_images.py
 
 ROOT = Path(__file__).resolve().parents[2]
+Counts = dict[str, Counter[str]]  # by part and operator
 Wrap = Callable[[str, Callable[..., Any]], Callable[..., Any]]
 
 ADAMW = "{name: AdamW, clip_norm_global: 1.0, weight_decay: 0.05, lr: {name: Cosine, learning_rate: 0.001}}"
@@ -39,6 +42,12 @@ CONFIGURATIONS = {
     "Momentum": [],
     "Momentum, EMA": ["EMA={decay: 0.9999}"],
     "AdamW, clip_norm_global, EMA": ["EMA={decay: 0.9999}", f"Optimizer={ADAMW}"],
+}
+AMP_CONFIGURATIONS = {
+    "Momentum, float16 O1": [amp("float16")],
+    "Momentum, bfloat16 O1": [amp("bfloat16")],
+    "Momentum, bfloat16 O1, half depthwise": [amp("bfloat16", is_depthwise_half=True)],
+    "Momentum, bfloat16 O2": [amp("bfloat16", "O2")],
 }
 PARTS = ["input", "forward", "loss", "backward", "optimizer", "clipping", "EMA", "scoring", "other"]
 
@@ -60,6 +69,9 @@ CALLS = {
 }
 _PREFIX = "part of a step: "
 _KERNEL_SUFFIXES = (" kernel launch", " compute")  # of the profiler's events in Paddle 3, and in 2.6
+_OLD_KERNEL = (
+    "compute"  # event inside an operator of Paddle's old interface, such as check_finite_and_unscale
+)
 
 
 def in_part(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,7 +107,7 @@ def parts_wrapped(network: Any, wrap: Wrap) -> Iterator[None]:
         yield
 
 
-def count_operators(step: Callable[[], object], network: Any) -> dict[str, Counter[str]]:
+def count_operators(step: Callable[[], object], network: Any) -> Counts:
     """Runs a step and returns the number of its operators, by part and name.
 
     Args:
@@ -104,7 +116,10 @@ def count_operators(step: Callable[[], object], network: Any) -> dict[str, Count
     """
     from paddle import profiler
 
-    recorder = profiler.Profiler(targets=[profiler.ProfilerTarget.CPU])
+    recorder = profiler.Profiler(
+        targets=[profiler.ProfilerTarget.CPU],
+        on_trace_ready=lambda _: None,  # otherwise a file is written
+    )
     with parts_wrapped(network, in_part):
         recorder.start()
         step()
@@ -115,7 +130,7 @@ def count_operators(step: Callable[[], object], network: Any) -> dict[str, Count
     return counts
 
 
-def add_kernels(event: Any, part: str, counts: dict[str, Counter[str]]) -> None:
+def add_kernels(event: Any, part: str, counts: Counts) -> None:
     """Adds the kernels inside an event of the profiler to the counts."""
     if event.name.startswith(_PREFIX):
         part = event.name.removeprefix(_PREFIX)
@@ -123,10 +138,12 @@ def add_kernels(event: Any, part: str, counts: dict[str, Counter[str]]) -> None:
         if event.name.endswith(suffix):
             counts[part][event.name.removesuffix(suffix).rstrip("_")] += 1
     for child in event.children_node:
+        if child.name == _OLD_KERNEL:
+            counts[part][event.name] += 1
         add_kernels(child, part, counts)
 
 
-def total(counts: dict[str, Counter[str]]) -> int:
+def total(counts: Counts) -> int:
     return sum(sum(names.values()) for names in counts.values())
 
 
@@ -144,13 +161,14 @@ def accelerator_imitated() -> Iterator[None]:
         yield
 
 
-def run_worker(root: Path, network: str, configuration: str) -> dict[str, Counter[str]]:
+def run_worker(root: Path, network: str, configuration: str, device: str) -> Counts:
     """Returns the counts of a step of the package in a checkout.
 
     Args:
         root: checkout of the package.
         network: name of a network.
-        configuration: key of ``CONFIGURATIONS``.
+        configuration: key of ``CONFIGURATIONS`` or ``AMP_CONFIGURATIONS``.
+        device: device that runs the step. A CPU imitates an accelerator.
     """
     sys.path.insert(0, str(root))
     import ppxcls
@@ -160,16 +178,15 @@ def run_worker(root: Path, network: str, configuration: str) -> dict[str, Counte
         write_images(Path(folder), 8)
         data = "DataLoader.Train"
         overrides = [
-            *("Global.device=cpu", f"Global.output_dir={folder}/output", "Global.epochs=1"),
+            *(f"Global.device={device}", f"Global.output_dir={folder}/output", "Global.epochs=1"),
             *("Global.eval_during_train=False", f"Arch.name={network}"),
             *(f"{data}.dataset.image_root={folder}", f"{data}.dataset.cls_label_path={folder}/list.txt"),
             *(f"{data}.sampler.batch_size=2", f"{data}.loader.num_workers=0"),
             f"{data}.dataset.transform_ops.RandCropImage.size=71",
-            *CONFIGURATIONS[configuration],
+            *(CONFIGURATIONS | AMP_CONFIGURATIONS)[configuration],
         ]
-        config = ppxcls.load_config(root / "configs/Xception41.yaml", overrides)
-        with accelerator_imitated():
-            trainer = ppxcls.build_trainer(config)
+        trainer = ppxcls.build_trainer(ppxcls.load_config(root / "configs/Xception41.yaml", overrides))
+        with accelerator_imitated() if device == "cpu" else contextlib.nullcontext():
             batches = list(trainer.loader.epoch(1))
             for batch in batches[:2]:
                 trainer.train_on(batch)
@@ -178,70 +195,92 @@ def run_worker(root: Path, network: str, configuration: str) -> dict[str, Counte
     return counts
 
 
-def worker_counts(root: Path, network: str, configuration: str) -> dict[str, Counter[str]]:
-    """Returns ``run_worker``'s counts from a process of its own, because it changes Paddle."""
-    options = ["--worker", configuration, "--network", network, "--root", str(root)]
+def worker_counts(root: Path, options: argparse.Namespace, configuration: str) -> Counts | str:
+    """Returns the counts of ``run_worker`` in a separate process, or its error in one line."""
+    words = ["--worker", configuration, "--network", options.network, "--device", options.device]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "counts.json"
         result = subprocess.run(  # noqa: S603  this script
-            [sys.executable, __file__, *options, "--output", str(output)],
+            [sys.executable, __file__, *words, "--root", str(root), "--output", str(output)],
             check=False,
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         if result.returncode:
-            raise RuntimeError(f"{root}, {configuration}: {result.stderr.strip().splitlines()[-1]}")
+            return (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1][:200]
         return {part: Counter(names) for part, names in json.loads(output.read_text()).items()}
 
 
-def row(
-    configuration: str, counts: dict[str, Counter[str]], base_counts: dict[str, Counter[str]] | None
-) -> str:
+def row(configuration: str, counts: Counts | str, base_counts: Counts | str | None) -> str:
     """Returns a line of the table.
 
     Args:
         configuration: first cell.
-        counts: counts of this checkout.
-        base_counts: counts of the checkout to compare with; None for no comparison.
+        counts: counts of this checkout, or an error.
+        base_counts: counts of the checkout to compare with, or an error; None for no comparison.
     """
+    if isinstance(counts, str):
+        return f"| {configuration} | {counts} |"
     cells = [configuration, f"{total(counts):,}"]
     cells += [f"{sum(counts[part].values()):,}" for part in PARTS]
-    if base_counts is not None:
+    if isinstance(base_counts, str):
+        cells.append(base_counts)
+    elif base_counts is not None:
         cells += [f"{total(base_counts):,}", f"{total(counts) / total(base_counts):.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--network", default="Xception41")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default), which imitates an accelerator, or another"
+    )
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout of this package")
     parser.add_argument("--operators", action="store_true", help="prints the counts by operator as well")
     parser.add_argument(
-        "--only", action="append", choices=CONFIGURATIONS, help="configuration to count, repeatable"
+        "--only",
+        action="append",
+        choices=[*CONFIGURATIONS, *AMP_CONFIGURATIONS],
+        help="configuration to count, repeatable",
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
     for name in ("--worker", "--root", "--output"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def available_configurations(device: str) -> list[str]:
+    """Returns the names of the configurations that this package can run on a device."""
+    sys.path.insert(0, str(ROOT))
+    names = list(CONFIGURATIONS)
+    if device != "cpu":
+        names += [name for name in AMP_CONFIGURATIONS if "half depthwise" not in name or has_half_depthwise()]
+    return names
+
+
+def main() -> None:
+    options = parse_arguments()
     if options.worker:
-        counts = run_worker(Path(options.root).resolve(), options.network, options.worker)
+        counts = run_worker(Path(options.root).resolve(), options.network, options.worker, options.device)
         Path(options.output).write_text(json.dumps(counts))
         return
     titles = [options.network, "operators", *PARTS]
     if options.against:
         titles += [options.against.name, "ratio"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
-    counts_by_configuration = {}
-    for configuration in options.only or CONFIGURATIONS:
-        counts = worker_counts(ROOT, options.network, configuration)
-        counts_by_configuration[configuration] = counts
+    counts_by_configuration: dict[str, Counts] = {}
+    for configuration in options.only or available_configurations(options.device):
+        row_counts = worker_counts(ROOT, options, configuration)
         base_counts = None
         if options.against:
-            base_counts = worker_counts(options.against.resolve(), options.network, configuration)
-        print(row(configuration, counts, base_counts), flush=True)
+            base_counts = worker_counts(options.against.resolve(), options, configuration)
+        print(row(configuration, row_counts, base_counts), flush=True)
+        if not isinstance(row_counts, str):
+            counts_by_configuration[configuration] = row_counts
     for configuration, counts in counts_by_configuration.items() if options.operators else ():
         print(f"\n{configuration}")
         for part, names in counts.items():

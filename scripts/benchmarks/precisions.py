@@ -35,9 +35,13 @@ PRECISIONS = {
 }
 
 
-def available_precisions() -> list[str]:
-    """Returns the names of the precisions that this package's config can express."""
+def has_half_depthwise() -> bool:
+    """True if this package can compute depthwise convolutions in half precision under O1."""
     from ppxcls.config.sections import AMPSection
 
-    keys = {field.name for field in dataclasses.fields(AMPSection)}
-    return [name for name in PRECISIONS if HALF_DEPTHWISE in keys or "depthwise" not in name]
+    return HALF_DEPTHWISE in {field.name for field in dataclasses.fields(AMPSection)}
+
+
+def available_precisions() -> list[str]:
+    """Returns the names of the precisions that this package's config can express."""
+    return [name for name in PRECISIONS if "depthwise" not in name or has_half_depthwise()]
