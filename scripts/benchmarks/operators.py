@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from precisions import amp, has_half_depthwise  # scripts/benchmarks/precisions.py
+from precisions import amp, can_choose_depthwise  # scripts/benchmarks/precisions.py
 from sample_images import write_images  # scripts/benchmarks/sample_images.py
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ CONFIGURATIONS = {
 AMP_CONFIGURATIONS = {
     "Momentum, float16 O1": [amp("float16")],
     "Momentum, bfloat16 O1": [amp("bfloat16")],
-    "Momentum, bfloat16 O1, half depthwise": [amp("bfloat16", is_depthwise_half=True)],
+    "Momentum, bfloat16 O1, depthwise32": [amp("bfloat16", has_float32_depthwise=True)],
     "Momentum, bfloat16 O2": [amp("bfloat16", "O2")],
 }
 PARTS = ["input", "forward", "loss", "backward", "optimizer", "clipping", "EMA", "scoring", "other"]
@@ -261,7 +261,7 @@ def available_configurations(device: str) -> list[str]:
     sys.path.insert(0, str(ROOT))
     names = list(CONFIGURATIONS)
     if device != "cpu":
-        names += [name for name in AMP_CONFIGURATIONS if "half depthwise" not in name or has_half_depthwise()]
+        names += [name for name in AMP_CONFIGURATIONS if "depthwise32" not in name or can_choose_depthwise()]
     return names
 
 
