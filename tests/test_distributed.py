@@ -32,8 +32,8 @@ if __name__ == "__main__":
 """
 
 
-def train_lines(output: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (output / "Xception41/metrics.jsonl").read_text().splitlines()]
+def train_lines(output: Path, network: str = "Xception41") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (output / network / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["kind"] == "train"]
 
 
@@ -150,6 +150,27 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     key = "_entry_flow._conv1._conv.weight"
     assert np.allclose(states[0][key], states[1][key], atol=1e-4)
     assert not list((tmp_path / "2").rglob("*.new"))
+
+
+@pytest.mark.every_paddle
+def test_recompute_changes_no_loss_of_two_processes(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Drop path is on, so both passes of a block must draw the same random numbers."""
+    keys = {"Global.epochs": 2, "Global.eval_during_train": False, "Optimizer.lr.learning_rate": 1e-3}
+    arch = {"name": "xception41p", "class_num": 3, "drop_path_rate": 0.5}
+    for has_recompute in (False, True):
+        file = write_config(**keys, Arch={**arch, "recompute": has_recompute})
+        output = f"Global.output_dir={tmp_path}/{has_recompute}"
+        result = run_tool("tools/train.py", "-c", file, "-o", output, processes=2, log_dir=tmp_path / "log")
+        assert result.returncode == 0, result.stderr + result.stdout
+    plain, recomputed = (
+        [row["loss"] for row in train_lines(tmp_path / f"{has_recompute}", "xception41p")]
+        for has_recompute in (False, True)
+    )
+    assert len(plain) == 4
+    assert recomputed == pytest.approx(plain, rel=1e-4)
+    assert plain[2] != pytest.approx(plain[0], rel=1e-2), "the training changes the loss"
 
 
 @pytest.mark.every_paddle

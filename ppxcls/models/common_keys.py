@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import paddle
 import paddle.distributed as dist
@@ -32,7 +32,8 @@ class ModelKeys:
         use_sync_bn: True to compute batch-norm statistics over all processes, so that the number of processes
             changes nothing but rounding.
         data_format: memory layout of the computation. Images and weights keep their layout.
-        recompute: True to save memory by computing the blocks again in the backward pass.
+        recompute: True to save memory by computing the blocks again in the backward pass. With several
+            processes on CPUs, it saves none.
     """
 
     pretrained: str | bool | None = None
@@ -156,7 +157,7 @@ def recompute_blocks(model: nn.Layer) -> int:
     """Makes the backward pass compute the residual blocks again instead of storing their activations.
 
     See arXiv:1604.06174. A batch norm in a block then sees each batch twice. With the square root of its
-    momentum, two updates equal one.
+    momentum, two updates equal one. Random operators such as drop path draw the same numbers twice.
 
     Args:
         model: network to change. Its class attribute ``recomputable`` contains the classes of these blocks.
@@ -164,8 +165,6 @@ def recompute_blocks(model: nn.Layer) -> int:
     Returns:
         The number of blocks.
     """
-    from paddle.distributed.fleet.utils import recompute
-
     # A user's network may have no such attribute.
     block_types: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())
     blocks = [layer for layer in model.sublayers() if isinstance(layer, block_types)]
@@ -173,12 +172,48 @@ def recompute_blocks(model: nn.Layer) -> int:
         run_block = block.forward
 
         def forward(
-            x: paddle.Tensor, block: nn.Layer = block, run_block: object = run_block
+            x: paddle.Tensor,
+            block: nn.Layer = block,
+            run_block: Callable[[paddle.Tensor], paddle.Tensor] = run_block,
         ) -> paddle.Tensor:
-            return recompute(run_block, x) if block.training and not x.stop_gradient else run_block(x)  # type: ignore[operator]
+            return _recompute(run_block, x) if block.training and not x.stop_gradient else run_block(x)
 
         block.forward = forward
         for layer in block.sublayers():
             if isinstance(layer, nn.BatchNorm2D):
                 layer._momentum = math.sqrt(layer._momentum)
     return len(blocks)
+
+
+def _recompute(run_block: Callable[[paddle.Tensor], paddle.Tensor], x: paddle.Tensor) -> paddle.Tensor:
+    from paddle.distributed.fleet.utils import recompute
+
+    # Paddle's default is a second backward pass inside the first one. DataParallel refuses it, because it
+    # reports parameters as ready twice. The other form calls the block again through hooks of saved tensors.
+    # It is not used for one process, because the CPU operators keep their inputs whatever these hooks do.
+    options: dict[str, bool] = {}
+    if dist.get_world_size() > 1:
+        # Paddle 2.6 can't restore the random state in this form on CPUs, so _SameRandomNumbers does it.
+        run_block = _SameRandomNumbers(run_block)
+        options = {"use_reentrant": False, "preserve_rng_state": False}
+    output: paddle.Tensor = recompute(run_block, x, **options)
+    return output
+
+
+class _SameRandomNumbers:
+    """Calls a block. The second call draws the same random numbers as the first one."""
+
+    def __init__(self, run_block: Callable[[paddle.Tensor], paddle.Tensor]) -> None:
+        self._run_block = run_block
+        self._first_state: list[Any] | None = None
+
+    def __call__(self, x: paddle.Tensor) -> paddle.Tensor:
+        state = paddle.get_rng_state()
+        if self._first_state is None:
+            self._first_state = state
+            return self._run_block(x)
+        paddle.set_rng_state(self._first_state)
+        try:
+            return self._run_block(x)
+        finally:
+            paddle.set_rng_state(state)
