@@ -23,6 +23,7 @@ from ppxcls.build.network import build_network
 from ppxcls.config.registry import Registry
 from ppxcls.data.transforms import prepared_images
 from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
+from ppxcls.ops.batch_norm import NormReLU
 from tests.conftest import ROOT
 
 
@@ -240,9 +241,11 @@ def test_synchronised_batch_norms_keep_relu_and_what_is_frozen(monkeypatch: pyte
     """Only the structure is checked, because Paddle's synchronised batch norm has no CPU kernel."""
     model = ppxcls.build_model("xception41p", class_num=2, freeze=["^stem"])
     keys = list(model.state_dict())
-    with monkeypatch.context() as context:
-        context.setattr(paddle, "get_device", lambda: "gpu:0")
-        synchronize_batch_norms(model)
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    synchronize_batch_norms(model)
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in model.sublayers()), "one process"
+    monkeypatch.setattr(paddle.distributed, "get_world_size", lambda: 2)
+    synchronize_batch_norms(model)
     assert list(model.state_dict()) == keys
     plain = {key for key, layer in model.named_sublayers() if isinstance(layer, nn.BatchNorm2D)}
     assert plain
@@ -255,12 +258,36 @@ def test_synchronised_batch_norms_keep_relu_and_what_is_frozen(monkeypatch: pyte
         (hook,) = layer._forward_post_hooks.values()
         assert hook(layer, None, paddle.to_tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
     deeplab = ppxcls.build_model("Xception41_deeplab", class_num=2)
-    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     synchronize_batch_norms(deeplab)
     norms = [layer for layer in deeplab.sublayers() if isinstance(layer, nn.SyncBatchNorm)]
     assert norms
     assert not any(layer._forward_post_hooks for layer in norms), "no ReLU there"
     assert {layer._epsilon for layer in norms} == {1e-3}
+
+
+@pytest.mark.parametrize(
+    ("device", "places", "has_kernel"),
+    [
+        ("cpu", [], False),
+        ("gpu:3", [], True),
+        ("npu:0", ["(GPU, Undefined(AnyLayout), float32)"], False),
+        ("npu:0", ["(npu, Undefined(AnyLayout), float32)"], True),
+        ("xpu:1", ["(XPU, Undefined(AnyLayout), float32)"], True),
+    ],
+)
+def test_synchronised_batch_norms_of_a_device_without_paddles_kernel(
+    device: str, places: list[str], has_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = {"sync_batch_norm": places} if places else {}
+    monkeypatch.setattr(paddle.base.core, "_get_registered_phi_kernels", lambda: registry)
+    monkeypatch.setattr(paddle, "get_device", lambda: device)
+    monkeypatch.setattr(paddle.distributed, "get_world_size", lambda: 2)
+    norms = [NormReLU(3), nn.BatchNorm2D(3)]
+    model = nn.Sequential(*norms)
+    synchronize_batch_norms(model)
+    layers = model.sublayers()
+    assert any(isinstance(layer, nn.SyncBatchNorm) for layer in layers) == has_kernel
+    assert all("forward" in vars(norm) for norm in norms) != has_kernel, "our own operator"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

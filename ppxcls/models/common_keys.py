@@ -17,7 +17,7 @@ from ppxcls.config.registry import Registry
 from ppxcls.models.preprocessing import Preprocessing
 from ppxcls.ops.batch_norm import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
-from ppxcls.ops.sync_batch_norm import synchronized_batch_norm
+from ppxcls.ops.sync_batch_norm import has_paddle_kernel, synchronized_batch_norm
 
 
 @dataclass
@@ -107,11 +107,12 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: ConfigPlace) -> None
 def synchronize_batch_norms(model: nn.Layer) -> None:
     """Makes every batch norm that is not frozen compute its statistics over all processes.
 
-    With one process, the results do not change.
+    With one process, nothing changes. With several, Paddle's own operator is used if the device has it.
     """
-    if paddle.get_device() == "cpu":
-        if dist.get_world_size() > 1:
-            _synchronize_on_the_cpu(model)
+    if dist.get_world_size() == 1:
+        return
+    if not has_paddle_kernel(paddle.get_device()):
+        _synchronize_without_paddle_kernel(model)
         return
     for parent in model.sublayers(include_self=True):
         for name, norm in list(parent.named_children()):
@@ -122,7 +123,7 @@ def synchronize_batch_norms(model: nn.Layer) -> None:
                 parent.add_sublayer(name, synchronized_norm)
 
 
-def _synchronize_on_the_cpu(model: nn.Layer) -> None:
+def _synchronize_without_paddle_kernel(model: nn.Layer) -> None:
     for norm in model.sublayers():
         if isinstance(norm, nn.BatchNorm2D) and not norm._use_global_stats:
             norm_forward = norm.forward
