@@ -92,20 +92,21 @@ def onnx_metadata(file: Path) -> dict[str, str]:
     Raises:
         CheckpointError: as in ``onnx_runner``.
     """
-    return dict(_onnx_session(file, None).get_modelmeta().custom_metadata_map)
+    return dict(_onnx_session(file, None, on_cpu=True).get_modelmeta().custom_metadata_map)
 
 
-def onnx_runner(file: Path, threads: int | None = None) -> Runner:
+def onnx_runner(file: Path, threads: int | None = None, *, on_cpu: bool = False) -> Runner:
     """Returns a runner of an exported ``.onnx`` file under ONNX Runtime.
 
     Args:
         file: ONNX file.
         threads: number of threads on the CPU; None for one per core.
+        on_cpu: True to use the CPU, although ONNX Runtime supports another device.
 
     Raises:
         CheckpointError: ONNX Runtime is not installed, or the file is not an ONNX model.
     """
-    session = _onnx_session(file, threads)
+    session = _onnx_session(file, threads, on_cpu=on_cpu)
     input_name = session.get_inputs()[0].name
 
     def run(images: Array) -> Array:
@@ -114,7 +115,7 @@ def onnx_runner(file: Path, threads: int | None = None) -> Runner:
     return run
 
 
-def _onnx_session(file: Path, threads: int | None) -> Any:
+def _onnx_session(file: Path, threads: int | None, *, on_cpu: bool) -> Any:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
     try:
@@ -123,9 +124,8 @@ def _onnx_session(file: Path, threads: int | None) -> Any:
         raise CheckpointError(f"{file}: running it needs onnxruntime: pip install 'ppxcls[export]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
+    providers = ["CPUExecutionProvider"] if on_cpu else onnxruntime.get_available_providers()
     try:
-        return onnxruntime.InferenceSession(
-            str(file), options, providers=onnxruntime.get_available_providers()
-        )
+        return onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's error classes have no common base class
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None

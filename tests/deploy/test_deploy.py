@@ -21,6 +21,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from paddle.base import core
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
@@ -353,6 +354,33 @@ def test_what_infer_refuses(
     assert result.returncode == code
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(core, "get_cublas_switch"), reason="this build has no switches")
+def test_export_computes_both_sides_without_tf32(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ampere's default would round more than the tolerance, on either side."""
+    switches = []
+
+    def recorded(runner: runners.Runner) -> runners.Runner:
+        def run(images: np.ndarray) -> np.ndarray:
+            switches.append((core.get_cublas_switch(), core.get_cudnn_switch()))
+            return runner(images)
+
+        return run
+
+    for name in ("network_runner", "paddle_runner"):
+        make = getattr(runners, name)
+        monkeypatch.setattr(
+            f"ppxcls.deploy.export.{name}", lambda *arguments, make=make: recorded(make(*arguments))
+        )
+    defaults = core.get_cublas_switch(), core.get_cudnn_switch()
+    assert any(defaults)
+    ppxcls.export(ppxcls.load_config(trained, [f"Global.save_inference_dir={tmp_path}"]), formats=["paddle"])
+    assert len(switches) >= 2
+    assert set(switches) == {(False, False)}
+    assert (core.get_cublas_switch(), core.get_cudnn_switch()) == defaults
 
 
 @pytest.mark.parametrize("missing", ["list", "images", "section"])
