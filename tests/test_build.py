@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+import yaml
 from paddle import nn
 
 import ppxcls
@@ -67,8 +68,6 @@ def test_each_block_is_checked_once(small: Callable[..., Path], monkeypatch: pyt
 
 
 def test_a_config_can_be_a_dict_and_blocks_read_as_they_were_written(small: Callable[..., Path]) -> None:
-    import yaml
-
     tree = yaml.safe_load(small().read_text())
     config = ppxcls.load_config(tree, ["Optimizer.momentum=0.5"])
     assert config.Optimizer.momentum == config.Optimizer["momentum"] == 0.5
@@ -191,6 +190,39 @@ def test_recompute_on_a_network_that_has_no_blocks_is_refused(small: Callable[..
         ppxcls.build_trainer(config)
     with pytest.raises(ppxcls.ConfigError, match=r"^Arch.recompute: expected false"):
         ppxcls.build_model("SmallNetwork", recompute=True)
+
+
+@pytest.mark.every_paddle
+@pytest.mark.parametrize(("value", "backend"), [(True, None), ("CINN", "CINN")])
+def test_the_compiler_is_used_only_if_it_is_asked_for(
+    value: object, backend: str | None, small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paddle 3.1 and newer would compile with CINN by default, which CPU builds don't have."""
+    backends = []
+
+    def recorded(network: nn.Layer, **keys: Any) -> nn.Layer:
+        backends.append(keys["backend"])
+        return network
+
+    config = ppxcls.load_config(small(**{"Global.to_static": value}))
+    assert ppxcls.load_config(yaml.safe_load(config.to_yaml())).Global.to_static == value
+    ppxcls.build_trainer(ppxcls.load_config(small())).fit()
+    monkeypatch.setattr(paddle, "is_compiled_with_cinn", lambda: True)
+    monkeypatch.setattr(paddle.jit, "to_static", recorded)
+    ppxcls.evaluate(config)
+    assert backends == [backend]
+
+
+def test_a_build_without_the_compiler_is_reported(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paddle, "is_compiled_with_cinn", lambda: False)
+    config = ppxcls.load_config(small(**{"Global.to_static": "CINN"}))
+    message = r"config.yaml:\d+: Global.to_static: expected true or false, received 'CINN': .* has no CINN"
+    with pytest.raises(ppxcls.ConfigError, match=message):
+        ppxcls.build_trainer(config)
+    with pytest.raises(ppxcls.ConfigError, match="Global.to_static: expected true or false or 'CINN'"):
+        ppxcls.load_config(small(**{"Global.to_static": "cinn"}))
 
 
 @pytest.mark.parametrize("name", sorted(set(ppxcls.list_models()) - {"SmallNetwork"}))

@@ -53,7 +53,7 @@ def evaluate(config: Config) -> dict[str, float]:
         mixed_precision(config.AMP), build_network(config, "evaluate", weights)
     )
     if config.Global.to_static:
-        network = static_network(network)
+        network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     evaluation = build_evaluation(config)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.digest()})

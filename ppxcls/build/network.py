@@ -93,14 +93,18 @@ def _compare_with_published(config: Config, weights: Weights) -> None:
             logger.warning(f"evaluation transforms against {weights.path}: {line}")
 
 
-def static_network(network: nn.Layer) -> nn.Layer:
+def static_network(network: nn.Layer, *, with_cinn: bool = False) -> nn.Layer:
     """Makes a network's forward pass run as a static graph, and returns the network.
 
     The graph is compiled once for training and once for evaluation. Parameters and state keys stay the same.
     Images may have any size.
+
+    Args:
+        network: network to change.
+        with_cinn: True to compile the graph with Paddle's compiler CINN.
     """
     input_spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
-    result: nn.Layer = to_static(network, input_spec)
+    result: nn.Layer = to_static(network, input_spec, with_cinn=with_cinn)
     return result
 
 

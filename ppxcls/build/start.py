@@ -40,10 +40,14 @@ def start_processes(config: Config) -> None:
     """Selects the device and, under a launcher, joins the other processes.
 
     Raises:
-        ConfigError: the device does not exist.
+        ConfigError: the device does not exist, or ``Global.to_static`` needs a compiler that is missing.
         JobError: the other processes can't be reached.
     """
     section = config.Global
+    if section.to_static == "CINN" and not paddle.is_compiled_with_cinn():
+        raise config.where("Global.to_static").error(
+            f"expected true or false, received 'CINN': this build of Paddle {paddle.__version__} has no CINN"
+        )
     try:
         distributed.start(
             section.device,

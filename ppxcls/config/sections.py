@@ -72,7 +72,8 @@ class GlobalSection:
         image_channel: PaddleClas's key; it has no effect.
         save_inference_dir: folder of exported models.
         eval_mode, task, train_mode: PaddleClas's keys, each with the only supported value.
-        to_static: True to compile the network to a static graph for training and evaluation.
+        to_static: True to run the network as a static graph in training and evaluation; ``CINN`` to compile
+            this graph with Paddle's compiler too, which takes minutes.
         cudnn_search: True to let cuDNN try all algorithms for each shape of convolution, and use its
             persistent batch norm; GPUs only.
         pin_memory: key of earlier versions; it has no effect, because batches are always copied to GPUs from
@@ -122,7 +123,7 @@ class GlobalSection:
     eval_mode: Literal["classification"] = "classification"
     task: Literal["classification"] = "classification"
     train_mode: Literal["classification"] | None = None
-    to_static: bool = False
+    to_static: bool | Literal["CINN"] = False
     cudnn_search: bool = False
     pin_memory: bool = False
     comm_buffer_size: Count = 25

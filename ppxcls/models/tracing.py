@@ -8,7 +8,7 @@ import paddle
 from paddle import nn
 
 
-def to_static(network: nn.Layer, inputs: paddle.static.InputSpec) -> Any:
+def to_static(network: nn.Layer, inputs: paddle.static.InputSpec, *, with_cinn: bool = False) -> Any:
     """Returns ``paddle.jit.to_static`` of the whole graph. The first call or saving it traces the network.
 
     During a tracing, Paddle 3 records the parameters under the address of the program. If the tracing fails,
@@ -18,6 +18,8 @@ def to_static(network: nn.Layer, inputs: paddle.static.InputSpec) -> Any:
     Args:
         network: network with one argument.
         inputs: shape and type of this argument.
+        with_cinn: True to compile with CINN. Paddle 3.1 and newer do so by default on GPUs. It can
+            take minutes.
     """
     try:
         from paddle.jit.dy2static.parameter_recorder import _global_parameter_recorder as recorder
@@ -25,4 +27,5 @@ def to_static(network: nn.Layer, inputs: paddle.static.InputSpec) -> Any:
         recorder = None
     for name in ("params_dict", "tensor2value"):
         getattr(recorder, name, {}).clear()
-    return paddle.jit.to_static(network, input_spec=[inputs], full_graph=True)
+    backend = "CINN" if with_cinn else None
+    return paddle.jit.to_static(network, input_spec=[inputs], full_graph=True, backend=backend)
