@@ -21,10 +21,12 @@ import ppxcls
 from ppxcls.build.choices import weights_for
 from ppxcls.build.disk_space import checkpoint_bytes
 from ppxcls.build.network import build_network
+from ppxcls.build.start import start_job
 from ppxcls.config.registry import Registry
 from ppxcls.data.transforms import prepared_images
 from ppxcls.models.common_keys import MODELS, synchronize_batch_norms
 from ppxcls.ops.batch_norm import NormReLU
+from ppxcls.system.devices import DeviceError
 from tests.conftest import ROOT
 
 
@@ -211,6 +213,59 @@ def test_the_compiler_is_used_only_if_it_is_asked_for(
     monkeypatch.setattr(paddle.jit, "to_static", recorded)
     ppxcls.evaluate(config)
     assert backends == [backend]
+
+
+def test_channels_last_is_not_deterministic_on_a_gpu(small: Callable[..., Path]) -> None:
+    keys = {"Global.deterministic": True, "Arch": {"name": "SmallNetwork", "data_format": "NHWC"}}
+    message = r"config.yaml:\d+: Arch.data_format: expected 'NCHW' with Global.deterministic, received 'NHWC'"
+    with pytest.raises(ppxcls.ConfigError, match=message):
+        ppxcls.build_trainer(ppxcls.load_config(small(**keys, **{"Global.device": "gpu:0"})))
+    ppxcls.build_trainer(ppxcls.load_config(small(**keys)))  # on the CPU
+
+
+@pytest.mark.parametrize(
+    ("device", "layout", "amp", "is_persistent", "is_warned"),
+    [
+        ("gpu:0", "NHWC", {"dtype": "float16"}, True, False),
+        ("gpu:0", "NHWC", {"dtype": "bfloat16"}, False, True),
+        ("gpu:0", "NHWC", {"dtype": "float16", "use_amp": False}, False, True),
+        ("gpu:0", "NHWC", None, False, True),
+        ("gpu:0", "NCHW", {"dtype": "float16"}, False, False),
+        ("npu:0", "NHWC", None, False, False),
+        ("cpu", "NHWC", None, False, False),
+    ],
+)
+def test_what_a_layout_means_on_a_gpu(
+    device: str,
+    layout: str,
+    amp: dict[str, Any] | None,
+    is_persistent: bool,
+    is_warned: bool,
+    small: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ppxcls.load_config(small(Arch={"name": "SmallNetwork", "data_format": layout}, AMP=amp))
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr("ppxcls.system.distributed.start", lambda device, **keys: settings.update(keys))
+    monkeypatch.setattr(paddle, "get_device", lambda: device)
+    start_job(config)
+    assert settings["float16_channels_last"] == is_persistent
+    log = (config.run_folder / "train.log").read_text()
+    assert ("Paddle transposes the input of each batch norm" in log) == is_warned
+
+
+def test_a_wrong_device_is_reported_at_its_key(
+    small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ppxcls.ConfigError, match=r"Global.device: expected cpu, received 'cpu:3'"):
+        ppxcls.build_trainer(ppxcls.load_config(small(**{"Global.device": "cpu:3"})))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise DeviceError("expected false", setting="deterministic")
+
+    monkeypatch.setattr("ppxcls.system.distributed.start", fail)
+    with pytest.raises(ppxcls.ConfigError, match=r"Global.deterministic: expected false"):
+        ppxcls.build_trainer(ppxcls.load_config(small(**{"Global.deterministic": True})))
 
 
 def test_a_build_without_the_compiler_is_reported(

@@ -8,7 +8,9 @@ import paddle
 
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.sections import Config
+from ppxcls.models.common_keys import MODELS
 from ppxcls.system import distributed
+from ppxcls.system.devices import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
 
 
@@ -22,7 +24,7 @@ def start_job(config: Config, folder: RunFolder | None = None) -> None:
         folder: run's folder to lock; None to lock nothing.
 
     Raises:
-        ConfigError: the device does not exist.
+        ConfigError: as ``start_processes``.
         JobError: the other processes can't be reached.
         RunFolderError: another run uses the folder.
         OSError: the log can't be written.
@@ -33,6 +35,8 @@ def start_job(config: Config, folder: RunFolder | None = None) -> None:
     set_up_logging(distributed.rank(), config.run_folder / "train.log")
     if config.Global.deterministic:
         logger.info(distributed.determinism())
+    if warning := _layout_warning(config):
+        logger.warning(warning)
     paddle.seed(config.Global.seed or 0)  # for the initial weights
 
 
@@ -40,7 +44,7 @@ def start_processes(config: Config) -> None:
     """Selects the device and, under a launcher, joins the other processes.
 
     Raises:
-        ConfigError: the device does not exist, or ``Global.to_static`` needs a compiler that is missing.
+        ConfigError: the device does not exist or can't compute, or it does not support a setting.
         JobError: the other processes can't be reached.
     """
     section = config.Global
@@ -48,15 +52,46 @@ def start_processes(config: Config) -> None:
         raise config.where("Global.to_static").error(
             f"expected true or false, received 'CINN': this build of Paddle {paddle.__version__} has no CINN"
         )
+    _check_layout(config)
     try:
         distributed.start(
             section.device,
             deterministic=section.deterministic,
             timeout=section.hang_timeout,
             cudnn_search=section.cudnn_search,
+            float16_channels_last=_is_channels_last(config) and _computation_type(config) == "float16",
         )
-    except distributed.DeviceError as error:
-        raise config.where("Global.device").error(str(error)) from None
+    except DeviceError as error:
+        raise config.where(f"Global.{error.setting}").error(str(error)) from None
+
+
+def _check_layout(config: Config) -> None:
+    section = config.Global
+    is_gpu = section.device.split(":", maxsplit=1)[0] == "gpu"
+    if is_gpu and section.deterministic and _is_channels_last(config):
+        raise config.where("Arch.data_format").error(
+            "expected 'NCHW' with Global.deterministic, received 'NHWC': "
+            "on GPUs, Paddle sums the gradients of depthwise filters in this layout in no fixed order"
+        )
+
+
+def _is_channels_last(config: Config) -> bool:
+    return MODELS.common_keys(config.Arch).data_format == "NHWC"
+
+
+def _computation_type(config: Config) -> str:
+    return config.AMP.dtype if config.AMP and config.AMP.use_amp else "float32"
+
+
+def _layout_warning(config: Config) -> str | None:
+    """Returns a warning if Paddle would transpose the activations of this layout; None otherwise."""
+    dtype = _computation_type(config)
+    if paddle.get_device().split(":")[0] != "gpu" or not _is_channels_last(config) or dtype == "float16":
+        return None
+    return (
+        f"Arch.data_format is NHWC with {dtype}: on GPUs, Paddle transposes the input of each batch norm "
+        "in this layout, except in float16; measure it against NCHW with scripts/benchmarks/gpu.py"
+    )
 
 
 def required_section(config: Config, path: str) -> Any:

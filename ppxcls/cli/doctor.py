@@ -42,7 +42,7 @@ import json
 from ppxcls.system import environment
 environment.import_paddle()
 import paddle
-from ppxcls.system.distributed import available_devices
+from ppxcls.system.devices import available_devices
 version = {name: str(getattr(paddle.version, name)()) for name in ("cuda", "cudnn", "nccl", "xpu", "xpu_xccl")
            if hasattr(paddle.version, name)}
 devices = []

@@ -33,7 +33,7 @@ class GlobalSection:
 
     Attributes:
         device: kind of device: ``gpu``, ``cpu``, ``xpu`` or the name of a custom device that the installed
-            Paddle knows.
+            Paddle knows. A number may follow, as in ``gpu:1``; under a launcher, it has no effect.
         output_dir: folder of all runs. A run writes its files to ``<output_dir>/<Arch.name>/``.
         save_interval: number of epochs between ``epoch_N`` checkpoints, which are never removed.
         latest_interval: number of epochs between writes of ``latest`` and ``step_N``. They are also written
@@ -65,7 +65,8 @@ class GlobalSection:
         on_bad_image: reaction to an unreadable sample: ``raise`` stops the run; ``skip`` leaves the sample
             out and lists it.
         max_bad_share: largest fraction of unreadable samples in a list. The run stops if there are more.
-        deterministic: True to use the device's deterministic operators.
+        deterministic: True to use the device's deterministic operators; on GPUs, only with
+            ``Arch.data_format: NCHW``.
         check_data: True to look for every listed file before the first step.
         image_shape: PaddleClas's key, ``[3, H, W]``. The transforms determine the size; a warning reports if
             this key differs from it.
@@ -74,8 +75,7 @@ class GlobalSection:
         eval_mode, task, train_mode: PaddleClas's keys, each with the only supported value.
         to_static: True to run the network as a static graph in training and evaluation; ``CINN`` to compile
             this graph with Paddle's compiler too, which takes minutes.
-        cudnn_search: True to let cuDNN try all algorithms for each shape of convolution, and use its
-            persistent batch norm; GPUs only.
+        cudnn_search: True to let cuDNN try all algorithms for each shape of convolution; GPUs only.
         pin_memory: key of earlier versions; it has no effect, because batches are always copied to GPUs from
             pinned memory, without waiting for the copy.
         comm_buffer_size: megabytes of gradients that processes exchange at once.

@@ -17,7 +17,7 @@ from ppxcls.data.make_lists import make_lists
 from ppxcls.fitting.settings import Settings, choose, network_of
 from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
-from ppxcls.system.distributed import DeviceError
+from ppxcls.system.devices import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 from ppxcls.tuning import build as tuning

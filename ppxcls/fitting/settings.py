@@ -18,7 +18,8 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ppxcls.models.common_keys import MODELS
-from ppxcls.system.distributed import available_devices, start
+from ppxcls.system.devices import available_devices
+from ppxcls.system.distributed import start
 from ppxcls.train.timed_steps import timed_steps
 
 _SIZES_PIXELS = (299, 192, 128, 96, 71)  # pixels; these networks are not worth training below 71

@@ -12,58 +12,65 @@ import paddle
 import paddle.distributed as dist
 
 from ppxcls.system.arrays import Array
+from ppxcls.system.devices import forbid_search_by_environment, process_device, run_one_operator
 from ppxcls.system.rendezvous import JobError, wait_for_all_ranks
 
 
-class DeviceError(ValueError):
-    """The installed Paddle can't use this device on this machine."""
-
-
-def available_devices() -> list[str]:
-    """Returns the kinds of device that the installed Paddle can use on this machine."""
-    names = ["cpu"]
-    if paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count():
-        names.insert(0, "gpu")
-    if paddle.is_compiled_with_xpu():
-        names.insert(0, "xpu")
-    custom = [str(name).split(":")[0] for name in paddle.device.get_all_custom_device_type() or []]
-    return [*dict.fromkeys(custom), *names]
-
-
 def start(
-    device: str, *, deterministic: bool = False, timeout: float = 600.0, cudnn_search: bool = False
+    device: str,
+    *,
+    deterministic: bool = False,
+    timeout: float = 600.0,
+    cudnn_search: bool = False,
+    float16_channels_last: bool = False,
 ) -> None:
     """Selects this process's device and, under ``paddle.distributed.launch``, joins the other processes.
 
     Args:
-        device: ``cpu``, ``gpu``, ``xpu`` or the name of a custom device; ``:number`` may follow.
+        device: ``cpu``, ``gpu``, ``xpu`` or the name of a custom device; ``:number`` may follow, which has an
+            effect for a single process.
         deterministic: True to use deterministic operators.
         timeout: seconds to wait for the other processes.
         cudnn_search: True to let cuDNN try its algorithms; it has no effect with ``deterministic``.
+        float16_channels_last: True if the network computes on [N, H, W, C] in float16. Only then does cuDNN
+            normalise in this layout, with a flag that is not exact enough for [N, C, H, W].
 
     Raises:
-        DeviceError: the device is not available.
+        DeviceError: the device is not available or can't compute, or the environment contradicts a setting.
         JobError: the other processes can't be reached.
     """
-    device_kinds = available_devices()
-    if device.split(":", maxsplit=1)[0] not in device_kinds:
-        build_name = (
-            f"Paddle {paddle.__version__}, {'a CPU build' if device_kinds == ['cpu'] else 'as installed'}"
-        )
-        raise DeviceError(
-            f"expected one of {', '.join(device_kinds)} ({build_name}), received {device!r}; "
-            f"to run on {device_kinds[0]}: -o Global.device={device_kinds[0]}"
-        )
+    environment = dist.ParallelEnv()
+    device = process_device(device, environment.world_size)
+    is_gpu = device.split(":", maxsplit=1)[0] == "gpu"
+    if is_gpu and deterministic:
+        forbid_search_by_environment()
+        # cuBLAS reads it when its handle is made, which selecting the device may do.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     paddle.set_device(device)
-    if deterministic and paddle.is_compiled_with_cuda():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
-        paddle.set_flags({"FLAGS_cudnn_deterministic": True, "FLAGS_embedding_deterministic": 1})
-    elif cudnn_search and paddle.is_compiled_with_cuda():
+    if is_gpu:
         paddle.set_flags(
-            {"FLAGS_cudnn_exhaustive_search": True, "FLAGS_cudnn_batchnorm_spatial_persistent": True}
+            _gpu_flags(
+                deterministic=deterministic,
+                cudnn_search=cudnn_search,
+                float16_channels_last=float16_channels_last,
+            )
         )
-    if dist.ParallelEnv().world_size > 1 and not dist.is_initialized():
+        run_one_operator(paddle.get_device())
+    if environment.world_size > 1 and not dist.is_initialized():
         _join(timeout)
+
+
+def _gpu_flags(
+    *, deterministic: bool, cudnn_search: bool, float16_channels_last: bool
+) -> dict[str, bool | int]:
+    # Set to False too, because an earlier run of this process may have set it.
+    flags: dict[str, bool | int] = {"FLAGS_cudnn_batchnorm_spatial_persistent": float16_channels_last}
+    if deterministic:
+        flags |= {"FLAGS_cudnn_exhaustive_search": False, "FLAGS_cudnn_deterministic": True}
+        flags["FLAGS_embedding_deterministic"] = 1
+    elif cudnn_search:
+        flags["FLAGS_cudnn_exhaustive_search"] = True
+    return flags
 
 
 def _join(timeout: float) -> None:
@@ -89,9 +96,10 @@ def determinism() -> str:
         )
     if kind == "gpu":
         return (
-            "deterministic: cuDNN and cuBLAS use their deterministic algorithms, which are slower; results "
-            "are bit-identical on the same kind and number of GPUs; NCCL sums in its own order, which is "
-            "the same for the same layout of the machines"
+            "deterministic: cuDNN and cuBLAS use their deterministic algorithms, which are slower; by "
+            "Paddle's source, results are bit-identical on the same model and number of GPUs, with the same "
+            "versions of Paddle, CUDA and cuDNN; NCCL sums in an order that depends on the layout of the "
+            "machines"
         )
     return f"deterministic: the data and every random choice; the operators of {kind} may not be"
 
