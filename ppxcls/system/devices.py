@@ -13,6 +13,8 @@ from ppxcls.system.logs import logger
 
 # paddlepaddle-gpu 2.6.2 of the package index. Paddle 2 can't list the architectures of its kernels.
 _PADDLE_2_ARCHITECTURES = ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6))
+_MEMORY_WORDS = ("memory", "resourceexhausted", "alloc_failed", "memoryallocation")
+_MEMORY_ACCESS_WORDS = ("illegal memory access", "memory access fault", "illegal address")  # other faults
 _MISSING_KERNEL_WORDS = ("no kernel image", "cuda error(209)", "invalid device function")
 
 
@@ -156,3 +158,19 @@ def has_kernels(capability: tuple[int, int], architectures: Sequence[tuple[int, 
         architectures: compute capabilities of the kernels.
     """
     return any(major == capability[0] and minor <= capability[1] for major, minor in architectures)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an operator failed because the memory of its device is full.
+
+    Versions of Paddle and libraries differ in the class of this error. CUDA, cuDNN and cuBLAS report it as
+    OSError without a number.
+    """
+    if isinstance(error, MemoryError):
+        return True
+    is_number_set = isinstance(error, OSError) and error.errno is not None
+    if is_number_set or not isinstance(error, RuntimeError | SystemError | OSError):
+        return False
+    text = str(error).lower()
+    is_about_memory = any(words in text for words in _MEMORY_WORDS)
+    return is_about_memory and not any(words in text for words in _MEMORY_ACCESS_WORDS)

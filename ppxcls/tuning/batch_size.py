@@ -14,6 +14,7 @@ import paddle
 
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.system import distributed
+from ppxcls.system.devices import is_out_of_memory
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
 
@@ -89,7 +90,9 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
         step = max(8, low // 8) if low >= 8 else 1  # steps below an eighth gain nothing
         size = min(2 * low, _MAX_SIZE) if high > _MAX_SIZE else (low + high) // 2 // step * step
     if not measurements:
-        raise TrainingError(f"not even a batch of {_FIRST_SIZE} fits: {limit}")
+        raise TrainingError(
+            f"not even a batch of {_FIRST_SIZE} fits: {limit}; Arch.recompute and AMP need less memory"
+        )
     return BatchSizes(measurements, limit)
 
 
@@ -130,13 +133,8 @@ class _Attempt:
             )
         try:
             seconds, peak_bytes = self._steps(size)
-        except (
-            MemoryError,
-            RuntimeError,
-            SystemError,
-        ) as error:  # not every Paddle version has a specific error
-            is_about_memory = any(word in str(error).lower() for word in ("memory", "resourceexhausted"))
-            if not is_about_memory and not isinstance(error, MemoryError):
+        except (MemoryError, RuntimeError, SystemError, OSError) as error:
+            if not is_out_of_memory(error):
                 raise
             self._release_memory()
             return f"{size} images don't fit into the memory of {paddle.get_device()}", None

@@ -191,3 +191,21 @@ def test_kernels_of_paddle_3(
 ) -> None:
     monkeypatch.setattr(paddle.version, "cuda_archs", lambda: value, raising=False)
     assert devices.kernel_architectures() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "is_about_memory"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("ResourceExhaustedError: \n\nOut of memory error on GPU 0."), True),
+        (SystemError("(Fatal) ResourceExhausted"), True),
+        (OSError("(External) CUBLAS error(3), CUBLAS_STATUS_ALLOC_FAILED."), True),
+        (OSError("(External) CUDA error(2), cudaErrorMemoryAllocation."), True),
+        (OSError("(External) CUDA error(700), an illegal memory access was encountered."), False),
+        (OSError(12, "Cannot allocate memory"), False),  # a file or a process of the system
+        (RuntimeError("cuDNN is missing"), False),
+        (ValueError("memory"), False),
+    ],
+)
+def test_a_full_memory_is_recognised(error: Exception, is_about_memory: bool) -> None:
+    assert devices.is_out_of_memory(error) == is_about_memory

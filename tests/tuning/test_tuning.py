@@ -165,7 +165,12 @@ def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0")]
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("ResourceExhaustedError: Out of memory error on GPU 0"),
+        OSError("(External) CUDNN error(4), CUDNN_STATUS_ALLOC_FAILED."),
+    ],
 )
 @pytest.mark.parametrize("limit", [2, 3, 20, 47, 300])
 def test_the_largest_batch_of_an_accelerator(
@@ -187,8 +192,12 @@ def test_another_error_is_no_lack_of_memory(
     monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(4, RuntimeError("cuDNN is missing")))
     with pytest.raises(RuntimeError, match="cuDNN"):
         ppxcls.find_batch(small())
+    fault = OSError("(External) CUDA error(700), an illegal memory access was encountered.")
+    monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(4, fault))
+    with pytest.raises(OSError, match="illegal memory access"):
+        ppxcls.find_batch(small())
     monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(0, MemoryError()))
-    with pytest.raises(ppxcls.TrainingError, match="not even a batch of 2"):
+    with pytest.raises(ppxcls.TrainingError, match=r"not even a batch of 2 .*Arch\.recompute and AMP"):
         ppxcls.find_batch(small())
 
 
