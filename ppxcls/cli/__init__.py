@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_MEMORY_ADVICE = (
+    "use a smaller DataLoader.Train.sampler.batch_size (ppxcls train --find-batch finds the largest), "
+    "AMP, or Arch.recompute"
+)
 
 
 def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -101,7 +106,7 @@ def run_command(main: Callable[[], int | None]) -> None:
 
     An expected error is printed as one line on standard error. The exit code is 2 for an invalid config, 1
     for any other expected error, 75 if a signal stopped a run after it had saved, and 130 for Ctrl-C. An
-    unexpected error keeps its traceback.
+    unexpected error keeps its traceback. One of several ranks then exits without the interpreter's clean-up.
 
     Args:
         main: function that returns the exit code; None means 0.
@@ -121,9 +126,14 @@ def run_command(main: Callable[[], int | None]) -> None:
         os._exit(EXIT_ERROR)
     except Exception as error:
         message, code = _message_and_code(error)
-        if message is None:
+        if message is not None:
+            _exit(message, code)
+        if environment.launched_world_size() == 1:
             raise
-        _exit(message, code)
+        # Not by the interpreter's exit, because the destructors of a collective library may wait there for
+        # the other ranks, which wait for this one.
+        traceback.print_exc()
+        _exit(f"error: an unexpected {type(error).__name__}; its traceback is above", code)
     if code:
         sys.exit(code)
 
@@ -147,9 +157,14 @@ def _message_and_code(error: Exception) -> tuple[str | None, int]:
         return f"error: {error}", EXIT_ERROR
     if "paddle" in sys.modules:
         from ppxcls import TrainingError
+        from ppxcls.system.devices import is_out_of_memory
 
         if isinstance(error, TrainingError):
             return f"error: {error}", EXIT_ERROR
+        if is_out_of_memory(error):
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = next((line for line in lines if "memory" in line.lower()), lines[0] if lines else "")
+            return f"error: out of memory: {reason[:300]}; {_MEMORY_ADVICE}", EXIT_ERROR
     return None, EXIT_ERROR
 
 
