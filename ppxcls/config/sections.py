@@ -61,7 +61,8 @@ class GlobalSection:
         update_freq: number of micro-batches per optimizer step. Their gradients are accumulated.
         samples_per_step: number of samples of all processes in one optimizer step. It sets ``update_freq``,
             for any number of processes.
-        hang_timeout: seconds without progress until the run is ended.
+        hang_timeout: seconds without progress until the run is ended. The first step of the training and of
+            the evaluation gets three times as long, because it may compile.
         on_bad_image: reaction to an unreadable sample: ``raise`` stops the run; ``skip`` leaves the sample
             out and lists it.
         max_bad_share: largest fraction of unreadable samples in a list. The run stops if there are more.

@@ -15,6 +15,8 @@ from ppxcls.system.environment import launched_rank, launched_world_size
 
 T = TypeVar("T")
 
+_FIRST_STEP_FACTOR = 3.0
+_OTHER_RANKS_FACTOR = 1.25
 _armed_event = threading.Event()
 PARENT = os.getppid()  # read early, because a launcher may end before Paddle is imported
 
@@ -59,8 +61,9 @@ class Watchdog:
     """Ends the process if the block makes no progress for too long.
 
     A rank that waits for another rank gets a quarter more time than a rank that waits for data. So the rank
-    with the cause reports first. An exception can't interrupt a process that hangs inside a system call. So
-    the process exits at once.
+    with the cause reports first. The first step of a phase gets three times as long, because it may hold a
+    compilation, or a search for the fastest algorithms. An exception can't interrupt a process that hangs
+    inside a system call. So the process exits at once.
 
     Args:
         seconds: longest time without progress, in seconds.
@@ -77,17 +80,27 @@ class Watchdog:
         self._has_other_ranks = world_size > 1
         self._detail = detail
         self._stop = threading.Event()
+        self._started_phases: set[str] = set()
         self.feed("start", is_local=True)
 
-    def feed(self, operation: str, *, is_local: bool) -> None:
+    @property
+    def limit_seconds(self) -> float:
+        """Longest time without progress at the current operation, in seconds."""
+        waits_for_others = self._has_other_ranks and not self._is_local
+        limit = self.seconds * (_FIRST_STEP_FACTOR if self._is_first_step else 1.0)
+        return limit * (_OTHER_RANKS_FACTOR if waits_for_others else 1.0)
+
+    def feed(self, operation: str, *, is_local: bool, is_first_step: bool = False) -> None:
         """Reports progress.
 
         Args:
             operation: next operation, for the message.
             is_local: True if the next operation depends on this process alone.
+            is_first_step: True if the next operation is the first step of a phase.
         """
         self._operation = operation
         self._is_local = is_local
+        self._is_first_step = is_first_step
         self._progress_time = time.monotonic()
 
     def batches(self, batches: Iterator[T], name: str) -> Iterator[T]:
@@ -95,14 +108,17 @@ class Watchdog:
 
         Args:
             batches: iterator over the batches.
-            name: name of the epoch or phase, for the message.
+            name: name of the phase, for the message, such as ``epoch 3``. Epochs are one phase.
         """
+        phase = name.rstrip("0123456789 ")
         while True:
             self.feed(f"loading a batch of {name}", is_local=True)
             batch = next(batches, None)
-            self.feed(f"a step of {name}", is_local=False)
+            is_first_step = phase not in self._started_phases
+            self.feed(f"a step of {name}", is_local=False, is_first_step=is_first_step)
             if batch is None:
                 return
+            self._started_phases.add(phase)
             yield batch
 
     def __enter__(self) -> Watchdog:
@@ -119,7 +135,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.seconds / 10)):
             idle_seconds = time.monotonic() - self._progress_time
-            if idle_seconds > self.seconds * (1 if self._is_local or not self._has_other_ranks else 1.25):
+            if idle_seconds > self.limit_seconds:
                 cause = (
                     ""
                     if self._is_local or not self._has_other_ranks
