@@ -37,38 +37,37 @@ _EXTRA_BY_PACKAGE = {
 }
 _BYTES_PER_GIB = 1 << 30
 
+# Largest memory of the outputs that the backward pass needs, for an image of 299 px in float32: computed.
+_MIB_PER_IMAGE = {"Xception41": 363, "xception41": 394, "Xception65": 483}
+_BATCH_IMAGES = 64  # images; batch size of the configs
+_TF32_CAPABILITY = 8  # major version of the GPUs that have TensorFloat-32
+_NO_VERSION = ("False", "0", "None", "")
+
 _FACTS_SCRIPT = """
-import json
 from ppxcls.system import environment
 environment.import_paddle()
-import paddle
-from ppxcls.system.devices import available_devices
-version = {name: str(getattr(paddle.version, name)()) for name in ("cuda", "cudnn", "nccl", "xpu", "xpu_xccl")
-           if hasattr(paddle.version, name)}
-devices = []
-for kind in available_devices():
-    if kind == "cpu":
-        devices.append(["cpu", ""])
-    elif kind == "gpu":
-        count = paddle.device.cuda.device_count()
-        properties = [paddle.device.cuda.get_device_properties(i) for i in range(count)]
-        devices += [[f"gpu:{i}", f"{p.name}, {p.total_memory >> 30} GiB"] for i, p in enumerate(properties)]
-    else:
-        devices.append([f"{kind}:0", ""])
-print("FACTS" + json.dumps({"paddle": paddle.__version__, "version": version, "devices": devices}))
+from ppxcls.cli.device_facts import paddle_facts, print_facts
+print_facts(paddle_facts())
 """
 _STEP_SCRIPT = """
-import json, sys
+import sys
 from ppxcls import build_model
 import paddle
+from ppxcls.cli.device_facts import computes_in_bfloat16, print_facts
+from ppxcls.system.devices import DeviceError, run_one_operator
 from ppxcls.train.timed_steps import timed_steps
 paddle.set_device(sys.argv[1])
+try:
+    run_one_operator(sys.argv[1])
+except DeviceError as error:
+    sys.exit(str(error))
 paddle.seed(0)
 model = build_model("Xception41", class_num=10)
 optimizer = paddle.optimizer.Momentum(0.01, parameters=model.parameters())
 images, labels = paddle.randn([8, 3, 96, 96]), paddle.arange(8)
 times, value = timed_steps(model, optimizer, images=images, labels=labels, count=3)
-print("FACTS" + json.dumps({"first": times[0], "seconds": min(times), "loss": value}))
+bfloat16 = computes_in_bfloat16()
+print_facts({"first": times[0], "seconds": min(times), "loss": value, "bfloat16": bfloat16})
 """
 
 
@@ -106,8 +105,17 @@ def run_checks(output: Path = Path()) -> Iterator[Finding]:
         yield Finding("Paddle", problem, is_ok=False)
         return
     yield from _catch_errors("Paddle", lambda: _paddle(facts))
-    for device, description in facts["devices"]:
-        yield from _catch_errors(device, functools.partial(_step, device, description))
+    yield from _catch_errors("loader", lambda: _loader(facts))
+    for device in _checked_devices(facts):
+        yield from _catch_errors(device["name"], functools.partial(_step, device))
+        yield from _catch_errors(device["name"], functools.partial(_gpu, device, facts))
+
+
+def _checked_devices(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns every NVIDIA GPU, and the first device of every other kind."""
+    return [
+        device for device in facts["devices"] if "model" in device or device["name"].endswith((":0", "cpu"))
+    ]
 
 
 def _catch_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -242,35 +250,76 @@ def _disk(output: Path) -> Iterator[Finding]:
         if shared_memory.is_dir()
         else "missing"
     )
-    yield Finding("shared", f"{shared_memory} of {size}; it is not needed, because threads load the images")
+    reason = "not needed, because the loader's memory is anonymous (memfd)"
+    yield Finding("shared", f"{shared_memory} of {size}; {reason}")
 
 
 def _paddle(facts: dict[str, Any]) -> Iterator[Finding]:
-    libraries = [
-        f"{name} {value}"
-        for name, value in facts["version"].items()
-        if value not in ("False", "0", "None", "")
-    ]
+    version = facts["version"]
+    libraries = [f"{name} {value}" for name, value in version.items() if value not in _NO_VERSION]
     yield Finding("Paddle", f"{facts['paddle']}, {', '.join(libraries) or 'a CPU build'}")
-    accelerators = [device for device, _ in facts["devices"] if device != "cpu"]
-    has_collectives = any("ccl" in name for name in libraries)
-    if len(accelerators) > 1 and not has_collectives:
+    for kind, library in (("gpu", "nccl"), ("xpu", "xpu_xccl")):
+        count = sum(device["name"].startswith(f"{kind}:") for device in facts["devices"])
+        # A build that can't report a version may have the library.
+        if count > 1 and version.get(library, "unknown") in _NO_VERSION:
+            yield Finding(
+                "Paddle", f"{count} devices, and no {library} to train on them together", is_ok=False
+            )
+
+
+def _loader(facts: dict[str, Any]) -> Iterator[Finding]:
+    device_count = max(1, sum(device["name"] != "cpu" for device in facts["devices"]))
+    cores_per_rank = max(1, usable_cores() // device_count)
+    text = f"{usable_cores()} usable cores for {device_count} processes, one per device"
+    if device_count == 1:
+        text = f"{usable_cores()} usable cores for one process"
+    yield Finding("loader", f"{text}: loader.num_workers up to {cores_per_rank}")
+
+
+def _gpu(device: dict[str, Any], facts: dict[str, Any]) -> Iterator[Finding]:
+    """Yields what is special about an NVIDIA GPU: kernels, TensorFloat-32 and memory."""
+    if "model" not in device:
+        return
+    name = device["name"]
+    major, minor = device["capability"]
+    if not device["has_kernels"]:
+        names = ", ".join(f"{one}.{two}" for one, two in facts["architectures"])
         yield Finding(
-            "Paddle",
-            "several devices, and no NCCL or vendor's library to train on them together",
-            is_ok=False,
+            name,
+            f"compute capability {major}.{minor}, but this Paddle's kernels are for {names}; "
+            "see docs/installation.md",
         )
+    if major >= _TF32_CAPABILITY:
+        state = "on: float32 products have 10 bits" if facts["is_tf32_allowed"] else "off"
+        yield Finding(name, f"TF32 is {state}")
+    yield Finding(name, _memory_text(device["memory_bytes"]))
 
 
-def _step(device: str, description: str) -> Iterator[Finding]:
-    facts, problem = _run(_STEP_SCRIPT, device)
-    prefix = f"{description}: " if description else ""
+def _memory_text(memory_bytes: int) -> str:
+    """Returns which networks can train on the batches of the configs in a device's memory."""
+    gib = {name: mib * _BATCH_IMAGES / 1024 for name, mib in _MIB_PER_IMAGE.items()}
+    needs = ", ".join(f"{name} {size:.0f}" for name, size in gib.items())
+    text = f"float32 batches of {_BATCH_IMAGES} at 299 px need up to this many GiB (computed): {needs}"
+    if max(gib.values()) > memory_bytes / _BYTES_PER_GIB:
+        text += f"; this device has {memory_bytes / _BYTES_PER_GIB:.0f}: try ppxcls train --find-batch"
+    return text
+
+
+def _step(device: dict[str, Any]) -> Iterator[Finding]:
+    name = device["name"]
+    prefix = ""
+    if "model" in device:
+        prefix = f"{device['model']}, {device['memory_bytes'] >> 30} GiB: "
+    facts, problem = _run(_STEP_SCRIPT, name)
     if facts is None:
-        yield Finding(device, f"{prefix}a training step fails: {problem}", is_ok=False)
+        yield Finding(name, f"{prefix}a training step fails: {problem}", is_ok=False)
         return
     rate = (
         f"{facts['seconds']:.3f} s per step of Xception41, "
         f"8 images of 96 px; first step {facts['first']:.1f} s"
     )
     is_finite = facts["loss"] == facts["loss"] and abs(facts["loss"]) < 1e6
-    yield Finding(device, f"{prefix}{rate}; loss {facts['loss']:.3f}", is_ok=is_finite)
+    yield Finding(name, f"{prefix}{rate}; loss {facts['loss']:.3f}", is_ok=is_finite)
+    if name != "cpu":  # there, ppxcls computes in bfloat16 itself
+        words = "has an effect" if facts["bfloat16"] else "has no effect, Paddle computes in float32"
+        yield Finding(name, f"AMP in bfloat16 {words}")
