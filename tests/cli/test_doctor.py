@@ -204,3 +204,16 @@ def test_facts_of_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         {"name": "cpu"},
     ]
     assert not device_facts.computes_in_bfloat16(), "Paddle's AMP does nothing on the CPU"
+
+
+def test_the_table_of_batches_follows_from_the_bounds() -> None:
+    text = (ROOT / "docs/imagenet.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    names = next(row for row in rows if row[0] == "memory of the card")[1:]
+    cards = [row for row in rows if row[0].endswith(" GiB")]
+    assert len(cards) >= 5
+    for memory, *cells in cards:
+        available_mib = (int(memory.split()[0]) - 2) * 1024
+        for name, cell in zip(names, cells, strict=True):
+            mib = doctor._MIB_PER_IMAGE[name.split(",")[0]] / (2 if name.endswith(", half") else 1)
+            assert int(cell) == available_mib // mib // 8 * 8, (memory, name)
