@@ -41,7 +41,12 @@ from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 
 # Keys that may be overridden together with exported files, which contain all other settings.
-_KEYS_WITH_EXPORTED_FILES = ("Infer.infer_imgs", "Infer.batch_size", "Infer.PostProcess.topk")
+_KEYS_WITH_EXPORTED_FILES = (
+    "Global.device",
+    "Infer.infer_imgs",
+    "Infer.batch_size",
+    "Infer.PostProcess.topk",
+)
 
 
 def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
@@ -419,6 +424,8 @@ def _predictor(config: Config | None, exported: str | Path | None, count: int) -
     if exported:
         if config:
             _refuse_overrides(config)
+            if config.is_override("Global.device"):  # not the one of the YAML, which this machine may lack
+                start_processes(config)
         return exported_predictor(exported)
     if config is None:
         raise DataError("expected a config, or exported files")

@@ -48,7 +48,7 @@ def network_runner(model: nn.Layer, stage: DeviceStage, image_count: int = 0) ->
 def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
     """Returns a runner of an exported folder under Paddle Inference.
 
-    It runs on a GPU if Paddle has one, else on the CPU with oneDNN.
+    It runs on the current device of Paddle if that is a GPU, else on the CPU with oneDNN.
 
     Args:
         folder: folder with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or

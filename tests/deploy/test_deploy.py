@@ -199,6 +199,22 @@ def test_an_error_of_onednn_is_gone_around(
     assert received[1].scores == pytest.approx(expected[0].scores, abs=2e-5)
 
 
+def test_exported_files_run_on_the_device_of_the_command_line(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device of the YAML may not exist where the files are used."""
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
+    image = str(next((trained.parent / "pictures/cat").iterdir()))
+    file = tmp_path / "other.yaml"
+    file.write_text(trained.read_text().replace("device: cpu", "device: gpu"))
+    devices: list[str] = []
+    monkeypatch.setattr("ppxcls.system.distributed.start", lambda device, **_: devices.append(device))
+    for overrides in ([], ["Global.device=gpu:1"]):
+        ppxcls.infer(ppxcls.load_config(file, overrides), images=image, exported=tmp_path / "inference")
+    assert devices == ["gpu:1"]
+
+
 def test_prediction_leaves_the_number_of_threads(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

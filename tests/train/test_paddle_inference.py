@@ -6,15 +6,17 @@ import gc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
+import paddle.inference
 import pytest
 from paddle import nn
 
 import ppxcls
 from ppxcls.train import paddle_inference
-from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork
+from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork, InferenceProgram
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 3, 71, 80)).astype("float32")
 
@@ -188,3 +190,40 @@ def test_weights_of_a_later_evaluation_are_new_and_threads_take_turns() -> None:
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda i: first(images[i % 2]), range(30)))
     assert all(np.array_equal(found[i], before[i % 2]) for i in range(30))
+
+
+@pytest.mark.every_paddle
+@pytest.mark.parametrize(
+    ("current", "device", "expected"),
+    [
+        ("gpu:3", None, ("enable_use_gpu", 100, 3)),
+        ("gpu", None, ("enable_use_gpu", 100, 0)),
+        ("npu:2", None, ("disable_gpu",)),
+        ("cpu", None, ("disable_gpu",)),
+        ("xpu:1", None, ("disable_gpu",)),
+        ("gpu:3", "cpu", ("disable_gpu",)),
+    ],
+)
+def test_a_predictor_uses_the_current_device(
+    current: str, device: str | None, expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Settings:
+        """Records the calls of Paddle's own settings."""
+
+        def __init__(self, *files: str) -> None:
+            self.files = files
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            assert hasattr(real_settings, name), name
+            return lambda *arguments: calls.append((name, *arguments))
+
+    real_settings = paddle.inference.Config
+    monkeypatch.setattr(paddle.inference, "Config", Settings)
+    monkeypatch.setattr(paddle.inference, "create_predictor", lambda settings: settings)
+    monkeypatch.setattr(paddle, "get_device", lambda: current)
+    InferenceProgram(Path("a.json"), Path("a.pdiparams"), threads=2, device=device)
+    choices = [call for call in calls if call[0] in ("enable_use_gpu", "enable_custom_device", "disable_gpu")]
+    assert choices == [expected]
+    assert (("set_cpu_math_library_num_threads", 2) in calls) == (expected == ("disable_gpu",))
