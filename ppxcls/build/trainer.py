@@ -122,7 +122,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
     mixing = build_batch_transforms(mixing_blocks, class_num(config))
     if config.Global.to_static:
-        network = static_network(network)
+        network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     return Learner(
         network,
         loss,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import paddle
+import paddle.distributed as dist
 
 
 class FlatTensors:
@@ -47,6 +48,24 @@ class FlatTensors:
             views.append(view)
             position += size
         return views
+
+
+def average_gradients(parameters: Sequence[paddle.Tensor]) -> None:
+    """Replaces each parameter's gradient by its mean over all processes. All processes must call it.
+
+    Args:
+        parameters: parameters with float32 gradients. Those without a gradient are left out.
+    """
+    if dist.get_world_size() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat_gradients = FlatTensors(gradients)
+    with paddle.no_grad():
+        vector = flat_gradients.concatenated()
+        dist.all_reduce(vector)
+        vector.scale_(1 / dist.get_world_size())
+        for gradient, mean in zip(gradients, flat_gradients.split(vector), strict=True):
+            mean._share_buffer_to(gradient)
 
 
 def as_float32(tensor: paddle.Tensor) -> paddle.Tensor:

@@ -19,7 +19,7 @@ from ppxcls.checkpoints.progress import Progress, Snapshot
 from ppxcls.models.weights import check_fits, model_state, set_weights
 from ppxcls.system import distributed
 from ppxcls.train.ema import WeightAverage
-from ppxcls.train.flat_tensors import as_float32
+from ppxcls.train.flat_tensors import as_float32, average_gradients
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.lr_schedules import LRSchedule
 from ppxcls.train.metrics import Metric, Scorer, Totals
@@ -80,6 +80,7 @@ class Learner:
         self.mixing = list(mixing)
         self.scorer = Scorer(loss.names, [] if self.mixing else metrics)
         self.totals = Totals(self.scorer.names)
+        self._has_gradients = False  # True between the micro-batches of an optimizer step
         self.progress = Progress(started=datetime.now(timezone.utc).isoformat())
 
     @property
@@ -119,11 +120,17 @@ class Learner:
             Sums over the batch for each of ``scorer.names``, float32 [names]. The device may still be
             computing them.
         """
-        with contextlib.nullcontext() if is_update_step else self._no_sync():
+        # Paddle's wrapper can't add half-precision gradients to the float32 sums of earlier micro-batches.
+        has_float32_sums = self._has_gradients and self.precision.has_float32_gradients
+        is_synchronized = is_update_step and not has_float32_sums
+        with contextlib.nullcontext() if is_synchronized else self._no_sync():
             with self.precision.autocast():
                 logits = self.model(images)
             losses = self.loss(as_float32(logits), labels)
             self.precision.scaler.scale(losses["loss"] * weight).backward()
+        self._has_gradients = not is_update_step
+        if is_update_step and not is_synchronized:
+            average_gradients(self.network.parameters())
         if is_update_step:
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()

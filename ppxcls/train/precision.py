@@ -56,11 +56,13 @@ class Precision:
             float32.
         scaler: loss scaler.
         max_skipped_steps: largest number of optimizer steps in a row that the scaler may skip.
+        has_float32_gradients: True if the gradients of half-precision weights are float32.
     """
 
     autocast: Autocast = contextlib.nullcontext
     scaler: paddle.amp.GradScaler = field(default_factory=lambda: paddle.amp.GradScaler(enable=False))
     max_skipped_steps: int = 100
+    has_float32_gradients: bool = False
 
     def last_step_skipped(self) -> bool:
         """True if the last ``scaler.step`` skipped the optimizer step."""
@@ -204,4 +206,7 @@ def set_precision(
         init_loss_scaling=settings.scale_loss,
         use_dynamic_loss_scaling=is_scaled and settings.use_dynamic_loss_scaling,
     )
-    return model, optimizer, Precision(autocast(settings), scaler, max_skipped_steps)
+    precision = Precision(
+        autocast(settings), scaler, max_skipped_steps, has_float32_gradients=settings.level == "O2"
+    )
+    return model, optimizer, precision

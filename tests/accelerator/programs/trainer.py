@@ -121,6 +121,7 @@ def run(mode: str, config: str, output: str) -> dict[str, Any]:
         "evaluated": {"during": best, "after": results},
         "losses": [row["loss"] for row in rows if row["kind"] == "train"],
         "counts": step_counts,
+        "loader_processes": third.loader.num_processes,
     }
 
 
