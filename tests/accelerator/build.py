@@ -88,5 +88,8 @@ def environment(**variables: str) -> dict[str, str]:
         "GLOG_minloglevel": "2",
         # An operator without a kernel is an error. Paddle would run it on the CPU, with copies both ways.
         "FLAGS_enable_api_kernel_fallback": "0",
+        # Memory that is freed goes back to the device, which poisons it.
+        "FLAGS_free_idle_chunk": "1",
+        "FLAGS_auto_growth_chunk_size_in_mb": "0",
         **variables,
     }

@@ -1,5 +1,5 @@
-// Collectives between processes of one machine, over TCP. All go through rank 0, which adds in the order of the
-// ranks, so that sums are the same in each run.
+// Collectives between processes of one machine, over TCP. All go through rank 0, which adds in the order of
+// the ranks, so that sums are the same in each run.
 #pragma once
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -82,9 +82,16 @@ inline int open_listener() {
 
 inline size_t size_of(C_DataType type) {
   switch (type) {
-    case C_DataType::BOOL: case C_DataType::UINT8: case C_DataType::INT8: return 1;
-    case C_DataType::UINT16: case C_DataType::INT16: case C_DataType::FLOAT16: case C_DataType::BFLOAT16: return 2;
-    case C_DataType::UINT32: case C_DataType::INT32: case C_DataType::FLOAT32: return 4;
+    case C_DataType::BOOL:
+    case C_DataType::UINT8:
+    case C_DataType::INT8: return 1;
+    case C_DataType::UINT16:
+    case C_DataType::INT16:
+    case C_DataType::FLOAT16:
+    case C_DataType::BFLOAT16: return 2;
+    case C_DataType::UINT32:
+    case C_DataType::INT32:
+    case C_DataType::FLOAT32: return 4;
     case C_DataType::COMPLEX128: return 16;
     default: return 8;
   }
@@ -289,8 +296,8 @@ inline C_Status all_gather(void* source, void* target, size_t count, C_DataType 
   });
   return C_SUCCESS;
 }
-inline C_Status reduce_scatter(void* source, void* target, size_t count, C_DataType type, C_CCLReduceOp operation,
-                               C_CCLComm comm, C_Stream stream) {
+inline C_Status reduce_scatter(void* source, void* target, size_t count, C_DataType type,
+                               C_CCLReduceOp operation, C_CCLComm comm, C_Stream stream) {
   auto* ranks = communicator_of(comm);
   ranks->queue(stream, [=] {
     size_t size = count * size_of(type);
@@ -302,7 +309,8 @@ inline C_Status reduce_scatter(void* source, void* target, size_t count, C_DataT
   });
   return C_SUCCESS;
 }
-inline C_Status send_to(void* data, size_t count, C_DataType type, size_t rank, C_CCLComm comm, C_Stream stream) {
+inline C_Status send_to(void* data, size_t count, C_DataType type, size_t rank, C_CCLComm comm,
+                        C_Stream stream) {
   auto* ranks = communicator_of(comm);
   Socket* connection = ranks->connection(rank);
   if (!connection) return C_ERROR;

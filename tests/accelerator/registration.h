@@ -1,9 +1,10 @@
 // Gives Paddle a kernel of the device for each kernel that it has for the CPU.
 //
-// Paddle calls a kernel in two ways: with a KernelContext (programs), or as a function with the operator's own
-// arguments (Python's operators). A pointer to such a function cannot carry data, so the number of the kernel's entry
-// is a template argument, and a table holds kMaxKernels functions. Such a function takes everything that a caller may
-// have put into registers and onto the stack. The kernel's definition says what is where.
+// Paddle calls a kernel in two ways: with a KernelContext (programs), or as a function with the operator's
+// own arguments (Python's operators). A pointer to such a function cannot carry data, so the number of the
+// kernel's entry is a template argument, and a table holds kMaxKernels functions. Such a function takes
+// everything that a caller may have put into registers and onto the stack. The kernel's definition says what
+// is where.
 #pragma once
 #include <cstdio>
 #include <set>
@@ -21,7 +22,8 @@ struct Arguments {
   std::array<int64_t, kStackSlots> stack;
 };
 
-// Reads a function's arguments in their order: integers and pointers, and real numbers, have registers of their own.
+// Reads a function's arguments in their order: integers and pointers, and real numbers, have registers of
+// their own.
 class ArgumentReader {
  public:
   explicit ArgumentReader(const Arguments& arguments) : arguments_(arguments) {}
@@ -126,8 +128,8 @@ inline void run_function(size_t number, const Arguments& arguments) {
 }
 
 template <size_t number>
-void function_kernel(int64_t i0, int64_t i1, int64_t i2, int64_t i3, int64_t i4, int64_t i5, double r0, double r1,
-                     double r2, double r3, double r4, double r5, double r6, double r7,
+void function_kernel(int64_t i0, int64_t i1, int64_t i2, int64_t i3, int64_t i4, int64_t i5, double r0,
+                     double r1, double r2, double r3, double r4, double r5, double r6, double r7,
                      std::array<int64_t, kStackSlots> stack) {
   run_function(number, Arguments{{i0, i1, i2, i3, i4, i5}, {r0, r1, r2, r3, r4, r5, r6, r7}, stack});
 }
@@ -147,14 +149,15 @@ inline bool is_readable(const phi::Kernel& kernel) {
       typeid(DenseTensor), typeid(paddle::optional<DenseTensor>), typeid(TensorList), typeid(BaseList),
       typeid(paddle::optional<TensorList>)};
   static const std::set<std::type_index> outputs = {typeid(DenseTensor*), typeid(std::vector<DenseTensor*>)};
+  static const std::set<phi::AttributeType> unreadable = {phi::AttributeType::UNDEFINED,
+                                                          phi::AttributeType::PLACE};
   const auto& definition = kernel.args_def();
   for (auto& input : definition.input_defs())
     if (!inputs.count(input.type_index)) return false;
   for (auto& output : definition.output_defs())
     if (!outputs.count(output.type_index)) return false;
   for (auto& attribute : definition.attribute_defs())
-    if (attribute.type_index == phi::AttributeType::UNDEFINED || attribute.type_index == phi::AttributeType::PLACE)
-      return false;
+    if (unreadable.count(attribute.type_index)) return false;
   size_t arguments = definition.input_defs().size() + definition.attribute_defs().size() +
                      definition.output_defs().size();
   return arguments < kStackSlots;
@@ -173,8 +176,9 @@ inline bool is_communication(const std::string& name) {
 // Adam's powers of the betas, and the number that says whether to skip the update, may stay on the host.
 inline void keep_host_scalars(const std::string& name, phi::KernelArgsDef* definition) {
   if (name != "adam" && name != "adamw" && name != "merged_adam") return;
+  auto& inputs = definition->input_defs();
   for (size_t i : {6, 7, 9})
-    if (i < definition->input_defs().size()) definition->input_defs()[i].SetBackend(phi::Backend::ALL_BACKEND);
+    if (i < inputs.size()) inputs[i].SetBackend(phi::Backend::ALL_BACKEND);
   for (size_t i : {4, 5}) definition->output_defs()[i].SetBackend(phi::Backend::ALL_BACKEND);
 }
 
@@ -208,9 +212,13 @@ inline void add_kernel(const std::string& name, phi::KernelKeyMap* kernels, cons
 
 inline void add_kernels_of(const std::string& name, phi::KernelKeyMap* kernels) {
   const auto layout = phi::DataLayout::ALL_LAYOUT;
+  // Paddle has kernels for all devices, such as reshape's. Those of empty don't poison, and that of numel
+  // queues a copy whose source it frees.
+  static const std::set<std::string> replaced = {"empty", "empty_like", "numel"};
   std::map<DataType, phi::Kernel> cpu_kernels;
   for (auto& [key, kernel] : *kernels) {
-    bool has_paddles = kernels->count(phi::KernelKey(phi::Backend::CUSTOM, layout, key.dtype()));
+    bool has_paddles = kernels->count(phi::KernelKey(phi::Backend::CUSTOM, layout, key.dtype())) &&
+                       !replaced.count(name);
     if (key.backend() == phi::Backend::CPU && key.layout() == layout && is_readable(kernel) && !has_paddles)
       cpu_kernels.emplace(key.dtype(), kernel);
   }

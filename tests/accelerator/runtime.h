@@ -1,197 +1,17 @@
-// Memory, streams, events and counts of the test device. Kernels and collectives are in files of their own.
+// Memory and copies of the test device, as Paddle's interface wants them.
 #pragma once
-#include <algorithm>
-#include <array>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <set>
-#include <string>
-#include <thread>
-#include "paddle/phi/backends/device_ext.h"
+#include "streams.h"
 
 namespace accelerator {
-
-constexpr int kMaxDevices = 64;
-constexpr unsigned char kPoison = 0xFB;
-constexpr size_t kMegabyte = size_t(1) << 20;
-
-inline long environment_number(const char* name, long otherwise) {
-  const char* text = getenv(name);
-  return text && *text ? atol(text) : otherwise;
-}
-
-inline const std::string& device_name() {
-  static const char* text = getenv("ACCELERATOR_NAME");
-  static const std::string name = text && *text ? text : "iluvatar_gpu";
-  return name;
-}
-
-inline int device_count() {
-  static const long count = environment_number("ACCELERATOR_DEVICES", 2);
-  return static_cast<int>(std::clamp(count, 1L, static_cast<long>(kMaxDevices)));
-}
-
-inline size_t memory_size() {
-  static const size_t size = environment_number("ACCELERATOR_MEMORY_MB", 8192) * kMegabyte;
-  return size;
-}
-
-// What the host did, in the order in which device_counts() reports it.
-struct Counts {
-  std::atomic<int64_t> copies_to_device{0};         // the host waited until they were done
-  std::atomic<int64_t> copies_from_device{0};       // the host waited until they were done
-  std::atomic<int64_t> queued_copies_to_device{0};
-  std::atomic<int64_t> queued_copies_from_device{0};
-  std::atomic<int64_t> waits{0};                    // for a device, a stream or an event
-  std::atomic<int64_t> kernels{0};
-  std::atomic<int64_t> collectives{0};
-
-  std::array<std::atomic<int64_t>*, 7> all() {
-    return {&copies_to_device,          &copies_from_device, &queued_copies_to_device,
-            &queued_copies_from_device, &waits,              &kernels,
-            &collectives};
-  }
-};
-
-inline Counts counts;
-inline std::atomic<long> copy_delay_us{environment_number("ACCELERATOR_DELAY_US", 0)};
-
-// How many of a stream's tasks were queued and done. Events outlive streams, so both share it.
-class Progress {
- public:
-  uint64_t add_task() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return ++queued_;
-  }
-  void finish_task() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    ++done_;
-    changed_.notify_all();
-  }
-  uint64_t queued() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return queued_;
-  }
-  bool has_done(uint64_t task) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return done_ >= task;
-  }
-  void wait_for(uint64_t task) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return done_ >= task; });
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  uint64_t queued_ = 0, done_ = 0;
-};
-
-// Runs its tasks in their order in a thread of its own.
-class Stream {
- public:
-  Stream() : progress_(std::make_shared<Progress>()), thread_([this] { work(); }) {}
-  ~Stream() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      is_closing_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
-  }
-
-  void push(std::function<void()> task) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    tasks_.push_back(std::move(task));
-    progress_->add_task();
-    changed_.notify_all();
-  }
-  // A copy runs late, so that a host buffer that is used again too early gives wrong numbers.
-  void push_copy(void* target, const void* source, size_t size) {
-    push([=] {
-      if (long delay = copy_delay_us) std::this_thread::sleep_for(std::chrono::microseconds(delay));
-      memmove(target, source, size);
-    });
-  }
-  void wait() { progress_->wait_for(progress_->queued()); }
-  const std::shared_ptr<Progress>& progress() const { return progress_; }
-
- private:
-  void work() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [&] { return is_closing_ || !tasks_.empty(); });
-      if (tasks_.empty()) return;
-      auto task = std::move(tasks_.front());
-      tasks_.pop_front();
-      lock.unlock();
-      task();
-      progress_->finish_task();
-      lock.lock();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<std::function<void()>> tasks_;
-  bool is_closing_ = false;
-  std::shared_ptr<Progress> progress_;
-  std::thread thread_;  // last, because it uses the others
-};
-
-// A place in a stream. An event that was never recorded is over.
-struct Event {
-  std::shared_ptr<Progress> progress;
-  uint64_t task = 0;
-};
-
-inline Stream* stream_of(C_Stream stream) { return reinterpret_cast<Stream*>(stream); }
-inline Event* event_of(C_Event event) { return reinterpret_cast<Event*>(event); }
-
-// The streams that exist, so that a copy for which the host waits comes after all that is queued.
-class StreamList {
- public:
-  void add(Stream* stream) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    streams_.insert(stream);
-  }
-  void remove(Stream* stream) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    streams_.erase(stream);
-  }
-  void wait_for_all() {
-    std::vector<std::pair<std::shared_ptr<Progress>, uint64_t>> ends;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      for (Stream* stream : streams_) ends.emplace_back(stream->progress(), stream->progress()->queued());
-    }
-    for (auto& [progress, task] : ends) progress->wait_for(task);
-  }
-
- private:
-  std::mutex mutex_;
-  std::set<Stream*> streams_;
-};
-
-inline StreamList& streams() {
-  static auto* list = new StreamList;  // never deleted, because Paddle frees memory while the process ends
-  return *list;
-}
 
 inline std::array<std::atomic<size_t>, kMaxDevices> used_memory{};
 inline thread_local int current_device = 0;
 
 inline bool is_device(const C_Device device) { return device->id >= 0 && device->id < device_count(); }
 
-inline void* aligned_memory(size_t size) { return aligned_alloc(256, (std::max<size_t>(size, 1) + 255) / 256 * 256); }
+inline void* aligned_memory(size_t size) {
+  return aligned_alloc(256, (std::max<size_t>(size, 1) + 255) / 256 * 256);
+}
 
 namespace device_calls {
 
@@ -229,7 +49,7 @@ inline C_Status destroy_stream(const C_Device, C_Stream stream) {
 }
 inline C_Status query_stream(const C_Device, C_Stream stream) {
   auto& progress = stream_of(stream)->progress();
-  return progress->has_done(progress->queued()) ? C_SUCCESS : C_FAILED;
+  return progress->has_done(progress->queued()) && late_tasks().is_empty() ? C_SUCCESS : C_FAILED;
 }
 inline C_Status add_callback(const C_Device device, C_Stream stream, C_Callback callback, void* data) {
   C_Device_st copy = *device;
@@ -253,12 +73,11 @@ inline C_Status record_event(const C_Device, C_Stream stream, C_Event event) {
   return C_SUCCESS;
 }
 inline C_Status query_event(const C_Device, C_Event event) {
-  Event* place = event_of(event);
-  return !place->progress || place->progress->has_done(place->task) ? C_SUCCESS : C_FAILED;
+  return event_of(event)->is_over() && late_tasks().is_empty() ? C_SUCCESS : C_FAILED;
 }
 inline C_Status stream_wait_event(const C_Device, C_Stream stream, C_Event event) {
   Event place = *event_of(event);
-  if (place.progress) stream_of(stream)->push([place] { place.progress->wait_for(place.task); });
+  stream_of(stream)->push([place] { place.wait(); });
   return C_SUCCESS;
 }
 inline C_Status synchronize_device(const C_Device) {
@@ -269,31 +88,41 @@ inline C_Status synchronize_device(const C_Device) {
 inline C_Status synchronize_stream(const C_Device, C_Stream stream) {
   ++counts.waits;
   stream_of(stream)->wait();
+  late_tasks().finish();
   return C_SUCCESS;
 }
 inline C_Status synchronize_event(const C_Device, C_Event event) {
   ++counts.waits;
-  Event* place = event_of(event);
-  if (place->progress) place->progress->wait_for(place->task);
+  event_of(event)->wait();
+  late_tasks().finish();
   return C_SUCCESS;
 }
 
 inline C_Status allocate(const C_Device device, void** pointer, size_t size) {
   if (!is_device(device)) return C_ERROR;
   auto& used = used_memory[device->id];
-  // Without an address Paddle frees what it keeps, tries again, and says that the memory is full. A failed call would
-  // be an error without a name.
+  // Without an address Paddle frees what it keeps, tries again, and says that the memory is full. A failed
+  // call would be an error without a name.
   *pointer = used + size > memory_size() ? nullptr : aligned_memory(size);
   if (!*pointer) return C_SUCCESS;
   memset(*pointer, kPoison, size);
   used += size;
   return C_SUCCESS;
 }
+// The memory goes when the copies that are queued are done. The host does not wait for them.
 inline C_Status deallocate(const C_Device device, void* pointer, size_t size) {
-  streams().wait_for_all();
-  if (pointer) memset(pointer, kPoison, size);
-  free(pointer);
   used_memory[device->id] -= size;
+  auto ends = streams().ends();
+  auto release = [=] {
+    for (auto& end : ends) end.wait();
+    memset(pointer, kPoison, size);
+    free(pointer);
+  };
+  // A stream's own thread may be the caller, and can't wait for itself.
+  bool is_busy = !ends.empty() || !late_tasks().is_empty();
+  if (!pointer) return C_SUCCESS;
+  if (is_busy) late_tasks().add(std::max(due_time(), Clock::now() + std::chrono::milliseconds(1)), release);
+  else release();
   return C_SUCCESS;
 }
 inline C_Status host_allocate(const C_Device, void** pointer, size_t size) {
@@ -331,13 +160,13 @@ inline C_Status copy_between(const C_Device, const C_Device, void* target, const
 inline C_Status queue_copy_to_device(const C_Device, C_Stream stream, void* target, const void* source,
                                      size_t size) {
   ++counts.queued_copies_to_device;
-  stream_of(stream)->push_copy(target, source, size);
+  stream_of(stream)->push_copy_to_device(target, source, size);
   return C_SUCCESS;
 }
 inline C_Status queue_copy_from_device(const C_Device, C_Stream stream, void* target, const void* source,
                                        size_t size) {
   ++counts.queued_copies_from_device;
-  stream_of(stream)->push_copy(target, source, size);
+  stream_of(stream)->push_copy_from_device(target, source, size);
   return C_SUCCESS;
 }
 inline C_Status queue_copy_within(const C_Device, C_Stream stream, void* target, const void* source,

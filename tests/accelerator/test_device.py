@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ppxcls.system.file_lock import locked
 from tests.accelerator.build import ROOT, environment
 from tests.conftest import run_tool
 
@@ -24,6 +26,7 @@ NOTHING = {
     "waits": 0,
     "kernels": 0,
     "collectives": 0,
+    "changed_sources": 0,
 }
 HALF_OPERATORS = [
     "conv2d",
@@ -65,22 +68,33 @@ def results_of(program: str, *arguments: str, **variables: str) -> Any:
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def common_results(factory: pytest.TempPathFactory, program: str, *arguments: str, **variables: str) -> Any:
+    """Returns a program's results. It runs once, even if several processes run the tests."""
+    folder = factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    file = folder / f"{program}.json"
+    with locked(folder / f"{program}.lock"):
+        if not file.exists():
+            file.write_text(json.dumps(results_of(program, *arguments, **variables)))
+    return json.loads(file.read_text())
+
+
 @pytest.fixture(scope="module")
-def basics() -> Any:
+def basics(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The results of ``basics.py``."""
-    return results_of("basics", ACCELERATOR_DEVICES="3", ACCELERATOR_MEMORY_MB="512")
+    return common_results(tmp_path_factory, "basics", ACCELERATOR_DEVICES="3", ACCELERATOR_MEMORY_MB="512")
 
 
 @pytest.fixture(scope="module")
-def half_precision() -> Any:
+def half_precision(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The results of ``half_precision.py``."""
-    return results_of("half_precision")
+    return common_results(tmp_path_factory, "half_precision")
 
 
 @pytest.fixture(scope="module")
-def training() -> Any:
+def training(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The results of ``training.py``."""
-    return results_of("training", "cpu", "float32", "float32 multi_tensor", *AMP_RUNS)
+    return common_results(tmp_path_factory, "training", "cpu", "float32", "float32 multi_tensor", *AMP_RUNS)
 
 
 def test_devices_have_numbers(basics: Any) -> None:
@@ -90,6 +104,7 @@ def test_devices_have_numbers(basics: Any) -> None:
 
 def test_memory_is_poisoned_and_ends(basics: Any) -> None:
     assert basics["empty"] == [0xFB]
+    assert basics["freed"] == [0xFB]
     assert "Out of memory error on iluvatar_gpu:0" in basics["out_of_memory"]
     assert basics["after_out_of_memory"] == 3
 
@@ -109,6 +124,17 @@ def test_buffer_that_is_used_again_too_early_gives_wrong_numbers(basics: Any) ->
     assert basics["late_copy"]["counts"] == {**NOTHING, "queued_copies_to_device": 1}
     assert basics["late_copy"]["values"] == [0.0]
     assert basics["awaited_copy"]["values"] == [1.0]
+
+
+def test_source_that_changes_after_the_kernels_is_counted(basics: Any) -> None:
+    assert basics["changed_source"]["changed_sources"] == 1
+    assert basics["unchanged_source"]["changed_sources"] == 0
+    assert basics["unchanged_source"]["queued_copies_to_device"] == 1
+
+
+def test_queued_copy_to_the_host_is_late(basics: Any) -> None:
+    assert basics["copy_to_host"]["counts"]["queued_copies_from_device"] == 1
+    assert basics["copy_to_host"]["values"] == [[0.0], [1.0]]  # before and after a wait
 
 
 def test_seed_repeats_random_numbers(basics: Any) -> None:
@@ -204,10 +230,10 @@ def losses_of(log: str) -> list[float]:
 
 
 @pytest.mark.parametrize("level", ["O0", "O1"])
-def test_tool_trains_evaluates_and_resumes(write_config: Callable[..., Path], level: str) -> None:
+def test_tool_trains_evaluates_and_resumes(small: Callable[..., Path], level: str) -> None:
     amp = {} if level == "O0" else {"AMP": {"level": level, "use_dynamic_loss_scaling": True}}
-    config = write_config(**{"Global.device": "iluvatar_gpu", **amp})
-    run_folder = config.parent / "output/Xception41"
+    config = small(**{"Global.device": "iluvatar_gpu", **amp})
+    run_folder = config.parent / "output/SmallNetwork"
     training = run_tool("tools/train.py", "-c", config, env=environment())
     assert training.returncode == 0, training.stderr[-3000:]
     assert len(losses_of(training.stdout + training.stderr)) == 3

@@ -90,6 +90,7 @@ def test_a_training_resumes_to_the_same_bits_and_averages_true_weights(
         assert counts["copies_from_device"] == questions
         assert counts["queued_copies_to_device"] == 2
         assert counts["waits"] == 2 * questions
+        assert counts["changed_sources"] == 0  # no source of a queued copy was used again too early
     assert result["loader_processes"] == 1
 
 

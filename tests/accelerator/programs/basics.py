@@ -24,6 +24,14 @@ def error_of(action: Any) -> str:
     return ""
 
 
+def freed_memory() -> list[int]:
+    """Returns some bytes that are left of a tensor. Those at its start are in use by the system's allocator."""
+    tensor = paddle.ones([1000])
+    address = tensor.data_ptr()
+    del tensor
+    return sorted(set(ctypes.string_at(address + 2000, 16)))
+
+
 def counts_of_operations() -> dict[str, Any]:
     results = {}
     with counted() as counts:
@@ -52,6 +60,32 @@ def late_copy(*, waits: bool) -> dict[str, Any]:
     return {"counts": asdict(counts), "values": sorted(set(copy.numpy().tolist()))}
 
 
+def source_after_kernels(*, changes: bool) -> dict[str, int]:
+    """Returns the counts if the source of a queued copy is overwritten after kernels have used the copy."""
+    source = paddle.to_tensor(np.ones(1000, np.float32), place=paddle.CPUPlace())
+    with counted() as counts:
+        copy = source._copy_to(paddle.CustomPlace(NAME, 0), False)
+        total = copy.sum()
+        if changes:
+            ctypes.memset(source.data_ptr(), 0, 4000)
+        paddle.device.synchronize()
+    assert total.item() == 1000
+    return asdict(counts)
+
+
+def copy_to_host() -> dict[str, Any]:
+    """Returns what a queued copy to the host brings before a wait and after it."""
+    source = paddle.ones([1000])
+    target = paddle.to_tensor(np.zeros(1000, np.float32), place=paddle.CPUPlace())
+    values = []
+    with counted() as counts:
+        target.copy_(source, False)
+        values.append(sorted(set(target.tolist())))
+        paddle.device.synchronize()
+    values.append(sorted(set(target.tolist())))
+    return {"counts": asdict(counts), "values": values}
+
+
 def random_numbers() -> list[list[float]]:
     draws = []
     for _ in range(2):
@@ -75,6 +109,7 @@ def main() -> None:
         "devices": paddle.device.get_available_custom_device(),
         "wrong_device": error_of(lambda: paddle.to_tensor([1.0], place=paddle.CustomPlace(NAME, 9))),
         "empty": np.unique(paddle.empty([1000], "uint8").numpy()).tolist(),
+        "freed": freed_memory(),
         "counts": counts_of_operations(),
         "random": random_numbers(),
         "out_of_memory": error_of(lambda: paddle.zeros([limit // 4 + 1])),
@@ -84,6 +119,9 @@ def main() -> None:
     set_delay(100_000)
     results["late_copy"] = late_copy(waits=False)
     results["awaited_copy"] = late_copy(waits=True)
+    results["changed_source"] = source_after_kernels(changes=True)
+    results["unchanged_source"] = source_after_kernels(changes=False)
+    results["copy_to_host"] = copy_to_host()
     print(json.dumps(results))
 
 

@@ -22,6 +22,7 @@ class Counts:
         waits: waits for a device, a stream or an event.
         kernels: operators that ran on the device.
         collectives: collectives that were queued.
+        changed_sources: sources of queued copies that changed before the copies were due.
     """
 
     copies_to_device: int = 0
@@ -31,6 +32,7 @@ class Counts:
     waits: int = 0
     kernels: int = 0
     collectives: int = 0
+    changed_sources: int = 0
 
 
 def device_library() -> ctypes.CDLL:
@@ -40,7 +42,7 @@ def device_library() -> ctypes.CDLL:
 
 def total_counts() -> Counts:
     """Returns the counts from the start of the process."""
-    values = (ctypes.c_int64 * 7)()
+    values = (ctypes.c_int64 * 8)()
     device_library().device_counts(values)
     return Counts(*values)
 
