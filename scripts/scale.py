@@ -1,7 +1,7 @@
 """Computes the storage, processors, network and disks that many GPUs need, from measurements of one machine.
 
     python scripts/scale.py                                  # the tables of docs/scale.md, for Xception41
-    python scripts/scale.py --gpu "H100" --images 1400 --cards 8 --nodes 16 --link 50
+    python scripts/scale.py --gpu "H100" --images 1228 --cards 8 --nodes 16 --link 50
 
 Nothing here was measured on several machines. The rates of the GPUs are derived (docs/measurements.md). The
 bandwidths of the links are the manufacturers' figures.
@@ -17,7 +17,7 @@ import numpy as np
 
 IMAGES_PER_CARD = 64  # images per card and step, as in PaddleClas's recipe
 IMAGE_BYTES = 110e3  # mean JPEG of ImageNet's training set: 138 GB in 1,281,167 files
-DECODED_IMAGES_PER_CORE_SECOND = 700.0  # images/s per core, see docs/measurements.md
+DECODED_IMAGES_PER_CORE_SECOND = 320.0  # images/s per core, see docs/measurements.md
 LATENCY_SECONDS = 20e-6  # seconds per message between nodes
 BUFFER_BYTES = 25e6  # bytes sent at once, Global.comm_buffer_size
 BACKWARD_SHARE = 2 / 3  # share of a step in the backward pass, during which gradients are sent
@@ -31,9 +31,9 @@ NETWORKS = {
 }
 # Images/s of one card; NVLink bandwidth in bytes/s, one direction.
 GPUS = {
-    "V100": (376.0, 150e9),
-    "A100": (852.0, 300e9),
-    "H100": (1400.0, 450e9),
+    "V100": (330.0, 150e9),
+    "A100": (747.0, 300e9),
+    "H100": (1228.0, 450e9),
 }
 # Bandwidth of a node in bytes/s, one direction.
 LINKS = {

@@ -14,6 +14,7 @@ from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
 from ppxcls.system import distributed
+from ppxcls.system.environment import cores_per_rank
 
 # Threads of one process wait for its lock: on 16 cores, 2 threads loaded 2.0 times as many images as one, 4
 # threads 3.4 times, 8 threads 4.7 times.
@@ -81,7 +82,10 @@ def _num_processes(config: Config, mode: str, section: LoaderSection) -> int:
     """Returns the number of loader processes. Raises ConfigError if there are more than threads."""
     threads, processes = section.num_workers, section.num_processes
     if processes is None:
-        return 0 if paddle.get_device() == "cpu" else -(-threads // _THREADS_PER_PROCESS)
+        if paddle.get_device() == "cpu":
+            return 0
+        # Many threads may wait for an object store. More processes than cores would not help.
+        return min(-(-threads // _THREADS_PER_PROCESS), cores_per_rank())
     if processes > threads:
         place = config.where(f"DataLoader.{mode}.loader.num_processes")
         raise place.error(

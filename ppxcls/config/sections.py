@@ -217,8 +217,8 @@ class LoaderSection:
         num_workers: number of threads that read and decode, in all processes; 0 uses the thread of the
             training loop.
         num_processes: number of processes per rank among which the threads are divided; 0 uses threads of
-            the training process. Null uses one process for every two threads on an accelerator, and 0 on a
-            CPU. The batches are the same.
+            the training process. Null uses one process for every two threads on an accelerator, up to the
+            number of cores, and 0 on a CPU. The batches are the same.
         use_shared_memory: PaddleClas's key; it has no effect, because the processes share memory without
             ``/dev/shm``.
         read_patience: seconds during which reads are retried if a disk reports EIO, ESTALE or a similar

@@ -51,8 +51,7 @@ def prepare_cpu() -> None:
                 "Paddle was imported before ppxcls and runs on one core: import ppxcls first", stacklevel=3
             )
         return
-    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or launched_world_size())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores_per_rank()))
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     if "AuthenticAMD" in _cpu_info():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -70,6 +69,12 @@ def launched_rank() -> int:
 def launched_world_size() -> int:
     """Returns the number of processes of the job, as set by the launcher; 1 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM") or 1)
+
+
+def cores_per_rank() -> int:
+    """Returns the number of this machine's usable cores for each of the job's processes on it, at least 1."""
+    ranks = int(os.environ.get("PADDLE_LOCAL_SIZE") or launched_world_size())
+    return max(1, usable_cores() // ranks)
 
 
 def usable_cores() -> int:
