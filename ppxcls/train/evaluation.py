@@ -103,8 +103,9 @@ class Evaluation:
 
     def _results(self, batch_sums: list[tuple[int, paddle.Tensor]], bad_count: int) -> dict[str, float]:
         totals = Totals(self._scorer.names)
-        for count, sums in batch_sums:
-            totals.add(count, sums.numpy())
+        rows = paddle.stack([sums for _, sums in batch_sums]).numpy() if batch_sums else []
+        for (count, _), row in zip(batch_sums, rows, strict=True):
+            totals.add(count, row)
         totals.add(0, np.zeros(len(self._scorer.names)), bad_count)
         means = totals.reduced()
         metric_results = {name: value for metric in self._metrics for name, value in metric.results().items()}

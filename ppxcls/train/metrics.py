@@ -86,16 +86,17 @@ class ClassReport(Metric):
     """
 
     def __init__(self, class_num: int) -> None:
-        self._matrix = np.zeros((class_num, class_num), np.int64)
+        self._class_num = class_num
+        self._pairs: list[paddle.Tensor] = []  # read at the end, because a read makes the host wait
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Adds a batch to the confusion matrix, and returns no sums.
+        """Keeps the labels and predictions of a batch, and returns no sums.
 
         Args:
             logits: [N, class_num].
             labels: int64 [N].
         """
-        np.add.at(self._matrix, (labels.numpy(), logits.argmax(axis=-1).numpy()), 1)
+        self._pairs.append(paddle.stack([labels, logits.argmax(axis=-1)]))
         return {}
 
     def results(self) -> dict[str, float]:
@@ -105,8 +106,11 @@ class ClassReport(Metric):
         """
         from sklearn.metrics import precision_recall_fscore_support
 
-        total = distributed.sum_over_processes(self._matrix.reshape(-1)).reshape(self._matrix.shape)
-        self._matrix[:] = 0
+        matrix = np.zeros((self._class_num, self._class_num), np.int64)
+        if self._pairs:
+            np.add.at(matrix, tuple(paddle.concat(self._pairs, axis=1).numpy()), 1)
+        self._pairs = []
+        total = distributed.sum_over_processes(matrix.reshape(-1)).reshape(matrix.shape)
         true_classes, predicted_classes = np.nonzero(total)
         weights = total[true_classes, predicted_classes]
         classes = np.arange(len(total))

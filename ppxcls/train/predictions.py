@@ -85,9 +85,10 @@ class PredictionTable:
             np.array([local_width, bool(self._parts)], float)
         )
         table = np.zeros((self._size, 1 + int(width_sum / max(process_count, 1))))
-        for samples, part in self._parts:
+        if self._parts:
+            samples = np.concatenate([samples for samples, _ in self._parts])
             table[samples, 0] = 1  # each sample is evaluated by one process only
-            table[samples, 1:] = part.numpy()
+            table[samples, 1:] = paddle.concat([part for _, part in self._parts]).numpy()
         self._parts = []
         table = distributed.sum_over_processes(table.reshape(-1)).reshape(table.shape)
         samples = np.flatnonzero(table[:, 0])
