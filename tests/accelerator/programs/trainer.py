@@ -72,6 +72,19 @@ def averaged_by_hand(trainer: Any) -> dict[str, Any]:
     return averages
 
 
+def counts_of_steps(trainer: Any) -> list[dict[str, int]]:
+    """Trains on the first epoch's batches, and returns the counts of the second and the third."""
+    trainer.learner.model.train()
+    trainer.progress.epoch = 2  # the first batch of a run is also written as a picture
+    results = []
+    for batch in list(trainer.loader.epoch(1))[:3]:
+        with counted() as counts:
+            trainer.train_on(batch)
+        results.append(asdict(counts))
+    trainer.close_loaders()
+    return results[1:]
+
+
 def run(mode: str, config: str, output: str) -> dict[str, Any]:
     whole = build(config, mode, f"{output}/whole")
     averages = averaged_by_hand(whole)
@@ -101,15 +114,9 @@ def run(mode: str, config: str, output: str) -> dict[str, Any]:
     rows = [json.loads(line) for line in (whole.output_dir / "metrics.jsonl").read_text().splitlines()]
     best = max((row for row in rows if row["kind"] == "eval"), key=lambda row: row["top1"])
     third = build(config, mode, f"{output}/third", "EMA=null", "Global.eval_during_train=false")
-    third.learner.model.train()
-    batches_of_epoch = list(third.loader.epoch(1))
-    third.progress.epoch = 2  # the first batch of a run is also written as a picture
-    third.train_on(batches_of_epoch[0])
-    step_counts = []
-    for batch in batches_of_epoch[1:3]:
-        with counted() as counts:
-            third.train_on(batch)
-        step_counts.append(asdict(counts))
+    step_counts = counts_of_steps(third)
+    fourth = build(config, mode, f"{output}/fourth", "Global.eval_during_train=false")
+    average_kernels = counts_of_steps(fourth)[1]["kernels"] - step_counts[1]["kernels"]
     types = {str(p.dtype) for p in whole.learner.network.parameters()}
     return {
         "types": sorted(types),
@@ -121,6 +128,7 @@ def run(mode: str, config: str, output: str) -> dict[str, Any]:
         "evaluated": {"during": best, "after": results},
         "losses": [row["loss"] for row in rows if row["kind"] == "train"],
         "counts": step_counts,
+        "average_kernels": average_kernels,
         "loader_processes": third.loader.num_processes,
     }
 
