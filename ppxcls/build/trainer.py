@@ -34,7 +34,7 @@ from ppxcls.train.losses import build_loss
 from ppxcls.train.lr_schedules import build_lr_schedule
 from ppxcls.train.metrics import build_metrics
 from ppxcls.train.mixing import build_batch_transforms
-from ppxcls.train.optimizers import build_optimizer
+from ppxcls.train.optimizers import OPTIMIZERS, build_optimizer
 from ppxcls.train.precision import set_precision
 from ppxcls.train.run import Run
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker
@@ -114,7 +114,12 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
         optimizer_block.lr, config.Global.epochs, steps_per_epoch=steps_per_epoch, factor=factor
     )
     optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
-    network, optimizer, precision = set_precision(mixed_precision(config.AMP), network, optimizer)
+    network, optimizer, precision = set_precision(
+        mixed_precision(config.AMP),
+        network,
+        optimizer,
+        takes_float32_gradients=OPTIMIZERS.fact(optimizer_block.name, "takes_float32_gradients"),
+    )
     average = None
     if config.EMA and config.EMA.use_ema:
         average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup, optimizer=optimizer)

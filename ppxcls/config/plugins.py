@@ -6,10 +6,12 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import registries
 
+_IMPORTED_NAMES: dict[str, None] = {}  # names of all plugin modules, in the order of their import
 _MODULE_NAMES: dict[Path, str] = {}  # module names of the plugins that were imported from files
 
 
@@ -36,6 +38,7 @@ def import_plugin(name: str, folder: Path | None, where: ConfigPlace) -> str:
     try:
         if not is_file and name not in _MODULE_NAMES.values() and _is_importable(name):
             importlib.import_module(name)
+            _IMPORTED_NAMES.setdefault(name)
             return name
         relative_path = Path(name) if is_file else Path(*name.split(".")).with_suffix(".py")
         for search_folder in [Path(), *([] if folder is None else [folder])]:
@@ -57,6 +60,19 @@ def import_plugin(name: str, folder: Path | None, where: ConfigPlace) -> str:
 def plugin_files() -> dict[str, str]:
     """Returns the files of the plugins that were imported from files, by module name."""
     return {name: str(file) for file, name in _MODULE_NAMES.items()}
+
+
+def plugins_without_paddle() -> list[str]:
+    """Returns the names of the plugin modules that do not use Paddle, in the order of their import."""
+    names = [name for name in _IMPORTED_NAMES if name in sys.modules]
+    return [name for name in names if not any(map(_is_of_paddle, vars(sys.modules[name]).values()))]
+
+
+def _is_of_paddle(value: object) -> bool:
+    name = getattr(value, "__module__", None)
+    if isinstance(value, ModuleType):
+        name = value.__name__
+    return isinstance(name, str) and name.partition(".")[0] == "paddle"
 
 
 def _is_importable(name: str) -> bool:
@@ -85,4 +101,5 @@ def _import_file(file: Path) -> str:
     finally:
         sys.path.remove(str(file.parent))
     _MODULE_NAMES[file] = file.stem
+    _IMPORTED_NAMES.setdefault(file.stem)
     return str(file)

@@ -158,9 +158,8 @@ class Loader:
             loaded_images = loading.result(handle, self.timeout)
         except TimeoutError:
             loading.cancel(handle)
-            raise DataError(
-                f"no batch for {self.timeout:g} s; files being read: {self.files_being_read()}"
-            ) from None
+            files = self.files_being_read() or "none"
+            raise DataError(f"no batch for {self.timeout:g} s; files being read: {files}") from None
         except BaseException:
             loading.cancel(handle)
             raise

@@ -8,22 +8,25 @@ from dataclasses import dataclass, field
 from ppxcls.data.loading import BatchRequest, ImageKind
 from ppxcls.system.arrays import Array
 
+# Signals to all processes of a job. Loader processes ignore them, because the training process decides.
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
 
 @dataclass(frozen=True)
 class WorkerSettings:
     """The first message to a worker.
 
     Attributes:
-        import_paths: ``sys.path`` of the training process.
         plugin_files: file of each plugin module, by module name.
+        plugins: names of the plugin modules to import for their effects, in order.
         dataset_sizes: sizes for ``shared_object`` of the data set.
         seed: seed of the random choices.
         threads: places of this worker's threads in the table of current samples.
         all_threads: length of this table.
     """
 
-    import_paths: Sequence[str]
     plugin_files: Mapping[str, str]
+    plugins: Sequence[str]
     dataset_sizes: Sequence[int]
     seed: int
     threads: range

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
-import signal
 import subprocess
-import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection as connections
 from multiprocessing import reduction
-from pathlib import Path
 
 import numpy as np
 
-from ppxcls.config.plugins import plugin_files
+from ppxcls.config.plugins import plugin_files, plugins_without_paddle
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
 from ppxcls.data.loader_messages import (
@@ -31,19 +28,16 @@ from ppxcls.data.loader_messages import (
     WorkerSettings,
     WorkerStarted,
 )
-from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, different_sizes
+from ppxcls.data.loader_process import WorkerProcess
+from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, different_kinds
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.shared_memory import HAS_SHARED_MEMORY, SharedMemory, share_object
 
 _START_SECONDS = 120.0  # maximum time for the start of a process
 _END_SECONDS = 5.0  # maximum time for the end of a process
-_CODE = """
-import sys
-sys.path.insert(0, {root!r})
-from ppxcls.data.loader_worker import run_worker
-run_worker{descriptors!r}
-"""
+_WAIT_SECONDS = 0.5  # time between two looks at the deadline
+_MAX_MEMORIES = 8  # more batches that exist at once are copied
 
 
 class ProcessesUnavailable(Exception):
@@ -79,56 +73,6 @@ class _PendingBatch:
     is_cancelled: bool = False
 
 
-class _WorkerProcess:
-    """A process that runs ``loader_worker``.
-
-    Args:
-        dataset_memory: memory with the data set.
-        table_memory: memory with the table of current samples.
-        threads: places of the process's threads in this table.
-    """
-
-    def __init__(self, dataset_memory: SharedMemory, table_memory: SharedMemory, threads: range) -> None:
-        self.threads = threads
-        self.memories: set[int] = set()  # numbers of the shared memories that the process has
-        self.connection, worker_connection = multiprocessing.Pipe()
-        reading_end, self._life_line = os.pipe()
-        descriptors = (
-            worker_connection.fileno(),
-            reading_end,
-            dataset_memory.descriptor,
-            table_memory.descriptor,
-        )
-        code = _CODE.format(root=str(Path(__file__).resolve().parents[2]), descriptors=descriptors)
-        single_threaded = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        self.process = subprocess.Popen(  # noqa: S603  our own code
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            env={**os.environ, **single_threaded},
-        )
-        worker_connection.close()
-        os.close(reading_end)
-
-    def close(self) -> None:
-        """Tells the process to end."""
-        if self._life_line >= 0:
-            os.close(self._life_line)
-            self._life_line = -1
-            self.connection.close()
-
-    def outcome(self) -> str:
-        """Returns how the process ended, in words."""
-        try:
-            code = self.process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "closed its connection"
-        if code >= 0:
-            return f"ended with exit code {code}"
-        reason = ", perhaps because the memory is full" if -code == signal.SIGKILL else ""
-        return f"was ended by {signal.Signals(-code).name}{reason}"
-
-
 class LoaderProcesses:
     """Loads batches in processes with a few threads each. It is a ``Loading``.
 
@@ -159,6 +103,7 @@ class LoaderProcesses:
         self.is_broken = False
         self._dataset = dataset
         self._has_announcements = type(dataset).announce is not Dataset.announce
+        self._lock = threading.Lock()  # of the connections
         self._tickets = itertools.count()
         self._pending_batches: dict[int, _PendingBatch] = {}
         self._memories: list[SharedMemory] = []
@@ -168,21 +113,26 @@ class LoaderProcesses:
         self._current_samples = table_memory.array([threads], np.dtype(np.int64))
         self._current_samples[:] = -1
         bounds = [threads * i // processes for i in range(processes + 1)]
-        self._workers: list[_WorkerProcess] = []
+        self._workers: list[WorkerProcess] = []
         self._end = weakref.finalize(self, _end_workers, self._workers)
-        for start, stop in itertools.pairwise(bounds):
-            self._workers.append(_WorkerProcess(dataset_memory, table_memory, range(start, stop)))
+        _ALL.add(self)
+        try:
+            for start, stop in itertools.pairwise(bounds):
+                self._workers.append(WorkerProcess(dataset_memory, table_memory, range(start, stop)))
+        except (OSError, TypeError, ValueError) as error:  # too many processes or files, or no interpreter
+            self.close()
+            raise ProcessesUnavailable(f"no process can be started: {error}") from None
         for worker in self._workers:
-            worker.connection.send(
-                WorkerSettings(
-                    import_paths=sys.path,
-                    plugin_files=plugin_files(),
-                    dataset_sizes=dataset_sizes,
-                    seed=seed,
-                    threads=worker.threads,
-                    all_threads=threads,
-                )
+            settings = WorkerSettings(
+                plugin_files=plugin_files(),
+                plugins=plugins_without_paddle(),
+                dataset_sizes=dataset_sizes,
+                seed=seed,
+                threads=worker.threads,
+                all_threads=threads,
             )
+            with self._death_reported(worker):
+                worker.connection.send(settings)
         self._wait_for_start(time.monotonic() + (timeout or _START_SECONDS))
 
     def _wait_for_start(self, deadline: float) -> None:
@@ -199,6 +149,14 @@ class LoaderProcesses:
 
     def start(self, request: BatchRequest) -> int:
         """Starts to load a batch, and returns its ticket."""
+        try:
+            with self._lock:
+                return self._start(request)
+        except BaseException:  # Ctrl-C may have cut a message
+            self.is_broken = True
+            raise
+
+    def _start(self, request: BatchRequest) -> int:
         ticket = next(self._tickets)
         if not self._free_memories:
             self._free_memories.append(len(self._memories))
@@ -206,8 +164,12 @@ class LoaderProcesses:
         memory = self._free_memories.pop()
         batch = self._pending_batches[ticket] = _PendingBatch(request, memory)
         count = len(request.indices)
-        for worker in self._workers:
-            first, stop = self._slots(worker, count)
+        stop = thread_count = 0
+        # In turns, so that batches with fewer samples than processes use all of them.
+        first_worker = ticket % len(self._workers)
+        for worker in [*self._workers[first_worker:], *self._workers[:first_worker]]:
+            thread_count += len(worker.threads)
+            first, stop = stop, count * thread_count // len(self._current_samples)
             if first == stop:
                 continue
             batch.remaining_parts += 1
@@ -231,16 +193,23 @@ class LoaderProcesses:
             TimeoutError: the batch is not complete after ``timeout`` seconds.
             LoaderError: a process ended, or raised an error that is not about the file of a sample.
         """
+        try:
+            return self._result(handle, timeout)
+        except BaseException:  # a hanging process would hang again; Ctrl-C may have cut a message
+            self.is_broken = True
+            raise
+
+    def _result(self, handle: int, timeout: float | None) -> LoadedImages:
         batch = self._pending_batches[handle]
         deadline = None if timeout is None else time.monotonic() + timeout
         workers = {worker.connection: worker for worker in self._workers}
         while batch.remaining_parts:
-            seconds = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready_connections = connections.wait(list(workers), seconds)
-            if not ready_connections:
+            with self._lock:
+                # Not longer, so that another thread can use the connections.
+                for connection in connections.wait(list(workers), _WAIT_SECONDS):
+                    self._receive(workers[connection])  # type: ignore[index]
+            if batch.remaining_parts and deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError
-            for connection in ready_connections:
-                self._receive(workers[connection])  # type: ignore[index]
         if batch.error:
             raise LoaderError(batch.error) from (_WorkerTraceback(batch.trace) if batch.trace else None)
         del self._pending_batches[handle]
@@ -248,12 +217,18 @@ class LoaderProcesses:
         if batch.kind is None:
             self._free_memories.append(batch.memory)
         else:
-            shape, dtype = batch.kind
-            free_memories, memory = self._free_memories, batch.memory
-            images = self._memories[memory].array(
-                (len(batch.request.indices), *shape), dtype, lambda: free_memories.append(memory)
-            )
+            images = self._images(batch, batch.kind)
         return LoadedImages(images, batch.bad_samples)
+
+    def _images(self, batch: _PendingBatch, kind: ImageKind) -> Array:
+        """Returns the images of a complete batch, on its memory, or as a copy if there are many batches."""
+        shape = (len(batch.request.indices), *kind[0])
+        free_memories, memory = self._free_memories, batch.memory
+        if len(self._memories) > _MAX_MEMORIES:  # each has a descriptor in every process
+            images = self._memories[memory].array(shape, kind[1]).copy()
+            free_memories.append(memory)
+            return images
+        return self._memories[memory].array(shape, kind[1], lambda: free_memories.append(memory))
 
     def cancel(self, handle: int) -> None:
         """Drops a batch. Its memory is used again when all processes have answered."""
@@ -265,17 +240,16 @@ class LoaderProcesses:
             self._forget(handle, batch)
         elif not self.is_broken:
             for worker in self._workers:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError), self._lock:
                     worker.connection.send(CancelPart(handle))
 
     def announce(self, indices: Array) -> None:
         """Announces samples to the data sets of the processes that will load them."""
         if not self._has_announcements:
             return
-        for worker in self._workers:
-            first, stop = self._slots(worker, len(indices))
-            with self._death_reported(worker):
-                worker.connection.send(AnnounceSamples(indices[first:stop]))
+        for number, worker in enumerate(self._workers):
+            with self._death_reported(worker), self._lock:
+                worker.connection.send(AnnounceSamples(indices[number :: len(self._workers)]))
 
     def current_samples(self) -> list[int]:
         """Returns the samples that are being loaded now."""
@@ -286,12 +260,14 @@ class LoaderProcesses:
         self.is_broken = True
         self._end()
 
-    def _slots(self, worker: _WorkerProcess, count: int) -> tuple[int, int]:
-        """Returns the first slot of a worker's part of a batch, and the slot after its last."""
-        all_threads = len(self._current_samples)
-        return count * worker.threads.start // all_threads, count * worker.threads.stop // all_threads
+    def abandon(self) -> None:
+        """Forgets the processes in a forked copy of the training process."""
+        self.is_broken = True
+        self._end.detach()
+        for worker in self._workers:
+            worker.close()
 
-    def _receive(self, worker: _WorkerProcess) -> object:
+    def _receive(self, worker: WorkerProcess) -> object:
         """Receives one message, and updates the batch that it is about."""
         with self._death_reported(worker):
             message = worker.connection.recv()
@@ -308,7 +284,7 @@ class LoaderProcesses:
         batch.kind = batch.kind or part.kind
         if part.kind and part.kind != batch.kind and not batch.error:
             path = self._dataset.path(int(batch.request.indices[part.offset]))
-            batch.error = f"{path}: {different_sizes(part.kind[0], batch.kind[0])}"  # type: ignore[index]
+            batch.error = f"{path}: {different_kinds(part.kind, batch.kind)}"  # type: ignore[arg-type]
         if part.error and not batch.error:
             batch.error, batch.trace = part.error, part.trace
         if batch.is_cancelled and batch.remaining_parts == 0:
@@ -319,7 +295,7 @@ class LoaderProcesses:
         self._free_memories.append(batch.memory)
 
     @contextlib.contextmanager
-    def _death_reported(self, worker: _WorkerProcess) -> Iterator[None]:
+    def _death_reported(self, worker: WorkerProcess) -> Iterator[None]:
         """Converts the errors of a closed connection to an error that tells how the worker ended."""
         try:
             yield
@@ -344,11 +320,23 @@ def _cannot_send(dataset: Dataset, reason: object) -> str:
     return f"{type(dataset).__name__} can't be sent to another process: {text}"
 
 
-def _end_workers(workers: Sequence[_WorkerProcess]) -> None:
+def _end_workers(workers: Sequence[WorkerProcess]) -> None:
     for worker in workers:
         worker.close()
+        worker.process.kill()  # it has nothing to save
     for worker in workers:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk that does not answer
             worker.process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
+
+
+_ALL: weakref.WeakSet[LoaderProcesses] = weakref.WeakSet()
+
+
+def _abandon_after_fork() -> None:
+    """Leaves the processes to the parent: a copy of the life line would keep them after its end."""
+    for loading in list(_ALL):
+        loading.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_after_fork)

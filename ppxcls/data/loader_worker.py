@@ -6,6 +6,7 @@ It imports no Paddle, unless a user's own data set or transform does.
 from __future__ import annotations
 
 import fcntl
+import importlib
 import importlib.machinery
 import importlib.util
 import logging
@@ -23,7 +24,9 @@ from types import ModuleType
 
 import numpy as np
 
+from ppxcls.data.dataset import Dataset
 from ppxcls.data.loader_messages import (
+    IGNORED_SIGNALS,
     AnnounceSamples,
     CancelPart,
     LoadPart,
@@ -36,8 +39,6 @@ from ppxcls.data.loading import ImageKind, ImageSlots, SampleLoader, task_ranges
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.shared_memory import SharedMemory, shared_object
-
-_IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 class _PluginFinder:
@@ -64,8 +65,12 @@ class _LogSender(logging.Handler):
         self._lock = lock
 
     def emit(self, record: logging.LogRecord) -> None:
-        with self._lock:
-            self._connection.send(WorkerLog(record.levelno, record.getMessage()))
+        try:
+            message = WorkerLog(record.levelno, record.getMessage())
+            with self._lock:
+                self._connection.send(message)
+        except Exception:
+            self.handleError(record)
 
 
 class _Worker:
@@ -99,7 +104,13 @@ class _Worker:
                 for future in self._futures.pop(message.ticket, []):
                     future.cancel()
             elif isinstance(message, AnnounceSamples):
-                self._samples.dataset.announce(message.indices)
+                self._announce(message.indices)
+
+    def _announce(self, indices: Array) -> None:
+        try:
+            self._samples.dataset.announce(indices)
+        except Exception as error:  # an error in a user's own data set; loading needs no announcement
+            logger.warning("samples can't be announced to %s: %s", self._samples.dataset.source, _text(error))
 
     def _start(self, message: LoadPart) -> None:
         if message.is_new_memory:
@@ -183,24 +194,35 @@ def run_worker(connection_descriptor: int, life_line: int, dataset_memory: int, 
         table_memory: memory with the table of current samples.
     """
     end_with_parent(life_line)
-    for name in _IGNORED_SIGNALS:  # the training process decides when to stop
+    for name in IGNORED_SIGNALS:  # the training process decides when to stop
         signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # they were blocked during the start
     connection = Connection(connection_descriptor)
     send_lock = threading.Lock()
-    settings: WorkerSettings = connection.recv()
-    plugin_folders = [os.path.dirname(file) for file in settings.plugin_files.values()]
-    sys.path[:] = [*settings.import_paths, *plugin_folders]
-    sys.meta_path.append(_PluginFinder(settings.plugin_files))
     logger.addHandler(_LogSender(connection, send_lock))
     try:
-        dataset = shared_object(dataset_memory, settings.dataset_sizes)
-    except Exception as error:  # its class can't be imported here, or raises
-        connection.send(WorkerStarted(_text(error)))
-        return
-    table = SharedMemory(table_memory).array([settings.all_threads], np.dtype(np.int64))
-    samples = SampleLoader(dataset, settings.seed, table[settings.threads.start : settings.threads.stop])
-    connection.send(WorkerStarted())
-    try:
+        settings: WorkerSettings = connection.recv()
+        dataset = _received_dataset(settings, dataset_memory, connection)
+        table = SharedMemory(table_memory).array([settings.all_threads], np.dtype(np.int64))
+        samples = SampleLoader(dataset, settings.seed, table[settings.threads.start : settings.threads.stop])
+        connection.send(WorkerStarted())
         _Worker(connection, send_lock, samples, len(settings.threads)).run()
-    except (EOFError, OSError):  # the training process has closed the connection, or has ended
+    except (EOFError, ConnectionError):  # the training process has closed the connection, or has ended
         os._exit(0)
+    except OSError as error:  # no more descriptors, for example
+        print(f"loader process: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _received_dataset(settings: WorkerSettings, memory: int, connection: Connection) -> Dataset:
+    """Imports the plugins and returns the data set. If that fails, reports why and ends the process."""
+    sys.path += [os.path.dirname(file) for file in settings.plugin_files.values()]
+    sys.meta_path.append(_PluginFinder(settings.plugin_files))
+    try:
+        for name in settings.plugins:
+            importlib.import_module(name)
+        dataset: Dataset = shared_object(memory, settings.dataset_sizes)
+    except BaseException as error:  # a class can't be imported here, or raises any error
+        connection.send(WorkerStarted(_text(error) or type(error).__name__))
+        os._exit(1)
+    return dataset

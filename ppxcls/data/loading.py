@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -102,21 +102,29 @@ class ImageSlots:
         """Stores an image.
 
         Raises:
-            ValueError: its size differs from the earlier images of the batch.
+            ValueError: its size or type differs from the earlier images of the batch.
+            OSError: there is no memory for the batch.
         """
         with self._lock:
-            if self._images is None or (not self._has_image and self._images.shape[1:] != image.shape):
-                self._images = self._empty_array((image.shape, image.dtype))
+            kind = image.shape, image.dtype
+            is_first = self._images is None or not self._has_image
+            if is_first and (self._images is None or (self._images.shape[1:], self._images.dtype) != kind):
+                self._images = self._empty_array(kind)
             self._has_image = True
             images = self._images
-        if image.shape != images.shape[1:]:
-            raise ValueError(different_sizes(image.shape, images.shape[1:]))
+        assert images is not None
+        kind, expected = (image.shape, image.dtype), (images.shape[1:], images.dtype)
+        if kind != expected:
+            raise ValueError(different_kinds(kind, expected))
         images[slot] = image
 
 
-def different_sizes(shape: Sequence[int], expected: Sequence[int]) -> str:
-    """Returns the error message for images of different sizes in a batch."""
-    sizes = f"{list(shape)} and {list(expected)}"
+def different_kinds(kind: ImageKind, expected: ImageKind) -> str:
+    """Returns the error message for images of different sizes or types in a batch."""
+    if kind[0] == expected[0]:
+        types = f"{kind[1]} and {expected[1]}"
+        return f"the images of a batch differ in type, {types}; the transforms must return one type"
+    sizes = f"{list(kind[0])} and {list(expected[0])}"
     return f"the images of a batch differ in size, {sizes}; the transforms must return one size"
 
 
@@ -170,8 +178,8 @@ class SampleLoader:
             raise DataError(f"{self.dataset.path(index)} ({self.dataset.line(index)}): {reason}") from error
         try:
             slots.put(slot, image)
-        except ValueError as error:
-            raise DataError(f"{self.dataset.path(index)}: {error}") from None
+        except (ValueError, OSError, MemoryError) as error:
+            raise DataError(f"{self.dataset.path(index)}: {error or 'too large for the memory'}") from None
 
     def _transform(self, size: int | None) -> Compose:
         if size not in self._transforms:

@@ -156,6 +156,8 @@ class ObjectStore:
 
     def __getstate__(self) -> dict[str, object]:
         """Another process copies shards in threads of its own."""
+        if "memory" in self._file_system.protocol:
+            raise TypeError(f"{self._url} is in the memory of this process")
         own_names = ("_requests", "_workers", "_lock")
         return {key: value for key, value in vars(self).items() if key not in own_names}
 

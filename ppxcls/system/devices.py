@@ -143,7 +143,8 @@ def missing_kernels_message(device: str) -> str:
 def kernel_architectures() -> list[tuple[int, int]]:
     """Returns the compute capabilities that this Paddle's kernels are compiled for; empty if unknown."""
     if not hasattr(paddle.version, "cuda_archs"):
-        return list(_PADDLE_2_ARCHITECTURES)
+        is_known_wheel = str(paddle.version.cuda()).startswith("11.")
+        return list(_PADDLE_2_ARCHITECTURES) if is_known_wheel else []
     numbers = [int(digits) for digits in re.findall(r"\d+", str(paddle.version.cuda_archs()))]
     return [divmod(number, 10) for number in sorted(set(numbers))]
 

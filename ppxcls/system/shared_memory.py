@@ -6,6 +6,7 @@ the last process that uses it has ended, however it ended.
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import os
@@ -65,6 +66,25 @@ class SharedMemory:
         return flat_array.reshape(shape)
 
 
+class _Pickler(pickle.Pickler):
+    """Pickles arrays on files by their place in the file, not by their content."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Returns how to pickle an array on a file; NotImplemented for any other value."""
+        is_on_file = isinstance(value, np.memmap) and value.filename is not None and value.mode != "c"
+        if not is_on_file or not value.flags.c_contiguous or not value.size:
+            return NotImplemented
+        # The attribute ``offset`` of a part of an array is that of the whole.
+        map_start = np.frombuffer(value._mmap, np.uint8).__array_interface__["data"][0]
+        map_offset = value.offset - value.offset % mmap.ALLOCATIONGRANULARITY
+        offset = map_offset + value.__array_interface__["data"][0] - map_start
+        return _array_on_file, (str(value.filename), value.dtype, offset, value.shape)
+
+
+def _array_on_file(file: str, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> Array:
+    return np.memmap(file, dtype, "c", offset, shape)
+
+
 def share_object(value: Any) -> tuple[SharedMemory, list[int]]:
     """Pickles an object into shared memory. Its numpy arrays are not copied again by those who read it.
 
@@ -78,8 +98,9 @@ def share_object(value: Any) -> tuple[SharedMemory, list[int]]:
         Exception: the object can't be pickled. Pickle raises many kinds.
     """
     buffers: list[pickle.PickleBuffer] = []
-    stream = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-    parts = [memoryview(stream), *(buffer.raw() for buffer in buffers)]
+    stream = io.BytesIO()
+    _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(value)
+    parts = [stream.getbuffer(), *(buffer.raw() for buffer in buffers)]
     sizes = [part.nbytes for part in parts]
     memory = SharedMemory()
     memory.reserve(sum(map(_aligned, sizes)) or 1)

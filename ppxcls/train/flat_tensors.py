@@ -22,16 +22,19 @@ class FlatTensors:
     def __init__(self, tensors: Sequence[paddle.Tensor]) -> None:
         self.tensors = list(tensors)
         self.sizes = [int(tensor.size) for tensor in self.tensors]
+        self._filled_tensors = [tensor for tensor in self.tensors if tensor.size]
         self._views: list[paddle.Tensor] = []
         self._addresses: list[int] = []
 
     def concatenated(self) -> paddle.Tensor:
         """Returns a copy of all elements in order, float32 [total]."""
         # A tensor that was set from outside may have other memory than before.
-        addresses = [tensor.data_ptr() for tensor in self.tensors]
+        addresses = [tensor.data_ptr() for tensor in self._filled_tensors]
         if addresses != self._addresses:
-            self._views = [_flat_view(tensor) for tensor in self.tensors]
-            self._addresses = addresses
+            self._views = [_flat_view(tensor) for tensor in self._filled_tensors]
+            # Views of strided tensors are copies, which are needed again in each call.
+            has_strides = any(not tensor.is_contiguous() for tensor in self._filled_tensors)
+            self._addresses = [] if has_strides else addresses
         return paddle.concat([as_float32(view) for view in self._views])
 
     def split(self, vector: paddle.Tensor) -> list[paddle.Tensor]:
@@ -43,8 +46,11 @@ class FlatTensors:
         views = []
         position = 0
         for tensor, size in zip(self.tensors, self.sizes, strict=True):
-            view = vector._slice(position, position + size)
-            view.get_tensor()._set_dims(list(tensor.shape))
+            if size:
+                view = vector._slice(position, position + size)
+                view.get_tensor()._set_dims(list(tensor.shape))
+            else:
+                view = paddle.empty(tensor.shape, vector.dtype)
             views.append(view)
             position += size
         return views
@@ -65,7 +71,10 @@ def average_gradients(parameters: Sequence[paddle.Tensor]) -> None:
         dist.all_reduce(vector)
         vector.scale_(1 / dist.get_world_size())
         for gradient, mean in zip(gradients, flat_gradients.split(vector), strict=True):
-            mean._share_buffer_to(gradient)
+            if gradient.is_contiguous():
+                mean._share_buffer_to(gradient)
+            else:
+                paddle.assign(mean, gradient)
 
 
 def as_float32(tensor: paddle.Tensor) -> paddle.Tensor:
@@ -75,6 +84,7 @@ def as_float32(tensor: paddle.Tensor) -> paddle.Tensor:
 
 def _flat_view(tensor: paddle.Tensor) -> paddle.Tensor:
     view = paddle.Tensor()  # without memory, because creating that is an operator
-    tensor._share_buffer_to(view)
+    contiguous_tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
+    contiguous_tensor._share_buffer_to(view)
     view.get_tensor()._set_dims([int(tensor.size)])
     return view

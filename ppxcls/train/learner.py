@@ -193,6 +193,8 @@ class Learner:
         Raises:
             CheckpointError: the state belongs to another network or optimizer.
         """
+        self.optimizer.clear_grad(set_to_zero=False)
+        self._has_gradients = False
         weights, progress = snapshot.parts[WEIGHTS], snapshot.progress
         average = snapshot.parts.get(AVERAGE, weights)  # without a saved average, start from the weights
         if self.average:

@@ -20,6 +20,38 @@ _COPY_SUFFIX = "_fp32_master_0"
 _SCHEDULER_KEY = "LR_Scheduler"  # left out of states, because the rate depends on the step alone
 
 
+def forget_parameter_lists(optimizer: Optimizer) -> None:
+    """Makes an optimizer that updates all parameters with one operator list them again in its next step.
+
+    Paddle lists the parameters with gradients, their accumulators and float32 copies in the first step only.
+    """
+    for name, lists in list(vars(optimizer).items()):
+        # "FP32_DenseTensor", or "FP32_LODTensor" before Paddle 3.1
+        if isinstance(lists, dict) and any(str(key).startswith("FP32_") for key in lists):
+            empty_lists = optimizer._create_multi_tensor_dict()
+            absent_lists = {key: None for key, value in lists.items() if value is None}
+            setattr(optimizer, name, {**empty_lists, **absent_lists})
+
+
+def list_parameters_in_each_step(optimizer: Optimizer) -> None:
+    """Makes an optimizer list the parameters again if those with a gradient change.
+
+    A network may use a part of its parameters in one step and another part in the next. Paddle would then
+    apply gradients to other parameters.
+    """
+    run_pass = optimizer._create_optimization_pass
+    known_names: list[str] = []
+
+    def run_pass_on_current(parameters_and_grads: Any, *arguments: Any, **keys: Any) -> Any:
+        names = [p.name for p, gradient in parameters_and_grads if gradient is not None]
+        if names != known_names:
+            known_names[:] = names
+            forget_parameter_lists(optimizer)
+        return run_pass(parameters_and_grads, *arguments, **keys)
+
+    optimizer._create_optimization_pass = run_pass_on_current
+
+
 def optimizer_state(optimizer: Optimizer) -> State:
     """Returns copies of the accumulators in the host's memory, by Paddle's names."""
     # Before the first step, Paddle 2.6 leaves out loaded accumulators.
@@ -95,6 +127,7 @@ def load_optimizer_state(
             f"of {len(trained_names)} parameters of this model"
         )
     values[_SCHEDULER_KEY] = optimizer.state_dict().get(_SCHEDULER_KEY, {})  # Paddle 2.6 looks up this key
+    forget_parameter_lists(optimizer)
     try:
         optimizer.set_state_dict(values)
     except (AssertionError, ValueError, TypeError) as error:

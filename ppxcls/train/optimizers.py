@@ -30,6 +30,7 @@ from ppxcls.config.checks import (
 from ppxcls.config.registry import Block, Component, Registry
 from ppxcls.system.logs import logger
 from ppxcls.train.clipping import ClipGradByGlobalNorm, ClipGradByValue
+from ppxcls.train.optimizer_state import list_parameters_in_each_step
 
 
 @dataclass
@@ -118,7 +119,8 @@ OPTIMIZERS: Registry[Optimizer] = Registry(
     "optimizer",
     program_parameters=("inputs", "given"),  # the second is the name that plugins written for 0.10 use
     common=OptimizerKeys,
-    facts={"is_decoupled": False, "state_copies": 2},
+    # The last one: the kernel updates half-precision weights by float32 gradients.
+    facts={"is_decoupled": False, "state_copies": 2, "takes_float32_gradients": False},
 )
 REGULARIZERS: Registry[L1Decay | L2Decay] = Registry("regularizer")
 
@@ -134,7 +136,7 @@ def SGD(inputs: OptimizerInputs, *, multi_precision: bool = False) -> Optimizer:
     return optimizer.SGD(**inputs.coupled(), multi_precision=multi_precision)
 
 
-@OPTIMIZERS.register(state_copies=1)
+@OPTIMIZERS.register(state_copies=1, takes_float32_gradients=True)
 def Momentum(
     inputs: OptimizerInputs,
     momentum: BelowOne = 0.9,
@@ -148,7 +150,7 @@ def Momentum(
 
     With ``use_multi_tensor``, one operator updates all parameters; null uses it on accelerators.
     """
-    return optimizer.Momentum(
+    result = optimizer.Momentum(
         **inputs.coupled(),
         momentum=momentum,
         use_nesterov=use_nesterov,
@@ -156,9 +158,11 @@ def Momentum(
         rescale_grad=rescale_grad,
         use_multi_tensor=_or_on_accelerators(choice=use_multi_tensor),
     )
+    list_parameters_in_each_step(result)
+    return result
 
 
-@OPTIMIZERS.register
+@OPTIMIZERS.register(takes_float32_gradients=True)
 def Adam(
     inputs: OptimizerInputs,
     beta1: BelowOne = 0.9,
@@ -175,7 +179,7 @@ def Adam(
     With ``use_multi_tensor``, one operator updates all parameters; null uses it on accelerators.
     """
     amsgrad_arguments = {"amsgrad": True} if amsgrad else {}  # some versions of Paddle do not have it
-    return optimizer.Adam(
+    result = optimizer.Adam(
         **inputs.coupled(),
         beta1=beta1,
         beta2=beta2,
@@ -185,6 +189,8 @@ def Adam(
         use_multi_tensor=_or_on_accelerators(choice=use_multi_tensor),
         **amsgrad_arguments,
     )
+    list_parameters_in_each_step(result)
+    return result
 
 
 @OPTIMIZERS.register
@@ -252,7 +258,7 @@ def RMSProp(
     )
 
 
-@OPTIMIZERS.register(is_decoupled=True)
+@OPTIMIZERS.register(is_decoupled=True, takes_float32_gradients=True)
 def AdamW(
     inputs: OptimizerInputs, beta1: BelowOne = 0.9, beta2: BelowOne = 0.999, epsilon: Positive = 1e-8
 ) -> Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import paddle
 from paddle import nn
+from paddle.amp.auto_cast import amp_global_state
 from paddle.optimizer import Optimizer
 
 from ppxcls.ops import onednn
@@ -159,13 +161,33 @@ def _warn_about_float32(settings: MixedPrecision) -> None:
         advice = f"{requirement}; AMP.dtype={other_dtype} may work"
     elif settings.dtype == "float16":
         advice = "on a CPU it needs AMP.dtype: bfloat16"
+    elif settings.level == "O2":
+        advice = "on a CPU it needs AMP.level: O1"
     else:
-        advice = "on a CPU it needs level O1, a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
+        advice = "on a CPU it needs a processor with AVX512-BF16 or AMX, and Paddle's oneDNN"
     logger.warning(f"AMP has no effect here, everything is computed in float32: {advice}")
 
 
+def _forget_when_collected(model: nn.Layer) -> None:
+    """Removes a network's parameters from Paddle's list of those with float32 gradients when it is collected.
+
+    Otherwise the list keeps them for ever, and each later step goes through all of them.
+    """
+    identities = {id(parameter) for parameter in model.parameters()}
+
+    def forget() -> None:
+        state = amp_global_state()
+        state.model_parameters = [p for p in state.model_parameters if id(p) not in identities]
+
+    weakref.finalize(model, forget).atexit = False
+
+
 def set_precision(
-    settings: MixedPrecision | None, model: nn.Layer, optimizer: Optimizer
+    settings: MixedPrecision | None,
+    model: nn.Layer,
+    optimizer: Optimizer,
+    *,
+    takes_float32_gradients: bool = True,
 ) -> tuple[nn.Layer, Optimizer, Precision]:
     """Sets up a network and its optimizer for training in a precision.
 
@@ -173,6 +195,8 @@ def set_precision(
         settings: settings of mixed precision; None for float32.
         model: network to train.
         optimizer: optimizer of the network's parameters.
+        takes_float32_gradients: True if the optimizer's kernel updates half-precision weights by float32
+            gradients.
 
     Returns:
         The network and the optimizer, both prepared for the precision, and the precision.
@@ -185,16 +209,17 @@ def set_precision(
             _warn_about_float32(settings)
         return model, optimizer, Precision(max_skipped_steps=max_skipped_steps)
     if settings.level == "O2":
-        # The weights have half precision. The optimizer keeps float32 copies, and gradients are summed and
-        # clipped in float32.
+        # The weights have half precision. The optimizer keeps float32 copies. If it can, gradients are summed
+        # in float32.
         model, optimizer = paddle.amp.decorate(
             models=model,
             optimizers=optimizer,
             level="O2",
             dtype=settings.dtype,
             master_weight=True,
-            master_grad=True,
+            master_grad=takes_float32_gradients,
         )
+        _forget_when_collected(model)
     is_scaled = settings.dtype == "float16"  # bfloat16 has the range of float32
     if is_scaled and settings.scale_loss == 1.0 and not settings.use_dynamic_loss_scaling:
         logger.warning(
@@ -206,7 +231,8 @@ def set_precision(
         init_loss_scaling=settings.scale_loss,
         use_dynamic_loss_scaling=is_scaled and settings.use_dynamic_loss_scaling,
     )
+    has_float32_gradients = settings.level == "O2" and takes_float32_gradients
     precision = Precision(
-        autocast(settings), scaler, max_skipped_steps, has_float32_gradients=settings.level == "O2"
+        autocast(settings), scaler, max_skipped_steps, has_float32_gradients=has_float32_gradients
     )
     return model, optimizer, precision

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from PIL import ImageFile
 
 import ppxcls
+from ppxcls.config.plugins import plugins_without_paddle
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.errors import DataError
@@ -23,7 +26,7 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.data.loader_processes import LoaderProcesses
 from ppxcls.data.sampler import DistributedBatchSampler, ProgressiveSampler
 from ppxcls.system.shared_memory import HAS_SHARED_MEMORY, share_object, shared_object
-from tests.conftest import ROOT, SHARED, needs_shared, run_tool, write_images
+from tests.conftest import ROOT, SHARED, SMALL_NETWORK, needs_shared, run_tool, write_images
 
 pytestmark = pytest.mark.skipif(not HAS_SHARED_MEMORY, reason="loader processes need memfd, which Linux has")
 
@@ -80,6 +83,20 @@ class Darken(ppxcls.Transform):
     def __call__(self, image, rng):
         return image // 2 if rng.random() < 0.5 else image
 '''
+
+
+class MixedTypes(Dataset):
+    """Images of two types."""
+
+    def read(self, index: int) -> Any:
+        return np.zeros((4, 4, 3), np.float32 if index == 5 else np.uint8)
+
+
+class PillowFlag(Dataset):
+    """The value of a flag of Pillow."""
+
+    def read(self, index: int) -> Any:
+        return np.full((1, 1, 1), ImageFile.LOAD_TRUNCATED_IMAGES, np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -346,6 +363,159 @@ def test_images_of_different_size(tmp_path: Path, make_loader: Callable[..., Loa
     )
     with pytest.raises(DataError, match=r"the images of a batch differ in size, \[40, \d+, 3\] and \[40, "):
         list(make_loader(dataset, num_workers=2, num_processes=2).epoch(1))
+
+
+def test_images_of_different_type(make_loader: Callable[..., Loader]) -> None:
+    for number in (0, 2):
+        with pytest.raises(DataError, match="the images of a batch differ in type"):
+            list(make_loader(MixedTypes(np.arange(16)), num_workers=2, num_processes=number).epoch(1))
+
+
+def test_arrays_on_files_stay_there(tmp_path: Path, make_loader: Callable[..., Loader]) -> None:
+    """A memory map, and a part of it, are opened by the loader processes, not sent."""
+    whole = np.memmap(tmp_path / "images.bin", np.uint8, "w+", shape=(400, 8, 8, 3))
+    whole[:] = np.arange(400, dtype=np.uint16)[:, None, None, None]
+    for images in (whole, np.memmap(tmp_path / "images.bin", np.uint8, "r", 192, (399, 8, 8, 3))[100:]):
+        memory, sizes = share_object(images)
+        assert sum(sizes) < 2000
+        np.testing.assert_array_equal(shared_object(memory.descriptor, sizes), images)
+    assert isinstance(shared_object(memory.descriptor, sizes), np.memmap)
+
+
+def test_small_batches_use_all_processes(files: ImageNetDataset, make_loader: Callable[..., Loader]) -> None:
+    loader = make_loader(files, num_workers=3, num_processes=3, batch_size=1)
+    assert len(list(loader.epoch(1))) == 21
+    assert isinstance(loader._loading, LoaderProcesses)
+    assert [len(worker.memories) > 0 for worker in loader._loading._workers] == [True] * 3
+
+
+def test_descriptors_and_processes_do_not_grow(
+    files: ImageNetDataset, make_loader: Callable[..., Loader]
+) -> None:
+    loader = make_loader(files, num_workers=2, num_processes=2, batch_size=1)
+    list(loader.epoch(1))
+    before = len(os.listdir("/proc/self/fd"))
+    batches = [batch for epoch in range(3) for batch in loader.epoch(epoch)]  # all of them exist at once
+    for epoch in range(20):
+        next(loader.epoch(epoch))
+    assert len(batches) == 63
+    assert len(os.listdir("/proc/self/fd")) <= before + 10
+    assert_same(batches[21:42], list(loader.epoch(1)))
+
+
+def test_two_threads_share_a_loader(files: ImageNetDataset, make_loader: Callable[..., Loader]) -> None:
+    loader = make_loader(files, num_workers=2, num_processes=2, batch_size=2)
+    expected = list(make_loader(files, num_workers=0, batch_size=2).epoch(1))
+    with ThreadPoolExecutor(2) as pool:
+        for received in pool.map(lambda epoch: list(loader.epoch(epoch)), [1, 1, 1, 1]):
+            assert_same(expected, received)
+
+
+FORKING = """
+import os, sys, time
+from tests.data.test_loader_processes import *
+folder = sys.argv[1]
+dataset = ImageNetDataset(folder, folder + "/train_list.txt", transform_ops=OPS)
+sampler = DistributedBatchSampler(batch_size=4, num_samples=21)
+loader = Loader(dataset, sampler, num_workers=2, num_processes=2)
+expected = list(loader.epoch(1))
+batches = loader.epoch(1)
+next(batches)
+child = os.fork()
+if child == 0:
+    print("child", len(list(loader.epoch(1))), *worker_pids(loader), flush=True)
+    loader.close()
+    time.sleep(60)
+    os._exit(0)
+assert len(list(batches)) == 5
+print("parent", child, *worker_pids(loader), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_forked_process_has_loader_processes_of_its_own(files: ImageNetDataset) -> None:
+    """It disturbs no epoch of its parent, and does not keep the parent's processes alive."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKING, str(files.image_root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        lines = dict(parent.stdout.readline().split(maxsplit=1) for _ in range(2))
+        child, *pids = map(int, lines["parent"].split())
+        count, *own_pids = map(int, lines["child"].split())
+        parent.kill()
+    try:
+        assert count == 6
+        assert not set(pids) & set(own_pids)
+        assert is_alive(child)
+        assert not wait_for_end(pids)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_modules_of_the_current_folder_and_of_variables_do_not_matter(
+    files: ImageNetDataset, tmp_path: Path
+) -> None:
+    for name in ("queue", "dataclasses", "numpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('wrong module')\n")
+    code = PARENT.replace("time.sleep(600)", "loader.close()")
+    script = tmp_path / "elsewhere/script.py"
+    script.parent.mkdir()
+    script.write_text(f"import sys\nsys.path.append({str(ROOT)!r})\n{code}")
+    command = [sys.executable, "-I", str(script), str(files.image_root), ""]
+    result = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.split()) == 2
+
+
+def test_plugins_are_imported_for_their_effects(
+    tmp_path: Path, make_loader: Callable[..., Loader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lets Pillow read truncated files. One that imports Paddle is left out."""
+    (tmp_path / "lenient_plugin.py").write_text(
+        "from PIL import ImageFile\nImageFile.LOAD_TRUNCATED_IMAGES = True\n"
+    )
+    (tmp_path / "heavy_plugin.py").write_text("import paddle\n")
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+    plugins = [str(tmp_path / f"{name}_plugin.py") for name in ("lenient", "heavy")]
+    ppxcls.load_config({"Arch": {"name": "Xception41"}, "Global": {"plugins": plugins}})
+    assert "lenient_plugin" in plugins_without_paddle()
+    assert "heavy_plugin" not in plugins_without_paddle()
+    loader = make_loader(PillowFlag(np.arange(4)), num_workers=1, num_processes=1)
+    assert next(loader.epoch(1)).images.tolist() == [[[[1]]]] * 4
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_the_job_while_processes_start(
+    name: str, write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = write_config(
+        **{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], "Global.epochs": 100}
+    )
+    loaders = [f"DataLoader.{mode}.loader.num_processes=1" for mode in ("Train", "Eval")]
+    words = [word for override in loaders for word in ("-o", override)]
+    with subprocess.Popen(
+        [sys.executable, "tools/train.py", "-c", str(file), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "[Epoch 1/100][Avg]" in line:  # the processes of the evaluation start now
+                break
+        os.killpg(process.pid, getattr(signal, name))
+        output = process.stdout.read()
+    assert process.returncode == {"SIGTERM": 75, "SIGINT": 130}[name], output
+    assert "Traceback" not in output
+    assert "a loader process" not in output
 
 
 @needs_shared

@@ -107,6 +107,43 @@ def test_norm_of_half_precision_gradients_is_computed_in_float32() -> None:
     np.testing.assert_allclose(clipped.astype("float32").numpy(), [0.6e-5, 0.8e-5], rtol=2e-2)
 
 
+def test_strided_and_empty_tensors() -> None:
+    base = paddle.arange(12, dtype="float32").reshape([3, 4])
+    tensors = [base.t(), paddle.zeros([0, 2]), paddle.ones([2])]
+    flat = FlatTensors(tensors)
+    for _ in range(2):
+        np.testing.assert_array_equal(
+            flat.concatenated().numpy(), np.concatenate([base.numpy().T.ravel(), np.ones(2, np.float32)])
+        )
+        base.scale_(2.0)  # the strided view follows
+    assert [list(view.shape) for view in flat.split(flat.concatenated())] == [[4, 3], [0, 2], [2]]
+    parameter = paddle.create_parameter([4, 3], "float32")
+    ((_, clipped),) = ClipGradByValue(3.0)([(parameter, base.t())])
+    np.testing.assert_array_equal(clipped.numpy(), np.minimum(base.numpy().T, 3.0))
+
+
+@pytest.mark.parametrize("name", ["Momentum", "Adam"])
+def test_parameters_that_take_turns(name: str) -> None:
+    """A network uses one of two branches in each step."""
+    weights = []
+    for use_multi_tensor in (False, True):
+        paddle.seed(0)
+        branches = nn.LayerList([nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1)])
+        spec = {"name": name, "lr": {"name": "ConstLR", "learning_rate": 0.1}}
+        optimizer, _ = build_optimizer(
+            {**spec, "use_multi_tensor": use_multi_tensor},
+            dict(branches.named_parameters()),
+            lambda step: 0.1,
+        )
+        for number in (0, 1, 2, 0, 0):
+            (branches[number](paddle.ones([2, 3])) ** 2).sum().backward()
+            optimizer.step()
+            optimizer.clear_grad(set_to_zero=False)
+        weights.append([parameter.numpy() for parameter in branches.parameters()])
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["Momentum", "Adam"])
 @pytest.mark.parametrize(
     "keys",
