@@ -377,23 +377,6 @@ def test_synchronised_batch_norms_of_a_device_without_paddles_kernel(
     assert all("forward" in vars(norm) for norm in norms) != has_kernel, "our own operator"
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_a_network_of_half_precision_is_evaluated_as_it_was_trained(
-    dtype: str, small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = ppxcls.load_config(small(AMP={"level": "O2", "dtype": dtype}))
-    decorate, seen = paddle.amp.decorate, []
-
-    def recorded(*arguments: Any, **keys: Any) -> Any:
-        seen.append((keys["level"], keys["dtype"]))
-        return decorate(*arguments, **keys)
-
-    monkeypatch.setattr(paddle.amp, "decorate", recorded)
-    ppxcls.build_trainer(config).fit()
-    ppxcls.evaluate(config)
-    assert seen == [("O2", dtype), ("O2", dtype)]
-
-
 def test_from_the_folder_that_contains_a_checkout_named_ppxcls(tmp_path: Path) -> None:
     """An installed package wins over the checkout's folder, which has no ``__init__.py``."""
     (tmp_path / "ppxcls").symlink_to(ROOT)

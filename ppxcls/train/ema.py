@@ -59,7 +59,7 @@ class WeightAverage:
         """
         copies = getattr(self._optimizer, "_master_weights", None) or {}
         tensors = [copies.get(tensor.name, tensor) for tensor in self._tensors.values()]
-        if any(one is not other for one, other in zip(tensors, self._sources.tensors, strict=True)):
+        if any(tensor is not source for tensor, source in zip(tensors, self._sources.tensors, strict=True)):
             self._sources = FlatTensors(tensors)
         return self._sources
 

@@ -70,7 +70,9 @@ def test_device_stage_equals_the_host(jpeg: bytes, monkeypatch: pytest.MonkeyPat
     assert pixels.shape == (70, 90, 3)
     on_device = ModelInput(stage)(pixels[None]).numpy()
     assert np.array_equal(on_device[0], whole(jpeg))
-    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")  # runs the other devices' code on the CPU
+    monkeypatch.setattr(
+        paddle, "get_device", lambda: "test_chip:0"
+    )  # runs the other devices' code on the CPU
     assert np.array_equal(ModelInput(stage)(pixels[None]).numpy(), on_device)
     monkeypatch.undo()
     # PaddleClas's training transforms have no ToCHWImage. The network still gets [N, 3, H, W].

@@ -165,14 +165,12 @@ def test_a_tracing_that_fails_leaves_nothing_to_the_next() -> None:
 
 def test_the_cpus_network_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Paddle has GPUs, but the device is the CPU."""
-    asked: list[bool] = []
-    monkeypatch.setattr(
-        paddle_inference, "InferenceProgram", lambda *_, may_use_gpu, **__: asked.append(may_use_gpu)
-    )
+    asked: list[str] = []
+    monkeypatch.setattr(paddle_inference, "InferenceProgram", lambda *_, device, **__: asked.append(device))
     network = ppxcls.build_model("Xception41", class_num=5)
     network.eval()
     Compiler()(network)
-    assert asked == [False]
+    assert asked == ["cpu"]
 
 
 def test_weights_of_a_later_evaluation_are_new_and_threads_take_turns() -> None:
