@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import paddle
 import paddle.distributed as dist
+from paddle.base import core
 
 
 class FlatTensors:
@@ -83,8 +84,7 @@ def as_float32(tensor: paddle.Tensor) -> paddle.Tensor:
 
 
 def _flat_view(tensor: paddle.Tensor) -> paddle.Tensor:
-    view = paddle.Tensor()  # without memory, because creating that is an operator
     contiguous_tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
-    contiguous_tensor._share_buffer_to(view)
+    view = core.eager.Tensor(contiguous_tensor.get_tensor())  # no operator, unlike ``reshape``
     view.get_tensor()._set_dims([int(tensor.size)])
     return view
