@@ -98,8 +98,6 @@ def import_paddle() -> None:
         PaddleError: Paddle is missing, can't be imported, or is too old.
     """
     warnings.filterwarnings("ignore", message="When training, we now always track global mean and variance")
-    # AMP on a CPU, which set_precision reports
-    warnings.filterwarnings("ignore", message=".* can only be enabled on CUDAPlace")
     # caused by Paddle's own code in to_static
     warnings.filterwarnings("ignore", message="Tensor do not have 'place' interface")
     if "paddle" in sys.modules:

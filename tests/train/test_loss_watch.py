@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -137,6 +138,13 @@ def test_no_checkpoint_is_made_of_weights_that_are_not_finite(
         TrainingError, match="step 0: .*_mean has values that are not finite, so no checkpoint is written"
     ):
         trainer.save(["latest"])
+
+
+@pytest.mark.parametrize("name", ["_cache_found_inf", "_cache_founf_inf"])  # the second is Paddle 2.6's
+def test_a_skipped_step_is_seen_under_both_spellings(name: str) -> None:
+    for is_skipped in (False, True):
+        assert Precision(scaler=SimpleNamespace(**{name: is_skipped})).last_step_skipped() is is_skipped
+    assert not Precision().last_step_skipped()
 
 
 @pytest.mark.parametrize("skips", [2, 5])
