@@ -172,6 +172,7 @@ def test_a_device_that_can_not_compute_is_a_line(
         ((8, 9), True),  # runs the kernels of 8.6
         ((6, 0), False),
         ((9, 0), False),
+        ((10, 0), False),
         ((12, 0), False),
     ],
 )
@@ -179,7 +180,10 @@ def test_kernels_of_paddle_2(
     capability: tuple[int, int], is_supported: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(paddle.version, "cuda_archs", raising=False)
+    monkeypatch.setattr(paddle.version, "cuda", lambda: "11.8")
     assert devices.has_kernels(capability, devices.kernel_architectures()) == is_supported
+    monkeypatch.setattr(paddle.version, "cuda", lambda: "12.0")  # not the index's wheel
+    assert devices.kernel_architectures() == []
 
 
 @pytest.mark.parametrize(
