@@ -84,10 +84,16 @@ def _computation_type(config: Config) -> str:
 
 
 def _layout_warning(config: Config) -> str | None:
-    """Returns a warning if Paddle would transpose the activations of this layout; None otherwise."""
+    """Returns a warning if this layout may be slower on the current device; None otherwise."""
     dtype = _computation_type(config)
-    if paddle.get_device().split(":")[0] != "gpu" or not _is_channels_last(config) or dtype == "float16":
+    kind = paddle.get_device().split(":")[0]
+    if kind == "cpu" or not _is_channels_last(config) or (kind == "gpu" and dtype == "float16"):
         return None
+    if kind != "gpu":
+        return (
+            f"Arch.data_format is NHWC: whether {kind} is faster in this layout is not known; "
+            "measure it against NCHW with scripts/benchmarks/gpu.py"
+        )
     return (
         f"Arch.data_format is NHWC with {dtype}: on GPUs, Paddle transposes the input of each batch norm "
         "in this layout, except in float16; measure it against NCHW with scripts/benchmarks/gpu.py"

@@ -106,16 +106,9 @@ def run_checks(output: Path = Path()) -> Iterator[Finding]:
         return
     yield from _catch_errors("Paddle", lambda: _paddle(facts))
     yield from _catch_errors("loader", lambda: _loader(facts))
-    for device in _checked_devices(facts):
+    for device in facts["devices"]:
         yield from _catch_errors(device["name"], functools.partial(_step, device))
         yield from _catch_errors(device["name"], functools.partial(_gpu, device, facts))
-
-
-def _checked_devices(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns every NVIDIA GPU, and the first device of every other kind."""
-    return [
-        device for device in facts["devices"] if "model" in device or device["name"].endswith((":0", "cpu"))
-    ]
 
 
 def _catch_errors(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -277,10 +270,12 @@ def _loader(facts: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _gpu(device: dict[str, Any], facts: dict[str, Any]) -> Iterator[Finding]:
-    """Yields what is special about an NVIDIA GPU: kernels, TensorFloat-32 and memory."""
-    if "model" not in device:
-        return
+    """Yields the memory that training needs on an accelerator, and what is special about an NVIDIA GPU."""
     name = device["name"]
+    if "model" not in device:
+        if name != "cpu":
+            yield Finding(name, _memory_text(None))
+        return
     major, minor = device["capability"]
     if not device["has_kernels"]:
         names = ", ".join(f"{one}.{two}" for one, two in facts["architectures"])
@@ -295,12 +290,16 @@ def _gpu(device: dict[str, Any], facts: dict[str, Any]) -> Iterator[Finding]:
     yield Finding(name, _memory_text(device["memory_bytes"]))
 
 
-def _memory_text(memory_bytes: int) -> str:
-    """Returns which networks can train on the batches of the configs in a device's memory."""
+def _memory_text(memory_bytes: int | None) -> str:
+    """Returns what the batches of the configs need, and if a device's memory is too small for them.
+
+    Args:
+        memory_bytes: memory of the device; None if Paddle does not know it.
+    """
     gib = {name: mib * _BATCH_IMAGES / 1024 for name, mib in _MIB_PER_IMAGE.items()}
     needs = ", ".join(f"{name} {size:.0f}" for name, size in gib.items())
     text = f"float32 batches of {_BATCH_IMAGES} at 299 px need up to this many GiB (computed): {needs}"
-    if max(gib.values()) > memory_bytes / _BYTES_PER_GIB:
+    if memory_bytes is not None and max(gib.values()) > memory_bytes / _BYTES_PER_GIB:
         text += f"; this device has {memory_bytes / _BYTES_PER_GIB:.0f}: try ppxcls train --find-batch"
     return text
 

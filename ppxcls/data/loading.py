@@ -173,7 +173,7 @@ class SampleLoader:
         except DataError as error:
             slots.bad_samples.append((slot, str(error)))
             return
-        except Exception as error:  # an error in a user's own data set or transform
+        except (Exception, SystemExit) as error:  # an error in a user's own data set or transform
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DataError(f"{self.dataset.path(index)} ({self.dataset.line(index)}): {reason}") from error
         try:

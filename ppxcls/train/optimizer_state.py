@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
-from ppxcls.models.weights import is_numeric, state_tensors, to_numpy
+from ppxcls.models.weights import is_half, is_numeric, state_tensors, to_numpy
 from ppxcls.system.arrays import Array
 
 # Paddle's name of a parameter's float32 copy continues with this; accumulators are named after the copy.
@@ -66,11 +68,33 @@ def optimizer_state(optimizer: Optimizer) -> State:
     return state
 
 
+def _accumulator(value: Array) -> paddle.Tensor:
+    """Returns an accumulator as a tensor.
+
+    Paddle keeps single numbers, such as Adam's powers of the betas, on the host. It copies them there in the
+    next step. From a device, such a copy may be made after the step has changed the number.
+    """
+    if np.size(value) == 1:
+        return paddle.to_tensor(value, place=paddle.CPUPlace())
+    return paddle.to_tensor(value)
+
+
 def _float32_copy(array: Array, parameter_name: str) -> paddle.Tensor:
     """Returns the float32 copy of a half-precision parameter under the name that its accumulators have."""
     copy = paddle.to_tensor(array)
     copy.name = parameter_name + _COPY_SUFFIX
     return copy
+
+
+def _float32_weights(state: State, weights: State, name_map: Mapping[str, str]) -> dict[str, Array]:
+    """Returns the float32 values of the saved weights, by this process's names.
+
+    These are the copies of half-precision weights, and the weights themselves if they were float32.
+    """
+    saved_names = weights.get(PARAMETER_NAMES_KEY, {})
+    values = {saved_name: weights[key] for key, saved_name in saved_names.items() if key in weights}
+    values |= state.get("master_weights") or {}
+    return {name_map[name]: np.asarray(value) for name, value in values.items() if name in name_map}
 
 
 def load_optimizer_state(
@@ -95,7 +119,10 @@ def load_optimizer_state(
     name_map = {
         saved_name: current_names[key] for key, saved_name in saved_names.items() if key in current_names
     }
-    trained_names = {p.name for p in optimizer._parameter_list if not p.stop_gradient}
+    trained_parameters = {p.name: p for p in optimizer._parameter_list if not p.stop_gradient}
+    trained_names = set(trained_parameters)
+    has_copies = getattr(optimizer, "_multi_precision", False)
+    half_names = {name for name, p in trained_parameters.items() if has_copies and is_half(p)}
 
     sorted_names = sorted(name_map, key=len, reverse=True)  # one name can be a prefix of another
 
@@ -107,21 +134,19 @@ def load_optimizer_state(
         name = next((n for n in sorted_names if key.startswith(n + "_")), None)
         if name is None:
             return None
-        suffix = re.sub(r"^_fp32_master_\d+(?=_)", _COPY_SUFFIX, key[len(name) :])
-        return name_map[name] + suffix
+        suffix = re.sub(r"^_fp32_master_\d+(?=_)", "", key[len(name) :])
+        is_of_copy = name_map[name] in half_names
+        return name_map[name] + (_COPY_SUFFIX if is_of_copy else "") + suffix
 
     values: dict[str, Any] = {}
     for key, value in state.items():
-        if key == "master_weights" and isinstance(value, dict):
-            values[key] = {
-                name_map[name]: _float32_copy(array, name_map[name])
-                for name, array in value.items()
-                if name in name_map
-            }
-        elif is_numeric(value) and (new_key := rename(key)) is not None:
-            values[new_key] = paddle.to_tensor(value)
+        if is_numeric(value) and (new_key := rename(key)) is not None:
+            values[new_key] = _accumulator(value)
+    copies = _float32_weights(state, weights, name_map)
+    if half_names:
+        values["master_weights"] = {name: _float32_copy(copies[name], name) for name in half_names}
     covered_names = {name for name in trained_names if any(key.startswith(name + "_") for key in values)}
-    if values and covered_names != trained_names:
+    if values.keys() - {"master_weights"} and covered_names != trained_names:
         raise CheckpointError(
             f"{file}: has no state for {len(trained_names - covered_names)} "
             f"of {len(trained_names)} parameters of this model"
@@ -133,3 +158,7 @@ def load_optimizer_state(
     except (AssertionError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file}: not the state of this optimizer: {reason}") from None
+    for name, parameter in trained_parameters.items():  # a run with half-precision weights goes on in float32
+        if parameter.dtype == paddle.float32 and name in copies:
+            with paddle.no_grad():
+                paddle.assign(paddle.to_tensor(copies[name]), parameter)

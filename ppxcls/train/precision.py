@@ -23,6 +23,10 @@ from ppxcls.system.logs import logger
 Autocast = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
+# Paddle has no public name for it. The second is Paddle 2.6's spelling. They are False if scaling is off.
+_OVERFLOW_FLAGS = ("_cache_found_inf", "_cache_founf_inf")
+
+
 @dataclass(frozen=True)
 class MixedPrecision:
     """Settings of automatic mixed precision. The names are those of the config's ``AMP`` section.
@@ -68,11 +72,23 @@ class Precision:
 
     def last_step_skipped(self) -> bool:
         """True if the last ``scaler.step`` skipped the optimizer step."""
-        # Paddle has no public name for it. Paddle 2.6 spells it otherwise. It is False if scaling is off.
-        for name in ("_cache_found_inf", "_cache_founf_inf"):
-            if getattr(self.scaler, name, None) is not None:
-                return bool(getattr(self.scaler, name))
-        return False
+        return any(bool(getattr(self.scaler, name, None)) for name in _OVERFLOW_FLAGS)
+
+
+class LossScaler(paddle.amp.GradScaler):
+    """Paddle's loss scaler, which also works if a gradient overflows.
+
+    Paddle then prints the scale as ``float(tensor)`` of a tensor [1], which numpy 2.4 refuses.
+    """
+
+    def _update(self) -> None:
+        is_skipped = any(getattr(self, name, None) for name in _OVERFLOW_FLAGS)
+        if not is_skipped:
+            super()._update()
+            return
+        self._scale: paddle.Tensor = self._scale.reshape([])
+        super()._update()
+        self._scale = self._scale.reshape([1])  # the shape that Paddle's ``load_state_dict`` expects
 
 
 def has_effect(settings: MixedPrecision) -> bool:
@@ -226,7 +242,7 @@ def set_precision(
             "AMP: gradients below 6e-8 become zero in float16 with a loss scale of 1; "
             "set AMP.use_dynamic_loss_scaling: true, or AMP.scale_loss"
         )
-    scaler = paddle.amp.GradScaler(
+    scaler = LossScaler(
         enable=is_scaled,
         init_loss_scaling=settings.scale_loss,
         use_dynamic_loss_scaling=is_scaled and settings.use_dynamic_loss_scaling,

@@ -88,7 +88,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no-peer", action="store_true", help="leaves timm on torch out")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--profile", metavar="DIR")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    names = [] if arguments.precisions == "all" else arguments.precisions.split(",")
+    if unknown_names := [name for name in names if name not in PRECISIONS]:
+        parser.error(f"--precisions: unknown {', '.join(unknown_names)}; expected {', '.join(PRECISIONS)}")
+    return arguments
 
 
 def row_keys(

@@ -13,7 +13,8 @@ struct MasterWeights {
 inline const MasterWeights* master_weights_of(const std::string& name) {
   static const std::map<std::string, MasterWeights> places = {
       {"momentum", {4, 4}}, {"merged_momentum", {4, 4}}, {"adam", {8, 5}},
-      {"adamw", {8, 8}},    {"merged_adam", {8, 3}},
+      {"adamw", {8, 8}},    {"merged_adam", {8, 3}},     {"sgd", {3, 0}},
+      {"rmsprop", {6, 4}},  {"lamb", {7, 5}},
   };
   auto place = places.find(name);
   return place == places.end() ? nullptr : &place->second;

@@ -175,6 +175,10 @@ inline bool is_communication(const std::string& name) {
 
 // Adam's powers of the betas, and the number that says whether to skip the update, may stay on the host.
 inline void keep_host_scalars(const std::string& name, phi::KernelArgsDef* definition) {
+  if (name == "lamb") {
+    for (size_t i : {5, 6, 8}) definition->input_defs()[i].SetBackend(phi::Backend::ALL_BACKEND);
+    for (size_t i : {3, 4}) definition->output_defs()[i].SetBackend(phi::Backend::ALL_BACKEND);
+  }
   if (name != "adam" && name != "adamw" && name != "merged_adam") return;
   auto& inputs = definition->input_defs();
   for (size_t i : {6, 7, 9})

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +84,17 @@ def counts_of_steps(trainer: Any) -> list[dict[str, int]]:
     return results[1:]
 
 
+def distance_of_copies(learner: Any) -> float:
+    """Returns the largest difference between a half-precision weight and its rounded float32 copy."""
+    distances = [0.0]
+    for parameter in learner.network.parameters():
+        copy = learner.optimizer._master_weights.get(parameter.name)
+        if copy is not None:
+            rounded = copy.astype(parameter.dtype).astype("float32")
+            distances.append(float((rounded - parameter.astype("float32")).abs().max()))
+    return max(distances)
+
+
 def run(mode: str, config: str, output: str) -> dict[str, Any]:
     whole = build(config, mode, f"{output}/whole")
     averages = averaged_by_hand(whole)
@@ -129,13 +139,14 @@ def run(mode: str, config: str, output: str) -> dict[str, Any]:
         "losses": [row["loss"] for row in rows if row["kind"] == "train"],
         "counts": step_counts,
         "average_kernels": average_kernels,
+        "distance_of_copies": distance_of_copies(whole.learner),
         "loader_processes": third.loader.num_processes,
     }
 
 
 def main() -> None:
     config, output, *modes = sys.argv[1:]
-    results = {mode: run(mode, config, f"{output}/{Path(mode).name.replace(' ', '_')}") for mode in modes}
+    results = {mode: run(mode, config, f"{output}/{mode.replace(' ', '_')}") for mode in modes}
     print(json.dumps(results))
 
 
