@@ -168,7 +168,12 @@ class Dataset:
             reason = reason_of(error)
         except (ValueError, MemoryError) as error:
             reason = str(error) or "too large for the memory"
-        raise DataError(f"{self.path(index)} ({self.line(index)}): {reason}")
+        raise DataError(f"{sample_place(self, index)}: {reason}")
+
+
+def sample_place(dataset: Dataset, index: int) -> str:
+    """Returns the path of a sample and its place in the list, for messages."""
+    return f"{dataset.path(index)} ({dataset.line(index)})"
 
 
 DATASETS: Registry[Dataset] = Registry(
@@ -256,7 +261,7 @@ class ImageNetDataset(Dataset):
         """
         missing_indices = [i for i in range(len(self)) if not os.path.isfile(self.path(i))]
         if missing_indices:
-            examples = "; ".join(f"{self.path(i)} ({self.index.line(i)})" for i in missing_indices[:5])
+            examples = "; ".join(sample_place(self, i) for i in missing_indices[:5])
             raise DataError(
                 f"{len(missing_indices):,} of {len(self):,} listed files are missing: "
                 f"{examples}{'; ...' if len(missing_indices) > 5 else ''}"

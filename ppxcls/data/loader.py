@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.bad_samples import BadSamples
-from ppxcls.data.dataset import Dataset
+from ppxcls.data.dataset import Dataset, sample_place
 from ppxcls.data.errors import DataError
 from ppxcls.data.loader_processes import LoaderProcesses, ProcessesUnavailable
 from ppxcls.data.loader_threads import LoaderThreads
-from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, Loading
+from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, Loading, kind_of
+from ppxcls.data.prefetch import prefetch
 from ppxcls.data.sampler import BatchPlan, Sampler
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
@@ -100,18 +102,19 @@ class Loader:
         """
         loading = self._start_loading()
         size = self.sampler.size_at(epoch)
-        pending: deque[tuple[BatchPlan, Any]] = deque()
-        batches_ahead = _BATCHES_AHEAD if self.num_workers else 0
-        try:
-            for plan in self._announced_plans(loading, self.sampler.batches(epoch, start)):
-                pending.append((plan, loading.start(BatchRequest(epoch, plan.first, plan.indices, size))))
-                if len(pending) > batches_ahead:
-                    yield self._result(loading, *pending.popleft())
-            while pending:
-                yield self._result(loading, *pending.popleft())
-        finally:  # also if the loop that uses the batches ends early
-            for _, handle in pending:
-                loading.cancel(handle)
+
+        def start_batch(plan: BatchPlan) -> tuple[BatchPlan, Any]:
+            return plan, loading.start(BatchRequest(epoch, plan.first, plan.indices, size))
+
+        started_batches = prefetch(
+            self._announced_plans(loading, self.sampler.batches(epoch, start)),
+            start_batch,
+            ahead=_BATCHES_AHEAD if self.num_workers else 0,
+            cancel=lambda batch: loading.cancel(batch[1]),
+        )
+        with contextlib.closing(started_batches):  # also if the loop that uses the batches ends early
+            for plan, handle in started_batches:
+                yield self._result(loading, plan, handle)
 
     def close(self) -> None:
         """Ends the processes. The next epoch starts new ones."""
@@ -122,7 +125,7 @@ class Loader:
     def files_being_read(self) -> str:
         """Returns the files that the threads are reading now."""
         samples = self._loading.current_samples() if self._loading else []
-        return ", ".join(f"{self.dataset.path(i)} ({self.dataset.line(i)})" for i in samples)
+        return ", ".join(sample_place(self.dataset, i) for i in samples)
 
     def _start_loading(self) -> Loading:
         if isinstance(self._loading, LoaderProcesses) and self._loading.is_broken:
@@ -188,5 +191,5 @@ class Loader:
             count = len(readable_slots) if plan.count else 0
             plan = replace(plan, indices=plan.indices[readable_slots], count=count)
         assert images is not None
-        self._image_kind = images.shape[1:], images.dtype
+        self._image_kind = kind_of(images)
         return Batch(images, self.dataset.labels[plan.indices].astype(np.int64), plan, bad_count)

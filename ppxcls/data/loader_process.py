@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -69,6 +70,16 @@ class WorkerProcess:
             os.close(self._life_line)
             self._life_line = -1
             self.connection.close()
+
+    def kill(self) -> None:
+        """Ends the process at once, because it has nothing to save. ``wait`` waits for its end."""
+        self.close()
+        self.process.kill()
+
+    def wait(self) -> None:
+        """Waits for the end, but not for a process that waits for a disk that does not answer."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_SECONDS)
 
     def outcome(self) -> str:
         """Returns how the process ended, in words."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import subprocess
 import threading
 import time
 import weakref
@@ -17,7 +16,7 @@ from multiprocessing import reduction
 import numpy as np
 
 from ppxcls.config.plugins import plugin_files, plugins_without_paddle
-from ppxcls.data.dataset import Dataset
+from ppxcls.data.dataset import Dataset, sample_place
 from ppxcls.data.errors import DataError
 from ppxcls.data.loader_messages import (
     AnnounceSamples,
@@ -35,7 +34,6 @@ from ppxcls.system.logs import logger
 from ppxcls.system.shared_memory import HAS_SHARED_MEMORY, SharedMemory, share_object
 
 _START_SECONDS = 120.0  # maximum time for the start of a process
-_END_SECONDS = 5.0  # maximum time for the end of a process
 _WAIT_SECONDS = 0.5  # time between two looks at the deadline
 _MAX_MEMORIES = 8  # more batches that exist at once are copied
 
@@ -303,7 +301,7 @@ class LoaderProcesses:
             self.is_broken = True
             samples = self._current_samples[worker.threads.start : worker.threads.stop]
             indices = samples[samples >= 0].tolist()
-            places = [f"{self._dataset.path(i)} ({self._dataset.line(i)})" for i in indices]
+            places = [sample_place(self._dataset, i) for i in indices]
             files = f"; files being read: {', '.join(places)}" if places else ""
             raise LoaderError(f"a loader process {worker.outcome()}{files}") from None
 
@@ -322,11 +320,9 @@ def _cannot_send(dataset: Dataset, reason: object) -> str:
 
 def _end_workers(workers: Sequence[WorkerProcess]) -> None:
     for worker in workers:
-        worker.close()
-        worker.process.kill()  # it has nothing to save
+        worker.kill()
     for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk that does not answer
-            worker.process.wait(_END_SECONDS)
+        worker.wait()
 
 
 _ALL: weakref.WeakSet[LoaderProcesses] = weakref.WeakSet()

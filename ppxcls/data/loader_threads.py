@@ -7,7 +7,15 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 import numpy as np
 
 from ppxcls.data.dataset import Dataset
-from ppxcls.data.loading import BatchRequest, ImageKind, ImageSlots, LoadedImages, SampleLoader, task_ranges
+from ppxcls.data.loading import (
+    BatchRequest,
+    ImageKind,
+    ImageSlots,
+    LoadedImages,
+    SampleLoader,
+    kind_of,
+    task_ranges,
+)
 from ppxcls.system.arrays import Array
 
 _Handle = tuple[ImageSlots, "list[Future[None]]"]
@@ -33,7 +41,7 @@ class LoaderThreads:
     def start(self, request: BatchRequest) -> _Handle:
         """Starts to load a batch."""
         count = len(request.indices)
-        slots = ImageSlots(count, self._image_kind, lambda kind: np.empty((count, *kind[0]), kind[1]))
+        slots = ImageSlots(self._image_kind, lambda kind: np.empty((count, *kind[0]), kind[1]))
         if self._threads == 0:
             self._samples.load(request, slots, range(count))
             return slots, []
@@ -53,7 +61,7 @@ class LoaderThreads:
             raise TimeoutError
         self._end_if_idle(futures)
         if slots.images is not None:
-            self._image_kind = slots.images.shape[1:], slots.images.dtype
+            self._image_kind = kind_of(slots.images)
         return LoadedImages(slots.images, slots.bad_samples)
 
     def cancel(self, handle: _Handle) -> None:

@@ -35,7 +35,7 @@ from ppxcls.data.loader_messages import (
     WorkerSettings,
     WorkerStarted,
 )
-from ppxcls.data.loading import ImageKind, ImageSlots, SampleLoader, task_ranges
+from ppxcls.data.loading import ImageKind, ImageSlots, SampleLoader, kind_of, task_ranges
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.shared_memory import SharedMemory, shared_object
@@ -122,7 +122,7 @@ class _Worker:
             memory.reserve(int(np.prod(shape)) * kind[1].itemsize)
             return memory.array(shape, kind[1])[message.offset : message.offset + count]
 
-        slots = ImageSlots(count, None, empty_array)
+        slots = ImageSlots(None, empty_array)
         parts = task_ranges(count, self._threads)
         outcome = _PartOutcome(len(parts), lambda error: self._finish(message, slots, error))
         futures = [self._pool.submit(self._samples.load, message.request, slots, part) for part in parts]
@@ -136,7 +136,7 @@ class _Worker:
             trace = "".join(traceback.format_exception(error))
             reply = PartDone(message.ticket, message.offset, error=_text(error), trace=trace)
         else:
-            kind = None if slots.images is None else (slots.images.shape[1:], slots.images.dtype)
+            kind = None if slots.images is None else kind_of(slots.images)
             bad_samples = [(message.offset + slot, text) for slot, text in slots.bad_samples]
             reply = PartDone(message.ticket, message.offset, kind, bad_samples)
         with self._send_lock:

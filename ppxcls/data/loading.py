@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ppxcls.data.dataset import Dataset
+from ppxcls.data.dataset import Dataset, sample_place
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import Compose
 from ppxcls.system.arrays import Array
@@ -78,13 +78,11 @@ class ImageSlots:
     """The images of a batch that is being filled, or of a part of it.
 
     Args:
-        count: number of slots.
         kind: shape and type of earlier images; None if the first image decides.
         empty_array: function from the shape and the type of an image to the array of all slots.
     """
 
-    def __init__(self, count: int, kind: ImageKind | None, empty_array: Callable[[ImageKind], Array]) -> None:
-        self.count = count
+    def __init__(self, kind: ImageKind | None, empty_array: Callable[[ImageKind], Array]) -> None:
         self.bad_samples: list[tuple[int, str]] = []
         self._empty_array = empty_array
         # With a kind, the array is created in the caller's thread: the C library reuses the memory of earlier
@@ -105,18 +103,20 @@ class ImageSlots:
             ValueError: its size or type differs from the earlier images of the batch.
             OSError: there is no memory for the batch.
         """
+        kind = image.shape, image.dtype
         with self._lock:
-            kind = image.shape, image.dtype
-            is_first = self._images is None or not self._has_image
-            if is_first and (self._images is None or (self._images.shape[1:], self._images.dtype) != kind):
-                self._images = self._empty_array(kind)
-            self._has_image = True
             images = self._images
-        assert images is not None
-        kind, expected = (image.shape, image.dtype), (images.shape[1:], images.dtype)
-        if kind != expected:
-            raise ValueError(different_kinds(kind, expected))
+            if images is None or (not self._has_image and kind_of(images) != kind):
+                images = self._images = self._empty_array(kind)
+            self._has_image = True
+        if kind != kind_of(images):
+            raise ValueError(different_kinds(kind, kind_of(images)))
         images[slot] = image
+
+
+def kind_of(images: Array) -> ImageKind:
+    """Returns the shape and the type of each image of a batch."""
+    return images.shape[1:], images.dtype
 
 
 def different_kinds(kind: ImageKind, expected: ImageKind) -> str:
@@ -175,7 +175,7 @@ class SampleLoader:
             return
         except (Exception, SystemExit) as error:  # an error in a user's own data set or transform
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise DataError(f"{self.dataset.path(index)} ({self.dataset.line(index)}): {reason}") from error
+            raise DataError(f"{sample_place(self.dataset, index)}: {reason}") from error
         try:
             slots.put(slot, image)
         except (ValueError, OSError, MemoryError) as error:

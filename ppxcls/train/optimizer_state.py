@@ -86,15 +86,17 @@ def _float32_copy(array: Array, parameter_name: str) -> paddle.Tensor:
     return copy
 
 
-def _float32_weights(state: State, weights: State, name_map: Mapping[str, str]) -> dict[str, Array]:
-    """Returns the float32 values of the saved weights, by this process's names.
+def _set_float32_weights(parameters: Mapping[str, paddle.Tensor], copies: Mapping[str, Array]) -> None:
+    """Sets float32 weights from the copies of a run that had them in half precision.
 
-    These are the copies of half-precision weights, and the weights themselves if they were float32.
+    Args:
+        parameters: trained parameters by this process's names.
+        copies: saved float32 copies by the same names.
     """
-    saved_names = weights.get(PARAMETER_NAMES_KEY, {})
-    values = {saved_name: weights[key] for key, saved_name in saved_names.items() if key in weights}
-    values |= state.get("master_weights") or {}
-    return {name_map[name]: np.asarray(value) for name, value in values.items() if name in name_map}
+    for name in copies.keys() & parameters.keys():
+        if parameters[name].dtype == paddle.float32:
+            with paddle.no_grad():
+                paddle.assign(paddle.to_tensor(copies[name]), parameters[name])
 
 
 def load_optimizer_state(
@@ -142,9 +144,15 @@ def load_optimizer_state(
     for key, value in state.items():
         if is_numeric(value) and (new_key := rename(key)) is not None:
             values[new_key] = _accumulator(value)
-    copies = _float32_weights(state, weights, name_map)
-    if half_names:
-        values["master_weights"] = {name: _float32_copy(copies[name], name) for name in half_names}
+    saved_copies = state.get("master_weights")
+    if not isinstance(saved_copies, dict):
+        saved_copies = {}
+    copies = {name_map[name]: np.asarray(value) for name, value in saved_copies.items() if name in name_map}
+    if half_names:  # without a saved copy, the weight itself was float32
+        saved_weights = {current_names[key]: weights[key] for key in saved_names if key in current_names}
+        values["master_weights"] = {
+            name: _float32_copy(copies.get(name, saved_weights[name]), name) for name in half_names
+        }
     covered_names = {name for name in trained_names if any(key.startswith(name + "_") for key in values)}
     if values.keys() - {"master_weights"} and covered_names != trained_names:
         raise CheckpointError(
@@ -158,7 +166,4 @@ def load_optimizer_state(
     except (AssertionError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{file}: not the state of this optimizer: {reason}") from None
-    for name, parameter in trained_parameters.items():  # a run with half-precision weights goes on in float32
-        if parameter.dtype == paddle.float32 and name in copies:
-            with paddle.no_grad():
-                paddle.assign(paddle.to_tensor(copies[name]), parameter)
+    _set_float32_weights(trained_parameters, copies)
