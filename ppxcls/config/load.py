@@ -13,6 +13,7 @@ from ppxcls.config.checks import (
     KeyPath,
     check_section,
     check_value,
+    component_of,
     is_index,
     list_index,
     shorten_value,
@@ -151,7 +152,10 @@ def _descend(
         if isinstance(target, list) and not is_index(key):
             remaining_keys.insert(0, key)  # a component's name: used for the item, then for the key in it
         if isinstance(target, list):
-            key = str(list_index(target, key, ConfigPlace(key_path, {(): source}), "list index"))
+            index = list_index(target, key, ConfigPlace(key_path, {(): source}), "list index")
+            if remaining_keys:
+                target[index] = component_of(target[index], key)
+            key = str(index)
         key_path = (*key_path, key)
         if not remaining_keys:
             return target, key, key_path
