@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
-from ppxcls.config.paddleclas import unsupported_message
+from ppxcls.config.paddleclas import is_harmless, unsupported_message
 
 KeyPath = tuple[str, ...]
 _INT64_LIMIT = 1 << 63
@@ -308,7 +308,7 @@ def matching_keys(pattern: str, keys: Iterable[str], where: ConfigPlace) -> set[
 
 def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
     """Returns the message for a word that is not allowed; it suggests the nearest spelling."""
-    if (message := unsupported_message(word)) is not None:
+    if (message := unsupported_message(word, in_section=what == "key")) is not None:
         return message
     close_matches = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
     suggestion = next(
@@ -353,12 +353,8 @@ def is_index(key: str) -> bool:
 
 
 def drop_unused_keys(values: Mapping[str, Any], supported_keys: Container[str]) -> dict[str, Any]:
-    """Returns the values without the unsupported keys of PaddleClas that are turned off."""
-    return {
-        k: v
-        for k, v in values.items()
-        if k in supported_keys or v not in (None, False) or unsupported_message(k) is None
-    }
+    """Returns the values without the keys of PaddleClas that ask for what happens here anyway."""
+    return {k: v for k, v in values.items() if k in supported_keys or not is_harmless(k, v)}
 
 
 def check_section(value: Any, section: type, where: ConfigPlace) -> Any:

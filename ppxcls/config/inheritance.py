@@ -14,6 +14,7 @@ from ppxcls.config.checks import (
     shorten_value,
     unknown_word_message,
 )
+from ppxcls.config.device_switches import device_of, replace_device_switches
 
 BASE_KEY = "base"
 _BASES = Path(__file__).parent / "bases"  # named in a YAML without folder and extension
@@ -57,8 +58,10 @@ def with_bases(
         base_sources: dict[KeyPath, str] = {}
         layers.append((read(path, base_sources), base_sources))
     result, key_sources = layers.pop()
+    replace_device_switches(result, key_sources)
     while layers:
         child, child_sources = layers.pop()
+        replace_device_switches(child, child_sources, device_of(result))
         result = _Merge(key_sources, child_sources).merge(result, child, (), ())
     result_sources = dict(key_sources)
     sources.clear()

@@ -18,9 +18,16 @@ from ppxcls.config.checks import (
     list_index,
     shorten_value,
 )
+from ppxcls.config.device_switches import (
+    DEVICE_KEY,
+    DEVICE_SWITCHES,
+    SECTION,
+    device_of,
+    replace_device_switches,
+)
 from ppxcls.config.inheritance import with_bases
 from ppxcls.config.plugins import import_plugin
-from ppxcls.config.sections import Config, to_plain
+from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import url_problem
@@ -125,6 +132,12 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
     if not equals or not all(keys):
         raise ConfigError(f"{source}: expected KEY.KEY=value")
     value = read_yaml(text, source)
+    if keys[0] == SECTION and (len(keys) == 1 or keys[1] in DEVICE_SWITCHES):
+        section = value if len(keys) == 1 else {keys[1]: value}
+        device = device_of(raw) or GlobalSection.device
+        replace_device_switches({SECTION: section}, {(): source}, device)
+        if len(keys) == 2:
+            keys, value = [SECTION, DEVICE_KEY], section.get(DEVICE_KEY, device)
     parent, key, key_path = _descend(raw, keys, source, sources)
     if isinstance(parent, list):
         parent[int(key)] = value
