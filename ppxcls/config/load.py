@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppxcls.config.channels import check_image_channels
 from ppxcls.config.checks import (
     ConfigError,
     ConfigPlace,
@@ -71,6 +72,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     config.overrides = override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
+    check_image_channels(config)
     _resolve_class_names(config)
     return config
 
