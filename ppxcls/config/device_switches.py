@@ -41,7 +41,7 @@ def replace_device_switches(
         for key, value in switches.items():
             if value != (_kind(device) == DEVICE_SWITCHES[key]):
                 raise (place / key).error(
-                    f"{str(value).lower()} contradicts {SECTION}.{DEVICE_KEY}, {device!r}; remove one of them"
+                    f"{str(value).lower()} contradicts Global.device, {device!r}; remove one of them"
                 )
         return
     deciding_keys = chosen_keys or [
