@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import typing
 from dataclasses import MISSING, fields, is_dataclass
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import docstring_parser
 
 from ppxcls.config.checks import ConfigPlace, type_name
-from ppxcls.config.paddleclas import ALTERNATIVES
+from ppxcls.config.paddleclas import ALTERNATIVES, HARMLESS_VALUES
 from ppxcls.config.registry import Component, Components, Registry, registries
 from ppxcls.config.sections import Config
 
@@ -51,9 +52,13 @@ REFUSED_HEAD = """# PaddleClas keys and names that are refused
 
 Written by `python scripts/write_reference.py` from the code.
 A config with one of these keys or names is invalid. The error message contains the advice of the table.
+A key is accepted with the values of the third column, because they ask for what happens here anyway.
 
-| key or name | instead |
-|---|---|
+`Global.use_gpu: True` is read as `Global.device: gpu`, and `Global.use_gpu: False` as `Global.device: cpu`.
+`use_xpu`, `use_npu`, `use_mlu` and `use_gcu` are read in the same way.
+
+| key or name | instead | accepted |
+|---|---|---|
 """
 
 
@@ -165,10 +170,16 @@ def reference() -> str:
     return page.replace("``", "`")
 
 
+def accepted_values(word: str) -> str:
+    """Returns the values with which a refused key is accepted, as YAML."""
+    texts = [json.dumps(value) if value != "" else "''" for value in HARMLESS_VALUES.get(word, ())]
+    return ", ".join(f"`{text}`" for text in texts)
+
+
 def refused() -> str:
     """Returns the text of ``docs/refused.md``: PaddleClas keys and names that are refused."""
     rows = [
-        f"| `{word}` | {instead} |"
+        f"| `{word}` | {instead} | {accepted_values(word)} |"
         for word, instead in sorted(ALTERNATIVES.items(), key=lambda item: item[0].lower())
     ]
     return REFUSED_HEAD + "\n".join(rows) + "\n"

@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ppxcls.config.checks import Bound, ConfigPlace
-from ppxcls.config.paddleclas import ALTERNATIVES
+from ppxcls.config.device_switches import DEVICE_SWITCHES
+from ppxcls.config.paddleclas import HARMLESS_VALUES
 from ppxcls.config.registry import Component, Components, Registry, registries
-from ppxcls.config.sections import Config
+from ppxcls.config.sections import Config, GlobalSection
 from scripts.write_reference import PLACES, descriptions, summary_of, texts_of
 
 SCHEMA_FILE = ROOT / "docs/schema.json"
@@ -106,10 +107,14 @@ def section_schema(section: type) -> Schema:
     defaults |= {f.name: f.default_factory() for f in fields(section) if f.default_factory is not MISSING}
     visible_hints = {f.name: hints[f.name] for f in fields(section) if f.init}
     schema = mapping_schema(visible_hints, descriptions(section.__doc__), defaults)
-    # Refused PaddleClas keys are allowed if they are turned off.
-    refused_keys = {
-        "^(" + "|".join(sorted(ALTERNATIVES.keys() - visible_hints.keys())) + ")$": {"enum": [None, False]}
-    }
+    # Refused PaddleClas keys are allowed if they ask for what happens here anyway.
+    refused_keys: dict[str, Schema] = {}
+    for values in {repr(values): values for values in HARMLESS_VALUES.values()}.values():
+        names = [key for key, harmless in HARMLESS_VALUES.items() if harmless == values]
+        if names := sorted(set(names) - visible_hints.keys()):
+            refused_keys["^(" + "|".join(names) + ")$"] = {"enum": list(values)}
+    if section is GlobalSection:
+        refused_keys["^(" + "|".join(DEVICE_SWITCHES) + ")$"] = {"type": "boolean"}
     return {
         "description": (section.__doc__ or "").split("\n")[0],
         **schema,

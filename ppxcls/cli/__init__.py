@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from ppxcls.system import environment, watchdog
 from ppxcls.system.logs import logger
@@ -25,10 +25,17 @@ _MEMORY_ADVICE = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, as all errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, printable(f"{self.prog}: error: {message}; see {self.prog} --help") + "\n")
+
+
 def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Returns a parser of command-line arguments. Its ``--help`` text ends with the examples."""
     epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
-    return argparse.ArgumentParser(
+    return _Parser(
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,

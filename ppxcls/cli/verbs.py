@@ -262,10 +262,11 @@ def report_verb(parser: argparse.ArgumentParser) -> None:
 
 @verb(
     "serve",
-    "Serve a run or an exported model: POST an image file to /predict; /healthz, /metrics, and a page at /.",
+    "Serve a run or an exported model: POST images to /predict; /openapi.json, /healthz, /metrics, and a "
+    "page at /.",
     examples=[
         "ppxcls serve inference --port 8000",
-        "curl --data-binary @image.jpg http://127.0.0.1:8000/predict",
+        "curl -F file=@image.jpg http://127.0.0.1:8000/predict",
     ],
 )
 def serve_verb(parser: argparse.ArgumentParser) -> None:
@@ -276,7 +277,12 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to listen on; there are no passwords (default: 127.0.0.1)",
     )
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
+    parser.add_argument(
+        "--port",
+        type=_port,
+        default=8000,
+        help="port to listen on; 0 takes a free one and prints it (default: 8000)",
+    )
     parser.add_argument(
         "--batch", type=int, default=16, help="largest number of images in a batch (default: 16)"
     )
@@ -286,6 +292,14 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         default=128,
         help="number of images that may wait; others are answered with 503 (default: 128)",
     )
+    parser.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let web pages of this origin, such as https://example.org, use the server; repeatable; * for "
+        "all (default: none)",
+    )
     arguments = parser.parse_args()
     ppxcls.serve(
         arguments.model,
@@ -293,7 +307,15 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         port=arguments.port,
         batch=arguments.batch,
         queue=arguments.queue,
+        cors=arguments.cors,
     )
+
+
+def _port(text: str) -> int:
+    """Returns the number of a port that is given as text."""
+    if text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, received {text!r}")
 
 
 @verb(

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
-from ppxcls.config.paddleclas import unsupported_message
+from ppxcls.config.paddleclas import is_harmless, unsupported_message
 
 KeyPath = tuple[str, ...]
 _INT64_LIMIT = 1 << 63
@@ -41,17 +41,15 @@ class ConfigPlace:
     def __str__(self) -> str:
         return ".".join(self.keys)
 
-    def error(self, message: str) -> ConfigError:
-        """Returns a ConfigError for this place.
+    @property
+    def source(self) -> str:
+        """Source of this key, or of the nearest key above it; empty if there is none."""
+        lengths = range(len(self.keys), -1, -1)
+        return next((self.sources[self.keys[:n]] for n in lengths if self.keys[:n] in self.sources), "")
 
-        The message begins with the source of this key, or of the nearest key above it, and the key path.
-        """
-        for length in range(len(self.keys), -1, -1):
-            if self.keys[:length] in self.sources:
-                return ConfigError(
-                    ": ".join(p for p in (self.sources[self.keys[:length]], str(self), message) if p)
-                )
-        return ConfigError(f"{self}: {message}" if self.keys else message)
+    def error(self, message: str) -> ConfigError:
+        """Returns a ConfigError for this place. The message begins with the source and the key path."""
+        return ConfigError(": ".join(part for part in (self.source, str(self), message) if part))
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,9 @@ def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: ConfigPlac
     if value is None and type(None) in args:
         return None
     choices = [a for a in args if a is not type(None)]
-    if len(choices) == 1:  # Optional: the message of the inner check is more precise
+    if isinstance(value, list | dict):  # only some choices can take it
+        choices = [a for a in choices if _takes_items(a, type(value))] or choices
+    if len(choices) == 1:  # the message of the inner check is more precise, and so is its place
         return check_value(value, choices[0], where)
     for choice in choices:
         try:
@@ -220,6 +220,16 @@ def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: ConfigPlac
         except ConfigError:
             continue
     raise _mismatch(value, hint, where)
+
+
+def _takes_items(hint: Any, kind: type) -> bool:
+    """True if values of this annotation can be of this kind, a list or a mapping."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return not isinstance(args[1], Bound) or _takes_items(args[0], kind)
+    if origin in (list, tuple) or hint is list:
+        return kind is list
+    return hint is Any or (kind is dict and (is_dataclass(hint) or hint is dict))
 
 
 def _check_annotated(value: Any, hint: Any, annotation: Any, where: ConfigPlace) -> Any:
@@ -298,7 +308,7 @@ def matching_keys(pattern: str, keys: Iterable[str], where: ConfigPlace) -> set[
 
 def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
     """Returns the message for a word that is not allowed; it suggests the nearest spelling."""
-    if (message := unsupported_message(word)) is not None:
+    if (message := unsupported_message(word, in_section=what == "key")) is not None:
         return message
     close_matches = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
     suggestion = next(
@@ -327,18 +337,24 @@ def list_index(items: list[Any], key: str, where: ConfigPlace, what: str) -> int
     raise where.error(unknown_word_message(key, [*map(str, range(len(items))), *names], what))
 
 
+def component_of(item: Any, key: str) -> Any:
+    """Returns a list item that is a component's name alone as ``{name: null}``; another item unchanged.
+
+    Args:
+        item: the list item.
+        key: the component's name; an index changes nothing.
+    """
+    return {key: None} if item == key and not is_index(key) else item
+
+
 def is_index(key: str) -> bool:
     """True if a key is the number of a list item."""
     return key.isascii() and key.isdecimal() and len(key) < 10
 
 
 def drop_unused_keys(values: Mapping[str, Any], supported_keys: Container[str]) -> dict[str, Any]:
-    """Returns the values without the unsupported keys of PaddleClas that are turned off."""
-    return {
-        k: v
-        for k, v in values.items()
-        if k in supported_keys or v not in (None, False) or unsupported_message(k) is None
-    }
+    """Returns the values without the keys of PaddleClas that ask for what happens here anyway."""
+    return {k: v for k, v in values.items() if k in supported_keys or not is_harmless(k, v)}
 
 
 def check_section(value: Any, section: type, where: ConfigPlace) -> Any:

@@ -7,19 +7,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppxcls.config.channels import check_image_channels
 from ppxcls.config.checks import (
     ConfigError,
     ConfigPlace,
     KeyPath,
     check_section,
     check_value,
+    component_of,
     is_index,
     list_index,
     shorten_value,
 )
+from ppxcls.config.device_switches import (
+    DEVICE_KEY,
+    DEVICE_SWITCHES,
+    SECTION,
+    device_of,
+    replace_device_switches,
+)
 from ppxcls.config.inheritance import with_bases
 from ppxcls.config.plugins import import_plugin
-from ppxcls.config.sections import Config, to_plain
+from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import url_problem
@@ -63,6 +72,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     config.overrides = override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
+    check_image_channels(config)
     _resolve_class_names(config)
     return config
 
@@ -124,6 +134,12 @@ def _apply_override(raw: dict[str, Any], override: str, sources: dict[KeyPath, s
     if not equals or not all(keys):
         raise ConfigError(f"{source}: expected KEY.KEY=value")
     value = read_yaml(text, source)
+    if keys[0] == SECTION and (len(keys) == 1 or keys[1] in DEVICE_SWITCHES):
+        section = value if len(keys) == 1 else {keys[1]: value}
+        device = device_of(raw) or GlobalSection.device
+        replace_device_switches({SECTION: section}, {(): source}, device)
+        if len(keys) == 2:
+            keys, value = [SECTION, DEVICE_KEY], section.get(DEVICE_KEY, device)
     parent, key, key_path = _descend(raw, keys, source, sources)
     if isinstance(parent, list):
         parent[int(key)] = value
@@ -151,7 +167,10 @@ def _descend(
         if isinstance(target, list) and not is_index(key):
             remaining_keys.insert(0, key)  # a component's name: used for the item, then for the key in it
         if isinstance(target, list):
-            key = str(list_index(target, key, ConfigPlace(key_path, {(): source}), "list index"))
+            index = list_index(target, key, ConfigPlace(key_path, {(): source}), "list index")
+            if remaining_keys:
+                target[index] = component_of(target[index], key)
+            key = str(index)
         key_path = (*key_path, key)
         if not remaining_keys:
             return target, key, key_path

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _CROP = "RandCropImage, which crops as the ImageNet recipes do"
 _ONE_LABEL = "training uses one label per sample"
 _RETRIEVAL = "this package trains classifiers, not retrieval or face recognition"
 _REMOVE_KEY = "remove the key"
+_DISTILLATION = "CELoss; distillation is not supported"
+_SEMI_SUPERVISED = "semi-supervised training is not supported; train on labelled images"
+_NO_SWITCH = "Global.device: the device's name, such as gpu or cpu"
 
 # Alternatives by key or component name. Words that this package supports under the same name are not listed.
 ALTERNATIVES = {
@@ -14,7 +19,22 @@ ALTERNATIVES = {
     "use_multilabel": f"{_ONE_LABEL}; {_REMOVE_KEY}",
     "use_pure_fp16": "AMP.level: O2",
     "use_fp16": "AMP.use_amp",
-    "use_gpu": "Global.device, which is gpu or cpu",
+    **dict.fromkeys(("use_gpu", "use_xpu", "use_npu", "use_mlu", "use_gcu"), _NO_SWITCH),
+    "log_ranks": f"the first process logs, and --log_dir of ppxcls launch keeps all output; {_REMOVE_KEY}",
+    "class_num": "Arch.class_num",
+    "iter_per_epoch": _SEMI_SUPERVISED,
+    "uniform_output_enabled": f"results are in metrics.jsonl, eval.json and report.html; {_REMOVE_KEY}",
+    "export_for_fd": "ppxcls export, whose inference_config.json describes the files",
+    "export_with_pir": f"ppxcls export, which writes the format of the installed Paddle; {_REMOVE_KEY}",
+    "use_ssld": "Global.pretrained_model, with the path of the weights",
+    "use_ml_decoder": f"{_ONE_LABEL}; {_REMOVE_KEY}",
+    "DistillationModel": "one of the networks of 'ppxcls list'; distillation is not supported",
+    "RecModel": f"one of the networks of 'ppxcls list'; {_RETRIEVAL}",
+    # Infer
+    "infer_list": "Infer.infer_imgs, or files as arguments: ppxcls infer -c RUN IMAGES",
+    "save_dir": "ppxcls infer --output FILE",
+    "threshold": "the scores of ppxcls infer --format csv, which can be filtered",
+    "delimiter": f"names are read with a blank, a tab or a comma after the id; {_REMOVE_KEY}",
     "relabel": f"labels are used unchanged; {_REMOVE_KEY}",
     "use_log_aspect": f"the ratio of the crop is uniform; {_REMOVE_KEY}",
     "infer_add_softmax": "ppxcls export, with --logits for none",
@@ -28,7 +48,7 @@ ALTERNATIVES = {
     "infer_model_name": _REMOVE_KEY,
     "Slim": "export with ppxcls export, and quantise or prune the ONNX file with a tool for it",
     "DataAugmentation": "transform_ops of the data set",
-    "UnLabelTrain": "semi-supervised training is not supported; train on labelled images",
+    "UnLabelTrain": _SEMI_SUPERVISED,
     # Data sets and samplers
     "MultiLabelDataset": f"ImageNetDataset; {_ONE_LABEL}",
     "ImageNetLTDataset": "ImageNetDataset with the sampler ClassBalancedSampler",
@@ -37,6 +57,7 @@ ALTERNATIVES = {
     "Cifar10": "ppxcls lists on a folder of images, and ImageNetDataset",
     "Cifar100": "ppxcls lists on a folder of images, and ImageNetDataset",
     "MNIST": "ppxcls lists on a folder of images, and ImageNetDataset",
+    "CommonDataset": "ImageNetDataset",
     "MixDataset": "one list with the lines of all lists",
     "VeriWild": _RETRIEVAL,
     "LogoDataset": _RETRIEVAL,
@@ -55,6 +76,15 @@ ALTERNATIVES = {
     "BatchSampler": "DistributedBatchSampler",
     "DistributedRandomIdentitySampler": _RETRIEVAL,
     "PKSampler": _RETRIEVAL,
+    **dict.fromkeys(
+        (
+            "DomainShuffleSampler",
+            "DomainShuffleBatchSampler",
+            "NaiveIdentitySampler",
+            "NaiveIdentityBatchSampler",
+        ),
+        _RETRIEVAL,
+    ),
     "MixSampler": "one list with the lines of all lists, or ClassBalancedSampler",
     # Transforms
     "RandCropImageV2": _CROP,
@@ -67,6 +97,14 @@ ALTERNATIVES = {
     "RandomRot90": "RandFlipImage with flip_code: -1, or RandAugment",
     "RandomInterpolationAugment": "RandCropImage with one interpolation",
     "AugMix": "RandAugment, TrivialAugment or TimmAutoAugment",
+    "CenterCrop": "CropImage",
+    "CropImageAtRatio": "ResizeImage with resize_short, and CropImage",
+    "RandAugmentV2": "RandAugment or TimmAutoAugment",
+    "RandAugmentV3": "RandAugment or TimmAutoAugment",
+    "RandAugmentV4": "RandAugment or TimmAutoAugment",
+    "RandomApply": "TrivialAugment, RandAugment or TimmAutoAugment, which choose at random",
+    "RandomGrayscale": "ColorJitter",
+    "Resize": "ResizeImage",
     "CropWithPadding": "ResizeImage and CropImage",
     "Pad": "ResizeImage, which fills the whole size",
     "Padv2": "ResizeImage, which fills the whole size",
@@ -80,20 +118,54 @@ ALTERNATIVES = {
     # Losses and metrics
     "MixCELoss": "CELoss, which takes mixed labels too",
     "MultiLabelLoss": f"BCELoss; {_ONE_LABEL}",
+    "MultiLabelAsymmetricLoss": f"BCELoss or FocalLoss; {_ONE_LABEL}",
     **dict.fromkeys(
         (
             "DistillationCELoss",
             "DistillationGTCELoss",
+            "DistillationDISTLoss",
             "DistillationDMLLoss",
+            "DistillationDistanceLoss",
             "DistillationKLDivLoss",
             "DistillationDKDLoss",
+            "DistillationMultiLabelLoss",
+            "DistillationPairLoss",
+            "DistillationRKDLoss",
+            "DistillationSKDLoss",
+            "DistillationWSLLoss",
+            "AFDLoss",
+            "PEFDLoss",
+            "DMLLoss",
+            "KLDivLoss",
+            "DistanceLoss",
         ),
-        "CELoss; distillation is not supported",
+        _DISTILLATION,
     ),
-    **dict.fromkeys(("DMLLoss", "KLDivLoss", "DistanceLoss"), "CELoss; distillation is not supported"),
     **dict.fromkeys(
-        ("TripletLossV2", "MSMLoss", "EmlLoss", "NpairsLoss", "TriHardLoss", "SupConLoss"), _RETRIEVAL
+        (
+            "TripletLossV2",
+            "MSMLoss",
+            "EmlLoss",
+            "NpairsLoss",
+            "TriHardLoss",
+            "SupConLoss",
+            "ContrastiveLoss",
+            "ContrastiveLoss_XBM",
+            "TripletAngularMarginLoss",
+            "TripletAngularMarginLoss_XBM",
+            "PairwiseCosface",
+            "DSHSDLoss",
+            "LCDSHLoss",
+            "DCHLoss",
+            "CELossForMetaBIN",
+            "TripletLossForMetaBIN",
+            "InterDomainShuffleLoss",
+            "IntraDomainScatterLoss",
+        ),
+        _RETRIEVAL,
     ),
+    **dict.fromkeys(("UnLabelLoss", "CCSSLCELoss", "SoftSupConLoss"), _SEMI_SUPERVISED),
+    "reduction": "the mean over the samples, which is the only reduction",
     "GoogLeNetLoss": "CELoss; the networks have one output",
     "GoogLeNetTopkAcc": "TopkAcc; the networks have one output",
     "DistillationTopkAcc": "TopkAcc; distillation is not supported",
@@ -103,10 +175,14 @@ ALTERNATIVES = {
     "Recallk": _RETRIEVAL,
     "mAP": _RETRIEVAL,
     "mINP": _RETRIEVAL,
+    "Precisionk": _RETRIEVAL,
+    "TprAtFpr": _RETRIEVAL,
+    "MultilabelMeanAccuracy": f"TopkAcc or ClassReport; {_ONE_LABEL}",
     "HammingDistance": f"TopkAcc or ClassReport; {_ONE_LABEL}",
     "AccuracyScore": "TopkAcc or ClassReport",
     "ATTRMetric": f"ClassReport; {_ONE_LABEL}",
     # Schedules and optimizers
+    "last_epoch": "Global.checkpoints, which resumes a run at its epoch",
     "CosineFixmatch": "Cosine",
     "Constant": "ConstLR",
     "ReduceOnPlateauV2": "ReduceOnPlateau",
@@ -114,12 +190,63 @@ ALTERNATIVES = {
     "LarsMomentum": "Momentum or Lamb",
 }
 
+_SECTION_KEYS = ("class_num",)  # keys of PaddleClas in sections, but not in components
+_OFF: tuple[Any, ...] = (None, False, "", [], {})
+# Values with which a key of PaddleClas asks for what happens here anyway. Such a key is accepted. Any other
+# value of a key above is an error, also if it is false.
+HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        (
+            "use_dali",
+            "use_multilabel",
+            "use_pure_fp16",
+            "relabel",
+            "use_log_aspect",
+            "retrieval_feature_from",
+            "re_ranking",
+            "feature_normalize",
+            "Gallery",
+            "Query",
+            "Distillation",
+            "Slim",
+            "DataAugmentation",
+            "UnLabelTrain",
+            "UnLabelLoss",
+            "uniform_output_enabled",
+            "export_for_fd",
+            "export_with_pir",
+            "use_ssld",
+            "use_ml_decoder",
+            "infer_list",
+            "infer_model_name",
+            "save_dir",
+        ),
+        _OFF,
+    ),
+    "infer_add_softmax": (True,),
+    "input_image_channel": (3, None),
+    "log_ranks": ("0", 0, None),
+    "reduction": ("mean",),
+    "last_epoch": (-1,),
+    "iter_per_epoch": (None,),
+    "threshold": (None,),
+}
 
-def unsupported_message(word: object) -> str | None:
-    """Returns the message for a word of PaddleClas that is not supported here; None for any other word."""
+
+def is_harmless(word: object, value: Any) -> bool:
+    """True if a key of PaddleClas has a value that asks for what happens here anyway."""
+    values = HARMLESS_VALUES.get(str(word), ())
+    return any(type(value) is type(harmless) and value == harmless for harmless in values)
+
+
+def unsupported_message(word: object, *, in_section: bool = True) -> str | None:
+    """Returns the message for a word of PaddleClas that is not supported here; None for any other word.
+
+    Args:
+        word: key or name.
+        in_section: True for a key of a section or a name; False for an argument of a component.
+    """
     alternative = ALTERNATIVES.get(str(word))
-    return (
-        None
-        if alternative is None
-        else f"{word!r} of PaddleClas is not supported here; instead: {alternative}"
-    )
+    if alternative is None or (str(word) in _SECTION_KEYS and not in_section):
+        return None
+    return f"{word!r} of PaddleClas is not supported here; instead: {alternative}"

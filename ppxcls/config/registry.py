@@ -391,8 +391,9 @@ class Registry(Generic[T]):
             ConfigError: the argument is unknown, or the value is invalid.
         """
         allowed_hints = self._allowed_hints(block.name)
-        self._check_argument_name(key, allowed_hints, block.name, block.where)
-        block.arguments[key] = check_value(value, allowed_hints[key], block.where / key)
+        where = ConfigPlace(block.where.keys)  # without sources, because no file contains the value
+        self._check_argument_name(key, allowed_hints, block.name, where)
+        block.arguments[key] = check_value(value, allowed_hints[key], where / key)
 
     def _check_argument_name(
         self, key: Any, allowed_hints: Mapping[str, Any], name: str, where: ConfigPlace

@@ -105,7 +105,9 @@ class _Document:
             mapping = {}
             for key, (key_node, value_node) in self._pairs(node, keys).items():
                 mapping[key] = self.value(value_node, (*keys, key))
-                self._record((*keys, key), key_node)
+                # An anchor stands before its aliases, and the value is written at the anchor.
+                is_alias = value_node.start_mark.index < key_node.start_mark.index
+                self._record((*keys, key), value_node if is_alias else key_node)
             return mapping
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*keys, str(i))) for i, item in enumerate(node.value)]

@@ -61,6 +61,59 @@ def intervals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Array]:
     return {name: np.array(values, float) for name, values in columns.items()}
 
 
+def throughput(rows: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
+    """Returns the images per second of all processes, over windows that are long enough.
+
+    The first line of an epoch stands for one batch, and the last one often for a few: such a time says
+    little. A line with less than half of the samples of the epoch's largest interval is joined with its
+    neighbour in the epoch.
+
+    Args:
+        rows: training lines of ``metrics.jsonl``.
+
+    Returns:
+        The step at the end of each window, and the images per second in it.
+    """
+    steps, rates = [], []
+    for lines in _epochs(rows):
+        half = max(samples for _, samples, _ in lines) / 2
+        windows: list[list[tuple[int, float, float]]] = [[]]
+        for line in lines:
+            if sum(samples for _, samples, _ in windows[-1]) >= half:
+                windows.append([])
+            windows[-1].append(line)
+        if len(windows) > 1 and sum(samples for _, samples, _ in windows[-1]) < half:
+            windows[-2].extend(windows.pop())
+        for window in windows:
+            steps.append(window[-1][0])
+            rates.append(sum(line[1] for line in window) / sum(line[2] for line in window))
+    return np.array(steps, float), np.array(rates, float)
+
+
+def epoch_rates(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Returns the images per second of all processes in each whole epoch."""
+    return [sum(line[1] for line in lines) / sum(line[2] for line in lines) for lines in _epochs(rows)]
+
+
+def _epochs(rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, float, float]]]:
+    """Returns step, samples and seconds of each line's interval, by epoch. Older logs lack these figures."""
+    epochs: dict[int, list[tuple[int, float, float]]] = {}
+    previous: Mapping[str, Any] | None = None
+    for row in rows:
+        figures = [row.get(key) for key in ("epoch", "step", "samples", "ips_total")]
+        if not all(isinstance(figure, int | float) and figure > 0 for figure in figures):
+            continue
+        is_next = (
+            previous is not None
+            and previous["epoch"] == row["epoch"]
+            and previous["samples"] < row["samples"]
+        )
+        samples = row["samples"] - (previous["samples"] if previous is not None and is_next else 0)
+        epochs.setdefault(row["epoch"], []).append((row["step"], samples, samples / row["ips_total"]))
+        previous = row
+    return list(epochs.values())
+
+
 def _metric_names(record: Record) -> list[str]:
     """Returns the names of the evaluation metrics. The first one decides which checkpoint is the best."""
     return [
@@ -82,57 +135,81 @@ def smoothed(values: Array, share: float = 0.05) -> Array:
 def draw_curves(records: Sequence[Record]) -> bytes:
     """Draws the curves of one or more runs over the optimizer steps; returns a PNG.
 
-    The curves are loss, first metric, learning rate and images/s.
+    Loss of the training and loss of the evaluation have a panel each, because they measure different things
+    (see ``ppxcls.reports.losses``). The other panels are the first metric, learning rate and images/s.
     """
+    labels = ["training"]
+    if len(records) > 1:
+        labels = [record.folder.as_posix() for record in records]
+    return _draw_curves(records, labels)
+
+
+def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
     plt = pyplot()
-    figure, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), layout="constrained")
+    train_loss, eval_loss, metric = axes[0]
+    rate, speed, legend = axes[1]
     is_comparison = len(records) > 1
     for number, record in enumerate(records):
         color = f"C{number}" if is_comparison else BLUE
+        label = labels[number]
+        dashed = {"color": color, "label": label}
+        if not is_comparison:
+            dashed = {"color": ORANGE, "label": "evaluation"}
         columns = intervals(record.train)
-        loss_names = [name for name in columns if name == "loss"]
+        _draw_training(train_loss, columns, key="loss", color=color, label=label)
+        _draw_evaluations(eval_loss, record, key="loss", **dashed)
         metric_names = [
-            name
-            for name in (*columns, *_metric_names(record))
-            if name not in ("step", *loss_names) and not name.endswith("Loss")
-        ][:1]
-        label = record.folder.as_posix() if is_comparison else "training"
-        for axis, names in ((axes[0, 0], loss_names), (axes[0, 1], metric_names)):
-            for name in names:
-                axis.set_title(name)
-                if name in columns:  # a recipe that mixes images has no training metric
-                    axis.plot(columns["step"], columns[name], color=color, alpha=0.25, linewidth=0.8)
-                    axis.plot(columns["step"], smoothed(columns[name]), color=color, label=label)
-                points = [
-                    (row["step"], row[name])
-                    for row in record.evaluations
-                    if isinstance(row.get(name), int | float)
-                ]
-                if points:
-                    style = {
-                        "color": color if is_comparison else ORANGE,
-                        "linestyle": "--",
-                        "marker": "o",
-                        "markersize": 3,
-                    }
-                    axis.plot(
-                        *zip(*points, strict=True), label=None if is_comparison else "evaluation", **style
-                    )
-        for axis, key, title in ((axes[1, 0], "lr", "learning rate"), (axes[1, 1], "ips_total", "images/s")):
-            points = [
-                (row["step"], row[key]) for row in record.train if isinstance(row.get(key), int | float)
-            ]
-            axis.set_title(title)
-            if points:
-                axis.plot(*zip(*points, strict=True), color=color, label=label)
-    for axis in axes.flat:
+            column
+            for column in (*columns, *_metric_names(record))
+            if column not in ("step", "loss") and not column.endswith("Loss")
+        ]
+        for metric_name in metric_names[:1]:
+            metric.set_title(f"{metric_name}: solid in training, dashed in evaluations")
+            _draw_training(metric, columns, key=metric_name, color=color, label=label)
+            _draw_evaluations(metric, record, key=metric_name, **dashed)
+        rows = [row for row in record.train if isinstance(row.get("lr"), int | float)]
+        rate.plot([row["step"] for row in rows], [row["lr"] for row in rows], color=color)
+        speed.plot(*throughput(record.train), color=color, marker="o", markersize=2)
+    train_loss.set_title("training loss")
+    eval_loss.set_title("evaluation loss")
+    rate.set_title("learning rate")
+    speed.set_title("images/s")
+    for axis in (train_loss, eval_loss, metric, rate, speed):
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
         restyle(axis)
-    handles = axes[0, 0].get_legend_handles_labels()[0] or axes[1, 0].get_legend_handles_labels()[0]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, labelcolor=GREY)
+    legend.axis("off")
+    lines = {
+        label: handle
+        for axis in (train_loss, eval_loss)
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    if lines:
+        legend.legend(lines.values(), lines.keys(), loc="center", frameon=False, labelcolor=GREY)
     return png(figure)
+
+
+def _draw_training(axis: Any, columns: Mapping[str, Array], *, key: str, color: str, label: str) -> None:
+    """Draws a figure of the training: pale, and smoothed. A recipe that mixes images has no metric."""
+    if key in columns:
+        axis.plot(columns["step"], columns[key], color=color, alpha=0.25, linewidth=0.8)
+        axis.plot(columns["step"], smoothed(columns[key]), color=color, label=label)
+
+
+def _draw_evaluations(axis: Any, record: Record, *, key: str, color: str, label: str) -> None:
+    """Draws a figure of the evaluations as points with dashed lines between them."""
+    rows = [row for row in record.evaluations if isinstance(row.get(key), int | float)]
+    if rows:
+        axis.plot(
+            [row["step"] for row in rows],
+            [row[key] for row in rows],
+            color=color,
+            linestyle="--",
+            marker="o",
+            markersize=3,
+            label=label,
+        )
 
 
 def draw_calibration(calibration: Calibration) -> bytes:

@@ -18,7 +18,8 @@ from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.errors import DataError
 from ppxcls.reports import BALANCE, CALIBRATION, CARD, CURVES, PER_CLASS, REPORT, figures
 from ppxcls.reports.card import MARK, model_card
-from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves
+from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves, epoch_rates
+from ppxcls.reports.losses import comparison_note, loss_differences
 from ppxcls.reports.pictures import data_uri, overlays, thumbnail
 from ppxcls.reports.record import Record, Samples, read_record
 from ppxcls.system.arrays import Array
@@ -88,6 +89,7 @@ def write_report(folder: str | Path) -> Path:
         "numbers": _numbers(record),
         "facts": _facts(record),
         "config": record.config.to_yaml(),
+        "loss_differences": printable(loss_differences(record.config)),
     }
     if record.samples is not None:
         page |= _evaluation_content(record, record.samples, pictures)
@@ -145,6 +147,7 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
         "heads": ["run", "best epoch", *metrics],
         "rows": rows,
         "curves": data_uri(draw_curves(records)),
+        "loss_note": printable(comparison_note([record.config for record in records])),
         "differences": differences,
         "runs": [printable(str(record.folder)) for record in records],
     }
@@ -332,15 +335,9 @@ def _numbers(record: Record) -> list[dict[str, str]]:
                 "note": f"of {record.config.Global.epochs}",
             }
         )
-    rates = [row["ips_total"] for row in record.train if isinstance(row.get("ips_total"), int | float)]
-    if rates:
-        numbers.append(
-            {
-                "name": "training",
-                "value": f"{np.median(rates):.4g}",
-                "note": "images/s, median of the log lines",
-            }
-        )
+    if rates := epoch_rates(record.train):
+        note = "images/s, over whole epochs" if len(rates) == 1 else "images/s, median of whole epochs"
+        numbers.append({"name": "training", "value": f"{np.median(rates):.4g}", "note": note})
     return numbers
 
 

@@ -74,12 +74,23 @@ class Batcher(Generic[Item, Answer]):
         Raises:
             BusyError: the queue is full.
         """
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        try:
+        return (await self.answers([item]))[0]
+
+    async def answers(self, items: Sequence[Item]) -> list[Answer]:
+        """Returns the answers to several items, in the same order.
+
+        If the function raises an error, it is raised for all items of the batch.
+
+        Raises:
+            BusyError: the queue has no room for all of the items.
+        """
+        if self._queue.maxsize - self._queue.qsize() < len(items):
+            raise BusyError
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Answer]] = [loop.create_future() for _ in items]
+        for item, future in zip(items, futures, strict=True):
             self._queue.put_nowait((item, future))
-        except asyncio.QueueFull:
-            raise BusyError from None
-        return await future
+        return await asyncio.gather(*futures)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

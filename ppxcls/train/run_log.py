@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -68,7 +69,7 @@ class RunLog:
             batches: number of iterations per epoch.
             progress: progress of the run.
         """
-        times = self.clock.lap()
+        times = self.clock.lap(self._interval)
         remaining_batches = (self._epochs - progress.epoch + 1) * batches - number - 1
         eta = timedelta(seconds=round(remaining_batches * times["batch_cost"]))
         skipped_text = f"skipped: {progress.skipped_total}, " if progress.skipped_total else ""
@@ -130,18 +131,36 @@ class RunLog:
             tracker.close()
 
 
+@dataclass(frozen=True)
+class _Lap:
+    """Times between two log lines: batches, samples of all processes, and seconds."""
+
+    batches: int
+    samples: int
+    waiting_seconds: float
+    seconds: float
+
+
 class BatchClock:
-    """Measures the time of batches, and the time of waiting for them, since the last lap.
+    """Measures the time of batches, and the time of waiting for them.
 
     Attributes:
         samples: number of samples of all processes since the last lap. The caller adds them.
     """
 
     def __init__(self) -> None:
-        self.samples = 0
-        self._batches = 0
+        self._laps: list[_Lap] = []  # of the epoch so far
+        self._restart()
+
+    def _restart(self) -> None:
+        self.samples = self._batches = 0
         self._waiting_seconds = 0.0
         self._start = time.perf_counter()
+
+    def start_epoch(self) -> None:
+        """Forgets the times so far. The time between two epochs counts for neither of them."""
+        self._laps = []
+        self._restart()
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yields the same batches, and measures how long the caller waits for each."""
@@ -154,24 +173,36 @@ class BatchClock:
             self._batches += 1
             yield batch
 
-    def lap(self) -> dict[str, float]:
-        """Returns the times since the last lap, and starts a new lap.
+    def lap(self, min_batches: int = 1) -> dict[str, float]:
+        """Ends a lap, and returns the times over the last laps of the epoch.
+
+        A lap of a few batches says little: the last batches of an epoch are read ahead already. So as many
+        laps are taken together as ``min_batches`` need, if the epoch has so many.
+
+        Args:
+            min_batches: number of batches that the times should cover.
 
         Returns:
             ``batch_cost``: seconds per batch; ``reader_cost``: seconds of waiting per batch; ``ips``: samples
             per second of one process; ``ips_total``: samples per second of all processes.
         """
-        elapsed_seconds = max(time.perf_counter() - self._start, 1e-9)
-        batches = max(self._batches, 1)
-        times = {"batch_cost": elapsed_seconds / batches, "reader_cost": self._waiting_seconds / batches}
-        times |= {
-            "ips": self.samples / elapsed_seconds / distributed.world_size(),
-            "ips_total": self.samples / elapsed_seconds,
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        self._laps.append(_Lap(self._batches, self.samples, self._waiting_seconds, seconds))
+        self._restart()
+        window: list[_Lap] = []
+        for lap in reversed(self._laps):
+            if sum(part.batches for part in window) >= min_batches:
+                break
+            window.append(lap)
+        batches = max(sum(lap.batches for lap in window), 1)
+        window_seconds = sum(lap.seconds for lap in window)
+        rate = sum(lap.samples for lap in window) / window_seconds
+        return {
+            "batch_cost": window_seconds / batches,
+            "reader_cost": sum(lap.waiting_seconds for lap in window) / batches,
+            "ips": rate / distributed.world_size(),
+            "ips_total": rate,
         }
-        self.samples = self._batches = 0
-        self._waiting_seconds = 0.0
-        self._start = time.perf_counter()
-        return times
 
 
 def small_curve(values: Sequence[float]) -> str:

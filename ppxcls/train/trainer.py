@@ -163,7 +163,7 @@ class Trainer:
         """
         epoch, batches = self.progress.epoch, len(self.loader)
         self.learner.model.train()
-        self.log.clock.lap()
+        self.log.clock.start_epoch()
         bar_options = {
             "disable": None if self._is_main else True,
             "initial": self.progress.batches_done,

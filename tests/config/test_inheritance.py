@@ -119,3 +119,163 @@ def test_a_list_item_has_one_address(tmp_path: Path) -> None:
     by_override = ppxcls.load_config(tmp_path / "base.yaml", ["Metric.Eval.TopkAcc.topk.1=3"])
     for config in (by_base, by_override):
         assert config.Metric.Eval[0].TopkAcc.topk == [2, 3, 5]
+
+
+BASE = """\
+Arch: {name: Xception41}
+Global: &global {epochs: 3, print_batch_step: 2}
+Optimizer:
+  name: Momentum
+  lr: {name: Cosine, learning_rate: 0.1}
+DataLoader:
+  Eval:
+    dataset:
+      name: ImageNetDataset
+      image_root: .
+      cls_label_path: list.txt
+      transform_ops:
+        - DecodeImage
+        - ResizeImage: {resize_short: 80}
+        - CropImage:
+            size: 75
+        - NormalizeImage:
+    sampler: {name: RASampler}
+Metric:
+  Eval:
+    - TopkAcc: {topk: [1, 5]}
+"""
+MIDDLE = """\
+base: base.yaml
+Optimizer: {lr: {warmup_epoch: 2}}
+DataLoader: {Eval: {sampler: {name: DistributedBatchSampler, batch_size: 4}}}
+"""
+OPS = "DataLoader.Eval.dataset.transform_ops"
+
+
+def in_ops(*lines: str) -> str:
+    return "base: middle.yaml\nDataLoader:\n Eval:\n  dataset:\n   transform_ops:\n" + "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (in_ops("    CropImage:", "     size: seventy"), f"child.yaml:7: {OPS}.2.CropImage.size"),
+        (in_ops("    2:", "     CropImage:", "      size: seventy"), f"child.yaml:8: {OPS}.2.CropImage.size"),
+        (in_ops("    CropImage:", "     sise: 70"), f"child.yaml:7: {OPS}.2.CropImage.sise"),
+        (in_ops("    CropImage: seventy"), f"child.yaml:6: {OPS}.2.CropImage"),
+        (in_ops("    CropImage: null"), f"child.yaml:6: {OPS}.2.CropImage"),
+        (in_ops("    2:"), f"child.yaml:6: {OPS}.2"),
+        (in_ops("    DecodeImage:", "     to_rgb: 3"), f"child.yaml:7: {OPS}.0.DecodeImage.to_rgb"),
+        (in_ops("    1:", "     CropImage: {size: x}"), f"child.yaml:7: {OPS}.1.CropImage.size"),
+        (
+            in_ops("    - DecodeImage", "    - CropImage", "    - CropImage"),
+            f"child.yaml:7: {OPS}.1.CropImage",
+        ),
+        (
+            in_ops("    - DecodeImage", "    - ResizeImage: {size: x}"),
+            f"child.yaml:7: {OPS}.1.ResizeImage.size",
+        ),
+        (
+            "base: middle.yaml\nMetric: {Eval: {TopkAcc: {\n topk: {1: x}}}}\n",
+            "child.yaml:3: Metric.Eval.0.TopkAcc.topk.1",
+        ),
+        (
+            "base: middle.yaml\nMetric: {Eval: {0: {TopkAcc:\n {topk: [1,\n x]}}}}\n",
+            "child.yaml:4: Metric.Eval.0.TopkAcc.topk.1",
+        ),
+        ("base: middle.yaml\nGlobal: {seed: 1,\n epochs: x}\n", "child.yaml:3: Global.epochs"),
+        ("base: middle.yaml\nGlobal: {epochs: 4}\nOptimizer:\n lr: null\n", "child.yaml:4: Optimizer.lr"),
+        ("base: middle.yaml\nOptimizer:\n name: SGD\n lr: {name: ConstLR}\n", "child.yaml:4: Optimizer.lr"),
+        ("base: middle.yaml\nOptimizer:\n name: Nothing\n", "child.yaml:3: Optimizer.name"),
+        ("base: middle.yaml\nGlobal:\n", "child.yaml:2: Global"),
+        (
+            "base: wrong.yaml\nOptimizer: {lr: {warmup_epoch: 3}}\n",
+            "wrong.yaml:4: Optimizer.lr.learning_rate",
+        ),
+        ("base: wrong_item.yaml\nGlobal: {epochs: 3}\n", f"wrong_item.yaml:6: {OPS}.2.CropImage.size"),
+        (
+            in_ops("    1: {ResizeImage: {resize_short: 9}}").replace("middle", "wrong_item"),
+            f"wrong_item.yaml:6: {OPS}.2.CropImage.size",
+        ),
+        (
+            "base: middle.yaml\nGlobal: &g\n  output_dir: &word there\n  epochs: 3\n  seed: *word\n",
+            "child.yaml:3: Global.seed",
+        ),
+        (
+            "base: middle.yaml\nLoss:\n  Train: &losses\n    - CELoss:\n        epsilon: &much 0.9\n        weight: x\n"
+            "  Eval: *losses\n",
+            "child.yaml:6: Loss.Train.0.CELoss.weight",
+        ),
+        (
+            "base: middle.yaml\nLoss:\n  Eval: &losses\n    - CELoss: &ce\n        epsilon: 0.1\n"
+            "  Train:\n    - CELoss:\n        <<: *ce\n        weight: x\n",
+            "child.yaml:9: Loss.Train.0.CELoss.weight",
+        ),
+        (
+            "base: middle.yaml\nDataLoader: {Eval: {loader: &l\n {num_workers: 2,\n read_patience: 1.5}}}\n"
+            "Optimizer: {<<: *l,\n clip_norm: 1}\n",
+            "child.yaml:3: Optimizer.num_workers",
+        ),
+    ],
+)
+def test_the_place_of_an_error_is_where_its_value_is_written(text: str, place: str, tmp_path: Path) -> None:
+    child(tmp_path, BASE, "base.yaml")
+    child(tmp_path, MIDDLE, "middle.yaml")
+    child(tmp_path, "base: middle.yaml\nOptimizer:\n lr:\n  learning_rate: x\n", "wrong.yaml")
+    wrong_item = in_ops("    CropImage: {size: x}")
+    child(tmp_path, wrong_item, "wrong_item.yaml")
+    with pytest.raises(ppxcls.ConfigError) as caught:
+        ppxcls.load_config(child(tmp_path, text))
+    assert str(caught.value).startswith(f"{tmp_path}/{place}: "), caught.value
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        (f"{OPS}.CropImage.size=x", f"{OPS}.2.CropImage.size"),
+        (f"{OPS}.2.CropImage.size=x", f"{OPS}.2.CropImage.size"),
+        (f"{OPS}.2={{CropImage: {{size: x}}}}", f"{OPS}.2.CropImage.size"),
+        (f"{OPS}.DecodeImage.to_rgb=3", f"{OPS}.0.DecodeImage.to_rgb"),
+        (f"{OPS}.NormalizeImage.order=x", f"{OPS}.3.NormalizeImage.order"),
+        ("Metric.Eval.TopkAcc.topk.0=x", "Metric.Eval.0.TopkAcc.topk.0"),
+        ("Optimizer={name: SGD, lr: {name: Cosine, learning_rate: x}}", "Optimizer.lr.learning_rate"),
+    ],
+)
+def test_an_override_is_the_place_of_its_value(override: str, key: str, tmp_path: Path) -> None:
+    child(tmp_path, BASE, "base.yaml")
+    child(tmp_path, MIDDLE, "middle.yaml")
+    file = child(tmp_path, in_ops("    CropImage:", "     size: 70"))
+    with pytest.raises(ppxcls.ConfigError) as caught:
+        ppxcls.load_config(file, [override])
+    assert str(caught.value).startswith(f"-o {override}: {key}: "), caught.value
+
+
+def test_a_notebook_s_value_has_no_place_in_its_base() -> None:
+    ops = {"RandCropImage": {"size": "seventy"}}
+    settings = {"base": "photographs", "DataLoader": {"Train": {"dataset": {"transform_ops": ops}}}}
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"^DataLoader.Train.dataset.transform_ops.1.RandCropImage.size"
+    ):
+        ppxcls.load_config(settings)
+    with pytest.raises(ppxcls.ConfigError, match=r"^Global.epochs: expected"):
+        ppxcls.load_config({"base": "photographs", "Global": {"epochs": "x"}})
+    config = ppxcls.load_config({"base": "photographs"})
+    with pytest.raises(ppxcls.ConfigError, match=r"^Optimizer.lr.learning_rate: expected"):
+        config.Optimizer.lr.learning_rate = "fast"
+
+
+def test_items_of_a_list_change_whatever_their_form_is(tmp_path: Path) -> None:
+    """A component may be a word, and an item by index may become another component."""
+    child(tmp_path, BASE, "base.yaml")
+    child(tmp_path, MIDDLE, "middle.yaml")
+    text = in_ops(
+        "    DecodeImage: {to_rgb: false}",
+        "    1: {ResizeImage: {size: 80}}",
+        "    2: {RandCropImage: {size: 70}}",
+    )
+    config = ppxcls.load_config(child(tmp_path, text), [f"{OPS}.DecodeImage.to_rgb=true"])
+    ops = config.DataLoader.Eval.dataset.transform_ops
+    assert [next(iter(op)) for op in ops] == ["DecodeImage", "ResizeImage", "RandCropImage", "NormalizeImage"]
+    assert ops[0]["DecodeImage"]["to_rgb"] is True
+    assert ops[1]["ResizeImage"] == {"resize_short": 80, "size": 80}
+    assert ops[2]["RandCropImage"] == {"size": 70}

@@ -14,7 +14,7 @@ from sklearn.metrics import (
 )
 
 from ppxcls.reports import figures
-from ppxcls.reports.curves import intervals, smoothed
+from ppxcls.reports.curves import epoch_rates, intervals, smoothed, throughput
 from ppxcls.reports.record import Samples
 
 CLASSES = 7
@@ -133,3 +133,32 @@ def test_intervals_undo_the_means_of_the_epoch() -> None:
     found = intervals([*rows, {"kind": "train", "epoch": 3, "step": 7}, {"broken": True}])
     assert_allclose(found["loss"], losses)
     assert_allclose(smoothed(np.array(losses)), [1.5, 2, 3, 4, 5, 5.5])
+
+
+def test_images_per_second_are_those_of_long_windows() -> None:
+    """The first line of an epoch stands for one batch, and the last for a few: neither is drawn alone."""
+    rows = [
+        # 8 samples in 4 s, 80 in 8 s, 80 in 10 s, and 24 in a tenth of a second
+        {"epoch": 1, "step": 1, "samples": 8, "ips_total": 2.0},
+        {"epoch": 1, "step": 11, "samples": 88, "ips_total": 10.0},
+        {"epoch": 1, "step": 21, "samples": 168, "ips_total": 8.0},
+        {"epoch": 1, "step": 24, "samples": 192, "ips_total": 240.0},
+        {"epoch": 2, "step": 25, "samples": 8, "ips_total": 4.0},
+        {"epoch": 2, "step": 35, "samples": 88, "ips_total": 20.0},
+        {"broken": True},
+        {"epoch": 2, "step": 38, "samples": 112},
+    ]
+    steps, rates = throughput(rows)
+    assert_array_equal(steps, [11, 24, 35])
+    assert_allclose(rates, [88 / 12, 104 / 10.1, 88 / 6])
+    assert_allclose(epoch_rates(rows), [192 / 22.1, 88 / 6])
+    assert throughput([])[0].size == 0
+
+
+def test_an_epoch_of_one_line_and_a_resumed_epoch() -> None:
+    rows = [
+        {"epoch": 1, "step": 1, "samples": 5, "ips_total": 5.0},
+        {"epoch": 2, "step": 40, "samples": 400, "ips_total": 10.0},
+        {"epoch": 2, "step": 45, "samples": 450, "ips_total": 5.0},
+    ]
+    assert epoch_rates(rows) == [5.0, 450 / 50]

@@ -6,6 +6,8 @@ For invalid requests and overload it gives a 4xx or 5xx and one line.
 from __future__ import annotations
 
 import asyncio
+import base64
+import gzip
 import http.client
 import json
 import os
@@ -27,6 +29,7 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.data.errors import DataError
 from ppxcls.deploy.predict import Prediction
 from tests.conftest import ROOT, SMALL_NETWORK, small_config, write_images
 
@@ -58,11 +61,15 @@ class Server:
         raise AssertionError(self.process.communicate()[0])
 
     def ask(
-        self, body: bytes | Iterator[bytes], path: str = "/predict", method: str = "POST"
+        self,
+        body: bytes | Iterator[bytes],
+        path: str = "/predict",
+        method: str = "POST",
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body if method == "POST" else None)
+            connection.request(method, path, body if method == "POST" else None, headers or {})
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -175,8 +182,134 @@ def test_other_paths(server: Server) -> None:
     assert status == 200
     assert "Drop images here" in text
     assert "http" not in text.replace("<!doctype html>", ""), "the page loads nothing from elsewhere"
-    assert server.ask(b"", "/predict", "GET")[0] == 405
-    assert server.ask(b"", "/nowhere", "GET")[0] == 404
+    for path, method, expected_status in (
+        ("/predict", "GET", 405),
+        ("/predict", "PUT", 405),
+        ("/nowhere", "GET", 404),
+    ):
+        status, text = server.ask(b"", path, method)
+        assert status == expected_status
+        assert "POST an image to /predict: send the file itself (curl" in json.loads(text)["error"]
+
+
+def form(files: Sequence[bytes], topk: str = "") -> tuple[bytes, dict[str, str]]:
+    """Returns the body and the headers of a form, as ``curl -F`` sends them."""
+    parts = [
+        f'--b0\r\nContent-Disposition: form-data; name="file"; filename="{i}.png"\r\n'
+        "Content-Type: image/png\r\n\r\n".encode()
+        + file
+        for i, file in enumerate(files)
+    ]
+    if topk:
+        parts.append(f'--b0\r\nContent-Disposition: form-data; name="topk"\r\n\r\n{topk}'.encode())
+    headers = {"Content-Type": "multipart/form-data; boundary=b0"}
+    return b"".join(part + b"\r\n" for part in parts) + b"--b0--\r\n", headers
+
+
+def json_body(**keys: object) -> tuple[bytes, dict[str, str]]:
+    return json.dumps(keys).encode(), {"Content-Type": "application/json"}
+
+
+def test_every_form_of_a_request_gets_the_same_answer(server: Server, run: Path) -> None:
+    first, second = images(run)[:2]
+    expected = [json.loads(server.ask(image)[1]) for image in (first, second)]
+    assert len(expected[0]["class_ids"]) == 3
+    text, other_text = (base64.b64encode(image).decode() for image in (first, second))
+    packed = {"Content-Encoding": "gzip"}
+    single_forms = [
+        form([first]),
+        json_body(image=text),
+        json_body(image=f"data:image/png;base64,{text}"),
+        (gzip.compress(first), packed),
+        (gzip.compress(form([first])[0]), form([])[1] | packed),
+        (gzip.compress(json_body(image=text)[0]), json_body()[1] | packed),
+    ]
+    for body, headers in single_forms:
+        status, answer = server.ask(body, headers=headers)
+        assert (status, json.loads(answer)) == (200, expected[0])
+    for (body, headers), names in (
+        (form([first, second]), ["0.png", "1.png"]),
+        (json_body(images=[text, other_text]), ["image 0", "image 1"]),
+    ):
+        status, answer = server.ask(body, headers=headers)
+        entries = json.loads(answer)["predictions"]
+        assert status == 200
+        assert entries == [
+            {"file": name, **prediction} for name, prediction in zip(names, expected, strict=True)
+        ]
+    for body, path, headers in (
+        (first, "/predict?topk=2", {}),
+        (*json_body(image=text, topk=2)[:1], "/predict", json_body()[1]),
+        (form([first], "2")[0], "/predict", form([])[1]),
+        (form([first], "1")[0], "/predict?topk=2", form([])[1]),
+    ):
+        answer = json.loads(server.ask(body, path, headers=headers)[1])
+        assert answer == {key: values[:2] for key, values in expected[0].items()}
+    assert json.loads(server.ask(first, "/predict?topk=900")[1]) == expected[0]
+
+
+def test_forms_that_are_refused(server: Server, run: Path) -> None:
+    image = images(run)[0]
+    limit = 20 << 20
+    for (body, headers), path, expected_status, message in (
+        (form([image, b"no image"]), "/predict?topk=0", 400, "expected topk as a whole number"),
+        (form([image]), "/predict?top_k=1", 400, "unknown parameter 'top_k'; allowed: topk"),
+        (form([image] * 17), "/predict", 413, "at most 16 images"),
+        (form([bytes(limit // 2)] * 3), "/predict", 413, "more than 20,971,520 bytes"),
+        (form([bytes(limit // 2 + 9)] * 2), "/predict", 413, "the images of the request have more than"),
+        ((gzip.compress(bytes(limit + 1)), {"Content-Encoding": "gzip"}), "/predict", 413, "more than"),
+        ((image, {"Content-Encoding": "br"}), "/predict", 415, "gzip, deflate or none, received 'br'"),
+        (json_body(image="http://127.0.0.1/a.jpg"), "/predict", 400, "nothing is downloaded"),
+        (form([b"no image"]), "/predict", 422, "not an image"),
+    ):
+        status, text = server.ask(body, path, headers=headers)
+        assert status == expected_status, text
+        assert message in json.loads(text)["error"]
+    body, headers = form([b"no image", image])
+    status, text = server.ask(body, headers=headers)
+    first, second = json.loads(text)["predictions"]
+    assert status == 200
+    assert (first.keys(), "not an image" in first["error"]) == ({"file", "error"}, True)
+    assert second["class_ids"]
+    body, headers = form([b"no image", b"none"])
+    assert server.ask(body, headers=headers)[0] == 422
+
+
+def test_the_openapi_document_describes_the_answers(server: Server, run: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    status, text = server.ask(b"", "/openapi.json", "GET")
+    document = json.loads(text)
+    assert status == 200
+    operation = document["paths"]["/predict"]["post"]
+    assert {"image/*", "multipart/form-data", "application/json"} <= operation["requestBody"][
+        "content"
+    ].keys()
+
+    def validate(instance: object, schema: dict[str, object]) -> None:
+        schema = {**schema, "components": document["components"]}
+        jsonschema.Draft202012Validator(schema).validate(instance)
+
+    text = base64.b64encode(images(run)[0]).decode()
+    bad_text = base64.b64encode(b"none").decode()
+    json_schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    for request in (
+        {"image": text},
+        {"images": [text, bad_text], "topk": 2},
+        {"images": [bad_text]},
+        {"image": bad_text},
+    ):
+        validate(request, json_schema)
+        body, headers = json_body(**request)
+        status, answer = server.ask(body, headers=headers)
+        schema = operation["responses"][str(status)]["content"]["application/json"]["schema"]
+        validate(json.loads(answer), schema)
+    for wrong_request in ({}, {"image": text, "images": [text]}, {"file": text}, {"images": []}):
+        with pytest.raises(jsonschema.ValidationError):
+            validate(wrong_request, json_schema)
+        body, headers = json_body(**wrong_request)
+        status, answer = server.ask(body, headers=headers)
+        assert status == 400
+        validate(json.loads(answer), operation["responses"]["400"]["content"]["application/json"]["schema"])
 
 
 def test_it_ends_cleanly(run: Path) -> None:
@@ -205,6 +338,104 @@ def test_a_model_that_is_none_is_one_line(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def serve_here(*words: str, model: str = "nothing") -> subprocess.CompletedProcess[str]:
+    """Runs ``ppxcls serve`` with a model that does not exist, so that it can't get past the checks."""
+    command = [sys.executable, "-m", "ppxcls", "serve", model, *words]
+    return subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--port", "99999"], 2, "--port: expected a port from 0 to 65535, received '99999'"),
+        (["--port", "-1"], 2, "--port: expected a port from 0 to 65535, received '-1'"),
+        (["--port", "abc"], 2, "--port: expected a port from 0 to 65535, received 'abc'"),
+        (["--port", "TAKEN"], 1, "of 127.0.0.1 is taken by another program; choose another --port"),
+        (["--host", "192.0.2.1"], 1, "the host '192.0.2.1' is not an address of this machine"),
+        (["--host", "no.such.host.invalid"], 1, "expected an address of this machine, received the host"),
+        (["--host", ""], 1, "expected a host such as 127.0.0.1"),
+        (["--port", "0", "--cors", "https://example.org/"], 1, "expected an origin such as https://example.org"),
+        (["--port", "0", "--batch", "0"], 1, "expected a batch and a queue of at least 1"),
+    ],
+)  # fmt: skip
+def test_an_address_that_can_t_be_used_is_known_before_the_model(
+    words: list[str], code: int, message: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = [str(taken.getsockname()[1]) if word == "TAKEN" else word for word in words]
+        result = serve_here(*words)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "nothing" not in result.stderr, "the model was looked for"
+
+
+@pytest.mark.parametrize("port", [-1, 65536, "8000", True])
+def test_a_port_in_python(port: object) -> None:
+    with pytest.raises(DataError, match="expected a port from 0 to 65535, received"):
+        ppxcls.serve("nothing", port=port)  # type: ignore[arg-type]
+
+
+def test_a_free_port_is_printed_and_other_pages_need_an_option(run: Path) -> None:
+    command = [sys.executable, "-m", "ppxcls", "serve", str(run), "--port", "0", "--cors", "https://a.org"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        port = next(int(line.rsplit(":", 1)[1]) for line in lines if "listening at http://127.0.0.1:" in line)
+        for origin, expected in (("https://a.org", "https://a.org"), ("https://b.org", None)):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("POST", "/predict", images(run)[0], {"Origin": origin})
+            response = connection.getresponse()
+            assert (response.status, response.getheader("Access-Control-Allow-Origin")) == (200, expected)
+            connection.close()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+        connection.request("OPTIONS", "/predict", headers={"Origin": "https://a.org", **asked})
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+
+
+def test_without_the_option_no_other_page_is_allowed(server: Server, run: Path) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", "/predict", images(run)[0], {"Origin": "https://a.org"})
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200
+    assert response.getheader("Access-Control-Allow-Origin") is None
+    connection.close()
+
+
+IN_A_LOOP = """
+import asyncio, sys, ppxcls
+async def cell():
+    ppxcls.serve(sys.argv[1], port=0)
+    print("ended", flush=True)
+asyncio.run(cell())
+"""
+
+
+def test_a_server_in_a_running_event_loop(run: Path) -> None:
+    """As in a notebook: it serves until it is interrupted, and the cell goes on."""
+    command = [sys.executable, "-c", IN_A_LOOP, str(run)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        lines = iter(process.stdout.readline, "")
+        port = next(int(line.rsplit(":", 1)[1]) for line in lines if "listening at" in line)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", "/predict", images(run)[0])
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert process.stdout.read() == "ended\n"
+    assert process.wait(timeout=60) == 0
+
+
 def test_batches_a_full_queue_and_a_failing_function() -> None:
     sizes: list[int] = []
 
@@ -224,7 +455,10 @@ def test_batches_a_full_queue_and_a_failing_function() -> None:
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
             await batcher(9)
+        with pytest.raises(BusyError):
+            await batcher.answers([9, 10])
         assert await asyncio.gather(first, *others) == [2 * i for i in range(9)]
+        assert await batcher.answers([3, 4, 5, 6, 7]) == [6, 8, 10, 12, 14]
         assert max(sizes) == 4
         with pytest.raises(ValueError, match="unlucky"):
             await batcher(13)

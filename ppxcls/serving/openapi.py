@@ -1,0 +1,131 @@
+"""Describes the server's interface as an OpenAPI document, which tools turn into clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ppxcls._version import __version__
+from ppxcls.serving.bodies import BodyLimits
+
+_BASE64 = {
+    "type": "string",
+    "description": "An image file in base64, or a data URI such as data:image/jpeg;base64,...",
+}
+_TOPK = {"type": "integer", "minimum": 1, "default": 5, "description": "Number of classes in an answer."}
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+_PREDICTION = {
+    "type": "object",
+    "required": ["class_ids", "scores", "label_names"],
+    "properties": {
+        "class_ids": {"type": "array", "items": {"type": "integer"}, "description": "The best class first."},
+        "scores": {"type": "array", "items": {"type": "number"}},
+        "label_names": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Names of these classes; empty if the classes have no names.",
+        },
+    },
+}
+_FILE = {"type": "object", "required": ["file"], "properties": {"file": {"type": "string"}}}
+_PREDICTIONS = {
+    "type": "object",
+    "required": ["predictions"],
+    "properties": {
+        "predictions": {
+            "type": "array",
+            "description": "One entry for each image, in their order.",
+            "items": {
+                "allOf": [
+                    {"type": "object", "required": ["file"], "properties": {"file": {"type": "string"}}}
+                ],
+                "oneOf": [
+                    {"$ref": "#/components/schemas/Prediction"},
+                    {"$ref": "#/components/schemas/Error"},
+                ],
+            },
+        }
+    },
+}
+
+
+def openapi_document(limits: BodyLimits, queue: int) -> dict[str, Any]:
+    """Returns the OpenAPI document of a server.
+
+    Args:
+        limits: limits of a request.
+        queue: largest number of waiting images.
+    """
+    either = {
+        "oneOf": [
+            {"$ref": "#/components/schemas/Prediction"},
+            {"$ref": "#/components/schemas/Predictions"},
+        ]
+    }
+    errors = {
+        "400": "The request has no image, or its form or JSON is invalid.",
+        "413": f"More than {limits.size:,} bytes or {limits.images} images.",
+        "415": "A content type or Content-Encoding that is not supported.",
+        "422": "No image of the request can be decoded.",
+        "500": "The model failed.",
+        "503": f"More than {queue} images are waiting; try again after Retry-After seconds.",
+        "504": "There was no answer in time.",
+    }
+    responses = {status: {"description": text, "content": _json("Error")} for status, text in errors.items()}
+    responses["422"]["content"] = _json("Error", "Predictions")
+    answer = {
+        "description": "The classes of the image; predictions of a form with several files, or of images.",
+        "content": {"application/json": {"schema": either}},
+    }
+    operation = {
+        "operationId": "predict",
+        "summary": "Classify one or several images",
+        "description": "The body may be packed: Content-Encoding gzip or deflate.",
+        "parameters": [{"name": "topk", "in": "query", "required": False, "schema": _TOPK}],
+        "requestBody": {"required": True, "content": _bodies(limits)},
+        "responses": {"200": answer, **responses},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ppxcls", "version": __version__},
+        "paths": {
+            "/predict": {"post": operation},
+            "/healthz": {"get": _get("State and model of the server", "application/json")},
+            "/metrics": {"get": _get("Metrics for Prometheus", "text/plain")},
+        },
+        "components": {"schemas": {"Prediction": _PREDICTION, "Predictions": _PREDICTIONS, "Error": _ERROR}},
+    }
+
+
+def _bodies(limits: BodyLimits) -> dict[str, Any]:
+    """Returns the schema of each form of a request."""
+    count = {"minItems": 1, "maxItems": limits.images}
+    fields = {"image": _BASE64, "images": {"type": "array", "items": _BASE64, **count}, "topk": _TOPK}
+    binary_files = {"type": "array", "items": {"type": "string", "format": "binary"}, **count}
+    return {
+        "image/*": {"schema": {"type": "string", "format": "binary"}},
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file"],
+                "properties": {"file": binary_files, "topk": _TOPK},
+            }
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": fields,
+                "additionalProperties": False,
+                "oneOf": [{"required": ["image"]}, {"required": ["images"]}],
+            }
+        },
+    }
+
+
+def _json(*names: str) -> dict[str, Any]:
+    references = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    return {"application/json": {"schema": references[0] if len(names) == 1 else {"oneOf": references}}}
+
+
+def _get(summary: str, kind: str) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": {"description": summary, "content": {kind: {}}}}}
