@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class RunFacts:
         world_size: number of processes.
         run: id of the run, which all its checkpoints share; None in checkpoints of older versions.
         started_from: weights file that the run started from; None for fresh weights.
+        class_names: names of the network's classes, in the order of their ids; empty if there are none.
     """
 
     ppxcls: str
@@ -51,6 +52,7 @@ class RunFacts:
     world_size: int
     run: str | None = None
     started_from: str | None = None
+    class_names: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the facts in the form that the manifest stores."""

@@ -97,7 +97,7 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
         CheckpointError: the checkpoint is missing, damaged, of a newer format, or without the optimizer's
             state.
     """
-    prefix = _prefix(prefix)
+    prefix = checkpoint_prefix(prefix)
     if not with_extension(prefix, ".json").exists() and with_extension(prefix, ".pdstates").exists():
         return _read_paddleclas(prefix), {}
     if not is_complete(read_manifest(prefix)):
@@ -109,7 +109,8 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
     return Snapshot(parts, _progress(manifest["progress"], prefix), prefix), manifest
 
 
-def _prefix(path: str | Path) -> Path:
+def checkpoint_prefix(path: str | Path) -> Path:
+    """Returns the prefix of a checkpoint's files, from the prefix itself or the path of one of the files."""
     path = Path(path)
     for extension in (".json", ".pdstates", *sorted(EXTENSIONS, key=len, reverse=True)):
         if path.name.endswith(extension):

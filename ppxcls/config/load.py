@@ -71,6 +71,22 @@ def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
     return _mapping(_read_text(file), file, sources)
 
 
+def is_config_of_run(file: Path, *, is_header_required: bool = False) -> bool:
+    """True if a file exists and is a ``config.yaml`` that a run wrote.
+
+    Args:
+        file: file to examine.
+        is_header_required: True to refuse the files of older versions, which have no header.
+    """
+    try:
+        text = _read_text(file)
+    except ConfigError:
+        return False
+    if is_header_required:
+        return text.startswith(RUN_CONFIG_HEADER)
+    return _folder_of_run(file, text) is not None
+
+
 def _folder_of_run(file: Path, text: str) -> Path | None:
     """Returns the folder of the run that wrote a YAML into it; None for any other YAML.
 

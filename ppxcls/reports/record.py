@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.build.choices import class_names_for, class_num
+from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
@@ -65,7 +66,7 @@ class Images:
         self._indices: dict[str, int] = {}
         try:
             dataset = (
-                build_dataset(config, "Eval", patience=0)
+                build_dataset(config, "Eval", None, patience=0)
                 if config.DataLoader and config.DataLoader.Eval
                 else None
             )
@@ -102,7 +103,8 @@ class Record:
         train, evaluations: training lines and evaluation lines of ``metrics.jsonl``.
         samples: predictions of the best evaluation; None if nothing was evaluated.
         manifest: manifest of ``best_model`` or ``latest``; empty if there is neither.
-        class_counts: number of training samples of each class; None if the list no longer exists.
+        class_counts: number of training samples of each class; None if the list no longer exists, or is not
+            the list that the run was trained on.
     """
 
     folder: Path
@@ -148,7 +150,7 @@ def read_record(folder: str | Path) -> Record:
             break
         except CheckpointError:
             continue
-    record.class_counts = _class_counts(config, count)
+    record.class_counts = _class_counts(config, count, record.manifest)
     return record
 
 
@@ -192,10 +194,12 @@ def _read_samples(file: Path, count: int) -> Samples | None:
     )
 
 
-def _class_counts(config: Config, count: int) -> Array | None:
+def _class_counts(config: Config, count: int, manifest: dict[str, Any]) -> Array | None:
     try:
         if config.DataLoader and config.DataLoader.Train:
-            return np.bincount(build_dataset(config, "Train", patience=0).labels, minlength=count)
+            dataset = build_dataset(config, "Train", run_classes(config), patience=0)
+            if manifest.get("train_list", dataset.labelled_digest()) == dataset.labelled_digest():
+                return np.bincount(dataset.labels, minlength=count)
     except (ConfigError, DataError, OSError):
         pass
     return None
