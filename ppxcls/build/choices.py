@@ -32,6 +32,7 @@ Purpose = Literal["train", "evaluate", "infer", "export"]
 
 _RESULT_NAMES = ("best_model", "latest")  # checkpoints of a run, in order of preference
 _IMAGENET_CLASSES = 1000
+TRAINING_TRANSFORMS = "training transforms against"
 
 
 @dataclass(frozen=True)
@@ -231,6 +232,21 @@ def transforms_for(config: Config) -> list[Block]:
 def _uses_infer_transforms(config: Config) -> bool:
     is_infer_preferred = not config.evaluation_transforms or config.is_override("Infer.transforms")
     return is_infer_preferred and bool(config.Infer and config.Infer.transforms)
+
+
+def compared_transforms(config: Config, purpose: Purpose) -> list[tuple[str, list[Block]]]:
+    """Returns the transforms to compare with what weights expect, each list with the words for messages.
+
+    For training, they are the training transforms too, unless the list would be empty.
+    """
+    if purpose in ("infer", "export") and _uses_infer_transforms(config):
+        assert config.Infer
+        return [("Infer.transforms against", config.Infer.transforms)]
+    transforms = [("evaluation transforms against", config.evaluation_transforms)]
+    if purpose == "train" and config.DataLoader and config.DataLoader.Train:
+        train_transforms = list(config.DataLoader.Train.dataset.get("transform_ops") or [])
+        transforms.append((TRAINING_TRANSFORMS, train_transforms))
+    return [(name, blocks) for name, blocks in transforms if blocks]
 
 
 def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> None:

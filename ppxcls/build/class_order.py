@@ -14,8 +14,10 @@ from typing import Any
 from ppxcls.checkpoints.files import CheckpointError, is_complete, read_manifest
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG, is_config_of_run
 from ppxcls.config.sections import Config
+from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.class_names import CLASS_NAMES_FILE, IMAGENET_NAMES_FILE, read_class_names
 from ppxcls.data.label_mapping import ClassNames, LabelMapping, label_mapping
 from ppxcls.models.weights import weights_file
@@ -78,6 +80,30 @@ def weights_classes(path: str | Path) -> ClassNames | None:
     except CheckpointError:
         manifest = {}
     return _checkpoint_classes(prefix, manifest)
+
+
+def config_of_weights(path: str | Path) -> dict[str, Any] | None:
+    """Returns the resolved config of the run that trained some weights, as plain values; None if unknown.
+
+    It is in the manifest of the checkpoint, otherwise in ``config.yaml`` of the run's folder. Weights of
+    another source have none.
+
+    Args:
+        path: weights file; the extension may be omitted.
+    """
+    if url_problem(path) is not None:
+        return None
+    prefix = weights_file(path).with_suffix("")
+    run_config = prefix.parent / RUN_CONFIG
+    try:
+        manifest = read_manifest(prefix)
+        values = read_yaml(manifest["config"], f"{prefix}.json")
+    except (CheckpointError, ConfigError, KeyError, TypeError):
+        values = None
+        if is_config_of_run(run_config, is_header_required=True):
+            with contextlib.suppress(ConfigError, OSError, ValueError):
+                values = read_yaml(run_config.read_text(encoding="utf-8"), str(run_config))
+    return values if isinstance(values, dict) else None
 
 
 def run_classes(config: Config) -> ClassNames | None:

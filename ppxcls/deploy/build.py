@@ -27,6 +27,7 @@ from ppxcls.build.class_order import classes_beside, mapping_between
 from ppxcls.build.data import build_dataset
 from ppxcls.build.network import build_model, build_network
 from ppxcls.build.start import start_processes
+from ppxcls.checkpoints.files import write_copied_manifest
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
@@ -42,7 +43,7 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.predict import Prediction, Predictor, find_images
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
 from ppxcls.deploy.writer import Format, Writer
-from ppxcls.models.weights import load_weights, save_weights, state_tensors
+from ppxcls.models.weights import load_weights, manifest_of, save_weights, state_tensors, weights_file
 from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
@@ -156,6 +157,8 @@ def _preprocessing_runner(runner: Runner, to_input: ModelInput) -> Runner:
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
     """Converts weights of timm, Keras or this package.
 
+    What a checkpoint's manifest tells about its weights is written beside the output.
+
     Args:
         source: weights file: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``.
         name: name of the network.
@@ -173,6 +176,8 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     model = build_model(name, class_num=class_num)
     load_weights(model, source)
     save_weights(model, Path(output))
+    if manifest := manifest_of(weights_file(source)):
+        write_copied_manifest(Path(output), manifest)
     return len(state_tensors(model))
 
 
