@@ -79,7 +79,8 @@ def build_trainer(config: Config) -> Trainer:
     learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
     if distributed.rank() == 0:
         report_disk_space(config, network, folder.path)
-    distributed.require_same(facts.of_all_ranks())
+    # The ranks of several nodes may have other absolute paths.
+    distributed.require_same(replace(facts, config=config.to_yaml(is_run=True)).of_all_ranks())
     run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)
     trainer = Trainer(
         learner, loader, run=run, run_schedule=_run_schedule(config, update_freq), evaluation=evaluation
@@ -248,7 +249,7 @@ def _facts(
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
-        config=config.to_yaml(is_run=True),
+        config=config.to_yaml(is_run=True, has_absolute_paths=True),
         train_list=loader.dataset.labelled_digest(),
         eval_list=evaluation_digest,
         samples=len(loader.dataset),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.checks import ConfigError
+from ppxcls.config.paths import PATH_KEYS
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.logs import logger
 
@@ -127,10 +129,14 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_chang
 def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any], key: str) -> bool:
     """True if a key has the same value in both configs.
 
-    A key that is missing in one of them, such as in an older version's, equals an empty value.
+    A key that is missing in one of them, such as in an older version's, equals an empty value. Older versions
+    wrote relative paths.
     """
     if key in previous_config and key in config:
-        return bool(previous_config[key] == config[key])
+        values = [previous_config[key], config[key]]
+        if key.endswith(PATH_KEYS):
+            values = [os.path.abspath(v) if isinstance(v, str) and v else v for v in values]
+        return bool(values[0] == values[1])
     return not previous_config.get(key) and not config.get(key)
 
 

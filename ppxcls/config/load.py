@@ -18,6 +18,7 @@ from ppxcls.config.checks import (
     shorten_value,
 )
 from ppxcls.config.inheritance import with_bases
+from ppxcls.config.paths import resolve_paths
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
@@ -40,6 +41,8 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         overrides: ``A.b.c=value`` strings with the value in YAML. A list item is addressed by its index, or
             by a component's name.
 
+    Paths that do not exist from the current folder are searched for as in ``resolve_paths``.
+
     Raises:
         ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name,
             type or value is invalid. The message gives file, line and key.
@@ -56,6 +59,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         text = _read_text(file)
         raw = with_bases(_mapping(text, file, sources), file, sources, _read_base)
         own_folder = _folder_of_run(file, text)
+        resolve_paths(raw, file, sources, is_of_run=own_folder is not None)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, ConfigPlace((), sources))
     config: Config = check_section(raw, Config, ConfigPlace((), sources))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -81,4 +83,6 @@ def model_card(record: Record) -> str:
 def _eval_list(record: Record) -> str:
     loaders = record.config.DataLoader
     dataset = loaders.Eval.dataset if loaders and loaders.Eval else {}
-    return printable(data_name(dataset))
+    name = data_name(dataset)
+    # The card is made to be published, and the folders of this machine are nobody's business.
+    return printable("/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +65,7 @@ class Images:
 
     def __init__(self, config: Config) -> None:
         self._indices: dict[str, int] = {}
+        self._listed_files: dict[str, str] = {}
         try:
             dataset = (
                 build_dataset(config, "Eval", None, patience=0)
@@ -75,10 +77,23 @@ class Images:
         if isinstance(dataset, PackedDataset):
             self._dataset = dataset
             self._indices = {dataset.path(i): i for i in range(len(dataset))}
+        elif dataset is not None:
+            self._listed_files = {dataset.listed(i): dataset.path(i) for i in range(len(dataset))}
 
     def has(self, file: str) -> bool:
         """True if the file exists."""
-        return file in self._indices or Path(file).is_file()
+        return file in self._indices or Path(self._place(file)).is_file()
+
+    def _place(self, file: str) -> str:
+        """Returns the path of a file now.
+
+        The run may have been started in another folder, or the images may have been moved since then.
+        """
+        if os.path.isfile(file):
+            return file
+        parts = Path(file).parts
+        endings = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((self._listed_files[name] for name in endings if name in self._listed_files), file)
 
     def read(self, file: str) -> bytes:
         """Returns the bytes of a file.
@@ -87,7 +102,7 @@ class Images:
             OSError, ValueError: the file can't be read.
         """
         if file not in self._indices:
-            return read_file(file)
+            return read_file(self._place(file))
         content: Any = self._dataset.read(self._indices[file])
         return content.encoded if isinstance(content, ImageParts) else content
 
