@@ -34,7 +34,8 @@ class Progress:
         epoch: current epoch, from 1.
         batches_done: number of global batches of that epoch that are done.
         step: number of optimizer steps done.
-        best: ``{"metric": name, "value": ..., "epoch": ...}`` of the best evaluation, or empty.
+        best: ``{"metric": name, "value": ..., "epoch": ..., "loss": ...}`` of the best evaluation, or empty.
+            Older versions wrote no loss.
         totals: sums over the current epoch: samples, and each loss and metric times samples.
         scaler: state of AMP's loss scaling.
         plateau: state of a learning rate that depends on the evaluations.
@@ -57,6 +58,26 @@ class Progress:
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}, batch {self.batches_done}, step {self.step}"
+
+
+def is_better(candidate: Mapping[str, Any], best: Mapping[str, Any], *, larger_is_better: bool) -> bool:
+    """True if an evaluation is better than the best so far.
+
+    If their metric is equal, as often with few samples, the one with the smaller loss is better. If the loss
+    is equal or not known, the earlier one stays the best.
+
+    Args:
+        candidate: evaluation to judge, in the form of ``Progress.best``.
+        best: best evaluation so far; empty if there is none.
+        larger_is_better: True if a larger value of the metric is better.
+    """
+    if not best or best["metric"] != candidate["metric"]:
+        return True
+    value, best_value = candidate["value"], best["value"]
+    if value != best_value:
+        return bool(value > best_value if larger_is_better else value < best_value)
+    best_loss = best.get("loss")
+    return isinstance(best_loss, int | float) and bool(candidate["loss"] < best_loss)
 
 
 @dataclass

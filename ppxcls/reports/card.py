@@ -54,7 +54,7 @@ def model_card(record: Record) -> str:
             f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |"
             for key, share in proportions.items()
         ]
-        lines.append("")
+        lines += ["", record.choice_note, ""] if record.choice_note else [""]
     lines += ["## Training", "", f"- epochs: {record.config.Global.epochs}"]
     origin = manifest.get("started_from")
     lines.append(f"- started from: {printable(str(origin)) if origin else 'fresh weights'}")

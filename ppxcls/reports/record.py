@@ -27,6 +27,7 @@ from ppxcls.data.read_file import read_file
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular
+from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE, PREDICTIONS
 from ppxcls.train.predictions import COLUMNS
 
@@ -135,6 +136,18 @@ class Record:
     def images(self) -> Images:
         """Reader of the evaluated files."""
         return Images(self.config)
+
+    @property
+    def choice_note(self) -> str:
+        """A sentence about figures of images that also chose the weights; empty if there was no choice."""
+        if self.samples is None or len(self.evaluations) < 2:
+            return ""
+        return (
+            f"The same {len(self.samples):,} images chose the best of {len(self.evaluations)} evaluations. "
+            "So the figures are rather too high, and their intervals do not show by how much. "
+            "For unbiased figures, evaluate images that were never used: "
+            f"ppxcls eval -c {printable(self.folder.name)} -o DataLoader.Eval.dataset.cls_label_path=LIST"
+        )
 
     @property
     def title(self) -> str:
