@@ -14,6 +14,7 @@ import yaml
 
 import ppxcls
 from ppxcls.data.transforms import prepared_images
+from ppxcls.fitting.settings import choose, network_of
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import (
     RunPreprocessing,
@@ -188,3 +189,23 @@ def test_published_weights_without_normalisation() -> None:
         "mean: None, the weights expect (0.485, 0.456, 0.406) (PaddleClas)",
         "std: None, the weights expect (0.229, 0.224, 0.225) (PaddleClas)",
     ]
+
+
+def test_fit_takes_the_network_and_the_normalisation_of_a_run(
+    small: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    ops = "DataLoader.Eval.dataset.transform_ops.NormalizeImage.mean=[0.1, 0.2, 0.3]"
+    ppxcls.build_trainer(ppxcls.load_config(small(), [ops])).fit()
+    weights = str(tmp_path / "output/SmallNetwork/best_model")
+    assert network_of(weights) == "SmallNetwork"
+    settings = choose(
+        images,
+        images / "train_list.txt",
+        class_num=3,
+        network="SmallNetwork",
+        weights=weights,
+        minutes=1,
+        device="cpu",
+    )
+    assert settings.mean == (0.1, 0.2, 0.3)
+    assert settings.std == (0.229, 0.224, 0.225)
