@@ -291,3 +291,18 @@ def test_calibration_images_are_of_the_networks_classes(run: Path, lists: Path, 
     write_names(other, "cat", "ant", "wasp")
     with pytest.raises(ppxcls.DataError, match="the class 'wasp' of "):
         calibration()
+
+
+def test_a_run_without_evaluations_knows_its_list_by_its_first_result(
+    small: Callable[..., Path], lists: Path, tmp_path: Path
+) -> None:
+    run = trained(small(**places(lists)), tmp_path, "Global.eval_during_train=False")
+    assert read_manifest(run / "latest")["eval_list"] == ""
+    ppxcls.evaluate(ppxcls.load_config(run))
+    first = (run / "eval.json").read_bytes()
+    assert not (run / "eval_other.json").exists()
+    text = (lists / "val_list.txt").read_text()
+    (lists / "val_list.txt").write_text("".join(text.splitlines(keepends=True)[:3]))
+    ppxcls.evaluate(ppxcls.load_config(run))
+    assert (run / "eval.json").read_bytes() == first
+    assert json.loads((run / "eval_other.json").read_text())["num_samples"] == 3
