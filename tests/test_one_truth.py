@@ -108,7 +108,7 @@ def test_one_set_of_numbers_from_training_to_a_plain_script(tmp_path: Path) -> N
     folder, labels = fine_tuned(tmp_path)
     assert (folder / "class_names.txt").read_text(encoding="utf-8") == "0 ant\n1 bee\n2 élan\n"
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    best = max((row for row in logged if row["kind"] == "eval"), key=lambda row: row["top1"])
+    best = max((row for row in logged if row["kind"] == "eval"), key=lambda row: (row["top1"], -row["loss"]))
     assert json.loads((folder / "best_model.json").read_text())["started_from"] == f"{tmp_path}/start"
 
     evaluated = run_tool("tools/eval.py", "-c", folder)

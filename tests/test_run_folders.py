@@ -16,6 +16,7 @@ import yaml
 import ppxcls
 from ppxcls.build.choices import weights_for
 from ppxcls.train import learner
+from ppxcls.train.evaluation import Evaluation
 from tests.conftest import SMALL_NETWORK, run_tool
 from tests.test_one_truth import train
 
@@ -248,3 +249,22 @@ def test_the_files_of_a_users_trackers_are_moved_aside_with_their_run(
     assert (folder / "earlier_1/album").is_dir(), "the new run has no Album, but the earlier one had"
     assert not (folder / "album").exists()
     assert (folder / "notes.txt").exists()
+
+
+def test_equal_metrics_are_told_apart_by_the_loss(
+    small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few images, several epochs have the same top-1."""
+    figures = iter([(0.5, 1.0), (0.75, 0.9), (0.75, 0.6), (0.75, 0.7), (0.5, 0.1)])
+    evaluate = Evaluation.__call__
+
+    def scripted(self: Evaluation, *arguments: Any) -> dict[str, float]:
+        results = evaluate(self, *arguments)
+        top1, loss = next(figures)
+        return {**results, "top1": top1, "loss": loss}
+
+    monkeypatch.setattr(Evaluation, "__call__", scripted)
+    trainer = train(small(), "Global.epochs=5")
+    assert trainer.progress.best == {"metric": "top1", "value": 0.75, "epoch": 3, "loss": 0.6}
+    manifest = json.loads((tmp_path / "output/SmallNetwork/best_model.json").read_text())
+    assert (manifest["progress"]["epoch"], manifest["progress"]["best"]["epoch"]) == (4, 3)

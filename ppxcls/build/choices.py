@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ppxcls.build.class_order import (
+    classes_beside,
+    list_classes,
+    run_classes,
+    training_classes,
+    weights_classes,
+)
 from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
 from ppxcls.config.checks import ConfigError, ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
-from ppxcls.data.class_names import CLASS_NAMES_FILE, IMAGENET_NAMES_FILE, describe_classes, read_class_names
+from ppxcls.data.class_names import IMAGENET_NAMES_FILE, describe_classes, read_class_names
+from ppxcls.data.errors import DataError
+from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import manifest_of, weights_file
-from ppxcls.packed.dataset import pack_folder
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
 
@@ -24,6 +32,7 @@ Purpose = Literal["train", "evaluate", "infer", "export"]
 
 _RESULT_NAMES = ("best_model", "latest")  # checkpoints of a run, in order of preference
 _IMAGENET_CLASSES = 1000
+TRAINING_TRANSFORMS = "training transforms against"
 
 
 @dataclass(frozen=True)
@@ -196,8 +205,7 @@ def transforms_for(config: Config) -> list[Block]:
         raise config.where("Infer.transforms").error(
             "the key is missing, and there is no DataLoader.Eval either"
         )
-    is_infer_preferred = not eval_transforms or config.is_override("Infer.transforms")
-    uses_infer_transforms = bool(infer_transforms) and is_infer_preferred
+    uses_infer_transforms = _uses_infer_transforms(config)
     if (
         infer_transforms
         and eval_transforms
@@ -221,6 +229,26 @@ def transforms_for(config: Config) -> list[Block]:
     return transforms
 
 
+def _uses_infer_transforms(config: Config) -> bool:
+    is_infer_preferred = not config.evaluation_transforms or config.is_override("Infer.transforms")
+    return is_infer_preferred and bool(config.Infer and config.Infer.transforms)
+
+
+def compared_transforms(config: Config, purpose: Purpose) -> list[tuple[str, list[Block]]]:
+    """Returns the transforms to compare with what weights expect, each list with the words for messages.
+
+    For training, they are the training transforms too, unless the list would be empty.
+    """
+    if purpose in ("infer", "export") and _uses_infer_transforms(config):
+        assert config.Infer
+        return [("Infer.transforms against", config.Infer.transforms)]
+    transforms = [("evaluation transforms against", config.evaluation_transforms)]
+    if purpose == "train" and config.DataLoader and config.DataLoader.Train:
+        train_transforms = list(config.DataLoader.Train.dataset.get("transform_ops") or [])
+        transforms.append((TRAINING_TRANSFORMS, train_transforms))
+    return [(name, blocks) for name, blocks in transforms if blocks]
+
+
 def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> None:
     shape, size = config.Global.image_shape, prepared_images(transforms).size
     width, height = size if isinstance(size, tuple) else (size, size)
@@ -231,18 +259,47 @@ def _compare_with_image_shape(config: Config, transforms: Sequence[Block]) -> No
         )
 
 
-def class_names_for(config: Config, purpose: Purpose) -> list[str]:
+def network_classes(config: Config, purpose: Purpose, weights: Weights | None) -> ClassNames | None:
+    """Returns the classes of the network, to which the labels of every list are mapped; None if unknown.
+
+    Raises:
+        DataError: a file of names can't be used, or the number of names is not the number of classes.
+    """
+    if purpose == "train":
+        classes = training_classes(config)
+    else:
+        classes = (weights_classes(weights.path) if weights else None) or run_classes(config)
+    return _counted(classes, class_num(config))
+
+
+def _counted(classes: ClassNames | None, count: int) -> ClassNames | None:
+    """Returns the classes. Raises DataError if their number is not the network's."""
+    if classes is not None and count and len(classes.names) != count:
+        raise DataError(
+            f"{classes.source}: expected the names of {count:,} classes, received {len(classes.names):,}"
+        )
+    return classes
+
+
+def class_names_for(config: Config, purpose: Purpose, weights: Weights | None = None) -> list[str]:
     """Returns the names of the classes; empty if there is no source for them.
 
     The first of these sources is used:
 
     1. the file ``Infer.PostProcess.class_id_map_file``, if the command line sets it;
-    2. ``class_names.txt`` in the run's folder. For training it is used only with the run's own
-      ``config.yaml``, because the file may belong to an earlier run in the same folder;
-    3. ``class_names.txt`` in the folder of the list or pack;
-    4. the file that the YAML sets, unless it is the file of ImageNet's names and the number of classes is
+    2. the names that are known of the network: for training those of the resumed checkpoint or of the
+      training list, for any other purpose those of the weights, see ``network_classes``;
+    3. ``class_names.txt`` in the run's folder, if the weights are not given. For training it is used only
+      with the run's own ``config.yaml``, because the file may belong to an earlier run in the same folder;
+    4. ``class_names.txt`` in the folder of the list or pack;
+    5. the file that the YAML sets, unless it is the file of ImageNet's names and the number of classes is
       not 1,000;
-    5. ImageNet's names, if there are 1,000 classes.
+    6. ImageNet's names, if there are 1,000 classes.
+
+    Args:
+        config: config of the network.
+        purpose: purpose of the network.
+        weights: weights of the network; None if they are fresh or not chosen.
 
     Raises:
         DataError: the file can't be used, or the number of names is not the number of classes.
@@ -254,25 +311,17 @@ def class_names_for(config: Config, purpose: Purpose) -> list[str]:
     configured_file = post_process.class_id_map_file if post_process else None
     if configured_file and config.is_override("Infer.PostProcess.class_id_map_file"):
         return read_class_names(configured_file, count)
-    is_of_this_run = purpose != "train" or config.own_folder is not None
-    for folder in [*([config.run_folder] if is_of_this_run else []), *_list_folders(config)]:
-        if (folder / CLASS_NAMES_FILE).is_file():
-            return read_class_names(folder / CLASS_NAMES_FILE, count)
+    classes = network_classes(config, purpose, weights)
+    if classes is None and purpose != "train" and weights is None:
+        classes = classes_beside(config.run_folder)
+    if classes is None:
+        classes = list_classes(config, "Eval") or list_classes(config, "Train")
+    if _counted(classes, count) is not None:
+        assert classes
+        return list(classes.names)
     if configured_file and (count == _IMAGENET_CLASSES or Path(configured_file) != IMAGENET_NAMES_FILE):
         return read_class_names(configured_file, count)
     return read_class_names(IMAGENET_NAMES_FILE, count) if count == _IMAGENET_CLASSES else []
-
-
-def _list_folders(config: Config) -> list[Path]:
-    sections = [config.DataLoader.Eval, config.DataLoader.Train] if config.DataLoader else []
-    datasets = [section.dataset for section in sections if section]
-    list_folders = [
-        Path(dataset["cls_label_path"]).parent for dataset in datasets if dataset.get("cls_label_path")
-    ]
-    pack_folders = [
-        pack_folder(dataset["pack"], dataset.get("cache_dir")) for dataset in datasets if dataset.get("pack")
-    ]
-    return list_folders + [folder for folder in pack_folders if folder is not None]
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:

@@ -7,26 +7,34 @@ from tqdm import tqdm
 
 from ppxcls.build import BAD_SAMPLES
 from ppxcls.build.choices import class_num
+from ppxcls.build.class_order import mapping_to, run_classes, training_classes
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.dataset import DATASETS, Dataset
+from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
 from ppxcls.system import distributed
 from ppxcls.system.environment import cores_per_rank
+from ppxcls.system.logs import logger
 
 # Threads of one process wait for its lock: on 16 cores, 2 threads loaded 2.0 times as many images as one, 4
 # threads 3.4 times, 8 threads 4.7 times.
 _THREADS_PER_PROCESS = 2
 
 
-def build_dataset(config: Config, mode: str, patience: float | None = None) -> Dataset:
+def build_dataset(
+    config: Config, mode: str, classes: ClassNames | None, patience: float | None = None
+) -> Dataset:
     """Builds the data set of ``DataLoader.Train`` or ``DataLoader.Eval``.
+
+    If the list has names for its classes, its labels are mapped to the network's classes by name.
 
     Args:
         config: config with this section.
         mode: ``Train`` or ``Eval``.
+        classes: classes of the network, as ``network_classes`` returns them; None if they are not known.
         patience: seconds to retry reading from a disk that does not answer; None for the section's
             ``read_patience``.
 
@@ -35,10 +43,17 @@ def build_dataset(config: Config, mode: str, patience: float | None = None) -> D
     """
     section: DatasetSection = getattr(config.DataLoader, mode)
     seconds = section.loader.read_patience if patience is None else patience
-    return DATASETS.build(section.dataset, class_num=class_num(config), patience=seconds)
+    mapping = mapping_to(classes, config, mode)
+    if mapping is None:
+        return DATASETS.build(section.dataset, class_num=class_num(config), patience=seconds)
+    dataset = DATASETS.build(section.dataset, class_num=None, patience=seconds)
+    dataset.map_labels(mapping)
+    if distributed.rank() == 0:
+        logger.warning(f"{dataset.source}: labels are {mapping}")
+    return dataset
 
 
-def build_loader(config: Config, mode: str) -> Loader:
+def build_loader(config: Config, mode: str, classes: ClassNames | None) -> Loader:
     """Builds the loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part of the data.
 
     If ``Global.check_data`` is set, it first checks that every file exists.
@@ -46,6 +61,7 @@ def build_loader(config: Config, mode: str) -> Loader:
     Args:
         config: config with this section.
         mode: ``Train`` or ``Eval``.
+        classes: classes of the network; see ``build_dataset``.
 
     Raises:
         ConfigError, DataError: the data set can't be used.
@@ -54,7 +70,7 @@ def build_loader(config: Config, mode: str) -> Loader:
     if mode == "Eval" and section.sampler.get("drop_last"):
         place = config.where("DataLoader.Eval.sampler.drop_last")
         raise place.error("expected false: every sample is evaluated exactly once")
-    dataset = build_dataset(config, mode)
+    dataset = build_dataset(config, mode, classes)
     if config.Global.check_data:
         dataset.check_files()
     sampler = SAMPLERS.build(
@@ -109,7 +125,8 @@ def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
     if not modes:
         raise config.where("DataLoader").error("the section is missing")
-    datasets = [build_dataset(config, mode, patience=0) for mode in modes]
+    classes = run_classes(config) or training_classes(config)
+    datasets = [build_dataset(config, mode, classes, patience=0) for mode in modes]
     total = sum(len(dataset) for dataset in datasets)
     is_hidden = None if progress_bar else True  # with None, tqdm shows the bar only on a terminal
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:

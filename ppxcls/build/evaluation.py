@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ppxcls.build import EVALUATION, OTHER_EVALUATION
-from ppxcls.build.choices import Weights, class_names_for, class_num, data_name, describe, weights_for
+from ppxcls.build.choices import (
+    Weights,
+    class_names_for,
+    class_num,
+    data_name,
+    describe,
+    network_classes,
+    weights_for,
+)
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job
+from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
+from ppxcls.data.dataset import Dataset
+from ppxcls.data.label_mapping import ClassNames
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.logs import logger
@@ -47,16 +61,16 @@ def evaluate(config: Config) -> dict[str, float]:
     start_job(config)
     weights = weights_for(config, "evaluate")
     assert weights
-    names = class_names_for(config, "evaluate")
+    names = class_names_for(config, "evaluate", weights)
     logger.info(describe(config, weights, config.evaluation_transforms, names))
     network = set_evaluation_precision(
         mixed_precision(config.AMP), build_network(config, "evaluate", weights)
     )
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
-    evaluation = build_evaluation(config)
+    evaluation = build_evaluation(config, network_classes(config, "evaluate", weights))
     loader = evaluation.loader
-    distributed.require_same({"evaluation list": loader.dataset.digest()})
+    distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
     rank = distributed.rank()
     world_size = distributed.world_size()
@@ -64,18 +78,37 @@ def evaluate(config: Config) -> dict[str, float]:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
     loader.close()
     if rank == 0:
-        if not weights.is_own and (warning := chance_warning(results, class_num(config))):
-            logger.warning(warning)
-        file = _write_results(config, weights, results)
-        assert evaluation.predictions
-        predictions_name = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
-        write_predictions(file.with_name(predictions_name), evaluation.predictions, loader.dataset, names)
-        logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
+        _report_results(config, weights, evaluation=evaluation, results=results, names=names)
     return results
 
 
-def build_evaluation(config: Config) -> Evaluation:
+def _report_results(
+    config: Config,
+    weights: Weights,
+    *,
+    evaluation: Evaluation,
+    results: dict[str, float],
+    names: Sequence[str],
+) -> None:
+    """Writes the results and the predictions, and logs the results and their file."""
+    dataset = evaluation.loader.dataset
+    differences = _differences_from_run(config, weights, dataset)
+    if differences and (warning := chance_warning(results, class_num(config))):
+        logger.warning(warning)
+    file = _write_results(config, weights, dataset=dataset, results=results, is_own=not differences)
+    assert evaluation.predictions
+    predictions_file = file.with_name(OTHER_PREDICTIONS if differences else PREDICTIONS)
+    write_predictions(predictions_file, evaluation.predictions, dataset, names)
+    reason = f", because it is not the run's own evaluation: {', '.join(differences)}" if differences else ""
+    logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
+
+
+def build_evaluation(config: Config, classes: ClassNames | None) -> Evaluation:
     """Builds the evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
+
+    Args:
+        config: config with ``DataLoader.Eval``.
+        classes: classes of the network, to which labels are mapped by name; None if they are not known.
 
     Raises:
         ConfigError, DataError: the data set can't be used.
@@ -87,7 +120,7 @@ def build_evaluation(config: Config) -> Evaluation:
     if config.Metric:
         metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
     return Evaluation(
-        build_loader(config, "Eval"), loss, metrics, evaluation_autocast(mixed_precision(config.AMP))
+        build_loader(config, "Eval", classes), loss, metrics, evaluation_autocast(mixed_precision(config.AMP))
     )
 
 
@@ -113,29 +146,78 @@ def chance_warning(results: Mapping[str, float], count: int) -> str | None:
     return f"top1 {top1:.4f} is chance for {count:,} classes: the list's class order is probably not {order}"
 
 
-def _write_results(config: Config, weights: Weights, results: dict[str, float]) -> Path:
+def _write_results(
+    config: Config, weights: Weights, *, dataset: Dataset, results: Mapping[str, float], is_own: bool
+) -> Path:
     """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file.
 
-    The file is ``eval.json`` if the evaluation is the run's own, otherwise ``eval_other.json``. It is the
-    run's own if it uses the run's weights, and the data and transforms of the run's ``config.yaml``.
+    The file is ``eval.json`` if the evaluation is the run's own, otherwise ``eval_other.json``.
     """
     folder = config.run_folder
-    is_own = weights.is_own and _evaluates_as_the_run(config)
     file = folder / (EVALUATION if is_own else OTHER_EVALUATION)
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = to_plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
-    facts = {"weights": weights.path, "about": weights.note, "data": data_name(dataset) if dataset else None}
+    facts = {
+        "weights": weights.path,
+        "about": weights.note,
+        "data": data_name(_eval_block(config)),
+        "list": dataset.labelled_digest(),
+    }
     write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
     return file
 
 
-def _evaluates_as_the_run(config: Config) -> bool:
-    """True if the run's ``config.yaml`` has the same evaluation data and transforms, or can't be read."""
-    try:
-        run_config = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
-        dataset_of_run = run_config["DataLoader"]["Eval"]["dataset"]
-    except (OSError, ValueError, KeyError, TypeError, ConfigError):
-        return True
+def _eval_block(config: Config) -> dict[str, Any]:
+    """Returns the data set of ``DataLoader.Eval`` as plain values."""
     assert config.DataLoader
     assert config.DataLoader.Eval
-    return bool(dataset_of_run == to_plain(config.DataLoader.Eval.dataset))
+    block: dict[str, Any] = to_plain(config.DataLoader.Eval.dataset)
+    return block
+
+
+def _differences_from_run(config: Config, weights: Weights, dataset: Dataset) -> list[str]:
+    """Returns what differs from the run's own evaluation; empty if this is the run's own evaluation.
+
+    It is the run's own if it uses the run's weights, the list of the run's evaluations, and the transforms of
+    the run's ``config.yaml``. A missing or damaged file differs in nothing.
+    """
+    differences = [] if weights.is_own else ["other weights"]
+    digest = dataset.labelled_digest()
+    own_digest = _own_list_digest(config)
+    if own_digest not in (None, digest):
+        differences.append("another list")
+    try:
+        run_config = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
+        block_of_run = dict(run_config["DataLoader"]["Eval"]["dataset"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return differences
+    block = _eval_block(config)
+    # The digest stands for the list or the pack. A run's data may have been moved, but not by an override.
+    place_keys = {"cls_label_path", "pack", "cache_dir", "cache_gb", "name", "delimiter"}
+    if config.own_folder is not None and not config.is_override("DataLoader.Eval.dataset.image_root"):
+        place_keys.add("image_root")
+    for key in sorted({*block, *block_of_run} - (place_keys if own_digest else set())):
+        if not _is_same_value(key, block.get(key), block_of_run.get(key)):
+            differences.append(f"another {key}")
+    return differences
+
+
+def _own_list_digest(config: Config) -> str | None:
+    """Returns the digest of the list of the run's evaluations; None if it is not known.
+
+    A run that did not evaluate while it trained has the list of its first ``eval.json``.
+    """
+    for name in ("best_model", "latest"):
+        with contextlib.suppress(CheckpointError):
+            if digest := read_manifest(config.run_folder / name).get("eval_list"):
+                return str(digest)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        digest = json.loads((config.run_folder / EVALUATION).read_text(encoding="utf-8")).get("list")
+        return str(digest) if digest else None
+    return None
+
+
+def _is_same_value(key: str, value: Any, value_of_run: Any) -> bool:
+    """True if a key of a data set has the same value, or is another name of the same folder or file."""
+    if key in ("image_root", "cls_label_path") and value and value_of_run:
+        return os.path.realpath(value) == os.path.realpath(value_of_run)
+    return bool(value == value_of_run)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import paddle
 from paddle import nn
 
-from ppxcls.build.choices import Purpose, Weights, no_download
+from ppxcls.build.choices import TRAINING_TRANSFORMS, Purpose, Weights, compared_transforms, no_download
+from ppxcls.build.class_order import config_of_weights, mapping_between, training_classes, weights_classes
 from ppxcls.config.checks import ConfigPlace
-from ppxcls.config.sections import AMPSection, Config
+from ppxcls.config.sections import AMPSection, Config, to_plain
+from ppxcls.data.label_mapping import UNKNOWN_CLASS
+from ppxcls.models.classifier import classifier_arrays, reorder_classes
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
-from ppxcls.models.preprocessing import differences
+from ppxcls.models.preprocessing import differences, differences_from_run, run_preprocessing
 from ppxcls.models.tracing import to_static
-from ppxcls.models.weights import load_weights, weights_file
+from ppxcls.models.weights import load_weights
+from ppxcls.system import distributed
+from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.train.precision import MixedPrecision
 
@@ -66,6 +72,7 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     """
     keys = MODELS.common_keys(config.Arch)
     network = MODELS.build(config.Arch)
+    fresh_arrays = classifier_arrays(network)
     if weights:
         skipped_keys = load_weights(
             network, weights.path, keep_trunk=purpose == "train", average=weights.average
@@ -77,7 +84,9 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
                 "the classifier starts with fresh weights, "
                 f"because its size differs: {'; '.join(skipped_keys)}"
             )
-        _compare_with_published(config, weights)
+        elif purpose == "train":
+            _fit_classifier(config, network, weights=weights, fresh_arrays=fresh_arrays)
+        _compare_preprocessing(config, purpose, weights)
     if keys.data_format == "NHWC" and purpose != "export":
         channels_last(network)
     if purpose == "train":
@@ -85,12 +94,44 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     return network
 
 
-def _compare_with_published(config: Config, weights: Weights) -> None:
-    published_images = MODELS.fact(config.Arch.name, "published")
-    is_checkpoint = weights_file(weights.path).with_suffix(".json").exists()
-    if published_images and not is_checkpoint and config.DataLoader and config.DataLoader.Eval:
-        for line in differences(published_images, config.evaluation_transforms):
-            logger.warning(f"evaluation transforms against {weights.path}: {line}")
+def _fit_classifier(
+    config: Config, network: nn.Layer, *, weights: Weights, fresh_arrays: Mapping[str, Array]
+) -> None:
+    """Gives each class of the training the outputs that the weights have for the class of the same name."""
+    classes, known_classes = training_classes(config), weights_classes(weights.path)
+    mapping = mapping_between(classes, known_classes) if classes and known_classes else None
+    if mapping is None or len(mapping.class_ids) != len(mapping.network_classes.names):
+        return
+    reorder_classes(network, fresh_arrays, mapping.class_ids.tolist())
+    names = mapping.list_classes.names
+    fresh_names = [names[i] for i, known_id in enumerate(mapping.class_ids) if known_id == UNKNOWN_CLASS]
+    note = f"; fresh weights for {', '.join(map(repr, fresh_names[:5]))}" if fresh_names else ""
+    note += f" and {len(fresh_names) - 5} more" if len(fresh_names) > 5 else ""
+    if distributed.rank() == 0:
+        logger.warning(f"the classifier of {weights.path} is {mapping}{note}")
+
+
+def _compare_preprocessing(config: Config, purpose: Purpose, weights: Weights) -> None:
+    """Warns about each difference between the config's transforms and those that the weights expect.
+
+    A run's weights expect the transforms of their run, and other weights those of their publisher.
+    """
+    run_config = config_of_weights(weights.path)
+    expected = run_preprocessing(run_config) if run_config else None
+    published_images = MODELS.fact(config.Arch.name, "published") if run_config is None else None
+    lines: list[str] = []
+    for name, blocks in compared_transforms(config, purpose):
+        is_training = name == TRAINING_TRANSFORMS
+        texts: list[str] = []
+        if expected and to_plain(blocks) == (expected.train_ops if is_training else expected.transform_ops):
+            continue  # as for a run's own config, whose blocks were checked already
+        if expected:
+            texts = differences_from_run(expected, blocks, is_training=is_training)
+        elif published_images and not is_training:
+            texts = differences(published_images, blocks)
+        lines += [f"{name} {weights.path}: {text}" for text in texts]
+    for line in lines if distributed.rank() == 0 else []:
+        logger.warning(line)
 
 
 def static_network(network: nn.Layer, *, with_cinn: bool = False) -> nn.Layer:

@@ -11,7 +11,7 @@ import paddle
 from paddle import nn
 
 from ppxcls._version import __version__
-from ppxcls.build.choices import Weights, class_names_for, class_num, weights_for
+from ppxcls.build.choices import Weights, class_names_for, class_num, network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
@@ -22,6 +22,7 @@ from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.checkpoints.safe_states import INSTALL_HINT
 from ppxcls.config.sections import Config
 from ppxcls.data.dataset import Dataset
+from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
 from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
@@ -64,18 +65,23 @@ def build_trainer(config: Config) -> Trainer:
             f"{weights.path} is in this run's output folder, whose files a new run moves aside. "
             "Resume with Global.checkpoints, or choose another output_dir."
         )
+    classes = network_classes(config, "train", weights)
     network = build_network(config, "train", weights)
-    loader = build_loader(config, "Train")
+    loader = build_loader(config, "Train", classes)
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
-    evaluation = _evaluation_of_training(config)
+    evaluation = _evaluation_of_training(config, classes)
     update_freq = _update_freq(config, loader)
+    names = class_names_for(config, "train")
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
+    # The names of the list, because ``names`` may be other words for the same classes.
+    facts = replace(facts, class_names=list(classes.names) if classes else names)
     learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
     if distributed.rank() == 0:
         report_disk_space(config, network, folder.path)
-    distributed.require_same(facts.of_all_ranks())
-    run = Run(folder, facts, _trackers(config), class_names_for(config, "train"), config.Global.hang_timeout)
+    # The ranks of several nodes may have other absolute paths.
+    distributed.require_same(replace(facts, config=config.to_yaml(is_run=True)).of_all_ranks())
+    run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)
     trainer = Trainer(
         learner, loader, run=run, run_schedule=_run_schedule(config, update_freq), evaluation=evaluation
     )
@@ -142,7 +148,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
 
 
-def _evaluation_of_training(config: Config) -> Evaluation | None:
+def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
     Returns:
@@ -152,7 +158,7 @@ def _evaluation_of_training(config: Config) -> Evaluation | None:
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config) if is_evaluated else None
+    return build_evaluation(config, classes) if is_evaluated else None
 
 
 def _update_freq(config: Config, loader: Loader) -> int:
@@ -238,13 +244,13 @@ def _facts(
     evaluation: Evaluation | None,
     weights: Weights | None,
 ) -> RunFacts:
-    evaluation_digest = evaluation.loader.dataset.digest() if evaluation else ""
+    evaluation_digest = evaluation.loader.dataset.labelled_digest() if evaluation else ""
     origin = str(weights) if weights else None
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
-        config=config.to_yaml(is_run=True),
-        train_list=loader.dataset.digest(),
+        config=config.to_yaml(is_run=True, has_absolute_paths=True),
+        train_list=loader.dataset.labelled_digest(),
         eval_list=evaluation_digest,
         samples=len(loader.dataset),
         global_batch=loader.sampler.batch_size * loader.sampler.world_size,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.checks import ConfigError
+from ppxcls.config.paths import PATH_KEYS
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.logs import logger
 
@@ -37,6 +39,7 @@ class RunFacts:
         world_size: number of processes.
         run: id of the run, which all its checkpoints share; None in checkpoints of older versions.
         started_from: weights file that the run started from; None for fresh weights.
+        class_names: names of the network's classes, in the order of their ids; empty if there are none.
     """
 
     ppxcls: str
@@ -51,6 +54,7 @@ class RunFacts:
     world_size: int
     run: str | None = None
     started_from: str | None = None
+    class_names: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the facts in the form that the manifest stores."""
@@ -125,10 +129,14 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_chang
 def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any], key: str) -> bool:
     """True if a key has the same value in both configs.
 
-    A key that is missing in one of them, such as in an older version's, equals an empty value.
+    A key that is missing in one of them, such as in an older version's, equals an empty value. Older versions
+    wrote relative paths.
     """
     if key in previous_config and key in config:
-        return bool(previous_config[key] == config[key])
+        values = [previous_config[key], config[key]]
+        if key.endswith(PATH_KEYS):
+            values = [os.path.abspath(v) if isinstance(v, str) and v else v for v in values]
+        return bool(values[0] == values[1])
     return not previous_config.get(key) and not config.get(key)
 
 

@@ -365,6 +365,32 @@ class _HashingWriter:
         return int(self._stream.write(data))
 
 
+def write_copied_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    """Writes a manifest beside a weights file that was made from a checkpoint.
+
+    It tells what the checkpoint's manifest tells about the weights. It has no run id, because the file is no
+    checkpoint of the run. A JSON file of another program is not replaced.
+
+    Args:
+        file: weights file.
+        manifest: manifest of the checkpoint.
+
+    Raises:
+        OSError: the manifest can't be written.
+    """
+    prefix = file.with_suffix("")
+    if with_extension(prefix, ".json").exists():
+        try:
+            read_manifest(prefix)
+        except CheckpointError:
+            return
+    part = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    facts = {key: value for key, value in manifest.items() if key not in ("parts", "run")}
+    text = json.dumps({**facts, "format": CHECKPOINT_FORMAT, "parts": {file.suffix: part}}, indent=1)
+    with whole_file(with_extension(prefix, ".json"), durable=True) as stream:
+        stream.write(text.encode())
+
+
 def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
     with _cleanup_on_error(prefix), whole_file(with_extension(prefix, ".json"), durable=True) as stream:
         stream.write(json.dumps(manifest, indent=1).encode())

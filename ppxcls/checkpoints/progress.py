@@ -34,7 +34,8 @@ class Progress:
         epoch: current epoch, from 1.
         batches_done: number of global batches of that epoch that are done.
         step: number of optimizer steps done.
-        best: ``{"metric": name, "value": ..., "epoch": ...}`` of the best evaluation, or empty.
+        best: ``{"metric": name, "value": ..., "epoch": ..., "loss": ...}`` of the best evaluation, or empty.
+            Older versions wrote no loss.
         totals: sums over the current epoch: samples, and each loss and metric times samples.
         scaler: state of AMP's loss scaling.
         plateau: state of a learning rate that depends on the evaluations.
@@ -57,6 +58,26 @@ class Progress:
 
     def __str__(self) -> str:
         return f"epoch {self.epoch}, batch {self.batches_done}, step {self.step}"
+
+
+def is_better(candidate: Mapping[str, Any], best: Mapping[str, Any], *, larger_is_better: bool) -> bool:
+    """True if an evaluation is better than the best so far.
+
+    If their metric is equal, as often with few samples, the one with the smaller loss is better. If the loss
+    is equal or not known, the earlier one stays the best.
+
+    Args:
+        candidate: evaluation to judge, in the form of ``Progress.best``.
+        best: best evaluation so far; empty if there is none.
+        larger_is_better: True if a larger value of the metric is better.
+    """
+    if not best or best["metric"] != candidate["metric"]:
+        return True
+    value, best_value = candidate["value"], best["value"]
+    if value != best_value:
+        return bool(value > best_value if larger_is_better else value < best_value)
+    best_loss = best.get("loss")
+    return isinstance(best_loss, int | float) and bool(candidate["loss"] < best_loss)
 
 
 @dataclass
@@ -97,7 +118,7 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
         CheckpointError: the checkpoint is missing, damaged, of a newer format, or without the optimizer's
             state.
     """
-    prefix = _prefix(prefix)
+    prefix = checkpoint_prefix(prefix)
     if not with_extension(prefix, ".json").exists() and with_extension(prefix, ".pdstates").exists():
         return _read_paddleclas(prefix), {}
     if not is_complete(read_manifest(prefix)):
@@ -109,7 +130,8 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
     return Snapshot(parts, _progress(manifest["progress"], prefix), prefix), manifest
 
 
-def _prefix(path: str | Path) -> Path:
+def checkpoint_prefix(path: str | Path) -> Path:
+    """Returns the prefix of a checkpoint's files, from the prefix itself or the path of one of the files."""
     path = Path(path)
     for extension in (".json", ".pdstates", *sorted(EXTENSIONS, key=len, reverse=True)):
         if path.name.endswith(extension):

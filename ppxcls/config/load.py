@@ -27,6 +27,7 @@ from ppxcls.config.device_switches import (
     replace_device_switches,
 )
 from ppxcls.config.inheritance import with_bases
+from ppxcls.config.paths import resolve_paths
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.yaml_values import read_yaml
@@ -49,6 +50,8 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         overrides: ``A.b.c=value`` strings with the value in YAML. A list item is addressed by its index, or
             by a component's name.
 
+    Paths that do not exist from the current folder are searched for as in ``resolve_paths``.
+
     Raises:
         ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name,
             type or value is invalid. The message gives file, line and key.
@@ -65,6 +68,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         text = _read_text(file)
         raw = with_bases(_mapping(text, file, sources), file, sources, _read_base)
         own_folder = _folder_of_run(file, text)
+        resolve_paths(raw, file, sources, is_of_run=own_folder is not None)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, ConfigPlace((), sources))
     config: Config = check_section(raw, Config, ConfigPlace((), sources))
@@ -79,6 +83,22 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
 
 def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
     return _mapping(_read_text(file), file, sources)
+
+
+def is_config_of_run(file: Path, *, is_header_required: bool = False) -> bool:
+    """True if a file exists and is a ``config.yaml`` that a run wrote.
+
+    Args:
+        file: file to examine.
+        is_header_required: True to refuse the files of older versions, which have no header.
+    """
+    try:
+        text = _read_text(file)
+    except ConfigError:
+        return False
+    if is_header_required:
+        return text.startswith(RUN_CONFIG_HEADER)
+    return _folder_of_run(file, text) is not None
 
 
 def _folder_of_run(file: Path, text: str) -> Path | None:

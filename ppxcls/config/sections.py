@@ -23,6 +23,7 @@ from ppxcls.config.checks import (
     Positive,
     Share,
 )
+from ppxcls.config.paths import with_absolute_paths
 from ppxcls.config.registry import Block, Component, Components
 from ppxcls.config.yaml_values import write_yaml
 
@@ -348,15 +349,18 @@ class Config:
         keys = tuple(path.split("."))
         return any(override[: len(keys)] == keys[: len(override)] for override in self.overrides)
 
-    def to_yaml(self, *, is_run: bool = False) -> str:
+    def to_yaml(self, *, is_run: bool = False, has_absolute_paths: bool = False) -> str:
         """Returns the config as YAML, which loads to the same config.
 
         Args:
             is_run: True to leave out the keys of one start of a run, such as the checkpoint to resume.
+            has_absolute_paths: True to write paths that are valid from any folder.
         """
         sections = {f.name: to_plain(getattr(self, f.name)) for f in fields(self) if f.init}
         if is_run:
             sections["Global"] |= {"checkpoints": None, "allow_changes": False}
+        if has_absolute_paths:
+            sections = with_absolute_paths(sections)
         return write_yaml({k: v for k, v in sections.items() if v is not None})
 
 

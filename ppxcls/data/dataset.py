@@ -15,6 +15,7 @@ import numpy as np
 from ppxcls.config.registry import Block, Components, Registry
 from ppxcls.data.decode import Image, ImageParts
 from ppxcls.data.errors import DataError
+from ppxcls.data.label_mapping import LabelMapping
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import (
@@ -54,6 +55,7 @@ class Dataset:
         source: name of the data set in messages, such as its list file.
         keeps_bytes: False if ``read`` returns other bytes than the original files have, as for packed data.
         labels: array of the labels, [N].
+        label_mapping: mapping that has changed the labels of the list; None if they are the list's own.
         transform: all transforms.
         host_transform: transforms that run on the host; ``device_stage`` holds those for the device.
 
@@ -63,6 +65,7 @@ class Dataset:
 
     source: str = ""
     keeps_bytes: bool = True
+    label_mapping: LabelMapping | None = None
 
     def __init__(
         self, labels: Any, transform_ops: TransformOps | None = None, class_num: int | None = None
@@ -127,6 +130,36 @@ class Dataset:
         """
         return hashlib.sha256(self.source.encode() + self.labels.astype(np.int64).tobytes()).hexdigest()
 
+    def map_labels(self, mapping: LabelMapping) -> None:
+        """Replaces each label of the list by the id of the network's class of the same name.
+
+        Raises:
+            DataError: a sample has a class that the network does not have, or that has no name.
+        """
+        names = mapping.list_classes.names
+        for index in (int(np.argmin(self.labels)), int(np.argmax(self.labels))):
+            if not 0 <= (label := int(self.labels[index])) < len(names):
+                source = mapping.list_classes.source
+                raise DataError(
+                    f"{self.line(index)}: the label {label} has no name in {source}, "
+                    f"which has {len(names):,} names"
+                )
+        class_ids = mapping.class_ids[self.labels]
+        unknown_indices = np.flatnonzero(class_ids < 0)
+        if unknown_indices.size:
+            index = int(unknown_indices[0])
+            raise DataError(f"{self.line(index)}: {mapping.unknown_class_message(int(self.labels[index]))}")
+        if not np.array_equal(class_ids, self.labels):
+            self.label_mapping = mapping
+        self.labels = class_ids
+
+    def labelled_digest(self) -> str:
+        """Returns ``digest``, or if labels were mapped, a SHA-256 of it and of the mapping."""
+        digest = self.digest()
+        if self.label_mapping is None:
+            return digest
+        return hashlib.sha256(digest.encode() + self.label_mapping.class_ids.tobytes()).hexdigest()
+
     def announce(self, indices: Iterable[int]) -> None:
         """Receives the samples that will be read soon. A data set that can read ahead overrides this."""
 
@@ -181,7 +214,7 @@ DATASETS: Registry[Dataset] = Registry(
     program_parameters=("class_num", "patience"),
     common=DatasetKeys,
     base=Dataset,
-    optional_members=("keeps_bytes",),
+    optional_members=("keeps_bytes", "label_mapping", "map_labels", "labelled_digest"),
 )
 
 

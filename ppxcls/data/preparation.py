@@ -15,6 +15,7 @@ class PreparedImages:
         interpolation: interpolation of the resizing.
         mean: mean of the normalisation, for channels with values from 0 to 1.
         std: standard deviation of the normalisation, for channels with values from 0 to 1.
+        channels: order of the channels, ``RGB`` or ``BGR``.
     """
 
     size: int | tuple[int, int] | None = None
@@ -22,6 +23,7 @@ class PreparedImages:
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channels: str | None = None
 
     def __str__(self) -> str:
         """A few words such as ``299 px bilinear from 320``."""
@@ -42,7 +44,7 @@ class PreparedImages:
 
     def differences(self, images: PreparedImages) -> list[str]:
         """Returns the facts in which other images differ, such as ``size: 71, and 299``."""
-        names = ("size", "short", "interpolation", "mean", "std")
+        names = ("size", "short", "interpolation", "mean", "std", "channels")
         pairs = [(name, getattr(self, name), getattr(images, name)) for name in names]
         return [f"{name}: {mine}, and {theirs}" for name, mine, theirs in pairs if mine != theirs]
 

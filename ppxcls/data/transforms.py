@@ -102,6 +102,10 @@ class DecodeImage(Transform):
     ) -> None:
         self.to_rgb = to_rgb
 
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Sets the order of the channels."""
+        return replace(images, channels="RGB" if self.to_rgb else "BGR")
+
     def __call__(self, data: bytes | ImageParts, rng: Generator) -> Image | ImageParts:
         if isinstance(data, ImageParts):
             return data if self.to_rgb else data.whole()[:, :, ::-1]
@@ -302,10 +306,14 @@ class NormalizeImage(Transform):
         self.chw = order == "chw"
         self.table = (np.arange(256, dtype=np.float32)[:, None] * self.scale - self.mean) / self.std
         self._mean_and_std = (tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD))
+        self._largest_value = 1.0 if scale is None else 255 * scale
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
-        """Sets mean and standard deviation."""
+        """Sets mean and standard deviation. With another scale, they apply to other values than 0 to 1."""
         mean, std = self._mean_and_std
+        largest = self._largest_value
+        if largest and abs(largest - 1) > 1e-6:
+            mean, std = (tuple(round(value / largest, 6) for value in values) for values in (mean, std))
         return replace(images, mean=mean, std=std)
 
     def __call__(self, image: Image, rng: Generator) -> Image:

@@ -15,16 +15,26 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ppxcls.build.choices import class_names_for, class_num, describe, transforms_for, weights_for
+from ppxcls.build.choices import (
+    class_names_for,
+    class_num,
+    describe,
+    network_classes,
+    transforms_for,
+    weights_for,
+)
+from ppxcls.build.class_order import classes_beside, mapping_between
 from ppxcls.build.data import build_dataset
 from ppxcls.build.network import build_model, build_network
 from ppxcls.build.start import start_processes
+from ppxcls.checkpoints.files import write_copied_manifest
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
+from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
@@ -33,8 +43,8 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.predict import Prediction, Predictor, find_images
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
 from ppxcls.deploy.writer import Format, Writer
-from ppxcls.models.weights import load_weights, save_weights, state_tensors
-from ppxcls.packed.dataset import PackedDataset
+from ppxcls.models.weights import load_weights, manifest_of, save_weights, state_tensors, weights_file
+from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger, set_up_logging
@@ -86,7 +96,7 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
     """
     weights = weights_for(config, "infer")
     assert weights
-    blocks, class_names = transforms_for(config), class_names_for(config, "infer")
+    blocks, class_names = transforms_for(config), class_names_for(config, "infer", weights)
     start_processes(config)
     host_transforms, stage = split_for_device(build_transforms(blocks))
     runner = network_runner(build_network(config, "infer", weights), stage, image_count)
@@ -147,6 +157,8 @@ def _preprocessing_runner(runner: Runner, to_input: ModelInput) -> Runner:
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
     """Converts weights of timm, Keras or this package.
 
+    What a checkpoint's manifest tells about its weights is written beside the output.
+
     Args:
         source: weights file: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``.
         name: name of the network.
@@ -164,6 +176,8 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     model = build_model(name, class_num=class_num)
     load_weights(model, source)
     save_weights(model, Path(output))
+    if manifest := manifest_of(weights_file(source)):
+        write_copied_manifest(Path(output), manifest)
     return len(state_tensors(model))
 
 
@@ -198,7 +212,7 @@ def export(
     set_up_logging()
     weights = weights_for(config, "export")
     assert weights
-    blocks, class_names = transforms_for(config), class_names_for(config, "export")
+    blocks, class_names = transforms_for(config), class_names_for(config, "export", weights)
     start_processes(config)
     logger.info(describe(config, weights, blocks, class_names))
     network = build_network(config, "export", weights)
@@ -215,7 +229,8 @@ def export(
     )
     quantisation_data = None
     if int8 is not None:
-        quantisation_data = _quantisation_data(config, int8, blocks, formats)
+        classes = network_classes(config, "export", weights)
+        quantisation_data = _quantisation_data(config, int8, blocks=blocks, formats=formats, classes=classes)
     images, folder = _sample_images(config, host_transforms), export_folder(config)
     differences = export_model(
         network, stage, images=images, folder=folder, metadata=metadata, formats=formats, fold=fold
@@ -232,11 +247,16 @@ def export_folder(config: Config) -> Path:
 
 
 def _quantisation_data(
-    config: Config, path: str, blocks: Sequence[Block], formats: Sequence[str]
+    config: Config,
+    path: str,
+    *,
+    blocks: Sequence[Block],
+    formats: Sequence[str],
+    classes: ClassNames | None,
 ) -> tuple[Dataset, Dataset]:
     """Returns the calibration and evaluation images for 8-bit quantisation.
 
-    Both have the transforms of the exported file.
+    Both have the transforms of the exported file, and labels of the network's classes.
 
     Raises:
         ConfigError: the config has no evaluation data, or its data can't be used.
@@ -246,19 +266,22 @@ def _quantisation_data(
     check_packages()
     if "onnx" not in formats:
         raise DataError("INT8 is made from the ONNX file: export it too")
-    evaluation = (
-        build_dataset(config, "Eval", patience=0) if config.DataLoader and config.DataLoader.Eval else None
-    )
-    if evaluation is None:
+    if not (config.DataLoader and config.DataLoader.Eval):
         raise config.where("DataLoader.Eval").error(
             "the section is missing; it is needed to measure the accuracy loss of INT8"
         )
+    evaluation = build_dataset(config, "Eval", classes, patience=0)
     calibration: Dataset
     if is_url(path) or Path(path).is_dir():
         calibration = PackedDataset(path, list(blocks))
+        names_folder = pack_folder(path, None)
     else:
         root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
         calibration = ImageNetDataset(str(root), path, transform_ops=list(blocks))
+        names_folder = Path(path).parent
+    calibration_classes = classes_beside(names_folder) if names_folder else None
+    if calibration_classes and classes and (mapping := mapping_between(calibration_classes, classes)):
+        calibration.map_labels(mapping)
     return calibration, evaluation.with_transforms(list(blocks))
 
 
@@ -304,7 +327,8 @@ def _sample_sources(config: Config, max_count: int) -> list[tuple[str, Callable[
         block = config.DataLoader.Eval.dataset
         locations = [block[key] for key in ("cls_label_path", "pack") if key in block]
         if all(is_url(place) or Path(place).exists() for place in locations):
-            dataset = build_dataset(config, "Eval", patience=0)
+            # Only the images are used. So it does not matter what the labels mean.
+            dataset = build_dataset(config, "Eval", None, patience=0)
             return [
                 (dataset.path(i), partial(_load_sample, dataset, i))
                 for i in range(min(len(dataset), max_count))

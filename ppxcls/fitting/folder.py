@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
-from ppxcls.system.paths import printable, url_problem
+from ppxcls.system.paths import printable, short_path, url_problem
 from ppxcls.tuning import build as tuning
 
 TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
@@ -103,9 +104,10 @@ def fit(
         _write_yaml_files(output, settings, photos)
     config = load_config(output / TRAIN_YAML, overrides)
     build_trainer(config).fit()
-    evaluate(load_config(config.run_folder))
-    report_after_training(config.run_folder)
-    return config.run_folder
+    run_folder = short_path(config.run_folder)
+    evaluate(load_config(run_folder))
+    report_after_training(run_folder)
+    return run_folder
 
 
 def _choose_settings(
@@ -200,13 +202,13 @@ def next_commands(folder: Path) -> list[str]:
 
 def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     """Returns the YAML of the training: its differences from the base."""
-    start = str(output / "head" / settings.network / "latest") if settings.head_epochs else None
+    start = _absolute(output / "head" / settings.network / "latest") if settings.head_epochs else None
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     content = {
         "base": "photographs",
         "Global": {
             "device": settings.device,
-            "output_dir": str(output),
+            "output_dir": _absolute(output),
             "epochs": settings.epochs,
             **({"pretrained_model": start} if start else {}),
         },
@@ -241,13 +243,18 @@ def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
 
 
+def _absolute(path: str | Path) -> str:
+    """Returns a path for a YAML that works from any folder."""
+    return os.path.abspath(path)
+
+
 def _data_section(
     part: str, settings: Settings, *, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
 ) -> dict[str, object]:
     normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
     dataset = {
-        "image_root": str(photos),
-        "cls_label_path": str(output / "lists" / f"{part}_list.txt"),
+        "image_root": _absolute(photos),
+        "cls_label_path": _absolute(output / "lists" / f"{part}_list.txt"),
         "transform_ops": {**sizes, **normalize},
     }
     return {"dataset": dataset, "sampler": {"batch_size": settings.batch_size}}
@@ -258,9 +265,9 @@ def _head_yaml(settings: Settings, output: Path) -> str:
     content = {
         "base": TRAIN_YAML,
         "Global": {
-            "output_dir": str(output / "head"),
+            "output_dir": _absolute(output / "head"),
             "epochs": settings.head_epochs,
-            "pretrained_model": settings.weights,
+            "pretrained_model": settings.weights and _absolute(settings.weights),
         },
         "Arch": {"freeze": [_NON_CLASSIFIER_PATTERN]},
         "Optimizer": {"layer_decay": None, "lr": {"learning_rate": _HEAD_LEARNING_RATE, "warmup_epoch": 0}},

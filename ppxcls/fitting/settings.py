@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from ppxcls.build.class_order import config_of_weights
 from ppxcls.build.network import build_model, list_models
 from ppxcls.data.decode import decode_image
 from ppxcls.data.list_index import ListIndex
+from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ppxcls.models.common_keys import MODELS
+from ppxcls.models.preprocessing import run_preprocessing
 from ppxcls.system.devices import available_devices
 from ppxcls.system.distributed import start
 from ppxcls.train.timed_steps import timed_steps
@@ -63,15 +66,19 @@ class Settings:
 
 
 def network_of(weights: str | None) -> str:
-    """Returns the network that a weights file is named after; Xception41 without a file.
+    """Returns the network that a weights file belongs to; Xception41 without a file.
 
-    For example, ``Xception41_pretrained.pdparams`` gives ``Xception41``.
+    It is the network of the run that trained the weights, or else the one that the file is named after. For
+    example, ``Xception41_pretrained.pdparams`` gives ``Xception41``.
 
     Raises:
         ValueError: the file name does not begin with the name of a network.
     """
     if weights is None:
         return "Xception41"
+    arch = (config_of_weights(weights) or {}).get("Arch")
+    if isinstance(arch, dict) and arch.get("name") in list_models():
+        return str(arch["name"])
     file = Path(weights).name
     names = [name for name in list_models() if re.match(re.escape(name) + r"(?![A-Za-z0-9])", file)]
     names = names or [
@@ -144,7 +151,10 @@ def choose(
             "and the accuracy is much better"
         )
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if weights and published_images:
+    run_images = _images_of_run(weights)
+    if run_images and run_images.mean and run_images.std:
+        mean, std = _three(run_images.mean), _three(run_images.std)
+    elif weights and published_images:
         mean, std = published_images.mean, published_images.std
     return Settings(
         network=network,
@@ -160,6 +170,18 @@ def choose(
         learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
         reasons=reasons,
     )
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+def _images_of_run(weights: str | None) -> PreparedImages | None:
+    """Returns how the run that trained the weights prepared images; None if no run is known."""
+    config = config_of_weights(weights) if weights else None
+    preprocessing = run_preprocessing(config) if config else None
+    return preprocessing.images if preprocessing else None
 
 
 def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD, prepared_images
+from ppxcls.config.checks import ConfigError
+from ppxcls.data.preparation import PreparedImages
+from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TRANSFORMS, prepared_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Preprocessing:
 
 
 HALF = (0.5, 0.5, 0.5)
+_Comparison = tuple[str, Any, Any]  # name of a fact, value in the config, value that the weights expect
+_TRANSFORMS_WITH_FACTS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
 
 
 def paddleclas_preprocessing(name: str) -> Preprocessing:
@@ -69,6 +74,53 @@ def _are_similar(share: float | None, expected_share: float | None) -> bool:
     return abs(share - expected_share) <= 0.01
 
 
+@dataclass(frozen=True)
+class RunPreprocessing:
+    """The preprocessing with which a run evaluated its weights.
+
+    Attributes:
+        transform_ops: transforms of the run as plain values.
+        train_ops: training transforms of the run as plain values; empty if they are not known.
+        is_exhaustive: False if only the training transforms are known, so that the size may differ.
+    """
+
+    transform_ops: list[dict[str, Any]]
+    train_ops: list[dict[str, Any]]
+    is_exhaustive: bool = True
+
+    @cached_property
+    def images(self) -> PreparedImages:
+        """Facts about the prepared images, without transforms that this version does not know."""
+        return prepared_images([op for op in self.transform_ops if _is_valid(op)])
+
+    @cached_property
+    def other_transforms(self) -> tuple[str, ...]:
+        """Names of transforms that declare no facts, such as a user's own."""
+        return _other_transforms(self.transform_ops)
+
+
+def run_preprocessing(config: Mapping[str, Any]) -> RunPreprocessing | None:
+    """Returns the preprocessing of a run, by its resolved config as plain values.
+
+    The evaluation transforms are used, otherwise those for prediction, otherwise the normalisation of the
+    training. None if the config has none of them.
+    """
+    eval_ops = _ops_at(config, ("DataLoader", "Eval", "dataset", "transform_ops"))
+    train_ops = _ops_at(config, ("DataLoader", "Train", "dataset", "transform_ops"))
+    transform_ops = eval_ops or _ops_at(config, ("Infer", "transforms"))
+    if transform_ops:
+        return RunPreprocessing(transform_ops, train_ops)
+    return RunPreprocessing(train_ops, train_ops, is_exhaustive=False) if train_ops else None
+
+
+def _ops_at(config: Any, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the transforms at a key path of a config; empty if it has none, or is damaged."""
+    for key in keys:
+        config = config.get(key) if isinstance(config, Mapping) else None
+    is_valid = isinstance(config, list) and all(isinstance(op, dict) for op in config)
+    return list(config) if config and is_valid else []
+
+
 def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lists the differences between a config's evaluation transforms and what published weights expect.
 
@@ -79,23 +131,109 @@ def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, An
     Returns:
         Lines such as ``mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)``.
     """
-    preprocessing = prepared_images(transform_ops)
-    comparisons: list[tuple[str, Any, Any]] = []
-    if isinstance(preprocessing.size, int):
-        comparisons.append(("input size", preprocessing.size, expected.input_size))
-        crop_share = preprocessing.size / preprocessing.short if preprocessing.short else None
-        if not _are_similar(crop_share, expected.crop_share):
-            shares = (
-                crop_share and round(crop_share, 4),
-                expected.crop_share and round(expected.crop_share, 4),
+    images = prepared_images(transform_ops)
+    comparisons = _size_comparisons(images, expected.input_size, expected.crop_share)
+    if images.interpolation:
+        comparisons.append(("interpolation", images.interpolation, expected.interpolation))
+    comparisons += _normalisation_comparisons(
+        images,
+        PreparedImages(mean=expected.mean, std=expected.std, channels="RGB"),
+        is_complete=_has_facts_of_all(transform_ops),
+    )
+    return _lines(comparisons, expected.source)
+
+
+def differences_from_run(
+    expected: RunPreprocessing, transform_ops: Sequence[Mapping[str, Any]], *, is_training: bool = False
+) -> list[str]:
+    """Lists the differences between a config's transforms and those of the run that trained the weights.
+
+    Args:
+        expected: preprocessing of the run.
+        transform_ops: transforms from the config.
+        is_training: True for training transforms, of which only the normalisation is compared.
+
+    Returns:
+        Lines such as ``mean: (0.5, 0.5, 0.5), the weights expect (0.485, 0.456, 0.406) (their run)``.
+    """
+    images = prepared_images(transform_ops)
+    comparisons: list[_Comparison] = []
+    if not is_training and expected.is_exhaustive:
+        size, short = expected.images.size, expected.images.short
+        comparisons += _size_comparisons(images, size, _crop_share(size, short))
+        if images.interpolation and expected.images.interpolation:
+            comparisons.append(("interpolation", images.interpolation, expected.images.interpolation))
+        other_transforms = _other_transforms(transform_ops)
+        if other_transforms != expected.other_transforms:
+            name, expected_name = (
+                ", ".join(ops) or "none" for ops in (other_transforms, expected.other_transforms)
             )
-            comparisons.append(("share of the crop", *shares))
-    if preprocessing.interpolation:
-        comparisons.append(("interpolation", preprocessing.interpolation, expected.interpolation))
-    if preprocessing.mean is not None:
-        comparisons += [("mean", preprocessing.mean, expected.mean), ("std", preprocessing.std, expected.std)]
+            comparisons.append(("other transforms", name, expected_name))
+    comparisons += _normalisation_comparisons(
+        images, expected.images, is_complete=_has_facts_of_all(transform_ops)
+    )
+    return _lines(comparisons, "their run")
+
+
+def _lines(comparisons: Sequence[_Comparison], source: str) -> list[str]:
     return [
-        f"{name}: {value}, the weights expect {expected_value} ({expected.source})"
+        f"{name}: {value}, the weights expect {expected_value} ({source})"
         for name, value, expected_value in comparisons
         if value != expected_value
     ]
+
+
+def _crop_share(size: int | tuple[int, int] | None, short: int | None) -> float | None:
+    return size / short if isinstance(size, int) and short else None
+
+
+def _size_comparisons(
+    images: PreparedImages, expected_size: int | tuple[int, int] | None, expected_share: float | None
+) -> list[_Comparison]:
+    if images.size is None or expected_size is None:
+        return []
+    comparisons: list[_Comparison] = [("input size", images.size, expected_size)]
+    crop_share = _crop_share(images.size, images.short)
+    if isinstance(images.size, int) and not _are_similar(crop_share, expected_share):
+        shares = (crop_share and round(crop_share, 4), expected_share and round(expected_share, 4))
+        comparisons.append(("share of the crop", *shares))
+    return comparisons
+
+
+def _normalisation_comparisons(
+    images: PreparedImages, expected: PreparedImages, *, is_complete: bool
+) -> list[_Comparison]:
+    """Returns the comparisons of mean, standard deviation and channels.
+
+    Without NormalizeImage, a user's own transform may normalise the images.
+
+    Args:
+        images: facts of the config.
+        expected: facts of the weights.
+        is_complete: True if the config has only transforms that declare what they do.
+    """
+    comparisons: list[_Comparison] = []
+    if images.mean is not None or is_complete:
+        comparisons += [("mean", images.mean, expected.mean), ("std", images.std, expected.std)]
+    if images.channels and expected.channels:
+        comparisons.append(("channels", images.channels, expected.channels))
+    return comparisons
+
+
+def _is_valid(op: Mapping[str, Any]) -> bool:
+    try:
+        prepared_images([op])
+    except ConfigError:
+        return False
+    return True
+
+
+def _has_facts_of_all(transform_ops: Sequence[Mapping[str, Any]]) -> bool:
+    """True if every transform is one of this package."""
+    components = TRANSFORMS.components()
+    names = [name for op in transform_ops for name in op]
+    return all(name in components and components[name].__module__.startswith("ppxcls.") for name in names)
+
+
+def _other_transforms(transform_ops: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    return tuple(name for op in transform_ops for name in op if name not in _TRANSFORMS_WITH_FACTS)

@@ -122,7 +122,7 @@ def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool =
         CheckpointError: same conditions as for ``check_fits``.
     """
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
-    shape_differences = check_fits(state, model, file, _classifier_keys(model) if keep_trunk else set())
+    shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
     tensors = state_tensors(model)
     model.set_state_dict(  # with all keys, because Paddle warns about missing ones
         {
@@ -188,8 +188,8 @@ def is_numeric(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu"
 
 
-def _classifier_keys(model: nn.Layer) -> set[str]:
-    """State keys of the last linear layer."""
+def classifier_keys(model: nn.Layer) -> set[str]:
+    """Returns the state keys of the last linear layer."""
     names = [name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
     return {f"{names[-1]}.weight", f"{names[-1]}.bias"} if names else set()
 

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejpeg
 
-from ppxcls.data.class_names import CLASS_NAMES_FILE
+from ppxcls.data.class_names import CLASS_NAMES_FILE, read_class_names
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
@@ -359,8 +360,8 @@ def verify_pack(
         A summary of the data set.
 
     Raises:
-        DataError: a checksum, the list or an image differs, or the images were reduced. The message names the
-            first few different images.
+        DataError: a checksum, the list, its class names or an image differs, or the images were reduced. The
+            message names the first few different images.
     """
     dataset, folder = _open_local(folder), Path(folder)
     for number, shard in enumerate(dataset.manifest.shards):
@@ -375,6 +376,7 @@ def verify_pack(
     originals = _original_dataset(list_file, image_root, dataset.manifest.delimiter)
     if originals.digest() != dataset.digest():
         raise DataError(f"{list_file}: the list does not match the list in {folder}")
+    _check_same_names(folder / CLASS_NAMES_FILE, Path(list_file).parent / CLASS_NAMES_FILE)
     paths: list[str] = []
 
     def compare(start: int) -> int:
@@ -393,6 +395,16 @@ def verify_pack(
             f"{folder}: {len(paths):,} of {len(dataset):,} images differ from their originals: {names}"
         )
     return _summary(folder, dataset.manifest)
+
+
+def _check_same_names(file: Path, other_file: Path) -> None:
+    """Raises DataError if both files of class names exist and differ: equal labels have other meanings."""
+    if file.is_file() and other_file.is_file():
+        names, other_names = read_class_names(file, None), read_class_names(other_file, None)
+        pairs = zip_longest(names, other_names)
+        difference = next((f"{i} is {a!r} and {b!r}" for i, (a, b) in enumerate(pairs) if a != b), None)
+        if difference:
+            raise DataError(f"{file} and {other_file} have different classes: {difference}")
 
 
 def _open_local(folder: str | Path) -> PackedDataset:

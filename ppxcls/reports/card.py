@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -52,7 +54,7 @@ def model_card(record: Record) -> str:
             f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |"
             for key, share in proportions.items()
         ]
-        lines.append("")
+        lines += ["", record.choice_note, ""] if record.choice_note else [""]
     lines += ["## Training", "", f"- epochs: {record.config.Global.epochs}"]
     origin = manifest.get("started_from")
     lines.append(f"- started from: {printable(str(origin)) if origin else 'fresh weights'}")
@@ -81,4 +83,6 @@ def model_card(record: Record) -> str:
 def _eval_list(record: Record) -> str:
     loaders = record.config.DataLoader
     dataset = loaders.Eval.dataset if loaders and loaders.Eval else {}
-    return printable(data_name(dataset))
+    name = data_name(dataset)
+    # The card is made to be published, and the folders of this machine are nobody's business.
+    return printable("/".join(Path(name).parts[-2:]) if os.path.isabs(name) else name)

@@ -34,6 +34,7 @@ _GALLERY_IMAGES = 24  # images in a gallery
 _GRAD_CAM_IMAGES = 8  # images with Grad-CAM
 _MAX_MATRIX_CLASSES = 2000  # classes in a confusion matrix; it takes several times 8 bytes x classes²
 _MAX_TABLE_CLASSES = 30  # classes in a matrix that is a table; a larger one is a picture
+_OTHER_LISTS_NOTE = "The runs were evaluated on different lists, so their figures can't be compared."
 
 
 class ReportError(Exception):
@@ -142,8 +143,10 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
         for key in keys
         if len({repr(config.get(key, "")) for config in configs}) > 1
     ]
+    digests = {record.manifest.get("eval_list") for record in records} - {None, ""}
     page = {
         "title": "Comparison of runs",
+        "notes": [_OTHER_LISTS_NOTE] if len(digests) > 1 else [],
         "heads": ["run", "best epoch", *metrics],
         "rows": rows,
         "curves": data_uri(draw_curves(records)),
@@ -319,6 +322,8 @@ def _numbers(record: Record) -> list[dict[str, str]]:
     if samples is not None:
         for k, proportion in figures.topk_proportions(samples, len(record.names)).items():
             interval = f"95 %: {100 * proportion.low:.2f} to {100 * proportion.high:.2f}"
+            if record.choice_note:
+                interval += ", on the images that chose the epoch"
             numbers.append({"name": f"top-{k}", "value": f"{100 * proportion.value:.2f} %", "note": interval})
         numbers.append(
             {
@@ -360,6 +365,8 @@ def _notes(record: Record) -> list[str]:
             notes.append(
                 "The images are not where they were during the evaluation, so some pictures are missing."
             )
+        if record.choice_note:
+            notes.append(record.choice_note)
     return notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.build.choices import class_names_for, class_num
+from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
@@ -25,6 +27,7 @@ from ppxcls.data.read_file import read_file
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular
+from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE, PREDICTIONS
 from ppxcls.train.predictions import COLUMNS
 
@@ -63,9 +66,10 @@ class Images:
 
     def __init__(self, config: Config) -> None:
         self._indices: dict[str, int] = {}
+        self._listed_files: dict[str, str] = {}
         try:
             dataset = (
-                build_dataset(config, "Eval", patience=0)
+                build_dataset(config, "Eval", None, patience=0)
                 if config.DataLoader and config.DataLoader.Eval
                 else None
             )
@@ -74,10 +78,23 @@ class Images:
         if isinstance(dataset, PackedDataset):
             self._dataset = dataset
             self._indices = {dataset.path(i): i for i in range(len(dataset))}
+        elif dataset is not None:
+            self._listed_files = {dataset.listed(i): dataset.path(i) for i in range(len(dataset))}
 
     def has(self, file: str) -> bool:
         """True if the file exists."""
-        return file in self._indices or Path(file).is_file()
+        return file in self._indices or Path(self._place(file)).is_file()
+
+    def _place(self, file: str) -> str:
+        """Returns the path of a file now.
+
+        The run may have been started in another folder, or the images may have been moved since then.
+        """
+        if os.path.isfile(file):
+            return file
+        parts = Path(file).parts
+        endings = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((self._listed_files[name] for name in endings if name in self._listed_files), file)
 
     def read(self, file: str) -> bytes:
         """Returns the bytes of a file.
@@ -86,7 +103,7 @@ class Images:
             OSError, ValueError: the file can't be read.
         """
         if file not in self._indices:
-            return read_file(file)
+            return read_file(self._place(file))
         content: Any = self._dataset.read(self._indices[file])
         return content.encoded if isinstance(content, ImageParts) else content
 
@@ -102,7 +119,8 @@ class Record:
         train, evaluations: training lines and evaluation lines of ``metrics.jsonl``.
         samples: predictions of the best evaluation; None if nothing was evaluated.
         manifest: manifest of ``best_model`` or ``latest``; empty if there is neither.
-        class_counts: number of training samples of each class; None if the list no longer exists.
+        class_counts: number of training samples of each class; None if the list no longer exists, or is not
+            the list that the run was trained on.
     """
 
     folder: Path
@@ -118,6 +136,18 @@ class Record:
     def images(self) -> Images:
         """Reader of the evaluated files."""
         return Images(self.config)
+
+    @property
+    def choice_note(self) -> str:
+        """A sentence about figures of images that also chose the weights; empty if there was no choice."""
+        if self.samples is None or len(self.evaluations) < 2:
+            return ""
+        return (
+            f"The same {len(self.samples):,} images chose the best of {len(self.evaluations)} evaluations. "
+            "So the figures are rather too high, and their intervals do not show by how much. "
+            "For unbiased figures, evaluate images that were never used: "
+            f"ppxcls eval -c {printable(self.folder.name)} -o DataLoader.Eval.dataset.cls_label_path=LIST"
+        )
 
     @property
     def title(self) -> str:
@@ -148,7 +178,7 @@ def read_record(folder: str | Path) -> Record:
             break
         except CheckpointError:
             continue
-    record.class_counts = _class_counts(config, count)
+    record.class_counts = _class_counts(config, count, record.manifest)
     return record
 
 
@@ -192,10 +222,12 @@ def _read_samples(file: Path, count: int) -> Samples | None:
     )
 
 
-def _class_counts(config: Config, count: int) -> Array | None:
+def _class_counts(config: Config, count: int, manifest: dict[str, Any]) -> Array | None:
     try:
         if config.DataLoader and config.DataLoader.Train:
-            return np.bincount(build_dataset(config, "Train", patience=0).labels, minlength=count)
+            dataset = build_dataset(config, "Train", run_classes(config), patience=0)
+            if manifest.get("train_list", dataset.labelled_digest()) == dataset.labelled_digest():
+                return np.bincount(dataset.labels, minlength=count)
     except (ConfigError, DataError, OSError):
         pass
     return None

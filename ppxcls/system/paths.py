@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _JOINERS = {"\u200c", "\u200d"}  # zero-width joiners, which some scripts and emoji need
@@ -14,6 +15,14 @@ _UNSAFE_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 def url_problem(path: object) -> str | None:
     """Returns an error message if a path is a URL, which must be downloaded first; None otherwise."""
     return f"expected a file, received a URL; download it first: {path}" if _URL.match(str(path)) else None
+
+
+def short_path(path: Path) -> Path:
+    """Returns a path relative to the current folder if it is inside, otherwise unchanged."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
 
 
 def printable(text: str) -> str:

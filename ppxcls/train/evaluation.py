@@ -51,6 +51,11 @@ class Evaluation:
         self._compiler = Compiler()
         self.predictions: Predictions | None = None
 
+    @property
+    def loss_name(self) -> str:
+        """The name of the whole loss in the results."""
+        return self._loss.names[-1]
+
     def larger_is_better(self, name: str) -> bool:
         """True if a larger value of ``name`` is better, because it is a metric and not a loss."""
         return name not in self._loss.names

@@ -13,7 +13,7 @@ import paddle
 from tqdm import tqdm
 
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.checkpoints.progress import Progress
+from ppxcls.checkpoints.progress import Progress, is_better
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
@@ -253,16 +253,16 @@ class Trainer:
         with self.learner.averaged():
             results = evaluation(self.learner.network, self._interruptible_batches(evaluation.loader.epoch()))
         name, value = next(iter(results.items()))
-        previous_best = self.progress.best
         larger_is_better = evaluation.larger_is_better(name)
-        if not previous_best or previous_best["metric"] != name:
-            is_best = True
-        elif larger_is_better:
-            is_best = value > previous_best["value"]
-        else:
-            is_best = value < previous_best["value"]
+        candidate = {
+            "metric": name,
+            "value": value,
+            "epoch": self.progress.epoch,
+            "loss": results[evaluation.loss_name],
+        }
+        is_best = is_better(candidate, self.progress.best, larger_is_better=larger_is_better)
         if is_best:
-            self.progress.best = {"metric": name, "value": value, "epoch": self.progress.epoch}
+            self.progress.best = candidate
             if self._is_main:
                 self.run.write_predictions(evaluation)
         self.log.eval_line(results, self.progress)

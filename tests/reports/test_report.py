@@ -121,6 +121,44 @@ def copied(run: Path, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+def test_figures_of_images_that_chose_the_epoch_say_so(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    note = "The same 7 images chose the best of 2 evaluations."
+    text = ppxcls.report(folder).read_text()
+    assert text.count(note) == 1
+    assert ", on the images that chose the epoch" in text
+    assert (folder / "README.md").read_text().count(note) == 1
+    rows = (folder / "metrics.jsonl").read_text().splitlines()
+    evaluations = [row for row in rows if json.loads(row)["kind"] == "eval"]
+    (folder / "metrics.jsonl").write_text("\n".join(row for row in rows if row != evaluations[0]) + "\n")
+    text = ppxcls.report(folder).read_text()
+    assert "chose the best of" not in text, "one evaluation is no choice"
+    assert "chose the epoch" not in text
+
+
+def test_pictures_and_counts_of_data_in_another_place(run: Path, tmp_path: Path) -> None:
+    """The predictions have the paths of the training. The list tells where the images are now."""
+    folder = copied(run, tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    data = shutil.copytree(config["DataLoader"]["Eval"]["dataset"]["image_root"], tmp_path / "data")
+    table = (folder / "predictions.csv").read_text()
+    (folder / "predictions.csv").write_text(
+        re.sub(r"^/.*/(val/\d+.png)", r"gone/\1", table, flags=re.MULTILINE)
+    )
+    assert "gone/val/0000.png" in (folder / "predictions.csv").read_text()
+    text = ppxcls.report(folder).read_text()
+    assert "The images are not where they were" not in text
+    assert "no picture" not in text
+    rows = list(csv.DictReader((folder / "per_class.csv").read_text().splitlines()))
+    assert [row["training"] for row in rows] == ["4", "4", "4"]
+    # Another training list under the path of the run's own has other counts.
+    config["DataLoader"]["Train"]["dataset"]["cls_label_path"] = str(data / "val_list.txt")
+    (folder / "config.yaml").write_text("# Written by ppxcls\n" + yaml.safe_dump(config))
+    ppxcls.report(folder)
+    rows = list(csv.DictReader((folder / "per_class.csv").read_text().splitlines()))
+    assert [row["training"] for row in rows] == ["", "", ""]
+
+
 def test_a_run_that_was_never_evaluated(run: Path, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     (folder / "predictions.csv").unlink()
@@ -210,6 +248,11 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     assert str(other) in text
     assert "Optimizer.lr.name" in text
     assert "Optimizer.momentum" not in text, "only what differs"
+    assert "evaluated on different lists" not in text
+    manifest = json.loads((other / "best_model.json").read_text())
+    (other / "best_model.json").write_text(json.dumps({**manifest, "eval_list": "0" * 64}))
+    ppxcls.report([run, other], tmp_path / "both.html")
+    assert "The runs were evaluated on different lists" in (tmp_path / "both.html").read_text()
 
 
 @pytest.mark.parametrize("classes", [1000, 21_841])

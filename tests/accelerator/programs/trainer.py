@@ -122,7 +122,7 @@ def run(mode: str, config: str, output: str) -> dict[str, Any]:
     differences = [key for key, value in expected.items() if not np.array_equal(value, received[key])]
     results = ppxcls.evaluate(ppxcls.load_config(f"{output}/whole/{whole.output_dir.name}"))
     rows = [json.loads(line) for line in (whole.output_dir / "metrics.jsonl").read_text().splitlines()]
-    best = max((row for row in rows if row["kind"] == "eval"), key=lambda row: row["top1"])
+    best = max((row for row in rows if row["kind"] == "eval"), key=lambda row: (row["top1"], -row["loss"]))
     third = build(config, mode, f"{output}/third", "EMA=null", "Global.eval_during_train=false")
     step_counts = counts_of_steps(third)
     fourth = build(config, mode, f"{output}/fourth", "Global.eval_during_train=false")

@@ -1,0 +1,194 @@
+"""Finds the names of a network's classes and of a list's classes, in the order of their ids.
+
+A list and a network agree on the meaning of a label if both have names and the names are the same. Otherwise
+the labels of the list are mapped by name. If one side has no names, there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ppxcls.checkpoints.files import CheckpointError, is_complete, read_manifest
+from ppxcls.checkpoints.progress import checkpoint_prefix
+from ppxcls.checkpoints.run_folder import RunFolder
+from ppxcls.config.checks import ConfigError
+from ppxcls.config.load import RUN_CONFIG, is_config_of_run
+from ppxcls.config.sections import Config
+from ppxcls.config.yaml_values import read_yaml
+from ppxcls.data.class_names import CLASS_NAMES_FILE, IMAGENET_NAMES_FILE, read_class_names
+from ppxcls.data.label_mapping import ClassNames, LabelMapping, label_mapping
+from ppxcls.models.weights import weights_file
+from ppxcls.packed.dataset import pack_folder
+from ppxcls.system.paths import printable, url_problem
+
+_MAX_NAMES = 10_000_000
+
+
+def list_classes(config: Config, mode: str) -> ClassNames | None:
+    """Returns the classes of a list or a pack: ``class_names.txt`` in its folder; None without this file.
+
+    Args:
+        config: config of the data set.
+        mode: ``Train`` or ``Eval``.
+
+    Raises:
+        DataError: the file can't be used.
+    """
+    folder = list_folder(config, mode)
+    return None if folder is None else classes_beside(folder)
+
+
+def list_folder(config: Config, mode: str) -> Path | None:
+    """Returns the folder of a list or a pack; None if the data set is of another kind, or is missing."""
+    section = getattr(config.DataLoader, mode) if config.DataLoader else None
+    dataset = section.dataset if section else {}
+    if dataset.get("cls_label_path"):
+        return Path(dataset["cls_label_path"]).parent
+    return pack_folder(dataset["pack"], dataset.get("cache_dir")) if dataset.get("pack") else None
+
+
+def classes_beside(folder: Path) -> ClassNames | None:
+    """Returns the classes of the lists in a folder; None if there is no ``class_names.txt``.
+
+    Raises:
+        DataError: the file can't be used.
+    """
+    file = folder / CLASS_NAMES_FILE
+    return ClassNames(tuple(read_class_names(file, None)), str(file)) if file.is_file() else None
+
+
+def weights_classes(path: str | Path) -> ClassNames | None:
+    """Returns the classes of a network, by its weights; None if they are not known.
+
+    The names are in ``class_names.txt`` of the run's folder, and in the manifest of the checkpoint, which may
+    have been copied to another folder.
+
+    Args:
+        path: weights file; the extension may be omitted.
+
+    Raises:
+        DataError: ``class_names.txt`` can't be used.
+    """
+    if url_problem(path) is not None:
+        return None
+    prefix = weights_file(path).with_suffix("")
+    try:
+        manifest = read_manifest(prefix)
+    except CheckpointError:
+        manifest = {}
+    return _checkpoint_classes(prefix, manifest)
+
+
+def config_of_weights(path: str | Path) -> dict[str, Any] | None:
+    """Returns the resolved config of the run that trained some weights, as plain values; None if unknown.
+
+    It is in the manifest of the checkpoint, otherwise in ``config.yaml`` of the run's folder. Weights of
+    another source have none.
+
+    Args:
+        path: weights file; the extension may be omitted.
+    """
+    if url_problem(path) is not None:
+        return None
+    prefix = weights_file(path).with_suffix("")
+    run_config = prefix.parent / RUN_CONFIG
+    try:
+        manifest = read_manifest(prefix)
+        values = read_yaml(manifest["config"], f"{prefix}.json")
+    except (CheckpointError, ConfigError, KeyError, TypeError):
+        values = None
+        if is_config_of_run(run_config, is_header_required=True):
+            with contextlib.suppress(ConfigError, OSError, ValueError):
+                values = read_yaml(run_config.read_text(encoding="utf-8"), str(run_config))
+    return values if isinstance(values, dict) else None
+
+
+def run_classes(config: Config) -> ClassNames | None:
+    """Returns the classes of the run in the config's folder, if the config is the run's own ``config.yaml``.
+
+    Raises:
+        DataError: ``class_names.txt`` can't be used.
+    """
+    return None if config.own_folder is None else classes_beside(config.own_folder)
+
+
+def training_classes(config: Config) -> ClassNames | None:
+    """Returns the classes of a network that is trained; None if they have no names.
+
+    They are those of the checkpoint that the run resumes; otherwise those of the training list; otherwise
+    those of the run whose ``config.yaml`` is used.
+
+    Raises:
+        DataError: a file of names can't be used.
+    """
+    return _resumed_classes(config) or list_classes(config, "Train") or run_classes(config)
+
+
+def mapping_to(network_classes: ClassNames | None, config: Config, mode: str) -> LabelMapping | None:
+    """Returns the mapping from the labels of a data set to the network's classes; None if they agree.
+
+    Args:
+        network_classes: classes of the network; None if they are not known.
+        config: config of the data set.
+        mode: ``Train`` or ``Eval``.
+
+    Raises:
+        DataError: a file of names can't be used.
+    """
+    if network_classes is None:
+        return None
+    classes = list_classes(config, mode)
+    return None if classes is None else mapping_between(classes, network_classes)
+
+
+def mapping_between(classes: ClassNames, network_classes: ClassNames) -> LabelMapping | None:
+    """Returns the mapping from the classes of a list to those of a network; None if they agree.
+
+    A run of a list without names has ImageNet's names if it has 1,000 classes. Nobody has confirmed them. So
+    they are not compared with names that have none of them, such as WordNet ids.
+    """
+    is_assumed = network_classes.names == _imagenet_names()
+    if is_assumed and not set(classes.names) & set(network_classes.names):
+        return None
+    return label_mapping(classes, network_classes)
+
+
+@cache
+def _imagenet_names() -> tuple[str, ...]:
+    return tuple(read_class_names(IMAGENET_NAMES_FILE, None))
+
+
+def _resumed_classes(config: Config) -> ClassNames | None:
+    """Returns the classes of the checkpoint that the run resumes; None if there is none."""
+    path = config.Global.checkpoints
+    if not path or url_problem(path) is not None:
+        return None
+    if path == "auto":
+        checkpoints = RunFolder(config.run_folder).checkpoints()[0] if config.run_folder.is_dir() else []
+        newest = next((item for item in checkpoints if is_complete(item[1])), None)
+        return _checkpoint_classes(*newest) if newest else None
+    prefix = checkpoint_prefix(path)
+    with contextlib.suppress(CheckpointError):  # reading the checkpoint reports the error
+        return _checkpoint_classes(prefix, read_manifest(prefix))
+    return None
+
+
+def _checkpoint_classes(prefix: Path, manifest: dict[str, Any]) -> ClassNames | None:
+    """Returns the classes in the folder of a checkpoint, or else in its manifest.
+
+    If both exist, the names in the manifest are alternatives.
+    """
+    names = manifest.get("class_names")
+    is_valid = isinstance(names, list) and 0 < len(names) < _MAX_NAMES
+    manifest_names = tuple(printable(str(name)) for name in names) if is_valid and names else ()
+    # Weights may be copied with their manifest to a folder with a YAML and names of another list.
+    is_run_folder = is_config_of_run(prefix.parent / RUN_CONFIG, is_header_required=bool(manifest_names))
+    folder_classes = classes_beside(prefix.parent) if is_run_folder else None
+    if folder_classes is None:
+        return ClassNames(manifest_names, f"{prefix}.json") if manifest_names else None
+    if len(manifest_names) != len(folder_classes.names) or manifest_names == folder_classes.names:
+        return folder_classes
+    return ClassNames(folder_classes.names, folder_classes.source, alternatives=(manifest_names,))

@@ -1,0 +1,202 @@
+"""Finds the files and folders that a config names, from whichever folder a command is called.
+
+A relative path is relative to the current folder. If it does not exist there, it is searched for in the
+folder of the YAML, and then in each folder above. A run writes its own ``config.yaml`` with absolute paths.
+If its folder was moved together with the data, a path that is missing is searched for at the same place
+relative to the folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppxcls.config.checks import KeyPath
+from ppxcls.system import environment
+from ppxcls.system.logs import logger
+from ppxcls.system.paths import url_problem
+
+_OUTPUT_DIR: KeyPath = ("Global", "output_dir")
+# Keys of input files and folders. Those of one group belong together, so one folder must have all of them.
+_GROUPS: tuple[tuple[KeyPath, ...], ...] = (
+    *(
+        tuple(("DataLoader", mode, "dataset", key) for key in ("image_root", "cls_label_path", "pack"))
+        for mode in ("Train", "Eval")
+    ),
+    (("Global", "pretrained_model"),),
+    (("Global", "checkpoints"),),
+    (("Arch", "pretrained"),),
+    (("Infer", "infer_imgs"),),
+    (("Infer", "PostProcess", "class_id_map_file"),),
+)
+_FOLDERS_TO_WRITE: tuple[KeyPath, ...] = (
+    _OUTPUT_DIR,
+    *(("DataLoader", mode, "dataset", "cache_dir") for mode in ("Train", "Eval")),
+)
+# The last words of keys with paths, for comparisons of two configs.
+PATH_KEYS = tuple(sorted({keys[-1] for group in (*_GROUPS, _FOLDERS_TO_WRITE) for keys in group}))
+_WEIGHTS_EXTENSIONS = ("", ".pdparams", ".safetensors", ".json", ".pdstates")  # they may be omitted
+
+
+def resolve_paths(
+    raw: dict[str, Any], file: Path, sources: Mapping[KeyPath, str], *, is_of_run: bool
+) -> None:
+    """Replaces the paths of a YAML that do not exist from the current folder, if they exist elsewhere.
+
+    The log tells which folder is used instead.
+
+    Args:
+        raw: content of the YAML; it is changed.
+        file: file of the YAML.
+        sources: source of each key, ``file:line``.
+        is_of_run: True if a run wrote the file into its own folder.
+    """
+    home = Path(os.path.abspath(file)).parent
+    start_folder = _start_folder(raw, home, is_of_run=is_of_run)
+    old_home = _old_home(raw, is_of_run=is_of_run)
+    replacements: dict[KeyPath, str] = {}
+    for group in (*_GROUPS, *_plugin_groups(raw)):
+        paths = {keys: value for keys in group if (value := _path_at(raw, keys)) is not None}
+        relative_paths = {keys: path for keys, path in paths.items() if not os.path.isabs(path)}
+        folders = {
+            keys: _folders(_folder_of_source(sources.get(keys), home), start_folder, is_of_run=is_of_run)
+            for keys in relative_paths
+        }
+        replacements |= _first_complete(relative_paths, folders)
+        for keys in paths.keys() - relative_paths.keys():
+            path = paths[keys]
+            if old_home and old_home != home and not _exists(path):
+                candidate = os.path.normpath(home / os.path.relpath(path, old_home))
+                replacements |= {keys: candidate} if _exists(candidate) else {}
+    # A folder that was moved with the YAML in it is also the folder to write to.
+    has_moved = old_home and old_home != home and not old_home.exists() and not is_of_run
+    if has_moved and any(os.path.isabs(_path_at(raw, keys) or "") for keys in replacements):
+        replacements[_OUTPUT_DIR] = str(home)
+    for keys, path in replacements.items():
+        _set(raw, keys, path)
+    if replacements:
+        changes = ", ".join(f"{'.'.join(keys)}: {path}" for keys, path in sorted(replacements.items()))
+        _say_once(f"{file}: paths that do not exist from the current folder were found elsewhere: {changes}")
+
+
+def with_absolute_paths(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sections of a config with absolute paths, so that they are valid from any folder.
+
+    Input files that do not exist keep their paths. The folder of exported models stays relative to the folder
+    in which a model is exported.
+
+    Args:
+        sections: sections as plain values.
+    """
+    result = {name: _copy(section) for name, section in sections.items()}
+    for keys in (keys for group in _GROUPS for keys in group):
+        path = _path_at(result, keys)
+        if path is not None and _exists(path):
+            _set(result, keys, os.path.abspath(path))
+    for keys in _FOLDERS_TO_WRITE:
+        if (path := _path_at(result, keys)) is not None:
+            _set(result, keys, os.path.abspath(path))
+    return result
+
+
+def _first_complete(
+    paths: Mapping[KeyPath, str], folders: Mapping[KeyPath, Sequence[Path | None]]
+) -> dict[KeyPath, str]:
+    """Returns the paths in the first folders that have all of them; empty for the current folder."""
+    for candidates in zip(*(folders[keys] for keys in paths), strict=False):
+        joined_paths = {
+            keys: path if folder is None else os.path.normpath(folder / path)
+            for (keys, path), folder in zip(paths.items(), candidates, strict=True)
+        }
+        if all(map(_exists, joined_paths.values())):
+            return {keys: path for keys, path in joined_paths.items() if path != paths[keys]}
+    return {}
+
+
+def _folders(home: Path, start_folder: Path | None, *, is_of_run: bool) -> list[Path | None]:
+    """Returns the folders to search, in order; None stands for the current folder."""
+    if start_folder is None or start_folder == Path.cwd():
+        return [None, home, *home.parents]
+    # The current folder may be another project's, with the same names. The start folder has the run's data.
+    first_folders = [start_folder, None] if is_of_run else [None, start_folder]
+    return [*first_folders, home, *home.parents]
+
+
+def _start_folder(raw: Mapping[str, Any], home: Path, *, is_of_run: bool) -> Path | None:
+    """Returns the folder in which a run was started, by its own folder and its relative ``output_dir``.
+
+    For example, a run with ``output_dir: output`` in ``/work/output/Xception41`` was started in ``/work``.
+    None if it can't be told.
+    """
+    output_dir, network = _path_at(raw, _OUTPUT_DIR), _path_at(raw, ("Arch", "name"))
+    if output_dir is None or os.path.isabs(output_dir) or (is_of_run and network is None):
+        return None
+    suffix = Path(os.path.normpath(output_dir)).parts + ((network,) if is_of_run and network else ())
+    count = len(suffix)
+    if not count or ".." in suffix or home.parts[-count:] != suffix:
+        return None
+    return Path(*home.parts[:-count])
+
+
+def _old_home(raw: Mapping[str, Any], *, is_of_run: bool) -> Path | None:
+    """Returns the folder that the YAML was written to, by its absolute ``output_dir``; None if unknown."""
+    output_dir, network = _path_at(raw, _OUTPUT_DIR), _path_at(raw, ("Arch", "name"))
+    if output_dir is None or not os.path.isabs(output_dir) or (is_of_run and network is None):
+        return None
+    return Path(output_dir, network) if is_of_run and network else Path(output_dir)
+
+
+def _folder_of_source(source: str | None, home: Path) -> Path:
+    """Returns the folder of the YAML that sets a key: of the file itself, or of one of its bases."""
+    file = (source or "").rpartition(":")[0]
+    return Path(os.path.abspath(file)).parent if file and os.path.isfile(file) else home
+
+
+def _plugin_groups(raw: Mapping[str, Any]) -> Iterator[tuple[KeyPath, ...]]:
+    """Yields the keys of plugins with absolute paths. Importing a plugin searches for relative ones."""
+    section = raw.get("Global")
+    plugins = section.get("plugins") if isinstance(section, dict) else None
+    for i, name in enumerate(plugins if isinstance(plugins, list) else []):
+        if isinstance(name, str) and name.endswith(".py") and os.path.isabs(name):
+            yield (("Global", "plugins", str(i)),)
+
+
+def _path_at(raw: Any, keys: KeyPath) -> str | None:
+    """Returns the path at a key; None if there is none, such as for a URL."""
+    for key in keys:
+        if isinstance(raw, list):
+            raw = raw[int(key)] if key.isdecimal() and int(key) < len(raw) else None
+        else:
+            raw = raw.get(key) if isinstance(raw, Mapping) else None
+    is_path = isinstance(raw, str) and raw not in ("", "auto") and "\0" not in raw
+    return raw if is_path and url_problem(raw) is None else None
+
+
+def _set(raw: Any, keys: KeyPath, path: str) -> None:
+    for key in keys[:-1]:
+        raw = raw[key]
+    raw[int(keys[-1]) if isinstance(raw, list) else keys[-1]] = path
+
+
+def _exists(path: str) -> bool:
+    try:
+        if any(os.path.exists(path + extension) for extension in _WEIGHTS_EXTENSIONS):
+            return True
+        return glob.has_magic(path) and next(glob.iglob(path), None) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Logs a message. A command may load a config several times."""
+    if environment.launched_rank() == 0:
+        logger.warning(message)
