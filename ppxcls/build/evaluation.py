@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
 
 from ppxcls.build import EVALUATION, OTHER_EVALUATION
 from ppxcls.build.choices import Weights, class_names_for, class_num, data_name, describe, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job
+from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
+from ppxcls.data.dataset import Dataset
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import write_text
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS
@@ -25,7 +29,7 @@ from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
-from ppxcls.train.predictions import write_predictions
+from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.run_log import format_results
 
 _MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
@@ -41,7 +45,8 @@ def evaluate(config: Config) -> dict[str, float]:
         Metrics from 0 to 1, losses as means over samples, and ``num_samples``.
 
     Raises:
-        ConfigError, DataError, CheckpointError: as ``build_trainer``.
+        ConfigError, DataError, CheckpointError: as ``build_trainer``. CheckpointError also if the network's
+            output is not finite.
     """
     required_section(config, "DataLoader.Eval")
     start_job(config)
@@ -63,11 +68,12 @@ def evaluate(config: Config) -> dict[str, float]:
     with Watchdog(timeout, rank, world_size, loader.files_being_read) as watchdog:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
     loader.close()
+    assert evaluation.predictions
+    _check_outputs(evaluation.predictions, loader.dataset, weights)
     if rank == 0:
         if not weights.is_own and (warning := chance_warning(results, class_num(config))):
             logger.warning(warning)
         file = _write_results(config, weights, results)
-        assert evaluation.predictions
         predictions_name = PREDICTIONS if file.name == EVALUATION else OTHER_PREDICTIONS
         write_predictions(file.with_name(predictions_name), evaluation.predictions, loader.dataset, names)
         logger.info(f"[Eval][Avg]{format_results(results)} (written to {file})")
@@ -89,6 +95,20 @@ def build_evaluation(config: Config) -> Evaluation:
     return Evaluation(
         build_loader(config, "Eval"), loss, metrics, evaluation_autocast(mixed_precision(config.AMP))
     )
+
+
+def _check_outputs(predictions: Predictions, dataset: Dataset, weights: Weights) -> None:
+    """Raises CheckpointError if the network's output for a sample is not finite.
+
+    Finite weights can give such outputs too: numbers overflow.
+    """
+    is_finite = np.isfinite(predictions.label_scores) & np.isfinite(predictions.scores).all(axis=1)
+    bad_samples = predictions.samples[~is_finite]
+    if len(bad_samples):
+        raise CheckpointError(
+            f"{weights}: {NOT_FINITE} for {len(bad_samples):,} of {len(is_finite):,} samples, "
+            f"such as {dataset.path(int(bad_samples[0]))}"
+        )
 
 
 def chance_warning(results: Mapping[str, float], count: int) -> str | None:
@@ -125,7 +145,7 @@ def _write_results(config: Config, weights: Weights, results: dict[str, float]) 
     folder.mkdir(parents=True, exist_ok=True)
     dataset = to_plain(config.DataLoader.Eval.dataset) if config.DataLoader and config.DataLoader.Eval else {}
     facts = {"weights": weights.path, "about": weights.note, "data": data_name(dataset) if dataset else None}
-    write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
+    write_text(file, json_text({**facts, **results}, indent=1, is_ascii=True) + "\n")
     return file
 
 

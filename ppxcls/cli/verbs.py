@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import ppxcls
 from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
 from ppxcls.system import environment
+from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
 
 Function = Callable[[argparse.ArgumentParser], int | None]
@@ -308,7 +308,7 @@ def check_verb(parser: argparse.ArgumentParser) -> int:
     data_report = ppxcls.check_data(cli.read_config(arguments))
     print(data_report)
     if arguments.json:
-        text = json.dumps(data_report.as_dict(), indent=1, ensure_ascii=False)
+        text = json_text(data_report.as_dict(), indent=1)
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
     return cli.EXIT_ERROR if data_report.errors else 0
 

@@ -350,8 +350,8 @@ def infer(
         batch_size: images per batch; None for ``Infer.batch_size``.
 
     Returns:
-        A prediction for each file, in the order of the paths. If a file can't be read, its prediction has an
-        ``error``.
+        A prediction for each file, in the order of the paths. If a file can't be read, or if the network's
+        output for it is not finite, its prediction has an ``error``.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't
@@ -373,7 +373,7 @@ def print_predictions(
     exported: str | None = None,
     output: str | None = None,
 ) -> int:
-    """Writes predictions as they are computed, and unreadable files to standard error: ``ppxcls infer``.
+    """Writes predictions as they are computed, and files without one to standard error: ``ppxcls infer``.
 
     Args:
         config: config of the network, as for ``infer``.
@@ -383,7 +383,7 @@ def print_predictions(
         output: file for the predictions; None for standard output.
 
     Returns:
-        Number of files that could not be read.
+        Number of files that could not be predicted.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as in ``infer``.
@@ -403,7 +403,7 @@ def print_predictions(
                 failures += _print_errors(batch)
                 bar.update(len(batch))
     rate = (len(files) - failures) / (time.perf_counter() - start)
-    failure_note = f", {failures} could not be read" if failures else ""
+    failure_note = f", {failures} could not be predicted" if failures else ""
     print(f"{len(files) - failures} images, {rate:.1f} images/s{failure_note}", file=sys.stderr)
     return failures
 

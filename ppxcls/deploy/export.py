@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -23,9 +22,11 @@ from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.environment import paddle_version
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.tf32 import tf32_off
 from ppxcls.train.paddle_inference import program_file
+from ppxcls.train.predictions import NOT_FINITE
 
 _OPSET = 17
 _FILES = (
@@ -115,6 +116,8 @@ def _export_and_compare(
     fold: bool,
 ) -> dict[str, float]:
     expected = network_runner(model, stage)(images)
+    if not np.isfinite(expected).all():
+        raise CheckpointError(f"{metadata.weights}: {NOT_FINITE}, so nothing is written")
     to_input = ModelInput(stage)
     inputs = images if metadata.preprocesses else to_input(images).numpy()
     if fold:
@@ -213,5 +216,5 @@ def _write_onnx(source: Path, target: Path, metadata: ExportMetadata) -> None:
     onnx_model = onnx.load_model_from_string(serialized_model)
     entry = onnx_model.metadata_props.add()
     entry.key = METADATA_KEY
-    entry.value = json.dumps(metadata.as_dict(), ensure_ascii=False)
+    entry.value = json_text(metadata.as_dict())
     write_bytes(target, onnx_model.SerializeToString(deterministic=True))

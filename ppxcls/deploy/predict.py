@@ -21,6 +21,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.environment import usable_cores
 from ppxcls.system.paths import url_problem
+from ppxcls.train.predictions import NOT_FINITE
 
 Source = str | Path | Array | bytes
 
@@ -106,8 +107,8 @@ class Predictor:
             batch_size: images per batch.
 
         Returns:
-            A prediction for each image, in the same order. If an image can't be read, its prediction has an
-            ``error``.
+            A prediction for each image, in the same order. If an image can't be read, or if the network's
+            output for it is not finite, its prediction has an ``error``.
 
         Raises:
             DataError: ``images`` has another type, or ``topk`` or ``batch_size`` is below 1.
@@ -155,6 +156,9 @@ class Predictor:
                 yield Prediction(file, error=image)
                 continue
             scores: Array = next(rows).astype(np.float64)
+            if not np.isfinite(scores).all():
+                yield Prediction(file, error=NOT_FINITE)
+                continue
             if self._gives_logits:
                 scores = np.exp(scores - scores.max())
                 scores /= scores.sum()

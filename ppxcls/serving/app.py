@@ -27,6 +27,7 @@ from ppxcls.deploy.build import load
 from ppxcls.deploy.predict import Prediction, Predictor
 from ppxcls.serving.batching import Batcher, BusyError
 from ppxcls.system.logs import logger
+from ppxcls.train.predictions import NOT_FINITE
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 _UNBOUNDED_IMAGES = 1 << 40  # images; so many that the network is compiled at the first batch
@@ -132,9 +133,7 @@ class Service:
             logger.exception("a batch failed")
             return 500, {"error": type(error).__name__}
         if prediction.error:
-            return 422, {"error": prediction.error}
-        if not np.isfinite(prediction.scores).all():
-            return 500, {"error": "the model returned numbers that are not finite"}
+            return 500 if prediction.error == NOT_FINITE else 422, {"error": prediction.error}
         return 200, {key: value for key, value in asdict(prediction).items() if key not in ("file", "error")}
 
     async def _body(self, request: Request) -> bytes:
