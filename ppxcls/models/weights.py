@@ -24,6 +24,7 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
+from ppxcls.models.weight_parts import network_part, without_prefix
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
@@ -76,7 +77,9 @@ def load_weights(
         part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
         state = read_part(file.with_suffix(""), manifest, part)
     else:
-        state = read_foreign_weights(file) if file.suffix in SUFFIXES else read_state(file)
+        is_foreign = file.suffix in SUFFIXES
+        state = read_foreign_weights(file) if is_foreign else network_part(read_state(file), file)
+        state = without_prefix(state, state_tensors(model).keys(), file)
     return set_weights(model, state, file, keep_trunk=keep_trunk)
 
 
