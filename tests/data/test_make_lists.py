@@ -16,7 +16,7 @@ import pytest
 import ppxcls
 from ppxcls.data.image_files import IMAGE_EXTENSIONS, find_image_files
 from ppxcls.data.list_index import ListIndex, list_line
-from ppxcls.deploy.predict import find_images
+from ppxcls.deploy.images import find_images
 from ppxcls.system.paths import printable
 from tests.conftest import run_tool
 

@@ -27,7 +27,8 @@ import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy import int8, runners
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.predict import Predictor, find_images
+from ppxcls.deploy.images import find_images
+from ppxcls.deploy.predict import Predictor
 from ppxcls.train.paddle_inference import InferenceProgram
 from tests.conftest import run_tool, small_config
 
