@@ -18,6 +18,7 @@ import ppxcls
 from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
 from ppxcls.system import environment
+from ppxcls.system.atomic_files import write_text
 from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
 
@@ -309,7 +310,7 @@ def check_verb(parser: argparse.ArgumentParser) -> int:
     print(data_report)
     if arguments.json:
         text = json_text(data_report.as_dict(), indent=1)
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        write_text(Path(arguments.json), text + "\n")
     return cli.EXIT_ERROR if data_report.errors else 0
 
 
@@ -504,10 +505,8 @@ def main() -> None:
     width = max(map(len, VERBS)) + 2
     lines = [f"  {name:{width}}{entry.summary}" for name, entry in VERBS.items()]
     usage = "usage: ppxcls VERB ...\n\n" + "\n".join(lines) + "\n\n'ppxcls VERB --help' has examples."
-    if name in ("-h", "--help"):
-        print(usage)
-    elif name == "--version":
-        print(ppxcls.__version__)
+    if name in ("-h", "--help", "--version"):
+        cli.run_command(lambda: print(ppxcls.__version__ if name == "--version" else usage))
     else:
         print(f"{usage}\n\nppxcls: there is no verb {printable(name)!r}", file=sys.stderr)
         sys.exit(cli.EXIT_USAGE)

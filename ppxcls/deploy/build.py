@@ -41,6 +41,7 @@ from ppxcls.models.weights import load_weights, model_state, save_weights, set_w
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import whole_text_file
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 
@@ -415,7 +416,7 @@ def print_predictions(
     topk, batch_size = _topk_and_batch_size(config)
     failures = 0
     start = time.perf_counter()
-    with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as stream:
+    with whole_text_file(Path(output)) if output else nullcontext(sys.stdout) as stream:
         predictions, writer = predictor.stream(files, topk, batch_size), Writer(kind, stream)
         with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
             while batch := list(islice(predictions, batch_size)):

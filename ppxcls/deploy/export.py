@@ -18,6 +18,7 @@ from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_metadata
 from ppxcls.deploy.runners import Runner, network_runner, onnx_runner, paddle_runner
+from ppxcls.deploy.saved_program import save_program
 from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
@@ -135,7 +136,7 @@ def _export_and_compare(
     differences = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary_folder:
         staging_folder = Path(temporary_folder)
-        paddle.jit.save(program, f"{staging_folder}/inference")
+        save_program(program, exported_network, staging_folder, folder)
         if "onnx" in formats:
             _write_onnx(staging_folder, staging_folder / "inference.onnx", metadata)
             differences["onnx"] = _largest_difference(

@@ -459,10 +459,10 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
         content: Any = dataset.load(sample)
         file = output / dataset.listed(sample)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content.encoded if isinstance(content, ImageParts) else content)
+        write_bytes(file, content.encoded if isinstance(content, ImageParts) else content)
         if progress:
             progress(1)
     for name in (LIST, CLASS_NAMES_FILE):
         if (Path(folder) / name).is_file():
-            (output / name).write_bytes((Path(folder) / name).read_bytes())
+            write_bytes(output / name, (Path(folder) / name).read_bytes())
     return len(dataset)
