@@ -15,7 +15,8 @@ import pytest
 from paddle import nn
 
 import ppxcls
-from ppxcls.checkpoints.files import write_state
+from ppxcls.checkpoints.files import write_checkpoint, write_state
+from ppxcls.checkpoints.progress import read_snapshot
 from ppxcls.models.weights import as_float32_array
 from ppxcls.system.logs import set_up_logging
 
@@ -169,3 +170,38 @@ def test_numbers_of_an_optimizer() -> None:
         assert as_float32_array(converted).dtype == np.float32
         assert np.array_equal(as_float32_array(converted), value)
     assert as_float32_array(np.array([3], np.int64)).dtype == np.int64
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_a_checkpoint_in_another_type_is_resumed(
+    dtype: type, small: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Weights, their average, and the optimizer's state."""
+    keys = {
+        "EMA": {"decay": 0.9},
+        "Optimizer": {"name": "AdamW", "lr": {"name": "ConstLR", "learning_rate": 0.01}},
+    }
+    trainer = ppxcls.build_trainer(ppxcls.load_config(small(**keys)))
+    trainer.fit()
+    snapshot, manifest = read_snapshot(trainer.output_dir / "latest")
+    parts = {
+        part: {
+            key: value.astype(dtype) if isinstance(value, np.ndarray) else value
+            for key, value in state.items()
+        }
+        for part, state in snapshot.parts.items()
+    }
+    assert parts.keys() == {".pdparams", ".pdopt", ".pdema"}
+    facts = {key: value for key, value in manifest.items() if key not in ("parts", "format", "progress")}
+    write_checkpoint([tmp_path / "other"], parts, manifest=snapshot.manifest(facts))
+    keys |= {"Global.checkpoints": str(tmp_path / "other"), "Global.epochs": 3}
+    config = ppxcls.load_config(small(**keys), [f"Global.output_dir={tmp_path}/again"])
+    resumed = ppxcls.build_trainer(config)
+    learner = resumed.learner
+    assert learner.average
+    for key, tensor in learner.network.state_dict().items():
+        assert np.array_equal(tensor.numpy(), parts[".pdparams"][key].astype(np.float32)), key
+        average = learner.average.state_dict()[key]
+        assert np.array_equal(average, parts[".pdema"][key].astype(np.float32)), key
+    resumed.fit()
+    assert resumed.progress.epoch == 4
