@@ -224,6 +224,10 @@ def test_training_check_infer_and_pack_say_it(small: Callable[..., Path], tmp_pa
         result = run_tool("train", *options, "-o", "DataLoader.Train.sampler.batch_size=2")
         assert result.returncode == 1
         assert f"{bad} ({listed}:2): {reason}" in result.stderr
+        result = run_tool("pack", listed, "--image-root", root, "-o", tmp_path / "pack")
+        assert result.returncode == 0
+        text = "shard-00000: 1 of 2 files can't be decoded, and are packed unchanged; the first one is "
+        assert f"{text}{bad}: {reason}" in result.stderr
         result = run_tool("infer", "-c", trainer.output_dir, bad)
         assert result.returncode == 1
         assert f"{bad}: {reason}" in result.stderr
