@@ -28,7 +28,7 @@ import time
 import urllib.error
 import urllib.request
 
-from ppxcls.deploy.predict import find_images
+from ppxcls.deploy.images import find_images
 
 data = open(find_images(sys.argv[1])[0], "rb").read()
 for _ in range(300):  # until the server has started

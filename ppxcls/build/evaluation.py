@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppxcls.build import EVALUATION, OTHER_EVALUATION
 from ppxcls.build.choices import (
     Weights,
@@ -32,6 +34,7 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import write_text
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS
@@ -39,7 +42,7 @@ from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
-from ppxcls.train.predictions import write_predictions
+from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.run_log import format_results
 
 _MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
@@ -55,7 +58,8 @@ def evaluate(config: Config) -> dict[str, float]:
         Metrics from 0 to 1, losses as means over samples, and ``num_samples``.
 
     Raises:
-        ConfigError, DataError, CheckpointError: as ``build_trainer``.
+        ConfigError, DataError, CheckpointError: as ``build_trainer``. CheckpointError also if the network's
+            output is not finite.
     """
     required_section(config, "DataLoader.Eval")
     start_job(config)
@@ -77,6 +81,8 @@ def evaluate(config: Config) -> dict[str, float]:
     with Watchdog(timeout, rank, world_size, loader.files_being_read) as watchdog:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
     loader.close()
+    assert evaluation.predictions
+    _check_outputs(evaluation.predictions, loader.dataset, weights)
     if rank == 0:
         _report_results(config, weights, evaluation=evaluation, results=results, names=names)
     return results
@@ -124,6 +130,20 @@ def build_evaluation(config: Config, classes: ClassNames | None) -> Evaluation:
     )
 
 
+def _check_outputs(predictions: Predictions, dataset: Dataset, weights: Weights) -> None:
+    """Raises CheckpointError if the network's output for a sample is not finite.
+
+    Finite weights can give such outputs too: numbers overflow.
+    """
+    is_finite = np.isfinite(predictions.label_scores) & np.isfinite(predictions.scores).all(axis=1)
+    bad_samples = predictions.samples[~is_finite]
+    if len(bad_samples):
+        raise CheckpointError(
+            f"{weights}: {NOT_FINITE} for {len(bad_samples):,} of {len(is_finite):,} samples, "
+            f"such as {dataset.path(int(bad_samples[0]))}"
+        )
+
+
 def chance_warning(results: Mapping[str, float], count: int) -> str | None:
     """Returns a warning if weights from another source score no better than chance.
 
@@ -162,7 +182,7 @@ def _write_results(
         "data": data_name(_eval_block(config)),
         "list": dataset.labelled_digest(),
     }
-    write_text(file, json.dumps({**facts, **results}, indent=1) + "\n")
+    write_text(file, json_text({**facts, **results}, indent=1, is_ascii=True) + "\n")
     return file
 
 

@@ -30,6 +30,7 @@ from ppxcls.checkpoints.pickle_reader import read_arrays
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
 from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, whole_file
+from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
 
 CHECKPOINT_FORMAT = 1
@@ -393,7 +394,7 @@ def write_copied_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
 
 def _commit(prefix: Path, manifest: Mapping[str, Any]) -> None:
     with _cleanup_on_error(prefix), whole_file(with_extension(prefix, ".json"), durable=True) as stream:
-        stream.write(json.dumps(manifest, indent=1).encode())
+        stream.write(json_text(manifest, indent=1, is_ascii=True).encode())
     try:
         for extension in manifest["parts"]:
             os.replace(with_extension(prefix, extension + ".new"), with_extension(prefix, extension))

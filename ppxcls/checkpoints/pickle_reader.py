@@ -30,7 +30,6 @@ from ppxcls.checkpoints.pickle_whitelist import (
 
 MAX_OPCODES = 1_000_000  # a checkpoint of Xception71 and its optimizer has about 60,000
 _MAX_DEPTH = 8
-_MAX_INTEGER_BYTES = 8  # limit of the opcode LONG1
 _COPY_ALLOWANCE_BYTES = 1 << 20  # part of the limits that is the same for a file of any size
 _MAX_TEXT_LENGTH = 1 << 16  # limit of keys, in characters, and of names, in bytes
 
@@ -46,16 +45,26 @@ def read_arrays(data: bytes) -> Any:
     Raises:
         RefusedError: the pickle contains something else, or is damaged. Nothing in it has been called.
     """
-    value = _Machine(data).run()
+    value = Machine(data).run()
     return _finish_arrays(value, 4 * len(data) + _COPY_ALLOWANCE_BYTES)
 
 
-class _Machine:
-    """Interprets the opcodes. Byte strings are views of the data, so they are not copied."""
+class Machine:
+    """Interprets the opcodes. Byte strings are views of the data, so they are not copied.
 
-    def __init__(self, data: bytes) -> None:
+    Args:
+        data: bytes of the pickle.
+        position: position of its first byte.
+
+    Attributes:
+        position: position of the next byte.
+    """
+
+    max_integer_bytes = 8  # limit of the opcode LONG1
+
+    def __init__(self, data: bytes | memoryview, position: int = 0) -> None:
         self._data = memoryview(data)
-        self._position = 0
+        self.position = position
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._copied_bytes = 0
@@ -76,17 +85,21 @@ class _Machine:
                 if len(self._stack) != 1:
                     raise RefusedError("it ends with more or less than one value")
                 return self.pop()
-            action = _ACTIONS.get(opcode)
+            action = self.actions().get(opcode)
             if action is None:
                 raise RefusedError(f"it has the opcode {bytes([opcode])!r}, which weights do not need")
             action(self)
         raise RefusedError(f"it has more than {MAX_OPCODES:,} opcodes")
 
+    def actions(self) -> dict[int, Callable[[Any], object]]:
+        """Returns the method of each allowed opcode."""
+        return ACTIONS
+
     def take(self, count: int) -> memoryview:
-        if count > len(self._data) - self._position:
+        if count > len(self._data) - self.position:
             raise RefusedError("it ends too early")
-        self._position += count
-        return self._data[self._position - count : self._position]
+        self.position += count
+        return self._data[self.position - count : self.position]
 
     def number(self, layout: str) -> Any:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
@@ -102,10 +115,10 @@ class _Machine:
             raise RefusedError("a text is not UTF-8") from None
 
     def _line(self) -> str:
-        end = self._data.obj.find(b"\n", self._position, self._position + _MAX_TEXT_LENGTH)  # type: ignore[attr-defined]
+        end = self._data.obj.find(b"\n", self.position, self.position + _MAX_TEXT_LENGTH)  # type: ignore[attr-defined]
         if end < 0:
             raise RefusedError("a name has no end")
-        return str(self.take(end + 1 - self._position)[:-1], "ascii", "replace")
+        return str(self.take(end + 1 - self.position)[:-1], "ascii", "replace")
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
@@ -115,12 +128,12 @@ class _Machine:
             raise RefusedError("it takes a value that is not there")
         return self._stack.pop()
 
-    def _top(self, kind: type) -> Any:
+    def top(self, kind: type) -> Any:
         if not self._stack or not isinstance(self._stack[-1], kind):
             raise RefusedError(f"it adds to something that is no {kind.__name__}")
         return self._stack[-1]
 
-    def _items_since_mark(self) -> list[Any]:
+    def items_since_mark(self) -> list[Any]:
         for index in range(len(self._stack) - 1, -1, -1):
             if self._stack[index] is _MARK:
                 items = self._stack[index + 1 :]
@@ -132,32 +145,32 @@ class _Machine:
         self.push(tuple(reversed([self.pop() for _ in range(count)])))
 
     def tuple_since_mark(self) -> None:
-        self.push(tuple(self._items_since_mark()))
+        self.push(tuple(self.items_since_mark()))
 
     def append(self) -> None:
         value = self.pop()
-        self._top(list).append(value)
+        self.top(list).append(value)
 
     def appends(self) -> None:
-        values = self._items_since_mark()
-        self._top(list).extend(values)
+        values = self.items_since_mark()
+        self.top(list).extend(values)
 
     def set_item(self) -> None:
         value, key = self.pop(), self.pop()
-        self._set(key, value)
+        self.set_entry(key, value)
 
     def set_items(self) -> None:
-        values = self._items_since_mark()
+        values = self.items_since_mark()
         if len(values) % 2:
             raise RefusedError("a dictionary has a key without a value")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            self._set(key, value)
+            self.set_entry(key, value)
 
-    def _set(self, key: Any, value: Any) -> None:
+    def set_entry(self, key: Any, value: Any) -> None:
         # The hash of a tuple includes all values that it shares, so a tuple as a key could take forever.
         if not isinstance(key, str | int) or (isinstance(key, str) and len(key) > _MAX_TEXT_LENGTH):
             raise RefusedError(f"a key of a dictionary is {type(key).__name__}")
-        self._top(dict)[key] = value
+        self.top(dict)[key] = value
 
     def put(self, index: int) -> None:
         if not self._stack or self._stack[-1] is _MARK:
@@ -174,20 +187,20 @@ class _Machine:
 
     def long(self) -> None:
         length = self.take(1)[0]
-        if length > _MAX_INTEGER_BYTES:
+        if length > self.max_integer_bytes:
             raise RefusedError(f"an integer has {length} bytes")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
     def global_by_lines(self) -> None:
-        self._global(self._line(), self._line())
+        self.push_global(self._line(), self._line())
 
     def global_from_stack(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise RefusedError("a name is no text")
-        self._global(module, name)
+        self.push_global(module, name)
 
-    def _global(self, module: str, name: str) -> None:
+    def push_global(self, module: str, name: str) -> None:
         global_name = GLOBALS.get((module, name))
         if global_name is None:
             raise RefusedError(f"it asks for {module[:80]}.{name[:80]}, and weights need arrays only")
@@ -214,7 +227,7 @@ class _Machine:
             raise RefusedError("it gives a state to something that is no array")
 
     def frame(self) -> None:
-        if self.number("<Q") > len(self._data) - self._position:
+        if self.number("<Q") > len(self._data) - self.position:
             raise RefusedError("it ends too early")
 
     def protocol(self) -> None:
@@ -222,9 +235,9 @@ class _Machine:
             raise RefusedError(f"it is written by the protocol {number}")
 
 
-_ACTIONS: dict[int, Callable[[_Machine], object]] = {
-    0x80: _Machine.protocol,
-    0x95: _Machine.frame,
+ACTIONS: dict[int, Callable[[Machine], object]] = {
+    0x80: Machine.protocol,
+    0x95: Machine.frame,
     0x28: lambda m: m.push(_MARK),
     0x4E: lambda m: m.push(None),
     0x88: lambda m: m.push(True),  # noqa: FBT003  a value of the pickle
@@ -232,7 +245,7 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
     0x4A: lambda m: m.push(m.number("<i")),
     0x4B: lambda m: m.push(m.number("<B")),
     0x4D: lambda m: m.push(m.number("<H")),
-    0x8A: _Machine.long,
+    0x8A: Machine.long,
     0x47: lambda m: m.push(m.number(">d")),
     0x8C: lambda m: m.push(m.text(m.number("<B"))),
     0x58: lambda m: m.push(m.text(m.number("<I"))),
@@ -245,22 +258,22 @@ _ACTIONS: dict[int, Callable[[_Machine], object]] = {
     0x85: lambda m: m.tuple_of(1),
     0x86: lambda m: m.tuple_of(2),
     0x87: lambda m: m.tuple_of(3),
-    0x74: _Machine.tuple_since_mark,
+    0x74: Machine.tuple_since_mark,
     0x5D: lambda m: m.push([]),
-    0x61: _Machine.append,
-    0x65: _Machine.appends,
+    0x61: Machine.append,
+    0x65: Machine.appends,
     0x7D: lambda m: m.push({}),
-    0x73: _Machine.set_item,
-    0x75: _Machine.set_items,
-    0x94: _Machine.memoize,
+    0x73: Machine.set_item,
+    0x75: Machine.set_items,
+    0x94: Machine.memoize,
     0x71: lambda m: m.put(m.number("<B")),
     0x72: lambda m: m.put(m.number("<I")),
     0x68: lambda m: m.get(m.number("<B")),
     0x6A: lambda m: m.get(m.number("<I")),
-    0x63: _Machine.global_by_lines,
-    0x93: _Machine.global_from_stack,
-    0x52: _Machine.reduce,
-    0x62: _Machine.build,
+    0x63: Machine.global_by_lines,
+    0x93: Machine.global_from_stack,
+    0x52: Machine.reduce,
+    0x62: Machine.build,
 }
 
 

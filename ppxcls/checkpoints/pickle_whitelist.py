@@ -20,6 +20,7 @@ GLOBALS = {
     **{(module, name): name for module in _MODULES for name in ("_reconstruct", "scalar")},
     ("numpy", "ndarray"): "ndarray",
     ("numpy", "dtype"): "dtype",
+    ("ml_dtypes", "bfloat16"): "bfloat16",  # the only type in it that weights have
     ("numpy.core.numeric", "_frombuffer"): "_frombuffer",
     ("numpy._core.numeric", "_frombuffer"): "_frombuffer",
     ("collections", "OrderedDict"): "OrderedDict",
@@ -47,6 +48,7 @@ class PendingType:
 
     name: str
     order: str = "="
+    is_bfloat16: bool = False
 
 
 @dataclass
@@ -65,6 +67,8 @@ def _check_arguments(function_name: str, arguments: tuple[Any, ...], *kinds: typ
 
 
 def _dtype(spend: Spend, arguments: tuple[Any, ...]) -> PendingType:
+    if arguments and isinstance(arguments[0], AllowedGlobal) and arguments[0].name == "bfloat16":
+        return PendingType("u2", is_bfloat16=True)  # its bits, as in Paddle's own files
     _check_arguments("dtype", arguments, str, int, int)
     if arguments[0] not in _TYPES:
         raise RefusedError(
@@ -78,7 +82,8 @@ def set_type(target: PendingType, state: Any) -> None:
     if (
         not isinstance(state, tuple)
         or len(state) != 8
-        or state[2:] != (None, None, None, -1, -1, 0)
+        or state[2:5] != (None, None, None)
+        or state[5:] != ((2, 2, 64) if target.is_bfloat16 else (-1, -1, 0))
         or state[0] != 3
     ):
         raise RefusedError("a type has a state that plain types do not have")

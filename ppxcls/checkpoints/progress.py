@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -147,7 +148,11 @@ def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
         raise UnknownProgressError(
             f"{file}: unknown key or wrong type in the progress: {', '.join(invalid_keys)}"
         )
-    return Progress(**values)
+    progress = Progress(**values)
+    if progress.best.get("value", 0.0) is None:  # it was not finite, so any later evaluation is better
+        progress.best = {}
+    progress.totals = {key: math.nan if v is None else v for key, v in progress.totals.items()}
+    return progress
 
 
 def _read_paddleclas(prefix: Path) -> Snapshot:

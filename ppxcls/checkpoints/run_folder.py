@@ -29,6 +29,7 @@ from ppxcls.checkpoints.files import (
     write_checkpoint,
 )
 from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
+from ppxcls.system.atomic_files import named_errors
 from ppxcls.system.logs import logger
 
 try:
@@ -98,9 +99,10 @@ class RunFolder:
                 logger.warning(
                     f"{self.path}: the file system has no locks; a second run here would not be detected"
                 )
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        file.flush()
+        with named_errors(self.path / "run.lock"):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+            file.flush()
         _LOCKS[self.path.resolve()] = file
 
     def _refuse_links(self) -> None:

@@ -12,11 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.system.arrays import Array
+
 PARAMETER_NAMES_KEY = (
     "StructuredToParameterName@@"  # key of the parameter names in Paddle's saved state dicts
 )
 INSTALL_HINT = "which is not installed: pip install 'ppxcls[convert]'"
 _LENGTH_BYTES = 8  # bytes at the beginning of a file that contain the length of the header
+# numpy's types by safetensors's names. numpy has no bfloat16: its bits are kept, as in Paddle's files.
+_TYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"},
+    **{"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1"},
+}
 
 
 def to_safetensors(state: Mapping[str, Any]) -> bytes:
@@ -38,17 +46,19 @@ def to_safetensors(state: Mapping[str, Any]) -> bytes:
 def from_safetensors(data: bytes) -> dict[str, Any]:
     """Returns the state in the bytes of a ``.safetensors`` file; the inverse of ``to_safetensors``.
 
+    A bfloat16 array is returned as its bits, uint16, as in Paddle's own files.
+
     Raises:
         ImportError: safetensors is not installed.
-        ValueError: the data is damaged.
+        ValueError: the data is damaged, or an array has a type that numpy does not have.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
     try:
-        state: dict[str, Any] = dict(load(data))
+        entries = deserialize(data)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+    state: dict[str, Any] = {key: _array(key, entry) for key, entry in entries}
     (length,) = struct.unpack("<Q", data[:_LENGTH_BYTES])
     names = (
         json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
@@ -58,3 +68,11 @@ def from_safetensors(data: bytes) -> dict[str, Any]:
     if names is not None:
         state[PARAMETER_NAMES_KEY] = json.loads(names)
     return state
+
+
+def _array(key: str, entry: Mapping[str, Any]) -> Array:
+    if entry["dtype"] not in _TYPES:
+        raise ValueError(f"{key} has the type {entry['dtype']}; expected one of {', '.join(_TYPES)}")
+    array = np.frombuffer(entry["data"], _TYPES[entry["dtype"]]).reshape(entry["shape"])
+    # These integers would be taken for the bits of bfloat16.
+    return array.astype(np.uint32) if entry["dtype"] == "U16" else array

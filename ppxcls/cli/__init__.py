@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import os
 import sys
@@ -18,6 +20,7 @@ from ppxcls.system.paths import printable
 from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
+_FULL_DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 _MEMORY_ADVICE = (
     "use a smaller DataLoader.Train.sampler.batch_size (ppxcls train --find-batch finds the largest), "
@@ -125,6 +128,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     watchdog.arm()
     try:
         code = main()  # parses the arguments first, so that --help does not wait for Paddle
+        sys.stdout.flush()
     except KeyboardInterrupt:
         _exit("interrupted; all saved checkpoints are complete", EXIT_INTERRUPTED)
     except environment.PaddleError as error:
@@ -161,7 +165,9 @@ def _message_and_code(error: Exception) -> tuple[str | None, int]:
         return f"error: {error}", EXIT_ERROR
     # Paddle raises OSError without a number for its internal errors.
     if isinstance(error, OSError) and error.errno is not None:
-        return f"error: {error}", EXIT_ERROR
+        # Errors of files have their names.
+        is_output = error.filename is None and error.errno in _FULL_DISK_ERRORS
+        return f"error: {error}{': standard output' if is_output else ''}", EXIT_ERROR
     if "paddle" in sys.modules:
         from ppxcls import TrainingError
         from ppxcls.system.devices import is_out_of_memory
@@ -182,7 +188,8 @@ def _warning_line(message: Warning | str, category: type[Warning], *_: Any, **__
 
 def _exit(message: str, code: int) -> None:
     rank = f"rank {environment.launched_rank()}: " if environment.launched_world_size() > 1 else ""
-    print(f"{rank}{printable(message)}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        print(f"{rank}{printable(message)}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
     # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.
     os._exit(code)

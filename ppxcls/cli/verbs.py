@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import ppxcls
 from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
 from ppxcls.system import environment
+from ppxcls.system.atomic_files import write_text
+from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
 
 Function = Callable[[argparse.ArgumentParser], int | None]
@@ -330,8 +331,8 @@ def check_verb(parser: argparse.ArgumentParser) -> int:
     data_report = ppxcls.check_data(cli.read_config(arguments))
     print(data_report)
     if arguments.json:
-        text = json.dumps(data_report.as_dict(), indent=1, ensure_ascii=False)
-        Path(arguments.json).write_text(text + "\n", encoding="utf-8")
+        text = json_text(data_report.as_dict(), indent=1)
+        write_text(Path(arguments.json), text + "\n")
     return cli.EXIT_ERROR if data_report.errors else 0
 
 
@@ -526,10 +527,8 @@ def main() -> None:
     width = max(map(len, VERBS)) + 2
     lines = [f"  {name:{width}}{entry.summary}" for name, entry in VERBS.items()]
     usage = "usage: ppxcls VERB ...\n\n" + "\n".join(lines) + "\n\n'ppxcls VERB --help' has examples."
-    if name in ("-h", "--help"):
-        print(usage)
-    elif name == "--version":
-        print(ppxcls.__version__)
+    if name in ("-h", "--help", "--version"):
+        cli.run_command(lambda: print(ppxcls.__version__ if name == "--version" else usage))
     else:
         print(f"{usage}\n\nppxcls: there is no verb {printable(name)!r}", file=sys.stderr)
         sys.exit(cli.EXIT_USAGE)

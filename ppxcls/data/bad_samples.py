@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
+from ppxcls.system.atomic_files import named_errors
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 
@@ -43,7 +44,7 @@ class BadSamples:
                 return
             logger.warning(f"left out: {error}")
             path = self._dataset.listed(index)
-            with open(self.file, "a", encoding="utf-8") as stream:
+            with named_errors(self.file), open(self.file, "a", encoding="utf-8") as stream:
                 stream.write("\t".join(map(printable, (line, path, str(error)))) + "\n")
             prefix = printable(f"{self._dataset.source}:")
             count = 1 + sum(row.startswith(prefix) for row in listed_lines)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.data.dataset import Dataset
-from ppxcls.data.decode import ImageParts, decode_image, largest_16bit_value
+from ppxcls.data.decode import ImageParts, decode_image, image_count, largest_16bit_value
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.paths import printable
 
@@ -29,7 +29,7 @@ ERRORS = (
     "two labels",
     "in training and evaluation",
 )
-NOTES = ("almost black", "duplicate", "class without samples")
+NOTES = ("almost black", "several images", "duplicate", "class without samples")
 
 
 @dataclass
@@ -111,9 +111,12 @@ class _Files:
                 self._note(
                     "almost black", index, f"16 bits per channel, values up to {largest_value:,} of 65,535"
                 )
+            if (count := image_count(data)) > 1:
+                self._note("several images", index, f"{count:,} images; the first one is used")
         except (ValueError, MemoryError) as error:
-            kind = "truncated" if "truncated" in str(error) else "not an image"
-            self._note(kind, index, str(error) or "too large for the memory")
+            reason = str(error) or "too large for the memory"
+            kinds = [kind for kind in ("truncated", "not an image") if reason.startswith(kind)]
+            self._note(kinds[0] if kinds else "unreadable", index, reason)
         return None
 
     def _set_digest(self, index: int, data: bytes) -> None:

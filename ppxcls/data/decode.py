@@ -5,6 +5,7 @@ The pixels always equal those of ``cv2.imdecode(..., 1)``. Common JPEGs are deco
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import threading
@@ -14,7 +15,9 @@ import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image as PillowImage
+from PIL import ImageOps, features
 
+from ppxcls.data.file_kinds import is_avif, is_heic, why_unreadable
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 
@@ -25,8 +28,10 @@ cv2.setNumThreads(1)
 
 MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, also checked in headers here
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+_APNG_HEADER_BYTES = 1024  # an animated PNG says so before its pixels
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF_MARKER = 0xD8, 0xDA, 0xE1
-_warning_event = threading.Event()
+_warning_event, _several_event = threading.Event(), threading.Event()
 # Pillow warns above this number, and raises an error above twice this number. The sizes that Pillow reads
 # here are compared with our own limit.
 PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, MAX_PIXELS)
@@ -68,7 +73,7 @@ class ImageParts:
 
 
 def decode_image(data: bytes) -> Image:
-    """Decodes a JPEG, a PNG, or any other format that OpenCV reads.
+    """Decodes a JPEG, a PNG, or any other format that OpenCV reads; HEIC if pillow-heif is installed.
 
     JPEGs are decoded by simplejpeg, which also uses libjpeg-turbo and returns RGB without a conversion from
     BGR. OpenCV decodes what simplejpeg would read differently: images with an EXIF orientation or four colour
@@ -79,6 +84,7 @@ def decode_image(data: bytes) -> Image:
 
     Raises:
         ValueError: the data is empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS``, or not an image.
+            The message tells what the file is, if that is known.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -97,10 +103,8 @@ def decode_image(data: bytes) -> Image:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ValueError(f"OpenCV can't decode the image: {error.err}") from None
-    if image is None and (data[:4] == b"GIF8" or data[4:12] in (b"ftypavif", b"ftypavis")):
-        return _decode_by_pillow(data)
     if image is None:
-        raise ValueError("not an image, or damaged beyond decoding")
+        return _decode_by_pillow(data)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
@@ -122,13 +126,59 @@ def _check_size_by_pillow(data: bytes) -> None:
 
 
 def _decode_by_pillow(data: bytes) -> Image:
-    """Returns the first image of a GIF or AVIF, for builds of OpenCV without these formats."""
+    """Returns the first image of a GIF, AVIF or HEIC, for builds of OpenCV without these formats.
+
+    Raises:
+        ValueError: the data has another format. The message tells what the file is.
+    """
     try:
+        if data[:4] != b"GIF8" and not is_avif(data) and not (is_heic(data) and can_read_heic()):
+            raise OSError
         with PillowImage.open(io.BytesIO(data)) as picture:
             _check_pixels(picture.height.to_bytes(4, "big"), picture.width.to_bytes(4, "big"))
-            return np.array(picture.convert("RGB"))
-    except (OSError, SyntaxError, PillowImage.DecompressionBombError):
-        raise ValueError("not an image, or damaged beyond decoding") from None
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except (OSError, SyntaxError, EOFError, PillowImage.DecompressionBombError):
+        is_supported = (is_avif(data) and features.check("avif")) or (is_heic(data) and can_read_heic())
+        reason = None if is_supported else why_unreadable(data)
+        raise ValueError(reason or "not an image, or damaged beyond decoding") from None
+
+
+@functools.cache
+def can_read_heic() -> bool:
+    """True if pillow-heif is installed. Pillow then reads HEIC images."""
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    except Exception:  # a library that it needs may be missing
+        return False
+    return True
+
+
+def image_count(data: bytes) -> int:
+    """Returns the number of images in a file: frames of an animation, or pages; 1 if it is unknown.
+
+    The first image of a file is decoded.
+    """
+    is_animated_webp = data[8:16] == b"WEBPVP8X" and bool(data[20:21]) and bool(data[20] & 2)
+    has_several = data[:4] in (b"GIF8", *_TIFF_SIGNATURES) or is_animated_webp or is_avif(data)
+    if not has_several and not (data[:8] == _PNG_SIGNATURE and b"acTL" in data[:_APNG_HEADER_BYTES]):
+        return 1
+    try:
+        with PillowImage.open(io.BytesIO(data)) as picture:
+            return int(getattr(picture, "n_frames", 1))
+    except Exception:  # OpenCV has decoded it, and Pillow only counts
+        return 1
+
+
+def warn_if_several_images(data: bytes) -> None:
+    """Logs a warning, once per process, if a file has several images, which are not all used."""
+    if not _several_event.is_set() and (count := image_count(data)) > 1:
+        _several_event.set()
+        logger.warning(
+            f"a file has {count:,} images, such as an animation or pages, and the first one is used; "
+            "ppxcls check lists such files"
+        )
 
 
 def largest_16bit_value(data: bytes, image: Image) -> int | None:
@@ -142,7 +192,7 @@ def largest_16bit_value(data: bytes, image: Image) -> int | None:
         image: decoded image, uint8 [H, W, 3].
     """
     is_16_bit_png = data[:8] == _PNG_SIGNATURE and data[24:25] == b"\x10"
-    is_tiff = data[:4] in (b"II*\0", b"MM\0*")
+    is_tiff = data[:4] in _TIFF_SIGNATURES
     if not (is_16_bit_png or is_tiff) or int(image.max()) > 64:
         return None
     raw_image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

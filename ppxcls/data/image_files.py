@@ -7,7 +7,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppxcls.data.decode import can_read_heic
 from ppxcls.data.errors import DataError
+from ppxcls.data.file_kinds import HEIF_HINT
 from ppxcls.system.atomic_files import reason_of
 
 # Extensions of the formats that decode_image reads, in lower case.
@@ -15,6 +17,7 @@ IMAGE_EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 }
+HEIC_EXTENSIONS = {".heic", ".heif", ".hif"}  # decode_image reads them if pillow-heif is installed
 _HIDDEN_NAMES = {"__MACOSX", "$RECYCLE.BIN", "System Volume Information"}
 _NO_IMAGE_REASON = "not images"
 _MAX_SHOWN_EXTENSIONS = 8
@@ -106,12 +109,19 @@ def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
     """Returns the reason to skip a file; None if it is an image."""
     if not os.path.isfile(entry):
         return "not regular files" if os.path.exists(entry) else "broken links"
+    if _extension(entry.name) in HEIC_EXTENSIONS and not can_read_heic():
+        return f"HEIC images, which need pillow-heif ({HEIF_HINT})"
     return None if is_image_name(entry.name) else _NO_IMAGE_REASON
 
 
 def is_image_name(name: str) -> bool:
     """True if a file of this name is treated as an image."""
-    return os.path.splitext(name)[1].strip().lower() in IMAGE_EXTENSIONS
+    extension = _extension(name)
+    return extension in IMAGE_EXTENSIONS or (extension in HEIC_EXTENSIONS and can_read_heic())
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].strip().lower()
 
 
 def ancestor_ids(folder: str | Path) -> frozenset[Identity]:

@@ -18,7 +18,13 @@ import numpy as np
 
 from ppxcls.config.checks import ConfigPlace, Count, Finite, Positive, Share
 from ppxcls.config.registry import Components, Registry
-from ppxcls.data.decode import Image, ImageParts, decode_image, warn_if_almost_black
+from ppxcls.data.decode import (
+    Image,
+    ImageParts,
+    decode_image,
+    warn_if_almost_black,
+    warn_if_several_images,
+)
 from ppxcls.data.preparation import PreparedImages, side_or_sides
 from ppxcls.data.resize import (
     Interpolation,
@@ -111,6 +117,7 @@ class DecodeImage(Transform):
             return data if self.to_rgb else data.whole()[:, :, ::-1]
         image = decode_image(data)
         warn_if_almost_black(data, image)
+        warn_if_several_images(data)
         return image if self.to_rgb else image[:, :, ::-1]
 
 

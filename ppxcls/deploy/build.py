@@ -10,9 +10,11 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from paddle import nn
 from tqdm import tqdm
 
 from ppxcls.build.choices import (
@@ -27,26 +29,36 @@ from ppxcls.build.class_order import classes_beside, mapping_between
 from ppxcls.build.data import build_dataset
 from ppxcls.build.network import build_model, build_network
 from ppxcls.build.start import start_processes
-from ppxcls.checkpoints.files import write_copied_manifest
+from ppxcls.checkpoints.files import State, write_copied_manifest
 from ppxcls.config.load import load_config
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
-from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.read_file import read_file
-from ppxcls.data.transforms import Compose, build_transforms, split_for_device
+from ppxcls.data.transforms import Compose, DeviceStage, build_transforms, split_for_device
 from ppxcls.deploy.export import export_model
+from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
 from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, parse_metadata, read_metadata
-from ppxcls.deploy.predict import Prediction, Predictor, find_images
-from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata, onnx_runner, paddle_runner
+from ppxcls.deploy.portable import PortableRunner, file_runner
+from ppxcls.deploy.predict import Prediction, Predictor
+from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
 from ppxcls.deploy.writer import Format, Writer
-from ppxcls.models.weights import load_weights, manifest_of, save_weights, state_tensors, weights_file
+from ppxcls.models.weights import (
+    load_weights,
+    manifest_of,
+    model_state,
+    save_weights,
+    set_weights,
+    state_tensors,
+    weights_file,
+)
 from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import whole_text_file
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import printable, url_problem
 
@@ -99,7 +111,8 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
     blocks, class_names = transforms_for(config), class_names_for(config, "infer", weights)
     start_processes(config)
     host_transforms, stage = split_for_device(build_transforms(blocks))
-    runner = network_runner(build_network(config, "infer", weights), stage, image_count)
+    network = build_network(config, "infer", weights)
+    runner = _portable_runner(_network_settings(config), network, stage, image_count)
     return Predictor(
         host_transforms,
         runner,
@@ -121,18 +134,11 @@ def exported_predictor(path: str | Path) -> Predictor:
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    if path.suffix == ".onnx":
-        runner, metadata = onnx_runner(path), _read_onnx_metadata(path)
-    else:
-        metadata = read_metadata(path)
-        has_paddle = (path / "inference.pdiparams").is_file()
-        runner = paddle_runner(path) if has_paddle else onnx_runner(path / "inference.onnx")
+    metadata = _read_onnx_metadata(path) if path.suffix == ".onnx" else read_metadata(path)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
-    if not metadata.preprocesses:
-        runner = _preprocessing_runner(runner, ModelInput(stage))
     return Predictor(
         host_transforms,
-        runner,
+        file_runner(path, stage, preprocesses=metadata.preprocesses),
         names=metadata.class_names,
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
@@ -150,8 +156,30 @@ def _read_onnx_metadata(file: Path) -> ExportMetadata:
         raise DataError(f"{file}: its metadata is damaged") from None
 
 
-def _preprocessing_runner(runner: Runner, to_input: ModelInput) -> Runner:
-    return lambda images: runner(to_input(images).numpy())
+def _network_settings(config: Config) -> dict[str, Any]:
+    """Returns the part of a config from which another process builds the same network, without weights."""
+    arch = {key: value for key, value in to_plain(config.Arch).items() if key != "pretrained"}
+    return {"Global": {"device": config.Global.device, "plugins": config.Global.plugins}, "Arch": arch}
+
+
+def _portable_runner(
+    settings: dict[str, Any], network: nn.Layer, stage: DeviceStage, image_count: int
+) -> Runner:
+    def arguments() -> tuple[Any, ...]:
+        return settings, model_state(network), stage, image_count
+
+    return PortableRunner(network_runner(network, stage, image_count), _rebuilt_network_runner, arguments)
+
+
+def _rebuilt_network_runner(
+    settings: dict[str, Any], state: State, stage: DeviceStage, image_count: int
+) -> Runner:
+    """Returns a runner of a network with the weights of a pickle."""
+    config = load_config(settings)
+    start_processes(config)
+    network = build_network(config, "infer", None)
+    set_weights(network, state, Path("the pickle"))
+    return _portable_runner(settings, network, stage, image_count)
 
 
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
@@ -374,8 +402,8 @@ def infer(
         batch_size: images per batch; None for ``Infer.batch_size``.
 
     Returns:
-        A prediction for each file, in the order of the paths. If a file can't be read, its prediction has an
-        ``error``.
+        A prediction for each file, in the order of the paths. If a file can't be read, or if the network's
+        output for it is not finite, its prediction has an ``error``.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: the images, the weights, or the exported files can't
@@ -397,7 +425,7 @@ def print_predictions(
     exported: str | None = None,
     output: str | None = None,
 ) -> int:
-    """Writes predictions as they are computed, and unreadable files to standard error: ``ppxcls infer``.
+    """Writes predictions as they are computed, and files without one to standard error: ``ppxcls infer``.
 
     Args:
         config: config of the network, as for ``infer``.
@@ -407,7 +435,7 @@ def print_predictions(
         output: file for the predictions; None for standard output.
 
     Returns:
-        Number of files that could not be read.
+        Number of files that could not be predicted.
 
     Raises:
         ConfigError, CheckpointError, DataError, OSError: as in ``infer``.
@@ -419,7 +447,7 @@ def print_predictions(
     topk, batch_size = _topk_and_batch_size(config)
     failures = 0
     start = time.perf_counter()
-    with open(output, "w", encoding="utf-8") if output else nullcontext(sys.stdout) as stream:
+    with whole_text_file(Path(output)) if output else nullcontext(sys.stdout) as stream:
         predictions, writer = predictor.stream(files, topk, batch_size), Writer(kind, stream)
         with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
             while batch := list(islice(predictions, batch_size)):
@@ -427,7 +455,7 @@ def print_predictions(
                 failures += _print_errors(batch)
                 bar.update(len(batch))
     rate = (len(files) - failures) / (time.perf_counter() - start)
-    failure_note = f", {failures} could not be read" if failures else ""
+    failure_note = f", {failures} could not be predicted" if failures else ""
     print(f"{len(files) - failures} images, {rate:.1f} images/s{failure_note}", file=sys.stderr)
     return failures
 

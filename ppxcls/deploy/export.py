@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -19,13 +18,16 @@ from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_metadata
 from ppxcls.deploy.runners import Runner, network_runner, onnx_runner, paddle_runner
+from ppxcls.deploy.saved_program import save_program
 from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.environment import paddle_version
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.tf32 import tf32_off
 from ppxcls.train.paddle_inference import program_file
+from ppxcls.train.predictions import NOT_FINITE
 
 _OPSET = 17
 _FILES = (
@@ -115,6 +117,8 @@ def _export_and_compare(
     fold: bool,
 ) -> dict[str, float]:
     expected = network_runner(model, stage)(images)
+    if not np.isfinite(expected).all():
+        raise CheckpointError(f"{metadata.weights}: {NOT_FINITE}, so nothing is written")
     to_input = ModelInput(stage)
     inputs = images if metadata.preprocesses else to_input(images).numpy()
     if fold:
@@ -132,7 +136,7 @@ def _export_and_compare(
     differences = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary_folder:
         staging_folder = Path(temporary_folder)
-        paddle.jit.save(program, f"{staging_folder}/inference")
+        save_program(program, exported_network, staging_folder, folder)
         if "onnx" in formats:
             _write_onnx(staging_folder, staging_folder / "inference.onnx", metadata)
             differences["onnx"] = _largest_difference(
@@ -213,5 +217,5 @@ def _write_onnx(source: Path, target: Path, metadata: ExportMetadata) -> None:
     onnx_model = onnx.load_model_from_string(serialized_model)
     entry = onnx_model.metadata_props.add()
     entry.key = METADATA_KEY
-    entry.value = json.dumps(metadata.as_dict(), ensure_ascii=False)
+    entry.value = json_text(metadata.as_dict())
     write_bytes(target, onnx_model.SerializeToString(deterministic=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import tempfile
 import time
@@ -21,6 +20,7 @@ from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata
 from ppxcls.deploy.runners import Runner, onnx_runner
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 INT8_FILE = "inference.int8.onnx"
@@ -239,5 +239,5 @@ def _write_with_metadata(
         "int8": {"images": result.images, "top1": result.top1, "int8_top1": result.int8_top1},
     }
     entry.key = METADATA_KEY
-    entry.value = json.dumps(facts, ensure_ascii=False)
+    entry.value = json_text(facts)
     write_bytes(target, model.SerializeToString(deterministic=True))

@@ -14,6 +14,7 @@ from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
 from ppxcls.system.atomic_files import write_text
+from ppxcls.system.json_text import json_text
 
 METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
@@ -78,7 +79,7 @@ def write_metadata(
     Raises:
         OSError: a file can't be written.
     """
-    text = json.dumps({**metadata.as_dict(), **facts}, indent=1, ensure_ascii=False)
+    text = json_text({**metadata.as_dict(), **facts}, indent=1)
     write_text(folder / METADATA_FILE, text + "\n")
     if has_paddle_files and not metadata.preprocesses:  # PaddleX always normalises
         write_text(folder / "inference.yml", _paddlex_yaml(metadata))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, TextIO
 
 from ppxcls.deploy.predict import Prediction
+from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
 
 Format = Literal["paddleclas", "csv", "jsonl"]
@@ -64,5 +64,5 @@ def _json(row: dict[str, Any]) -> str:
     File names may contain any bytes. Python's ``json`` reads such names back; ``os.fsencode`` gives the
     bytes.
     """
-    text = json.dumps(row, ensure_ascii=False)
-    return text if text == printable(text) else json.dumps(row)
+    text = json_text(row)
+    return text if text == printable(text) else json_text(row, is_ascii=True)

@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 
 from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError, State, read_state
+from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY
+from ppxcls.checkpoints.torch_reader import read_torch
+from ppxcls.models.weight_parts import network_part
 from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import read_regular
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".keras")
+# torch's files have no fixed name: timm writes .pth.tar, Lightning .ckpt.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".h5", ".keras")
 # Keras's names for layers without a name, followed by a number.
 _PROJECTION_PREFIXES = (
     "conv2d",
@@ -28,8 +33,8 @@ def read_foreign_weights(file: Path) -> State:
     """Reads weights and returns them by this package's state keys.
 
     Args:
-        file: weights file: ``.safetensors`` (timm's, or this package's own), ``.pth`` (timm's; torch reads it
-            with ``weights_only``), ``.weights.h5`` or ``.keras`` (Keras's Xception).
+        file: weights file: ``.safetensors`` (timm's, or this package's own), ``.weights.h5`` or ``.keras``
+            (Keras's Xception), or any other of ``SUFFIXES`` (timm's, as torch writes them).
 
     Raises:
         CheckpointError: the file is missing or has another format, or the package that reads it is not
@@ -46,9 +51,11 @@ def read_foreign_weights(file: Path) -> State:
             return _from_torch(read_state(file))
         if file.suffix in (".h5", ".keras"):
             return _from_keras(_read_keras(file))
-        return _from_torch(_read_torch(file))
+        return _from_torch(network_part(read_torch(read_regular(file, MAX_FILE_BYTES)), file))
     except CheckpointError:
         raise
+    except RefusedError as error:
+        raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
     except ImportError as error:
         raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL_HINT}") from None
     except Exception as error:  # each library has its own errors
@@ -56,14 +63,6 @@ def read_foreign_weights(file: Path) -> State:
         raise CheckpointError(
             f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}"
         ) from None
-
-
-def _read_torch(file: Path) -> State:
-    import torch
-
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    state = state.get("state_dict", state)
-    return {key: value.float().numpy() for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _from_torch(state: State) -> State:

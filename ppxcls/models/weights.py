@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,13 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
+from ppxcls.models.weight_parts import network_part, without_prefix
 from ppxcls.system.arrays import Array
+from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
+
+_BFLOAT16_BITS = np.dtype(np.uint16)  # type of Paddle's arrays of bfloat16
+_MAX_SHOWN_KEYS = 5  # keys in a message
 
 
 def weights_file(path: str | Path) -> Path:
@@ -63,8 +68,8 @@ def load_weights(
         Keys and shapes of the classifier's parameters that were not set.
 
     Raises:
-        CheckpointError: the file can't be used, or tensors are missing, unknown, or of another shape. The
-            message names them.
+        CheckpointError: the file can't be used, or tensors are missing, unknown, of another shape, integers
+            instead of numbers, or not finite. The message names them.
     """
     file = weights_file(path)
     manifest = manifest_of(file)
@@ -72,7 +77,9 @@ def load_weights(
         part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
         state = read_part(file.with_suffix(""), manifest, part)
     else:
-        state = read_foreign_weights(file) if file.suffix in SUFFIXES else read_state(file)
+        is_foreign = file.suffix in SUFFIXES
+        state = read_foreign_weights(file) if is_foreign else network_part(read_state(file), file)
+        state = without_prefix(state, state_tensors(model).keys(), file)
     return set_weights(model, state, file, keep_trunk=keep_trunk)
 
 
@@ -119,18 +126,101 @@ def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool =
         Keys and shapes of the classifier's parameters that were not set.
 
     Raises:
-        CheckpointError: same conditions as for ``check_fits``.
+        CheckpointError: same conditions as for ``check_fits`` and ``fitting_arrays``.
     """
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
     shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
+    arrays = fitting_arrays(state, model, file, skipped_keys=shape_differences.keys())
     tensors = state_tensors(model)
     model.set_state_dict(  # with all keys, because Paddle warns about missing ones
         {
-            key: tensors[key] if key in shape_differences else _tensor_like(tensors[key], value)
-            for key, value in state.items()
+            key: _tensor_like(tensor, arrays[key]) if key in arrays else tensor
+            for key, tensor in tensors.items()
         }
     )
     return list(shape_differences.values())
+
+
+def fitting_arrays(
+    state: State, model: nn.Layer, file: Path, skipped_keys: Set[str] = frozenset()
+) -> dict[str, Array]:
+    """Returns the arrays that a model's tensors are set to, in the types that the tensors have.
+
+    Floating-point numbers of another type are converted, which a warning reports once for the file. Paddle
+    stores bfloat16 as the integers of its bits, uint16.
+
+    Args:
+        state: arrays by state key, which ``check_fits`` accepts.
+        model: network with these keys.
+        file: name of the file, for messages.
+        skipped_keys: keys to leave out.
+
+    Raises:
+        CheckpointError: integers are given for numbers, or an array has values that are not finite. The
+            message names the first keys.
+    """
+    arrays: dict[str, Array] = {}
+    conversions: dict[str, list[str]] = {}
+    problems: dict[str, list[str]] = {}
+    for key, tensor in state_tensors(model).items():
+        if key in skipped_keys:
+            continue
+        value = np.asarray(state[key])
+        expected_type = _numpy_type(tensor)
+        if not _is_convertible(value.dtype, expected_type):
+            problem = f"are {value.dtype} in the file, {expected_type} in the model"
+            problems.setdefault(problem, []).append(key)
+            continue
+        if value.dtype != expected_type:
+            conversion = f"are converted from {_type_name(value.dtype)} to {expected_type}"
+            conversions.setdefault(conversion, []).append(key)
+        arrays[key] = _converted(value, expected_type)
+    if not problems and (bad_keys := [key for key, array in arrays.items() if not np.isfinite(array).all()]):
+        problems["have values that are not finite (NaN or infinity)"] = bad_keys
+    for problem, keys in problems.items():
+        example_keys = ", ".join(keys[:_MAX_SHOWN_KEYS])
+        more = ", ..." if len(keys) > _MAX_SHOWN_KEYS else ""
+        raise CheckpointError(f"{file}: {_number_of(keys, model)} {problem}: {example_keys}{more}")
+    for conversion, keys in conversions.items():
+        logger.warning(f"{file}: {_number_of(keys, model)} {conversion}")
+    return arrays
+
+
+def _number_of(keys: Sequence[str], model: nn.Layer) -> str:
+    return f"{len(keys)} of {len(state_tensors(model))} tensors"
+
+
+def _numpy_type(tensor: paddle.Tensor) -> np.dtype[Any]:
+    """Returns the type of a tensor's values in a file. Half-precision weights are stored as float32."""
+    return np.dtype(np.float32) if is_half(tensor) else np.dtype(str(tensor.dtype).rpartition(".")[2])
+
+
+def _is_convertible(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
+    """True if numbers of one type stand for the same numbers in the other."""
+    if target.kind == "f":
+        return source.kind == "f" or source == _BFLOAT16_BITS
+    return source.kind in "iu" and target.kind in "iu"
+
+
+def as_float32_array(value: Any) -> Array:
+    """Returns floating-point numbers of any type as float32, and other numbers unchanged.
+
+    Arrays of uint16 are the bits of bfloat16 numbers.
+    """
+    array = np.asarray(value)
+    expected_type = np.dtype(np.float32)
+    return _converted(array, expected_type) if _is_convertible(array.dtype, expected_type) else array
+
+
+def _converted(value: Array, expected_type: np.dtype[Any]) -> Array:
+    if expected_type.kind == "f" and value.dtype == _BFLOAT16_BITS:
+        value = (value.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
+    with np.errstate(over="ignore"):  # a number that is too large becomes infinite, which is refused
+        return value.astype(expected_type, copy=False)
+
+
+def _type_name(dtype: np.dtype[Any]) -> str:
+    return "bfloat16" if dtype == _BFLOAT16_BITS else str(dtype)
 
 
 def state_tensors(model: nn.Layer) -> dict[str, paddle.Tensor]:

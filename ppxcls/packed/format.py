@@ -35,6 +35,7 @@ from ppxcls.packed.jpeg import Grid, RewrittenJpeg
 from ppxcls.packed.jpeg_codes import SEGMENT
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, reason_of, whole_file
+from ppxcls.system.json_text import json_text
 
 PACK_FORMAT, _FORMAT_1 = "ppxcls pack 2", "ppxcls pack 1"
 MANIFEST, LIST = "pack.json", "list.txt"
@@ -110,7 +111,7 @@ class Manifest:
     def write(self, file: Path) -> None:
         """Writes the manifest atomically. Raises OSError."""
         with whole_file(file, durable=True) as stream:
-            stream.write((json.dumps(asdict(self), indent=1) + "\n").encode())
+            stream.write((json_text(asdict(self), indent=1, is_ascii=True) + "\n").encode())
 
 
 def shard_name(number: int) -> str:

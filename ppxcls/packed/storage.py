@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
 from ppxcls.packed.format import MANIFEST, MAX_MANIFEST_BYTES
-from ppxcls.system.atomic_files import open_regular, reason_of, write_bytes
+from ppxcls.system.atomic_files import named_errors, open_regular, reason_of, write_bytes
 from ppxcls.system.file_lock import locked
 
 _MAX_OPEN_FILES = 64
@@ -277,7 +277,7 @@ class ObjectStore:
                     free_bytes += shards[shard].st_size
             if free_bytes < needed_bytes:
                 return False
-            with open(self._folder / f"{name}.new", "wb") as file:
+            with named_errors(self._folder / name), open(self._folder / f"{name}.new", "wb") as file:
                 file.truncate(needed_bytes)
         return True
 
@@ -295,7 +295,8 @@ class ObjectStore:
             ):
                 while block := source.read(_BLOCK_BYTES):
                     digest.update(block)
-                    size += target.write(block)
+                    with named_errors(self._folder / name):
+                        size += target.write(block)
             if (sha256 is not None and digest.hexdigest() != sha256) or size != self._sizes.get(name, size):
                 raise OSError(errno.EIO, f"{self._url}/{name}: the copy is not whole: {size:,} bytes")
             os.truncate(temporary, size)

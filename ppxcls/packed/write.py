@@ -39,6 +39,7 @@ from ppxcls.system import kernels
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import open_regular, read_regular, reason_of, whole_file, write_bytes
 from ppxcls.system.file_lock import LockedError, locked
+from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 
 ProgressCallback = Callable[[int], object]
@@ -264,12 +265,15 @@ def _write_shard(
     index = np.zeros(len(samples), RECORD)
     digest = hashlib.sha256()
     offset = 0
+    unreadable: list[str] = []
     with whole_file(output / f"{shard_name(number)}.data", durable=True) as stream:
         for start in range(0, len(samples), _BATCH_SAMPLES):
             part = samples[start : start + _BATCH_SAMPLES]
-            for place, (record, data) in enumerate(
+            for place, (record, data, reason) in enumerate(
                 pool.map(lambda i: _record(dataset, i, reduction), part), start
             ):
+                if reason:
+                    unreadable.append(f"{dataset.path(samples[place])}: {reason}")
                 record["offset"] = offset
                 index[place] = record
                 digest.update(data)
@@ -277,20 +281,29 @@ def _write_shard(
                 offset += len(data)
             if progress:
                 progress(len(part))
+    if unreadable:
+        logger.warning(
+            f"{shard_name(number)}: {len(unreadable):,} of {len(samples):,} files can't be decoded, and are "
+            f"packed unchanged; the first one is {unreadable[0]}"
+        )
     with whole_file(output / f"{shard_name(number)}.index", durable=True) as stream:
         np.save(stream, index, allow_pickle=False)
     index_digest = hashlib.sha256((output / f"{shard_name(number)}.index").read_bytes()).hexdigest()
     return Shard(len(samples), offset, digest.hexdigest(), index_digest)
 
 
-def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None) -> tuple[Array, bytes]:
-    """Returns a record of the index without its offset, and its bytes. Raises DataError."""
+def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None) -> tuple[Array, bytes, str]:
+    """Returns a record of the index without its offset, its bytes, and why it can't be decoded, or "".
+
+    A damaged file is packed unchanged. Raises DataError.
+    """
     data = dataset.load(sample)
     assert isinstance(data, bytes)
+    reason = ""
     try:
         picture = decode_image(data)
-    except (ValueError, MemoryError):  # a damaged file is packed unchanged; training reports it
-        picture = None
+    except (ValueError, MemoryError) as error:
+        picture, reason = None, str(error) or "too large for the memory"
     if picture is not None and reduction is not None:
         try:
             data = reduction(picture)
@@ -301,14 +314,14 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
     record["size"] = len(data)
     jpeg = None if picture is None else rewrite_jpeg(data)
     if jpeg is None or not _is_equal(SegmentedImage(jpeg), picture):
-        return record, data
+        return record, data, reason
     grid = jpeg.grid
     record["size"] = jpeg.table
     record["scan"] = jpeg.scan
     record["segments"] = grid.columns * grid.rows
     for name in ("width", "height", "per_segment", "mcu_width", "mcu_height"):
         record[name] = getattr(grid, name)
-    return record, jpeg.data
+    return record, jpeg.data, reason
 
 
 def _is_equal(image: ImageParts, picture: Image | None) -> bool:
@@ -471,10 +484,10 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
         content: Any = dataset.load(sample)
         file = output / dataset.listed(sample)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content.encoded if isinstance(content, ImageParts) else content)
+        write_bytes(file, content.encoded if isinstance(content, ImageParts) else content)
         if progress:
             progress(1)
     for name in (LIST, CLASS_NAMES_FILE):
         if (Path(folder) / name).is_file():
-            (output / name).write_bytes((Path(folder) / name).read_bytes())
+            write_bytes(output / name, (Path(folder) / name).read_bytes())
     return len(dataset)

@@ -6,12 +6,16 @@ matplotlib draws them for light and dark pages alike.
 from __future__ import annotations
 
 import io
+import unicodedata
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from ppxcls.reports import BALANCE
 from ppxcls.reports.figures import Calibration
+from ppxcls.reports.fonts import fonts_for, report_missing
 from ppxcls.reports.record import Record
 from ppxcls.system.arrays import Array
 
@@ -29,6 +33,9 @@ _KEYS_WITHOUT_MEANS = {
     "iter",
     "step",
 }
+Form = Literal["png", "svg"]
+_MAX_PATH_COLUMNS = 120  # width of a run's path in the legend
+_MAX_NAMED_CLASSES = 30  # classes with their names in the picture of the balance
 GREY, BLUE, ORANGE = "#808080", "#3b82f6", "#f97316"  # readable on white and on black
 
 
@@ -136,12 +143,21 @@ def draw_curves(records: Sequence[Record]) -> bytes:
     """Draws the curves of one or more runs over the optimizer steps; returns a PNG.
 
     Loss of the training and loss of the evaluation have a panel each, because they measure different things
-    (see ``ppxcls.reports.losses``). The other panels are the first metric, learning rate and images/s.
+    (see ``ppxcls.reports.losses``). The other panels are the first metric, learning rate and images/s. A run
+    with characters in its path that no installed font has is given by its number.
     """
     labels = ["training"]
     if len(records) > 1:
-        labels = [record.folder.as_posix() for record in records]
-    return _draw_curves(records, labels)
+        labels = [plot_label(record.folder.as_posix(), _MAX_PATH_COLUMNS) for record in records]
+    metric_names = [name for record in records for name in (*intervals(record.train), *_metric_names(record))]
+    with fonts_for([*labels, *metric_names]) as missing_characters:
+        if any(missing_characters & set(label) for label in labels):
+            report_missing("the legend", missing_characters)
+            labels = [
+                f"run {number}" if missing_characters & set(label) else label
+                for number, label in enumerate(labels, 1)
+            ]
+        return _draw_curves(records, labels)
 
 
 def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
@@ -238,29 +254,61 @@ def draw_calibration(calibration: Calibration) -> bytes:
     return png(figure)
 
 
-def draw_balance(counts: Array, names: Sequence[str]) -> bytes:
-    """Draws the number of training samples by class, the largest first; returns a PNG."""
+def draw_balance(counts: Array, names: Sequence[str], form: Form = "png") -> bytes:
+    """Draws the number of training samples by class, the largest first.
+
+    A name with characters that no installed font has is replaced by ``class`` and its id. An SVG keeps all
+    names as text, because the reader's program has its own fonts.
+
+    Args:
+        counts: number of samples of each class, [class_num].
+        names: names of the classes.
+        form: format of the result.
+    """
+    has_names = len(counts) <= _MAX_NAMED_CLASSES
+    labels = [plot_label(name) for name in names] if has_names else []
     plt = pyplot()
-    figure, axis = plt.subplots(figsize=(11, 3), layout="constrained")
-    order = np.argsort(-counts, kind="stable")
-    if len(counts) > 60:  # drawing a bar for each of many classes takes minutes
-        axis.fill_between(range(len(counts)), counts[order], step="mid", color=BLUE)
-    else:
-        axis.bar(range(len(counts)), counts[order], color=BLUE)
-    if len(counts) <= 30:
-        axis.set_xticks(range(len(counts)), [_plot_label(names[i]) for i in order], rotation=45, ha="right")
-    axis.set(ylabel="training images", xlabel="" if len(counts) <= 30 else "classes, the largest first")
-    restyle(axis)
-    return png(figure)
+    with fonts_for(labels) as missing_characters:
+        figure, axis = plt.subplots(figsize=(11, 3), layout="constrained")
+        order = np.argsort(-counts, kind="stable")
+        if len(counts) > 60:  # drawing a bar for each of many classes takes minutes
+            axis.fill_between(range(len(counts)), counts[order], step="mid", color=BLUE)
+        else:
+            axis.bar(range(len(counts)), counts[order], color=BLUE)
+        if has_names:
+            if form == "png":
+                report_missing(BALANCE, missing_characters)
+                labels = [
+                    f"class {i}" if missing_characters & set(label) else label
+                    for i, label in enumerate(labels)
+                ]
+            axis.set_xticks(range(len(counts)), [labels[i] for i in order], rotation=45, ha="right")
+        axis.set(ylabel="training images", xlabel="" if has_names else "classes, the largest first")
+        restyle(axis)
+        return picture(figure, form)
 
 
-def _plot_label(name: str) -> str:
-    """Returns a name that matplotlib can draw, at most 24 characters long.
+def has_missing_characters(names: Sequence[str]) -> bool:
+    """True if ``draw_balance`` replaces names in a PNG, because no installed font has their characters."""
+    if len(names) > _MAX_NAMED_CLASSES:
+        return False
+    with fonts_for([plot_label(name) for name in names]) as missing_characters:
+        return bool(missing_characters)
+
+
+def plot_label(name: str, max_columns: int = 24) -> str:
+    """Returns a name that matplotlib can draw, shortened if it is too long.
 
     matplotlib reads ``$`` as the start of a formula, and it has no glyphs for unprintable characters.
+
+    Args:
+        name: name of a class or a run.
+        max_columns: largest width. A Chinese character is two columns wide.
     """
-    short_name = name if len(name) <= 24 else f"{name[:23]}…"
-    return "".join(c if c.isprintable() else "?" for c in short_name).replace("$", r"\$")
+    widths = np.cumsum([2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name])
+    if len(widths) and widths[-1] > max_columns:
+        name = f"{name[: int((widths < max_columns).sum())]}…"
+    return "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
 
 
 def pyplot() -> Any:
@@ -287,7 +335,19 @@ def restyle(axis: Any) -> None:
 
 def png(figure: Any) -> bytes:
     """Returns a figure as a PNG with a transparent background, and closes the figure."""
+    return picture(figure, "png")
+
+
+def picture(figure: Any, form: Form) -> bytes:
+    """Returns a figure as a file with a transparent background, and closes the figure.
+
+    The texts of an SVG are stored as text, not as outlines.
+    """
+    import matplotlib as mpl
+
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130, transparent=True)
+    with warnings.catch_warnings(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ppxcls"}):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # in an SVG, none is drawn
+        figure.savefig(stream, format=form, dpi=130, transparent=True)
     pyplot().close(figure)
     return stream.getvalue()

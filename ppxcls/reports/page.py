@@ -18,7 +18,13 @@ from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.errors import DataError
 from ppxcls.reports import BALANCE, CALIBRATION, CARD, CURVES, PER_CLASS, REPORT, figures
 from ppxcls.reports.card import MARK, model_card
-from ppxcls.reports.curves import draw_balance, draw_calibration, draw_curves, epoch_rates
+from ppxcls.reports.curves import (
+    draw_balance,
+    draw_calibration,
+    draw_curves,
+    epoch_rates,
+    has_missing_characters,
+)
 from ppxcls.reports.losses import comparison_note, loss_differences
 from ppxcls.reports.pictures import data_uri, overlays, thumbnail
 from ppxcls.reports.record import Record, Samples, read_record
@@ -99,6 +105,8 @@ def write_report(folder: str | Path) -> Path:
     for name, data in pictures.items():
         write_bytes(record.folder / name, data)
         page[name.removesuffix(".png")] = data_uri(data)
+    if record.class_counts is not None and has_missing_characters(record.names):
+        page["balance"] = data_uri(draw_balance(record.class_counts, record.names, "svg"), "svg+xml")
     if (first := record.folder / FIRST_BATCH).is_file():
         page["first_batch"] = data_uri(first.read_bytes())
     page["sections"] = _sections(page)

@@ -45,6 +45,7 @@ from ppxcls.serving.bodies import (
 )
 from ppxcls.serving.openapi import openapi_document
 from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.train.predictions import NOT_FINITE
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 _BACKLOG = 2048  # connections that the system accepts before the server does
@@ -253,9 +254,7 @@ def _first_classes(prediction: Prediction, topk: int) -> Prediction:
 def _answer_to(prediction: Prediction) -> tuple[int, dict[str, Any]]:
     """Returns status and JSON of one image's prediction."""
     if prediction.error:
-        return 422, {"error": prediction.error}
-    if not np.isfinite(prediction.scores).all():
-        return 500, {"error": "the model returned numbers that are not finite"}
+        return 500 if prediction.error == NOT_FINITE else 422, {"error": prediction.error}
     return 200, {key: value for key, value in asdict(prediction).items() if key not in ("file", "error")}
 
 

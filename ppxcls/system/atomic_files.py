@@ -4,42 +4,91 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 
 @contextlib.contextmanager
 def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name when the block ends, and never if the block raises.
 
-    Until then its name has the additional extension ``.new``.
+    Until then its name has the additional extension ``.new``. A pipe or a device, such as ``/dev/stdout``, is
+    written directly.
 
     Args:
         file: final name.
         durable: True to write the data and the names in the folder to the disk before the file appears.
 
     Raises:
-        OSError: the file can't be written.
+        OSError: the file can't be written. The error has the final name.
     """
-    temporary_file = file.with_name(file.name + ".new")
-    try:
-        with open(temporary_file, "wb") as stream:
+    if _is_special(file):
+        with named_errors(file), open(file, "wb") as stream:
             yield stream
+        return
+    temporary_file = file.with_name(file.name + ".new")
+    with named_errors(file, temporary_file):
+        try:
+            with open(temporary_file, "wb") as stream:
+                yield stream
+                if durable:
+                    stream.flush()
+                    os.fsync(stream.fileno())
             if durable:
-                stream.flush()
-                os.fsync(stream.fileno())
-        if durable:
-            sync_folder(file.parent)
-        os.replace(temporary_file, file)
-    except Exception:  # only a killed process leaves the temporary file
-        with contextlib.suppress(OSError):
-            temporary_file.unlink()
-        raise
+                sync_folder(file.parent)
+            os.replace(temporary_file, file)
+        except BaseException:  # also Ctrl-C: only a killed process leaves the temporary file
+            with contextlib.suppress(OSError):
+                temporary_file.unlink()
+            raise
     if durable:
         sync_folder(file.parent)
+
+
+@contextlib.contextmanager
+def whole_text_file(file: Path) -> Iterator[TextIO]:
+    """Opens a text file in UTF-8 that appears whole or not at all, as ``whole_file``.
+
+    If the name is a link to a file, that file is replaced.
+
+    Raises:
+        OSError: the file can't be written. The error has the name.
+    """
+    is_link = file.is_symlink() and not _is_special(file)
+    with whole_file(Path(os.path.realpath(file)) if is_link else file) as stream:
+        text_stream = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        yield text_stream
+        text_stream.flush()
+        text_stream.detach()  # otherwise it would close the file, which is not complete yet
+
+
+@contextlib.contextmanager
+def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[None]:
+    """Adds the name of a file to the errors of writing it. The system's errors of writing have no name.
+
+    Args:
+        file: name to add.
+        temporary_file: other name of the file, which is replaced in errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_nameless = error.errno is not None and error.filename is None
+        if not is_nameless and (temporary_file is None or error.filename != str(temporary_file)):
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error
+
+
+def _is_special(file: Path) -> bool:
+    """True if a name exists and is no regular file. Replacing a device or a pipe would remove it."""
+    try:
+        return not stat.S_ISREG(os.stat(file).st_mode)
+    except OSError:
+        return False
 
 
 def read_regular(file: str | Path, max_bytes: int) -> bytes:

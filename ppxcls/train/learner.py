@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from paddle import nn
 from paddle.optimizer import Optimizer
 from paddle.optimizer.lr import LambdaDecay
 
-from ppxcls.checkpoints.files import AVERAGE, OPTIMIZER, WEIGHTS, CheckpointError
+from ppxcls.checkpoints.files import AVERAGE, OPTIMIZER, WEIGHTS, CheckpointError, State
 from ppxcls.checkpoints.progress import Progress, Snapshot
-from ppxcls.models.weights import check_fits, model_state, set_weights
+from ppxcls.models.weights import check_fits, fitting_arrays, model_state, set_weights
 from ppxcls.system import distributed
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.flat_tensors import as_float32, average_gradients
@@ -196,9 +197,10 @@ class Learner:
         self.optimizer.clear_grad(set_to_zero=False)
         self._has_gradients = False
         weights, progress = snapshot.parts[WEIGHTS], snapshot.progress
-        average = snapshot.parts.get(AVERAGE, weights)  # without a saved average, start from the weights
-        if self.average:
-            check_fits(average, self.network, snapshot.file(AVERAGE))
+        weights = self._fitting_part(weights, snapshot.file(WEIGHTS))
+        average = weights  # if there is no saved average, start from the weights
+        if self.average and AVERAGE in snapshot.parts:
+            average = self._fitting_part(snapshot.parts[AVERAGE], snapshot.file(AVERAGE))
         set_weights(self.network, weights, snapshot.file(WEIGHTS))
         load_optimizer_state(
             self.optimizer,
@@ -216,3 +218,8 @@ class Learner:
         self.scheduler.step(progress.step)
         if progress.scaler:
             self.precision.scaler.load_state_dict(progress.scaler)
+
+    def _fitting_part(self, state: State, file: Path) -> State:
+        """Returns a checkpoint's weights in the types that the network has, with the other entries."""
+        check_fits(state, self.network, file)
+        return {**state, **fitting_arrays(state, self.network, file)}

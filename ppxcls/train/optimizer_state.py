@@ -14,7 +14,7 @@ from paddle.optimizer import Optimizer
 
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
-from ppxcls.models.weights import is_half, is_numeric, state_tensors, to_numpy
+from ppxcls.models.weights import as_float32_array, is_half, is_numeric, state_tensors, to_numpy
 from ppxcls.system.arrays import Array
 
 # Paddle's name of a parameter's float32 copy continues with this; accumulators are named after the copy.
@@ -143,11 +143,13 @@ def load_optimizer_state(
     values: dict[str, Any] = {}
     for key, value in state.items():
         if is_numeric(value) and (new_key := rename(key)) is not None:
-            values[new_key] = _accumulator(value)
+            values[new_key] = _accumulator(as_float32_array(value))
     saved_copies = state.get("master_weights")
     if not isinstance(saved_copies, dict):
         saved_copies = {}
-    copies = {name_map[name]: np.asarray(value) for name, value in saved_copies.items() if name in name_map}
+    copies = {
+        name_map[name]: as_float32_array(value) for name, value in saved_copies.items() if name in name_map
+    }
     if half_names:  # without a saved copy, the weight itself was float32
         saved_weights = {current_names[key]: weights[key] for key in saved_names if key in current_names}
         values["master_weights"] = {

@@ -32,6 +32,7 @@ COLUMNS = (
     "top_scores",
 )
 _MAX_TOP_CLASSES = 5
+NOT_FINITE = "the network's output has numbers that are not finite (NaN or infinity)"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.registry import Registry
 from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 _MAX_FILE_BYTES = 1 << 32  # largest metrics.jsonl that is read
@@ -128,10 +128,7 @@ class JsonLines(Tracker):
 
     def append(self, values: dict[str, Any]) -> None:
         """Appends one object. Numbers that JSON can't represent, such as NaN, become null."""
-        json_values = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-        }
-        line = (json.dumps(json_values, ensure_ascii=False) + "\n").encode()
+        line = (json_text(values) + "\n").encode()
         try:
             with self._lock:
                 self._pending_lines.append(line)

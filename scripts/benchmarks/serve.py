@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import ppxcls
-from ppxcls.deploy.predict import find_images
+from ppxcls.deploy.images import find_images
 
 
 def client(

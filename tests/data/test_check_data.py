@@ -58,7 +58,9 @@ def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
     assert found["missing"] == [f"{listed}:1 train/0000.png: no such file"]
     assert found["empty"] == [f"{listed}:2 train/0001.png: 0 bytes"]
     assert found["truncated"] == [f"{listed}:3 train/0002.png: truncated JPEG"]
-    assert found["not an image"] == [f"{listed}:4 train/0003.png: not an image, or damaged beyond decoding"]
+    assert found["not an image"] == [
+        f"{listed}:4 train/0003.png: not an image, but an HTML page, such as an error page of a download"
+    ]
     assert found["unreadable"] == [f"{listed}:9 train/0008.png: Is a directory"]
     assert found["two labels"] == [f"{listed}:5 train/0004.png = {listed}:6 train/0005.png: labels 1, 2"]
     assert found["in training and evaluation"] == [

@@ -16,7 +16,7 @@ import pytest
 import ppxcls
 from ppxcls.data.image_files import IMAGE_EXTENSIONS, find_image_files
 from ppxcls.data.list_index import ListIndex, list_line
-from ppxcls.deploy.predict import find_images
+from ppxcls.deploy.images import find_images
 from ppxcls.system.paths import printable
 from tests.conftest import run_tool
 
@@ -105,9 +105,10 @@ def test_what_is_skipped_is_counted_by_reason(tmp_path: Path) -> None:
     }
     result = run_tool("lists", data, "-o", tmp_path / "lists")
     assert result.stdout.splitlines()[-1] == (
-        "skipped: 1 beside the folders of classes, 2 broken "
+        "skipped: 2 HEIC images, which need pillow-heif (pip install 'ppxcls[heif]'), "
+        "1 beside the folders of classes, 2 broken "
         "links, 4 hidden, 1 links to a folder that contains them, "
-        "4 not images (.heic, .txt, no extension), 1 not regular files"
+        "2 not images (.txt, no extension), 1 not regular files"
     )
 
 

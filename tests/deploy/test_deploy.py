@@ -27,7 +27,8 @@ import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.deploy import int8, runners
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.predict import Predictor, find_images
+from ppxcls.deploy.images import find_images
+from ppxcls.deploy.predict import Predictor
 from ppxcls.train.paddle_inference import InferenceProgram
 from tests.conftest import run_tool, small_config
 
@@ -295,7 +296,7 @@ def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
         ):
             assert f"{folder}/{name}: {reason}" in result.stderr
         assert result.stderr.splitlines()[-1].startswith("8 images, ")
-        assert result.stderr.splitlines()[-1].endswith("images/s, 4 could not be read")
+        assert result.stderr.splitlines()[-1].endswith("images/s, 4 could not be predicted")
         assert "Traceback" not in result.stderr
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     table = list(csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text(encoding="utf-8"))))

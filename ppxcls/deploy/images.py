@@ -1,0 +1,234 @@
+"""The images that a predictor accepts, in any of the forms in which people have them."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageOps
+
+from ppxcls.data.errors import DataError
+from ppxcls.data.image_files import find_image_files
+from ppxcls.data.read_file import read_file
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import reason_of
+from ppxcls.system.paths import url_problem
+
+Source: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Array | PillowImage.Image
+)
+ACCEPTED = (
+    "a path, a folder, the bytes of an image file, a file opened with 'rb', a PIL image, "
+    "an array [H, W, 3], or a list of these"
+)
+_CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGB with alpha
+_GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's
+
+
+@dataclass(frozen=True)
+class NamedImage:
+    """An image before it is read.
+
+    Attributes:
+        name: path of the image; ``image 0`` and so on if it has none.
+        load: function that returns the bytes of an image file, or an array uint8 [H, W, 3], RGB. It raises
+            OSError or ValueError if the image can't be used.
+    """
+
+    name: str
+    load: Callable[[], bytes | Array]
+
+
+def find_images(path: str) -> list[str]:
+    """Returns the sorted image files of a path.
+
+    Args:
+        path: file, folder (all images below it), or pattern.
+
+    Raises:
+        DataError: there are no such files.
+    """
+    if (problem := url_problem(path)) is not None:
+        raise DataError(problem)
+    if Path(path).is_dir():
+        images = find_image_files(path)
+        files = [os.path.join(path, file) for file in images.files]
+        if not files:
+            raise DataError(f"{path}: no images in this folder; {images.skipped_line()}")
+    else:
+        files = (
+            [path]
+            if Path(path).is_file()
+            else [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
+        )
+    if not files:
+        raise DataError(f"{path}: no such image, folder of images or pattern")
+    return sorted(files)
+
+
+def named_images(images: Source | Iterable[Source]) -> list[NamedImage]:
+    """Returns the images of one source or of several, in their order.
+
+    A folder stands for all images below it, and an array [N, H, W, 3] for N images. Open files are read here,
+    because a generator may close them.
+
+    Raises:
+        DataError: a source has another type, or a folder has no images.
+    """
+    is_single = _is_source(images)
+    if not is_single and (not isinstance(images, Iterable) or isinstance(images, dict | set | frozenset)):
+        raise DataError(f"expected {ACCEPTED}; received {_type_name(images)}")
+    result: list[NamedImage] = []
+    for source in [images] if is_single else images:  # type: ignore[union-attr]
+        if not _is_source(source):
+            raise DataError(f"image {len(result)}: expected {ACCEPTED}; received {_type_name(source)}")
+        result += _images_of(source, len(result))
+    return result
+
+
+def _is_source(value: Any) -> bool:
+    if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | PillowImage.Image):
+        return True
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc" or value.ndim == 0  # an array of paths is a list of them
+    return hasattr(value, "read") or (hasattr(value, "__array__") and np.asarray(value).dtype.kind in "biufc")
+
+
+def _type_name(value: Any) -> str:
+    return (
+        "None"
+        if value is None
+        else f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+    )
+
+
+def _images_of(source: Any, number: int) -> Iterator[NamedImage]:
+    """Yields the images of one source.
+
+    Args:
+        source: source that ``_is_source`` accepts.
+        number: number of the first image, for its name.
+    """
+    name = f"image {number}"
+    if isinstance(source, str | os.PathLike):
+        yield from _files_of(os.fspath(source))
+    elif isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        yield NamedImage(name, lambda: data)
+    elif isinstance(source, PillowImage.Image):
+        yield _of_pillow(source, getattr(source, "filename", "") or name)
+    elif hasattr(source, "read"):
+        yield _of_open_file(source, name)
+    else:
+        array = np.asarray(source)
+        parts = list(array) if array.ndim == 4 and array.shape[-1] in _CHANNEL_COUNTS else [array]
+        for i, part in enumerate(parts):
+            yield NamedImage(f"image {number + i}", lambda part=part: to_rgb(part))  # type: ignore[misc]
+
+
+def _files_of(path: str | bytes) -> Iterator[NamedImage]:
+    """Yields a file, the images of a folder, or those that match a pattern."""
+    path = os.fsdecode(path)
+    files = [path]
+    is_pattern = glob.has_magic(path) and not os.path.exists(path)
+    if url_problem(path) is None and (
+        os.path.isdir(path) or (is_pattern and glob.glob(path, recursive=True))
+    ):
+        files = find_images(path)
+    for file in files:
+        yield NamedImage(file, lambda file=file: _read(file))  # type: ignore[misc]
+
+
+def _read(path: str) -> bytes:
+    if (problem := url_problem(path)) is not None:
+        raise ValueError(problem)
+    return read_file(path)
+
+
+def _failure(reason: str) -> Callable[[], bytes]:
+    """Returns a function that reports an error, so that the other images are predicted."""
+
+    def fail() -> bytes:
+        raise ValueError(reason)
+
+    return fail
+
+
+def _of_open_file(stream: Any, name: str) -> NamedImage:
+    path = getattr(stream, "name", None)
+    name = os.fsdecode(path) if isinstance(path, str | bytes) else name
+    try:
+        if getattr(stream, "seekable", lambda: True)():
+            stream.seek(0)  # a program that has just written a BytesIO is at its end
+        data = stream.read()
+    except (OSError, ValueError, AttributeError, io.UnsupportedOperation) as error:
+        return NamedImage(name, _failure(reason_of(error)))
+    if not isinstance(data, bytes | bytearray | memoryview):
+        return NamedImage(name, _failure("the file is opened as text; open it with 'rb'"))
+    return NamedImage(name, lambda: bytes(data))
+
+
+def _of_pillow(picture: PillowImage.Image, name: str) -> NamedImage:
+    try:
+        picture.load()
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        return NamedImage(name, _failure(reason_of(error)))
+
+    def to_array() -> Array:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in (*_GREY_16_BIT_MODES, "I", "F"):
+            return to_rgb(np.asarray(upright))
+        return np.asarray(upright.convert("RGB"))
+
+    return NamedImage(name, to_array)
+
+
+def to_rgb(array: Array) -> Array:
+    """Returns an array as an image uint8 [H, W, 3].
+
+    Alpha is dropped, as from a file. Of 16 bits per channel, the upper 8 are used, as from a file.
+
+    Args:
+        array: image [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: integers from 0 to 255, uint16, or
+            floating-point numbers from 0 to 1.
+
+    Raises:
+        ValueError: the array has another shape, or other numbers.
+    """
+    description = f"{array.dtype} {list(array.shape)}"
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in _CHANNEL_COUNTS or not array.size:
+        advice = ""
+        if array.ndim == 3 and array.shape[0] in _CHANNEL_COUNTS:
+            advice = "; the channels must come last: array.transpose(1, 2, 0)"
+        raise ValueError(f"expected an image [H, W, 3], [H, W, 4] or [H, W], received {description}{advice}")
+    pixels = _to_uint8(array[..., :3], description)
+    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+
+
+def _to_uint8(array: Array, description: str) -> Array:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        if not (low >= 0 and high <= 1):  # NaN too
+            raise ValueError(
+                "expected floating-point numbers from 0 to 1, or uint8 from 0 to 255, "
+                f"received {description} from {low:g} to {high:g}"
+            )
+        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
+    if array.dtype == np.uint16:
+        return (array >> 8).astype(np.uint8)
+    if array.dtype.kind not in "iu" or low < 0 or high > 255:
+        raise ValueError(f"expected numbers from 0 to 255, received {description} from {low} to {high}")
+    return array.astype(np.uint8)

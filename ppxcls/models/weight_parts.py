@@ -1,0 +1,164 @@
+"""Finds the weights of a network in a file that has more than these.
+
+Training programs store several states in one file, and wrappers put a prefix before each key.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppxcls.checkpoints.files import CheckpointError, State
+from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
+from ppxcls.checkpoints.torch_reader import OpaqueValue
+from ppxcls.system.logs import logger
+
+# Names of a part, in the order in which they are taken. timm takes the average first.
+_AVERAGE_NAMES = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema"),
+    "params_ema",
+)
+_NETWORK_NAMES = (
+    *("state_dict", "model", "model_state_dict", "model_state", "network", "net", "module", "params"),
+    "weights",
+)
+_MAX_LEVELS = 3  # levels of dictionaries in dictionaries
+_MAX_SHOWN_PARTS = 12  # parts in a message
+
+
+def network_part(tree: Any, file: Path) -> State:
+    """Returns the weights of the network in a file's content, and logs which part was taken.
+
+    An average of the weights (EMA) is preferred, as in timm.
+
+    Args:
+        tree: arrays by state key, or a dictionary that contains such dictionaries.
+        file: name of the file, for messages.
+
+    Raises:
+        CheckpointError: there are no arrays by name, or several sets of unknown names.
+    """
+    path: list[str] = []
+    for _ in range(_MAX_LEVELS):
+        if not isinstance(tree, Mapping):
+            break
+        states = {str(key): part for key, part in tree.items() if _has_states(part)}
+        name = _preferred_name(states, file) if states else None
+        if name is None or (_is_state(tree) and name not in (*_AVERAGE_NAMES, *_NETWORK_NAMES)):
+            break
+        path.append(name)
+        _log_choice(".".join(path), name, tree, file)
+        tree = states[name]
+    if not _is_state(tree):
+        raise CheckpointError(f"{file}: expected arrays by state key, received {_content(tree)}")
+    arrays = {str(key): _array(part) for key, part in tree.items()}
+    return {key: part for key, part in arrays.items() if _is_array(part) or key == PARAMETER_NAMES_KEY}
+
+
+def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
+    """Returns arrays by a model's state keys if each of these keys has the same prefix in the file.
+
+    Wrappers write such prefixes: ``module.``, ``_orig_mod.``, ``model.``. If two prefixes fit equally well,
+    one with the name of an average is taken.
+
+    Args:
+        state: arrays by key.
+        keys: state keys of the model.
+        file: name of the file, for messages.
+    """
+    if not state or any(key in keys for key in state):
+        return state
+    counts: Counter[str] = Counter()
+    for key in state:
+        words = key.split(".")
+        for i in range(1, len(words)):
+            if ".".join(words[i:]) in keys:
+                counts[".".join(words[:i]) + "."] += 1
+    if not counts:
+        return state
+    prefix = max(counts, key=lambda prefix: (counts[prefix], "ema" in prefix, "average" in prefix))
+    if counts[prefix] < len(keys) / 2:
+        return state
+    other_keys = [key for key in state if not key.startswith(prefix) and key != PARAMETER_NAMES_KEY]
+    if other_keys:
+        excerpt = ", ".join(other_keys[:_MAX_SHOWN_PARTS])
+        more = ", ..." if len(other_keys) > _MAX_SHOWN_PARTS else ""
+        logger.warning(
+            f"{file}: the {counts[prefix]} tensors of {prefix}* are used; the file also has {excerpt}{more}"
+        )
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _array(part: Any) -> Any:
+    """Returns the array of a tensor. Paddle pickles a tensor as a pair of name and array."""
+    return part[1] if isinstance(part, tuple) and len(part) == 2 and _is_array(part[1]) else part
+
+
+def _is_array(part: Any) -> bool:
+    return isinstance(part, np.ndarray | np.generic)
+
+
+def _is_state(tree: Any) -> bool:
+    return isinstance(tree, Mapping) and any(
+        isinstance(key, str) and isinstance(_array(part), np.ndarray) for key, part in tree.items()
+    )
+
+
+def _has_states(part: Any, levels: int = _MAX_LEVELS) -> bool:
+    """True if a part is a state by names, or contains one under a known name."""
+    if _is_state(part):
+        return True
+    if not isinstance(part, Mapping) or levels == 0:
+        return False
+    known_names = (*_AVERAGE_NAMES, *_NETWORK_NAMES)
+    return any(name in part and _has_states(part[name], levels - 1) for name in known_names)
+
+
+def _preferred_name(states: Mapping[str, Any], file: Path) -> str | None:
+    """Returns the name of the part to take."""
+    for name in (*_AVERAGE_NAMES, *_NETWORK_NAMES):
+        if name in states:
+            return name
+    if len(states) > 1 and not any(_is_optimizer(name) for name in states):
+        text = ", ".join(f"{name} ({_size(part)})" for name, part in states.items())
+        raise CheckpointError(f"{file}: expected one set of weights, received {text}; save one of them alone")
+    return next((name for name in states if not _is_optimizer(name)), None)
+
+
+def _is_optimizer(name: str) -> bool:
+    return "optim" in name or "scaler" in name or "sched" in name
+
+
+def _log_choice(path: str, name: str, tree: Mapping[Any, Any], file: Path) -> None:
+    other_parts = {str(key): part for key, part in tree.items() if str(key) != name}
+    kind = "averaged weights" if name in _AVERAGE_NAMES else "weights"
+    rest = ", ".join(
+        f"{key} ({_size(part)})" if _is_state(part) else key
+        for key, part in list(other_parts.items())[:_MAX_SHOWN_PARTS]
+    )
+    more = ", ..." if len(other_parts) > _MAX_SHOWN_PARTS else ""
+    text = f"{file}: {path} ({kind}) is used" + (f"; the file also has {rest}{more}" if rest else "")
+    has_other_weights = any(_has_states(part) and not _is_optimizer(key) for key, part in other_parts.items())
+    (logger.warning if has_other_weights else logger.info)(text)
+
+
+def _size(part: Any) -> str:
+    count = sum(isinstance(_array(value), np.ndarray) for value in part.values())
+    return f"{count} tensors" if count else "no tensors"
+
+
+def _content(tree: Any) -> str:
+    """Describes what a file has in the place of weights."""
+    if isinstance(tree, OpaqueValue):
+        return f"an object of {tree.name}; save its state_dict() instead"
+    if not isinstance(tree, Mapping):
+        return type(tree).__name__
+    parts = [
+        f"{key} (an object of {part.name})" if isinstance(part, OpaqueValue) else str(key)
+        for key, part in list(tree.items())[:_MAX_SHOWN_PARTS]
+    ]
+    return f"a dictionary of {', '.join(parts)}" if parts else "an empty dictionary"
