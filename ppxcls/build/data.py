@@ -6,7 +6,7 @@ import paddle
 from tqdm import tqdm
 
 from ppxcls.build import BAD_SAMPLES
-from ppxcls.build.choices import class_num
+from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
@@ -113,4 +113,5 @@ def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     total = sum(len(dataset) for dataset in datasets)
     is_hidden = None if progress_bar else True  # with None, tqdm shows the bar only on a terminal
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:
-        return check_lists(datasets, class_num(config), progress=bar.update)
+        names = class_names_for(config, "train")
+        return check_lists(datasets, class_num(config), progress=bar.update, names=names)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, largest_16bit_value
+from ppxcls.data.similar_names import similar_name_notes
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.paths import printable
 
@@ -29,7 +30,7 @@ ERRORS = (
     "two labels",
     "in training and evaluation",
 )
-NOTES = ("almost black", "duplicate", "class without samples")
+NOTES = ("almost black", "duplicate", "class without samples", "similar names")
 
 
 @dataclass
@@ -127,8 +128,10 @@ class _Files:
 def check_lists(
     datasets: Sequence[Dataset],
     class_num: int,
+    *,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
+    names: Sequence[str] = (),
 ) -> DataReport:
     """Decodes every sample, compares all samples by content, and counts the classes.
 
@@ -137,8 +140,10 @@ def check_lists(
         class_num: number of classes.
         threads: number of threads; None for one per core.
         progress: function that is called with the number of samples since its last call; None for no calls.
+        names: names of the classes; empty if they are not known.
     """
     report = DataReport()
+    report.findings["similar names"] = similar_name_notes(names)
     compares_pixels = not all(dataset.keeps_bytes for dataset in datasets)
     all_files = [_Files(dataset, report, compares_pixels=compares_pixels) for dataset in datasets]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
