@@ -131,7 +131,6 @@ def choose(
             break
     has_enough_epochs, epochs = epochs >= min_epochs, min(max(epochs, min_epochs), _MAX_EPOCHS)
     head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
-    published_images = MODELS.fact(network, "published")
     reasons = [
         f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
         f"{size} px (the images allow up to {largest_size}): about {seconds:.2g} s per step on this machine",
@@ -143,9 +142,7 @@ def choose(
             "from scratch: with ImageNet weights (--weights), a small data set needs fewer epochs "
             "and the accuracy is much better"
         )
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if weights and published_images:
-        mean, std = published_images.mean, published_images.std
+    mean, std = _normalization(network, weights)
     return Settings(
         network=network,
         weights=weights,
@@ -160,6 +157,35 @@ def choose(
         learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
         reasons=reasons,
     )
+
+
+def provisional_settings(
+    class_num: int, *, network: str, weights: str | None, device: str | None
+) -> Settings:
+    """Returns settings that are chosen without any measurement, to check a config with them."""
+    mean, std = _normalization(network, weights)
+    return Settings(
+        network=network,
+        weights=weights,
+        class_num=class_num,
+        device=device or available_devices()[0],
+        size=_SIZES_PIXELS[-1],
+        mean=mean,
+        std=std,
+        batch_size=2,
+        epochs=_MIN_EPOCHS,
+        head_epochs=1 if weights else 0,
+        learning_rate=_LEARNING_RATE,
+        reasons=[],
+    )
+
+
+def _normalization(network: str, weights: str | None) -> tuple[tuple[float, float, float], ...]:
+    """Returns mean and standard deviation by channel: those of published weights, if there are weights."""
+    published_images = MODELS.fact(network, "published")
+    if weights and published_images:
+        return published_images.mean, published_images.std
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:

@@ -15,6 +15,7 @@ import paddle
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.system import distributed
 from ppxcls.system.devices import is_out_of_memory
+from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
 
@@ -148,7 +149,9 @@ class _Attempt:
         times = []
         for _ in range(2):
             start = time.perf_counter()
-            float(self._learner.step(images, labels, 1.0, is_update_step=True).sum())  # waits for the device
+            with interrupts_deferred():
+                sums = self._learner.step(images, labels, 1.0, is_update_step=True)
+                float(sums.sum())  # waits for the device
             times.append(time.perf_counter() - start)
         return min(times), _peak_bytes(is_host=self._is_host)
 

@@ -14,6 +14,7 @@ from ppxcls.data.loader import Batch
 from ppxcls.reports.curves import BLUE, GREY, ORANGE, png, pyplot, restyle
 from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
+from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
 
@@ -107,7 +108,8 @@ def try_rates(trainer: Trainer, steps: int = 100) -> RateRange:
         for rate in rates:
             sums = np.zeros(2)
             for batch in itertools.islice(batches, batches_per_step):
-                result = trainer.train_on(batch)
+                with interrupts_deferred():
+                    result = trainer.train_on(batch)
                 sums += (float(result.sums[loss_index]), result.plan.count) if result.plan.count else 0.0
             total, count = distributed.sum_over_processes(sums)  # all processes decide alike
             if count:  # 0 if no sample of the step can be read
