@@ -39,7 +39,7 @@ class BatchSizes:
 
     @property
     def largest(self) -> int:
-        """Largest size that fits."""
+        """Largest size that fits, or that the data can fill."""
         return self.measurements[-1][0]
 
     @property
@@ -57,30 +57,38 @@ class BatchSizes:
         return "\n".join([*lines, f"{words}; {self.smallest_fast} is the smallest within 5 % of the fastest"])
 
 
-def try_batch_sizes(trainer: Trainer) -> BatchSizes:
+def try_batch_sizes(trainer: Trainer, samples_per_step: int | None = None) -> BatchSizes:
     """Searches for the largest batch size that fits, by training on increasing sizes.
 
     The sizes are 2, 4, 8 and so on, and then sizes between the last that fits and the first that doesn't.
-    Every batch repeats the samples of the first real one.
+    Every batch repeats the samples of the first real one. No size is larger than the training data or than
+    ``Global.samples_per_step``, because no batch of the training can be.
 
     On a CPU, a size is only tried if the memory use of smaller sizes predicts that it fits, because the
     system would kill the process without an error. On an accelerator, the search relies on the device's
     error. The trainer can't be used afterwards.
 
+    Args:
+        trainer: trainer, as for training.
+        samples_per_step: number of samples in an optimizer step, which a batch can't exceed; None for no
+            limit.
+
     Raises:
         DataError: a sample can't be loaded.
-        TrainingError: not even a batch of 2 fits, or there are several processes.
+        TrainingError: not even the smallest batch fits, or there are several processes.
     """
     if distributed.world_size() > 1:
         raise TrainingError(
             "the batch-size search needs a single process: run it on one device, without a launcher"
         )
+    largest_size, limit = _largest_size(trainer, samples_per_step)
     attempt = _Attempt(trainer)
     measurements: list[tuple[int, float, int]] = []
     low = 0
-    high = _MAX_SIZE + 1
-    limit = f"sizes above {_MAX_SIZE} are not tried"
-    size = _FIRST_SIZE
+    high = largest_size + 1
+    size = min(_FIRST_SIZE, largest_size)
+    if samples_per_step is not None:
+        size = _divisor(samples_per_step, size, low)
     while low < size < high:
         reason, result = attempt(size, measurements)
         if reason:
@@ -89,12 +97,33 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
             measurements.append((size, *result))
             low = size
         step = max(8, low // 8) if low >= 8 else 1  # steps below an eighth gain nothing
-        size = min(2 * low, _MAX_SIZE) if high > _MAX_SIZE else (low + high) // 2 // step * step
+        size = min(2 * low, largest_size) if high > largest_size else (low + high) // 2 // step * step
+        if samples_per_step is not None:
+            size = _divisor(samples_per_step, size, low)
     if not measurements:
         raise TrainingError(
-            f"not even a batch of {_FIRST_SIZE} fits: {limit}; Arch.recompute and AMP need less memory"
+            f"not even a batch of {min(_FIRST_SIZE, largest_size)} fits: {limit}; "
+            "Arch.recompute and AMP need less memory"
         )
     return BatchSizes(measurements, limit)
+
+
+def _largest_size(trainer: Trainer, samples_per_step: int | None) -> tuple[int, str]:
+    """Returns the largest size that the training can use, and the reason, for a message."""
+    limits = [
+        (_MAX_SIZE, f"sizes above {_MAX_SIZE} are not tried"),
+        (len(trainer.loader.dataset), f"the training data has {len(trainer.loader.dataset):,} images"),
+    ]
+    if samples_per_step is not None:
+        limits.append((samples_per_step, f"Global.samples_per_step is {samples_per_step:,}"))
+    return min(limits)
+
+
+def _divisor(samples_per_step: int, size: int, low: int) -> int:
+    """Returns the divisor nearest to a size, above ``low`` if there is one; training refuses other sizes."""
+    divisors = [number for number in range(1, samples_per_step + 1) if samples_per_step % number == 0]
+    larger_divisors = [number for number in divisors if number > low] or divisors
+    return min(larger_divisors, key=lambda number: abs(number - size))
 
 
 class _Attempt:

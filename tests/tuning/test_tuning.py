@@ -176,6 +176,7 @@ def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
 def test_the_largest_batch_of_an_accelerator(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
 ) -> None:
+    monkeypatch.setattr(batch_size, "_largest_size", lambda *_: (4096, "sizes above 4096 are not tried"))
     monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(limit, error))
     monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 1e15)
     found = ppxcls.find_batch(small())
@@ -184,6 +185,41 @@ def test_the_largest_batch_of_an_accelerator(
     assert "don't fit" in found.limit
     sizes = [size for size, _, _ in found.measurements]
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("count", "samples_per_step", "sizes", "reason"),
+    [
+        (1, None, [1], "the training data has 1 images"),
+        (2, None, [2], "the training data has 2 images"),
+        (5, None, [2, 4, 5], "the training data has 5 images"),
+        (30, None, [2, 4, 8, 16, 30], "the training data has 30 images"),
+        (30, 12, [2, 4, 6, 12], "Global.samples_per_step is 12"),
+        (30, 9, [1, 3, 9], "Global.samples_per_step is 9"),
+        (5, 64, [2, 4], "the training data has 5 images"),
+    ],
+)
+def test_no_batch_is_larger_than_the_data(
+    count: int,
+    samples_per_step: int | None,
+    sizes: list[int],
+    reason: str,
+    small: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(4096, MemoryError()))
+    monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 1e15)
+    data = write_images(tmp_path / "data", count)
+    keys: dict[str, Any] = {
+        f"DataLoader.Train.dataset.{key}": value
+        for key, value in (("image_root", str(data)), ("cls_label_path", str(data / "train_list.txt")))
+    }
+    if samples_per_step:
+        keys |= {"Global.samples_per_step": samples_per_step, "DataLoader.Train.sampler.batch_size": 1}
+    found = ppxcls.find_batch(small(**keys))
+    assert [size for size, _, _ in found.measurements] == sizes
+    assert found.limit == reason
 
 
 def test_another_error_is_no_lack_of_memory(
@@ -214,6 +250,7 @@ def test_a_host_is_never_asked_for_more_than_it_has(
 
     monkeypatch.setattr(batch_size._Attempt, "_steps", noted)
     monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 3e8)
+    monkeypatch.setattr(batch_size, "_largest_size", lambda *_: (4096, "sizes above 4096 are not tried"))
     found = ppxcls.find_batch(small())
     assert found.largest == max(asked)
     assert found.measurements[-1][2] - found.measurements[0][2] < 6e8
