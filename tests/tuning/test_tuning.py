@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,46 @@ def test_a_loss_that_does_not_fall_suggests_nothing(end: float) -> None:
     assert "the loss did not fall" in str(found)
     pytest.importorskip("matplotlib")
     assert draw(found)
+
+
+def test_no_rate_at_an_edge_of_the_range_is_suggested() -> None:
+    """The loss falls from the first step on, or until the last one, or it is noise."""
+    rates = np.geomspace(1e-6, 10, 100)
+    logs = np.log10(rates)
+    falling_at_once = RateRange(rates, 0.5 + np.exp(-8 * (logs + 6)) + np.maximum(logs + 4, 0))
+    assert falling_at_once.suggestion is None
+    assert "there are too few images or steps" in str(falling_at_once)
+    falling_to_the_end = RateRange(rates, 3 - 2 / (1 + np.exp(-4 * (logs - 0.5))))
+    assert falling_to_the_end.suggestion is None
+    assert "none is suggested, because the loss still fell at the highest rate" in str(falling_to_the_end)
+    for seed in range(20):
+        noise = RateRange(rates, 1.4 + np.random.default_rng(seed).normal(0, 0.15, 100))
+        assert noise.suggestion is None, seed
+        assert "the loss fell by no more than its noise" in str(noise) or "did not fall" in str(noise)
+
+
+@pytest.mark.parametrize("steps", [50, 100])
+def test_a_noisy_curve_gives_a_rate_on_its_slope(steps: int) -> None:
+    """The loss falls around 1e-4, as for 30 photographs in batches of 8. The noise is a fifth of the fall."""
+    logs = np.linspace(-6, 1, steps)
+    losses = 1.5 - 1 / (1 + np.exp(-4 * (logs + 4))) + np.exp(3 * (logs + 1))
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.2 if steps == 100 else 0.1, steps)
+        suggestion = RateRange(10**logs, losses + noise).suggestion
+        assert suggestion is not None, seed
+        assert 3e-5 <= suggestion <= 1e-3, seed
+
+
+def test_fit_keeps_its_rate_if_none_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = argparse.Namespace(output=tmp_path, overrides=[])
+    settings = argparse.Namespace(learning_rate=0.0003, reasons=["one"])
+    rates = RateRange(np.geomspace(1e-6, 10, 100), np.full(100, 1.4))
+    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
+    monkeypatch.setattr(photographs, "replace", lambda _, **keys: keys)
+    found = photographs._with_learning_rate(request, settings)
+    assert found["learning_rate"] == 0.0003
+    assert found["reasons"] == ["one", str(rates)]
+    assert "the loss did not fall" in str(rates)
 
 
 def test_the_first_smoothed_loss_has_no_bias() -> None:
@@ -269,7 +310,8 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
     for i, file in enumerate(files):
         (tmp_path / f"photos/{i % 3}").mkdir(parents=True, exist_ok=True)
         file.rename(tmp_path / f"photos/{i % 3}/{file.name}")
-    rates = RateRange(np.geomspace(1e-6, 1, 100), np.linspace(3, 1, 100))
+    logs = np.linspace(-6, 0, 100)
+    rates = RateRange(10**logs, 3 - 2 / (1 + np.exp(-4 * (logs + 3))) + np.exp(3 * logs))
     monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
     monkeypatch.setattr(
         photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough")
