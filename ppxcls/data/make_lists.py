@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -223,7 +224,7 @@ def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> List
             if not (folder / path).is_file():
                 raise DataError(f"{index.line(sample)}: no such file: {folder / path}")
             lines[part].append(list_line(path, label))
-            listed_paths.add(os.path.normpath(path))
+            listed_paths.add(posixpath.normpath(path))
     for part in ("val", "test"):
         if lines["train"] and (extra_labels := _labels(lines[part]) - _labels(lines["train"])):
             name = names[min(extra_labels)]
@@ -254,7 +255,7 @@ def _write_lists(
             file.unlink()
             result.notes.append(f"{file} of an earlier call was removed")
     if classes:
-        write_text(output / CLASS_NAMES_FILE, class_name_lines(classes))
+        write_text(output / CLASS_NAMES_FILE, class_name_lines([_unicode_name(name) for name in classes]))
         result.lists[str(output / CLASS_NAMES_FILE)] = len(classes)
     return result
 
@@ -272,6 +273,14 @@ def _coverage_notes(lines: dict[str, list[str]], classes: Sequence[str]) -> list
                 f"without images in the {words} list: {describe_classes(len(missing_names), missing_names)}"
             )
     return notes
+
+
+def _unicode_name(name: str) -> str:
+    """Returns a folder's name as Unicode, even if the locale of the process is not UTF-8."""
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeError:  # the name is no Unicode on the disk either
+        return name
 
 
 def _labels(rows: Sequence[str]) -> set[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,11 @@ from ppxcls.system.devices import is_out_of_memory
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 _FIRST_SIZE, _MAX_SIZE = 2, 4096
 _MAX_HOST_MEMORY_SHARE = 0.85  # fraction of free memory; beyond it the process is killed without an error
@@ -207,14 +212,16 @@ def _free_host_bytes() -> float:
     """
     free_bytes = []
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free_bytes.append(
             1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
         )
     with contextlib.suppress(OSError, ValueError):  # "max" is not a number
         group = Path("/sys/fs/cgroup")
-        limit, used_bytes = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit, used_bytes = (
+            int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current")
+        )
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
         # File cache, which the system releases if needed.
         cached_bytes = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free_bytes.append(limit - used_bytes + cached_bytes)
@@ -224,7 +231,7 @@ def _free_host_bytes() -> float:
 def _reset_peak(*, is_host: bool) -> None:
     if is_host:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     else:
         with contextlib.suppress(
             AttributeError, ValueError, RuntimeError
@@ -242,12 +249,15 @@ def _peak_bytes(*, is_host: bool) -> int:
             return int(paddle.device.cuda.max_memory_allocated())
         except (AttributeError, ValueError, RuntimeError):
             return 0
-    return _process_bytes("VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if (peak_bytes := _process_bytes("VmHWM")) or resource is None:
+        return peak_bytes
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _process_bytes(figure: str) -> int:
     """Returns a memory figure of this process, in bytes, from Linux's ``/proc``; 0 on other systems."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(figure)).split()[1])
     return 0
