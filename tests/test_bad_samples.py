@@ -5,6 +5,7 @@ Too many of them stop the run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.build.data import build_dataset
+from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.errors import DataError
 from tests.conftest import run_tool, write_images
 
@@ -96,6 +99,31 @@ def test_too_many_bad_samples_stop_the_run(write_config: Callable[..., Path], tm
         match=r"4 of 12 samples of .*train_list.txt can't be read, more than Global.max_bad_share = 0.3",
     ):
         trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("bad", "share", "is_allowed"),
+    [
+        ([3], 0.001, True),
+        ([3, 5], 0.001, False),
+        ([3], 0, False),
+        ([3, 5], 0.17, True),
+        ([3, 5], 0.16, False),
+    ],
+)
+def test_one_bad_sample_is_always_allowed(
+    write_config: Callable[..., Path], tmp_path: Path, bad: list[int], share: float, *, is_allowed: bool
+) -> None:
+    """12 samples. A fraction of 0 allows none."""
+    config = ppxcls.load_config(
+        skipping(write_config, bad_data(tmp_path, bad), **{"Global.max_bad_share": share})
+    )
+    dataset = build_dataset(config, "Train")
+    samples = BadSamples(tmp_path / "bad_samples.txt", dataset, config.Global.max_bad_share)
+    for index in bad[:-1]:
+        samples.add(index, DataError("damaged"))
+    with contextlib.nullcontext() if is_allowed else pytest.raises(DataError, match="max_bad_share"):
+        samples.add(bad[-1], DataError("damaged"))
 
 
 def test_a_new_run_lists_its_own_bad_samples(write_config: Callable[..., Path], tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import paddle
 from tqdm import tqdm
 
 from ppxcls.build import BAD_SAMPLES
-from ppxcls.build.choices import class_num
+from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.build.class_order import mapping_to, run_classes, training_classes
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
@@ -130,4 +130,5 @@ def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     total = sum(len(dataset) for dataset in datasets)
     is_hidden = None if progress_bar else True  # with None, tqdm shows the bar only on a terminal
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:
-        return check_lists(datasets, class_num(config), progress=bar.update)
+        names = class_names_for(config, "train")
+        return check_lists(datasets, class_num(config), progress=bar.update, names=names)

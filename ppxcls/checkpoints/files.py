@@ -415,7 +415,7 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-        with open(target, "rb") as stream:
+        with open(target, "r+b") as stream:  # Windows syncs only files that are open for writing
             os.fsync(stream.fileno())
 
 

@@ -43,7 +43,7 @@ _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process by folder; open until
 _DESCRIPTION_FILES = ("config.yaml", "class_names.txt")
 _EXTENSION_PATTERN = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
 _CHECKPOINT_PATTERN = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSION_PATTERN})(\.new)?")
-_DISK_FULL_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class RunFolderError(Exception):
@@ -163,13 +163,22 @@ class RunFolder:
         Raises:
             OSError: they can't be moved.
         """
+        files = self._files_of_runs(results)
+        return self._move_aside(files) if files else None
+
+    def has_results(self, results: Collection[str]) -> bool:
+        """True if ``set_aside`` would move files."""
+        return bool(self._files_of_runs(results))
+
+    def _files_of_runs(self, results: Collection[str]) -> list[Path]:
+        """Returns the files that an earlier run has written here; none if they only describe a run."""
         names = {*_DESCRIPTION_FILES, *results}
         files = [
             file
             for file in self.path.iterdir()
             if file.name in names or _CHECKPOINT_PATTERN.fullmatch(file.name)
         ]
-        return None if all(file.name in _DESCRIPTION_FILES for file in files) else self._move_aside(files)
+        return [] if all(file.name in _DESCRIPTION_FILES for file in files) else files
 
     def is_checkpoint(self, file: Path) -> bool:
         """True if a file belongs to a checkpoint in this folder.

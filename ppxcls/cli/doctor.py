@@ -127,6 +127,7 @@ def _run(script: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
     command = [sys.executable, "-c", script, *arguments]
     environment = {
         **os.environ,
+        "PYTHONIOENCODING": "utf-8",
         "PYTHONPATH": os.pathsep.join(filter(None, (_root(), os.environ.get("PYTHONPATH")))),
     }
     try:
@@ -134,7 +135,7 @@ def _run(script: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
             command,
             check=False,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_TIMEOUT_SECONDS,
             env=environment,
@@ -244,6 +245,8 @@ def _disk(output: Path) -> Iterator[Finding]:
         else "missing"
     )
     reason = "not needed, because the loader's memory is anonymous (memfd)"
+    if not hasattr(os, "memfd_create"):
+        reason = "not needed, because images are loaded in threads on this system"
     yield Finding("shared", f"{shared_memory} of {size}; {reason}")
 
 

@@ -20,9 +20,11 @@ from ppxcls.cli.launch import run_launcher
 from ppxcls.system import environment
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.json_text import json_text
+from ppxcls.system.output_paths import check_output_file, check_output_folder
 from ppxcls.system.paths import printable
 
 Function = Callable[[argparse.ArgumentParser], int | None]
+_CONVERTED_SUFFIXES = (".pdparams", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     )
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
+    if arguments.output:
+        check_output_file(arguments.output)
     environment.import_paddle()
     from ppxcls.deploy.build import print_predictions
 
@@ -230,6 +234,10 @@ def export_verb(parser: argparse.ArgumentParser) -> None:
     )
     arguments = cli.parse_with_config(parser)
     config = cli.read_config(arguments)
+    environment.import_paddle()
+    from ppxcls.deploy.build import export_folder
+
+    check_output_folder(export_folder(config))
     ppxcls.export(
         config,
         ["paddle", "onnx"] if arguments.format == "both" else [arguments.format],
@@ -238,8 +246,6 @@ def export_verb(parser: argparse.ArgumentParser) -> None:
         fold=arguments.fold,
         int8=arguments.int8,
     )
-    from ppxcls.deploy.build import export_folder
-
     print(f"written to {export_folder(config)}")
 
 
@@ -258,6 +264,8 @@ def report_verb(parser: argparse.ArgumentParser) -> None:
         help="file for the comparison of several runs (default: comparison.html)",
     )
     arguments = parser.parse_args()
+    if len(arguments.runs) > 1:
+        check_output_file(arguments.output)
     print(printable(str(ppxcls.report(arguments.runs, arguments.output))))
 
 
@@ -328,7 +336,10 @@ def check_verb(parser: argparse.ArgumentParser) -> int:
     """Check the data sets of a YAML config."""
     parser.add_argument("--json", metavar="FILE", help="file for the report as JSON")
     arguments = cli.parse_with_config(parser)
-    data_report = ppxcls.check_data(cli.read_config(arguments))
+    config = cli.read_config(arguments)
+    if arguments.json:
+        check_output_file(arguments.json)
+    data_report = ppxcls.check_data(config)
     print(data_report)
     if arguments.json:
         text = json_text(data_report.as_dict(), indent=1)
@@ -365,6 +376,7 @@ def lists_verb(parser: argparse.ArgumentParser) -> None:
         help="for a flat folder: a file with one label per line, in file-name order",
     )
     arguments = parser.parse_args()
+    check_output_folder(arguments.output)
     print(
         ppxcls.make_lists(
             arguments.folder,
@@ -421,6 +433,8 @@ def pack_verb(parser: argparse.ArgumentParser) -> None:
     arguments = parser.parse_args()
     if (arguments.unpack and (arguments.verify or arguments.list)) or (arguments.verify and arguments.output):
         parser.error("expected one of packing, --verify and --unpack")
+    if arguments.output:
+        check_output_folder(arguments.output)
     with tqdm(unit="image", disable=None, leave=False) as bar:
         print(printable(_run_pack(parser, arguments, bar.update)))
 
@@ -474,6 +488,9 @@ def convert_verb(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", required=True, metavar="FILE", help="file to write: .pdparams or .safetensors"
     )
     arguments = parser.parse_args()
+    if Path(arguments.output).suffix not in _CONVERTED_SUFFIXES:
+        raise ppxcls.CheckpointError(f"{arguments.output}: expected {' or '.join(_CONVERTED_SUFFIXES)}")
+    check_output_file(arguments.output)
     count = ppxcls.convert_weights(arguments.source, arguments.model, arguments.output, arguments.class_num)
     print(f"{count} tensors, with the keys and shapes of {arguments.model}, written to {arguments.output}")
 

@@ -66,7 +66,8 @@ class GlobalSection:
             the evaluation gets three times as long, because it may compile.
         on_bad_image: reaction to an unreadable sample: ``raise`` stops the run; ``skip`` leaves the sample
             out and lists it.
-        max_bad_share: largest fraction of unreadable samples in a list. The run stops if there are more.
+        max_bad_share: largest fraction of unreadable samples in a list. The run stops if there are more. One
+            unreadable sample is always allowed, unless the fraction is 0.
         deterministic: True to use the device's deterministic operators; on GPUs, only with
             ``Arch.data_format: NCHW``.
         check_data: True to look for every listed file before the first step.

@@ -21,7 +21,8 @@ class BadSamples:
     Args:
         file: path of ``bad_samples.txt`` in the run's folder.
         dataset: data set that contains the samples.
-        max_share: largest share of unreadable samples in the data set, 0 to 1; the run stops above it.
+        max_share: largest share of unreadable samples in the data set, 0 to 1; the run stops above it. One
+            unreadable sample is always allowed, unless the share is 0.
     """
 
     def __init__(self, file: Path, dataset: Dataset, max_share: float) -> None:
@@ -48,12 +49,17 @@ class BadSamples:
                 stream.write("\t".join(map(printable, (line, path, str(error)))) + "\n")
             prefix = printable(f"{self._dataset.source}:")
             count = 1 + sum(row.startswith(prefix) for row in listed_lines)
-        if count > self._max_share * len(self._dataset):
-            count_text = f"{count:,} of {len(self._dataset):,} samples of {self._dataset.source}"
+        sample_count = len(self._dataset)
+        if count > self._max_count(sample_count):
+            count_text = f"{count:,} of {sample_count:,} samples of {self._dataset.source}"
             raise DataError(
                 f"{count_text} can't be read, more than Global.max_bad_share = {self._max_share:g}: "
-                f"see {self.file}"
+                f"see {self.file}; 'ppxcls check' finds all of them"
             )
+
+    def _max_count(self, sample_count: int) -> float:
+        """Returns the largest number of unreadable samples in a data set of this size."""
+        return max(self._max_share * sample_count, 1.0) if self._max_share else 0.0
 
     def _rows(self) -> list[str]:
         try:

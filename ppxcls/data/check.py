@@ -15,6 +15,7 @@ import numpy as np
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, image_count, largest_16bit_value
+from ppxcls.data.similar_names import similar_name_notes
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.paths import printable
 
@@ -29,7 +30,22 @@ ERRORS = (
     "two labels",
     "in training and evaluation",
 )
-NOTES = ("almost black", "several images", "duplicate", "class without samples")
+NOTES = ("almost black", "several images", "duplicate", "class without samples", "similar names")
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that can't be used.
+
+    Attributes:
+        dataset: number of its data set in the check, counted from 0.
+        index: number of the sample in its data set.
+        reason: reason, such as ``truncated JPEG``.
+    """
+
+    dataset: int
+    index: int
+    reason: str
 
 
 @dataclass
@@ -39,10 +55,14 @@ class DataReport:
     Attributes:
         findings: lines such as ``list:line path: reason``, by kind; the kinds are ``ERRORS`` and ``NOTES``.
         lists: statistics by data set: number of samples, samples per class, sizes of the images.
+        bad_samples: samples that can't be read or decoded.
+        copies: groups of samples with the same content, as numbers of the data set and of the sample in it.
     """
 
     findings: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in (*ERRORS, *NOTES)})
     lists: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bad_samples: list[BadSample] = field(default_factory=list)
+    copies: list[list[tuple[int, int]]] = field(default_factory=list)
 
     @property
     def errors(self) -> int:
@@ -74,7 +94,8 @@ class _Files:
     stays zero if the image can't be decoded.
     """
 
-    def __init__(self, dataset: Dataset, report: DataReport, *, compares_pixels: bool) -> None:
+    def __init__(self, number: int, dataset: Dataset, report: DataReport, *, compares_pixels: bool) -> None:
+        self.number = number
         self.dataset = dataset
         self._compares_pixels = compares_pixels
         self.digests = np.zeros((len(dataset), _DIGEST_BYTES), np.uint8)
@@ -125,13 +146,17 @@ class _Files:
     def _note(self, kind: str, index: int, reason: str) -> None:
         with self._lock:
             self._report.findings[kind].append(f"{self.name(index)}: {printable(reason)}")
+            if kind in ERRORS:
+                self._report.bad_samples.append(BadSample(self.number, index, reason))
 
 
 def check_lists(
     datasets: Sequence[Dataset],
     class_num: int,
+    *,
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
+    names: Sequence[str] = (),
 ) -> DataReport:
     """Decodes every sample, compares all samples by content, and counts the classes.
 
@@ -140,10 +165,15 @@ def check_lists(
         class_num: number of classes.
         threads: number of threads; None for one per core.
         progress: function that is called with the number of samples since its last call; None for no calls.
+        names: names of the classes; empty if they are not known.
     """
     report = DataReport()
+    report.findings["similar names"] = similar_name_notes(names)
     compares_pixels = not all(dataset.keeps_bytes for dataset in datasets)
-    all_files = [_Files(dataset, report, compares_pixels=compares_pixels) for dataset in datasets]
+    all_files = [
+        _Files(number, dataset, report, compares_pixels=compares_pixels)
+        for number, dataset in enumerate(datasets)
+    ]
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for files in all_files:
             samples_per_task = 64
@@ -163,6 +193,7 @@ def check_lists(
     _compare(all_files, report)
     for findings in report.findings.values():
         findings.sort()
+    report.bad_samples.sort(key=lambda sample: (sample.dataset, sample.index))
     return report
 
 
@@ -207,6 +238,7 @@ def _compare(all_files: list[_Files], report: DataReport) -> None:
         if stop - start < 2:
             continue
         group = [(all_files[set_numbers[j]], int(indices[j])) for j in order[start:stop]]
+        report.copies.append([(files.number, i) for files, i in group])
         names = " = ".join(files.name(i) for files, i in group[:5])
         if len(group) > 5:
             names += f" and {len(group) - 5} more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +116,25 @@ class Loader:
         with contextlib.closing(started_batches):  # also if the loop that uses the batches ends early
             for plan, handle in started_batches:
                 yield self._result(loading, plan, handle)
+
+    def check_first_batch(self, epoch: int) -> None:
+        """Loads the samples of an epoch's first batch, and discards them.
+
+        Raises:
+            DataError: a sample can't be loaded; if unreadable samples are skipped, none of them can.
+        """
+        indices = next(iter(self.sampler.batches(epoch))).indices.tolist()
+        with ThreadPoolExecutor(max(self.num_workers, 1)) as pool:
+            errors = [error for error in pool.map(self._loading_error, indices) if error]
+        if errors and (self.bad_samples is None or len(errors) == len(indices)):
+            raise errors[0]
+
+    def _loading_error(self, index: int) -> DataError | None:
+        try:
+            self.dataset.load(index)
+        except DataError as error:
+            return error
+        return None
 
     def close(self) -> None:
         """Ends the processes. The next epoch starts new ones."""

@@ -5,7 +5,6 @@ It imports no Paddle, unless a user's own data set or transform does.
 
 from __future__ import annotations
 
-import fcntl
 import importlib
 import importlib.machinery
 import importlib.util
@@ -177,6 +176,8 @@ def end_with_parent(descriptor: int) -> None:
     Args:
         descriptor: end of the pipe for reading.
     """
+    import fcntl  # not on Windows, which has no loader processes
+
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines, read_class_names
+from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines, describe_classes, read_class_names
 from ppxcls.data.errors import DataError
-from ppxcls.data.image_files import ImageFiles, ancestor_ids, find_image_files, identify_folder, is_hidden
+from ppxcls.data.image_files import ImageFiles, find_image_files, is_hidden
 from ppxcls.data.list_index import ListIndex, list_line
+from ppxcls.data.similar_names import similar_name_notes, similar_names
+from ppxcls.data.split_folders import SplitFolders, check_nested_parts, class_folders, find_split
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.paths import printable
 
 _LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
-# Names of the folders that split a data set, in torchvision, Ultralytics, fastai and Keras.
-_PART_BY_FOLDER_NAME = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 @dataclass
@@ -67,8 +59,10 @@ def make_lists(
     names.
 
     A folder with ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``.
-    A folder with PaddleX's ``train.txt``, ``val.txt`` and ``labels.txt`` is also split. Hidden files and
-    folders are skipped, and links are followed.
+    Other usual names are known too, such as ``training_set`` and ``holdout``, in any case. The structure
+    decides: a part holds folders of images, and a class holds images. A folder with PaddleX's ``train.txt``,
+    ``val.txt`` and ``labels.txt`` is also split. Hidden files and folders are skipped, and links are
+    followed.
 
     Args:
         folder: folder with one subfolder per class, or split as described.
@@ -79,7 +73,8 @@ def make_lists(
             the images' names. All images go to ``val_list.txt``. None for folders of classes.
 
     Raises:
-        DataError: there are no images, or the labels do not fit.
+        DataError: there are no images, the labels do not fit, or the folders could be parts as well as
+            classes.
         OSError: the lists can't be written.
     """
     folder, output = Path(folder), Path(output)
@@ -91,19 +86,16 @@ def make_lists(
         return _make_flat_lists(folder, output, Path(labels))
     if (folder / "train.txt").is_file() and (names := _paddlex_names_file(folder)):
         return _convert_paddlex_lists(folder, output, names)
-    parts = _part_folders(folder)
+    split = find_split(folder)
+    parts = split.paths
     image_files = ImageFiles()
     if parts:
-        _count_skipped(folder, list(parts.values()), image_files)
+        _count_skipped(folder, [path.split("/")[0] for path in parts.values()], image_files)
     root = folder / parts.get("train", "")
-    classes = _class_folders(root)
+    classes = class_folders(root)
     if not classes:
         raise DataError(f"{root}: no folders of classes; for a flat folder, give a file of labels")
-    for name in classes:
-        if "train" in map(str.lower, _class_folders(root / name)):
-            raise DataError(
-                f"{root / name}: the folder of a class contains train/; give it if it is the data set"
-            )
+    check_nested_parts(root, classes)
     files = _class_images(
         folder, parts.get("train", ""), classes=classes, image_files=image_files, all_needed=True
     )
@@ -115,38 +107,19 @@ def make_lists(
     for part in ("val", "test"):
         if part in parts:
             lines[part] = _part_lines(folder, parts[part], classes, image_files)
-    return _write_lists(output, lines, classes, image_files)
+    return _write_lists(
+        output, lines, classes=classes, image_files=image_files, notes=_split_notes(split, val_share)
+    )
 
 
-def _part_folders(folder: Path) -> dict[str, str]:
-    """Returns the names of the folders ``train/``, ``val/`` and ``test/`` by their part.
-
-    The result is empty if the folder is not split.
-    """
-    parts: dict[str, str] = {}
-    for name in _class_folders(folder):
-        part = _PART_BY_FOLDER_NAME.get(name.lower())
-        if part in parts:
-            raise DataError(f"{folder}: {parts[part]} and {name} are both the {part} part")
-        if part:
-            parts[part] = name
-    other_names = [name for name in _class_folders(folder) if name not in parts.values()]
-    # Classes may be called "train" or "test" too.
-    if "train" not in parts or (len(parts) == 1 and other_names):
-        return {}
-    if other_names:
-        raise DataError(
-            f"{folder}: expected train/, val/ and test/ or folders of classes, received both: "
-            f"also {other_names[0]!r}"
-        )
-    return parts
-
-
-def _class_folders(folder: Path) -> list[str]:
-    ancestors = ancestor_ids(folder)
-    folders = [entry for entry in os.scandir(folder) if not is_hidden(entry.name) and os.path.isdir(entry)]
-    # A link to a folder that contains it is not a class.
-    return sorted(entry.name for entry in folders if identify_folder(entry) not in ancestors)
+def _split_notes(split: SplitFolders, val_share: float) -> list[str]:
+    """Returns the notes about the parts, and about the share that is held out without an evaluation part."""
+    notes = [*split.notes]
+    if split.other_names:
+        notes.append(f"without images, and left out: {', '.join(split.other_names)}")
+    if split.paths and "val" not in split.paths and val_share:
+        notes.append(f"there is no evaluation part: {val_share:.0%} of the training part is held out for it")
+    return notes
 
 
 def _class_images(
@@ -174,10 +147,15 @@ def _count_skipped(folder: Path, names: Sequence[str], image_files: ImageFiles) 
 
 
 def _part_lines(folder: Path, part: str, classes: list[str], image_files: ImageFiles) -> list[str]:
-    class_folders = _class_folders(folder / part)
-    if unknown_classes := [name for name in class_folders if name not in classes]:
-        raise DataError(f"{folder / part / unknown_classes[0]}: a class that is not in the training part")
-    if not class_folders:
+    names = class_folders(folder / part)
+    if unknown_names := [name for name in names if name not in classes]:
+        pairs = similar_names([*classes, unknown_names[0]])
+        twins = [classes[first] for first, label in pairs if label == len(classes)]
+        advice = f"; {twins[0]!a} looks alike, so rename one of them" if twins else ""
+        raise DataError(
+            f"{folder / part / unknown_names[0]}: a class that is not in the training part{advice}"
+        )
+    if not names:
         raise DataError(f"{folder / part}: no folders of classes, unlike the training part")
     files = _class_images(folder, part, classes=classes, image_files=image_files, all_needed=False)
     return [list_line(file, label) for label, paths in enumerate(files) for file in paths]
@@ -215,7 +193,7 @@ def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSumma
         counts = f"{len(class_ids):,} labels for {len(image_files.files):,} images in {folder}"
         raise DataError(f"{labels_file}: {counts} ({image_files.skipped_line()})")
     rows = [list_line(file, number) for file, number in zip(image_files.files, class_ids, strict=True)]
-    return _write_lists(output, {"val": rows}, [], image_files)
+    return _write_lists(output, {"val": rows}, classes=[], image_files=image_files)
 
 
 def _paddlex_names_file(folder: Path) -> Path | None:
@@ -246,16 +224,26 @@ def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> List
             if not (folder / path).is_file():
                 raise DataError(f"{index.line(sample)}: no such file: {folder / path}")
             lines[part].append(list_line(path, label))
-            listed_paths.add(os.path.normpath(path))
+            listed_paths.add(posixpath.normpath(path))
+    for part in ("val", "test"):
+        if lines["train"] and (extra_labels := _labels(lines[part]) - _labels(lines["train"])):
+            name = names[min(extra_labels)]
+            raise DataError(f"{folder / part}.txt: a class that is not in train.txt: {name!r}")
     image_files.skip_counts["images that are in no list"] = len(set(image_files.files) - listed_paths)
-    return _write_lists(output, lines, names, image_files)
+    return _write_lists(output, lines, classes=names, image_files=image_files)
 
 
 def _write_lists(
-    output: Path, lines: dict[str, list[str]], classes: Sequence[str], image_files: ImageFiles
+    output: Path,
+    lines: dict[str, list[str]],
+    *,
+    classes: Sequence[str],
+    image_files: ImageFiles,
+    notes: Sequence[str] = (),
 ) -> ListSummary:
     output.mkdir(parents=True, exist_ok=True)
-    result = ListSummary({}, image_files.skipped_line(), _similar_name_notes(classes))
+    all_notes = [*notes, *similar_name_notes(classes), *_coverage_notes(lines, classes)]
+    result = ListSummary({}, image_files.skipped_line(), all_notes)
     if len(classes) == 1:
         result.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
     for part, rows in lines.items():
@@ -267,22 +255,33 @@ def _write_lists(
             file.unlink()
             result.notes.append(f"{file} of an earlier call was removed")
     if classes:
-        write_text(output / CLASS_NAMES_FILE, class_name_lines(classes))
+        write_text(output / CLASS_NAMES_FILE, class_name_lines([_unicode_name(name) for name in classes]))
         result.lists[str(output / CLASS_NAMES_FILE)] = len(classes)
     return result
 
 
-def _similar_name_notes(classes: Sequence[str]) -> list[str]:
-    """Returns notes about pairs of classes with names that look alike.
-
-    Such names differ only in blanks or in the form of their Unicode.
-    """
-    label_by_name: dict[str, int] = {}
+def _coverage_notes(lines: dict[str, list[str]], classes: Sequence[str]) -> list[str]:
+    """Returns a note about each list that lacks classes of the training list."""
     notes = []
-    for label, name in enumerate(classes):
-        first = label_by_name.setdefault(unicodedata.normalize("NFC", name).strip(), label)
-        if first != label:
+    for part, words in (("val", "evaluation"), ("test", "test")):
+        labels = _labels(lines.get(part, []))
+        if not labels or not classes:
+            continue
+        missing_names = [name for label, name in enumerate(classes) if label not in labels]
+        if missing_names:
             notes.append(
-                f"the names of the classes {first} and {label} look alike: {classes[first]!a} and {name!a}"
+                f"without images in the {words} list: {describe_classes(len(missing_names), missing_names)}"
             )
     return notes
+
+
+def _unicode_name(name: str) -> str:
+    """Returns a folder's name as Unicode, even if the locale of the process is not UTF-8."""
+    try:
+        return os.fsencode(name).decode("utf-8")
+    except UnicodeError:  # the name is no Unicode on the disk either
+        return name
+
+
+def _labels(rows: Sequence[str]) -> set[int]:
+    return {int(row.rsplit(" ", 1)[1]) for row in rows}

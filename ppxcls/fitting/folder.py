@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from ppxcls.build.evaluation import evaluate
 from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
-from ppxcls.config.yaml_values import write_yaml
-from ppxcls.data.class_names import CLASS_NAMES_FILE, read_class_names
+from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
-from ppxcls.data.make_lists import make_lists
-from ppxcls.fitting.settings import Settings, choose, network_of
+from ppxcls.data.list_index import ListIndex
+from ppxcls.fitting.photographs import TRAIN_LIST, Photographs, check_photographs, list_photographs
+from ppxcls.fitting.progress import FILE, FitProgress, read_progress
+from ppxcls.fitting.request import Request, checked_request
+from ppxcls.fitting.settings import Settings, choose, provisional_settings
+from ppxcls.fitting.yaml_files import HEAD_KEYS, HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
+from ppxcls.models.weights import weights_file
 from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
-from ppxcls.system.paths import printable, short_path, url_problem
+from ppxcls.system.paths import short_path
 from ppxcls.tuning import build as tuning
 
-TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
-# Keys that head.yaml sets itself. Overrides of these keys apply to train.yaml only.
-_HEAD_KEYS = (
-    "Global.output_dir",
-    "Global.epochs",
-    "Global.pretrained_model",
-    "Optimizer.lr",
-    "Optimizer.layer_decay",
-    "Arch.freeze",
-)
-_NON_CLASSIFIER_PATTERN = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
-_HEAD_LEARNING_RATE = 0.002
-_TRAIN_LIST = "lists/train_list.txt"
 _MIN_STEPS_PER_EPOCH = 20  # optimizer steps in an epoch
+_RESUME = "Global.checkpoints=auto"
+_LAST_STEPS = ("train begun", "train", "evaluate")  # steps that write to the run's folder
 
 
 def fit(
@@ -52,6 +46,10 @@ def fit(
     overrides: Sequence[str] = (),
 ) -> Path:
     """Trains a classifier on a folder of photographs; the folder is not changed.
+
+    Everything that can be checked is checked before anything is written. The photographs are decoded:
+    unreadable ones are left out, and copies of the same picture are named. The same call continues a training
+    that was interrupted or failed.
 
     Args:
         photos: folder with one subfolder per class, or with ``train/`` and ``val/`` that contain such
@@ -76,119 +74,184 @@ def fit(
             ``build_trainer``.
     """
     set_up_logging()
-    if problem := url_problem(photos):
-        raise DataError(problem)
-    photos = Path(photos)
-    output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
-    _check_arguments(photos, output, minutes)
-    settings, train_count = _choose_settings(
-        photos, output, weights=weights, network=network, minutes=minutes, device=device
+    request = checked_request(
+        photos,
+        output,
+        weights=weights,
+        network=network,
+        minutes=minutes,
+        device=device,
+        find_lr=find_lr,
+        find_batch=find_batch,
+        overrides=overrides,
     )
-    _write_yaml_files(output, settings, photos)
-    if find_batch:
-        settings = _with_batch_size(settings, output, train_count, overrides)
-        _write_yaml_files(output, settings, photos)
-    if settings.head_epochs:
-        build_trainer(
-            load_config(output / HEAD_YAML, [o for o in overrides if not o.startswith(_HEAD_KEYS)])
-        ).fit()
-    if find_lr:
-        rate_range = tuning.find_lr(output / TRAIN_YAML, overrides)
-        if rate_range.suggestion is None:
-            logger.warning(f"{rate_range}; {settings.learning_rate:g} is kept")
-        settings = replace(
-            settings,
-            learning_rate=rate_range.suggestion or settings.learning_rate,
-            reasons=[*settings.reasons, str(rate_range)],
-        )
-        _write_yaml_files(output, settings, photos)
-    config = load_config(output / TRAIN_YAML, overrides)
-    build_trainer(config).fit()
-    run_folder = short_path(config.run_folder)
-    evaluate(load_config(run_folder))
-    report_after_training(run_folder)
-    return run_folder
+    progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
+    if progress:
+        progress.require_same(request.facts())
+    with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
+        photographs = list_photographs(request.photos, Path(folder) / LISTS)
+        if progress is None:
+            check_photographs(photographs)
+            settings = _choose_settings(request, photographs, Path(folder))
+            progress = FitProgress(request.output / FILE, request.facts(), photographs.digest, settings)
+            _begin(request, photographs, progress)
+        elif progress.photographs != photographs.digest:
+            raise DataError(
+                f"the photographs in {request.photos} have changed since fit wrote {request.output}: "
+                "give another --output"
+            )
+        elif not photographs.are_listed_in(request.output / LISTS):
+            check_photographs(photographs)
+            _begin(request, photographs, progress)
+    try:
+        return _train(request, progress)
+    except BaseException:  # also Ctrl-C and a signal
+        logger.info("fit has not finished: the same command continues it")
+        raise
 
 
-def _choose_settings(
-    photos: Path,
-    output: Path,
-    *,
-    weights: str | None,
-    network: str | None,
-    minutes: float,
-    device: str | None,
-) -> tuple[Settings, int]:
-    """Makes the lists and chooses the settings; returns the settings and the number of training images.
+def _choose_settings(request: Request, photographs: Photographs, folder: Path) -> Settings:
+    """Checks the config and the weights by building everything in a folder, and chooses the settings.
 
     Raises:
-        DataError: the folder, the weights' name or the device can't be used.
+        ConfigError, CheckpointError: an override or the weights can't be used.
+        DataError: the device can't be used.
     """
-    list_summary = make_lists(photos, output / "lists")
-    for line in str(list_summary).splitlines():
-        logger.info(line)
-    if not list_summary.lists.get(str(output / "lists" / "val_list.txt")):
-        raise DataError(f"{photos}: no images remain for evaluation; each class needs at least two")
-    class_num = len(read_class_names(output / "lists" / CLASS_NAMES_FILE, None))
-    if class_num < 2:
-        raise DataError(f"{photos}: one class; a classifier needs at least two folders")
-    try:
-        network = network or network_of(weights)
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    _try_to_build(request, photographs, folder)
     try:
         settings = choose(
-            photos,
-            output / _TRAIN_LIST,
-            class_num=class_num,
-            network=network,
-            weights=weights,
-            minutes=minutes,
-            device=device,
+            request.photos,
+            photographs.lists / TRAIN_LIST,
+            class_num=len(photographs.names),
+            network=request.network,
+            weights=request.weights,
+            minutes=request.minutes,
+            device=request.device,
         )
     except DeviceError as error:
         raise DataError(str(error)) from None
     for line in settings.reasons:
         logger.info(line)
-    return settings, list_summary.lists[str(output / _TRAIN_LIST)]
+    return settings
 
 
-def _write_yaml_files(output: Path, settings: Settings, photos: Path) -> None:
-    write_text(output / TRAIN_YAML, _train_yaml(settings, photos, output))
+def _try_to_build(request: Request, photographs: Photographs, folder: Path) -> None:
+    """Builds the trainers in a folder, without training, so that their errors come before any result."""
+    settings = provisional_settings(
+        len(photographs.names), network=request.network, weights=request.weights, device=request.device
+    )
+    write_text(folder / TRAIN_YAML, train_yaml(settings, request.photos, folder))
+    output = f"Global.output_dir={json.dumps(str(folder / 'output'))}"
+    configs = [_config(request, folder / TRAIN_YAML, ["Global.pretrained_model=null", output])]
     if settings.head_epochs:
-        write_text(output / HEAD_YAML, _head_yaml(settings, output))
+        write_text(folder / HEAD_YAML, head_yaml(settings, folder))
+        configs.append(_config(request, folder / HEAD_YAML, [output]))
+    with _silent():
+        for config in configs:
+            trainer = build_trainer(config)
+            trainer.log.close()
+            trainer.close_loaders()
+            trainer.run.folder.release()
 
 
-def _with_batch_size(
-    settings: Settings, output: Path, train_count: int, overrides: Sequence[str]
-) -> Settings:
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps the log silent in a block. The same lines come again when the training starts."""
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
+        set_up_logging()  # closes the log file of the block
+
+
+def _begin(request: Request, photographs: Photographs, progress: FitProgress) -> None:
+    """Writes the lists, the YAML files and the progress."""
+    request.output.mkdir(parents=True, exist_ok=True)
+    progress.save()
+    photographs.copy_lists(request.output / LISTS)
+    _write_yaml_files(request, progress)
+
+
+def _config(request: Request, file: Path, extra_overrides: Sequence[str] = ()) -> Config:
+    """Returns the config of one of the YAML files."""
+    overrides = [
+        text for text in request.overrides if file.name == TRAIN_YAML or not text.startswith(HEAD_KEYS)
+    ]
+    return load_config(file, [*overrides, *extra_overrides])
+
+
+def _write_yaml_files(request: Request, progress: FitProgress) -> None:
+    output = request.output
+    progress.write_yaml(output / TRAIN_YAML, train_yaml(progress.settings, request.photos, output))
+    if progress.settings.head_epochs:
+        progress.write_yaml(output / HEAD_YAML, head_yaml(progress.settings, output))
+
+
+def _train(request: Request, progress: FitProgress) -> Path:
+    """Takes the steps that are not done yet, and returns the run folder."""
+    _write_yaml_files(request, progress)
+    run_folder = short_path(_config(request, request.output / TRAIN_YAML).run_folder)
+    if "train" in progress.finished_steps and not weights_file(run_folder / "latest").exists():
+        progress.finished_steps = [step for step in progress.finished_steps if step not in _LAST_STEPS]
+    if request.find_batch and "find_batch" not in progress.finished_steps:
+        progress.settings = _with_batch_size(request, progress.settings)
+        _write_yaml_files(request, progress)
+        progress.finish("find_batch")
+    if progress.settings.head_epochs and "head" not in progress.finished_steps:
+        _train_or_resume(request, progress, "head", request.output / HEAD_YAML)
+    if request.find_lr and "find_lr" not in progress.finished_steps:
+        progress.settings = _with_learning_rate(request, progress.settings)
+        _write_yaml_files(request, progress)
+        progress.finish("find_lr")
+    if "train" not in progress.finished_steps:
+        _train_or_resume(request, progress, "train", request.output / TRAIN_YAML)
+    if "evaluate" not in progress.finished_steps:
+        evaluate(load_config(run_folder))
+        report_after_training(run_folder)
+        progress.finish("evaluate")
+    else:
+        logger.info(f"{run_folder} is complete; give another --output to train again")
+    return run_folder
+
+
+def _train_or_resume(request: Request, progress: FitProgress, step: str, file: Path) -> None:
+    """Trains with one of the YAML files. Resumes its newest checkpoint, if this step has begun before."""
+    begun_step = f"{step} begun"
+    overrides = (
+        [_RESUME] if begun_step in progress.finished_steps else []
+    )  # otherwise it may be another run's checkpoint
+    trainer = build_trainer(_config(request, file, overrides))
+    if begun_step not in progress.finished_steps:
+        progress.finish(begun_step)
+    trainer.fit()
+    progress.finish(step)
+
+
+def _with_batch_size(request: Request, settings: Settings) -> Settings:
     """Returns the settings with the smallest batch size that is about as fast as the fastest.
 
     For a small data set it is smaller, so that an epoch has enough steps.
     """
     # The training of head.yaml has not yet written these weights.
-    batch_sizes = tuning.find_batch(output / TRAIN_YAML, [*overrides, "Global.pretrained_model=null"])
+    overrides = [*request.overrides, "Global.pretrained_model=null"]
+    batch_sizes = tuning.find_batch(request.output / TRAIN_YAML, overrides)
+    train_count = len(ListIndex(request.output / LISTS / TRAIN_LIST))
     size = max(min(batch_sizes.smallest_fast, train_count // _MIN_STEPS_PER_EPOCH), 2)
     reason = f"batches of {size}, after trying; {batch_sizes.largest} would fit"
     return replace(settings, batch_size=size, reasons=[*settings.reasons, reason])
 
 
-def _check_arguments(photos: Path, output: Path, minutes: float) -> None:
-    """Raises DataError if the arguments can't work, or if files of an earlier call would be overwritten."""
-    if not (0 < minutes < math.inf):
-        raise DataError(f"expected minutes above 0, received {minutes:g}")
-    if photos.resolve() in (output.resolve(), *output.resolve().parents):
-        raise DataError(
-            f"{output} is inside the folder of photographs, which must not change: give another --output"
-        )
-    if (output / TRAIN_YAML).exists():
-        yaml_files = [output / file for file in (HEAD_YAML, TRAIN_YAML) if (output / file).exists()]
-        commands = " and then ".join(
-            f"'ppxcls train -c {file} -o Global.checkpoints=auto'" for file in yaml_files
-        )
-        raise DataError(
-            f"{output / TRAIN_YAML} already exists: resume with {commands}, or give another --output"
-        )
+def _with_learning_rate(request: Request, settings: Settings) -> Settings:
+    """Returns the settings with the learning rate that the range test suggests, if it suggests one."""
+    rate_range = tuning.find_lr(request.output / TRAIN_YAML, request.overrides)
+    if rate_range.suggestion is None:
+        logger.warning(f"{rate_range}; {settings.learning_rate:g} is kept")
+    return replace(
+        settings,
+        learning_rate=rate_range.suggestion or settings.learning_rate,
+        reasons=[*settings.reasons, str(rate_range)],
+    )
 
 
 def next_commands(folder: Path) -> list[str]:
@@ -198,78 +261,3 @@ def next_commands(folder: Path) -> list[str]:
         f"  ppxcls export -c {folder}",
         f"  ppxcls train -c {folder.parent / TRAIN_YAML}    # again, after editing that file",
     ]
-
-
-def _train_yaml(settings: Settings, photos: Path, output: Path) -> str:
-    """Returns the YAML of the training: its differences from the base."""
-    start = _absolute(output / "head" / settings.network / "latest") if settings.head_epochs else None
-    optimizer = {"layer_decay": 0.9} if settings.weights else {}
-    content = {
-        "base": "photographs",
-        "Global": {
-            "device": settings.device,
-            "output_dir": _absolute(output),
-            "epochs": settings.epochs,
-            **({"pretrained_model": start} if start else {}),
-        },
-        "Arch": {"name": settings.network, "class_num": settings.class_num},
-        "Optimizer": {
-            **optimizer,
-            "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)},
-        },
-        "DataLoader": {
-            "Train": _data_section(
-                "train",
-                settings,
-                photos=photos,
-                output=output,
-                sizes={"RandCropImage": {"size": settings.size}},
-            ),
-            "Eval": _data_section(
-                "val",
-                settings,
-                photos=photos,
-                output=output,
-                sizes={
-                    "ResizeImage": {"resize_short": round(settings.size / 0.9)},
-                    "CropImage": {"size": settings.size},
-                },
-            ),
-        },
-    }
-    comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
-    title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
-    command = f"#   ppxcls train -c {printable(str(output / TRAIN_YAML))}"
-    return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
-
-
-def _absolute(path: str | Path) -> str:
-    """Returns a path for a YAML that works from any folder."""
-    return os.path.abspath(path)
-
-
-def _data_section(
-    part: str, settings: Settings, *, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
-) -> dict[str, object]:
-    normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
-    dataset = {
-        "image_root": _absolute(photos),
-        "cls_label_path": _absolute(output / "lists" / f"{part}_list.txt"),
-        "transform_ops": {**sizes, **normalize},
-    }
-    return {"dataset": dataset, "sampler": {"batch_size": settings.batch_size}}
-
-
-def _head_yaml(settings: Settings, output: Path) -> str:
-    """Returns the YAML that trains the classifier only; its base is ``train.yaml``."""
-    content = {
-        "base": TRAIN_YAML,
-        "Global": {
-            "output_dir": _absolute(output / "head"),
-            "epochs": settings.head_epochs,
-            "pretrained_model": settings.weights and _absolute(settings.weights),
-        },
-        "Arch": {"freeze": [_NON_CLASSIFIER_PATTERN]},
-        "Optimizer": {"layer_decay": None, "lr": {"learning_rate": _HEAD_LEARNING_RATE, "warmup_epoch": 0}},
-    }
-    return f"# The classifier alone, before all layers are trained by {TRAIN_YAML}.\n\n{write_yaml(content)}"

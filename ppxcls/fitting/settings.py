@@ -138,7 +138,6 @@ def choose(
             break
     has_enough_epochs, epochs = epochs >= min_epochs, min(max(epochs, min_epochs), _MAX_EPOCHS)
     head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
-    published_images = MODELS.fact(network, "published")
     reasons = [
         f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
         f"{size} px (the images allow up to {largest_size}): about {seconds:.2g} s per step on this machine",
@@ -150,12 +149,7 @@ def choose(
             "from scratch: with ImageNet weights (--weights), a small data set needs fewer epochs "
             "and the accuracy is much better"
         )
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    run_images = _images_of_run(weights)
-    if run_images and run_images.mean and run_images.std:
-        mean, std = _three(run_images.mean), _three(run_images.std)
-    elif weights and published_images:
-        mean, std = published_images.mean, published_images.std
+    mean, std = _normalization(network, weights)
     return Settings(
         network=network,
         weights=weights,
@@ -170,6 +164,38 @@ def choose(
         learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
         reasons=reasons,
     )
+
+
+def provisional_settings(
+    class_num: int, *, network: str, weights: str | None, device: str | None
+) -> Settings:
+    """Returns settings that are chosen without any measurement, to check a config with them."""
+    mean, std = _normalization(network, weights)
+    return Settings(
+        network=network,
+        weights=weights,
+        class_num=class_num,
+        device=device or available_devices()[0],
+        size=_SIZES_PIXELS[-1],
+        mean=mean,
+        std=std,
+        batch_size=2,
+        epochs=_MIN_EPOCHS,
+        head_epochs=1 if weights else 0,
+        learning_rate=_LEARNING_RATE,
+        reasons=[],
+    )
+
+
+def _normalization(network: str, weights: str | None) -> tuple[tuple[float, float, float], ...]:
+    """Returns mean and standard deviation by channel: those of the weights' run or publisher, if any."""
+    run_images = _images_of_run(weights)
+    if run_images and run_images.mean and run_images.std:
+        return _three(run_images.mean), _three(run_images.std)
+    published_images = MODELS.fact(network, "published")
+    if weights and published_images:
+        return published_images.mean, published_images.std
+    return IMAGENET_MEAN, IMAGENET_STD
 
 
 def _three(values: Sequence[float]) -> tuple[float, float, float]:

@@ -88,7 +88,7 @@ def is_available() -> bool:
 def has_bfloat16() -> bool:
     """True if the library and the processor (AVX512-BF16 or AMX) can multiply bfloat16."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "").split()

@@ -13,6 +13,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from ppxcls.system.signals import interrupts_deferred
+
 _INSTALL_MESSAGE = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
@@ -84,7 +86,7 @@ def usable_cores() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         cores = min(cores, max(1, int(quota) // int(period)))
     return cores
 
@@ -107,7 +109,8 @@ def import_paddle() -> None:
     os.environ.setdefault("GLOG_minloglevel", "1")  # hides Paddle's log lines below the level of warnings
     stderr_text = io.StringIO()
     try:
-        with contextlib.redirect_stderr(stderr_text), warnings.catch_warnings():
+        # Inside the import of Paddle's library, a Ctrl-C turns into an ImportError.
+        with interrupts_deferred(), contextlib.redirect_stderr(stderr_text), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
             import paddle
     except Exception as error:
@@ -179,6 +182,6 @@ def _is_cpu_build() -> bool:
 
 def _cpu_info() -> str:
     try:
-        return Path("/proc/cpuinfo").read_text()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""

@@ -56,7 +56,7 @@ def _accept_ranks(port: int, world_size: int, deadline: float, timeout: float) -
                 connection, _ = server.accept()
                 connections.enter_context(connection)
                 connection.settimeout(max(min(deadline - time.monotonic(), 5.0), 1e-3))
-                greeting = connection.recv(_GREETING_BYTES, socket.MSG_WAITALL)
+                greeting = connection.recv(_GREETING_BYTES, getattr(socket, "MSG_WAITALL", 0))
             except TimeoutError:
                 if time.monotonic() < deadline:
                     continue

@@ -28,6 +28,7 @@ _FINAL_CODES = (_SUCCESS_CODE, _USAGE_CODE, EXIT_PREEMPTED)
 _HEALTHY_SECONDS = 600.0  # a failure after a longer run counts as the first failure
 _MAX_PAUSE_SECONDS = 300.0
 _POLL_SECONDS = 0.2
+_SIGNAL_NAMES = ("SIGTERM", "SIGINT", "SIGUSR1")
 
 
 def record_start(step: int) -> None:
@@ -39,7 +40,7 @@ def record_start(step: int) -> None:
     # Each node has its own supervisor.
     if (file := os.environ.get(BEGUN_VARIABLE)) and os.environ.get("PADDLE_LOCAL_RANK", "0") == "0":
         with contextlib.suppress(OSError):
-            Path(file).write_text(str(step))
+            Path(file).write_text(str(step), encoding="utf-8")
 
 
 def _step_in(file: Path) -> int:
@@ -125,7 +126,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Runs the command until it ends for good; returns the exit code of the last run."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        # Windows has no SIGUSR1.
+        numbers = [getattr(signal, name) for name in _SIGNAL_NAMES if hasattr(signal, name)]
         previous_handlers = {number: signal.signal(number, self._pass_on) for number in numbers}
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +172,7 @@ class Supervisor:
         words = self._command(resume)
         self._process = subprocess.Popen(words, env=environment, start_new_session=True)  # noqa: S603  the user's own command
         if self._signal is not None:  # received during the start of the process
-            self._process.send_signal(self._signal)
+            self._send(self._signal)
         return self._process.wait()
 
     def _wait(self, seconds: float) -> None:
@@ -179,6 +181,11 @@ class Supervisor:
             time.sleep(min(seconds_left, _POLL_SECONDS))
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        self._signal = signal.SIGTERM if number == signal.SIGUSR1 else number
+        self._signal = number if number == signal.SIGINT else signal.SIGTERM
+        self._send(self._signal)
+
+    def _send(self, number: int) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(self._signal)
+            # Windows sends no SIGINT, but a Ctrl-C reaches all processes of the terminal there.
+            with contextlib.suppress(ValueError):
+                self._process.send_signal(number)

@@ -45,7 +45,7 @@ def _is_orphan() -> bool:
     if "PADDLE_GLOBAL_RANK" not in os.environ:  # another program started it, which may be init itself
         return False
     try:
-        name = Path(f"/proc/{PARENT}/comm").read_text().strip()
+        name = Path(f"/proc/{PARENT}/comm").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:  # the system is not Linux, or hides this file
         return False
     is_launcher = name.startswith(("python", "fleetrun"))  # a launcher can be the init of a container

@@ -41,6 +41,10 @@ class Run:
     hang_timeout: float = 600.0
     _resume_position: tuple[int, int, int] | None = field(default=None, init=False, repr=False)
 
+    def has_earlier_results(self) -> bool:
+        """True if the folder holds results of an earlier run, which a new run moves aside."""
+        return self.folder.has_results(result_files(self.trackers, self.folder.path))
+
     def begin(self, *, is_continued: bool) -> None:
         """Prepares the folder. Only the first process calls it.
 

@@ -8,6 +8,8 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
+from ppxcls.system.signals import interrupts_deferred
+
 
 def timed_steps(
     model: nn.Layer, optimizer: Optimizer, *, images: paddle.Tensor, labels: paddle.Tensor, count: int
@@ -27,10 +29,11 @@ def timed_steps(
     times, loss_value = [], 0.0
     for _ in range(count):
         start = time.perf_counter()
-        loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.clear_grad()
-        loss_value = float(loss)  # waits for the device
+        with interrupts_deferred():
+            loss = nn.functional.cross_entropy(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            loss_value = float(loss)  # waits for the device
         times.append(time.perf_counter() - start)
     return times, loss_value

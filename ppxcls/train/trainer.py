@@ -131,7 +131,10 @@ class Trainer:
                     return self.progress.best
                 if self._is_main:
                     self.run.folder.lock()  # a notebook may call fit again
-                    self.run.begin(is_continued=self._is_resumed or self.progress.step > 0)
+                    is_continued = self._is_resumed or self.progress.step > 0
+                    if not is_continued and self.run.has_earlier_results():
+                        self.loader.check_first_batch(self.progress.epoch)  # before anything is moved
+                    self.run.begin(is_continued=is_continued)
                 distributed.barrier()  # other processes must not write to files that are moved aside
                 record_start(self.progress.step)
                 self.log.start(self.progress)

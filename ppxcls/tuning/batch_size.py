@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import resource
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,14 @@ import paddle
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.system import distributed
 from ppxcls.system.devices import is_out_of_memory
+from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.trainer import Trainer
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 _FIRST_SIZE, _MAX_SIZE = 2, 4096
 _MAX_HOST_MEMORY_SHARE = 0.85  # fraction of free memory; beyond it the process is killed without an error
@@ -38,7 +44,7 @@ class BatchSizes:
 
     @property
     def largest(self) -> int:
-        """Largest size that fits."""
+        """Largest size that fits, or that the data can fill."""
         return self.measurements[-1][0]
 
     @property
@@ -56,30 +62,38 @@ class BatchSizes:
         return "\n".join([*lines, f"{words}; {self.smallest_fast} is the smallest within 5 % of the fastest"])
 
 
-def try_batch_sizes(trainer: Trainer) -> BatchSizes:
+def try_batch_sizes(trainer: Trainer, samples_per_step: int | None = None) -> BatchSizes:
     """Searches for the largest batch size that fits, by training on increasing sizes.
 
     The sizes are 2, 4, 8 and so on, and then sizes between the last that fits and the first that doesn't.
-    Every batch repeats the samples of the first real one.
+    Every batch repeats the samples of the first real one. No size is larger than the training data or than
+    ``Global.samples_per_step``, because no batch of the training can be.
 
     On a CPU, a size is only tried if the memory use of smaller sizes predicts that it fits, because the
     system would kill the process without an error. On an accelerator, the search relies on the device's
     error. The trainer can't be used afterwards.
 
+    Args:
+        trainer: trainer, as for training.
+        samples_per_step: number of samples in an optimizer step, which a batch can't exceed; None for no
+            limit.
+
     Raises:
         DataError: a sample can't be loaded.
-        TrainingError: not even a batch of 2 fits, or there are several processes.
+        TrainingError: not even the smallest batch fits, or there are several processes.
     """
     if distributed.world_size() > 1:
         raise TrainingError(
             "the batch-size search needs a single process: run it on one device, without a launcher"
         )
+    largest_size, limit = _largest_size(trainer, samples_per_step)
     attempt = _Attempt(trainer)
     measurements: list[tuple[int, float, int]] = []
     low = 0
-    high = _MAX_SIZE + 1
-    limit = f"sizes above {_MAX_SIZE} are not tried"
-    size = _FIRST_SIZE
+    high = largest_size + 1
+    size = min(_FIRST_SIZE, largest_size)
+    if samples_per_step is not None:
+        size = _divisor(samples_per_step, size, low)
     while low < size < high:
         reason, result = attempt(size, measurements)
         if reason:
@@ -88,12 +102,33 @@ def try_batch_sizes(trainer: Trainer) -> BatchSizes:
             measurements.append((size, *result))
             low = size
         step = max(8, low // 8) if low >= 8 else 1  # steps below an eighth gain nothing
-        size = min(2 * low, _MAX_SIZE) if high > _MAX_SIZE else (low + high) // 2 // step * step
+        size = min(2 * low, largest_size) if high > largest_size else (low + high) // 2 // step * step
+        if samples_per_step is not None:
+            size = _divisor(samples_per_step, size, low)
     if not measurements:
         raise TrainingError(
-            f"not even a batch of {_FIRST_SIZE} fits: {limit}; Arch.recompute and AMP need less memory"
+            f"not even a batch of {min(_FIRST_SIZE, largest_size)} fits: {limit}; "
+            "Arch.recompute and AMP need less memory"
         )
     return BatchSizes(measurements, limit)
+
+
+def _largest_size(trainer: Trainer, samples_per_step: int | None) -> tuple[int, str]:
+    """Returns the largest size that the training can use, and the reason, for a message."""
+    limits = [
+        (_MAX_SIZE, f"sizes above {_MAX_SIZE} are not tried"),
+        (len(trainer.loader.dataset), f"the training data has {len(trainer.loader.dataset):,} images"),
+    ]
+    if samples_per_step is not None:
+        limits.append((samples_per_step, f"Global.samples_per_step is {samples_per_step:,}"))
+    return min(limits)
+
+
+def _divisor(samples_per_step: int, size: int, low: int) -> int:
+    """Returns the divisor nearest to a size, above ``low`` if there is one; training refuses other sizes."""
+    divisors = [number for number in range(1, samples_per_step + 1) if samples_per_step % number == 0]
+    larger_divisors = [number for number in divisors if number > low] or divisors
+    return min(larger_divisors, key=lambda number: abs(number - size))
 
 
 class _Attempt:
@@ -148,7 +183,9 @@ class _Attempt:
         times = []
         for _ in range(2):
             start = time.perf_counter()
-            float(self._learner.step(images, labels, 1.0, is_update_step=True).sum())  # waits for the device
+            with interrupts_deferred():
+                sums = self._learner.step(images, labels, 1.0, is_update_step=True)
+                float(sums.sum())  # waits for the device
             times.append(time.perf_counter() - start)
         return min(times), _peak_bytes(is_host=self._is_host)
 
@@ -175,14 +212,16 @@ def _free_host_bytes() -> float:
     """
     free_bytes = []
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free_bytes.append(
             1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
         )
     with contextlib.suppress(OSError, ValueError):  # "max" is not a number
         group = Path("/sys/fs/cgroup")
-        limit, used_bytes = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        lines = (group / "memory.stat").read_text().splitlines()
+        limit, used_bytes = (
+            int((group / f"memory.{name}").read_text(encoding="utf-8")) for name in ("max", "current")
+        )
+        lines = (group / "memory.stat").read_text(encoding="utf-8").splitlines()
         # File cache, which the system releases if needed.
         cached_bytes = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
         free_bytes.append(limit - used_bytes + cached_bytes)
@@ -192,7 +231,7 @@ def _free_host_bytes() -> float:
 def _reset_peak(*, is_host: bool) -> None:
     if is_host:
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     else:
         with contextlib.suppress(
             AttributeError, ValueError, RuntimeError
@@ -210,12 +249,15 @@ def _peak_bytes(*, is_host: bool) -> int:
             return int(paddle.device.cuda.max_memory_allocated())
         except (AttributeError, ValueError, RuntimeError):
             return 0
-    return _process_bytes("VmHWM") or 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if (peak_bytes := _process_bytes("VmHWM")) or resource is None:
+        return peak_bytes
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return unit_bytes * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _process_bytes(figure: str) -> int:
     """Returns a memory figure of this process, in bytes, from Linux's ``/proc``; 0 on other systems."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(figure)).split()[1])
     return 0

@@ -54,7 +54,7 @@ def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> Rat
 
 
 def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
-    """Trains this process on larger and larger batches, until the device's memory is full.
+    """Trains this process on larger and larger batches, until the device's memory or the data is full.
 
     ``find_batch.csv`` is written to ``find/<network>`` in the output folder.
 
@@ -67,7 +67,7 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
         TrainingError: not even a batch of 2 fits, or there are several processes.
     """
     with _search_trainer(config, overrides) as trainer:
-        batch_sizes = try_batch_sizes(trainer)
+        batch_sizes = try_batch_sizes(trainer, load_config(config, overrides).Global.samples_per_step)
     rows = [f"{size},{rate:.4g},{peak_bytes}\n" for size, rate, peak_bytes in batch_sizes.measurements]
     write_text(trainer.output_dir / BATCHES_FILE, "batch_size,images_per_second,bytes\n" + "".join(rows))
     for line in str(batch_sizes).splitlines():

@@ -37,6 +37,13 @@ def test_good_data(config: Path, tmp_path: Path) -> None:
     assert "shorter side, pixels: smallest 80, median 80.0, largest side 82" in result.stdout
 
 
+def test_names_of_classes_that_look_alike(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "data/class_names.txt").write_text("0 Cat\n1 dog\n2 cat\n", encoding="utf-8")
+    result = run_tool("check", "-c", config)
+    assert result.returncode == 0, "a note is no error"
+    assert "the names of the classes 0 and 2 look alike: 'Cat' and 'cat'" in result.stdout
+
+
 def test_every_fault_is_found(config: Path, tmp_path: Path) -> None:
     train, val = tmp_path / "data/train", tmp_path / "data/val"
     (train / "0000.png").unlink()

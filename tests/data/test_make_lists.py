@@ -16,6 +16,7 @@ import pytest
 import ppxcls
 from ppxcls.data.image_files import IMAGE_EXTENSIONS, find_image_files
 from ppxcls.data.list_index import ListIndex, list_line
+from ppxcls.data.similar_names import similar_names
 from ppxcls.deploy.images import find_images
 from ppxcls.system.paths import printable
 from tests.conftest import run_tool
@@ -169,7 +170,15 @@ def test_a_training_part_alone_is_split(tmp_path: Path) -> None:
             {"train/ant": 2, "val/ant": 1, "ant": 1},
             "expected train/, val/ and test/ or folders of classes, received both",
         ),
-        ({"train": 2, "val": 2}, "train: no folders of classes"),
+        ({"train": 2, "val": 2}, "train: no folders of classes; expected them in train/ and val/"),
+        ({"train": 2, "val/ant": 2}, "train: no folders of classes, unlike the other parts"),
+        ({"val/ant": 2, "test/ant": 2}, "no training part such as train/"),
+        ({"train/ant": 2, "train/bee": 2, "fold2/ant": 2}, "and also fold2/"),
+        ({"train/ant": 2, "val/Ant": 1}, "val/Ant: a class that is not in the training part; 'ant' looks"),
+        (
+            {"ant/train": 1, "ant/test": 1, "bee/train": 1, "bee/test": 1},
+            "2 folders of classes contain parts, such as ant/train/; expected .* such as train/ant/",
+        ),
     ],
 )
 def test_refused_splits(files: dict[str, int], message: str, tmp_path: Path) -> None:
@@ -215,6 +224,79 @@ def test_labels_that_are_none(line: str, tmp_path: Path) -> None:
 def test_classes_may_be_called_train(tmp_path: Path) -> None:
     made = ppxcls.make_lists(fill(tmp_path / "p", {"car": 2, "train": 2}), tmp_path / "lists", val_share=0)
     assert list(made.lists.values()) == [4, 2]
+    assert made.notes == ["train/ is a class and no part of the data set, because it holds images, like car/"]
+    # A training part, with such a class.
+    parts = {f"{part}/{name}": 2 for part in ("Training", "Eval") for name in ("bus", "test", "train")}
+    made = ppxcls.make_lists(fill(tmp_path / "q", parts), tmp_path / "lists")
+    assert list(made.lists.values()) == [6, 6, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "lines"),
+    [
+        (["train", "eval"], [4, 4, 2]),
+        (["TRAIN", "Dev"], [4, 4, 2]),
+        (["train", "holdout"], [4, 4, 2]),
+        (["Train", "hold-out"], [4, 4, 2]),
+        (["training", "validation", "testing"], [4, 4, 4, 2]),
+        (["training_set", "test_set"], [2, 2, 4, 2]),
+        (["train_data", "valid_data"], [4, 4, 2]),
+        (["Training_images", "Validation images"], [4, 4, 2]),
+        (["TrainSet", "DevelopmentSet"], [4, 4, 2]),
+        (["trainset", "testset"], [2, 2, 4, 2]),
+        (["seg_train", "seg_test"], [2, 2, 4, 2]),
+        (["train2017", "val2017"], [4, 4, 2]),
+        (["1_train", "2_val", "3_test"], [4, 4, 4, 2]),
+        (["train"], [2, 2, 2]),
+    ],
+)
+def test_parts_of_many_names(names: list[str], lines: list[int], tmp_path: Path) -> None:
+    """No part becomes a class. Without an evaluation part, half of the training part is held out here."""
+    data = fill(tmp_path / "p", {f"{name}/{child}": 2 for name in names for child in ("ant", "bee")})
+    made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0.5)
+    assert (tmp_path / "lists/class_names.txt").read_text(encoding="utf-8") == "0 ant\n1 bee\n"
+    assert list(made.lists.values()) == lines
+    assert f"{names[0]}/ is the training part" in str(made)
+    has_evaluation = any(word in name.lower() for name in names for word in ("val", "dev", "hold"))
+    assert ("50% of the training part is held out" in str(made)) is not has_evaluation
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train_station", "test_tube"],
+        ["trainer", "tester"],
+        ["validator", "dev board"],
+        ["testudo", "trainee"],
+    ],
+)
+def test_words_that_only_contain_the_name_of_a_part(names: list[str], tmp_path: Path) -> None:
+    data = fill(tmp_path / "p", {f"{name}/{child}": 2 for name in names for child in ("old", "new")})
+    made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0)
+    assert sorted(ListIndex(tmp_path / "lists/train_list.txt").labels) == [0] * 4 + [1] * 4
+    assert made.lists[str(tmp_path / "lists/class_names.txt")] == 2
+
+
+def test_what_is_beside_the_parts(tmp_path: Path) -> None:
+    """Folders without images and flat test images are named. A part may lie in a folder of its name."""
+    data = fill(tmp_path / "p", {"train/train/ant": 2, "train/train/bee": 2, "val/ant": 1, "test": 3})
+    (data / "annotations").mkdir()
+    made = ppxcls.make_lists(data, tmp_path / "lists")
+    assert list(made.lists.values()) == [4, 1, 2]
+    assert listed(tmp_path / "lists", "val") == [("val/ant/0.jpg", 0)]
+    text = str(made)
+    assert "train/train/ is the training part, val/ is the evaluation part" in text
+    assert "test/ holds images without folders of classes, so it is not listed" in text
+    assert "without images, and left out: annotations" in text
+    assert "without images in the evaluation list: 1 classes: bee" in text
+
+
+def test_folders_that_look_like_parts_by_their_structure(tmp_path: Path) -> None:
+    data = fill(
+        tmp_path / "p", {f"{part}/{name}": 2 for part in ("fold1", "fold2") for name in ("ant", "bee")}
+    )
+    made = ppxcls.make_lists(data, tmp_path / "lists")
+    assert "if fold1/ and fold2/ are parts of the data set, call them train/, val/ and test/" in str(made)
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
@@ -259,6 +341,24 @@ def test_names_that_look_alike_are_pointed_out(tmp_path: Path) -> None:
     )
     assert len(made.notes) == 2
     assert all("look alike" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["Cat", "cat"], [(0, 1)]),
+        (["cat", "cat "], [(0, 1)]),
+        (["caf\u00e9", "cafe\u0301"], [(0, 1)]),
+        (["\uff43\uff41\uff54", "cat"], [(0, 1)]),
+        (["hot_dog", "hot dog", "Hot-Dog"], [(0, 1), (0, 2)]),
+        (["cat\u200b", "cat"], [(0, 1)]),
+        (["c\u0430t", "cat"], [(0, 1)]),
+        (["stra\u00dfe", "STRASSE"], [(0, 1)]),
+        (["cat", "cats", "cat1", "ca t", "\u732b"], []),
+    ],
+)
+def test_which_names_look_alike(names: list[str], pairs: list[tuple[int, int]]) -> None:
+    assert similar_names(names) == pairs
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other disks do not hold every name")

@@ -20,8 +20,8 @@ import yaml
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.cli.verbs import VERBS
-from ppxcls.fitting.folder import _NON_CLASSIFIER_PATTERN
 from ppxcls.fitting.settings import choose, network_of
+from ppxcls.fitting.yaml_files import NON_CLASSIFIER_PATTERN
 from ppxcls.models.weights import save_weights
 from tests.conftest import ROOT
 
@@ -139,7 +139,7 @@ def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ppxcls.list_models())
 def test_all_but_the_classifier_is_frozen_in_every_network(name: str) -> None:
-    model = ppxcls.build_model(name, class_num=3, freeze=[_NON_CLASSIFIER_PATTERN])
+    model = ppxcls.build_model(name, class_num=3, freeze=[NON_CLASSIFIER_PATTERN])
     trained = {key for key, parameter in model.named_parameters() if not parameter.stop_gradient}
     assert len(trained) == 2
     assert all(model.state_dict()[key].shape[-1] == 3 for key in trained)
@@ -173,6 +173,7 @@ def test_every_verb_is_listed_with_a_line() -> None:
 )
 def test_what_can_not_be_trained_on_is_one_line(words: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "mine.pdparams").touch()
     photographs(tmp_path / "photos")
     photographs(tmp_path / "both")
     (tmp_path / "one").mkdir()
@@ -184,13 +185,26 @@ def test_what_can_not_be_trained_on_is_one_line(words: list[str], message: str, 
     assert message in line
 
 
-def test_a_yaml_that_is_there_is_not_overwritten(place: Path) -> None:
-    result = typed(shlex.split(VERBS["fit"].examples[0]), place)
+def test_a_finished_fit_is_not_repeated(place: Path) -> None:
+    run = place / "output/photos/Xception41"
+    before = (run / "latest.json").read_bytes()
+    words = shlex.split(VERBS["fit"].examples[0])[:-1]
+    result = typed([*words, "0.05"], place)
+    assert result.returncode == 0, result.stderr
+    assert "output/photos/Xception41 is complete; give another --output to train again" in result.stdout
+    result = typed([*words, "0.06"], place)
     assert result.returncode == 1
-    assert (
-        "output/photos/train.yaml already exists: resume with 'ppxcls train -c output/photos/train.yaml"
-        in result.stderr
-    )
+    assert "--minutes was 0.05, and is now 0.06; repeat the earlier command" in result.stderr
+    assert (run / "latest.json").read_bytes() == before
+
+
+def test_the_yaml_of_an_earlier_version_is_not_overwritten(tmp_path: Path) -> None:
+    photographs(tmp_path / "photos", 3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/train.yaml").write_text("base: photographs\n", encoding="utf-8")
+    result = typed(["ppxcls", "fit", "photos", "--output", "out"], tmp_path)
+    assert result.returncode == 1
+    assert "out/train.yaml already exists: resume with 'ppxcls train -c out/train.yaml" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,46 @@ def test_a_loss_that_does_not_fall_suggests_nothing(end: float) -> None:
     assert "the loss did not fall" in str(found)
     pytest.importorskip("matplotlib")
     assert draw(found)
+
+
+def test_no_rate_at_an_edge_of_the_range_is_suggested() -> None:
+    """The loss falls from the first step on, or until the last one, or it is noise."""
+    rates = np.geomspace(1e-6, 10, 100)
+    logs = np.log10(rates)
+    falling_at_once = RateRange(rates, 0.5 + np.exp(-8 * (logs + 6)) + np.maximum(logs + 4, 0))
+    assert falling_at_once.suggestion is None
+    assert "there are too few images or steps" in str(falling_at_once)
+    falling_to_the_end = RateRange(rates, 3 - 2 / (1 + np.exp(-4 * (logs - 0.5))))
+    assert falling_to_the_end.suggestion is None
+    assert "none is suggested, because the loss still fell at the highest rate" in str(falling_to_the_end)
+    for seed in range(20):
+        noise = RateRange(rates, 1.4 + np.random.default_rng(seed).normal(0, 0.15, 100))
+        assert noise.suggestion is None, seed
+        assert "the loss fell by no more than its noise" in str(noise) or "did not fall" in str(noise)
+
+
+@pytest.mark.parametrize("steps", [50, 100])
+def test_a_noisy_curve_gives_a_rate_on_its_slope(steps: int) -> None:
+    """The loss falls around 1e-4, as for 30 photographs in batches of 8. The noise is a fifth of the fall."""
+    logs = np.linspace(-6, 1, steps)
+    losses = 1.5 - 1 / (1 + np.exp(-4 * (logs + 4))) + np.exp(3 * (logs + 1))
+    for seed in range(20):
+        noise = np.random.default_rng(seed).normal(0, 0.2 if steps == 100 else 0.1, steps)
+        suggestion = RateRange(10**logs, losses + noise).suggestion
+        assert suggestion is not None, seed
+        assert 3e-5 <= suggestion <= 1e-3, seed
+
+
+def test_fit_keeps_its_rate_if_none_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = argparse.Namespace(output=tmp_path, overrides=[])
+    settings = argparse.Namespace(learning_rate=0.0003, reasons=["one"])
+    rates = RateRange(np.geomspace(1e-6, 10, 100), np.full(100, 1.4))
+    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
+    monkeypatch.setattr(photographs, "replace", lambda _, **keys: keys)
+    found = photographs._with_learning_rate(request, settings)
+    assert found["learning_rate"] == 0.0003
+    assert found["reasons"] == ["one", str(rates)]
+    assert "the loss did not fall" in str(rates)
 
 
 def test_the_first_smoothed_loss_has_no_bias() -> None:
@@ -176,6 +217,7 @@ def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
 def test_the_largest_batch_of_an_accelerator(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, limit: int, error: Exception
 ) -> None:
+    monkeypatch.setattr(batch_size, "_largest_size", lambda *_: (4096, "sizes above 4096 are not tried"))
     monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(limit, error))
     monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 1e15)
     found = ppxcls.find_batch(small())
@@ -184,6 +226,41 @@ def test_the_largest_batch_of_an_accelerator(
     assert "don't fit" in found.limit
     sizes = [size for size, _, _ in found.measurements]
     assert sizes == sorted(set(sizes))
+
+
+@pytest.mark.parametrize(
+    ("count", "samples_per_step", "sizes", "reason"),
+    [
+        (1, None, [1], "the training data has 1 images"),
+        (2, None, [2], "the training data has 2 images"),
+        (5, None, [2, 4, 5], "the training data has 5 images"),
+        (30, None, [2, 4, 8, 16, 30], "the training data has 30 images"),
+        (30, 12, [2, 4, 6, 12], "Global.samples_per_step is 12"),
+        (30, 9, [1, 3, 9], "Global.samples_per_step is 9"),
+        (5, 64, [2, 4], "the training data has 5 images"),
+    ],
+)
+def test_no_batch_is_larger_than_the_data(
+    count: int,
+    samples_per_step: int | None,
+    sizes: list[int],
+    reason: str,
+    small: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_size._Attempt, "_steps", fails_above(4096, MemoryError()))
+    monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 1e15)
+    data = write_images(tmp_path / "data", count)
+    keys: dict[str, Any] = {
+        f"DataLoader.Train.dataset.{key}": value
+        for key, value in (("image_root", str(data)), ("cls_label_path", str(data / "train_list.txt")))
+    }
+    if samples_per_step:
+        keys |= {"Global.samples_per_step": samples_per_step, "DataLoader.Train.sampler.batch_size": 1}
+    found = ppxcls.find_batch(small(**keys))
+    assert [size for size, _, _ in found.measurements] == sizes
+    assert found.limit == reason
 
 
 def test_another_error_is_no_lack_of_memory(
@@ -214,6 +291,7 @@ def test_a_host_is_never_asked_for_more_than_it_has(
 
     monkeypatch.setattr(batch_size._Attempt, "_steps", noted)
     monkeypatch.setattr(batch_size, "_free_host_bytes", lambda: 3e8)
+    monkeypatch.setattr(batch_size, "_largest_size", lambda *_: (4096, "sizes above 4096 are not tried"))
     found = ppxcls.find_batch(small())
     assert found.largest == max(asked)
     assert found.measurements[-1][2] - found.measurements[0][2] < 6e8
@@ -232,7 +310,8 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
     for i, file in enumerate(files):
         (tmp_path / f"photos/{i % 3}").mkdir(parents=True, exist_ok=True)
         file.rename(tmp_path / f"photos/{i % 3}/{file.name}")
-    rates = RateRange(np.geomspace(1e-6, 1, 100), np.linspace(3, 1, 100))
+    logs = np.linspace(-6, 0, 100)
+    rates = RateRange(10**logs, 3 - 2 / (1 + np.exp(-4 * (logs + 3))) + np.exp(3 * logs))
     monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
     monkeypatch.setattr(
         photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough")

@@ -1,0 +1,128 @@
+"""The progress of ``fit``, in ``fit.json``, so that the same command continues what was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ppxcls.data.errors import DataError
+from ppxcls.fitting.settings import Settings
+from ppxcls.system.atomic_files import read_regular, write_text
+
+FILE = "fit.json"
+_MAX_BYTES = 1 << 20
+_TUPLES = ("mean", "std")
+
+
+@dataclass
+class FitProgress:
+    """What ``fit`` was asked for, what it has chosen, and which of its steps are done.
+
+    Attributes:
+        file: file that keeps the progress.
+        arguments: arguments of the command, by the option's name.
+        photographs: digest of the lists of all photographs.
+        settings: chosen settings.
+        finished_steps: names of the finished steps.
+        yaml_digests: SHA-256 of each YAML that was written, to recognise a user's change.
+    """
+
+    file: Path
+    arguments: dict[str, Any]
+    photographs: str
+    settings: Settings
+    finished_steps: list[str] = field(default_factory=list)
+    yaml_digests: list[str] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Writes the progress.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file"}
+        content["settings"] = asdict(self.settings)
+        write_text(self.file, json.dumps(content, indent=1, ensure_ascii=True) + "\n")
+
+    def finish(self, step: str) -> None:
+        """Records that a step is done."""
+        self.finished_steps.append(step)
+        self.save()
+
+    def write_yaml(self, file: Path, text: str) -> None:
+        """Writes a YAML and records its digest.
+
+        Raises:
+            DataError: the file was changed by the user since it was written.
+            OSError: it can't be written.
+        """
+        if file.exists() and _digest(file.read_bytes()) not in self.yaml_digests:
+            raise DataError(
+                f"{file} was changed after fit wrote it: train with 'ppxcls train -c {file}', "
+                "or give another --output"
+            )
+        digest = _digest(text.encode("utf-8", "surrogateescape"))
+        if digest not in self.yaml_digests:
+            self.yaml_digests.append(digest)
+            self.save()  # first, so that an interruption between the two does no harm
+        write_text(file, text)
+
+    def require_same(self, arguments: dict[str, Any]) -> None:
+        """Compares the arguments of an earlier command with those of this one.
+
+        Raises:
+            DataError: they differ. The message names the differences.
+        """
+        differences = [
+            f"{name} was {_shown(self.arguments.get(name))}, and is now {_shown(value)}"
+            for name, value in arguments.items()
+            if self.arguments.get(name) != value
+        ]
+        if differences:
+            raise DataError(
+                f"{self.file.parent} belongs to another fit: {'; '.join(differences)}; "
+                "repeat the earlier command to continue it, or give another --output"
+            )
+
+
+def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None:
+    """Reads the progress of an earlier ``fit`` in a folder; None if there was none.
+
+    Args:
+        folder: output folder of ``fit``.
+        yaml_files: names of the files that an earlier version wrote, which kept no progress.
+
+    Raises:
+        DataError: the file is damaged, or an earlier version has written to the folder.
+    """
+    file = folder / FILE
+    try:
+        content = json.loads(read_regular(file, _MAX_BYTES))
+        settings = content.pop("settings")
+        settings |= {name: tuple(settings[name]) for name in _TUPLES}
+        return FitProgress(file=file, settings=Settings(**settings), **content)
+    except FileNotFoundError:
+        pass
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{file} is damaged: give another --output, or remove {folder}") from None
+    existing_files = [folder / name for name in yaml_files if (folder / name).exists()]
+    if existing_files:
+        commands = " and then ".join(
+            f"'ppxcls train -c {existing} -o Global.checkpoints=auto'" for existing in existing_files
+        )
+        raise DataError(
+            f"{existing_files[-1]} already exists: resume with {commands}, or give another --output"
+        )
+    return None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value in (None, False, []) else str(value)

@@ -1,0 +1,139 @@
+"""What a user asks ``fit`` for, and the checks that need no image."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppxcls.build.network import list_models
+from ppxcls.data.errors import DataError
+from ppxcls.fitting.settings import network_of
+from ppxcls.models.weights import weights_file
+from ppxcls.reports.page import PACKAGES_HINT
+from ppxcls.system.devices import DeviceError, process_device
+from ppxcls.system.logs import logger
+from ppxcls.system.output_paths import check_output_folder
+from ppxcls.system.paths import url_problem
+
+_RESUME_KEYS = ("Global.checkpoints=", "Global.allow_changes=")  # overrides that choose no setting
+_REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The arguments of ``fit``.
+
+    Attributes:
+        photos: folder of photographs.
+        output: folder for the lists, the YAML and the run.
+        weights: weights to start from; None for fresh ones.
+        network: name of the network.
+        minutes: approximate training time, in minutes.
+        device: device to train on; None for the best one of this machine.
+        find_lr, find_batch: True to search for the learning rate or the batch size.
+        overrides: config overrides ``A.b=value``.
+    """
+
+    photos: Path
+    output: Path
+    weights: str | None
+    network: str
+    minutes: float
+    device: str | None
+    find_lr: bool
+    find_batch: bool
+    overrides: Sequence[str]
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what must be equal if an earlier ``fit`` is to be continued, by the option's name."""
+        return {
+            "PHOTOS": str(self.photos.resolve()),
+            "--weights": str(Path(self.weights).resolve()) if self.weights else None,
+            "--network": self.network,
+            "--minutes": self.minutes,
+            "--device": self.device,
+            "--find-lr": self.find_lr,
+            "--find-batch": self.find_batch,
+            "-o": [text for text in self.overrides if not text.startswith(_RESUME_KEYS)],
+        }
+
+
+def checked_request(
+    photos: str | Path,
+    output: str | Path | None,
+    *,
+    weights: str | None,
+    network: str | None,
+    minutes: float,
+    device: str | None,
+    find_lr: bool,
+    find_batch: bool,
+    overrides: Sequence[str],
+) -> Request:
+    """Returns the request of these arguments of ``fit``, after checks that read no image and write nothing.
+
+    Raises:
+        DataError: an argument can't work.
+        OSError: the output folder can't be written.
+    """
+    if problem := url_problem(photos):
+        raise DataError(problem)
+    if not (0 < minutes < math.inf):
+        raise DataError(f"expected minutes above 0, received {minutes:g}")
+    photos = Path(photos)
+    if not photos.is_dir():
+        raise DataError(f"{photos}: {'not a folder' if photos.exists() else 'no such folder'}")
+    output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
+    if photos.resolve() in (output.resolve(), *output.resolve().parents):
+        raise DataError(
+            f"{output} is inside the folder of photographs, which must not change: give another --output"
+        )
+    check_output_folder(output)
+    if weights and not weights_file(weights).is_file():
+        raise DataError(f"{weights_file(weights)}: no such file of weights")
+    if device:
+        _check_device(device)
+    _warn_about_report()
+    return Request(
+        photos=photos,
+        output=output,
+        weights=weights,
+        network=_network(network, weights),
+        minutes=minutes,
+        device=device,
+        find_lr=find_lr,
+        find_batch=find_batch,
+        overrides=tuple(overrides),
+    )
+
+
+def _network(network: str | None, weights: str | None) -> str:
+    if network is None:
+        try:
+            return network_of(weights)
+        except ValueError as error:
+            raise DataError(str(error)) from None
+    names = list_models()
+    if network not in names:
+        raise DataError(f"expected one of the networks {', '.join(names)}, received {network!r}")
+    return network
+
+
+def _check_device(device: str) -> None:
+    try:
+        process_device(device, world_size=1)
+    except DeviceError as error:
+        raise DataError(str(error)) from None
+
+
+def _warn_about_report() -> None:
+    missing_packages = [name for name in _REPORT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing_packages:
+        logger.warning(
+            f"there will be no report, because it needs {PACKAGES_HINT}; "
+            "'ppxcls report RUN' can write it later"
+        )

@@ -1,0 +1,100 @@
+"""The YAML files that ``fit`` writes: the training of the classifier alone, and of all layers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ppxcls.config.yaml_values import write_yaml
+from ppxcls.fitting.photographs import TRAIN_LIST, VAL_LIST
+from ppxcls.fitting.settings import Settings
+from ppxcls.system.paths import printable
+
+TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
+LISTS = "lists"  # folder of the lists, in the output folder
+# Keys that head.yaml sets itself. Overrides of these keys apply to train.yaml only.
+HEAD_KEYS = (
+    "Global.output_dir",
+    "Global.epochs",
+    "Global.pretrained_model",
+    "Optimizer.lr",
+    "Optimizer.layer_decay",
+    "Arch.freeze",
+)
+NON_CLASSIFIER_PATTERN = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
+_HEAD_LEARNING_RATE = 0.002
+
+
+def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
+    """Returns the YAML of the training: its differences from the base."""
+    start = _absolute(output / "head" / settings.network / "latest") if settings.head_epochs else None
+    optimizer = {"layer_decay": 0.9} if settings.weights else {}
+    content = {
+        "base": "photographs",
+        "Global": {
+            "device": settings.device,
+            "output_dir": _absolute(output),
+            "epochs": settings.epochs,
+            **({"pretrained_model": start} if start else {}),
+        },
+        "Arch": {"name": settings.network, "class_num": settings.class_num},
+        "Optimizer": {
+            **optimizer,
+            "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)},
+        },
+        "DataLoader": {
+            "Train": _data_section(
+                TRAIN_LIST,
+                settings,
+                photos=photos,
+                output=output,
+                sizes={"RandCropImage": {"size": settings.size}},
+            ),
+            "Eval": _data_section(
+                VAL_LIST,
+                settings,
+                photos=photos,
+                output=output,
+                sizes={
+                    "ResizeImage": {"resize_short": round(settings.size / 0.9)},
+                    "CropImage": {"size": settings.size},
+                },
+            ),
+        },
+    }
+    comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
+    title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
+    command = f"#   ppxcls train -c {printable(str(output / TRAIN_YAML))}"
+    return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
+
+
+def _absolute(path: str | Path) -> str:
+    """Returns a path for a YAML that works from any folder."""
+    return os.path.abspath(path)
+
+
+def _data_section(
+    list_name: str, settings: Settings, *, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
+) -> dict[str, object]:
+    normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
+    dataset = {
+        "image_root": _absolute(photos),
+        "cls_label_path": _absolute(output / LISTS / list_name),
+        "transform_ops": {**sizes, **normalize},
+    }
+    return {"dataset": dataset, "sampler": {"batch_size": settings.batch_size}}
+
+
+def head_yaml(settings: Settings, output: Path) -> str:
+    """Returns the YAML that trains the classifier only; its base is ``train.yaml``."""
+    content = {
+        "base": TRAIN_YAML,
+        "Global": {
+            "output_dir": _absolute(output / "head"),
+            "epochs": settings.head_epochs,
+            "pretrained_model": settings.weights and _absolute(settings.weights),
+        },
+        "Arch": {"freeze": [NON_CLASSIFIER_PATTERN]},
+        "Optimizer": {"layer_decay": None, "lr": {"learning_rate": _HEAD_LEARNING_RATE, "warmup_epoch": 0}},
+    }
+    return f"# The classifier alone, before all layers are trained by {TRAIN_YAML}.\n\n{write_yaml(content)}"

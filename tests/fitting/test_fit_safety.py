@@ -1,0 +1,248 @@
+"""``fit`` checks before it writes, names bad photographs, and continues what was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import ppxcls
+from ppxcls.config.checks import ConfigError
+from ppxcls.data.errors import DataError
+from ppxcls.fitting import folder as fitting
+from ppxcls.fitting.progress import FILE, read_progress
+from tests.conftest import ROOT
+
+WORDS = ["fit", "photos", "--output", "out", "--minutes", "0.01"]
+
+
+def photographs(folder: Path, count: int = 6) -> Path:
+    """Writes folders of two classes, each with different images."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("ant", "bee")):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 60, (80, 80, 3)).astype(np.uint8)
+            image[..., label] += 150
+            cv2.imwrite(str(folder / name / f"{i}.png"), image)
+    return folder
+
+
+@pytest.fixture
+def stubs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], None]:
+    """Makes a step take no time, and returns a function that makes one of the steps fail."""
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
+
+    def fail(name: str, error: BaseException) -> None:
+        def failing(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(fitting, name, failing)
+
+    return fail
+
+
+def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ppxcls", *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weights": "NoSuchFile"}, "NoSuchFile.pdparams: no such file of weights"),
+        ({"weights": "Xception41_empty.pdparams"}, "Xception41_empty.pdparams"),
+        ({"network": "Xception42"}, "expected one of the networks .*Xception41.* received 'Xception42'"),
+        ({"minutes": -1.0}, "expected minutes above 0"),
+        ({"output": "file"}, "expected a folder for the results"),
+        ({"output": "file/deeper/still"}, "expected a folder for the results"),
+        ({"overrides": ["Global.epochs"]}, "expected KEY.KEY=value"),
+        ({"overrides": ["Global.epoch=3"]}, "epochs"),
+        ({"overrides": ["Global.epochs=many"]}, "epochs"),
+        ({"overrides": ["Arch.class_num=1"]}, "the label 1 is outside"),
+        ({"overrides": ["Global.device=gpux"]}, "expected one of cpu"),
+        ({"overrides": ["DataLoader.Train.dataset.cls_label_path=gone.txt"]}, "gone.txt: no such list file"),
+    ],
+)
+def test_nothing_is_written_before_everything_is_checked(
+    options: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos")
+    (tmp_path / "file").touch()
+    (tmp_path / "Xception41_empty.pdparams").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ConfigError, DataError, OSError, ppxcls.CheckpointError), match=message):
+        ppxcls.fit("photos", **{"output": "out", **options})
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bad_photographs_and_copies_are_named(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = photographs(tmp_path / "photos", 5)
+    (photos / "train").mkdir()
+    (photos / "val").mkdir()
+    for name in ("ant", "bee"):
+        (photos / name).rename(photos / "train" / name)
+        (photos / "val" / name).mkdir()
+        (photos / f"train/{name}/4.png").rename(photos / f"val/{name}/4.png")
+    (photos / "train/ant/0.png").write_bytes(b"<html>")
+    (photos / "train/bee/0.png").write_bytes(b"")
+    (photos / "val/ant/0.png").write_bytes((photos / "train/ant/1.png").read_bytes())
+    (photos / "train/bee/copy.png").write_bytes((photos / "train/ant/2.png").read_bytes())
+    stubs("_train", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit(photos, output=tmp_path / "out")
+    text = capsys.readouterr().out
+    assert "left out, because it can't be read: train/ant/0.png: " in text
+    assert "left out, because it can't be read: train/bee/0.png: 0 bytes" in text
+    assert "the same picture is in two classes: train/ant/2.png = train/bee/copy.png" in text
+    assert (
+        "training and evaluation, so the accuracy will look too high: train/ant/1.png = val/ant/0.png" in text
+    )
+    lines = (tmp_path / "out/lists/train_list.txt").read_text(encoding="utf-8").splitlines()
+    assert lines == [
+        *(f"train/ant/{i}.png 0" for i in (1, 2, 3)),
+        *(f"train/bee/{i}.png 1" for i in (1, 2, 3, "copy")),
+    ]
+    for file in (photos / "train/bee").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="no training image of the class 'bee' can be read"):
+        ppxcls.fit(photos, output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_names_that_look_alike_are_said(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = photographs(tmp_path / "photos", 3)
+    (photos / "ant").rename(photos / "Bee")
+    stubs("_train", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit(photos, output=tmp_path / "out")
+    assert "WARNING: the names of the classes 0 and 1 look alike: 'Bee' and 'bee'" in capsys.readouterr().out
+
+
+def test_what_has_changed_is_said(tmp_path: Path, stubs: Callable[[str, BaseException], None]) -> None:
+    photos = photographs(tmp_path / "photos", 3)
+    stubs("_train", ppxcls.TrainingError("the loss is not finite"))
+    with pytest.raises(ppxcls.TrainingError):
+        ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=2"])
+    with pytest.raises(DataError, match=r"-o was \['Global.epochs=2'\], and is now \['Global.epochs=3'\]"):
+        ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=3"])
+    with pytest.raises(DataError, match="--network was Xception41, and is now Xception65; repeat"):
+        ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=2"], network="Xception65")
+    with pytest.raises(ppxcls.TrainingError):  # a resumed run needs no other key
+        ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=2", "Global.checkpoints=auto"])
+    (photos / "ant/new.png").write_bytes((photos / "ant/0.png").read_bytes())
+    with pytest.raises(DataError, match="photographs in .* have changed"):
+        ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=2"])
+
+
+def test_a_changed_yaml_is_not_overwritten(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = photographs(tmp_path / "photos", 3)
+    stubs("build_trainer", KeyboardInterrupt())
+    monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit(photos, output=tmp_path / "out")
+    yaml_file = tmp_path / "out/train.yaml"
+    yaml_file.write_text(yaml_file.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"train.yaml was changed after fit wrote it: train with 'ppxcls train"
+    ):
+        ppxcls.fit(photos, output=tmp_path / "out")
+    assert yaml_file.read_text(encoding="utf-8").endswith("# mine\n")
+    (tmp_path / "out" / FILE).write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"fit.json is damaged"):
+        ppxcls.fit(photos, output=tmp_path / "out")
+
+
+def test_each_step_is_taken_up_again(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step fails once, as if by Ctrl-C. The same call goes on, and repeats no finished step."""
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", 4)
+    steps: list[str] = []
+    failing = {"find_batch", "head", "find_lr", "train", "evaluate"}
+
+    def step(name: str) -> None:
+        steps.append(name)
+        if name in failing:
+            failing.remove(name)
+            raise KeyboardInterrupt
+
+    class StubTrainer:
+        def __init__(self, config: ppxcls.config.sections.Config) -> None:
+            self.name = "head" if "head" in config.Global.output_dir else "train"
+            self.is_resumed = config.Global.checkpoints == "auto"
+            self.folder = config.run_folder
+
+        def fit(self) -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "latest.pdparams").touch()
+            step(self.name)
+            assert self.is_resumed
+
+    monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.setattr(fitting, "build_trainer", StubTrainer)
+    monkeypatch.setattr(fitting, "_with_batch_size", lambda _, settings: (step("find_batch"), settings)[1])
+    monkeypatch.setattr(fitting, "_with_learning_rate", lambda _, settings: (step("find_lr"), settings)[1])
+    monkeypatch.setattr(fitting, "load_config", load_config_of_a_stub(fitting.load_config))
+    monkeypatch.setattr(fitting, "evaluate", lambda _: step("evaluate"))
+    monkeypatch.setattr(fitting, "report_after_training", lambda _: None)
+    (tmp_path / "Xception41.pdparams").touch()
+    options = {"output": "out", "find_lr": True, "find_batch": True}
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            ppxcls.fit("photos", "Xception41.pdparams", **options)
+    assert ppxcls.fit("photos", "Xception41.pdparams", **options) == Path("out/Xception41")
+    assert steps == [name for name in ("find_batch", "head", "find_lr", "train", "evaluate") for _ in "12"]
+    ppxcls.fit("photos", "Xception41.pdparams", **options)
+    assert len(steps) == 10
+
+
+def load_config_of_a_stub(load_config: Callable[..., object]) -> Callable[..., object]:
+    """Returns a function that reads no config from a run's folder, because a stub has written none."""
+    return lambda path, *overrides: None if Path(path).is_dir() else load_config(path, *overrides)
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_during_the_training(tmp_path: Path) -> None:
+    photographs(tmp_path / "photos", 20)
+    words = [*WORDS, "-o", "Global.epochs=6"]
+    process = start(words, tmp_path)
+    while not (tmp_path / "out/Xception41/latest.json").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, output + errors
+    assert "fit has not finished: the same command continues it" in output
+    assert "Traceback" not in errors
+    process = start(words, tmp_path)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, output + errors
+    assert "Resumed out/Xception41/" in output
+    progress = read_progress(tmp_path / "out", ())
+    assert progress is not None
+    assert progress.finished_steps == ["train begun", "train", "evaluate"]
+    rows = [json.loads(line) for line in (tmp_path / "out/Xception41/metrics.jsonl").read_text().splitlines()]
+    assert sorted(row["epoch"] for row in rows if row["kind"] == "eval") == [1, 2, 3, 4, 5, 6]
