@@ -213,17 +213,20 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
-    quantisation_data = None
+    quantise_export = None
     if int8 is not None:
-        quantisation_data = _quantisation_data(config, int8, blocks, formats)
-    images, folder = _sample_images(config, host_transforms), export_folder(config)
-    differences = export_model(
-        network, stage, images=images, folder=folder, metadata=metadata, formats=formats, fold=fold
+        calibration, evaluation = _quantisation_data(config, int8, blocks, formats)
+        quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
+    return export_model(
+        network,
+        stage,
+        images=_sample_images(config, host_transforms),
+        folder=export_folder(config),
+        metadata=metadata,
+        formats=formats,
+        fold=fold,
+        quantise=quantise_export,
     )
-    if quantisation_data:
-        calibration, evaluation = quantisation_data
-        quantise(folder, metadata, calibration=calibration, evaluation=evaluation)
-    return differences
 
 
 def export_folder(config: Config) -> Path:

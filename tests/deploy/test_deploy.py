@@ -31,8 +31,7 @@ from ppxcls.deploy.predict import Predictor, find_images
 from ppxcls.train.paddle_inference import InferenceProgram
 from tests.conftest import run_tool, small_config
 
-# The onnxoptimizer that paddle2onnx pins has no wheels for the newest Pythons.
-HAS_ONNX = all(importlib.util.find_spec(name) for name in ("paddle2onnx", "onnxruntime"))
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 
 
 def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "élan"), count: int = 6) -> Path:
@@ -447,7 +446,7 @@ def test_export_says_what_is_wrong_with_images(
         ppxcls.export(config, formats=["paddle"])
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="no ONNX Runtime or paddle2onnx")
+@pytest.mark.skipif(not HAS_ONNX, reason="onnx or onnxruntime is not installed")
 def test_eight_bits(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -487,5 +486,6 @@ def test_eight_bits(
     ):
         ppxcls.export(ppxcls.load_config(trained, [target, weights(trained)]), ["onnx"], int8=str(listed))
     assert not short.exists(), "that of the export before"
+    assert plain.is_file()
     with pytest.raises(ppxcls.DataError, match="INT8 is made from the ONNX file"):
         ppxcls.export(ppxcls.load_config(trained, [target]), ["paddle"], int8=str(listed))
