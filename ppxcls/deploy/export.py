@@ -210,9 +210,8 @@ class _Export:
             logger.error(f"{name} is not written: {' '.join(str(error).split())[:_MAX_ERROR_CHARACTERS]}")
         if errors:
             if self.differences:
-                logger.warning(
-                    f"{errors[0][0]} is not written; written: {', '.join(self.differences)}, {folder}"
-                )
+                names = ", ".join(name for name, _ in errors)
+                logger.warning(f"not written: {names}; written to {folder}: {', '.join(self.differences)}")
             raise errors[0][1]
 
     def write(self, name: str, folder: Path) -> None:
