@@ -5,7 +5,7 @@
 # path of the repository.
 #
 # `find_python VERSION...` prints the first of these versions (such as 3.12) that is installed, as the path of
-# its interpreter. It looks on PATH and among the versions of pyenv. It fails if none is installed.
+# its interpreter. It looks on PATH, also at python3, and among the versions of pyenv. It fails if none is installed.
 
 use_environment() {
     local extras=$1 folder=${2:-}
@@ -37,7 +37,8 @@ find_python() {
     local version path
     for version in "$@"; do
         # A command of pyenv on PATH may exist and not run, so each is tried. Debian's may lack ensurepip.
-        for path in "$(command -v "python$version")" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+        for path in "$(command -v "python$version")" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python \
+            "$(command -v python3)"; do
             if [ -n "$path" ] && [ "$(python_version "$path")" = "$version" ] &&
                 "$path" -c 'import ensurepip, venv' 2>/dev/null; then
                 echo "$path"
