@@ -28,8 +28,8 @@ _TIMEOUT_SECONDS = 300  # for an import or one device's steps; the first step on
 _REQUIRED_PACKAGES = ("numpy", "opencv-python-headless", "simplejpeg", "pillow", "pyyaml", "easydict", "tqdm")
 _EXTRA_BY_PACKAGE = {
     "numba": "cpu",
+    "onnx": "export",
     "onnxruntime": "export",
-    "paddle2onnx": "export",
     "scikit-learn": "metrics",
     "visualdl": "visualdl",
     "safetensors": "convert",

@@ -255,18 +255,23 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
-    quantisation_data = None
+    quantise_export = None
     if int8 is not None:
         classes = network_classes(config, "export", weights)
-        quantisation_data = _quantisation_data(config, int8, blocks=blocks, formats=formats, classes=classes)
-    images, folder = _sample_images(config, host_transforms), export_folder(config)
-    differences = export_model(
-        network, stage, images=images, folder=folder, metadata=metadata, formats=formats, fold=fold
+        calibration, evaluation = _quantisation_data(
+            config, int8, blocks=blocks, formats=formats, classes=classes
+        )
+        quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
+    return export_model(
+        network,
+        stage,
+        images=_sample_images(config, host_transforms),
+        folder=export_folder(config),
+        metadata=metadata,
+        formats=formats,
+        fold=fold,
+        quantise=quantise_export,
     )
-    if quantisation_data:
-        calibration, evaluation = quantisation_data
-        quantise(folder, metadata, calibration=calibration, evaluation=evaluation)
-    return differences
 
 
 def export_folder(config: Config) -> Path:

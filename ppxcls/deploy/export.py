@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -17,19 +20,18 @@ from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_metadata
+from ppxcls.deploy.program import read_program
 from ppxcls.deploy.runners import Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.deploy.saved_program import save_program
 from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
-from ppxcls.system.environment import paddle_version
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.tf32 import tf32_off
-from ppxcls.train.paddle_inference import program_file
 from ppxcls.train.predictions import NOT_FINITE
 
-_OPSET = 17
+_RUNNER_NAMES = {"onnx": "ONNX Runtime", "paddle": "Paddle Inference"}
 _FILES = (
     *(
         "inference.json",
@@ -40,6 +42,7 @@ _FILES = (
     ),
     *("inference.yml", "inference_config.json", "inference.int8.onnx"),
 )
+_MAX_ERROR_CHARACTERS = 500  # of an error that is only logged; Paddle's contain whole pages
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums depend on their order
 
 
@@ -57,11 +60,11 @@ class ExportedNetwork(nn.Layer):
         super().__init__()
         self.model = model
         self._has_softmax = softmax
-        self._prepare = DeviceTransform(stage or DeviceStage(normalize=None, chw=True))
+        self.preprocessing = DeviceTransform(stage or DeviceStage(normalize=None, chw=True))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Maps images [N, H, W, 3] or [N, 3, H, W] to logits or probabilities [N, class_num]."""
-        logits = self.model(self._prepare(images))
+        logits = self.model(self.preprocessing(images))
         return F.softmax(logits, axis=-1) if self._has_softmax else logits
 
 
@@ -74,11 +77,15 @@ def export_model(
     metadata: ExportMetadata,
     formats: Sequence[str] = ("paddle", "onnx"),
     fold: bool = False,
+    quantise: Callable[[Path], object] | None = None,
 ) -> dict[str, float]:
     """Writes the exported files of a network, and compares each export with the network.
 
     The files are ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the
-    metadata files. The same weights give the same bytes. Nothing is installed or downloaded.
+    metadata files. The same weights give the same bytes.
+
+    If a format can't be written, or differs from the network, the others are still written. Then the error is
+    raised.
 
     The comparison is in full float32: TensorFloat-32 is off, and ONNX Runtime computes on the CPU.
 
@@ -92,6 +99,7 @@ def export_model(
             normalisation.
         formats: formats to write: ``paddle``, ``onnx``.
         fold: True to fold batch norms into the convolutions before them.
+        quantise: function that adds an 8-bit file to a folder with ``inference.onnx``; None for no such file.
 
     Returns:
         Largest difference from the network, by format.
@@ -102,7 +110,14 @@ def export_model(
     """
     with tf32_off():  # its rounding is larger than the tolerance
         return _export_and_compare(
-            model, stage, images=images, folder=folder, metadata=metadata, formats=formats, fold=fold
+            model,
+            stage,
+            images=images,
+            folder=folder,
+            metadata=metadata,
+            formats=formats,
+            fold=fold,
+            quantise=quantise,
         )
 
 
@@ -115,6 +130,7 @@ def _export_and_compare(
     metadata: ExportMetadata,
     formats: Sequence[str],
     fold: bool,
+    quantise: Callable[[Path], object] | None,
 ) -> dict[str, float]:
     expected = network_runner(model, stage)(images)
     if not np.isfinite(expected).all():
@@ -130,33 +146,128 @@ def _export_and_compare(
     exported_network.eval()
     if not metadata.gives_logits:
         expected = F.softmax(paddle.to_tensor(expected), axis=-1).numpy()
-    folder.mkdir(parents=True, exist_ok=True)
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
-    program = to_static(exported_network, spec)
-    differences = {}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary_folder:
-        staging_folder = Path(temporary_folder)
-        save_program(program, exported_network, staging_folder, folder)
-        if "onnx" in formats:
-            _write_onnx(staging_folder, staging_folder / "inference.onnx", metadata)
-            differences["onnx"] = _largest_difference(
-                "ONNX Runtime",
-                onnx_runner(staging_folder / "inference.onnx", on_cpu=True),
-                inputs,
-                expected,
-            )
-        if "paddle" in formats:
-            differences["paddle"] = _largest_difference(
-                "Paddle Inference", paddle_runner(staging_folder), inputs, expected
-            )
-        else:
-            for file in staging_folder.glob("inference.[!o]*"):
-                file.unlink()
-        input_description = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
-        facts = {"input": input_description, "largest difference from the network": differences}
-        write_metadata(staging_folder, metadata, facts, has_paddle_files="paddle" in formats)
-        _replace_files(folder, staging_folder)
-    return differences
+    traced_network = to_static(exported_network, spec)
+    export = _Export(exported_network, traced_network, metadata, folder=folder, example=(inputs, expected))
+    with _staging_folder(folder) as staging_folder:
+        for name in sorted(formats):
+            export.try_format(name, partial(export.write, name, staging_folder))
+        if quantise and "onnx" in export.differences:
+            export.try_format("int8", partial(quantise, staging_folder))
+        if export.differences:
+            description = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
+            facts = {"input": description, "largest difference from the network": export.differences}
+            has_paddle_files = "paddle" in export.differences
+            write_metadata(staging_folder, metadata, facts, has_paddle_files=has_paddle_files)
+            _replace_files(folder, staging_folder)
+    export.raise_first_error(folder)
+    return export.differences
+
+
+@contextlib.contextmanager
+def _staging_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder for incomplete files on the same disk. If nothing is written, no folder remains."""
+    missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary_folder:
+            yield Path(temporary_folder)
+    finally:
+        for path in missing_folders:
+            with contextlib.suppress(OSError):  # it is not empty
+                path.rmdir()
+
+
+class _Export:
+    """Writes one traced network in several formats, and compares each with the network.
+
+    Attributes:
+        differences: largest difference from the network, by format.
+
+    Args:
+        network: the network, in evaluation mode.
+        traced_network: result of ``to_static`` for it.
+        metadata: metadata of the exported files.
+        folder: output folder, for messages.
+        example: inputs for the comparison, and the network's outputs for them.
+    """
+
+    def __init__(
+        self,
+        network: nn.Layer,
+        traced_network: Any,
+        metadata: ExportMetadata,
+        *,
+        folder: Path,
+        example: tuple[Array, Array],
+    ) -> None:
+        self.differences: dict[str, float] = {}
+        self._network = network
+        self._traced_network = traced_network
+        self._metadata = metadata
+        self._folder = folder
+        self._example = example
+        self._errors: dict[str, Exception] = {}
+
+    def try_format(self, name: str, write: Callable[[], object]) -> None:
+        """Calls a function that writes a format, and keeps its error, so that others are still written."""
+        try:
+            write()
+        except Exception as error:  # of any kind, because a user's network may make Paddle fail in any way
+            self._errors[name] = error
+
+    def raise_first_error(self, folder: Path) -> None:
+        """Raises the first error, if there is one. Logs the others, and what is written all the same."""
+        errors = list(self._errors.items())
+        for name, error in errors[1:]:
+            logger.error(f"{name} is not written: {' '.join(str(error).split())[:_MAX_ERROR_CHARACTERS]}")
+        if errors:
+            if self.differences:
+                names = ", ".join(name for name, _ in errors)
+                logger.warning(f"not written: {names}; written to {folder}: {', '.join(self.differences)}")
+            raise errors[0][1]
+
+    def write(self, name: str, folder: Path) -> None:
+        """Writes a format to a folder, and compares it. After an error, no file of the format is there.
+
+        Args:
+            name: ``paddle`` or ``onnx``.
+            folder: folder for the files.
+
+        Raises:
+            CheckpointError: a package is missing, the network can't be written in this format, or the file
+                differs from the network.
+            OSError: a file can't be written.
+        """
+        with tempfile.TemporaryDirectory(dir=folder) as path:
+            runner = (self._write_paddle if name == "paddle" else self._write_onnx)(Path(path))
+            difference = _largest_difference(_RUNNER_NAMES[name], runner, *self._example)
+            for file in Path(path).iterdir():
+                file.replace(folder / file.name)
+        self.differences[name] = difference
+
+    def _write_paddle(self, folder: Path) -> Runner:
+        save_program(self._traced_network, self._network, folder, self._folder)
+        return paddle_runner(folder)
+
+    def _write_onnx(self, folder: Path) -> Runner:
+        for package in ("onnx", "onnxruntime"):
+            if importlib.util.find_spec(package) is None:
+                raise CheckpointError(f"writing ONNX needs {package}: pip install 'ppxcls[export]'")
+        from ppxcls.deploy.onnx_graph import onnx_model
+
+        tensors = [*self._network.named_parameters(), *self._network.named_buffers()]
+        program = read_program(
+            self._traced_network, {key.removeprefix("model."): tensor for key, tensor in tensors}
+        )
+        output_name = "logits" if self._metadata.gives_logits else "probabilities"
+        model = onnx_model(program, input_name="images", output_name=output_name)
+        entry = model.metadata_props.add()
+        entry.key = METADATA_KEY
+        entry.value = json_text(self._metadata.as_dict())
+        file = folder / "inference.onnx"
+        write_bytes(file, model.SerializeToString(deterministic=True))
+        return onnx_runner(file, on_cpu=True)
 
 
 def _replace_files(folder: Path, staging_folder: Path) -> None:
@@ -186,36 +297,3 @@ def _largest_difference(name: str, runner: Runner, images: Array, expected: Arra
             f"top-1 equal on {equal_count} of {len(images)} images"
         )
     return difference
-
-
-def export_extra() -> str:
-    """Returns the extra of this package that installs a paddle2onnx for the installed Paddle."""
-    return "export" if paddle_version() >= (3, 0) else "export-paddle2"
-
-
-def _write_onnx(source: Path, target: Path, metadata: ExportMetadata) -> None:
-    try:
-        import onnx
-        import paddle2onnx
-    except ImportError:
-        raise CheckpointError(
-            f"writing ONNX needs paddle2onnx: pip install 'ppxcls[{export_extra()}]'"
-        ) from None
-    except ValueError as error:  # paddle2onnx 2 rejects Paddle 2, with a message about what it needs
-        raise CheckpointError(
-            f"pip install 'ppxcls[{export_extra()}]': {' '.join(str(error).split())}"
-        ) from None
-    logging.getLogger("paddle2onnx").setLevel(logging.WARNING)
-    serialized_model = paddle2onnx.export(
-        str(program_file(source)),
-        str(source / "inference.pdiparams"),
-        # None returns the model. To write a file, the converter would run optimizers that install packages.
-        None,
-        opset_version=_OPSET,
-        enable_optimize=False,
-    )
-    onnx_model = onnx.load_model_from_string(serialized_model)
-    entry = onnx_model.metadata_props.add()
-    entry.key = METADATA_KEY
-    entry.value = json_text(metadata.as_dict())
-    write_bytes(target, onnx_model.SerializeToString(deterministic=True))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -88,16 +86,13 @@ def quantise(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".int8-") as temporary_folder:
         quantised_file = Path(temporary_folder) / INT8_FILE
         to_input = None if metadata.preprocesses else ModelInput(evaluation.device_stage)
-        with _onnx_messages_hidden():
-            quantise_file(
-                source,
-                quantised_file,
-                list(_batches(calibration, _CALIBRATION_IMAGES, to_input)),
-                Path(temporary_folder),
-            )
-            result = _compare_files(
-                source, quantised_file, _batches(evaluation, _EVALUATION_IMAGES, to_input)
-            )
+        quantise_file(
+            source,
+            quantised_file,
+            list(_batches(calibration, _CALIBRATION_IMAGES, to_input)),
+            Path(temporary_folder),
+        )
+        result = _compare_files(source, quantised_file, _batches(evaluation, _EVALUATION_IMAGES, to_input))
         logger.info(str(result))
         if result.top1 - result.int8_top1 > max(max_loss, _TOLERATED_LOST_IMAGES / result.images):
             loss_text = f"{100 * (result.top1 - result.int8_top1):.2f} points of top-1"
@@ -153,26 +148,6 @@ def check_packages() -> None:
         from onnxruntime.quantization import shape_inference  # noqa: F401
     except ImportError as error:
         raise CheckpointError(f"quantisation needs {error.name}: pip install 'ppxcls[export]'") from None
-
-
-@contextlib.contextmanager
-def _onnx_messages_hidden() -> Iterator[None]:
-    """Hides two kinds of ONNX Runtime's messages.
-
-    They are the advice to pre-process the model, which is done already, and warnings about removed parts.
-    """
-    import onnxruntime
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return "pre-process" not in record.getMessage()
-
-    logging.getLogger().addFilter(is_other)
-    onnxruntime.set_default_logger_severity(3)  # errors only
-    try:
-        yield
-    finally:
-        onnxruntime.set_default_logger_severity(2)
-        logging.getLogger().removeFilter(is_other)
 
 
 def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Array]], folder: Path) -> None:

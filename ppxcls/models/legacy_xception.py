@@ -25,21 +25,23 @@ from ppxcls.ops.max_pool import MaxPool2D
 _CONV_NAMES = "conv1", "pointwise"
 
 
-class SamePool(nn.Layer):
+class SamePool(MaxPool2D):
     """3x3 max pool of stride 2 with TensorFlow's padding.
 
     An even side has one row of padding at its end and none at its start. An odd side has one row at each end.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._pool = MaxPool2D(kernel_size=3, stride=2, padding=0)
+        super().__init__(kernel_size=3, stride=2, padding=0)
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Pools [N, C, H, W] to [N, C, ceil(H / 2), ceil(W / 2)]."""
-        data_format = self._pool.data_format
-        height, width = (x.shape[data_format.index(side)] % 2 for side in "HW")
-        return self._pool(F.pad(x, [width, 1, height, 1], value=-math.inf, data_format=data_format))
+        height, width = (x.shape[self.data_format.index(side)] % 2 for side in "HW")
+        if isinstance(height, int) and isinstance(width, int):
+            return self.pool(x, [height, 1, width, 1])
+        # A program for images of any size: only its run knows the sizes.
+        x = F.pad(x, [width, 1, height, 1], value=-math.inf, data_format=self.data_format)
+        return self.pool(x, [0] * 4)
 
 
 class Block(nn.Layer):

@@ -27,7 +27,8 @@ class MaxPool2D(nn.Layer):
 
     def __init__(self, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
-        self._geometry = kernel_size, stride, padding
+        self._geometry = kernel_size, stride
+        self._padding = padding
         self.data_format = "NCHW"
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
@@ -35,31 +36,42 @@ class MaxPool2D(nn.Layer):
 
         H' = (H + 2 padding - kernel_size) // stride + 1.
         """
-        size, _, padding = self._geometry
-        if self.data_format == "NCHW" and size <= _MAX_SIDE_PIXELS and padding < size and cpu.applies_to(x):
-            return _MaxPooling.apply(x, self._geometry)
-        return F.max_pool2d(x, *self._geometry, data_format=self.data_format)
+        return self.pool(x, [self._padding] * 4)
+
+    def pool(self, x: paddle.Tensor, padding: list[int]) -> paddle.Tensor:
+        """Pools [N, C, H, W] with another padding.
+
+        Args:
+            x: batch.
+            padding: pixels by which windows may extend beyond top, bottom, left and right.
+        """
+        size, stride = self._geometry
+        is_supported = self.data_format == "NCHW" and size <= _MAX_SIDE_PIXELS and max(padding) < size
+        if is_supported and cpu.applies_to(x):
+            return _MaxPooling.apply(x, self._geometry, padding)
+        is_even = padding[0] == padding[1] and padding[2] == padding[3]
+        return F.max_pool2d(
+            x, size, stride, padding[::2] if is_even else padding, data_format=self.data_format
+        )
 
 
 class _MaxPooling(PyLayer):
     """The differentiable operator. It has no second derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int, int]) -> paddle.Tensor:
-        size, stride, padding = geometry
-        out = paddle.empty(
-            [
-                *x.shape[:2],
-                *(cpu.output_size(side, size, padding=padding, stride=stride) for side in x.shape[2:]),
-            ],
-            "float32",
+    def forward(ctx: Any, x: paddle.Tensor, geometry: tuple[int, int], padding: list[int]) -> paddle.Tensor:
+        size, stride = geometry
+        height, width = (
+            (side + sum(padding[2 * axis : 2 * axis + 2]) - size) // stride + 1
+            for axis, side in enumerate(x.shape[2:])
         )
+        out = paddle.empty([*x.shape[:2], height, width], "float32")
         planes = _planes(out)
         ctx.argmax = np.empty(planes.shape, np.uint8)
         from ppxcls.ops.max_pool_kernels import max_pool
 
-        kernels.run(max_pool, len(planes), _planes(x), planes, ctx.argmax, *geometry)
-        ctx.geometry = geometry
+        ctx.geometry = *geometry, (padding[0], padding[2])
+        kernels.run(max_pool, len(planes), _planes(x), planes, ctx.argmax, *ctx.geometry)
         ctx.shape = x.shape
         return out
 

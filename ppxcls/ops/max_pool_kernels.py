@@ -26,7 +26,7 @@ def _phase_indices(sides, phase_sides, stride, padding):  # type: ignore[no-unty
     indices = np.empty(sides[0] * sides[1], np.uint32)
     for y in range(sides[0]):
         for x in range(sides[1]):
-            row, column = y + padding, x + padding
+            row, column = y + padding[0], x + padding[1]
             phase = (row % stride) * stride + column % stride
             index = (phase * phase_sides[0] + row // stride) * phase_sides[1] + column // stride
             indices[y * sides[1] + x] = index
@@ -42,7 +42,8 @@ def _first_pixels(sides, width, stride, padding, size):  # type: ignore[no-untyp
     numbers = np.zeros(sides[0] * width, np.int32)
     for y in range(sides[0]):
         for x in range(sides[1]):
-            numbers[y * width + x] = max(0, padding - y * stride) * size + max(0, padding - x * stride)
+            rows, columns = max(0, padding[0] - y * stride), max(0, padding[1] - x * stride)
+            numbers[y * width + x] = rows * size + columns
     return numbers
 
 
@@ -57,15 +58,15 @@ def max_pool(planes, out, argmax, size, stride, padding, begin, end):  # type: i
             are counted row by row. If several pixels have the value, the first one is taken.
         size: side of the windows in pixels, at most 16.
         stride: distance between windows in pixels.
-        padding: pixels beyond each side.
+        padding: pixels above and to the left of the plane.
         begin: first plane to compute.
         end: plane after the last one.
     """
     sides, out_sides = planes.shape[1:], out.shape[1:]
     reach = (size - 1) // stride
     phase_sides = (
-        max(out_sides[0] + reach, (sides[0] + padding - 1) // stride + 1),
-        max(out_sides[1] + reach, (sides[1] + padding - 1) // stride + 1),
+        max(out_sides[0] + reach, (sides[0] + padding[0] - 1) // stride + 1),
+        max(out_sides[1] + reach, (sides[1] + padding[1] - 1) // stride + 1),
     )
     window_span = (out_sides[0] - 1) * phase_sides[1] + out_sides[1]
     indices = _phase_indices(sides, phase_sides, stride, padding)
@@ -103,7 +104,7 @@ def max_pool_gradient(argmax, out_gradient, gradient, size, stride, padding, beg
         gradient: gradient of the input, float32 [P, H, W]; overwritten.
         size: side of the windows in pixels.
         stride: distance between windows in pixels.
-        padding: pixels beyond each side.
+        padding: pixels above and to the left of the plane.
         begin: first plane to compute.
         end: plane after the last one.
     """
@@ -116,5 +117,5 @@ def max_pool_gradient(argmax, out_gradient, gradient, size, stride, padding, beg
         flat[:] = 0
         for oy in range(argmax.shape[1]):
             for ox in range(argmax.shape[2]):
-                first = (oy * stride - padding) * width + ox * stride - padding
+                first = (oy * stride - padding[0]) * width + ox * stride - padding[1]
                 flat[first + offsets[argmax[plane, oy, ox]]] += out_gradient[plane, oy, ox]

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import ppxcls
 from ppxcls.models.common_keys import MODELS, channels_last, recompute_blocks
+from ppxcls.models.legacy_xception import SamePool
 from ppxcls.models.preprocessing import differences
 from tests.conftest import ROOT, SHARED, needs_shared
 
@@ -349,3 +350,26 @@ def test_options_change_nothing_but_rounding(name: str, option: str) -> None:
         assert np.abs(received[1][key] - value).max() <= rounding * max(np.abs(value).max(), 1e-3), key
     for key, value in expected[2].items():
         assert np.allclose(received[2][key], value, rtol=rounding, atol=rounding / 10), key
+
+
+@pytest.mark.every_paddle
+@pytest.mark.parametrize("has_kernels", [True, False])
+def test_the_padding_of_tensorflows_pools(has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values and gradients for all small sizes, against padding with minus infinity before the pool."""
+    if not has_kernels:
+        monkeypatch.setattr("ppxcls.ops.cpu.applies_to", lambda *_: False)
+    rng = np.random.default_rng(0)
+    for height in range(3, 12):
+        for width in range(3, 12):
+            x = rng.integers(-9, -1, (2, 3, height, width)).astype(np.float32)  # with ties; zeros would win
+            results = []
+            for padding in (None, [width % 2, 1, height % 2, 1]):
+                images = paddle.to_tensor(x, stop_gradient=False)
+                if padding is None:
+                    out = SamePool()(images)
+                else:
+                    out = F.max_pool2d(F.pad(images, padding, value=-math.inf), 3, 2)
+                (out * out).sum().backward()
+                results.append((out.numpy(), images.grad.numpy()))
+            for mine, expected in zip(*results, strict=True):
+                assert np.array_equal(mine, expected), (height, width)
