@@ -148,7 +148,9 @@ def _export_and_compare(
         expected = F.softmax(paddle.to_tensor(expected), axis=-1).numpy()
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
     traced_network = to_static(exported_network, spec)
-    export = _Export(exported_network, traced_network, metadata, folder=folder, example=(inputs, expected))
+    export = _Export(
+        exported_network, metadata, traced_network=traced_network, folder=folder, example=(inputs, expected)
+    )
     with _staging_folder(folder) as staging_folder:
         for name in sorted(formats):
             export.try_format(name, partial(export.write, name, staging_folder))
@@ -186,8 +188,8 @@ class _Export:
 
     Args:
         network: the network, in evaluation mode.
-        traced_network: result of ``to_static`` for it.
         metadata: metadata of the exported files.
+        traced_network: result of ``to_static`` for the network.
         folder: output folder, for messages.
         example: inputs for the comparison, and the network's outputs for them.
     """
@@ -195,9 +197,9 @@ class _Export:
     def __init__(
         self,
         network: nn.Layer,
-        traced_network: Any,
         metadata: ExportMetadata,
         *,
+        traced_network: Any,
         folder: Path,
         example: tuple[Array, Array],
     ) -> None:
