@@ -65,7 +65,7 @@ def is_better(candidate: Mapping[str, Any], best: Mapping[str, Any], *, larger_i
     """True if an evaluation is better than the best so far.
 
     If their metric is equal, as often with few samples, the one with the smaller loss is better. If the loss
-    is equal or not known, the earlier one stays the best.
+    is equal or not known, the earlier one stays the best. Any number is better than one that is not finite.
 
     Args:
         candidate: evaluation to judge, in the form of ``Progress.best``.
@@ -75,10 +75,14 @@ def is_better(candidate: Mapping[str, Any], best: Mapping[str, Any], *, larger_i
     if not best or best["metric"] != candidate["metric"]:
         return True
     value, best_value = candidate["value"], best["value"]
+    if not math.isfinite(value) or not math.isfinite(best_value):
+        return math.isfinite(value)
     if value != best_value:
         return bool(value > best_value if larger_is_better else value < best_value)
-    best_loss = best.get("loss")
-    return isinstance(best_loss, int | float) and bool(candidate["loss"] < best_loss)
+    loss, best_loss = candidate["loss"], best.get("loss")
+    if not isinstance(best_loss, int | float) or not math.isfinite(loss):
+        return False
+    return bool(loss < best_loss) or not math.isfinite(best_loss)
 
 
 @dataclass

@@ -39,3 +39,16 @@ def test_a_loss_as_the_metric() -> None:
     assert is_better(evaluation(0.4), evaluation(0.5), larger_is_better=False)
     assert not is_better(evaluation(0.6), evaluation(0.5), larger_is_better=False)
     assert not is_better(evaluation(math.nan), evaluation(0.5), larger_is_better=False)
+
+
+@pytest.mark.parametrize("larger_is_better", [True, False])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_is_better_than_none(number: float, larger_is_better: bool) -> None:
+    assert is_better(evaluation(0.1), evaluation(number), larger_is_better=larger_is_better)
+    assert not is_better(evaluation(number), evaluation(0.1), larger_is_better=larger_is_better)
+    assert not is_better(evaluation(number), evaluation(number), larger_is_better=larger_is_better)
+
+
+def test_a_loss_that_is_not_finite_breaks_no_tie() -> None:
+    assert is_better(evaluation(0.5, 1.0), evaluation(0.5, math.nan), larger_is_better=True)
+    assert not is_better(evaluation(0.5, math.nan), evaluation(0.5, 1.0), larger_is_better=True)
