@@ -134,7 +134,7 @@ def test_weights_are_fine_tuned_head_first(tmp_path: Path) -> None:
     }
     assert changed == {"_exit_flow._out.weight", "_exit_flow._out.bias"}
     manifest = json.loads((tmp_path / "mine/Xception41/latest.json").read_text())
-    assert manifest["started_from"].startswith("mine/head/Xception41/latest")
+    assert manifest["started_from"].startswith(f"{tmp_path}/mine/head/Xception41/latest")
 
 
 @pytest.mark.parametrize("name", ppxcls.list_models())
