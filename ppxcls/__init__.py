@@ -30,7 +30,9 @@ _NAMES_BY_MODULE = {
     "ppxcls.data.preparation": ("PreparedImages",),
     "ppxcls.data.sampler": ("SAMPLERS", "DistributedBatchSampler", "Sampler"),
     "ppxcls.data.transforms": ("TRANSFORMS", "Transform", "TransformOps", "build_transforms"),
-    "ppxcls.deploy.build": ("convert_weights", "export", "infer", "load"),
+    "ppxcls.deploy.build": ("infer", "load"),
+    "ppxcls.deploy.build_export": ("export",),
+    "ppxcls.deploy.convert": ("convert_weights",),
     "ppxcls.deploy.predict": ("Prediction", "Predictor"),
     "ppxcls.fitting.folder": ("fit",),
     "ppxcls.models.common_keys": ("MODELS",),
@@ -79,10 +81,10 @@ if TYPE_CHECKING:
     from ppxcls.data.transforms import Transform as Transform
     from ppxcls.data.transforms import TransformOps as TransformOps
     from ppxcls.data.transforms import build_transforms as build_transforms
-    from ppxcls.deploy.build import convert_weights as convert_weights
-    from ppxcls.deploy.build import export as export
     from ppxcls.deploy.build import infer as infer
     from ppxcls.deploy.build import load as load
+    from ppxcls.deploy.build_export import export as export
+    from ppxcls.deploy.convert import convert_weights as convert_weights
     from ppxcls.deploy.predict import Prediction as Prediction
     from ppxcls.deploy.predict import Predictor as Predictor
     from ppxcls.fitting.folder import fit as fit

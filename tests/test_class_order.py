@@ -17,7 +17,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_manifest
-from ppxcls.deploy.build import _quantisation_data
+from ppxcls.deploy.build_export import _quantisation_data
 from tests.conftest import run_tool
 
 NAMES = ("ant", "bee", "cat")
@@ -306,3 +306,12 @@ def test_a_run_without_evaluations_knows_its_list_by_its_first_result(
     ppxcls.evaluate(ppxcls.load_config(run))
     assert (run / "eval.json").read_bytes() == first
     assert json.loads((run / "eval_other.json").read_text())["num_samples"] == 3
+
+
+def test_an_export_takes_the_images_of_a_list_with_more_classes(
+    run: Path, lists: Path, tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
+    other = relabelled(lists, tmp_path / "other", "ant", "aphid", "bee", "cat")
+    overrides = [*eval_of(other), f"Global.save_inference_dir={tmp_path}/inference"]
+    assert list(ppxcls.export(ppxcls.load_config(run, overrides), ["paddle"])) == ["paddle"]
+    assert not [text for text in warnings() if "no real images" in text]

@@ -74,6 +74,21 @@ def copies(run: Path, tmp_path: Path) -> dict[str, Path]:
     return {**files, "copied": tmp_path / "copied/best_model", "converted": safetensors}
 
 
+@pytest.mark.parametrize("name", ["latest.safetensors", "best_model.pdparams", "epoch_1.safetensors"])
+def test_converted_weights_replace_no_checkpoint(run: Path, name: str) -> None:
+    files = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    with pytest.raises(ppxcls.CheckpointError, match="is a checkpoint of a run"):
+        ppxcls.convert_weights(str(run / "latest"), "SmallNetwork", str(run / name), 3)
+    assert files == {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+
+
+def test_converted_weights_are_converted_again(run: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        ppxcls.convert_weights(
+            str(run / "latest"), "SmallNetwork", str(tmp_path / "converted.safetensors"), 3
+        )
+
+
 def test_the_run_of_the_weights_is_known_by_every_path(
     run: Path, other_yaml: Path, tmp_path: Path, images: Path, lines: Lines
 ) -> None:

@@ -38,6 +38,7 @@ CONFIG_READERS = {
     "config",
     "build",
     "deploy/build.py",
+    "deploy/build_export.py",
     "tuning/build.py",
     "fitting",
     "reports",

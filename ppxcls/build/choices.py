@@ -289,8 +289,7 @@ def class_names_for(config: Config, purpose: Purpose, weights: Weights | None = 
     1. the file ``Infer.PostProcess.class_id_map_file``, if the command line sets it;
     2. the names that are known of the network: for training those of the resumed checkpoint or of the
       training list, for any other purpose those of the weights, see ``network_classes``;
-    3. ``class_names.txt`` in the run's folder, if the weights are not given. For training it is used only
-      with the run's own ``config.yaml``, because the file may belong to an earlier run in the same folder;
+    3. ``class_names.txt`` in the run's folder, if the weights are not given and the purpose is not training;
     4. ``class_names.txt`` in the folder of the list or pack;
     5. the file that the YAML sets, unless it is the file of ImageNet's names and the number of classes is
       not 1,000;

@@ -53,6 +53,20 @@ def build_dataset(
     return dataset
 
 
+def build_images(config: Config, mode: str) -> Dataset:
+    """Builds a data set for its images alone: its labels are neither mapped nor checked.
+
+    Args:
+        config: config with this section.
+        mode: ``Train`` or ``Eval``.
+
+    Raises:
+        ConfigError, DataError: the data set can't be used.
+    """
+    section: DatasetSection = getattr(config.DataLoader, mode)
+    return DATASETS.build(section.dataset, class_num=None, patience=0)
+
+
 def build_loader(config: Config, mode: str, classes: ClassNames | None) -> Loader:
     """Builds the loader of ``DataLoader.Train`` or ``DataLoader.Eval``, for this process's part of the data.
 

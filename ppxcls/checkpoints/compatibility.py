@@ -13,14 +13,12 @@ from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.paths import PATH_KEYS
 from ppxcls.config.yaml_values import read_yaml
-from ppxcls.system.logs import logger
+from ppxcls.system.logs import warn_once
 
 _FIXED_KEYS = ("Arch.", "Optimizer.name", "Global.seed")  # keys that must not change when a run resumes
 _START_KEYS = ("Global.checkpoints", "Global.allow_changes")  # options of one start, not of the run
-_MACHINE_KEYS = (
-    *("image_root", "cls_label_path", "dataset.pack", "dataset.cache_dir", "dataset.cache_gb", "num_workers"),
-    *("Global.device", "Global.output_dir", "Global.checkpoints"),
-)
+_PLACE_KEYS = ("image_root", "cls_label_path", "dataset.pack", "dataset.cache_dir", "Global.output_dir")
+_MACHINE_KEYS = (*_PLACE_KEYS, "dataset.cache_gb", "num_workers", "Global.device", "Global.checkpoints")
 
 
 @dataclass(frozen=True)
@@ -99,10 +97,13 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_chang
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     config = flatten(read_yaml(facts.config, "the config"))
+    previous_lists = previous_facts.train_list, previous_facts.eval_list
+    # A run may be moved together with its data. The digests of the lists tell that the data is the same.
+    ignored_keys = _PLACE_KEYS if previous_lists == (facts.train_list, facts.eval_list) else ()
     changes = {
         key: f"{key}: {previous_config.get(key)!r} -> {config.get(key)!r}"
         for key in sorted({*previous_config, *config})
-        if not _is_unchanged(previous_config, config, key) and key not in _START_KEYS
+        if not key.endswith((*_START_KEYS, *ignored_keys)) and not _is_unchanged(previous_config, config, key)
     }
     refused_changes = [text for key, text in changes.items() if key.startswith(_FIXED_KEYS)]
     if previous_facts.train_list != facts.train_list:
@@ -123,7 +124,7 @@ def check_continues(manifest: Mapping[str, Any], facts: RunFacts, *, allow_chang
             "(to allow them: -o Global.allow_changes=True)"
         )
     for text in refused_changes + other_changes:
-        logger.warning(f"changed since the checkpoint: {text}")
+        warn_once(f"changed since the checkpoint: {text}")
 
 
 def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any], key: str) -> bool:

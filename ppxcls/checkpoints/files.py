@@ -366,6 +366,21 @@ class _HashingWriter:
         return int(self._stream.write(data))
 
 
+def refuse_checkpoint(file: Path) -> None:
+    """Raises CheckpointError if a weights file, with a manifest beside it, would replace a run's checkpoint.
+
+    Args:
+        file: weights file that is to be written.
+    """
+    prefix = file.with_suffix("")
+    try:
+        manifest = read_manifest(prefix)
+    except CheckpointError:
+        return
+    if "run" in manifest or len(manifest["parts"]) > 1:
+        raise CheckpointError(f"{file}: expected another name, because {prefix} is a checkpoint of a run")
+
+
 def write_copied_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Writes a manifest beside a weights file that was made from a checkpoint.
 

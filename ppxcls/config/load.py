@@ -45,12 +45,12 @@ _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes
 def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML and its ``base``, applies the overrides, imports the plugins, and checks all values.
 
+    Paths that do not exist from the current folder are searched for as in ``resolve_paths``.
+
     Args:
         path: YAML file, or folder of a run. In a notebook also the YAML's content as nested dicts and lists.
         overrides: ``A.b.c=value`` strings with the value in YAML. A list item is addressed by its index, or
             by a component's name.
-
-    Paths that do not exist from the current folder are searched for as in ``resolve_paths``.
 
     Raises:
         ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name,

@@ -162,7 +162,7 @@ def _export_and_compare(
             has_paddle_files = "paddle" in export.differences
             write_metadata(staging_folder, metadata, facts, has_paddle_files=has_paddle_files)
             _replace_files(folder, staging_folder)
-    export.raise_first_error(folder)
+    export.raise_first_error()
     return export.differences
 
 
@@ -218,7 +218,7 @@ class _Export:
         except Exception as error:  # of any kind, because a user's network may make Paddle fail in any way
             self._errors[name] = error
 
-    def raise_first_error(self, folder: Path) -> None:
+    def raise_first_error(self) -> None:
         """Raises the first error, if there is one. Logs the others, and what is written all the same."""
         errors = list(self._errors.items())
         for name, error in errors[1:]:
@@ -226,7 +226,8 @@ class _Export:
         if errors:
             if self.differences:
                 names = ", ".join(name for name, _ in errors)
-                logger.warning(f"not written: {names}; written to {folder}: {', '.join(self.differences)}")
+                good_names = ", ".join(self.differences)
+                logger.warning(f"not written: {names}; written to {self._folder}: {good_names}")
             raise errors[0][1]
 
     def write(self, name: str, folder: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.checkpoints.torch_reader import OpaqueValue
-from ppxcls.system.logs import logger
+from ppxcls.system.logs import logger, warn_once
 
 # Names of a part, in the order in which they are taken. timm takes the average first.
 _AVERAGE_NAMES = (
@@ -60,7 +60,7 @@ def network_part(tree: Any, file: Path) -> State:
 
 
 def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
-    """Returns arrays by a model's state keys if each of these keys has the same prefix in the file.
+    """Returns arrays by a model's state keys if most of these keys have the same prefix in the file.
 
     Wrappers write such prefixes: ``module.``, ``_orig_mod.``, ``model.``. If two prefixes fit equally well,
     one with the name of an average is taken.
@@ -87,7 +87,7 @@ def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
     if other_keys:
         excerpt = ", ".join(other_keys[:_MAX_SHOWN_PARTS])
         more = ", ..." if len(other_keys) > _MAX_SHOWN_PARTS else ""
-        logger.warning(
+        warn_once(
             f"{file}: the {counts[prefix]} tensors of {prefix}* are used; the file also has {excerpt}{more}"
         )
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -143,7 +143,7 @@ def _log_choice(path: str, name: str, tree: Mapping[Any, Any], file: Path) -> No
     more = ", ..." if len(other_parts) > _MAX_SHOWN_PARTS else ""
     text = f"{file}: {path} ({kind}) is used" + (f"; the file also has {rest}{more}" if rest else "")
     has_other_weights = any(_has_states(part) and not _is_optimizer(key) for key, part in other_parts.items())
-    (logger.warning if has_other_weights else logger.info)(text)
+    (warn_once if has_other_weights else logger.info)(text)
 
 
 def _size(part: Any) -> str:

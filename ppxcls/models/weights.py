@@ -26,7 +26,7 @@ from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
 from ppxcls.models.weight_parts import network_part, without_prefix
 from ppxcls.system.arrays import Array
-from ppxcls.system.logs import logger
+from ppxcls.system.logs import warn_once
 from ppxcls.system.paths import url_problem
 
 _BFLOAT16_BITS = np.dtype(np.uint16)  # type of Paddle's arrays of bfloat16
@@ -101,6 +101,12 @@ def manifest_of(file: Path) -> dict[str, Any] | None:
     return manifest if file.suffix in manifest["parts"] or file.suffix == WEIGHTS else None
 
 
+def check_weights_name(file: Path) -> None:
+    """Raises CheckpointError if weights can't be written to a file of this name."""
+    if file.suffix not in (WEIGHTS, ".safetensors"):
+        raise CheckpointError(f"{file}: expected .pdparams or .safetensors")
+
+
 def save_weights(model: nn.Layer, file: Path) -> None:
     """Writes a model's weights as ``.pdparams`` or ``.safetensors``.
 
@@ -108,8 +114,7 @@ def save_weights(model: nn.Layer, file: Path) -> None:
         CheckpointError: the file has another extension, or safetensors is not installed.
         OSError: the file can't be written.
     """
-    if file.suffix not in (WEIGHTS, ".safetensors"):
-        raise CheckpointError(f"{file}: expected .pdparams or .safetensors")
+    check_weights_name(file)
     write_state(file, model_state(model))
 
 
@@ -182,7 +187,7 @@ def fitting_arrays(
         more = ", ..." if len(keys) > _MAX_SHOWN_KEYS else ""
         raise CheckpointError(f"{file}: {_number_of(keys, model)} {problem}: {example_keys}{more}")
     for conversion, keys in conversions.items():
-        logger.warning(f"{file}: {_number_of(keys, model)} {conversion}")
+        warn_once(f"{file}: {_number_of(keys, model)} {conversion}")
     return arrays
 
 

@@ -265,7 +265,7 @@ def _write_shard(
     index = np.zeros(len(samples), RECORD)
     digest = hashlib.sha256()
     offset = 0
-    unreadable: list[str] = []
+    error_texts: list[str] = []
     with whole_file(output / f"{shard_name(number)}.data", durable=True) as stream:
         for start in range(0, len(samples), _BATCH_SAMPLES):
             part = samples[start : start + _BATCH_SAMPLES]
@@ -273,7 +273,7 @@ def _write_shard(
                 pool.map(lambda i: _record(dataset, i, reduction), part), start
             ):
                 if reason:
-                    unreadable.append(f"{dataset.path(samples[place])}: {reason}")
+                    error_texts.append(f"{dataset.path(samples[place])}: {reason}")
                 record["offset"] = offset
                 index[place] = record
                 digest.update(data)
@@ -281,10 +281,10 @@ def _write_shard(
                 offset += len(data)
             if progress:
                 progress(len(part))
-    if unreadable:
+    if error_texts:
         logger.warning(
-            f"{shard_name(number)}: {len(unreadable):,} of {len(samples):,} files can't be decoded, and are "
-            f"packed unchanged; the first one is {unreadable[0]}"
+            f"{shard_name(number)}: {len(error_texts):,} of {len(samples):,} files can't be decoded, and are "
+            f"packed unchanged; the first one is {error_texts[0]}"
         )
     with whole_file(output / f"{shard_name(number)}.index", durable=True) as stream:
         np.save(stream, index, allow_pickle=False)

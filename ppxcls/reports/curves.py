@@ -169,12 +169,12 @@ def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
     for number, record in enumerate(records):
         color = f"C{number}" if is_comparison else BLUE
         label = labels[number]
-        dashed = {"color": color, "label": label}
+        evaluation_style = {"color": color, "label": label}
         if not is_comparison:
-            dashed = {"color": ORANGE, "label": "evaluation"}
+            evaluation_style = {"color": ORANGE, "label": "evaluation"}
         columns = intervals(record.train)
         _draw_training(train_loss, columns, key="loss", color=color, label=label)
-        _draw_evaluations(eval_loss, record, key="loss", **dashed)
+        _draw_evaluations(eval_loss, record, key="loss", **evaluation_style)
         metric_names = [
             column
             for column in (*columns, *_metric_names(record))
@@ -183,7 +183,7 @@ def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
         for metric_name in metric_names[:1]:
             metric.set_title(f"{metric_name}: solid in training, dashed in evaluations")
             _draw_training(metric, columns, key=metric_name, color=color, label=label)
-            _draw_evaluations(metric, record, key=metric_name, **dashed)
+            _draw_evaluations(metric, record, key=metric_name, **evaluation_style)
         rows = [row for row in record.train if isinstance(row.get("lr"), int | float)]
         rate.plot([row["step"] for row in rows], [row["lr"] for row in rows], color=color)
         speed.plot(*throughput(record.train), color=color, marker="o", markersize=2)

@@ -16,11 +16,12 @@ import numpy as np
 
 from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.build.class_order import run_classes
-from ppxcls.build.data import build_dataset
+from ppxcls.build.data import build_dataset, build_images
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
+from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import read_file
@@ -65,21 +66,23 @@ class Images:
     """
 
     def __init__(self, config: Config) -> None:
+        self._dataset: Dataset | None = None
         self._indices: dict[str, int] = {}
-        self._listed_files: dict[str, str] = {}
         try:
-            dataset = (
-                build_dataset(config, "Eval", None, patience=0)
-                if config.DataLoader and config.DataLoader.Eval
-                else None
-            )
+            if config.DataLoader and config.DataLoader.Eval:
+                self._dataset = build_images(config, "Eval")
         except (ConfigError, DataError, ValueError, OSError):
             return
-        if isinstance(dataset, PackedDataset):
-            self._dataset = dataset
-            self._indices = {dataset.path(i): i for i in range(len(dataset))}
-        elif dataset is not None:
-            self._listed_files = {dataset.listed(i): dataset.path(i) for i in range(len(dataset))}
+        if isinstance(self._dataset, PackedDataset):
+            self._indices = {self._dataset.path(i): i for i in range(len(self._dataset))}
+
+    @cached_property
+    def _listed_files(self) -> dict[str, str]:
+        """Paths of the files now, by their paths in the list."""
+        dataset = self._dataset
+        if dataset is None or isinstance(dataset, PackedDataset):
+            return {}
+        return {dataset.listed(i): dataset.path(i) for i in range(len(dataset))}
 
     def has(self, file: str) -> bool:
         """True if the file exists."""
@@ -104,6 +107,7 @@ class Images:
         """
         if file not in self._indices:
             return read_file(self._place(file))
+        assert self._dataset
         content: Any = self._dataset.read(self._indices[file])
         return content.encoded if isinstance(content, ImageParts) else content
 
@@ -226,7 +230,7 @@ def _class_counts(config: Config, count: int, manifest: dict[str, Any]) -> Array
     try:
         if config.DataLoader and config.DataLoader.Train:
             dataset = build_dataset(config, "Train", run_classes(config), patience=0)
-            if manifest.get("train_list", dataset.labelled_digest()) == dataset.labelled_digest():
+            if manifest.get("train_list") in (None, dataset.labelled_digest()):
                 return np.bincount(dataset.labels, minlength=count)
     except (ConfigError, DataError, OSError):
         pass

@@ -10,6 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ppxcls.system.environment import launched_rank
 from ppxcls.system.paths import printable
 
 logger = logging.getLogger("ppxcls")
@@ -67,6 +68,12 @@ class _FileHandler(logging.FileHandler):
                 f"warning: {self.baseFilename}: {sys.exc_info()[1]}; log lines are lost",
                 file=sys.stderr,
             )
+
+
+def warn_once(message: str) -> None:
+    """Logs a warning about something that all processes of a job notice. Only rank 0 logs it."""
+    if launched_rank() == 0:
+        logger.warning(message)
 
 
 def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | None = None) -> None:

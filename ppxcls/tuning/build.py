@@ -64,7 +64,7 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
 
     Raises:
         ConfigError, DataError, CheckpointError, RunFolderError, OSError: as in ``build_trainer``.
-        TrainingError: not even a batch of 2 fits, or there are several processes.
+        TrainingError: not even the smallest batch fits, or there are several processes.
     """
     with _search_trainer(config, overrides) as trainer:
         batch_sizes = try_batch_sizes(trainer, load_config(config, overrides).Global.samples_per_step)

@@ -210,6 +210,23 @@ def test_a_resumed_run_of_an_older_version_reports_no_changed_path(
     assert [text.split(": ")[1] for text in changes] == ["Global.epochs"]
 
 
+def test_a_moved_project_resumes_without_a_word_about_its_paths(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained("settings/small.yaml")
+    moved = Path(shutil.move(project, tmp_path / "moved"))
+    monkeypatch.chdir(moved)
+    ppxcls.system.logs.logger.propagate = True
+    try:
+        overrides = ["Global.checkpoints=auto", "Global.epochs=2"]
+        trainer = ppxcls.build_trainer(ppxcls.load_config("settings/small.yaml", overrides))
+    finally:
+        ppxcls.system.logs.logger.propagate = False
+    assert trainer.progress.epoch == 2
+    changes = [r.getMessage() for r in caplog.records if "changed since the checkpoint" in r.getMessage()]
+    assert [text.split(": ")[1] for text in changes] == ["Global.epochs"]
+
+
 def test_a_moved_folder_with_its_own_yaml_is_written_to(project: Path, tmp_path: Path, notes: Texts) -> None:
     """The YAML of ``ppxcls fit`` is in the folder of its lists and runs, and its paths are absolute."""
     output = project / "output/photos"

@@ -410,7 +410,7 @@ def test_export_without_images_is_compared_on_random_ones(
     )
     overrides += [f"DataLoader.Eval.dataset.image_root={tmp_path}"] if missing == "images" else []
     warnings: list[str] = []
-    monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
+    monkeypatch.setattr("ppxcls.deploy.build_export.logger.warning", warnings.append)
     config = ppxcls.load_config(trained, overrides)
     if missing == "section":
         config.DataLoader.Eval = None
@@ -432,7 +432,7 @@ def test_export_says_what_is_wrong_with_images(
     """
     target = f"Global.save_inference_dir={tmp_path}/inference"
     warnings: list[str] = []
-    monkeypatch.setattr("ppxcls.deploy.build.logger.warning", warnings.append)
+    monkeypatch.setattr("ppxcls.deploy.build_export.logger.warning", warnings.append)
     ppxcls.export(
         ppxcls.load_config(trained, [target, f"Infer.infer_imgs={tmp_path}/nowhere"]), formats=["paddle"]
     )

@@ -1,0 +1,216 @@
+"""Exports the network of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ppxcls.build.choices import (
+    class_names_for,
+    class_num,
+    describe,
+    network_classes,
+    transforms_for,
+    weights_for,
+)
+from ppxcls.build.class_order import classes_beside, mapping_between
+from ppxcls.build.data import build_dataset, build_images
+from ppxcls.build.network import build_network
+from ppxcls.build.start import start_processes
+from ppxcls.config.registry import Block
+from ppxcls.config.sections import Config, to_plain
+from ppxcls.data.dataset import Dataset, ImageNetDataset
+from ppxcls.data.errors import DataError
+from ppxcls.data.label_mapping import ClassNames
+from ppxcls.data.read_file import read_file
+from ppxcls.data.transforms import Compose, build_transforms, split_for_device
+from ppxcls.deploy.export import export_model
+from ppxcls.deploy.images import find_images
+from ppxcls.deploy.int8 import check_packages, quantise
+from ppxcls.deploy.metadata import ExportMetadata
+from ppxcls.packed.dataset import PackedDataset, pack_folder
+from ppxcls.packed.storage import is_url
+from ppxcls.system.arrays import Array
+from ppxcls.system.logs import logger, set_up_logging
+
+
+def export(
+    config: Config,
+    formats: Sequence[str],
+    *,
+    softmax: bool = True,
+    preprocess: bool = True,
+    fold: bool = False,
+    int8: str | None = None,
+) -> dict[str, float]:
+    """Exports the network, with the weights of ``weights_for``, to ``Global.save_inference_dir``.
+
+    Args:
+        config: config of a run.
+        formats: formats to write: ``paddle``, ``onnx``.
+        softmax: True for probabilities as output, False for logits.
+        preprocess: True for a graph that takes uint8 images and normalises them.
+        fold: True to fold batch norms into the convolutions before them.
+        int8: list of images, or packed data set, to calibrate 8-bit quantisation on; see ``quantise``. None
+            for no quantisation. The list's paths are relative to the ``image_root`` of the evaluation data if
+            it has one, or else to the list's own folder.
+
+    Returns:
+        Largest difference from the network, by format.
+
+    Raises:
+        ConfigError, CheckpointError, DataError, OSError: as in ``export_model``, ``quantise`` and
+            ``trained_predictor``.
+    """
+    set_up_logging()
+    weights = weights_for(config, "export")
+    assert weights
+    blocks, class_names = transforms_for(config), class_names_for(config, "export", weights)
+    start_processes(config)
+    logger.info(describe(config, weights, blocks, class_names))
+    network = build_network(config, "export", weights)
+    network.eval()
+    host_transforms, stage = split_for_device(build_transforms(blocks))
+    metadata = ExportMetadata(
+        model=config.Arch.name,
+        weights=str(weights),
+        transforms=to_plain(blocks),
+        class_names=class_names,
+        class_num=class_num(config),
+        preprocesses=preprocess,
+        gives_logits=not softmax,
+    )
+    quantise_export = None
+    if int8 is not None:
+        classes = network_classes(config, "export", weights)
+        calibration, evaluation = _quantisation_data(
+            config, int8, blocks=blocks, formats=formats, classes=classes
+        )
+        quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
+    return export_model(
+        network,
+        stage,
+        images=_sample_images(config, host_transforms),
+        folder=export_folder(config),
+        metadata=metadata,
+        formats=formats,
+        fold=fold,
+        quantise=quantise_export,
+    )
+
+
+def export_folder(config: Config) -> Path:
+    """Returns the folder that ``export`` writes to."""
+    return Path(config.Global.save_inference_dir)
+
+
+def _quantisation_data(
+    config: Config,
+    path: str,
+    *,
+    blocks: Sequence[Block],
+    formats: Sequence[str],
+    classes: ClassNames | None,
+) -> tuple[Dataset, Dataset]:
+    """Returns the calibration and evaluation images for 8-bit quantisation.
+
+    Both have the transforms of the exported file, and labels of the network's classes.
+
+    Raises:
+        ConfigError: the config has no evaluation data, or its data can't be used.
+        CheckpointError: a package is missing.
+        DataError: the ONNX file is not exported too, or the images can't be used.
+    """
+    check_packages()
+    if "onnx" not in formats:
+        raise DataError("INT8 is made from the ONNX file: export it too")
+    if not (config.DataLoader and config.DataLoader.Eval):
+        raise config.where("DataLoader.Eval").error(
+            "the section is missing; it is needed to measure the accuracy loss of INT8"
+        )
+    evaluation = build_dataset(config, "Eval", classes, patience=0)
+    calibration: Dataset
+    if is_url(path) or Path(path).is_dir():
+        calibration = PackedDataset(path, list(blocks))
+        names_folder = pack_folder(path, None)
+    else:
+        root = evaluation.image_root if isinstance(evaluation, ImageNetDataset) else Path(path).parent
+        calibration = ImageNetDataset(str(root), path, transform_ops=list(blocks))
+        names_folder = Path(path).parent
+    calibration_classes = classes_beside(names_folder) if names_folder else None
+    if calibration_classes and classes and (mapping := mapping_between(calibration_classes, classes)):
+        calibration.map_labels(mapping)
+    return calibration, evaluation.with_transforms(list(blocks))
+
+
+def _sample_images(config: Config, host_transforms: Compose, count: int = 8) -> Array:
+    """Returns images to compare the exported files on.
+
+    They are real images if there are any, or else random ones, with a warning.
+    """
+    images: list[Array] = []
+    for name, load_image in _sample_sources(config, 4 * count):
+        try:
+            image = load_image(host_transforms)
+            if not images or image.shape == images[0].shape:
+                images.append(image)
+        except (OSError, ValueError, DataError) as error:
+            logger.warning(f"{name}: {error}")
+        if len(images) == count:
+            return np.stack(images)
+    if not images:
+        images = [host_transforms(_random_image(seed)) for seed in range(count)]
+        size = f"{list(images[0].shape)} after the transforms"
+        logger.warning(
+            f"no real images are available, so the exported files are compared on random ones, {size}; "
+            "set Infer.infer_imgs"
+        )
+    return np.stack(images)
+
+
+def _sample_sources(config: Config, max_count: int) -> list[tuple[str, Callable[[Compose], Array]]]:
+    """Returns names and loaders of ``Infer.infer_imgs``, or else of the first evaluation images.
+
+    The list is empty if both are missing.
+
+    Raises:
+        DataError: the evaluation data exists, but can't be used.
+    """
+    if config.Infer and config.Infer.infer_imgs:
+        try:
+            return [(file, partial(_load_image, file)) for file in find_images(config.Infer.infer_imgs)]
+        except (DataError, OSError) as error:  # for example in a YAML from another machine
+            logger.warning(f"Infer.infer_imgs: {error}")
+    if config.DataLoader and config.DataLoader.Eval:
+        block = config.DataLoader.Eval.dataset
+        locations = [block[key] for key in ("cls_label_path", "pack") if key in block]
+        if all(is_url(place) or Path(place).exists() for place in locations):
+            dataset = build_images(config, "Eval")
+            return [
+                (dataset.path(i), partial(_load_sample, dataset, i))
+                for i in range(min(len(dataset), max_count))
+            ]
+    return []
+
+
+def _load_sample(dataset: Dataset, index: int, transform: Compose) -> Array:
+    return dataset.load(index, transform=transform)
+
+
+def _random_image(seed: int) -> bytes:
+    """Returns a PNG file of smooth random colours.
+
+    Noise of single pixels would show little about a network that was trained on photographs.
+    """
+    coarse_image = np.random.default_rng(seed).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    return cv2.imencode(".png", cv2.resize(coarse_image, (2048, 1536), interpolation=cv2.INTER_CUBIC))[
+        1
+    ].tobytes()
+
+
+def _load_image(file: str, transform: Compose) -> Array:
+    return transform(read_file(file))
