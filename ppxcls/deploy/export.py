@@ -43,6 +43,7 @@ _FILES = (
     *("inference.yml", "inference_config.json", "inference.int8.onnx"),
 )
 _MAX_ERROR_CHARACTERS = 500  # of an error that is only logged; Paddle's contain whole pages
+_SMALLEST_PROBABILITY = 1e-30  # smaller ones lose digits in float32
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums depend on their order
 
 
@@ -132,8 +133,8 @@ def _export_and_compare(
     fold: bool,
     quantise: Callable[[Path], object] | None,
 ) -> dict[str, float]:
-    expected = network_runner(model, stage)(images)
-    if not np.isfinite(expected).all():
+    logits = network_runner(model, stage)(images)
+    if not np.isfinite(logits).all():
         raise CheckpointError(f"{metadata.weights}: {NOT_FINITE}, so nothing is written")
     to_input = ModelInput(stage)
     inputs = images if metadata.preprocesses else to_input(images).numpy()
@@ -144,12 +145,10 @@ def _export_and_compare(
         model, stage if metadata.preprocesses else None, softmax=not metadata.gives_logits
     )
     exported_network.eval()
-    if not metadata.gives_logits:
-        expected = F.softmax(paddle.to_tensor(expected), axis=-1).numpy()
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
     traced_network = to_static(exported_network, spec)
     export = _Export(
-        exported_network, metadata, traced_network=traced_network, folder=folder, example=(inputs, expected)
+        exported_network, metadata, traced_network=traced_network, folder=folder, example=(inputs, logits)
     )
     with _staging_folder(folder) as staging_folder:
         for name in sorted(formats):
@@ -191,7 +190,7 @@ class _Export:
         metadata: metadata of the exported files.
         traced_network: result of ``to_static`` for the network.
         folder: output folder, for messages.
-        example: inputs for the comparison, and the network's outputs for them.
+        example: inputs for the comparison, and the network's logits for them, [N, C].
     """
 
     def __init__(
@@ -244,7 +243,10 @@ class _Export:
         """
         with tempfile.TemporaryDirectory(dir=folder) as path:
             runner = (self._write_paddle if name == "paddle" else self._write_onnx)(Path(path))
-            difference = _largest_difference(_RUNNER_NAMES[name], runner, *self._example)
+            inputs, logits = self._example
+            difference = _largest_difference(
+                _RUNNER_NAMES[name], runner, inputs, logits, gives_logits=self._metadata.gives_logits
+            )
             for file in Path(path).iterdir():
                 file.replace(folder / file.name)
         self.differences[name] = difference
@@ -286,17 +288,45 @@ def _replace_files(folder: Path, staging_folder: Path) -> None:
         file.replace(folder / file.name)
 
 
-def _largest_difference(name: str, runner: Runner, images: Array, expected: Array) -> float:
+def _largest_difference(
+    name: str, runner: Runner, images: Array, logits: Array, *, gives_logits: bool
+) -> float:
+    """Returns the largest difference between the outputs of exported files and of the network.
+
+    Probabilities of a confident network are near 0 and 1 for any logits. So their logarithms are compared
+    too, which show the differences between the logits.
+
+    Args:
+        name: name of the runtime, for messages.
+        runner: function that runs the exported files.
+        images: inputs.
+        logits: logits of the network, [N, C].
+        gives_logits: True if the exported files give logits; False for probabilities.
+
+    Raises:
+        CheckpointError: the outputs differ.
+    """
     received = np.concatenate([runner(images[:1]), runner(images[1:])]) if len(images) > 1 else runner(images)
-    difference = float(np.abs(received - expected).max())
+    logits = logits.astype(np.float64)
+    log_probabilities = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    expected = logits if gives_logits else np.exp(log_probabilities)
+    difference = logit_difference = float(np.abs(received - expected).max())
+    if not gives_logits:
+        is_visible = log_probabilities > np.log(_SMALLEST_PROBABILITY)
+        if is_visible.sum(axis=1).max() < 2:
+            logger.warning(f"{name}: only probabilities of 0 and 1 are compared; --logits compares more")
+        log_received = np.log(np.maximum(received, _SMALLEST_PROBABILITY / 1e6))
+        logit_difference = float(np.abs(log_received - log_probabilities)[is_visible].max())
     equal_count = int((received.argmax(axis=1) == expected.argmax(axis=1)).sum())
     logger.info(
         f"{name}: largest difference {difference:.2e} on {len(images)} images, top-1 equal on {equal_count}"
     )
+    scale = float(np.abs(logits).max())
     # NaN fails too.
-    if not difference <= _TOLERANCE * float(np.abs(expected).max()) or equal_count < len(images):
+    is_equal = difference <= _TOLERANCE * float(np.abs(expected).max())
+    if not (is_equal and logit_difference <= _TOLERANCE * max(scale, 1.0)) or equal_count < len(images):
         raise CheckpointError(
-            f"{name} differs from the network by {difference:.2e}, "
+            f"{name} differs from the network by {difference:.2e} (its logits by {logit_difference:.2e}), "
             f"top-1 equal on {equal_count} of {len(images)} images"
         )
     return difference

@@ -52,6 +52,7 @@ class OnnxGraph:
     def __init__(self, program: Program, input_name: str) -> None:
         self._program = program
         self._tensors: dict[Hashable, str] = {program.image.key: input_name}
+        self._value_counts: Counter[str] = Counter([input_name])  # values of the program, by their tensor
         self._arrays: dict[Hashable, Array] = {}
         self._array_names: dict[int, str] = {}  # state keys by the id of the array
         self._nodes: list[Any] = []
@@ -102,6 +103,7 @@ class OnnxGraph:
     def set_tensor(self, value: Value, name: str) -> None:
         """Sets the tensor of a value."""
         self._tensors[value.key] = name
+        self._value_counts[name] += 1
         self._arrays.pop(value.key, None)
 
     def alias(self, value: Value, source: Value) -> None:
@@ -168,10 +170,15 @@ class OnnxGraph:
         return outputs[0] if count == 1 else outputs
 
     def producer(self, value: Value) -> Any | None:
-        """Returns the node of a tensor that only one operator reads, so that it may be changed; or None."""
-        if value.key not in self._tensors or self._reader_counts[value.key] != 1:
+        """Returns the node of a tensor that only one operator reads, so that it may be changed; or None.
+
+        A tensor may be several values, such as the input and the output of a dropout. Then other operators
+        may read it as another value.
+        """
+        name = self._tensors.get(value.key)
+        if name is None or self._reader_counts[value.key] != 1 or self._value_counts[name] != 1:
             return None
-        return self._nodes_by_output.get(self._tensors[value.key])
+        return self._nodes_by_output.get(name)
 
     def layer_name(self, value: Value) -> str:
         """Returns the name of the layer that owns a parameter; empty for another value."""

@@ -363,6 +363,45 @@ def test_a_file_that_differs_is_an_error_and_the_other_format_is_kept(
     assert "inference.onnx" not in names
 
 
+@pytest.mark.parametrize("name", ["dropout", "cast", "assign"])
+def test_a_bias_is_not_added_to_a_convolution_that_others_read(tmp_path: Path, name: str) -> None:
+    """Both values are the same tensor of the graph, and only one of them has the bias."""
+    same = {"dropout": F.dropout, "cast": lambda y: y.cast("float32"), "assign": paddle.assign}[name]
+    holder = nn.Layer()
+    holder.bias = holder.create_parameter([1, 4, 1, 1])
+
+    def function(x: paddle.Tensor, layer: nn.Layer, holder: nn.Layer) -> paddle.Tensor:
+        y = layer(x)
+        z = same(y, training=False) if name == "dropout" else same(y)
+        return F.relu(z + holder.bias) * F.sigmoid(y)
+
+    check(Network(function, nn.Conv2D(6, 4, 3, bias_attr=False), holder), tmp_path)
+
+
+@pytest.mark.parametrize("format_name", ["onnx", "paddle"])
+def test_a_confident_network_is_compared_by_its_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_name: str
+) -> None:
+    """The probabilities of such a network differ by nothing that float32 shows beside 1."""
+    from ppxcls.deploy import export as module
+
+    network = Network(lambda x, fc: fc(x.mean(axis=[2, 3])), nn.Linear(3, 4))
+    network.layers[0].bias.set_value(paddle.to_tensor([0.0, 30.0, 60.0, 5.0]))
+    name = f"{format_name}_runner"
+    runner = getattr(module, name)
+
+    def changed_runner(*arguments: Any, **keywords: Any) -> Any:
+        run = runner(*arguments, **keywords)
+        return lambda images: run(images) * np.float32([1, 1, 1, 1.1])
+
+    assert export(network, tmp_path / "right", formats=[format_name])[format_name] < 1e-6
+    monkeypatch.setattr(module, name, changed_runner)
+    with pytest.raises(
+        ppxcls.CheckpointError, match=r"differs from the network by .*\(its logits by 9\.53e-02\)"
+    ):
+        export(network, tmp_path / "wrong", formats=[format_name])
+
+
 def test_layers_with_the_channels_last_are_refused(tmp_path: Path) -> None:
     network = nn.Conv2D(6, 4, 3, data_format="NHWC")
     with pytest.raises(ppxcls.CheckpointError, match="conv2d with data_format NHWC"):
