@@ -1,0 +1,147 @@
+"""Rows of the section "After training" of ``docs/troubleshooting.md``."""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from typing import Any
+
+import paddle
+import pytest
+
+import ppxcls
+from tests.conftest import ROOT
+from tests.troubleshooting.desk import Desk, case
+
+
+@case("evaluation transforms against")
+def test_other_preparation(desk: Desk) -> None:
+    weights = desk.folder / "w.pdparams"
+    network = {"name": "legacy_xception", "class_num": 3}
+    paddle.save(ppxcls.build_model("legacy_xception", class_num=3).state_dict(), str(weights))
+    file = desk.config(Arch=network, **{"Global.pretrained_model": str(weights)})
+    text = desk.works("eval", "-c", file)
+    differences = re.findall(r"evaluation transforms against .*: (.*)", text)
+    assert differences
+    ops = (
+        "[DecodeImage, {ResizeImage: {resize_short: 333, interpolation: bicubic, backend: pil}}, {CropImage: {size: 299}}, "
+        "{NormalizeImage: {mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], order: ''}}]"
+    )
+    text = desk.works("eval", "-c", file, "-o", f"DataLoader.Eval.dataset.transform_ops={ops}")
+    assert "evaluation transforms against" not in text
+
+
+@case("no best_model, because no evaluation has chosen one")
+def test_no_best_model(desk: Desk) -> None:
+    file = desk.config()
+    desk.works("train", "-c", file, "-o", "Global.eval_during_train=False")
+    assert "no best_model, because no evaluation has chosen one; latest is used" in desk.works(
+        "eval", "-c", desk.run
+    )
+    desk.works("train", "-c", file)
+    assert "no best_model" not in desk.works("eval", "-c", desk.run)
+
+
+@case("writing ONNX needs")
+def test_no_onnx_writer(desk: Desk) -> None:
+    desk.works("train", "-c", desk.config())
+    with desk.monkeypatch.context() as patch:
+        for module in ("paddle2onnx", "onnx"):
+            patch.setitem(sys.modules, module, None)
+        message = desk.fails("export", "-c", desk.run, "--format", "onnx")
+        assert "writing ONNX needs" in message
+        desk.works("export", "-c", desk.run, "--format", "paddle")
+    assert list((desk.folder / "inference").glob("inference.*"))
+
+
+@case("differs from the network by")
+def test_wrong_export(desk: Desk) -> None:
+    from ppxcls.deploy import export
+
+    desk.works("train", "-c", desk.config())
+    original = export.np.concatenate
+    with desk.monkeypatch.context() as patch:
+        patch.setattr(export, "_TOLERANCE", -1.0)
+        message = desk.fails("export", "-c", desk.run, "--format", "paddle")
+    assert "differs from the network by" in message
+    assert export.np.concatenate is original
+    desk.works("export", "-c", desk.run, "--format", "paddle")
+
+
+@case("is taken by another program")
+def test_taken_port(desk: Desk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        message = desk.fails("serve", "none", "--port", str(server.getsockname()[1]))
+        assert "is taken by another program" in message
+        # With a free port, the next error is that of the model, which does not exist.
+        assert "is taken" not in desk.fails("serve", "none", "--port", "0", code=2)
+
+
+@case("is not an address of this machine")
+def test_other_address(desk: Desk) -> None:
+    assert "is not an address of this machine" in desk.fails("serve", "none", "--host", "192.0.2.1")
+    for host in ("127.0.0.1", "0.0.0.0"):
+        words = ("serve", "none", "--host", host, "--port", "0")
+        assert "is not an address" not in desk.fails(*words, code=2)
+
+
+@case("a status 400, 413, 415 or 422 from the server")
+def test_refused_request(desk: Desk) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    pytest.importorskip("httpx")
+    from ppxcls.serving.app import build_app
+
+    desk.works("train", "-c", desk.config())
+    image = (desk.data / "val/0000.png").read_bytes()
+    with testclient.TestClient(build_app(ppxcls.load(desk.run))) as client:
+        answer = client.post("/predict", content=b"no image")
+        assert answer.status_code == 422
+        assert "curl --data-binary @image.jpg" in answer.json()["error"]
+        assert client.post("/predict", content=image).status_code == 200
+        answer = client.post("/predict", data={"file": "x"}, files={"other": b""})
+        assert answer.status_code == 400
+        assert "curl -F file=@image.jpg, with @" in answer.json()["error"]
+        assert client.post("/predict", files={"file": image}).status_code == 200
+        answer = client.post("/predict", content=image, headers={"Content-Encoding": "br"})
+        assert answer.status_code == 415
+        assert "expected the Content-Encoding gzip, deflate or none" in answer.json()["error"]
+        answer = client.post("/predict", files=[("file", image)] * 17)
+        assert answer.status_code == 413
+        assert "expected at most 16 images" in answer.json()["error"]
+    assert "## Serving" in (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
+
+
+@case("a status 503 from the server")
+def test_busy_server(desk: Desk) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    pytest.importorskip("httpx")
+    import threading
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ppxcls.deploy.predict import Prediction
+    from ppxcls.serving.app import Limits, build_app
+
+    released = threading.Event()
+
+    class Slow:
+        description = "slow"
+
+        def predict(self, images: list[bytes], batch_size: int) -> list[Prediction]:
+            released.wait(20)
+            return [Prediction("x", [0], [1.0], ["a"]) for _ in images]
+
+    app = build_app(Slow(), Limits(batch=1, queue=1, wait=0.0))  # type: ignore[arg-type]
+    with testclient.TestClient(app) as client, ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(client.post, "/predict", content=b"image") for _ in range(6)]
+        busy = next(f.result() for f in iter_done(futures) if f.result().status_code == 503)
+        assert int(busy.headers["retry-after"]) >= 1
+        released.set()
+        assert {future.result().status_code for future in futures} == {200, 503}
+        assert client.post("/predict", content=b"image").status_code == 200
+
+
+def iter_done(futures: list[Any]) -> Any:
+    from concurrent.futures import as_completed
+
+    return as_completed(futures, timeout=20)
