@@ -93,6 +93,7 @@ NEAR = {
     "this Paddle has no kernels for": "the function that makes the message, with another card's name",
     "Paddle transposes the input of each batch norm": "the start of a job, which is told that it has a GPU",
     "expected 'NCHW' with Global.deterministic": "a config for a GPU, which is checked before the device",
+    'the system says "No space left on device"': "the device /dev/full in the place of a file on a full disk",
     "gradients were not finite in": "a loss scaler that skips, because Paddle turns its own off on a CPU",
     "out of memory": "an error of a network that has the words of Paddle's",
     "this host's name resolves to": "the function that makes the message, with another name of the host",

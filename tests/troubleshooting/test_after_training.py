@@ -15,6 +15,24 @@ from tests.conftest import ROOT
 from tests.troubleshooting.desk import Desk, case
 
 
+@case("shows numbers in the place of names")
+def test_names_without_a_font(desk: Desk) -> None:
+    font_manager = pytest.importorskip("matplotlib.font_manager")
+    from tests.reports.test_fonts import font_of
+
+    installed_fonts: list[str] = []
+    own_fonts = [e for e in font_manager.fontManager.ttflist if "mpl-data" in e.fname]
+    desk.monkeypatch.setattr(font_manager.fontManager, "ttflist", own_fonts)
+    desk.monkeypatch.setattr(font_manager, "findSystemFonts", lambda: installed_fonts)
+    (desk.data / "class_names.txt").write_text("0 猫\n1 dog\n2 bee\n", encoding="utf-8")
+    text = desk.works("train", "-c", desk.config())
+    assert "balance.png shows numbers in the place of names: " in text
+    assert "install a font, such as Noto Sans CJK" in text
+    assert "猫" in (desk.run / "report.html").read_text(encoding="utf-8")
+    installed_fonts.append(str(font_of("猫", desk.folder / "a.ttf", "Cats")))
+    assert "in the place of names" not in desk.works("report", desk.run)
+
+
 @case("evaluation transforms against")
 def test_other_preparation(desk: Desk) -> None:
     weights = desk.folder / "w.pdparams"
@@ -53,6 +71,35 @@ def test_no_onnx_writer(desk: Desk) -> None:
         assert "writing ONNX needs" in message
         desk.works("export", "-c", desk.run, "--format", "paddle")
     assert list((desk.folder / "inference").glob("inference.*"))
+
+
+@case("ONNX: the operator … is not supported")
+def test_operator_without_a_translation(desk: Desk) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    plugin = desk.folder / "mirrored_network.py"
+    plugin.write_text(
+        "import paddle\nimport ppxcls\nfrom paddle import nn\n\n\n"
+        "class Mirrored(nn.Layer):\n    def __init__(self, class_num):\n        super().__init__()\n"
+        "        self.fc = nn.Linear(3, class_num)\n\n"
+        "    def forward(self, images):\n"
+        "        return self.fc(paddle.flip(images, axis=[3]).mean(axis=[2, 3]))\n\n\n"
+        "@ppxcls.MODELS.register\ndef MirroredNetwork(class_num: int = 3) -> nn.Layer:\n"
+        '    """A network that mirrors its images."""\n    return Mirrored(class_num)\n'
+    )
+    names = ppxcls.MODELS.registered()
+    file = desk.config(Arch={"name": "MirroredNetwork"}, **{"Global.plugins": [str(plugin)]})
+    try:
+        desk.works("train", "-c", file)
+        message = desk.fails("export", "-c", desk.folder / "output/MirroredNetwork")
+    finally:
+        ppxcls.MODELS.forget(ppxcls.MODELS.registered() - names)
+    assert "ONNX: the operator flip" in message
+    assert message.endswith(" is not supported")
+    image = desk.data / "val/0000.png"
+    assert not (desk.folder / "inference/inference.onnx").exists()
+    desk.works("infer", "--exported", "inference", image)
+    assert "### Networks of your own" in (ROOT / "docs/deployment.md").read_text(encoding="utf-8")
 
 
 @case("differs from the network by")

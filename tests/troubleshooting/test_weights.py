@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import os
+import pickle
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 
 import ppxcls
 from ppxcls.checkpoints import files
-from tests.conftest import run_tool
+from ppxcls.system import atomic_files
+from tests.conftest import ROOT, run_tool
 from tests.troubleshooting.desk import Desk, case
 
 
@@ -46,14 +52,76 @@ def test_fresh_classifier(desk: Desk) -> None:
     assert "the classifier starts" not in desk.works(*words)
 
 
-@case("refused, not a file of weights")
-def test_pickle(desk: Desk) -> None:
-    import pickle as python_pickle
+def write_weights(desk: Desk, change: Callable[[str, np.ndarray], np.ndarray]) -> str:
+    """Writes the weights of an untrained network. Returns the YAML, which names them."""
+    file = desk.folder / "w.pdparams"
+    yaml_file = desk.config(**{"Global.pretrained_model": str(file)})
+    ppxcls.load_config(yaml_file)
+    state = ppxcls.build_model("SmallNetwork").state_dict()
+    file.write_bytes(pickle.dumps({key: change(key, value.numpy()) for key, value in state.items()}, 4))
+    return yaml_file
 
+
+@case("are … in the file, … in the model")
+def test_integers_for_weights(desk: Desk) -> None:
+    message = desk.fails("eval", "-c", write_weights(desk, lambda _, value: (value * 100).astype(np.int8)))
+    assert "8 of 8 tensors are int8 in the file, float32 in the model: conv.weight, " in message
+    desk.works("eval", "-c", write_weights(desk, lambda _, value: value))
+
+
+@case("have values that are not finite")
+def test_weights_not_finite(desk: Desk) -> None:
+    for change in (
+        lambda _, value: np.full_like(value, np.nan),
+        lambda _, value: np.full(value.shape, 1e39),  # infinite in float32
+    ):
+        message = desk.fails("eval", "-c", write_weights(desk, change))
+        assert "8 of 8 tensors have values that are not finite" in message
+    desk.works("eval", "-c", write_weights(desk, lambda _, value: value))  # an earlier checkpoint
+
+
+@case("the network's output has numbers that are not finite")
+def test_output_not_finite(desk: Desk) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    pytest.importorskip("httpx")
+    from ppxcls.serving.app import build_app
+
+    reason = "the network's output has numbers that are not finite (NaN or infinity)"
+    huge_values = {"fc.weight": 3e38, "norm.bias": 30.0}  # finite, but their products overflow
+    file = write_weights(
+        desk, lambda key, value: np.full_like(value, huge_values[key]) if key in huge_values else value
+    )
+    image = desk.data / "val/0000.png"
+    result = desk.command("infer", "-c", file, image)
+    assert result.code == 1
+    assert f"{image}: {reason}" in result.errors
+    for verb in ("eval", "export"):
+        assert reason in desk.fails(verb, "-c", file)
+    assert not (desk.folder / "inference").exists()
+    assert not list(desk.folder.rglob("eval*.json"))
+    with testclient.TestClient(build_app(ppxcls.load(ppxcls.load_config(file)))) as client:
+        answer = client.post("/predict", content=image.read_bytes())
+    assert (answer.status_code, answer.json()) == (500, {"error": reason})
+    desk.works("infer", "-c", write_weights(desk, lambda _, value: value), image)
+
+
+@case("are converted from")
+def test_half_precision(desk: Desk) -> None:
+    file = write_weights(desk, lambda _, value: value.astype(np.float16))
+    assert "8 of 8 tensors are converted from float16 to float32" in desk.works("eval", "-c", file)
+    model = ppxcls.build_model("SmallNetwork")
+    ppxcls.load_weights(model, desk.folder / "w.pdparams")
+    state = pickle.loads((desk.folder / "w.pdparams").read_bytes())
+    for key, tensor in model.state_dict().items():
+        assert np.array_equal(tensor.numpy(), state[key].astype(np.float32))
+
+
+@case("refused, not a file of weights")
+def test_refused_pickle(desk: Desk) -> None:
     ppxcls.load_config(desk.config())
     state = {key: value.numpy() for key, value in ppxcls.build_model("SmallNetwork").state_dict().items()}
     weights = desk.folder / "w.pdparams"
-    weights.write_bytes(python_pickle.dumps({**state, "folder": Path("x")}, protocol=2))
+    weights.write_bytes(pickle.dumps({**state, "folder": Path("x")}, protocol=2))
     assert "refused, not a file of weights" in desk.fails(
         "train", "-c", desk.config(), "-o", f"Global.pretrained_model={weights}"
     )
@@ -108,6 +176,36 @@ def test_second_run(desk: Desk) -> None:
         assert str(os.getpid()) in found.stdout.split()
     trainer.fit()
     desk.works("train", "-c", desk.config())
+
+
+@case('the system says "No space left on device"')
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_no_space(desk: Desk) -> None:
+    report = desk.folder / "report.json"
+    words = ("check", "-c", desk.config(), "--json", report)
+    desk.works(*words)
+    content = report.read_bytes()
+
+    def full(file: Any, mode: str, **keys: Any) -> Any:
+        return builtins.open("/dev/full" if "w" in mode else file, mode, **keys)
+
+    with desk.monkeypatch.context() as patch:
+        patch.setattr(atomic_files, "open", full, raising=False)
+        message = desk.fails(*words)
+    assert message.endswith(f"No space left on device: '{report}'")
+    assert report.read_bytes() == content
+    assert not list(desk.folder.glob("report.json?*"))
+    desk.works(*words)
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "ppxcls", "list"],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+    assert result.returncode == 1
+    assert result.stderr.decode().strip().endswith("No space left on device: standard output")
 
 
 @case("can't save the checkpoint")
