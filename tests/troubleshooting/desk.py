@@ -97,7 +97,7 @@ NEAR = {
     "gradients were not finite in": "a loss scaler that skips, because Paddle turns its own off on a CPU",
     "out of memory": "an error of a network that has the words of Paddle's",
     "this host's name resolves to": "the function that makes the message, with another name of the host",
-    "differs from the network by": "a format whose result is changed by a thousandth",
+    "differs from the network by": "the output of ONNX Runtime, to which a thousandth is added",
 }
 
 

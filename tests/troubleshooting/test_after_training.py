@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import pytest
 
 import ppxcls
+from ppxcls.deploy.runners import Runner, onnx_runner
 from tests.conftest import ROOT
 from tests.troubleshooting.desk import Desk, case
 
@@ -104,16 +107,22 @@ def test_operator_without_a_translation(desk: Desk) -> None:
 
 @case("differs from the network by")
 def test_wrong_export(desk: Desk) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
     from ppxcls.deploy import export
 
+    def wrong_runner(file: Path, **keys: Any) -> Runner:
+        run = onnx_runner(file, **keys)
+        return lambda images: run(images) + np.float32(1e-3)
+
     desk.works("train", "-c", desk.config())
-    original = export.np.concatenate
     with desk.monkeypatch.context() as patch:
-        patch.setattr(export, "_TOLERANCE", -1.0)
-        message = desk.fails("export", "-c", desk.run, "--format", "paddle")
-    assert "differs from the network by" in message
-    assert export.np.concatenate is original
-    desk.works("export", "-c", desk.run, "--format", "paddle")
+        patch.setattr(export, "onnx_runner", wrong_runner)
+        message = desk.fails("export", "-c", desk.run)
+    assert "ONNX Runtime differs from the network by 1.00e-03" in message
+    assert not (desk.folder / "inference/inference.onnx").exists()
+    desk.works("export", "-c", desk.run)
+    assert (desk.folder / "inference/inference.onnx").is_file()
 
 
 @case("is taken by another program")
