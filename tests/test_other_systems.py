@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+import ppxcls
+from ppxcls.cli.verbs import VERBS
+from ppxcls.models.weights import save_weights
 from tests.conftest import ROOT, SMALL_NETWORK, write_images
 
 RUN = "output/photos/SmallNetwork"
@@ -90,31 +93,57 @@ def test_the_names_are_hidden(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == ["no fcntl", "False False", "True"], result.stderr
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["train", "-c", RUN, "-o", "Global.output_dir=trained"],
-        ["train", "-c", "trained/SmallNetwork", "-o", "Global.epochs=3", "-o", "Global.checkpoints=auto"],
-        ["train", "-c", "trained/SmallNetwork"],
-        ["eval", "-c", RUN],
-        ["infer", "-c", RUN, "photos", "--format", "csv", "--output", "answers.csv"],
-        ["report", RUN],
-        ["check", "-c", RUN, "--json", "check.json"],
-        ["lists", "photos", "-o", "lists"],
-        ["pack", "lists/train_list.txt", "--image-root", "photos", "-o", "packed"],
-        ["pack", "lists/train_list.txt", "--image-root", "photos", "--verify", "packed"],
-        ["export", "-c", RUN, "--format", "paddle"],
-        ["infer", "--exported", "inference", "photos"],
-        ["doctor"],
-        ["list"],
-        ["launch", "--help"],
-    ],
-    ids=lambda words: " ".join(words[:1]),
-)
+COMMANDS = [
+    ["train", "-c", RUN, "-o", "Global.output_dir=trained"],
+    ["train", "-c", "trained/SmallNetwork", "-o", "Global.epochs=3", "-o", "Global.checkpoints=auto"],
+    ["train", "-c", "trained/SmallNetwork"],
+    ["eval", "-c", RUN],
+    ["infer", "-c", RUN, "photos", "--format", "csv", "--output", "answers.csv"],
+    ["report", RUN],
+    ["check", "-c", RUN, "--json", "check.json"],
+    ["lists", "photos", "-o", "lists"],
+    ["pack", "lists/train_list.txt", "--image-root", "photos", "-o", "packed"],
+    ["pack", "lists/train_list.txt", "--image-root", "photos", "--verify", "packed"],
+    ["export", "-c", RUN, "--format", "paddle"],
+    ["infer", "--exported", "inference", "photos"],
+    ["doctor"],
+    ["list"],
+    ["launch", "--help"],
+]
+# Verbs with a test of their own in this file, and ``fit``, which makes the run of all tests.
+OTHER_VERBS = {"fit", "serve", "convert"}
+
+
+def test_no_verb_is_left_out() -> None:
+    assert {words[0] for words in COMMANDS} | OTHER_VERBS == VERBS.keys()
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:1]))
 def test_a_verb(words: list[str], place: Path) -> None:
     result = typed([*words], place)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_export_to_onnx(place: Path) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    for words in (
+        ["export", "-c", RUN, "--format", "onnx", "-o", "Global.save_inference_dir=onnx"],
+        ["infer", "--exported", "onnx/inference.onnx", "photos"],
+    ):
+        result = typed([*words], place)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_a_conversion(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    save_weights(ppxcls.build_model("Xception41", class_num=2), tmp_path / "w.pdparams")
+    for source, target in (("w.pdparams", "w.safetensors"), ("w.safetensors", "again.pdparams")):
+        words = ["convert", source, "--model", "Xception41", "--class-num", "2", "-o", target]
+        result = typed([*words], tmp_path)
+        assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "again.pdparams").read_bytes() == (tmp_path / "w.pdparams").read_bytes()
 
 
 def test_names_of_classes_in_another_locale(place: Path) -> None:

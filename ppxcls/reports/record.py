@@ -150,7 +150,8 @@ class Record:
             f"The same {len(self.samples):,} images chose the best of {len(self.evaluations)} evaluations. "
             "So the figures are rather too high, and their intervals do not show by how much. "
             "For unbiased figures, evaluate images that were never used: "
-            f"ppxcls eval -c {printable(self.folder.name)} -o DataLoader.Eval.dataset.cls_label_path=LIST"
+            f"ppxcls eval -c {printable(self.folder.name)} -o DataLoader.Eval.dataset.image_root=FOLDER "
+            "-o DataLoader.Eval.dataset.cls_label_path=LIST"
         )
 
     @property

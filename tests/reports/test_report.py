@@ -126,6 +126,7 @@ def test_figures_of_images_that_chose_the_epoch_say_so(run: Path, tmp_path: Path
     note = "The same 7 images chose the best of 2 evaluations."
     text = ppxcls.report(folder).read_text()
     assert text.count(note) == 1
+    assert "image_root=FOLDER -o DataLoader.Eval.dataset.cls_label_path=LIST" in text
     assert ", on the images that chose the epoch" in text
     assert (folder / "README.md").read_text().count(note) == 1
     rows = (folder / "metrics.jsonl").read_text().splitlines()
