@@ -315,3 +315,74 @@ def test_an_export_takes_the_images_of_a_list_with_more_classes(
     overrides = [*eval_of(other), f"Global.save_inference_dir={tmp_path}/inference"]
     assert list(ppxcls.export(ppxcls.load_config(run, overrides), ["paddle"])) == ["paddle"]
     assert not [text for text in warnings() if "no real images" in text]
+
+
+def test_weights_in_the_folder_of_another_run_keep_their_names(
+    run: Path, small: Callable[..., Path], lists: Path, tmp_path: Path
+) -> None:
+    own_results = ppxcls.evaluate(ppxcls.load_config(run))
+    other = relabelled(lists, tmp_path / "other", "cat", "ant", "bee")
+    second = trained(small(**places(other)), tmp_path, f"Global.output_dir={tmp_path}/second")
+    second = tmp_path / "second/SmallNetwork"
+    for extension in ("pdparams", "json"):
+        shutil.copy(run / f"best_model.{extension}", second / f"copied.{extension}")
+    config = ppxcls.load_config(second, [f"Global.pretrained_model={second}/copied"])
+    assert ppxcls.load(config).names == list(NAMES)
+    assert ppxcls.evaluate(config) == pytest.approx(own_results, rel=1e-6)
+    write_names(second, "other", "classes", "here")
+    assert ppxcls.load(config).names == list(NAMES)
+    assert ppxcls.load(ppxcls.load_config(second)).names == ["other", "classes", "here"]
+
+
+def test_the_names_of_another_list_in_a_runs_folder(run: Path) -> None:
+    """The same names in another order are no renaming, so the checkpoint's own names count."""
+    own_results = ppxcls.evaluate(ppxcls.load_config(run))
+    write_names(run, "bee", "ant", "cat")
+    assert ppxcls.load(run).names == list(NAMES)
+    assert ppxcls.evaluate(ppxcls.load_config(run)) == pytest.approx(own_results, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("file_name", "content", "is_mapped"),
+    [
+        ("class_names.txt", "cat\nant\nbee\n", True),
+        ("labels.txt", "cat\nant\nbee\n", True),
+        ("class_names.txt", "id,name\n0,cat\n1,ant\n2,bee\n", False),
+        ("class_names.txt", "1 cat\n2 ant\n3 bee\n", False),
+        ("class_names.txt", "", False),
+        ("classes.json", "{}", False),
+    ],
+)
+def test_files_of_names_of_other_programs(
+    run: Path,
+    lists: Path,
+    tmp_path: Path,
+    warnings: Callable[[], list[str]],
+    file_name: str,
+    content: str,
+    is_mapped: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = relabelled(lists, tmp_path / "other", "cat", "ant", "bee")
+    (other / "class_names.txt").unlink()
+    (other / file_name).write_text(content)
+    own_results = ppxcls.evaluate(ppxcls.load_config(run))
+    warnings()
+    with caplog.at_level(logging.INFO):
+        results = ppxcls.evaluate(ppxcls.load_config(run, eval_of(other)))
+    text = caplog.text
+    if is_mapped:
+        assert results == pytest.approx(own_results, rel=1e-6)
+        assert "labels are mapped by name" in text
+    else:
+        assert results["loss"] != pytest.approx(own_results["loss"], rel=1e-3)
+        assert "labels are used by number" in text
+
+
+def test_an_evaluation_with_other_names_is_not_the_runs_own(run: Path, tmp_path: Path) -> None:
+    ppxcls.evaluate(ppxcls.load_config(run))
+    before = (run / "eval.json").read_bytes(), (run / "predictions.csv").read_bytes()
+    (tmp_path / "map.txt").write_text("0 A\n1 B\n2 C\n")
+    ppxcls.evaluate(ppxcls.load_config(run, [f"Infer.PostProcess.class_id_map_file={tmp_path}/map.txt"]))
+    assert before == ((run / "eval.json").read_bytes(), (run / "predictions.csv").read_bytes())
+    assert {name for _, name, _ in predictions(run / "predictions_other.csv")} == {"A", "B", "C"}

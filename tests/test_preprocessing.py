@@ -167,6 +167,8 @@ def of_run(transform_ops: list[dict[str, Any]]) -> RunPreprocessing:
         (ops(size=64), ["input size: 64, the weights expect 71", "share of the crop: 0.8101, the weights expect 0.8987"]),
         (ops(short=71), ["share of the crop: 1.0, the weights expect 0.8987"]),
         (ops(by="bicubic"), ["interpolation: bicubic, the weights expect bilinear"]),
+        ([ops()[0], ops()[-1]], ["input size: that of each image, the weights expect 71"]),
+        (ops(mean=[0.4850001, 0.456, 0.406]), []),
         (ops(to_rgb=False), ["channels: BGR, the weights expect RGB"]),
         (ops()[:-1], ["mean: None, the weights expect (0.485, 0.456, 0.406)", "std: None, the weights expect (0.229, 0.224, 0.225)"]),
         (ops(scale=1.0, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]), []),
@@ -224,3 +226,26 @@ def test_fit_takes_the_network_and_the_normalisation_of_a_run(
     )
     assert settings.mean == (0.1, 0.2, 0.3)
     assert settings.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(
+    ("override", "difference"),
+    [
+        ("NormalizeImage.mean=[0.5, 0.5, 0.5]", "mean: (0.5, 0.5, 0.5), and (0.485, 0.456, 0.406)"),
+        ("DecodeImage.to_rgb=False", "channels: BGR, and RGB"),
+    ],
+)
+def test_training_and_evaluation_normalise_alike(
+    small: Callable[..., Path], caplog: pytest.LogCaptureFixture, override: str, difference: str
+) -> None:
+    expected = f"training and evaluation normalise images differently: {difference}"
+    ppxcls.system.logs.logger.propagate = True
+    try:
+        for verb in (ppxcls.build_trainer, ppxcls.check_data):
+            verb(ppxcls.load_config(small()))
+            assert "normalise images differently" not in caplog.text
+            verb(ppxcls.load_config(small(), [f"DataLoader.Train.dataset.transform_ops.{override}"]))
+            assert expected in caplog.text
+            caplog.clear()
+    finally:
+        ppxcls.system.logs.logger.propagate = False

@@ -22,10 +22,11 @@ from ppxcls.config.sections import Config
 from ppxcls.data.class_names import IMAGENET_NAMES_FILE, describe_classes, read_class_names
 from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
+from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import manifest_of, weights_file
-from ppxcls.system.logs import logger
+from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import url_problem
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
@@ -227,6 +228,22 @@ def transforms_for(config: Config) -> list[Block]:
         )
     _compare_with_image_shape(config, transforms)
     return transforms
+
+
+def compare_normalisation(config: Config) -> None:
+    """Warns if training and evaluation normalise images differently, because then the evaluation is wrong."""
+    if not (config.DataLoader and config.DataLoader.Train and config.evaluation_transforms):
+        return
+    training_ops = config.DataLoader.Train.dataset.get("transform_ops") or []
+    training, evaluation = prepared_images(training_ops), prepared_images(config.evaluation_transforms)
+    if training.mean is None or evaluation.mean is None:  # a user's own transform may normalise
+        return
+    names = ("mean", "std", "channels")
+    differences = PreparedImages(**{name: getattr(training, name) for name in names}).differences(
+        PreparedImages(**{name: getattr(evaluation, name) for name in names})
+    )
+    if differences:
+        warn_once(f"training and evaluation normalise images differently: {'; '.join(differences)}")
 
 
 def _uses_infer_transforms(config: Config) -> bool:

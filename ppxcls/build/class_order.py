@@ -18,10 +18,17 @@ from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG, is_config_of_run
 from ppxcls.config.sections import Config
 from ppxcls.config.yaml_values import read_yaml
-from ppxcls.data.class_names import CLASS_NAMES_FILE, IMAGENET_NAMES_FILE, read_class_names
+from ppxcls.data.class_names import (
+    CLASS_NAMES_FILE,
+    IMAGENET_NAMES_FILE,
+    PADDLEX_NAMES_FILE,
+    read_class_names,
+)
+from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames, LabelMapping, label_mapping
 from ppxcls.models.weights import weights_file
 from ppxcls.packed.dataset import pack_folder
+from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import printable, url_problem
 
 _MAX_NAMES = 10_000_000
@@ -51,13 +58,17 @@ def list_folder(config: Config, mode: str) -> Path | None:
 
 
 def classes_beside(folder: Path) -> ClassNames | None:
-    """Returns the classes of the lists in a folder; None if there is no ``class_names.txt``.
+    """Returns the classes of the lists in a folder; None if it has no file of names.
+
+    The file is ``class_names.txt``, or ``labels.txt`` as PaddleX writes it.
 
     Raises:
         DataError: the file can't be used.
     """
-    file = folder / CLASS_NAMES_FILE
-    return ClassNames(tuple(read_class_names(file, None)), str(file)) if file.is_file() else None
+    for file in (folder / CLASS_NAMES_FILE, folder / PADDLEX_NAMES_FILE):
+        if file.is_file():
+            return ClassNames(tuple(read_class_names(file, None)), str(file))
+    return None
 
 
 def weights_classes(path: str | Path) -> ClassNames | None:
@@ -136,12 +147,22 @@ def mapping_to(network_classes: ClassNames | None, config: Config, mode: str) ->
         mode: ``Train`` or ``Eval``.
 
     Raises:
-        DataError: a file of names can't be used.
+        DataError: the file of names of the training list can't be used. An evaluation goes on without it.
     """
     if network_classes is None:
         return None
-    classes = list_classes(config, mode)
-    return None if classes is None else mapping_between(classes, network_classes)
+    try:
+        classes = list_classes(config, mode)
+    except DataError as error:
+        if mode == "Train":
+            raise
+        warn_once(f"{error}; the labels are used by number")
+        return None
+    if classes is None:
+        if network_classes.names != _imagenet_names():
+            logger.info(f"{list_folder(config, mode)}: no {CLASS_NAMES_FILE}, so labels are used by number")
+        return None
+    return mapping_between(classes, network_classes)
 
 
 def mapping_between(classes: ClassNames, network_classes: ClassNames) -> LabelMapping | None:
@@ -176,10 +197,20 @@ def _resumed_classes(config: Config) -> ClassNames | None:
     return None
 
 
+def _run_id(folder: Path) -> str | None:
+    """Returns the id of the run in a folder, by its last checkpoint; None if it is not known."""
+    try:
+        run_id = read_manifest(folder / "latest").get("run")
+    except CheckpointError:
+        return None
+    return None if run_id is None else str(run_id)
+
+
 def _checkpoint_classes(prefix: Path, manifest: dict[str, Any]) -> ClassNames | None:
     """Returns the classes in the folder of a checkpoint, or else in its manifest.
 
-    If both exist, the names in the manifest are alternatives.
+    If a user has renamed classes in the folder, the names in the manifest are alternatives. But if the folder
+    has the same names in another order, or belongs to another run, its file is of another list.
     """
     names = manifest.get("class_names")
     is_valid = isinstance(names, list) and 0 < len(names) < _MAX_NAMES
@@ -191,4 +222,7 @@ def _checkpoint_classes(prefix: Path, manifest: dict[str, Any]) -> ClassNames | 
         return ClassNames(manifest_names, f"{prefix}.json") if manifest_names else None
     if len(manifest_names) != len(folder_classes.names) or manifest_names == folder_classes.names:
         return folder_classes
+    is_same_set = sorted(manifest_names) == sorted(folder_classes.names)
+    if is_same_set or _run_id(prefix.parent) not in (None, manifest.get("run")):
+        return ClassNames(manifest_names, f"{prefix}.json")
     return ClassNames(folder_classes.names, folder_classes.source, alternatives=(manifest_names,))

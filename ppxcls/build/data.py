@@ -6,7 +6,7 @@ import paddle
 from tqdm import tqdm
 
 from ppxcls.build import BAD_SAMPLES
-from ppxcls.build.choices import class_names_for, class_num
+from ppxcls.build.choices import class_names_for, class_num, compare_normalisation
 from ppxcls.build.class_order import mapping_to, run_classes, training_classes
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
@@ -139,6 +139,7 @@ def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
     if not modes:
         raise config.where("DataLoader").error("the section is missing")
+    compare_normalisation(config)
     classes = run_classes(config) or training_classes(config)
     datasets = [build_dataset(config, mode, classes, patience=0) for mode in modes]
     total = sum(len(dataset) for dataset in datasets)

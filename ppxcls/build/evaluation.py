@@ -201,6 +201,8 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset) ->
     the run's ``config.yaml``. A missing or damaged file differs in nothing.
     """
     differences = [] if weights.is_own else ["other weights"]
+    if config.is_override("Infer.PostProcess.class_id_map_file"):
+        differences.append("other class names")
     digest = dataset.labelled_digest()
     own_digest = _own_list_digest(config)
     if own_digest not in (None, digest):

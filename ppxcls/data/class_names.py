@@ -12,6 +12,7 @@ from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import printable
 
 CLASS_NAMES_FILE = "class_names.txt"  # file name, in the folder of the lists and in a run's folder
+PADDLEX_NAMES_FILE = "labels.txt"  # PaddleX's file beside its lists, with one name per line
 IMAGENET_NAMES_FILE = Path(__file__).with_name("imagenet1k_classes.txt")
 _MAX_BYTES = 1 << 26
 _MAX_SHOWN_NAMES = 5
@@ -36,8 +37,9 @@ _LINE = re.compile(r"(\d{1,9})[\t ,]+(\S.*)")
 def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
     """Reads the class names, in the order of their ids.
 
-    Each line is ``id name``, separated by blanks, tabs or commas. A file named ``labels.txt`` may have one
-    name per line instead, as PaddleX writes it. Control characters are escaped.
+    Each line is ``id name``, separated by blanks, tabs or commas. In a file named ``class_names.txt``, each
+    line is a name if no line has an id. In a file named ``labels.txt``, as PaddleX writes it, each line is a
+    name if one of them has no id. Control characters are escaped.
 
     Args:
         file: file of class names.
@@ -52,7 +54,10 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
         (number, line.strip()) for number, line in enumerate(_read_text(file).splitlines(), 1) if line.strip()
     ]
     names: dict[int, str] = {}
-    has_plain_names = file.name == "labels.txt" and not all(_LINE.fullmatch(line) for _, line in lines)
+    have_ids = [bool(_LINE.fullmatch(line)) for _, line in lines]
+    has_plain_names = (file.name == PADDLEX_NAMES_FILE and not all(have_ids)) or (
+        file.name == CLASS_NAMES_FILE and not any(have_ids)
+    )
     for number, line in lines:
         match = _LINE.fullmatch(f"{len(names)} {line}" if has_plain_names else line)
         if not match:
@@ -62,6 +67,8 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
         names[int(match[1])] = printable(match[2])
     if class_num is None:
         class_num = len(names)
+    if not names:
+        raise DataError(f"{file}: expected class names, received none")
     if len(names) != class_num:
         raise DataError(f"{file}: expected the names of {class_num:,} classes, received {len(names):,}")
     for expected, index in enumerate(sorted(names)):

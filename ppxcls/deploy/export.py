@@ -271,7 +271,11 @@ class _Export:
         entry.key = METADATA_KEY
         entry.value = json_text(self._metadata.as_dict())
         file = folder / "inference.onnx"
-        write_bytes(file, model.SerializeToString(deterministic=True))
+        try:
+            write_bytes(file, model.SerializeToString(deterministic=True))
+        except OSError as error:
+            error.filename = str(self._folder / file.name)  # a user does not know the temporary folder
+            raise
         return onnx_runner(file, on_cpu=True)
 
 

@@ -37,6 +37,7 @@ class Preprocessing:
 
 HALF = (0.5, 0.5, 0.5)
 _Comparison = tuple[str, Any, Any]  # name of a fact, value in the config, value that the weights expect
+_ROUNDING = 1e-3  # of mean and standard deviation, for channels with values from 0 to 1
 _TRANSFORMS_WITH_FACTS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
 
 
@@ -132,13 +133,14 @@ def differences(expected: Preprocessing, transform_ops: Sequence[Mapping[str, An
         Lines such as ``mean: (0.485, 0.456, 0.406), the weights expect (0.5, 0.5, 0.5) (timm)``.
     """
     images = prepared_images(transform_ops)
-    comparisons = _size_comparisons(images, expected.input_size, expected.crop_share)
+    is_complete = _has_facts_of_all(transform_ops)
+    comparisons = _size_comparisons(images, expected.input_size, expected.crop_share, is_complete=is_complete)
     if images.interpolation:
         comparisons.append(("interpolation", images.interpolation, expected.interpolation))
     comparisons += _normalisation_comparisons(
         images,
         PreparedImages(mean=expected.mean, std=expected.std, channels="RGB"),
-        is_complete=_has_facts_of_all(transform_ops),
+        is_complete=is_complete,
     )
     return _lines(comparisons, expected.source)
 
@@ -157,10 +159,11 @@ def differences_from_run(
         Lines such as ``mean: (0.5, 0.5, 0.5), the weights expect (0.485, 0.456, 0.406) (their run)``.
     """
     images = prepared_images(transform_ops)
+    is_complete = _has_facts_of_all(transform_ops)
     comparisons: list[_Comparison] = []
     if not is_training and expected.is_exhaustive:
         size, short = expected.images.size, expected.images.short
-        comparisons += _size_comparisons(images, size, _crop_share(size, short))
+        comparisons += _size_comparisons(images, size, _crop_share(size, short), is_complete=is_complete)
         if images.interpolation and expected.images.interpolation:
             comparisons.append(("interpolation", images.interpolation, expected.images.interpolation))
         other_transforms = _other_transforms(transform_ops)
@@ -169,9 +172,7 @@ def differences_from_run(
                 ", ".join(ops) or "none" for ops in (other_transforms, expected.other_transforms)
             )
             comparisons.append(("other transforms", name, expected_name))
-    comparisons += _normalisation_comparisons(
-        images, expected.images, is_complete=_has_facts_of_all(transform_ops)
-    )
+    comparisons += _normalisation_comparisons(images, expected.images, is_complete=is_complete)
     return _lines(comparisons, "their run")
 
 
@@ -179,8 +180,15 @@ def _lines(comparisons: Sequence[_Comparison], source: str) -> list[str]:
     return [
         f"{name}: {value}, the weights expect {expected_value} ({source})"
         for name, value, expected_value in comparisons
-        if value != expected_value
+        if not _are_equal(value, expected_value)
     ]
+
+
+def _are_equal(value: Any, expected_value: Any) -> bool:
+    """True if two facts are equal. Numbers of a mean may be rounded."""
+    if isinstance(value, tuple) and isinstance(expected_value, tuple) and len(value) == len(expected_value):
+        return all(abs(a - b) < _ROUNDING for a, b in zip(value, expected_value, strict=True))
+    return bool(value == expected_value)
 
 
 def _crop_share(size: int | tuple[int, int] | None, short: int | None) -> float | None:
@@ -188,10 +196,16 @@ def _crop_share(size: int | tuple[int, int] | None, short: int | None) -> float 
 
 
 def _size_comparisons(
-    images: PreparedImages, expected_size: int | tuple[int, int] | None, expected_share: float | None
+    images: PreparedImages,
+    expected_size: int | tuple[int, int] | None,
+    expected_share: float | None,
+    *,
+    is_complete: bool,
 ) -> list[_Comparison]:
-    if images.size is None or expected_size is None:
+    if expected_size is None or (images.size is None and not is_complete):
         return []
+    if images.size is None:
+        return [("input size", "that of each image", expected_size)]
     comparisons: list[_Comparison] = [("input size", images.size, expected_size)]
     crop_share = _crop_share(images.size, images.short)
     if isinstance(images.size, int) and not _are_similar(crop_share, expected_share):

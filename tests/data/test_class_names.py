@@ -61,7 +61,7 @@ def test_one_name_a_line_as_paddlex_writes(tmp_path: Path) -> None:
         ("-1 a\n0 b\n1 c\n", r"names.txt:1: expected 'id name'"),
         ("² a\n", r"names.txt:1: expected 'id name'"),
         ("9" * 5000 + " a\n", r"names.txt:1: expected 'id name', received '9{80}'$"),
-        ("", r"expected the names of 3 classes, received 0$"),
+        ("", r"expected class names, received none$"),
     ],
 )
 def test_refused(content: bytes | str, message: str, tmp_path: Path) -> None:
