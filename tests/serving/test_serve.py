@@ -37,6 +37,7 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from ppxcls.serving.address import check_origins
 from ppxcls.serving.app import Limits, build_app
 from ppxcls.serving.batching import Batcher, BusyError
 
@@ -368,6 +369,45 @@ def test_an_address_that_can_t_be_used_is_known_before_the_model(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert "nothing" not in result.stderr, "the model was looked for"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://example.org",
+        "https://shop.example.org",
+        "http://localhost:8000",
+        "https://status.sensors.example:8443",
+        "http://[::1]:8000",
+        "*",
+    ],
+)
+def test_origins_of_pages(origin: str) -> None:
+    check_origins([origin])
+    check_origins(origin)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://example.org/",
+        "https://example.org/page",
+        "https://a example.org",
+        "https://example.org ",
+        "https://example.org\n",
+        "https://example.org\\page",
+        "https://example.org?a",
+        "https://a@example.org",
+        "https://a.org,https://b.org",
+        "https://",
+        "example.org",
+        "ftp://example.org",
+        "",
+    ],
+)
+def test_what_is_no_origin(origin: str) -> None:
+    with pytest.raises(DataError, match="expected an origin such as https://example.org, without a path"):
+        check_origins([origin])
 
 
 @pytest.mark.parametrize("port", [-1, 65536, "8000", True])
