@@ -53,7 +53,7 @@ FILE = 'name="file"; filename="a.jpg"'
             Submission(["image 0"], [IMAGE]),
         ),
         (
-            json.dumps({"images": [TEXT.rstrip("="), TEXT.replace("+", "-").replace("/", "_") + "\n"]}).encode(),
+            json.dumps({"images": [TEXT.rstrip("="), TEXT.replace("+", "-").replace("/", "_") + " \r\n\t"]}).encode(),
             "application/json",
             Submission(["image 0", "image 1"], [IMAGE, IMAGE], is_list=True),
         ),
@@ -212,6 +212,8 @@ HOSTILE = {
     "lists": (b'{"images": [' + b"[]," * 330_000 + b"[]]}", "application/json"),
     "depth": (b'{"image": ' + b"[" * 1_000_000, "application/json"),
     "digits": (b'{"image": ' + b"9" * 1_000_000 + b"}", "application/json"),
+    "blanks": (b'{"image": "' + b"AA " * 350_000 + b'!"}', "application/json"),
+    "line ends": (b"data:image/png;base64," + b"AA\n" * 350_000 + b"!", ""),
     "parameters": (IMAGE, "multipart/form-data; " + "a=b; " * 10_000),
 }
 
