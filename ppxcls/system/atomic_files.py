@@ -26,8 +26,9 @@ def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     Raises:
         OSError: the file can't be written. The error has the final name.
     """
-    if _is_special(file):
-        with named_errors(file), open(file, "wb") as stream:
+    if is_special(file):
+        # Appended, because standard output may be a regular file with other lines.
+        with named_errors(file), open(file, "ab") as stream:
             yield stream
         return
     temporary_file = file.with_name(file.name + ".new")
@@ -58,7 +59,7 @@ def whole_text_file(file: Path) -> Iterator[TextIO]:
     Raises:
         OSError: the file can't be written. The error has the name.
     """
-    is_link = file.is_symlink() and not _is_special(file)
+    is_link = file.is_symlink() and not is_special(file)
     with whole_file(Path(os.path.realpath(file)) if is_link else file) as stream:
         text_stream = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         yield text_stream
@@ -83,9 +84,17 @@ def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[Non
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
-def _is_special(file: Path) -> bool:
-    """True if a name exists and is no regular file. Replacing a device or a pipe would remove it."""
+def is_special(file: Path) -> bool:
+    """True if a name exists and is no regular file, or if it is the system's name of an open file.
+
+    Replacing a device or a pipe would remove it. So would replacing ``/dev/stdout``, which is a link of the
+    system even if standard output goes to a regular file.
+    """
     try:
+        if file.is_symlink():
+            folder = os.path.realpath(file.parent)
+            if folder == "/dev" or folder.startswith("/proc/"):
+                return True
         return not stat.S_ISREG(os.stat(file).st_mode)
     except OSError:
         return False
