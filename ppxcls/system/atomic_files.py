@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+# A full disk, a full quota, a file that is too large, a failure of the disk, a file system that is read-only.
+_WRITE_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.EROFS)
+
 
 @contextlib.contextmanager
 def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
@@ -24,7 +27,8 @@ def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         durable: True to write the data and the names in the folder to the disk before the file appears.
 
     Raises:
-        OSError: the file can't be written. The error has the final name.
+        OSError: the file can't be written. The error has the final name. Other errors of the block are not
+            changed.
     """
     if is_special(file):
         # Appended, because standard output may be a regular file with other lines.
@@ -71,6 +75,9 @@ def whole_text_file(file: Path) -> Iterator[TextIO]:
 def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[None]:
     """Adds the name of a file to the errors of writing it. The system's errors of writing have no name.
 
+    Other errors without a name are not changed. The block may also read from a store, whose connection can
+    fail.
+
     Args:
         file: name to add.
         temporary_file: other name of the file, which is replaced in errors.
@@ -78,7 +85,7 @@ def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[Non
     try:
         yield
     except OSError as error:
-        is_nameless = error.errno is not None and error.filename is None
+        is_nameless = error.errno in _WRITE_ERRORS and error.filename is None
         if not is_nameless and (temporary_file is None or error.filename != str(temporary_file)):
             raise
         raise OSError(error.errno, error.strerror, str(file)) from error
