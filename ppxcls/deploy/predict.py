@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -93,17 +94,19 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
 
-        Only a few batches are in memory at a time.
+        Only a few batches are in memory at a time. From a generator, only a few batches are taken ahead. It
+        must not change an image after it has yielded it.
 
         Raises:
-            DataError: as ``predict``.
+            DataError: as ``predict``. A wrong image of a generator is reported when it is taken.
         """
         if topk < 1 or batch_size < 1:
             raise DataError(f"expected topk and batch_size of at least 1, received {topk} and {batch_size}")
         return self._stream(named_images(images), topk, batch_size)
 
-    def _stream(self, images: Sequence[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
-        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    def _stream(self, images: Iterable[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
+        iterator = iter(images)
+        batches = iter(lambda: list(islice(iterator, batch_size)), [])
         with ThreadPoolExecutor(usable_cores()) as pool:
             for futures in prefetch(
                 batches, lambda batch: [pool.submit(self._load, image) for image in batch]
