@@ -27,6 +27,7 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import can_read_heic, decode_image, image_count
 from ppxcls.data.file_kinds import why_unreadable
 from ppxcls.data.image_files import find_image_files
+from ppxcls.data.transforms import DecodeImage
 from tests.conftest import ROOT, run_tool
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -196,7 +197,7 @@ def test_the_first_of_several_images_is_used_and_that_is_said(
     assert np.abs(decode_image(data).astype(int) - (250, 0, 0)).max() <= 2
     lines: list[str] = []
     monkeypatch.setattr(decode.logger, "warning", lines.append)
-    monkeypatch.setattr(decode, "_several_event", decode.threading.Event())
+    monkeypatch.setattr(decode, "_several_search", decode._Search())
     for _ in range(3):
         decode.warn_if_several_images(data)
     (line,) = lines
@@ -208,6 +209,36 @@ def test_the_first_of_several_images_is_used_and_that_is_said(
     place = f"{tmp_path}/list.txt:1 a.jpg"
     assert report.findings["several images"] == [f"{place}: 3 images; the first one is used"]
     assert report.errors == 0
+
+
+def encoded(form: str, pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF"])
+def test_files_are_not_opened_twice_for_ever(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the search for a warning ends. ``image_count``, which check calls, still counts."""
+    counts = {"several": 0, "almost black": 0}
+
+    def count(name: str, result: Any) -> Any:
+        counts[name] += 1
+        return result
+
+    dark = encoded(form, np.full((20, 30, 3), 9, np.uint8))
+    monkeypatch.setattr(decode, "_several_search", decode._Search())
+    monkeypatch.setattr(decode, "_almost_black_search", decode._Search())
+    monkeypatch.setattr(decode, "_MAX_REOPENED_FILES", 5)
+    monkeypatch.setattr(decode, "image_count", lambda _: count("several", 1))
+    monkeypatch.setattr(decode, "largest_16bit_value", lambda *_: count("almost black", None))
+    transform = DecodeImage()
+    for _ in range(3):  # other formats do not count
+        transform(JPEG, np.random.default_rng(0))
+    for _ in range(20):
+        transform(dark, np.random.default_rng(0))
+    assert counts == {"several": 5, "almost black": 5 if form == "TIFF" else 0}
+    assert image_count(animated(form)) == 3
 
 
 def test_still_images_are_not_counted_twice() -> None:
