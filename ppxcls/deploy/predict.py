@@ -19,6 +19,8 @@ from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.environment import usable_cores
 from ppxcls.train.predictions import NOT_FINITE
 
+DEFAULT_TOPK = 5  # classes in a prediction
+
 
 @dataclass
 class Prediction:
@@ -69,7 +71,7 @@ class Predictor:
         self._gives_logits = gives_logits
 
     def predict(
-        self, images: Source | Iterable[Source], topk: int = 5, batch_size: int = 10
+        self, images: Source | Iterable[Source], topk: int = DEFAULT_TOPK, batch_size: int = 10
     ) -> list[Prediction]:
         """Predicts the classes of images.
 
@@ -90,7 +92,7 @@ class Predictor:
         return list(self.stream(images, topk, batch_size))
 
     def stream(
-        self, images: Source | Iterable[Source], topk: int = 5, batch_size: int = 10
+        self, images: Source | Iterable[Source], topk: int = DEFAULT_TOPK, batch_size: int = 10
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
 
