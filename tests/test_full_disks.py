@@ -163,6 +163,10 @@ def test_errors_have_the_name_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught, whole_file(file):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert caught.value.filename == str(file)
+    for number in (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        with pytest.raises(OSError, match=os.strerror(number)) as caught, whole_file(file):
+            raise OSError(number, os.strerror(number))
+        assert (caught.value.errno, caught.value.filename) == (number, str(file))
     with pytest.raises(FileNotFoundError) as caught, whole_file(tmp_path / "missing/a.txt"):
         pass
     assert caught.value.filename == str(tmp_path / "missing/a.txt")
@@ -171,3 +175,12 @@ def test_errors_have_the_name_of_the_file(tmp_path: Path) -> None:
     assert caught.value.filename == "another file"
     with pytest.raises(OSError, match="without a number"), named_errors(file):
         raise OSError("without a number")
+
+
+@pytest.mark.parametrize("number", [errno.ECONNRESET, errno.ETIMEDOUT, errno.EPIPE, errno.ENOMEM])
+def test_an_error_of_reading_has_no_name_of_the_output(number: int, tmp_path: Path) -> None:
+    """As a store's connection that ends while its images are packed."""
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, whole_file(tmp_path / "shard"):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.filename is None
+    assert list(tmp_path.iterdir()) == []

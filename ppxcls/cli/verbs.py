@@ -17,6 +17,7 @@ from tqdm import tqdm
 import ppxcls
 from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
+from ppxcls.serving.address import MAX_PORT
 from ppxcls.system import environment
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.json_text import json_text
@@ -321,9 +322,9 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
 
 def _port(text: str) -> int:
     """Returns the number of a port that is given as text."""
-    if text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= 65535:
+    if text.isascii() and text.isdecimal() and len(text) <= 5 and int(text) <= MAX_PORT:
         return int(text)
-    raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, received {text!r}")
+    raise argparse.ArgumentTypeError(f"expected a port from 0 to {MAX_PORT}, received {text!r}")
 
 
 @verb(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import os
-import threading
 import warnings
 
 import cv2
@@ -31,12 +31,35 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 _APNG_HEADER_BYTES = 1024  # an animated PNG says so before its pixels
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF_MARKER = 0xD8, 0xDA, 0xE1
-_warning_event, _several_event = threading.Event(), threading.Event()
+# Number of files that a process opens a second time to look for something to warn about. Training reads its
+# files in random order, so a common problem is among the first ones. Without a limit, every sample of every
+# epoch would be opened twice.
+_MAX_REOPENED_FILES = 1000
 # Pillow warns above this number, and raises an error above twice this number. The sizes that Pillow reads
 # here are compared with our own limit.
 PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, MAX_PIXELS)
 warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+class _Search:
+    """Search for one file to warn about. It ends with the first such file, or after many other files.
+
+    Attributes:
+        is_over: True if no more files need to be opened.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)  # next() is one step, so threads can share it
+        self.is_over = False
+
+    def count(self, *, is_hit: bool) -> None:
+        """Counts a file that was opened."""
+        if is_hit or next(self._numbers) >= _MAX_REOPENED_FILES:
+            self.is_over = True
+
+
+_almost_black_search, _several_search = _Search(), _Search()
 
 
 class ImageParts:
@@ -155,14 +178,19 @@ def can_read_heic() -> bool:
     return True
 
 
+def _may_have_several_images(data: bytes) -> bool:
+    """True if the format of a file allows several images."""
+    is_animated_webp = data[8:16] == b"WEBPVP8X" and bool(data[20:21]) and bool(data[20] & 2)
+    is_animated_png = data[:8] == _PNG_SIGNATURE and b"acTL" in data[:_APNG_HEADER_BYTES]
+    return data[:4] in (b"GIF8", *_TIFF_SIGNATURES) or is_animated_webp or is_avif(data) or is_animated_png
+
+
 def image_count(data: bytes) -> int:
     """Returns the number of images in a file: frames of an animation, or pages; 1 if it is unknown.
 
     The first image of a file is decoded.
     """
-    is_animated_webp = data[8:16] == b"WEBPVP8X" and bool(data[20:21]) and bool(data[20] & 2)
-    has_several = data[:4] in (b"GIF8", *_TIFF_SIGNATURES) or is_animated_webp or is_avif(data)
-    if not has_several and not (data[:8] == _PNG_SIGNATURE and b"acTL" in data[:_APNG_HEADER_BYTES]):
+    if not _may_have_several_images(data):
         return 1
     try:
         with PillowImage.open(io.BytesIO(data)) as picture:
@@ -172,9 +200,15 @@ def image_count(data: bytes) -> int:
 
 
 def warn_if_several_images(data: bytes) -> None:
-    """Logs a warning, once per process, if a file has several images, which are not all used."""
-    if not _several_event.is_set() and (count := image_count(data)) > 1:
-        _several_event.set()
+    """Logs a warning, once per process, if a file has several images, which are not all used.
+
+    Only the first files of a process are looked into.
+    """
+    if _several_search.is_over or not _may_have_several_images(data):
+        return
+    count = image_count(data)
+    _several_search.count(is_hit=count > 1)
+    if count > 1:
         logger.warning(
             f"a file has {count:,} images, such as an animation or pages, and the first one is used; "
             "ppxcls check lists such files"
@@ -191,9 +225,7 @@ def largest_16bit_value(data: bytes, image: Image) -> int | None:
         data: encoded bytes.
         image: decoded image, uint8 [H, W, 3].
     """
-    is_16_bit_png = data[:8] == _PNG_SIGNATURE and data[24:25] == b"\x10"
-    is_tiff = data[:4] in _TIFF_SIGNATURES
-    if not (is_16_bit_png or is_tiff) or int(image.max()) > 64:
+    if not _may_be_almost_black(data, image):
         return None
     raw_image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if raw_image is None or raw_image.dtype not in (np.uint16, np.int16):
@@ -202,10 +234,22 @@ def largest_16bit_value(data: bytes, image: Image) -> int | None:
     return largest_value if 0 < largest_value < 1 << 14 else None
 
 
+def _may_be_almost_black(data: bytes, image: Image) -> bool:
+    """True if an image is dark and may have 16 bits per channel."""
+    is_16_bit_png = data[:8] == _PNG_SIGNATURE and data[24:25] == b"\x10"
+    return (is_16_bit_png or data[:4] in _TIFF_SIGNATURES) and int(image.max()) <= 64
+
+
 def warn_if_almost_black(data: bytes, image: Image) -> None:
-    """Logs a warning, once per process, if ``largest_16bit_value`` returns a value for the image."""
-    if not _warning_event.is_set() and (largest_value := largest_16bit_value(data, image)) is not None:
-        _warning_event.set()
+    """Logs a warning, once per process, if ``largest_16bit_value`` returns a value for the image.
+
+    Only the first files of a process are looked into.
+    """
+    if _almost_black_search.is_over or not _may_be_almost_black(data, image):
+        return
+    largest_value = largest_16bit_value(data, image)
+    _almost_black_search.count(is_hit=largest_value is not None)
+    if largest_value is not None:
         description = f"an image with 16 bits per channel has values up to {largest_value:,} of 65,535"
         logger.warning(f"{description}, so it decodes to almost black; ppxcls check lists such files")
 

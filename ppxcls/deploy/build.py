@@ -30,7 +30,7 @@ from ppxcls.data.transforms import DeviceStage, build_transforms, split_for_devi
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, parse_metadata, read_metadata
 from ppxcls.deploy.portable import PortableRunner, file_runner
-from ppxcls.deploy.predict import Prediction, Predictor
+from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import (
@@ -264,7 +264,7 @@ def _predictor(config: Config | None, exported: str | Path | None, count: int) -
 
 def _topk_and_batch_size(config: Config | None) -> tuple[int, int]:
     section = config.Infer if config else None
-    topk = section.PostProcess.topk if section and section.PostProcess else 5
+    topk = section.PostProcess.topk if section and section.PostProcess else DEFAULT_TOPK
     return topk, section.batch_size if section else 10
 
 

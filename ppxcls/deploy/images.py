@@ -73,24 +73,33 @@ def find_images(path: str) -> list[str]:
     return sorted(files)
 
 
-def named_images(images: Source | Iterable[Source]) -> list[NamedImage]:
+def named_images(images: Source | Iterable[Source]) -> Iterable[NamedImage]:
     """Returns the images of one source or of several, in their order.
 
-    A folder stands for all images below it, and an array [N, H, W, 3] for N images. Open files are read here,
-    because a generator may close them.
+    A folder stands for all images below it, and an array [N, H, W, 3] for N images. The sources of a list are
+    checked here. Those of any other iterable, such as a generator, are taken and checked one by one as the
+    result is iterated, so that it may be longer than the memory. An open file or a PIL image is read when it
+    is taken, because a generator may close it.
 
     Raises:
         DataError: a source has another type, or a folder has no images.
     """
-    is_single = _is_source(images)
-    if not is_single and (not isinstance(images, Iterable) or isinstance(images, dict | set | frozenset)):
+    if _is_source(images):
+        return list(_each_image([images]))
+    if not isinstance(images, Iterable) or isinstance(images, dict | set | frozenset):
         raise DataError(f"expected {ACCEPTED}; received {_type_name(images)}")
-    result: list[NamedImage] = []
-    for source in [images] if is_single else images:  # type: ignore[union-attr]
+    return list(_each_image(images)) if isinstance(images, list | tuple) else _each_image(images)
+
+
+def _each_image(sources: Iterable[Any]) -> Iterator[NamedImage]:
+    """Yields the images of sources. Raises DataError as ``named_images``."""
+    count = 0
+    for source in sources:
         if not _is_source(source):
-            raise DataError(f"image {len(result)}: expected {ACCEPTED}; received {_type_name(source)}")
-        result += _images_of(source, len(result))
-    return result
+            raise DataError(f"image {count}: expected {ACCEPTED}; received {_type_name(source)}")
+        for image in _images_of(source, count):
+            yield image
+            count += 1
 
 
 def _is_source(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.environment import usable_cores
 from ppxcls.train.predictions import NOT_FINITE
+
+DEFAULT_TOPK = 5  # classes in a prediction
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Predictor:
         self._gives_logits = gives_logits
 
     def predict(
-        self, images: Source | Iterable[Source], topk: int = 5, batch_size: int = 10
+        self, images: Source | Iterable[Source], topk: int = DEFAULT_TOPK, batch_size: int = 10
     ) -> list[Prediction]:
         """Predicts the classes of images.
 
@@ -89,21 +92,23 @@ class Predictor:
         return list(self.stream(images, topk, batch_size))
 
     def stream(
-        self, images: Source | Iterable[Source], topk: int = 5, batch_size: int = 10
+        self, images: Source | Iterable[Source], topk: int = DEFAULT_TOPK, batch_size: int = 10
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
 
-        Only a few batches are in memory at a time.
+        Only a few batches are in memory at a time. From a generator, only a few batches are taken ahead. It
+        must not change an image after it has yielded it.
 
         Raises:
-            DataError: as ``predict``.
+            DataError: as ``predict``. A wrong image of a generator is reported when it is taken.
         """
         if topk < 1 or batch_size < 1:
             raise DataError(f"expected topk and batch_size of at least 1, received {topk} and {batch_size}")
         return self._stream(named_images(images), topk, batch_size)
 
-    def _stream(self, images: Sequence[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
-        batches = [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+    def _stream(self, images: Iterable[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
+        iterator = iter(images)
+        batches = iter(lambda: list(islice(iterator, batch_size)), [])
         with ThreadPoolExecutor(usable_cores()) as pool:
             for futures in prefetch(
                 batches, lambda batch: [pool.submit(self._load, image) for image in batch]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ppxcls.data.errors import DataError
 
 MAX_PORT = 65535
-_ORIGIN = re.compile(r"https?://[^/\\s?#@,]+")
+_ORIGIN = re.compile(r"https?://[^/\s?#@,\\]+")
 
 
 def open_listener(host: str, port: int) -> socket.socket:

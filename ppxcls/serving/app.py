@@ -29,7 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from ppxcls.deploy.build import load
-from ppxcls.deploy.predict import Prediction, Predictor
+from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from ppxcls.serving.address import url_of
 from ppxcls.serving.batching import Batcher, BusyError
 from ppxcls.serving.bodies import (
@@ -50,7 +50,6 @@ from ppxcls.train.predictions import NOT_FINITE
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 _BACKLOG = 2048  # connections that the system accepts before the server does
 _POLL_SECONDS = 0.2  # time until Ctrl-C is noticed while the server runs in a thread
-_DEFAULT_TOPK = 5  # classes
 _UNBOUNDED_IMAGES = 1 << 40  # images; so many that the network is compiled at the first batch
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src blob:; "
@@ -127,10 +126,10 @@ class Service:
         """Predicts a batch with the largest ``topk`` of its images, and cuts each prediction to its own."""
         options = {"batch_size": self._limits.batch}
         if any(image.topk is not None for image in images):
-            options["topk"] = max(image.topk or _DEFAULT_TOPK for image in images)
+            options["topk"] = max(image.topk or DEFAULT_TOPK for image in images)
         predictions = self._predictor.predict([image.data for image in images], **options)
         return [
-            _first_classes(prediction, image.topk or _DEFAULT_TOPK)
+            _first_classes(prediction, image.topk or DEFAULT_TOPK)
             for prediction, image in zip(predictions, images, strict=True)
         ]
 
@@ -187,7 +186,7 @@ class Service:
         return min(status for status, _ in answers), {"predictions": entries}
 
     async def _submission(self, body: bytes, request: Request) -> Submission:
-        """Finds the images of a body. Anything but a file as it is may take long, and runs in a thread."""
+        """Finds the images of a body, in a thread, because a large body may take long to unpack."""
         content_type = request.headers.get("content-type", "")
         encoding = request.headers.get("content-encoding", "")
         limits = self._limits.of_body

@@ -66,16 +66,6 @@ class Batcher(Generic[Item, Answer]):
             await self._task
         self._executor.shutdown()
 
-    async def __call__(self, item: Item) -> Answer:
-        """Returns the answer to an item.
-
-        If the function raises an error, it is raised for all items of the batch.
-
-        Raises:
-            BusyError: the queue is full.
-        """
-        return (await self.answers([item]))[0]
-
     async def answers(self, items: Sequence[Item]) -> list[Answer]:
         """Returns the answers to several items, in the same order.
 

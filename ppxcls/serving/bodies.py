@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import string
 import zlib
 from dataclasses import dataclass
 from email import message_from_string
-from email.message import Message
-from typing import Any
+from email.utils import collapse_rfc2231_value
+from typing import Any, NamedTuple
 
 RIGHT_CALLS = (
     "send the file itself (curl --data-binary @image.jpg), a form (curl -F file=@image.jpg), "
@@ -21,9 +22,13 @@ RIGHT_CALLS = (
 )
 _FORM_OVERHEAD = 64 << 10  # bytes of a body beside its images
 _MAX_HEADER_BYTES = 8 << 10  # headers of one part of a form
+_MAX_SEMICOLONS = 100  # in these headers; email takes a time that grows with the square of their number
 _MAX_BOUNDARY = 70  # characters, RFC 2046
 _MAX_CONTENT_TYPE = 1_000  # characters
 _MAX_TOPK_DIGITS = 6
+# Removes blanks and line ends, and changes the URL-safe alphabet. To split at the blanks would take 20 times
+# the memory of a text with many of them.
+_PLAIN_BASE64 = {**dict.fromkeys(map(ord, string.whitespace)), ord("-"): "+", ord("_"): "/"}
 _GZIP_SIGNATURE = b"\x1f\x8b"
 _ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 47}  # window sizes of zlib, which select its format
 _MAX_MEMBERS = 8  # gzip files in one body
@@ -232,7 +237,7 @@ def _decode(value: Any, place: str, limits: BodyLimits) -> bytes:
             raise RequestError(
                 400, f"{place}: expected a data URI with ;base64, such as data:image/jpeg;base64,..."
             )
-    text = "".join(value.split()).rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+    text = value.translate(_PLAIN_BASE64).rstrip("=")
     if len(text) * 3 // 4 > limits.size:
         raise limits.too_large()
     try:
@@ -248,7 +253,7 @@ def _form_parts(body: bytes, content_type: str, limits: BodyLimits) -> list[byte
     """Returns everything between the boundaries of a form (RFC 7578)."""
     if len(content_type) > _MAX_CONTENT_TYPE:
         raise RequestError(400, f"the form's Content-Type has more than {_MAX_CONTENT_TYPE} characters")
-    boundary = _header("Content-Type", content_type).get_boundary("")
+    boundary = _read_header(f"Content-Type: {' '.join(content_type.split())}", "the request").boundary
     if content_kind(content_type) != "multipart/form-data":
         raise RequestError(415, f"expected multipart/form-data, received {content_kind(content_type)[:50]!r}")
     if not 0 < len(boundary) <= _MAX_BOUNDARY or not boundary.isascii():
@@ -271,12 +276,12 @@ def _read_form(body: bytes, content_type: str, limits: BodyLimits) -> Submission
     topk = None
     for number, part in enumerate(_form_parts(body, content_type, limits)):
         header, content = _part(part, number)
-        name, file_name = str(header.get_param("name", "", "Content-Disposition")), header.get_filename()
-        if file_name is None and name == "topk":
+        file_name = header.file_name
+        if file_name is None and header.name == "topk":
             topk = read_topk(content[:20].decode("utf-8", "replace").strip())
         elif file_name is None:
             message = "has no file name, so it is no file: curl -F file=@image.jpg, with @"
-            raise RequestError(400, f"the field {name[:50]!r} {message}")
+            raise RequestError(400, f"the field {header.name[:50]!r} {message}")
         elif not file_name and not content:
             continue  # a browser's form without a chosen file
         elif not content:
@@ -289,7 +294,7 @@ def _read_form(body: bytes, content_type: str, limits: BodyLimits) -> Submission
     return Submission(names, images, topk=topk, is_list=len(images) > 1)
 
 
-def _part(part: bytes, number: int) -> tuple[Message, bytes]:
+def _part(part: bytes, number: int) -> tuple[_Header, bytes]:
     """Returns the headers and the content of one part of a form.
 
     Args:
@@ -301,18 +306,65 @@ def _part(part: bytes, number: int) -> tuple[Message, bytes]:
     end = part.find(b"\r\n\r\n", start, start + _MAX_HEADER_BYTES)
     if start < 0 or part[:start].strip(b" \t") or end < 0:
         raise RequestError(400, f"{place} has no headers, or more than {_MAX_HEADER_BYTES:,} bytes of them")
-    header = message_from_string(part[start + 2 : end].decode("utf-8", "replace") + "\r\n\r\n")
-    if header.get_content_maintype() == "multipart":
+    header = _read_header(part[start + 2 : end].decode("utf-8", "replace"), place)
+    if header.main_type == "multipart":
         raise RequestError(400, f"{place} is a form itself; send the files side by side")
-    encoding = str(header.get("Content-Transfer-Encoding", "")).strip().lower()
-    if encoding not in _PLAIN_ENCODINGS:
-        raise RequestError(400, f"{place}: expected the bytes of a file, received {encoding[:50]!r}")
-    if header.get_content_disposition() != "form-data":
+    if header.encoding not in _PLAIN_ENCODINGS:
+        raise RequestError(400, f"{place}: expected the bytes of a file, received {header.encoding[:50]!r}")
+    if header.disposition != "form-data":
         raise RequestError(400, f"{place}: expected the header Content-Disposition: form-data")
     return header, part[end + 4 :]
 
 
-def _header(name: str, value: str) -> Message:
-    message = Message()
-    message[name] = " ".join(value.split())
-    return message
+class _Header(NamedTuple):
+    """What the headers of a form or of one of its parts say.
+
+    Attributes:
+        main_type: first word of the content type, in lower case.
+        boundary: text between the parts of a form; empty if there is none.
+        encoding: ``Content-Transfer-Encoding`` in lower case; empty if there is none.
+        disposition: first word of ``Content-Disposition``; None if there is none.
+        name: name of a field; empty if it has none.
+        file_name: name of a file; None for a field that is no file.
+    """
+
+    main_type: str
+    boundary: str
+    encoding: str
+    disposition: str | None
+    name: str
+    file_name: str | None
+
+
+def _read_header(text: str, place: str) -> _Header:
+    """Returns what headers say.
+
+    Nothing else here calls ``email``. For hostile parameters it raises TypeError, UnicodeError and others.
+
+    Args:
+        text: header lines without the empty line at the end.
+        place: part of the request, for errors.
+
+    Raises:
+        RequestError: the headers can't be read.
+    """
+    if text.count(";") > _MAX_SEMICOLONS:
+        raise RequestError(400, f"{place} has headers with more than {_MAX_SEMICOLONS} semicolons")
+    try:
+        message = message_from_string(text + "\r\n\r\n")
+        file_name = message.get_filename()
+        return _Header(
+            main_type=message.get_content_maintype(),
+            boundary=message.get_boundary(""),
+            encoding=str(message.get("Content-Transfer-Encoding", "")).strip().lower(),
+            disposition=message.get_content_disposition(),
+            name=collapse_rfc2231_value(message.get_param("name", "", "Content-Disposition")),
+            file_name=None if file_name is None else _whole_characters(file_name),
+        )
+    except Exception:
+        raise RequestError(400, f"{place} has headers that can't be read; {RIGHT_CALLS}") from None
+
+
+def _whole_characters(text: str) -> str:
+    """Returns a text without surrogates, which some character sets can write. No answer can contain them."""
+    return text.encode("utf-8", "replace").decode()

@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ppxcls._version import __version__
+from ppxcls.deploy.predict import DEFAULT_TOPK
 from ppxcls.serving.bodies import BodyLimits
 
 _BASE64 = {
     "type": "string",
     "description": "An image file in base64, or a data URI such as data:image/jpeg;base64,...",
 }
-_TOPK = {"type": "integer", "minimum": 1, "default": 5, "description": "Number of classes in an answer."}
+_TOPK = {
+    "type": "integer",
+    "minimum": 1,
+    "default": DEFAULT_TOPK,
+    "description": "Number of classes in an answer.",
+}
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _PREDICTION = {
     "type": "object",
@@ -35,9 +41,7 @@ _PREDICTIONS = {
             "type": "array",
             "description": "One entry for each image, in their order.",
             "items": {
-                "allOf": [
-                    {"type": "object", "required": ["file"], "properties": {"file": {"type": "string"}}}
-                ],
+                "allOf": [_FILE],
                 "oneOf": [
                     {"$ref": "#/components/schemas/Prediction"},
                     {"$ref": "#/components/schemas/Error"},

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
+# A full disk, a full quota, a file that is too large, a failure of the disk, a file system that is read-only.
+_WRITE_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.EROFS)
+
 
 @contextlib.contextmanager
 def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
@@ -24,10 +27,12 @@ def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
         durable: True to write the data and the names in the folder to the disk before the file appears.
 
     Raises:
-        OSError: the file can't be written. The error has the final name.
+        OSError: the file can't be written. The error has the final name. Other errors of the block are not
+            changed.
     """
-    if _is_special(file):
-        with named_errors(file), open(file, "wb") as stream:
+    if is_special(file):
+        # Appended, because standard output may be a regular file with other lines.
+        with named_errors(file), open(file, "ab") as stream:
             yield stream
         return
     temporary_file = file.with_name(file.name + ".new")
@@ -58,7 +63,7 @@ def whole_text_file(file: Path) -> Iterator[TextIO]:
     Raises:
         OSError: the file can't be written. The error has the name.
     """
-    is_link = file.is_symlink() and not _is_special(file)
+    is_link = file.is_symlink() and not is_special(file)
     with whole_file(Path(os.path.realpath(file)) if is_link else file) as stream:
         text_stream = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         yield text_stream
@@ -70,6 +75,9 @@ def whole_text_file(file: Path) -> Iterator[TextIO]:
 def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[None]:
     """Adds the name of a file to the errors of writing it. The system's errors of writing have no name.
 
+    Other errors without a name are not changed. The block may also read from a store, whose connection can
+    fail.
+
     Args:
         file: name to add.
         temporary_file: other name of the file, which is replaced in errors.
@@ -77,15 +85,23 @@ def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[Non
     try:
         yield
     except OSError as error:
-        is_nameless = error.errno is not None and error.filename is None
+        is_nameless = error.errno in _WRITE_ERRORS and error.filename is None
         if not is_nameless and (temporary_file is None or error.filename != str(temporary_file)):
             raise
         raise OSError(error.errno, error.strerror, str(file)) from error
 
 
-def _is_special(file: Path) -> bool:
-    """True if a name exists and is no regular file. Replacing a device or a pipe would remove it."""
+def is_special(file: Path) -> bool:
+    """True if a name exists and is no regular file, or if it is the system's name of an open file.
+
+    Replacing a device or a pipe would remove it. So would replacing ``/dev/stdout``, which is a link of the
+    system even if standard output goes to a regular file.
+    """
     try:
+        if file.is_symlink():
+            folder = os.path.realpath(file.parent)
+            if folder == "/dev" or folder.startswith("/proc/"):
+                return True
         return not stat.S_ISREG(os.stat(file).st_mode)
     except OSError:
         return False

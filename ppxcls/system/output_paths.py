@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from ppxcls.system.atomic_files import is_special
+
 
 def check_output_folder(folder: str | Path) -> None:
     """Checks that files can be written to a folder, which need not exist. Nothing is written.
@@ -25,13 +27,18 @@ def check_output_folder(folder: str | Path) -> None:
 def check_output_file(file: str | Path) -> None:
     """Checks that a file can be written, and creates its folder.
 
+    A device or a pipe, such as ``/dev/stdout``, is written directly. Nothing is created in its folder, so
+    that folder need not be writable.
+
     Raises:
         OSError: the file can't be written, or its folder can't be created.
     """
     file = Path(file)
-    check_output_folder(file.parent)
     if file.is_dir():
         raise IsADirectoryError(errno.EISDIR, "expected a file for the results, received a folder", str(file))
     if file.exists() and not os.access(file, os.W_OK):
         raise PermissionError(errno.EACCES, "the file can't be written", str(file))
+    if is_special(file):
+        return
+    check_output_folder(file.parent)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
+from ppxcls.system.atomic_files import whole_text_file, write_text
 from ppxcls.system.output_paths import check_output_file, check_output_folder
 from tests.conftest import ROOT, run_tool, write_images
 
@@ -41,6 +42,35 @@ def test_a_folder_that_can_not_be_written(place: Path, monkeypatch: pytest.Monke
     assert (raised.value.errno, raised.value.filename) == (errno.EACCES, str(place))
     with pytest.raises(PermissionError):
         check_output_file("new/result.csv")
+
+
+def test_devices_and_pipes_need_no_writable_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary user can't create files in ``/dev``."""
+    os.mkfifo(place / "pipe")
+    monkeypatch.setattr(os, "access", lambda path, _: not Path(path).is_dir())
+    for name in ("pipe", place / "pipe", "/dev/null", os.devnull):
+        check_output_file(name)
+    with pytest.raises(PermissionError, match="nothing can be written to this folder"):
+        check_output_file("file")
+    with pytest.raises(IsADirectoryError):
+        check_output_file("/dev")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError, match="the file can't be written: 'pipe'"):
+        check_output_file("pipe")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system has no names of open files")
+def test_the_name_of_an_open_file_stays(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``/dev/stdout`` of ``ppxcls infer --output /dev/stdout >> file``."""
+    monkeypatch.setattr(os, "access", lambda path, _: not Path(path).is_dir())
+    (place / "file").write_text("earlier\n")
+    with open(place / "file", "a") as stream:
+        name = Path(f"/proc/self/fd/{stream.fileno()}")
+        check_output_file(name)
+        write_text(name, "new\n")
+        with whole_text_file(name) as text_stream:
+            text_stream.write("newer\n")
+    assert (place / "file").read_text() == "earlier\nnew\nnewer\n"
 
 
 def test_nothing_is_written_by_the_check_of_a_folder(place: Path) -> None:

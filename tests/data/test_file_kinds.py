@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import subprocess
 import sys
 import tarfile
 import types
@@ -25,7 +27,8 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import can_read_heic, decode_image, image_count
 from ppxcls.data.file_kinds import why_unreadable
 from ppxcls.data.image_files import find_image_files
-from tests.conftest import run_tool
+from ppxcls.data.transforms import DecodeImage
+from tests.conftest import ROOT, run_tool
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400)
@@ -56,6 +59,8 @@ KINDS = {
     "icon": (b"\0\0\1\0\1\0" + bytes(100), "an icon, a format"),
     "html": (b"<!DOCTYPE html>\n<html><head>", "not an image, but an HTML page, such as an error page of a dow"),
     "html with a comment": (b"\xef\xbb\xbf \n<!-- x -->\n<HTML>", "not an image, but an HTML page"),
+    "html with comments": (b"<!--a-->\n<!---->" * 99 + b"<html>", "not an image, but an HTML page"),
+    "an open comment": (b"<!-- <html>", "not an image, but a text: '<!-- <html>'"),
     "svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image, but an SVG drawing"),
     "plain svg": (b'<svg width="9"></svg>', "not an image, but an SVG drawing, which has no pixels"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "not an image, but an XML text"),
@@ -96,6 +101,20 @@ def test_each_kind_is_named(name: str) -> None:
         decode_image(data)
     assert str(caught.value).startswith(message)
     assert str(caught.value) == why_unreadable(data)
+
+
+def test_many_comments_are_read_once() -> None:
+    """In another process, because a regular expression that backtracks here could not be stopped."""
+    code = "from ppxcls.data.file_kinds import why_unreadable; print(why_unreadable(b'<!---->' * 580 + b'x'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout.startswith("not an image, but a text: '<!----><!---->")
 
 
 @pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
@@ -178,7 +197,7 @@ def test_the_first_of_several_images_is_used_and_that_is_said(
     assert np.abs(decode_image(data).astype(int) - (250, 0, 0)).max() <= 2
     lines: list[str] = []
     monkeypatch.setattr(decode.logger, "warning", lines.append)
-    monkeypatch.setattr(decode, "_several_event", decode.threading.Event())
+    monkeypatch.setattr(decode, "_several_search", decode._Search())
     for _ in range(3):
         decode.warn_if_several_images(data)
     (line,) = lines
@@ -190,6 +209,36 @@ def test_the_first_of_several_images_is_used_and_that_is_said(
     place = f"{tmp_path}/list.txt:1 a.jpg"
     assert report.findings["several images"] == [f"{place}: 3 images; the first one is used"]
     assert report.errors == 0
+
+
+def encoded(form: str, pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF"])
+def test_files_are_not_opened_twice_for_ever(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the search for a warning ends. ``image_count``, which check calls, still counts."""
+    counts = {"several": 0, "almost black": 0}
+
+    def count(name: str, result: Any) -> Any:
+        counts[name] += 1
+        return result
+
+    dark = encoded(form, np.full((20, 30, 3), 9, np.uint8))
+    monkeypatch.setattr(decode, "_several_search", decode._Search())
+    monkeypatch.setattr(decode, "_almost_black_search", decode._Search())
+    monkeypatch.setattr(decode, "_MAX_REOPENED_FILES", 5)
+    monkeypatch.setattr(decode, "image_count", lambda _: count("several", 1))
+    monkeypatch.setattr(decode, "largest_16bit_value", lambda *_: count("almost black", None))
+    transform = DecodeImage()
+    for _ in range(3):  # other formats do not count
+        transform(JPEG, np.random.default_rng(0))
+    for _ in range(20):
+        transform(dark, np.random.default_rng(0))
+    assert counts == {"several": 5, "almost black": 5 if form == "TIFF" else 0}
+    assert image_count(animated(form)) == 3
 
 
 def test_still_images_are_not_counted_twice() -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,33 @@ def test_a_generator_may_close_its_files(predictor: Predictor, tmp_path: Path) -
     predictions = predictor.predict(opened(), batch_size=2)
     assert [means(p)[0] for p in predictions] == [0, 0, 1, 1, 2, 2]
     assert {p.file for p in predictions} == {f"{tmp_path}/{i}.png" for i in range(3)}
+
+
+@pytest.mark.parametrize("form", ["PIL", "open file", "array", "path"])
+def test_a_generator_is_read_a_few_batches_ahead(form: str, predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(PIXELS[:4, :4]))
+    count = 0
+
+    def images() -> Iterator[Any]:
+        nonlocal count
+        for _ in range(10_000):
+            count += 1
+            yield SINGLE_IMAGES[form](tmp_path / "a.png")
+
+    stream = predictor.stream(images(), batch_size=8)
+    assert count == 0
+    most_ahead = max(count - done for done, _ in enumerate(islice(stream, 200)))
+    assert most_ahead <= 4 * 8
+    assert count < 300
+
+
+def test_a_wrong_image_of_a_generator(predictor: Predictor) -> None:
+    stream = predictor.stream(PIXELS if i < 100 else 7 for i in range(101))  # type: ignore[misc]
+    assert means(next(stream)) == [200, 100, 50]
+    with pytest.raises(ppxcls.DataError, match="image 100: expected .*; received int"):
+        list(stream)
+    with pytest.raises(ppxcls.DataError, match="image 1: expected .*; received int"):
+        predictor.stream([PIXELS, 7])  # type: ignore[list-item]
 
 
 def test_a_photograph_of_pil_is_turned_upright(predictor: Predictor) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import tracemalloc
 import zlib
+from email import message_from_string
+from email.message import Message
 
 import pytest
 
+from ppxcls.serving import bodies
 from ppxcls.serving.bodies import BodyLimits, RequestError, Submission, advice, decompressed, read_submission
 
 LIMITS = BodyLimits(size=1 << 20, images=4)
@@ -49,7 +53,7 @@ FILE = 'name="file"; filename="a.jpg"'
             Submission(["image 0"], [IMAGE]),
         ),
         (
-            json.dumps({"images": [TEXT.rstrip("="), TEXT.replace("+", "-").replace("/", "_") + "\n"]}).encode(),
+            json.dumps({"images": [TEXT.rstrip("="), TEXT.replace("+", "-").replace("/", "_") + " \r\n\t"]}).encode(),
             "application/json",
             Submission(["image 0", "image 1"], [IMAGE, IMAGE], is_list=True),
         ),
@@ -106,6 +110,7 @@ def test_forms_of_a_client_library() -> None:
         (form(), FORM, 400, "the form has no file"),
         (form((f"{FILE}\r\nContent-Type: multipart/mixed; boundary=b1", b"x")), FORM, 400, "is a form itself"),
         (form((f"{FILE}\r\nContent-Transfer-Encoding: base64", b"x")), FORM, 400, "received 'base64'"),
+        (form((f"{FILE}; a=\"{';' * 99}\"", IMAGE)), FORM, 400, "part 0 of the form has headers with more than 100"),
         (form(*[(FILE, IMAGE)] * 5), FORM, 413, "at most 4 images"),
         (form(*[(FILE, bytes(300 << 10))] * 4), FORM, 413, "the images of the request have more than 1,048,576"),
         (bytes((1 << 20) + 1), "", 413, "the image has more than 1,048,576 bytes"),
@@ -120,6 +125,62 @@ def test_what_is_refused_names_the_right_call(
     assert caught.value.status == status
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "{}*=a; {}*0=b",
+        "{}*0=a; {}*=b",
+        "{}*=undefined''a",
+        "{}*=idna''" + "%ff" * 9,
+        "{}*=a%00b'en'x",
+        "{}*=no-such-charset''a",
+        "{}*=utf-8'",
+        "{}*" + "9" * 5_000 + "=a",
+        "{}*\u0661=a; {}*x=b; {}**=c",
+        "{}=\0; {}*=\0''\0",
+    ],
+)
+@pytest.mark.parametrize("name", ["filename", "name", "boundary"])
+def test_hostile_parameters_are_an_error_of_the_request(name: str, parameters: str) -> None:
+    """Some of them are read, as by other servers. No other error than RequestError may come."""
+    text = parameters.replace("{}", name)
+    with contextlib.suppress(RequestError):
+        read_submission(form((text, IMAGE)), FORM, LIMITS)
+    with contextlib.suppress(RequestError):
+        read_submission(form((FILE, IMAGE)), f"multipart/form-data; {text}", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("hostile_word", "place"), [("boundary", "the request"), ("filename", "part 0 of the form")]
+)
+def test_parameters_that_can_t_be_read_are_named(
+    hostile_word: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parameters for which ``email`` raises errors differ between versions of Python."""
+
+    def read(text: str) -> Message:
+        if hostile_word in text:
+            raise TypeError("'<' not supported between instances of 'int' and 'NoneType'")
+        return message_from_string(text)
+
+    monkeypatch.setattr(bodies, "message_from_string", read)
+    with pytest.raises(RequestError, match=f"^{place} has headers that can't be read; send the") as caught:
+        read_submission(form((FILE, IMAGE)), FORM, LIMITS)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "raw_unicode_escape"])
+def test_names_of_files_can_be_written(charset: str) -> None:
+    """The answer contains them. A surrogate can't be written as UTF-8."""
+    part = (f"name=file; filename*={charset}''a%5Cud800.jpg", IMAGE)
+    assert read_submission(form(part), FORM, LIMITS).names == ["a?.jpg"]
+
+
+def test_encoded_names() -> None:
+    parts = (("name*=utf-8''file; filename*=utf-8''%C3%A9.jpg", IMAGE), ("name*=utf-8''topk", b"3"))
+    assert read_submission(form(*parts), FORM, LIMITS) == Submission(["é.jpg"], [IMAGE], 3)
 
 
 def test_packed_bodies() -> None:
@@ -151,6 +212,8 @@ HOSTILE = {
     "lists": (b'{"images": [' + b"[]," * 330_000 + b"[]]}", "application/json"),
     "depth": (b'{"image": ' + b"[" * 1_000_000, "application/json"),
     "digits": (b'{"image": ' + b"9" * 1_000_000 + b"}", "application/json"),
+    "blanks": (b'{"image": "' + b"AA " * 350_000 + b'!"}', "application/json"),
+    "line ends": (b"data:image/png;base64," + b"AA\n" * 350_000 + b"!", ""),
     "parameters": (IMAGE, "multipart/form-data; " + "a=b; " * 10_000),
 }
 

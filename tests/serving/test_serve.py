@@ -9,6 +9,7 @@ import asyncio
 import base64
 import gzip
 import http.client
+import inspect
 import json
 import os
 import signal
@@ -29,14 +30,16 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.config.sections import PostProcessSection
 from ppxcls.data.errors import DataError
-from ppxcls.deploy.predict import Prediction
+from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from tests.conftest import ROOT, SMALL_NETWORK, small_config, write_images
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
+from ppxcls.serving.address import check_origins
 from ppxcls.serving.app import Limits, build_app
 from ppxcls.serving.batching import Batcher, BusyError
 
@@ -370,6 +373,45 @@ def test_an_address_that_can_t_be_used_is_known_before_the_model(
     assert "nothing" not in result.stderr, "the model was looked for"
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://example.org",
+        "https://shop.example.org",
+        "http://localhost:8000",
+        "https://status.sensors.example:8443",
+        "http://[::1]:8000",
+        "*",
+    ],
+)
+def test_origins_of_pages(origin: str) -> None:
+    check_origins([origin])
+    check_origins(origin)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://example.org/",
+        "https://example.org/page",
+        "https://a example.org",
+        "https://example.org ",
+        "https://example.org\n",
+        "https://example.org\\page",
+        "https://example.org?a",
+        "https://a@example.org",
+        "https://a.org,https://b.org",
+        "https://",
+        "example.org",
+        "ftp://example.org",
+        "",
+    ],
+)
+def test_what_is_no_origin(origin: str) -> None:
+    with pytest.raises(DataError, match="expected an origin such as https://example.org, without a path"):
+        check_origins([origin])
+
+
 @pytest.mark.parametrize("port", [-1, 65536, "8000", True])
 def test_a_port_in_python(port: object) -> None:
     with pytest.raises(DataError, match="expected a port from 0 to 65535, received"):
@@ -449,27 +491,36 @@ def test_batches_a_full_queue_and_a_failing_function() -> None:
     async def use() -> None:
         batcher = Batcher(double, max_items=4, wait=0.01, queue_size=8)
         await batcher.start()
-        first = asyncio.create_task(batcher(0))
+        first = asyncio.create_task(batcher.answers([0]))
         await asyncio.sleep(0.015)  # the first request is being processed
-        others = [asyncio.create_task(batcher(i)) for i in range(1, 9)]
+        others = [asyncio.create_task(batcher.answers([i])) for i in range(1, 9)]
         await asyncio.sleep(0)
         with pytest.raises(BusyError):
-            await batcher(9)
+            await batcher.answers([9])
         with pytest.raises(BusyError):
             await batcher.answers([9, 10])
-        assert await asyncio.gather(first, *others) == [2 * i for i in range(9)]
+        assert await asyncio.gather(first, *others) == [[2 * i] for i in range(9)]
         assert await batcher.answers([3, 4, 5, 6, 7]) == [6, 8, 10, 12, 14]
         assert max(sizes) == 4
         with pytest.raises(ValueError, match="unlucky"):
-            await batcher(13)
-        assert await batcher(14) == 28
-        gone = asyncio.create_task(batcher(15))
+            await batcher.answers([13])
+        assert await batcher.answers([14]) == [28]
+        gone = asyncio.create_task(batcher.answers([15]))
         await asyncio.sleep(0)
         gone.cancel()
-        assert await batcher(16) == 32
+        assert await batcher.answers([16]) == [32]
         await batcher.stop()
 
     asyncio.run(use())
+
+
+def test_the_default_number_of_classes_is_one_fact(server: Server) -> None:
+    """The document, a predictor, and a config without the key."""
+    _, text = server.ask(b"", "/openapi.json", "GET")
+    (parameter,) = json.loads(text)["paths"]["/predict"]["post"]["parameters"]
+    assert parameter["schema"]["default"] == DEFAULT_TOPK
+    assert inspect.signature(Predictor.predict).parameters["topk"].default == DEFAULT_TOPK
+    assert PostProcessSection().topk == DEFAULT_TOPK
 
 
 def test_busy_and_late_are_said() -> None:
