@@ -84,6 +84,8 @@ def build_loader(config: Config, mode: str, classes: ClassNames | None) -> Loade
     if mode == "Eval" and section.sampler.get("drop_last"):
         place = config.where("DataLoader.Eval.sampler.drop_last")
         raise place.error("expected false: every sample is evaluated exactly once")
+    if mode == "Train":
+        compare_normalisation(config)
     dataset = build_dataset(config, mode, classes)
     if config.Global.check_data:
         dataset.check_files()

@@ -11,14 +11,7 @@ import paddle
 from paddle import nn
 
 from ppxcls._version import __version__
-from ppxcls.build.choices import (
-    Weights,
-    class_names_for,
-    class_num,
-    compare_normalisation,
-    network_classes,
-    weights_for,
-)
+from ppxcls.build.choices import Weights, class_names_for, class_num, network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
@@ -72,7 +65,6 @@ def build_trainer(config: Config) -> Trainer:
             f"{weights.path} is in this run's output folder, whose files a new run moves aside. "
             "Resume with Global.checkpoints, or choose another output_dir."
         )
-    compare_normalisation(config)
     classes = network_classes(config, "train", weights)
     network = build_network(config, "train", weights)
     loader = build_loader(config, "Train", classes)
