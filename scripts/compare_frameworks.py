@@ -92,7 +92,7 @@ def train_on_torch(config: Any, parameters: list[Any], logits: Callable[..., Any
     from ppxcls.build.data import build_loader
     from ppxcls.train.lr_schedules import build_lr_schedule
 
-    train, held_out = build_loader(config, "Train"), build_loader(config, "Eval")
+    train, held_out = (build_loader(config, mode, None) for mode in ("Train", "Eval"))
     optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
     schedule = build_lr_schedule(config.Optimizer.lr, config.Global.epochs, steps_per_epoch=len(train))
 

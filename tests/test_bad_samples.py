@@ -118,7 +118,7 @@ def test_one_bad_sample_is_always_allowed(
     config = ppxcls.load_config(
         skipping(write_config, bad_data(tmp_path, bad), **{"Global.max_bad_share": share})
     )
-    dataset = build_dataset(config, "Train")
+    dataset = build_dataset(config, "Train", None)
     samples = BadSamples(tmp_path / "bad_samples.txt", dataset, config.Global.max_bad_share)
     for index in bad[:-1]:
         samples.add(index, DataError("damaged"))

@@ -402,7 +402,7 @@ def write_copied_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
             return
     part = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
     facts = {key: value for key, value in manifest.items() if key not in ("parts", "run")}
-    text = json.dumps({**facts, "format": CHECKPOINT_FORMAT, "parts": {file.suffix: part}}, indent=1)
+    text = json_text({**facts, "format": CHECKPOINT_FORMAT, "parts": {file.suffix: part}}, indent=1)
     with whole_file(with_extension(prefix, ".json"), durable=True) as stream:
         stream.write(text.encode())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from ppxcls.models.weights import weights_file
 from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import short_path
 from ppxcls.tuning import build as tuning
@@ -141,7 +141,7 @@ def _try_to_build(request: Request, photographs: Photographs, folder: Path) -> N
         len(photographs.names), network=request.network, weights=request.weights, device=request.device
     )
     write_text(folder / TRAIN_YAML, train_yaml(settings, request.photos, folder))
-    output = f"Global.output_dir={json.dumps(str(folder / 'output'))}"
+    output = f"Global.output_dir={json_text(str(folder / 'output'))}"
     configs = [_config(request, folder / TRAIN_YAML, ["Global.pretrained_model=null", output])]
     if settings.head_epochs:
         write_text(folder / HEAD_YAML, head_yaml(settings, folder))

@@ -12,6 +12,7 @@ from typing import Any
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.json_text import json_text
 
 FILE = "fit.json"
 _MAX_BYTES = 1 << 20
@@ -46,7 +47,7 @@ class FitProgress:
         """
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file"}
         content["settings"] = asdict(self.settings)
-        write_text(self.file, json.dumps(content, indent=1, ensure_ascii=True) + "\n")
+        write_text(self.file, json_text(content, indent=1, is_ascii=True) + "\n")
 
     def finish(self, step: str) -> None:
         """Records that a step is done."""

@@ -16,6 +16,8 @@ from email import message_from_string
 from email.utils import collapse_rfc2231_value
 from typing import Any, NamedTuple
 
+from ppxcls.system.json_text import json_text
+
 RIGHT_CALLS = (
     "send the file itself (curl --data-binary @image.jpg), a form (curl -F file=@image.jpg), "
     'or JSON ({"image": "<base64>"})'
@@ -212,7 +214,7 @@ def _read_json(body: bytes, limits: BodyLimits) -> Submission:
     return Submission(
         [f"image {i}" for i in range(len(images))],
         images,
-        topk=None if topk is None else read_topk(json.dumps(topk)),
+        topk=None if topk is None else read_topk(json_text(topk)),
         is_list=is_list,
     )
 

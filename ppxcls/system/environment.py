@@ -13,8 +13,6 @@ import sys
 import warnings
 from pathlib import Path
 
-from ppxcls.system.signals import interrupts_deferred
-
 _INSTALL_MESSAGE = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
@@ -109,6 +107,8 @@ def import_paddle() -> None:
     os.environ.setdefault("GLOG_minloglevel", "1")  # hides Paddle's log lines below the level of warnings
     stderr_text = io.StringIO()
     try:
+        from ppxcls.system.signals import interrupts_deferred
+
         # Inside the import of Paddle's library, a Ctrl-C turns into an ImportError.
         with interrupts_deferred(), contextlib.redirect_stderr(stderr_text), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")

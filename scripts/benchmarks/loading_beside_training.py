@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import os
 import statistics
@@ -173,7 +174,9 @@ def build_loader(arguments: argparse.Namespace, data: Path, variant: Variant) ->
     ]
     if has_processes():
         overrides.append(f"{section}.loader.{PROCESSES_KEY}={variant.processes}")
-    return build_loader(ppxcls.load_config(ROOT / "configs/Xception41.yaml", overrides), "Train")
+    config = ppxcls.load_config(ROOT / "configs/Xception41.yaml", overrides)
+    has_classes = "classes" in inspect.signature(build_loader).parameters  # older releases have none
+    return build_loader(config, "Train", *([None] if has_classes else []))
 
 
 def dispatch(count: int) -> None:

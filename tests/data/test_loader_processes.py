@@ -495,7 +495,7 @@ def test_a_signal_to_the_job_while_processes_start(
     name: str, write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     file = write_config(
-        **{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], "Global.epochs": 100}
+        **{"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK], "Global.epochs": 3000}
     )
     loaders = [f"DataLoader.{mode}.loader.num_processes=1" for mode in ("Train", "Eval")]
     words = [word for override in loaders for word in ("-o", override)]
@@ -509,7 +509,7 @@ def test_a_signal_to_the_job_while_processes_start(
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if "[Epoch 1/100][Avg]" in line:  # the processes of the evaluation start now
+            if "[Epoch 1/3000][Avg]" in line:  # the processes of the evaluation start now
                 break
         os.killpg(process.pid, getattr(signal, name))
         output = process.stdout.read()

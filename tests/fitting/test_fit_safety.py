@@ -240,7 +240,7 @@ def test_ctrl_c_during_the_training(tmp_path: Path) -> None:
     process = start(words, tmp_path)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, output + errors
-    assert "Resumed out/Xception41/" in output
+    assert f"Resumed {tmp_path}/out/Xception41/" in output
     progress = read_progress(tmp_path / "out", ())
     assert progress is not None
     assert progress.finished_steps == ["train begun", "train", "evaluate"]
