@@ -121,7 +121,7 @@ def _text_kind(header: bytes) -> str | None:
     lower_text = text.lower()
     if re.search(rb"<svg[\s>]", lower_text) and lower_text.startswith(b"<"):
         return "an SVG drawing, which has no pixels"
-    if re.match(rb"(<!--.*?-->\s*)*<(!doctype html|html|head|body|script|meta)\b", lower_text, re.DOTALL):
+    if re.match(rb"<(!doctype html|html|head|body|script|meta)\b", _after_comments(lower_text)):
         return "an HTML page, such as an error page of a download"
     if lower_text.startswith(b"<?xml") or re.match(rb"<[a-z][\w:.-]*[\s>/]", lower_text):
         return "an XML text, such as an error message of a download"
@@ -130,6 +130,17 @@ def _text_kind(header: bytes) -> str | None:
     if text[:1] in (b"{", b"[") and text[-1:] in (b"}", b"]"):
         return f"a JSON text: {_excerpt(text)}"
     return f"a text: {_excerpt(text)}"
+
+
+def _after_comments(text: bytes) -> bytes:
+    """Returns a text without the HTML comments that it begins with.
+
+    A regular expression that repeats a comment of any length would try every way to join the comments. A
+    client can send a body of hundreds of them.
+    """
+    while text.startswith(b"<!--") and (end := text.find(b"-->", len(b"<!--"))) >= 0:
+        text = text[end + len(b"-->") :].lstrip()
+    return text
 
 
 def _is_text(data: bytes) -> bool:

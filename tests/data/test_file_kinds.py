@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import subprocess
 import sys
 import tarfile
 import types
@@ -25,7 +27,7 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import can_read_heic, decode_image, image_count
 from ppxcls.data.file_kinds import why_unreadable
 from ppxcls.data.image_files import find_image_files
-from tests.conftest import run_tool
+from tests.conftest import ROOT, run_tool
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(400)
@@ -56,6 +58,8 @@ KINDS = {
     "icon": (b"\0\0\1\0\1\0" + bytes(100), "an icon, a format"),
     "html": (b"<!DOCTYPE html>\n<html><head>", "not an image, but an HTML page, such as an error page of a dow"),
     "html with a comment": (b"\xef\xbb\xbf \n<!-- x -->\n<HTML>", "not an image, but an HTML page"),
+    "html with comments": (b"<!--a-->\n<!---->" * 99 + b"<html>", "not an image, but an HTML page"),
+    "an open comment": (b"<!-- <html>", "not an image, but a text: '<!-- <html>'"),
     "svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image, but an SVG drawing"),
     "plain svg": (b'<svg width="9"></svg>', "not an image, but an SVG drawing, which has no pixels"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "not an image, but an XML text"),
@@ -96,6 +100,20 @@ def test_each_kind_is_named(name: str) -> None:
         decode_image(data)
     assert str(caught.value).startswith(message)
     assert str(caught.value) == why_unreadable(data)
+
+
+def test_many_comments_are_read_once() -> None:
+    """In another process, because a regular expression that backtracks here could not be stopped."""
+    code = "from ppxcls.data.file_kinds import why_unreadable; print(why_unreadable(b'<!---->' * 580 + b'x'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout.startswith("not an image, but a text: '<!----><!---->")
 
 
 @pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
