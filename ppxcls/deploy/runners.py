@@ -14,6 +14,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.system.arrays import Array
@@ -21,6 +22,7 @@ from ppxcls.system.environment import paddle_version, usable_cores
 from ppxcls.system.logs import logger
 from ppxcls.train.paddle_inference import EvaluatedNetwork, InferenceProgram, program_file
 
+_HEADER_BYTES = 4096  # bytes that tell the kind of a file
 Runner = Callable[[Array], Array]
 
 
@@ -128,4 +130,8 @@ def _onnx_session(file: Path, threads: int | None, *, on_cpu: bool) -> Any:
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's error classes have no common base class
+        with open(file, "rb") as stream:
+            kind = wrong_kind(stream.read(_HEADER_BYTES), file.suffix)
+        if kind:
+            raise CheckpointError(f"{file}: not an ONNX model, but {kind}") from None
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None
