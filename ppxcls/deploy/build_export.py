@@ -32,6 +32,7 @@ from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
 from ppxcls.deploy.metadata import ExportMetadata
+from ppxcls.deploy.runners import network_runner
 from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
@@ -84,6 +85,8 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
+    images = _sample_images(config, host_transforms)
+    network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing
     quantise_export = None
     if int8 is not None:
         classes = network_classes(config, "export", weights)
@@ -94,7 +97,7 @@ def export(
     return export_model(
         network,
         stage,
-        images=_sample_images(config, host_transforms),
+        images=images,
         folder=export_folder(config),
         metadata=metadata,
         formats=formats,
