@@ -21,6 +21,7 @@ from ppxcls.build.class_order import classes_beside, mapping_between
 from ppxcls.build.data import build_dataset, build_images
 from ppxcls.build.network import build_network
 from ppxcls.build.start import start_processes
+from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
@@ -32,11 +33,12 @@ from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
 from ppxcls.deploy.metadata import ExportMetadata
-from ppxcls.deploy.runners import network_runner
+from ppxcls.deploy.runners import EXPORT_HINT, network_runner
 from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.system.packages import import_problem
 
 
 def export(
@@ -94,16 +96,22 @@ def export(
             config, int8, blocks=blocks, formats=formats, classes=classes
         )
         quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
-    return export_model(
-        network,
-        stage,
-        images=images,
-        folder=export_folder(config),
-        metadata=metadata,
-        formats=formats,
-        fold=fold,
-        quantise=quantise_export,
-    )
+    try:
+        return export_model(
+            network,
+            stage,
+            images=images,
+            folder=export_folder(config),
+            metadata=metadata,
+            formats=formats,
+            fold=fold,
+            quantise=quantise_export,
+        )
+    except Exception as error:  # a broken package can raise any class of error
+        problem = import_problem("onnx", EXPORT_HINT) if "onnx" in formats else None
+        if problem is None or isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"writing ONNX needs {problem}") from error
 
 
 def export_folder(config: Config) -> Path:
