@@ -135,7 +135,9 @@ def _plain_name(name: str) -> str:
 
 def _named_part(states: Mapping[str, Any]) -> str | None:
     """Returns the name of the part to take if it is the usual name of an average or of a network."""
-    names = {_plain_name(name): name for name in reversed(states)}  # the first of two equal names counts
+    names = {
+        _plain_name(name): name for name in reversed(list(states))
+    }  # the first of two equal names counts
     return next((names[name] for name in (*_AVERAGE_NAMES, *_NETWORK_NAMES) if name in names), None)
 
 
