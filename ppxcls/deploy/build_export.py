@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def export(
             config, int8, blocks=blocks, formats=formats, classes=classes
         )
         quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
-    try:
+    with _named_package_errors(formats):
         return export_model(
             network,
             stage,
@@ -107,6 +108,17 @@ def export(
             fold=fold,
             quantise=quantise_export,
         )
+
+
+@contextlib.contextmanager
+def _named_package_errors(formats: Sequence[str]) -> Iterator[None]:
+    """Turns an error of a package for ONNX that can't be imported into one that names the package.
+
+    Raises:
+        CheckpointError: the package is installed and can't be imported.
+    """
+    try:
+        yield
     except Exception as error:  # a broken package can raise any class of error
         problem = import_problem("onnx", EXPORT_HINT) if "onnx" in formats else None
         if problem is None or isinstance(error, CheckpointError):
