@@ -98,7 +98,7 @@ def test_a_full_disk(words: str, file: str, run: Path, tmp_path: Path) -> None:
 
 @needs_full_device
 @pytest.mark.parametrize("is_buffered", [False, True])
-@pytest.mark.parametrize("words", [["list"], ["--help"], ["infer", "-c", "RUN", "IMAGE"]])
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["fit", "--help"], ["infer", "-c", "RUN", "IMAGE"]])
 def test_a_full_disk_behind_standard_output(words: list[str], is_buffered: bool, run: Path) -> None:
     image = next((root_of(run) / "val").glob("*.png"))
     command = [sys.executable, "-m", "ppxcls", *words]

@@ -16,6 +16,7 @@ from ppxcls.config.sections import AMPSection, Config, to_plain
 from ppxcls.data.label_mapping import UNKNOWN_CLASS
 from ppxcls.models.classifier import classifier_arrays, reorder_classes
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
+from ppxcls.models.logits import set_network_name
 from ppxcls.models.preprocessing import differences, differences_from_run, run_preprocessing
 from ppxcls.models.tracing import to_static
 from ppxcls.models.weights import load_weights
@@ -72,6 +73,7 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     """
     keys = MODELS.common_keys(config.Arch)
     network = MODELS.build(config.Arch)
+    set_network_name(network, config.Arch.name)
     fresh_arrays = classifier_arrays(network)
     if weights:
         skipped_keys = load_weights(

@@ -29,6 +29,7 @@ import numpy as np
 from ppxcls.checkpoints.pickle_reader import read_arrays
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
+from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, whole_file
 from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
@@ -75,6 +76,8 @@ def unpickle(data: bytes, file: Path) -> Any:
     try:
         return read_arrays(data)
     except RefusedError as error:
+        if kind := wrong_kind(data, file.suffix):
+            raise CheckpointError(f"{file}: not a file of weights, but {kind}") from None
         raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
 
 
@@ -122,6 +125,8 @@ def _unpack(data: bytes, file: Path) -> State:
     except ImportError as error:
         raise MissingPackageError(f"{file}: reading it needs {error.name}, {INSTALL_HINT}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if kind := wrong_kind(data, file.suffix):
+            raise CheckpointError(f"{file}: not a file of weights, but {kind}") from None
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}"

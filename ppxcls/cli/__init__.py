@@ -34,6 +34,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, printable(f"{self.prog}: error: {message}; see {self.prog} --help") + "\n")
 
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help. argparse's own function hides that the output can't be written."""
+        print(self.format_help(), end="", file=file)
+
 
 def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Returns a parser of command-line arguments. Its ``--help`` text ends with the examples."""
@@ -77,7 +81,7 @@ def parse_with_config(
     arguments = parser.parse_args(argv)
     if arguments.config is not None:
         arguments.config = _config_of_this_repository(arguments.config)
-    elif needs_config(arguments) or arguments.override:
+    elif needs_config(arguments):
         parser.error("the following arguments are required: -c/--config")
     return arguments
 
@@ -127,8 +131,7 @@ def run_command(main: Callable[[], int | None]) -> None:
     warnings.showwarning = cast(Any, _warning_line)
     watchdog.arm()
     try:
-        code = main()  # parses the arguments first, so that --help does not wait for Paddle
-        sys.stdout.flush()
+        code = _with_flushed_output(main)  # parses the arguments first: --help does not wait for Paddle
     except KeyboardInterrupt:
         _exit("interrupted; all saved checkpoints are complete", EXIT_INTERRUPTED)
     except environment.PaddleError as error:
@@ -147,6 +150,22 @@ def run_command(main: Callable[[], int | None]) -> None:
         _exit(f"error: an unexpected {type(error).__name__}; its traceback is above", code)
     if code:
         sys.exit(code)
+
+
+def _with_flushed_output(main: Callable[[], int | None]) -> int | None:
+    """Calls a function and flushes its output, also if it exits, as ``--help`` does.
+
+    Raises:
+        OSError: the output can't be written, for example because the disk is full.
+    """
+    try:
+        return main()
+    except SystemExit as request:
+        if request.code:
+            raise
+        return 0
+    finally:
+        sys.stdout.flush()
 
 
 def _message_and_code(error: Exception) -> tuple[str | None, int]:

@@ -46,6 +46,8 @@ class Verb:
     function: Function
 
 
+# Exported files need no config. This one takes the few overrides that are allowed with them.
+_CONFIG_OF_EXPORTED_FILES = {"Arch": {"name": "Xception41"}}
 VERBS: dict[str, Verb] = {}
 
 
@@ -194,6 +196,8 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     )
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
+    if not arguments.config and arguments.override:
+        config = ppxcls.load_config(_CONFIG_OF_EXPORTED_FILES, arguments.override)
     if arguments.output:
         check_output_file(arguments.output)
     environment.import_paddle()
@@ -260,12 +264,11 @@ def report_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        default="comparison.html",
-        help="file for the comparison of several runs (default: comparison.html)",
+        help="file for the comparison of several runs (default: comparison.html); one run has report.html",
     )
     arguments = parser.parse_args()
     if len(arguments.runs) > 1:
-        check_output_file(arguments.output)
+        check_output_file(arguments.output or "comparison.html")
     print(printable(str(ppxcls.report(arguments.runs, arguments.output))))
 
 

@@ -53,6 +53,8 @@ def with_bases(
                 if path.resolve() in files
                 else f"more than {_MAX_BASES} bases in a row"
             )
+        if not path.exists():
+            raise where.error(f"{path}: no such config file")
         files.append(path.resolve())
         folder = path.parent
         base_sources: dict[KeyPath, str] = {}

@@ -29,6 +29,7 @@ from ppxcls.config.device_switches import (
 from ppxcls.config.inheritance import with_bases
 from ppxcls.config.paths import resolve_paths
 from ppxcls.config.plugins import import_plugin
+from ppxcls.config.section_keys import refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.atomic_files import read_regular, reason_of
@@ -71,6 +72,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         resolve_paths(raw, file, sources, is_of_run=own_folder is not None)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, ConfigPlace((), sources))
+    refuse_misplaced_keys(raw, ConfigPlace((), sources))
     config: Config = check_section(raw, Config, ConfigPlace((), sources))
     config.sources = sources
     config.overrides = override_keys

@@ -17,8 +17,8 @@ import simplejpeg
 from PIL import Image as PillowImage
 from PIL import ImageOps, features
 
-from ppxcls.data.file_kinds import is_avif, is_heic, why_unreadable
 from ppxcls.system.arrays import Array
+from ppxcls.system.file_kinds import is_avif, is_heic, why_unreadable
 from ppxcls.system.logs import logger
 
 Image = Array

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ppxcls.data.decode import can_read_heic
 from ppxcls.data.errors import DataError
-from ppxcls.data.file_kinds import HEIF_HINT
 from ppxcls.system.atomic_files import reason_of
+from ppxcls.system.file_kinds import HEIF_HINT
 
 # Extensions of the formats that decode_image reads, in lower case.
 IMAGE_EXTENSIONS = {

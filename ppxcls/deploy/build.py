@@ -68,7 +68,7 @@ def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    if path.suffix == ".onnx" or (path / METADATA_FILE).is_file():
+    if path.suffix.lower() == ".onnx" or (path / METADATA_FILE).is_file():
         return exported_predictor(path)
     return trained_predictor(load_config(path), image_count)
 
@@ -113,7 +113,7 @@ def exported_predictor(path: str | Path) -> Predictor:
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    metadata = _read_onnx_metadata(path) if path.suffix == ".onnx" else read_metadata(path)
+    metadata = _read_onnx_metadata(path) if path.suffix.lower() == ".onnx" else read_metadata(path)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
     return Predictor(
         host_transforms,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ppxcls.build.class_order import classes_beside, mapping_between
 from ppxcls.build.data import build_dataset, build_images
 from ppxcls.build.network import build_network
 from ppxcls.build.start import start_processes
+from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.data.dataset import Dataset, ImageNetDataset
@@ -32,10 +34,12 @@ from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
 from ppxcls.deploy.metadata import ExportMetadata
+from ppxcls.deploy.runners import EXPORT_HINT, network_runner
 from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.storage import is_url
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.system.packages import import_problem
 
 
 def export(
@@ -84,6 +88,8 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
     )
+    images = _sample_images(config, host_transforms)
+    network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing
     quantise_export = None
     if int8 is not None:
         classes = network_classes(config, "export", weights)
@@ -91,16 +97,33 @@ def export(
             config, int8, blocks=blocks, formats=formats, classes=classes
         )
         quantise_export = partial(quantise, metadata=metadata, calibration=calibration, evaluation=evaluation)
-    return export_model(
-        network,
-        stage,
-        images=_sample_images(config, host_transforms),
-        folder=export_folder(config),
-        metadata=metadata,
-        formats=formats,
-        fold=fold,
-        quantise=quantise_export,
-    )
+    with _named_package_errors(formats):
+        return export_model(
+            network,
+            stage,
+            images=images,
+            folder=export_folder(config),
+            metadata=metadata,
+            formats=formats,
+            fold=fold,
+            quantise=quantise_export,
+        )
+
+
+@contextlib.contextmanager
+def _named_package_errors(formats: Sequence[str]) -> Iterator[None]:
+    """Turns an error of a package for ONNX that can't be imported into one that names the package.
+
+    Raises:
+        CheckpointError: the package is installed and can't be imported.
+    """
+    try:
+        yield
+    except Exception as error:  # a broken package can raise any class of error
+        problem = import_problem("onnx", EXPORT_HINT) if "onnx" in formats else None
+        if problem is None or isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"writing ONNX needs {problem}") from error
 
 
 def export_folder(config: Config) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import inspect
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,11 @@ ACCEPTED = (
     "an array [H, W, 3], or a list of these"
 )
 _CHANNEL_COUNTS = (1, 3, 4)  # grey, RGB, RGB with alpha
-_GREY_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's
+_OPENED_AS_TEXT = "the file is opened as text; open it with 'rb'"
+_OPENED_ASYNC = "the file is asynchronous; pass its bytes: await file.read()"
+_16_BIT_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of grey images
+_FORMATS_WITHOUT_32_BITS = ("PNG", "PPM", "JPEG2000")  # Pillow may open their 16-bit images as I
+_MAX_ROUNDING = 0.001  # distance from 0 to 1 that a resize in floating-point numbers may leave
 
 
 @dataclass(frozen=True)
@@ -174,14 +179,37 @@ def _of_open_file(stream: Any, name: str) -> NamedImage:
     path = getattr(stream, "name", None)
     name = os.fsdecode(path) if isinstance(path, str | bytes) else name
     try:
-        if getattr(stream, "seekable", lambda: True)():
-            stream.seek(0)  # a program that has just written a BytesIO is at its end
-        data = stream.read()
-    except (OSError, ValueError, AttributeError, io.UnsupportedOperation) as error:
+        data = _content(stream)
+    except UnicodeError:
+        return NamedImage(name, _failure(_OPENED_AS_TEXT))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         return NamedImage(name, _failure(reason_of(error)))
+    return NamedImage(name, lambda: data)
+
+
+def _content(stream: Any) -> bytes:
+    """Returns the bytes of an open file.
+
+    Raises:
+        OSError, ValueError, AttributeError, TypeError: the file can't be read, or gives no bytes.
+    """
+    if isinstance(stream, io.TextIOBase):
+        raise ValueError(_OPENED_AS_TEXT)
+    if inspect.iscoroutinefunction(stream.read):
+        raise ValueError(_OPENED_ASYNC)
+    if not getattr(stream, "readable", lambda: True)():
+        raise ValueError("the file is opened for writing; open it with 'rb'")
+    if hasattr(stream, "seek") and getattr(stream, "seekable", lambda: True)():
+        stream.seek(0)  # a program that has just written a BytesIO is at its end
+    data = stream.read()
+    if inspect.isawaitable(data):
+        getattr(data, "close", lambda: None)()  # otherwise Python warns that nobody has waited for it
+        raise ValueError(_OPENED_ASYNC)
+    if isinstance(data, str):
+        raise ValueError(_OPENED_AS_TEXT)
     if not isinstance(data, bytes | bytearray | memoryview):
-        return NamedImage(name, _failure("the file is opened as text; open it with 'rb'"))
-    return NamedImage(name, lambda: bytes(data))
+        raise TypeError(f"expected bytes from read(), received {_type_name(data)}")
+    return bytes(data)
 
 
 def _of_pillow(picture: PillowImage.Image, name: str) -> NamedImage:
@@ -192,21 +220,30 @@ def _of_pillow(picture: PillowImage.Image, name: str) -> NamedImage:
 
     def to_array() -> Array:
         upright = ImageOps.exif_transpose(picture)
-        if upright.mode in (*_GREY_16_BIT_MODES, "I", "F"):
+        if upright.mode in _16_BIT_MODES:
+            return to_rgb(np.asarray(upright), is_16_bit=_is_16_bit(picture))
+        if upright.mode == "F":
             return to_rgb(np.asarray(upright))
         return np.asarray(upright.convert("RGB"))
 
     return NamedImage(name, to_array)
 
 
-def to_rgb(array: Array) -> Array:
+def _is_16_bit(picture: PillowImage.Image) -> bool:
+    """True if a picture comes from a file with 16 bits per pixel, so that small values are dark."""
+    return bool(picture.format) and (picture.mode != "I" or picture.format in _FORMATS_WITHOUT_32_BITS)
+
+
+def to_rgb(array: Array, *, is_16_bit: bool = False) -> Array:
     """Returns an array as an image uint8 [H, W, 3].
 
-    Alpha is dropped, as from a file. Of 16 bits per channel, the upper 8 are used, as from a file.
+    Alpha is dropped, as from a file. Of 16 bits per channel, the upper 8 are used, as from a file. Integers
+    have 16 bits if one of them is above 255, whatever their type.
 
     Args:
-        array: image [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: integers from 0 to 255, uint16, or
-            floating-point numbers from 0 to 1.
+        array: image [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: integers from 0 to 255, integers from 0 to
+            65535, or floating-point numbers from 0 to 1.
+        is_16_bit: True if integers have 16 bits, also if all of them are small.
 
     Raises:
         ValueError: the array has another shape, or other numbers.
@@ -219,25 +256,26 @@ def to_rgb(array: Array) -> Array:
         if array.ndim == 3 and array.shape[0] in _CHANNEL_COUNTS:
             advice = "; the channels must come last: array.transpose(1, 2, 0)"
         raise ValueError(f"expected an image [H, W, 3], [H, W, 4] or [H, W], received {description}{advice}")
-    pixels = _to_uint8(array[..., :3], description)
+    pixels = _to_uint8(array[..., :3], description, is_16_bit=is_16_bit)
     return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
 
 
-def _to_uint8(array: Array, description: str) -> Array:
+def _to_uint8(array: Array, description: str, *, is_16_bit: bool) -> Array:
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * 255
     low, high = array.min(), array.max()
     if array.dtype.kind == "f":
-        if not (low >= 0 and high <= 1):  # NaN too
+        if not (low >= -_MAX_ROUNDING and high <= 1 + _MAX_ROUNDING):  # NaN too
             raise ValueError(
                 "expected floating-point numbers from 0 to 1, or uint8 from 0 to 255, "
-                f"received {description} from {low:g} to {high:g}"
+                f"received {description} from {low!s} to {high!s}"
             )
-        return np.rint(array.astype(np.float64) * 255).astype(np.uint8)
-    if array.dtype == np.uint16:
-        return (array >> 8).astype(np.uint8)
-    if array.dtype.kind not in "iu" or low < 0 or high > 255:
-        raise ValueError(f"expected numbers from 0 to 255, received {description} from {low} to {high}")
-    return array.astype(np.uint8)
+        return np.rint(array.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)
+    if array.dtype.kind not in "iu" or low < 0 or high > 65535:
+        raise ValueError(
+            "expected numbers from 0 to 255, or from 0 to 65535 for 16 bits, "
+            f"received {description} from {low} to {high}"
+        )
+    return (array >> 8 if is_16_bit or high > 255 else array).astype(np.uint8)

@@ -15,11 +15,12 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata
-from ppxcls.deploy.runners import Runner, onnx_runner
+from ppxcls.deploy.runners import EXPORT_HINT, Runner, onnx_runner
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
+from ppxcls.system.packages import import_problem
 
 INT8_FILE = "inference.int8.onnx"
 _TOLERATED_LOST_IMAGES = 3  # images; a loss of up to this many is always accepted
@@ -144,10 +145,9 @@ class _Calibration:
 
 def check_packages() -> None:
     """Raises CheckpointError if a package for quantisation is missing."""
-    try:
-        from onnxruntime.quantization import shape_inference  # noqa: F401
-    except ImportError as error:
-        raise CheckpointError(f"quantisation needs {error.name}: pip install 'ppxcls[export]'") from None
+    for name in ("onnx", "onnxruntime.quantization.shape_inference"):
+        if problem := import_problem(name, EXPORT_HINT):
+            raise CheckpointError(f"quantisation needs {problem}")
 
 
 def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Array]], folder: Path) -> None:

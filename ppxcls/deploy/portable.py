@@ -54,7 +54,7 @@ def file_runner(path: Path, stage: DeviceStage, *, preprocesses: bool) -> Runner
     Raises:
         CheckpointError: the files can't be used.
     """
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         files = [path]
     elif (path / "inference.pdiparams").is_file():
         files = [path / name for name in _PADDLE_FILES if (path / name).is_file()]
@@ -72,7 +72,7 @@ def file_runner(path: Path, stage: DeviceStage, *, preprocesses: bool) -> Runner
 
 
 def _runner_of(files: list[Path], stage: DeviceStage, *, preprocesses: bool) -> Runner:
-    is_onnx = files[0].suffix == ".onnx"
+    is_onnx = files[0].suffix.lower() == ".onnx"
     runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent)
     if preprocesses:
         return runner

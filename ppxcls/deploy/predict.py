@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Predictor:
             output for it is not finite, its prediction has an ``error``.
 
         Raises:
-            DataError: ``images`` has another type, or ``topk`` or ``batch_size`` is below 1.
+            DataError: ``images`` has another type, or ``topk`` or ``batch_size`` is no integer of at least 1.
         """
         return list(self.stream(images, topk, batch_size))
 
@@ -102,9 +103,7 @@ class Predictor:
         Raises:
             DataError: as ``predict``. A wrong image of a generator is reported when it is taken.
         """
-        if topk < 1 or batch_size < 1:
-            raise DataError(f"expected topk and batch_size of at least 1, received {topk} and {batch_size}")
-        return self._stream(named_images(images), topk, batch_size)
+        return self._stream(named_images(images), _count("topk", topk), _count("batch_size", batch_size))
 
     def _stream(self, images: Iterable[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
         iterator = iter(images)
@@ -149,3 +148,18 @@ class Predictor:
         if len({image.shape for image in images}) > 1:
             return [self._runner(image[None])[0] for image in images]
         return list(self._runner(np.stack(images))) if images else []
+
+
+def _count(name: str, value: int) -> int:
+    """Returns an argument as an integer. Integers of numpy are accepted.
+
+    Raises:
+        DataError: the argument is no integer, or is below 1.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool | np.bool_):
+        raise DataError(f"{name}: expected an integer of at least 1, received {value!r}")
+    return count

@@ -14,13 +14,17 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.data.device import ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import paddle_version, usable_cores
 from ppxcls.system.logs import logger
+from ppxcls.system.packages import import_problem
 from ppxcls.train.paddle_inference import EvaluatedNetwork, InferenceProgram, program_file
 
+EXPORT_HINT = "pip install 'ppxcls[export]'"
+_HEADER_BYTES = 4096  # bytes that tell the kind of a file
 Runner = Callable[[Array], Array]
 
 
@@ -118,14 +122,18 @@ def onnx_runner(file: Path, threads: int | None = None, *, on_cpu: bool = False)
 def _onnx_session(file: Path, threads: int | None, *, on_cpu: bool) -> Any:
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
-    try:
-        import onnxruntime
-    except ImportError:
-        raise CheckpointError(f"{file}: running it needs onnxruntime: pip install 'ppxcls[export]'") from None
+    if problem := import_problem("onnxruntime", EXPORT_HINT):
+        raise CheckpointError(f"{file}: running it needs {problem}")
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     providers = ["CPUExecutionProvider"] if on_cpu else onnxruntime.get_available_providers()
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as error:  # ONNX Runtime's error classes have no common base class
+        with open(file, "rb") as stream:
+            kind = wrong_kind(stream.read(_HEADER_BYTES), file.suffix)
+        if kind:
+            raise CheckpointError(f"{file}: not an ONNX model, but {kind}") from None
         raise CheckpointError(f"{file}: not an ONNX model: {' '.join(str(error).split())[:200]}") from None

@@ -15,6 +15,7 @@ from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError, State, rea
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY
 from ppxcls.checkpoints.torch_reader import read_torch
+from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.models.weight_parts import network_part
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular
@@ -26,6 +27,8 @@ _PROJECTION_PREFIXES = (
     "conv2d",
     "batch_normalization",
 )
+_KERAS_MEMBER = "model.weights.h5"  # name of the weights inside a .keras archive
+_HEADER_BYTES = 4096  # bytes that tell the kind of a file
 _MAX_KERAS_BYTES = 1 << 31  # maximum for the weights inside a .keras archive
 
 
@@ -54,15 +57,26 @@ def read_foreign_weights(file: Path) -> State:
         return _from_torch(network_part(read_torch(read_regular(file, MAX_FILE_BYTES)), file))
     except CheckpointError:
         raise
-    except RefusedError as error:
-        raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
     except ImportError as error:
         raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL_HINT}") from None
     except Exception as error:  # each library has its own errors
+        if kind := wrong_kind(_header(file), file.suffix):
+            raise CheckpointError(f"{file}: not a file of weights, but {kind}") from None
+        if isinstance(error, RefusedError):
+            raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{file}: not a file of weights, or damaged: {type(error).__name__}: {reason}"
         ) from None
+
+
+def _header(file: Path) -> bytes:
+    """Returns the first bytes of a file; a space if it can't be read."""
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(_HEADER_BYTES)
+    except OSError:
+        return b" "
 
 
 def _from_torch(state: State) -> State:
@@ -85,7 +99,11 @@ def _read_keras(file: Path) -> dict[str, list[Array]]:
     data: Any = file
     if file.suffix == ".keras":
         with zipfile.ZipFile(file) as archive:
-            info = archive.getinfo("model.weights.h5")
+            if _KERAS_MEMBER not in archive.namelist():
+                raise CheckpointError(
+                    f"{file}: not a file of weights, but an archive without {_KERAS_MEMBER}"
+                )
+            info = archive.getinfo(_KERAS_MEMBER)
             if info.file_size > _MAX_KERAS_BYTES:
                 raise CheckpointError(
                     f"{file}: {info.file_size:,} bytes of weights; there may be at most {_MAX_KERAS_BYTES:,}"

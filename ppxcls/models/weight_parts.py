@@ -17,14 +17,18 @@ from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.checkpoints.torch_reader import OpaqueValue
 from ppxcls.system.logs import logger, warn_once
 
-# Names of a part, in the order in which they are taken. timm takes the average first.
-_AVERAGE_NAMES = (
-    *("state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema_model", "ema"),
-    "params_ema",
-)
+# Names of a part, without separators and capitals, in the order in which they are taken. timm takes the
+# average first.
 _NETWORK_NAMES = (
-    *("state_dict", "model", "model_state_dict", "model_state", "network", "net", "module", "params"),
-    "weights",
+    *("statedict", "model", "modelstatedict", "modelstate", "network", "net", "module", "params"),
+    *("weights", "state"),
+)
+_AVERAGE_WORDS = ("ema", "swa", "averaged", "average", "shadow")
+_AVERAGE_NAMES = tuple(
+    name
+    for word in _AVERAGE_WORDS
+    for part in (*_NETWORK_NAMES, "")
+    for name in (f"{part}{word}", f"{word}{part}", f"model{word}{part}")
 )
 _MAX_LEVELS = 3  # levels of dictionaries in dictionaries
 _MAX_SHOWN_PARTS = 12  # parts in a message
@@ -47,8 +51,10 @@ def network_part(tree: Any, file: Path) -> State:
         if not isinstance(tree, Mapping):
             break
         states = {str(key): part for key, part in tree.items() if _has_states(part)}
-        name = _preferred_name(states, file) if states else None
-        if name is None or (_is_state(tree) and name not in (*_AVERAGE_NAMES, *_NETWORK_NAMES)):
+        name = _named_part(states)
+        if name is None and not _is_state(tree):
+            name = _only_part(states, file)
+        if name is None:
             break
         path.append(name)
         _log_choice(".".join(path), name, tree, file)
@@ -80,7 +86,9 @@ def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
                 counts[".".join(words[:i]) + "."] += 1
     if not counts:
         return state
-    prefix = max(counts, key=lambda prefix: (counts[prefix], "ema" in prefix, "average" in prefix))
+    prefix = max(
+        counts, key=lambda prefix: (counts[prefix], any(word in prefix.lower() for word in _AVERAGE_WORDS))
+    )
     if counts[prefix] < len(keys) / 2:
         return state
     other_keys = [key for key in state if not key.startswith(prefix) and key != PARAMETER_NAMES_KEY]
@@ -108,21 +116,33 @@ def _is_state(tree: Any) -> bool:
     )
 
 
-def _has_states(part: Any, levels: int = _MAX_LEVELS) -> bool:
-    """True if a part is a state by names, or contains one under a known name."""
+def _has_states(part: Any, levels: int = _MAX_LEVELS - 1) -> bool:
+    """True if a part is a state by names, or contains one.
+
+    Args:
+        part: value in the file.
+        levels: number of levels of dictionaries below the part that are searched.
+    """
     if _is_state(part):
         return True
-    if not isinstance(part, Mapping) or levels == 0:
-        return False
-    known_names = (*_AVERAGE_NAMES, *_NETWORK_NAMES)
-    return any(name in part and _has_states(part[name], levels - 1) for name in known_names)
+    return levels > 0 and isinstance(part, Mapping) and any(_has_states(p, levels - 1) for p in part.values())
 
 
-def _preferred_name(states: Mapping[str, Any], file: Path) -> str | None:
-    """Returns the name of the part to take."""
-    for name in (*_AVERAGE_NAMES, *_NETWORK_NAMES):
-        if name in states:
-            return name
+def _plain_name(name: str) -> str:
+    """Returns a name without separators and capitals."""
+    return "".join(character for character in name.lower() if character.isalnum())
+
+
+def _named_part(states: Mapping[str, Any]) -> str | None:
+    """Returns the name of the part to take if it is the usual name of an average or of a network."""
+    names = {
+        _plain_name(name): name for name in reversed(list(states))
+    }  # the first of two equal names counts
+    return next((names[name] for name in (*_AVERAGE_NAMES, *_NETWORK_NAMES) if name in names), None)
+
+
+def _only_part(states: Mapping[str, Any], file: Path) -> str | None:
+    """Returns the name of the part that is no optimizer; None if there is none."""
     if len(states) > 1 and not any(_is_optimizer(name) for name in states):
         text = ", ".join(f"{name} ({_size(part)})" for name, part in states.items())
         raise CheckpointError(f"{file}: expected one set of weights, received {text}; save one of them alone")
@@ -130,12 +150,12 @@ def _preferred_name(states: Mapping[str, Any], file: Path) -> str | None:
 
 
 def _is_optimizer(name: str) -> bool:
-    return "optim" in name or "scaler" in name or "sched" in name
+    return any(word in name.lower() for word in ("optim", "scaler", "sched"))
 
 
 def _log_choice(path: str, name: str, tree: Mapping[Any, Any], file: Path) -> None:
     other_parts = {str(key): part for key, part in tree.items() if str(key) != name}
-    kind = "averaged weights" if name in _AVERAGE_NAMES else "weights"
+    kind = "averaged weights" if _plain_name(name) in _AVERAGE_NAMES else "weights"
     rest = ", ".join(
         f"{key} ({_size(part)})" if _is_state(part) else key
         for key, part in list(other_parts.items())[:_MAX_SHOWN_PARTS]

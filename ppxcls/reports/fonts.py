@@ -19,7 +19,15 @@ _MAX_SHOWN_CHARACTERS = 20  # characters in a message
 # Fonts to install, by the beginning of the Unicode names of the characters that they have.
 _CJK_NAMES = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC", "FULLWIDTH")
 _CJK_FONT = "Noto Sans CJK (on Debian and Ubuntu: apt install fonts-noto-cjk)"
-_OTHER_FONT = "Noto Sans (on Debian and Ubuntu: apt install fonts-noto)"
+# Scripts with a font of their own, by the first word of the Unicode names. Noto Sans has none of them.
+_SCRIPTS = frozenset(
+    (
+        *("ARABIC", "ARMENIAN", "BENGALI", "CHEROKEE", "ETHIOPIC", "GEORGIAN", "GUJARATI", "GURMUKHI"),
+        *("HEBREW", "JAVANESE", "KANNADA", "KHMER", "LAO", "MALAYALAM", "MONGOLIAN", "MYANMAR", "ORIYA"),
+        *("SINHALA", "SYRIAC", "TAMIL", "TELUGU", "THAANA", "THAI", "TIBETAN"),
+    )
+)
+_OTHER_PACKAGE = "(on Debian and Ubuntu: apt install fonts-noto)"
 # One of these names is better than another font with the same characters, such as a handwriting.
 _GOOD_NAMES = (
     "noto sans",
@@ -55,11 +63,21 @@ def report_missing(file_name: str, characters: Iterable[str]) -> None:
     if not characters:
         return
     excerpt = "".join(sorted(characters)[:_MAX_SHOWN_CHARACTERS])
-    is_cjk = any(unicodedata.name(c, "").startswith(_CJK_NAMES) for c in characters)
+    fonts = " and ".join(sorted({_font_for(character) for character in characters}))
     logger.warning(
         f"{file_name} shows numbers in the place of names: no installed font has the characters {excerpt}; "
-        f"install a font, such as {_CJK_FONT if is_cjk else _OTHER_FONT}, and run ppxcls report"
+        f"install a font, such as {fonts}, and run ppxcls report"
     )
+
+
+def _font_for(character: str) -> str:
+    """Returns the name of a font that has a character, and the command that installs it."""
+    name = unicodedata.name(character, "")
+    if name.startswith(_CJK_NAMES):
+        return _CJK_FONT
+    script = name.partition(" ")[0]
+    font = f"Noto Sans {script.title()}" if script in _SCRIPTS else "Noto Sans"
+    return f"{font} {_OTHER_PACKAGE}"
 
 
 def _is_invisible(character: str) -> bool:

@@ -47,23 +47,30 @@ class ReportError(Exception):
     """A report can't be written. The message is one line."""
 
 
-def report(runs: str | Path | Sequence[str | Path], output: str | Path = "comparison.html") -> Path:
+def report(runs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Writes the page of a run into its folder, or a page that compares several runs.
 
     Args:
         runs: run folder, or several.
-        output: file for a comparison.
+        output: file for a comparison; None for ``comparison.html``. The page of one run has a fixed place.
 
     Returns:
         Path of the page.
 
     Raises:
-        ConfigError, DataError, OSError: a folder is not a run folder, a package is not installed, or a file
-            can't be written.
+        ConfigError, DataError, OSError: a folder is not a run folder, a package is not installed, a file
+            can't be written, or there is one run and an output.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    if len(folders) == 1 and output is not None:
+        raise DataError(
+            f"{output}: expected several runs, to compare them in this file; "
+            f"the page of one run is {Path(folders[0]) / REPORT}"
+        )
     try:
-        return write_report(folders[0]) if len(folders) == 1 else write_comparison(folders, Path(output))
+        if len(folders) == 1:
+            return write_report(folders[0])
+        return write_comparison(folders, Path(output or "comparison.html"))
     except ReportError as error:
         raise DataError(str(error)) from None
 

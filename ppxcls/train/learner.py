@@ -17,6 +17,7 @@ from paddle.optimizer.lr import LambdaDecay
 
 from ppxcls.checkpoints.files import AVERAGE, OPTIMIZER, WEIGHTS, CheckpointError, State
 from ppxcls.checkpoints.progress import Progress, Snapshot
+from ppxcls.models.logits import checked_logits
 from ppxcls.models.weights import check_fits, fitting_arrays, model_state, set_weights
 from ppxcls.system import distributed
 from ppxcls.train.ema import WeightAverage
@@ -126,7 +127,7 @@ class Learner:
         is_synchronized = is_update_step and not has_float32_sums
         with contextlib.nullcontext() if is_synchronized else self._no_sync():
             with self.precision.autocast():
-                logits = self.model(images)
+                logits = checked_logits(self.model(images), self.network)
             losses = self.loss(as_float32(logits), labels)
             self.precision.scaler.scale(losses["loss"] * weight).backward()
         self._has_gradients = not is_update_step

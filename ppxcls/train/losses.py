@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 import paddle
 import paddle.nn.functional as F
 
-from ppxcls.config.checks import BelowOne, ConfigPlace, Finite, NotNegative, Share
+from ppxcls.config.checks import BelowOne, ConfigPlace, NotNegative, Share
 from ppxcls.config.registry import Registry
 
 
@@ -18,10 +18,10 @@ class LossKeys:
     """Common key of all losses.
 
     Attributes:
-        weight: factor of the loss in the sum.
+        weight: factor of the loss in the sum. At least one loss must have a factor above 0.
     """
 
-    weight: Finite = 1.0
+    weight: NotNegative = 1.0
 
 
 class Loss(Protocol):
@@ -175,8 +175,8 @@ def build_loss(
         soft_labels: True if the labels are soft because of mixing.
 
     Raises:
-        ConfigError: the list is empty, a loss is unknown or has an invalid argument, or a loss requires soft
-            labels and ``soft_labels`` is False.
+        ConfigError: the list is empty, all weights are 0, a loss is unknown or has an invalid argument, or a
+            loss requires soft labels and ``soft_labels`` is False.
     """
     if not specs:
         raise where.error("expected at least one loss")
@@ -188,4 +188,6 @@ def build_loss(
             raise block.where.error(f"{name} {reason}")
         name = name if name not in {term[0] for term in terms} else f"{name}_{index}"
         terms.append((name, LOSSES.common_keys(block).weight, function))
+    if not any(weight for _, weight, _ in terms):
+        raise where.error("expected at least one loss with a weight above 0")
     return WeightedSum(terms)

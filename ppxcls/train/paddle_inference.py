@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.models.logits import checked_logits
 from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import restore_threads, thread_count
@@ -173,7 +174,7 @@ class EvaluatedNetwork:
             self._predictor = self._compile_and_compare(images[:_MAX_COMPARED_IMAGES])
         if self._predictor is not None:
             return paddle.to_tensor(self._predictor(images.numpy()))
-        return self._network(images)
+        return checked_logits(self._network(images), self._network)
 
     def _is_worth_compiling(self, images: paddle.Tensor) -> bool:
         pixels_per_image = images.shape[2] * images.shape[3]
@@ -182,7 +183,7 @@ class EvaluatedNetwork:
 
     def _compile_and_compare(self, images: paddle.Tensor) -> InferenceProgram | None:
         """Returns a predictor; None if it can't be compiled or its logits for these images differ."""
-        expected = self._network(images).numpy()
+        expected = checked_logits(self._network(images), self._network).numpy()
         if not np.isfinite(expected).all():
             return None
         try:

@@ -8,6 +8,7 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
+from ppxcls.models.logits import checked_logits
 from ppxcls.system.signals import interrupts_deferred
 
 
@@ -30,7 +31,7 @@ def timed_steps(
     for _ in range(count):
         start = time.perf_counter()
         with interrupts_deferred():
-            loss = nn.functional.cross_entropy(model(images), labels)
+            loss = nn.functional.cross_entropy(checked_logits(model(images), model), labels)
             loss.backward()
             optimizer.step()
             optimizer.clear_grad()

@@ -107,6 +107,12 @@ def test_section_that_is_not_there_can_be_made_by_overrides(tmp_path: Path) -> N
             "Global.epoch=3",
             r"-o Global.epoch=3: Global.epoch: unknown key 'epoch' \(did you mean 'epochs'\?\); allowed: ",
         ),
+        (
+            "Global.use_amp=true",
+            r"-o Global.use_amp=true: Global.use_amp: unknown key 'use_amp'; write AMP.use_amp$",
+        ),
+        ("AMP.epochs=3", r"AMP.epochs: unknown key 'epochs'; write Global.epochs$"),
+        ("Global.batch_size=3", r"Global.batch_size: unknown key 'batch_size' \(did you mean"),
         ("Globl.epochs=3", r"Globl: unknown key 'Globl' \(did you mean 'Global'\?\)"),
         ("Global.epochs=many", r"Global.epochs: expected an integer at least 1, received 'many'"),
         ("Global.epochs=0", r"Global.epochs: expected an integer at least 1, received 0"),

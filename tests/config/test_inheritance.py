@@ -83,7 +83,7 @@ def test_the_packaged_base_is_whole() -> None:
             r"child.yaml:4: Optimizer.lr.learning_rate: expected a",
         ),
         ("base: broken.yaml\n", r"broken.yaml:2: Global.epochs: expected an integer at least 1"),
-        ("base: nowhere.yaml\n", r"nowhere.yaml: no such config file"),
+        ("base: nowhere.yaml\n", r"child.yaml:1: base: .*nowhere.yaml: no such config file$"),
         (
             "base: photograph\n",
             r"child.yaml:1: base: unknown base 'photograph' \(did you mean 'photographs'\?\)",

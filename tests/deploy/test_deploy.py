@@ -345,6 +345,24 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
     assert most <= 4 * 4
 
 
+def test_exported_files_take_overrides_without_a_config(trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    target = f"Global.save_inference_dir={tmp_path}/inference"
+    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["onnx"])
+    file = tmp_path / "M.ONNX"
+    (tmp_path / "inference/inference.onnx").rename(file)
+    image = next((trained.parent / "pictures/cat").iterdir())
+    result = run_tool("infer", "--exported", file, image, "-o", "Infer.PostProcess.topk=2")
+    assert result.returncode == 0, result.stderr
+    (row,) = predictions(result.stdout)
+    assert len(row["class_ids"]) == 2
+    result = run_tool("infer", "--exported", file, image, "-o", "Arch.class_num=3")
+    assert result.returncode == 2
+    assert "Arch.class_num: exported files have their own" in result.stderr.splitlines()[-1]
+    result = run_tool("infer", image, "-o", "Infer.PostProcess.topk=2")
+    assert "the following arguments are required: -c/--config" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -72,6 +72,12 @@ SINGLE_IMAGES: dict[str, Callable[[Path], Any]] = {
     "float32": lambda _: (PIXELS / 255).astype(np.float32),
     "int64": lambda _: PIXELS.astype(np.int64),
     "uint16": lambda _: PIXELS.astype(np.uint16) * 257,
+    "integers of 16 bits": lambda _: PIXELS.astype(np.int32) * 257,
+    "big-endian of 16 bits": lambda _: PIXELS.astype(">u2") * 257,
+    "uint16 of 8 bits": lambda _: PIXELS.astype(np.uint16),
+    "big-endian of 8 bits": lambda _: PIXELS.astype(">u2"),
+    "rounded": lambda _: np.where(PIXELS == 200, 200 / 255, PIXELS / 255 + 1e-6).astype(np.float32),
+    "no seek": lambda file: OnlyRead(file.read_bytes()),
     "folder": lambda file: file.parent,
     "pattern": lambda file: str(file.parent / "*.png"),
     "array of arrays": lambda _: PIXELS[None],
@@ -81,6 +87,33 @@ SINGLE_IMAGES: dict[str, Callable[[Path], Any]] = {
     "array of paths": lambda file: np.array([str(file)]),
     "written just now": lambda _: written(),
 }
+
+
+class OnlyRead:
+    """A file of a library, which can't be set back to its beginning."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def read(self) -> Any:
+        return self.data
+
+
+class AsyncFile:
+    """A file of a web framework."""
+
+    async def read(self) -> bytes:
+        return png()
+
+    async def seek(self, position: int) -> None:
+        pass
+
+
+class AwaitedFile:
+    """A file with a function that returns a coroutine."""
+
+    def read(self) -> Any:
+        return AsyncFile().read()
 
 
 def written() -> io.BytesIO:
@@ -106,6 +139,47 @@ def test_grey_images(predictor: Predictor, tmp_path: Path) -> None:
     ]
     expected = [70, 70, 70, 255, 70, 70, 70, 70]
     assert [means(p) for p in predictor.predict(images)] == [[number] * 3 for number in expected]
+
+
+def test_pictures_of_16_bits_are_read_as_their_files(predictor: Predictor) -> None:
+    for number in (70, 1):
+        values = np.full((40, 30), number * 100, np.uint16)
+        big_endian, png_file = io.BytesIO(), io.BytesIO()
+        Image.fromarray(values.astype(">u2")).save(big_endian, "TIFF")
+        Image.fromarray(values).save(png_file, "PNG")
+        images = [png_file.getvalue(), Image.open(png_file), big_endian.getvalue(), Image.open(big_endian)]
+        assert [means(p)[0] for p in predictor.predict(images)] == [number * 100 // 256] * 4
+    values = np.full((40, 30), 70 * 257, np.int32)
+    pictures = [
+        Image.fromarray(values),
+        Image.fromarray(values.astype(">u2")),
+        Image.fromarray(values // 257),
+    ]
+    assert [picture.mode for picture in pictures] == ["I", "I;16B", "I"]
+    assert [means(p)[0] for p in predictor.predict(pictures)] == [70] * 3
+
+
+def test_numbers_just_outside_of_0_to_1_are_clipped() -> None:
+    values = np.full((2, 2, 3), 1.000001, np.float32)
+    values[0] = -0.000001
+    assert to_rgb(values)[:, 0, 0].tolist() == [0, 255]
+    with pytest.raises(ValueError, match=r"received float32 \[2, 2, 3\] from -1e-06 to 1.0012$"):
+        to_rgb(np.where(values > 0, np.float32(1.0012), values))
+
+
+def test_a_file_for_writing_keeps_its_position(predictor: Predictor, tmp_path: Path) -> None:
+    with open(tmp_path / "a.png", "wb") as file:
+        file.write(b"abc")
+        (prediction,) = predictor.predict(file)
+        assert file.tell() == 3
+    assert prediction.error == "the file is opened for writing; open it with 'rb'"
+
+
+def test_a_binary_file_opened_as_text(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    with open(tmp_path / "a.png", encoding="utf-8") as file:
+        (prediction,) = predictor.predict(file)
+    assert prediction.error == "the file is opened as text; open it with 'rb'"
 
 
 def test_many_images_at_once_keep_their_order(predictor: Predictor, tmp_path: Path) -> None:
@@ -200,6 +274,20 @@ def test_other_types_are_one_line_that_says_what_is_accepted(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["3", None, 2.5, 0, -1, True, float("nan"), np.float64(2)])
+@pytest.mark.parametrize("name", ["topk", "batch_size"])
+def test_counts_are_integers_of_at_least_1(name: str, value: Any, predictor: Predictor) -> None:
+    for function in (predictor.predict, predictor.stream):
+        with pytest.raises(ppxcls.DataError) as caught:
+            function(PIXELS, **{name: value})
+        assert str(caught.value) == f"{name}: expected an integer of at least 1, received {value!r}"
+
+
+def test_counts_of_numpy(predictor: Predictor) -> None:
+    (prediction,) = predictor.predict(PIXELS, topk=np.int64(2), batch_size=np.uint8(1))
+    assert prediction.label_names == ["r", "g"]
+
+
 def text_file() -> io.StringIO:
     return io.StringIO("text")
 
@@ -215,6 +303,10 @@ def closed_file() -> io.BytesIO:
     [
         (text_file(), "the file is opened as text; open it with 'rb'"),
         (closed_file(), "I/O operation on closed file"),
+        (AsyncFile(), r"the file is asynchronous; pass its bytes: await file.read\(\)"),
+        (AwaitedFile(), "the file is asynchronous"),
+        (OnlyRead("text"), "the file is opened as text; open it with 'rb'"),
+        (OnlyRead(None), r"expected bytes from read\(\), received None"),
         (b"", "the file is empty"),
         (io.BytesIO(b"<html>"), "not an image, but an HTML page"),
         ("https://example.org/a.jpg", "expected a file, received a URL; download it first: https://example.org"),
@@ -225,8 +317,8 @@ def closed_file() -> io.BytesIO:
         (np.zeros((0, 5, 3), np.uint8), r"received uint8 \[0, 5, 3\]"),
         (np.full((4, 4, 3), 200.0), r"expected .* from 0 to 1, or uint8 .*, received float64 \[4, 4, 3\] from 200"),
         (np.full((4, 4, 3), np.nan), "expected floating-point numbers from 0 to 1"),
-        (np.full((4, 4, 3), -1), r"expected numbers from 0 to 255, received int64 \[4, 4, 3\] from -1 to -1"),
-        (np.full((4, 4, 3), 1j), "expected numbers from 0 to 255, received complex128"),
+        (np.full((4, 4, 3), -1), r"expected numbers from 0 to 255, or .* received int64 \[4, 4, 3\] from -1 to -1"),
+        (np.full((4, 4, 3), 1j), "expected numbers from 0 to 255, or .* received complex128"),
         (np.float64(3), r"received float64 \[\]"),
         (Image.open(io.BytesIO(png()[:60])), "truncated|image file is"),
     ],

@@ -71,11 +71,27 @@ def test_a_checkpoint_of_timm_gives_the_average_and_says_so(
         ({f"_orig_mod.module.{key}": value for key, value in state(1).items()}, 1),
         ({"state_dict": {f"model.{key}": value for key, value in state(1).items()} | {"loss.weight": np.ones(2)}}, 1),
         ({f"model.{key}": v for key, v in state(1).items()} | {f"model_ema.{key}": v for key, v in state(2).items()}, 2),
+        ({"model": state(1), "ema_state": {"shadow": state(2), "decay": 0.9}}, 2),
+        ({"model": state(1), "swa_model": {f"module.{key}": v for key, v in state(2).items()}}, 2),
+        ({"model": state(1), "averaged_model": state(2)}, 2),
+        ({"net": state(1), "EMA": state(2)}, 2),
+        ({"State_Dict": state(1), "modelEMA": {"of": {"weights": state(2)}}}, 2),
+        ({"model": state(1), "Optimizer": {"state": {0: {"exp_avg": np.zeros(2)}}}}, 1),
+        ({f"net.{key}": v for key, v in state(1).items()} | {f"EMA.{key}": v for key, v in state(2).items()}, 2),
         ({"model_ema": {f"module.{key}": v for key, v in state(2).items()} | {"n_averaged": np.int64(3)}}, 2),
     ],
 )  # fmt: skip
 def test_the_part_that_is_taken(content: dict[str, Any], expected: float, tmp_path: Path) -> None:
     assert loaded_number(content, tmp_path) == expected
+
+
+def test_an_unknown_part_with_weights_one_level_deeper_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging()
+    assert loaded_number({"model": state(1), "polyak": {"copy": state(2)}}, tmp_path) == 1
+    assert "WARNING" in (line := capsys.readouterr().out)
+    assert line.endswith("model (weights) is used; the file also has polyak\n")
 
 
 def test_each_part_that_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

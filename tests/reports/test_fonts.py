@@ -18,7 +18,7 @@ from matplotlib import font_manager
 
 from ppxcls.reports import curves, fonts
 from ppxcls.reports.curves import draw_balance, has_missing_characters, plot_label
-from ppxcls.reports.fonts import fonts_for
+from ppxcls.reports.fonts import fonts_for, report_missing
 
 
 def font_of(characters: str, file: Path, name: str) -> Path:
@@ -99,10 +99,28 @@ def test_without_a_font_the_picture_has_ids_and_one_line_says_what_to_install(
     assert np.array_equal(ink(picture), ink(draw_balance(counts, ["class 0", "dog", "class 2"])))
 
 
-def test_another_script_has_another_font(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "font"),
+    [
+        ("แมว", "Noto Sans Thai"),
+        ("قط", "Noto Sans Arabic"),
+        ("בתול", "Noto Sans Hebrew"),
+        ("ᚠᚢ", "Noto Sans"),
+        ("ಬೆಕ್ಕು", "Noto Sans Kannada"),
+    ],
+)
+def test_another_script_has_another_font(name: str, font: str, capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging()
-    draw_balance(np.array([2, 1]), ["हिन्दी", "b"])
-    assert "such as Noto Sans (on Debian" in capsys.readouterr().out
+    report_missing("balance.png", name)
+    advice = f"install a font, such as {font} (on Debian and Ubuntu: apt install fonts-noto), and run"
+    assert advice in capsys.readouterr().out
+
+
+def test_names_of_two_scripts_need_two_fonts(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging()
+    report_missing("balance.png", "แมว猫")
+    text = capsys.readouterr().out
+    assert "fonts-noto-cjk) and Noto Sans Thai (on Debian" in text
 
 
 def test_an_svg_has_the_names_as_text() -> None:

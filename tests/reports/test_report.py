@@ -241,6 +241,17 @@ def test_without_the_packages_training_ends_well(run: Path, monkeypatch: pytest.
     ]
 
 
+def test_the_page_of_one_run_has_its_place(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "one.html"
+    message = f"{file}: expected several runs, to compare them in this file; the page of one run is {run}/report.html"
+    with pytest.raises(ppxcls.DataError) as caught:
+        ppxcls.report(run, file)
+    assert str(caught.value) == message
+    result = run_tool("report", run, "--output", file)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, f"error: {message}")
+    assert not file.exists()
+
+
 def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
     other = train(tmp_path, **{"Optimizer.lr": {"name": "ConstLR", "learning_rate": 0.01}})
     result = run_tool("report", run, other, "--output", tmp_path / "both.html")

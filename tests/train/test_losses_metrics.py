@@ -48,12 +48,19 @@ def test_weighted_sum_of_two() -> None:
             r"Loss.0.CELoss.epsilon: expected a number at least 0 and below 1, received 1.0",
         ),
         ([{"CEloss": {}}], "did you mean 'CELoss'"),
-        ([{"CELoss": {"weight": "heavy"}}], "weight: expected a finite number"),
+        ([{"CELoss": {"weight": "heavy"}}], "weight: expected a number at least 0, received 'heavy'"),
+        ([{"CELoss": {"weight": -1}}], "Loss.0.CELoss.weight: expected a number at least 0, received -1"),
+        ([{"CELoss": {"weight": 0}}], "Loss: expected at least one loss with a weight above 0"),
     ],
 )
 def test_rejected(specs: list, message: str) -> None:
     with pytest.raises(ppxcls.ConfigError, match=message):
         build_loss(specs)
+
+
+def test_one_loss_may_be_turned_off() -> None:
+    specs = [{"CELoss": {"weight": 0}}, {"CELoss": {"epsilon": 0.2}}]
+    assert value(specs, LABELS) == pytest.approx(value(specs[1:], LABELS), rel=1e-6)
 
 
 def test_topk_counts() -> None:

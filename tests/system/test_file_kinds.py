@@ -25,9 +25,9 @@ from ppxcls.data import decode
 from ppxcls.data.check import check_lists
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import can_read_heic, decode_image, image_count
-from ppxcls.data.file_kinds import why_unreadable
 from ppxcls.data.image_files import find_image_files
 from ppxcls.data.transforms import DecodeImage
+from ppxcls.system.file_kinds import why_unreadable
 from tests.conftest import ROOT, run_tool
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
@@ -105,7 +105,9 @@ def test_each_kind_is_named(name: str) -> None:
 
 def test_many_comments_are_read_once() -> None:
     """In another process, because a regular expression that backtracks here could not be stopped."""
-    code = "from ppxcls.data.file_kinds import why_unreadable; print(why_unreadable(b'<!---->' * 580 + b'x'))"
+    code = (
+        "from ppxcls.system.file_kinds import why_unreadable; print(why_unreadable(b'<!---->' * 580 + b'x'))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         check=True,

@@ -1,4 +1,4 @@
-"""Tells what a file is by its first bytes, for messages about files that are no readable images."""
+"""Tells what a file is by its first bytes, for messages about files that can't be read."""
 
 from __future__ import annotations
 
@@ -75,12 +75,17 @@ def why_unreadable(data: bytes) -> str | None:
     for start, description in _IMAGE_KINDS:
         if header.startswith(start):
             return description
-    kind = _other_kind(header)
+    kind = other_kind(header)
     return f"not an image, but {kind}" if kind else None
 
 
-def _other_kind(header: bytes) -> str | None:
-    """Describes a file that is no image; None if its kind is unknown."""
+def other_kind(header: bytes) -> str | None:
+    """Describes a file that is no image; None if its kind is unknown.
+
+    Args:
+        header: bytes of the file, or its first few thousand bytes.
+    """
+    header = bytes(header[:_HEADER_BYTES])
     for start, description in _KINDS:
         if header.startswith(start):
             return description
