@@ -15,6 +15,7 @@ from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
+from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import TRAIN_LIST, Photographs, check_photographs, list_photographs
 from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request, checked_request
@@ -85,6 +86,12 @@ def fit(
         find_batch=find_batch,
         overrides=overrides,
     )
+    with only_fit_in(request.output):
+        return _fit(request)
+
+
+def _fit(request: Request) -> Path:
+    """Begins the work of a request, or continues it, and returns the run folder."""
     progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
     if progress:
         progress.require_same(request.facts())

@@ -175,6 +175,34 @@ def test_a_changed_yaml_is_not_overwritten(
         ppxcls.fit(photos, output=tmp_path / "out")
 
 
+def test_a_second_fit_in_the_same_folder_is_refused(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins while the first one chooses its settings, and again while the first one trains."""
+    pytest.importorskip("fcntl")
+    photos = photographs(tmp_path / "photos", 3)
+    stubs("_try_to_build", AssertionError())
+    refusals: list[str] = []
+
+    def second(*_: object) -> None:
+        with pytest.raises(DataError, match=f"{tmp_path}/out: another fit is running there; wait") as error:
+            ppxcls.fit(photos, output=tmp_path / "out", minutes=3)
+        refusals.append(str(error.value))
+
+    def stopped(*_: object) -> None:
+        second()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "_try_to_build", second)
+    monkeypatch.setattr(fitting, "_train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit(photos, output=tmp_path / "out")
+    assert len(refusals) == 2
+    progress = read_progress(tmp_path / "out", ())
+    assert progress is not None
+    assert progress.arguments["--minutes"] == 10
+
+
 def test_each_step_is_taken_up_again(
     tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
