@@ -94,13 +94,19 @@ def _fit(request: Request) -> Path:
     """Begins the work of a request, or continues it, and returns the run folder."""
     progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
     if progress:
-        progress.require_same(request.facts())
+        progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(request.photos, Path(folder) / LISTS)
         if progress is None:
             check_photographs(photographs)
             settings = _choose_settings(request, photographs, Path(folder))
-            progress = FitProgress(request.output / FILE, request.facts(), photographs.digest, settings)
+            progress = FitProgress(
+                request.output / FILE,
+                request.facts(),
+                photographs.digest,
+                settings,
+                folder=str(request.output.resolve()),
+            )
             _begin(request, photographs, progress)
         elif progress.photographs != photographs.digest:
             raise DataError(

@@ -155,6 +155,35 @@ def test_what_has_changed_is_said(tmp_path: Path, stubs: Callable[[str, BaseExce
         ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=2"])
 
 
+def test_a_moved_project_is_continued(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path / "P1/ds", 3)
+    (tmp_path / "P1/w1").mkdir()
+    (tmp_path / "P1/w1/best_model.pdparams").touch()
+    stubs("build_trainer", KeyboardInterrupt())
+    monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.chdir(tmp_path / "P1")
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit("ds", "w1/best_model", network="Xception41")
+    with pytest.raises(KeyboardInterrupt):  # the same file
+        ppxcls.fit("ds", "w1/best_model.pdparams", network="Xception41")
+    (tmp_path / "P1").rename(tmp_path / "P2")
+    monkeypatch.chdir(tmp_path / "P2")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ppxcls.fit("ds", str(tmp_path / "P2/w1/best_model.pdparams"), network="Xception41")
+    for name in ("train.yaml", "head.yaml"):
+        text = Path("output/ds", name).read_text(encoding="utf-8")
+        assert f"{tmp_path}/P2/" in text
+        assert f"{tmp_path}/P1/" not in text
+    Path("ds").rename("other")
+    with pytest.raises(
+        DataError, match=f"PHOTOS was {tmp_path}/P2/ds, and is now {tmp_path}/P2/other; repeat"
+    ):
+        ppxcls.fit("other", "w1/best_model", network="Xception41", output="output/ds")
+
+
 def test_a_changed_yaml_is_not_overwritten(
     tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
