@@ -27,6 +27,7 @@ from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import short_path
+from ppxcls.system.signals import Preempted
 from ppxcls.tuning import build as tuning
 
 _MIN_STEPS_PER_EPOCH = 20  # optimizer steps in an epoch
@@ -118,7 +119,9 @@ def _fit(request: Request) -> Path:
             _begin(request, photographs, progress)
     try:
         return _train(request, progress)
-    except BaseException:  # also Ctrl-C and a signal
+    except Preempted as stop:
+        raise Preempted(stop.fact, "the same command continues it") from None
+    except BaseException:  # also Ctrl-C
         logger.info("fit has not finished: the same command continues it")
         raise
 

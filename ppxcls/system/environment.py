@@ -13,7 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from ppxcls.system.signals import interrupts_deferred
+from ppxcls.system.signals import interrupts_deferred, termination_kept
 
 _INSTALL_MESSAGE = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
@@ -112,7 +112,8 @@ def import_paddle() -> None:
         # Inside the import of Paddle's library, a Ctrl-C turns into an ImportError.
         with interrupts_deferred(), contextlib.redirect_stderr(stderr_text), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
-            import paddle
+            with termination_kept():
+                import paddle
     except Exception as error:
         # A missing library of CUDA or a vendor, or another numpy, can raise any class of error.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -303,3 +303,26 @@ def test_ctrl_c_during_the_training(tmp_path: Path) -> None:
     assert progress.finished_steps == ["train begun", "train", "evaluate"]
     rows = [json.loads(line) for line in (tmp_path / "out/Xception41/metrics.jsonl").read_text().splitlines()]
     assert sorted(row["epoch"] for row in rows if row["kind"] == "eval") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_before_and_during_the_training(tmp_path: Path) -> None:
+    """Before the training it ends the process in silence. In the training it saves, and gives one advice."""
+    photographs(tmp_path / "photos", 20)
+    process = start([*WORDS, "-o", "Global.epochs=6"], tmp_path)
+    assert process.stdout is not None
+    while "class_names.txt" not in process.stdout.readline() and process.poll() is None:
+        pass
+    process.terminate()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGTERM, output + errors
+    assert "FatalError" not in output + errors
+    process = start([*WORDS, "-o", "Global.epochs=6"], tmp_path)
+    while not (tmp_path / "out/Xception41/latest.json").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, output + errors
+    assert errors.startswith("stopped by SIGTERM and saved at epoch ")
+    assert (output + errors).count("the same command continues it") == 1
+    assert "Global.checkpoints=auto" not in output + errors
