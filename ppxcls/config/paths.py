@@ -3,15 +3,18 @@
 A relative path is relative to the current folder. If it does not exist there, it is searched for in the
 folder of the YAML, and then in each folder above. A run writes its own ``config.yaml`` with absolute paths.
 If its folder was moved together with the data, a path that is missing is searched for at the same place
-relative to the folder.
+relative to the folder. If the output folder was moved or renamed with the file in it, files that moved with
+it come first, because another run may use the old folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +60,9 @@ def resolve_paths(
     """
     home = Path(os.path.abspath(file)).parent
     start_folder = _start_folder(raw, home, is_of_run=is_of_run)
-    old_home = _old_home(raw, is_of_run=is_of_run)
+    move = _move(raw, home, is_of_run=is_of_run)
     replacements: dict[KeyPath, str] = {}
+    moved_keys: set[KeyPath] = set()  # keys of files that moved, and have others in their old place
     for group in (*_GROUPS, *_plugin_groups(raw)):
         paths = {keys: value for keys in group if (value := _path_at(raw, keys)) is not None}
         relative_paths = {keys: path for keys, path in paths.items() if not os.path.isabs(path)}
@@ -67,20 +71,53 @@ def resolve_paths(
             for keys in relative_paths
         }
         replacements |= _first_complete(relative_paths, folders)
+        if move is None:
+            continue
         for keys in paths.keys() - relative_paths.keys():
-            path = paths[keys]
-            if old_home and old_home != home and not _exists(path):
-                candidate = os.path.normpath(home / os.path.relpath(path, old_home))
-                replacements |= {keys: candidate} if _exists(candidate) else {}
+            path, candidate = paths[keys], move.new_path(paths[keys])
+            is_replaced = _exists(path)
+            if _exists(candidate) and (not is_replaced or move.has_taken(path)):
+                moved_keys |= {keys} if is_replaced else set()
+                replacements[keys] = candidate
     # A folder that was moved with the YAML in it is also the folder to write to.
-    has_moved = old_home and old_home != home and not old_home.exists() and not is_of_run
-    if has_moved and any(os.path.isabs(_path_at(raw, keys) or "") for keys in replacements):
-        replacements[_OUTPUT_DIR] = str(home)
+    if (
+        move
+        and move.is_output_moved
+        and any(os.path.isabs(_path_at(raw, keys) or "") for keys in replacements)
+    ):
+        replacements[_OUTPUT_DIR] = move.new_path(_path_at(raw, _OUTPUT_DIR) or "")
     for keys, path in replacements.items():
         _set(raw, keys, path)
     if replacements:
         changes = ", ".join(f"{'.'.join(keys)}: {path}" for keys, path in sorted(replacements.items()))
-        _say_once(f"{file}: paths that do not exist from the current folder were found elsewhere: {changes}")
+        reason = "paths that do not exist from the current folder were found elsewhere"
+        if move and moved_keys:
+            reason = f"it was moved from {move.old_home}, so the files that moved with it are used"
+        _say_once(f"{file}: {reason}: {changes}")
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A YAML that is not in the folder that it was written to.
+
+    Attributes:
+        old_home, home: folder of the YAML, before and after.
+        output: old output folder that was moved with the YAML in it; None if this is not known.
+        is_output_moved: True if the YAML is to write to its new folder.
+    """
+
+    old_home: Path
+    home: Path
+    output: Path | None
+    is_output_moved: bool
+
+    def new_path(self, path: str) -> str:
+        """Returns the path at the same place relative to the YAML."""
+        return os.path.normpath(self.home / os.path.relpath(path, self.old_home))
+
+    def has_taken(self, path: str) -> bool:
+        """True if a file was moved together with the YAML."""
+        return self.output is not None and _is_inside(path, self.output) and self.new_path(path) != path
 
 
 def with_absolute_paths(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,12 +179,44 @@ def _start_folder(raw: Mapping[str, Any], home: Path, *, is_of_run: bool) -> Pat
     return Path(*home.parts[:-count])
 
 
-def _old_home(raw: Mapping[str, Any], *, is_of_run: bool) -> Path | None:
+def _old_home(raw: Mapping[str, Any], home: Path, *, is_of_run: bool) -> Path | None:
     """Returns the folder that the YAML was written to, by its absolute ``output_dir``; None if unknown."""
     output_dir, network = _path_at(raw, _OUTPUT_DIR), _path_at(raw, ("Arch", "name"))
     if output_dir is None or not os.path.isabs(output_dir) or (is_of_run and network is None):
         return None
-    return Path(output_dir, network) if is_of_run and network else Path(output_dir)
+    if is_of_run:
+        return Path(output_dir, network) if network else None
+    folder = Path(output_dir)
+    list_keys = [keys for group in _GROUPS for keys in group if keys[-1] == "cls_label_path"]
+    lists = [path for keys in list_keys if (path := _path_at(raw, keys)) is not None]
+    is_below = not any(_is_inside(path, folder) for path in lists)  # as output/photos/head of head.yaml
+    if _is_of_fit(home) and is_below and any(_is_inside(path, folder.parent) for path in lists):
+        return folder.parent
+    return folder
+
+
+def _move(raw: Mapping[str, Any], home: Path, *, is_of_run: bool) -> _Move | None:
+    """Returns how the YAML was moved; None if it was not."""
+    old_home = _old_home(raw, home, is_of_run=is_of_run)
+    if old_home is None or old_home == home:
+        return None
+    with contextlib.suppress(OSError):
+        if os.path.samefile(old_home, home):  # by a link
+            return None
+    if is_of_run:
+        return _Move(old_home, home, output=old_home.parent, is_output_moved=False)
+    is_of_fit = _is_of_fit(home)
+    is_output_moved = is_of_fit or not old_home.exists()
+    return _Move(old_home, home, output=old_home if is_of_fit else None, is_output_moved=is_output_moved)
+
+
+def _is_of_fit(folder: Path) -> bool:
+    """True if ``ppxcls fit`` has written to a folder."""
+    return (folder / "fit.json").is_file()
+
+
+def _is_inside(path: str, folder: Path) -> bool:
+    return Path(os.path.normpath(path)).is_relative_to(folder)
 
 
 def _folder_of_source(source: str | None, home: Path) -> Path:

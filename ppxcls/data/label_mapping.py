@@ -76,7 +76,7 @@ class LabelMapping:
         return (
             f"the class {name!r} of {self.list_classes.source} is none of the network's classes"
             f"{suggestion}: {network.excerpt()} ({network.source}). "
-            f"If it is the same class under another name, give both files the same name"
+            f"If it is the same class under another name, write the same name into both files"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,23 +16,66 @@ from pathlib import Path
 from ppxcls.data.errors import DataError
 from ppxcls.data.image_files import ancestor_ids, identify_folder, is_hidden, is_image_name
 
+# In English, and in the other languages of most data sets.
 _WORDS_BY_PART = {
-    "train": ("train", "training", "trn"),
-    "val": ("val", "valid", "validation", "validate", "eval", "evaluation", "dev", "development", "holdout"),
-    "test": ("test", "testing", "tst"),
+    "train": (
+        *("train", "training", "trn", "trainings", "entrenamiento", "entraînement", "apprentissage"),
+        *("treinamento", "treino", "addestramento", "обучение", "обучающая", "обучающий", "тренировка"),
+        *("тренировочная", "тренировочный", "训练", "訓練", "学習", "トレーニング", "훈련", "학습"),
+    ),
+    "val": (
+        *("val", "valid", "validation", "validate", "eval", "evaluation", "dev", "development", "holdout"),
+        *("validación", "evaluación", "évaluation", "validierung", "validierungs", "validação", "avaliação"),
+        *("validazione", "валидация", "валидационная", "валидационный", "验证", "驗證", "検証", "검증"),
+    ),
+    "test": (
+        *("test", "testing", "tst", "prueba", "pruebas", "teste", "testes", "тест", "тестовая", "тестовый"),
+        *("тестирование", "测试", "測試", "テスト", "테스트"),
+    ),
 }
-_PART_BY_WORD = {word: part for part, words in _WORDS_BY_PART.items() for word in words}
+# These stand for a part only if they are the whole name and all folders have names of parts.
+_PART_BY_ABBREVIATION = {"tr": "train", "va": "val", "vl": "val", "te": "test", "ts": "test"}
 _PART_WORDS = {"train": "training", "val": "evaluation", "test": "test"}
-# Words that may stand beside the word of the part, as in "training_set" and "Images of validation".
-_OTHER_WORDS = (
-    *("set", "sets", "split", "part", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos"),
-    *("photograph", "photographs", "picture", "pictures", "pics", "sample", "samples", "folder", "dir"),
-    *("class", "classes", "the", "of", "for", "out", "hold"),
-)
 _WORD = re.compile(r"[^\W\d_]+")
 _CASE_CHANGE = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_ACCENTS = re.compile("[\u0300-\u036f]")
+
+
+def _plain(text: str) -> str:
+    """Returns a text without accents. File systems differ in how they store them, and people omit them."""
+    return unicodedata.normalize("NFC", _ACCENTS.sub("", unicodedata.normalize("NFD", text)))
+
+
+_PART_BY_WORD = {_plain(word): part for part, words in _WORDS_BY_PART.items() for word in words}
+# Words that may stand beside the word of the part, as in "training_set" and "Images of validation".
+_OTHER_WORDS = tuple(
+    _plain(word)
+    for word in (
+        *("set", "sets", "split", "part", "data", "dataset", "image", "images", "img", "imgs", "photo"),
+        *("photos", "photograph", "photographs", "picture", "pictures", "pics", "sample", "samples"),
+        *("folder", "dir", "class", "classes", "the", "of", "for", "out", "hold"),
+        *("conjunto", "datos", "dados", "imágenes", "imagens", "fotos", "de", "del", "do", "jeu", "données"),
+        *("ensemble", "d", "daten", "datensatz", "satz", "menge", "bilder", "выборка", "данные", "набор"),
+        *(
+            "集",
+            "集合",
+            "数据",
+            "数据集",
+            "图片",
+            "图像",
+            "資料",
+            "データ",
+            "データセット",
+            "セット",
+            "画像",
+            "用",
+        ),
+        *("데이터", "데이터셋", "세트", "용"),
+    )
+)
 _JOINED_WORDS = re.compile(
-    rf"({'|'.join(sorted(_PART_BY_WORD, key=len, reverse=True))})({'|'.join(_OTHER_WORDS)})"
+    rf"({'|'.join(sorted(_PART_BY_WORD, key=len, reverse=True))})"
+    rf"(?:{'|'.join(word for word in _OTHER_WORDS if len(word) > 2 or not word.isascii())})+"
 )
 _MAX_SHOWN_NAMES = 3
 
@@ -92,7 +136,7 @@ def find_split(folder: Path) -> SplitFolders:
     names = class_folders(folder)
     part_by_name = _parts_by_name(names)
     if not part_by_name:
-        return SplitFolders(notes=_same_structure_notes(folder, names))
+        return SplitFolders(notes=same_structure_notes(folder, names))
     folders = {name: _look_into(folder, name) for name in names}
     named_parts = [folders[name] for name in part_by_name]
     other_folders = [folders[name] for name in names if name not in part_by_name]
@@ -149,15 +193,35 @@ def check_nested_parts(root: Path, classes: Sequence[str]) -> None:
     raise DataError(f"{root / name}: the folder of a class contains {nested}/; give it if it is the data set")
 
 
+def same_structure_notes(folder: Path, names: Sequence[str]) -> list[str]:
+    """Returns a note if the folders have about the same subfolders of images, as parts would have them.
+
+    At least half of each folder's subfolders are also in the folder with the most, and no folder has images
+    of its own.
+    """
+    children_by_name: dict[str, frozenset[str]] = {}
+    for name in names:
+        entry = _look_into(folder, name)
+        if entry.has_images or not entry.image_folders:
+            return []
+        children_by_name[name] = entry.image_folders
+    most_children = max(children_by_name.values(), key=len, default=frozenset())
+    if len(names) < 2 or len(most_children) < 2:
+        return []
+    if any(2 * len(children & most_children) < len(children) for children in children_by_name.values()):
+        return []
+    about = "" if set(children_by_name.values()) == {most_children} else "about "
+    return [
+        f"each class has {about}the same folders, {_list_of(sorted(most_children))}: if {_list_of(names)} "
+        "are parts of the data set, call them train/, val/ and test/"
+    ]
+
+
 def _part_and_rest(name: str) -> tuple[str | None, str]:
     """Returns the part of a name, and the other words of it."""
-    words = [word.lower() for word in _WORD.findall(_CASE_CHANGE.sub(" ", name))]
+    words = [word.lower() for word in _WORD.findall(_CASE_CHANGE.sub(" ", _plain(name)))]
     joined_words = [_JOINED_WORDS.fullmatch(word) for word in words]
-    words = [
-        part
-        for word, match in zip(words, joined_words, strict=True)
-        for part in (match.groups() if match else (word,))
-    ]
+    words = [match[1] if match else word for word, match in zip(words, joined_words, strict=True)]
     if "hold" in words and "out" in words:
         words = [*(word for word in words if word not in ("hold", "out")), "holdout"]
     part_words = [word for word in words if word in _PART_BY_WORD]
@@ -172,11 +236,15 @@ def _parts_by_name(names: Sequence[str]) -> dict[str, str]:
     """
     parts_and_rests = {name: _part_and_rest(name) for name in names}
     rests = [rest for part, rest in parts_and_rests.values() if part]
-    return {
+    part_by_name = {
         name: part
         for name, (part, rest) in parts_and_rests.items()
         if part and (not rest or rests.count(rest) > 1)
     }
+    short_names = [name for name in names if name.lower() in _PART_BY_ABBREVIATION]
+    with_short_names = part_by_name | {name: _PART_BY_ABBREVIATION[name.lower()] for name in short_names}
+    is_complete = len(with_short_names) == len(names) and "train" in with_short_names.values()
+    return with_short_names if is_complete else part_by_name
 
 
 def _look_into(folder: Path, name: str) -> _Folder:
@@ -264,22 +332,6 @@ def _parts_beside_classes(folder: Path, parts: Sequence[_Folder], classes: Seque
         f"{shown_parts} with folders of images, as parts have them, and also {shown_classes}; "
         f"move {shown_classes} away, or rename {shown_parts} if these are classes"
     )
-
-
-def _same_structure_notes(folder: Path, names: Sequence[str]) -> list[str]:
-    """Returns a note if all folders have the same subfolders of images, as parts would have them."""
-    if len(names) < 2:
-        return []
-    first = _look_into(folder, names[0])
-    if first.has_images or len(first.image_folders) < 2:
-        return []
-    if any(_look_into(folder, name).image_folders != first.image_folders for name in names[1:]):
-        return []
-    children = _list_of(sorted(first.image_folders))
-    return [
-        f"each class has the same folders, {children}: if {_list_of(names)} are parts of the data set, "
-        "call them train/, val/ and test/"
-    ]
 
 
 def _list_of(names: Iterable[str]) -> str:

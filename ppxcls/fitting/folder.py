@@ -14,6 +14,7 @@ from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
+from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import TRAIN_LIST, Photographs, check_photographs, list_photographs
 from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request, checked_request
@@ -26,6 +27,7 @@ from ppxcls.system.devices import DeviceError
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import short_path
+from ppxcls.system.signals import Preempted
 from ppxcls.tuning import build as tuning
 
 _MIN_STEPS_PER_EPOCH = 20  # optimizer steps in an epoch
@@ -85,15 +87,27 @@ def fit(
         find_batch=find_batch,
         overrides=overrides,
     )
+    with only_fit_in(request.output):
+        return _fit(request)
+
+
+def _fit(request: Request) -> Path:
+    """Begins the work of a request, or continues it, and returns the run folder."""
     progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
     if progress:
-        progress.require_same(request.facts())
+        progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(request.photos, Path(folder) / LISTS)
         if progress is None:
             check_photographs(photographs)
             settings = _choose_settings(request, photographs, Path(folder))
-            progress = FitProgress(request.output / FILE, request.facts(), photographs.digest, settings)
+            progress = FitProgress(
+                request.output / FILE,
+                request.facts(),
+                photographs.digest,
+                settings,
+                folder=str(request.output.resolve()),
+            )
             _begin(request, photographs, progress)
         elif progress.photographs != photographs.digest:
             raise DataError(
@@ -105,7 +119,9 @@ def fit(
             _begin(request, photographs, progress)
     try:
         return _train(request, progress)
-    except BaseException:  # also Ctrl-C and a signal
+    except Preempted as stop:
+        raise Preempted(stop.fact, "the same command continues it") from None
+    except BaseException:  # also Ctrl-C
         logger.info("fit has not finished: the same command continues it")
         raise
 

@@ -17,6 +17,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.make_lists import make_lists
 from ppxcls.data.similar_names import similar_name_notes
+from ppxcls.data.split_folders import class_folders, same_structure_notes
 from ppxcls.system.atomic_files import write_bytes, write_text
 from ppxcls.system.logs import logger
 
@@ -70,7 +71,8 @@ def list_photographs(root: Path, lists: Path) -> Photographs:
     for list_path, count in summary.lists.items():
         logger.info(f"{Path(list_path).name}: {count:,} lines")
     names = read_class_names(lists / CLASS_NAMES_FILE, None)
-    warnings = similar_name_notes(names)
+    doubts = {*similar_name_notes(names), *same_structure_notes(root, class_folders(root))}
+    warnings = [note for note in summary.notes if note in doubts]
     for note in (*(note for note in summary.notes if note not in warnings), summary.skipped):
         logger.info(note)
     for note in warnings:

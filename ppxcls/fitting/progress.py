@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ppxcls.checkpoints.files import WEIGHTS
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.atomic_files import read_regular, write_text
@@ -17,6 +19,7 @@ from ppxcls.system.json_text import json_text
 FILE = "fit.json"
 _MAX_BYTES = 1 << 20
 _TUPLES = ("mean", "std")
+_PATHS = ("PHOTOS", "--weights")  # arguments that are absolute paths
 
 
 @dataclass
@@ -30,6 +33,8 @@ class FitProgress:
         settings: chosen settings.
         finished_steps: names of the finished steps.
         yaml_digests: SHA-256 of each YAML that was written, to recognise a user's change.
+        folder: absolute path of the output folder when this was written; empty in files of version 0.12.1 and
+            older. If the folder was moved with the photographs, their paths relative to it are still equal.
     """
 
     file: Path
@@ -38,6 +43,7 @@ class FitProgress:
     settings: Settings
     finished_steps: list[str] = field(default_factory=list)
     yaml_digests: list[str] = field(default_factory=list)
+    folder: str = ""
 
     def save(self) -> None:
         """Writes the progress.
@@ -72,22 +78,40 @@ class FitProgress:
             self.save()  # first, so that an interruption between the two does no harm
         write_text(file, text)
 
-    def require_same(self, arguments: dict[str, Any]) -> None:
-        """Compares the arguments of an earlier command with those of this one.
+    def continue_with(self, arguments: dict[str, Any], weights: str | None) -> None:
+        """Compares the arguments of an earlier command with those of this one, and takes over moved paths.
+
+        Args:
+            arguments: arguments of this command, by the option's name.
+            weights: weights of this command, as a path from the current folder.
 
         Raises:
             DataError: they differ. The message names the differences.
         """
+        folder = str(self.file.parent.resolve())
         differences = [
             f"{name} was {_shown(self.arguments.get(name))}, and is now {_shown(value)}"
             for name, value in arguments.items()
             if self.arguments.get(name) != value
+            and not (name in _PATHS and self._is_moved(self.arguments.get(name), value, folder))
         ]
         if differences:
             raise DataError(
                 f"{self.file.parent} belongs to another fit: {'; '.join(differences)}; "
                 "repeat the earlier command to continue it, or give another --output"
             )
+        self.arguments, self.folder = arguments, folder
+        self.settings = replace(self.settings, weights=weights)
+
+    def _is_moved(self, earlier_path: str | None, path: str | None, folder: str) -> bool:
+        """True if two paths are one file, or have the same place relative to the output folder."""
+        if not earlier_path or not path:
+            return False
+        # Version 0.12.1 kept the name of the weights as it was typed, with or without the extension.
+        earlier_name, name = earlier_path.removesuffix(WEIGHTS), path.removesuffix(WEIGHTS)
+        if name == earlier_name:
+            return True
+        return bool(self.folder) and _place(name, folder) == _place(earlier_name, self.folder)
 
 
 def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None:
@@ -119,6 +143,14 @@ def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None
             f"{existing_files[-1]} already exists: resume with {commands}, or give another --output"
         )
     return None
+
+
+def _place(path: str, folder: str) -> str:
+    """Returns a path relative to a folder; the path itself if that is on another drive."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return path
 
 
 def _digest(data: bytes) -> str:

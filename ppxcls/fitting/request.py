@@ -52,7 +52,7 @@ class Request:
         """Returns what must be equal if an earlier ``fit`` is to be continued, by the option's name."""
         return {
             "PHOTOS": str(self.photos.resolve()),
-            "--weights": str(Path(self.weights).resolve()) if self.weights else None,
+            "--weights": str(weights_file(self.weights).resolve()) if self.weights else None,
             "--network": self.network,
             "--minutes": self.minutes,
             "--device": self.device,

@@ -107,12 +107,13 @@ def import_paddle() -> None:
     os.environ.setdefault("GLOG_minloglevel", "1")  # hides Paddle's log lines below the level of warnings
     stderr_text = io.StringIO()
     try:
-        from ppxcls.system.signals import interrupts_deferred
+        from ppxcls.system.signals import interrupts_deferred, termination_kept
 
         # Inside the import of Paddle's library, a Ctrl-C turns into an ImportError.
         with interrupts_deferred(), contextlib.redirect_stderr(stderr_text), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No ccache found")
-            import paddle
+            with termination_kept():
+                import paddle
     except Exception as error:
         # A missing library of CUDA or a vendor, or another numpy, can raise any class of error.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

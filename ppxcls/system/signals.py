@@ -12,7 +12,16 @@ EXIT_PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: try again later
 
 
 class Preempted(Exception):
-    """A signal stopped the run after a save. The message gives the signal and the progress of the run."""
+    """A signal stopped the run after a save.
+
+    Args:
+        fact: signal and progress of the run, in words.
+        advice: how the run can be continued, in words.
+    """
+
+    def __init__(self, fact: str, advice: str) -> None:
+        super().__init__(f"{fact}; {advice}")
+        self.fact = fact
 
 
 @contextlib.contextmanager
@@ -33,6 +42,22 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, original)
     if interrupts:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def termination_kept() -> Iterator[None]:
+    """Keeps the reaction to SIGTERM, while a block imports a library that sets its own.
+
+    Paddle's reaction prints a stack of C++ functions, as if the program had crashed. Without it, SIGTERM ends
+    the process at once, or calls the handler that the user's program has set.
+    """
+    original = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # Python sets handlers in its main thread only, and knows None for a handler that is not Python's.
+        if threading.current_thread() is threading.main_thread() and original is not None:
+            signal.signal(signal.SIGTERM, original)
 
 
 class StopSignals:

@@ -300,7 +300,7 @@ class Trainer:
         distributed.barrier()  # a launcher ends the other ranks when the first rank has ended
         signal = self._signals.received or "a signal to another rank"
         raise Preempted(
-            f"stopped by {signal} and saved at {self.progress}; resume with -o Global.checkpoints=auto"
+            f"stopped by {signal} and saved at {self.progress}", "resume with -o Global.checkpoints=auto"
         )
 
     def save(self, names: Sequence[str]) -> None:

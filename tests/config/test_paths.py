@@ -247,3 +247,53 @@ def test_a_moved_folder_with_its_own_yaml_is_written_to(project: Path, tmp_path:
     assert config.Global.output_dir == str(moved)
     (line,) = notes()
     assert line.endswith(f"Global.output_dir: {moved}")
+
+
+def test_a_renamed_folder_whose_old_path_is_in_use_again(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The files that were renamed with a YAML are used, and not the new ones in their old place."""
+
+    def write_fit(folder: Path) -> None:
+        shutil.copytree(project / "data", folder / "lists", ignore=lambda *_: ["train", "val"])
+        (folder / "fit.json").touch()
+        config = yaml.safe_load(Path("settings/small.yaml").read_text())
+        config["Global"]["output_dir"] = str(folder)
+        for mode, name in (("Train", "train"), ("Eval", "val")):
+            config["DataLoader"][mode]["dataset"] |= {
+                "image_root": str(project / "data"),
+                "cls_label_path": str(folder / f"lists/{name}_list.txt"),
+            }
+        (folder / "train.yaml").write_text(yaml.safe_dump(config))
+        config["Global"]["output_dir"] = str(folder / "head")
+        (folder / "head.yaml").write_text(yaml.safe_dump(config))
+
+    output, renamed = project / "output/dg", project / "output/dg_old"
+    write_fit(output)
+    run = trained(output / "train.yaml")
+    results = ppxcls.evaluate(ppxcls.load_config(run))
+    output.rename(renamed)
+    write_fit(output)
+    (output / "lists/val_list.txt").write_text("val/0000.png 2\n")
+    (output / "SmallNetwork").mkdir()
+    ppxcls.system.logs.logger.propagate = True
+    try:
+        for file in (renamed / "SmallNetwork", renamed / "train.yaml", renamed / "head.yaml"):
+            config = ppxcls.load_config(file)
+            assert config.DataLoader.Eval.dataset.cls_label_path == str(renamed / "lists/val_list.txt")
+            assert config.DataLoader.Train.dataset.image_root == str(project / "data")
+            assert config.run_folder.parent == (renamed / "head" if file.stem == "head" else renamed)
+            assert f"{file}" in caplog.text
+            assert f"it was moved from {output}" in caplog.text
+        caplog.clear()
+        assert ppxcls.load_config(output / "train.yaml").Global.output_dir == str(output)
+        # A file that was never in its output folder is used as it is.
+        shutil.copytree(output / "lists", project / "settings/lists")
+        shutil.copy(output / "train.yaml", "settings/own.yaml")
+        config = ppxcls.load_config("settings/own.yaml")
+        assert config.DataLoader.Eval.dataset.cls_label_path == str(output / "lists/val_list.txt")
+        assert config.Global.output_dir == str(output)
+        assert caplog.text == ""
+    finally:
+        ppxcls.system.logs.logger.propagate = False
+    assert ppxcls.evaluate(ppxcls.load_config(renamed / "SmallNetwork")) == results

@@ -248,6 +248,17 @@ def test_classes_may_be_called_train(tmp_path: Path) -> None:
         (["train2017", "val2017"], [4, 4, 2]),
         (["1_train", "2_val", "3_test"], [4, 4, 4, 2]),
         (["train"], [2, 2, 2]),
+        (["entrenamiento", "prueba"], [2, 2, 4, 2]),
+        (["datos de entrenamiento", "datos de validacio\u0301n"], [4, 4, 2]),
+        (["entrainement", "validation"], [4, 4, 2]),
+        (["Trainingsdaten", "Validierungsdaten"], [4, 4, 2]),
+        (["treino", "validacao"], [4, 4, 2]),
+        (["обучающая выборка", "валидация"], [4, 4, 2]),
+        (["训练集", "验证集", "测试集"], [4, 4, 4, 2]),
+        (["学習用データ", "検証用データ"], [4, 4, 2]),
+        (["훈련", "검증"], [4, 4, 2]),
+        (["tr", "va", "te"], [4, 4, 4, 2]),
+        (["train", "ts"], [2, 2, 4, 2]),
     ],
 )
 def test_parts_of_many_names(names: list[str], lines: list[int], tmp_path: Path) -> None:
@@ -257,7 +268,8 @@ def test_parts_of_many_names(names: list[str], lines: list[int], tmp_path: Path)
     assert (tmp_path / "lists/class_names.txt").read_text(encoding="utf-8") == "0 ant\n1 bee\n"
     assert list(made.lists.values()) == lines
     assert f"{names[0]}/ is the training part" in str(made)
-    has_evaluation = any(word in name.lower() for name in names for word in ("val", "dev", "hold"))
+    words = ("val", "dev", "hold", "va", "вал", "验证", "検証", "검증")
+    has_evaluation = any(word in name.lower() for name in names for word in words)
     assert ("50% of the training part is held out" in str(made)) is not has_evaluation
 
 
@@ -268,13 +280,16 @@ def test_parts_of_many_names(names: list[str], lines: list[int], tmp_path: Path)
         ["trainer", "tester"],
         ["validator", "dev board"],
         ["testudo", "trainee"],
+        ["tr", "va", "ca"],
+        ["te", "va"],
     ],
 )
 def test_words_that_only_contain_the_name_of_a_part(names: list[str], tmp_path: Path) -> None:
     data = fill(tmp_path / "p", {f"{name}/{child}": 2 for name in names for child in ("old", "new")})
     made = ppxcls.make_lists(data, tmp_path / "lists", val_share=0)
-    assert sorted(ListIndex(tmp_path / "lists/train_list.txt").labels) == [0] * 4 + [1] * 4
-    assert made.lists[str(tmp_path / "lists/class_names.txt")] == 2
+    expected_labels = [label for label in range(len(names)) for _ in range(4)]
+    assert sorted(ListIndex(tmp_path / "lists/train_list.txt").labels) == expected_labels
+    assert made.lists[str(tmp_path / "lists/class_names.txt")] == len(names)
 
 
 def test_what_is_beside_the_parts(tmp_path: Path) -> None:
@@ -297,6 +312,31 @@ def test_folders_that_look_like_parts_by_their_structure(tmp_path: Path) -> None
     )
     made = ppxcls.make_lists(data, tmp_path / "lists")
     assert "if fold1/ and fold2/ are parts of the data set, call them train/, val/ and test/" in str(made)
+
+
+@pytest.mark.parametrize(
+    ("children", "is_noted"),
+    [
+        ({"learn": "abcd", "check": "abc", "demo": "a"}, True),
+        ({"learn": "abx", "check": "bcde"}, False),
+        ({"learn": "abcd", "check": "cdef"}, True),
+        ({"bird": "ab", "fish": "cd"}, False),
+        ({"bird": "a", "fish": "a"}, False),
+    ],
+)
+def test_parts_that_lack_a_class(children: dict[str, str], is_noted: bool, tmp_path: Path) -> None:
+    data = fill(tmp_path / "p", {f"{part}/{name}": 2 for part, names in children.items() for name in names})
+    text = str(ppxcls.make_lists(data, tmp_path / "lists"))
+    assert ("are parts of the data set, call them train/, val/ and test/" in text) is is_noted
+    if is_noted:
+        assert "each class has about the same folders, " in text
+
+
+def test_flat_test_images_beside_a_training_part_in_another_language(tmp_path: Path) -> None:
+    made = ppxcls.make_lists(
+        fill(tmp_path / "p", {"训练集/a": 2, "训练集/b": 2, "测试集": 2}), tmp_path / "lists"
+    )
+    assert "测试集/ holds images without folders of classes, so it is not listed" in str(made)
 
 
 def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:

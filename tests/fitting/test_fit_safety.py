@@ -155,6 +155,35 @@ def test_what_has_changed_is_said(tmp_path: Path, stubs: Callable[[str, BaseExce
         ppxcls.fit(photos, output=tmp_path / "out", overrides=["Global.epochs=2"])
 
 
+def test_a_moved_project_is_continued(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photographs(tmp_path / "P1/ds", 3)
+    (tmp_path / "P1/w1").mkdir()
+    (tmp_path / "P1/w1/best_model.pdparams").touch()
+    stubs("build_trainer", KeyboardInterrupt())
+    monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.chdir(tmp_path / "P1")
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit("ds", "w1/best_model", network="Xception41")
+    with pytest.raises(KeyboardInterrupt):  # the same file
+        ppxcls.fit("ds", "w1/best_model.pdparams", network="Xception41")
+    (tmp_path / "P1").rename(tmp_path / "P2")
+    monkeypatch.chdir(tmp_path / "P2")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ppxcls.fit("ds", str(tmp_path / "P2/w1/best_model.pdparams"), network="Xception41")
+    for name in ("train.yaml", "head.yaml"):
+        text = Path("output/ds", name).read_text(encoding="utf-8")
+        assert f"{tmp_path}/P2/" in text
+        assert f"{tmp_path}/P1/" not in text
+    Path("ds").rename("other")
+    with pytest.raises(
+        DataError, match=f"PHOTOS was {tmp_path}/P2/ds, and is now {tmp_path}/P2/other; repeat"
+    ):
+        ppxcls.fit("other", "w1/best_model", network="Xception41", output="output/ds")
+
+
 def test_a_changed_yaml_is_not_overwritten(
     tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +202,34 @@ def test_a_changed_yaml_is_not_overwritten(
     (tmp_path / "out" / FILE).write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"fit.json is damaged"):
         ppxcls.fit(photos, output=tmp_path / "out")
+
+
+def test_a_second_fit_in_the_same_folder_is_refused(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins while the first one chooses its settings, and again while the first one trains."""
+    pytest.importorskip("fcntl")
+    photos = photographs(tmp_path / "photos", 3)
+    stubs("_try_to_build", AssertionError())
+    refusals: list[str] = []
+
+    def second(*_: object) -> None:
+        with pytest.raises(DataError, match=f"{tmp_path}/out: another fit is running there; wait") as error:
+            ppxcls.fit(photos, output=tmp_path / "out", minutes=3)
+        refusals.append(str(error.value))
+
+    def stopped(*_: object) -> None:
+        second()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "_try_to_build", second)
+    monkeypatch.setattr(fitting, "_train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        ppxcls.fit(photos, output=tmp_path / "out")
+    assert len(refusals) == 2
+    progress = read_progress(tmp_path / "out", ())
+    assert progress is not None
+    assert progress.arguments["--minutes"] == 10
 
 
 def test_each_step_is_taken_up_again(
@@ -246,3 +303,26 @@ def test_ctrl_c_during_the_training(tmp_path: Path) -> None:
     assert progress.finished_steps == ["train begun", "train", "evaluate"]
     rows = [json.loads(line) for line in (tmp_path / "out/Xception41/metrics.jsonl").read_text().splitlines()]
     assert sorted(row["epoch"] for row in rows if row["kind"] == "eval") == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.timeout(300)
+def test_sigterm_before_and_during_the_training(tmp_path: Path) -> None:
+    """Before the training it ends the process in silence. In the training it saves, and gives one advice."""
+    photographs(tmp_path / "photos", 20)
+    process = start([*WORDS, "-o", "Global.epochs=6"], tmp_path)
+    assert process.stdout is not None
+    while "class_names.txt" not in process.stdout.readline() and process.poll() is None:
+        pass
+    process.terminate()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGTERM, output + errors
+    assert "FatalError" not in output + errors
+    process = start([*WORDS, "-o", "Global.epochs=6"], tmp_path)
+    while not (tmp_path / "out/Xception41/latest.json").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.terminate()
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, output + errors
+    assert errors.startswith("stopped by SIGTERM and saved at epoch ")
+    assert (output + errors).count("the same command continues it") == 1
+    assert "Global.checkpoints=auto" not in output + errors

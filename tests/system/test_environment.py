@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -82,3 +83,18 @@ def test_importing_paddle_is_quiet_but_hides_nothing_else(monkeypatch: pytest.Mo
     command = [sys.executable, "-c", "import ppxcls; ppxcls.load_config"]
     result = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     assert result.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("is_handled", [False, True])
+def test_sigterm_prints_no_stack_of_paddle(is_handled: bool) -> None:
+    """SIGTERM ends the process in silence, or calls the handler of the user's program."""
+    handler = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(9)); " if is_handled else ""
+    code = (
+        f"import os, signal, sys; {handler}import ppxcls; ppxcls.build_model; import paddle; paddle.ones([2]); "
+        "os.kill(os.getpid(), signal.SIGTERM)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == (9 if is_handled else -signal.SIGTERM)
+    assert result.stdout == ""
+    assert "FatalError" not in result.stderr
