@@ -17,6 +17,7 @@ from PIL import Image
 import ppxcls
 from ppxcls.data import decode
 from ppxcls.data.decode import can_read_heic
+from ppxcls.fitting.lock import only_fit_in
 from tests.conftest import ROOT, SMALL_NETWORK, write_images
 from tests.troubleshooting.desk import Desk, case
 
@@ -199,6 +200,38 @@ def test_another_fit(desk: Desk) -> None:
     assert "'Global.epochs=1'], and is now [" in message
     desk.works(*first)
     desk.works(*second, "--output", "output/second")
+
+
+@case("another fit is running there")
+def test_two_fits_in_one_folder(desk: Desk) -> None:
+    pytest.importorskip("fcntl")
+    desk.monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
+    write_classes(desk.folder / "photos", "ant", "bee")
+    words = ["fit", "photos", "--minutes", "0.01", "-o", "Global.epochs=1"]
+    for override in (f"Global.plugins=[{SMALL_NETWORK}]", "Arch={name: SmallNetwork, class_num: 2}"):
+        words += ["-o", override]
+    with only_fit_in(desk.folder / "output/photos"):
+        assert "output/photos: another fit is running there" in desk.fails(*words)
+        desk.works(*words, "--output", "output/second")
+    desk.works(*words)
+
+
+@case("it was moved from …, so the files that moved with it are used")
+def test_a_renamed_output_folder(desk: Desk) -> None:
+    output, renamed = desk.folder / "output", desk.folder / "renamed"
+    shutil.copytree(desk.data, output / "data")
+    file = Path(desk.config())
+    (output / "train.yaml").write_text(file.read_text().replace(str(desk.data), str(output / "data")))
+    desk.works("train", "-c", output / "train.yaml")
+    output.rename(renamed)
+    shutil.copytree(renamed / "data", output / "data")
+    (output / "data/val_list.txt").write_text("val/0000.png 2\n")
+    text = desk.works("eval", "-c", renamed / "SmallNetwork")
+    assert f"it was moved from {output}" in text
+    assert "samples: 7" in text
+    name = "DataLoader.Eval.dataset.cls_label_path"
+    other_list = f"{name}={output}/data/val_list.txt"
+    assert "samples: 1" in desk.works("eval", "-c", renamed / "SmallNetwork", "-o", other_list)
 
 
 @case("can't be read, more than Global.max_bad_share")
