@@ -145,7 +145,7 @@ def test_infer_returns_predictions(small: Callable[..., Path], images: Path, tmp
     assert all(len(prediction.class_ids) == len(prediction.scores) == 2 for prediction in predictions[:3])
     assert "not an image" in predictions[3].error
     assert ppxcls.infer(config, files[0], topk=1)[0].class_ids == predictions[0].class_ids[:1]
-    with pytest.raises(ppxcls.DataError, match="topk and batch_size of at least 1"):
+    with pytest.raises(ppxcls.DataError, match="topk: expected an integer of at least 1, received 0"):
         ppxcls.infer(config, files, topk=0)
     with pytest.raises(ppxcls.DataError, match="expected a config, or exported files"):
         ppxcls.infer(None, files)

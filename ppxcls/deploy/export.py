@@ -245,7 +245,11 @@ class _Export:
             runner = (self._write_paddle if name == "paddle" else self._write_onnx)(Path(path))
             inputs, logits = self._example
             difference = _largest_difference(
-                _RUNNER_NAMES[name], runner, inputs, logits, gives_logits=self._metadata.gives_logits
+                _RUNNER_NAMES[name],
+                runner,
+                images=inputs,
+                logits=logits,
+                gives_logits=self._metadata.gives_logits,
             )
             for file in Path(path).iterdir():
                 file.replace(folder / file.name)
@@ -293,7 +297,7 @@ def _replace_files(folder: Path, staging_folder: Path) -> None:
 
 
 def _largest_difference(
-    name: str, runner: Runner, images: Array, logits: Array, *, gives_logits: bool
+    name: str, runner: Runner, *, images: Array, logits: Array, gives_logits: bool
 ) -> float:
     """Returns the largest difference between the outputs of exported files and of the network.
 

@@ -157,7 +157,14 @@ def reorder(source: Any, target: Any) -> Primitive:
 
 
 def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
-    """Memory descriptor with these sizes, strides and type."""
+    """Memory descriptor with these sizes, strides and type.
+
+    The stride of an axis of size 1 has no meaning, but products read other memory if it is smaller than a row.
+    """
+    strides = tuple(
+        max(stride, dims[i + 1] * strides[i + 1]) if dims[i] == 1 and i + 1 < len(dims) else stride
+        for i, stride in enumerate(strides)
+    )
     array_type, handle = ctypes.c_int64 * len(dims), Handle()
     check_status(
         load_library().dnnl_memory_desc_create_with_strides(

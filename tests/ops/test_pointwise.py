@@ -123,6 +123,27 @@ def test_what_is_frozen_gets_no_gradient(frozen: str) -> None:
 
 
 @needs_onednn
+@pytest.mark.parametrize("channels", [(2, 2), (1, 3), (3, 1), (1, 1), (4, 8)])
+@pytest.mark.parametrize(("images", "size"), [(1, 1), (1, 2), (2, 1), (3, 2)])
+def test_axes_of_size_one(channels: tuple[int, int], images: int, size: int) -> None:
+    """Memory that was freed has values that are not finite, and none of it is read."""
+    layer = PointwiseConv2D(*channels)
+    reference = nn.Conv2D(*channels, 1, bias_attr=False)
+    reference.weight.set_value(layer.weight)
+    values = np.random.default_rng(0).standard_normal((images, channels[0], 1, size)).astype(np.float32)
+    results = []
+    for convolution in (layer, reference):
+        x = paddle.to_tensor(values, stop_gradient=False)
+        freed = [paddle.full([n], float("nan")) for n in (1, 2, 3, 4, 8, 16, 32, 64) for _ in range(6)]
+        del freed
+        y = convolution(x)
+        (y * y).sum().backward()
+        results.append([array.numpy().copy() for array in (y, x.grad, convolution.weight.grad)])
+    for received, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_onednn
 def test_many_shapes_do_not_pile_up() -> None:
     layer = PointwiseConv2D(2, 2)
     for size in range(1, 20):

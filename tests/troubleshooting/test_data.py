@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +139,7 @@ def test_heic(desk: Desk) -> None:
 
 @case("images, such as an animation or pages, and the first one is used")
 def test_animation(desk: Desk) -> None:
-    desk.monkeypatch.setattr(decode, "_several_event", threading.Event())  # it is said once in a process
+    desk.monkeypatch.setattr(decode, "_several_search", decode._Search())  # it is said once in a process
     pictures = [Image.new("RGB", (80, 80), color) for color in ("red", "green", "blue")]
     pictures[0].save(desk.data / "train/0003.png", "GIF", save_all=True, append_images=pictures[1:])
     text = desk.works("train", "-c", desk.config())
