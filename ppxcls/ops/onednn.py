@@ -159,7 +159,7 @@ def reorder(source: Any, target: Any) -> Primitive:
 def descriptor(dims: tuple[int, ...], strides: tuple[int, ...], kind: int) -> Any:
     """Memory descriptor with these sizes, strides and type.
 
-    The stride of an axis of size 1 has no meaning, but products read other memory if it is smaller than a row.
+    The stride of an axis of size 1 has no meaning, but a product reads other memory if it is less than a row.
     """
     strides = tuple(
         max(stride, dims[i + 1] * strides[i + 1]) if dims[i] == 1 and i + 1 < len(dims) else stride
