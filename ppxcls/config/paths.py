@@ -166,7 +166,7 @@ def _folders(home: Path, start_folder: Path | None, *, is_of_run: bool) -> list[
 def _start_folder(raw: Mapping[str, Any], home: Path, *, is_of_run: bool) -> Path | None:
     """Returns the folder in which a run was started, by its own folder and its relative ``output_dir``.
 
-    For example, a run with ``output_dir: output`` in ``/work/output/Xception41`` was started in ``/work``.
+    For example, a run with ``output_dir: output`` in ``/data/output/Xception41`` was started in ``/data``.
     None if it can't be told.
     """
     output_dir, network = _path_at(raw, _OUTPUT_DIR), _path_at(raw, ("Arch", "name"))
