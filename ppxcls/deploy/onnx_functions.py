@@ -74,32 +74,19 @@ def _prelu(graph: OnnxGraph, operator: Operator) -> None:
     graph.set_tensor(operator.outputs[0], name)
 
 
-@translates("elu")
-def _elu(graph: OnnxGraph, operator: Operator) -> None:
-    name = graph.node("Elu", [graph.tensor(operator.first)], alpha=graph.number(operator, "alpha", 1.0))
-    graph.set_tensor(operator.outputs[0], name)
+# ONNX's operator, and the names of its attributes in Paddle.
+_ACTIVATIONS = {
+    "elu": ("Elu", {"alpha": "alpha"}),
+    "selu": ("Selu", {"alpha": "alpha", "gamma": "scale"}),
+    "hardsigmoid": ("HardSigmoid", {"alpha": "slope", "beta": "offset"}),
+}
 
 
-@translates("selu")
-def _selu(graph: OnnxGraph, operator: Operator) -> None:
-    name = graph.node(
-        "Selu",
-        [graph.tensor(operator.first)],
-        alpha=graph.number(operator, "alpha"),
-        gamma=graph.number(operator, "scale"),
-    )
-    graph.set_tensor(operator.outputs[0], name)
-
-
-@translates("hardsigmoid")
-def _hard_sigmoid(graph: OnnxGraph, operator: Operator) -> None:
-    name = graph.node(
-        "HardSigmoid",
-        [graph.tensor(operator.first)],
-        alpha=graph.number(operator, "slope"),
-        beta=graph.number(operator, "offset"),
-    )
-    graph.set_tensor(operator.outputs[0], name)
+@translates(*_ACTIVATIONS)
+def _activation(graph: OnnxGraph, operator: Operator) -> None:
+    kind, names = _ACTIVATIONS[operator.kind]
+    attributes = {key: graph.number(operator, name) for key, name in names.items()}  # None is ONNX's default
+    graph.set_tensor(operator.outputs[0], graph.node(kind, [graph.tensor(operator.first)], **attributes))
 
 
 @translates("hardswish")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppxcls.deploy.onnx_graph import OnnxGraph, channels_first, translates, unsupported
-from ppxcls.deploy.program import Operator
+from ppxcls.deploy.program import Operator, Value
 
 
 def _padding(operator: Operator) -> dict[str, Any]:
@@ -24,19 +24,27 @@ def _padding(operator: Operator) -> dict[str, Any]:
     return {"pads": numbers * 2}
 
 
+def _kernel_attributes(operator: Operator, kernels: Value) -> dict[str, Any]:
+    """Returns ONNX's attributes of a convolution, transposed or not."""
+    is_same = operator.attributes.get("padding_algorithm") == "SAME"
+    return {
+        "kernel_shape": list(kernels.shape[2:]),
+        "strides": list(operator.attributes["strides"]),
+        # as Paddle computes it
+        "dilations": [1, 1] if is_same else list(operator.attributes["dilations"]),
+        "group": operator.attributes["groups"],
+        **_padding(operator),
+    }
+
+
 @translates("conv2d", "depthwise_conv2d")
 def _convolution(graph: OnnxGraph, operator: Operator) -> None:
     kernels = operator.inputs["filter"][0]
-    is_same = operator.attributes.get("padding_algorithm") == "SAME"
     name = graph.node(
         "Conv",
         [channels_first(graph, operator), graph.tensor(kernels)],
         hint=graph.layer_name(kernels),
-        kernel_shape=list(kernels.shape[2:]),
-        strides=list(operator.attributes["strides"]),
-        dilations=[1, 1] if is_same else list(operator.attributes["dilations"]),  # as Paddle computes it
-        group=operator.attributes["groups"],
-        **_padding(operator),
+        **_kernel_attributes(operator, kernels),
     )
     graph.set_tensor(operator.outputs[0], name)
 
@@ -51,13 +59,9 @@ def _transposed_convolution(graph: OnnxGraph, operator: Operator) -> None:
         "ConvTranspose",
         [channels_first(graph, operator), graph.tensor(kernels)],
         hint=graph.layer_name(kernels),
-        kernel_shape=list(kernels.shape[2:]),
-        strides=list(operator.attributes["strides"]),
-        dilations=list(operator.attributes["dilations"]),
-        group=operator.attributes["groups"],
         output_padding=list(operator.attributes.get("output_padding") or [0, 0]) if not size else None,
         output_shape=size or None,
-        **_padding(operator),
+        **_kernel_attributes(operator, kernels),
     )
     graph.set_tensor(operator.outputs[0], name)
 
