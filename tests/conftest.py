@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
@@ -170,6 +171,20 @@ def load_script(name: str) -> Any:
     sys.modules[name] = module  # dataclasses look the module up here
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def new_warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Returns a function that gives the log's warnings since its last call."""
+
+    def texts() -> list[str]:
+        messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        caplog.clear()
+        return messages
+
+    ppxcls.system.logs.logger.propagate = True
+    yield texts
+    ppxcls.system.logs.logger.propagate = False
 
 
 @pytest.fixture

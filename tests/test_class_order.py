@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,6 @@ from ppxcls.deploy.build_export import _quantisation_data
 from tests.conftest import run_tool
 
 NAMES = ("ant", "bee", "cat")
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """Returns a function that gives the warnings since its last call."""
-
-    def texts() -> list[str]:
-        messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-        caplog.clear()
-        return messages
-
-    ppxcls.system.logs.logger.propagate = True
-    yield texts
-    ppxcls.system.logs.logger.propagate = False
 
 
 @pytest.fixture
@@ -93,17 +79,17 @@ def predictions(file: Path) -> list[tuple[str, str, str]]:
 
 
 def test_an_evaluation_maps_labels_by_name(
-    run: Path, lists: Path, tmp_path: Path, warnings: Callable[[], list[str]]
+    run: Path, lists: Path, tmp_path: Path, new_warnings: Callable[[], list[str]]
 ) -> None:
     own_results = ppxcls.evaluate(ppxcls.load_config(run))
     files = {name: (run / name).read_bytes() for name in ("eval.json", "predictions.csv")}
-    warnings()
+    new_warnings()
     for number, names in enumerate((("cat", "ant", "bee"), ("ant", "aphid", "bee", "cat"))):
         other = relabelled(lists, tmp_path / f"other{number}", *names)
         results = ppxcls.evaluate(ppxcls.load_config(run, eval_of(other)))
         assert results == pytest.approx(own_results, rel=1e-6)
         assert predictions(run / "predictions_other.csv") == predictions(run / "predictions.csv")
-        (line,) = [text for text in warnings() if "mapped by name" in text]
+        (line,) = [text for text in new_warnings() if "mapped by name" in text]
         assert line.startswith(f"{other}/val_list.txt: labels are mapped by name, because {other}")
         assert json.loads((run / "eval_other.json").read_text())["num_samples"] == 7
     assert {name: (run / name).read_bytes() for name in files} == files
@@ -213,25 +199,25 @@ def test_a_resumed_run_keeps_its_classes(run: Path, lists: Path) -> None:
 
 
 def test_a_new_training_takes_the_classifier_by_name(
-    run: Path, lists: Path, tmp_path: Path, warnings: Callable[[], list[str]]
+    run: Path, lists: Path, tmp_path: Path, new_warnings: Callable[[], list[str]]
 ) -> None:
     other = relabelled(lists, tmp_path / "other", "cat", "ant", "bee")
     changes = [f"{key}={value}" for key, value in places(other).items()]
     changes += [f"Global.pretrained_model={run}/best_model", f"Global.output_dir={tmp_path}/second"]
     config = ppxcls.load_config(run, changes)
     source = ppxcls.build_trainer(ppxcls.load_config(run, changes[-2:])).learner.network.state_dict()
-    warnings()
+    new_warnings()
     target = ppxcls.build_trainer(config).learner.network.state_dict()
     order = [NAMES.index(name) for name in ("cat", "ant", "bee")]
     for key in ("fc.weight", "fc.bias"):
         assert np.array_equal(target[key].numpy(), source[key].numpy()[..., order])
     assert np.array_equal(target["conv.weight"].numpy(), source["conv.weight"].numpy())
-    assert any(f"the classifier of {run}/best_model is mapped by name" in text for text in warnings())
+    assert any(f"the classifier of {run}/best_model is mapped by name" in text for text in new_warnings())
     write_names(other, "cat", "wasp", "bee")
     target = ppxcls.build_trainer(config).learner.network.state_dict()
     assert np.array_equal(target["fc.weight"].numpy()[:, [0, 2]], source["fc.weight"].numpy()[:, [2, 1]])
     assert not np.array_equal(target["fc.weight"].numpy()[:, 1], source["fc.weight"].numpy()[:, 0])
-    assert any(text.endswith("; fresh weights for 'wasp'") for text in warnings())
+    assert any(text.endswith("; fresh weights for 'wasp'") for text in new_warnings())
 
 
 def test_names_travel_with_the_weights(run: Path, lists: Path, tmp_path: Path) -> None:
@@ -264,16 +250,16 @@ def test_other_names_for_the_same_classes(small: Callable[..., Path], lists: Pat
 
 
 def test_lists_without_names_and_foreign_weights_are_as_before(
-    run: Path, lists: Path, tmp_path: Path, warnings: Callable[[], list[str]]
+    run: Path, lists: Path, tmp_path: Path, new_warnings: Callable[[], list[str]]
 ) -> None:
     (lists / "class_names.txt").unlink()
     assert ppxcls.evaluate(ppxcls.load_config(run))["num_samples"] == 7
     write_names(lists, "x", "y", "z")
     paddle.save(ppxcls.build_model("SmallNetwork").state_dict(), str(tmp_path / "foreign.pdparams"))
     weights = [f"Global.pretrained_model={tmp_path}/foreign", "Global.output_dir=" + str(tmp_path / "second")]
-    warnings()
+    new_warnings()
     ppxcls.evaluate(ppxcls.load_config(tmp_path / "config.yaml", weights))
-    assert not any("mapped by name" in text for text in warnings())
+    assert not any("mapped by name" in text for text in new_warnings())
 
 
 def test_calibration_images_are_of_the_networks_classes(run: Path, lists: Path, tmp_path: Path) -> None:
@@ -309,12 +295,12 @@ def test_a_run_without_evaluations_knows_its_list_by_its_first_result(
 
 
 def test_an_export_takes_the_images_of_a_list_with_more_classes(
-    run: Path, lists: Path, tmp_path: Path, warnings: Callable[[], list[str]]
+    run: Path, lists: Path, tmp_path: Path, new_warnings: Callable[[], list[str]]
 ) -> None:
     other = relabelled(lists, tmp_path / "other", "ant", "aphid", "bee", "cat")
     overrides = [*eval_of(other), f"Global.save_inference_dir={tmp_path}/inference"]
     assert list(ppxcls.export(ppxcls.load_config(run, overrides), ["paddle"])) == ["paddle"]
-    assert not [text for text in warnings() if "no real images" in text]
+    assert not [text for text in new_warnings() if "no real images" in text]
 
 
 def test_weights_in_the_folder_of_another_run_keep_their_names(
@@ -357,7 +343,7 @@ def test_files_of_names_of_other_programs(
     run: Path,
     lists: Path,
     tmp_path: Path,
-    warnings: Callable[[], list[str]],
+    new_warnings: Callable[[], list[str]],
     file_name: str,
     content: str,
     is_mapped: bool,
@@ -367,7 +353,7 @@ def test_files_of_names_of_other_programs(
     (other / "class_names.txt").unlink()
     (other / file_name).write_text(content)
     own_results = ppxcls.evaluate(ppxcls.load_config(run))
-    warnings()
+    new_warnings()
     with caplog.at_level(logging.INFO):
         results = ppxcls.evaluate(ppxcls.load_config(run, eval_of(other)))
     text = caplog.text

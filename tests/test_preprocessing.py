@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,9 @@ Lines = Callable[[], list[str]]
 
 
 @pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Lines]:
+def lines(new_warnings: Lines) -> Lines:
     """Returns a function that gives the warnings about transforms since its last call."""
-
-    def texts() -> list[str]:
-        messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-        caplog.clear()
-        return [text for text in messages if "the weights expect" in text]
-
-    ppxcls.system.logs.logger.propagate = True
-    yield texts
-    ppxcls.system.logs.logger.propagate = False
+    return lambda: [text for text in new_warnings() if "the weights expect" in text]
 
 
 @pytest.fixture
@@ -236,16 +227,11 @@ def test_fit_takes_the_network_and_the_normalisation_of_a_run(
     ],
 )
 def test_training_and_evaluation_normalise_alike(
-    small: Callable[..., Path], caplog: pytest.LogCaptureFixture, override: str, difference: str
+    small: Callable[..., Path], new_warnings: Lines, override: str, difference: str
 ) -> None:
     expected = f"training and evaluation normalise images differently: {difference}"
-    ppxcls.system.logs.logger.propagate = True
-    try:
-        for verb in (ppxcls.build_trainer, ppxcls.check_data):
-            verb(ppxcls.load_config(small()))
-            assert "normalise images differently" not in caplog.text
-            verb(ppxcls.load_config(small(), [f"DataLoader.Train.dataset.transform_ops.{override}"]))
-            assert expected in caplog.text
-            caplog.clear()
-    finally:
-        ppxcls.system.logs.logger.propagate = False
+    for verb in (ppxcls.build_trainer, ppxcls.check_data):
+        verb(ppxcls.load_config(small()))
+        assert not any("normalise images differently" in text for text in new_warnings())
+        verb(ppxcls.load_config(small(), [f"DataLoader.Train.dataset.transform_ops.{override}"]))
+        assert any(expected in text for text in new_warnings())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,9 @@ Texts = Callable[[], list[str]]
 
 
 @pytest.fixture
-def notes(caplog: pytest.LogCaptureFixture) -> Iterator[Texts]:
+def notes(new_warnings: Texts) -> Texts:
     """Returns a function that gives the lines about paths since its last call."""
-
-    def texts() -> list[str]:
-        messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-        caplog.clear()
-        return [text for text in messages if "were found elsewhere" in text]
-
-    ppxcls.system.logs.logger.propagate = True
-    yield texts
-    ppxcls.system.logs.logger.propagate = False
+    return lambda: [text for text in new_warnings() if "were found elsewhere" in text]
 
 
 @pytest.fixture
