@@ -11,11 +11,12 @@ from typing import Any, Literal
 from ppxcls.build.class_order import (
     classes_beside,
     list_classes,
+    manifest_beside,
     run_classes,
     training_classes,
     weights_classes,
 )
-from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
+from ppxcls.checkpoints.files import AVERAGE, parts_of
 from ppxcls.config.checks import ConfigError, ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
@@ -25,7 +26,7 @@ from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.weights import manifest_of, weights_file
+from ppxcls.models.weights import weights_file
 from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import url_problem
 
@@ -141,7 +142,7 @@ def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  Padd
         key = "Global.pretrained_model" if config.Global.pretrained_model == path else "Arch.pretrained"
         raise config.where(key).error(problem)
     file = weights_file(path)
-    manifest = _manifest(file)
+    manifest = manifest_beside(file)
     has_average = AVERAGE in parts_of(manifest)
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")
     notes = _progress_notes(manifest.get("progress", {}))
@@ -174,17 +175,9 @@ def _progress_notes(progress: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _manifest(file: Path) -> dict[str, Any]:
-    """Returns the manifest beside a weights file; empty if there is none or it is damaged."""
-    try:
-        return manifest_of(file) or {}
-    except CheckpointError:
-        return {}  # loading the weights reports the error
-
-
 def _is_of_this_run(folder: Path, name: str) -> bool:
     """True if a checkpoint has the run id of ``latest``, or one of them has no id, as in older versions."""
-    ids = [_manifest(weights_file(folder / part)).get("run") for part in (name, "latest")]
+    ids = [manifest_beside(weights_file(folder / part)).get("run") for part in (name, "latest")]
     if None in ids or ids[0] == ids[1]:
         return True
     logger.warning(f"{folder / name} belongs to another run than {folder / 'latest'} and is ignored")

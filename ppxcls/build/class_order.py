@@ -26,7 +26,7 @@ from ppxcls.data.class_names import (
 )
 from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames, LabelMapping, label_mapping
-from ppxcls.models.weights import weights_file
+from ppxcls.models.weights import manifest_of, weights_file
 from ppxcls.packed.dataset import pack_folder
 from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import printable, url_problem
@@ -91,6 +91,14 @@ def weights_classes(path: str | Path) -> ClassNames | None:
     except CheckpointError:
         manifest = {}
     return _checkpoint_classes(prefix, manifest)
+
+
+def manifest_beside(file: Path) -> dict[str, Any]:
+    """Returns the manifest beside a weights file; empty if there is none or it is damaged."""
+    try:
+        return manifest_of(file) or {}
+    except CheckpointError:
+        return {}  # loading the weights reports the error
 
 
 def config_of_weights(path: str | Path) -> dict[str, Any] | None:
@@ -199,10 +207,7 @@ def _resumed_classes(config: Config) -> ClassNames | None:
 
 def _run_id(folder: Path) -> str | None:
     """Returns the id of the run in a folder, by its last checkpoint; None if it is not known."""
-    try:
-        run_id = read_manifest(folder / "latest").get("run")
-    except CheckpointError:
-        return None
+    run_id = manifest_beside(folder / "latest.pdparams").get("run")
     return None if run_id is None else str(run_id)
 
 
