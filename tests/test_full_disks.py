@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
-from ppxcls.system.atomic_files import named_errors, whole_file, whole_text_file, write_text
+from ppxcls.system.atomic_files import named_errors, whole_file, whole_text_file, write_output
 from tests.conftest import ROOT, run_tool
 from tests.test_disks import has_tmpfs, on_small_disk
 
@@ -119,7 +119,7 @@ def test_a_full_disk_behind_standard_output(words: list[str], is_buffered: bool,
 @needs_full_device
 def test_a_device_is_written_directly() -> None:
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        write_text(Path("/dev/full"), "text")
+        write_output(Path("/dev/full"), "text")
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
     with whole_text_file(Path(os.devnull)) as stream:
         stream.write("text")

@@ -30,7 +30,8 @@ from ppxcls.checkpoints.pickle_reader import read_arrays
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
 from ppxcls.checkpoints.wrong_files import wrong_kind
-from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, whole_file
+from ppxcls.system.atomic_files import new_file, read_regular, reason_of, sync_folder, whole_file
+from ppxcls.system.file_lock import locked_folder
 from ppxcls.system.json_text import json_text
 from ppxcls.system.paths import printable
 
@@ -81,7 +82,12 @@ def unpickle(data: bytes, file: Path) -> Any:
         raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
 
 
-def _read(file: Path) -> bytes:
+def weights_bytes(file: Path) -> bytes:
+    """Returns the bytes of a file of weights or states, which must be a regular file up to 4 GiB.
+
+    Raises:
+        CheckpointError: the file is missing or can't be read.
+    """
     try:
         return read_regular(file, MAX_FILE_BYTES)
     except FileNotFoundError:
@@ -101,7 +107,7 @@ def read_state(file: str | Path) -> State:
     Raises:
         CheckpointError: the file is missing, can't be read, is damaged, or contains something else.
     """
-    return _as_state(_read(Path(file)), Path(file))
+    return _as_state(weights_bytes(Path(file)), Path(file))
 
 
 def _as_state(data: bytes, file: Path) -> State:
@@ -195,11 +201,25 @@ def write_checkpoint(
         CheckpointError: safetensors is not installed.
         OSError: the checkpoint can't be written. Earlier checkpoints stay whole.
     """
+    with contextlib.ExitStack() as locks:
+        for folder in sorted({prefix.parent for prefix in prefixes}):
+            locks.enter_context(locked_folder(folder))
+        _write_checkpoint(prefixes, states, manifest=manifest, safe=safe, without=without or {})
+
+
+def _write_checkpoint(
+    prefixes: Sequence[Path],
+    states: Mapping[str, State],
+    *,
+    manifest: Mapping[str, Any],
+    safe: bool,
+    without: Mapping[Path, Collection[str]],
+) -> None:
     sources: dict[str, Path] = {}  # a complete file of each part
     part_entries: dict[str, dict[str, Any]] = {}  # size and digest of each part
     for prefix in prefixes:
         recover(prefix)
-        excluded_parts = (without or {}).get(prefix, ())
+        excluded_parts = without.get(prefix, ())
         parts = {}
         with _cleanup_on_error(prefix):
             for part, state in states.items():
@@ -344,12 +364,12 @@ def recover(prefix: Path) -> None:
 
 def _leftovers(prefix: Path) -> list[Path]:
     names = [with_extension(prefix, f"{extension}.new") for extension in (".json", *EXTENSIONS)]
-    return [file for file in names if file.exists()]
+    return [file for file in names if os.path.lexists(file)]
 
 
 def _write_new(file: Path, final: Path, state: State) -> dict[str, Any]:
     """Writes a part under its temporary name; returns its size and digest."""
-    with open(file, "wb") as stream:
+    with new_file(file) as stream:
         writer = _HashingWriter(stream)
         _dump(final, state, writer)
         stream.flush()
@@ -386,6 +406,23 @@ def refuse_checkpoint(file: Path) -> None:
         raise CheckpointError(f"{file}: expected another name, because {prefix} is a checkpoint of a run")
 
 
+def remove_copied_manifest(file: Path) -> None:
+    """Removes the manifest of a weights file that is about to be replaced. A JSON file of others stays.
+
+    So a killed process never leaves weights with the manifest of other weights.
+
+    Args:
+        file: weights file, which is no checkpoint of a run.
+
+    Raises:
+        OSError: the manifest can't be removed.
+    """
+    prefix = file.with_suffix("")
+    with contextlib.suppress(CheckpointError):
+        read_manifest(prefix)
+        with_extension(prefix, ".json").unlink()
+
+
 def write_copied_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """Writes a manifest beside a weights file that was made from a checkpoint.
 
@@ -405,7 +442,8 @@ def write_copied_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
             read_manifest(prefix)
         except CheckpointError:
             return
-    part = {"size": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    data = weights_bytes(file)
+    part = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     facts = {key: value for key, value in manifest.items() if key not in ("parts", "run")}
     text = json_text({**facts, "format": CHECKPOINT_FORMAT, "parts": {file.suffix: part}}, indent=1)
     with whole_file(with_extension(prefix, ".json"), durable=True) as stream:
@@ -431,11 +469,13 @@ def _link(source: Path, target: Path) -> None:
 
     Complete files are never changed, only replaced. So a link is as good as a copy.
     """
+    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
-        with open(target, "r+b") as stream:  # Windows syncs only files that are open for writing
+        with open(source, "rb") as source_stream, new_file(target) as stream:
+            shutil.copyfileobj(source_stream, stream)
+            stream.flush()
             os.fsync(stream.fileno())
 
 

@@ -19,6 +19,7 @@ from ppxcls.checkpoints.files import (
     read_manifest,
     read_state,
     unpickle,
+    weights_bytes,
     with_extension,
 )
 
@@ -165,7 +166,7 @@ def _read_paddleclas(prefix: Path) -> Snapshot:
     Its ``.pdstates`` contains ``metric`` and ``epoch``, the last epoch that was completed.
     """
     file = with_extension(prefix, ".pdstates")
-    states = unpickle(file.read_bytes(), file)
+    states = unpickle(weights_bytes(file), file)
     epoch = states.get("epoch") if isinstance(states, dict) else None
     if not isinstance(epoch, int | float) or not 0 <= epoch < 1e6 or epoch != int(epoch):
         raise CheckpointError(f"{file}: expected the epoch that was done, received {epoch!r}")

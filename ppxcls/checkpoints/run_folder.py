@@ -29,8 +29,11 @@ from ppxcls.checkpoints.files import (
     write_checkpoint,
 )
 from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
+from ppxcls.system.appended_files import append_descriptor
 from ppxcls.system.atomic_files import named_errors
 from ppxcls.system.logs import logger
+from ppxcls.system.open_folder import OpenFolder
+from ppxcls.system.temporary_files import remove_leftovers
 
 try:
     import fcntl
@@ -80,10 +83,10 @@ class RunFolder:
             OSError: the folder or its lock file can't be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._refuse_links()
+        self._refuse_unsafe_entries()
         if self._is_mine(_LOCKS.get(self.path.resolve())):  # such as a notebook that builds a second trainer
             return
-        file = open(self.path / "run.lock", "a+b")  # noqa: SIM115  stays open during the run
+        file = open(append_descriptor(self.path / "run.lock"), "a+b")  # noqa: SIM115  stays open
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,14 +108,19 @@ class RunFolder:
             file.flush()
         _LOCKS[self.path.resolve()] = file
 
-    def _refuse_links(self) -> None:
-        """Refuses links that lead out of the folder.
+    def _refuse_unsafe_entries(self) -> None:
+        """Refuses links that lead out of the folder, and pipes and devices.
 
         A run writes to its files by name. It must not overwrite the target of a link, such as another user's
-        file.
+        file. Opening a pipe would wait for ever.
         """
         folder = self.path.resolve()
         for entry in os.scandir(self.path):
+            is_plain = entry.is_symlink() or entry.is_dir() or entry.is_file()
+            if not is_plain:
+                raise RunFolderError(
+                    f"{entry.path} is no regular file; remove it, so that the run can use its name"
+                )
             if entry.is_symlink() and folder not in Path(entry.path).resolve().parents:
                 raise RunFolderError(
                     f"{entry.path} is a link out of the run's folder; "
@@ -218,7 +226,7 @@ class RunFolder:
         return self._move_aside(files)
 
     def _move_aside(self, files: Sequence[Path]) -> Path:
-        number = next(i for i in itertools.count(1) if not (self.path / f"earlier_{i}").exists())
+        number = next(i for i in itertools.count(1) if not os.path.lexists(self.path / f"earlier_{i}"))
         target = self.path / f"earlier_{number}"
         target.mkdir()
         for file in sorted(files):
@@ -367,7 +375,9 @@ class RunFolder:
         return [prefix.name for prefix in old_prefixes] if newest_prefix is not None else []
 
     def recover(self) -> None:
-        """Completes or removes interrupted saves."""
+        """Completes or removes interrupted saves, and removes the temporary files of killed processes."""
+        with OpenFolder(self.path) as folder:
+            remove_leftovers(folder)
         for name in {
             match[1]
             for file in self.path.glob("*.new")

@@ -19,7 +19,7 @@ from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
 from ppxcls.serving.address import MAX_PORT
 from ppxcls.system import environment
-from ppxcls.system.atomic_files import write_text
+from ppxcls.system.atomic_files import write_output
 from ppxcls.system.json_text import json_text
 from ppxcls.system.output_paths import check_output_file, check_output_folder
 from ppxcls.system.paths import printable
@@ -346,7 +346,7 @@ def check_verb(parser: argparse.ArgumentParser) -> int:
     print(data_report)
     if arguments.json:
         text = json_text(data_report.as_dict(), indent=1)
-        write_text(Path(arguments.json), text + "\n")
+        write_output(Path(arguments.json), text + "\n")
     return cli.EXIT_ERROR if data_report.errors else 0
 
 

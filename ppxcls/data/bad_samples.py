@@ -7,9 +7,12 @@ from pathlib import Path
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
-from ppxcls.system.atomic_files import named_errors
+from ppxcls.system.appended_files import append_descriptor
+from ppxcls.system.atomic_files import named_errors, read_regular
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
+
+_MAX_FILE_BYTES = 1 << 30
 
 
 class BadSamples:
@@ -45,7 +48,7 @@ class BadSamples:
                 return
             logger.warning(f"left out: {error}")
             path = self._dataset.listed(index)
-            with named_errors(self.file), open(self.file, "a", encoding="utf-8") as stream:
+            with open(append_descriptor(self.file), "a", encoding="utf-8") as stream, named_errors(self.file):
                 stream.write("\t".join(map(printable, (line, path, str(error)))) + "\n")
             prefix = printable(f"{self._dataset.source}:")
             count = 1 + sum(row.startswith(prefix) for row in listed_lines)
@@ -63,6 +66,8 @@ class BadSamples:
 
     def _rows(self) -> list[str]:
         try:
-            return self.file.read_text(encoding="utf-8").splitlines()
+            return read_regular(self.file, _MAX_FILE_BYTES).decode("utf-8", "replace").splitlines()
         except FileNotFoundError:
             return []
+        except ValueError as error:
+            raise DataError(f"{self.file}: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ppxcls.build.network import build_model
-from ppxcls.checkpoints.files import refuse_checkpoint, write_copied_manifest
+from ppxcls.checkpoints.files import refuse_checkpoint, remove_copied_manifest, write_copied_manifest
 from ppxcls.models.weights import (
     check_weights_name,
     load_weights,
@@ -14,6 +14,7 @@ from ppxcls.models.weights import (
     state_tensors,
     weights_file,
 )
+from ppxcls.system.file_lock import locked_folder
 
 
 def convert_weights(source: str, name: str, output: str, class_num: int = 1000) -> int:
@@ -40,7 +41,10 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     refuse_checkpoint(Path(output))
     model = build_model(name, class_num=class_num)
     load_weights(model, source)
-    save_weights(model, Path(output))
-    if manifest := manifest_of(weights_file(source)):
-        write_copied_manifest(Path(output), manifest)
+    manifest = manifest_of(weights_file(source))
+    with locked_folder(Path(output).parent):
+        remove_copied_manifest(Path(output))
+        save_weights(model, Path(output))
+        if manifest:
+            write_copied_manifest(Path(output), manifest)
     return len(state_tensors(model))

@@ -18,6 +18,7 @@ from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.make_lists import make_lists
 from ppxcls.data.similar_names import similar_name_notes
 from ppxcls.data.split_folders import class_folders, same_structure_notes
+from ppxcls.system.appended_files import make_own_folder
 from ppxcls.system.atomic_files import write_bytes, write_text
 from ppxcls.system.logs import logger
 
@@ -52,7 +53,7 @@ class Photographs:
         Raises:
             OSError: they can't be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(folder)
         for file in sorted(self.lists.iterdir()):
             write_bytes(folder / file.name, file.read_bytes())
 

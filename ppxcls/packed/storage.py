@@ -16,7 +16,8 @@ from typing import BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
 from ppxcls.packed.format import MANIFEST, MAX_MANIFEST_BYTES
-from ppxcls.system.atomic_files import named_errors, open_regular, reason_of, write_bytes
+from ppxcls.system.appended_files import change_descriptor
+from ppxcls.system.atomic_files import named_errors, new_file, open_regular, reason_of, write_bytes
 from ppxcls.system.file_lock import locked
 
 _MAX_OPEN_FILES = 64
@@ -277,7 +278,7 @@ class ObjectStore:
                     free_bytes += shards[shard].st_size
             if free_bytes < needed_bytes:
                 return False
-            with named_errors(self._folder / name), open(self._folder / f"{name}.new", "wb") as file:
+            with named_errors(self._folder / name), new_file(self._folder / f"{name}.new") as file:
                 file.truncate(needed_bytes)
         return True
 
@@ -286,12 +287,11 @@ class ObjectStore:
         temporary = self._folder / f"{name}.new"
         digest = hashlib.sha256()
         size = 0
-        temporary.touch()
         try:
             with (
                 self._store_errors(),
                 self._file_system.open(f"{self._path}/{name}", "rb") as source,
-                open(temporary, "r+b") as target,
+                open(change_descriptor(temporary), "r+b") as target,
             ):
                 while block := source.read(_BLOCK_BYTES):
                     digest.update(block)

@@ -191,9 +191,9 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
         return
     for name, source in ((LIST, list_file), (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE)):
         if (
-            (output / name).exists()
+            (output / name).is_file()
             and source.is_file()
-            and (output / name).read_bytes() != source.read_bytes()
+            and read_regular(output / name, MAX_LIST_BYTES) != read_regular(source, MAX_LIST_BYTES)
         ):
             raise DataError(
                 f"{output / name}: exists already and differs from {source}; choose an empty folder"
@@ -484,7 +484,8 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
         content: Any = dataset.load(sample)
         file = output / dataset.listed(sample)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, content.encoded if isinstance(content, ImageParts) else content)
+        # Without a search for what killed processes have left, because a folder may have a million images.
+        write_bytes(file, content.encoded if isinstance(content, ImageParts) else content, sweeps=False)
         if progress:
             progress(1)
     for name in (LIST, CLASS_NAMES_FILE):

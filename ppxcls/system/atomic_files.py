@@ -7,64 +7,108 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TextIO
+
+from ppxcls.system.open_folder import OpenFolder
+from ppxcls.system.temporary_files import (
+    UnsafeFileError,
+    earlier_mode,
+    new_temporary_file,
+    remove_leftovers,
+    temporary_name,
+)
 
 # A full disk, a full quota, a file that is too large, a failure of the disk, a file system that is read-only.
 _WRITE_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 @contextlib.contextmanager
-def whole_file(file: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+def whole_file(file: Path, *, durable: bool = False, sweeps: bool = True) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name when the block ends, and never if the block raises.
 
-    Until then its name has the additional extension ``.new``. A pipe or a device, such as ``/dev/stdout``, is
-    written directly.
+    This is for names that the package chooses, such as a result in a run's folder. A link of this name is
+    replaced, and its target stays. Whoever else writes a file of this name, one of them is there whole in the
+    end.
+
+    Until then the file has a name that nobody can guess. What a killed process has left under such a name is
+    removed by the next write of the same name.
 
     Args:
         file: final name.
         durable: True to write the data and the names in the folder to the disk before the file appears.
+        sweeps: False to leave the files of killed processes. Listing the folder would take too long if
+            thousands of files are written to it.
 
     Raises:
-        OSError: the file can't be written. The error has the final name. Other errors of the block are not
-            changed.
+        OSError: the file can't be written, or the name belongs to a folder, a pipe or a device. The error has
+            the final name. Other errors of the block are not changed.
+    """
+    temporary = temporary_name(file.name)
+    other_names = temporary, str(file.parent / temporary), file.name, str(file.parent)
+    with named_errors(file, *other_names), OpenFolder(file.parent) as folder:
+        mode = earlier_mode(folder, file.name)
+        if sweeps:
+            remove_leftovers(folder, file.name)
+        stream = new_temporary_file(folder, temporary, mode)
+        try:
+            with stream:
+                yield stream
+                stream.flush()
+                if mode is not None and hasattr(os, "fchmod"):
+                    with contextlib.suppress(OSError):  # a file system without permissions
+                        os.fchmod(stream.fileno(), mode)
+                if durable:
+                    os.fsync(stream.fileno())
+                    folder.sync()
+                if os.name == "posix":  # while it is locked, so that no other process removes it
+                    _check_unchanged(folder, temporary, stream)
+                    folder.replace(temporary, file.name)
+            if os.name != "posix":  # Windows renames no open file
+                folder.replace(temporary, file.name)
+        except BaseException:  # also Ctrl-C: only a killed process leaves the temporary file
+            with contextlib.suppress(OSError):
+                folder.remove(temporary)
+            raise
+        if durable:
+            folder.sync()
+
+
+def _check_unchanged(folder: OpenFolder, name: str, stream: BinaryIO) -> None:
+    """Raises UnsafeFileError if another user has exchanged the temporary file."""
+    status = folder.status(name)
+    if status is None or not os.path.samestat(status, os.fstat(stream.fileno())):
+        raise UnsafeFileError(errno.EAGAIN, "the file was exchanged while it was written", name)
+
+
+@contextlib.contextmanager
+def whole_output(file: Path) -> Iterator[BinaryIO]:
+    """Opens a file that a user has named, such as with ``--output``; otherwise as ``whole_file``.
+
+    A pipe or a device, such as ``/dev/stdout``, is written directly. If the name is a link to a file, that
+    file is replaced.
+
+    Raises:
+        OSError: the file can't be written. The error has the name.
     """
     if is_special(file):
         # Appended, because standard output may be a regular file with other lines.
         with named_errors(file), open(file, "ab") as stream:
             yield stream
         return
-    temporary_file = file.with_name(file.name + ".new")
-    with named_errors(file, temporary_file):
-        try:
-            with open(temporary_file, "wb") as stream:
-                yield stream
-                if durable:
-                    stream.flush()
-                    os.fsync(stream.fileno())
-            if durable:
-                sync_folder(file.parent)
-            os.replace(temporary_file, file)
-        except BaseException:  # also Ctrl-C: only a killed process leaves the temporary file
-            with contextlib.suppress(OSError):
-                temporary_file.unlink()
-            raise
-    if durable:
-        sync_folder(file.parent)
+    with whole_file(Path(os.path.realpath(file)) if file.is_symlink() else file) as stream:
+        yield stream
 
 
 @contextlib.contextmanager
 def whole_text_file(file: Path) -> Iterator[TextIO]:
-    """Opens a text file in UTF-8 that appears whole or not at all, as ``whole_file``.
-
-    If the name is a link to a file, that file is replaced.
+    """Opens a text file in UTF-8 that a user has named, as ``whole_output``.
 
     Raises:
         OSError: the file can't be written. The error has the name.
     """
-    is_link = file.is_symlink() and not is_special(file)
-    with whole_file(Path(os.path.realpath(file)) if is_link else file) as stream:
+    with whole_output(file) as stream:
         text_stream = io.TextIOWrapper(stream, encoding="utf-8", newline="")
         yield text_stream
         text_stream.flush()
@@ -72,7 +116,7 @@ def whole_text_file(file: Path) -> Iterator[TextIO]:
 
 
 @contextlib.contextmanager
-def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[None]:
+def named_errors(file: Path, *other_names: str | Path) -> Iterator[None]:
     """Adds the name of a file to the errors of writing it. The system's errors of writing have no name.
 
     Other errors without a name are not changed. The block may also read from a store, whose connection can
@@ -80,15 +124,40 @@ def named_errors(file: Path, temporary_file: Path | None = None) -> Iterator[Non
 
     Args:
         file: name to add.
-        temporary_file: other name of the file, which is replaced in errors.
+        other_names: other names of the file, which are replaced in errors.
     """
     try:
         yield
     except OSError as error:
         is_nameless = error.errno in _WRITE_ERRORS and error.filename is None
-        if not is_nameless and (temporary_file is None or error.filename != str(temporary_file)):
+        if not is_nameless and error.filename not in map(str, other_names):
             raise
-        raise OSError(error.errno, error.strerror, str(file)) from error
+        kind = UnsafeFileError if isinstance(error, UnsafeFileError) else OSError
+        raise kind(error.errno, error.strerror, str(file)) from error
+
+
+def check_own_names(folder: Path, names: Iterable[str]) -> None:
+    """Checks before a long work that its results can be written under their names in a folder.
+
+    Raises:
+        OSError: a name belongs to a folder, a pipe or a device.
+    """
+    for name in sorted(names):
+        with named_errors(folder / name, name), OpenFolder(folder) as open_folder:
+            earlier_mode(open_folder, name)
+
+
+def new_file(file: Path) -> BinaryIO:
+    """Opens a new file for writing, under a fixed name. A file or a link of this name is removed first.
+
+    Raises:
+        OSError: the file can't be written, or the name belongs to a folder.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with named_errors(file, file.name), OpenFolder(file.parent) as folder:
+        if folder.status(file.name) is not None:
+            folder.remove(file.name)
+        return open(folder.open(file.name, flags), "wb")
 
 
 def is_special(file: Path) -> bool:
@@ -107,7 +176,7 @@ def is_special(file: Path) -> bool:
         return False
 
 
-def read_regular(file: str | Path, max_bytes: int) -> bytes:
+def read_regular(file: str | Path, max_bytes: int, *, follows_links: bool = True) -> bytes:
     """Reads a whole regular file.
 
     A pipe or a device, which could block or never end, is refused before it is opened.
@@ -115,17 +184,49 @@ def read_regular(file: str | Path, max_bytes: int) -> bytes:
     Args:
         file: file to read. A link to a regular file is allowed.
         max_bytes: largest size in bytes.
+        follows_links: False to refuse a link.
 
     Raises:
         OSError: the file can't be read.
         ValueError: it is not a regular file, or it is too large. The message does not contain the name.
     """
     _check_regular(os.stat(file), max_bytes)
-    with open(os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not follows_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    with open(os.open(file, flags), "rb") as stream:
         # Checked again, because the file may have been replaced.
         status = os.fstat(stream.fileno())
         _check_regular(status, max_bytes)
         return stream.read(status.st_size)  # with a size, because Python allocates that much memory
+
+
+def read_inside(file: Path, folders: Sequence[Path], max_bytes: int) -> bytes:
+    """Reads a whole regular file, if it lies in one of some folders after its links are resolved.
+
+    Args:
+        file: file to read.
+        folders: folders that may contain the file. They may be links themselves.
+        max_bytes: largest size in bytes.
+
+    Raises:
+        OSError: the file can't be read.
+        ValueError: it is outside of the folders, not a regular file, or too large. The message does not
+            contain the name.
+    """
+    place = os.path.realpath(file)
+    if not is_inside(place, folders):
+        raise ValueError("it is outside of its folder, or a link that leads out of it")
+    return read_regular(place, max_bytes, follows_links=False)
+
+
+def is_inside(file: str | Path, folders: Sequence[Path]) -> bool:
+    """True if a file lies in one of some folders, after all links are resolved."""
+    try:
+        place = Path(os.path.realpath(file))
+    except ValueError:  # a NUL in the name
+        return False
+    return any(Path(os.path.realpath(folder)) in place.parents for folder in folders)
 
 
 def open_regular(file: Path) -> BinaryIO:
@@ -159,13 +260,18 @@ def _check_regular(status: os.stat_result, max_bytes: int) -> None:
         raise ValueError(f"{status.st_size:,} bytes; the limit is {max_bytes:,}")
 
 
-def write_bytes(file: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all.
+def write_bytes(file: Path, data: bytes, *, sweeps: bool = True) -> None:
+    """Writes a file, whole or not at all, as ``whole_file``.
+
+    Args:
+        file: final name.
+        data: content.
+        sweeps: False to leave the files of killed processes; see ``whole_file``.
 
     Raises:
         OSError: the file can't be written.
     """
-    with whole_file(file) as stream:
+    with whole_file(file, sweeps=sweeps) as stream:
         stream.write(data)
 
 
@@ -178,6 +284,16 @@ def write_text(file: Path, text: str) -> None:
         OSError: the file can't be written.
     """
     write_bytes(file, text.encode("utf-8", "surrogateescape"))
+
+
+def write_output(file: Path, text: str) -> None:
+    """Writes a text to a file that a user has named, as ``whole_output``.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    with whole_output(file) as stream:
+        stream.write(text.encode("utf-8", "surrogateescape"))
 
 
 def sync_folder(folder: Path) -> None:

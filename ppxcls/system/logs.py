@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ppxcls.system.appended_files import append_descriptor
 from ppxcls.system.environment import launched_rank
 from ppxcls.system.paths import printable
 
@@ -47,6 +49,10 @@ class _FileHandler(logging.FileHandler):
     def __init__(self, file: Path) -> None:
         super().__init__(file, encoding="utf-8")
         self._has_failed = False
+
+    def _open(self) -> io.TextIOWrapper:
+        """Opens the file. A link out of the run's folder is refused."""
+        return open(append_descriptor(Path(self.baseFilename)), "a", encoding="utf-8")
 
     def emit(self, record: logging.LogRecord) -> None:
         if not os.path.exists(self.baseFilename):  # the folder was removed during the run

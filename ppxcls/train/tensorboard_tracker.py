@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.checkpoints.progress import Progress
+from ppxcls.system.appended_files import make_own_folder
+from ppxcls.system.atomic_files import new_file
 from ppxcls.system.logs import logger
 from ppxcls.train.trackers import NAMES_WITHOUT_CURVE, TRACKERS, Tracker
 
@@ -49,9 +51,9 @@ class TensorBoard(Tracker):
         Raises:
             OSError: the file can't be written.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_own_folder(self._folder)
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._writer = self._make_writer(open(self._folder / name, "wb"))  # noqa: SIM115  until the run ends
+        self._writer = self._make_writer(new_file(self._folder / name))  # until the run ends
         self._write(file_version="brain.Event:2")
         if progress.step:
             session_start = self._events.SessionLog(status=self._events.SessionLog.START)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.registry import Registry
+from ppxcls.system.appended_files import append_descriptor
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
@@ -142,8 +143,8 @@ class JsonLines(Tracker):
         """Writes all pending lines. If that fails, it writes none of them and raises OSError."""
         if not self._pending_lines:
             return
-        with open(self.file, "ab", buffering=0) as stream:
-            end = stream.tell()
+        with open(append_descriptor(self.file), "ab", buffering=0) as stream:
+            end = stream.seek(0, os.SEEK_END)
             data = b"".join(self._pending_lines)
             try:
                 byte_count = stream.write(data)
@@ -163,5 +164,5 @@ class JsonLines(Tracker):
         with self._lock:
             self._write()
         if self.file.exists():
-            with open(self.file, "rb") as stream:
+            with open(append_descriptor(self.file), "ab") as stream:
                 os.fsync(stream.fileno())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.checkpoints.progress import Progress
+from ppxcls.system.appended_files import make_own_folder
 from ppxcls.system.logs import logger
 from ppxcls.train.trackers import NAMES_WITHOUT_CURVE, TRACKERS, Tracker
 
@@ -33,11 +34,13 @@ class VisualDL(Tracker):
             from visualdl import LogWriter
         except ImportError:
             raise ValueError("VisualDL is not installed: pip install 'ppxcls[visualdl]'") from None
-        self._make_writer: Callable[[], Any] = lambda: LogWriter(logdir=str(folder / self.files[0]))
+        self._folder = folder / self.files[0]
+        self._make_writer: Callable[[], Any] = lambda: LogWriter(logdir=str(self._folder))
         self._writer: Any = None
 
     def start(self, progress: Progress) -> None:  # noqa: ARG002  a new file of curves is begun anyway
         """Opens the file. The files of an earlier run have been moved aside before."""
+        make_own_folder(self._folder)
         self._writer = self._make_writer()
 
     def log(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.system import distributed
+from ppxcls.system.appended_files import refuse_link_out
 from ppxcls.system.atomic_files import write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
@@ -86,6 +87,7 @@ def _search_trainer(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
         "Global.use_visualdl=false",
         "Global.trackers=null",
     ]
+    refuse_link_out(Path(base_config.Global.output_dir) / SEARCH_FOLDER)
     trainer = build_trainer(load_config(config, [*overrides, *changes]))
     try:
         yield trainer

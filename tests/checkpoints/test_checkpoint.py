@@ -140,10 +140,10 @@ def test_cut_off_anywhere_leaves_a_whole_checkpoint(
     states[2] = weights(one)
     original, calls = getattr(os, name), iter(range(1, 100))
 
-    def cut(*arguments: Any) -> Any:
+    def cut(*arguments: Any, **keys: Any) -> Any:
         if next(calls) == call:
             raise _Cut
-        return original(*arguments)
+        return original(*arguments, **keys)
 
     monkeypatch.setattr(os, name, cut)
     with contextlib.suppress(_Cut):

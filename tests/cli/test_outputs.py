@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import ppxcls
-from ppxcls.system.atomic_files import whole_text_file, write_text
+from ppxcls.system.atomic_files import whole_text_file, write_output
 from ppxcls.system.output_paths import check_output_file, check_output_folder
 from tests.conftest import ROOT, run_tool, write_images
 
@@ -67,7 +67,7 @@ def test_the_name_of_an_open_file_stays(place: Path, monkeypatch: pytest.MonkeyP
     with open(place / "file", "a") as stream:
         name = Path(f"/proc/self/fd/{stream.fileno()}")
         check_output_file(name)
-        write_text(name, "new\n")
+        write_output(name, "new\n")
         with whole_text_file(name) as text_stream:
             text_stream.write("newer\n")
     assert (place / "file").read_text() == "earlier\nnew\nnewer\n"

@@ -20,7 +20,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints import files
-from ppxcls.system import atomic_files
+from ppxcls.system import temporary_files
 from tests.conftest import ROOT, run_tool
 from tests.troubleshooting.desk import Desk, case
 
@@ -190,11 +190,11 @@ def test_no_space(desk: Desk) -> None:
         return builtins.open("/dev/full" if "w" in mode else file, mode, **keys)
 
     with desk.monkeypatch.context() as patch:
-        patch.setattr(atomic_files, "open", full, raising=False)
+        patch.setattr(temporary_files, "open", full, raising=False)
         message = desk.fails(*words)
     assert message.endswith(f"No space left on device: '{report}'")
     assert report.read_bytes() == content
-    assert not list(desk.folder.glob("report.json?*"))
+    assert not list(desk.folder.glob("*report.json?*"))
     desk.works(*words)
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
