@@ -28,9 +28,11 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames, LabelMapping, label_mapping
 from ppxcls.models.weights import manifest_of, weights_file
 from ppxcls.packed.dataset import pack_folder
+from ppxcls.system.atomic_files import read_regular
 from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import printable, url_problem
 
+_MAX_YAML_BYTES = 1 << 20
 _MAX_NAMES = 10_000_000
 
 
@@ -121,7 +123,7 @@ def config_of_weights(path: str | Path) -> dict[str, Any] | None:
         values = None
         if is_config_of_run(run_config, is_header_required=True):
             with contextlib.suppress(ConfigError, OSError, ValueError):
-                values = read_yaml(run_config.read_text(encoding="utf-8"), str(run_config))
+                values = read_yaml(read_regular(run_config, _MAX_YAML_BYTES).decode(), str(run_config))
     return values if isinstance(values, dict) else None
 
 

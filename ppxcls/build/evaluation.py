@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -33,8 +32,8 @@ from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.system import distributed
-from ppxcls.system.atomic_files import write_text
-from ppxcls.system.json_text import json_text
+from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS
@@ -45,6 +44,7 @@ from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.run_log import format_results
 
+_MAX_BYTES = 1 << 20  # largest config.yaml and eval.json that are compared
 _MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
 _IMAGENET_CLASSES = 1000
 
@@ -208,7 +208,7 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset) ->
     if own_digest not in (None, digest):
         differences.append("another list")
     try:
-        run_config = read_yaml((config.run_folder / RUN_CONFIG).read_text(encoding="utf-8"), RUN_CONFIG)
+        run_config = read_yaml(read_regular(config.run_folder / RUN_CONFIG, _MAX_BYTES).decode(), RUN_CONFIG)
         block_of_run = dict(run_config["DataLoader"]["Eval"]["dataset"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return differences
@@ -233,7 +233,7 @@ def _own_list_digest(config: Config) -> str | None:
             if digest := read_manifest(config.run_folder / name).get("eval_list"):
                 return str(digest)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        digest = json.loads((config.run_folder / EVALUATION).read_text(encoding="utf-8")).get("list")
+        digest = read_json(read_regular(config.run_folder / EVALUATION, _MAX_BYTES)).get("list")
         return str(digest) if digest else None
     return None
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import pickle
 import shutil
@@ -26,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.checkpoints.manifest import check_manifest
 from ppxcls.checkpoints.pickle_reader import read_arrays
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
 from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.system.atomic_files import new_file, read_regular, reason_of, sync_folder, whole_file
 from ppxcls.system.file_lock import locked_folder
-from ppxcls.system.json_text import json_text
+from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.paths import printable
 
 CHECKPOINT_FORMAT = 1
@@ -262,27 +262,24 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     """
     file = with_extension(prefix, ".json")
     try:
-        manifest = json.loads(read_regular(file, _MAX_MANIFEST_BYTES).decode())
-        format_number = manifest["format"]
-        parts = dict(manifest["parts"])
+        manifest = read_json(read_regular(file, _MAX_MANIFEST_BYTES))
+        if not isinstance(manifest, dict):
+            raise ValueError("expected an object")
+        format_number = manifest.get("format")
+        if type(format_number) is int and format_number > CHECKPOINT_FORMAT:
+            raise CheckpointError(
+                f"{file}: expected a manifest of format {CHECKPOINT_FORMAT}, received format {format_number}"
+            )
+        if type(format_number) is not int or format_number != CHECKPOINT_FORMAT:
+            raise ValueError(f"expected {CHECKPOINT_FORMAT} as 'format'")
+        check_manifest(manifest, EXTENSIONS)
         if WEIGHTS not in parts_of(manifest):
-            raise KeyError(WEIGHTS)
-        progress = manifest["progress"]
-        is_valid = isinstance(progress, dict) and all(
-            isinstance(part["size"], int) and isinstance(part["sha256"], str) for part in parts.values()
-        )
-        is_valid &= all(extension[0] == "." and Path(extension).name == extension for extension in parts)
+            raise ValueError(f"expected '{WEIGHTS}' in 'parts'")
     except FileNotFoundError:
         raise CheckpointError(f"{file}: no such checkpoint") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file}: not a checkpoint's manifest: {type(error).__name__}: {error}"
-        ) from None
-    if format_number != CHECKPOINT_FORMAT or not is_valid:
-        raise CheckpointError(
-            f"{file}: expected a manifest of format {CHECKPOINT_FORMAT}, received format {format_number!r}"
-        )
-    return dict(manifest)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a checkpoint's manifest: {reason_of(error)}") from None
+    return manifest
 
 
 def is_complete(manifest: Mapping[str, Any]) -> bool:

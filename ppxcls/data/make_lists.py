@@ -17,9 +17,10 @@ from ppxcls.data.image_files import ImageFiles, find_image_files, is_hidden
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.similar_names import similar_name_notes, similar_names
 from ppxcls.data.split_folders import SplitFolders, check_nested_parts, class_folders, find_split
-from ppxcls.system.atomic_files import write_text
+from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.paths import printable
 
+_MAX_LABELS_BYTES = 1 << 30
 _LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
 
 
@@ -179,7 +180,9 @@ def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSumma
     image_files = find_image_files(folder)
     try:
         lines = [
-            line.strip() for line in labels_file.read_text(encoding="utf-8").splitlines() if line.strip()
+            line.strip()
+            for line in read_regular(labels_file, _MAX_LABELS_BYTES).decode().splitlines()
+            if line.strip()
         ]
     except (OSError, ValueError) as error:
         raise DataError(f"{labels_file}: can't be read: {error}") from None

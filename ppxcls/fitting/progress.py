@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ppxcls.checkpoints.files import WEIGHTS
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.atomic_files import read_regular, write_text
-from ppxcls.system.json_text import json_text
+from ppxcls.system.json_text import json_text, read_json
 
 FILE = "fit.json"
 _MAX_BYTES = 1 << 20
@@ -67,7 +66,7 @@ class FitProgress:
             DataError: the file was changed by the user since it was written.
             OSError: it can't be written.
         """
-        if file.exists() and _digest(file.read_bytes()) not in self.yaml_digests:
+        if file.exists() and self._is_changed(file):
             raise DataError(
                 f"{file} was changed after fit wrote it: train with 'ppxcls train -c {file}', "
                 "or give another --output"
@@ -77,6 +76,13 @@ class FitProgress:
             self.yaml_digests.append(digest)
             self.save()  # first, so that an interruption between the two does no harm
         write_text(file, text)
+
+    def _is_changed(self, file: Path) -> bool:
+        """True if a YAML has another content than ``fit`` wrote."""
+        try:
+            return _digest(read_regular(file, _MAX_BYTES)) not in self.yaml_digests
+        except ValueError:  # no regular file, or larger than a YAML of ``fit``
+            return True
 
     def continue_with(self, arguments: dict[str, Any], weights: str | None) -> None:
         """Compares the arguments of an earlier command with those of this one, and takes over moved paths.
@@ -126,8 +132,10 @@ def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None
     """
     file = folder / FILE
     try:
-        content = json.loads(read_regular(file, _MAX_BYTES))
+        content = read_json(read_regular(file, _MAX_BYTES))
         settings = content.pop("settings")
+        if not _has_valid_values(content, _CONTENT) or not _has_valid_values(settings, _SETTINGS):
+            raise ValueError("a value of a wrong type")
         settings |= {name: tuple(settings[name]) for name in _TUPLES}
         return FitProgress(file=file, settings=Settings(**settings), **content)
     except FileNotFoundError:
@@ -143,6 +151,48 @@ def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None
             f"{existing_files[-1]} already exists: resume with {commands}, or give another --output"
         )
     return None
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_triple(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+
+
+_CONTENT: dict[str, Callable[[Any], bool]] = {
+    "arguments": lambda value: isinstance(value, dict),
+    "photographs": _is_text,
+    "finished_steps": _is_list_of_texts,
+    "yaml_digests": _is_list_of_texts,
+    "folder": _is_text,
+}
+_SETTINGS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("class_num", "size", "batch_size", "epochs", "head_epochs"), _is_count),
+    **dict.fromkeys(("network", "device"), _is_text),
+    **dict.fromkeys(_TUPLES, _is_triple),
+    "weights": lambda value: value is None or _is_text(value),
+    "learning_rate": lambda value: _is_number(value) and value > 0,
+    "reasons": _is_list_of_texts,
+}
+
+
+def _has_valid_values(values: dict[str, Any], rules: Mapping[str, Callable[[Any], bool]]) -> bool:
+    """True if each value that is there has a valid type. The constructors refuse other and missing keys."""
+    return all(is_valid(values[key]) for key, is_valid in rules.items() if key in values)
 
 
 def _place(path: str, folder: str) -> str:

@@ -181,7 +181,7 @@ def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
             if column not in ("step", "loss") and not column.endswith("Loss")
         ]
         for metric_name in metric_names[:1]:
-            metric.set_title(f"{metric_name}: solid in training, dashed in evaluations")
+            metric.set_title(f"{plot_label(metric_name)}: solid in training, dashed in evaluations")
             _draw_training(metric, columns, key=metric_name, color=color, label=label)
             _draw_evaluations(metric, record, key=metric_name, **evaluation_style)
         rows = [row for row in record.train if isinstance(row.get("lr"), int | float)]

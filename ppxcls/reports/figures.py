@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppxcls.reports.record import Samples
+from ppxcls.reports.run_files import Samples
 from ppxcls.system.arrays import Array
 
 

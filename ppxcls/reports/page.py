@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import time
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from ppxcls.checkpoints.compatibility import flatten
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.errors import DataError
-from ppxcls.reports import BALANCE, CALIBRATION, CARD, CURVES, PER_CLASS, REPORT, figures
+from ppxcls.reports import BALANCE, CALIBRATION, CARD, CURVES, PER_CLASS, REPORT, RESULTS, figures
 from ppxcls.reports.card import MARK, model_card
 from ppxcls.reports.curves import (
     draw_balance,
@@ -26,16 +27,19 @@ from ppxcls.reports.curves import (
     has_missing_characters,
 )
 from ppxcls.reports.losses import comparison_note, loss_differences
-from ppxcls.reports.pictures import data_uri, overlays, thumbnail
-from ppxcls.reports.record import Record, Samples, read_record
+from ppxcls.reports.pictures import data_uri, overlays, own_png, thumbnail
+from ppxcls.reports.record import Record, read_record
+from ppxcls.reports.run_files import Samples
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import write_bytes, write_text
+from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_output, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
 
 PACKAGES_HINT = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
 _MAX_CLASS_ROWS = 5000  # rows of the table of classes
+_MAX_CARD_BYTES = 1 << 20
+_CHECKED_IMAGES = 100  # images whose places are checked for the notes
 _GALLERY_IMAGES = 24  # images in a gallery
 _GRAD_CAM_IMAGES = 8  # images with Grad-CAM
 _MAX_MATRIX_CLASSES = 2000  # classes in a confusion matrix; it takes several times 8 bytes x classes²
@@ -90,6 +94,7 @@ def write_report(folder: str | Path) -> Path:
         OSError: a file can't be written.
     """
     record = read_record(folder)
+    check_own_names(record.folder, RESULTS)
     _require_packages()
     pictures: dict[str, bytes] = {}
     if record.train:
@@ -114,8 +119,9 @@ def write_report(folder: str | Path) -> Path:
         page[name.removesuffix(".png")] = data_uri(data)
     if record.class_counts is not None and has_missing_characters(record.names):
         page["balance"] = data_uri(draw_balance(record.class_counts, record.names, "svg"), "svg+xml")
-    if (first := record.folder / FIRST_BATCH).is_file():
-        page["first_batch"] = data_uri(first.read_bytes())
+    page["first_batch"] = own_png(record.folder / FIRST_BATCH)
+    if page["first_batch"] is None and os.path.lexists(record.folder / FIRST_BATCH):
+        page["notes"].append(f"{FIRST_BATCH} is left out, because it is no picture that a run writes.")
     page["sections"] = _sections(page)
     write_text(record.folder / REPORT, _render("report.html.j2", page))
     if _may_be_replaced(record.folder / CARD):
@@ -169,7 +175,7 @@ def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
         "differences": differences,
         "runs": [printable(str(record.folder)) for record in records],
     }
-    write_text(file, _render("compare.html.j2", page))
+    write_output(file, _render("compare.html.j2", page))
     return file
 
 
@@ -182,7 +188,7 @@ def report_after_training(folder: Path) -> None:
         logger.info(f"report: {write_report(folder)}")
     except ReportError as error:
         logger.info(str(error))
-    except (OSError, ConfigError) as error:
+    except (OSError, ConfigError, DataError) as error:
         logger.warning(f"the report can't be written: {error}")
     # A drawing library may raise any error. The weights are safe, and the report can be written again.
     except Exception as error:
@@ -200,7 +206,12 @@ def _require_packages() -> None:
 
 def _may_be_replaced(card: Path) -> bool:
     """True if there is no model card, or if ppxcls wrote it, not the user."""
-    return not card.exists() or MARK in card.read_text(encoding="utf-8", errors="replace")
+    if not os.path.lexists(card):
+        return True
+    try:
+        return MARK.encode() in read_regular(card, _MAX_CARD_BYTES, follows_links=False)
+    except (OSError, ValueError):  # such as a link, or a text that is larger than a card
+        return False
 
 
 def _render(template: str, page: dict[str, Any]) -> str:
@@ -375,10 +386,15 @@ def _notes(record: Record) -> list[str]:
                 f"{len(absent_classes)} of {len(record.names)} classes have no evaluated sample: "
                 f"{class_list}{' …' if len(absent_classes) > 5 else ''}"
             )
-        missing_count = sum(not record.images.has(file) for file in record.samples.files[:100])
+        missing_count = sum(not record.images.has(file) for file in record.samples.files[:_CHECKED_IMAGES])
         if missing_count:
             notes.append(
                 "The images are not where they were during the evaluation, so some pictures are missing."
+            )
+        if not all(map(record.images.may_show, record.samples.files[:_CHECKED_IMAGES])):
+            notes.append(
+                "Pictures are left out that lie, after links are resolved, neither under the image root "
+                "of the data set nor in the run's folder."
             )
         if record.choice_note:
             notes.append(record.choice_note)
@@ -412,7 +428,7 @@ def _facts(record: Record) -> list[tuple[str, str]]:
         facts.append(
             ("from the start to the last log line", str(end_time - start_time).split(".", maxsplit=1)[0])
         )
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, OSError, OverflowError):
         pass
     facts.append(("report written", time.strftime("%Y-%m-%d %H:%M")))
     return [(key, printable(value)) for key, value in facts]

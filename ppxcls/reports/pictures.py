@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -20,7 +21,10 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import build_transforms, split_for_device
 from ppxcls.reports.record import Images
 from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import read_inside
 
+_MAX_PNG_BYTES, _MAX_PNG_PIXELS = 1 << 24, 1 << 22
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SIDE_PIXELS = 128  # pixels, the longer side of a thumbnail
 
 
@@ -36,6 +40,26 @@ def thumbnail(file: str, images: Images) -> str | None:
     except (OSError, ValueError, MemoryError):
         return None
     return _jpeg(_resize_to_thumbnail(image))
+
+
+def own_png(file: Path) -> str | None:
+    """Returns a PNG that a run has written, as a data URI; None if it is none.
+
+    The picture is decoded and encoded again, so that no other bytes of the file get into the page.
+
+    Args:
+        file: PNG in the run's folder. A link out of the folder, and a large picture, count as none.
+    """
+    try:
+        data = read_inside(file, [file.parent], _MAX_PNG_BYTES)
+        size = int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
+        if not data.startswith(_PNG_SIGNATURE) or size > _MAX_PNG_PIXELS:
+            return None
+        image = decode_image(data)
+    except (OSError, ValueError, MemoryError):
+        return None
+    _, encoded = cv2.imencode(".png", image[..., ::-1])
+    return data_uri(encoded.tobytes())
 
 
 def _resize_to_thumbnail(image: Array) -> Array:

@@ -1,12 +1,8 @@
-"""Reads the files of a run for its report. Missing or damaged files are skipped."""
+"""Reads a run for its report. A file that is missing is skipped, and a file that is invalid is an error."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,47 +15,37 @@ from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset, build_images
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
-from ppxcls.config.load import load_config
+from ppxcls.config.load import RUN_CONFIG, load_config
 from ppxcls.config.sections import Config
+from ppxcls.data.class_names import CLASS_NAMES_FILE, PADDLEX_NAMES_FILE
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
-from ppxcls.data.read_file import read_file
+from ppxcls.data.read_file import MAX_IMAGE_FILE_BYTES
 from ppxcls.packed.dataset import PackedDataset
+from ppxcls.reports.run_files import Samples, read_metrics, read_samples
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import read_regular
+from ppxcls.system.atomic_files import is_inside, read_inside
 from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE, PREDICTIONS
-from ppxcls.train.predictions import COLUMNS
 
-_MAX_FILE_BYTES = 1 << 30
-
-
-@dataclass(kw_only=True)
-class Samples:
-    """The predictions of an evaluation, as in ``predictions.csv``.
-
-    Attributes:
-        files: image files of the samples.
-        labels, predicted_ids: label and predicted class of each sample, int64 [n].
-        scores: probability of the predicted class, float64 [n].
-        label_scores: probability of the label, float64 [n].
-        top_ids: best classes of each sample, up to five.
-    """
-
-    files: list[str]
-    labels: Array
-    predicted_ids: Array
-    scores: Array
-    label_scores: Array
-    top_ids: list[list[int]]
-
-    def __len__(self) -> int:
-        return len(self.files)
+# Names of the text files of a run that a report shows or that decide what it shows.
+_SHOWN_FILES = (
+    RUN_CONFIG,
+    METRICS_FILE,
+    PREDICTIONS,
+    CLASS_NAMES_FILE,
+    PADDLEX_NAMES_FILE,
+    "best_model.json",
+    "latest.json",
+)
 
 
 class Images:
     """Reads the files that ``predictions.csv`` names, from the disk or from a packed data set.
+
+    A stranger may have written that file. So a picture must lie under the image root of the data set or in
+    the run's folder, after links are resolved, and be a regular file.
 
     Args:
         config: config of the run.
@@ -68,8 +54,11 @@ class Images:
     def __init__(self, config: Config) -> None:
         self._dataset: Dataset | None = None
         self._indices: dict[str, int] = {}
+        self._roots = [config.run_folder]
         try:
             if config.DataLoader and config.DataLoader.Eval:
+                if image_root := config.DataLoader.Eval.dataset.get("image_root"):
+                    self._roots.append(Path(image_root))
                 self._dataset = build_images(config, "Eval")
         except (ConfigError, DataError, ValueError, OSError):
             return
@@ -86,14 +75,18 @@ class Images:
 
     def has(self, file: str) -> bool:
         """True if the file exists."""
-        return file in self._indices or Path(self._place(file)).is_file()
+        return file in self._indices or os.path.isfile(self._place(file))
+
+    def may_show(self, file: str) -> bool:
+        """True if the file is one of the data set's or of the run's."""
+        return file in self._indices or is_inside(self._place(file), self._roots)
 
     def _place(self, file: str) -> str:
         """Returns the path of a file now.
 
         The run may have been started in another folder, or the images may have been moved since then.
         """
-        if os.path.isfile(file):
+        if os.path.isfile(file) and is_inside(file, self._roots):
             return file
         parts = Path(file).parts
         endings = ("/".join(parts[i:]) for i in range(len(parts)))
@@ -103,10 +96,11 @@ class Images:
         """Returns the bytes of a file.
 
         Raises:
-            OSError, ValueError: the file can't be read.
+            OSError, ValueError: the file can't be read, is no regular file, is too large, or is not one of
+                the data set's or the run's.
         """
         if file not in self._indices:
-            return read_file(self._place(file))
+            return read_inside(Path(self._place(file)), self._roots, MAX_IMAGE_FILE_BYTES)
         assert self._dataset
         content: Any = self._dataset.read(self._indices[file])
         return content.encoded if isinstance(content, ImageParts) else content
@@ -165,7 +159,10 @@ def read_record(folder: str | Path) -> Record:
 
     Raises:
         ConfigError: the folder is not a run folder.
+        DataError: a file of the run can't be used, or is a link out of the folder.
     """
+    if Path(folder).is_dir():
+        _refuse_links_out(Path(folder))
     config = load_config(folder)
     folder = config.run_folder
     count = class_num(config)
@@ -174,57 +171,35 @@ def read_record(folder: str | Path) -> Record:
     except DataError:
         names = []
     record = Record(folder, config, names or [str(i) for i in range(count)])
-    for row in _json_lines(folder / METRICS_FILE):
-        (record.evaluations if row.get("kind") == "eval" else record.train).append(row)
-    record.samples = _read_samples(folder / PREDICTIONS, count)
+    for row in read_metrics(folder / METRICS_FILE):
+        (record.evaluations if row["kind"] == "eval" else record.train).append(row)
+    record.samples = read_samples(folder / PREDICTIONS, count)
     for name in ("best_model", "latest"):
-        try:
-            record.manifest = read_manifest(folder / name)
+        if os.path.lexists(folder / f"{name}.json"):
+            record.manifest = _manifest(folder / name)
             break
-        except CheckpointError:
-            continue
     record.class_counts = _class_counts(config, count, record.manifest)
     return record
 
 
-def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _manifest(prefix: Path) -> dict[str, Any]:
     try:
-        text = read_regular(file, _MAX_FILE_BYTES).decode(errors="replace")
-    except (OSError, ValueError):
-        return
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # an incomplete line, or one of another program
-            continue
-        if isinstance(row, dict):
-            yield row
+        return read_manifest(prefix)
+    except CheckpointError as error:
+        raise DataError(str(error)) from None
 
 
-def _read_samples(file: Path, count: int) -> Samples | None:
-    """Returns the predictions; None if there are none, or if they don't match the classes."""
-    try:
-        text = read_regular(file, _MAX_FILE_BYTES).decode("utf-8", "surrogateescape")
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        if not rows or tuple(rows[0]) != COLUMNS:
-            return None
-        labels, predicted_ids = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted"))
-        scores, label_scores = (
-            np.array([float(row[key]) for row in rows]) for key in ("score", "label_score")
-        )
-        top_ids = [[int(word) for word in row["top_ids"].split()] for row in rows]
-    except (OSError, ValueError, TypeError, csv.Error):
-        return None
-    if not all(((ids >= 0) & (ids < count)).all() for ids in (labels, predicted_ids)):
-        return None
-    return Samples(
-        files=[row["file"] for row in rows],
-        labels=labels,
-        predicted_ids=predicted_ids,
-        scores=scores,
-        label_scores=label_scores,
-        top_ids=top_ids,
-    )
+def _refuse_links_out(folder: Path) -> None:
+    """Raises DataError if a file that the report would show is a link out of the run's folder.
+
+    Otherwise the lines of somebody's private file could become class names.
+    """
+    for name in _SHOWN_FILES:
+        if (folder / name).is_symlink() and not is_inside(folder / name, [folder]):
+            raise DataError(
+                f"{folder / name} is a link out of the run's folder; replace it by the file, "
+                "so that the report can't show another file"
+            )
 
 
 def _class_counts(config: Config, count: int, manifest: dict[str, Any]) -> Array | None:

@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+_MAX_DIGITS = 20  # digits of an integer of 64 bits, with its sign
+
 
 def json_text(value: Any, *, indent: int | None = None, is_ascii: bool = False) -> str:
     """Returns a value as JSON. Numbers that JSON does not have, such as NaN, become null.
@@ -24,3 +26,58 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(data: bytes) -> Any:
+    """Returns the value of a JSON text, which a stranger may have written.
+
+    A byte order mark is skipped. Unlike ``json.loads``, it refuses what not every reader understands alike:
+    ``NaN``, numbers that a float can't represent, integers of more than 64 bits, and repeated keys.
+
+    Args:
+        data: text in UTF-8.
+
+    Raises:
+        ValueError: the text is not such a JSON text. The message has no part of the text.
+    """
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start + 1:,}") from None
+    try:
+        return json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_number,
+            parse_int=_small_integer,
+            object_pairs_hook=_unique_keys,
+        )
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        raise ValueError(f"not JSON ({error.msg}, {line}column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _small_integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS or not -(1 << 63) <= int(text) < 1 << 63:
+        raise ValueError("an integer is too large")
+    return int(text)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key is repeated")
+    return values

@@ -238,8 +238,15 @@ def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": 2}, "expected a manifest of format 1, received format 2"),
-        ({"parts": {}}, "not a checkpoint's manifest"),
-        ({"progress": 3}, "expected a manifest of format 1"),
+        ({"format": True}, "not a checkpoint's manifest: expected 1 as 'format'"),
+        ({"parts": {}}, "not a checkpoint's manifest: expected '.pdparams' in 'parts'"),
+        ({"parts": {".sh": {"size": 1, "sha256": "0" * 64}}}, "an unknown extension in 'parts'"),
+        ({"parts": {".pdparams": {"size": True, "sha256": "0" * 64}}}, "expected a size and a SHA-256 as"),
+        ({"progress": 3}, "expected 'parts' and 'progress' as objects"),
+        ({"progress": {"step": -1}}, "expected a whole number from 0 as 'progress.step'"),
+        ({"progress": {"best": None}}, "expected a metric, its value and its epoch as 'progress.best'"),
+        ({"run": ["a"]}, "expected a text or null as 'run'"),
+        ({"class_names": "ab"}, "expected a list of texts as 'class_names'"),
     ],
 )
 def test_manifest_is_checked(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sklearn.metrics import (
 
 from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates, intervals, smoothed, throughput
-from ppxcls.reports.record import Samples
+from ppxcls.reports.run_files import Samples
 
 CLASSES = 7
 

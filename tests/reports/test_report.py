@@ -5,16 +5,20 @@ It is also tested in a browser.
 
 from __future__ import annotations
 
+import base64
 import csv
 import html
 import importlib.util
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -22,6 +26,7 @@ import yaml
 import ppxcls
 from ppxcls.reports import page
 from ppxcls.reports.record import read_record
+from ppxcls.train.predictions import COLUMNS
 from tests.conftest import ROOT, run_tool, small_config, write_images
 
 pytest.importorskip("jinja2")
@@ -170,21 +175,113 @@ def test_a_run_that_was_never_evaluated(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("name", "content", "message"),
     [
-        "",
-        "file,label\n",
-        "\x00\x01",
-        "file,label,label_name,predicted,predicted_name,score,label_score,top_ids,top_scores\na,9,b,0,c,1,1,0,1\n",
+        (
+            "predictions.csv",
+            "file,label\n",
+            "predictions.csv:1: not a row of predictions: expected the columns",
+        ),
+        (
+            "predictions.csv",
+            "HEAD\na,9,b,0,c,1,1,0,1\n",
+            "predictions.csv:2: .*a class from 0 to 2 as 'label'",
+        ),
+        ("predictions.csv", "HEAD\na,0,b,0,c,nan,1,0,1\n", "predictions.csv:2: .* from 0 to 1 as 'score'"),
+        ("predictions.csv", "HEAD\na,0,b,0,c,1", "predictions.csv:2: .*expected 9 columns, received 6"),
+        ("metrics.jsonl", "{]\n", r"metrics.jsonl:1: not a line of metrics: not JSON \(.*, column 2\)"),
+        ("metrics.jsonl", "LINE\n[1]\n", "metrics.jsonl:2: not a line of metrics: expected an object"),
+        (
+            "metrics.jsonl",
+            '{"kind": "train", "epoch": 1}\n',
+            "metrics.jsonl:1: .*whole number from 0 as 'step'",
+        ),
+        ("metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl:1: .*nested too deeply"),
+        ("best_model.json", "{", r"best_model.json: not a checkpoint's manifest: not JSON"),
     ],
 )
-def test_damaged_predictions_count_as_none(damage: str, run: Path, tmp_path: Path) -> None:
+def test_an_invalid_file_of_a_run_is_named_with_its_line(
+    name: str, content: str, message: str, run: Path, tmp_path: Path
+) -> None:
     folder = copied(run, tmp_path)
-    (folder / "predictions.csv").write_text(damage)
-    (folder / "metrics.jsonl").write_text(
-        "{]\n[1]\n" + '{"kind": "train", "loss": "x", "step": null}\n' + "[" * 100_000
-    )
+    line = '{"kind": "train", "epoch": 1, "step": 1}'
+    content = content.replace("HEAD", ",".join(COLUMNS)).replace("LINE", line)
+    (folder / name).write_text(content)
+    page_before = (folder / "report.html").read_bytes()
+    with pytest.raises(ppxcls.DataError, match=message):
+        ppxcls.report(folder)
+    assert (folder / "report.html").read_bytes() == page_before
+
+
+def test_a_line_that_a_killed_run_has_cut_is_left_out(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    count = len(read_record(folder).train) + len(read_record(folder).evaluations)
+    with open(folder / "metrics.jsonl", "a") as stream:
+        stream.write('{"kind": "train", "epoch": 1, "st')
+    record = read_record(folder)
+    assert len(record.train) + len(record.evaluations) == count
+    (folder / "predictions.csv").write_text("")
+    with pytest.raises(ppxcls.DataError, match="predictions.csv:1: not a row of predictions"):
+        ppxcls.report(folder)
+    (folder / "predictions.csv").write_text(",".join(COLUMNS) + "\r\n")
     assert "This run was not evaluated" in ppxcls.report(folder).read_text()
+
+
+def test_no_file_from_elsewhere_gets_into_the_page(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    secret = tmp_path / "key"
+    secret.write_text("-----BEGIN OPENSSH PRIVATE KEY-----")
+    private_picture = tmp_path / "private.png"
+    cv2.imwrite(str(private_picture), np.full((64, 64, 3), 200, np.uint8))
+    (folder / "first_batch.png").unlink()
+    (folder / "first_batch.png").symlink_to(secret)
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(secret)
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    cells = lines[1].split(",")
+    rows = [lines[0], *(",".join([str(private_picture), *cells[1:]]) for _ in range(5))]
+    (folder / "predictions.csv").write_text("\n".join(rows) + "\n")
+    text = ppxcls.report(folder).read_text()
+    assert "first_batch.png is left out, because it is no picture that a run writes." in text
+    assert "Pictures are left out that lie" in text
+    assert "data:image/jpeg" not in text
+    assert "OPENSSH" not in text
+    assert secret.read_text() == "-----BEGIN OPENSSH PRIVATE KEY-----"
+    (folder / "first_batch.png").unlink()
+    picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    (folder / "first_batch.png").write_bytes(picture + b"SECRET-TAIL" * 9)
+    text = ppxcls.report(folder).read_text()
+    assert "First training batch" in text
+    embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert embedded
+    assert not any(b"SECRET-TAIL" in base64.b64decode(content) for content in embedded)
+    (folder / "class_names.txt").unlink()
+    (folder / "class_names.txt").symlink_to(secret)
+    with pytest.raises(ppxcls.DataError, match="class_names.txt is a link out of the run's folder"):
+        ppxcls.report(folder)
+
+
+def test_pictures_in_the_folder_of_the_run_are_shown(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    cv2.imwrite(str(folder / "mine.png"), np.full((64, 64, 3), 200, np.uint8))
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    (folder / "predictions.csv").write_text(
+        "\n".join([lines[0], ",".join([str(folder / "mine.png"), *lines[1].split(",")[1:]])]) + "\n"
+    )
+    assert "data:image/jpeg" in ppxcls.report(folder).read_text()
+
+
+def test_two_reports_at_once(run: Path, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    command = [sys.executable, "-m", "ppxcls", "report", str(folder)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert (folder / "report.html").read_text().rstrip().endswith("</html>")
+    assert not list(folder.glob("*.new"))
 
 
 def test_line_separators_in_names_do_not_split_rows(run: Path, tmp_path: Path) -> None:
