@@ -502,3 +502,89 @@ def test_the_main_line_can_be_read_in_one_sitting() -> None:
     assert "ppxcls/build/trainer.py" in files
     total = sum(len((ROOT / file).read_text().splitlines()) for file in files)
     assert total <= 1200
+
+
+# Modules that open a file for writing by themselves, or call what does, and why no link can redirect it.
+WRITERS = {
+    "system/atomic_files.py": "it is the way to write; a device that the user named is opened as it is",
+    "system/open_folder.py": "it opens names in the descriptor of a folder",
+    "system/temporary_files.py": "it opens names that nobody can guess",
+    "system/file_lock.py": "a folder, to lock it",
+    "system/logs.py": "the null device, if a log can't be opened",
+    "system/shared_memory.py": "memory without a name in a folder",
+    "system/supervisor.py": "a file in a temporary folder of this process",
+    "checkpoints/files.py": "a second name for a part that was just written; the old name is removed before",
+    "checkpoints/run_folder.py": "a copy into a folder that was just created",
+    "packed/write.py": "an array into a stream of a whole file",
+    "deploy/portable.py": "a file in a temporary folder of this process",
+    "deploy/saved_program.py": "files in a temporary folder of this process",
+    "train/paddle_inference.py": "a program in a temporary folder of this process",
+    "train/visualdl_tracker.py": "another package writes; its folder was checked to be no link",
+    "reports/curves.py": "a picture into memory",
+    "tuning/batch_size.py": "a file of the kernel under /proc",
+}
+# Methods of any object, functions of three modules, and a class. ``run.save`` and others of ours are not meant.
+WRITE_METHODS = {
+    *("write_text", "write_bytes", "touch", "savez", "savez_compressed", "imwrite", "savefig", "to_csv"),
+    *("symlink_to", "hardlink_to", "tofile", "memmap"),
+}
+WRITE_CALLS = re.compile(
+    r"os\.(open|link|symlink|mkfifo)|shutil\.(copy\w*|move)|(np|paddle|paddle\.jit|onnx)\.save\w*|LogWriter"
+)
+DESCRIPTORS = re.compile(r"(append|change)_descriptor\(")
+
+
+def bare_writes(tree: ast.AST) -> list[str]:
+    """Calls that create or change a file by its name, other than the functions of ``system``."""
+    calls = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = ast.unparse(node.func)
+        if function == "open" and node.args and not DESCRIPTORS.match(ast.unparse(node.args[0])):
+            modes = [*node.args[1:2], *(key.value for key in node.keywords if key.arg == "mode")]
+            if modes and set(ast.unparse(modes[0])) & set("wax+"):
+                calls.append(ast.unparse(node))
+        elif WRITE_CALLS.fullmatch(function) or (
+            isinstance(node.func, ast.Attribute) and node.func.attr in WRITE_METHODS
+        ):
+            calls.append(ast.unparse(node))
+    return calls
+
+
+def test_files_are_written_by_the_functions_that_follow_no_links() -> None:
+    """``whole_file``, ``new_file`` and ``append_descriptor``, or a module of the table with its reason."""
+    files = [*FILES, *sorted((ROOT / "tools").glob("*.py"))]
+    writes = {
+        str(file.relative_to(ROOT)).removeprefix("ppxcls/"): calls
+        for file in files
+        if (calls := bare_writes(ast.parse(file.read_text())))
+    }
+    assert {name: calls for name, calls in writes.items() if name not in WRITERS} == {}
+    assert WRITERS.keys() - writes.keys() == set(), "no longer needed"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(file, 'w')",
+        "open(file, mode='ab')",
+        "(folder / 'a').write_text('b')",
+        "np.savez(file, a=b)",
+        "cv2.imwrite(str(file), image)",
+        "shutil.copyfile(a, b)",
+        "os.open(file, os.O_WRONLY)",
+        "LogWriter(logdir=folder)",
+        "paddle.save(state, file)",
+    ],
+)
+def test_a_bare_write_is_seen(line: str) -> None:
+    assert bare_writes(ast.parse(line)) == [ast.unparse(ast.parse(line))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["open(file)", "open(file, 'rb')", "open(append_descriptor(file), 'ab')", "write_text(file, text)"],
+)
+def test_other_calls_are_no_bare_writes(line: str) -> None:
+    assert bare_writes(ast.parse(line)) == []

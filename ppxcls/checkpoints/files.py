@@ -30,7 +30,14 @@ from ppxcls.checkpoints.pickle_reader import read_arrays
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
 from ppxcls.checkpoints.wrong_files import wrong_kind
-from ppxcls.system.atomic_files import new_file, read_regular, reason_of, sync_folder, whole_file
+from ppxcls.system.atomic_files import (
+    check_own_names,
+    new_file,
+    read_regular,
+    reason_of,
+    sync_folder,
+    whole_file,
+)
 from ppxcls.system.file_lock import locked_folder
 from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.paths import printable
@@ -222,6 +229,7 @@ def _write_checkpoint(
         excluded_parts = without.get(prefix, ())
         parts = {}
         with _cleanup_on_error(prefix):
+            check_own_names(prefix.parent, [prefix.name + extension for extension in (".json", *EXTENSIONS)])
             for part, state in states.items():
                 if part in excluded_parts:
                     continue

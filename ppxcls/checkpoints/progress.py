@@ -150,8 +150,9 @@ def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
     invalid_keys = [key for key, value in values.items() if not isinstance(value, field_types.get(key, ()))]
     if invalid_keys:
         file = with_extension(prefix, ".json")
+        names = [key if key.isidentifier() and len(key) < 40 else "a strange name" for key in invalid_keys]
         raise UnknownProgressError(
-            f"{file}: unknown key or wrong type in the progress: {', '.join(invalid_keys)}"
+            f"{file}: unknown key or wrong type in the progress: {', '.join(names[:9])}"
         )
     progress = Progress(**values)
     if progress.best.get("value", 0.0) is None:  # it was not finite, so any later evaluation is better

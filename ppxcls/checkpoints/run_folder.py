@@ -30,7 +30,7 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
 from ppxcls.system.appended_files import append_descriptor
-from ppxcls.system.atomic_files import named_errors
+from ppxcls.system.atomic_files import is_inside, named_errors
 from ppxcls.system.logs import logger
 from ppxcls.system.open_folder import OpenFolder
 from ppxcls.system.temporary_files import remove_leftovers
@@ -114,14 +114,13 @@ class RunFolder:
         A run writes to its files by name. It must not overwrite the target of a link, such as another user's
         file. Opening a pipe would wait for ever.
         """
-        folder = self.path.resolve()
         for entry in os.scandir(self.path):
             is_plain = entry.is_symlink() or entry.is_dir() or entry.is_file()
             if not is_plain:
                 raise RunFolderError(
                     f"{entry.path} is no regular file; remove it, so that the run can use its name"
                 )
-            if entry.is_symlink() and folder not in Path(entry.path).resolve().parents:
+            if entry.is_symlink() and not is_inside(entry.path, [self.path]):
                 raise RunFolderError(
                     f"{entry.path} is a link out of the run's folder; "
                     "remove it, so that the run can't write through it"
