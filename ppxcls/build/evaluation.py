@@ -32,7 +32,7 @@ from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.system import distributed
-from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.atomic_files import check_own_names, read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
@@ -44,6 +44,7 @@ from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.run_log import format_results
 
+_RESULTS = (EVALUATION, OTHER_EVALUATION, PREDICTIONS, OTHER_PREDICTIONS)
 _MAX_BYTES = 1 << 20  # largest config.yaml and eval.json that are compared
 _MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
 _IMAGENET_CLASSES = 1000
@@ -60,8 +61,11 @@ def evaluate(config: Config) -> dict[str, float]:
     Raises:
         ConfigError, DataError, CheckpointError: as ``build_trainer``. CheckpointError also if the network's
             output is not finite.
+        OSError: a result can't be written, such as if a pipe has its name.
     """
     required_section(config, "DataLoader.Eval")
+    if config.run_folder.is_dir():
+        check_own_names(config.run_folder, _RESULTS)
     start_job(config)
     weights = weights_for(config, "evaluate")
     assert weights

@@ -114,8 +114,12 @@ class JsonLines(Tracker):
         Raises:
             OSError: the file can't be read or written.
         """
+        try:
+            text = read_regular(self.file, _MAX_FILE_BYTES).decode(errors="replace")
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error), str(self.file)) from None
         lines = []
-        for line in read_regular(self.file, _MAX_FILE_BYTES).decode(errors="replace").split("\n"):
+        for line in text.split("\n"):
             try:
                 if condition(json.loads(line)):
                     lines.append(line + "\n")

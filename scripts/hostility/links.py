@@ -259,7 +259,7 @@ def _pack(run: Path) -> None:
     file = run / "list.txt"
     if not file.is_symlink() and file.is_file() and file.read_text() == "data/a.png 0\n":
         file.unlink()  # of another list, which packing would refuse
-    pack(source / "list.txt", run)
+    pack(source / "list.txt", source, output=run)
 
 
 def _comparison(run: Path) -> None:
@@ -367,10 +367,11 @@ def _report_words(run: Path) -> list[str | Path]:
 
 def _convert_words(run: Path) -> list[str | Path]:
     import ppxcls
+    from ppxcls.models.weights import save_weights
 
     source = run / "source.pdparams"
     if not source.exists():
-        ppxcls.save_weights(ppxcls.build_model("Xception41", class_num=3), source)
+        save_weights(ppxcls.build_model("Xception41", class_num=3), source)
     words: list[str | Path] = ["convert", source, "--output", run / "out.pdparams"]
     return [*words, "--model", "Xception41", "--class-num", "3"]
 
