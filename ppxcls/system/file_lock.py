@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,3 +39,34 @@ def locked(lock: Path, *, waits: bool = True) -> Iterator[None]:
             except OSError:  # the file can't be created, or the file system has no locks
                 pass
         yield
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[bool]:
+    """Runs a block while no other process runs one for the same folder. No file remains in the folder.
+
+    Yields:
+        False if the file system has no locks of folders, so that other processes are not excluded.
+
+    Raises:
+        LockedError: another process has the lock.
+    """
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _try_lock(descriptor, folder)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, folder: Path) -> bool:
+    """Locks an open folder; returns False if the file system can't."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(str(folder)) from None
+    except OSError:  # for example NFS, which locks only files that are open for writing
+        return False
+    return True
