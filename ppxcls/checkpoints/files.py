@@ -210,7 +210,7 @@ def write_checkpoint(
     """
     with contextlib.ExitStack() as locks:
         for folder in sorted({prefix.parent for prefix in prefixes}):
-            locks.enter_context(locked_folder(folder))
+            locks.enter_context(locked_folder(folder, waits=True))
         _write_checkpoint(prefixes, states, manifest=manifest, safe=safe, without=without or {})
 
 

@@ -11,6 +11,7 @@ each time. So reading needs memory for the file, which the arrays share, and at 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,8 @@ _COPY_ALLOWANCE_BYTES = 1 << 20  # part of the limits that is the same for a fil
 _MAX_TEXT_LENGTH = 1 << 16  # limit of keys, in characters, and of names, in bytes
 
 
+# Names that a message repeats. A file that is no pickle has other text there.
+_PYTHON_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}(?:\.[A-Za-z_][A-Za-z0-9_]{0,39}){0,9}")
 _MARK = object()
 
 
@@ -203,7 +206,9 @@ class Machine:
     def push_global(self, module: str, name: str) -> None:
         global_name = GLOBALS.get((module, name))
         if global_name is None:
-            raise RefusedError(f"it asks for {module[:80]}.{name[:80]}, and weights need arrays only")
+            is_name = _PYTHON_NAME.fullmatch(f"{module}.{name}") is not None
+            asked_name = f"{module}.{name}" if is_name else "an unknown name"
+            raise RefusedError(f"it asks for {asked_name}, and weights need arrays only")
         self.push(AllowedGlobal(global_name))
 
     def reduce(self) -> None:

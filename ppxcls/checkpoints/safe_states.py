@@ -18,6 +18,7 @@ PARAMETER_NAMES_KEY = (
     "StructuredToParameterName@@"  # key of the parameter names in Paddle's saved state dicts
 )
 INSTALL_HINT = "which is not installed: pip install 'ppxcls[convert]'"
+_MAX_HEADER_BYTES = 1 << 24  # a network with 10,000 tensors has 2 MB
 _LENGTH_BYTES = 8  # bytes at the beginning of a file that contain the length of the header
 # numpy's types by safetensors's names. numpy has no bfloat16: its bits are kept, as in Paddle's files.
 _TYPES = {
@@ -54,6 +55,9 @@ def from_safetensors(data: bytes) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, deserialize
 
+    header_bytes = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {header_bytes:,} bytes; at most {_MAX_HEADER_BYTES:,} are read")
     try:
         entries = deserialize(data)
     except SafetensorError as error:

@@ -7,7 +7,6 @@ of these objects is created: a placeholder takes its place, so the weights besid
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.checkpoints.archives import archive_of, read_member
 from ppxcls.checkpoints.pickle_reader import ACTIONS, MAX_OPCODES, Machine
 from ppxcls.checkpoints.pickle_whitelist import (
     GLOBALS,
@@ -76,14 +76,11 @@ def read_torch(data: bytes) -> Any:
         RefusedError: the data is no such file, or is damaged. Nothing in it has been called.
     """
     root, storages = _read_zip(data) if data.startswith(_ZIP_SIGNATURE) else _read_legacy(data)
-    return _Finisher(storages, 4 * len(data)).finish(root)
+    return _Finisher(storages, len(data)).finish(root)
 
 
 def _read_zip(data: bytes) -> tuple[Any, Callable[[_Storage], Any]]:
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(data))
-    except Exception as error:  # zipfile raises errors of many kinds for damaged archives
-        raise RefusedError(f"it is a damaged archive: {error}") from None
+    archive = archive_of(data)
     names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
         raise RefusedError("it is a TorchScript program; save the state_dict() of the model instead")
@@ -93,19 +90,10 @@ def _read_zip(data: bytes) -> tuple[Any, Callable[[_Storage], Any]]:
     if len(pickle_names) != 1:
         raise RefusedError("it is an archive without torch's data")
     prefix = pickle_names[0].removesuffix("data.pkl")
-    if f"{prefix}byteorder" in names and _read_entry(archive, f"{prefix}byteorder") != b"little":
+    if f"{prefix}byteorder" in names and read_member(archive, f"{prefix}byteorder", 16) != b"little":
         raise RefusedError("its numbers are big-endian")
-    root = _TorchMachine(_read_entry(archive, pickle_names[0])).run()
-    return root, lambda storage: _read_entry(archive, f"{prefix}data/{storage.key}")
-
-
-def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError:
-        raise RefusedError(f"the part {name[:40]!r} is missing") from None
-    except Exception as error:  # as in _read_zip
-        raise RefusedError(f"its part {name[:40]!r} is damaged: {error}") from None
+    root = _TorchMachine(read_member(archive, pickle_names[0], len(data))).run()
+    return root, lambda storage: read_member(archive, f"{prefix}data/{storage.key}", len(data))
 
 
 def _read_legacy(data: bytes) -> tuple[Any, Callable[[_Storage], Any]]:
@@ -292,9 +280,11 @@ def _are_sizes(shape: Any, strides: Any) -> bool:
 class _Finisher:
     """Replaces tensors by arrays, and counts values and bytes."""
 
-    def __init__(self, read_storage: Callable[[_Storage], Any], max_bytes: int) -> None:
+    def __init__(self, read_storage: Callable[[_Storage], Any], file_bytes: int) -> None:
         self._read_storage = read_storage
-        self._max_bytes = max_bytes
+        self._file_bytes = file_bytes
+        self._max_bytes = 4 * file_bytes
+        self._storage_bytes = 0
         self._numbers: dict[str, Array] = {}
         self._value_count = 0
         self._byte_count = 0
@@ -324,6 +314,9 @@ class _Finisher:
             return OpaqueValue(f"a tensor of {storage.type_name}")
         if storage.key not in self._numbers:
             data = self._read_storage(storage)
+            self._storage_bytes += len(data)
+            if self._storage_bytes > self._file_bytes:  # members of an archive may share their bytes
+                raise RefusedError("its storages have more bytes than the file")
             dtype = np.dtype(_TYPES[storage.type_name])
             self._numbers[storage.key] = np.frombuffer(data, dtype, len(data) // dtype.itemsize)
         numbers = self._numbers[storage.key]

@@ -33,7 +33,7 @@ def wrong_kind(data: bytes, extension: str) -> str | None:
         return "a pickle; name it .pdparams, or .pth if torch wrote it"
     kind = other_kind(data)
     # A pickle of protocol 0 is a text too. Its last byte is a full stop.
-    is_pickle = kind is not None and kind.startswith("a text: ") and data.endswith(b".")
+    is_pickle = kind is not None and kind.startswith("a text") and data.endswith(b".")
     return None if is_pickle else kind
 
 

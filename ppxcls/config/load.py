@@ -26,11 +26,12 @@ from ppxcls.config.device_switches import (
     device_of,
     replace_device_switches,
 )
-from ppxcls.config.inheritance import with_bases
+from ppxcls.config.inheritance import BASE_KEY, with_bases
 from ppxcls.config.paths import resolve_paths
 from ppxcls.config.plugins import import_plugin
 from ppxcls.config.section_keys import refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
+from ppxcls.config.values_of_runs import refuse_values_of_run
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import url_problem
@@ -59,7 +60,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     """
     sources: dict[KeyPath, str] = {}
     file = None
-    own_folder = None
+    own_folder = origin_folder = None
     if isinstance(path, Mapping):
         raw = with_bases(copy.deepcopy(to_plain(path)), None, sources, _read_base)
     else:
@@ -67,8 +68,12 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
             raise ConfigError(problem)
         file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
         text = _read_text(file)
-        raw = with_bases(_mapping(text, file, sources), file, sources, _read_base)
+        raw = _mapping(text, file, sources)
         own_folder = _folder_of_run(file, text)
+        origin_folder = own_folder or _folder_with_results(Path(path), file)
+        if origin_folder and BASE_KEY in raw:
+            raise ConfigPlace((BASE_KEY,), sources).error("the config of a run has no base")
+        raw = with_bases(raw, file, sources, _read_base)
         resolve_paths(raw, file, sources, is_of_run=own_folder is not None)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
     _import_plugins(raw, file.parent if file else None, ConfigPlace((), sources))
@@ -78,6 +83,9 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     config.overrides = override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
+    if origin_folder:
+        config.origin_folder = origin_folder
+        refuse_values_of_run(raw, config, origin_folder)
     check_image_channels(config)
     _resolve_class_names(config)
     return config
@@ -114,6 +122,18 @@ def _folder_of_run(file: Path, text: str) -> Path | None:
         if file.name == RUN_CONFIG and (text.startswith(RUN_CONFIG_HEADER) or has_results)
         else None
     )
+
+
+def _folder_with_results(path: Path, file: Path) -> Path | None:
+    """Returns the folder of a config if it may be a run's, whoever wrote the config; None for any other YAML.
+
+    Args:
+        path: file or folder that the user names.
+        file: file of the config.
+    """
+    names = ("metrics.jsonl", "latest.*", "best_model.*", "epoch_*.pdparams", "epoch_*.safetensors")
+    has_results = any(next(file.parent.glob(name), None) for name in names)
+    return file.parent if path.is_dir() or (file.name == RUN_CONFIG and has_results) else None
 
 
 def _import_plugins(raw: dict[str, Any], folder: Path | None, where: ConfigPlace) -> None:

@@ -74,7 +74,8 @@ class GlobalSection:
         image_shape: PaddleClas's key, ``[3, H, W]``. The transforms determine the size; a warning reports if
             this key differs from it.
         image_channel: PaddleClas's key; it has no effect.
-        save_inference_dir: folder of exported models.
+        save_inference_dir: folder of exported models. The config of a run may name only the default or a
+            folder in the run's folder.
         eval_mode, task, train_mode: PaddleClas's keys, each with the only supported value.
         to_static: True to run the network as a static graph in training and evaluation; ``CINN`` to compile
             this graph with Paddle's compiler too, which takes minutes.
@@ -308,7 +309,10 @@ class Config:
         Optimizer: optimizer and its learning-rate schedule.
         sources: source of each key, for error messages.
         overrides: key paths that the command line gave, with list items as indices.
-        own_folder: folder of the run that wrote this ``config.yaml``; None for any other YAML.
+        own_folder: folder of the run that wrote this ``config.yaml``; None for any other YAML, and if the
+            command line chooses another run.
+        origin_folder: folder of a run that the config was read from, also if the command line chooses another
+            run; None for a YAML that is not in such a folder.
     """
 
     Arch: Annotated[Block, Component("model")]
@@ -323,6 +327,7 @@ class Config:
     sources: dict[KeyPath, str] = field(default_factory=dict, init=False, repr=False)
     overrides: list[KeyPath] = field(default_factory=list, init=False, repr=False, compare=False)
     own_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
+    origin_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def where(self, path: str = "") -> ConfigPlace:
         """Returns the place of a key, such as ``DataLoader.Train``, for error messages."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
 from ppxcls.system.atomic_files import read_regular, reason_of
+from ppxcls.system.line_shapes import line_shape
 from ppxcls.system.paths import printable
 
 CLASS_NAMES_FILE = "class_names.txt"  # file name, in the folder of the lists and in a run's folder
 PADDLEX_NAMES_FILE = "labels.txt"  # PaddleX's file beside its lists, with one name per line
 IMAGENET_NAMES_FILE = Path(__file__).with_name("imagenet1k_classes.txt")
-_MAX_BYTES = 1 << 26
+MAX_NAMES_BYTES = 1 << 26  # bytes of a file of class names
 _MAX_SHOWN_NAMES = 5
 _BYTE_ORDER_MARKS = (  # UTF-32 comes first, because its mark can begin with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -39,7 +41,8 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
 
     Each line is ``id name``, separated by blanks, tabs or commas. In a file named ``class_names.txt``, each
     line is a name if no line has an id. In a file named ``labels.txt``, as PaddleX writes it, each line is a
-    name if one of them has no id. Control characters are escaped.
+    name if one of them has no id. If such a file is a link to another folder, each line needs an id. Control
+    characters are escaped.
 
     Args:
         file: file of class names.
@@ -55,15 +58,14 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
     ]
     names: dict[int, str] = {}
     have_ids = [bool(_LINE.fullmatch(line)) for _, line in lines]
-    has_plain_names = (file.name == PADDLEX_NAMES_FILE and not all(have_ids)) or (
-        file.name == CLASS_NAMES_FILE and not any(have_ids)
-    )
+    # A link may lead to a private text, which must not become names.
+    has_plain_names = not _leads_out(file) and _may_have_plain_names(file, have_ids)
     for number, line in lines:
         match = _LINE.fullmatch(f"{len(names)} {line}" if has_plain_names else line)
         if not match:
-            raise DataError(f"{file}:{number}: expected 'id name', received {line[:80]!r}")
+            raise DataError(f"{file}:{number}: expected 'id name', received {line_shape(line)}")
         if int(match[1]) in names:
-            raise DataError(f"{file}:{number}: the id {int(match[1])} has two names")
+            raise DataError(f"{file}:{number}: the id of this line has a name already")
         names[int(match[1])] = printable(match[2])
     if class_num is None:
         class_num = len(names)
@@ -73,10 +75,20 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
         raise DataError(f"{file}: expected the names of {class_num:,} classes, received {len(names):,}")
     for expected, index in enumerate(sorted(names)):
         if index != expected:
-            raise DataError(
-                f"{file}: expected ids from 0 to {class_num - 1}, received {index} and no {expected}"
-            )
+            raise DataError(f"{file}: expected each id from 0 to {class_num - 1}, received no {expected}")
     return [names[index] for index in range(class_num)]
+
+
+def _may_have_plain_names(file: Path, have_ids: Sequence[bool]) -> bool:
+    """True if each line of a file is a name, by the file's name and by the lines that begin with an id."""
+    return (file.name == PADDLEX_NAMES_FILE and not all(have_ids)) or (
+        file.name == CLASS_NAMES_FILE and not any(have_ids)
+    )
+
+
+def _leads_out(file: Path) -> bool:
+    """True if a file is a link to a file in another folder."""
+    return file.is_symlink() and Path(os.path.realpath(file)).parent != Path(os.path.realpath(file.parent))
 
 
 def class_name_lines(names: Sequence[str]) -> str:
@@ -100,7 +112,7 @@ def describe_classes(count: int, names: Sequence[str]) -> str:
 
 def _read_text(file: Path) -> str:
     try:
-        data = read_regular(file, _MAX_BYTES)
+        data = read_regular(file, MAX_NAMES_BYTES)
     except FileNotFoundError:
         raise DataError(f"{file}: no such file of class names") from None
     except (OSError, ValueError) as error:

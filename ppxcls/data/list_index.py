@@ -13,6 +13,7 @@ import numpy as np
 from ppxcls.data.errors import DataError
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, reason_of
+from ppxcls.system.line_shapes import line_shape
 
 MAX_LIST_BYTES = (1 << 32) - 1
 _BLOCK_BYTES = 1 << 20  # parsed per step; this limits the memory for parsing, in addition to the index
@@ -173,7 +174,7 @@ class ListIndex:
             line_format = f"path{delimiter}label, the label an integer of up to {_MAX_DIGITS} digits"
             raise DataError(
                 f"{self._line_at(start + int(line_starts[first]))}: "
-                f"expected {line_format!r}, received {text[:200]!r}"
+                f"expected {line_format!r}, received {line_shape(text)}"
             )
         lengths = path_ends - line_starts
         if (lengths > np.iinfo(np.uint16).max).any():

@@ -18,6 +18,7 @@ from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.similar_names import similar_name_notes, similar_names
 from ppxcls.data.split_folders import SplitFolders, check_nested_parts, class_folders, find_split
 from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.line_shapes import line_shape
 from ppxcls.system.paths import printable
 
 _MAX_LABELS_BYTES = 1 << 30
@@ -189,7 +190,8 @@ def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSumma
     for number, line in enumerate(lines, 1):
         if not _LABEL_PATTERN.fullmatch(line):
             raise DataError(
-                f"{labels_file}:{number}: expected a label of up to 9 digits a line, received {line[:80]!r}"
+                f"{labels_file}:{number}: expected a label of up to 9 digits a line, "
+                f"received {line_shape(line)}"
             )
     class_ids = [int(line) for line in lines]
     if len(class_ids) != len(image_files.files) or not image_files.files:

@@ -32,6 +32,7 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.portable import PortableRunner, file_runner
 from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
+from ppxcls.deploy.whole_export import check_parts, metadata_beside
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import (
     model_state,
@@ -105,19 +106,26 @@ def exported_predictor(path: str | Path) -> Predictor:
     """Builds a predictor from exported files and their metadata.
 
     Args:
-        path: exported folder, or its ``.onnx`` file, which also works without the other files.
+        path: exported folder, or its ``.onnx`` file, which also works without the other files. The files are
+            compared with the digests in the folder's ``inference_config.json``, if it has digests.
 
     Raises:
-        CheckpointError, DataError: the files can't be used.
+        CheckpointError, DataError: the files can't be used, or are damaged.
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    metadata = _read_onnx_metadata(path) if path.suffix.lower() == ".onnx" else read_metadata(path)
+    is_file = path.suffix.lower() == ".onnx"
+    if is_file:
+        parts = metadata_beside(path)
+        metadata = parts or _read_onnx_metadata(path)
+    else:
+        metadata = parts = read_metadata(path)
+        check_parts(path, metadata)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
     return Predictor(
         host_transforms,
-        file_runner(path, stage, preprocesses=metadata.preprocesses),
+        file_runner(path, stage, preprocesses=metadata.preprocesses, metadata=parts),
         names=metadata.class_names,
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",

@@ -25,6 +25,7 @@ from ppxcls.build.start import start_processes
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
+from ppxcls.config.values_of_runs import export_folder_of
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
@@ -71,6 +72,7 @@ def export(
             ``trained_predictor``.
     """
     set_up_logging()
+    folder = export_folder(config)
     weights = weights_for(config, "export")
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "export", weights)
@@ -102,7 +104,7 @@ def export(
             network,
             stage,
             images=images,
-            folder=export_folder(config),
+            folder=folder,
             metadata=metadata,
             formats=formats,
             fold=fold,
@@ -127,8 +129,12 @@ def _named_package_errors(formats: Sequence[str]) -> Iterator[None]:
 
 
 def export_folder(config: Config) -> Path:
-    """Returns the folder that ``export`` writes to."""
-    return Path(config.Global.save_inference_dir)
+    """Returns the folder that ``export`` writes to.
+
+    Raises:
+        ConfigError: the config of a run names a folder outside the run's folder.
+    """
+    return export_folder_of(config)
 
 
 def _quantisation_data(

@@ -42,7 +42,7 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     model = build_model(name, class_num=class_num)
     load_weights(model, source)
     manifest = manifest_of(weights_file(source))
-    with locked_folder(Path(output).parent):
+    with locked_folder(Path(output).parent, waits=True):
         remove_copied_manifest(Path(output))
         save_weights(model, Path(output))
         if manifest:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import DeviceTransform, ModelInput
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
-from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_metadata
+from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_paddlex_file
 from ppxcls.deploy.program import read_program
 from ppxcls.deploy.runners import Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.deploy.saved_program import save_program
+from ppxcls.deploy.whole_export import commit_export, staging_folder
 from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
@@ -32,16 +32,6 @@ from ppxcls.system.tf32 import tf32_off
 from ppxcls.train.predictions import NOT_FINITE
 
 _RUNNER_NAMES = {"onnx": "ONNX Runtime", "paddle": "Paddle Inference"}
-_FILES = (
-    *(
-        "inference.json",
-        "inference.pdmodel",
-        "inference.pdiparams",
-        "inference.pdiparams.info",
-        "inference.onnx",
-    ),
-    *("inference.yml", "inference_config.json", "inference.int8.onnx"),
-)
 _MAX_ERROR_CHARACTERS = 500  # of an error that is only logged; Paddle's contain whole pages
 _SMALLEST_PROBABILITY = 1e-30  # smaller ones lose digits in float32
 _TOLERANCE = 1e-4  # relative to the largest output; float32 sums depend on their order
@@ -85,8 +75,8 @@ def export_model(
     The files are ``inference.json`` (Paddle 2: ``.pdmodel``) with ``.pdiparams``, ``inference.onnx``, and the
     metadata files. The same weights give the same bytes.
 
-    If a format can't be written, or differs from the network, the others are still written. Then the error is
-    raised.
+    The export is whole or not at all, see ``whole_export``. If a format can't be written, or differs from the
+    network, the others are still written. Then the error is raised.
 
     The comparison is in full float32: TensorFloat-32 is off, and ONNX Runtime computes on the CPU.
 
@@ -150,33 +140,19 @@ def _export_and_compare(
     export = _Export(
         exported_network, metadata, traced_network=traced_network, folder=folder, example=(inputs, logits)
     )
-    with _staging_folder(folder) as staging_folder:
+    with staging_folder(folder) as staging:
         for name in sorted(formats):
-            export.try_format(name, partial(export.write, name, staging_folder))
+            export.try_format(name, partial(export.write, name, staging))
         if quantise and "onnx" in export.differences:
-            export.try_format("int8", partial(quantise, staging_folder))
+            export.try_format("int8", partial(quantise, staging))
         if export.differences:
             description = {"name": "images", "dtype": str(inputs.dtype), "shape": [None, *inputs.shape[1:]]}
             facts = {"input": description, "largest difference from the network": export.differences}
-            has_paddle_files = "paddle" in export.differences
-            write_metadata(staging_folder, metadata, facts, has_paddle_files=has_paddle_files)
-            _replace_files(folder, staging_folder)
+            if "paddle" in export.differences and not metadata.preprocesses:
+                write_paddlex_file(staging, metadata)
+            commit_export(folder, staging, {**metadata.as_dict(), **facts})
     export.raise_first_error()
     return export.differences
-
-
-@contextlib.contextmanager
-def _staging_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder for incomplete files on the same disk. If nothing is written, no folder remains."""
-    missing_folders = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as temporary_folder:
-            yield Path(temporary_folder)
-    finally:
-        for path in missing_folders:
-            with contextlib.suppress(OSError):  # it is not empty
-                path.rmdir()
 
 
 class _Export:
@@ -281,19 +257,6 @@ class _Export:
             error.filename = str(self._folder / file.name)  # a user does not know the temporary folder
             raise
         return onnx_runner(file, on_cpu=True)
-
-
-def _replace_files(folder: Path, staging_folder: Path) -> None:
-    """Moves complete, compared files into the folder, and removes those of an earlier export.
-
-    The earlier export may be of another network.
-    """
-    for name in _FILES:
-        if not (staging_folder / name).exists() and (folder / name).exists():
-            (folder / name).unlink()
-            logger.warning(f"removed {folder / name}, which an earlier export wrote")
-    for file in sorted(staging_folder.iterdir()):
-        file.replace(folder / file.name)
 
 
 def _largest_difference(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import yaml
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
-from ppxcls.system.atomic_files import write_text
-from ppxcls.system.json_text import json_text
+from ppxcls.system.atomic_files import read_regular, reason_of, write_text
+from ppxcls.system.sealed_json import SEAL_KEY, is_intact
 
 METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
+_MAX_BYTES = 1 << 28
+_SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 
 
@@ -35,6 +38,8 @@ class ExportMetadata:
         preprocesses: True if the graph normalises, so that the input is uint8 [N, H, W, 3]. Otherwise the
             input is normalised float32 [N, 3, H, W].
         gives_logits: True if the output is logits, not probabilities.
+        parts: size and SHA-256 of each file of the export, by name; empty for an export of an earlier
+            version, and for the metadata inside an ONNX file.
     """
 
     model: str
@@ -44,6 +49,7 @@ class ExportMetadata:
     class_num: int
     preprocesses: bool = True
     gives_logits: bool = False
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
@@ -63,46 +69,37 @@ class ExportMetadata:
         return f"{self.model} exported from {self.weights}, {prepared_images(self.transforms)}, {classes}"
 
 
-def write_metadata(
-    folder: Path, metadata: ExportMetadata, facts: Mapping[str, Any], *, has_paddle_files: bool
-) -> None:
-    """Writes ``inference_config.json`` and, if needed, PaddleX's ``inference.yml``.
-
-    The second file is written next to Paddle's files with float input.
+def write_paddlex_file(folder: Path, metadata: ExportMetadata) -> None:
+    """Writes PaddleX's ``inference.yml``.
 
     Args:
-        folder: folder of the exported files.
+        folder: folder of Paddle's files, with float input, because PaddleX always normalises.
         metadata: metadata of the exported files.
-        facts: additional entries for the JSON.
-        has_paddle_files: True if the folder contains Paddle's files.
 
     Raises:
-        OSError: a file can't be written.
+        OSError: the file can't be written.
     """
-    text = json_text({**metadata.as_dict(), **facts}, indent=1)
-    write_text(folder / METADATA_FILE, text + "\n")
-    if has_paddle_files and not metadata.preprocesses:  # PaddleX always normalises
-        write_text(folder / "inference.yml", _paddlex_yaml(metadata))
+    write_text(folder / "inference.yml", _paddlex_yaml(metadata))
 
 
 def read_metadata(folder: Path) -> ExportMetadata:
-    """Reads the metadata that ``write_metadata`` wrote.
+    """Reads the metadata of an export.
 
     Raises:
-        DataError: the folder or the file is missing, or the file contains no valid metadata.
+        DataError: the folder or the file is missing, or the file contains no valid metadata, or is damaged.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of an exported model")
+    file = folder / METADATA_FILE
     try:
-        return parse_metadata(
-            json.loads((folder / METADATA_FILE).read_text(encoding="utf-8")), str(folder / METADATA_FILE)
-        )
+        values = json.loads(read_regular(file, _MAX_BYTES).decode())
     except FileNotFoundError:
         raise DataError(f"{folder}: no {METADATA_FILE} in it, so it is not an exported model") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{folder / METADATA_FILE}: invalid metadata: {type(error).__name__}: {error}"
-        ) from None
+        raise DataError(f"{file}: invalid metadata: {type(error).__name__}: {reason_of(error)}") from None
+    if isinstance(values, dict) and (SEAL_KEY in values or "parts" in values) and not is_intact(values):
+        raise DataError(f"{file}: is damaged or was changed: its SHA-256 is not the one in it; export again")
+    return parse_metadata(values, str(file))
 
 
 def parse_metadata(values: Any, source: str) -> ExportMetadata:
@@ -124,7 +121,11 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         raise DataError(f"{source}: invalid metadata: expected a JSON object")
     for key, required_type in required_types.items():
         if not isinstance(values.get(key), required_type):
-            raise DataError(f"{source}: invalid metadata: {key} is {values.get(key)!r:.80}")
+            received_type = type(values.get(key)).__name__
+            raise DataError(
+                f"{source}: invalid metadata: expected {required_type.__name__} as {key!r}, "
+                f"received {received_type}"
+            )
     names, count = values["class_names"], values.get("class_num", len(values["class_names"]))
     if (
         not isinstance(count, int)
@@ -133,12 +134,16 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         or not values["transforms"]
     ):
         raise DataError(
-            f"{source}: invalid metadata: class_num {count!r:.80}, {len(values['transforms'])} transforms"
+            f"{source}: invalid metadata: expected a number of classes and transforms, "
+            f"received {type(count).__name__} as 'class_num' and {len(values['transforms'])} transforms"
         )
     if names and list(names) != [str(i) for i in range(count)]:
         raise DataError(
             f"{source}: expected the names of {count} classes with ids from 0, received {len(names)}"
         )
+    parts = values.get("parts", {})
+    if not isinstance(parts, dict) or not all(map(_is_part, parts.items())):
+        raise DataError(f"{source}: invalid metadata: expected size and SHA-256 of each file as 'parts'")
     return ExportMetadata(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
@@ -147,6 +152,19 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         class_num=int(count),
         preprocesses=values["preprocessing in the graph"],
         gives_logits=values["output"] == "logits",
+        parts=parts,
+    )
+
+
+def _is_part(pair: tuple[Any, Any]) -> bool:
+    """True if a pair is the name of a file in the export's own folder, and its size and digest."""
+    name, part = pair
+    return (
+        re.fullmatch(r"inference(\.\w+)+", name) is not None
+        and isinstance(part, dict)
+        and type(part.get("size")) is int
+        and isinstance(part.get("sha256"), str)
+        and _SHA256.fullmatch(part["sha256"]) is not None
     )
 
 

@@ -5,17 +5,24 @@ A pickle holds the weights or the exported files themselves. The other process n
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage
+from ppxcls.deploy.metadata import ExportMetadata
 from ppxcls.deploy.runners import Runner, onnx_runner, paddle_runner
+from ppxcls.deploy.whole_export import has_part, read_part
 from ppxcls.system.arrays import Array
 
+_TEMPORARY_FOLDER = re.compile(r"\S*/ppxcls-\w+(?=/)")
 _PADDLE_FILES = ("inference.json", "inference.pdmodel", "inference.pdiparams")
 
 
@@ -43,57 +50,94 @@ class PortableRunner:
         return self._build, self._arguments()
 
 
-def file_runner(path: Path, stage: DeviceStage, *, preprocesses: bool) -> Runner:
+def file_runner(
+    path: Path, stage: DeviceStage, *, preprocesses: bool, metadata: ExportMetadata | None = None
+) -> Runner:
     """Returns a runner of exported files, which can be pickled.
+
+    The bytes that are compared with the digests of the export are the bytes that are loaded.
 
     Args:
         path: exported folder, or its ``.onnx`` file.
         stage: device part of the transforms.
         preprocesses: True if the exported graph does this part.
+        metadata: metadata of the export, with the digests of its files; None for no check.
 
     Raises:
         CheckpointError: the files can't be used.
     """
+    metadata = metadata or ExportMetadata("", "", [], [], 0)
     if path.suffix.lower() == ".onnx":
-        files = [path]
-    elif (path / "inference.pdiparams").is_file():
-        files = [path / name for name in _PADDLE_FILES if (path / name).is_file()]
+        folder, names = path.parent, [path.name]
+    elif has_part(path, "inference.pdiparams", metadata):
+        folder, names = path, [name for name in _PADDLE_FILES if has_part(path, name, metadata)]
     else:
-        files = [path / "inference.onnx"]
-    states = {file: _state_of(file) for file in files}
+        folder, names = path, ["inference.onnx"]
 
-    def arguments() -> tuple[Any, ...]:
-        for file, state in states.items():
-            if _state_of(file) != state:
-                raise DataError(f"{file}: was changed or removed after it was loaded; load the model again")
-        return {file.name: file.read_bytes() for file in files}, stage, preprocesses
+    def read() -> dict[str, bytes]:
+        return {name: read_part(folder, name, metadata) for name in names}
 
-    return PortableRunner(_runner_of(files, stage, preprocesses=preprocesses), _rebuilt_runner, arguments)
+    digest = _digest(read())
+
+    def read_again() -> dict[str, bytes]:
+        problem = f"{path}: was changed or removed after it was loaded; load the model again"
+        try:
+            contents = read()
+        except CheckpointError:
+            raise DataError(problem) from None
+        if _digest(contents) != digest:
+            raise DataError(problem)
+        return contents
+
+    runner = _loaded(read_again, stage, preprocesses=preprocesses, name=str(path))
+    return PortableRunner(runner, _rebuilt_runner, lambda: (read_again(), stage, preprocesses))
 
 
-def _runner_of(files: list[Path], stage: DeviceStage, *, preprocesses: bool) -> Runner:
-    is_onnx = files[0].suffix.lower() == ".onnx"
-    runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent)
+def _digest(contents: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(f"{name} {len(contents[name])} ".encode() + contents[name])
+    return digest.hexdigest()
+
+
+def _loaded(
+    read: Callable[[], Mapping[str, bytes]], stage: DeviceStage, *, preprocesses: bool, name: str
+) -> Runner:
+    """Returns a runner of the bytes of exported files.
+
+    Args:
+        read: function that returns the bytes by file name. It may be called again later.
+        stage: device part of the transforms.
+        preprocesses: True if the exported graph does this part.
+        name: name of the export, for messages.
+    """
+
+    def read_files() -> contextlib.AbstractContextManager[list[Path]]:
+        return _on_disk(read())
+
+    try:
+        with read_files() as files:
+            is_onnx = files[0].suffix.lower() == ".onnx"
+            runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent, read=read_files)
+    except CheckpointError as error:
+        raise CheckpointError(_TEMPORARY_FOLDER.sub(name, str(error))) from None
     if preprocesses:
         return runner
     to_input = ModelInput(stage)
     return lambda images: runner(to_input(images).numpy())
 
 
-def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, preprocesses: bool) -> Runner:  # noqa: FBT001  pickles have no keyword arguments
-    """Returns a runner of the files of a pickle. They are needed on a disk only while they are loaded."""
+@contextlib.contextmanager
+def _on_disk(contents: Mapping[str, bytes]) -> Iterator[list[Path]]:
+    """Yields files in a private folder, which has them only while they are loaded."""
     with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
-        files = [Path(folder) / name for name in contents]
+        files = [Path(folder) / file_name for file_name in contents]
         for file in files:
             file.write_bytes(contents[file.name])
-        runner = _runner_of(files, stage, preprocesses=preprocesses)
+        yield files
+
+
+def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, preprocesses: bool) -> Runner:  # noqa: FBT001  pickles have no keyword arguments
+    """Returns a runner of the files of a pickle."""
+    runner = _loaded(lambda: contents, stage, preprocesses=preprocesses, name="the pickle")
     return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses))
-
-
-def _state_of(file: Path) -> tuple[int, int] | None:
-    """Returns the size and time of a file, which tell whether it was changed; None if it does not exist."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns

@@ -6,6 +6,7 @@ A runner takes and returns a numpy array.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,12 @@ def network_runner(model: nn.Layer, stage: DeviceStage, image_count: int = 0) ->
     return run
 
 
-def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
+def paddle_runner(
+    folder: Path,
+    threads: int | None = None,
+    *,
+    read: Callable[[], AbstractContextManager[list[Path]]] | None = None,
+) -> Runner:
     """Returns a runner of an exported folder under Paddle Inference.
 
     It runs on the current device of Paddle if that is a GPU, else on the CPU with oneDNN.
@@ -58,6 +64,8 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
         folder: folder with ``inference.pdiparams``, and ``inference.json`` of Paddle 3 or
             ``inference.pdmodel`` of Paddle 2.
         threads: number of threads on the CPU; None for one per core.
+        read: function that returns a context with the files at another place, if they are in the folder only
+            now; None if they stay.
 
     Raises:
         CheckpointError: the files are missing or are not exported models.
@@ -84,7 +92,11 @@ def paddle_runner(folder: Path, threads: int | None = None) -> Runner:
                 f"Paddle {paddle.__version__} can't run {model} with oneDNN; "
                 "it runs without oneDNN, more slowly"
             )
-            predictor = InferenceProgram(model, weights, threads=threads, with_onednn=False)
+            with read() if read else nullcontext([model, weights]) as files:
+                place = files[0].parent
+                predictor = InferenceProgram(
+                    place / model.name, place / weights.name, threads=threads, with_onednn=False
+                )
             return predictor(images)
 
     return run

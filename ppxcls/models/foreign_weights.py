@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ppxcls.checkpoints.archives import open_archive, read_member
 from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError, State, read_state
 from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY
@@ -18,7 +18,7 @@ from ppxcls.checkpoints.torch_reader import read_torch
 from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.models.weight_parts import network_part
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import read_regular
+from ppxcls.system.atomic_files import open_regular, read_regular
 
 # torch's files have no fixed name: timm writes .pth.tar, Lightning .ckpt.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".h5", ".keras")
@@ -29,7 +29,7 @@ _PROJECTION_PREFIXES = (
 )
 _KERAS_MEMBER = "model.weights.h5"  # name of the weights inside a .keras archive
 _HEADER_BYTES = 4096  # bytes that tell the kind of a file
-_MAX_KERAS_BYTES = 1 << 31  # maximum for the weights inside a .keras archive
+_MAX_KERAS_BYTES = 1 << 30  # maximum for the weights inside a .keras archive
 
 
 def read_foreign_weights(file: Path) -> State:
@@ -98,18 +98,14 @@ def _read_keras(file: Path) -> dict[str, list[Array]]:
 
     data: Any = file
     if file.suffix == ".keras":
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, open_archive(stream) as archive:
             if _KERAS_MEMBER not in archive.namelist():
                 raise CheckpointError(
                     f"{file}: not a file of weights, but an archive without {_KERAS_MEMBER}"
                 )
-            info = archive.getinfo(_KERAS_MEMBER)
-            if info.file_size > _MAX_KERAS_BYTES:
-                raise CheckpointError(
-                    f"{file}: {info.file_size:,} bytes of weights; there may be at most {_MAX_KERAS_BYTES:,}"
-                )
-            data = io.BytesIO(archive.read(info))
-    layers = {}
+            data = io.BytesIO(read_member(archive, _KERAS_MEMBER, _MAX_KERAS_BYTES))
+    remaining_bytes = file.stat().st_size if data is file else len(data.getbuffer())
+    layers: dict[str, list[Array]] = {}
     with h5py.File(data, "r") as h5_file:
         if "layers" not in h5_file:
             raise CheckpointError(f"{file}: expected the weights of a Keras 3 model, with a group 'layers'")
@@ -118,9 +114,11 @@ def _read_keras(file: Path) -> dict[str, list[Array]]:
             variables = _member(_member(groups, name, file), "vars", file)
             if variables is not None and len(variables):
                 layer_name = str(variables.attrs.get("name", name))
-                layers[layer_name] = [
-                    _read_array(_member(variables, str(i), file), file) for i in range(len(variables))
-                ]
+                layers[layer_name] = []
+                for i in range(len(variables)):
+                    array = _read_array(_member(variables, str(i), file), file, remaining_bytes)
+                    remaining_bytes -= array.nbytes
+                    layers[layer_name].append(array)
     return layers
 
 
@@ -141,13 +139,32 @@ def _member(group: Any, name: str, file: Path) -> Any:
     return group.get(name)
 
 
-def _read_array(dataset: Any, file: Path) -> Array:
+def _read_array(dataset: Any, file: Path, max_bytes: int) -> Array:
+    """Reads a variable.
+
+    Its numbers must be in the file as they are. A compressed variable, or one of repeated fill values, could
+    have any size.
+
+    Args:
+        dataset: member of a group that should be a variable.
+        file: name of the file, for messages.
+        max_bytes: bytes of the file that no other variable has taken.
+
+    Raises:
+        CheckpointError: it is no variable of plain numbers.
+    """
     import h5py
 
     if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
         raise CheckpointError(f"{file}: refused, a variable's numbers are not in the file")
-    if dataset.dtype.kind not in "fiu" or dataset.size * dataset.dtype.itemsize > _MAX_KERAS_BYTES:
-        raise CheckpointError(f"{file}: refused, a variable of {dataset.dtype} and {dataset.size:,} numbers")
+    if dataset.id.get_create_plist().get_nfilters():
+        raise CheckpointError(f"{file}: refused, a variable is compressed, and Keras compresses none")
+    number_bytes = dataset.size * dataset.dtype.itemsize
+    if dataset.dtype.kind not in "fiu" or number_bytes > min(max_bytes, dataset.id.get_storage_size()):
+        raise CheckpointError(
+            f"{file}: refused, a variable of {dataset.dtype} and {dataset.size:,} numbers, "
+            "which are not in the file"
+        )
     return np.asarray(dataset)
 
 

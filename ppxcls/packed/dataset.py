@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.config.checks import Positive
-from ppxcls.data.class_names import CLASS_NAMES_FILE
+from ppxcls.data.class_names import CLASS_NAMES_FILE, MAX_NAMES_BYTES
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
@@ -19,8 +19,11 @@ from ppxcls.data.transforms import TransformOps, starts_with_decoding
 from ppxcls.packed.format import (
     LIST,
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     PACK_FORMAT,
     IndexRow,
+    has_damage,
+    max_index_bytes,
     read_index,
     read_pack_manifest,
     shard_name,
@@ -42,7 +45,7 @@ class PackedDataset(Dataset):
     images. A run that began with the files can resume with the packed data, and the other way round.
 
     Args:
-        pack: folder of the data set, or a URL of an object store that fsspec reads, such as
+        pack: folder of the data set, or a URL of an object store or a web server, such as
             ``s3://bucket/imagenet-train``.
         transform_ops: transforms in order; None returns the encoded bytes, or an ``ImageParts``.
         cache_dir: folder for copies of an object store's files; None for ``ppxcls/packs`` in
@@ -82,9 +85,15 @@ class PackedDataset(Dataset):
                 f"received {len(self.manifest.shards):,}"
             )
         self._storage.expect(
-            {f"{shard_name(i)}.data": shard.bytes for i, shard in enumerate(self.manifest.shards)}
+            {
+                f"{shard_name(i)}.data": (shard.bytes, shard.sha256)
+                for i, shard in enumerate(self.manifest.shards)
+            }
         )
-        self.index = ListIndex(self._small_file(LIST, self.manifest.list_sha256), self.manifest.delimiter)
+        list_file = self._small_file(
+            LIST, sha256=self.manifest.list_sha256, max_bytes=self.manifest.max_list_bytes
+        )
+        self.index = ListIndex(list_file, self.manifest.delimiter)
         self.source = f"{pack}/{LIST}"
         if (len(self.index), self.index.digest()) != (self.manifest.samples, self.manifest.list_sha256):
             raise DataError(f"{self.source}: the list does not match {MANIFEST}")
@@ -100,13 +109,22 @@ class PackedDataset(Dataset):
     def read(self, index: int) -> bytes | ImageParts:
         """Returns the bytes of the sample's file, or its parts."""
         name, record = self._locate_record(index)
-        data = read_with_retries(
-            lambda: self._storage.read(name, record.offset, record.bytes),
-            self.path(index),
-            self._patience,
-        )
+
+        def read() -> bytes:
+            return self._storage.read(name, record.offset, record.bytes)
+
+        data = read_with_retries(read, self.path(index), self._patience)
+        if has_damage(record, data):  # perhaps only in a copy, or on the way
+            self._storage.forget(name)
+            data = read_with_retries(read, self.path(index), self._patience)
+            if has_damage(record, data):
+                raise ValueError("the record is damaged: its CRC-32 is not the one in the index")
         content = unpacked(record, data)
         return content if isinstance(content, bytes) else SegmentedImage(content)
+
+    def has_digest(self, index: int) -> bool:
+        """True if the index has the CRC-32 of a sample's record. Raises ValueError."""
+        return self._locate_record(index)[1].crc32 is not None
 
     def announce(self, indices: Iterable[int]) -> None:
         """Starts reading the samples ahead."""
@@ -164,11 +182,15 @@ class PackedDataset(Dataset):
         if self.manifest.format != PACK_FORMAT:
             yield f"because the data set has the format {self.manifest.format!r}; pack the files again"
 
-    def _small_file(self, name: str, sha256: str | None = None) -> Path:
+    def _small_file(
+        self, name: str, *, sha256: str | None = None, max_bytes: int = MAX_MANIFEST_BYTES
+    ) -> Path:
         """Returns a file that is needed at the start. Raises DataError."""
         try:
             return read_with_retries(
-                lambda: self._storage.small(name, sha256), f"{self.pack}/{name}", self._patience
+                lambda: self._storage.small(name, sha256=sha256, max_bytes=max_bytes),
+                f"{self.pack}/{name}",
+                self._patience,
             )
         except FileNotFoundError:
             raise DataError(f"{self.pack}/{name}: no such file") from None
@@ -182,7 +204,8 @@ class PackedDataset(Dataset):
             name, shard = f"{shard_name(number)}.index", self.manifest.shards[number]
 
             def read() -> Array:
-                return read_index(self._storage.small(name, shard.index_sha256), shard, self.manifest.format)
+                file = self._storage.small(name, sha256=shard.index_sha256, max_bytes=max_index_bytes(shard))
+                return read_index(file, shard, self.manifest.format)
 
             try:
                 self._indices[number] = read_with_retries(read, f"{self.pack}/{name}", self._patience)
@@ -199,7 +222,7 @@ def pack_folder(pack: str, cache_dir: str | None) -> Path | None:
     """
     try:
         storage = storage_of(pack, cache_dir, None)
-        storage.small(MANIFEST)
-        return storage.small(CLASS_NAMES_FILE).parent
+        storage.small(MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
+        return storage.small(CLASS_NAMES_FILE, max_bytes=MAX_NAMES_BYTES).parent
     except (OSError, DataError):
         return None

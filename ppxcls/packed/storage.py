@@ -12,14 +12,28 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
 from ppxcls.packed.format import MANIFEST, MAX_MANIFEST_BYTES
+from ppxcls.packed.web_files import WebFiles
 from ppxcls.system.appended_files import change_descriptor
-from ppxcls.system.atomic_files import named_errors, new_file, open_regular, reason_of, write_bytes
+from ppxcls.system.atomic_files import (
+    named_errors,
+    new_file,
+    open_regular,
+    read_regular,
+    reason_of,
+    write_bytes,
+)
 from ppxcls.system.file_lock import locked
 
+# Protocols of stores that only hold bytes. fsspec has others, which run programs, open archives, read what a
+# file of theirs names, or join several protocols by ``::``.
+PROTOCOLS = (
+    *("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "bos", "obs", "hdfs", "webhdfs"),
+    *("https", "http", "memory"),
+)
 _MAX_OPEN_FILES = 64
 _BLOCK_BYTES = 1 << 22
 _DOWNLOAD_THREADS = 2  # copies at a time
@@ -34,16 +48,17 @@ class Storage(Protocol):
     Several threads call it at the same time. Errors of the store are raised as OSError.
     """
 
-    def small(self, name: str, sha256: str | None = None) -> Path:
+    def small(self, name: str, *, sha256: str | None = None, max_bytes: int) -> Path:
         """Returns a manifest, list or index as a file of this host.
 
         Args:
             name: file name.
             sha256: expected SHA-256 of a copy; None for no check.
+            max_bytes: largest size of a copy in bytes.
         """
 
-    def expect(self, sizes: Mapping[str, int]) -> None:
-        """Stores the shards' sizes in bytes, by file name.
+    def expect(self, shards: Mapping[str, tuple[int, str]]) -> None:
+        """Stores the shards' sizes in bytes and their SHA-256, by file name.
 
         Raises:
             DataError: the cache is too small for the largest shard.
@@ -57,6 +72,9 @@ class Storage(Protocol):
 
     def announce(self, parts: Iterable[tuple[str, int, int]]) -> None:
         """Announces parts (name, offset, size) that will be read soon."""
+
+    def forget(self, name: str) -> None:
+        """Removes the copy of a shard, because it is damaged."""
 
 
 class Folder:
@@ -77,11 +95,14 @@ class Folder:
         """Another process opens the files by itself."""
         return Folder, (self._folder.absolute(), self._max_open_files)
 
-    def small(self, name: str, sha256: str | None = None) -> Path:  # noqa: ARG002
+    def small(self, name: str, *, sha256: str | None = None, max_bytes: int) -> Path:  # noqa: ARG002
         """Returns the file in the folder; it is not copied."""
         return self._folder / name
 
-    def expect(self, sizes: Mapping[str, int]) -> None:
+    def forget(self, name: str) -> None:
+        """Does nothing, because nothing is copied."""
+
+    def expect(self, shards: Mapping[str, tuple[int, str]]) -> None:
         """Does nothing, because nothing is copied."""
 
     def size(self, name: str) -> int:
@@ -137,20 +158,13 @@ class ObjectStore:
     """
 
     def __init__(self, url: str, cache: Path, cache_bytes: int | None) -> None:
-        try:
-            import fsspec
-        except ImportError:
-            raise DataError(f"{url}: reading from an object store needs the package fsspec") from None
-        try:
-            self._file_system, self._path = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise DataError(f"{url}: {error}") from None
+        self._file_system, self._path = _file_system(url)
         self._url = url
         self._cache_bytes = cache_bytes
         self._cache = cache
         self._name = hashlib.sha256(url.encode()).hexdigest()[:16]
         self._folder = cache / self._name
-        self._sizes: Mapping[str, int] = {}
+        self._shards: Mapping[str, tuple[int, str]] = {}
         self._requests: queue.Queue[str] = queue.Queue(_MAX_QUEUED_SHARDS)
         self._workers: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -168,33 +182,37 @@ class ObjectStore:
         self._workers = []
         self._lock = threading.Lock()
 
-    def small(self, name: str, sha256: str | None = None) -> Path:
+    def small(self, name: str, *, sha256: str | None = None, max_bytes: int) -> Path:
         """Returns a copy of the file.
 
         The manifest is always copied again. Its checksum determines the folder of the other copies.
         """
         if name == MANIFEST:
-            with self._store_errors():
-                if self._file_system.size(f"{self._path}/{name}") > MAX_MANIFEST_BYTES:
-                    raise OSError(errno.EFBIG, f"{self._url}/{name} is too large for a manifest")
-                data = self._file_system.cat_file(f"{self._path}/{name}")
+            with self._store_errors(), self._file_system.open(f"{self._path}/{name}", "rb") as source:
+                data = b"".join(self._blocks(source, name, max_bytes))
             self._folder = self._cache / f"{self._name}-{hashlib.sha256(data).hexdigest()[:16]}"
             self._folder.mkdir(parents=True, exist_ok=True)
             with locked(self._folder / "lock"):
                 write_bytes(self._folder / name, data)
         file = self._folder / name
         with locked(self._folder / "lock"):
-            if not file.exists():
-                self._copy(name, sha256)
+            if not _is_copy(file, sha256, max_bytes):
+                self._copy(name, sha256, max_bytes)
         return file
 
-    def expect(self, sizes: Mapping[str, int]) -> None:
+    def expect(self, shards: Mapping[str, tuple[int, str]]) -> None:
         """Checks that the largest shard fits in the cache. Raises DataError."""
-        self._sizes = sizes
-        if self._cache_bytes is not None and max(sizes.values()) > self._cache_bytes:
+        self._shards = shards
+        largest_bytes = max(size for size, _ in shards.values())
+        if self._cache_bytes is not None and largest_bytes > self._cache_bytes:
             raise DataError(
-                f"{self._url}: cache_gb is less than the largest shard, {max(sizes.values()) / 1e9:.3g} GB"
+                f"{self._url}: cache_gb is less than the largest shard, {largest_bytes / 1e9:.3g} GB"
             )
+
+    def forget(self, name: str) -> None:
+        """Removes the copy of a shard, so that it is copied again."""
+        if self._cache_bytes is not None:
+            (self._folder / name).unlink(missing_ok=True)
 
     def size(self, name: str) -> int:
         """Returns the size of a shard in bytes."""
@@ -205,9 +223,8 @@ class ObjectStore:
         """Returns bytes of a shard, from its copy or from the store."""
         if self._cache_bytes is None:
             with self._store_errors():
-                return bytes(
-                    self._file_system.cat_file(f"{self._path}/{name}", start=offset, end=offset + size)
-                )
+                data = self._file_system.cat_file(f"{self._path}/{name}", start=offset, end=offset + size)
+                return bytes(data[:size])
         while True:
             self._ensure_copy(name)
             # The file does not stay open, because an open file uses disk space even after it is removed.
@@ -247,7 +264,8 @@ class ObjectStore:
             if not file.exists():
                 while not self._reserve_space(name):
                     time.sleep(_PAUSE_SECONDS)  # until other processes' copies can be removed
-                self._copy(name)
+                size, sha256 = self._shards[name]
+                self._copy(name, sha256, size)
         return None
 
     def _reserve_space(self, name: str) -> bool:
@@ -258,7 +276,7 @@ class ObjectStore:
         Returns:
             False if not enough shards can be removed yet.
         """
-        needed_bytes = self._sizes[name]
+        needed_bytes = self._shards[name][0]
         with locked(self._cache / f"{self._name}.lock"):
             shards: dict[Path, os.stat_result] = {}
             for extension in (
@@ -282,8 +300,8 @@ class ObjectStore:
                 file.truncate(needed_bytes)
         return True
 
-    def _copy(self, name: str, sha256: str | None = None) -> None:
-        """Copies a file. It gets its final name only when it is complete. Raises OSError."""
+    def _copy(self, name: str, sha256: str | None, max_bytes: int) -> None:
+        """Copies a file. It gets its final name only if it is complete and has its digest. Raises OSError."""
         temporary = self._folder / f"{name}.new"
         digest = hashlib.sha256()
         size = 0
@@ -293,17 +311,38 @@ class ObjectStore:
                 self._file_system.open(f"{self._path}/{name}", "rb") as source,
                 open(change_descriptor(temporary), "r+b") as target,
             ):
-                while block := source.read(_BLOCK_BYTES):
+                for block in self._blocks(source, name, max_bytes):
                     digest.update(block)
                     with named_errors(self._folder / name):
                         size += target.write(block)
-            if (sha256 is not None and digest.hexdigest() != sha256) or size != self._sizes.get(name, size):
-                raise OSError(errno.EIO, f"{self._url}/{name}: the copy is not whole: {size:,} bytes")
+            self._check_copy(name, size, is_intact=sha256 in (None, digest.hexdigest()))
             os.truncate(temporary, size)
             os.replace(temporary, self._folder / name)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+    def _check_copy(self, name: str, size: int, *, is_intact: bool) -> None:
+        """Raises OSError if a copy is not whole. Its number tells whether copying again can help."""
+        expected_size = self._shards[name][0] if name in self._shards else None
+        if size == (expected_size or size) and is_intact:
+            return
+        if size == expected_size:
+            reason = f"is damaged: its SHA-256 is not the one in {MANIFEST}"
+            raise OSError(errno.EBADMSG, f"{self._url}/{name}: {reason}")
+        reason = f"or its SHA-256 is not the one in {MANIFEST}" if expected_size is None else "too few"
+        raise OSError(errno.EIO, f"{self._url}/{name}: the copy is not whole: {size:,} bytes, {reason}")
+
+    def _blocks(self, source: Any, name: str, max_bytes: int) -> Iterator[bytes]:
+        """Yields the blocks of an open file. Raises OSError if it has more than ``max_bytes``."""
+        size = 0
+        while block := source.read(min(_BLOCK_BYTES, max_bytes + 1 - size)):
+            size += len(block)
+            if size > max_bytes:
+                raise OSError(
+                    errno.EFBIG, f"{self._url}/{name}: larger than expected, more than {max_bytes:,} bytes"
+                )
+            yield block
 
     @contextlib.contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -319,6 +358,36 @@ class ObjectStore:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise OSError(errno.EIO, f"{self._url}: {reason_of(error)}") from None
+
+
+def _is_copy(file: Path, sha256: str | None, max_bytes: int) -> bool:
+    """True if a file of the cache exists and has its digest."""
+    try:
+        data = read_regular(file, max_bytes)
+    except (OSError, ValueError):
+        return False
+    return sha256 is None or hashlib.sha256(data).hexdigest() == sha256
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """Returns the file system of a URL, and the path in it.
+
+    Raises:
+        DataError: the protocol is not one of ``PROTOCOLS``, or its package is not installed.
+    """
+    protocol = url.partition("://")[0].lower()
+    if protocol not in PROTOCOLS or "::" in url:
+        raise DataError(f"{url}: expected a folder, or a URL with one of {', '.join(PROTOCOLS)}")
+    if protocol in WebFiles.protocol:
+        return WebFiles(), url
+    try:
+        import fsspec
+    except ImportError:
+        raise DataError(f"{url}: reading from an object store needs the package fsspec") from None
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise DataError(f"{url}: {error}") from None
 
 
 def is_url(place: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import (
     LIST,
     MANIFEST,
+    MAX_MANIFEST_BYTES,
     RECORD,
     RESAMPLING,
     Manifest,
@@ -48,6 +50,7 @@ SAMPLES_PER_SHARD = 8192
 _UNFINISHED_FILE = "pack.unfinished.json"
 _LOCK = "pack.lock"
 _MAX_NAMES = 5
+_MAX_SHARDS = MAX_MANIFEST_BYTES // 256  # an entry of the manifest is shorter
 _BATCH_SAMPLES = 256  # samples in memory at a time
 
 
@@ -145,6 +148,12 @@ def pack(
     reduction = None if quality is None else _Reduction(short_side or 1 << 16, quality)
     changes = short_side, quality, None if short_side is None else RESAMPLING
     manifest = Manifest(dataset.digest(), delimiter, len(dataset), samples_per_shard, *changes)
+    manifest = replace(manifest, class_names_sha256=_names_digest(Path(list_file).parent))
+    if manifest.count > _MAX_SHARDS:
+        raise DataError(
+            f"{output}: expected at most {_MAX_SHARDS:,} shards, received {manifest.count:,}; "
+            "put more samples into a shard"
+        )
     output.mkdir(parents=True, exist_ok=True)
     try:
         with locked(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
@@ -190,8 +199,9 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
     if (output / MANIFEST).exists() or (output / _UNFINISHED_FILE).exists():
         return
     for name, source in ((LIST, list_file), (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE)):
-        if (
-            (output / name).is_file()
+        is_regular = not (output / name).exists() or (output / name).is_file()
+        if not is_regular or (
+            (output / name).exists()
             and source.is_file()
             and read_regular(output / name, MAX_LIST_BYTES) != read_regular(source, MAX_LIST_BYTES)
         ):
@@ -207,6 +217,14 @@ def _write_list_files(output: Path, list_file: Path) -> None:
         write_bytes(
             output / CLASS_NAMES_FILE, read_regular(list_file.parent / CLASS_NAMES_FILE, MAX_LIST_BYTES)
         )
+
+
+def _names_digest(folder: Path) -> str | None:
+    """Returns the SHA-256 of the class names in a folder; None if there are none."""
+    try:
+        return hashlib.sha256(read_regular(folder / CLASS_NAMES_FILE, MAX_LIST_BYTES)).hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def _original_dataset(
@@ -231,6 +249,8 @@ def _resumable_manifest(output: Path, new_manifest: Manifest) -> Manifest:
                     f"{output / name}: the folder contains a data set of the format {old_manifest.format!r}; "
                     "choose another folder"
                 )
+            # Other names are written beside the same shards, and earlier versions stored no digest of them.
+            old_manifest = replace(old_manifest, class_names_sha256=new_manifest.class_names_sha256)
             if replace(old_manifest, shards=[]) != new_manifest:
                 raise DataError(
                     f"{output / name}: the folder contains a data set of another list, or with other options"
@@ -275,6 +295,7 @@ def _write_shard(
                 if reason:
                     error_texts.append(f"{dataset.path(samples[place])}: {reason}")
                 record["offset"] = offset
+                record["crc32"] = zlib.crc32(data)
                 index[place] = record
                 digest.update(data)
                 stream.write(data)
@@ -378,10 +399,11 @@ def verify_pack(
     """
     dataset, folder = _open_local(folder), Path(folder)
     for number, shard in enumerate(dataset.manifest.shards):
-        for extension, expected in (("data", shard.sha256), ("index", shard.index_sha256)):
-            file = folder / f"{shard_name(number)}.{extension}"
-            if _digest(file) != expected:
-                raise DataError(f"{file}: the checksum does not match {MANIFEST}")
+        _check_digest(folder / f"{shard_name(number)}.data", shard.sha256)
+        _check_digest(folder / f"{shard_name(number)}.index", shard.index_sha256)
+    names_digest = dataset.manifest.class_names_sha256
+    if names_digest is not None and _names_digest(folder) != names_digest:
+        raise DataError(f"{folder / CLASS_NAMES_FILE}: was changed or damaged after it was packed")
     if list_file is None:
         return _summary(folder, dataset.manifest)
     if dataset.manifest.quality is not None:
@@ -408,6 +430,12 @@ def verify_pack(
             f"{folder}: {len(paths):,} of {len(dataset):,} images differ from their originals: {names}"
         )
     return _summary(folder, dataset.manifest)
+
+
+def _check_digest(file: Path, expected: str) -> None:
+    """Raises DataError if a file does not have the SHA-256 of the manifest."""
+    if _digest(file) != expected:
+        raise DataError(f"{file}: the checksum does not match {MANIFEST}")
 
 
 def _check_same_names(file: Path, other_file: Path) -> None:
@@ -462,8 +490,8 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
         Number of images.
 
     Raises:
-        DataError: the output folder is not empty, a record can't be read, or a name in the list leads out of
-            the folder or is reserved.
+        DataError: the output folder is not empty, a record or another file can't be read or is damaged, or a
+            name in the list leads out of the folder or is reserved.
         OSError: a file can't be written.
     """
     dataset, output = _open_local(folder), Path(output)
@@ -481,6 +509,10 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
                 f"{dataset.line(sample)}: the name {dataset.listed(sample)} is reserved "
                 "for a file that unpacking writes"
             )
+        number, place = divmod(sample, dataset.manifest.samples_per_shard)
+        if place == 0 and not dataset.has_digest(sample):  # otherwise each record is compared
+            data_file = Path(folder) / f"{shard_name(number)}.data"
+            _check_digest(data_file, dataset.manifest.shards[number].sha256)
         content: Any = dataset.load(sample)
         file = output / dataset.listed(sample)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -488,7 +520,13 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
         write_bytes(file, content.encoded if isinstance(content, ImageParts) else content, sweeps=False)
         if progress:
             progress(1)
-    for name in (LIST, CLASS_NAMES_FILE):
+    for name, digest in (
+        (LIST, dataset.manifest.list_sha256),
+        (CLASS_NAMES_FILE, dataset.manifest.class_names_sha256),
+    ):
         if (Path(folder) / name).is_file():
-            write_bytes(output / name, (Path(folder) / name).read_bytes())
+            data = read_regular(Path(folder) / name, MAX_LIST_BYTES)
+            if digest not in (None, hashlib.sha256(data).hexdigest()):
+                raise DataError(f"{Path(folder) / name}: was changed or damaged after it was packed")
+            write_bytes(output / name, data)
     return len(dataset)

@@ -1,4 +1,7 @@
-"""Tells what a file is by its first bytes, for messages about files that can't be read."""
+"""Tells what a file is by its first bytes, for messages about files that can't be read.
+
+No message contains any text of a file: a list from somebody else may name a private one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import re
 
 HEIF_HINT = "pip install 'ppxcls[heif]'"
 _HEADER_BYTES = 4096
-_MAX_EXCERPT_LENGTH = 40  # characters of a text in a message
+_MAX_ERROR_BYTES = 200  # bytes of a text that are searched for the words of an error
 _LFS_START = b"version https://git-lfs"
 _CONVERT = "a format that is not supported; convert it"
+_ERROR_TEXT = re.compile(rb"\b(?:error|not found|denied|forbidden|unauthorized|40[1349]|429|50[0234])\b")
 # Images in other formats, by the first bytes of the file.
 _IMAGE_KINDS = (
     (b"\x00\x00\x00\x0cJXL \r\n\x87\n", f"a JPEG XL image, {_CONVERT}"),
@@ -132,9 +136,9 @@ def _text_kind(header: bytes) -> str | None:
         return "an XML text, such as an error message of a download"
     if lower_text.startswith(b"data:image/") or text.startswith(_BASE64_IMAGES):
         return "a text with an image in base64"
-    if text[:1] in (b"{", b"[") and text[-1:] in (b"}", b"]"):
-        return f"a JSON text: {_excerpt(text)}"
-    return f"a text: {_excerpt(text)}"
+    is_like_error = _ERROR_TEXT.search(lower_text[:_MAX_ERROR_BYTES]) is not None
+    kind = "a JSON text" if text[:1] in (b"{", b"[") and text[-1:] in (b"}", b"]") else "a text"
+    return f"{kind}, such as an error message of a download" if is_like_error else kind
 
 
 def _after_comments(text: bytes) -> bytes:
@@ -157,8 +161,3 @@ def _is_text(data: bytes) -> bool:
             return False
         text = data[: error.start].decode()
     return all(c.isprintable() or c in "\n\r\t\f" for c in text)
-
-
-def _excerpt(data: bytes) -> str:
-    text = " ".join(data.decode(errors="replace").split())
-    return repr(text if len(text) <= _MAX_EXCERPT_LENGTH else f"{text[:_MAX_EXCERPT_LENGTH]}...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from pathlib import Path
@@ -15,6 +16,11 @@ _UNSAFE_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 def url_problem(path: object) -> str | None:
     """Returns an error message if a path is a URL, which must be downloaded first; None otherwise."""
     return f"expected a file, received a URL; download it first: {path}" if _URL.match(str(path)) else None
+
+
+def is_address(text: str) -> bool:
+    """True if a text is a URL, or on Windows the name of a folder of another host."""
+    return "://" in text or (os.name == "nt" and text[:2] in ("//", "\\\\"))
 
 
 def short_path(path: Path) -> Path:

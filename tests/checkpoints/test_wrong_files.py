@@ -33,7 +33,7 @@ CONTENTS = {
     b"<!DOCTYPE html><html>": "an HTML page, such as an error page of a download",
     gzip.compress(b"abc"): "a gzip archive",
     zip_file(): "a ZIP archive",
-    b"hello there\n": "a text: 'hello there'",
+    b"hello there\n": "a text",
     b'{"message": "Not Found"}': "a JSON text",
     b"": "an empty file",
 }

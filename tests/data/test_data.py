@@ -77,7 +77,7 @@ def test_against_a_plain_parser(block: int, tmp_path: Path, monkeypatch: pytest.
     [
         (b"", "list.txt: the list has no samples"),
         (b"\n \r\n", "list.txt: the list has no samples"),
-        (b"a.jpg 0\n\nb.jpg\n", r"list.txt:3: expected 'path label.*received 'b.jpg'"),
+        (b"a.jpg 0\n\nb.jpg\n", r"list.txt:3: expected 'path label.*received 1 word, no number"),
         (b"a.jpg 0\nb.jpg -1\n", r"list.txt:2: expected"),
         (b"a.jpg 0.5\n", r"list.txt:1: expected"),
         (b"a.jpg one\n", r"list.txt:1: expected"),

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from numpy.lib.recfunctions import repack_fields
 from PIL import Image as PillowImage
 
 import ppxcls
@@ -250,6 +251,10 @@ def test_no_manifest(text: str, tmp_path: Path) -> None:
 def test_wrong_values_in_a_manifest(keys: dict[str, Any], packed: Path, tmp_path: Path) -> None:
     manifest = json.loads((packed / "pack.json").read_text())
     (tmp_path / "pack.json").write_text(changed(manifest, **keys))
+    with pytest.raises(ppxcls.DataError, match=r"it is damaged or was changed: its SHA-256"):
+        read_pack_manifest(tmp_path / "pack.json")
+    del manifest["sha256"]
+    (tmp_path / "pack.json").write_text(changed(manifest, **keys))
     with pytest.raises(ppxcls.DataError, match=r"pack.json: not the manifest of a packed data set"):
         read_pack_manifest(tmp_path / "pack.json")
 
@@ -259,11 +264,21 @@ def save(file: Path, array: Any) -> None:
         np.save(stream, array, allow_pickle=True)
 
 
+def write_digests(folder: Path) -> None:
+    """Writes the digests of the indices into the manifest, and removes the digest of the manifest."""
+    manifest = json.loads((folder / "pack.json").read_text())
+    manifest.pop("sha256", None)
+    for number, shard in enumerate(manifest["shards"]):
+        index_file = folder / f"shard-{number:05d}.index"
+        shard["index_sha256"] = hashlib.sha256(index_file.read_bytes()).hexdigest()
+    (folder / "pack.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "damage", ["data", "short", "index", "huge", "segments", "object", "list", "frame", "no shard"]
 )
 def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
-    """``verify_pack`` finds all damage. Training finds all except changed bytes in the coded data."""
+    """``verify_pack`` and training find all damage, and training also what has a matching digest."""
     folder = tmp_path / "packed"
     shutil.copytree(packed, folder)
     data, index_file = folder / "shard-00000.data", folder / "shard-00000.index"
@@ -290,9 +305,11 @@ def test_damage_is_found(damage: str, packed: Path, tmp_path: Path) -> None:
         save(index_file, index)
     with pytest.raises(ppxcls.DataError):
         ppxcls.verify_pack(folder)
-    if damage != "data":
-        with pytest.raises(ppxcls.DataError):
-            PackedDataset(str(folder), OTHERS["whole"]).load(0)
+    with pytest.raises(ppxcls.DataError):
+        PackedDataset(str(folder), OTHERS["whole"]).load(0)
+    write_digests(folder)
+    with pytest.raises(ppxcls.DataError):
+        PackedDataset(str(folder), OTHERS["whole"]).load(0)
 
 
 def write_format_1(packed: Path, folder: Path) -> None:
@@ -305,6 +322,7 @@ def write_format_1(packed: Path, folder: Path) -> None:
     dataset = PackedDataset(str(packed))
     for number, shard in enumerate(manifest["shards"]):
         index, data = np.load(folder / f"shard-{number:05d}.index"), b""
+        index = repack_fields(index[[name for name in index.dtype.names if name != "crc32"]])
         for place, row in enumerate(index):
             found = dataset.read(7 * number + place)
             record = found.encoded if isinstance(found, ImageParts) else found
@@ -315,6 +333,7 @@ def write_format_1(packed: Path, folder: Path) -> None:
         shard["bytes"] = len(data)
         for key, extension in (("sha256", "data"), ("index_sha256", "index")):
             shard[key] = hashlib.sha256((folder / f"shard-{number:05d}.{extension}").read_bytes()).hexdigest()
+    del manifest["sha256"]
     (folder / "pack.json").write_text(changed(manifest, format="ppxcls pack 1"))
 
 
@@ -338,7 +357,7 @@ def test_format_1_is_read(
 
 
 def test_fields_of_the_index_have_the_documented_size() -> None:
-    assert RECORD.itemsize == 28
+    assert RECORD.itemsize == 32
 
 
 def test_object_store_reads_records_or_copies_shards(packed: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ KINDS = {
     "html": (b"<!DOCTYPE html>\n<html><head>", "not an image, but an HTML page, such as an error page of a dow"),
     "html with a comment": (b"\xef\xbb\xbf \n<!-- x -->\n<HTML>", "not an image, but an HTML page"),
     "html with comments": (b"<!--a-->\n<!---->" * 99 + b"<html>", "not an image, but an HTML page"),
-    "an open comment": (b"<!-- <html>", "not an image, but a text: '<!-- <html>'"),
+    "an open comment": (b"<!-- <html>", "not an image, but a text"),
     "svg": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image, but an SVG drawing"),
     "plain svg": (b'<svg width="9"></svg>', "not an image, but an SVG drawing, which has no pixels"),
     "xml": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "not an image, but an XML text"),
@@ -74,11 +74,11 @@ KINDS = {
     "mov": (b"\0\0\0\x14ftypqt  \0\0\2\0qt  " + bytes(50), "not an image, but an MP4 or QuickTime video"),
     "avi": (b"RIFF\0\0\0\0AVI LIST" + bytes(50), "not an image, but an AVI video"),
     "webm": (b"\x1aE\xdf\xa3" + bytes(50), "not an image, but a WebM or Matroska video"),
-    "json": (b'{"error": "not found"}', "not an image, but a JSON text: '{\"error\": \"not found\"}'"),
+    "json": (b'{"error": "not found"}', "not an image, but a JSON text, such as an error message of a download"),
     "base64": (base64.b64encode(JPEG), "not an image, but a text with an image in base64"),
     "data uri": (b"data:image/png;base64,iVBORw0KGgo=", "not an image, but a text with an image in base64"),
-    "text": ("404: das Bild fehlt, größer".encode(), "not an image, but a text: '404: das Bild fehlt, größer'"),
-    "long text": (b"a word " * 9999, "not an image, but a text: 'a word a word a word a word a word a wor...'"),
+    "text": ("404: das Bild fehlt, größer".encode(), "not an image, but a text, such as an error message of a download"),
+    "long text": (b"a word " * 9999, "not an image, but a text"),
     "utf-16": ("a text in two bytes".encode("utf-16"), "not an image, but a text in UTF-16"),
     "numpy": (b"\x93NUMPY\1\0" + bytes(90), "not an image, but a numpy array"),
     "zeros": (bytes(5000), "not an image, but a file of zeros"),
@@ -116,7 +116,7 @@ def test_many_comments_are_read_once() -> None:
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert result.stdout.startswith("not an image, but a text: '<!----><!---->")
+    assert result.stdout.startswith("not an image, but a text")
 
 
 @pytest.mark.parametrize("extension", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
