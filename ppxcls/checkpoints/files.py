@@ -31,8 +31,8 @@ from ppxcls.checkpoints.pickle_whitelist import RefusedError
 from ppxcls.checkpoints.safe_states import INSTALL_HINT, PARAMETER_NAMES_KEY, from_safetensors, to_safetensors
 from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, whole_file
+from ppxcls.system.errors import UserError
 from ppxcls.system.json_text import json_text
-from ppxcls.system.paths import printable
 
 CHECKPOINT_FORMAT = 1
 MAX_FILE_BYTES = 1 << 32  # limit of one file; the largest network here and its optimizer have 0.6 GB
@@ -52,14 +52,11 @@ EXTENSIONS = (
 State = dict[str, Any]
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A file of weights or of a checkpoint can't be used.
 
-    The message gives the file and the reason, in one printable line.
+    The message gives the file and the reason.
     """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
 
 
 class MissingPackageError(CheckpointError):

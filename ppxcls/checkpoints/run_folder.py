@@ -30,6 +30,7 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
 from ppxcls.system.atomic_files import named_errors
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 
 try:
@@ -46,7 +47,7 @@ _CHECKPOINT_PATTERN = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_E
 _DISK_FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-class RunFolderError(Exception):
+class RunFolderError(UserError):
     """Another run uses the folder, or a link in it leads out of it."""
 
 

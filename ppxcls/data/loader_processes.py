@@ -30,6 +30,7 @@ from ppxcls.data.loader_messages import (
 from ppxcls.data.loader_process import WorkerProcess
 from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, different_kinds
 from ppxcls.system.arrays import Array
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 from ppxcls.system.shared_memory import HAS_SHARED_MEMORY, SharedMemory, share_object
 
@@ -38,7 +39,7 @@ _WAIT_SECONDS = 0.5  # time between two looks at the deadline
 _MAX_MEMORIES = 8  # more batches that exist at once are copied
 
 
-class ProcessesUnavailable(Exception):
+class ProcessesUnavailable(UserError):
     """The data set can't be loaded in processes. The message is the reason, as a part of a sentence."""
 
 

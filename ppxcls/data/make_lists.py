@@ -18,7 +18,7 @@ from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.similar_names import similar_name_notes, similar_names
 from ppxcls.data.split_folders import SplitFolders, check_nested_parts, class_folders, find_split
 from ppxcls.system.atomic_files import write_text
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import one_line
 
 _LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
 
@@ -39,7 +39,7 @@ class ListSummary:
 
     def __str__(self) -> str:
         counts = [f"{file}: {count:,} lines" for file, count in self.lists.items()]
-        return "\n".join(map(printable, [*counts, *self.notes, self.skipped]))
+        return "\n".join(map(one_line, [*counts, *self.notes, self.skipped]))
 
 
 def make_lists(

@@ -30,6 +30,7 @@ from ppxcls.reports.pictures import data_uri, overlays, thumbnail
 from ppxcls.reports.record import Record, Samples, read_record
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes, write_text
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
@@ -43,7 +44,7 @@ _MAX_TABLE_CLASSES = 30  # classes in a matrix that is a table; a larger one is 
 _OTHER_LISTS_NOTE = "The runs were evaluated on different lists, so their figures can't be compared."
 
 
-class ReportError(Exception):
+class ReportError(UserError):
     """A report can't be written. The message is one line."""
 
 

@@ -13,6 +13,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from ppxcls.system.errors import UserError
+
 _INSTALL_MESSAGE = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
@@ -24,7 +26,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MALLOC_THRESHOLD_BYTES = 1 << 30
 
 
-class PaddleError(ImportError):
+class PaddleError(UserError, ImportError):
     """Paddle is missing, can't be imported, or is too old. The message is one line."""
 
 

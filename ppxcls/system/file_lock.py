@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppxcls.system.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 
-class LockedError(Exception):
+class LockedError(UserError):
     """Another process has the lock."""
 
 
