@@ -18,6 +18,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.packed.format import MANIFEST, MAX_MANIFEST_BYTES
 from ppxcls.system.atomic_files import named_errors, open_regular, reason_of, write_bytes
 from ppxcls.system.file_lock import locked
+from ppxcls.system.own_folders import cache_folder
 
 _MAX_OPEN_FILES = 64
 _BLOCK_BYTES = 1 << 22
@@ -330,13 +331,12 @@ def storage_of(place: str, cache: str | None, cache_gb: float | None) -> Storage
     """Returns the storage of a folder or a URL.
 
     Raises:
-        DataError: fsspec, or its package for this kind of store, is not installed, or the URL is invalid.
+        DataError: fsspec, or its package for this kind of store, is not installed, the URL is invalid, or
+            there is no folder for copies that only this user can change.
     """
     if not is_url(place):
         return Folder(Path(place))
-    folder = (
-        Path(cache)
-        if cache
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppxcls" / "packs"
-    )
+    folder = cache_folder("packs", cache)
+    if folder is None:
+        raise DataError(f"{place}: expected a cache_dir that can be written to, for copies of its files")
     return ObjectStore(place.rstrip("/"), folder, None if cache_gb is None else int(cache_gb * 1e9))
