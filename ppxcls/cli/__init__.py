@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
+from ppxcls.cli.valid_variables import EXIT_USAGE as EXIT_USAGE
 from ppxcls.system import environment, watchdog
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import one_line
@@ -21,7 +22,7 @@ from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
 _FULL_DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 _MEMORY_ADVICE = (
     "use a smaller DataLoader.Train.sampler.batch_size (ppxcls train --find-batch finds the largest), "
     "AMP, or Arch.recompute"
@@ -139,6 +140,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = cast(Any, _warning_line)
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib does not start with an unknown one; pictures go to memory
     watchdog.arm()
     try:
         code = _with_flushed_output(main)  # parses the arguments first: --help does not wait for Paddle

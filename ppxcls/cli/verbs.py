@@ -61,7 +61,9 @@ def verb(name: str, description: str, *, examples: Sequence[str] = ()) -> Callab
     """
 
     def register(function: Function) -> Function:
-        VERBS[name] = Verb((function.__doc__ or "").splitlines()[0], description, examples, function)
+        # Python has no docstrings with -OO.
+        summary = next(iter((function.__doc__ or description).splitlines()))
+        VERBS[name] = Verb(summary, description, examples, function)
         return function
 
     return register

@@ -119,6 +119,8 @@ def import_paddle() -> None:
     except Exception as error:
         # A missing library of CUDA or a vendor, or another numpy, can raise any class of error.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, OSError) and error.filename is not None:
+            reason += f"; HOME is {os.environ.get('HOME')!r}: expected a folder that can be written to"
         raise PaddleError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
     finally:
         for line in stderr_text.getvalue().splitlines():
