@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from ppxcls._version import __version__ as __version__
-from ppxcls.system import environment
+from ppxcls.system import environment, variables
 from ppxcls.system import watchdog as watchdog  # records the parent process as early as possible
 
-environment.prepare_cpu()
+# An invalid variable is an error at the first use of a name, because an error here would have a traceback
+# in a command.
+if variables.prepare(os.environ) is None:
+    environment.prepare_cpu()
 
 # Public names by module. A module is imported at the first use of a name, so importing ppxcls is fast.
 # ``python scripts/write_public_face.py`` writes the block for type checkers from it.
@@ -118,6 +122,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'ppxcls' has no attribute {name!r}")
+    variables.require_valid()
     if not _MODULE_BY_NAME[name].startswith(_WITHOUT_PADDLE):
         environment.import_paddle()
     value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)

@@ -38,9 +38,9 @@ from ppxcls.system.atomic_files import (
     sync_folder,
     whole_file,
 )
+from ppxcls.system.errors import UserError
 from ppxcls.system.file_lock import locked_folder
 from ppxcls.system.json_text import json_text, read_json
-from ppxcls.system.paths import printable
 
 CHECKPOINT_FORMAT = 1
 MAX_FILE_BYTES = 1 << 32  # limit of one file; the largest network here and its optimizer have 0.6 GB
@@ -60,14 +60,11 @@ EXTENSIONS = (
 State = dict[str, Any]
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
     """A file of weights or of a checkpoint can't be used.
 
-    The message gives the file and the reason, in one printable line.
+    The message gives the file and the reason.
     """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
 
 
 class MissingPackageError(CheckpointError):

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from ppxcls.system.errors import UserError
+
 _MAX_DIMENSIONS = 8
 _MAX_DIMENSION_SIZE = 1 << 40  # limit of one dimension; the number of bytes limits it further
 _TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
@@ -31,7 +33,7 @@ GLOBALS = {
 Spend = Callable[[int], None]  # counts copied bytes, and refuses too many
 
 
-class RefusedError(ValueError):
+class RefusedError(UserError, ValueError):
     """The pickle contains something else than arrays and plain values, or is damaged."""
 
 

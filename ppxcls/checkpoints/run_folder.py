@@ -31,6 +31,7 @@ from ppxcls.checkpoints.files import (
 from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
 from ppxcls.system.appended_files import append_descriptor
 from ppxcls.system.atomic_files import is_inside, named_errors
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 from ppxcls.system.open_folder import OpenFolder
 from ppxcls.system.temporary_files import remove_leftovers
@@ -49,7 +50,7 @@ _CHECKPOINT_PATTERN = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_E
 _DISK_FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-class RunFolderError(Exception):
+class RunFolderError(UserError):
     """Another run uses the folder, or a link in it leads out of it."""
 
 

@@ -14,14 +14,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
+from ppxcls.cli.valid_variables import EXIT_USAGE as EXIT_USAGE
 from ppxcls.system import environment, watchdog
 from ppxcls.system.logs import logger
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import one_line
 from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
 _FULL_DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 _MEMORY_ADVICE = (
     "use a smaller DataLoader.Train.sampler.batch_size (ppxcls train --find-batch finds the largest), "
     "AMP, or Arch.recompute"
@@ -32,11 +33,21 @@ class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, as all errors are."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, printable(f"{self.prog}: error: {message}; see {self.prog} --help") + "\n")
+        self.exit(EXIT_USAGE, one_line(f"{self.prog}: error: {message}; see {self.prog} --help") + "\n")
 
     def print_help(self, file: Any = None) -> None:
         """Prints the help. argparse's own function hides that the output can't be written."""
         print(self.format_help(), end="", file=file)
+
+
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Prints a text with names from outside as one printable line of bounded length.
+
+    Args:
+        text: text to print.
+        stream: stream to print to; None for standard output.
+    """
+    print(one_line(text), file=stream or sys.stdout, flush=True)
 
 
 def parser_for(description: str, examples: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -108,10 +119,10 @@ def _config_of_this_repository(path: str) -> str:
     is any other path, if its file exists, or if this repository has no file of this name.
     """
     file = Path(__file__).resolve().parents[2] / "configs" / Path(path).name
-    if "ppcls/configs/" not in Path(path).as_posix() or Path(path).exists() or not file.is_file():
+    if "ppcls/configs/" not in Path(path).as_posix() or os.path.exists(path) or not file.is_file():
         return path
     if environment.launched_rank() == 0:
-        print(printable(f"{path} does not exist; {file} is used"), file=sys.stderr)
+        print_line(f"{path} does not exist; {file} is used", sys.stderr)
     return str(file)
 
 
@@ -129,6 +140,7 @@ def run_command(main: Callable[[], int | None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = cast(Any, _warning_line)
+    os.environ["MPLBACKEND"] = "agg"  # matplotlib does not start with an unknown one; pictures go to memory
     watchdog.arm()
     try:
         code = _with_flushed_output(main)  # parses the arguments first: --help does not wait for Paddle
@@ -208,7 +220,7 @@ def _warning_line(message: Warning | str, category: type[Warning], *_: Any, **__
 def _exit(message: str, code: int) -> None:
     rank = f"rank {environment.launched_rank()}: " if environment.launched_world_size() > 1 else ""
     with contextlib.suppress(OSError):
-        print(f"{rank}{printable(message)}", file=sys.stderr, flush=True)
+        print_line(f"{rank}{message}", sys.stderr)
         sys.stdout.flush()
     # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.
     os._exit(code)

@@ -22,7 +22,6 @@ from ppxcls.system import environment
 from ppxcls.system.atomic_files import write_output
 from ppxcls.system.json_text import json_text
 from ppxcls.system.output_paths import check_output_file, check_output_folder
-from ppxcls.system.paths import printable
 
 Function = Callable[[argparse.ArgumentParser], int | None]
 
@@ -62,7 +61,9 @@ def verb(name: str, description: str, *, examples: Sequence[str] = ()) -> Callab
     """
 
     def register(function: Function) -> Function:
-        VERBS[name] = Verb((function.__doc__ or "").splitlines()[0], description, examples, function)
+        # Python has no docstrings with -OO.
+        summary = next(iter((function.__doc__ or description).splitlines()))
+        VERBS[name] = Verb(summary, description, examples, function)
         return function
 
     return register
@@ -110,9 +111,11 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     )
     from ppxcls.fitting.folder import next_commands
 
-    print(f"\nreport: {printable(str(folder))}/report.html\n\nnext:")
+    print()
+    cli.print_line(f"report: {folder}/report.html")
+    print("\nnext:")
     for line in next_commands(folder):
-        print(printable(line))
+        cli.print_line(line)
 
 
 @verb(
@@ -250,7 +253,7 @@ def export_verb(parser: argparse.ArgumentParser) -> None:
         fold=arguments.fold,
         int8=arguments.int8,
     )
-    print(f"written to {export_folder(config)}")
+    cli.print_line(f"written to {export_folder(config)}")
 
 
 @verb(
@@ -269,7 +272,7 @@ def report_verb(parser: argparse.ArgumentParser) -> None:
     arguments = parser.parse_args()
     if len(arguments.runs) > 1:
         check_output_file(arguments.output or "comparison.html")
-    print(printable(str(ppxcls.report(arguments.runs, arguments.output))))
+    cli.print_line(str(ppxcls.report(arguments.runs, arguments.output)))
 
 
 @verb(
@@ -439,7 +442,7 @@ def pack_verb(parser: argparse.ArgumentParser) -> None:
     if arguments.output:
         check_output_folder(arguments.output)
     with tqdm(unit="image", disable=None, leave=False) as bar:
-        print(printable(_run_pack(parser, arguments, bar.update)))
+        cli.print_line(_run_pack(parser, arguments, bar.update))
 
 
 def _run_pack(
@@ -493,7 +496,9 @@ def convert_verb(parser: argparse.ArgumentParser) -> None:
     arguments = parser.parse_args()
     check_output_file(arguments.output)
     count = ppxcls.convert_weights(arguments.source, arguments.model, arguments.output, arguments.class_num)
-    print(f"{count} tensors, with the keys and shapes of {arguments.model}, written to {arguments.output}")
+    cli.print_line(
+        f"{count} tensors, with the keys and shapes of {arguments.model}, written to {arguments.output}"
+    )
 
 
 @verb(
@@ -515,7 +520,7 @@ def doctor_verb(parser: argparse.ArgumentParser) -> int:
     arguments = parser.parse_args()
     is_ok = True
     for finding in run_checks(arguments.output):
-        print(printable(str(finding)), flush=True)
+        cli.print_line(str(finding))
         is_ok &= finding.is_ok
     print("all checks passed" if is_ok else "some checks failed: see the lines that begin with BAD")
     return 0 if is_ok else cli.EXIT_ERROR
@@ -548,5 +553,6 @@ def main() -> None:
     if name in ("-h", "--help", "--version"):
         cli.run_command(lambda: print(ppxcls.__version__ if name == "--version" else usage))
     else:
-        print(f"{usage}\n\nppxcls: there is no verb {printable(name)!r}", file=sys.stderr)
+        print(f"{usage}\n", file=sys.stderr)
+        cli.print_line(f"ppxcls: there is no verb {name!r}", sys.stderr)
         sys.exit(cli.EXIT_USAGE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 import types
@@ -13,13 +12,18 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, Protocol, Union
 
 from ppxcls.config.paddleclas import is_harmless, unsupported_message
+from ppxcls.system.errors import UserError
+from ppxcls.system.paths import bounded
+from ppxcls.system.spelling import nearest_spelling
 
 KeyPath = tuple[str, ...]
+_MAX_SHOWN_WORD = 120  # characters of a key or an unknown word in a message
+_MAX_SHOWN_SOURCE = 200  # characters of a file name and a line number, or of an override
 _INT64_LIMIT = 1 << 63
 _LEADING_ZERO = re.compile(r"([-+]?)0+([1-9][0-9]*)")
 
 
-class ConfigError(Exception):
+class ConfigError(UserError):
     """The config is invalid. The message gives the place, the value, and what is allowed."""
 
 
@@ -49,7 +53,9 @@ class ConfigPlace:
 
     def error(self, message: str) -> ConfigError:
         """Returns a ConfigError for this place. The message begins with the source and the key path."""
-        return ConfigError(": ".join(part for part in (self.source, str(self), message) if part))
+        # Each part is bounded alone, so that a long key does not hide what is allowed.
+        place = (bounded(self.source, _MAX_SHOWN_SOURCE), bounded(str(self), _MAX_SHOWN_WORD))
+        return ConfigError(": ".join(part for part in (*place, message) if part))
 
 
 @dataclass(frozen=True)
@@ -310,11 +316,10 @@ def unknown_word_message(word: str, allowed: list[str], what: str) -> str:
     """Returns the message for a word that is not allowed; it suggests the nearest spelling."""
     if (message := unsupported_message(word, in_section=what == "key")) is not None:
         return message
-    close_matches = difflib.get_close_matches(str(word).lower(), [a.lower() for a in allowed], n=1)
-    suggestion = next(
-        (f" (did you mean {a!r}?)" for a in allowed if close_matches and a.lower() == close_matches[0]), ""
-    )
-    return f"unknown {what} {word!r}{suggestion}; allowed: {', '.join(allowed) or 'none'}"
+    nearest_word = nearest_spelling(str(word), allowed)
+    suggestion = f" (did you mean {nearest_word!r}?)" if nearest_word is not None else ""
+    word_text = bounded(repr(word), _MAX_SHOWN_WORD)
+    return f"unknown {what} {word_text}{suggestion}; allowed: {', '.join(allowed) or 'none'}"
 
 
 def list_index(items: list[Any], key: str, where: ConfigPlace, what: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
     else:
         if (problem := url_problem(path)) is not None:
             raise ConfigError(problem)
-        file = Path(path) / RUN_CONFIG if Path(path).is_dir() else Path(path)
+        file = Path(path) / RUN_CONFIG if os.path.isdir(path) else Path(path)
         text = _read_text(file)
         raw = _mapping(text, file, sources)
         own_folder = _folder_of_run(file, text)

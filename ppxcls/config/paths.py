@@ -21,7 +21,7 @@ from typing import Any
 from ppxcls.config.checks import KeyPath
 from ppxcls.system import environment
 from ppxcls.system.logs import logger
-from ppxcls.system.paths import url_problem
+from ppxcls.system.paths import MAX_MESSAGE_LENGTH, url_problem
 
 _OUTPUT_DIR: KeyPath = ("Global", "output_dir")
 # Keys of input files and folders. Those of one group belong together, so one folder must have all of them.
@@ -89,11 +89,14 @@ def resolve_paths(
     for keys, path in replacements.items():
         _set(raw, keys, path)
     if replacements:
-        changes = ", ".join(f"{'.'.join(keys)}: {path}" for keys, path in sorted(replacements.items()))
+        changes = [f"{'.'.join(keys)}: {path}" for keys, path in sorted(replacements.items())]
         reason = "paths that do not exist from the current folder were found elsewhere"
         if move and moved_keys:
             reason = f"it was moved from {move.old_home}, so the files that moved with it are used"
-        _say_once(f"{file}: {reason}: {changes}")
+        line = f"{file}: {reason}: {', '.join(changes)}"
+        # A longer line would lose paths in its middle.
+        for text in [line] if len(line) <= MAX_MESSAGE_LENGTH else [f"{file}: {reason}:", *changes]:
+            _say_once(text)
 
 
 @dataclass(frozen=True)

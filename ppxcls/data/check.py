@@ -17,7 +17,7 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, image_count, largest_16bit_value
 from ppxcls.data.similar_names import similar_name_notes
 from ppxcls.system.atomic_files import reason_of
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import one_line, printable
 
 _DIGEST_BYTES = 16
 # The order is that of the report. Data with errors should not be used.
@@ -84,7 +84,8 @@ class DataReport:
                     *([f"... and {len(findings) - 20:,} more"] if len(findings) > 20 else []),
                 ]
                 lines += [f"{kind}: {len(findings):,}", *(f"  {line}" for line in excerpt)]
-        return "\n".join([*lines, f"{self.errors:,} errors" if self.errors else "no errors"])
+        lines.append(f"{self.errors:,} errors" if self.errors else "no errors")
+        return "\n".join(map(one_line, lines))
 
 
 class _Files:

@@ -1,13 +1,10 @@
 """The error that data sets and loaders raise."""
 
-from ppxcls.system.paths import printable
+from ppxcls.system.errors import UserError
 
 
-class DataError(Exception):
+class DataError(UserError):
     """A list or an image file can't be used.
 
-    The message names the file, in one printable line.
+    The message names the file.
     """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))

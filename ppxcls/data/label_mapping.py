@@ -6,7 +6,6 @@ number may have another name in the list that a network was trained on.
 
 from __future__ import annotations
 
-import difflib
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppxcls.system.arrays import Array
+from ppxcls.system.spelling import nearest_spelling
 
 UNKNOWN_CLASS = -1
 _MAX_SHOWN_CLASSES = 5
@@ -71,8 +71,8 @@ class LabelMapping:
     def unknown_class_message(self, label: int) -> str:
         """Returns the error message for a label with a class that the network does not have."""
         name, network = self.list_classes.names[label], self.network_classes
-        matches = difflib.get_close_matches(name.lower(), [text.lower() for text in network.names], n=1)
-        suggestion = next((f" (did you mean {n!r}?)" for n in network.names if n.lower() in matches), "")
+        nearest_name = nearest_spelling(name, network.names)
+        suggestion = f" (did you mean {nearest_name!r}?)" if nearest_name is not None else ""
         return (
             f"the class {name!r} of {self.list_classes.source} is none of the network's classes"
             f"{suggestion}: {network.excerpt()} ({network.source}). "

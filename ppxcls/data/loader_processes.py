@@ -30,15 +30,17 @@ from ppxcls.data.loader_messages import (
 from ppxcls.data.loader_process import WorkerProcess
 from ppxcls.data.loading import BatchRequest, ImageKind, LoadedImages, different_kinds
 from ppxcls.system.arrays import Array
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 from ppxcls.system.shared_memory import HAS_SHARED_MEMORY, SharedMemory, share_object
 
 _START_SECONDS = 120.0  # maximum time for the start of a process
 _WAIT_SECONDS = 0.5  # time between two looks at the deadline
+_MAX_LOGS = 100  # different messages of workers that are remembered
 _MAX_MEMORIES = 8  # more batches that exist at once are copied
 
 
-class ProcessesUnavailable(Exception):
+class ProcessesUnavailable(UserError):
     """The data set can't be loaded in processes. The message is the reason, as a part of a sentence."""
 
 
@@ -105,6 +107,7 @@ class LoaderProcesses:
         self._tickets = itertools.count()
         self._pending_batches: dict[int, _PendingBatch] = {}
         self._memories: list[SharedMemory] = []
+        self._worker_logs: set[WorkerLog] = set()
         self._free_memories: list[int] = []
         table_memory = SharedMemory()
         table_memory.reserve(threads * np.dtype(np.int64).itemsize)
@@ -270,10 +273,18 @@ class LoaderProcesses:
         with self._death_reported(worker):
             message = worker.connection.recv()
         if isinstance(message, WorkerLog):
-            logger.log(message.level, "%s", message.text)
+            self._log(message)
         elif isinstance(message, PartDone):
             self._add_part(message)
         return message
+
+    def _log(self, message: WorkerLog) -> None:
+        """Logs a message of a worker, unless another worker has sent the same one."""
+        if message in self._worker_logs:
+            return
+        if len(self._worker_logs) < _MAX_LOGS:
+            self._worker_logs.add(message)
+        logger.log(message.level, "%s", message.text)
 
     def _add_part(self, part: PartDone) -> None:
         batch = self._pending_batches[part.ticket]

@@ -37,6 +37,7 @@ from ppxcls.data.loader_messages import (
 from ppxcls.data.loading import ImageKind, ImageSlots, SampleLoader, kind_of, task_ranges
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
+from ppxcls.system.paths import one_line
 from ppxcls.system.shared_memory import SharedMemory, shared_object
 
 
@@ -211,7 +212,7 @@ def run_worker(connection_descriptor: int, life_line: int, dataset_memory: int, 
     except (EOFError, ConnectionError):  # the training process has closed the connection, or has ended
         os._exit(0)
     except OSError as error:  # no more descriptors, for example
-        print(f"loader process: {error}", file=sys.stderr, flush=True)
+        print(one_line(f"loader process: {error}"), file=sys.stderr, flush=True)
         os._exit(1)
 
 

@@ -19,7 +19,7 @@ from ppxcls.data.similar_names import similar_name_notes, similar_names
 from ppxcls.data.split_folders import SplitFolders, check_nested_parts, class_folders, find_split
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.line_shapes import line_shape
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import one_line
 
 _MAX_LABELS_BYTES = 1 << 30
 _LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
@@ -41,7 +41,7 @@ class ListSummary:
 
     def __str__(self) -> str:
         counts = [f"{file}: {count:,} lines" for file, count in self.lists.items()]
-        return "\n".join(map(printable, [*counts, *self.notes, self.skipped]))
+        return "\n".join(map(one_line, [*counts, *self.notes, self.skipped]))
 
 
 def make_lists(

@@ -40,7 +40,7 @@ from ppxcls.models.weights import (
 )
 from ppxcls.system.atomic_files import whole_text_file
 from ppxcls.system.logs import logger, set_up_logging
-from ppxcls.system.paths import printable, url_problem
+from ppxcls.system.paths import one_line, url_problem
 
 # Keys that may be overridden together with exported files, which contain all other settings.
 _KEYS_WITH_EXPORTED_FILES = (
@@ -280,7 +280,7 @@ def _print_errors(predictions: Sequence[Prediction]) -> int:
     """Prints the errors and returns their number."""
     errors = [prediction for prediction in predictions if prediction.error]
     for prediction in errors:
-        print(printable(f"{prediction.file}: {prediction.error}"), file=sys.stderr)
+        print(one_line(f"{prediction.file}: {prediction.error}"), file=sys.stderr)
     return len(errors)
 
 

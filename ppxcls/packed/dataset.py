@@ -49,7 +49,8 @@ class PackedDataset(Dataset):
             ``s3://bucket/imagenet-train``.
         transform_ops: transforms in order; None returns the encoded bytes, or an ``ImageParts``.
         cache_dir: folder for copies of an object store's files; None for ``ppxcls/packs`` in
-            ``XDG_CACHE_HOME`` or ``~/.cache``.
+            ``XDG_CACHE_HOME`` or ``~/.cache``. The latter is also used, with a warning, if other users can
+            change files in the folder.
         cache_gb: maximum size of the copied shards, in units of 10^9 bytes; None copies no shards, and
             requests each image from the store.
         class_num: number of classes, for a check of the labels; None for no check.

@@ -27,6 +27,7 @@ from ppxcls.system.atomic_files import (
     write_bytes,
 )
 from ppxcls.system.file_lock import locked
+from ppxcls.system.own_folders import cache_folder
 
 # Protocols of stores that only hold bytes. fsspec has others, which run programs, open archives, read what a
 # file of theirs names, or join several protocols by ``::``.
@@ -399,13 +400,12 @@ def storage_of(place: str, cache: str | None, cache_gb: float | None) -> Storage
     """Returns the storage of a folder or a URL.
 
     Raises:
-        DataError: fsspec, or its package for this kind of store, is not installed, or the URL is invalid.
+        DataError: fsspec, or its package for this kind of store, is not installed, the URL is invalid, or
+            there is no folder for copies that only this user can change.
     """
     if not is_url(place):
         return Folder(Path(place))
-    folder = (
-        Path(cache)
-        if cache
-        else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppxcls" / "packs"
-    )
+    folder = cache_folder("packs", cache)
+    if folder is None:
+        raise DataError(f"{place}: expected a cache_dir that can be written to, for copies of its files")
     return ObjectStore(place.rstrip("/"), folder, None if cache_gb is None else int(cache_gb * 1e9))

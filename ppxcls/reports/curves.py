@@ -6,6 +6,7 @@ matplotlib draws them for light and dark pages alike.
 from __future__ import annotations
 
 import io
+import os
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
@@ -316,6 +317,9 @@ def pyplot() -> Any:
     import matplotlib as mpl
 
     mpl.use("agg")
+    # The current folder may be a stranger's. With this setting, LaTeX would read names of classes.
+    if os.path.abspath(mpl.matplotlib_fname()) == os.path.abspath("matplotlibrc"):
+        mpl.rcParams["text.usetex"] = False
     import matplotlib.pyplot as plt
 
     return plt

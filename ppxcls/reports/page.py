@@ -32,6 +32,7 @@ from ppxcls.reports.record import Record, read_record
 from ppxcls.reports.run_files import Samples
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_output, write_text
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
@@ -47,7 +48,7 @@ _MAX_TABLE_CLASSES = 30  # classes in a matrix that is a table; a larger one is 
 _OTHER_LISTS_NOTE = "The runs were evaluated on different lists, so their figures can't be compared."
 
 
-class ReportError(Exception):
+class ReportError(UserError):
     """A report can't be written. The message is one line."""
 
 

@@ -16,6 +16,7 @@ from email import message_from_string
 from email.utils import collapse_rfc2231_value
 from typing import Any, NamedTuple
 
+from ppxcls.system.errors import UserError
 from ppxcls.system.json_text import json_text
 
 RIGHT_CALLS = (
@@ -37,7 +38,7 @@ _MAX_MEMBERS = 8  # gzip files in one body
 _PLAIN_ENCODINGS = ("", "binary", "8bit", "7bit")
 
 
-class RequestError(Exception):
+class RequestError(UserError):
     """The request can't be answered.
 
     Attributes:

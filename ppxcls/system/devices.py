@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import paddle
 
 from ppxcls.system.environment import launched_rank
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 
 # paddlepaddle-gpu 2.6.2 of the package index. Paddle 2 can't list the architectures of its kernels.
@@ -18,7 +19,7 @@ _MEMORY_ACCESS_WORDS = ("illegal memory access", "memory access fault", "illegal
 _MISSING_KERNEL_WORDS = ("no kernel image", "cuda error(209)", "invalid device function")
 
 
-class DeviceError(ValueError):
+class DeviceError(UserError, ValueError):
     """The installed Paddle can't use a device on this machine.
 
     Args:

@@ -14,6 +14,7 @@ import paddle.distributed as dist
 from ppxcls.system.arrays import Array
 from ppxcls.system.devices import forbid_search_by_environment, process_device, run_one_operator
 from ppxcls.system.rendezvous import JobError, wait_for_all_ranks
+from ppxcls.system.variables import job_problem
 
 
 def start(
@@ -37,8 +38,10 @@ def start(
 
     Raises:
         DeviceError: the device is not available or can't compute, or the environment contradicts a setting.
-        JobError: the other processes can't be reached.
+        JobError: the other processes can't be reached, or the variables of the job are incomplete.
     """
+    if (problem := job_problem(os.environ)) is not None:
+        raise JobError(problem)
     environment = dist.ParallelEnv()
     device = process_device(device, environment.world_size)
     is_gpu = device.split(":", maxsplit=1)[0] == "gpu"
@@ -75,7 +78,8 @@ def _gpu_flags(
 
 def _join(timeout: float) -> None:
     environment = dist.ParallelEnv()
-    master = os.environ.get("PADDLE_MASTER", "")
+    # Paddle meets at the first endpoint too if there is no other place.
+    master = os.environ.get("PADDLE_MASTER") or environment.trainer_endpoints[0]
     wait_for_all_ranks(master, environment.rank, environment.world_size, timeout)
     try:
         dist.init_parallel_env()

@@ -13,6 +13,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from ppxcls.system.errors import UserError
+
 _INSTALL_MESSAGE = (
     "ppxcls needs PaddlePaddle, which is not installed: pip install 'ppxcls[cpu]', "
     "or the build for your GPU or vendor chip that PaddlePaddle's installation guide names"
@@ -24,7 +26,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MALLOC_THRESHOLD_BYTES = 1 << 30
 
 
-class PaddleError(ImportError):
+class PaddleError(UserError, ImportError):
     """Paddle is missing, can't be imported, or is too old. The message is one line."""
 
 
@@ -117,6 +119,8 @@ def import_paddle() -> None:
     except Exception as error:
         # A missing library of CUDA or a vendor, or another numpy, can raise any class of error.
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, OSError) and error.filename is not None:
+            reason += f"; HOME is {os.environ.get('HOME')!r}: expected a folder that can be written to"
         raise PaddleError(f"PaddlePaddle is installed and can't be imported: {reason}") from error
     finally:
         for line in stderr_text.getvalue().splitlines():

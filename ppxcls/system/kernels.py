@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ppxcls.system.environment import thread_count
 from ppxcls.system.file_lock import locked
@@ -54,11 +54,11 @@ def call(kernel: Callable[..., R], *arguments: Any) -> R:
     """Calls a kernel.
 
     The first calls of a kernel on one host happen one after another: one process compiles it, and the others
-    load it from numba's cache.
+    load it from the cache.
     """
     if kernel in _USED_KERNELS:
         return kernel(*arguments)
-    folder = kernel.stats.cache_path  # type: ignore[attr-defined]  # None if numba has no folder
+    folder = kernel.stats.cache_path  # type: ignore[attr-defined]  # None if there is no cache
     lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if folder and os.path.isdir(folder):
         lock = locked(Path(folder) / f"{kernel.__name__}.lock")
@@ -82,27 +82,27 @@ def _pool(process: int, count: int) -> ThreadPoolExecutor:
 def _digest() -> str:
     """Returns a digest of all kernels' sources and of this file, which contains their options.
 
-    numba's cache notices changes in a kernel's own file only. But a kernel contains the helpers and constants
-    of other files.
+    A kernel contains the helpers and constants of other files.
     """
     package = Path(__file__).resolve().parents[1]
     sources = [*sorted(package.glob("*/*_kernels.py")), package / "packed/jpeg_codes.py", Path(__file__)]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def compile_kernel(function: Callable[..., R]) -> Callable[..., R]:
     """Compiles a function.
 
-    The result is cached on disk if numba can write to a folder for it.
+    The result is cached on disk if there is a folder that no other user can change.
     """
     import numba
 
-    function.__qualname__ = f"{function.__name__}_{_digest()}"  # part of the key in numba's cache
-    options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # numba has no folder for its cache
-        return numba.njit(**options)(function)
+    from ppxcls.system.kernel_cache import KernelCache, kernel_cache_folder
+
+    kernel: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
+    folder = kernel_cache_folder(Path(function.__code__.co_filename))
+    if folder is not None and not numba.config.DISABLE_JIT:
+        kernel._cache = KernelCache(function, folder, _digest())
+    return cast(Callable[..., R], kernel)
 
 
 def kernel_helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:

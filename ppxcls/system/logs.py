@@ -13,18 +13,21 @@ from tqdm import tqdm
 
 from ppxcls.system.appended_files import append_descriptor
 from ppxcls.system.environment import launched_rank
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import MAX_MESSAGE_LENGTH, one_line
 
+_MAX_FACT_LENGTH = 2000  # characters of a message that is no problem, such as all settings of an evaluation
 logger = logging.getLogger("ppxcls")
 logger.propagate = False
 
 
-class _Formatter(logging.Formatter):
-    """Escapes control characters in messages, because names and values in them come from files."""
+def _as_one_line(record: logging.LogRecord) -> bool:
+    """Makes the message of a record one printable line of bounded length, before any handler gets it."""
+    max_length = MAX_MESSAGE_LENGTH if record.levelno >= logging.WARNING else _MAX_FACT_LENGTH
+    record.msg, record.args = one_line(record.getMessage(), max_length), None
+    return True
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = printable(record.message)
-        return super().formatMessage(record)
+
+logger.addFilter(_as_one_line)
 
 
 class _TerminalHandler(logging.Handler):
@@ -101,7 +104,9 @@ def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | Non
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_FileHandler(file))
     prefix = "" if rank == 0 else f"[rank {rank}] "
-    formatter = _Formatter(f"[%(asctime)s] %(name)s %(levelname)s: {prefix}%(message)s", "%Y/%m/%d %H:%M:%S")
+    formatter = logging.Formatter(
+        f"[%(asctime)s] %(name)s %(levelname)s: {prefix}%(message)s", "%Y/%m/%d %H:%M:%S"
+    )
     for handler in handlers:
         handler.setFormatter(formatter)
         logger.addHandler(handler)

@@ -1,4 +1,7 @@
-"""Checks file names from outside for URLs, which nothing here downloads, and for control characters."""
+"""Checks file names from outside for URLs, which nothing here downloads, and writes messages with names.
+
+Names may contain control characters and be of any length.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+MAX_MESSAGE_LENGTH = 500  # characters of a message, of which the rest is left out in the middle
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _JOINERS = {"\u200c", "\u200d"}  # zero-width joiners, which some scripts and emoji need
 # Unicode's categories of control characters, surrogates and line separators
@@ -37,11 +41,50 @@ def printable(text: str) -> str:
     Such characters become ``\n``, ``\x1b``, ``\u202e``. Bytes of a file name that are not UTF-8, which Python
     stores as surrogates, become ``\xff``.
     """
-    if text.isascii() and text.isprintable():
+    return text if text.isascii() and text.isprintable() else text.translate(_ESCAPES)
+
+
+def bounded(text: str, max_length: int = MAX_MESSAGE_LENGTH) -> str:
+    """Returns a text with its middle left out if it is longer than a limit.
+
+    Args:
+        text: any text.
+        max_length: largest length of the result in characters, at least 100.
+    """
+    if len(text) <= max_length:
         return text
-    return "".join(
-        _escape(c) if c not in _JOINERS and unicodedata.category(c) in _UNSAFE_CATEGORIES else c for c in text
-    )
+    mark = f"… ({len(text):,} characters left out) …"  # the longest that it can be
+    head_length = (max_length - len(mark)) // 2
+    tail_length = max_length - len(mark) - head_length
+    left_out = len(text) - head_length - tail_length
+    return f"{text[:head_length]}… ({left_out:,} characters left out) …{text[-tail_length:]}"
+
+
+def one_line(text: str, max_length: int = MAX_MESSAGE_LENGTH) -> str:
+    """Returns a message as one printable line of bounded length.
+
+    Messages contain names and values from files, which may be long or contain control characters.
+
+    Args:
+        text: message.
+        max_length: largest length of the result in characters, at least 100.
+    """
+    return bounded(printable(text), max_length)
+
+
+class _Escapes(dict[int, str]):
+    """Escapes of unsafe characters by code, for ``str.translate``. Other characters stay as they are."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        if character not in _JOINERS and unicodedata.category(character) in _UNSAFE_CATEGORIES:
+            self[code] = _escape(character)
+        else:
+            self[code] = character
+        return self[code]
+
+
+_ESCAPES = _Escapes()
 
 
 def _escape(character: str) -> str:

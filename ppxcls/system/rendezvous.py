@@ -11,11 +11,13 @@ import contextlib
 import socket
 import time
 
+from ppxcls.system.errors import UserError
+
 _GREETING = b"ppxcls rank "
 _GREETING_BYTES = 32  # length of a padded greeting in bytes
 
 
-class JobError(Exception):
+class JobError(UserError):
     """The processes of a job can't reach one another, or differ in a value that must be equal."""
 
 

@@ -8,10 +8,12 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from ppxcls.system.errors import UserError
+
 EXIT_PREEMPTED = 75  # exit code EX_TEMPFAIL of sysexits.h: try again later
 
 
-class Preempted(Exception):
+class Preempted(UserError):
     """A signal stopped the run after a save.
 
     Args:

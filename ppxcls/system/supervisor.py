@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from ppxcls.system.paths import one_line
 from ppxcls.system.signals import EXIT_PREEMPTED
 
 BEGUN_VARIABLE = (
@@ -90,7 +91,7 @@ def launch_command(launcher: Sequence[str], script: Sequence[str], *, resume: bo
 
 
 def _print_line(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 class Supervisor:

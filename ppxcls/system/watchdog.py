@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from ppxcls.system.environment import launched_rank, launched_world_size
+from ppxcls.system.paths import one_line
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def _is_orphan() -> bool:
 
 
 def _end(prefix: str, message: str) -> None:
-    print(f"error: {prefix}{message}", file=sys.stderr, flush=True)
+    print(one_line(f"error: {prefix}{message}"), file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -12,6 +12,7 @@ import paddle
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.sampler import BatchPlan
 from ppxcls.system import distributed
+from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
 from ppxcls.train.flat_tensors import FlatTensors
 from ppxcls.train.learner import Learner
@@ -21,7 +22,7 @@ _SMOOTHING, _MIN_READS = 0.9, 10  # weight of the previous mean; reads before th
 _DIVERGENCE_RATIO = 1.5  # times the first loss; a diverging loss is also above twice the lowest loss
 
 
-class TrainingError(Exception):
+class TrainingError(UserError):
     """The run can't continue. The message gives the place in the run and the reason."""
 
 

@@ -234,7 +234,7 @@ def test_refused_override(override: str, message: str | None) -> None:
         return
     with pytest.raises(ppxcls.ConfigError, match=message) as caught:
         ppxcls.load_config(XCEPTION, [override])
-    assert str(caught.value).startswith(f"-o {override}")
+    assert str(caught.value).startswith(f"-o {override}"[:80])  # a long value is left out in the middle
 
 
 @pytest.mark.parametrize(

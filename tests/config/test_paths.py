@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,21 @@ Texts = Callable[[], list[str]]
 
 @pytest.fixture
 def notes(new_warnings: Texts) -> Texts:
-    """Returns a function that gives the lines about paths since its last call."""
-    return lambda: [text for text in new_warnings() if "were found elsewhere" in text]
+    """Returns a function that gives the notes about paths since its last call, each as one text.
+
+    A note with long paths has several lines, one for each path.
+    """
+
+    def new_notes() -> list[str]:
+        texts: list[str] = []
+        for line in new_warnings():
+            if "were found elsewhere" in line:
+                texts.append(line)
+            elif texts and re.match(r"[A-Z]\w+(\.\w+)+: /", line):
+                texts[-1] += f" {line}"
+        return texts
+
+    return new_notes
 
 
 @pytest.fixture

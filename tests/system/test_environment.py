@@ -37,13 +37,16 @@ def fake(cpu: str, build: str) -> str:
     The code must run before ppxcls is imported.
     """
     return f"""
-import importlib.util, sys
+import importlib.util, sys, types
+sys.modules["ppxcls"] = package = types.ModuleType("ppxcls")  # the module's own imports must not prepare anything
+package.__path__ = [{str(ROOT / "ppxcls")!r}]
 spec = importlib.util.spec_from_file_location("ppxcls.system.environment", {str(ROOT / "ppxcls/system/environment.py")!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module._cpu_info = lambda: {cpu!r}
 module._is_cpu_build = lambda: {build == "cpu"}
 sys.modules["ppxcls.system.environment"] = module
+del sys.modules["ppxcls"]
 """
 
 
