@@ -1,15 +1,17 @@
 """Training, evaluation and fine-tuning of Xception classifiers on PaddlePaddle, configured by a YAML file."""
 
-from __future__ import annotations
+from ppxcls.system.current_folder import CurrentFolderHidden, leave_current_folder
 
-import importlib
-from typing import TYPE_CHECKING, Any
+leave_current_folder()  # before any other import
+with CurrentFolderHidden():
+    import importlib
+    from typing import TYPE_CHECKING, Any
 
-from ppxcls._version import __version__ as __version__
-from ppxcls.system import environment
-from ppxcls.system import watchdog as watchdog  # records the parent process as early as possible
+    from ppxcls._version import __version__ as __version__
+    from ppxcls.system import environment
+    from ppxcls.system import watchdog as watchdog  # records the parent process as early as possible
 
-environment.prepare_cpu()
+    environment.prepare_cpu()
 
 # Public names by module. A module is imported at the first use of a name, so importing ppxcls is fast.
 # ``python scripts/write_public_face.py`` writes the block for type checkers from it.
@@ -118,9 +120,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'ppxcls' has no attribute {name!r}")
-    if not _MODULE_BY_NAME[name].startswith(_WITHOUT_PADDLE):
-        environment.import_paddle()
-    value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
+    with CurrentFolderHidden():
+        if not _MODULE_BY_NAME[name].startswith(_WITHOUT_PADDLE):
+            environment.import_paddle()
+        value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     globals()[name] = value
     return value
 

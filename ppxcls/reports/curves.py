@@ -18,6 +18,7 @@ from ppxcls.reports.figures import Calibration
 from ppxcls.reports.fonts import fonts_for, report_missing
 from ppxcls.reports.record import Record
 from ppxcls.system.arrays import Array
+from ppxcls.system.packages import matplotlib_module
 
 _KEYS_WITHOUT_MEANS = {
     "lr",
@@ -313,9 +314,7 @@ def plot_label(name: str, max_columns: int = 24) -> str:
 
 def pyplot() -> Any:
     """Returns matplotlib's pyplot, which then draws into memory."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
+    matplotlib_module().use("agg")
     import matplotlib.pyplot as plt
 
     return plt

@@ -160,13 +160,17 @@ class Record:
         return f"{self.config.Arch.name} ({self.folder})"
 
 
-def read_record(folder: str | Path) -> Record:
+def read_record(folder: str | Path, *, trust: bool = False) -> Record:
     """Reads a run folder.
+
+    Args:
+        folder: run folder.
+        trust: True to run the plugins that the run names; see ``load_config``.
 
     Raises:
         ConfigError: the folder is not a run folder.
     """
-    config = load_config(folder)
+    config = load_config(folder, trust=trust)
     folder = config.run_folder
     count = class_num(config)
     try:

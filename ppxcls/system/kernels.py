@@ -90,13 +90,27 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:8]
 
 
+def numba_module() -> Any:
+    """Returns numba, without the settings of a ``.numba_config.yaml`` in the current folder.
+
+    numba reads this file when it is imported and before each compilation. A stranger's file could name a
+    folder of compiled code.
+    """
+    import numba
+    from numba.core import config
+
+    if getattr(config, "_config_fname", os.devnull) != os.devnull:
+        config._config_fname = os.devnull  # noqa: SLF001  numba skips a name that is no regular file
+        config.reload_config()
+    return numba
+
+
 def compile_kernel(function: Callable[..., R]) -> Callable[..., R]:
     """Compiles a function.
 
     The result is cached on disk if numba can write to a folder for it.
     """
-    import numba
-
+    numba = numba_module()
     function.__qualname__ = f"{function.__name__}_{_digest()}"  # part of the key in numba's cache
     options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
@@ -116,8 +130,7 @@ def kernel_helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[.
     Args:
         fastmath: numba's fast-math flags.
     """
-    import numba
-
+    numba = numba_module()
     decorate: Callable[[Callable[..., R]], Callable[..., R]] = numba.njit(
         fastmath=fastmath,
         nogil=True,
