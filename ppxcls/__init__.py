@@ -1,19 +1,21 @@
 """Training, evaluation and fine-tuning of Xception classifiers on PaddlePaddle, configured by a YAML file."""
 
-from __future__ import annotations
+from ppxcls.system.current_folder import CurrentFolderHidden, leave_current_folder
 
-import importlib
-import os
-from typing import TYPE_CHECKING, Any
+leave_current_folder()  # before any other import
+with CurrentFolderHidden():
+    import importlib
+    import os
+    from typing import TYPE_CHECKING, Any
 
-from ppxcls._version import __version__ as __version__
-from ppxcls.system import environment, variables
-from ppxcls.system import watchdog as watchdog  # records the parent process as early as possible
+    from ppxcls._version import __version__ as __version__
+    from ppxcls.system import environment, variables
+    from ppxcls.system import watchdog as watchdog  # records the parent process as early as possible
 
-# An invalid variable is an error at the first use of a name, because an error here would have a traceback
-# in a command.
-if variables.prepare(os.environ) is None:
-    environment.prepare_cpu()
+    # An invalid variable is an error at the first use of a name, because an error here would have a traceback
+    # in a command.
+    if variables.prepare(os.environ) is None:
+        environment.prepare_cpu()
 
 # Public names by module. A module is imported at the first use of a name, so importing ppxcls is fast.
 # ``python scripts/write_public_face.py`` writes the block for type checkers from it.
@@ -123,9 +125,10 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_BY_NAME:
         raise AttributeError(f"module 'ppxcls' has no attribute {name!r}")
     variables.require_valid()
-    if not _MODULE_BY_NAME[name].startswith(_WITHOUT_PADDLE):
-        environment.import_paddle()
-    value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
+    with CurrentFolderHidden():
+        if not _MODULE_BY_NAME[name].startswith(_WITHOUT_PADDLE):
+            environment.import_paddle()
+        value = getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
     globals()[name] = value
     return value
 

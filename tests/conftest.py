@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.config.trust import read_code, record_trust
 
 ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
 
@@ -103,6 +104,16 @@ def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
             target = target[key]
         target[last] = value
     return config
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's state folder for the tests and the commands that they run, in which this repository's plugin is trusted."""
+    folder = tmp_path_factory.mktemp("state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder))
+        record_trust([read_code(Path(SMALL_NETWORK))])
+        yield folder
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -395,7 +395,7 @@ def test_a_network_must_say_how_many_classes_it_has(
         '    """A network."""\n    return paddle.nn.Linear(width, 2)\n'
     )
     config = ppxcls.load_config(
-        write_config(**{"Arch": {"name": "NoClasses"}, "Global.plugins": ["no_classes"]})
+        write_config(**{"Arch": {"name": "NoClasses"}, "Global.plugins": ["no_classes"]}), trust=True
     )
     with pytest.raises(
         ppxcls.ConfigError, match=r"Arch.name: the network NoClasses needs a parameter class_num"
@@ -469,7 +469,7 @@ def test_an_optimizer_declares_its_state_and_its_weight_decay(
     plugins = [str(ROOT / "tests/fixtures/small_network.py"), str(tmp_path / "mine.py")]
     lr = {"name": "ConstLR", "learning_rate": 0.1}
     mine = small(**{"Global.plugins": plugins, "Optimizer": {"name": "Mine", "weight_decay": 0.1, "lr": lr}})
-    config = ppxcls.load_config(mine)
+    config = ppxcls.load_config(mine, trust=True)
     network = ppxcls.build_model("SmallNetwork")
     _, state = checkpoint_bytes(config, network)
     trained = sum(

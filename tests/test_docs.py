@@ -82,7 +82,7 @@ def test_the_plugin_of_the_documentation_trains(tmp_path: Path) -> None:
     assert [name for name, _ in files] == ["my_parts.py", "mine.yaml"]
     for name, text in files:
         (tmp_path / name).write_text(text)
-    command = [sys.executable, str(ROOT / "tools/train.py"), "-c", "mine.yaml"]
+    command = [sys.executable, str(ROOT / "tools/train.py"), "--trust", "-c", "mine.yaml"]
     result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path, timeout=200)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "output/TwoLayers/diary.txt").read_text().startswith("epoch 1: ")

@@ -58,7 +58,7 @@ def test_the_message_names_the_network_and_its_output(
                 "Global.save_inference_dir": f"{tmp_path}/exported",
             }
         )
-        config = ppxcls.load_config(file)
+        config = ppxcls.load_config(file, trust=True)
         paddle.save(ppxcls.build_model("Odd", class_num=3, kind=kind).state_dict(), f"{tmp_path}/w.pdparams")
         actions: list[Callable[[], object]] = [
             ppxcls.build_trainer(config).fit,

@@ -192,7 +192,7 @@ def test_each_kind_in_the_tools(write_config: Callable[..., Path], plugin: Path,
         "optimizer",
         "schedule",
     )
-    result = run_tool("tools/train.py", "-c", file)
+    result = run_tool("tools/train.py", "--trust", "-c", file)
     assert result.returncode == 0, result.stderr
     assert "lr(Halving): 0.01" in result.stdout
     rows = figures(tmp_path / "output")
@@ -219,7 +219,7 @@ def test_an_own_network_is_inferred_with_and_exported(
     write_config: Callable[..., Path], plugin: Path, tmp_path: Path, images: Path
 ) -> None:
     file = own_config(write_config, "model", "transform", "batch transform")
-    assert run_tool("tools/train.py", "-c", file).returncode == 0
+    assert run_tool("tools/train.py", "--trust", "-c", file).returncode == 0
     best = ["-o", f"Global.pretrained_model={tmp_path}/output/TwoLayers/best_model"]
     pictures = ["-o", f"Infer.infer_imgs={images}/val"]
     result = run_tool("tools/infer.py", "-c", file, *best, *pictures, "--format", "csv")
@@ -292,7 +292,7 @@ def test_a_plugin_that_is_none(
     if text is not None:
         (tmp_path / "no_such_plugin.py").write_text(text)
     with pytest.raises(ppxcls.ConfigError, match=r"config.yaml:\d+: Global.plugins.0: .*" + message):
-        ppxcls.load_config(write_config(**{"Global.plugins": ["no_such_plugin"]}))
+        ppxcls.load_config(write_config(**{"Global.plugins": ["no_such_plugin"]}), trust=True)
     assert "no_such_plugin" not in sys.modules
 
 
@@ -326,10 +326,10 @@ def test_a_plugin_is_found_again_and_can_be_repaired(
     (tmp_path / "my_schedule.py").write_text(text + "\nraise SystemExit(3)\n")
     file = write_config(**{"Global.plugins": ["my_schedule"], "Optimizer.lr": {"name": "Quarter"}})
     with pytest.raises(ppxcls.ConfigError, match="the plugin 'my_schedule' can't be imported: SystemExit: 3"):
-        ppxcls.load_config(file)
+        ppxcls.load_config(file, trust=True)
     (tmp_path / "my_schedule.py").write_text(text)
     for _ in range(2):
-        config = ppxcls.load_config(file)
+        config = ppxcls.load_config(file, trust=True)
         assert config.Global.plugins == [str(tmp_path / "my_schedule.py")]
     assert ppxcls.build_lr_schedule(config.Optimizer.lr, 1, steps_per_epoch=1)(0) == 0.25
     (tmp_path / "other").mkdir()
@@ -337,7 +337,7 @@ def test_a_plugin_is_found_again_and_can_be_repaired(
     other = tmp_path / "other/config.yaml"
     other.write_text(file.read_text())
     with pytest.raises(ppxcls.ConfigError, match="another module named 'my_schedule' is loaded already"):
-        ppxcls.load_config(other)
+        ppxcls.load_config(other, trust=True)
 
 
 def test_a_function_must_return_what_the_program_uses(
@@ -348,7 +348,7 @@ def test_a_function_must_return_what_the_program_uses(
         '    """No class."""\n    return lambda logits, labels: logits.mean()\n'
     )
     config = ppxcls.load_config(
-        write_config(**{"Global.plugins": ["bare_loss"], "Loss.Train": [{"BareLoss": {}}]})
+        write_config(**{"Global.plugins": ["bare_loss"], "Loss.Train": [{"BareLoss": {}}]}), trust=True
     )
     with pytest.raises(
         ppxcls.ConfigError, match=r"Loss.Train.0.BareLoss: .*without needs_soft_labels; derive its class from"

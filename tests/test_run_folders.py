@@ -235,7 +235,7 @@ def test_the_files_of_a_users_trackers_are_moved_aside_with_their_run(
     (tmp_path / "diaries.py").write_text(TRACKERS)
     plugins = [SMALL_NETWORK, str(tmp_path / "diaries.py")]
     file = small(**{"Global.plugins": plugins, "Global.trackers": [{"Diary": {}}, {"Album": {}}]})
-    ppxcls.build_trainer(ppxcls.load_config(file)).fit()
+    ppxcls.build_trainer(ppxcls.load_config(file, trust=True)).fit()
     folder = tmp_path / "output/SmallNetwork"
     (folder / "notes.txt").write_text("a user's own file stays")
     diary = (folder / "diary.txt").read_text()

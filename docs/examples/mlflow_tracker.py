@@ -1,6 +1,6 @@
 """Sends a run's metrics to MLflow.
 
-Install it with ``pip install mlflow``. In the YAML:
+Install it with ``pip install mlflow``. The first training needs ``--trust``. In the YAML:
 
     Global:
       plugins: [mlflow_tracker.py]

@@ -1,6 +1,6 @@
 """Sends a run's metrics to Weights & Biases.
 
-Install it with ``pip install wandb``. In the YAML:
+Install it with ``pip install wandb``. The first training needs ``--trust``. In the YAML:
 
     Global:
       plugins: [wandb_tracker.py]

@@ -16,9 +16,9 @@ from typing import Any, NoReturn, TextIO, cast
 
 from ppxcls.cli.valid_variables import EXIT_USAGE as EXIT_USAGE
 from ppxcls.system import environment, watchdog
+from ppxcls.system.job_secret import JobError
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import one_line
-from ppxcls.system.rendezvous import JobError
 from ppxcls.system.signals import EXIT_PREEMPTED, Preempted
 
 _FULL_DISK_ERRORS = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name)}
@@ -73,13 +73,22 @@ def add_override_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option ``--trust``."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run code that came with the files: plugins, and programs of other exporters",
+    )
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,
     *,
     needs_config: Callable[[argparse.Namespace], bool] = lambda _: True,
 ) -> argparse.Namespace:
-    """Adds the arguments ``config``, ``override`` (a list) and ``print_config``, and parses a command line.
+    """Adds ``config``, ``override`` (a list), ``trust`` and ``print_config``, and parses a command line.
 
     Args:
         parser: parser with the other arguments of the command.
@@ -88,6 +97,7 @@ def parse_with_config(
     """
     parser.add_argument("-c", "--config", metavar="FILE", help="the YAML, or the folder of a run")
     add_override_option(parser)
+    add_trust_option(parser)
     parser.add_argument("-p", "--print-config", action="store_true", help="print the resolved config first")
     arguments = parser.parse_args(argv)
     if arguments.config is not None:
@@ -106,7 +116,7 @@ def read_config(arguments: argparse.Namespace, stream: TextIO | None = None) -> 
     """
     from ppxcls import load_config as load
 
-    config = load(arguments.config, arguments.override)
+    config = load(arguments.config, arguments.override, trust=arguments.trust)
     if arguments.print_config:
         print(config.to_yaml(), file=stream or sys.stdout)
     return config

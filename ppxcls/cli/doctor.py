@@ -15,13 +15,13 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppxcls._version import __version__
+from ppxcls.system.current_folder import code_command
 from ppxcls.system.environment import CPU_VARIABLES, installed_names, paddle_builds, usable_cores
 
 _TIMEOUT_SECONDS = 300  # for an import or one device's steps; the first step on a GPU compiles and searches
@@ -124,7 +124,7 @@ def _run(script: str, *arguments: str) -> tuple[dict[str, Any] | None, str]:
     Returns:
         The facts that the script printed and an empty text; if it failed, None and the reason in one line.
     """
-    command = [sys.executable, "-c", script, *arguments]
+    command = [*code_command(script), *arguments]
     environment = {
         **os.environ,
         "PYTHONIOENCODING": "utf-8",

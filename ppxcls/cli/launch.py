@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppxcls.cli import add_trust_option
 from ppxcls.system.supervisor import Supervisor, host_problem, launch_command
 
 _PARALLEL_VERBS = ("train", "eval")  # verbs that can run in several processes
@@ -40,6 +41,7 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
         metavar="SECONDS",
         help="seconds before the first restart, doubled each time up to 300 (default: 5)",
     )
+    add_trust_option(parser)
     words = sys.argv[1:]
     start = _job_start(words)
     arguments, launcher_options = parser.parse_known_args(words[:start])
@@ -50,6 +52,8 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
         parser.error(problem)
     if job[0] in _PARALLEL_VERBS:
         job = [_PROGRAM, *job]
+    if arguments.trust:
+        job = [*job, "--trust"]
     return Supervisor(
         lambda resume: launch_command(launcher_options, job, resume=resume),
         arguments.restarts,

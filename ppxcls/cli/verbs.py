@@ -102,8 +102,9 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
         "--find-batch", action="store_true", help="find the batch size by trying larger and larger ones"
     )
     cli.add_override_option(parser)
+    cli.add_trust_option(parser)
     arguments = parser.parse_args()
-    options = ("weights", "network", "minutes", "output", "device", "find_lr", "find_batch")
+    options = ("weights", "network", "minutes", "output", "device", "find_lr", "find_batch", "trust")
     folder = ppxcls.fit(
         arguments.photos,
         **{name: getattr(arguments, name) for name in options},
@@ -134,9 +135,9 @@ def train_verb(parser: argparse.ArgumentParser) -> None:
     arguments = cli.parse_with_config(parser)
     config = cli.read_config(arguments)
     if arguments.find_batch:
-        ppxcls.find_batch(arguments.config, arguments.override)
+        ppxcls.find_batch(arguments.config, arguments.override, trust=arguments.trust)
     if arguments.find_lr:
-        ppxcls.find_lr(arguments.config, arguments.override)
+        ppxcls.find_lr(arguments.config, arguments.override, trust=arguments.trust)
     if arguments.find_batch or arguments.find_lr:
         return
     trainer = ppxcls.build_trainer(config)
@@ -269,10 +270,11 @@ def report_verb(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="file for the comparison of several runs (default: comparison.html); one run has report.html",
     )
+    cli.add_trust_option(parser)
     arguments = parser.parse_args()
     if len(arguments.runs) > 1:
         check_output_file(arguments.output or "comparison.html")
-    cli.print_line(str(ppxcls.report(arguments.runs, arguments.output)))
+    cli.print_line(str(ppxcls.report(arguments.runs, arguments.output, trust=arguments.trust)))
 
 
 @verb(
@@ -315,6 +317,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         help="let web pages of this origin, such as https://example.org, use the server; repeatable; * for "
         "all (default: none)",
     )
+    cli.add_trust_option(parser)
     arguments = parser.parse_args()
     ppxcls.serve(
         arguments.model,
@@ -323,6 +326,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         batch=arguments.batch,
         queue=arguments.queue,
         cors=arguments.cors,
+        trust=arguments.trust,
     )
 
 

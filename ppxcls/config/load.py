@@ -28,8 +28,8 @@ from ppxcls.config.device_switches import (
     replace_device_switches,
 )
 from ppxcls.config.inheritance import BASE_KEY, with_bases
-from ppxcls.config.paths import resolve_paths
-from ppxcls.config.plugins import import_plugin
+from ppxcls.config.paths import folder_of_source, resolve_paths
+from ppxcls.config.plugins import find_plugin, import_plugins
 from ppxcls.config.section_keys import refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.values_of_runs import refuse_values_of_run
@@ -42,10 +42,13 @@ RUN_CONFIG = "config.yaml"  # the resolved config in a run's folder
 RUN_CONFIG_HEADER = (
     "# Written by ppxcls: the config of the run in this folder. Edit another file.\n"  # first line
 )
+_PLUGINS: KeyPath = ("Global", "plugins")
 _PACKAGED_CLASS_NAMES = Path(__file__).parents[1] / "data" / "imagenet1k_classes.txt"
 
 
-def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, trust: bool = False
+) -> Config:
     """Reads a YAML and its ``base``, applies the overrides, imports the plugins, and checks all values.
 
     Paths that do not exist from the current folder are searched for as in ``resolve_paths``.
@@ -54,15 +57,20 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         path: YAML file, or folder of a run. In a notebook also the YAML's content as nested dicts and lists.
         overrides: ``A.b.c=value`` strings with the value in YAML. A list item is addressed by its index, or
             by a component's name.
+        trust: True to run the plugins that the file or one of its bases names, and to remember this. Without
+            it, only those run that this user has trusted before and that have not changed. Plugins in an
+            override or in nested dicts are the caller's own, so they run.
 
     Raises:
-        ConfigError: the file is missing or is not valid YAML, a plugin can't be imported, or a key, name,
-            type or value is invalid. The message gives file, line and key.
+        ConfigError: the file is missing or is not valid YAML, a plugin is not trusted or can't be imported,
+            or a key, name, type or value is invalid. The message gives file, line and key.
     """
     sources: dict[KeyPath, str] = {}
     file = None
     own_folder = origin_folder = None
+    own_plugins: list[str] = []
     if isinstance(path, Mapping):
+        own_plugins = _plugin_names(path)
         raw = with_bases(copy.deepcopy(to_plain(path)), None, sources, _read_base)
     else:
         if (problem := url_problem(path)) is not None:
@@ -77,7 +85,12 @@ def load_config(path: str | Path | Mapping[str, Any], overrides: Sequence[str] =
         raw = with_bases(raw, file, sources, _read_base)
         resolve_paths(raw, file, sources, is_of_run=own_folder is not None)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
-    _import_plugins(raw, file.parent if file else None, ConfigPlace((), sources))
+    own_plugins += [
+        name
+        for i, name in enumerate(_plugin_names(raw))
+        if any((*_PLUGINS, str(i))[: len(keys)] == keys for keys in override_keys)
+    ]
+    _import_plugins(raw, file, own_names=own_plugins, sources=sources, is_trusted=trust)
     refuse_misplaced_keys(raw, ConfigPlace((), sources))
     config: Config = check_section(raw, Config, ConfigPlace((), sources))
     config.sources = sources
@@ -137,16 +150,47 @@ def _folder_with_results(path: Path, file: Path) -> Path | None:
     return file.parent if path.is_dir() or (file.name == RUN_CONFIG and has_results) else None
 
 
-def _import_plugins(raw: dict[str, Any], folder: Path | None, where: ConfigPlace) -> None:
-    """Imports ``Global.plugins``.
+def _plugin_names(raw: Mapping[str, Any]) -> list[str]:
+    """Returns the texts in ``Global.plugins``, which is not checked yet."""
+    section = raw.get("Global")
+    names = section.get("plugins") if isinstance(section, Mapping) else None
+    if isinstance(names, Mapping):  # changes of a base's list
+        names = list(names.values())
+    return [name if isinstance(name, str) else "" for name in names] if isinstance(names, list) else []
+
+
+def _import_plugins(
+    raw: dict[str, Any],
+    file: Path | None,
+    *,
+    own_names: Sequence[str],
+    sources: Mapping[KeyPath, str],
+    is_trusted: bool,
+) -> None:
+    """Imports ``Global.plugins``, if all of them are trusted.
 
     Replaces each entry by the name or path that finds the plugin from any folder.
+
+    Args:
+        raw: content of the config; it is changed.
+        file: YAML; None for nested dicts.
+        own_names: names that the user wrote in nested dicts or in an override, not in a file.
+        sources: source of each key.
+        is_trusted: True if the user agrees to run the plugins of files.
     """
     section = raw.get("Global")
-    if isinstance(section, dict) and section.get("plugins") is not None:
-        where = where / "Global" / "plugins"
-        names = check_value(section["plugins"], list[str], where)
-        section["plugins"] = [import_plugin(name, folder, where / i) for i, name in enumerate(names)]
+    if not isinstance(section, dict) or section.get("plugins") is None:
+        return
+    where = ConfigPlace(_PLUGINS, sources)
+    plugins = []
+    for i, name in enumerate(check_value(section["plugins"], list[str], where)):
+        home = file.parent if file else Path()
+        folders = [folder_of_source((where / i).source, home), home]
+        is_own = name in own_names
+        folders = [Path(), *folders] if is_own else [*folders, Path()]
+        plugins.append(find_plugin(name, folders, where / i, is_word=is_own))
+    section["plugins"] = [plugin.lasting_name for plugin in plugins]
+    import_plugins(plugins, raw, is_trusted=is_trusted)
 
 
 def _read_text(path: Path) -> str:

@@ -67,7 +67,7 @@ def resolve_paths(
         paths = {keys: value for keys in group if (value := _path_at(raw, keys)) is not None}
         relative_paths = {keys: path for keys, path in paths.items() if not os.path.isabs(path)}
         folders = {
-            keys: _folders(_folder_of_source(sources.get(keys), home), start_folder, is_of_run=is_of_run)
+            keys: _folders(folder_of_source(sources.get(keys), home), start_folder, is_of_run=is_of_run)
             for keys in relative_paths
         }
         replacements |= _first_complete(relative_paths, folders)
@@ -222,7 +222,7 @@ def _is_inside(path: str, folder: Path) -> bool:
     return Path(os.path.normpath(path)).is_relative_to(folder)
 
 
-def _folder_of_source(source: str | None, home: Path) -> Path:
+def folder_of_source(source: str | None, home: Path) -> Path:
     """Returns the folder of the YAML that sets a key: of the file itself, or of one of its bases."""
     file = (source or "").rpartition(":")[0]
     return Path(os.path.abspath(file)).parent if file and os.path.isfile(file) else home

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ppxcls.config.plugin_modules import PluginModule
 from ppxcls.data.loading import BatchRequest, ImageKind
 from ppxcls.system.arrays import Array
 
@@ -17,7 +18,7 @@ class WorkerSettings:
     """The first message to a worker.
 
     Attributes:
-        plugin_files: file of each plugin module, by module name.
+        plugin_modules: modules of the plugins that came from files, by name, with their code.
         plugins: names of the plugin modules to import for their effects, in order.
         dataset_sizes: sizes for ``shared_object`` of the data set.
         seed: seed of the random choices.
@@ -25,7 +26,7 @@ class WorkerSettings:
         all_threads: length of this table.
     """
 
-    plugin_files: Mapping[str, str]
+    plugin_modules: Mapping[str, PluginModule]
     plugins: Sequence[str]
     dataset_sizes: Sequence[int]
     seed: int

@@ -43,8 +43,10 @@ class WorkerProcess:
             table_memory.descriptor,
         )
         # Isolated from the current folder and from Python's variables, so that the paths of this process find
-        # the same modules.
-        paths = [*sys.path, str(Path(__file__).resolve().parents[2])]
+        # the same modules. The current folder, which a notebook has on its path, is the last.
+        paths = [path for path in sys.path if path] + [str(Path(__file__).resolve().parents[2])]
+        if "" in sys.path:
+            paths.append("")
         command = [sys.executable, "-I", "-c", _CODE.format(paths=ascii(paths), descriptors=descriptors)]
         single_threaded = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         signals = {getattr(signal, name) for name in IGNORED_SIGNALS}

@@ -15,7 +15,7 @@ from multiprocessing import reduction
 
 import numpy as np
 
-from ppxcls.config.plugins import plugin_files, plugins_without_paddle
+from ppxcls.config.plugins import plugin_modules, plugins_without_paddle
 from ppxcls.data.dataset import Dataset, sample_place
 from ppxcls.data.errors import DataError
 from ppxcls.data.loader_messages import (
@@ -125,7 +125,7 @@ class LoaderProcesses:
             raise ProcessesUnavailable(f"no process can be started: {error}") from None
         for worker in self._workers:
             settings = WorkerSettings(
-                plugin_files=plugin_files(),
+                plugin_modules=plugin_modules(),
                 plugins=plugins_without_paddle(),
                 dataset_sizes=dataset_sizes,
                 seed=seed,

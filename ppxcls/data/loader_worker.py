@@ -6,8 +6,6 @@ It imports no Paddle, unless a user's own data set or transform does.
 from __future__ import annotations
 
 import importlib
-import importlib.machinery
-import importlib.util
 import logging
 import os
 import select
@@ -15,14 +13,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from types import ModuleType
 
 import numpy as np
 
+from ppxcls.config.plugin_modules import PluginFinder
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.loader_messages import (
     IGNORED_SIGNALS,
@@ -39,23 +37,6 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import one_line
 from ppxcls.system.shared_memory import SharedMemory, shared_object
-
-
-class _PluginFinder:
-    """Imports the modules of plugins by name when the data set needs them."""
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self._files = files
-
-    def find_spec(
-        self,
-        name: str,
-        path: object = None,  # noqa: ARG002  Python's interface
-        target: ModuleType | None = None,  # noqa: ARG002
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Returns the spec of a plugin module; None for any other module."""
-        file = self._files.get(name)
-        return None if file is None else importlib.util.spec_from_file_location(name, file)
 
 
 class _LogSender(logging.Handler):
@@ -218,8 +199,7 @@ def run_worker(connection_descriptor: int, life_line: int, dataset_memory: int, 
 
 def _received_dataset(settings: WorkerSettings, memory: int, connection: Connection) -> Dataset:
     """Imports the plugins and returns the data set. If that fails, reports why and ends the process."""
-    sys.path += [os.path.dirname(file) for file in settings.plugin_files.values()]
-    sys.meta_path.append(_PluginFinder(settings.plugin_files))
+    sys.meta_path.insert(0, PluginFinder(settings.plugin_modules))
     try:
         for name in settings.plugins:
             importlib.import_module(name)

@@ -51,7 +51,7 @@ _KEYS_WITH_EXPORTED_FILES = (
 )
 
 
-def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
+def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False) -> Predictor:
     """Loads a trained run or an exported model for prediction.
 
     Example: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
@@ -60,6 +60,7 @@ def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
         path: run folder, its ``config.yaml``, another config, exported folder, or exported ``.onnx`` file.
         image_count: number of images to predict, if known; 0 if unknown. On a CPU, the network of a run is
             compiled at the first batch if there are many images.
+        trust: True to run code that came with the files: the plugins that a config names.
 
     Raises:
         ConfigError, CheckpointError, DataError: the model can't be used.
@@ -71,7 +72,7 @@ def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
     path = Path(path)
     if path.suffix.lower() == ".onnx" or (path / METADATA_FILE).is_file():
         return exported_predictor(path)
-    return trained_predictor(load_config(path), image_count)
+    return trained_predictor(load_config(path, trust=trust), image_count)
 
 
 def trained_predictor(config: Config, image_count: int = 0) -> Predictor:

@@ -46,6 +46,7 @@ def fit(
     find_lr: bool = False,
     find_batch: bool = False,
     overrides: Sequence[str] = (),
+    trust: bool = False,
 ) -> Path:
     """Trains a classifier on a folder of photographs; the folder is not changed.
 
@@ -67,6 +68,7 @@ def fit(
         find_batch: True to find the batch size by trying increasing sizes, up to a twentieth of the training
             images.
         overrides: config overrides ``A.b=value``, applied to the YAML.
+        trust: True to run the plugins that an edited YAML file names; see ``load_config``.
 
     Returns:
         The run folder.
@@ -86,6 +88,7 @@ def fit(
         find_lr=find_lr,
         find_batch=find_batch,
         overrides=overrides,
+        trust=trust,
     )
     with only_fit_in(request.output):
         return _fit(request)
@@ -194,7 +197,7 @@ def _config(request: Request, file: Path, extra_overrides: Sequence[str] = ()) -
     overrides = [
         text for text in request.overrides if file.name == TRAIN_YAML or not text.startswith(HEAD_KEYS)
     ]
-    return load_config(file, [*overrides, *extra_overrides])
+    return load_config(file, [*overrides, *extra_overrides], trust=request.trust)
 
 
 def _write_yaml_files(request: Request, progress: FitProgress) -> None:
@@ -223,7 +226,7 @@ def _train(request: Request, progress: FitProgress) -> Path:
     if "train" not in progress.finished_steps:
         _train_or_resume(request, progress, "train", request.output / TRAIN_YAML)
     if "evaluate" not in progress.finished_steps:
-        evaluate(load_config(run_folder))
+        evaluate(load_config(run_folder, trust=request.trust))
         report_after_training(run_folder)
         progress.finish("evaluate")
     else:
@@ -251,7 +254,7 @@ def _with_batch_size(request: Request, settings: Settings) -> Settings:
     """
     # The training of head.yaml has not yet written these weights.
     overrides = [*request.overrides, "Global.pretrained_model=null"]
-    batch_sizes = tuning.find_batch(request.output / TRAIN_YAML, overrides)
+    batch_sizes = tuning.find_batch(request.output / TRAIN_YAML, overrides, trust=request.trust)
     train_count = len(ListIndex(request.output / LISTS / TRAIN_LIST))
     size = max(min(batch_sizes.smallest_fast, train_count // _MIN_STEPS_PER_EPOCH), 2)
     reason = f"batches of {size}, after trying; {batch_sizes.largest} would fit"
@@ -260,7 +263,7 @@ def _with_batch_size(request: Request, settings: Settings) -> Settings:
 
 def _with_learning_rate(request: Request, settings: Settings) -> Settings:
     """Returns the settings with the learning rate that the range test suggests, if it suggests one."""
-    rate_range = tuning.find_lr(request.output / TRAIN_YAML, request.overrides)
+    rate_range = tuning.find_lr(request.output / TRAIN_YAML, request.overrides, trust=request.trust)
     if rate_range.suggestion is None:
         logger.warning(f"{rate_range}; {settings.learning_rate:g} is kept")
     return replace(

@@ -36,6 +36,7 @@ class Request:
         device: device to train on; None for the best one of this machine.
         find_lr, find_batch: True to search for the learning rate or the batch size.
         overrides: config overrides ``A.b=value``.
+        trust: True to run the plugins that the YAML files name.
     """
 
     photos: Path
@@ -47,6 +48,7 @@ class Request:
     find_lr: bool
     find_batch: bool
     overrides: Sequence[str]
+    trust: bool
 
     def facts(self) -> dict[str, Any]:
         """Returns what must be equal if an earlier ``fit`` is to be continued, by the option's name."""
@@ -73,6 +75,7 @@ def checked_request(
     find_lr: bool,
     find_batch: bool,
     overrides: Sequence[str],
+    trust: bool,
 ) -> Request:
     """Returns the request of these arguments of ``fit``, after checks that read no image and write nothing.
 
@@ -108,6 +111,7 @@ def checked_request(
         find_lr=find_lr,
         find_batch=find_batch,
         overrides=tuple(overrides),
+        trust=trust,
     )
 
 

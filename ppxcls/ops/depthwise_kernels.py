@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from ppxcls.system.arrays import Array
-from ppxcls.system.kernels import kernel_helper
+from ppxcls.system.kernels import kernel_helper, numba_module
 
+numba = numba_module()
 _MAX_GROUP_PIXELS = 8192  # maximum for the padded planes of one loop; a larger plane has its own loop
 _MIN_WIDE_PIXELS = (
     32  # rows of this width or more are copied by loops; a table of indices is faster for others

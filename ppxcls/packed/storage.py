@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ppxcls.data.errors import DataError
-from ppxcls.packed.format import MANIFEST, MAX_MANIFEST_BYTES
+from ppxcls.packed.format import MANIFEST
 from ppxcls.packed.web_files import WebFiles
 from ppxcls.system.appended_files import change_descriptor
 from ppxcls.system.atomic_files import (

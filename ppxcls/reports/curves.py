@@ -6,7 +6,6 @@ matplotlib draws them for light and dark pages alike.
 from __future__ import annotations
 
 import io
-import os
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from ppxcls.reports.figures import Calibration
 from ppxcls.reports.fonts import fonts_for, report_missing
 from ppxcls.reports.record import Record
 from ppxcls.system.arrays import Array
+from ppxcls.system.packages import matplotlib_module
 
 _KEYS_WITHOUT_MEANS = {
     "lr",
@@ -314,12 +314,8 @@ def plot_label(name: str, max_columns: int = 24) -> str:
 
 def pyplot() -> Any:
     """Returns matplotlib's pyplot, which then draws into memory."""
-    import matplotlib as mpl
-
+    mpl = matplotlib_module()
     mpl.use("agg")
-    # The current folder may be a stranger's. With this setting, LaTeX would read names of classes.
-    if os.path.abspath(mpl.matplotlib_fname()) == os.path.abspath("matplotlibrc"):
-        mpl.rcParams["text.usetex"] = False
     import matplotlib.pyplot as plt
 
     return plt

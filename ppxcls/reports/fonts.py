@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.system.logs import logger
+from ppxcls.system.packages import matplotlib_module
 
 _MAX_SHOWN_CHARACTERS = 20  # characters in a message
 # Fonts to install, by the beginning of the Unicode names of the characters that they have.
@@ -50,8 +51,7 @@ def fonts_for(texts: Iterable[str]) -> Iterator[frozenset[str]]:
     Yields:
         The characters that no installed font has. The picture must not contain them.
     """
-    import matplotlib as mpl
-
+    mpl = matplotlib_module()
     characters = frozenset(c for text in texts for c in text if not _is_invisible(c))
     families, missing_characters = _fallback_families(characters - _default_characters())
     with mpl.rc_context({"font.family": [*mpl.rcParams["font.family"], *families]}):

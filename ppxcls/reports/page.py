@@ -34,6 +34,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_output, write_text
 from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
+from ppxcls.system.packages import matplotlib_module
 from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
 
@@ -52,12 +53,15 @@ class ReportError(UserError):
     """A report can't be written. The message is one line."""
 
 
-def report(runs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
+def report(
+    runs: str | Path | Sequence[str | Path], output: str | Path | None = None, *, trust: bool = False
+) -> Path:
     """Writes the page of a run into its folder, or a page that compares several runs.
 
     Args:
         runs: run folder, or several.
         output: file for a comparison; None for ``comparison.html``. The page of one run has a fixed place.
+        trust: True to run the plugins that a run names; see ``load_config``.
 
     Returns:
         Path of the page.
@@ -74,17 +78,18 @@ def report(runs: str | Path | Sequence[str | Path], output: str | Path | None = 
         )
     try:
         if len(folders) == 1:
-            return write_report(folders[0])
-        return write_comparison(folders, Path(output or "comparison.html"))
+            return write_report(folders[0], trust=trust)
+        return write_comparison(folders, Path(output or "comparison.html"), trust=trust)
     except ReportError as error:
         raise DataError(str(error)) from None
 
 
-def write_report(folder: str | Path) -> Path:
+def write_report(folder: str | Path, *, trust: bool = False) -> Path:
     """Writes ``report.html`` and its pictures, ``per_class.csv``, and the model card ``README.md``.
 
     Args:
         folder: run folder, which receives the files.
+        trust: True to run the plugins that the run names; see ``load_config``.
 
     Returns:
         Path of the page. The page is one file and loads nothing from elsewhere.
@@ -94,7 +99,7 @@ def write_report(folder: str | Path) -> Path:
         ReportError: a package is not installed.
         OSError: a file can't be written.
     """
-    record = read_record(folder)
+    record = read_record(folder, trust=trust)
     check_own_names(record.folder, RESULTS)
     _require_packages()
     pictures: dict[str, bytes] = {}
@@ -130,17 +135,18 @@ def write_report(folder: str | Path) -> Path:
     return record.folder / REPORT
 
 
-def write_comparison(folders: Sequence[str | Path], file: Path) -> Path:
+def write_comparison(folders: Sequence[str | Path], file: Path, *, trust: bool = False) -> Path:
     """Writes a page that compares runs: results, curves, and differences between their configs.
 
     Args:
         folders: run folders.
         file: path of the page.
+        trust: True to run the plugins that the runs name; see ``load_config``.
 
     Raises:
         ConfigError, ReportError, OSError: as in ``write_report``.
     """
-    records = [read_record(folder) for folder in folders]
+    records = [read_record(folder, trust=trust) for folder in folders]
     _require_packages()
     metrics = list(
         dict.fromkeys(
@@ -199,8 +205,9 @@ def report_after_training(folder: Path) -> None:
 def _require_packages() -> None:
     try:
         import jinja2  # noqa: F401  only checks that they are installed
-        import matplotlib as mpl  # noqa: F401
         import scipy  # noqa: F401
+
+        matplotlib_module()
     except ImportError:
         raise ReportError(f"a report needs {PACKAGES_HINT}") from None
 

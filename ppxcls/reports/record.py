@@ -154,8 +154,12 @@ class Record:
         return f"{self.config.Arch.name} ({self.folder})"
 
 
-def read_record(folder: str | Path) -> Record:
+def read_record(folder: str | Path, *, trust: bool = False) -> Record:
     """Reads a run folder.
+
+    Args:
+        folder: run folder.
+        trust: True to run the plugins that the run names; see ``load_config``.
 
     Raises:
         ConfigError: the folder is not a run folder.
@@ -163,7 +167,7 @@ def read_record(folder: str | Path) -> Record:
     """
     if Path(folder).is_dir():
         _refuse_links_out(Path(folder))
-    config = load_config(folder)
+    config = load_config(folder, trust=trust)
     folder = config.run_folder
     count = class_num(config)
     try:

@@ -13,7 +13,8 @@ import paddle.distributed as dist
 
 from ppxcls.system.arrays import Array
 from ppxcls.system.devices import forbid_search_by_environment, process_device, run_one_operator
-from ppxcls.system.rendezvous import JobError, wait_for_all_ranks
+from ppxcls.system.job_secret import JobError
+from ppxcls.system.rendezvous import wait_for_all_ranks
 from ppxcls.system.variables import job_problem
 
 

@@ -89,15 +89,29 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
+def numba_module() -> Any:
+    """Returns numba, without the settings of a ``.numba_config.yaml`` in the current folder.
+
+    numba reads this file when it is imported and before each compilation. A stranger's file could name a
+    folder of compiled code.
+    """
+    import numba
+    from numba.core import config
+
+    if getattr(config, "_config_fname", os.devnull) != os.devnull:
+        config._config_fname = os.devnull
+        config.reload_config()
+    return numba
+
+
 def compile_kernel(function: Callable[..., R]) -> Callable[..., R]:
     """Compiles a function.
 
     The result is cached on disk if there is a folder that no other user can change.
     """
-    import numba
-
     from ppxcls.system.kernel_cache import KernelCache, kernel_cache_folder
 
+    numba = numba_module()
     kernel: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
     folder = kernel_cache_folder(Path(function.__code__.co_filename))
     if folder is not None and not numba.config.DISABLE_JIT:
@@ -116,8 +130,7 @@ def kernel_helper(fastmath: set[str]) -> Callable[[Callable[..., R]], Callable[.
     Args:
         fastmath: numba's fast-math flags.
     """
-    import numba
-
+    numba = numba_module()
     decorate: Callable[[Callable[..., R]], Callable[..., R]] = numba.njit(
         fastmath=fastmath,
         nogil=True,

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+from ppxcls.system.current_folder import module_command
 from ppxcls.system.paths import one_line
 from ppxcls.system.signals import EXIT_PREEMPTED
 
@@ -87,7 +88,7 @@ def launch_command(launcher: Sequence[str], script: Sequence[str], *, resume: bo
         resume: True to resume the newest checkpoint of the run.
     """
     overrides = ["-o", "Global.checkpoints=auto"] if resume else []
-    return [sys.executable, "-m", "paddle.distributed.launch", *launcher, *script, *overrides]
+    return [*module_command("paddle.distributed.launch"), *launcher, *script, *overrides]
 
 
 def _print_line(line: str) -> None:

@@ -24,7 +24,9 @@ SEARCH_FOLDER = "find"  # in Global.output_dir, so that a search does not change
 RATES_FILE, PICTURE_FILE, BATCHES_FILE = "find_lr.csv", "find_lr.png", "find_batch.csv"
 
 
-def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> RateRange:
+def find_lr(
+    config: Any, overrides: Sequence[str] = (), steps: int = 100, *, trust: bool = False
+) -> RateRange:
     """Runs a learning-rate range test (arXiv:1506.01186).
 
     It trains for some steps while the rate rises, and finds the rate at which the loss falls. It starts from
@@ -35,12 +37,13 @@ def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> Rat
         config: YAML file, run folder, or the YAML's content as a dict.
         overrides: config overrides ``A.b=value``, as for training.
         steps: largest number of optimizer steps.
+        trust: True to run the plugins that the file names; see ``load_config``.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunFolderError, OSError: as in ``build_trainer``.
         TrainingError: the loss was finite at too few rates.
     """
-    with _search_trainer(config, overrides) as trainer:
+    with _search_trainer(config, overrides, trust=trust) as trainer:
         rate_range = try_rates(trainer, steps)
     if distributed.rank() == 0:
         rows = [f"{rate:.6g},{loss:.6g},{smooth:.6g}\n" for rate, loss, smooth in rate_range.rows()]
@@ -54,7 +57,7 @@ def find_lr(config: Any, overrides: Sequence[str] = (), steps: int = 100) -> Rat
     return rate_range
 
 
-def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
+def find_batch(config: Any, overrides: Sequence[str] = (), *, trust: bool = False) -> BatchSizes:
     """Trains this process on larger and larger batches, until the device's memory or the data is full.
 
     ``find_batch.csv`` is written to ``find/<network>`` in the output folder.
@@ -62,13 +65,16 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
     Args:
         config: YAML file, run folder, or the YAML's content as a dict.
         overrides: config overrides ``A.b=value``, as for training.
+        trust: True to run the plugins that the file names; see ``load_config``.
 
     Raises:
         ConfigError, DataError, CheckpointError, RunFolderError, OSError: as in ``build_trainer``.
         TrainingError: not even the smallest batch fits, or there are several processes.
     """
-    with _search_trainer(config, overrides) as trainer:
-        batch_sizes = try_batch_sizes(trainer, load_config(config, overrides).Global.samples_per_step)
+    with _search_trainer(config, overrides, trust=trust) as trainer:
+        batch_sizes = try_batch_sizes(
+            trainer, load_config(config, overrides, trust=trust).Global.samples_per_step
+        )
     rows = [f"{size},{rate:.4g},{peak_bytes}\n" for size, rate, peak_bytes in batch_sizes.measurements]
     write_text(trainer.output_dir / BATCHES_FILE, "batch_size,images_per_second,bytes\n" + "".join(rows))
     for line in str(batch_sizes).splitlines():
@@ -77,9 +83,9 @@ def find_batch(config: Any, overrides: Sequence[str] = ()) -> BatchSizes:
 
 
 @contextlib.contextmanager
-def _search_trainer(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
+def _search_trainer(config: Any, overrides: Sequence[str], *, trust: bool) -> Iterator[Trainer]:
     """Yields a trainer with the search's own folder, and releases the folder after the block."""
-    base_config = load_config(config, overrides)
+    base_config = load_config(config, overrides, trust=trust)
     changes = [
         f"Global.output_dir={json.dumps(str(Path(base_config.Global.output_dir) / SEARCH_FOLDER))}",
         "Global.checkpoints=null",
@@ -88,7 +94,7 @@ def _search_trainer(config: Any, overrides: Sequence[str]) -> Iterator[Trainer]:
         "Global.trackers=null",
     ]
     refuse_link_out(Path(base_config.Global.output_dir) / SEARCH_FOLDER)
-    trainer = build_trainer(load_config(config, [*overrides, *changes]))
+    trainer = build_trainer(load_config(config, [*overrides, *changes], trust=trust))
     try:
         yield trainer
     finally:

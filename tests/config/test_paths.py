@@ -189,12 +189,20 @@ def test_plugins_beside_a_moved_run(project: Path, tmp_path: Path) -> None:
     Path("settings/small.yaml").write_text(yaml.safe_dump(config))
     assert (
         run_tool(
-            "train", "-c", project / "settings/small.yaml", "-o", f"Global.output_dir={project}/output"
+            "train",
+            "--trust",
+            "-c",
+            project / "settings/small.yaml",
+            "-o",
+            f"Global.output_dir={project}/output",
         ).returncode
         == 0
     )
     shutil.move(project, tmp_path / "moved")
     result = run_tool("eval", "-c", tmp_path / "moved/output/SmallNetwork")
+    assert result.returncode == 2, "the user has trusted the file in its old place"
+    assert f"{tmp_path}/moved/settings/my_moved_transform.py" in result.stderr
+    result = run_tool("eval", "-c", tmp_path / "moved/output/SmallNetwork", "--trust")
     assert result.returncode == 0, result.stderr
 
 

@@ -187,4 +187,8 @@ def is_rank(pid: int, config: str) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
     except OSError:
         return False
-    return config in words and "paddle.distributed.launch" not in words and "tools/launch.py" not in words
+    return (
+        config in words
+        and not any("paddle.distributed.launch" in word for word in words)
+        and "tools/launch.py" not in words
+    )

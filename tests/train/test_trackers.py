@@ -11,6 +11,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.progress import Progress
+from ppxcls.config.trust import read_code, record_trust
 from ppxcls.system.logs import set_up_logging
 from ppxcls.train.tensorboard_tracker import TensorBoard
 from tests.conftest import ROOT, SMALL_NETWORK
@@ -96,6 +97,7 @@ def test_curves_that_cant_be_written_dont_end_the_run(
 
 def with_plugin(small: Callable[..., Path], name: str, block: dict[str, Any]) -> Path:
     plugins = [SMALL_NETWORK, str(EXAMPLES / f"{name}_tracker.py")]
+    record_trust([read_code(Path(plugins[1]))])
     return small(
         **{
             "Global.plugins": plugins,

@@ -92,7 +92,7 @@ def test_operator_without_a_translation(desk: Desk) -> None:
     names = ppxcls.MODELS.registered()
     file = desk.config(Arch={"name": "MirroredNetwork"}, **{"Global.plugins": [str(plugin)]})
     try:
-        desk.works("train", "-c", file)
+        desk.works("train", "-c", file, "--trust")
         message = desk.fails("export", "-c", desk.folder / "output/MirroredNetwork")
     finally:
         ppxcls.MODELS.forget(ppxcls.MODELS.registered() - names)

@@ -47,9 +47,21 @@ def test_plugin(desk: Desk) -> None:
     message = desk.fails("check", "-c", file, code=2)
     assert "expected the name of a Python module or the path of a .py file" in message
     (desk.folder / "mine_of_this_page.py").write_text("import no_such_module_at_all\n")
-    assert "No module named 'no_such_module_at_all'" in desk.fails("check", "-c", file, code=2)
+    assert "No module named 'no_such_module_at_all'" in desk.fails("check", "--trust", "-c", file, code=2)
     (desk.folder / "mine_of_this_page.py").write_text("import ppxcls\n")
     desk.monkeypatch.chdir("/")  # relative to the YAML, not to the current folder
+    assert "code has changed, and has not run: " in desk.fails("check", "-c", file, code=2)
+    desk.works("check", "-c", file, "--trust")
+    desk.works("check", "-c", file)
+
+
+@case("code that came with the config has not run")
+def test_untrusted_plugin(desk: Desk) -> None:
+    (desk.folder / "somebody_s_parts.py").write_text("import ppxcls\n")
+    file = desk.config(**{"Global.plugins": [SMALL_NETWORK, "somebody_s_parts.py"]})
+    message = desk.fails("check", "-c", file, code=2)
+    assert f"has not run: {desk.folder}/somebody_s_parts.py. If you know this code, add --trust" in message
+    desk.works("check", "-c", file, "--trust")
     desk.works("check", "-c", file)
 
 

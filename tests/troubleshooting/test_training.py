@@ -122,7 +122,7 @@ def test_out_of_memory(desk: Desk) -> None:
     names = ppxcls.MODELS.registered()
     file = desk.config(Arch={"name": "LargeNetwork"}, **{"Global.plugins": [str(plugin)]})
     try:
-        message = desk.fails("train", "-c", file)
+        message = desk.fails("train", "-c", file, "--trust")
         assert "out of memory: " in message
         assert "--find-batch" in message
         assert "2 is the largest that fits" in desk.works("train", "-c", file, "--find-batch")
