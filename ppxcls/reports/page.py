@@ -39,6 +39,7 @@ from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH, METRICS_FILE
 
 PACKAGES_HINT = "jinja2, matplotlib and scipy, which are not all installed: pip install 'ppxcls[report]'"
+COMPARISON = "comparison.html"
 _MAX_CLASS_ROWS = 5000  # rows of the table of classes
 _MAX_CARD_BYTES = 1 << 20
 _CHECKED_IMAGES = 100  # images whose places are checked for the notes
@@ -79,7 +80,7 @@ def report(
     try:
         if len(folders) == 1:
             return write_report(folders[0], trust=trust)
-        return write_comparison(folders, Path(output or "comparison.html"), trust=trust)
+        return write_comparison(folders, None if output is None else Path(output), trust=trust)
     except ReportError as error:
         raise DataError(str(error)) from None
 
@@ -135,12 +136,14 @@ def write_report(folder: str | Path, *, trust: bool = False) -> Path:
     return record.folder / REPORT
 
 
-def write_comparison(folders: Sequence[str | Path], file: Path, *, trust: bool = False) -> Path:
+def write_comparison(
+    folders: Sequence[str | Path], file: Path | None = None, *, trust: bool = False
+) -> Path:
     """Writes a page that compares runs: results, curves, and differences between their configs.
 
     Args:
         folders: run folders.
-        file: path of the page.
+        file: path of the page, which may be a link or a device; None for ``comparison.html``.
         trust: True to run the plugins that the runs name; see ``load_config``.
 
     Raises:
@@ -182,7 +185,12 @@ def write_comparison(folders: Sequence[str | Path], file: Path, *, trust: bool =
         "differences": differences,
         "runs": [printable(str(record.folder)) for record in records],
     }
-    write_output(file, _render("compare.html.j2", page))
+    text = _render("compare.html.j2", page)
+    if file is None:
+        file = Path(COMPARISON)
+        write_text(file, text)
+    else:
+        write_output(file, text)
     return file
 
 

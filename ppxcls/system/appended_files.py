@@ -22,7 +22,7 @@ def append_descriptor(file: Path) -> int:
 
     Raises:
         UnsafeFileError: the name is a link out of the folder, or no regular file, or somebody else's file in
-            a folder to which everybody can write.
+            a folder such as ``/tmp``.
         OSError: the file can't be opened.
     """
     return _own_descriptor(file, os.O_APPEND)
@@ -65,9 +65,10 @@ def _append_problem(status: os.stat_result, file: Path) -> str | None:
         return f"expected a file, found {kind_of(status)}"
     if hasattr(os, "geteuid"):
         folder_status = os.stat(file.parent)
-        is_shared = bool(folder_status.st_mode & stat.S_IWOTH)
+        # Without the sticky bit, everybody could exchange the file anyway.
+        is_shared = folder_status.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH | stat.S_ISVTX
         if is_shared and status.st_uid not in (os.geteuid(), folder_status.st_uid):
-            return "the file of another user, in a folder to which everybody can write"
+            return "the file of another user, in a folder such as /tmp to which everybody can write"
     return None
 
 

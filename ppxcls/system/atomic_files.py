@@ -62,10 +62,11 @@ def whole_file(file: Path, *, durable: bool = False, sweeps: bool = True) -> Ite
                 if durable:
                     os.fsync(stream.fileno())
                     folder.sync()
-                if os.name == "posix":  # while it is locked, so that no other process removes it
-                    _check_unchanged(folder, temporary, stream)
-                    folder.replace(temporary, file.name)
-            if os.name != "posix":  # Windows renames no open file
+                _check_unchanged(folder, temporary, stream)
+                # While it is locked, no other process removes it. Windows and some network file systems
+                # rename no open file.
+                is_renamed = folder.can_replace(temporary, file.name)
+            if not is_renamed:
                 folder.replace(temporary, file.name)
         except BaseException:  # also Ctrl-C: only a killed process leaves the temporary file
             with contextlib.suppress(OSError):

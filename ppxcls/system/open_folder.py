@@ -66,6 +66,14 @@ class OpenFolder:
             dst_dir_fd=self._descriptor,
         )
 
+    def can_replace(self, source: str, target: str) -> bool:
+        """Tries ``replace``, and returns False if it fails."""
+        try:
+            self.replace(source, target)
+        except OSError:
+            return False
+        return True
+
     def remove(self, name: str) -> None:
         """Removes a file or a link.
 

@@ -6,15 +6,13 @@ import dataclasses
 import functools
 import os
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from hostility.cases import ROOT, Case, Outcome, call, refusal_problem, run_command
+from hostility.cases import Case, Outcome, call, refusal_problem, run_command
 from hostility.run_files import make_run
 
 PROMISE = "A result is never written through a link out of its folder, and a pipe never holds a command"
@@ -37,11 +35,6 @@ def cases() -> Iterator[Case]:
         yield Case(f"the folder {name} is a link", functools.partial(_own_folder, name, make), is_quick=True)
     yield Case("a folder becomes a link while a file is written", _exchanged_folder, is_quick=True)
     yield Case("a temporary file becomes a link while it is written", _exchanged_file, is_quick=True)
-    yield Case("120 writes of two processes", _two_processes)
-    yield Case("two reports at once", functools.partial(_two_commands, _report_words))
-    yield Case("two conversions at once", functools.partial(_two_commands, _convert_words))
-    for seconds in (0.5, 1.0, 2.0):
-        yield Case(f"a report is killed after {seconds} s", functools.partial(_killed_report, seconds))
     for name in ("report.html", "curves.png", "README.md", "train.log", "eval.json"):
         yield Case(f"ppxcls report: {name} is a pipe", functools.partial(_command, name, os.mkfifo))
         yield Case(f"ppxcls report: {name} is a link", functools.partial(_command, name, _link_to_file))
@@ -263,11 +256,36 @@ def _pack(run: Path) -> None:
 
 
 def _comparison(run: Path) -> None:
-    from ppxcls.system.atomic_files import write_text
+    """Compares two runs. The page gets its usual name in the current folder, which is a stranger's."""
+    from ppxcls.reports.page import write_comparison
 
-    write_text(run / "comparison.html", "<html>")
-    for name in ("find_lr.csv", "find_lr.png", "find_batch.csv", "train.yaml", "head.yaml", "fit.json"):
-        write_text(run / name, "text")
+    other_run = make_run(run.parent / "other")
+    earlier_folder = Path.cwd()
+    os.chdir(run)
+    try:
+        write_comparison([run, other_run])
+    finally:
+        os.chdir(earlier_folder)
+
+
+def _fit_files(run: Path) -> None:
+    from ppxcls.fitting.progress import FitProgress
+    from ppxcls.fitting.settings import Settings
+
+    size = {"class_num": 2, "size": 71, "batch_size": 2, "epochs": 1, "head_epochs": 0}
+    settings = Settings(
+        network="Xception41",
+        weights=None,
+        device="cpu",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        learning_rate=0.1,
+        reasons=[],
+        **size,
+    )
+    progress = FitProgress(run / "fit.json", {}, "digest", settings)
+    progress.save()
+    progress.write_yaml(run / "train.yaml", "Global: {}")
 
 
 _WRITERS: tuple[tuple[str, Callable[[Path], None], tuple[str, ...]], ...] = (
@@ -283,7 +301,8 @@ _WRITERS: tuple[tuple[str, Callable[[Path], None], tuple[str, ...]], ...] = (
     ("fit", _fit_lock, ("fit.lock",)),
     ("lists", _lists, ("train_list.txt", "val_list.txt", "class_names.txt")),
     ("pack", _pack, ("list.txt", "shard-00000.data", "shard-00000.index", "pack.json")),
-    ("text", _comparison, ("comparison.html", "find_lr.csv", "find_lr.png", "train.yaml", "fit.json")),
+    ("fit", _fit_files, ("fit.json", "train.yaml")),
+    ("compare", _comparison, ("comparison.html",)),
     ("report", _report, ("report.html", "README.md", "curves.png", "per_class.csv", "calibration.png")),
 )
 _QUICK_VERBS = ("train", "eval", "save", "fit", "convert")
@@ -333,86 +352,11 @@ def _exchanged_file(folder: Path) -> tuple[Outcome, str | None]:
     return outcome, _outside_problem(folder) or ("a link is the result" if is_link else None)
 
 
-def _two_processes(folder: Path) -> tuple[Outcome, str | None]:
-    program = (
-        "import sys; from pathlib import Path; from ppxcls.system.atomic_files import write_text\n"
-        "for _ in range(60): write_text(Path(sys.argv[1]), sys.argv[2] * 300_000)"
-    )
-    file = folder / "a.txt"
-    start = time.monotonic()
-    # S603: runs this Python with the program above, without a shell.
-    processes = [
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", program, str(file), letter],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-        )
-        for letter in "xy"
-    ]
-    mixtures = 0
-    while any(process.poll() is None for process in processes):
-        if file.exists():
-            text = file.read_text()
-            mixtures += len(text) != 300_000 or len(set(text)) != 1
-    errors = b"".join(process.communicate()[1] for process in processes).decode()
-    outcome = Outcome(max(process.returncode for process in processes), "", errors, time.monotonic() - start)
-    if errors or mixtures or [entry.name for entry in folder.iterdir()] != ["a.txt"]:
-        return outcome, f"{mixtures} mixtures, {errors[-200:]}, {list(folder.iterdir())}"
-    return outcome, None
-
-
-def _report_words(run: Path) -> list[str | Path]:
-    return ["report", run]
-
-
-def _convert_words(run: Path) -> list[str | Path]:
-    import ppxcls
-    from ppxcls.models.weights import save_weights
-
-    source = run / "source.pdparams"
-    if not source.exists():
-        save_weights(ppxcls.build_model("Xception41", class_num=3), source)
-    words: list[str | Path] = ["convert", source, "--output", run / "out.pdparams"]
-    return [*words, "--model", "Xception41", "--class-num", "3"]
-
-
-def _two_commands(words_of: Callable[[Path], list[str | Path]], folder: Path) -> tuple[Outcome, str | None]:
-    run = make_run(folder)
-    words = [str(word) for word in words_of(run)]
-    start = time.monotonic()
-    # S603: runs this package with the words above, without a shell.
-    processes = [
-        subprocess.Popen(  # noqa: S603
-            [sys.executable, str(ROOT / "ppxcls/__main__.py"), *words],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    errors = "".join(process.communicate()[1] for process in processes)
-    codes = [process.returncode for process in processes]
-    outcome = Outcome(max(codes), "", errors, time.monotonic() - start)
-    leftovers = [entry.name for entry in run.iterdir() if entry.name.endswith(".new")]
-    return outcome, f"codes {codes}, left {leftovers}: {errors[-200:]}" if any(codes) or leftovers else None
-
-
-def _killed_report(seconds: float, folder: Path) -> tuple[Outcome, str | None]:
-    run = make_run(folder)
-    run_command(_report_words(run), folder, timeout_s=seconds)
-    outcome = run_command(_report_words(run), folder)
-    leftovers = [entry.name for entry in run.iterdir() if entry.name.endswith(".new")]
-    if leftovers or outcome.code != 0:
-        return outcome, f"left behind: {leftovers}; {outcome.errors[-200:]}"
-    return outcome, None
-
-
 def _command(name: str, make: Callable[[Path], object], folder: Path) -> tuple[Outcome, str | None]:
     _make_outside(folder)
     run = make_run(folder)
     (run / name).unlink(missing_ok=True)
     make(run / name)
-    outcome = run_command(_report_words(run), folder)
+    outcome = run_command(["report", run], folder)
     problem = _outside_problem(folder)
     return outcome, problem or (None if outcome.code == 0 else refusal_problem(outcome, name))

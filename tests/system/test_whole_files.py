@@ -226,6 +226,18 @@ def test_appended_files(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_the_file_of_another_user_in_a_folder_of_everybody(tmp_path: Path) -> None:
+    (tmp_path / "train.log").write_text("theirs")
+    os.chown(tmp_path / "train.log", 12345, 12345)
+    os.close(append_descriptor(tmp_path / "train.log"))
+    tmp_path.chmod(0o777)  # as on a network disk where root is another user
+    os.close(append_descriptor(tmp_path / "train.log"))
+    tmp_path.chmod(0o1777)
+    with pytest.raises(UnsafeFileError, match="the file of another user"):
+        append_descriptor(tmp_path / "train.log")
+
+
 def test_the_log_is_opened_again_but_not_through_a_link(tmp_path: Path) -> None:
     file = tmp_path / "run/train.log"
     set_up_logging(0, file)
