@@ -19,7 +19,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.metadata import ExportMetadata
 from ppxcls.deploy.runners import Runner, onnx_runner, paddle_runner
-from ppxcls.deploy.whole_export import has_part, read_part
+from ppxcls.deploy.whole_export import has_part, read_export_part
 from ppxcls.system.arrays import Array
 
 _TEMPORARY_FOLDER = re.compile(r"\S*/ppxcls-\w+(?=/)")
@@ -75,7 +75,7 @@ def file_runner(
         folder, names = path, ["inference.onnx"]
 
     def read() -> dict[str, bytes]:
-        return {name: read_part(folder, name, metadata) for name in names}
+        return {name: read_export_part(folder, name, metadata) for name in names}
 
     digest = _digest(read())
 

@@ -6,7 +6,7 @@ import errno
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import IO, Any
+from typing import Any
 
 _TIMEOUT_SECONDS = 30.0
 _USER_AGENT = "ppxcls"
@@ -74,20 +74,13 @@ class _Stream:
 class _SameKindOfServer(urllib.request.HTTPRedirectHandler):
     """Follows a redirection to a web server, but not from an encrypted connection to an open one."""
 
-    def redirect_request(
-        self,
-        request: urllib.request.Request,
-        stream: IO[bytes],
-        code: int,
-        message: str,
-        headers: Any,
-        address: str,
-    ) -> urllib.request.Request | None:
-        """Returns the request to send instead."""
+    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
+        """Returns the request to send instead. The base class gives the arguments."""
+        request, address = arguments[0], arguments[-1]
         schemes = ("https",) if request.type == "https" else ("http", "https")
         if urllib.parse.urlsplit(address).scheme not in schemes:
             raise OSError(errno.EIO, f"{request.full_url}: refused, a redirection to {address[:80]!r}")
-        return super().redirect_request(request, stream, code, message, headers, address)
+        return super().redirect_request(*arguments)
 
 
 _OPENER = urllib.request.OpenerDirector()

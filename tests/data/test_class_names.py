@@ -60,7 +60,10 @@ def test_one_name_a_line_as_paddlex_writes(tmp_path: Path) -> None:
         ("0 a\n1\n2 c\n", r"names.txt:2: expected 'id name', received 1 word, a number \(length 1\)$"),
         ("-1 a\n0 b\n1 c\n", r"names.txt:1: expected 'id name'"),
         ("² a\n", r"names.txt:1: expected 'id name'"),
-        ("9" * 5000 + " a\n", r"names.txt:1: expected 'id name', received 2 words, the first a number, the last no number"),
+        (
+            "9" * 5000 + " a\n",
+            r"names.txt:1: expected 'id name', received 2 words, the first a number, the last no number",
+        ),
         ("", r"expected class names, received none$"),
     ],
 )
