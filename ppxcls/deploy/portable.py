@@ -77,9 +77,12 @@ def file_runner(
     def read() -> dict[str, bytes]:
         return {name: read_export_part(folder, name, metadata) for name in names}
 
-    digest = _digest(read())
+    first_contents = [read()]
+    digest = _digest(first_contents[0])
 
     def read_again() -> dict[str, bytes]:
+        if first_contents:
+            return first_contents.pop()
         problem = f"{path}: was changed or removed after it was loaded; load the model again"
         try:
             contents = read()

@@ -98,6 +98,8 @@ def commit_export(folder: Path, staging: Path, values: Mapping[str, Any]) -> Non
         CheckpointError: a file of another program has the name of a part.
         OSError: a file can't be written. The earlier export is still whole if the metadata was not replaced.
     """
+    for file in staging.iterdir():
+        _sync_file(file)
     parts = {file.name: _entry(file) for file in sorted(staging.iterdir())}
     assert parts.keys() <= set(PART_NAMES), parts
     old_parts = _old_parts(folder, parse_metadata(values, "the metadata"))
@@ -211,8 +213,7 @@ def _save_folder(folder: Path, parts: Mapping[str, Any]) -> Path:
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    """Writes a part to the disk, and returns its size and digest."""
-    _sync_file(file)
+    """Returns the size and digest of a part."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
@@ -241,6 +242,9 @@ def _old_parts(folder: Path, metadata: ExportMetadata) -> Mapping[str, Any]:
     if _origin(old_metadata) != _origin(metadata):
         origin = " from ".join(_origin(old_metadata))
         logger.warning(f"{folder}: replaces the export of {origin[:_MAX_SHOWN_CHARACTERS]}")
+    for name, part in old_metadata.parts.items():
+        if (folder / name).is_file() and _entry(folder / name) != part:
+            logger.warning(f"{folder / name}: is replaced, although it was changed after its export")
     if old_metadata.parts:
         return old_metadata.parts
     return dict.fromkeys(name for name in PART_NAMES if (folder / name).is_file())

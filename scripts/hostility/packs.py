@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import fsspec
@@ -63,6 +64,7 @@ def cases() -> Iterator[Case]:
                 run = functools.partial(_web, name, trick, cache_gb)
                 is_quick = name in ("pack.json", "shard-00000.data")
                 yield Case(f"{road} of a web server: {name} is {trick}", run, is_quick=is_quick)
+    yield Case("a web server that sends slowly", _slow_web)
     yield Case("a pack of a web server that behaves", _honest_web, is_quick=True)
 
 
@@ -337,6 +339,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if has_body:
             self._send(content)
+        while has_body and trick == "slow":
+            self._send(b" ")
+            time.sleep(0.05)
         while has_body and trick.startswith("endless"):
             self._send(bytes(1 << 16))
 
@@ -375,6 +380,12 @@ def _web(name: str, trick: str, cache_gb: float | None, folder: Path) -> Check:
 
 def _read_url(url: str, folder: Path, cache_gb: float | None) -> None:
     _check_contents(_contents(url, cache_dir=str(folder / "cache"), cache_gb=cache_gb))
+
+
+def _slow_web(folder: Path) -> Check:
+    with mock.patch("ppxcls.packed.web_files._SLOW_SECONDS", 1.0), _server("pack.json", "slow") as (url, _):
+        outcome = call(_read_url, url, folder, None)
+    return outcome, refusal_problem(outcome, "the server sends too slowly")
 
 
 def _honest_web(folder: Path) -> Check:

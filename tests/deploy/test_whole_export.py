@@ -91,6 +91,11 @@ def test_the_export_of_another_model_is_replaced_with_a_warning(
     assert warnings == []
     write(tmp_path, "B", "inference.onnx")
     assert warnings == [f"{tmp_path}: replaces the export of A from A.pdparams"]
+    (tmp_path / "inference.onnx").write_bytes(b"simplified")
+    write(tmp_path, "B", "inference.onnx")
+    assert warnings[1:] == [
+        f"{tmp_path}/inference.onnx: is replaced, although it was changed after its export"
+    ]
 
 
 def test_after_an_error_nothing_remains(tmp_path: Path) -> None:
