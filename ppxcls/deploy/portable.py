@@ -123,7 +123,7 @@ def _loaded(
             is_onnx = files[0].suffix.lower() == ".onnx"
             runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent, read=read_files)
     except CheckpointError as error:
-        raise CheckpointError(_TEMPORARY_FOLDER.sub(name, str(error))) from None
+        raise CheckpointError(_TEMPORARY_FOLDER.sub(lambda _: name, str(error))) from None
     if preprocesses:
         return runner
     to_input = ModelInput(stage)
