@@ -206,7 +206,8 @@ class Machine:
     def push_global(self, module: str, name: str) -> None:
         global_name = GLOBALS.get((module, name))
         if global_name is None:
-            is_name = _PYTHON_NAME.fullmatch(f"{module}.{name}") is not None
+            is_pickle = bytes(self._data[:1]) == b"\x80"  # a text may begin with the opcode too
+            is_name = is_pickle and _PYTHON_NAME.fullmatch(f"{module}.{name}") is not None
             asked_name = f"{module}.{name}" if is_name else "an unknown name"
             raise RefusedError(f"it asks for {asked_name}, and weights need arrays only")
         self.push(AllowedGlobal(global_name))

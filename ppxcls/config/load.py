@@ -145,9 +145,11 @@ def _folder_with_results(path: Path, file: Path) -> Path | None:
         path: file or folder that the user names.
         file: file of the config.
     """
+    if path.is_dir():
+        return file.parent
     names = ("metrics.jsonl", "latest.*", "best_model.*", "epoch_*.pdparams", "epoch_*.safetensors")
-    has_results = any(next(file.parent.glob(name), None) for name in names)
-    return file.parent if path.is_dir() or (file.name == RUN_CONFIG and has_results) else None
+    has_results = file.name == RUN_CONFIG and any(next(file.parent.glob(name), None) for name in names)
+    return file.parent if has_results else None
 
 
 def _plugin_names(raw: Mapping[str, Any]) -> list[str]:

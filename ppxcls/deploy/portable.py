@@ -19,7 +19,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.metadata import ExportMetadata
 from ppxcls.deploy.runners import Runner, onnx_runner, paddle_runner
-from ppxcls.deploy.whole_export import has_part, read_part
+from ppxcls.deploy.whole_export import has_part, read_export_part
 from ppxcls.system.arrays import Array
 
 _TEMPORARY_FOLDER = re.compile(r"\S*/ppxcls-\w+(?=/)")
@@ -75,11 +75,14 @@ def file_runner(
         folder, names = path, ["inference.onnx"]
 
     def read() -> dict[str, bytes]:
-        return {name: read_part(folder, name, metadata) for name in names}
+        return {name: read_export_part(folder, name, metadata) for name in names}
 
-    digest = _digest(read())
+    first_contents = [read()]
+    digest = _digest(first_contents[0])
 
     def read_again() -> dict[str, bytes]:
+        if first_contents:
+            return first_contents.pop()
         problem = f"{path}: was changed or removed after it was loaded; load the model again"
         try:
             contents = read()
@@ -120,7 +123,7 @@ def _loaded(
             is_onnx = files[0].suffix.lower() == ".onnx"
             runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent, read=read_files)
     except CheckpointError as error:
-        raise CheckpointError(_TEMPORARY_FOLDER.sub(name, str(error))) from None
+        raise CheckpointError(_TEMPORARY_FOLDER.sub(lambda _: name, str(error))) from None
     if preprocesses:
         return runner
     to_input = ModelInput(stage)

@@ -98,6 +98,8 @@ def commit_export(folder: Path, staging: Path, values: Mapping[str, Any]) -> Non
         CheckpointError: a file of another program has the name of a part.
         OSError: a file can't be written. The earlier export is still whole if the metadata was not replaced.
     """
+    for file in staging.iterdir():
+        _sync_file(file)
     parts = {file.name: _entry(file) for file in sorted(staging.iterdir())}
     assert parts.keys() <= set(PART_NAMES), parts
     old_parts = _old_parts(folder, parse_metadata(values, "the metadata"))
@@ -105,34 +107,34 @@ def commit_export(folder: Path, staging: Path, values: Mapping[str, Any]) -> Non
     write_text(staging / METADATA_FILE, json_text(sealed({**values, "parts": parts}), indent=1) + "\n")
     write_text(staging / _OBSOLETE_FILE, json_text(sorted(old_parts.keys() - parts.keys())))
     _sync_file(staging / METADATA_FILE)
-    waiting = _waiting_folder(folder, parts)
-    if waiting.is_dir() and not waiting.is_symlink():  # left by an export on a system without locks
-        shutil.rmtree(waiting)
-    os.rename(staging, waiting)
+    save_folder = _save_folder(folder, parts)
+    if save_folder.is_dir() and not save_folder.is_symlink():  # left by an export on a system without locks
+        shutil.rmtree(save_folder)
+    os.rename(staging, save_folder)
     try:
-        sync_folder(waiting)
-        os.replace(waiting / METADATA_FILE, folder / METADATA_FILE)
+        sync_folder(save_folder)
+        os.replace(save_folder / METADATA_FILE, folder / METADATA_FILE)
     except BaseException:
-        shutil.rmtree(waiting, ignore_errors=True)
+        shutil.rmtree(save_folder, ignore_errors=True)
         raise
     sync_folder(folder)
-    _finish(folder, waiting, parts)
+    _finish(folder, save_folder, parts)
 
 
-def _finish(folder: Path, waiting: Path, parts: Mapping[str, Any]) -> None:
+def _finish(folder: Path, save_folder: Path, parts: Mapping[str, Any]) -> None:
     """Moves the parts of a save to their plain names, and removes those that only the earlier export had."""
     for name in parts:
-        if (waiting / name).is_file():
-            os.replace(waiting / name, folder / name)
-    for name in json.loads(read_regular(waiting / _OBSOLETE_FILE, _BLOCK_BYTES)):
+        if (save_folder / name).is_file():
+            os.replace(save_folder / name, folder / name)
+    for name in json.loads(read_regular(save_folder / _OBSOLETE_FILE, _BLOCK_BYTES)):
         if name in PART_NAMES and (folder / name).is_file():
             (folder / name).unlink()
             logger.warning(f"removed {folder / name}, which an earlier export wrote")
     sync_folder(folder)
-    shutil.rmtree(waiting)
+    shutil.rmtree(save_folder)
 
 
-def read_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes:
+def read_export_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes:
     """Returns the bytes of a part, which have the size and digest that the metadata gives.
 
     Exports of earlier versions have no digests. Their parts are read unchecked.
@@ -151,7 +153,7 @@ def read_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes:
     expected = metadata.parts.get(name)
     if expected is None:
         raise CheckpointError(f"{file}: no part of this export ({METADATA_FILE})")
-    for candidate in (file, _waiting_folder(folder, metadata.parts) / name):
+    for candidate in (file, _save_folder(folder, metadata.parts) / name):
         with contextlib.suppress(OSError, CheckpointError):
             if candidate.stat().st_size == expected["size"]:
                 data = _read(candidate)
@@ -169,7 +171,7 @@ def has_part(folder: Path, name: str, metadata: ExportMetadata) -> bool:
     """True if a part of an export exists, under its plain name or in the folder of its save."""
     if not metadata.parts:
         return (folder / name).is_file()
-    files = (folder / name, _waiting_folder(folder, metadata.parts) / name)
+    files = (folder / name, _save_folder(folder, metadata.parts) / name)
     return name in metadata.parts and any(file.is_file() for file in files)
 
 
@@ -183,7 +185,7 @@ def check_parts(folder: Path, metadata: ExportMetadata) -> None:
     """
     for name in metadata.parts:
         if has_part(folder, name, metadata):
-            read_part(folder, name, metadata)
+            read_export_part(folder, name, metadata)
 
 
 def metadata_beside(file: Path) -> ExportMetadata | None:
@@ -204,15 +206,14 @@ def _read(file: Path) -> bytes:
         raise CheckpointError(f"{file}: can't be read: {reason_of(error)}") from None
 
 
-def _waiting_folder(folder: Path, parts: Mapping[str, Any]) -> Path:
+def _save_folder(folder: Path, parts: Mapping[str, Any]) -> Path:
     """Returns the folder of the parts of a save that are not yet moved to their plain names."""
     digests = "".join(f"{name} {parts[name]['sha256']}\n" for name in sorted(parts))
     return folder / f".export-{hashlib.sha256(digests.encode()).hexdigest()[:16]}"
 
 
 def _entry(file: Path) -> dict[str, Any]:
-    """Writes a part to the disk, and returns its size and digest."""
-    _sync_file(file)
+    """Returns the size and digest of a part."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
@@ -241,6 +242,9 @@ def _old_parts(folder: Path, metadata: ExportMetadata) -> Mapping[str, Any]:
     if _origin(old_metadata) != _origin(metadata):
         origin = " from ".join(_origin(old_metadata))
         logger.warning(f"{folder}: replaces the export of {origin[:_MAX_SHOWN_CHARACTERS]}")
+    for name, part in old_metadata.parts.items():
+        if (folder / name).is_file() and _entry(folder / name) != part:
+            logger.warning(f"{folder / name}: is replaced, although it was changed after its export")
     if old_metadata.parts:
         return old_metadata.parts
     return dict.fromkeys(name for name in PART_NAMES if (folder / name).is_file())
@@ -275,14 +279,14 @@ def _complete(folder: Path) -> None:
     """Moves the parts of an export that was interrupted after its commit."""
     with contextlib.suppress(DataError, CheckpointError):
         metadata = read_metadata(folder)
-        waiting = _waiting_folder(folder, metadata.parts)
-        if not metadata.parts or not waiting.is_dir() or waiting.is_symlink():
+        save_folder = _save_folder(folder, metadata.parts)
+        if not metadata.parts or not save_folder.is_dir() or save_folder.is_symlink():
             return
         for name in metadata.parts:
-            if (waiting / name).is_file():
-                read_part(waiting, name, metadata)  # nothing is moved if a part is damaged
+            if (save_folder / name).is_file():
+                read_export_part(save_folder, name, metadata)  # nothing is moved if a part is damaged
         with contextlib.suppress(ValueError, FileNotFoundError):  # the list of obsolete files is damaged
-            _finish(folder, waiting, metadata.parts)
+            _finish(folder, save_folder, metadata.parts)
 
 
 def _sweep(folder: Path, *, is_locked: bool) -> None:

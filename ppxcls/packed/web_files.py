@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import IO, Any
+from typing import Any
 
 _TIMEOUT_SECONDS = 30.0
+_SLOW_SECONDS, _MIN_BYTES_PER_SECOND = 30.0, 1000  # seconds at any rate, and the rate that is needed then
+_BLOCK_BYTES = 1 << 20
 _USER_AGENT = "ppxcls"
 
 
@@ -43,7 +46,7 @@ class WebFiles:
         with _answer(path, headers={"Range": f"bytes={start}-{end - 1}"}) as answer:
             if answer.status != 206:
                 raise OSError(errno.EIO, f"{path}: the server sends no ranges of a file; set cache_gb")
-            return _read(answer, end - start)
+            return _Reader(answer).read(end - start)
 
     def open(self, path: str, mode: str = "rb") -> _Stream:  # noqa: ARG002  fsspec's signature
         """Opens a file for reading from its start.
@@ -59,10 +62,11 @@ class _Stream:
 
     def __init__(self, answer: Any) -> None:
         self._answer = answer
+        self._reader = _Reader(answer)
 
     def read(self, size: int) -> bytes:
         """Returns the next bytes, fewer at the end of the file."""
-        return _read(self._answer, size)
+        return self._reader.read(size)
 
     def __enter__(self) -> _Stream:
         return self
@@ -74,20 +78,13 @@ class _Stream:
 class _SameKindOfServer(urllib.request.HTTPRedirectHandler):
     """Follows a redirection to a web server, but not from an encrypted connection to an open one."""
 
-    def redirect_request(
-        self,
-        request: urllib.request.Request,
-        stream: IO[bytes],
-        code: int,
-        message: str,
-        headers: Any,
-        address: str,
-    ) -> urllib.request.Request | None:
-        """Returns the request to send instead."""
+    def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
+        """Returns the request to send instead. The base class gives the arguments."""
+        request, address = arguments[0], arguments[-1]
         schemes = ("https",) if request.type == "https" else ("http", "https")
         if urllib.parse.urlsplit(address).scheme not in schemes:
             raise OSError(errno.EIO, f"{request.full_url}: refused, a redirection to {address[:80]!r}")
-        return super().redirect_request(request, stream, code, message, headers, address)
+        return super().redirect_request(*arguments)
 
 
 _OPENER = urllib.request.OpenerDirector()
@@ -125,10 +122,30 @@ def _answer(path: str, method: str = "GET", headers: dict[str, str] | None = Non
         raise
 
 
-def _read(answer: Any, size: int) -> bytes:
-    """Returns up to ``size`` bytes of an answer. A server that sends nothing for a while is an error."""
-    parts = []
-    while size > 0 and (part := answer.read(min(size, 1 << 20))):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+class _Reader:
+    """Reads an answer of a server, and ends if the server is too slow.
+
+    Args:
+        answer: answer of ``urllib``.
+    """
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+        self._start = time.monotonic()
+        self._byte_count = 0
+
+    def read(self, size: int) -> bytes:
+        """Returns up to ``size`` bytes, fewer only at the end of the answer.
+
+        Raises:
+            OSError: the server sends nothing for a while, or too few bytes a second.
+        """
+        parts = []
+        while size > 0 and (part := self._answer.read1(min(size, _BLOCK_BYTES))):
+            parts.append(part)
+            size -= len(part)
+            self._byte_count += len(part)
+            seconds = time.monotonic() - self._start
+            if seconds > _SLOW_SECONDS and self._byte_count < seconds * _MIN_BYTES_PER_SECOND:
+                raise OSError(errno.ETIMEDOUT, f"the server sends too slowly, {self._byte_count:,} bytes")
+        return b"".join(parts)

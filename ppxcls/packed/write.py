@@ -509,11 +509,11 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
                 f"{dataset.line(sample)}: the name {dataset.listed(sample)} is reserved "
                 "for a file that unpacking writes"
             )
+        content: Any = dataset.load(sample)
         number, place = divmod(sample, dataset.manifest.samples_per_shard)
         if place == 0 and not dataset.has_digest(sample):  # otherwise each record is compared
             data_file = Path(folder) / f"{shard_name(number)}.data"
             _check_digest(data_file, dataset.manifest.shards[number].sha256)
-        content: Any = dataset.load(sample)
         file = output / dataset.listed(sample)
         file.parent.mkdir(parents=True, exist_ok=True)
         # Without a search for what killed processes have left, because a folder may have a million images.

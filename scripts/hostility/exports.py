@@ -19,7 +19,13 @@ from hostility.cases import Case, Outcome, call, refusal_problem, run_command
 import ppxcls
 from ppxcls.config.values_of_runs import export_folder_of
 from ppxcls.deploy.metadata import METADATA_FILE, ExportMetadata, read_metadata
-from ppxcls.deploy.whole_export import PART_NAMES, check_parts, commit_export, read_part, staging_folder
+from ppxcls.deploy.whole_export import (
+    PART_NAMES,
+    check_parts,
+    commit_export,
+    read_export_part,
+    staging_folder,
+)
 from ppxcls.system.sealed_json import sealed
 
 PROMISE = (
@@ -102,7 +108,7 @@ def _problem_of_mixture(folder: Path) -> str | None:
     metadata = read_metadata(folder)
     check_parts(folder, metadata)
     for name in metadata.parts:
-        if not read_part(folder, name, metadata).startswith(f"{metadata.model} {name}".encode()):
+        if not read_export_part(folder, name, metadata).startswith(f"{metadata.model} {name}".encode()):
             return f"{name} is of another model than the metadata, {metadata.model}"
     return None
 
@@ -205,7 +211,7 @@ def _read_all(folder: Path) -> None:
     metadata = read_metadata(folder)
     check_parts(folder, metadata)
     for name in metadata.parts:
-        read_part(folder, name, metadata)
+        read_export_part(folder, name, metadata)
 
 
 def _flipped(name: str, place: float, folder: Path) -> Check:

@@ -81,5 +81,7 @@ def test_a_damaged_file_of_its_own_format_keeps_the_reason(tmp_path: Path) -> No
     whole = (ROOT / "tests/fixtures/timm_checkpoint.pth.tar").read_bytes()
     (tmp_path / "a.pth").write_bytes(whole[:-200])
     assert "refused, not a file of weights: it is a damaged archive" in message_of(tmp_path / "a.pth")
-    (tmp_path / "b.pdparams").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    (tmp_path / "t.pdparams").write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # a text may begin so too
+    assert "it asks for an unknown name" in message_of(tmp_path / "t.pdparams")
+    (tmp_path / "b.pdparams").write_bytes(b"\x80\x02cos\nsystem\n(U\x04truetR.")
     assert "refused, not a file of weights: it asks for os.system" in message_of(tmp_path / "b.pdparams")

@@ -434,3 +434,59 @@ def test_a_transform_derived_from_one_of_ours_gets_an_image(packed: Path) -> Non
     compose = Compose([DecodeImage(), Own(size=5)])
     assert compose(dataset.read(0)).shape == (2, 3, 3)
     assert Compose([DecodeImage(), Derived(size=5)])(dataset.read(0)).shape == (5, 5, 3)
+
+
+def damaged(packed: Path, name: str, place: int) -> None:
+    content = bytearray((packed / name).read_bytes())
+    content[place] ^= 1
+    (packed / name).write_bytes(content)
+
+
+def test_a_damaged_record_is_refused_and_others_are_read(packed: Path) -> None:
+    expected = PackedDataset(str(packed), DECODE).load(1)
+    damaged(packed, "shard-00000.data", 1000)
+    dataset = PackedDataset(str(packed), DECODE)
+    with pytest.raises(
+        ppxcls.DataError, match="the record is damaged: its CRC-32 is not the one in the index"
+    ):
+        dataset.load(0)
+    np.testing.assert_array_equal(dataset.load(1), expected)
+
+
+def test_a_damaged_copy_is_copied_again(store: Any, packed: Path, tmp_path: Path) -> None:
+    size = 100 * largest(packed)
+    expected = open_store(tmp_path, size).load(0)
+    (copy,) = (tmp_path / "cache").rglob("shard-00000.data")
+    damaged(copy.parent, copy.name, 1000)
+    np.testing.assert_array_equal(open_store(tmp_path, size).load(0), expected)
+    assert copy.read_bytes() == (packed / copy.name).read_bytes()
+
+
+def test_a_shard_that_is_damaged_in_the_store_is_not_copied(store: Any, packed: Path, tmp_path: Path) -> None:
+    damaged(packed, "shard-00000.data", 1000)
+    store.pipe({"/faults/shard-00000.data": (packed / "shard-00000.data").read_bytes()})
+    with pytest.raises(ppxcls.DataError, match=r"is damaged: its SHA-256 is not the one in pack\.json"):
+        open_store(tmp_path, 100 * largest(packed)).load(0)
+    assert not list((tmp_path / "cache").rglob("*.data*"))
+
+
+def test_changed_class_names_are_told_by_verifying(originals: Path, tmp_path: Path) -> None:
+    (originals / "class_names.txt").write_text("0 a\n1 b\n2 c\n")
+    ppxcls.pack(originals / "train.txt", None, output=tmp_path / "out", samples_per_shard=5)
+    ppxcls.verify_pack(tmp_path / "out")
+    (tmp_path / "out/class_names.txt").write_text("0 a\n1 b\n2 d\n")
+    PackedDataset(str(tmp_path / "out"), DECODE).load(0)  # a user may rename a class
+    with pytest.raises(ppxcls.DataError, match="was changed or damaged after it was packed"):
+        ppxcls.verify_pack(tmp_path / "out")
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "file:///x", "simplecache::s3://x/y", "reference://x"])
+def test_other_protocols_are_refused(url: str) -> None:
+    with pytest.raises(ppxcls.DataError, match="expected a folder, or a URL with one of s3, s3a, gs"):
+        PackedDataset(url, DECODE)
+
+
+def test_a_manifest_that_could_not_be_read_is_not_begun(originals: Path, tmp_path: Path) -> None:
+    (originals / "many.txt").write_text("0.jpg 0\n" * 70_000)
+    with pytest.raises(ppxcls.DataError, match="expected at most 65,536 shards, received 70,000"):
+        ppxcls.pack(originals / "many.txt", None, output=tmp_path / "out", samples_per_shard=1)

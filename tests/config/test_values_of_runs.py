@@ -1,0 +1,80 @@
+"""The config of a run, which may be a download, names no address and no place to write outside its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ppxcls
+from ppxcls.config.load import RUN_CONFIG_HEADER
+from ppxcls.config.values_of_runs import export_folder_of
+
+ARCH = "Arch: {name: Xception41, class_num: 3}\n"
+
+
+def write_run(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(RUN_CONFIG_HEADER + ARCH + text)
+    return folder
+
+
+def test_an_address_is_refused_unless_the_command_line_repeats_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "Infer: {infer_imgs: 's3://bucket/x'}\n")
+    message = r"config\.yaml:3: Infer\.infer_imgs: refused, because the config of a run names an address"
+    with pytest.raises(ppxcls.ConfigError, match=message):
+        ppxcls.load_config(run)
+    config = ppxcls.load_config(run, ["Infer.infer_imgs=s3://bucket/y"])
+    assert config.Infer is not None
+    assert config.Infer.infer_imgs == "s3://bucket/y"
+
+
+def test_the_yaml_of_a_user_may_name_an_address(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(ARCH + "Infer: {infer_imgs: 's3://bucket/x'}\n")
+    config = ppxcls.load_config(tmp_path / "mine.yaml")
+    assert config.Infer is not None
+    assert config.Infer.infer_imgs == "s3://bucket/x"
+
+
+def test_the_export_of_a_run_goes_to_the_default_or_into_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "output/run", "Global: {save_inference_dir: output/run/deployed}\n")
+    assert export_folder_of(ppxcls.load_config(run)) == Path("output/run/deployed")
+    other = write_run(tmp_path / "output/other", "Global: {save_inference_dir: output/run}\n")
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"not in the run's folder: 'output/run'; if you want it, repeat"
+    ):
+        export_folder_of(ppxcls.load_config(other))
+    with_option = ppxcls.load_config(other, ["Global.save_inference_dir=output/run"])
+    assert export_folder_of(with_option) == Path("output/run")
+    (tmp_path / "mine.yaml").write_text(ARCH + "Global: {save_inference_dir: ../anywhere}\n")
+    assert export_folder_of(ppxcls.load_config(tmp_path / "mine.yaml")) == Path("../anywhere")
+
+
+def test_a_folder_without_results_is_a_run_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "Infer: {infer_imgs: 'https://host/x'}\n")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().removeprefix(RUN_CONFIG_HEADER))
+    with pytest.raises(ppxcls.ConfigError, match="names an address"):
+        ppxcls.load_config(run)
+    ppxcls.load_config(run / "config.yaml")  # a YAML that the user names, beside no results
+    (run / "best_model.safetensors").touch()
+    with pytest.raises(ppxcls.ConfigError, match="names an address"):
+        ppxcls.load_config(run / "config.yaml")
+
+
+def test_another_network_is_trained_beside_the_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "output/run", "Global: {output_dir: /somewhere/else}\n")
+    assert ppxcls.load_config(run).run_folder == run
+    config = ppxcls.load_config(run, ["Arch.name=Xception65"])
+    assert config.run_folder == tmp_path / "output/Xception65"
+    overrides = ["Arch.name=Xception65", f"Global.output_dir={tmp_path}/mine"]
+    assert ppxcls.load_config(run, overrides).run_folder == tmp_path / "mine/Xception65"
+
+
+def test_a_run_has_no_base(tmp_path: Path) -> None:
+    (tmp_path / "secret.yaml").write_text("token: hunter2\n")
+    run = write_run(tmp_path / "run", "base: ../secret.yaml\n")
+    with pytest.raises(ppxcls.ConfigError, match=r"config\.yaml:3: base: the config of a run has no base$"):
+        ppxcls.load_config(run)
