@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def with_bases(
                 if path.resolve() in files
                 else f"more than {_MAX_BASES} bases in a row"
             )
-        if not path.exists():
+        if not os.path.exists(path):
             raise where.error(f"{path}: no such config file")
         files.append(path.resolve())
         folder = path.parent

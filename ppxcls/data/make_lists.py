@@ -82,8 +82,8 @@ def make_lists(
     folder, output = Path(folder), Path(output)
     if not 0 <= val_share < 1:
         raise DataError(f"expected a share for evaluation from 0 to below 1, received {val_share:g}")
-    if not folder.is_dir():
-        raise DataError(f"{folder}: {'not a folder' if folder.exists() else 'no such folder'}")
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: {'not a folder' if os.path.exists(folder) else 'no such folder'}")
     if labels is not None:
         return _make_flat_lists(folder, output, Path(labels))
     if (folder / "train.txt").is_file() and (names := _paddlex_names_file(folder)):

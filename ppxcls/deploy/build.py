@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    if path.suffix.lower() == ".onnx" or (path / METADATA_FILE).is_file():
+    if path.suffix.lower() == ".onnx" or os.path.isfile(path / METADATA_FILE):
         return exported_predictor(path)
     return trained_predictor(load_config(path, trust=trust), image_count)
 

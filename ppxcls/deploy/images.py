@@ -8,7 +8,6 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -62,7 +61,7 @@ def find_images(path: str) -> list[str]:
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         images = find_image_files(path)
         files = [os.path.join(path, file) for file in images.files]
         if not files:
@@ -70,8 +69,8 @@ def find_images(path: str) -> list[str]:
     else:
         files = (
             [path]
-            if Path(path).is_file()
-            else [f for f in glob.glob(path, recursive=True) if Path(f).is_file()]
+            if os.path.isfile(path)
+            else [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
         )
     if not files:
         raise DataError(f"{path}: no such image, folder of images or pattern")

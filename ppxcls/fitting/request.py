@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,15 +89,15 @@ def checked_request(
     if not (0 < minutes < math.inf):
         raise DataError(f"expected minutes above 0, received {minutes:g}")
     photos = Path(photos)
-    if not photos.is_dir():
-        raise DataError(f"{photos}: {'not a folder' if photos.exists() else 'no such folder'}")
+    if not os.path.isdir(photos):
+        raise DataError(f"{photos}: {'not a folder' if os.path.exists(photos) else 'no such folder'}")
     output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
     if photos.resolve() in (output.resolve(), *output.resolve().parents):
         raise DataError(
             f"{output} is inside the folder of photographs, which must not change: give another --output"
         )
     check_output_folder(output)
-    if weights and not weights_file(weights).is_file():
+    if weights and not os.path.isfile(weights_file(weights)):
         raise DataError(f"{weights_file(weights)}: no such file of weights")
     if device:
         _check_device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_foreign_weights(file: Path) -> State:
         CheckpointError: the file is missing or has another format, or the package that reads it is not
             installed.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise CheckpointError(f"{file}: no such file")
     if file.stat().st_size > MAX_FILE_BYTES:
         raise CheckpointError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def weights_file(path: str | Path) -> Path:
     if path.suffix in (WEIGHTS, *SUFFIXES):
         return path
     file, safe = with_extension(path, WEIGHTS), with_extension(path, ".safetensors")
-    return safe if safe.exists() and not file.exists() else file
+    return safe if os.path.exists(safe) and not os.path.exists(file) else file
 
 
 def load_weights(
@@ -90,7 +91,7 @@ def manifest_of(file: Path) -> dict[str, Any] | None:
         CheckpointError: the manifest is damaged, and the file is a ``.pdparams``.
     """
     prefix = file.with_suffix("")
-    if file.suffix not in (WEIGHTS, ".safetensors") or not with_extension(prefix, ".json").exists():
+    if file.suffix not in (WEIGHTS, ".safetensors") or not os.path.exists(with_extension(prefix, ".json")):
         return None
     try:
         manifest = read_manifest(prefix)

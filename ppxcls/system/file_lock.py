@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import stat
 import time
@@ -30,7 +31,7 @@ class LockedError(UserError):
 
 
 @contextlib.contextmanager
-def locked(lock: Path, *, waits: bool = True, max_seconds: float = 600.0) -> Iterator[None]:
+def locked(lock: Path, *, waits: bool = True, max_seconds: float = math.inf) -> Iterator[None]:
     """Runs a block while no other process of this host runs it, if the file system has locks.
 
     Only this user can open the lock file, so that no other user can hold it.
@@ -39,7 +40,8 @@ def locked(lock: Path, *, waits: bool = True, max_seconds: float = 600.0) -> Ite
         lock: lock file; it is created if it does not exist.
         waits: True to wait for other processes; False to raise an error instead.
         max_seconds: longest time to wait in seconds. After a few seconds, a line tells what is waited for.
-            After this time, the block runs without the lock, because a process that hangs may hold it.
+            After this time, the block runs without the lock, because a process that hangs may hold it. So a
+            limit is for blocks that do no harm if two processes run them at once.
 
     Raises:
         LockedError: another process has the lock, and ``waits`` is False.

@@ -24,6 +24,7 @@ R = TypeVar("R")
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 _COMPILE_LOCK = threading.Lock()  # one thread compiles at a time
+_MAX_WAIT_SECONDS = 300.0  # seconds to wait for another process that compiles a kernel
 _USED_KERNELS: set[Any] = set()  # kernels that this process has called, and so has compiled or loaded
 
 
@@ -61,7 +62,7 @@ def call(kernel: Callable[..., R], *arguments: Any) -> R:
     folder = kernel.stats.cache_path  # type: ignore[attr-defined]  # None if there is no cache
     lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if folder and os.path.isdir(folder):
-        lock = locked(Path(folder) / f"{kernel.__name__}.lock")
+        lock = locked(Path(folder) / f"{kernel.__name__}.lock", max_seconds=_MAX_WAIT_SECONDS)
     with _COMPILE_LOCK, lock:
         result = kernel(*arguments)
     _USED_KERNELS.add(kernel)

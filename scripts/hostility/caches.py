@@ -158,7 +158,7 @@ def cases() -> Iterator[Case]:
     for variable in _PLACES:
         for description, change in {**(_FOLDERS if _IS_ROOT else {}), **_NO_FOLDERS}.items():
             run = functools.partial(_kernels_in, variable, change, is_folder=description in _FOLDERS)
-            yield Case(f"{variable} {description}", run, is_quick=True)
+            yield Case(f"{variable} {description}", run, is_quick=variable == "NUMBA_CACHE_DIR")
     for description, damage in _DAMAGES.items():
         yield Case(f"a kernel's file {description}", functools.partial(_damaged, damage), is_quick=True)
     for description, place in _LOCKS.items():

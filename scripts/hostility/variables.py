@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hostility.cases import Case, Outcome, message_problem, refusal_problem, run_command
+
+from ppxcls.system.variables import prepare
 
 PROMISE = "A bad environment variable is one line that names it, or it does no harm"
 
@@ -145,6 +148,8 @@ def cases() -> Iterator[Case]:
     for name, values in _REFUSED.items():
         for description, value in values.items():
             yield Case(f"{name}: {description}", functools.partial(_refused, name, value))
+            run = functools.partial(_checked, name, value)
+            yield Case(f"the check of {name}: {description}", run, is_quick=True)
     for description, variables in _HARMLESS.items():
         yield Case(f"the networks with {description}", functools.partial(_harmless, variables))
     for description, variables in _JOBS.items():
@@ -162,6 +167,13 @@ def _refused(name: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
     outcome = run_command(["list"], folder, variables={name: value}, timeout_s=60)
     if outcome.code not in (2, None) and not (name == "HOME" and outcome.code == 1):
         return outcome, f"exit code {outcome.code}: {outcome.errors[-200:]}"
+    return outcome, refusal_problem(outcome, name, "expected", "received")
+
+
+def _checked(name: str, value: str, _: Path) -> tuple[Outcome, str | None]:
+    start = time.monotonic()
+    problem = prepare({name: value})
+    outcome = Outcome(0 if problem is None else 1, "", problem or "", time.monotonic() - start)
     return outcome, refusal_problem(outcome, name, "expected", "received")
 
 
