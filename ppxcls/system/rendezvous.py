@@ -244,7 +244,7 @@ class _Leader:
             return None
         if not hmac.compare_digest(message, self._job.proof(b"rank", peer.rank, peer.nonces)):
             return "it does not know the secret of this job"
-        if any(other.is_proven and other.rank == peer.rank for other in self._peers.values()):
+        if peer.rank not in self._missing_ranks():
             return f"another process has connected as rank {peer.rank}"
         peer.is_proven = True
         return None
