@@ -202,7 +202,11 @@ class _Leader:
         allowed_addresses = self._job.allowed_addresses
         if allowed_addresses is not None and peer.host not in allowed_addresses:
             connection.close()
-            self._warn(peer, "it is not the address of a process of this job")
+            self._warn(
+                peer,
+                "it is not the address of a process of this job; if it is one under another address, set "
+                f"{SECRET_VARIABLE} on all nodes",
+            )
             return
         connection.settimeout(0)
         self._peers[connection.fileno()] = peer
