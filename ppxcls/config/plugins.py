@@ -98,7 +98,10 @@ class Plugin:
 
     def _import_file(self) -> None:
         """Imports the checked code under the file's name, even if an installed module has this name."""
-        if self.module in sys.modules:
+        loaded_module = sys.modules.get(self.module)
+        if loaded_module is not None:
+            if getattr(loaded_module, "__file__", None) == str(self.file):  # another plugin has imported it
+                return
             raise ImportError(f"another module named {self.module!r} is loaded already")
         if _FINDER not in sys.meta_path:
             sys.meta_path.insert(0, _FINDER)
