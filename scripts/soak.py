@@ -81,6 +81,7 @@ class Soak:
             "--log_dir",
             str(self.folder / "log"),
             "tools/train.py",
+            "--trust",
             "-c",
             str(self.config),
             *AUTO_RESUME,

@@ -108,11 +108,12 @@ def small_config(data: Path, output: Path, **overrides: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="session")
 def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A user's state folder for the tests and the commands that they run, in which this repository's plugin is trusted."""
+    """A user's state folder for the tests and the commands that they run, in which this repository's plugins are trusted."""
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
-        record_trust([read_code(Path(SMALL_NETWORK))])
+        networks = [Path(SMALL_NETWORK), ROOT / "tests/accelerator/separable_network.py"]
+        record_trust([read_code(file) for file in networks])
         yield folder
 
 

@@ -67,7 +67,8 @@ def _job_start(words: Sequence[str]) -> int:
     The value of an option, such as ``train`` in ``--job_id train``, is not a verb.
     """
     for index, word in enumerate(words):
-        is_value = index > 0 and words[index - 1].startswith("--") and "=" not in words[index - 1]
+        previous_word = words[index - 1] if index else ""
+        is_value = previous_word.startswith("--") and "=" not in previous_word and previous_word != "--trust"
         if word.endswith(".py") or (word in _PARALLEL_VERBS and not is_value):
             return index
     return len(words)

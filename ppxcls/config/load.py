@@ -158,7 +158,9 @@ def _plugin_names(raw: Mapping[str, Any]) -> list[str]:
     names = section.get("plugins") if isinstance(section, Mapping) else None
     if isinstance(names, Mapping):  # changes of a base's list
         names = list(names.values())
-    return [name if isinstance(name, str) else "" for name in names] if isinstance(names, list) else []
+    if not isinstance(names, list):
+        return []
+    return [name if isinstance(name, str) else "" for name in names]
 
 
 def _import_plugins(

@@ -125,7 +125,7 @@ def _first_spec(name: str, locations: list[str] | None) -> importlib.machinery.M
         locations: folders of its package; None for a module of no package.
     """
     for finder in sys.meta_path:
-        if isinstance(finder, PluginFinder):
+        if isinstance(finder, PluginFinder) or not hasattr(finder, "find_spec"):
             continue
         places = locations
         if locations is None and finder is importlib.machinery.PathFinder:

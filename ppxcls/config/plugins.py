@@ -22,6 +22,7 @@ from ppxcls.config.plugin_modules import (
 from ppxcls.config.registry import registries
 from ppxcls.config.trust import Code, read_code, record_trust
 from ppxcls.system.atomic_files import reason_of
+from ppxcls.system.paths import printable
 
 _IMPORTED_NAMES: dict[str, None] = {}  # names of all plugin modules, in the order of their import
 _MODULE_NAMES: dict[Path, str] = {}  # module names of the plugins that were imported from files
@@ -97,7 +98,10 @@ class Plugin:
 
     def _import_file(self) -> None:
         """Imports the checked code under the file's name, even if an installed module has this name."""
-        if self.module in sys.modules:
+        loaded_module = sys.modules.get(self.module)
+        if loaded_module is not None:
+            if getattr(loaded_module, "__file__", None) == str(self.file):  # another plugin has imported it
+                return
             raise ImportError(f"another module named {self.module!r} is loaded already")
         if _FINDER not in sys.meta_path:
             sys.meta_path.insert(0, _FINDER)
@@ -250,15 +254,15 @@ def _refuse_different_files(name: str, where: ConfigPlace, codes: Sequence[Code]
     other_codes = [code for code in codes[1:] if code.path != codes[0].path and code.data != codes[0].data]
     if other_codes:
         raise where.error(
-            f"the plugin {shorten_value(name)} is in two places with different content: {codes[0].path} and "
-            f"{other_codes[0].path}; write the path of one of them"
+            f"the plugin {shorten_value(name)} is in two places with different content: "
+            f"{printable(codes[0].path)} and {printable(other_codes[0].path)}; write the path of one of them"
         )
 
 
 def _untrusted_error(plugins: Sequence[Plugin], raw: Mapping[str, Any]) -> ConfigError:
     """Returns the error for plugins that the user has not agreed to run, and that were not imported."""
     codes = [code for plugin in plugins for code in plugin.untrusted_codes]
-    paths = [code.path for code in codes]
+    paths = [printable(code.path) for code in codes]
     more = f" and {len(paths) - _MAX_LISTED_NAMES} more" if len(paths) > _MAX_LISTED_NAMES else ""
     text = f"code that came with the config has not run: {', '.join(paths[:_MAX_LISTED_NAMES])}{more}"
     if any(code.has_changed for code in codes):

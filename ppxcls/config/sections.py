@@ -89,7 +89,7 @@ class GlobalSection:
         base_batch_size: samples per step of all processes for which the learning rate was chosen.
         use_dali, use_multilabel: PaddleClas's keys for features that are not supported.
         plugins: modules with your own components: names, or paths of ``.py`` files. They are imported before
-            the config is checked.
+            the config is checked, if you have agreed to run them (``--trust``).
         trackers: components that receive the metrics of the run, in addition to ``metrics.jsonl``.
     """
 

@@ -117,6 +117,5 @@ def addresses_of(host: str) -> set[str]:
 
 def plain_address(address: str) -> str:
     """Returns an IP address without its scope, and an IPv4 address that is written as IPv6 as IPv4."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return str(mapped or parsed)
+    ip_address = ipaddress.ip_address(address.partition("%")[0])
+    return str(getattr(ip_address, "ipv4_mapped", None) or ip_address)

@@ -202,7 +202,11 @@ class _Leader:
         allowed_addresses = self._job.allowed_addresses
         if allowed_addresses is not None and peer.host not in allowed_addresses:
             connection.close()
-            self._warn(peer, "it is not the address of a process of this job")
+            self._warn(
+                peer,
+                "it is not the address of a process of this job; if it is one under another address, set "
+                f"{SECRET_VARIABLE} on all nodes",
+            )
             return
         connection.settimeout(0)
         self._peers[connection.fileno()] = peer
@@ -244,7 +248,7 @@ class _Leader:
             return None
         if not hmac.compare_digest(message, self._job.proof(b"rank", peer.rank, peer.nonces)):
             return "it does not know the secret of this job"
-        if any(other.is_proven and other.rank == peer.rank for other in self._peers.values()):
+        if peer.rank not in self._missing_ranks():
             return f"another process has connected as rank {peer.rank}"
         peer.is_proven = True
         return None

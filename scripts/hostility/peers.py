@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hostility.cases import Case, Outcome
+from hostility.cases import Case, Outcome, refusal_problem, run_command
 
 from ppxcls.system import rendezvous
 from ppxcls.system.job_secret import SECRET_VARIABLE, JobError
@@ -127,6 +128,8 @@ def cases() -> Iterator[Case]:
     yield Case("a peer with another secret", _other_secret, is_quick=True)
     for name, words in _FALSE_LEADERS.items():
         yield Case(f"a false leader {name}", functools.partial(_false_leader, words), is_quick=not words)
+    yield Case("a job whose rank 1 is false", functools.partial(_job, 0))
+    yield Case("a job whose leader is false", functools.partial(_job, 1))
     yield Case("the port on the host's other addresses", _other_address, is_quick=True)
     yield Case("a secret of 3 bytes", functools.partial(_bad_secret, b"abc"), is_quick=True)
     yield Case("a secret of a megabyte", functools.partial(_bad_secret, b"a" * (1 << 20)), is_quick=True)
@@ -277,6 +280,45 @@ def _false_leader(words: list[bytes | None], folder: Path) -> tuple[Outcome, str
     if not isinstance(rank.error, JobError):
         return outcome, f"it went on: {rank.error!r}"
     return outcome, None
+
+
+def _job(rank: int, folder: Path) -> tuple[Outcome, str | None]:
+    """A training as one of two ranks, whose peer is false, must end with an error."""
+    from tests.conftest import small_config, write_images
+
+    write_images(folder / "data", 8)
+    write_images(folder / "data", 4, seed=1, name="val")
+    content = small_config(folder / "data", folder / "output", **{"Global.hang_timeout": 4})
+    (folder / "my.yaml").write_text(json.dumps(content))
+    port = _free_port()
+    stop = threading.Event()
+
+    def lead() -> None:
+        with socket.create_server(("127.0.0.1", port)) as server:
+            server.settimeout(0.2)
+            while not stop.is_set():
+                with contextlib.suppress(OSError), server.accept()[0] as peer:
+                    peer.sendall(b"1" * 64)
+
+    def follow() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                _sends(_OLD_GREETING, port)
+            time.sleep(0.2)
+
+    threading.Thread(target=lead if rank else follow, daemon=True).start()
+    variables = {
+        "PADDLE_TRAINER_ID": str(rank),
+        "PADDLE_TRAINERS_NUM": "2",
+        "PADDLE_MASTER": f"127.0.0.1:{port}",
+        "PADDLE_TRAINER_ENDPOINTS": f"127.0.0.1:{port + 1},127.0.0.1:{port + 2}",
+        "PADDLE_CURRENT_ENDPOINT": f"127.0.0.1:{port + 1 + rank}",
+        "PADDLE_DISTRI_BACKEND": "gloo",
+        "XDG_STATE_HOME": str(folder / "state"),
+    }
+    outcome = run_command(["train", "-c", "my.yaml"], folder, variables=variables)
+    stop.set()
+    return outcome, refusal_problem(outcome, f"rank {rank}: error: rank {1 - rank} ")
 
 
 def _other_address(folder: Path) -> tuple[Outcome, str | None]:

@@ -141,6 +141,15 @@ def test_modules_of_the_folder_belong_to_the_plugin(tmp_path: Path) -> None:
     assert runs() == 2
 
 
+def test_a_plugin_that_another_plugin_imports(tmp_path: Path) -> None:
+    file = yaml_with(tmp_path / "a", "[part_o.py, part_p.py]")
+    (tmp_path / "a/part_o.py").write_text("import part_p\n")
+    (tmp_path / "a/part_p.py").write_text(COUNTED)
+    config = ppxcls.load_config(file, trust=True)
+    assert config.Global.plugins == [f"{tmp_path}/a/part_{letter}.py" for letter in "op"]
+    assert runs() == 1
+
+
 def test_what_was_checked_is_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = yaml_with(tmp_path / "a", "[part_i.py]")
     (tmp_path / "a/part_i.py").write_text("import part_j\n")
