@@ -62,6 +62,16 @@ def add_override_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option ``--trust``, unless the parser has it."""
+    with contextlib.suppress(argparse.ArgumentError):
+        parser.add_argument(
+            "--trust",
+            action="store_true",
+            help="run code that came with the files: plugins, and programs of other exporters",
+        )
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,

@@ -194,6 +194,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
+    cli.add_trust_option(parser)
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     if not arguments.config and arguments.override:
@@ -209,6 +210,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         kind=arguments.format,
         exported=arguments.exported,
         output=arguments.output,
+        trust=arguments.trust,
     )
     return cli.EXIT_ERROR if failures else 0
 
@@ -312,6 +314,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         help="let web pages of this origin, such as https://example.org, use the server; repeatable; * for "
         "all (default: none)",
     )
+    cli.add_trust_option(parser)
     arguments = parser.parse_args()
     ppxcls.serve(
         arguments.model,
@@ -320,6 +323,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         batch=arguments.batch,
         queue=arguments.queue,
         cors=arguments.cors,
+        trust=arguments.trust,
     )
 
 

@@ -50,7 +50,7 @@ _KEYS_WITH_EXPORTED_FILES = (
 )
 
 
-def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
+def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False) -> Predictor:
     """Loads a trained run or an exported model for prediction.
 
     Example: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
@@ -59,6 +59,8 @@ def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
         path: run folder, its ``config.yaml``, another config, exported folder, or exported ``.onnx`` file.
         image_count: number of images to predict, if known; 0 if unknown. On a CPU, the network of a run is
             compiled at the first batch if there are many images.
+        trust: True to run exported files that another exporter has written. Such a program can read and write
+            any file of yours.
 
     Raises:
         ConfigError, CheckpointError, DataError: the model can't be used.
@@ -69,7 +71,7 @@ def load(path: str | Path | Config, image_count: int = 0) -> Predictor:
         raise DataError(problem)
     path = Path(path)
     if path.suffix.lower() == ".onnx" or (path / METADATA_FILE).is_file():
-        return exported_predictor(path)
+        return exported_predictor(path, trust=trust)
     return trained_predictor(load_config(path), image_count)
 
 
@@ -101,11 +103,12 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
     )
 
 
-def exported_predictor(path: str | Path) -> Predictor:
+def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
     """Builds a predictor from exported files and their metadata.
 
     Args:
         path: exported folder, or its ``.onnx`` file, which also works without the other files.
+        trust: True to run the program of another exporter.
 
     Raises:
         CheckpointError, DataError: the files can't be used.
@@ -113,20 +116,23 @@ def exported_predictor(path: str | Path) -> Predictor:
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    metadata = _read_onnx_metadata(path) if path.suffix.lower() == ".onnx" else read_metadata(path)
+    is_onnx = path.suffix.lower() == ".onnx"
+    metadata = _read_onnx_metadata(path, trust=trust) if is_onnx else read_metadata(path)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
     return Predictor(
         host_transforms,
-        file_runner(path, stage, preprocesses=metadata.preprocesses),
+        file_runner(
+            path, stage, preprocesses=metadata.preprocesses, class_num=metadata.class_num, trust=trust
+        ),
         names=metadata.class_names,
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
     )
 
 
-def _read_onnx_metadata(file: Path) -> ExportMetadata:
+def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
     """Reads the metadata of an ``.onnx`` file. Older versions wrote it to a JSON file in the same folder."""
-    text = onnx_metadata(file).get(METADATA_KEY)
+    text = onnx_metadata(file, trust=trust).get(METADATA_KEY)
     if text is None:
         return read_metadata(file.parent)
     try:
@@ -168,6 +174,7 @@ def infer(
     exported: str | Path | None = None,
     topk: int | None = None,
     batch_size: int | None = None,
+    trust: bool = False,
 ) -> list[Prediction]:
     """Predicts the classes of image files.
 
@@ -178,6 +185,7 @@ def infer(
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
+        trust: True to run exported files that another exporter has written; see ``load``.
 
     Returns:
         A prediction for each file, in the order of the paths. If a file can't be read, or if the network's
@@ -188,7 +196,7 @@ def infer(
             be used.
     """
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, len(files))
+    predictor = _predictor(config, exported, len(files), trust=trust)
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
@@ -202,6 +210,7 @@ def print_predictions(
     kind: Format = "paddleclas",
     exported: str | None = None,
     output: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Writes predictions as they are computed, and files without one to standard error: ``ppxcls infer``.
 
@@ -211,6 +220,7 @@ def print_predictions(
         kind: output format; see ``Writer``.
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         output: file for the predictions; None for standard output.
+        trust: True to run exported files that another exporter has written.
 
     Returns:
         Number of files that could not be predicted.
@@ -220,7 +230,7 @@ def print_predictions(
     """
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, len(files))
+    predictor = _predictor(config, exported, len(files), trust=trust)
     logger.info(predictor.description)
     topk, batch_size = _topk_and_batch_size(config)
     failures = 0
@@ -249,14 +259,14 @@ def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> lis
     return [file for path in paths for file in find_images(path)]
 
 
-def _predictor(config: Config | None, exported: str | Path | None, count: int) -> Predictor:
+def _predictor(config: Config | None, exported: str | Path | None, count: int, *, trust: bool) -> Predictor:
     """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:
         if config:
             _refuse_overrides(config)
             if config.is_override("Global.device"):  # not the one of the YAML, which this machine may lack
                 start_processes(config)
-        return exported_predictor(exported)
+        return exported_predictor(exported, trust=trust)
     if config is None:
         raise DataError("expected a config, or exported files")
     return trained_predictor(config, count)

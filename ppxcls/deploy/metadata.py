@@ -13,12 +13,13 @@ import yaml
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
-from ppxcls.system.atomic_files import write_text
+from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.json_text import json_text
 
 METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
+_MAX_METADATA_BYTES = 64 << 20  # of the names of all classes
 _PADDLEX_MODEL = "ResNet50"
 
 
@@ -94,9 +95,8 @@ def read_metadata(folder: Path) -> ExportMetadata:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of an exported model")
     try:
-        return parse_metadata(
-            json.loads((folder / METADATA_FILE).read_text(encoding="utf-8")), str(folder / METADATA_FILE)
-        )
+        data = read_regular(folder / METADATA_FILE, _MAX_METADATA_BYTES)
+        return parse_metadata(json.loads(data.decode()), str(folder / METADATA_FILE))
     except FileNotFoundError:
         raise DataError(f"{folder}: no {METADATA_FILE} in it, so it is not an exported model") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -43,13 +43,17 @@ class PortableRunner:
         return self._build, self._arguments()
 
 
-def file_runner(path: Path, stage: DeviceStage, *, preprocesses: bool) -> Runner:
+def file_runner(
+    path: Path, stage: DeviceStage, *, preprocesses: bool, class_num: int, trust: bool = False
+) -> Runner:
     """Returns a runner of exported files, which can be pickled.
 
     Args:
         path: exported folder, or its ``.onnx`` file.
         stage: device part of the transforms.
         preprocesses: True if the exported graph does this part.
+        class_num: number of classes that the outputs must have; 0 for any.
+        trust: True to run the program of another exporter; see ``paddle_runner`` and ``onnx_runner``.
 
     Raises:
         CheckpointError: the files can't be used.
@@ -66,28 +70,46 @@ def file_runner(path: Path, stage: DeviceStage, *, preprocesses: bool) -> Runner
         for file, state in states.items():
             if _state_of(file) != state:
                 raise DataError(f"{file}: was changed or removed after it was loaded; load the model again")
-        return {file.name: file.read_bytes() for file in files}, stage, preprocesses
+        return {file.name: file.read_bytes() for file in files}, stage, preprocesses, class_num, trust
 
-    return PortableRunner(_runner_of(files, stage, preprocesses=preprocesses), _rebuilt_runner, arguments)
+    runner = _runner_of(files, stage, preprocesses=preprocesses, class_num=class_num, trust=trust)
+    return PortableRunner(runner, _rebuilt_runner, arguments)
 
 
-def _runner_of(files: list[Path], stage: DeviceStage, *, preprocesses: bool) -> Runner:
+def _runner_of(
+    files: list[Path], stage: DeviceStage, *, preprocesses: bool, class_num: int, trust: bool
+) -> Runner:
     is_onnx = files[0].suffix.lower() == ".onnx"
-    runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent)
-    if preprocesses:
-        return runner
-    to_input = ModelInput(stage)
-    return lambda images: runner(to_input(images).numpy())
+    runner = onnx_runner(files[0], trust=trust) if is_onnx else paddle_runner(files[0].parent, trust=trust)
+    to_input = None if preprocesses else ModelInput(stage)
+
+    def run(images: Array) -> Array:
+        outputs = runner(images if to_input is None else to_input(images).numpy())
+        is_of_classes = outputs.ndim == 2 and (not class_num or outputs.shape[1] == class_num)
+        if not is_of_classes or len(outputs) != len(images) or outputs.dtype.kind != "f":
+            raise DataError(
+                f"{files[0]}: expected numbers for {class_num or 'all'} classes for each of "
+                f"{len(images)} images, received {outputs.dtype} {list(outputs.shape)}"
+            )
+        return outputs
+
+    return run
 
 
-def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, preprocesses: bool) -> Runner:  # noqa: FBT001  pickles have no keyword arguments
+def _rebuilt_runner(
+    contents: Mapping[str, bytes],
+    stage: DeviceStage,
+    preprocesses: bool,  # noqa: FBT001  pickles have no keyword arguments
+    class_num: int,
+    trust: bool,  # noqa: FBT001
+) -> Runner:
     """Returns a runner of the files of a pickle. They are needed on a disk only while they are loaded."""
     with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
         files = [Path(folder) / name for name in contents]
         for file in files:
             file.write_bytes(contents[file.name])
-        runner = _runner_of(files, stage, preprocesses=preprocesses)
-    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses))
+        runner = _runner_of(files, stage, preprocesses=preprocesses, class_num=class_num, trust=trust)
+    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses, class_num, trust))
 
 
 def _state_of(file: Path) -> tuple[int, int] | None:

@@ -308,7 +308,13 @@ def build_app(predictor: Predictor, limits: Limits = Limits(), cors: Sequence[st
 
 
 def run_server(
-    path: str | Path, listener: socket.socket, *, batch: int = 16, queue: int = 128, cors: Sequence[str] = ()
+    path: str | Path,
+    listener: socket.socket,
+    *,
+    batch: int = 16,
+    queue: int = 128,
+    cors: Sequence[str] = (),
+    trust: bool = False,
 ) -> None:
     """Serves a run or an exported model until SIGTERM or SIGINT; requests that have begun are still answered.
 
@@ -320,13 +326,14 @@ def run_server(
         batch: largest number of images in a batch.
         queue: largest number of waiting images.
         cors: origins of the web pages that may use the server; ``*`` for all.
+        trust: True to run the program of another exporter.
 
     Raises:
         ConfigError, CheckpointError, DataError: the model can't be used.
         OSError: another program has begun to listen at the address.
     """
     set_up_logging()
-    predictor = load(path, _UNBOUNDED_IMAGES)
+    predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
     logger.info(predictor.description)
     predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a run's network before the first request
     app = build_app(predictor, Limits(batch=batch, queue=queue), cors)

@@ -20,6 +20,7 @@ def serve(
     batch: int = 16,
     queue: int = 128,
     cors: Sequence[str] = (),
+    trust: bool = False,
 ) -> None:
     """Serves a run or an exported model over HTTP until SIGTERM or Ctrl-C.
 
@@ -35,6 +36,7 @@ def serve(
         queue: largest number of waiting images.
         cors: origins of the web pages that may use the server from a browser, such as
             ``https://example.org``; ``*`` for all. Pages of the server itself need none.
+        trust: True to run exported files that another exporter has written; see ``ppxcls.load``.
 
     Raises:
         DataError: a package is not installed, the address can't be used, or a number is below 1.
@@ -50,7 +52,7 @@ def serve(
     check_origins(origins)
     with open_listener(host, port) as listener:
         try:
-            app.run_server(path, listener, batch=batch, queue=queue, cors=origins)
+            app.run_server(path, listener, batch=batch, queue=queue, cors=origins, trust=trust)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
