@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 _MAX_VARINT_BYTES = 10  # of 64 bits
-_MAX_FIELDS = 2_000_000  # values of one file; the largest network here has 100,000
+_MAX_FIELDS = 1_000_000  # values of one file; the largest network here has 100,000
 _MESSAGE_COST = 8  # values; a message takes more memory than a number
 _MAX_TEXT_BYTES = 1 << 16
 _VARINT, _FIXED_64, _LENGTH, _FIXED_32 = 0, 1, 2, 5  # kinds of values in the format

@@ -25,7 +25,7 @@ import ppxcls
 PROMISE = (
     "A program that can do anything but bounded arithmetic is refused in one line before a library reads it"
 )
-_SECRET = "canary-content"
+_CONTENT = "canary-content"
 _METADATA = {
     "model": "tiny",
     "weights": "none",
@@ -73,13 +73,12 @@ def cases() -> Iterator[Case]:
 def _write(folder: Path, files: dict[str, bytes]) -> Path:
     """Writes an exported folder, and returns the canary. Its path is in the programs."""
     canary = folder / "c".ljust(len(paddle_programs.CANARY) - len(str(folder)) - 1, "x")
-    canary.write_text(_SECRET)
+    canary.write_text(_CONTENT)
     exported = folder / "exported"
     exported.mkdir()
     (exported / "inference_config.json").write_text(_TEXT)
     for name, data in files.items():
-        data = data.replace(paddle_programs.CANARY.encode(), str(canary).encode())
-        (exported / name).write_bytes(data)
+        (exported / name).write_bytes(data.replace(paddle_programs.CANARY.encode(), str(canary).encode()))
     return canary
 
 
@@ -94,9 +93,9 @@ def _predict(path: Path, **options: Any) -> list[float]:
 def _checked(folder: Path, canary: Path, outcome: Outcome, problem: str | None) -> tuple[Outcome, str | None]:
     """Returns the outcome, and a problem if the canary was read or written."""
     names = {file.name for file in folder.iterdir()} - {canary.name, "exported"}
-    if not canary.is_file() or canary.read_text() != _SECRET or names:
+    if not canary.is_file() or canary.read_text() != _CONTENT or names:
         return outcome, f"the canary or the folder has changed: {sorted(names)}"
-    if _SECRET in outcome.output + outcome.errors:
+    if _CONTENT in outcome.output + outcome.errors:
         return outcome, "the canary was read"
     return outcome, problem
 

@@ -15,17 +15,17 @@ _FORBIDDEN: dict[str, dict[str, object]] = {
     "If": {"then_branch": _BODY, "else_branch": _BODY},
     "Scan": {"body": _BODY, "num_scan_inputs": 1},
     "SequenceMap": {"body": _BODY},
-    **dict.fromkeys(
-        (
+    **{
+        kind: {}
+        for kind in (
             *("SequenceConstruct", "SequenceAt", "SequenceInsert", "SplitToSequence", "ConcatFromSequence"),
             *("TfIdfVectorizer", "StringNormalizer", "StringConcat", "StringSplit", "RegexFullMatch"),
             *("RandomNormal", "RandomUniformLike", "Multinomial", "Bernoulli", "Range", "ConstantOfShape"),
             *("NonMaxSuppression", "Optional", "OptionalGetElement", "ImageDecoder", "LSTM", "GRU", "RNN"),
             *("Einsum", "Unique", "Compress", "NonZero", "Mod", "DFT", "MelWeightMatrix", "ScatterND"),
             *("GatherND", "OneHot", "TopK", "EyeLike", "Det", "Upsample", "ATen", "PythonOp", "Call"),
-        ),
-        {},
-    ),
+        )
+    },
 }
 
 
