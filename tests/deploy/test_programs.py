@@ -32,7 +32,7 @@ from tests.conftest import ROOT, run_tool
 from tests.deploy.test_onnx import FUNCTIONS, HAS_ONNX, LAYERS, Network
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from hostility.builders import onnx, paddle2, pir  # noqa: E402
+from hostility.builders import onnx, paddle2, pir
 
 METADATA = {
     "model": "tiny",
