@@ -198,6 +198,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
+    cli.add_trust_option(parser)
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     if not arguments.config and arguments.override:
@@ -213,6 +214,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         kind=arguments.format,
         exported=arguments.exported,
         output=arguments.output,
+        trust=arguments.trust,
     )
     return cli.EXIT_ERROR if failures else 0
 

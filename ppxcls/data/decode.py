@@ -29,6 +29,9 @@ cv2.setNumThreads(1)
 MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, also checked in headers here
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+_REAL_STARTS = (b"PF", b"Pf", b"#?", b"v/1\x01")  # portable float map, Radiance, OpenEXR
+_TIFF_STARTS = (b"II", b"MM")
+_SAMPLE_FORMATS = (b"\x53\x01\x03\x00", b"\x01\x53\x00\x03")  # a TIFF's tag 339, a short number
 _APNG_HEADER_BYTES = 1024  # an animated PNG says so before its pixels
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF_MARKER = 0xD8, 0xDA, 0xE1
 # Number of files that a process opens a second time to look for something to warn about. Training reads its
@@ -128,7 +131,21 @@ def decode_image(data: bytes) -> Image:
         raise ValueError(f"OpenCV can't decode the image: {error.err}") from None
     if image is None:
         return _decode_by_pillow(data)
+    if _may_be_real(data) and _has_not_finite_pixels(data):
+        raise ValueError("the image contains NaN or infinite numbers")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+
+def _may_be_real(data: bytes) -> bool:
+    """True if the pixels of a file may be floating-point numbers. OpenCV makes black pixels from NaN."""
+    is_tiff = data.startswith(_TIFF_STARTS) and any(tag in data for tag in _SAMPLE_FORMATS)
+    return is_tiff or data.startswith(_REAL_STARTS)
+
+
+def _has_not_finite_pixels(data: bytes) -> bool:
+    """True if OpenCV reads floating-point pixels from a file, and one of them is NaN or infinite."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    return pixels is not None and pixels.dtype.kind == "f" and not np.isfinite(pixels).all()
 
 
 def _check_size_by_pillow(data: bytes) -> None:

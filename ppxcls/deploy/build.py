@@ -61,7 +61,8 @@ def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False
         path: run folder, its ``config.yaml``, another config, exported folder, or exported ``.onnx`` file.
         image_count: number of images to predict, if known; 0 if unknown. On a CPU, the network of a run is
             compiled at the first batch if there are many images.
-        trust: True to run code that came with the files: the plugins that a config names.
+        trust: True to run code that came with the files: the plugins that a config names, and the program of
+            another exporter, which can read and write any file of yours.
 
     Raises:
         ConfigError, CheckpointError, DataError: the model can't be used.
@@ -72,7 +73,7 @@ def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False
         raise DataError(problem)
     path = Path(path)
     if path.suffix.lower() == ".onnx" or os.path.isfile(path / METADATA_FILE):
-        return exported_predictor(path)
+        return exported_predictor(path, trust=trust)
     return trained_predictor(load_config(path, trust=trust), image_count)
 
 
@@ -104,12 +105,13 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
     )
 
 
-def exported_predictor(path: str | Path) -> Predictor:
+def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
     """Builds a predictor from exported files and their metadata.
 
     Args:
         path: exported folder, or its ``.onnx`` file, which also works without the other files. The files are
             compared with the digests in the folder's ``inference_config.json``, if it has digests.
+        trust: True to run the program of another exporter.
 
     Raises:
         CheckpointError, DataError: the files can't be used, or are damaged.
@@ -117,26 +119,32 @@ def exported_predictor(path: str | Path) -> Predictor:
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
-    is_file = path.suffix.lower() == ".onnx"
-    if is_file:
+    if path.suffix.lower() == ".onnx":
         parts = metadata_beside(path)
-        metadata = parts or _read_onnx_metadata(path)
+        metadata = parts or _read_onnx_metadata(path, trust=trust)
     else:
         metadata = parts = read_metadata(path)
         check_parts(path, metadata)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
     return Predictor(
         host_transforms,
-        file_runner(path, stage, preprocesses=metadata.preprocesses, metadata=parts),
+        file_runner(
+            path,
+            stage,
+            preprocesses=metadata.preprocesses,
+            class_num=metadata.class_num,
+            metadata=parts,
+            trust=trust,
+        ),
         names=metadata.class_names,
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
     )
 
 
-def _read_onnx_metadata(file: Path) -> ExportMetadata:
+def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
     """Reads the metadata of an ``.onnx`` file. Older versions wrote it to a JSON file in the same folder."""
-    text = onnx_metadata(file).get(METADATA_KEY)
+    text = onnx_metadata(file, trust=trust).get(METADATA_KEY)
     if text is None:
         return read_metadata(file.parent)
     try:
@@ -178,6 +186,7 @@ def infer(
     exported: str | Path | None = None,
     topk: int | None = None,
     batch_size: int | None = None,
+    trust: bool = False,
 ) -> list[Prediction]:
     """Predicts the classes of image files.
 
@@ -188,6 +197,7 @@ def infer(
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
+        trust: True to run exported files that another exporter has written; see ``load``.
 
     Returns:
         A prediction for each file, in the order of the paths. If a file can't be read, or if the network's
@@ -198,7 +208,7 @@ def infer(
             be used.
     """
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, len(files))
+    predictor = _predictor(config, exported, len(files), trust=trust)
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
@@ -212,6 +222,7 @@ def print_predictions(
     kind: Format = "paddleclas",
     exported: str | None = None,
     output: str | None = None,
+    trust: bool = False,
 ) -> int:
     """Writes predictions as they are computed, and files without one to standard error: ``ppxcls infer``.
 
@@ -221,6 +232,7 @@ def print_predictions(
         kind: output format; see ``Writer``.
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         output: file for the predictions; None for standard output.
+        trust: True to run exported files that another exporter has written.
 
     Returns:
         Number of files that could not be predicted.
@@ -230,7 +242,7 @@ def print_predictions(
     """
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, len(files))
+    predictor = _predictor(config, exported, len(files), trust=trust)
     logger.info(predictor.description)
     topk, batch_size = _topk_and_batch_size(config)
     failures = 0
@@ -259,14 +271,14 @@ def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> lis
     return [file for path in paths for file in find_images(path)]
 
 
-def _predictor(config: Config | None, exported: str | Path | None, count: int) -> Predictor:
+def _predictor(config: Config | None, exported: str | Path | None, count: int, *, trust: bool) -> Predictor:
     """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:
         if config:
             _refuse_overrides(config)
             if config.is_override("Global.device"):  # not the one of the YAML, which this machine may lack
                 start_processes(config)
-        return exported_predictor(exported)
+        return exported_predictor(exported, trust=trust)
     if config is None:
         raise DataError("expected a config, or exported files")
     return trained_predictor(config, count)

@@ -20,6 +20,7 @@ from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_paddlex_file
 from ppxcls.deploy.program import read_program
+from ppxcls.deploy.program_files import reason_for_trust
 from ppxcls.deploy.runners import Runner, network_runner, onnx_runner, paddle_runner
 from ppxcls.deploy.saved_program import save_program
 from ppxcls.deploy.whole_export import commit_export, staging_folder
@@ -227,13 +228,20 @@ class _Export:
                 logits=logits,
                 gives_logits=self._metadata.gives_logits,
             )
+            self._warn_of_trust(name, Path(path))
             for file in Path(path).iterdir():
                 file.replace(folder / file.name)
         self.differences[name] = difference
 
+    def _warn_of_trust(self, name: str, folder: Path) -> None:
+        """Warns if the network has operators that are not known to be harmless, such as a user's own ones."""
+        reason = reason_for_trust(folder if name == "paddle" else folder / "inference.onnx")
+        if reason is not None:
+            logger.warning(reason.replace(str(folder), str(self._folder)))
+
     def _write_paddle(self, folder: Path) -> Runner:
         save_program(self._traced_network, self._network, folder, self._folder)
-        return paddle_runner(folder)
+        return paddle_runner(folder, trust=True)  # it was written here
 
     def _write_onnx(self, folder: Path) -> Runner:
         for package in ("onnx", "onnxruntime"):
@@ -256,7 +264,7 @@ class _Export:
         except OSError as error:
             error.filename = str(self._folder / file.name)  # a user does not know the temporary folder
             raise
-        return onnx_runner(file, on_cpu=True)
+        return onnx_runner(file, on_cpu=True, trust=True)
 
 
 def _largest_difference(

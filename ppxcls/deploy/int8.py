@@ -15,6 +15,7 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata
+from ppxcls.deploy.program_files import read_onnx
 from ppxcls.deploy.runners import EXPORT_HINT, Runner, onnx_runner
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_bytes
@@ -155,7 +156,14 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
 
     The ranges of the activations come from the images of the batches. The labels are not used.
 
+    Args:
+        source: ONNX file that this package has exported.
+        target: file to write.
+        batches: images and labels.
+        folder: folder for temporary files.
+
     Raises:
+        CheckpointError: the source is not such a file.
         DataError: there are no batches.
     """
     import onnx
@@ -164,8 +172,10 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
 
     if not batches:
         raise DataError("none of the calibration images can be read")
-    prepared_file = folder / "prepared.onnx"
-    quant_pre_process(str(source), str(prepared_file), skip_symbolic_shape=True)  # folds batch norms
+    data, _ = read_onnx(source)
+    checked_file, prepared_file = folder / "checked.onnx", folder / "prepared.onnx"
+    checked_file.write_bytes(data)
+    quant_pre_process(str(checked_file), str(prepared_file), skip_symbolic_shape=True)  # folds batch norms
     input_name = onnx.load(str(prepared_file)).graph.input[0].name
     quantization.quantize_static(
         str(prepared_file),

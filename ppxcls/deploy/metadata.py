@@ -20,7 +20,7 @@ from ppxcls.system.sealed_json import SEAL_KEY, is_intact
 METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
-_MAX_BYTES = 1 << 28
+_MAX_METADATA_BYTES = 64 << 20  # of the names of all classes
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 
@@ -92,7 +92,7 @@ def read_metadata(folder: Path) -> ExportMetadata:
         raise DataError(f"{folder}: no such folder of an exported model")
     file = folder / METADATA_FILE
     try:
-        values = json.loads(read_regular(file, _MAX_BYTES).decode())
+        values = json.loads(read_regular(file, _MAX_METADATA_BYTES).decode())
     except FileNotFoundError:
         raise DataError(f"{folder}: no {METADATA_FILE} in it, so it is not an exported model") from None
     except (OSError, ValueError, RecursionError) as error:

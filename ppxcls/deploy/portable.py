@@ -5,11 +5,8 @@ A pickle holds the weights or the exported files themselves. The other process n
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ from ppxcls.deploy.runners import Runner, onnx_runner, paddle_runner
 from ppxcls.deploy.whole_export import has_part, read_export_part
 from ppxcls.system.arrays import Array
 
-_TEMPORARY_FOLDER = re.compile(r"\S*/ppxcls-\w+(?=/)")
 _PADDLE_FILES = ("inference.json", "inference.pdmodel", "inference.pdiparams")
 
 
@@ -51,7 +47,13 @@ class PortableRunner:
 
 
 def file_runner(
-    path: Path, stage: DeviceStage, *, preprocesses: bool, metadata: ExportMetadata | None = None
+    path: Path,
+    stage: DeviceStage,
+    *,
+    preprocesses: bool,
+    class_num: int,
+    metadata: ExportMetadata | None = None,
+    trust: bool = False,
 ) -> Runner:
     """Returns a runner of exported files, which can be pickled.
 
@@ -61,7 +63,9 @@ def file_runner(
         path: exported folder, or its ``.onnx`` file.
         stage: device part of the transforms.
         preprocesses: True if the exported graph does this part.
+        class_num: number of classes that the outputs must have; 0 for any.
         metadata: metadata of the export, with the digests of its files; None for no check.
+        trust: True to run the program of another exporter; see ``paddle_runner`` and ``onnx_runner``.
 
     Raises:
         CheckpointError: the files can't be used.
@@ -92,8 +96,17 @@ def file_runner(
             raise DataError(problem)
         return contents
 
-    runner = _loaded(read_again, stage, preprocesses=preprocesses, name=str(path))
-    return PortableRunner(runner, _rebuilt_runner, lambda: (read_again(), stage, preprocesses))
+    runner = _loaded(
+        read_again,
+        folder / names[0],
+        stage=stage,
+        preprocesses=preprocesses,
+        class_num=class_num,
+        trust=trust,
+    )
+    return PortableRunner(
+        runner, _rebuilt_runner, lambda: (read_again(), stage, preprocesses, class_num, trust)
+    )
 
 
 def _digest(contents: Mapping[str, bytes]) -> str:
@@ -104,43 +117,59 @@ def _digest(contents: Mapping[str, bytes]) -> str:
 
 
 def _loaded(
-    read: Callable[[], Mapping[str, bytes]], stage: DeviceStage, *, preprocesses: bool, name: str
+    read: Callable[[], Mapping[str, bytes]],
+    file: Path,
+    *,
+    stage: DeviceStage,
+    preprocesses: bool,
+    class_num: int,
+    trust: bool,
 ) -> Runner:
     """Returns a runner of the bytes of exported files.
 
     Args:
         read: function that returns the bytes by file name. It may be called again later.
+        file: first of the files, for messages. The constants of another exporter's ONNX file may be in other
+            files of its folder.
         stage: device part of the transforms.
         preprocesses: True if the exported graph does this part.
-        name: name of the export, for messages.
+        class_num: number of classes that the outputs must have; 0 for any.
+        trust: True to run the program of another exporter.
     """
+    if file.suffix.lower() == ".onnx":
+        runner = onnx_runner(file, contents=read()[file.name], trust=trust)
+    else:
+        runner = paddle_runner(file.parent, read=read, trust=trust)
+    to_input = None if preprocesses else ModelInput(stage)
 
-    def read_files() -> contextlib.AbstractContextManager[list[Path]]:
-        return _on_disk(read())
+    def run(images: Array) -> Array:
+        outputs = runner(images if to_input is None else to_input(images).numpy())
+        is_of_classes = outputs.ndim == 2 and (not class_num or outputs.shape[1] == class_num)
+        if not is_of_classes or len(outputs) != len(images) or outputs.dtype.kind != "f":
+            raise DataError(
+                f"{file}: expected numbers for {class_num or 'all'} classes for each of "
+                f"{len(images)} images, received {outputs.dtype} {list(outputs.shape)}"
+            )
+        return outputs
 
-    try:
-        with read_files() as files:
-            is_onnx = files[0].suffix.lower() == ".onnx"
-            runner = onnx_runner(files[0]) if is_onnx else paddle_runner(files[0].parent, read=read_files)
-    except CheckpointError as error:
-        raise CheckpointError(_TEMPORARY_FOLDER.sub(lambda _: name, str(error))) from None
-    if preprocesses:
-        return runner
-    to_input = ModelInput(stage)
-    return lambda images: runner(to_input(images).numpy())
-
-
-@contextlib.contextmanager
-def _on_disk(contents: Mapping[str, bytes]) -> Iterator[list[Path]]:
-    """Yields files in a private folder, which has them only while they are loaded."""
-    with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
-        files = [Path(folder) / file_name for file_name in contents]
-        for file in files:
-            file.write_bytes(contents[file.name])
-        yield files
+    return run
 
 
-def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, preprocesses: bool) -> Runner:  # noqa: FBT001  pickles have no keyword arguments
+def _rebuilt_runner(
+    contents: Mapping[str, bytes],
+    stage: DeviceStage,
+    preprocesses: bool,  # noqa: FBT001  pickles have no keyword arguments
+    class_num: int,
+    trust: bool,  # noqa: FBT001
+) -> Runner:
     """Returns a runner of the files of a pickle."""
-    runner = _loaded(lambda: contents, stage, preprocesses=preprocesses, name="the pickle")
-    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses))
+    file = Path("the pickle") / next(iter(contents))
+    runner = _loaded(
+        lambda: contents,
+        file,
+        stage=stage,
+        preprocesses=preprocesses,
+        class_num=class_num,
+        trust=trust,
+    )
+    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses, class_num, trust))

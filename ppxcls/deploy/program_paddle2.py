@@ -7,7 +7,7 @@ from typing import Any
 
 from ppxcls.deploy.program import Operator, Value, dtype_name
 
-_KINDS = {
+KINDS = {
     "elementwise_add": "add",
     "elementwise_sub": "subtract",
     "elementwise_mul": "multiply",
@@ -40,7 +40,7 @@ _KINDS = {
     "fill_any_like": "full_like",
 }
 # Attributes with another name, for any operator.
-_ATTRIBUTES = {
+ATTRIBUTES = {
     "data_layout": "data_format",
     "ksize": "kernel_size",
     "dim": "axis",
@@ -53,7 +53,7 @@ _ATTRIBUTES = {
     "dropout_implementation": "mode",
 }
 # Attributes with another name, for some operators.
-_ATTRIBUTES_BY_KIND = {
+ATTRIBUTES_BY_KIND = {
     "leaky_relu": {"alpha": "negative_slope"},
     "transpose": {"axis": "perm"},
     "pad3d": {"value": "pad_value"},
@@ -71,23 +71,23 @@ def operators_of(block: Any) -> list[Operator]:
 
 
 def _operator(block: Any, op: Any) -> Operator:
-    kind = _KINDS.get(op.type, op.type)
+    kind = KINDS.get(op.type, op.type)
     inputs: dict[str, list[Value]] = {}
     for slot in op.input_names:
         values = [variable_value(block, name) for name in op.input(slot)]
         if values:
-            inputs[_argument(slot)] = values
+            inputs[argument_name(slot)] = values
     # Operators that normalise list their main output last.
     slots = sorted(op.output_names, key=lambda slot: slot not in ("Out", "Output", "Y"))
     outputs = [variable_value(block, name) for slot in slots for name in op.output(slot)]
-    names = _ATTRIBUTES | _ATTRIBUTES_BY_KIND.get(kind, {})
+    names = ATTRIBUTES | ATTRIBUTES_BY_KIND.get(kind, {})
     attributes = {names.get(name, name): op.attr(name) for name in op.attr_names}
     for name in inputs:
         attributes.pop(name, None)
     return Operator(kind, inputs, outputs, _translated(kind, attributes))
 
 
-def _argument(slot: str) -> str:
+def argument_name(slot: str) -> str:
     """Returns the argument's name in Paddle 3: ``x`` of ``X``, ``starts`` of ``StartsTensorList``."""
     name = re.sub("(?<=[a-z])(?=[A-Z])", "_", slot).lower()
     name = _TENSOR_SUFFIXES.sub("", name) or name

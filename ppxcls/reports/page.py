@@ -136,9 +136,7 @@ def write_report(folder: str | Path, *, trust: bool = False) -> Path:
     return record.folder / REPORT
 
 
-def write_comparison(
-    folders: Sequence[str | Path], file: Path | None = None, *, trust: bool = False
-) -> Path:
+def write_comparison(folders: Sequence[str | Path], file: Path | None = None, *, trust: bool = False) -> Path:
     """Writes a page that compares runs: results, curves, and differences between their configs.
 
     Args:

@@ -26,6 +26,8 @@ _TOLERANCE = 1e-4  # relative to the largest logit; float32 sums depend on their
 _FIRST_POOL_MB = 100  # memory of a GPU that a predictor takes at once; it grows if needed
 _LOCK = threading.Lock()  # a predictor has one input and one output buffer, and uses all threads anyway
 
+PROGRAM_NAMES = ("inference.json", "inference.pdmodel")  # of Paddle 3, and of Paddle 2
+
 
 class InferenceProgram:
     """Paddle's predictor for a program, on a GPU or a CPU.
@@ -104,10 +106,10 @@ def program_file(folder: Path) -> Path:
     Raises:
         CheckpointError: the folder has neither file.
     """
-    for name in ("inference.json", "inference.pdmodel"):
+    for name in PROGRAM_NAMES:
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder}: neither inference.json nor inference.pdmodel")
+    raise CheckpointError(f"{folder}: neither {' nor '.join(PROGRAM_NAMES)}")
 
 
 class _TracingWrapper(nn.Layer):

@@ -146,3 +146,23 @@ def test_what_an_opencv_can_not_read_pillow_does(kind: str, monkeypatch: pytest.
     assert np.abs(decode_image(stream.getvalue()).astype(int) - picture).max() <= 3
     with pytest.raises(ValueError, match="damaged beyond decoding"):
         decode_image(stream.getvalue()[:30])
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 3)])
+def test_floating_point_files_with_nan_are_refused(number: float, shape: tuple[int, ...]) -> None:
+    """OpenCV makes black pixels from NaN."""
+    pixels = np.full(shape, 100, np.float32)
+    assert (
+        decode_image(cv2.imencode(".pfm", pixels)[1].tobytes()).tolist() == np.full((6, 7, 3), 100).tolist()
+    )
+    pixels[2, 3] = number
+    with pytest.raises(ValueError, match="the image contains NaN or infinite numbers"):
+        decode_image(cv2.imencode(".pfm", pixels)[1].tobytes())
+    with pytest.raises(ValueError, match="NaN or infinite|not an image"):  # only older OpenCVs read it
+        decode_image(cv2.imencode(".tiff", pixels)[1].tobytes())
+
+
+def test_plain_tiffs_are_still_read() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 7, 3)).astype(np.uint8)
+    assert np.array_equal(decode_image(cv2.imencode(".tiff", pixels)[1].tobytes()), pixels[..., ::-1])

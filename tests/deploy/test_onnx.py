@@ -19,6 +19,7 @@ from ppxcls.deploy import int8
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.metadata import ExportMetadata
 from ppxcls.deploy.program import read_program
+from ppxcls.deploy.program_files import reason_for_trust
 from ppxcls.deploy.runners import onnx_runner
 from ppxcls.models.tracing import to_static
 
@@ -271,6 +272,8 @@ def test_every_network_in_every_format(
     differences = export(network, tmp_path, size, formats=formats, fold=fold)
     assert differences.keys() == set(formats)
     assert all(difference < 1e-5 for difference in differences.values())
+    files = [tmp_path / "inference.onnx", *([tmp_path] if "paddle" in formats else [])]
+    assert [reason_for_trust(file) for file in files] == [None] * len(files)
     model = model_in(tmp_path)
     read_names = {name for node in model.graph.node for name in node.input}
     assert {tensor.name for tensor in model.graph.initializer} <= read_names

@@ -1,0 +1,216 @@
+"""Computes the sizes of all tensors of a program before it runs, and refuses one that needs too much.
+
+``program_layers`` and ``program_tensors`` contain the rules, one for each kind of operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ppxcls.deploy.program_check import (
+    MAX_OPERATORS,
+    CheckedProgram,
+    Node,
+    ProgramError,
+    Tensor,
+    is_integer,
+    short,
+)
+
+_BATCHES = (1, 16)  # images; a size that depends on the batch more than linearly shows at the second one
+_MAX_ELEMENTS = 1 << 26  # of one tensor for one image; the largest network here has 6 million at 299 pixels
+_MAX_ALL_ELEMENTS = 1 << 32  # of all tensors for one image
+_MAX_PRODUCTS = (
+    1 << 42
+)  # multiplications for one image; the largest network here has 17 billion at 299 pixels
+_MAX_SHAPE_NUMBERS = 1024  # elements of a tensor whose numbers are followed
+
+ShapeRule = Callable[["OperatorCall"], "Tensor | list[Tensor]"]
+SHAPE_RULES: dict[str, ShapeRule] = {}
+
+
+def shape_rule(*names: str) -> Callable[[ShapeRule], ShapeRule]:
+    """Registers a function that returns the outputs of an operator."""
+
+    def register(function: ShapeRule) -> ShapeRule:
+        for name in names:
+            assert name not in SHAPE_RULES, name
+            SHAPE_RULES[name] = function
+        return function
+
+    return register
+
+
+class OperatorCall:
+    """An operator with what is known about its inputs.
+
+    Attributes:
+        products: multiplications that it needs, if these are more than its outputs have elements.
+
+    Args:
+        node: the operator.
+        tensors: tensors so far, by name.
+    """
+
+    def __init__(self, node: Node, tensors: Mapping[str, Tensor]) -> None:
+        self.node = node
+        self.products = 0
+        self._tensors = tensors
+
+    def tensor(self, argument: str = "x") -> Tensor:
+        """Returns an argument that is one tensor."""
+        tensors = self.tensors(argument)
+        if len(tensors) != 1:
+            raise self.problem(f"{len(tensors)} tensors as {argument}, expected 1")
+        return tensors[0]
+
+    def tensors(self, argument: str) -> list[Tensor]:
+        """Returns the tensors of an argument; an empty list if it is missing."""
+        names = self.node.inputs.get(argument, ())
+        for name in names:
+            if name not in self._tensors:
+                raise self.problem(f"an input {short(name)} that no earlier operator writes")
+        return [self._tensors[name] for name in names]
+
+    def value(self, name: str, default: object = None) -> object:
+        """Returns an attribute."""
+        return self.node.attributes.get(name, default)
+
+    def is_on(self, name: str) -> bool:
+        """Returns an attribute that is a truth value."""
+        return bool(self.node.attributes.get(name, False))
+
+    def integers(self, name: str, default: Sequence[int] | None = None) -> list[int]:
+        """Returns a list of integers that is an attribute, or that inputs hold.
+
+        Raises:
+            ProgramError: the integers depend on the pixels.
+        """
+        tensors = self.tensors(name)
+        if not tensors:
+            value = self.value(name, default)
+            numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+        else:
+            numbers = []
+            for tensor in tensors:
+                if tensor.numbers is None:
+                    raise self.problem(f"{name} that is computed from the image")
+                numbers += tensor.numbers
+        if not all(is_integer(number) for number in numbers):
+            raise self.problem(f"no integers as {name}")
+        return numbers
+
+    def integer(self, name: str, default: int | None = None) -> int:
+        """Returns an integer that is an attribute, or that an input holds."""
+        numbers = self.integers(name, None if default is None else [default])
+        if len(numbers) != 1:
+            raise self.problem(f"{len(numbers)} numbers as {name}, expected 1")
+        return numbers[0]
+
+    def axis(self, number: int, rank: int) -> int:
+        """Returns the number of an axis, counted from 0."""
+        if not -rank <= number < rank:
+            raise self.problem(f"the axis {number} of {rank} axes")
+        return number % rank
+
+    def problem(self, detail: str) -> ProgramError:
+        """Returns the error for this operator."""
+        return ProgramError(f"the operator {short(self.node.kind)} has {detail}")
+
+
+def broadcast(operation: OperatorCall, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the shape of an element-wise operation on tensors of these shapes."""
+    rank = max(map(len, shapes))
+    padded_shapes = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    sides = []
+    for lengths in zip(*padded_shapes, strict=True):
+        lengths_above_1 = {length for length in lengths if length != 1}
+        if len(lengths_above_1) > 1:
+            raise operation.problem(f"inputs of different shapes: {short(list(map(list, shapes)))}")
+        sides.append(max(lengths_above_1, default=1))
+    return tuple(sides)
+
+
+def check_sizes(program: CheckedProgram) -> None:
+    """Computes the shapes of all tensors, for one image and for several.
+
+    Raises:
+        ProgramError: shapes do not fit together, or the program needs too much memory or time.
+    """
+    from ppxcls.deploy import program_layers, program_tensors  # noqa: F401  they register themselves
+
+    if len(program.nodes) > MAX_OPERATORS:
+        raise ProgramError(f"it has {len(program.nodes):,} operators, more than {MAX_OPERATORS:,}")
+    for batch in _BATCHES:
+        tensors = dict(program.constants)
+        image = Tensor((batch, *program.input_shape), program.input_dtype)
+        tensors[program.input_name] = image
+        _check_tensor("the input", image, batch)
+        element_count = product_count = 0
+        for node in program.nodes:
+            operation = OperatorCall(node, tensors)
+            for argument in node.inputs:
+                operation.tensors(argument)
+            outputs = _outputs_of(operation)
+            for name, tensor in zip(node.outputs, outputs, strict=False):
+                _check_tensor(f"the operator {short(node.kind)}", tensor, batch)
+                _check_declaration(name, tensor, program.declared_shapes.get(name))
+                tensors[name] = tensor
+                element_count += tensor.size
+            product_count += operation.products
+            _check_total("elements in its tensors", element_count, batch * _MAX_ALL_ELEMENTS)
+            _check_total("multiplications", product_count, batch * _MAX_PRODUCTS)
+        _check_output(program, tensors, batch)
+
+
+def _outputs_of(operation: OperatorCall) -> list[Tensor]:
+    try:
+        outputs = SHAPE_RULES[operation.node.rule](operation)
+    except (IndexError, KeyError, TypeError, ValueError, ArithmeticError):
+        raise operation.problem("inputs or attributes that do not fit together") from None
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
+def _check_tensor(place: str, tensor: Tensor, batch: int) -> None:
+    if tensor.numbers != () and not all(side >= 1 for side in tensor.shape):  # a list may be empty
+        raise ProgramError(f"{place} gives a tensor without elements, {short(list(tensor.shape))}")
+    if tensor.size > batch * _MAX_ELEMENTS:
+        raise ProgramError(
+            f"{place} needs a tensor {short(list(tensor.shape))} for {batch} images, "
+            f"more than {batch * _MAX_ELEMENTS:,} elements"
+        )
+
+
+def _check_declaration(name: str, tensor: Tensor, shape: Sequence[int] | None) -> None:
+    if shape is None:
+        return
+    sides = zip(shape, tensor.shape, strict=False)
+    if len(shape) != len(tensor.shape) or any(declared not in (-1, side) for declared, side in sides):
+        raise ProgramError(
+            f"{short(name)} is declared as {short(list(shape))}, but is {short(list(tensor.shape))}",
+            is_foreign=False,
+        )
+
+
+def _check_total(what: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise ProgramError(f"it needs more than {limit:,} {what}")
+
+
+def _check_output(program: CheckedProgram, tensors: Mapping[str, Tensor], batch: int) -> None:
+    output = tensors.get(program.output_name)
+    if output is None:
+        raise ProgramError(f"no operator writes its output {short(program.output_name)}", is_foreign=False)
+    if not output.shape or output.shape[0] != batch:
+        raise ProgramError(
+            f"its output has the shape {short(list(output.shape))} for {batch} images, "
+            f"expected [{batch}, ...]"
+        )
+
+
+def followed_numbers(tensor_shape: Sequence[int], numbers: Sequence[float]) -> tuple[float, ...] | None:
+    """Returns the elements of a small tensor, whose numbers may become a shape; None for a large one."""
+    count = math.prod(tensor_shape)
+    return tuple(numbers) if count == len(numbers) <= _MAX_SHAPE_NUMBERS else None
