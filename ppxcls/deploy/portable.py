@@ -65,15 +65,15 @@ def file_runner(
     else:
         files = [path / "inference.onnx"]
     states = {file: _state_of(file) for file in files}
+    options: dict[str, Any] = {"preprocesses": preprocesses, "class_num": class_num, "trust": trust}
 
     def arguments() -> tuple[Any, ...]:
         for file, state in states.items():
             if _state_of(file) != state:
                 raise DataError(f"{file}: was changed or removed after it was loaded; load the model again")
-        return {file.name: file.read_bytes() for file in files}, stage, preprocesses, class_num, trust
+        return {file.name: file.read_bytes() for file in files}, stage, options
 
-    runner = _runner_of(files, stage, preprocesses=preprocesses, class_num=class_num, trust=trust)
-    return PortableRunner(runner, _rebuilt_runner, arguments)
+    return PortableRunner(_runner_of(files, stage, **options), _rebuilt_runner, arguments)
 
 
 def _runner_of(
@@ -96,20 +96,14 @@ def _runner_of(
     return run
 
 
-def _rebuilt_runner(
-    contents: Mapping[str, bytes],
-    stage: DeviceStage,
-    preprocesses: bool,  # noqa: FBT001  pickles have no keyword arguments
-    class_num: int,
-    trust: bool,  # noqa: FBT001
-) -> Runner:
+def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, options: Mapping[str, Any]) -> Runner:
     """Returns a runner of the files of a pickle. They are needed on a disk only while they are loaded."""
     with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
         files = [Path(folder) / name for name in contents]
         for file in files:
             file.write_bytes(contents[file.name])
-        runner = _runner_of(files, stage, preprocesses=preprocesses, class_num=class_num, trust=trust)
-    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses, class_num, trust))
+        runner = _runner_of(files, stage, **options)
+    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, options))
 
 
 def _state_of(file: Path) -> tuple[int, int] | None:

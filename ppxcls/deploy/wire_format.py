@@ -50,11 +50,11 @@ class _Budget:
     """Counts the values of a file, and refuses too many."""
 
     def __init__(self, count: int) -> None:
-        self._remaining = count
+        self._rest = count
 
     def spend(self, count: int = 1) -> None:
-        self._remaining -= count
-        if self._remaining < 0:
+        self._rest -= count
+        if self._rest < 0:
             raise FormatError(f"it has more than {_MAX_FIELDS:,} values")
 
 
@@ -88,7 +88,7 @@ def _read(data: memoryview, schema: Schema, budget: _Budget) -> dict[str, Any]:
             part, position = _part(data, position)
             values[field.name] += _packed(part, field, budget)
             continue
-        value, position = _value(data, position, wire_kind, field, budget)
+        value, position = _value(data, position, (wire_kind, field), budget)
         if field.is_repeated:
             values[field.name].append(value)
         elif field.name in values:

@@ -254,13 +254,13 @@ def _command_cases() -> Iterator[Case]:
         "save", {"X": ["w"]}, {}, ("file_path", "str", paddle_programs.CANARY), ("overwrite", "bool", True)
     )
     read = pir.operator("1.read_file", [], {9: [-1]}, filename=paddle_programs.CANARY)
-    outside = onnx.tensor("w", [48, 2], None, more=onnx.external("../" + "c" * 20))
+    target_file = onnx.tensor("w", [48, 2], None, more=onnx.external("../" + "c" * 20))
     weights = {"inference.pdiparams": paddle2.weights()}
     programs = {
         "save": {"inference.pdmodel": paddle2.with_operator(save), **weights},
         "read_file": {"inference.json": pir.with_operator(read), **weights},
         "a cut file": {"inference.pdmodel": paddle2.program()[:200], **weights},
-        "external data": {"inference.onnx": onnx.model(onnx.graph(constants=[outside]), _TEXT)},
+        "external data": {"inference.onnx": onnx.model(onnx.graph(constants=[target_file]), _TEXT)},
         "Loop": {
             "inference.onnx": onnx.model(
                 onnx.with_nodes(onnx.node("Loop", ["logits"], ["e"], body=onnx.graph())), _TEXT
@@ -292,16 +292,16 @@ def _command(
 def _trusted_external_data(location: str, folder: Path) -> tuple[Outcome, str | None]:
     constant = onnx.tensor("w", [48, 2], None, more=onnx.external(location, offset="0", length="384"))
     files = {"inference.onnx": onnx.model(onnx.graph(constants=[constant]), _TEXT)}
-    outside = folder.parent / f"{folder.name}-outside.bin"
-    outside.write_bytes(onnx.WEIGHTS)
+    target_file = folder.parent / f"{folder.name}-outside.bin"
+    target_file.write_bytes(onnx.WEIGHTS)
     try:
         canary = _write(folder, files)
-        (folder / "exported/link.bin").symlink_to(outside)
+        (folder / "exported/link.bin").symlink_to(target_file)
         (folder / "exported/image.png").write_bytes(_PNG)
         outcome = run_command(["infer", "exported/image.png", "--exported", "exported", "--trust"], folder)
         return _checked(folder, canary, outcome, refusal_problem(outcome, "inference.onnx"))
     finally:
-        outside.unlink()
+        target_file.unlink()
 
 
 def _served(folder: Path) -> tuple[Outcome, str | None]:
