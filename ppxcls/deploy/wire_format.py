@@ -98,8 +98,9 @@ def _read(data: memoryview, schema: Schema, budget: _Budget) -> dict[str, Any]:
     return values
 
 
-def _value(data: memoryview, position: int, wire_kind: int, field: Field, budget: _Budget) -> tuple[Any, int]:
+def _value(data: memoryview, position: int, entry: tuple[int, Field], budget: _Budget) -> tuple[Any, int]:
     """Returns a value and the position after it."""
+    wire_kind, field = entry
     expected_kind = {"integer": _VARINT, "int32": _VARINT, "float": _FIXED_32, "double": _FIXED_64}.get(
         field.kind if isinstance(field.kind, str) else "", _LENGTH
     )
