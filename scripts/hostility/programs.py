@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from hostility.builders import onnx, onnx_programs, paddle2, paddle_programs, pir
 from hostility.cases import ROOT, Case, Outcome, call, message_problem, refusal_problem, run_command
@@ -40,10 +41,7 @@ _IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 _HAS_ONNX = importlib.util.find_spec("onnxruntime") is not None
 _FLIP_COUNT = 40
 _QUICK_BYTES = 700_000
-_PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
-    "0000000c4944415478da63606060000000040001f61738550000000049454e44ae426082"
-)
+_PNG = cv2.imencode(".png", _IMAGE)[1].tobytes()
 
 
 def cases() -> Iterator[Case]:
@@ -313,17 +311,19 @@ def _served(folder: Path) -> tuple[Outcome, str | None]:
         [sys.executable, str(ROOT / "ppxcls/__main__.py"), "serve", "exported", "--port", "0"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     errors, answer = "", ""
     try:
-        assert process.stderr
-        for line in process.stderr:
+        assert process.stdout
+        for line in process.stdout:
             errors += line
             if address := re.search(r"listening at (http://\S+)", line):
                 # S310: an address of this machine that the server itself printed.
-                request = urllib.request.Request(f"{address[1].rstrip('/')}/predict", _PNG)  # noqa: S310
+                url, headers = f"{address[1]}/predict", {"Content-Type": "image/png"}
+                request = urllib.request.Request(url, _PNG, headers)  # noqa: S310
                 answer = urllib.request.urlopen(request, timeout=30).read().decode()  # noqa: S310
                 break
     finally:
