@@ -96,17 +96,9 @@ def file_runner(
             raise DataError(problem)
         return contents
 
-    runner = _loaded(
-        read_again,
-        folder / names[0],
-        stage=stage,
-        preprocesses=preprocesses,
-        class_num=class_num,
-        trust=trust,
-    )
-    return PortableRunner(
-        runner, _rebuilt_runner, lambda: (read_again(), stage, preprocesses, class_num, trust)
-    )
+    options: dict[str, Any] = {"preprocesses": preprocesses, "class_num": class_num, "trust": trust}
+    runner = _loaded(read_again, folder / names[0], stage, **options)
+    return PortableRunner(runner, _rebuilt_runner, lambda: (read_again(), stage, options))
 
 
 def _digest(contents: Mapping[str, bytes]) -> str:
@@ -119,8 +111,8 @@ def _digest(contents: Mapping[str, bytes]) -> str:
 def _loaded(
     read: Callable[[], Mapping[str, bytes]],
     file: Path,
-    *,
     stage: DeviceStage,
+    *,
     preprocesses: bool,
     class_num: int,
     trust: bool,
@@ -155,21 +147,8 @@ def _loaded(
     return run
 
 
-def _rebuilt_runner(
-    contents: Mapping[str, bytes],
-    stage: DeviceStage,
-    preprocesses: bool,  # noqa: FBT001  pickles have no keyword arguments
-    class_num: int,
-    trust: bool,  # noqa: FBT001
-) -> Runner:
+def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, options: Mapping[str, Any]) -> Runner:
     """Returns a runner of the files of a pickle."""
     file = Path("the pickle") / next(iter(contents))
-    runner = _loaded(
-        lambda: contents,
-        file,
-        stage=stage,
-        preprocesses=preprocesses,
-        class_num=class_num,
-        trust=trust,
-    )
-    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, preprocesses, class_num, trust))
+    runner = _loaded(lambda: contents, file, stage, **options)
+    return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, options))

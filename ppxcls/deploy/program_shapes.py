@@ -187,7 +187,7 @@ def _check_declaration(name: str, tensor: Tensor, shape: Sequence[int] | None) -
     if shape is None:
         return
     sides = zip(shape, tensor.shape, strict=False)
-    if len(shape) != len(tensor.shape) or any(declared not in (-1, side) for declared, side in sides):
+    if len(shape) != len(tensor.shape) or any(length not in (-1, side) for length, side in sides):
         raise ProgramError(
             f"{short(name)} is declared as {short(list(shape))}, but is {short(list(tensor.shape))}",
             is_foreign=False,

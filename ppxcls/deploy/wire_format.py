@@ -50,11 +50,11 @@ class _Budget:
     """Counts the values of a file, and refuses too many."""
 
     def __init__(self, count: int) -> None:
-        self._remaining = count
+        self._rest = count
 
     def spend(self, count: int = 1) -> None:
-        self._remaining -= count
-        if self._remaining < 0:
+        self._rest -= count
+        if self._rest < 0:
             raise FormatError(f"it has more than {_MAX_FIELDS:,} values")
 
 
@@ -88,7 +88,7 @@ def _read(data: memoryview, schema: Schema, budget: _Budget) -> dict[str, Any]:
             part, position = _part(data, position)
             values[field.name] += _packed(part, field, budget)
             continue
-        value, position = _value(data, position, wire_kind, field, budget)
+        value, position = _value(data, position, (wire_kind, field), budget)
         if field.is_repeated:
             values[field.name].append(value)
         elif field.name in values:
@@ -98,8 +98,9 @@ def _read(data: memoryview, schema: Schema, budget: _Budget) -> dict[str, Any]:
     return values
 
 
-def _value(data: memoryview, position: int, wire_kind: int, field: Field, budget: _Budget) -> tuple[Any, int]:
+def _value(data: memoryview, position: int, entry: tuple[int, Field], budget: _Budget) -> tuple[Any, int]:
     """Returns a value and the position after it."""
+    wire_kind, field = entry
     expected_kind = {"integer": _VARINT, "int32": _VARINT, "float": _FIXED_32, "double": _FIXED_64}.get(
         field.kind if isinstance(field.kind, str) else "", _LENGTH
     )

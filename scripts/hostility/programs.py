@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from hostility.builders import onnx, onnx_programs, paddle2, paddle_programs, pir
 from hostility.cases import ROOT, Case, Outcome, call, message_problem, refusal_problem, run_command
@@ -40,10 +41,7 @@ _IMAGE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 _HAS_ONNX = importlib.util.find_spec("onnxruntime") is not None
 _FLIP_COUNT = 40
 _QUICK_BYTES = 700_000
-_PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
-    "0000000c4944415478da63606060000000040001f61738550000000049454e44ae426082"
-)
+_PNG = cv2.imencode(".png", _IMAGE)[1].tobytes()
 
 
 def cases() -> Iterator[Case]:
@@ -254,13 +252,13 @@ def _command_cases() -> Iterator[Case]:
         "save", {"X": ["w"]}, {}, ("file_path", "str", paddle_programs.CANARY), ("overwrite", "bool", True)
     )
     read = pir.operator("1.read_file", [], {9: [-1]}, filename=paddle_programs.CANARY)
-    outside = onnx.tensor("w", [48, 2], None, more=onnx.external("../" + "c" * 20))
+    target_file = onnx.tensor("w", [48, 2], None, more=onnx.external("../" + "c" * 20))
     weights = {"inference.pdiparams": paddle2.weights()}
     programs = {
         "save": {"inference.pdmodel": paddle2.with_operator(save), **weights},
         "read_file": {"inference.json": pir.with_operator(read), **weights},
         "a cut file": {"inference.pdmodel": paddle2.program()[:200], **weights},
-        "external data": {"inference.onnx": onnx.model(onnx.graph(constants=[outside]), _TEXT)},
+        "external data": {"inference.onnx": onnx.model(onnx.graph(constants=[target_file]), _TEXT)},
         "Loop": {
             "inference.onnx": onnx.model(
                 onnx.with_nodes(onnx.node("Loop", ["logits"], ["e"], body=onnx.graph())), _TEXT
@@ -292,16 +290,16 @@ def _command(
 def _trusted_external_data(location: str, folder: Path) -> tuple[Outcome, str | None]:
     constant = onnx.tensor("w", [48, 2], None, more=onnx.external(location, offset="0", length="384"))
     files = {"inference.onnx": onnx.model(onnx.graph(constants=[constant]), _TEXT)}
-    outside = folder.parent / f"{folder.name}-outside.bin"
-    outside.write_bytes(onnx.WEIGHTS)
+    target_file = folder.parent / f"{folder.name}-outside.bin"
+    target_file.write_bytes(onnx.WEIGHTS)
     try:
         canary = _write(folder, files)
-        (folder / "exported/link.bin").symlink_to(outside)
+        (folder / "exported/link.bin").symlink_to(target_file)
         (folder / "exported/image.png").write_bytes(_PNG)
         outcome = run_command(["infer", "exported/image.png", "--exported", "exported", "--trust"], folder)
         return _checked(folder, canary, outcome, refusal_problem(outcome, "inference.onnx"))
     finally:
-        outside.unlink()
+        target_file.unlink()
 
 
 def _served(folder: Path) -> tuple[Outcome, str | None]:
@@ -313,17 +311,19 @@ def _served(folder: Path) -> tuple[Outcome, str | None]:
         [sys.executable, str(ROOT / "ppxcls/__main__.py"), "serve", "exported", "--port", "0"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     errors, answer = "", ""
     try:
-        assert process.stderr
-        for line in process.stderr:
+        assert process.stdout
+        for line in process.stdout:
             errors += line
             if address := re.search(r"listening at (http://\S+)", line):
                 # S310: an address of this machine that the server itself printed.
-                request = urllib.request.Request(f"{address[1].rstrip('/')}/predict", _PNG)  # noqa: S310
+                url, headers = f"{address[1]}/predict", {"Content-Type": "image/png"}
+                request = urllib.request.Request(url, _PNG, headers)  # noqa: S310
                 answer = urllib.request.urlopen(request, timeout=30).read().decode()  # noqa: S310
                 break
     finally:

@@ -146,8 +146,8 @@ def _sizes() -> Iterator[tuple[str, bytes]]:
     joins = [onnx.node("Concat", ["logits", "logits"], ["x0"], axis=1)]
     joins += [onnx.node("Concat", [f"x{i}"] * 2, [f"x{i + 1}"], axis=1) for i in range(60)]
     yield "60 joins of a tensor with itself", onnx.with_nodes(*joins)
-    many = [onnx.node("Relu", ["logits"], [f"r{i}"]) for i in range(20_001)]
-    yield "20,001 operators", onnx.with_nodes(*many)
+    copies = [onnx.node("Relu", ["logits"], [f"r{i}"]) for i in range(20_001)]
+    yield "20,001 operators", onnx.with_nodes(*copies)
     zero = onnx.integers("n", 0)
     cast = onnx.node("Cast", ["logits"], ["i"], to=onnx.INT64)
     yield (

@@ -57,14 +57,22 @@ _FORBIDDEN_2: dict[str, tuple[dict[str, list[str]], dict[str, list[str]], tuple[
 }
 
 
-_NAMED = ("save", "save_combine", "load", "py_func", "print", "while", "run_program")  # in their messages
+_KINDS_IN_MESSAGES = (
+    "save",
+    "save_combine",
+    "load",
+    "py_func",
+    "print",
+    "while",
+    "run_program",
+)  # in their messages
 
 
 def forbidden_operators() -> Iterator[tuple[str, str, bytes, str]]:
     """Yields a description, the file's name, its bytes, and a word of the message."""
     for kind, (inputs, outputs, attributes) in _FORBIDDEN_2.items():
         data = paddle2.with_operator(paddle2.operator(kind, inputs, outputs, *attributes))
-        yield f"operator {kind}", "inference.pdmodel", data, kind if kind in _NAMED else ""
+        yield f"operator {kind}", "inference.pdmodel", data, kind if kind in _KINDS_IN_MESSAGES else ""
     names = {"file_path": CANARY}
     for kind, attributes_3 in (
         ("1.save", names),
@@ -169,8 +177,8 @@ def large_sizes() -> Iterator[tuple[str, str, bytes, str]]:
         "a block as an attribute": paddle2.operator("relu", {"X": ["w"]}, _OUT, ("sub_block", "block", 0)),
     }.items():
         yield name, "inference.pdmodel", paddle2.with_operator(operator), ""
-    many = [paddle2.operator("relu", {"X": ["logits"]}, {"Out": [f"r{i}"]}) for i in range(20_001)]
-    yield "20,001 operators", "inference.pdmodel", paddle2.with_operator(*many), ""
+    copies = [paddle2.operator("relu", {"X": ["logits"]}, {"Out": [f"r{i}"]}) for i in range(20_001)]
+    yield "20,001 operators", "inference.pdmodel", paddle2.with_operator(*copies), ""
     for name, shape in {
         "an image of 2^40 pixels": [-1, 1 << 20, 1 << 20, 3],
         "an image of a fixed batch": [1 << 30, 4, 4, 3],
