@@ -115,10 +115,11 @@ class _Place:
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[_Place]:
-    if os.open not in os.supports_dir_fd:  # Windows, with permissions of another kind
+    # Windows has permissions of another kind.
+    if os.open not in os.supports_dir_fd or not hasattr(os, "O_DIRECTORY"):
         yield _Place(folder, None)
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_NOFOLLOW", 0))
     try:
         _check_owner(os.fstat(descriptor), str(folder))
         yield _Place(folder, descriptor)
