@@ -23,8 +23,8 @@ def _is_text_or_none(value: Any) -> bool:
     return value is None or _is_text(value)
 
 
-def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+def _is_list_of_texts_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(map(_is_text, value)))
 
 
 def _is_number_or_none(value: Any) -> bool:
@@ -60,7 +60,7 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("ppxcls", "paddle", "config", "train_list", "eval_list"), _TEXT),
     **dict.fromkeys(("run", "started_from"), _TEXT_OR_NULL),
     **dict.fromkeys(("samples", "global_batch", "update_freq", "steps_per_epoch", "world_size"), _COUNT),
-    "class_names": (_is_list_of_texts, "a list of texts"),
+    "class_names": (_is_list_of_texts_or_none, "a list of texts or null"),
 }
 _PROGRESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("epoch", "batches_done", "step", "skipped", "skipped_total"), _COUNT),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ppxcls.system.atomic_files import named_errors, read_regular, write_bytes
 from ppxcls.system.open_folder import OpenFolder
-from ppxcls.system.temporary_files import UnsafeFileError, earlier_mode, kind_of
+from ppxcls.system.temporary_files import UnsafeFileError, earlier_mode, kind_in_words
 
 _MAX_APPENDED_BYTES = 1 << 32  # largest file with two names that is copied before lines are appended
 
@@ -62,7 +62,7 @@ def _open(folder: OpenFolder, name: str, extra_flags: int) -> int:
 def _append_problem(status: os.stat_result, file: Path) -> str | None:
     """Returns why an open file must not be appended to; None if it may be."""
     if not stat.S_ISREG(status.st_mode):
-        return f"expected a file, found {kind_of(status)}"
+        return f"expected a file, found {kind_in_words(status)}"
     if hasattr(os, "geteuid"):
         folder_status = os.stat(file.parent)
         # Without the sticky bit, everybody could exchange the file anyway.

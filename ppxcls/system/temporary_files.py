@@ -58,12 +58,14 @@ def earlier_mode(folder: OpenFolder, name: str) -> int | None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "expected a file or nothing, found a folder", name)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeFileError(errno.EINVAL, f"expected a file or nothing, found {kind_of(status)}", name)
+        raise UnsafeFileError(
+            errno.EINVAL, f"expected a file or nothing, found {kind_in_words(status)}", name
+        )
     is_own = not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
     return stat.S_IMODE(status.st_mode) & 0o777 if is_own else None
 
 
-def kind_of(status: os.stat_result) -> str:
+def kind_in_words(status: os.stat_result) -> str:
     """Returns what a name belongs to that is no regular file, in words."""
     kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISDIR, "a folder"))
     return next((words for is_kind, words in kinds if is_kind(status.st_mode)), "a device")

@@ -85,11 +85,11 @@ def _make_outside(folder: Path) -> None:
 
 def _outside_problem(folder: Path) -> str | None:
     """Returns what has changed outside of the run's folder; None if nothing has."""
-    outside = folder / "outside"
-    if (outside / "bashrc").read_text() != _PRECIOUS:
+    outer_folder = folder / "outside"
+    if (outer_folder / "bashrc").read_text() != _PRECIOUS:
         return "a file outside of the folder has changed"
-    if sorted(file.name for file in outside.iterdir()) != ["bashrc", "folder"] or any(
-        (outside / "folder").iterdir()
+    if sorted(file.name for file in outer_folder.iterdir()) != ["bashrc", "folder"] or any(
+        (outer_folder / "folder").iterdir()
     ):
         return "a file outside of the folder is new"
     return None

@@ -246,7 +246,7 @@ def test_damage_is_refused(extension: str, damage: str, tmp_path: Path) -> None:
         ({"progress": {"step": -1}}, "expected a whole number from 0 as 'progress.step'"),
         ({"progress": {"best": None}}, "expected a metric, its value and its epoch as 'progress.best'"),
         ({"run": ["a"]}, "expected a text or null as 'run'"),
-        ({"class_names": "ab"}, "expected a list of texts as 'class_names'"),
+        ({"class_names": "ab"}, "expected a list of texts or null as 'class_names'"),
     ],
 )
 def test_manifest_is_checked(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ppxcls.data.sampler import DistributedBatchSampler
 from ppxcls.packed import write
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import RECORD, read_pack_manifest
+from ppxcls.system.temporary_files import temporary_name
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool, small_config
 from tests.packed.conftest import jpeg, photo
 
@@ -157,7 +158,7 @@ def test_interrupted_work_goes_on(
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True)
     assert result.returncode == 9, result.stderr
-    (tmp_path / "out/shard-00002.data.new").write_bytes(b"half")
+    (tmp_path / "out" / temporary_name("shard-00002.data")).write_bytes(b"half")  # of a killed process
     with pytest.raises(ppxcls.DataError, match=r"pack.json: no such file; ppxcls pack writes it at the end"):
         PackedDataset(str(tmp_path / "out"))
     with pytest.raises(ppxcls.DataError, match="another list, or with other options"):
