@@ -93,11 +93,13 @@ def read_metadata(folder: Path) -> ExportMetadata:
     file = folder / METADATA_FILE
     try:
         values = json.loads(read_regular(file, _MAX_METADATA_BYTES).decode())
+        has_digest = isinstance(values, dict) and (SEAL_KEY in values or "parts" in values)
+        is_damaged = has_digest and not is_intact(values)
     except FileNotFoundError:
         raise DataError(f"{folder}: no {METADATA_FILE} in it, so it is not an exported model") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: invalid metadata: {type(error).__name__}: {reason_of(error)}") from None
-    if isinstance(values, dict) and (SEAL_KEY in values or "parts" in values) and not is_intact(values):
+    if is_damaged:
         raise DataError(f"{file}: is damaged or was changed: its SHA-256 is not the one in it; export again")
     return parse_metadata(values, str(file))
 

@@ -24,5 +24,5 @@ def is_intact(values: Mapping[str, Any]) -> bool:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    # The order of the keys stays the same in a file.
+    return hashlib.sha256(json_text(values, is_ascii=True).encode()).hexdigest()
