@@ -134,7 +134,7 @@ def _unknown_owner_of_root() -> frozenset[int]:
             ranges = [tuple(map(int, line.split())) for line in file]
     except (OSError, ValueError):
         return frozenset()
-    has_root = any(outside <= _ROOT < outside + count for _, outside, count in ranges)
+    has_root = any(first <= _ROOT < first + count for _, first, count in ranges)
     return frozenset() if has_root else frozenset([_UNMAPPED_USER])
 
 

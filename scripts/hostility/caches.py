@@ -121,7 +121,7 @@ def _plant(folder: Path, marker: Path) -> Path:
 @contextlib.contextmanager
 def _variables(**values: str) -> Iterator[list[str]]:
     """Sets environment variables, forgets chosen caches, and yields a list that the warnings are added to."""
-    before = {name: os.environ.get(name) for name in values}
+    previous_values = {name: os.environ.get(name) for name in values}
     lines: list[str] = []
     previous_emit = logger.handlers[:]
     handler = _Lines(lines)
@@ -133,7 +133,7 @@ def _variables(**values: str) -> Iterator[list[str]]:
     finally:
         cache_folder.cache_clear()
         logger.handlers[:] = previous_emit
-        for name, value in before.items():
+        for name, value in previous_values.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 

@@ -150,7 +150,7 @@ _READERS: dict[str, _Reader] = {
     ),
 }
 # Functions of the public face that take the name of a file.
-_NAMED: dict[str, Callable[[str], Any]] = {
+_FUNCTIONS: dict[str, Callable[[str], Any]] = {
     "a config": ppxcls.load_config,
     "weights": lambda text: load_weights(None, text),  # type: ignore[arg-type]
     "a state": read_state,
@@ -190,7 +190,7 @@ def cases() -> Iterator[Case]:
             yield Case(f"{place} with {description}", run, is_quick=True)
         for place, reader in _READERS.items():
             yield Case(f"{place} with {description}", functools.partial(_read, reader, text), is_quick=True)
-        for place, function in _NAMED.items():
+        for place, function in _FUNCTIONS.items():
             run = functools.partial(_name, function, text)
             yield Case(f"{place} named with {description}", run, is_quick=True)
     for description, text in _COMMAND_TEXTS.items():

@@ -27,7 +27,7 @@ _NUMBERS = {
     "digits of another script": "\u0663",
 }
 # Variables with numbers, and the values beside those above that are refused.
-_REFUSED = {
+_BAD_VALUES = {
     "OPENCV_IO_MAX_IMAGE_PIXELS": {**_NUMBERS, "zero": "0", "2 to the power of 60": str(1 << 60)},
     "OPENCV_IO_MAX_IMAGE_WIDTH": {"a word": "abc", "40 digits": "9" * 40},
     "OPENCV_ENABLE_MEMALIGN": {"a word": "abc", "a number": "7"},
@@ -145,7 +145,7 @@ _PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ
 
 def cases() -> Iterator[Case]:
     """Returns the cases: each variable with each value."""
-    for name, values in _REFUSED.items():
+    for name, values in _BAD_VALUES.items():
         for description, value in values.items():
             yield Case(f"{name}: {description}", functools.partial(_refused, name, value))
             run = functools.partial(_checked, name, value)
