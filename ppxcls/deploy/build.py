@@ -98,6 +98,7 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
         names=class_names,
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
+        model=config.Arch.name,
     )
 
 
@@ -121,6 +122,7 @@ def exported_predictor(path: str | Path) -> Predictor:
         names=metadata.class_names,
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
+        model=metadata.model,
     )
 
 
