@@ -320,6 +320,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         "all (default: none)",
     )
     cli.add_trust_option(parser)
+    _add_access_options(parser)
     arguments = parser.parse_args()
     ppxcls.serve(
         arguments.model,
@@ -329,7 +330,40 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         queue=arguments.queue,
         cors=arguments.cors,
         trust=arguments.trust,
+        allowed_hosts=arguments.allowed_host,
+        proxies=arguments.proxy,
+        connections=arguments.connections,
+        memory=arguments.memory,
+        pixels=arguments.pixels,
+        decode_seconds=arguments.decode_seconds,
     )
+
+
+def _add_access_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that bound what clients may do."""
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer requests for this host name, too; repeatable; * for all (default: localhost and the "
+        "address that the server listens on)",
+    )
+    parser.add_argument(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="address of a proxy that stands for many clients and may use all connections and memory; "
+        "others may use half; repeatable (default: none)",
+    )
+    for option, kind, default, text in (
+        ("--connections", int, 512, "largest number of connections"),
+        ("--memory", int, 256, "MiB that all requests in progress may take"),
+        ("--pixels", float, 50, "largest number of pixels of an image, in millions"),
+        ("--decode-seconds", float, 10, "longest time to decode an image"),
+    ):
+        parser.add_argument(option, type=kind, default=default, help=f"{text} (default: {default})")
 
 
 def _port(text: str) -> int:

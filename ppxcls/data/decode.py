@@ -9,7 +9,9 @@ import functools
 import io
 import itertools
 import os
+import tempfile
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,6 +19,13 @@ import simplejpeg
 from PIL import Image as PillowImage
 from PIL import ImageOps, features
 
+from ppxcls.data.picture_headers import (
+    PictureLimits,
+    PictureSize,
+    check_scans,
+    current_limits,
+    picture_size,
+)
 from ppxcls.system.arrays import Array
 from ppxcls.system.file_kinds import is_avif, is_heic, why_unreadable
 from ppxcls.system.logs import logger
@@ -29,9 +38,11 @@ cv2.setNumThreads(1)
 MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, also checked in headers here
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
-_REAL_STARTS = (b"PF", b"Pf", b"#?", b"v/1\x01")  # portable float map, Radiance, OpenEXR
+# Portable float map and OpenEXR. A Radiance file can't hold NaN.
+_REAL_STARTS = (b"PF", b"Pf", b"v/1\x01")
 _TIFF_STARTS = (b"II", b"MM")
 _SAMPLE_FORMATS = (b"\x53\x01\x03\x00", b"\x01\x53\x00\x03")  # a TIFF's tag 339, a short number
+_RADIANCE_SIGNATURES = (b"#?RADIANCE", b"#?RGBE")
 _APNG_HEADER_BYTES = 1024  # an animated PNG says so before its pixels
 _START_OF_IMAGE, _START_OF_SCAN, _EXIF_MARKER = 0xD8, 0xDA, 0xE1
 # Number of files that a process opens a second time to look for something to warn about. Training reads its
@@ -109,11 +120,15 @@ def decode_image(data: bytes) -> Image:
         uint8 [H, W, 3], RGB, upright.
 
     Raises:
-        ValueError: the data is empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS``, or not an image.
-            The message tells what the file is, if that is known.
+        ValueError: the data is empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS`` or than the
+            limits of ``picture_limits``, has too many scans, or is not an image. The message tells what the
+            file is, if that is known.
     """
     if not data:
         raise ValueError("the file is empty")
+    check_scans(data)
+    if (limits := current_limits()) is not None and (size := picture_size(data)) is not None:
+        limits.check(size)
     if _is_plain_jpeg(data):
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
@@ -126,7 +141,10 @@ def decode_image(data: bytes) -> Image:
     else:
         _check_size_by_pillow(data)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if data.startswith(_RADIANCE_SIGNATURES):
+            image = _decode_radiance(data)
+        else:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ValueError(f"OpenCV can't decode the image: {error.err}") from None
     if image is None:
@@ -146,6 +164,18 @@ def _has_not_finite_pixels(data: bytes) -> bool:
     """True if OpenCV reads floating-point pixels from a file, and one of them is NaN or infinite."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     return pixels is not None and pixels.dtype.kind == "f" and not np.isfinite(pixels).all()
+
+
+def _decode_radiance(data: bytes) -> Image | None:
+    """Decodes a Radiance picture, BGR; None if it can't be decoded.
+
+    OpenCV reads this format from files only. From memory, it writes a file itself, which stays in the folder
+    for temporary files if the picture has too many pixels.
+    """
+    with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
+        file = Path(folder, "picture.hdr")
+        file.write_bytes(data)
+        return cv2.imread(str(file), cv2.IMREAD_COLOR)
 
 
 def _check_size_by_pillow(data: bytes) -> None:
@@ -272,12 +302,10 @@ def warn_if_almost_black(data: bytes, image: Image) -> None:
 
 
 def _check_pixels(height: bytes, width: bytes) -> None:
-    size = [int.from_bytes(side, "big") for side in (width, height)]
-    if size[0] * size[1] > MAX_PIXELS:
-        raise ValueError(
-            f"{size[0]} x {size[1]} pixels; "
-            f"an image may have at most {MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)"
-        )
+    size = PictureSize(int.from_bytes(width, "big"), int.from_bytes(height, "big"), 3)
+    for limits in (current_limits(), PictureLimits(MAX_PIXELS, None, "OPENCV_IO_MAX_IMAGE_PIXELS")):
+        if limits is not None:
+            limits.check(size)
 
 
 def _is_plain_jpeg(data: bytes) -> bool:

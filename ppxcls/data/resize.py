@@ -15,6 +15,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count
 from ppxcls.data.decode import MAX_PIXELS, Image, ImageParts
+from ppxcls.data.picture_headers import current_limits
 from ppxcls.system import kernels
 
 Size = Count | list[Count]
@@ -64,7 +65,9 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
 
 
 def _resize(image: Image, size: tuple[int, int], *, name: str, backend: str) -> Image:
-    if size[0] * size[1] > MAX_PIXELS:  # such as a line of pixels, if its shorter side is enlarged
+    limits = current_limits()
+    max_pixels = MAX_PIXELS if limits is None else min(limits.pixels, MAX_PIXELS)
+    if size[0] * size[1] > max_pixels:  # such as a line of pixels, if its shorter side is enlarged
         raise ValueError(
             f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
         )

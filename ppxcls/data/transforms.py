@@ -371,6 +371,8 @@ class Compose:
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"expected an image uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
+        if any(isinstance(t, DecodeImage) and not t.to_rgb for t in self.transforms):
+            image = image[:, :, ::-1]
         return Compose([t for t in self.transforms if not isinstance(t, DecodeImage)])(image, rng)
 
     def __call__(self, data: bytes | Image | ImageParts, rng: Generator | None = None) -> Image:

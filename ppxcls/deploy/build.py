@@ -102,6 +102,7 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
         names=class_names,
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
+        model=config.Arch.name,
     )
 
 
@@ -139,6 +140,7 @@ def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
         names=metadata.class_names,
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
+        model=metadata.model,
     )
 
 

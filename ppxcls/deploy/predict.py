@@ -12,7 +12,7 @@ import numpy as np
 
 from ppxcls.data.errors import DataError
 from ppxcls.data.prefetch import prefetch
-from ppxcls.data.transforms import Compose
+from ppxcls.data.transforms import Compose, DecodeImage
 from ppxcls.deploy.images import NamedImage, Source, named_images
 from ppxcls.deploy.runners import Runner
 from ppxcls.system.arrays import Array
@@ -54,6 +54,7 @@ class Predictor:
         names: class names in the order of their ids; empty for no names.
         gives_logits: True if the runner returns logits.
         description: one line that describes the model.
+        model: name of the network.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class Predictor:
         names: Sequence[str],
         gives_logits: bool,
         description: str,
+        model: str = "",
     ) -> None:
         self.names = list(names)
         self.description = description
+        self.model = model
         self._transform = transform
         self._runner = runner
         self._gives_logits = gives_logits
@@ -114,13 +117,39 @@ class Predictor:
             ):
                 yield from self._predict_batch([future.result() for future in futures], topk)
 
+    @property
+    def decodes_images(self) -> bool:
+        """True if the transforms begin with the decoding of an image file."""
+        transforms = self._transform.transforms
+        return bool(transforms) and isinstance(transforms[0], DecodeImage)
+
+    def prepare(self, image: bytes | Array) -> Array:
+        """Returns an image as ``predict_prepared`` takes it.
+
+        Args:
+            image: content of an image file, or an array uint8 [H, W, 3], RGB.
+
+        Raises:
+            ValueError: the image can't be decoded, or does not fit a transform.
+        """
+        rng = np.random.default_rng(0)
+        if isinstance(image, np.ndarray):
+            return self._transform.without_decoding(image, rng)
+        return self._transform(image, rng)
+
+    def predict_prepared(self, images: Sequence[Array], topk: int = DEFAULT_TOPK) -> list[Prediction]:
+        """Predicts the classes of one batch of images.
+
+        Args:
+            images: results of ``prepare``.
+            topk: number of classes in a prediction.
+        """
+        return list(self._predict_batch([(f"image {i}", image) for i, image in enumerate(images)], topk))
+
     def _load(self, image: NamedImage) -> tuple[str, Array | str]:
         """Returns the name of an image, and the transformed image or the reason why it can't be read."""
         try:
-            content = image.load()
-            if isinstance(content, np.ndarray):
-                return image.name, self._transform.without_decoding(content, np.random.default_rng(0))
-            return image.name, self._transform(content, np.random.default_rng(0))
+            return image.name, self.prepare(image.load())
         except OSError as error:
             return image.name, reason_of(error)
         except (ValueError, MemoryError) as error:

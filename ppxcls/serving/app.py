@@ -1,4 +1,4 @@
-"""HTTP server: receives images and answers with JSON; with health, metrics, and a page to try it.
+"""HTTP application: receives images and answers with JSON; with health, metrics, and a page to try it.
 
 LitServe (0.2.19) provides batching, but its queues are unbounded, and it removes the size limit of a request
 body. With Starlette, both take a few lines.
@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
-import threading
+import json
 import time
+from collections import Counter as Counted
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,13 +24,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ppxcls.deploy.build import load
+from ppxcls.data.picture_headers import picture_limits
 from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
-from ppxcls.serving.address import url_of
+from ppxcls.serving.answers import answer_to, first_classes
 from ppxcls.serving.batching import Batcher, BusyError
 from ppxcls.serving.bodies import (
     RIGHT_CALLS,
-    BodyLimits,
     RequestError,
     Submission,
     advice,
@@ -43,51 +38,31 @@ from ppxcls.serving.bodies import (
     read_submission,
     read_topk,
 )
+from ppxcls.serving.connections import ConnectionBook
+from ppxcls.serving.decoders import DecoderPool, SlowDecodeError
+from ppxcls.serving.hosts import AllowedHosts, Doorkeeper
+from ppxcls.serving.lanes import Lanes
+from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits, short
+from ppxcls.serving.memory import BodyParts, MemoryBudget, Reservation, client_key
 from ppxcls.serving.openapi import openapi_document
-from ppxcls.system.logs import logger, set_up_logging
-from ppxcls.train.predictions import NOT_FINITE
+from ppxcls.system.arrays import Array
+from ppxcls.system.environment import usable_cores
+from ppxcls.system.logs import logger
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-_BACKLOG = 2048  # connections that the system accepts before the server does
-_POLL_SECONDS = 0.2  # time until Ctrl-C is noticed while the server runs in a thread
-_UNBOUNDED_IMAGES = 1 << 40  # images; so many that the network is compiled at the first batch
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src blob:; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'",
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
+_STEP_BYTES = 256 << 10  # steps in which a body reserves memory
+_LARGE_BODY_BYTES = 1 << 20  # bodies above it are unpacked one after the other
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one server.
+class _Item(NamedTuple):
+    """An image that waits for its prediction, and the number of classes to answer with."""
 
-    Attributes:
-        body: largest size of an image file, and of all image files of a request together, in bytes.
-        images: largest number of images in a request.
-        batch: largest number of images in a batch.
-        wait: longest time that a batch waits for more images, in seconds.
-        queue: largest number of waiting images; more are answered with 503.
-        seconds: longest time until an answer, in seconds; after it the answer is 504.
-    """
-
-    body: int = 20 << 20
-    images: int = 16
-    batch: int = 16
-    wait: float = 0.005
-    queue: int = 128
-    seconds: float = 30.0
-
-    @property
-    def of_body(self) -> BodyLimits:
-        """Limits of one request. Its images must fit into the queue."""
-        return BodyLimits(self.body, min(self.images, self.queue))
-
-
-class _Image(NamedTuple):
-    """An image that waits for its prediction: content of the file, and number of classes to answer with."""
-
-    data: bytes
+    image: Array
     topk: int | None
 
 
@@ -97,11 +72,30 @@ class Service:
     Args:
         predictor: predictor of a run or of exported files.
         limits: limits of the server.
+        decoders: processes that decode the images; None to decode them in this process.
+        book: connections of the server; None if something else bounds them.
+        proxies: keys of clients that may use all of the limits.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        self._predictor = predictor
-        self._limits = limits
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits,
+        *,
+        decoders: DecoderPool | None = None,
+        book: ConnectionBook | None = None,
+        proxies: frozenset[str] = frozenset(),
+    ) -> None:
+        self._predictor, self._limits = predictor, limits
+        self._decoders, self._book = decoders, book
+        self._budget = MemoryBudget(limits.memory, proxies, None if book is None else book.end_slow_upload)
+        self._lanes = Lanes(decoders.count if decoders else usable_cores() + 1, proxies)
+        if decoders:
+            decoders.has_waiting = lambda: self._lanes.has_waiting
+        self._large_bodies = asyncio.Semaphore(1)
+        self._decoding_count = 0
+        self._client_counts: Counted[str] = Counted()
+        self._proxies = proxies
         self.registry = CollectorRegistry()
         self._requests = Counter("ppxcls_requests", "Answers by status", ["status"], registry=self.registry)
         self._seconds = Histogram(
@@ -111,10 +105,8 @@ class Service:
         self._batches = Histogram(
             "ppxcls_batch_size", "Images in a batch", registry=self.registry, buckets=sizes
         )
-        Gauge("ppxcls_waiting", "Images in the queue", registry=self.registry).set_function(
-            lambda: self._batcher.waiting
-        )
-        self._batcher: Batcher[_Image, Prediction] = Batcher(
+        self._add_gauges()
+        self._batcher: Batcher[_Item, Prediction] = Batcher(
             self._predict,
             limits.batch,
             wait=limits.wait,
@@ -122,23 +114,42 @@ class Service:
             on_batch=lambda count, _: self._batches.observe(count),
         )
 
-    def _predict(self, images: Sequence[_Image]) -> list[Prediction]:
+    def _add_gauges(self) -> None:
+        gauges = (
+            ("ppxcls_waiting", "Images that wait", lambda: self._waiting_count),
+            ("ppxcls_body_bytes", "Bytes of the requests in progress", lambda: self._budget.total),
+            ("ppxcls_connections", "Connections", lambda: 0 if self._book is None else len(self._book)),
+        )
+        for name, description, value in gauges:
+            Gauge(name, description, registry=self.registry).set_function(value)
+
+    @property
+    def _waiting_count(self) -> int:
+        return self._batcher.waiting + self._decoding_count
+
+    def _predict(self, items: Sequence[_Item]) -> list[Prediction]:
         """Predicts a batch with the largest ``topk`` of its images, and cuts each prediction to its own."""
-        options = {"batch_size": self._limits.batch}
-        if any(image.topk is not None for image in images):
-            options["topk"] = max(image.topk or DEFAULT_TOPK for image in images)
-        predictions = self._predictor.predict([image.data for image in images], **options)
+        topk = max(item.topk or DEFAULT_TOPK for item in items)
+        predictions = self._predictor.predict_prepared([item.image for item in items], topk)
         return [
-            _first_classes(prediction, image.topk or DEFAULT_TOPK)
-            for prediction, image in zip(predictions, images, strict=True)
+            first_classes(prediction, item.topk or DEFAULT_TOPK)
+            for prediction, item in zip(predictions, items, strict=True)
         ]
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Runs while the server runs; at the end, it answers the waiting images."""
+        watch = None if self._book is None else asyncio.create_task(self._book.watch())
         await self._batcher.start()
-        yield
-        await self._batcher.stop()
+        try:
+            yield
+        finally:
+            if self._decoders:
+                self._decoders.close()  # by now the requests are answered, or their time is over
+            self._lanes.close()
+            await self._batcher.stop()
+            if watch:
+                watch.cancel()
 
     async def predict(self, request: Request) -> Response:
         """Answers ``POST /predict`` with JSON; ``openapi.json`` describes the forms of a request.
@@ -153,19 +164,17 @@ class Service:
         return JSONResponse(content, status, headers={"Retry-After": "1"} if status == 503 else None)
 
     async def _answer(self, request: Request) -> tuple[int, dict[str, Any]]:
+        client = client_key(request.client.host if request.client else "")
         try:
-            if self._batcher.waiting >= self._limits.queue:  # before the body takes memory
+            if self._waiting_count >= self._limits.queue:  # before the body takes memory
                 raise BusyError
             topk = _topk_parameter(request)
-            content_type = request.headers.get("content-type", "")
-            body = await asyncio.wait_for(self._body(request), self._limits.seconds)
-            submission = await self._submission(body, request)
-            items = [_Image(image, topk or submission.topk) for image in submission.images]
-            predictions = await asyncio.wait_for(self._batcher.answers(items), self._limits.seconds)
+            with Reservation(self._budget, client) as reservation:
+                return await self._answer_to_body(request, topk, client=client, reservation=reservation)
         except RequestError as error:
-            return error.status, {"error": str(error)}
-        except BusyError:
-            return 503, {"error": "too many images are waiting; try again later"}
+            return error.status, {"error": short(str(error))}
+        except BusyError as error:
+            return 503, {"error": str(error) or "too many images are waiting; try again later"}
         except ClientDisconnect:
             return 499, {"error": "the client has disconnected"}
         except (TimeoutError, asyncio.TimeoutError):
@@ -173,50 +182,126 @@ class Service:
         except Exception as error:
             logger.exception("a batch failed")
             return 500, {"error": type(error).__name__}
-        answers = [_answer_to(prediction) for prediction in predictions]
+
+    async def _answer_to_body(
+        self, request: Request, topk: int | None, *, client: str, reservation: Reservation
+    ) -> tuple[int, dict[str, Any]]:
+        content_type = request.headers.get("content-type", "")
+        try:
+            body = await asyncio.wait_for(self._body(request, reservation), self._limits.connections.body)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise RequestError(408, f"no body within {self._limits.connections.body:g} s") from None
+        note = advice(body, content_type)
+        submission = await self._submission(body, request)
+        is_raw_body = submission.images[0] is body
+        del body
+        await reservation.resize(sum(map(len, submission.images)))
+        predictions = await asyncio.wait_for(
+            self._predictions(submission, topk or submission.topk, client), self._limits.seconds
+        )
+        answers = [answer_to(prediction) for prediction in predictions]
         if not submission.is_list:
             status, content = answers[0]
-            if status == 422 and submission.images[0] is body:
-                content["error"] += advice(body, content_type)
+            if status == 422 and is_raw_body:
+                content["error"] = short(content["error"] + note)
             return status, content
         entries = [
-            {"file": name, **entry} for name, (_, entry) in zip(submission.names, answers, strict=True)
+            {"file": short(name), **entry} for name, (_, entry) in zip(submission.names, answers, strict=True)
         ]
         # 200 if there is any prediction: a client sees at each entry which one has failed.
         return min(status for status, _ in answers), {"predictions": entries}
+
+    async def _predictions(self, submission: Submission, topk: int | None, client: str) -> list[Prediction]:
+        """Decodes the images of a request, and predicts those that can be decoded."""
+        images = submission.images
+        # One client may not fill the queue, but each request fits into its part.
+        part = max(self._limits.of_body.images, self._limits.queue * 3 // 4)
+        is_too_much = client not in self._proxies and self._client_counts[client] + len(images) > part
+        if is_too_much or self._waiting_count + len(images) > self._limits.queue:
+            raise BusyError
+        self._client_counts[client] += len(images)
+        try:
+            return await self._decoded_predictions(submission, topk, client)
+        finally:
+            self._client_counts[client] -= len(images)
+            if not self._client_counts[client]:
+                del self._client_counts[client]
+
+    async def _decoded_predictions(
+        self, submission: Submission, topk: int | None, client: str
+    ) -> list[Prediction]:
+        images = submission.images
+        self._decoding_count += len(images)
+        try:
+            results = await asyncio.gather(
+                *(self._lanes.run(self._prepare, image, client) for image in images)
+            )
+        finally:
+            self._decoding_count -= len(images)
+        items = [_Item(result, topk) for result in results if not isinstance(result, str)]
+        rows = iter(await self._batcher.answers(items) if items else [])
+        return [
+            Prediction(name, error=result) if isinstance(result, str) else next(rows)
+            for name, result in zip(submission.names, results, strict=True)
+        ]
+
+    def _prepare(self, image: bytes) -> Array | str:
+        """Returns an image as the predictor takes it, or the reason why it can't be used."""
+        try:
+            with picture_limits(self._limits.of_picture):
+                if self._decoders and self._predictor.decodes_images:
+                    return self._predictor.prepare(self._decoders.decode(image))
+                return self._predictor.prepare(image)
+        except SlowDecodeError as error:
+            raise BusyError(str(error)) from None
+        except (ValueError, OSError, MemoryError) as error:
+            return short(" ".join(str(error).split())) or "not enough memory"
 
     async def _submission(self, body: bytes, request: Request) -> Submission:
         """Finds the images of a body, in a thread, because a large body may take long to unpack."""
         content_type = request.headers.get("content-type", "")
         encoding = request.headers.get("content-encoding", "")
         limits = self._limits.of_body
+        max_size = limits.wire_size(content_kind(content_type))
 
         def find_images() -> Submission:
             try:
-                plain_body = decompressed(body, encoding, limits.wire_size(content_kind(content_type)))
+                plain_body = decompressed(body, encoding, max_size)
             except OverflowError:
                 raise limits.too_large() from None
             return read_submission(plain_body, content_type, limits)
 
-        return await asyncio.get_running_loop().run_in_executor(None, find_images)
+        is_packed = encoding.strip().lower() not in ("", "identity")
+        needs_turn = is_packed or len(body) > _LARGE_BODY_BYTES
+        loop = asyncio.get_running_loop()
+        async with self._large_bodies if needs_turn else contextlib.nullcontext():
+            return await loop.run_in_executor(None, find_images)
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, reservation: Reservation) -> bytes:
         limits = self._limits.of_body
         max_size = limits.wire_size(content_kind(request.headers.get("content-type", "")))
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length[:20]) > max_size:
             raise limits.too_large()
-        parts, size = [], 0
-        async for part in request.stream():  # the length may be missing or wrong
-            size += len(part)
-            if size > max_size:
-                raise limits.too_large()
-            parts.append(part)
-        return b"".join(parts)
+        parts = BodyParts(max_size)
+        size, reserved_size = 0, 0
+        try:
+            async for part in request.stream():  # the length may be missing or wrong
+                size += len(part)
+                if size > max_size:
+                    raise limits.too_large()
+                if size > reserved_size:
+                    reserved_size = -(-size // _STEP_BYTES) * _STEP_BYTES
+                    await reservation.resize(reserved_size)
+                parts.append(part)
+            return parts.join()
+        finally:
+            parts.close()
 
     async def health(self, request: Request) -> Response:
-        """Answers ``GET /healthz``."""
-        return JSONResponse({"status": "ok", "model": self._predictor.description})
+        """Answers ``GET /healthz``. It says nothing about the machine."""
+        model = short(self._predictor.model.replace("\\", "/").rpartition("/")[2])
+        return JSONResponse({"status": "ok", "model": model})
 
     async def metrics(self, request: Request) -> Response:
         """Answers ``GET /metrics``, in Prometheus's text format."""
@@ -240,46 +325,38 @@ def _topk_parameter(request: Request) -> int | None:
     return None if value is None else read_topk(value)
 
 
-def _first_classes(prediction: Prediction, topk: int) -> Prediction:
-    """Returns a prediction with its best ``topk`` classes only."""
-    return replace(
-        prediction,
-        class_ids=prediction.class_ids[:topk],
-        scores=prediction.scores[:topk],
-        label_names=prediction.label_names[:topk],
-    )
-
-
-def _answer_to(prediction: Prediction) -> tuple[int, dict[str, Any]]:
-    """Returns status and JSON of one image's prediction."""
-    if prediction.error:
-        return 500 if prediction.error == NOT_FINITE else 422, {"error": prediction.error}
-    return 200, {key: value for key, value in asdict(prediction).items() if key not in ("file", "error")}
-
-
 async def _http_error(request: Request, error: Exception) -> Response:
     """Answers an unknown path or method with JSON that names the right call."""
     assert isinstance(error, HTTPException)
-    message = (
-        f"{error.detail}: {request.method} {request.url.path[:100]}; POST an image to /predict: {RIGHT_CALLS}"
-    )
-    return JSONResponse({"error": message}, error.status_code, headers=error.headers)
+    place = f"{request.method[:20]} {request.scope['path'][:100]}"
+    message = f"{error.detail}: {place}; POST an image to /predict: {RIGHT_CALLS}"
+    return JSONResponse({"error": short(message)}, error.status_code, headers=error.headers)
 
 
-def build_app(predictor: Predictor, limits: Limits = Limits(), cors: Sequence[str] = ()) -> Starlette:
+def build_app(
+    predictor: Predictor,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    access: Access = OPEN_ACCESS,
+    hosts: AllowedHosts | None = None,
+    decoders: DecoderPool | None = None,
+    book: ConnectionBook | None = None,
+) -> Starlette:
     """Returns the ASGI application of a predictor.
 
     Args:
         predictor: predictor of a run or of exported files.
         limits: limits of the server.
-        cors: origins of the web pages that may use the server, such as ``https://example.org``; ``*`` for
-            all of them.
+        access: clients and web pages that may use the server.
+        hosts: names under which it answers; None for all.
+        decoders: processes that decode the images; None to decode them in this process.
+        book: connections of the server; None if something else bounds them.
     """
-    service = Service(predictor, limits)
-    document = openapi_document(limits.of_body, limits.queue)
+    service = Service(predictor, limits, decoders=decoders, book=book, proxies=access.proxy_keys)
+    document = json.dumps(openapi_document(limits.of_body, limits.queue))
 
     async def openapi(request: Request) -> Response:
-        return JSONResponse(document)
+        return Response(document, media_type="application/json")
 
     routes = [
         Route("/predict", service.predict, methods=["POST"]),
@@ -288,12 +365,12 @@ def build_app(predictor: Predictor, limits: Limits = Limits(), cors: Sequence[st
         Route("/openapi.json", openapi),
         Route("/", service.page),
     ]
-    middleware = []
-    if cors:
+    middleware = [Middleware(Doorkeeper, hosts=hosts, origins=access.cors)]
+    if access.cors:
         middleware.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=list(cors),
+                allow_origins=list(access.cors),
                 allow_methods=["GET", "POST"],
                 allow_headers=["Content-Type", "Content-Encoding"],
                 expose_headers=["Retry-After"],
@@ -305,83 +382,3 @@ def build_app(predictor: Predictor, limits: Limits = Limits(), cors: Sequence[st
         exception_handlers={HTTPException: _http_error},
         lifespan=service.lifespan,
     )
-
-
-def run_server(
-    path: str | Path,
-    listener: socket.socket,
-    *,
-    batch: int = 16,
-    queue: int = 128,
-    cors: Sequence[str] = (),
-    trust: bool = False,
-) -> None:
-    """Serves a run or an exported model until SIGTERM or SIGINT; requests that have begun are still answered.
-
-    In a running event loop, such as a notebook's, the server runs in a thread with a loop of its own.
-
-    Args:
-        path: run or exported model, as for ``ppxcls.load``.
-        listener: socket with the address to listen on.
-        batch: largest number of images in a batch.
-        queue: largest number of waiting images.
-        cors: origins of the web pages that may use the server; ``*`` for all.
-        trust: True to run code that came with the files, as for ``ppxcls.load``.
-
-    Raises:
-        ConfigError, CheckpointError, DataError: the model can't be used.
-        OSError: another program has begun to listen at the address.
-    """
-    set_up_logging()
-    predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
-    logger.info(predictor.description)
-    predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a run's network before the first request
-    app = build_app(predictor, Limits(batch=batch, queue=queue), cors)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            lifespan="on",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=30,
-            # Each connection may hold a body in memory; above this number uvicorn answers 503 itself.
-            limit_concurrency=2 * queue + batch,
-        )
-    )
-    listener.listen(_BACKLOG)  # from now on clients may connect
-    logger.info(f"listening at {url_of(listener)}")
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        _run_here(server, listener)
-    else:
-        _run_in_thread(server, listener)
-
-
-def _run_here(server: uvicorn.Server, listener: socket.socket) -> None:
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after the last answer
-        server.run(sockets=[listener])
-
-
-def _run_in_thread(server: uvicorn.Server, listener: socket.socket) -> None:
-    """Runs a server in a thread, and waits for its end. Ctrl-C or a notebook's stop button ends it."""
-    signals: list[int] = []
-
-    def end(number: int, frame: object) -> None:
-        signals.append(number)
-        server.should_exit = True
-
-    thread = threading.Thread(target=_run_here, args=(server, listener), name="ppxcls-server")
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    handled_signals = (signal.SIGINT, signal.SIGTERM) if is_main_thread else ()
-    # asyncio's own handler of Ctrl-C would only cancel the task that waits here.
-    old_handlers = {number: signal.signal(number, end) for number in handled_signals}
-    try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-    finally:
-        for number, handler in old_handlers.items():
-            signal.signal(number, handler)
-    if signal.SIGTERM in signals:
-        signal.raise_signal(signal.SIGTERM)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppxcls._version import __version__
 from ppxcls.deploy.predict import DEFAULT_TOPK
 from ppxcls.serving.bodies import BodyLimits
 
+_INTERFACE_VERSION = "1"  # of the interface; a stranger need not know that of the package
 _BASE64 = {
     "type": "string",
     "description": "An image file in base64, or a data URI such as data:image/jpeg;base64,...",
@@ -67,11 +67,15 @@ def openapi_document(limits: BodyLimits, queue: int) -> dict[str, Any]:
     }
     errors = {
         "400": "The request has no image, or its form or JSON is invalid.",
+        "403": "A web page of another origin.",
+        "408": "The body came too slowly.",
         "413": f"More than {limits.size:,} bytes or {limits.images} images.",
         "415": "A content type or Content-Encoding that is not supported.",
+        "421": "Another host name than this server's.",
         "422": "No image of the request can be decoded.",
         "500": "The model failed.",
-        "503": f"More than {queue} images are waiting; try again after Retry-After seconds.",
+        "503": f"More than {queue} images are waiting, or no memory or connection is free; "
+        "try again after Retry-After seconds.",
         "504": "There was no answer in time.",
     }
     responses = {status: {"description": text, "content": _json("Error")} for status, text in errors.items()}
@@ -90,7 +94,7 @@ def openapi_document(limits: BodyLimits, queue: int) -> dict[str, Any]:
     }
     return {
         "openapi": "3.1.0",
-        "info": {"title": "ppxcls", "version": __version__},
+        "info": {"title": "ppxcls", "version": _INTERFACE_VERSION},
         "paths": {
             "/predict": {"post": operation},
             "/healthz": {"get": _get("State and model of the server", "application/json")},

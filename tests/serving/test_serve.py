@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gzip
 import http.client
 import inspect
@@ -315,6 +316,97 @@ def test_the_openapi_document_describes_the_answers(server: Server, run: Path) -
         validate(json.loads(answer), operation["responses"]["400"]["content"]["application/json"]["schema"])
 
 
+def test_nothing_about_the_machine_is_told(server: Server, run: Path) -> None:
+    status, text = server.ask(b"", "/healthz", "GET")
+    assert (status, json.loads(text)) == (200, {"status": "ok", "model": "SmallNetwork"})
+    for path in ("/metrics", "/openapi.json", "/", "/nowhere"):
+        _, text = server.ask(b"", path, "GET")
+        for word in (str(run), "/root", "/home", ppxcls.__version__, "uvicorn"):
+            assert word not in text, path
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("127.0.0.1:1", 200),
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("", 421),
+    ],
+)
+def test_other_host_names_are_refused(host: str, status: int, server: Server) -> None:
+    received, text = server.ask(b"", "/healthz", "GET", {"Host": host})
+    assert received == status, text
+    if status != 200:
+        assert "does not answer for the host" in json.loads(text)["error"]
+
+
+def raw_answer(server: Server, data: bytes) -> tuple[bytes, bytes]:
+    """Returns the first line of an answer and its last one; the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(data)
+        lines = b"".join(iter(lambda: connection.recv(1 << 16), b"")).splitlines()
+    return lines[0], lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"X" * 70_000 + b" / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"431 "),
+        (b"FOO / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"501 "),
+        (b"GET / HTTP/3.0\r\nHost: localhost\r\n\r\n", b"505 "),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400 "),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 200 + b"\r\n", b"431 "),
+        (b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400 "),
+    ],
+)
+def test_odd_http_gets_one_short_line(data: bytes, status: bytes, server: Server) -> None:
+    first_line, last_line = raw_answer(server, data)
+    assert first_line.startswith(b"HTTP/1.1 " + status)
+    assert len(json.loads(last_line)["error"]) <= 500
+
+
+def test_idle_connections_make_room(run: Path) -> None:
+    """Eight connections are allowed. Idle ones, half heads and half bodies are ended for honest clients."""
+    server = Server(run, "--connections", "8")
+    half_body = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx"
+    try:
+        for first in (b"", b"GET / HT", half_body):
+            crowd = [socket.create_connection(("127.0.0.1", server.port), timeout=60) for _ in range(20)]
+            for connection in crowd:
+                with contextlib.suppress(OSError):
+                    connection.sendall(first)
+            statuses = []
+            while not statuses or statuses[-1] == 503:
+                with contextlib.suppress(OSError):
+                    statuses.append(server.ask(images(run)[0])[0])
+            assert statuses[-1] == 200
+            for connection in crowd:
+                connection.close()
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
+def test_options_of_access_and_size(run: Path) -> None:
+    server = Server(run, "--allowed-host", "images.example", "--pixels", "0.01", "--proxy", "127.0.0.1")
+    try:
+        assert server.ask(b"", "/healthz", "GET", {"Host": "images.example:80"})[0] == 200
+        assert server.ask(b"", "/healthz", "GET", {"Host": "evil.example"})[0] == 421
+        _, data = cv2.imencode(".png", np.zeros((101, 100, 3), np.uint8))
+        status, text = server.ask(data.tobytes())
+        assert (status, json.loads(text)["error"]) == (
+            422,
+            "100 x 101 pixels; an image may have at most 10,000 (the server's option --pixels)",
+        )
+        _, data = cv2.imencode(".png", np.zeros((100, 100, 3), np.uint8))
+        assert server.ask(data.tobytes())[0] == 200
+    finally:
+        server.process.kill()
+        server.process.communicate()
+
+
 def test_it_ends_cleanly(run: Path) -> None:
     """Requests in progress are answered, and the exit code is 0."""
     server = Server(run)
@@ -359,6 +451,13 @@ def serve_here(*words: str, model: str = "nothing") -> subprocess.CompletedProce
         (["--host", ""], 1, "expected a host such as 127.0.0.1"),
         (["--port", "0", "--cors", "https://example.org/"], 1, "expected an origin such as https://example.org"),
         (["--port", "0", "--batch", "0"], 1, "expected a batch and a queue of at least 1"),
+        (["--port", "0", "--allowed-host", "a.org:80"], 1, "expected an allowed host as a name or an address"),
+        (["--port", "0", "--proxy", "a.org"], 1, "expected the address of a proxy such as 127.0.0.1"),
+        (["--port", "0", "--connections", "1"], 1, "connections: expected a number from 8 to 100000"),
+        (["--port", "0", "--memory", "1"], 1, "memory: expected a number from 64"),
+        (["--port", "0", "--pixels", "0"], 1, "pixels: expected a number from 0.01"),
+        (["--port", "0", "--pixels", "nan"], 1, "pixels: expected a number from 0.01"),
+        (["--port", "0", "--decode-seconds", "-1"], 1, "decode_seconds: expected a number from 0.1"),
     ],
 )  # fmt: skip
 def test_an_address_that_can_t_be_used_is_known_before_the_model(
@@ -425,11 +524,16 @@ def test_a_free_port_is_printed_and_other_pages_need_an_option(run: Path) -> Non
     try:
         lines = iter(process.stdout.readline, "")
         port = next(int(line.rsplit(":", 1)[1]) for line in lines if "listening at http://127.0.0.1:" in line)
-        for origin, expected in (("https://a.org", "https://a.org"), ("https://b.org", None)):
+        for origin, status, expected in (
+            ("https://a.org", 200, "https://a.org"),
+            ("https://b.org", 403, None),
+            (f"http://127.0.0.1:{port}", 200, None),
+        ):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("POST", "/predict", images(run)[0], {"Origin": origin})
             response = connection.getresponse()
-            assert (response.status, response.getheader("Access-Control-Allow-Origin")) == (200, expected)
+            assert response.status == status
+            assert response.getheader("Access-Control-Allow-Origin") == expected
             connection.close()
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
@@ -441,12 +545,29 @@ def test_a_free_port_is_printed_and_other_pages_need_an_option(run: Path) -> Non
         assert process.wait(timeout=60) == 0
 
 
-def test_without_the_option_no_other_page_is_allowed(server: Server, run: Path) -> None:
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Origin": "https://a.org"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "http://localhost:PORT"}, 403),
+        ({"Origin": "http://127.0.0.1:PORT"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({}, 200),
+    ],
+)
+def test_without_the_option_no_other_page_is_allowed(
+    headers: dict[str, str], status: int, server: Server, run: Path
+) -> None:
+    headers = {name: value.replace("PORT", str(server.port)) for name, value in headers.items()}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("POST", "/predict", images(run)[0], {"Origin": "https://a.org"})
+    connection.request("POST", "/predict", images(run)[0], headers)
     response = connection.getresponse()
-    response.read()
-    assert response.status == 200
+    assert response.status == status, response.read()
     assert response.getheader("Access-Control-Allow-Origin") is None
     connection.close()
 
@@ -529,9 +650,13 @@ def test_busy_and_late_are_said() -> None:
     pytest.importorskip("httpx")
 
     class Slow:
-        description = "slow"
+        model = "slow"
+        decodes_images = True
 
-        def predict(self, images: Sequence[bytes], batch_size: int) -> list[Prediction]:
+        def prepare(self, image: bytes) -> bytes:
+            return image
+
+        def predict_prepared(self, images: Sequence[bytes], topk: int) -> list[Prediction]:
             time.sleep(0.6)
             return [Prediction("x", [0], [1.0], ["a"]) for _ in images]
 

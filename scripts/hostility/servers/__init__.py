@@ -1,0 +1,1 @@
+"""What the hostile cases of the server need: a measured server, raw requests, and hostile pictures."""
