@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
-from ppxcls.system.temporary_files import UnsafeFileError, kind_of
+from ppxcls.system.temporary_files import UnsafeFileError, kind_in_words
 
 try:
     import fcntl
@@ -100,7 +100,7 @@ def _open(lock: Path) -> int | None:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise UnsafeFileError(errno.EINVAL, f"expected a lock file, found {kind_of(status)}", str(lock))
+        raise UnsafeFileError(errno.EINVAL, f"expected a lock file, found {kind_in_words(status)}", str(lock))
     if status.st_uid == os.getuid() and status.st_mode & 0o077:  # an older version created it
         with contextlib.suppress(OSError):
             os.fchmod(descriptor, 0o600)
