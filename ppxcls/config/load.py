@@ -32,6 +32,7 @@ from ppxcls.config.paths import folder_of_source, resolve_paths
 from ppxcls.config.plugins import find_plugin, import_plugins
 from ppxcls.config.section_keys import refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
+from ppxcls.config.trust import Code, config_code, record_trust
 from ppxcls.config.values_of_runs import refuse_values_of_run
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.atomic_files import read_regular, reason_of
@@ -59,7 +60,8 @@ def load_config(
             by a component's name.
         trust: True to run the plugins that the file or one of its bases names, and to remember this. Without
             it, only those run that this user has trusted before and that have not changed. Plugins in an
-            override or in nested dicts are the caller's own, so they run.
+            override or in nested dicts are the caller's own, so they run. It also accepts addresses and
+            folders outside the run's folder in the config of a run that this user has not trained.
 
     Raises:
         ConfigError: the file is missing or is not valid YAML, a plugin is not trusted or can't be imported,
@@ -97,7 +99,7 @@ def load_config(
     config.overrides = override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
-    if origin_folder:
+    if file and origin_folder and not _is_trusted_run(config_code(file, text), is_trusted=trust):
         config.origin_folder = origin_folder
         refuse_values_of_run(raw, config, origin_folder)
     check_image_channels(config)
@@ -150,6 +152,13 @@ def _folder_with_results(path: Path, file: Path) -> Path | None:
     names = ("metrics.jsonl", "latest.*", "best_model.*", "epoch_*.pdparams", "epoch_*.safetensors")
     has_results = file.name == RUN_CONFIG and any(next(file.parent.glob(name), None) for name in names)
     return file.parent if has_results else None
+
+
+def _is_trusted_run(code: Code, *, is_trusted: bool) -> bool:
+    """True if this user has trained the run, or trusts its config now or has trusted it before."""
+    if is_trusted:
+        record_trust([code])
+    return code.is_trusted
 
 
 def _plugin_names(raw: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,9 @@ A config from somebody else can name a Python file. Importing the file would run
 So a user gives the word once, for exactly this code: this file with this content. The record is outside of
 all run folders, in the user's own state folder. The name of an entry is a digest of the path and a digest of
 the content. So several processes can record at the same time.
+
+The record also has the ``config.yaml`` of each run that this user has trained. It may name what the config of
+somebody else's run may not; see ``values_of_runs``.
 """
 
 from __future__ import annotations
@@ -69,10 +72,24 @@ def read_code(file: Path) -> Code:
     return Code(str(path), read_regular(path, MAX_CODE_BYTES))
 
 
-def record_trust(codes: Sequence[Code]) -> None:
+def config_code(file: Path, text: str) -> Code:
+    """Returns the ``config.yaml`` of a run as a file to trust. Its values can name addresses and folders.
+
+    Args:
+        file: the file.
+        text: its content.
+    """
+    return Code(str(file.resolve()), text.encode("utf-8", "surrogateescape"))
+
+
+def record_trust(codes: Sequence[Code], *, warns: bool = True) -> None:
     """Remembers that the user has agreed to run some code.
 
     If nothing can be recorded, the agreement holds for this process, and a warning is logged.
+
+    Args:
+        codes: files that the user trusts.
+        warns: False for no warning, because few users would miss the record.
     """
     entries = {code.entry: code.path for code in codes if code.entry not in _trusted_names}
     _trusted_names.update(entries)
@@ -84,7 +101,8 @@ def record_trust(codes: Sequence[Code]) -> None:
             if not _is_recorded(entry):
                 create_private(folder, entry, f"{path}\n".encode("utf-8", "surrogateescape"))
     except OSError as error:
-        _warn_once(str(folder or ""), reason_of(error))
+        if warns:
+            _warn_once(str(folder or ""), reason_of(error))
 
 
 def _folder() -> Path | None:

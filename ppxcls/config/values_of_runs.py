@@ -1,7 +1,8 @@
 """Limits what the ``config.yaml`` of a run may name, because somebody else may have written the run's folder.
 
 A YAML that a user names is the user's own request. A run's folder may be a download. So its config names no
-place to write outside the folder, and no address in a network, unless the command line repeats the key.
+place to write outside the folder, and no address in a network, unless the command line repeats the key or has
+``--trust``, or this user has trained the run.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ def refuse_values_of_run(raw: Mapping[str, Any], config: Config, folder: Path) -
 
     ``Global.output_dir`` becomes the folder that the run's folder is in.
 
+    It is called for a run that this user neither has trained nor trusts.
+
     Args:
         raw: values of the config.
         config: checked config with these values; it is changed.
@@ -39,7 +42,7 @@ def refuse_values_of_run(raw: Mapping[str, Any], config: Config, folder: Path) -
         if is_address(value):
             raise config.where(path).error(
                 f"refused, because the config of a run names an address: {shorten_value(value)}; "
-                f"if you trust it, repeat it: -o {path}=..."
+                f"if you trust it, repeat it: -o {path}=..., or give --trust"
             )
         if path in _FOLDERS_TO_WRITE:
             _refuse_outside(value, folder, config.where(path))
@@ -65,7 +68,7 @@ def _refuse_outside(name: str, folder: Path, where: ConfigPlace) -> None:
         return
     raise where.error(
         "refused, because the config of a run names a folder to write to that is not in the run's folder: "
-        f"{shorten_value(name)}; if you want it, repeat it: -o {'.'.join(where.keys)}=..."
+        f"{shorten_value(name)}; if you want it, repeat it: -o {'.'.join(where.keys)}=..., or give --trust"
     )
 
 

@@ -11,6 +11,7 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.load import RUN_CONFIG, RUN_CONFIG_HEADER
+from ppxcls.config.trust import config_code, record_trust
 from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.logs import logger
@@ -69,7 +70,9 @@ class Run:
                 earlier_folder = self.folder.set_aside_after(self._resume_position, result_files_of_best())
         if earlier_folder:
             logger.warning(f"the files of an earlier run were moved to {earlier_folder}")
-        write_text(folder / RUN_CONFIG, RUN_CONFIG_HEADER + self.facts.config)
+        config_text = RUN_CONFIG_HEADER + self.facts.config
+        write_text(folder / RUN_CONFIG, config_text)
+        record_trust([config_code(folder / RUN_CONFIG, config_text)], warns=False)
         if self.class_names:
             write_text(folder / CLASS_NAMES_FILE, class_name_lines(self.class_names))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,30 @@ def test_a_run_has_no_base(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "base: ../secret.yaml\n")
     with pytest.raises(ppxcls.ConfigError, match=r"config\.yaml:3: base: the config of a run has no base$"):
         ppxcls.load_config(run)
+
+
+def test_a_run_that_the_user_trusts_may_name_an_address_until_it_changes(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "Infer: {infer_imgs: 's3://bucket/x'}\n")
+    config = ppxcls.load_config(run, trust=True)
+    assert config.Infer is not None
+    assert config.Infer.infer_imgs == "s3://bucket/x"
+    ppxcls.load_config(run)
+    shutil.copytree(run, tmp_path / "copy")
+    with pytest.raises(ppxcls.ConfigError, match="names an address"):
+        ppxcls.load_config(tmp_path / "copy")
+    with open(run / "config.yaml", "a") as file:
+        file.write("Global: {save_inference_dir: /elsewhere}\n")
+    with pytest.raises(ppxcls.ConfigError, match="names an address"):
+        ppxcls.load_config(run)
+
+
+def test_a_run_of_the_users_own_exports_to_the_folder_of_its_yaml(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = small(**{"Global.save_inference_dir": str(tmp_path / "deployed"), "Global.epochs": 1})
+    trainer = ppxcls.build_trainer(ppxcls.load_config(file))
+    trainer.fit()
+    assert export_folder_of(ppxcls.load_config(trainer.output_dir)) == tmp_path / "deployed"
+    shutil.copytree(trainer.output_dir, tmp_path / "copy")
+    with pytest.raises(ppxcls.ConfigError, match="names a folder to write to"):
+        export_folder_of(ppxcls.load_config(tmp_path / "copy"))
