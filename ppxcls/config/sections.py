@@ -74,8 +74,8 @@ class GlobalSection:
         image_shape: PaddleClas's key, ``[3, H, W]``. The transforms determine the size; a warning reports if
             this key differs from it.
         image_channel: PaddleClas's key; it has no effect.
-        save_inference_dir: folder of exported models. The config of a run may name only the default or a
-            folder in the run's folder.
+        save_inference_dir: folder of exported models. The config of somebody else's run may name only the
+            default or a folder in the run's folder.
         eval_mode, task, train_mode: PaddleClas's keys, each with the only supported value.
         to_static: True to run the network as a static graph in training and evaluation; ``CINN`` to compile
             this graph with Paddle's compiler too, which takes minutes.
