@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ppxcls.system.errors import UserError
 from ppxcls.system.logs import logger
-from ppxcls.system.temporary_files import UnsafeFileError, kind_in_words
+from ppxcls.system.temporary_files import BUSY_ERRORS, UnsafeFileError, kind_in_words
 
 try:
     import fcntl
@@ -23,7 +23,6 @@ except ImportError:  # Windows has no such locks
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.2
 _SILENT_SECONDS = 5.0  # time of waiting without a word
 _MAX_FOLDER_SECONDS = 30.0
-_BUSY_ERRORS = (errno.EAGAIN, errno.EACCES)
 
 
 class LockedError(UserError):
@@ -116,7 +115,7 @@ def _lock(descriptor: int, lock: Path, *, waits: bool, max_seconds: float) -> bo
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _BUSY_ERRORS:  # for example NFS, which does not lock folders
+            if error.errno not in BUSY_ERRORS:  # for example NFS, which does not lock folders
                 return False
         else:
             return True

@@ -46,9 +46,10 @@ def create_private(folder: Path, name: str, data: bytes) -> bool:
     with _opened(folder) as place:
         temporary_name = f".{name[:100]}.{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        with open(os.open(place.path(temporary_name), flags, 0o600, dir_fd=place.descriptor), "wb") as stream:
-            stream.write(data)
+        descriptor = os.open(place.path(temporary_name), flags, 0o600, dir_fd=place.descriptor)
         try:
+            with open(descriptor, "wb") as stream:
+                stream.write(data)
             return place.publish(temporary_name, name)
         finally:
             with contextlib.suppress(FileNotFoundError):
