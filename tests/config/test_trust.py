@@ -291,7 +291,7 @@ def test_a_home_that_can_t_be_written(
         ppxcls.load_config(file)  # this process knows it
     (text,) = new_warnings()
     assert text.startswith(
-        f"that you trust this code can't be remembered in {tmp_path}/state/ppxcls/trusted: "
+        f"that you trust these files can't be remembered in {tmp_path}/state/ppxcls/trusted: "
     )
     new_process()
     with pytest.raises(ppxcls.ConfigError, match="add --trust"):
