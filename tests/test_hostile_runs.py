@@ -20,12 +20,13 @@ from ppxcls.checkpoints.files import (
     write_copied_manifest,
     write_state,
 )
-from ppxcls.checkpoints.progress import Progress
+from ppxcls.checkpoints.progress import Progress, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder, RunFolderError
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.progress import read_progress
+from ppxcls.reports.run_files import read_metrics
 from ppxcls.system.json_text import read_json
 from ppxcls.train.trackers import JsonLines
 
@@ -153,6 +154,30 @@ def test_the_progress_of_fit(tmp_path: Path) -> None:
 def test_json_of_a_stranger(data: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_json(data)
+
+
+def test_a_run_of_a_version_that_wrote_nan(tmp_path: Path) -> None:
+    """Such a number is missing, in the metrics and in the manifest. It is no valid count."""
+    line = '{"kind": "eval", "epoch": 1, "step": 2, "loss": NaN, "top1": -Infinity, "top5": 0.5}'
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"kind": "eval", "epoch": 1, "step": 2, "loss": None, "top1": None, "top5": 0.5}
+    ]
+    (tmp_path / "metrics.jsonl").write_text(line.replace("2", "NaN") + "\n")
+    with pytest.raises(ppxcls.DataError, match="expected a whole number from 0 as 'step'"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    best = {"metric": "top1", "value": float("nan"), "epoch": 1, "loss": float("inf")}
+    progress = {"best": best, "totals": {"loss": float("nan")}, "plateau": {"best": float("inf"), "bad": 1.0}}
+    state = {"a": np.arange(3, dtype=np.float32)}
+    parts = {".pdparams": state, ".pdopt": {"b": state["a"]}}
+    write_checkpoint([tmp_path / "latest"], parts, manifest={"progress": {}})
+    file = tmp_path / "latest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "progress": progress}))
+    assert "NaN" in file.read_text()
+    again = read_snapshot(tmp_path / "latest")[0].progress
+    assert again.best == {}
+    assert again.plateau == {"bad": 1.0}
+    assert np.isnan(again.totals["loss"])
 
 
 def test_json_of_a_windows_editor() -> None:

@@ -237,7 +237,8 @@ def _own_list_digest(config: Config) -> str | None:
             if digest := read_manifest(config.run_folder / name).get("eval_list"):
                 return str(digest)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        digest = read_json(read_regular(config.run_folder / EVALUATION, _MAX_BYTES)).get("list")
+        data = read_regular(config.run_folder / EVALUATION, _MAX_BYTES)
+        digest = read_json(data, is_nan_null=True).get("list")
         return str(digest) if digest else None
     return None
 

@@ -81,7 +81,8 @@ def build_trainer(config: Config) -> Trainer:
         report_disk_space(config, network, folder.path)
     # The ranks of several nodes may have other absolute paths.
     distributed.require_same(replace(facts, config=config.to_yaml(is_run=True)).of_all_ranks())
-    run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout)
+    is_own = config.untrusted_folder is None
+    run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout, is_own=is_own)
     trainer = Trainer(
         learner, loader, run=run, run_schedule=_run_schedule(config, update_freq), evaluation=evaluation
     )

@@ -267,7 +267,7 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     """
     file = with_extension(prefix, ".json")
     try:
-        manifest = read_json(read_regular(file, _MAX_MANIFEST_BYTES))
+        manifest = read_json(read_regular(file, _MAX_MANIFEST_BYTES), is_nan_null=True)
         if not isinstance(manifest, dict):
             raise ValueError("expected an object")
         format_number = manifest.get("format")

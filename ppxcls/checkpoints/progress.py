@@ -157,6 +157,7 @@ def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
     progress = Progress(**values)
     if progress.best.get("value", 0.0) is None:  # it was not finite, so any later evaluation is better
         progress.best = {}
+    progress.plateau = {key: value for key, value in progress.plateau.items() if value is not None}
     progress.totals = {key: math.nan if v is None else v for key, v in progress.totals.items()}
     return progress
 

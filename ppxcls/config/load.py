@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +33,7 @@ from ppxcls.config.paths import folder_of_source, resolve_paths
 from ppxcls.config.plugins import find_plugin, import_plugins
 from ppxcls.config.section_keys import refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
-from ppxcls.config.trust import Code, config_code, record_trust
-from ppxcls.config.values_of_runs import refuse_values_of_run
+from ppxcls.config.values_of_runs import RunText, check_values_of_run
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.system.atomic_files import read_regular, reason_of
 from ppxcls.system.paths import url_problem
@@ -69,11 +69,13 @@ def load_config(
     """
     sources: dict[KeyPath, str] = {}
     file = None
-    own_folder = origin_folder = None
+    own_folder = None
+    runs: list[RunText] = []
+    read_base = functools.partial(_read_base, runs)
     own_plugins: list[str] = []
     if isinstance(path, Mapping):
         own_plugins = _plugin_names(path)
-        raw = with_bases(copy.deepcopy(to_plain(path)), None, sources, _read_base)
+        raw = with_bases(copy.deepcopy(to_plain(path)), None, sources, read_base)
     else:
         if (problem := url_problem(path)) is not None:
             raise ConfigError(problem)
@@ -81,10 +83,10 @@ def load_config(
         text = _read_text(file)
         raw = _mapping(text, file, sources)
         own_folder = _folder_of_run(file, text)
-        origin_folder = own_folder or _folder_with_results(Path(path), file)
-        if origin_folder and BASE_KEY in raw:
-            raise ConfigPlace((BASE_KEY,), sources).error("the config of a run has no base")
-        raw = with_bases(raw, file, sources, _read_base)
+        if run_folder := own_folder or _folder_with_results(Path(path), file):
+            runs.append(RunText(file, text, run_folder, is_base=False))
+            _refuse_base(raw, sources)
+        raw = with_bases(raw, file, sources, read_base)
         resolve_paths(raw, file, sources, is_of_run=own_folder is not None)
     override_keys = [_apply_override(raw, override, sources) for override in overrides]
     own_plugins += [
@@ -99,16 +101,26 @@ def load_config(
     config.overrides = override_keys
     if not config.is_override("Global.output_dir") and not config.is_override("Arch.name"):
         config.own_folder = own_folder
-    if file and origin_folder and not _is_trusted_run(config_code(file, text), is_trusted=trust):
-        config.origin_folder = origin_folder
-        refuse_values_of_run(raw, config, origin_folder)
+    for run in runs:
+        check_values_of_run(raw, config, run, is_trusted=trust)
     check_image_channels(config)
     _resolve_class_names(config)
     return config
 
 
-def _read_base(file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
-    return _mapping(_read_text(file), file, sources)
+def _read_base(runs: list[RunText], file: Path, sources: dict[KeyPath, str]) -> dict[str, Any]:
+    """Reads a base. If it is the config of a run, the run is added to ``runs``."""
+    text = _read_text(file)
+    raw = _mapping(text, file, sources)
+    if run_folder := _folder_of_run(file, text) or _folder_with_results(file, file):
+        runs.append(RunText(file, text, run_folder, is_base=True))
+        _refuse_base(raw, sources)
+    return raw
+
+
+def _refuse_base(raw: Mapping[str, Any], sources: Mapping[KeyPath, str]) -> None:
+    if BASE_KEY in raw:
+        raise ConfigPlace((BASE_KEY,), sources).error("the config of a run has no base")
 
 
 def is_config_of_run(file: Path, *, is_header_required: bool = False) -> bool:
@@ -152,13 +164,6 @@ def _folder_with_results(path: Path, file: Path) -> Path | None:
     names = ("metrics.jsonl", "latest.*", "best_model.*", "epoch_*.pdparams", "epoch_*.safetensors")
     has_results = file.name == RUN_CONFIG and any(next(file.parent.glob(name), None) for name in names)
     return file.parent if has_results else None
-
-
-def _is_trusted_run(code: Code, *, is_trusted: bool) -> bool:
-    """True if this user has trained the run, or trusts its config now or has trusted it before."""
-    if is_trusted:
-        record_trust([code])
-    return code.is_trusted
 
 
 def _plugin_names(raw: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ program.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -19,7 +20,9 @@ from pathlib import Path
 from types import ModuleType
 
 from ppxcls.config.trust import Code, read_code
+from ppxcls.system.atomic_files import read_regular
 
+_MAX_PATH_FILE_BYTES = 1 << 20  # limit of a file that names folders of Python's path
 _MAX_FILES = 2000  # limit of a package in a plugin's folder
 
 
@@ -101,7 +104,7 @@ def _spec(module: PluginModule) -> importlib.machinery.ModuleSpec:
 def installed_spec(name: str) -> importlib.machinery.ModuleSpec | None:
     """Returns the spec of an installed module without importing anything; None if there is none.
 
-    The current folder does not count, because it may be a stranger's.
+    The current folder does not count; see ``installed_folders``.
 
     Args:
         name: full name of the module. The packages around it are not imported either.
@@ -129,30 +132,74 @@ def _first_spec(name: str, locations: list[str] | None) -> importlib.machinery.M
             continue
         places = locations
         if locations is None and finder is importlib.machinery.PathFinder:
-            places = [path for path in sys.path if not _is_current_folder(path)]
+            places = installed_folders()
         spec = finder.find_spec(name, places)
         if spec is not None:
             return spec
     return None
 
 
-def _is_current_folder(path: str) -> bool:
-    return not path or os.path.realpath(path) == os.path.realpath(os.curdir)
+def installed_folders() -> list[str]:
+    """Returns the folders of Python's path in which installed modules are.
+
+    Python itself or a notebook may put the current folder there, which may be a stranger's. It counts only if
+    ``PYTHONPATH`` or an installed package's ``.pth`` file names it.
+    """
+    current_folder = os.path.realpath(os.curdir)
+    folders = [path for path in sys.path if path]
+    if any(os.path.realpath(path) == current_folder for path in folders):
+        named_folders = {os.path.realpath(path) for path in _named_folders()}
+        if current_folder not in named_folders:
+            return [path for path in folders if os.path.realpath(path) != current_folder]
+    return folders
 
 
-def helper_modules(code: Code, name: str) -> dict[str, PluginModule]:
+def _named_folders() -> Iterator[str]:
+    """Yields the folders that ``PYTHONPATH`` and the ``.pth`` files of installed packages name."""
+    yield from filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    for place in sys.path:
+        if os.path.basename(place) not in ("site-packages", "dist-packages"):
+            continue
+        for file in Path(place).glob("*.pth"):
+            with contextlib.suppress(OSError, ValueError):
+                lines = (
+                    read_regular(file, _MAX_PATH_FILE_BYTES).decode("utf-8", "surrogateescape").splitlines()
+                )
+                names = [line.strip() for line in lines if not line.startswith(("#", "import ", "import\t"))]
+                yield from (os.path.join(place, name) for name in names if name)
+
+
+@contextlib.contextmanager
+def only_installed_modules() -> Iterator[None]:
+    """Runs a block whose imports find no module in the current folder, unless it is an installed folder."""
+    kept_folders = installed_folders()
+    hidden_folders = [(i, path) for i, path in enumerate(sys.path) if path not in kept_folders]
+    sys.path[:] = kept_folders
+    try:
+        yield
+    finally:
+        for i, path in hidden_folders:
+            sys.path.insert(i, path)
+
+
+def helper_modules(plugin: PluginModule, code: Code) -> dict[str, PluginModule]:
     """Returns the modules of a plugin's own folder that it imports anywhere, by name, without the plugin.
 
+    If the plugin is a package, all its modules are among them.
+
     Args:
-        code: code of the plugin. It is trusted, because Python's parser is not made for hostile programs.
-        name: name of the plugin's module.
+        plugin: the plugin.
+        code: its code. It is trusted, because Python's parser is not made for hostile programs.
 
     Raises:
         OSError, ValueError: a file can't be read, or a package has too many files.
     """
-    folder = os.path.dirname(code.path)
+    name = plugin.name
+    folder = os.path.dirname(plugin.folder or code.path)
     modules: dict[str, PluginModule] = {}
-    waiting_modules = [PluginModule(name, code)]
+    if plugin.folder:
+        modules = {part.name: part for part in _package_modules(name, plugin.folder) if part.name != name}
+    waiting_modules = [plugin, *modules.values()]
     while waiting_modules:
         module = waiting_modules.pop()
         for imported_name in _imported_names(module):

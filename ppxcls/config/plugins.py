@@ -18,6 +18,7 @@ from ppxcls.config.plugin_modules import (
     PluginModule,
     helper_modules,
     installed_spec,
+    only_installed_modules,
 )
 from ppxcls.config.registry import registries
 from ppxcls.config.trust import Code, read_code, record_trust
@@ -28,6 +29,7 @@ _IMPORTED_NAMES: dict[str, None] = {}  # names of all plugin modules, in the ord
 _MODULE_NAMES: dict[Path, str] = {}  # module names of the plugins that were imported from files
 _FINDER = PluginFinder()  # the modules of all plugins that were imported from files
 _MAX_LISTED_NAMES = 2
+_PACKAGE_FILE = "__init__.py"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,13 @@ class Plugin:
         codes = [*self.codes, *(helper.code for helper in self.helpers.values() if helper.code)]
         return [code for code in codes if not code.is_trusted]
 
+    @property
+    def _own_module(self) -> PluginModule:
+        path = Path(self.codes[-1].path)
+        return PluginModule(
+            self.module, self.codes[-1], str(path.parent) if path.name == _PACKAGE_FILE else ""
+        )
+
     def add_helpers(self) -> None:
         """Finds the modules of the file's folder that it imports. Its own code must be trusted.
 
@@ -72,7 +81,7 @@ class Plugin:
         if self.file is None or not self.codes:
             return
         try:
-            self.helpers.update(helper_modules(self.codes[-1], self.module))
+            self.helpers.update(helper_modules(self._own_module, self.codes[-1]))
         except (OSError, ValueError) as error:
             raise self._error(error, reason_of(error)) from None
 
@@ -85,11 +94,12 @@ class Plugin:
         # The package's components are registered first, so the plugin gets the error if two have one name.
         previous_names = {kind: registry.registered() for kind, registry in registries().items()}
         try:
-            if self.file is None:
-                importlib.import_module(self.module)
-            elif self.file not in _MODULE_NAMES:
-                self._import_file()
-                _MODULE_NAMES[self.file] = self.module
+            with only_installed_modules():
+                if self.file is None:
+                    importlib.import_module(self.module)
+                elif self.file not in _MODULE_NAMES:
+                    self._import_file()
+                    _MODULE_NAMES[self.file] = self.module
             _IMPORTED_NAMES.setdefault(self.module)
         except (Exception, SystemExit) as error:  # a user's module can raise any error
             for kind, registry in registries().items():
@@ -106,8 +116,7 @@ class Plugin:
         if _FINDER not in sys.meta_path:
             sys.meta_path.insert(0, _FINDER)
         previous_modules = dict(_FINDER.modules)
-        own_module = PluginModule(self.module, self.codes[-1])
-        _FINDER.modules = {**self.helpers, **_FINDER.modules, self.module: own_module}
+        _FINDER.modules = {**self.helpers, **_FINDER.modules, self.module: self._own_module}
         try:
             importlib.import_module(self.module)
         except BaseException:
@@ -128,8 +137,8 @@ def find_plugin(name: str, folders: Sequence[Path], where: ConfigPlace, *, is_wo
     """Finds a plugin, and imports nothing.
 
     Args:
-        name: name of a module, or a path that ends in ``.py``. An installed module comes first, and then a
-            file in one of the folders. They must not be different.
+        name: name of a module or package, or a path that ends in ``.py``. An installed one comes first, and
+            then a file in one of the folders. They must not be different.
         folders: folders to search, in order.
         where: place of the name in the config, for error messages.
         is_word: True if the user wrote the name on the command line or in a program. This is his word for an
@@ -150,7 +159,8 @@ def find_plugin(name: str, folders: Sequence[Path], where: ConfigPlace, *, is_wo
         _refuse_different_files(name, where, [_code_of(loaded_module), *files])
         return Plugin(name, where, module=name, codes=[], is_word=True)
     is_same_file = codes is not None and [code.path for code in files[:1]] == [codes[-1].path]
-    if codes is not None and not (is_same_file and "." not in name):
+    is_plain_file = is_same_file and "." not in name and Path(files[0].path).name != _PACKAGE_FILE
+    if codes is not None and not is_plain_file:
         _refuse_different_files(name, where, [codes[-1], *files])
         return Plugin(name, where, module=name, codes=codes, is_word=is_word)
     if not files:
@@ -159,11 +169,12 @@ def find_plugin(name: str, folders: Sequence[Path], where: ConfigPlace, *, is_wo
             f"a .py file, received {shorten_value(name)}, which does not exist"
         )
     file = Path(files[0].path)
-    has_word = is_word and _relative_path(name).resolve() == file
+    has_word = is_word and file in [path.resolve() for path in _relative_paths(name)]
     if not has_word:
         _refuse_different_files(name, where, files)
     codes = [] if file in _MODULE_NAMES else files[:1]
-    return Plugin(name, where, module=file.stem, codes=codes, is_word=has_word, file=file)
+    module = file.parent.name if file.name == _PACKAGE_FILE else file.stem
+    return Plugin(name, where, module=module, codes=codes, is_word=has_word, file=file)
 
 
 def import_plugins(plugins: Sequence[Plugin], raw: Mapping[str, Any], *, is_trusted: bool) -> None:
@@ -208,17 +219,21 @@ def _is_of_paddle(value: object) -> bool:
     return isinstance(name, str) and name.partition(".")[0] == "paddle"
 
 
-def _relative_path(name: str) -> Path:
-    return Path(name) if name.endswith(".py") else Path(*name.split(".")).with_suffix(".py")
+def _relative_paths(name: str) -> list[Path]:
+    """Returns the paths that a plugin can have in a folder. As in Python, a package comes first."""
+    if name.endswith(".py"):
+        return [Path(name)]
+    path = Path(*name.split("."))
+    return [path / _PACKAGE_FILE, path.with_suffix(".py")]
 
 
 def _files(name: str, folders: Sequence[Path]) -> Iterator[Code]:
     """Yields the files of a plugin in some folders, each once."""
     paths: dict[Path, None] = {}
     for folder in folders:
-        file = folder / _relative_path(name)
-        if file.is_file():
-            paths.setdefault(file.resolve())
+        for path in _relative_paths(name):
+            if (folder / path).is_file():
+                paths.setdefault((folder / path).resolve())
     yield from map(read_code, paths)
 
 

@@ -311,8 +311,8 @@ class Config:
         overrides: key paths that the command line gave, with list items as indices.
         own_folder: folder of the run that wrote this ``config.yaml``; None for any other YAML, and if the
             command line chooses another run.
-        origin_folder: folder of a run that the config was read from, also if the command line chooses another
-            run; None for a YAML that is not in such a folder.
+        untrusted_folder: folder of a run that the config was read from, also if the command line chooses
+            another run; None if the user has trained or trusts this run, and for a YAML in no such folder.
     """
 
     Arch: Annotated[Block, Component("model")]
@@ -327,7 +327,7 @@ class Config:
     sources: dict[KeyPath, str] = field(default_factory=dict, init=False, repr=False)
     overrides: list[KeyPath] = field(default_factory=list, init=False, repr=False, compare=False)
     own_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
-    origin_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
+    untrusted_folder: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def where(self, path: str = "") -> ConfigPlace:
         """Returns the place of a key, such as ``DataLoader.Train``, for error messages."""

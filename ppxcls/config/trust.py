@@ -72,14 +72,19 @@ def read_code(file: Path) -> Code:
     return Code(str(path), read_regular(path, MAX_CODE_BYTES))
 
 
-def config_code(file: Path, text: str) -> Code:
-    """Returns the ``config.yaml`` of a run as a file to trust. Its values can name addresses and folders.
+def config_codes(file: Path, text: str) -> tuple[Code, Code]:
+    """Returns the ``config.yaml`` of a run as files to trust. Its values can name folders and addresses.
 
     Args:
         file: the file.
         text: its content.
+
+    Returns:
+        The file at its path, which may name folders to write to. Its text at any path, which may name
+        addresses: a run that was moved reads the same data.
     """
-    return Code(str(file.resolve()), text.encode("utf-8", "surrogateescape"))
+    data = text.encode("utf-8", "surrogateescape")
+    return Code(str(file.resolve()), data), Code("the config of a run", data)
 
 
 def record_trust(codes: Sequence[Code], *, warns: bool = True) -> None:
@@ -120,6 +125,6 @@ def _warn_once(folder: str, reason: str) -> None:
     if environment.launched_rank() == 0:
         place = f" in {folder}" if folder else ""
         logger.warning(
-            f"that you trust this code can't be remembered{place}: {reason}; "
+            f"that you trust these files can't be remembered{place}: {reason}; "
             "so the next command needs --trust too"
         )

@@ -5,7 +5,9 @@ It imports no Paddle, unless a user's own data set or transform does.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.abc
 import logging
 import os
 import select
@@ -197,12 +199,31 @@ def run_worker(connection_descriptor: int, life_line: int, dataset_memory: int, 
         os._exit(1)
 
 
+class _PaddleNeededError(ImportError):
+    """A plugin imports Paddle, which would take seconds and much memory in each loader process."""
+
+
+class _PaddleRefused(importlib.abc.MetaPathFinder):
+    """A block in which Paddle can't be imported, also not by the names of ``ppxcls`` that need it."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        if name == "paddle" and "paddle" not in sys.modules:
+            raise _PaddleNeededError("a loader process does without Paddle", name=name)
+
+    def __enter__(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, *_: object) -> None:
+        sys.meta_path.remove(self)
+
+
 def _received_dataset(settings: WorkerSettings, memory: int, connection: Connection) -> Dataset:
     """Imports the plugins and returns the data set. If that fails, reports why and ends the process."""
     sys.meta_path.insert(0, PluginFinder(settings.plugin_modules))
     try:
         for name in settings.plugins:
-            importlib.import_module(name)
+            with contextlib.suppress(_PaddleNeededError), _PaddleRefused():
+                importlib.import_module(name)
         dataset: Dataset = shared_object(memory, settings.dataset_sizes)
     except BaseException as error:  # a class can't be imported here, or raises any error
         connection.send(WorkerStarted(_text(error) or type(error).__name__))

@@ -27,21 +27,18 @@ def only_fit_in(output: Path) -> Iterator[None]:
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(output / _FILE, waits=False))
-        except LockedError:
-            raise DataError(
-                f"{output}: another fit is running there; wait until it ends, or give another --output"
-            ) from None
-        try:
-            yield
-        finally:
-            _remove_if_unused(output, new_folders)
+            # Removed folders: nothing was written, such as after a refused argument.
+            stack.callback(_remove_empty, new_folders)
+            stack.enter_context(locked(output / _FILE, waits=False, is_kept=False))
+        except LockedError as error:
+            reason = f"{output}: another fit is running there"
+            if error.owner:
+                reason = f"{error}, whose fit is running there"
+            raise DataError(f"{reason}; wait until it ends, or give another --output") from None
+        yield
 
 
-def _remove_if_unused(output: Path, new_folders: list[Path]) -> None:
-    """Removes the lock and the new folders if nothing was written, such as after a refused argument."""
+def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
-        if [entry.name for entry in output.iterdir()] == [_FILE]:
-            (output / _FILE).unlink()
-        for folder in new_folders:
+        for folder in folders:
             folder.rmdir()

@@ -156,7 +156,10 @@ def pack(
         )
     output.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(output / _LOCK, waits=False), ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        with (
+            locked(output / _LOCK, waits=False, is_kept=False),
+            ThreadPoolExecutor(threads or os.cpu_count()) as pool,
+        ):
             _check_foreign_files(output, Path(list_file))
             manifest = _resumable_manifest(output, manifest)
             _write_list_files(output, Path(list_file))
@@ -179,7 +182,9 @@ def pack(
                 manifest.write(output / _UNFINISHED_FILE)
             manifest.write(output / MANIFEST)
             (output / _UNFINISHED_FILE).unlink(missing_ok=True)
-    except LockedError:
+    except LockedError as error:
+        if error.owner:
+            raise DataError(f"{error}, who is packing there; remove it if that is over") from None
         raise DataError(f"{output}: another process is packing there") from None
     return _summary(output, manifest)
 

@@ -103,7 +103,7 @@ def _metrics_row(line: bytes) -> dict[str, Any]:
     """Returns the object of a line. Raises ValueError if a key is missing, or a value is invalid."""
     if len(line) > _MAX_LINE_BYTES:
         raise ValueError(f"it has {len(line):,} bytes; the limit is {_MAX_LINE_BYTES:,}")
-    row = read_json(line)
+    row = read_json(line, is_nan_null=True)
     if not isinstance(row, dict):
         raise ValueError("expected an object")
     if len(row) > _MAX_LINE_KEYS:

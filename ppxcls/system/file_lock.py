@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ppxcls.system.errors import UserError
-from ppxcls.system.logs import logger
-from ppxcls.system.temporary_files import UnsafeFileError, kind_in_words
+from ppxcls.system.logs import logger, warn_once
+from ppxcls.system.own_folders import user_name
+from ppxcls.system.temporary_files import BUSY_ERRORS, UnsafeFileError, kind_in_words
 
 try:
     import fcntl
@@ -23,15 +24,25 @@ except ImportError:  # Windows has no such locks
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.005, 0.2
 _SILENT_SECONDS = 5.0  # time of waiting without a word
 _MAX_FOLDER_SECONDS = 30.0
-_BUSY_ERRORS = (errno.EAGAIN, errno.EACCES)
 
 
 class LockedError(UserError):
-    """Another process has the lock."""
+    """Another process has the lock, or another user has the lock file.
+
+    Args:
+        lock: lock file or folder.
+        owner: user that the lock file belongs to; None if another process has the lock.
+    """
+
+    def __init__(self, lock: Path, owner: str | None = None) -> None:
+        self.owner = owner
+        super().__init__(f"{lock} belongs to {owner}" if owner else f"{lock}: another process has the lock")
 
 
 @contextlib.contextmanager
-def locked(lock: Path, *, waits: bool = True, max_seconds: float = math.inf) -> Iterator[None]:
+def locked(
+    lock: Path, *, waits: bool = True, max_seconds: float = math.inf, is_kept: bool = True
+) -> Iterator[None]:
     """Runs a block while no other process of this host runs it, if the file system has locks.
 
     Only this user can open the lock file, so that no other user can hold it.
@@ -42,19 +53,22 @@ def locked(lock: Path, *, waits: bool = True, max_seconds: float = math.inf) -> 
         max_seconds: longest time to wait in seconds. After a few seconds, a line tells what is waited for.
             After this time, the block runs without the lock, because a process that hangs may hold it. So a
             limit is for blocks that do no harm if two processes run them at once.
+        is_kept: False to remove the lock file after the block.
 
     Raises:
-        LockedError: another process has the lock, and ``waits`` is False.
+        LockedError: another process has the lock or another user has the lock file, and ``waits`` is False.
         UnsafeFileError: the lock file is a link, or no regular file.
     """
-    descriptor = _open(lock) if fcntl is not None else None
+    descriptor = _open_locked(lock, waits=waits, max_seconds=max_seconds) if fcntl is not None else None
     if descriptor is None:
         yield
         return
     try:
-        _lock(descriptor, lock, waits=waits, max_seconds=max_seconds)
         yield
     finally:
+        if not is_kept and _is_file_of(lock, descriptor):
+            with contextlib.suppress(OSError):
+                lock.unlink()
         os.close(descriptor)
 
 
@@ -84,10 +98,35 @@ def locked_folder(folder: Path, *, waits: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _open(lock: Path) -> int | None:
+def _open_locked(lock: Path, *, waits: bool, max_seconds: float) -> int | None:
+    """Opens and locks a lock file; returns None if it can't be opened."""
+    while True:
+        descriptor = _open(lock, waits=waits)
+        if descriptor is None:
+            return None
+        try:
+            has_lock = _lock(descriptor, lock, waits=waits, max_seconds=max_seconds)
+            if not has_lock or _is_file_of(lock, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the last holder has removed the file, so it excludes nobody
+
+
+def _is_file_of(lock: Path, descriptor: int) -> bool:
+    """True if an open file still has its name."""
+    try:
+        return os.path.samestat(os.lstat(lock), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def _open(lock: Path, *, waits: bool) -> int | None:
     """Opens a lock file; returns None if it can't be opened.
 
     Raises:
+        LockedError: it belongs to another user, and ``waits`` is False.
         UnsafeFileError: it is a link, or no regular file.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -96,6 +135,11 @@ def _open(lock: Path) -> int | None:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UnsafeFileError(errno.ELOOP, "expected a lock file, found a link", str(lock)) from None
+        owner = _other_owner(lock) if error.errno in (errno.EACCES, errno.EPERM) else None
+        if owner and not waits:
+            raise LockedError(lock, owner) from None
+        if owner:
+            warn_once(f"{lock} belongs to {owner}, so this process does not wait for others")
         return None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -107,6 +151,15 @@ def _open(lock: Path) -> int | None:
     return descriptor
 
 
+def _other_owner(lock: Path) -> str | None:
+    """Returns the user that a file belongs to; None if it is this user, or if there is no such file."""
+    try:
+        number = os.lstat(lock).st_uid
+    except OSError:
+        return None
+    return None if number == os.geteuid() else user_name(number)
+
+
 def _lock(descriptor: int, lock: Path, *, waits: bool, max_seconds: float) -> bool:
     """Locks an open file or folder; returns False if it is used without the lock."""
     start = time.monotonic()
@@ -116,12 +169,12 @@ def _lock(descriptor: int, lock: Path, *, waits: bool, max_seconds: float) -> bo
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _BUSY_ERRORS:  # for example NFS, which does not lock folders
+            if error.errno not in BUSY_ERRORS:  # for example NFS, which does not lock folders
                 return False
         else:
             return True
         if not waits:
-            raise LockedError(str(lock))
+            raise LockedError(lock)
         seconds = time.monotonic() - start
         if seconds > max_seconds:
             logger.warning(f"{lock}: {_holder(descriptor)} holds it for {seconds:.0f} s; not waiting longer")

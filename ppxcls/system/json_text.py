@@ -28,7 +28,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(data: bytes) -> Any:
+def read_json(data: bytes, *, is_nan_null: bool = False) -> Any:
     """Returns the value of a JSON text, which a stranger may have written.
 
     A byte order mark is skipped. Unlike ``json.loads``, it refuses what not every reader understands alike:
@@ -36,6 +36,7 @@ def read_json(data: bytes) -> Any:
 
     Args:
         data: text in UTF-8.
+        is_nan_null: True to read ``NaN`` and ``Infinity`` as null. ppxcls up to 0.12.0 wrote them.
 
     Raises:
         ValueError: the text is not such a JSON text. The message has no part of the text.
@@ -47,7 +48,7 @@ def read_json(data: bytes) -> Any:
     try:
         return json.loads(
             text,
-            parse_constant=_refuse_constant,
+            parse_constant=_null if is_nan_null else _refuse_constant,
             parse_float=_finite_number,
             parse_int=_small_integer,
             object_pairs_hook=_unique_keys,
@@ -57,6 +58,10 @@ def read_json(data: bytes) -> Any:
         raise ValueError(f"not JSON ({error.msg}, {line}column {error.colno})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _null(_: str) -> None:
+    return None
 
 
 def _refuse_constant(name: str) -> Any:

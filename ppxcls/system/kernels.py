@@ -19,10 +19,11 @@ from typing import Any, TypeVar, cast
 
 from ppxcls.system.environment import thread_count
 from ppxcls.system.file_lock import locked
+from ppxcls.system.variables import is_numba_off
 
 R = TypeVar("R")
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_NUMBA = importlib.util.find_spec("numba") is not None and not is_numba_off(os.environ)
 _COMPILE_LOCK = threading.Lock()  # one thread compiles at a time
 _MAX_WAIT_SECONDS = 300.0  # seconds to wait for another process that compiles a kernel
 _USED_KERNELS: set[Any] = set()  # kernels that this process has called, and so has compiled or loaded
@@ -115,7 +116,7 @@ def compile_kernel(function: Callable[..., R]) -> Callable[..., R]:
     numba = numba_module()
     kernel: Any = numba.njit(nogil=True, error_model="numpy", boundscheck=False)(function)
     folder = kernel_cache_folder(Path(function.__code__.co_filename))
-    if folder is not None and not numba.config.DISABLE_JIT:
+    if folder is not None:
         kernel._cache = KernelCache(function, folder, _digest())
     return cast(Callable[..., R], kernel)
 

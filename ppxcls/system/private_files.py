@@ -46,13 +46,18 @@ def create_private(folder: Path, name: str, data: bytes) -> bool:
     with _opened(folder) as place:
         temporary_name = f".{name[:100]}.{os.urandom(8).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        with open(os.open(place.path(temporary_name), flags, 0o600, dir_fd=place.descriptor), "wb") as stream:
-            stream.write(data)
+        descriptor = os.open(place.path(temporary_name), flags, 0o600, dir_fd=place.descriptor)
         try:
+            _write(descriptor, data)
             return place.publish(temporary_name, name)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(place.path(temporary_name), dir_fd=place.descriptor)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with open(descriptor, "wb") as stream:
+        stream.write(data)
 
 
 def read_private(folder: Path, name: str) -> bytes | None:
@@ -110,7 +115,13 @@ class _Place:
             open(os.open(old_path, os.O_RDONLY, dir_fd=self.descriptor), "rb") as source,
             open(os.open(new_path, flags, 0o600, dir_fd=self.descriptor), "wb") as target,
         ):
-            target.write(source.read())
+            try:
+                target.write(source.read())
+                target.flush()
+            except BaseException:  # a full disk
+                with contextlib.suppress(OSError):
+                    os.unlink(new_path, dir_fd=self.descriptor)
+                raise
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ except ImportError:  # Windows has no such locks; what killed processes leave st
 _MAX_STEM_BYTES = 100
 _MAX_ATTEMPTS = 100
 _LOCK_PAUSES, _LOCK_PAUSE_SECONDS = 50, 0.002  # a sweep holds the lock of a file for less than this
+BUSY_ERRORS = (errno.EAGAIN, errno.EACCES)  # of a lock that another process holds
 _ABANDONED_SECONDS = 86_400.0  # age at which a temporary file of another computer is a leftover
 # A short name of this computer, in the names of temporary files. Locks of other computers may be invisible.
 _HOST = hashlib.sha256(socket.gethostname().encode(errors="replace")).hexdigest()[:8]
@@ -98,8 +99,12 @@ def new_temporary_file(folder: OpenFolder, name: str, mode_of_earlier: int | Non
 def _lock(descriptor: int) -> None:
     """Locks a new file, if the file system has locks. Another process may hold it to remove a leftover."""
     for _ in range(_LOCK_PAUSES if fcntl else 0):
-        with contextlib.suppress(OSError):
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in BUSY_ERRORS:
+                return
+        else:
             return
         time.sleep(_LOCK_PAUSE_SECONDS)
 

@@ -6,6 +6,7 @@ does not name the variable. So the values are checked before a library reads the
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import string
@@ -18,8 +19,9 @@ from ppxcls.system.paths import bounded
 
 MAX_PROCESSES = 100_000
 _MAX_THREADS = max(1024, 4 * (os.cpu_count() or 1))
-_MAX_STACK_BYTES = 1 << 30
+_MAX_STACK_BYTES = 4 << 30  # systems for other programs set such sizes
 _MAX_SHOWN_VALUE = 120  # characters of a value in a message
+_NUMBA_SWITCH = "NUMBA_DISABLE_JIT"
 _NUMBA_FILE = ".numba_config.yaml"  # numba reads it from the current folder
 _MAX_NUMBA_FILE_BYTES = 1 << 16
 _SIZE_UNITS = {"": 1 << 10, "B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}  # OpenMP's; without one, KiB
@@ -79,12 +81,12 @@ def _is_bar_format(value: str) -> bool:
 
 
 _THREADS = Expectation(f"a whole number from 1 to {_MAX_THREADS}", _is_thread_count)
-_STACK = Expectation("a size up to 1 GiB, such as 4M", _is_stack_size)
+_STACK = Expectation("a size up to 4 GiB, such as 4M", _is_stack_size)
 _ANY_SIZE = _pattern("a whole number, below 10^18", r"[0-9]{1,18}([KkMm][Bb])?")
 _SWITCH = _pattern("1 or 0, or true or false", r"1|0|[Tt]rue|TRUE|[Ff]alse|FALSE")
 _INTEGER = _number(-(2**31), 2**31 - 1)
 _REAL = Expectation("a number", _is_real)
-_ANY = Expectation("any text", lambda _: True)
+_PORT = _number(0, 65535)
 _PLACE = r"[A-Za-z0-9._-]+:[0-9]{1,5}|\[[0-9A-Fa-f:]+\]:[0-9]{1,5}"
 
 _OPENCV_SIZES = [
@@ -128,27 +130,22 @@ _OPENCV_SWITCHES = [
     "VIDEOIO_DEBUG",
     "VIDEOWRITER_DEBUG",
 ]
-# numba reads all other variables of its own as whole numbers.
-_NUMBA_TEXTS = [
-    "CACHE_DIR",
-    "CACHE_LOCATOR_CLASSES",
-    "CAPTURED_ERRORS",
-    "CHROME_TRACE",
-    "COLOR_SCHEME",
-    "CPU_NAME",
-    "CUDA_DRIVER",
-    "CUDA_INCLUDE_PATH",
-    "CUDA_LOG_LEVEL",
-    "CUDA_MEMORY_MANAGER",
-    "DEBUG_PRINT_AFTER",
-    "DEBUG_PRINT_BEFORE",
-    "DEBUG_PRINT_WRAP",
-    "DUMP_HTML",
-    "GDB_BINARY",
-    "LLVM_REFPRUNE_FLAGS",
-    "THREADING_LAYER",
-    "THREADING_LAYER_PRIORITY",
-]
+# Variables that numba reads as whole numbers. It shows a traceback for another value. Those that are not in
+# this table are texts, or belong to other packages.
+_NUMBA_INTEGERS = """
+    ALWAYS_WARN_UNINIT_VAR BOUNDSCHECK CUDA_ARRAY_INTERFACE_SYNC CUDA_DEBUGINFO
+    CUDA_ENABLE_MINOR_VERSION_COMPATIBILITY CUDA_LOG_API_ARGS CUDA_LOG_SIZE CUDA_LOW_OCCUPANCY_WARNINGS
+    CUDA_MAX_PENDING_DEALLOCS_COUNT CUDA_PER_THREAD_DEFAULT_STREAM CUDA_USE_NVIDIA_BINDING
+    CUDA_VERBOSE_JIT_LOG CUDA_WARN_ON_IMPLICIT_COPY DEBUG DEBUGINFO DEBUG_ARRAY_OPT
+    DEBUG_ARRAY_OPT_RUNTIME DEBUG_ARRAY_OPT_STATS DEBUG_CACHE DEBUG_FRONTEND DEBUG_INLINE_CLOSURE
+    DEBUG_JIT DEBUG_NRT DEBUG_NRT_STACK_LIMIT DEBUG_TYPEINFER DEVELOPER_MODE DIFF_IR DISABLE_CUDA
+    DISABLE_INTEL_SVML DISABLE_JIT DISABLE_PERFORMANCE_WARNINGS DISABLE_TYPEINFER_FAIL_CACHE
+    DUMP_ANNOTATION DUMP_ASSEMBLY DUMP_BYTECODE DUMP_CFG DUMP_FUNC_OPT DUMP_IR DUMP_LLVM DUMP_OPTIMIZED
+    DUMP_SSA ENABLE_AVX ENABLE_CUDASIM ENABLE_PROFILING ENABLE_SYS_MONITORING EXTEND_VARIABLE_LIFETIMES
+    FULL_TRACEBACKS FUNCTION_CACHE_SIZE HIGHLIGHT_DUMPS JIT_COVERAGE LLVM_PASS_TIMINGS
+    LLVM_REFPRUNE_PASS LOOP_VECTORIZE NRT_STATS PARALLEL_DIAGNOSTICS PARFOR_MAX_TUPLE_SIZE SHOW_HELP
+    SLP_VECTORIZE TRACE USE_LLVMLITE_MEMORY_MANAGER
+""".split()  # noqa: SIM905
 _TQDM_REALS = "MININTERVAL MAXINTERVAL MINITERS NCOLS NROWS SMOOTHING TOTAL INITIAL POSITION DELAY".split()  # noqa: SIM905
 
 _TABLE = {
@@ -163,14 +160,13 @@ _TABLE = {
     **{f"{name}_NUM_THREADS": _THREADS for name in ("MKL", "OPENBLAS", "GOTO", "BLIS", "NUMBA")},
     "OMP_THREAD_LIMIT": _number(1, 2**31 - 1),
     **{f"{name}_STACKSIZE": _STACK for name in ("OMP", "KMP", "GOMP")},
-    "KMP_BLOCKTIME": _pattern("milliseconds, or infinite", r"[0-9]{1,9}(ms|us)?|infinite|inf"),
+    "KMP_BLOCKTIME": _pattern("milliseconds, or infinite", r"(?i)[0-9]{1,9} *(s|ms|us)?|infinite|inf"),
     "NUMBA_OPT": _pattern("0, 1, 2, 3 or max", r"[0-3]|max"),
-    "NUMBA_DISABLE_JIT": _pattern("0 (in plain Python, a step takes hours)", r"0"),
     "NUMBA_CPU_FEATURES": _pattern("a list such as +avx2,-avx512f", r"([-+][A-Za-z0-9_.-]+(,(?=.)|$))*"),
     "NUMBA_FORCE_CUDA_CC": _pattern("two numbers such as 8.0", r"[0-9]+\.[0-9]+"),
     "NUMBA_CUDA_DEFAULT_PTX_CC": _pattern("two numbers such as 8.0", r"[0-9]+\.[0-9]+"),
     "NUMBA_CUDA_MAX_PENDING_DEALLOCS_RATIO": _REAL,
-    **{f"NUMBA_{name}": _ANY for name in _NUMBA_TEXTS},
+    **{f"NUMBA_{name}": _INTEGER for name in _NUMBA_INTEGERS},
     **{f"TQDM_{name}": _REAL for name in _TQDM_REALS},
     "TQDM_BAR_FORMAT": Expectation("a format of names such as {bar}", _is_bar_format),
     "PADDLE_TRAINERS_NUM": _number(1, MAX_PROCESSES),
@@ -181,7 +177,6 @@ _TABLE = {
     "PADDLE_TRAINER_ENDPOINTS": _pattern("a list of host:port", rf"({_PLACE})(,({_PLACE}))*"),
     "PADDLE_CURRENT_ENDPOINT": _pattern("host:port", _PLACE),
     "PADDLE_MASTER": _pattern("host:port", rf"(https?://|etcd://)?({_PLACE})"),
-    "MASTER_PORT": _number(0, 65535),
     "FLAGS_allocator_strategy": _pattern(
         "auto_growth, naive_best_fit or thread_local", r"auto_growth|naive_best_fit|thread_local"
     ),
@@ -197,8 +192,9 @@ def prepare(environment: MutableMapping[str, str]) -> str | None:
     Returns:
         An error message about the first invalid variable; None if all are valid.
     """
-    for name in [name for name, value in environment.items() if not value.strip() and _expected(name)]:
-        del environment[name]
+    for name in [name for name, value in environment.items() if not value.strip()]:
+        if _expected(name) or name.startswith("NUMBA_"):
+            del environment[name]
     return next(_problems(environment), None)
 
 
@@ -210,12 +206,24 @@ def require_valid() -> None:
     """
     if (problem := prepare(os.environ)) is not None:
         raise VariableError(problem)
+    if is_numba_off(os.environ):
+        _warn_of_numba()
+
+
+def is_numba_off(environment: Mapping[str, str]) -> bool:
+    """True if the user wants numba to compile nothing. In plain Python, a step would take hours."""
+    return environment.get(_NUMBA_SWITCH, "0").strip() not in ("", "0")
+
+
+@functools.cache
+def _warn_of_numba() -> None:
+    from ppxcls.system.logs import warn_once
+
+    warn_once(f"environment variable {_NUMBA_SWITCH} is set, so this package works as without numba: slowly")
 
 
 def _expected(name: str) -> Expectation | None:
     """Returns what a variable may be; None if nothing here reads it."""
-    if name.startswith("NUMBA_"):
-        return _TABLE.get(name, _INTEGER)
     return _TABLE.get(name)
 
 
@@ -259,6 +267,10 @@ def job_problem(environment: Mapping[str, str]) -> str | None:
     places = environment["PADDLE_TRAINER_ENDPOINTS"].split(",")
     if len(places) != count:
         return f"{prefix}: expected as many PADDLE_TRAINER_ENDPOINTS, received {len(places)}"
+    # Paddle reads both or none. Kubernetes sets MASTER_PORT alone, to an address, for a service "master".
+    port = environment.get("MASTER_PORT", "")
+    if port and environment.get("MASTER_ADDR") and not _PORT.is_valid(port):
+        return _message("environment variable MASTER_PORT", _PORT, port)
     return None
 
 

@@ -11,7 +11,7 @@ from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.load import RUN_CONFIG, RUN_CONFIG_HEADER
-from ppxcls.config.trust import config_code, record_trust
+from ppxcls.config.trust import config_codes, record_trust
 from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.logs import logger
@@ -33,6 +33,8 @@ class Run:
         trackers: receivers of the metrics; only the first process uses them.
         class_names: class names in the order of the class ids; empty if there are none.
         hang_timeout: seconds without progress after which a run of the tools is ended.
+        is_own: False if the config came from a run that the user does not trust. Then it is not remembered as
+            the user's own, so its folders to write to are still refused.
     """
 
     folder: RunFolder
@@ -40,6 +42,7 @@ class Run:
     trackers: Sequence[Tracker] = field(default_factory=list)
     class_names: Sequence[str] = ()
     hang_timeout: float = 600.0
+    is_own: bool = True
     _resume_position: tuple[int, int, int] | None = field(default=None, init=False, repr=False)
 
     def has_earlier_results(self) -> bool:
@@ -72,7 +75,8 @@ class Run:
             logger.warning(f"the files of an earlier run were moved to {earlier_folder}")
         config_text = RUN_CONFIG_HEADER + self.facts.config
         write_text(folder / RUN_CONFIG, config_text)
-        record_trust([config_code(folder / RUN_CONFIG, config_text)], warns=False)
+        if self.is_own:
+            record_trust(config_codes(folder / RUN_CONFIG, config_text), warns=False)
         if self.class_names:
             write_text(folder / CLASS_NAMES_FILE, class_name_lines(self.class_names))
 

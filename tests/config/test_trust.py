@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 import ppxcls
 from ppxcls.config import plugins, trust
+from ppxcls.config.plugin_modules import installed_spec
 from tests.conftest import run_tool
 
 Texts = Callable[[], list[str]]
@@ -198,6 +200,86 @@ def test_an_installed_module_needs_the_word_too(tmp_path: Path, monkeypatch: pyt
     ppxcls.load_config(yaml_with(tmp_path / "b", "[part_l.deep.end, logging]"))  # they run no more
 
 
+def test_a_package_beside_the_yaml(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    file = yaml_with(folder, "[part_q]")
+    (folder / "part_q/deep").mkdir(parents=True)
+    (folder / "part_q/__init__.py").write_text("from .deep.inner import value\nimport part_r\n")
+    (folder / "part_q/deep/inner.py").write_text("value = 3\n")
+    (folder / "part_q/late.py").write_text(COUNTED)
+    (folder / "part_r.py").write_text("")
+    with pytest.raises(ppxcls.ConfigError, match=f"has not run: {folder}/part_q/__init__.py"):
+        ppxcls.load_config(file)
+    assert ppxcls.load_config(file, trust=True).Global.plugins == [f"{folder}/part_q/__init__.py"]
+    assert sys.modules["part_q"].value == 3
+    new_process()
+    ppxcls.load_config(yaml_with(folder, f"[{folder}/part_q/__init__.py]"))  # as the run's config names it
+    assert sys.modules["part_q"].value == 3
+    for name in ("part_q/late.py", "part_q/deep/inner.py", "part_r.py"):
+        new_process()
+        text = (folder / name).read_text()
+        (folder / name).write_text(text + "# changed\n")
+        with pytest.raises(ppxcls.ConfigError, match=f"code has changed, and has not run: {folder}/{name}"):
+            ppxcls.load_config(file)
+        (folder / name).write_text(text)
+    new_process()
+    ppxcls.load_config(file)
+    __import__("part_q.late")
+    assert runs() == 1
+
+
+def test_a_folder_of_the_same_name_does_not_run_in_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A namespace package would be no hit, but one with ``__init__.py`` is, and it comes first on the path."""
+    (tmp_path / "site/part_s").mkdir(parents=True)
+    (tmp_path / "site/part_s/__init__.py").write_text(COUNTED + "import part_t\n")
+    (tmp_path / "site/part_t.py").write_text("")
+    (tmp_path / "here/part_s").mkdir(parents=True)
+    for name in ("part_s/__init__.py", "part_t.py"):
+        (tmp_path / "here" / name).write_text("raise SystemExit('hostile')\n")
+    file = yaml_with(tmp_path / "a", "[part_s]")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    ppxcls.load_config(file, trust=True)
+    new_process()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend("")
+    monkeypatch.setattr(plugins, "_files", lambda *_: [])  # only the import is tried here
+    path = list(sys.path)
+    ppxcls.load_config(file)
+    assert runs() == 2
+    assert sys.path == path
+
+
+@pytest.mark.parametrize("way", ["PYTHONPATH", ".pth", "Python itself", "a notebook"])
+def test_the_current_folder_counts_if_somebody_names_it(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    (project / "part_u").mkdir(parents=True)
+    for name in ("__init__", "net"):
+        (project / f"part_u/{name}.py").write_text(COUNTED)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # its empty names are often an accident
+    if way == "PYTHONPATH":
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{project}")
+    elif way == ".pth":
+        (tmp_path / "site-packages").mkdir()
+        (tmp_path / "site-packages/project.pth").write_text(f"import sys\n# a comment\n{project}\n")
+        sys.path.append(str(tmp_path / "site-packages"))
+    sys.path.insert(0, "" if way == "a notebook" else str(project))
+    monkeypatch.chdir(project)
+    is_installed = way in ("PYTHONPATH", ".pth")
+    assert (installed_spec("part_u.net") is not None) == is_installed
+    file = yaml_with(tmp_path / "a", "[part_u]")
+    with pytest.raises(ppxcls.ConfigError, match=f"has not run: {project}/part_u/__init__.py"):
+        ppxcls.load_config(file)
+    assert runs() == 0
+    name = "part_u" if is_installed else f"{project}/part_u/__init__.py"
+    assert ppxcls.load_config(file, trust=True).Global.plugins == [name]
+    assert runs() == 1
+
+
 def test_a_home_that_can_t_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_warnings: Texts
 ) -> None:
@@ -209,7 +291,7 @@ def test_a_home_that_can_t_be_written(
         ppxcls.load_config(file)  # this process knows it
     (text,) = new_warnings()
     assert text.startswith(
-        f"that you trust this code can't be remembered in {tmp_path}/state/ppxcls/trusted: "
+        f"that you trust these files can't be remembered in {tmp_path}/state/ppxcls/trusted: "
     )
     new_process()
     with pytest.raises(ppxcls.ConfigError, match="add --trust"):

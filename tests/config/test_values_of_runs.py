@@ -9,10 +9,20 @@ from pathlib import Path
 import pytest
 
 import ppxcls
+from ppxcls.config import trust
 from ppxcls.config.load import RUN_CONFIG_HEADER
 from ppxcls.config.values_of_runs import export_folder_of
+from tests.conftest import SMALL_NETWORK
 
 ARCH = "Arch: {name: Xception41, class_num: 3}\n"
+
+
+@pytest.fixture(autouse=True)
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who trusts the network of the tests, and no run."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(trust, "_trusted_names", set())
+    trust.record_trust([trust.read_code(Path(SMALL_NETWORK))])
 
 
 def write_run(folder: Path, text: str) -> Path:
@@ -23,7 +33,7 @@ def write_run(folder: Path, text: str) -> Path:
 
 def test_an_address_is_refused_unless_the_command_line_repeats_it(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "Infer: {infer_imgs: 's3://bucket/x'}\n")
-    message = r"config\.yaml:3: Infer\.infer_imgs: refused, because the config of a run names an address"
+    message = r"config\.yaml:3: Infer\.infer_imgs: refused, because the config of a run that was not trained here \(or was moved since\) names an address"
     with pytest.raises(ppxcls.ConfigError, match=message):
         ppxcls.load_config(run)
     config = ppxcls.load_config(run, ["Infer.infer_imgs=s3://bucket/y"])
@@ -89,8 +99,7 @@ def test_a_run_that_the_user_trusts_may_name_an_address_until_it_changes(tmp_pat
     assert config.Infer.infer_imgs == "s3://bucket/x"
     ppxcls.load_config(run)
     shutil.copytree(run, tmp_path / "copy")
-    with pytest.raises(ppxcls.ConfigError, match="names an address"):
-        ppxcls.load_config(tmp_path / "copy")
+    ppxcls.load_config(tmp_path / "copy")  # the same text reads the same data
     with open(run / "config.yaml", "a") as file:
         file.write("Global: {save_inference_dir: /elsewhere}\n")
     with pytest.raises(ppxcls.ConfigError, match="names an address"):
@@ -107,3 +116,57 @@ def test_a_run_of_the_users_own_exports_to_the_folder_of_its_yaml(
     shutil.copytree(trainer.output_dir, tmp_path / "copy")
     with pytest.raises(ppxcls.ConfigError, match="names a folder to write to"):
         export_folder_of(ppxcls.load_config(tmp_path / "copy"))
+
+
+def test_training_with_the_config_of_a_stranger_does_not_make_it_the_user_s_own(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    file = small(**{"Global.epochs": 1, "Global.save_inference_dir": str(tmp_path / "elsewhere")})
+    run = tmp_path / "stranger/Xception41"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(RUN_CONFIG_HEADER + file.read_text())
+    for source in (run, run / "config.yaml"):
+        trainer = ppxcls.build_trainer(ppxcls.load_config(source))
+        trainer.fit()
+        assert trainer.output_dir == run
+    with pytest.raises(ppxcls.ConfigError, match="names a folder to write to"):
+        export_folder_of(ppxcls.load_config(run))
+    ppxcls.build_trainer(ppxcls.load_config(run, trust=True)).fit()
+    assert export_folder_of(ppxcls.load_config(run)) == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Infer: {infer_imgs: 's3://bucket/x'}\n", "Infer.infer_imgs: .* names an address"),
+        ("Global: {save_inference_dir: /elsewhere}\n", "Global.save_inference_dir: .* a folder to write to"),
+        ("Global: {output_dir: /elsewhere}\n", "Global.output_dir: .* names a folder to write to"),
+        ("base: ../secret.yaml\n", "base: the config of a run has no base"),
+    ],
+)
+def test_a_stranger_s_run_as_the_base_of_the_user_s_yaml(text: str, message: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "run", text)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: run/config.yaml\nGlobal: {epochs: 3}\n")
+    with pytest.raises(ppxcls.ConfigError, match=rf"run/config\.yaml:3: {message}"):
+        ppxcls.load_config(mine)
+    with pytest.raises(ppxcls.ConfigError, match=rf"run/config\.yaml:3: {message}"):
+        ppxcls.load_config({"base": str(tmp_path / "run/config.yaml")})
+    if "base" in text:
+        return
+    section, key, value = text.replace("{", "").rstrip("}\n").replace(": ", " ").split()
+    mine.write_text(f"base: run/config.yaml\n{section}: {{{key}: {value}}}\n")
+    ppxcls.load_config(mine)  # the user's own words
+    mine.write_text("base: run/config.yaml\n")
+    ppxcls.load_config(mine, trust=True)
+    ppxcls.load_config(mine)
+
+
+def test_a_run_as_a_base_may_name_the_default_folders(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", f"Global: {{output_dir: {tmp_path}}}\n")
+    assert ppxcls.load_config({"base": str(run / "config.yaml")}).Global.output_dir == str(tmp_path)
+    other = write_run(tmp_path / "other", "Global: {output_dir: ./output, save_inference_dir: ./deploy}\n")
+    default = ppxcls.load_config({"Arch": {"name": "Xception41"}}).Global.save_inference_dir
+    text = (other / "config.yaml").read_text().replace("./deploy", default)
+    (other / "config.yaml").write_text(text)
+    ppxcls.load_config({"base": str(other / "config.yaml")})

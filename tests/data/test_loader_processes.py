@@ -490,6 +490,17 @@ def test_plugins_are_imported_for_their_effects(
     assert next(loader.epoch(1)).images.tolist() == [[[[1]]]] * 4
 
 
+def test_a_plugin_that_needs_paddle_by_a_name_of_ppxcls_is_left_out(
+    tmp_path: Path, plugin: Callable[..., Dataset], make_loader: Callable[..., Loader]
+) -> None:
+    (tmp_path / "loss_plugin.py").write_text("import ppxcls\n\nppxcls.LOSSES.registered()\n")
+    plugins = [str(tmp_path / "loss_plugin.py")]
+    ppxcls.load_config({"Arch": {"name": "Xception41"}, "Global": {"plugins": plugins}})
+    assert "loss_plugin" in plugins_without_paddle(), "nothing in the module is of Paddle"
+    loader = make_loader(plugin(transform_ops=[{"Darken": {}}]), num_workers=1, num_processes=1)
+    assert not next(loader.epoch(1)).images[:, 0, 0, 0].any(), "a loader process has imported Paddle"
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_to_the_job_while_processes_start(
     name: str, write_config: Callable[..., Path], tmp_path: Path

@@ -67,6 +67,7 @@ def test_two_packings_in_one_folder(originals: Path, tmp_path: Path, monkeypatch
     first.join()
     assert result.returncode == 1
     assert result.stderr.strip() == f"error: {tmp_path / 'out'}: another process is packing there"
+    assert not (tmp_path / "out/pack.lock").exists()
     ppxcls.verify_pack(tmp_path / "out", originals / "train.txt")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 from ppxcls.system import file_lock
 from ppxcls.system.file_lock import LockedError, locked
+from ppxcls.system.temporary_files import UnsafeFileError
 
 fcntl = pytest.importorskip("fcntl")
 Texts = Callable[[], list[str]]
@@ -55,17 +57,21 @@ def test_the_lock_of_an_older_version_is_closed_to_others(tmp_path: Path) -> Non
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "target")
-    with locked(tmp_path / "lock"):
-        pass
+    with pytest.raises(UnsafeFileError, match="found a link"), locked(tmp_path / "lock"):
+        raise AssertionError("the block ran")
     assert not (tmp_path / "target").exists()
 
 
-@pytest.mark.parametrize("kind", ["pipe", "folder", "missing folder"])
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(UnsafeFileError, match="found a pipe"), locked(tmp_path / "lock"):
+        raise AssertionError("the block ran")
+
+
+@pytest.mark.parametrize("kind", ["folder", "missing folder"])
 def test_what_is_no_file_is_passed_over(kind: str, tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    if kind == "pipe":
-        os.mkfifo(lock)
-    elif kind == "folder":
+    if kind == "folder":
         lock.mkdir()
     else:
         lock = tmp_path / "nowhere/lock"
@@ -83,6 +89,50 @@ def test_an_error_instead_of_waiting(tmp_path: Path) -> None:
     release(process)
     with locked(tmp_path / "lock", waits=False):
         pass
+
+
+def test_the_lock_file_of_another_user(
+    tmp_path: Path, new_warnings: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """root opens the files of all users, so the system's refusal is imitated."""
+
+    def refused(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    lock = tmp_path / "lock"
+    lock.touch()
+    monkeypatch.setattr(file_lock.os, "open", refused)
+    with locked(tmp_path / "other", waits=False):
+        pass  # the folder can't be written to, and there is no lock
+    monkeypatch.setattr(file_lock, "_other_owner", lambda _: "user bob")
+    with pytest.raises(LockedError, match=f"^{lock} belongs to user bob$"), locked(lock, waits=False):
+        raise AssertionError("the block ran")
+    blocks = []
+    with locked(lock):
+        blocks.append(1)
+    assert blocks
+    assert new_warnings() == [f"{lock} belongs to user bob, so this process does not wait for others"]
+
+
+def test_a_lock_file_that_does_not_stay_excludes_all_the_same(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    inside: list[int] = []
+    counts: list[int] = []
+
+    def work() -> None:
+        for _ in range(50):
+            with locked(lock, is_kept=False):
+                inside.append(1)
+                counts.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == [1] * 200
+    assert not lock.exists()
 
 
 def test_a_wait_is_explained_and_ends(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -111,6 +112,17 @@ def test_a_process_that_ends_while_the_others_come_is_missing_again(
         f"a connection from 127.0.0.1 to port {port} is refused: it closed the connection before it proved "
         "that it belongs to this job"
     ]
+
+
+def test_a_full_disk_leaves_no_private_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "a"
+    monkeypatch.setattr(private_files, "_write", refused)
+    with pytest.raises(OSError, match="No space left"):
+        private_files.create_private(folder, "name", b"1")
+    assert os.listdir(folder) == []
 
 
 def test_private_files(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_empty_variables_are_removed() -> None:
         ("OPENCV_IO_MAX_IMAGE_PIXELS", "abc", "a whole number from 1 to 1099511627776"),
         ("OPENCV_ENABLE_MEMALIGN", "abc", "1 or 0, or true or false"),
         ("OMP_NUM_THREADS", "100000", "a whole number from 1 to "),
-        ("NUMBA_ANY_NEW_SETTING", "abc", "a whole number from -2147483648"),
-        ("NUMBA_DISABLE_JIT", "1", "0 (in plain Python, a step takes hours)"),
+        ("NUMBA_BOUNDSCHECK", "abc", "a whole number from -2147483648"),
+        ("NUMBA_DISABLE_JIT", "abc", "a whole number from -2147483648"),
         ("PADDLE_TRAINER_ID", "5 of 2", "a whole number from 0 to 99999"),
         ("PADDLE_MASTER", "\x1b[2J", "host:port"),
     ],
@@ -141,16 +141,68 @@ def test_every_known_variable_of_numba_has_the_type_that_numba_reads() -> None:
 
     types = dict(re.findall(r'_readenv\(\s*"(NUMBA_\w+)",\s*(\w+)', source))
     assert len(types) > 50
-    texts = {
-        name for name, kind in types.items() if kind in ("str", "optional_str", "fmt_html_path", "which_gdb")
-    }
-    assert texts - {"NUMBA_CPU_FEATURES", "NUMBA_DUMP_HTML"} <= {
-        name for name in texts if variables._expected(name) is variables._ANY
-    }
-    whole_numbers = {name for name, kind in types.items() if kind == "int"}
-    special_names = {"NUMBA_NUM_THREADS", "NUMBA_DISABLE_JIT"}
-    for name in whole_numbers - special_names:
+    texts = {name for name, kind in types.items() if kind in ("str", "optional_str", "which_gdb")}
+    assert {name for name in texts if variables._expected(name)} <= {"NUMBA_CPU_FEATURES"}
+    # Another numba may have more.
+    whole_numbers = {name for name, kind in types.items() if kind == "int" and variables._expected(name)}
+    assert len(whole_numbers) > 40
+    for name in whole_numbers - {"NUMBA_NUM_THREADS"}:
         assert variables._expected(name) is variables._INTEGER, name
+
+
+def test_variables_that_are_not_for_this_package() -> None:
+    environment = {
+        "MASTER_PORT": "tcp://10.96.0.1:80",  # Kubernetes, for a service "master"
+        "NUMBA_CUDA_NVRTC_EXTRA_SEARCH_PATHS": "/opt/include",
+        "NUMBA_ANY_NEW_SETTING": "abc",
+        "NUMBA_DISABLE_JIT": "1",
+        "OMP_STACKSIZE": "2G",
+        "OMP_PROC_BIND": "spread,close",
+        "OMP_PLACES": "{0:4},{4:4}",
+        "KMP_AFFINITY": "verbose,granularity=fine,compact," + "1," * 2000,
+        "KMP_BLOCKTIME": "INFINITE",
+        "GOMP_CPU_AFFINITY": "0-3 8-11:2",
+        "CUDA_VISIBLE_DEVICES": "MIG-GPU-8932f937/1/0",
+        "SLURM_CPUS_PER_TASK": "",
+        "SLURM_JOB_NODELIST": "node[01-04]",
+        "PMI_RANK": "0",
+        "PADDLE_ELASTIC_SERVER": "127.0.0.1:2379",
+    }
+    before = dict(environment)
+    assert prepare(environment) is None
+    assert environment == before
+    assert job_problem(environment) is None
+
+
+def test_the_port_of_a_job_is_checked_if_paddle_reads_it() -> None:
+    job = {
+        "PADDLE_TRAINERS_NUM": "2",
+        "PADDLE_TRAINER_ID": "1",
+        "PADDLE_TRAINER_ENDPOINTS": "a:1,b:2",
+        "PADDLE_CURRENT_ENDPOINT": "b:2",
+        "MASTER_PORT": "tcp://10.96.0.1:80",
+    }
+    assert job_problem(job) is None, "Paddle reads both or none"
+    assert job_problem({**job, "MASTER_ADDR": "a"}) == (
+        "environment variable MASTER_PORT: expected a whole number from 0 to 65535, received 'tcp://10.96.0.1:80'"
+    )
+    assert job_problem({**job, "MASTER_ADDR": "a", "MASTER_PORT": "80"}) is None
+
+
+def test_numba_that_compiles_nothing_is_not_used(tmp_path: Path) -> None:
+    code = "import ppxcls; ppxcls.Bound; from ppxcls.system import kernels; print(kernels.HAS_NUMBA)"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+        cwd=tmp_path,
+    )
+    assert result.stdout == "False\n"
+    message = "environment variable NUMBA_DISABLE_JIT is set, so this package works as without numba: slowly"
+    assert result.stderr.splitlines() == [message]
 
 
 def test_the_help_needs_no_docstrings(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -211,7 +212,10 @@ def test_appended_files(tmp_path: Path) -> None:
         for function in (append_descriptor, change_descriptor):
             with pytest.raises(UnsafeFileError, match="a link out of its folder"):
                 function(folder / name)
-        with pytest.raises(UnsafeFileError, match="a link out of its folder"), locked(folder / name):
+        with (
+            pytest.raises(UnsafeFileError, match="expected a lock file, found a link"),
+            locked(folder / name),
+        ):
             pass
         with pytest.raises(UnsafeFileError, match="a link out of its folder"):
             set_up_logging(0, folder / name)
@@ -293,6 +297,23 @@ def test_a_folder_is_locked_without_a_file(tmp_path: Path) -> None:
     process = python(program, tmp_path)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
-    with locked_folder(tmp_path):
+    with locked_folder(tmp_path, waits=True):
         assert (tmp_path / "a").exists(), "this block has waited"
     process.communicate()
+
+
+@pytest.mark.skipif(temporary_files.fcntl is None, reason="the system has no locks")
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EAGAIN])
+def test_a_file_system_without_locks(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a lock that another process holds is tried again."""
+    calls = []
+
+    def refused(*_: object) -> None:
+        calls.append(1)
+        raise OSError(number, "no lock")
+
+    monkeypatch.setattr(temporary_files.fcntl, "flock", refused)
+    with whole_file(tmp_path / "file") as stream:
+        stream.write(b"1")
+    assert (tmp_path / "file").read_bytes() == b"1"
+    assert (len(calls) > 2) == (number == errno.EAGAIN)
