@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -40,6 +39,7 @@ from ppxcls.models.weights import (
     set_weights,
 )
 from ppxcls.system.atomic_files import whole_text_file
+from ppxcls.system.json_text import read_json
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import one_line, url_problem
 
@@ -150,8 +150,8 @@ def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
     if text is None:
         return read_metadata(file.parent)
     try:
-        return parse_metadata(json.loads(text), str(file))
-    except (ValueError, RecursionError):
+        return parse_metadata(read_json(text.encode()), str(file))
+    except ValueError:
         raise DataError(f"{file}: its metadata is damaged") from None
 
 

@@ -29,7 +29,7 @@ from ppxcls.system.shared_memory import HAS_SHARED_MEMORY
 from ppxcls.train.paddle_inference import PROGRAM_NAMES, program_file
 
 WEIGHTS_FILE = "inference.pdiparams"
-_MAX_PROGRAM_BYTES = 64 << 20  # of Paddle's programs; the largest network here has 1 MB
+_MAX_PROGRAM_BYTES = 8 << 20  # of Paddle's programs; the largest network here has 1 MB
 _MAX_ONNX_BYTES = (1 << 31) - 1  # limit of the format
 _HEADER_BYTES = 4096  # bytes that tell the kind of a file
 _COPY_BYTES = 8 << 20
