@@ -145,11 +145,12 @@ def decode_image(data: bytes) -> Image:
             image = _decode_radiance(data)
         else:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        is_not_finite = image is not None and _may_be_real(data) and _has_not_finite_pixels(data)
     except cv2.error as error:
         raise ValueError(f"OpenCV can't decode the image: {error.err}") from None
     if image is None:
         return _decode_by_pillow(data)
-    if _may_be_real(data) and _has_not_finite_pixels(data):
+    if is_not_finite:
         raise ValueError("the image contains NaN or infinite numbers")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 

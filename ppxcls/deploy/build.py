@@ -32,7 +32,7 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.portable import PortableRunner, file_runner
 from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
-from ppxcls.deploy.whole_export import check_parts, metadata_beside
+from ppxcls.deploy.whole_export import ReplacedError, check_parts, metadata_beside
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import (
     model_state,
@@ -119,7 +119,14 @@ def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
-    path = Path(path)
+    try:
+        return _whole_predictor(Path(path), trust=trust)
+    except ReplacedError:  # an export to the same folder has ended in between
+        return _whole_predictor(Path(path), trust=trust)
+
+
+def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
+    """Builds a predictor. Raises ReplacedError if the files are replaced in the meantime."""
     if path.suffix.lower() == ".onnx":
         parts = metadata_beside(path)
         metadata = parts or _read_onnx_metadata(path, trust=trust)

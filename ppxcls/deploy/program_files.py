@@ -99,7 +99,7 @@ def reason_for_trust(path: Path) -> str | None:
                 return None
         read_onnx(path)
     except CheckpointError as error:
-        return str(error)
+        return str(error).removesuffix(f"; {TRUST_HINT}")
     return None
 
 

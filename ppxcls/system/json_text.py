@@ -7,7 +7,9 @@ import math
 from typing import Any
 
 _MAX_DIGITS = 20  # digits of an integer of 64 bits, with its sign
-_MAX_FLOAT_CHARACTERS = 400  # the longest that a program writes, the largest float without an exponent, has 311
+_MAX_FLOAT_CHARACTERS = (
+    400  # the longest that a program writes, the largest float without an exponent, has 311
+)
 _MAX_DEPTH = 64  # lists and objects within each other; an exported program has 13
 
 
