@@ -33,6 +33,7 @@ from ppxcls.deploy.metadata import (
     read_metadata,
 )
 from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, write_text
+from ppxcls.system.digests import file_sha256
 from ppxcls.system.file_lock import LockedError, locked_folder
 from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
@@ -52,7 +53,7 @@ _STAGING_NAME = re.compile(r"\.export-[0-9a-f]{16}")
 _OLD_STAGING_NAME = re.compile(r"\.export-[a-z0-9_]{8}")
 _OLD_TEMPORARY_NAME = re.compile(r"tmp.*|\.int8-.*|inference_config\.json(?:\.new)?")
 _OBSOLETE_FILE = "obsolete.json"  # names of the parts that only the earlier export has, while a save is moved
-_BLOCK_BYTES = 1 << 20
+_MAX_LIST_BYTES = 1 << 20  # of the names of the parts that only the earlier export has
 _ABANDONED_SECONDS = 86_400  # without a lock, only older leftovers are removed
 _MAX_SHOWN_CHARACTERS = 100  # of a text in metadata, in a message
 
@@ -137,7 +138,7 @@ def _finish(folder: Path, save_folder: Path, parts: Mapping[str, Any]) -> None:
     for name in parts:
         if (save_folder / name).is_file():
             os.replace(save_folder / name, folder / name)
-    for name in read_json(read_regular(save_folder / _OBSOLETE_FILE, _BLOCK_BYTES)):
+    for name in read_json(read_regular(save_folder / _OBSOLETE_FILE, _MAX_LIST_BYTES)):
         if name in PART_NAMES and (folder / name).is_file():
             (folder / name).unlink()
             logger.warning(f"removed {folder / name}, which an earlier export wrote")
@@ -243,11 +244,7 @@ def _save_folder(folder: Path, parts: Mapping[str, Any]) -> Path:
 
 def _entry(file: Path) -> dict[str, Any]:
     """Returns the size and digest of a part."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return {"size": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _sync_file(file: Path) -> None:
