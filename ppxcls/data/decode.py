@@ -9,9 +9,7 @@ import functools
 import io
 import itertools
 import os
-import tempfile
 import warnings
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -28,8 +26,10 @@ from ppxcls.data.picture_headers import (
     picture_size,
 )
 from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.file_kinds import is_avif, is_heic, why_unreadable
 from ppxcls.system.logs import logger
+from ppxcls.system.temporary_folder import temporary_folder
 
 Image = Array
 
@@ -171,11 +171,17 @@ def _decode_radiance(data: bytes) -> Image | None:
 
     OpenCV reads this format from files only. From memory, it writes a file itself, which stays in the folder
     for temporary files if the picture has too many pixels.
+
+    Raises:
+        ValueError: no file can be written.
     """
-    with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
-        file = Path(folder, "picture.hdr")
-        file.write_bytes(data)
-        return cv2.imread(str(file), cv2.IMREAD_COLOR)
+    try:
+        with temporary_folder() as folder:
+            file = folder / "picture.hdr"
+            file.write_bytes(data)
+            return cv2.imread(str(file), cv2.IMREAD_COLOR)
+    except OSError as error:
+        raise ValueError(f"a Radiance picture must be written to a file: {reason_of(error)}") from None
 
 
 def _size_by_pillow(data: bytes) -> PictureSize | None:
