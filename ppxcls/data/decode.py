@@ -9,9 +9,7 @@ import functools
 import io
 import itertools
 import os
-import tempfile
 import warnings
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +18,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps, features
 
 from ppxcls.data.picture_headers import (
+    BARE_MARKERS,
     PictureLimits,
     PictureSize,
     check_scans,
@@ -27,8 +26,10 @@ from ppxcls.data.picture_headers import (
     picture_size,
 )
 from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.file_kinds import is_avif, is_heic, why_unreadable
 from ppxcls.system.logs import logger
+from ppxcls.system.temporary_folder import temporary_folder
 
 Image = Array
 
@@ -36,6 +37,7 @@ Image = Array
 cv2.setNumThreads(1)
 
 MAX_PIXELS = int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # OpenCV's limit, also checked in headers here
+_PIXEL_LIMITS = PictureLimits(MAX_PIXELS, None, "OPENCV_IO_MAX_IMAGE_PIXELS")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
 # Portable float map and OpenEXR. A Radiance file can't hold NaN.
@@ -127,8 +129,9 @@ def decode_image(data: bytes) -> Image:
     if not data:
         raise ValueError("the file is empty")
     check_scans(data)
-    if (limits := current_limits()) is not None and (size := picture_size(data)) is not None:
-        limits.check(size)
+    size = picture_size(data) or _size_by_pillow(data)
+    if size is not None:
+        _check_size(size)
     if _is_plain_jpeg(data):
         try:
             return simplejpeg.decode_jpeg(data, "RGB")
@@ -136,20 +139,17 @@ def decode_image(data: bytes) -> Image:
             # Older releases of OpenCV would fill the missing part with grey.
             if "Premature end of JPEG file" in str(error):
                 raise ValueError("truncated JPEG") from None
-    if data[:8] == _PNG_SIGNATURE:
-        _check_pixels(data[20:24], data[16:20])
-    else:
-        _check_size_by_pillow(data)
     try:
         if data.startswith(_RADIANCE_SIGNATURES):
             image = _decode_radiance(data)
         else:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        is_not_finite = image is not None and _may_be_real(data) and _has_not_finite_pixels(data)
     except cv2.error as error:
         raise ValueError(f"OpenCV can't decode the image: {error.err}") from None
     if image is None:
         return _decode_by_pillow(data)
-    if _may_be_real(data) and _has_not_finite_pixels(data):
+    if is_not_finite:
         raise ValueError("the image contains NaN or infinite numbers")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
@@ -171,28 +171,34 @@ def _decode_radiance(data: bytes) -> Image | None:
 
     OpenCV reads this format from files only. From memory, it writes a file itself, which stays in the folder
     for temporary files if the picture has too many pixels.
+
+    Raises:
+        ValueError: no file can be written.
     """
-    with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
-        file = Path(folder, "picture.hdr")
-        file.write_bytes(data)
-        return cv2.imread(str(file), cv2.IMREAD_COLOR)
+    try:
+        with temporary_folder() as folder:
+            file = folder / "picture.hdr"
+            file.write_bytes(data)
+            return cv2.imread(str(file), cv2.IMREAD_COLOR)
+    except OSError as error:
+        raise ValueError(f"a Radiance picture must be written to a file: {reason_of(error)}") from None
 
 
-def _check_size_by_pillow(data: bytes) -> None:
-    """Raises ValueError if the header gives too many pixels.
+def _size_by_pillow(data: bytes) -> PictureSize | None:
+    """Returns the size of a picture in a format that ``picture_size`` does not know; None if it is unknown.
 
-    OpenCV's own limit has no effect if OpenCV was imported before this package.
+    Raises:
+        ValueError: the picture has far too many pixels.
     """
     try:
         with PillowImage.open(io.BytesIO(data)) as picture:
-            width, height = picture.size
+            return PictureSize(*picture.size, 3)
     except PillowImage.DecompressionBombError:
         raise ValueError(
             f"too many pixels; an image may have at most {MAX_PIXELS:,} (OPENCV_IO_MAX_IMAGE_PIXELS)"
         ) from None
     except Exception:  # OpenCV decides about formats that Pillow can't read
-        return
-    _check_pixels(height.to_bytes(8, "big"), width.to_bytes(8, "big"))
+        return None
 
 
 def _decode_by_pillow(data: bytes) -> Image:
@@ -205,7 +211,7 @@ def _decode_by_pillow(data: bytes) -> Image:
         if data[:4] != b"GIF8" and not is_avif(data) and not (is_heic(data) and can_read_heic()):
             raise OSError
         with PillowImage.open(io.BytesIO(data)) as picture:
-            _check_pixels(picture.height.to_bytes(4, "big"), picture.width.to_bytes(4, "big"))
+            _check_size(PictureSize(*picture.size, 3))  # frames may be larger than the header says
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
     except (OSError, SyntaxError, EOFError, PillowImage.DecompressionBombError):
         is_supported = (is_avif(data) and features.check("avif")) or (is_heic(data) and can_read_heic())
@@ -301,9 +307,12 @@ def warn_if_almost_black(data: bytes, image: Image) -> None:
         logger.warning(f"{description}, so it decodes to almost black; ppxcls check lists such files")
 
 
-def _check_pixels(height: bytes, width: bytes) -> None:
-    size = PictureSize(int.from_bytes(width, "big"), int.from_bytes(height, "big"), 3)
-    for limits in (current_limits(), PictureLimits(MAX_PIXELS, None, "OPENCV_IO_MAX_IMAGE_PIXELS")):
+def _check_size(size: PictureSize) -> None:
+    """Raises ValueError if a picture is too large.
+
+    OpenCV does not check some of its formats, and none if it was imported before this package.
+    """
+    for limits in (current_limits(), _PIXEL_LIMITS):
         if limits is not None:
             limits.check(size)
 
@@ -311,26 +320,23 @@ def _check_pixels(height: bytes, width: bytes) -> None:
 def _is_plain_jpeg(data: bytes) -> bool:
     """True if the data is a JPEG with at most 3 components and without an EXIF orientation.
 
-    Only the markers before the first scan are read.
-
-    Raises:
-        ValueError: the image has too many pixels.
+    Only the markers before the first scan are read. JPEGs with unusual ones are left to OpenCV.
     """
     if data[:2] != bytes((0xFF, _START_OF_IMAGE)):
         return False
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
+        if marker in BARE_MARKERS:
+            return False
         length = int.from_bytes(data[position + 2 : position + 4], "big")
         segment = (
             data[position + 4 : position + 2 + length]
             if marker in _FRAME_MARKERS or marker == _EXIF_MARKER
             else b""
         )
-        if marker in _FRAME_MARKERS:
-            _check_pixels(segment[1:3], segment[3:5])
-            if len(segment) < 6 or segment[5] > 3:
-                return False
+        if marker in _FRAME_MARKERS and (len(segment) < 6 or segment[5] > 3):
+            return False
         # 0x0112 is the tag of the orientation, searched in both byte orders. If other data matches by chance,
         # OpenCV decodes the image, which is only slower.
         if (

@@ -22,9 +22,12 @@ _MAX_BOXES = 1024  # sizes in a HEIC or AVIF image
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by type of colour
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Inside the data of a scan, FF is followed by 00 or by a restart marker.
-_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
+# No part of a pattern here can match the same bytes in two ways. Otherwise a search may take a time that
+# grows with the square of its input, or doubles with each byte.
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _END_OF_IMAGE, _START_OF_SCAN = 0xD9, 0xDA
-_PNM_NUMBER = re.compile(rb"(?:\s+|#[^\n]*\n)*(\d{1,9})")
+BARE_MARKERS = {0x01, *range(0xD0, 0xD8)}  # without a length and content
+_PNM_NUMBER = re.compile(rb"(?:\s|#[^\n]*\n)*(\d{1,9})")
 _PAM_FIELD = re.compile(rb"(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,9})")
 _RADIANCE_SIZE = re.compile(rb"[-+][XY] +(\d{1,9}) +[-+][XY] +(\d{1,9})\s*\n")
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -152,6 +155,8 @@ def _jpeg(data: bytes) -> PictureSize | None:
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
+        elif marker in BARE_MARKERS:
+            position += 2
         elif marker in _FRAME_MARKERS:
             precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
             return PictureSize(width, height, max(3, components) * (2 if precision > 8 else 1))
@@ -188,7 +193,9 @@ def _webp(data: bytes) -> PictureSize | None:
 def _pnm(data: bytes) -> PictureSize | None:
     header = data[:_HEADER_BYTES]
     if header[1:2] == b"7":
-        fields = {name: int(value) for name, value in _PAM_FIELD.findall(header)}
+        fields: dict[bytes, int] = {}
+        for name, value in _PAM_FIELD.findall(header.partition(b"ENDHDR")[0]):
+            fields[name] = max(fields.get(name, 1), int(value))
         width, height, depth, largest_value = (
             fields.get(name, 1) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL")
         )

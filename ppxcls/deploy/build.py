@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -33,13 +32,14 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.portable import PortableRunner, file_runner
 from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
-from ppxcls.deploy.whole_export import check_parts, metadata_beside
+from ppxcls.deploy.whole_export import ReplacedError, check_parts, metadata_beside
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import (
     model_state,
     set_weights,
 )
 from ppxcls.system.atomic_files import whole_text_file
+from ppxcls.system.json_text import read_json
 from ppxcls.system.logs import logger, set_up_logging
 from ppxcls.system.paths import one_line, url_problem
 
@@ -119,7 +119,14 @@ def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
-    path = Path(path)
+    try:
+        return _whole_predictor(Path(path), trust=trust)
+    except ReplacedError:  # an export to the same folder has ended in between
+        return _whole_predictor(Path(path), trust=trust)
+
+
+def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
+    """Builds a predictor. Raises ReplacedError if the files are replaced in the meantime."""
     if path.suffix.lower() == ".onnx":
         parts = metadata_beside(path)
         metadata = parts or _read_onnx_metadata(path, trust=trust)
@@ -150,8 +157,8 @@ def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
     if text is None:
         return read_metadata(file.parent)
     try:
-        return parse_metadata(json.loads(text), str(file))
-    except (ValueError, RecursionError):
+        return parse_metadata(read_json(text.encode()), str(file))
+    except ValueError:
         raise DataError(f"{file}: its metadata is damaged") from None
 
 

@@ -234,10 +234,11 @@ class _Export:
         self.differences[name] = difference
 
     def _warn_of_trust(self, name: str, folder: Path) -> None:
-        """Warns if the network has operators that are not known to be harmless, such as a user's own ones."""
+        """Warns if the network has operators that are not known to be harmless. It is the user's own one."""
         reason = reason_for_trust(folder if name == "paddle" else folder / "inference.onnx")
         if reason is not None:
-            logger.warning(reason.replace(str(folder), str(self._folder)))
+            reason = reason.replace(str(folder), str(self._folder))
+            logger.warning(f"{reason}; so whoever loads this export needs --trust (trust=True)")
 
     def _write_paddle(self, folder: Path) -> Runner:
         save_program(self._traced_network, self._network, folder, self._folder)

@@ -69,7 +69,8 @@ def quantise(
     Both files predict up to 1,000 evaluation images.
 
     Args:
-        folder: folder that contains ``inference.onnx``.
+        folder: folder that contains ``inference.onnx``, which this process has just written. So it is loaded
+            whatever operators it has.
         metadata: metadata of the exported file.
         calibration: images like those to predict later.
         evaluation: images with labels, which were not used for training.
@@ -157,7 +158,7 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
     The ranges of the activations come from the images of the batches. The labels are not used.
 
     Args:
-        source: ONNX file that this package has exported.
+        source: ONNX file that this process has exported. It is loaded whatever operators it has.
         target: file to write.
         batches: images and labels.
         folder: folder for temporary files.
@@ -172,7 +173,7 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
 
     if not batches:
         raise DataError("none of the calibration images can be read")
-    data, _ = read_onnx(source)
+    data, _ = read_onnx(source, trust=True)
     checked_file, prepared_file = folder / "checked.onnx", folder / "prepared.onnx"
     checked_file.write_bytes(data)
     quant_pre_process(str(checked_file), str(prepared_file), skip_symbolic_shape=True)  # folds batch norms
@@ -190,7 +191,7 @@ def quantise_file(source: Path, target: Path, batches: Sequence[tuple[Array, Arr
 
 
 def _compare_files(source: Path, target: Path, batches: Iterable[tuple[Array, Array]]) -> QuantisationResult:
-    runners: list[Runner] = [onnx_runner(source), onnx_runner(target)]
+    runners: list[Runner] = [onnx_runner(file, trust=True) for file in (source, target)]
     correct_counts = [0, 0]
     seconds = [0.0, 0.0]
     count = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
 from ppxcls.system.atomic_files import read_regular, reason_of, write_text
+from ppxcls.system.json_text import read_json
 from ppxcls.system.sealed_json import SEAL_KEY, is_intact
 
 METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
-_MAX_METADATA_BYTES = 64 << 20  # of the names of all classes
+MAX_METADATA_BYTES = 12 << 20  # 100,000 names of 100 characters; parsing the worst such text takes 2 s
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 
@@ -92,12 +92,12 @@ def read_metadata(folder: Path) -> ExportMetadata:
         raise DataError(f"{folder}: no such folder of an exported model")
     file = folder / METADATA_FILE
     try:
-        values = json.loads(read_regular(file, _MAX_METADATA_BYTES).decode())
+        values = read_json(read_regular(file, MAX_METADATA_BYTES))
         has_digest = isinstance(values, dict) and (SEAL_KEY in values or "parts" in values)
         is_damaged = has_digest and not is_intact(values)
     except FileNotFoundError:
         raise DataError(f"{folder}: no {METADATA_FILE} in it, so it is not an exported model") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: invalid metadata: {type(error).__name__}: {reason_of(error)}") from None
     if is_damaged:
         raise DataError(f"{file}: is damaged or was changed: its SHA-256 is not the one in it; export again")

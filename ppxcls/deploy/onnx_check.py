@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ppxcls.deploy.metadata import MAX_METADATA_BYTES
 from ppxcls.deploy.onnx_operators import ONNX_DTYPES, checked_onnx_node
 from ppxcls.deploy.program_check import (
     MAX_AXES,
@@ -23,11 +24,10 @@ from ppxcls.deploy.program_check import (
 from ppxcls.deploy.program_shapes import followed_numbers
 from ppxcls.deploy.wire_format import Field, FormatError, Schema, read_message
 
-_MAX_METADATA_BYTES = 64 << 20  # of the names of all classes
 _MAX_NUMBERS = 1024  # of a constant whose numbers may become a shape
 _OPSETS = range(11, 26)  # versions of the operators; this package writes 17
 _IR_VERSIONS = range(3, 14)
-_ENTRY: Schema = {1: Field("key", "text"), 2: Field("value", "text", max_bytes=_MAX_METADATA_BYTES)}
+_ENTRY: Schema = {1: Field("key", "text"), 2: Field("value", "text", max_bytes=MAX_METADATA_BYTES)}
 _TENSOR: Schema = {
     1: Field("shape", "integer", is_repeated=True),
     2: Field("dtype", "int32"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from ppxcls.deploy.paddle_operators import checked_node
 from ppxcls.deploy.program_check import (
+    MAX_AXES,
     MAX_TENSORS,
     CheckedProgram,
     Node,
@@ -136,8 +137,9 @@ def _side_outputs(node: Node, slots: Mapping[str, list[str]]) -> list[str]:
 
     A batch norm writes its statistics over themselves. In evaluation, they do not change.
     """
-    names = [name for slot in slots.values() for name in slot if name not in node.outputs]
-    own_statistics = [*node.inputs.get("mean", []), *node.inputs.get("variance", [])]
+    main_names = set(node.outputs)
+    names = [name for slot in slots.values() for name in slot if name not in main_names]
+    own_statistics = {*node.inputs.get("mean", []), *node.inputs.get("variance", [])}
     return [name for name in names if node.kind != "batch_norm" or name not in own_statistics]
 
 
@@ -186,6 +188,8 @@ def _variables(entries: list[dict[str, Any]]) -> dict[str, tuple[Tensor, bool]]:
         is_weight = bool(entry.get("is_persistable", 0))
         if is_weight and dtype == "unknown":
             raise ProgramError(f"the weight {short(name)} has the type {short(tensor.get('dtype'))}")
+        if len(tensor["shape"]) > MAX_AXES:
+            raise ProgramError(f"the variable {short(name)} has {len(tensor['shape']):,} axes")
         variables[name] = Tensor(tuple(tensor["shape"]), dtype), is_weight
     return variables
 

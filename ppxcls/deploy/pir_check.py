@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ppxcls.deploy.paddle_operators import PLACE, checked_node, operator_of
 from ppxcls.deploy.program_check import (
     LABEL,
     MAX_AXES,
+    MAX_OPERATORS,
     MAX_TENSORS,
     CheckedProgram,
     Node,
@@ -24,9 +26,8 @@ from ppxcls.deploy.program_check import (
     short,
     word,
 )
+from ppxcls.system.json_text import read_json
 
-_MAX_DEPTH = 24  # nested lists and objects; a program of this package has 13
-_MAX_DIGITS = 40  # of a number
 _MAX_VERSION = 99  # of the format; Paddle 3.3 writes 4
 _PARAMETER, _COMBINE, _SPLIT, _INPUT, _OUTPUT = "p", "0.combine", "0.split", "1.data", "1.fetch"
 _DTYPES = {
@@ -43,7 +44,12 @@ def read_pir_program(data: bytes) -> tuple[CheckedProgram, dict[str, Tensor]]:
     Raises:
         ProgramError: the program is damaged, or is not one that this package exports.
     """
-    content = strict_json(data)
+    if data.startswith(codecs.BOM_UTF8):
+        raise ProgramError("it begins with a mark of the byte order", is_foreign=False)
+    try:
+        content = read_json(data)
+    except ValueError as error:
+        raise ProgramError(str(error), is_foreign=False) from None
     try:
         _check_keys(content, "base_code", "program")
         base = content["base_code"]
@@ -64,59 +70,6 @@ def read_pir_program(data: bytes) -> tuple[CheckedProgram, dict[str, Tensor]]:
         raise ProgramError("its objects have another form than Paddle's", is_foreign=False) from None
 
 
-def strict_json(data: bytes) -> Any:
-    """Returns the content of a JSON file. All readers of JSON understand such a file in the same way.
-
-    Raises:
-        ProgramError: the file is no JSON, is nested too deeply, has a key twice, or a number that is no
-            finite one of usual length.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) != len(pairs):
-            raise ProgramError("it has a key twice in one object", is_foreign=False)
-        return entries
-
-    def number(text: str) -> int | float:
-        if len(text) > _MAX_DIGITS:
-            raise ProgramError("it has a number with too many digits", is_foreign=False)
-        value = float(text) if set(text) & set(".eE") else int(text)
-        if not (math.isfinite(value) and (isinstance(value, float) or -(1 << 63) <= value < 1 << 63)):
-            raise ProgramError(f"it has the number {short(text)}", is_foreign=False)
-        return value
-
-    def refuse(text: str) -> Any:
-        raise ProgramError(f"it has the number {text}", is_foreign=False)
-
-    try:
-        content = json.loads(
-            data.decode(),
-            object_pairs_hook=unique,
-            parse_float=number,
-            parse_int=number,
-            parse_constant=refuse,
-        )
-    except (ValueError, RecursionError) as error:
-        raise ProgramError(f"it is no JSON: {short(error)}", is_foreign=False) from None
-    _check_depth(content)
-    return content
-
-
-def _check_depth(content: Any) -> None:
-    """Raises ProgramError if lists and objects are nested too deeply."""
-    parts = [content]
-    for _ in range(_MAX_DEPTH):
-        parts = [
-            inner
-            for part in parts
-            if isinstance(part, (list, dict))
-            for inner in (part.values() if isinstance(part, dict) else part)
-        ]
-    if parts:
-        raise ProgramError("its lists and objects are nested too deeply", is_foreign=False)
-
-
 def _check_keys(entry: Any, *names: str) -> None:
     if not isinstance(entry, dict) or set(entry) != set(names):
         keys = list(entry)[:MAX_AXES] if isinstance(entry, dict) else type(entry).__name__
@@ -134,6 +87,7 @@ class _Block:
         self._inputs: list[tuple[str, Tensor]] = []
         self._outputs: list[str] = []
         self._nodes: list[Node] = []
+        self._node_numbers: dict[str, int] = {}  # positions of the nodes by their first outputs
 
     def read(self, entries: Sequence[Any]) -> tuple[CheckedProgram, dict[str, Tensor]]:
         """Returns the program of these operators, and its weights by name."""
@@ -186,6 +140,9 @@ class _Block:
         elif kind in (_COMBINE, _SPLIT):
             self._read_list(kind, inputs, outputs, attributes)
         else:
+            if len(self._nodes) >= MAX_OPERATORS:
+                raise ProgramError(f"it has more than {MAX_OPERATORS:,} operators")
+            self._node_numbers[names[0] if names else ""] = len(self._nodes)
             self._nodes.append(self._node(kind, inputs, names, attributes))
 
     def _read_input(self, attributes: Mapping[str, Any], outputs: list[tuple[str, Tensor | None]]) -> None:
@@ -213,13 +170,11 @@ class _Block:
             self._lists[value] = [name for name in inputs if name is not None]
             return
         (value_of_list,) = inputs
-        for node in self._nodes:
-            if list(node.outputs) == [value_of_list]:
-                self._nodes[self._nodes.index(node)] = Node(
-                    node.kind, node.rule, node.inputs, [name for name, _ in outputs], node.attributes
-                )
-                return
-        raise ProgramError("a list is taken apart that no operator gives")
+        number = self._node_numbers.pop(value_of_list or "", None)
+        node = None if number is None else self._nodes[number]
+        if number is None or node is None or list(node.outputs) != [value_of_list]:
+            raise ProgramError("a list is taken apart that no operator gives")
+        self._nodes[number] = replace(node, outputs=[name for name, _ in outputs])
 
     def _node(
         self, kind: str, inputs: list[str | None], outputs: list[str], attributes: dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 
 from ppxcls.system.paths import printable
 
-TRUST_HINT = "ppxcls does not export such programs; --trust (trust=True) loads it, if you trust who wrote it"
+TRUST_HINT = "such a program may do anything; --trust (trust=True) loads it, if you trust who wrote it"
 MAX_OPERATORS = 20_000
 MAX_TENSORS = 100_000
 MAX_AXES = 8

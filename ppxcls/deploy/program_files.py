@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +25,14 @@ from ppxcls.deploy.program_check import TRUST_HINT, CheckedProgram, ProgramError
 from ppxcls.deploy.program_shapes import check_sizes
 from ppxcls.system.atomic_files import open_regular, read_regular, reason_of
 from ppxcls.system.shared_memory import HAS_SHARED_MEMORY
+from ppxcls.system.temporary_folder import temporary_folder
 from ppxcls.train.paddle_inference import PROGRAM_NAMES, program_file
 
 WEIGHTS_FILE = "inference.pdiparams"
-_MAX_PROGRAM_BYTES = 64 << 20  # of Paddle's programs; the largest network here has 1 MB
+_MAX_PROGRAM_BYTES = 8 << 20  # of Paddle's programs; the largest network here has 1 MB
 _MAX_ONNX_BYTES = (1 << 31) - 1  # limit of the format
 _HEADER_BYTES = 4096  # bytes that tell the kind of a file
 _COPY_BYTES = 8 << 20
-# S108: a private folder is created in it.
-_SHARED_FOLDER = Path("/dev/shm")  # noqa: S108
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def reason_for_trust(path: Path) -> str | None:
                 return None
         read_onnx(path)
     except CheckpointError as error:
-        return str(error)
+        return str(error).removesuffix(f"; {TRUST_HINT}")
     return None
 
 
@@ -186,20 +184,13 @@ def _read(file: Path, max_bytes: int) -> bytes:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """Yields a temporary folder that only this user can use."""
-    parent = None
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:  # a container whose disks are all read-only
-        parent = _SHARED_FOLDER
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="ppxcls-", dir=parent)
-    except OSError as error:
-        raise CheckpointError(
-            f"no folder for a copy of the program: {reason_of(error)}; set TMPDIR to one"
-        ) from None
-    with folder as path:
-        yield Path(path)
+    """Yields a temporary folder that only this user can use. Raises CheckpointError if there is no place."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(temporary_folder())
+        except OSError as error:
+            raise CheckpointError(f"the program can't be copied: {reason_of(error)}") from None
+        yield folder
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ppxcls.deploy.program_check import (
+    MAX_AXES,
     MAX_OPERATORS,
     CheckedProgram,
     Node,
@@ -26,6 +27,7 @@ _MAX_PRODUCTS = (
     1 << 42
 )  # multiplications for one image; the largest network here has 17 billion at 299 pixels
 _MAX_SHAPE_NUMBERS = 1024  # elements of a tensor whose numbers are followed
+_MAX_READS = 1 << 20  # inputs, and their followed numbers, that all operators read in the whole check
 
 ShapeRule = Callable[["OperatorCall"], "Tensor | list[Tensor]"]
 SHAPE_RULES: dict[str, ShapeRule] = {}
@@ -43,6 +45,19 @@ def shape_rule(*names: str) -> Callable[[ShapeRule], ShapeRule]:
     return register
 
 
+class ReadBudget:
+    """Counts what operators read, because each of many operators may read the same long list."""
+
+    def __init__(self) -> None:
+        self._rest = _MAX_READS
+
+    def spend(self, count: int) -> None:
+        """Subtracts a number of reads. Raises ProgramError if there were too many."""
+        self._rest -= count
+        if self._rest < 0:
+            raise ProgramError(f"its operators read more than {_MAX_READS:,} inputs")
+
+
 class OperatorCall:
     """An operator with what is known about its inputs.
 
@@ -52,10 +67,12 @@ class OperatorCall:
     Args:
         node: the operator.
         tensors: tensors so far, by name.
+        budget: reads that remain.
     """
 
-    def __init__(self, node: Node, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, node: Node, tensors: Mapping[str, Tensor], budget: ReadBudget) -> None:
         self.node = node
+        self._budget = budget
         self.products = 0
         self._tensors = tensors
 
@@ -69,10 +86,13 @@ class OperatorCall:
     def tensors(self, argument: str) -> list[Tensor]:
         """Returns the tensors of an argument; an empty list if it is missing."""
         names = self.node.inputs.get(argument, ())
+        self._budget.spend(len(names))
         for name in names:
             if name not in self._tensors:
                 raise self.problem(f"an input {short(name)} that no earlier operator writes")
-        return [self._tensors[name] for name in names]
+        tensors = [self._tensors[name] for name in names]
+        self._budget.spend(sum(len(tensor.numbers) for tensor in tensors if tensor.numbers))
+        return tensors
 
     def value(self, name: str, default: object = None) -> object:
         """Returns an attribute."""
@@ -143,6 +163,7 @@ def check_sizes(program: CheckedProgram) -> None:
 
     if len(program.nodes) > MAX_OPERATORS:
         raise ProgramError(f"it has {len(program.nodes):,} operators, more than {MAX_OPERATORS:,}")
+    budget = ReadBudget()
     for batch in _BATCHES:
         tensors = dict(program.constants)
         image = Tensor((batch, *program.input_shape), program.input_dtype)
@@ -150,7 +171,7 @@ def check_sizes(program: CheckedProgram) -> None:
         _check_tensor("the input", image, batch)
         element_count = product_count = 0
         for node in program.nodes:
-            operation = OperatorCall(node, tensors)
+            operation = OperatorCall(node, tensors, budget)
             for argument in node.inputs:
                 operation.tensors(argument)
             outputs = _outputs_of(operation)
@@ -174,6 +195,8 @@ def _outputs_of(operation: OperatorCall) -> list[Tensor]:
 
 
 def _check_tensor(place: str, tensor: Tensor, batch: int) -> None:
+    if len(tensor.shape) > MAX_AXES:
+        raise ProgramError(f"{place} gives a tensor with {len(tensor.shape)} axes, more than {MAX_AXES}")
     if tensor.numbers != () and not all(side >= 1 for side in tensor.shape):  # a list may be empty
         raise ProgramError(f"{place} gives a tensor without elements, {short(list(tensor.shape))}")
     if tensor.size > batch * _MAX_ELEMENTS:

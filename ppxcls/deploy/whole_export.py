@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -26,10 +25,17 @@ from typing import Any
 
 from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError
 from ppxcls.data.errors import DataError
-from ppxcls.deploy.metadata import METADATA_FILE, ExportMetadata, parse_metadata, read_metadata
+from ppxcls.deploy.metadata import (
+    MAX_METADATA_BYTES,
+    METADATA_FILE,
+    ExportMetadata,
+    parse_metadata,
+    read_metadata,
+)
 from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, write_text
+from ppxcls.system.digests import file_sha256
 from ppxcls.system.file_lock import LockedError, locked_folder
-from ppxcls.system.json_text import json_text
+from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
 from ppxcls.system.sealed_json import sealed
 
@@ -47,7 +53,7 @@ _STAGING_NAME = re.compile(r"\.export-[0-9a-f]{16}")
 _OLD_STAGING_NAME = re.compile(r"\.export-[a-z0-9_]{8}")
 _OLD_TEMPORARY_NAME = re.compile(r"tmp.*|\.int8-.*|inference_config\.json(?:\.new)?")
 _OBSOLETE_FILE = "obsolete.json"  # names of the parts that only the earlier export has, while a save is moved
-_BLOCK_BYTES = 1 << 20
+_MAX_LIST_BYTES = 1 << 20  # of the names of the parts that only the earlier export has
 _ABANDONED_SECONDS = 86_400  # without a lock, only older leftovers are removed
 _MAX_SHOWN_CHARACTERS = 100  # of a text in metadata, in a message
 
@@ -95,7 +101,7 @@ def commit_export(folder: Path, staging: Path, values: Mapping[str, Any]) -> Non
         values: entries of the metadata.
 
     Raises:
-        CheckpointError: a file of another program has the name of a part.
+        CheckpointError: a file of another program has the name of a part, or the class names are too long.
         OSError: a file can't be written. The earlier export is still whole if the metadata was not replaced.
     """
     for file in staging.iterdir():
@@ -104,7 +110,13 @@ def commit_export(folder: Path, staging: Path, values: Mapping[str, Any]) -> Non
     assert parts.keys() <= set(PART_NAMES), parts
     old_parts = _old_parts(folder, parse_metadata(values, "the metadata"))
     _check_names(folder, parts, old_parts)
-    write_text(staging / METADATA_FILE, json_text(sealed({**values, "parts": parts}), indent=1) + "\n")
+    text = json_text(sealed({**values, "parts": parts}), indent=1) + "\n"
+    if (size := len(text.encode())) > MAX_METADATA_BYTES:
+        raise CheckpointError(
+            f"{folder / METADATA_FILE}: {size:,} bytes, mostly of class names, expected at most "
+            f"{MAX_METADATA_BYTES:,}"
+        )
+    write_text(staging / METADATA_FILE, text)
     write_text(staging / _OBSOLETE_FILE, json_text(sorted(old_parts.keys() - parts.keys())))
     _sync_file(staging / METADATA_FILE)
     save_folder = _save_folder(folder, parts)
@@ -126,12 +138,16 @@ def _finish(folder: Path, save_folder: Path, parts: Mapping[str, Any]) -> None:
     for name in parts:
         if (save_folder / name).is_file():
             os.replace(save_folder / name, folder / name)
-    for name in json.loads(read_regular(save_folder / _OBSOLETE_FILE, _BLOCK_BYTES)):
+    for name in read_json(read_regular(save_folder / _OBSOLETE_FILE, _MAX_LIST_BYTES)):
         if name in PART_NAMES and (folder / name).is_file():
             (folder / name).unlink()
             logger.warning(f"removed {folder / name}, which an earlier export wrote")
     sync_folder(folder)
     shutil.rmtree(save_folder)
+
+
+class ReplacedError(CheckpointError):
+    """An export was replaced after its metadata was read. It can be read again from the start."""
 
 
 def read_export_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes:
@@ -146,6 +162,7 @@ def read_export_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes
 
     Raises:
         CheckpointError: the part is missing, damaged, or can't be read.
+        ReplacedError: another export has replaced this one.
     """
     file = folder / name
     if not metadata.parts:
@@ -153,12 +170,16 @@ def read_export_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes
     expected = metadata.parts.get(name)
     if expected is None:
         raise CheckpointError(f"{file}: no part of this export ({METADATA_FILE})")
-    for candidate in (file, _save_folder(folder, metadata.parts) / name):
+    # The part may be moved to its plain name between the first two attempts.
+    for candidate in (file, _save_folder(folder, metadata.parts) / name, file):
         with contextlib.suppress(OSError, CheckpointError):
             if candidate.stat().st_size == expected["size"]:
                 data = _read(candidate)
                 if hashlib.sha256(data).hexdigest() == expected["sha256"]:
                     return data
+    with contextlib.suppress(DataError):
+        if read_metadata(folder).parts != metadata.parts:
+            raise ReplacedError(f"{file}: was replaced by another export while it was read; load it again")
     reason = (
         f"is damaged: its size or SHA-256 is not the one in {METADATA_FILE}"
         if file.exists()
@@ -189,11 +210,20 @@ def check_parts(folder: Path, metadata: ExportMetadata) -> None:
 
 
 def metadata_beside(file: Path) -> ExportMetadata | None:
-    """Returns the metadata of the export that a file is a part of, with digests; None if there is none."""
+    """Returns the metadata of the export that a file is a part of, with digests; None if there is none.
+
+    A file with the name of a part belongs to the metadata beside it, even if these are damaged. Otherwise one
+    changed character in them would switch off the comparison with the digests.
+
+    Raises:
+        DataError: there are metadata beside such a file, but they are not valid.
+    """
+    if file.name not in PART_NAMES or not os.path.lexists(file.parent / METADATA_FILE):
+        return None
     try:
         metadata = read_metadata(file.parent)
-    except DataError:
-        return None
+    except DataError as error:
+        raise DataError(f"{error}; {file.name} alone can be used in another folder") from None
     return metadata if file.name in metadata.parts else None
 
 
@@ -214,11 +244,7 @@ def _save_folder(folder: Path, parts: Mapping[str, Any]) -> Path:
 
 def _entry(file: Path) -> dict[str, Any]:
     """Returns the size and digest of a part."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return {"size": file.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": file.stat().st_size, "sha256": file_sha256(file)}
 
 
 def _sync_file(file: Path) -> None:

@@ -17,6 +17,7 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.data.read_file import read_with_retries
 from ppxcls.data.transforms import TransformOps, starts_with_decoding
 from ppxcls.packed.format import (
+    FORMAT_2,
     LIST,
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -34,7 +35,8 @@ from ppxcls.packed.storage import storage_of
 from ppxcls.system import kernels
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of
-from ppxcls.system.logs import logger
+from ppxcls.system.digests import file_sha256
+from ppxcls.system.logs import logger, warn_once
 
 
 @DATASETS.register
@@ -49,8 +51,7 @@ class PackedDataset(Dataset):
             ``s3://bucket/imagenet-train``.
         transform_ops: transforms in order; None returns the encoded bytes, or an ``ImageParts``.
         cache_dir: folder for copies of an object store's files; None for ``ppxcls/packs`` in
-            ``XDG_CACHE_HOME`` or ``~/.cache``. The latter is also used, with a warning, if other users can
-            change files in the folder.
+            ``XDG_CACHE_HOME`` or ``~/.cache``. No other user may be able to change files in it.
         cache_gb: maximum size of the copied shards, in units of 10^9 bytes; None copies no shards, and
             requests each image from the store.
         class_num: number of classes, for a check of the labels; None for no check.
@@ -180,7 +181,7 @@ class PackedDataset(Dataset):
         """Yields the reasons why images can't be decoded in parts."""
         if not kernels.HAS_NUMBA:
             yield "because the package numba is not installed"
-        if self.manifest.format != PACK_FORMAT:
+        if self.manifest.format not in (PACK_FORMAT, FORMAT_2):
             yield f"because the data set has the format {self.manifest.format!r}; pack the files again"
 
     def _small_file(
@@ -220,10 +221,20 @@ def pack_folder(pack: str, cache_dir: str | None) -> Path | None:
 
     For an object store, this is the folder of the copies, or None if the object store can't be read or has no
     class names.
+
+    A damaged copy is copied again. If the names are not those that were packed, they are used with a warning,
+    because a user may rename a class.
     """
     try:
         storage = storage_of(pack, cache_dir, None)
-        storage.small(MANIFEST, max_bytes=MAX_MANIFEST_BYTES)
-        return storage.small(CLASS_NAMES_FILE, max_bytes=MAX_NAMES_BYTES).parent
+        digest = read_pack_manifest(storage.small(MANIFEST, max_bytes=MAX_MANIFEST_BYTES)).class_names_sha256
+        try:
+            file = storage.small(CLASS_NAMES_FILE, sha256=digest, max_bytes=MAX_NAMES_BYTES)
+        except OSError:  # if it is because of the digest, the file can be copied without it
+            file = storage.small(CLASS_NAMES_FILE, max_bytes=MAX_NAMES_BYTES)
+        is_changed = digest is not None and file_sha256(file) != digest
     except (OSError, DataError):
         return None
+    if is_changed:
+        warn_once(f"{pack}/{CLASS_NAMES_FILE}: was changed or damaged after it was packed; it is still used")
+    return file.parent

@@ -9,7 +9,10 @@ A packed data set is a folder with these files:
   rewritten JPEG consists of its head, its coded data without the zeros that follow bytes of 255, and a table.
   The table has a row of ``SEGMENT`` for each segment, in rows from left to right.
 - ``shard-00000.index``: the position and CRC-32 of each record, a numpy array in the ``.npy`` format with the
-  fields of ``RECORD``. Up to ppxcls 0.12, it has no CRC-32.
+  fields of ``RECORD``.
+
+Format 2, of ppxcls 0.10 to 0.12.1, has no CRC-32 in its indices, and no digests of the manifest and of the
+class names.
 
 Format 1, of ppxcls 0.7 to 0.9, had restart markers in its JPEGs, and other tables. Its images can still be
 read, but they are decoded whole.
@@ -22,7 +25,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,10 +40,10 @@ from ppxcls.packed.jpeg import Grid, RewrittenJpeg
 from ppxcls.packed.jpeg_codes import SEGMENT
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, reason_of, whole_file
-from ppxcls.system.json_text import json_text
+from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.sealed_json import SEAL_KEY, is_intact, sealed
 
-PACK_FORMAT, _FORMAT_1 = "ppxcls pack 2", "ppxcls pack 1"
+PACK_FORMAT, FORMAT_2, _FORMAT_1 = "ppxcls pack 3", "ppxcls pack 2", "ppxcls pack 1"
 MANIFEST, LIST = "pack.json", "list.txt"
 RESAMPLING = "lanczos"  # Pillow's filter for images that are reduced
 RECORD = np.dtype(
@@ -144,12 +146,12 @@ def read_pack_manifest(file: Path) -> Manifest:
         DataError: the file is missing, or is not a valid manifest.
     """
     try:
-        fields = json.loads(read_regular(file, MAX_MANIFEST_BYTES))
+        fields = read_json(read_regular(file, MAX_MANIFEST_BYTES))
         if SEAL_KEY in fields and not is_intact(fields):
             raise ValueError("it is damaged or was changed: its SHA-256 is not the one in it")
         fields.pop(SEAL_KEY, None)
-        if fields["format"] not in (PACK_FORMAT, _FORMAT_1):
-            raise ValueError(f"expected the format {PACK_FORMAT!r} or {_FORMAT_1!r}")
+        if fields["format"] not in (PACK_FORMAT, FORMAT_2, _FORMAT_1):
+            raise ValueError(f"expected a format from {_FORMAT_1!r} to {PACK_FORMAT!r}")
         shards = [Shard(**shard) for shard in fields.pop("shards")]
         manifest = Manifest(**fields, shards=shards)
         numbers = [manifest.samples, manifest.samples_per_shard]
@@ -182,7 +184,7 @@ def read_pack_manifest(file: Path) -> Manifest:
     except (TypeError, KeyError, AttributeError) as error:
         reason = f"an entry is missing, unknown, or of a wrong type ({type(error).__name__})"
         raise DataError(f"{file}: not the manifest of a packed data set: {reason}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: not the manifest of a packed data set: {reason_of(error)}") from None
     return manifest
 

@@ -84,7 +84,11 @@ class _SameKindOfServer(urllib.request.HTTPRedirectHandler):
         schemes = ("https",) if request.type == "https" else ("http", "https")
         if urllib.parse.urlsplit(address).scheme not in schemes:
             raise OSError(errno.EIO, f"{request.full_url}: refused, a redirection to {address[:80]!r}")
+        if arguments[2] == 308:  # Python 3.10 does not know it
+            arguments = (*arguments[:2], 307, *arguments[3:])
         return super().redirect_request(*arguments)
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
 
 _OPENER = urllib.request.OpenerDirector()

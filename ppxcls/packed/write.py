@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from ppxcls.data.class_names import CLASS_NAMES_FILE, read_class_names
+from ppxcls.data.class_names import CLASS_NAMES_FILE, MAX_NAMES_BYTES, read_class_names
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
@@ -24,9 +24,11 @@ from ppxcls.data.list_index import MAX_LIST_BYTES
 from ppxcls.data.resize import resizer
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import (
+    FORMAT_2,
     LIST,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    PACK_FORMAT,
     RECORD,
     RESAMPLING,
     Manifest,
@@ -39,7 +41,8 @@ from ppxcls.packed.jpeg import SEGMENT_PIXELS, SegmentedImage, rewrite_jpeg
 from ppxcls.packed.storage import is_url
 from ppxcls.system import kernels
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import open_regular, read_regular, reason_of, whole_file, write_bytes
+from ppxcls.system.atomic_files import read_regular, reason_of, whole_file, write_bytes
+from ppxcls.system.digests import file_sha256
 from ppxcls.system.file_lock import LockedError, locked
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
@@ -180,7 +183,8 @@ def pack(
                 )
                 manifest = replace(manifest, shards=[*manifest.shards, shard])
                 manifest.write(output / _UNFINISHED_FILE)
-            manifest.write(output / MANIFEST)
+            if manifest.format == PACK_FORMAT:
+                manifest.write(output / MANIFEST)
             (output / _UNFINISHED_FILE).unlink(missing_ok=True)
     except LockedError as error:
         if error.owner:
@@ -203,12 +207,15 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
     """Refuses to replace a list or class names that packing has not written. Raises DataError."""
     if (output / MANIFEST).exists() or (output / _UNFINISHED_FILE).exists():
         return
-    for name, source in ((LIST, list_file), (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE)):
+    for name, source, max_bytes in (
+        (LIST, list_file, MAX_LIST_BYTES),
+        (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE, MAX_NAMES_BYTES),
+    ):
         is_regular = not (output / name).exists() or (output / name).is_file()
         if not is_regular or (
             (output / name).exists()
             and source.is_file()
-            and read_regular(output / name, MAX_LIST_BYTES) != read_regular(source, MAX_LIST_BYTES)
+            and read_regular(output / name, max_bytes) != read_regular(source, max_bytes)
         ):
             raise DataError(
                 f"{output / name}: exists already and differs from {source}; choose an empty folder"
@@ -218,16 +225,15 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
 def _write_list_files(output: Path, list_file: Path) -> None:
     """Writes the list, and the class names if there are any."""
     write_bytes(output / LIST, read_regular(list_file, MAX_LIST_BYTES))
+    names_file = list_file.parent / CLASS_NAMES_FILE
     with contextlib.suppress(OSError, ValueError):  # class names are optional
-        write_bytes(
-            output / CLASS_NAMES_FILE, read_regular(list_file.parent / CLASS_NAMES_FILE, MAX_LIST_BYTES)
-        )
+        write_bytes(output / CLASS_NAMES_FILE, read_regular(names_file, MAX_NAMES_BYTES))
 
 
 def _names_digest(folder: Path) -> str | None:
     """Returns the SHA-256 of the class names in a folder; None if there are none."""
     try:
-        return hashlib.sha256(read_regular(folder / CLASS_NAMES_FILE, MAX_LIST_BYTES)).hexdigest()
+        return hashlib.sha256(read_regular(folder / CLASS_NAMES_FILE, MAX_NAMES_BYTES)).hexdigest()
     except (OSError, ValueError):
         return None
 
@@ -249,6 +255,9 @@ def _resumable_manifest(output: Path, new_manifest: Manifest) -> Manifest:
                 if name == _UNFINISHED_FILE:  # truncated by a crash of the machine: start again
                     return new_manifest
                 raise
+            is_whole = name == MANIFEST and len(old_manifest.shards) == old_manifest.count
+            if is_whole and old_manifest.format == FORMAT_2:  # it stays as it is
+                new_manifest = replace(new_manifest, format=FORMAT_2)
             if old_manifest.format != new_manifest.format:
                 raise DataError(
                     f"{output / name}: the folder contains a data set of the format {old_manifest.format!r}; "
@@ -263,6 +272,11 @@ def _resumable_manifest(output: Path, new_manifest: Manifest) -> Manifest:
             shards = old_manifest.shards
             for number, shard in enumerate(shards):
                 if not _is_complete(output, number, shard):
+                    if old_manifest.format != PACK_FORMAT:
+                        raise DataError(
+                            f"{output / shard_name(number)}: is damaged, and an earlier version wrote it; "
+                            "choose another folder"
+                        )
                     return replace(new_manifest, shards=shards[:number])
             return old_manifest
     return new_manifest
@@ -461,13 +475,9 @@ def _open_local(folder: str | Path) -> PackedDataset:
 
 def _digest(file: Path) -> str:
     try:
-        with open_regular(file) as stream:
-            digest = hashlib.sha256()
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        return file_sha256(file)
     except OSError as error:
         raise DataError(f"{file}: {reason_of(error)}") from None
-    return digest.hexdigest()
 
 
 def _is_same(dataset: PackedDataset, originals: ImageNetDataset, sample: int) -> bool:
@@ -530,7 +540,8 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
         (CLASS_NAMES_FILE, dataset.manifest.class_names_sha256),
     ):
         if (Path(folder) / name).is_file():
-            data = read_regular(Path(folder) / name, MAX_LIST_BYTES)
+            max_bytes = MAX_LIST_BYTES if name == LIST else MAX_NAMES_BYTES
+            data = read_regular(Path(folder) / name, max_bytes)
             if digest not in (None, hashlib.sha256(data).hexdigest()):
                 raise DataError(f"{Path(folder) / name}: was changed or damaged after it was packed")
             write_bytes(output / name, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -77,7 +78,8 @@ def _private_folders() -> Iterator[Path]:
     if os.path.isabs(runtime_folder := os.environ.get("XDG_RUNTIME_DIR", "")):
         yield Path(runtime_folder) / "ppxcls"
     if hasattr(os, "getuid"):
-        yield Path(tempfile.gettempdir()) / f"ppxcls-{os.getuid()}"
+        with contextlib.suppress(FileNotFoundError):  # no folder can be written to
+            yield Path(tempfile.gettempdir()) / f"ppxcls-{os.getuid()}"
 
 
 def is_loopback(host: str) -> bool:

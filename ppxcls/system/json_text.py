@@ -1,4 +1,4 @@
-"""Writes JSON that every reader accepts."""
+"""Writes JSON that every reader accepts, and reads only such JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import math
 from typing import Any
 
 _MAX_DIGITS = 20  # digits of an integer of 64 bits, with its sign
+_MAX_FLOAT_CHARACTERS = (
+    400  # the longest that a program writes, the largest float without an exponent, has 311
+)
+_MAX_DEPTH = 64  # lists and objects within each other; an exported program has 13
 
 
 def json_text(value: Any, *, indent: int | None = None, is_ascii: bool = False) -> str:
@@ -32,7 +36,8 @@ def read_json(data: bytes, *, is_nan_null: bool = False) -> Any:
     """Returns the value of a JSON text, which a stranger may have written.
 
     A byte order mark is skipped. Unlike ``json.loads``, it refuses what not every reader understands alike:
-    ``NaN``, numbers that a float can't represent, integers of more than 64 bits, and repeated keys.
+    ``NaN``, numbers that a float can't represent, integers of more than 64 bits, and repeated keys. It also
+    refuses lists and objects that are nested more deeply than functions that call themselves can follow.
 
     Args:
         data: text in UTF-8.
@@ -46,7 +51,7 @@ def read_json(data: bytes, *, is_nan_null: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1:,}") from None
     try:
-        return json.loads(
+        content = json.loads(
             text,
             parse_constant=_null if is_nan_null else _refuse_constant,
             parse_float=_finite_number,
@@ -58,6 +63,22 @@ def read_json(data: bytes, *, is_nan_null: bool = False) -> Any:
         raise ValueError(f"not JSON ({error.msg}, {line}column {error.colno})") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    if text.count("[") + text.count("{") > _MAX_DEPTH:
+        _check_depth(content)
+    return content
+
+
+def _check_depth(content: Any) -> None:
+    parts = [content]
+    for _ in range(_MAX_DEPTH + 1):
+        parts = [
+            inner
+            for part in parts
+            if isinstance(part, (list, dict))
+            for inner in (part.values() if isinstance(part, dict) else part)
+        ]
+    if parts:
+        raise ValueError("nested too deeply")
 
 
 def _null(_: str) -> None:
@@ -69,6 +90,8 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _finite_number(text: str) -> float:
+    if len(text) > _MAX_FLOAT_CHARACTERS:
+        raise ValueError("a number has too many digits")
     number = float(text)
     if not math.isfinite(number):
         raise ValueError("a number is too large")

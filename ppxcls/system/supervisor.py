@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from types import FrameType
 from ppxcls.system.current_folder import module_command
 from ppxcls.system.paths import one_line
 from ppxcls.system.signals import EXIT_PREEMPTED
+from ppxcls.system.temporary_folder import temporary_folder
 
 BEGUN_VARIABLE = (
     "PPXCLS_BEGUN"  # environment variable with the file that a run's first process writes when it begins
@@ -132,8 +132,8 @@ class Supervisor:
         numbers = [getattr(signal, name) for name in _SIGNAL_NAMES if hasattr(signal, name)]
         previous_handlers = {number: signal.signal(number, self._pass_on) for number in numbers}
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                return self._run(Path(folder) / "begun")
+            with temporary_folder() as folder:
+                return self._run(folder / "begun")
         finally:
             for number, handler in previous_handlers.items():
                 signal.signal(number, handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import restore_threads, thread_count
 from ppxcls.system.logs import logger
+from ppxcls.system.temporary_folder import temporary_folder
 
 _MIN_PIXELS_TO_COMPILE = 250 * 299 * 299  # total of all images; for fewer, compiling does not save time
 # Above this number, oneDNN allocates new memory in each run and takes a third more time.
@@ -139,10 +139,10 @@ class Compiler:
             spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
             self._network = network
             self._program = to_static(wrapper, spec)
-        with tempfile.TemporaryDirectory(prefix="ppxcls-") as folder:
+        with temporary_folder() as folder:
             paddle.jit.save(self._program, f"{folder}/inference")
-            weights = Path(folder) / "inference.pdiparams"
-            return InferenceProgram(program_file(Path(folder)), weights, threads=thread_count(), device="cpu")
+            weights = folder / "inference.pdiparams"
+            return InferenceProgram(program_file(folder), weights, threads=thread_count(), device="cpu")
 
 
 class EvaluatedNetwork:

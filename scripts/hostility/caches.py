@@ -17,6 +17,7 @@ import numba
 from hostility.cases import Case, Outcome, message_problem, run_command
 from numba.core.registry import cpu_target
 
+from ppxcls.data.errors import DataError
 from ppxcls.packed.storage import storage_of
 from ppxcls.system import file_lock, kernel_cache
 from ppxcls.system.file_lock import LockedError, locked
@@ -365,14 +366,12 @@ def _copies(change: Callable[[Path], None], folder: Path) -> tuple[Outcome, str 
     start = time.monotonic()
     (folder / "a/shared").mkdir(parents=True)
     change(folder / "a/shared")
-    with _variables(XDG_CACHE_HOME=str(folder / "home")) as lines:
-        storage: Any = storage_of("memory://data/pack", str(folder / "a/shared"), None)
-    outcome = _outcome(start, storage._cache, lines)
-    if storage._cache != folder / "home/ppxcls/packs":
-        return outcome, f"copies go to {storage._cache}"
-    if len(lines) != 1:
-        return outcome, f"{len(lines)} lines"
-    return outcome, message_problem(outcome.errors, str(folder / "a/shared"))
+    with _variables(XDG_CACHE_HOME=str(folder / "home")):
+        try:
+            storage: Any = storage_of("memory://data/pack", str(folder / "a/shared"), None)
+        except DataError as error:
+            return _outcome(start, None, [str(error)]), message_problem(str(error), str(folder / "a/shared"))
+    return _outcome(start, storage._cache, []), f"copies go to {storage._cache}"
 
 
 def _process_with_strangers_cache(folder: Path) -> tuple[Outcome, str | None]:

@@ -166,3 +166,15 @@ def test_floating_point_files_with_nan_are_refused(number: float, shape: tuple[i
 def test_plain_tiffs_are_still_read() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 7, 3)).astype(np.uint8)
     assert np.array_equal(decode_image(cv2.imencode(".tiff", pixels)[1].tobytes()), pixels[..., ::-1])
+
+
+def test_an_error_of_opencv_in_the_search_for_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: bytes) -> bool:
+        error = cv2.error("bad")
+        error.err = "bad"
+        raise error
+
+    monkeypatch.setattr("ppxcls.data.decode._has_not_finite_pixels", failing)
+    data = cv2.imencode(".pfm", np.zeros((4, 4, 3), np.float32))[1].tobytes()
+    with pytest.raises(ValueError, match="OpenCV can't decode the image: bad"):
+        decode_image(data)

@@ -104,6 +104,60 @@ def test_limits_hold_for_each_format_in_their_block_only(extension: str) -> None
     assert decode_image(data).shape == (40, 50, 3)
 
 
+@pytest.mark.parametrize(
+    "extension",
+    [
+        ".png",
+        ".jpg",
+        ".webp",
+        ".bmp",
+        ".tiff",
+        ".jp2",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pam",
+        ".pfm",
+        ".hdr",
+        ".ras",
+    ],
+)
+def test_the_limit_of_pixels_holds_for_every_format(extension: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = IMAGE.astype(np.float32) if extension in (".hdr", ".pfm") else IMAGE
+    data = encoded(extension, image[..., 0] if extension in (".pgm", ".pbm") else image)
+    assert decode_image(data).shape == (40, 50, 3)
+    monkeypatch.setattr("ppxcls.data.decode._PIXEL_LIMITS", PictureLimits(1999, None, "an option"))
+    with pytest.raises(ValueError, match=r"50 x 40 pixels; .* at most 1,999 \(an option\)"):
+        decode_image(data)
+
+
+def test_a_size_can_not_be_hidden() -> None:
+    data = encoded(".jpg")
+    start = data.index(b"\xff\xc0")
+    hidden = b"\xff\x01" + data[start:]  # a marker without a length, which seems to have that of FF C0
+    assert picture_size(data[:start] + hidden) == PictureSize(50, 40, 3)
+    assert decode_image(data[:start] + hidden).shape == (40, 50, 3)
+    assert picture_size(encoded(".pam") + b"\nWIDTH 1\nHEIGHT 1\n") == PictureSize(50, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"P6" + b"\n" * 60_000 + b"x", b"P6" + b"#\n" * 30_000, b"P7" + b"WIDTH" * 12_000 + b" " * 60_000],
+    ids=["blank lines", "comments", "fields"],
+)
+def test_headers_that_a_search_could_read_in_many_ways(data: bytes) -> None:
+    """With an ambiguous pattern, the first one would take longer than the universe exists."""
+    assert picture_size(data) in (None, PictureSize(1, 1, 3))
+
+
+def test_fill_bytes_of_a_jpeg_are_skipped_once() -> None:
+    """With an ambiguous pattern, this would take hours."""
+    check_scans(jpeg_with_scans(MAX_SCANS, tail=b"\xff\xda" * 10))
+    check_scans(b"\xff\xd8" + b"\xff" * 3_000_000 + b"\x00" + b"\xff\xda\0\2" * MAX_SCANS + b"\xff\xda"[:1])
+    with pytest.raises(ValueError, match="scans"):
+        check_scans(b"\xff\xd8" + b"\xff" * 3_000_000 + b"\x00" + b"\xff\xda\0\2" * (MAX_SCANS + 1))
+
+
 def test_bytes_of_a_pixel_count() -> None:
     with picture_limits(PictureLimits(2000, 2000 * 3, "an option")):
         decode_image(encoded(".png"))

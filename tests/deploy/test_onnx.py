@@ -18,6 +18,7 @@ from ppxcls.data.transforms import DeviceStage, NormalizeImage
 from ppxcls.deploy import int8
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.metadata import ExportMetadata
+from ppxcls.deploy.onnx_operators import ONNX_OPERATORS
 from ppxcls.deploy.program import read_program
 from ppxcls.deploy.program_files import reason_for_trust
 from ppxcls.deploy.runners import onnx_runner
@@ -438,3 +439,26 @@ def test_if_eight_bits_fail_the_other_files_are_kept(tmp_path: Path) -> None:
         export(network, tmp_path, formats=["onnx", "paddle"], quantise=failing)
     names = {file.name for file in tmp_path.iterdir()}
     assert {"inference.onnx", "inference.pdiparams", "inference_config.json"} <= names
+
+
+def test_eight_bits_of_a_network_with_an_operator_that_the_check_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process has written the file, so nobody's word is needed."""
+    monkeypatch.delitem(ONNX_OPERATORS, "Softmax")
+    lines: list[str] = []
+    monkeypatch.setattr("ppxcls.deploy.export.logger.warning", lines.append)
+    images = np.random.default_rng(1).integers(0, 256, (8, 72, 80, 3)).astype(np.uint8)
+
+    def quantised(folder: Path) -> None:
+        target = folder / int8.INT8_FILE
+        int8.quantise_file(folder / "inference.onnx", target, [(images, np.zeros(8))], tmp_path)
+        result = int8._compare_files(folder / "inference.onnx", target, [(images, np.zeros(8))])
+        assert result.images == 8
+
+    export(build("Xception41"), tmp_path / "out", (72, 80), formats=["onnx"], quantise=quantised)
+    assert (tmp_path / "out" / int8.INT8_FILE).is_file()
+    assert lines == [
+        f"{tmp_path}/out/inference.onnx: it contains the operator Softmax; so whoever loads this export needs "
+        "--trust (trust=True)"
+    ]

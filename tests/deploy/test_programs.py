@@ -21,7 +21,7 @@ from ppxcls.deploy.metadata import ExportMetadata
 from ppxcls.deploy.onnx_check import read_onnx_program
 from ppxcls.deploy.onnx_external import check_external_data
 from ppxcls.deploy.paddle2_check import read_paddle2_program
-from ppxcls.deploy.pir_check import read_pir_program, strict_json
+from ppxcls.deploy.pir_check import read_pir_program
 from ppxcls.deploy.program_check import ProgramError
 from ppxcls.deploy.program_files import reason_for_trust
 from ppxcls.deploy.program_shapes import check_sizes
@@ -280,19 +280,67 @@ def test_a_size_that_grows_with_the_square_of_the_batch() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"a": 1, "a": 2}', "a key twice"),
-        (b'{"a": NaN}', "the number NaN"),
-        (b'{"a": 1e999}', "the number 1e999"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
-        (b"[" * 30 + b"]" * 30, "nested too deeply"),
-        (b"[" * 200_000, "no JSON|nested too deeply"),
-        (b'"\xff"', "no JSON"),
+        (b'{"a": 1, "a": 2}', "a key is repeated"),
+        (b'{"a": NaN}', "NaN is no number"),
+        (b'{"a": 1e999}', "a number is too large"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "an integer is too large"),
+        (b'{"a": 0.' + b"9" * 5000 + b"}", "too many digits"),
+        (b"[" * 80 + b"]" * 80, "nested too deeply"),
+        (b"[" * 200_000, "not JSON|nested too deeply"),
+        (b'"\xff"', "not UTF-8"),
+        (b"\xef\xbb\xbf" + json.dumps(pir.program()).encode(), "a mark of the byte order"),
     ],
 )
-def test_strict_json(data: bytes, message: str) -> None:
+def test_a_program_of_paddle_3_that_readers_may_understand_differently(data: bytes, message: str) -> None:
     with pytest.raises(ProgramError, match=message):
-        strict_json(data)
-    assert strict_json(b'{"a": [1, -2.5, "x", null]}') == {"a": [1, -2.5, "x", None]}
+        read_pir_program(data)
+
+
+def combined(count: int, number: int) -> dict[str, Any]:
+    """An operator that collects the value 5, the logits, several times to a list."""
+    kind = {"#": "0.t_vec", "D": [pir.tensor([-1, 2])]}
+    return pir.operator("0.combine", [5] * count, {}) | {"O": [{"%": number, "TT": kind}]}
+
+
+def test_a_list_that_many_operators_read() -> None:
+    """The work grows with the product of both counts, so it is bounded by itself."""
+    integer = {"#": "1.a_dtype", "D": "int32"}
+    axis = pir.operator("1.full", [], {1000: [1]}, shape=pir.int_array([1]), value=0.0, dtype=integer)
+    joins = [pir.operator("1.concat", [1001, 1000], {2000 + i: [-1, 2]}) for i in range(300)]
+    data = pir.with_operator(axis, combined(4000, 1001), *joins)
+    program, _ = read_pir_program(data)
+    with pytest.raises(ProgramError, match="its operators read more than 1,048,576 inputs"):
+        check_sizes(program)
+
+
+def test_a_list_is_taken_apart_once() -> None:
+    def parts(*numbers: int) -> dict[str, Any]:
+        return pir.operator("0.split", [1001], {number: [-1, 1] for number in numbers})
+
+    list_type = {"#": "0.t_vec", "D": [pir.tensor([-1, 1])] * 2}
+    split = pir.operator("1.split_with_num", [5], {}, num=2) | {"O": [{"%": 1001, "TT": list_type}]}
+    program, _ = read_pir_program(pir.with_operator(split, parts(1002, 1003)))
+    assert ["%1002", "%1003"] in [node.outputs for node in program.nodes]
+    for others in ([split, parts(1002), parts(1003)], [parts(1002)]):
+        with pytest.raises(ProgramError, match="a list is taken apart|no earlier one writes"):
+            read_pir_program(pir.with_operator(*others))
+
+
+def test_operators_are_counted_while_a_program_is_read() -> None:
+    layers = [pir.operator("1.relu", [5], {1000 + i: [-1, 2]}) for i in range(20_001)]
+    with pytest.raises(ProgramError, match="more than 20,000 operators"):
+        read_pir_program(pir.with_operator(*layers))
+
+
+def test_a_tensor_with_more_axes_than_a_program_needs() -> None:
+    nodes = [onnx.node("Gather", ["logits", "index"], ["a0"])]
+    nodes += [onnx.node("Gather", [f"a{i}", "index"], [f"a{i + 1}"]) for i in range(3)]
+    index = onnx.tensor("index", [1, 1, 1], bytes(8), onnx.INT64)
+    with pytest.raises(ProgramError, match="gives a tensor with 10 axes, more than 8"):
+        check_sizes(read_onnx_program(onnx.model(onnx.with_nodes(*nodes, constants=[index]))).program)
+    variables = (*paddle2.VARIABLES, paddle2.variable("v", [1] * 9, is_weight=True))
+    with pytest.raises(ProgramError, match="the variable v has 9 axes"):
+        read_paddle2_program(paddle2.program(variables=variables))
 
 
 @pytest.mark.parametrize(

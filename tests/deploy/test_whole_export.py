@@ -11,8 +11,16 @@ import numpy as np
 import pytest
 
 import ppxcls
-from ppxcls.deploy.metadata import METADATA_FILE, ExportMetadata, read_metadata
-from ppxcls.deploy.whole_export import check_parts, commit_export, has_part, read_export_part, staging_folder
+from ppxcls.deploy.metadata import MAX_METADATA_BYTES, METADATA_FILE, ExportMetadata, read_metadata
+from ppxcls.deploy.whole_export import (
+    ReplacedError,
+    check_parts,
+    commit_export,
+    has_part,
+    metadata_beside,
+    read_export_part,
+    staging_folder,
+)
 from tests.conftest import run_tool
 
 
@@ -113,3 +121,48 @@ def test_a_damaged_export_is_one_line_of_the_command(tmp_path: Path) -> None:
     message = f"is damaged: its size or SHA-256 is not the one in {METADATA_FILE}; export again"
     assert result.stderr == f"error: {tmp_path}/inference.onnx: {message}\n"
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"model": "x"}', None])
+def test_damaged_metadata_do_not_switch_off_the_digests(content: str | None, tmp_path: Path) -> None:
+    write(tmp_path, "A", "inference.onnx")
+    file = tmp_path / METADATA_FILE
+    file.write_text(file.read_text().replace('"size"', '"sizf"') if content is None else content)
+    message = r"inference_config\.json: .*; inference\.onnx alone can be used in another folder"
+    with pytest.raises(ppxcls.DataError, match=message):
+        ppxcls.load(tmp_path / "inference.onnx")
+    assert metadata_beside(tmp_path / "other.onnx") is None
+    file.unlink()
+    assert metadata_beside(tmp_path / "inference.onnx") is None
+    file.symlink_to("nowhere")
+    with pytest.raises(ppxcls.DataError, match="no inference_config.json"):
+        metadata_beside(tmp_path / "inference.onnx")
+
+
+def test_an_export_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its metadata were read before the new export was committed, and its parts after that."""
+    write(tmp_path, "A", "inference.onnx")
+    metadata = read_metadata(tmp_path)
+    write(tmp_path, "B", "inference.onnx")
+    with pytest.raises(ReplacedError, match=r"inference\.onnx: was replaced by another export"):
+        read_export_part(tmp_path, "inference.onnx", metadata)
+    answers = [metadata, read_metadata(tmp_path)]
+    monkeypatch.setattr("ppxcls.deploy.build.read_metadata", lambda _: answers.pop(0))
+    with pytest.raises(ppxcls.CheckpointError, match="not an ONNX model") as caught:
+        ppxcls.load(tmp_path)
+    assert answers == []
+    assert not isinstance(caught.value, ReplacedError)
+
+
+def test_metadata_that_no_reader_would_accept_are_not_written(tmp_path: Path) -> None:
+    metadata = ExportMetadata("A", "a", [{"DecodeImage": {}}], ["a" * MAX_METADATA_BYTES], 1)
+    with (
+        pytest.raises(ppxcls.CheckpointError, match=r"bytes, mostly of class names, expected at most"),
+        staging_folder(tmp_path / "out") as staging,
+    ):
+        commit_export(tmp_path / "out", staging, metadata.as_dict())
+    assert not (tmp_path / "out").exists()
+    metadata = ExportMetadata("A", "a", [{"DecodeImage": {}}], ["a" * 80] * 100_000, 100_000)
+    with staging_folder(tmp_path / "out") as staging:
+        commit_export(tmp_path / "out", staging, metadata.as_dict())
+    assert len(read_metadata(tmp_path / "out").class_names) == 100_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
 import threading
@@ -18,11 +19,13 @@ import ppxcls
 from ppxcls.data.check import check_lists
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
-from ppxcls.packed import storage, write
-from ppxcls.packed.dataset import PackedDataset
+from ppxcls.packed import write
+from ppxcls.packed.dataset import PackedDataset, pack_folder
 from ppxcls.packed.format import RECORD, IndexRow, read_pack_manifest, unpacked
 from ppxcls.packed.jpeg import HEIGHT_AT, SegmentedImage, rewrite_jpeg
 from ppxcls.packed.jpeg_codes import SEGMENT
+from ppxcls.packed.object_store import ObjectStore
+from ppxcls.packed.web_files import WebFiles
 from ppxcls.system.file_lock import locked
 from tests.conftest import run_tool
 from tests.packed.conftest import jpeg, photo
@@ -292,7 +295,7 @@ def test_the_cache_keeps_its_bound_with_many_threads(
     bound = 2 * largest(packed)
     kept = {file.name: file.stat().st_size for file in packed.glob("*.data")}
     dataset = open_store(tmp_path, bound)
-    copy, seen = storage.ObjectStore._copy, []
+    copy, seen = ObjectStore._copy, []
 
     def slow(self: Any, name: str, *limits: Any) -> None:
         time.sleep(0.02)
@@ -303,7 +306,7 @@ def test_the_cache_keeps_its_bound_with_many_threads(
             files = [*(tmp_path / "cache").rglob("*.data.new"), *(tmp_path / "cache").rglob("*.data")]
             seen.append(sum(kept[name] for name in {file.name.removesuffix(".new") for file in files}))
 
-    monkeypatch.setattr(storage.ObjectStore, "_copy", slow)
+    monkeypatch.setattr(ObjectStore, "_copy", slow)
     expected = [PackedDataset(str(packed), DECODE).load(i) for i in range(12)]
     wrong: list[int] = []
 
@@ -479,6 +482,65 @@ def test_changed_class_names_are_told_by_verifying(originals: Path, tmp_path: Pa
     PackedDataset(str(tmp_path / "out"), DECODE).load(0)  # a user may rename a class
     with pytest.raises(ppxcls.DataError, match="was changed or damaged after it was packed"):
         ppxcls.verify_pack(tmp_path / "out")
+
+
+def test_class_names_of_a_store_are_compared_too(
+    originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    (originals / "class_names.txt").write_text("0 a\n1 b\n2 c\n")
+    ppxcls.pack(originals / "train.txt", None, output=tmp_path / "out", samples_per_shard=5)
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pipe({f"/names/{file.name}": file.read_bytes() for file in (tmp_path / "out").iterdir()})
+    lines: list[str] = []
+    monkeypatch.setattr("ppxcls.packed.dataset.warn_once", lines.append)
+    folder = pack_folder("memory://names", str(tmp_path / "cache"))
+    assert folder is not None
+    (folder / "class_names.txt").write_text("0 a\n1 b\n2 d\n")  # a damaged copy
+    assert pack_folder("memory://names", str(tmp_path / "cache")) == folder
+    assert ((folder / "class_names.txt").read_text(), lines) == ("0 a\n1 b\n2 c\n", [])
+    memory.pipe({"/names/class_names.txt": b"0 a\n1 b\n2 e\n"})
+    (folder / "class_names.txt").unlink()
+    assert pack_folder("memory://names", str(tmp_path / "cache")) == folder
+    assert lines == [
+        "memory://names/class_names.txt: was changed or damaged after it was packed; it is still used"
+    ]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has access lists instead")
+def test_a_cache_that_others_can_change_is_refused(store: Any, tmp_path: Path) -> None:
+    """The user has named it, so another place would be a surprise."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+    with pytest.raises(
+        ppxcls.DataError, match=r"cache_dir .*cache can be written by everybody; name a folder"
+    ):
+        open_store(tmp_path)
+    (tmp_path / "cache").rmdir()
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ppxcls.DataError, match="cache_dir .*cache: "):
+        open_store(tmp_path)
+
+
+class _Redirecting(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(308 if self.path == "/old" else 200)
+        self.send_header("Location", "/new")
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        self.wfile.write(b"new")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_permanent_redirection_is_followed() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), _Redirecting) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with WebFiles().open(f"http://127.0.0.1:{server.server_port}/old") as stream:
+            assert stream.read(100) == b"new"
+        server.shutdown()
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "file:///x", "simplecache::s3://x/y", "reference://x"])
