@@ -206,6 +206,26 @@ def plugin_modules() -> dict[str, PluginModule]:
     return dict(_FINDER.modules)
 
 
+def plugin_codes() -> list[Code]:
+    """Returns the code of the plugins that were imported from files."""
+    return [module.code for module in plugin_modules().values() if module.code and module.code.data]
+
+
+def changed_plugin(codes: Sequence[Code]) -> str | None:
+    """Returns the path of the first file whose code is not the given one; None if all files have their code.
+
+    Args:
+        codes: result of ``plugin_codes`` in another process.
+    """
+    for code in codes:
+        try:
+            if read_code(Path(code.path)) != code:
+                return code.path
+        except (OSError, ValueError):
+            return code.path
+    return None
+
+
 def plugins_without_paddle() -> list[str]:
     """Returns the names of the plugin modules that do not use Paddle, in the order of their import."""
     names = [name for name in _IMPORTED_NAMES if name in sys.modules]

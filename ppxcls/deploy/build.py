@@ -24,6 +24,7 @@ from ppxcls.build.network import build_network
 from ppxcls.build.start import start_processes
 from ppxcls.checkpoints.files import State
 from ppxcls.config.load import load_config
+from ppxcls.config.plugins import changed_plugin, plugin_codes
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage, build_transforms, split_for_device
@@ -163,9 +164,13 @@ def _read_onnx_metadata(file: Path, *, trust: bool) -> ExportMetadata:
 
 
 def _network_settings(config: Config) -> dict[str, Any]:
-    """Returns the part of a config from which another process builds the same network, without weights."""
+    """Returns what another process needs to build the same network, without weights.
+
+    It is a part of the config, and the code of the plugins, so that no other code runs there.
+    """
     arch = {key: value for key, value in to_plain(config.Arch).items() if key != "pretrained"}
-    return {"Global": {"device": config.Global.device, "plugins": config.Global.plugins}, "Arch": arch}
+    section = {"device": config.Global.device, "plugins": config.Global.plugins}
+    return {"config": {"Global": section, "Arch": arch}, "plugin codes": plugin_codes()}
 
 
 def _portable_runner(
@@ -181,7 +186,9 @@ def _rebuilt_network_runner(
     settings: dict[str, Any], state: State, stage: DeviceStage, image_count: int
 ) -> Runner:
     """Returns a runner of a network with the weights of a pickle."""
-    config = load_config(settings)
+    if (path := changed_plugin(settings["plugin codes"])) is not None:
+        raise DataError(f"{path}: the plugin was changed after the predictor was pickled; load the run again")
+    config = load_config(settings["config"])
     start_processes(config)
     network = build_network(config, "infer", None)
     set_weights(network, state, Path("the pickle"))

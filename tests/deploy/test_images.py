@@ -23,7 +23,7 @@ import ppxcls
 from ppxcls.data.transforms import build_transforms
 from ppxcls.deploy.images import to_rgb
 from ppxcls.deploy.predict import Prediction, Predictor
-from tests.conftest import ROOT, run_tool
+from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
 PIXELS = np.full((40, 30, 3), (200, 100, 50), np.uint8)
 
@@ -343,6 +343,34 @@ def test_alpha_is_dropped_as_from_a_file() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 4), np.uint8)
     data = cv2.imencode(".png", pixels[..., [2, 1, 0, 3]])[1].tobytes()
     assert np.array_equal(to_rgb(pixels), cv2.imdecode(np.frombuffer(data, np.uint8), 1)[..., ::-1])
+
+
+def test_a_pickled_predictor_runs_no_plugin_that_was_changed_since(
+    small: Callable[..., Path], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "my_network.py"
+    plugin.write_text(Path(SMALL_NETWORK).read_text().replace("SmallNetwork", "MyNetwork"))
+    config = small(**{"Arch": {"name": "MyNetwork"}, "Global.plugins": [str(plugin)]})
+    program = f"""
+import pickle, sys, ppxcls
+trainer = ppxcls.build_trainer(ppxcls.load_config({str(config)!r}, trust=True))
+trainer.fit()
+print("pickle:", pickle.dumps(ppxcls.load(trainer.output_dir)).hex())
+"""
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    file = tmp_path / "predictor.pickle"
+    file.write_bytes(bytes.fromhex(result.stdout.rsplit("pickle: ", 1)[1]))
+    with open(plugin, "a") as stream:
+        stream.write(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+    image = tmp_path / "image.png"
+    image.write_bytes(png())
+    command = [sys.executable, "-c", PROGRAM, str(file), str(image)]
+    result = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode != 0
+    assert "the plugin was changed after the predictor was pickled" in result.stderr
+    assert not (tmp_path / "canary").exists()
 
 
 def test_a_mapped_file(predictor: Predictor, tmp_path: Path) -> None:
