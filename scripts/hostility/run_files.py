@@ -44,7 +44,7 @@ _LINE = {
     **{"kind": '"train"', "epoch": "1", "iter": "0", "step": "1", "samples": "4", "lr": "0.1"},
     **{"loss": "1.0", "top1": "0.5", "ips_total": "10.0"},
 }
-# Values that a line may have although they are odd; null is written for NaN.
+# Values that a line may have although they are odd. null is written for NaN; versions up to 0.12.0 wrote NaN.
 _FREE_KEYS = ("lr", "loss", "top1", "ips_total")
 _OPTIONAL_KEYS = ("iter", "samples")
 _CELLS = {
@@ -211,7 +211,7 @@ def _metrics(key: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
     run = make_run(folder)
     (run / "metrics.jsonl").write_text(_json(_LINE) + "\n" + _with(_LINE, key, value) + "\n")
     outcome = call(_use, run)
-    is_free = key in _FREE_KEYS and value in ("null", "-1", "0.5", _MISSING)
+    is_free = key in _FREE_KEYS and value in ("null", "NaN", "-Infinity", "-1", "0.5", _MISSING)
     is_optional = key in _OPTIONAL_KEYS and value == _MISSING
     if outcome.code == 0 and not is_free and not is_optional:
         return outcome, "accepted"
