@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import bounded, printable
 
 TRUST_HINT = "such a program may do anything; --trust (trust=True) loads it, if you trust who wrote it"
 MAX_OPERATORS = 20_000
@@ -21,7 +21,7 @@ MAX_TENSORS = 100_000
 MAX_AXES = 8
 MAX_SIDE = 1 << 20  # elements along an axis of the input or of a constant
 MAX_LIST = 64  # numbers in an attribute
-_MAX_NAME_LENGTH = 60  # characters of a name in a message
+_MAX_NAME_LENGTH = 100  # characters of a name in a message
 _MAX_LABEL_LENGTH = 4096  # characters of a text that is only shown
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
@@ -41,8 +41,7 @@ class ProgramError(Exception):
 
 def short(text: object) -> str:
     """Returns a name of a stranger's file for a message."""
-    name = printable(str(text)[: 4 * _MAX_NAME_LENGTH])
-    return name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}..."
+    return printable(bounded(str(text), _MAX_NAME_LENGTH))
 
 
 @dataclass(frozen=True)
