@@ -40,6 +40,7 @@ from ppxcls.serving.bodies import (
 )
 from ppxcls.serving.connections import ConnectionBook
 from ppxcls.serving.decoders import DecoderPool, SlowDecodeError
+from ppxcls.serving.endings import Endings, LastAnswers
 from ppxcls.serving.hosts import AllowedHosts, Doorkeeper
 from ppxcls.serving.lanes import Lanes
 from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits, short
@@ -92,6 +93,7 @@ class Service:
         self._lanes = Lanes(decoders.count if decoders else usable_cores() + 1, proxies)
         if decoders:
             decoders.has_waiting = lambda: self._lanes.has_waiting
+        self.endings = Endings()
         self._large_bodies = asyncio.Semaphore(1)
         self._decoding_count = 0
         self._client_counts: Counted[str] = Counted()
@@ -147,6 +149,7 @@ class Service:
             if self._decoders:
                 self._decoders.close()  # by now the requests are answered, or their time is over
             self._lanes.close()
+            await self.endings.wait()
             await self._batcher.stop()
             if watch:
                 watch.cancel()
@@ -180,7 +183,7 @@ class Service:
         except (TimeoutError, asyncio.TimeoutError):
             return 504, {"error": f"no answer within {self._limits.seconds:g} s"}
         except Exception as error:
-            logger.exception("a batch failed")
+            logger.exception("a prediction failed")
             return 500, {"error": type(error).__name__}
 
     async def _answer_to_body(
@@ -365,7 +368,10 @@ def build_app(
         Route("/openapi.json", openapi),
         Route("/", service.page),
     ]
-    middleware = [Middleware(Doorkeeper, hosts=hosts, origins=access.cors)]
+    middleware = [
+        Middleware(LastAnswers, endings=service.endings),
+        Middleware(Doorkeeper, hosts=hosts, origins=access.cors),
+    ]
     if access.cors:
         middleware.append(
             Middleware(

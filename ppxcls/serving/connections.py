@@ -242,6 +242,7 @@ class GuardedProtocol(H11Protocol):
         is_new = self.phase != "body" and has_begun and self.cycle.response_complete
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False  # nothing can be written any more
             self.cycle.message_event.set()
         self._unset_keepalive_if_required()
         self._enter("end")
@@ -250,10 +251,13 @@ class GuardedProtocol(H11Protocol):
         if not has_begun or is_new:
             self.transport.write(_response(problem))
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()  # the rest of the request is dropped, so that the client reads this
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()  # the rest of the request is dropped, so that the client reads this
+        except OSError:  # the client has gone, and its system has answered so just now
+            self.transport.abort()
 
     def tick(self) -> None:
         """Ends the connection if the time of its phase is over."""

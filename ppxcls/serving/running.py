@@ -94,7 +94,7 @@ def _server_config(app: Starlette, book: ConnectionBook) -> uvicorn.Config:
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level="critical",  # lines about each invalid or cancelled request would fill the log
+        log_level="error",  # warnings about each invalid request would fill the log
         access_log=False,
         proxy_headers=False,  # any client can write them
         server_header=False,

@@ -1,0 +1,150 @@
+"""Connections end in order: no error of a client is an error of the server, and its own errors are seen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ppxcls.serving.connections import ConnectionBook, ConnectionLimits, GuardedProtocol, protocol_class
+from ppxcls.serving.endings import Endings, LastAnswers
+from ppxcls.serving.requests import RequestProblem
+
+
+class Book(ConnectionBook):
+    """A book whose connections a test can take."""
+
+    @property
+    def connections(self) -> list[GuardedProtocol]:
+        return list(self._connections)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    app: ASGIApp, limits: ConnectionLimits | None = None, grace: int = 1
+) -> AsyncIterator[tuple[int, Book]]:
+    """Runs a server in this loop; its port and its connections."""
+    book = Book(limits or ConnectionLimits())
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(book),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=grace,
+    )
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve([listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    try:
+        yield listener.getsockname()[1], book
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def read_body(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers after the whole body."""
+    while (await receive()).get("more_body"):
+        pass
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def problems(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_client_that_waits_for_100_and_sends_a_damaged_chunk(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> bytes:
+        async with running(LastAnswers(read_body, Endings())) as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head + b"XYZ\r\n")
+            content = await reader.read()
+            await asyncio.sleep(0.1)
+            writer.close()
+            return content
+
+    assert asyncio.run(main()).startswith(b"HTTP/1.1 400 ")
+    assert not problems(caplog)
+
+
+def test_a_slow_body_whose_client_has_gone_is_ended_without_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        async with running(LastAnswers(read_body, Endings())) as (port, book):
+            client = socket.create_connection(("127.0.0.1", port))
+            client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\nx")
+            while not any(connection.phase == "body" for connection in book.connections):
+                await asyncio.sleep(0.01)
+            connection = book.connections[0]
+            connection.flow.pause_reading()
+            client.close()
+            connection.refuse(RequestProblem(408, "slow"))
+            await asyncio.sleep(0.1)
+            assert not book.connections
+
+    asyncio.run(main())
+    assert not problems(caplog)
+
+
+def test_an_unexpected_error_is_logged_once_and_answered(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise KeyError("/home/secret")
+
+    async def main() -> bytes:
+        async with running(LastAnswers(fail, Endings())) as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            content = await reader.read()
+            writer.close()
+            return content
+
+    logging.getLogger("ppxcls").addHandler(caplog.handler)
+    try:
+        head, _, body = asyncio.run(main()).partition(b"\r\n\r\n")
+    finally:
+        logging.getLogger("ppxcls").removeHandler(caplog.handler)
+    assert head.startswith(b"HTTP/1.1 500 ")
+    assert json.loads(body) == {"error": "KeyError"}
+    assert problems(caplog) == ["a request failed"]
+    assert "KeyError: '/home/secret'" in caplog.text
+
+
+def test_a_request_that_a_stopping_server_gives_up_gets_503(caplog: pytest.LogCaptureFixture) -> None:
+    endings = Endings()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(3600)
+
+    async def main() -> bytes:
+        async with running(LastAnswers(wait, endings)) as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            while not endings.count:
+                await asyncio.sleep(0.01)
+        await endings.wait()
+        content = await reader.read()
+        writer.close()
+        return content
+
+    head, _, body = asyncio.run(main()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert json.loads(body) == {"error": "the server is stopping"}
+    assert not any("Traceback" in text or "Exception" in text for text in problems(caplog))
+    assert not endings.count
