@@ -155,6 +155,7 @@ class GuardedProtocol(H11Protocol):
         self.phase_start = self.loop.time()
         self.recent_bytes = 0
         self._new_bytes, self._request_count = 0, 0
+        self._is_half_closed = False
         self._body_limit = self.book.limits.body
 
     def _enter(self, phase: Phase) -> None:
@@ -183,6 +184,15 @@ class GuardedProtocol(H11Protocol):
         self.book.discard(self)
         with contextlib.suppress(h11.LocalProtocolError):
             super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """Keeps the connection for the answer to a whole request, if the client sends nothing more.
+
+        Returns:
+            True to keep it.
+        """
+        self._is_half_closed = True
+        return self.phase == "answer"
 
     def data_received(self, data: bytes) -> None:
         """Passes bytes on, except at the end of a connection."""
@@ -224,6 +234,8 @@ class GuardedProtocol(H11Protocol):
         super().on_response_complete()
         if self.phase == "end" or not self.cycle.response_complete:
             return
+        if self._is_half_closed and not self.parser.has_more:
+            self.transport.close()
         if self.parser.is_receiving:
             self._enter("body")
             self.phase_start = self.loop.time()

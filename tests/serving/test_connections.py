@@ -17,6 +17,7 @@ pytest.importorskip("uvicorn")
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ppxcls.serving.address import open_listener
 from ppxcls.serving.connections import ConnectionBook, ConnectionLimits, GuardedProtocol, protocol_class
 from ppxcls.serving.endings import Endings, LastAnswers
 from ppxcls.serving.requests import RequestProblem
@@ -31,19 +32,17 @@ class Book(ConnectionBook):
 
 
 @contextlib.asynccontextmanager
-async def running(
-    app: ASGIApp, limits: ConnectionLimits | None = None, grace: int = 1
-) -> AsyncIterator[tuple[int, Book]]:
+async def running(app: ASGIApp, listener: socket.socket | None = None) -> AsyncIterator[tuple[int, Book]]:
     """Runs a server in this loop; its port and its connections."""
-    book = Book(limits or ConnectionLimits())
-    listener = socket.create_server(("127.0.0.1", 0))
+    book = Book(ConnectionLimits())
+    listener = listener or socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
         app,
         http=protocol_class(book),
         ws="none",
         lifespan="off",
         log_config=None,
-        timeout_graceful_shutdown=grace,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listener]))
@@ -148,3 +147,35 @@ def test_a_request_that_a_stopping_server_gives_up_gets_503(caplog: pytest.LogCa
     assert json.loads(body) == {"error": "the server is stopping"}
     assert not any("Traceback" in text or "Exception" in text for text in problems(caplog))
     assert not endings.count
+
+
+def test_a_client_that_only_reads_any_more_gets_its_answers(caplog: pytest.LogCaptureFixture) -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.2)
+        await read_body(scope, receive, send)
+
+    async def main() -> bytes:
+        async with running(slow) as (port, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx" * 3)
+            writer.write_eof()
+            content = await reader.read()
+            writer.close()
+            return content
+
+    assert asyncio.run(main()).count(b"200 OK") == 3
+    assert not problems(caplog)
+
+
+def test_small_parts_of_an_answer_do_not_wait_for_each_other() -> None:
+    async def main() -> int:
+        async with running(read_body, listener=open_listener("127.0.0.1", 0)) as (port, book):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            while not book.connections:
+                await asyncio.sleep(0.01)
+            connection = book.connections[0].transport.get_extra_info("socket")
+            option = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+            return option
+
+    assert asyncio.run(main())
