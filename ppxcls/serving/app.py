@@ -35,6 +35,7 @@ from ppxcls.serving.bodies import (
     advice,
     content_kind,
     decompressed,
+    is_plain,
     read_submission,
     read_topk,
 )
@@ -236,9 +237,8 @@ class Service:
         images = submission.images
         self._decoding_count += len(images)
         try:
-            results = await asyncio.gather(
-                *(self._lanes.run(self._prepare, image, client) for image in images)
-            )
+            runs = [self._lanes.run(self._prepare, image, client) for image in images]
+            results = [await runs[0]] if len(runs) == 1 else await asyncio.gather(*runs)
         finally:
             self._decoding_count -= len(images)
         items = [_Item(result, topk) for result in results if not isinstance(result, str)]
@@ -275,6 +275,8 @@ class Service:
             return read_submission(plain_body, content_type, limits)
 
         is_packed = encoding.strip().lower() not in ("", "identity")
+        if not is_packed and is_plain(body, content_type):
+            return find_images()
         needs_turn = is_packed or len(body) > _LARGE_BODY_BYTES
         loop = asyncio.get_running_loop()
         async with self._large_bodies if needs_turn else contextlib.nullcontext():

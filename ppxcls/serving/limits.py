@@ -44,7 +44,7 @@ class Limits:
     queue: int = 128
     seconds: float = 30.0
     memory: int = 256 << 20
-    pixels: int = 50_000_000
+    pixels: int = 51_000_000  # telephones write 8192 x 6144
     decode_seconds: float = 10.0
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 

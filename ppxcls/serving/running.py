@@ -73,17 +73,23 @@ def run_server(
         book = ConnectionBook(connection_limits, access.proxy_keys)
         hosts = access.hosts_of(listener.getsockname()[0], host)
         app = build_app(predictor, limits, access=access, hosts=hosts, decoders=decoders, book=book)
-        server = uvicorn.Server(_server_config(app, book))
+        server = _Server(_server_config(app, book))
         listener.listen(_BACKLOG)  # from now on clients may connect
         logger.info(f"listening at {url_of(listener)}")
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            _run_here(server, listener)
-        else:
-            _run_in_thread(server, listener)
+        run = _run_in_thread if _has_running_loop() else _run_here
+        run(server, listener)
     finally:
         decoders.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends the application also after a second Ctrl-C."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the connections and the application."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
 
 def _server_config(app: Starlette, book: ConnectionBook) -> uvicorn.Config:
@@ -101,6 +107,14 @@ def _server_config(app: Starlette, book: ConnectionBook) -> uvicorn.Config:
         timeout_keep_alive=int(book.limits.idle),
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+
+
+def _has_running_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _run_here(server: uvicorn.Server, listener: socket.socket) -> None:
