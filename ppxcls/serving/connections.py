@@ -271,6 +271,9 @@ class GuardedProtocol(H11Protocol):
         except OSError:  # the client has gone, and its system has answered so just now
             self.transport.abort()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Does nothing, because ``tick`` ends idle connections. uvicorn's timer may run out in a request."""
+
     def tick(self) -> None:
         """Ends the connection if the time of its phase is over."""
         self.recent_bytes, self._new_bytes = self._new_bytes, 0

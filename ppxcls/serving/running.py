@@ -24,6 +24,7 @@ from ppxcls.system.environment import usable_cores
 from ppxcls.system.logs import logger, set_up_logging
 
 _BACKLOG = 2048  # connections that the system accepts before the server does
+_ACCEPTED_AT_ONCE = 64  # of them, before the server looks at one; more could use up its descriptors
 _POLL_SECONDS = 0.2  # time until Ctrl-C is noticed while the server runs in a thread
 _UNBOUNDED_IMAGES = 1 << 40  # images; so many that the network is compiled at the first batch
 _GRACE_SECONDS = 15  # for answers after SIGTERM; schedulers often kill a process after 30
@@ -85,6 +86,12 @@ def run_server(
 class _Server(uvicorn.Server):
     """uvicorn's server, which ends the application also after a second Ctrl-C."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to serve. uvicorn's one number for both kinds of waiting connections is too small for one."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the connections and the application."""
         await super().shutdown(sockets)
@@ -102,6 +109,7 @@ def _server_config(app: Starlette, book: ConnectionBook) -> uvicorn.Config:
         lifespan="on",
         log_level="error",  # warnings about each invalid request would fill the log
         access_log=False,
+        backlog=_ACCEPTED_AT_ONCE,
         proxy_headers=False,  # any client can write them
         server_header=False,
         timeout_keep_alive=int(book.limits.idle),
