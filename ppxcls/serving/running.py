@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
     """uvicorn's server, which ends the application also after a second Ctrl-C."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to serve. uvicorn's one number for both kinds of waiting connections is too small for one."""
+        """Starts to serve. uvicorn has one number for both kinds of waiting connections."""
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(_BACKLOG)
