@@ -44,12 +44,13 @@ from ppxcls.serving.decoders import DecoderPool, SlowDecodeError
 from ppxcls.serving.endings import Endings, LastAnswers
 from ppxcls.serving.hosts import AllowedHosts, Doorkeeper
 from ppxcls.serving.lanes import Lanes
-from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits, short
+from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits
 from ppxcls.serving.memory import BodyParts, MemoryBudget, Reservation, client_key
 from ppxcls.serving.openapi import openapi_document
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import usable_cores
 from ppxcls.system.logs import logger
+from ppxcls.system.paths import bounded
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 _HEADERS = {
@@ -176,7 +177,7 @@ class Service:
             with Reservation(self._budget, client) as reservation:
                 return await self._answer_to_body(request, topk, client=client, reservation=reservation)
         except RequestError as error:
-            return error.status, {"error": short(str(error))}
+            return error.status, {"error": bounded(str(error))}
         except BusyError as error:
             return 503, {"error": str(error) or "too many images are waiting; try again later"}
         except ClientDisconnect:
@@ -207,10 +208,11 @@ class Service:
         if not submission.is_list:
             status, content = answers[0]
             if status == 422 and is_raw_body:
-                content["error"] = short(content["error"] + note)
+                content["error"] = bounded(content["error"] + note)
             return status, content
         entries = [
-            {"file": short(name), **entry} for name, (_, entry) in zip(submission.names, answers, strict=True)
+            {"file": bounded(name), **entry}
+            for name, (_, entry) in zip(submission.names, answers, strict=True)
         ]
         # 200 if there is any prediction: a client sees at each entry which one has failed.
         return min(status for status, _ in answers), {"predictions": entries}
@@ -258,7 +260,7 @@ class Service:
         except SlowDecodeError as error:
             raise BusyError(str(error)) from None
         except (ValueError, OSError, MemoryError) as error:
-            return short(" ".join(str(error).split())) or "not enough memory"
+            return bounded(" ".join(str(error).split())) or "not enough memory"
 
     async def _submission(self, body: bytes, request: Request) -> Submission:
         """Finds the images of a body, in a thread, because a large body may take long to unpack."""
@@ -305,7 +307,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Answers ``GET /healthz``. It says nothing about the machine."""
-        model = short(self._predictor.model.replace("\\", "/").rpartition("/")[2])
+        model = bounded(self._predictor.model.replace("\\", "/").rpartition("/")[2])
         return JSONResponse({"status": "ok", "model": model})
 
     async def metrics(self, request: Request) -> Response:
@@ -335,7 +337,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     place = f"{request.method[:20]} {request.scope['path'][:100]}"
     message = f"{error.detail}: {place}; POST an image to /predict: {RIGHT_CALLS}"
-    return JSONResponse({"error": short(message)}, error.status_code, headers=error.headers)
+    return JSONResponse({"error": bounded(message)}, error.status_code, headers=error.headers)
 
 
 def build_app(

@@ -15,7 +15,6 @@ from ppxcls.serving.hosts import AllowedHosts, check_host_names
 from ppxcls.serving.memory import client_key
 
 _DECODED_BYTES_PER_PIXEL = 6  # RGB of 16 bits each
-MAX_MESSAGE = 500  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,3 @@ class Access:
 
 
 DEFAULT_LIMITS, OPEN_ACCESS = Limits(), Access()
-
-
-def short(message: str) -> str:
-    """Returns a message of at most ``MAX_MESSAGE`` characters, without its middle if it is longer."""
-    if len(message) <= MAX_MESSAGE:
-        return message
-    half = (MAX_MESSAGE - 5) // 2
-    return f"{message[:half]} ... {message[-half:]}"
