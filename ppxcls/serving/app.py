@@ -45,7 +45,7 @@ from ppxcls.serving.endings import Endings, LastAnswers
 from ppxcls.serving.hosts import AllowedHosts, Doorkeeper
 from ppxcls.serving.lanes import Lanes
 from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits
-from ppxcls.serving.memory import BodyParts, MemoryBudget, Reservation, client_key
+from ppxcls.serving.memory import LONG_WAIT_SECONDS, BodyParts, MemoryBudget, Reservation, client_key
 from ppxcls.serving.openapi import openapi_document
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import usable_cores
@@ -288,10 +288,13 @@ class Service:
         limits = self._limits.of_body
         max_size = limits.wire_size(content_kind(request.headers.get("content-type", "")))
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length[:20]) > max_size:
+        stated_size = int(length[:20]) if length.isdigit() else 0
+        if stated_size > max_size:
             raise limits.too_large()
+        # Without the room for the whole body, many bodies would grow side by side until none could end.
+        await reservation.resize(stated_size, LONG_WAIT_SECONDS)
         parts = BodyParts(max_size)
-        size, reserved_size = 0, 0
+        size, reserved_size = 0, stated_size
         try:
             async for part in request.stream():  # the length may be missing or wrong
                 size += len(part)

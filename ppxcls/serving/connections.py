@@ -164,9 +164,11 @@ class GuardedProtocol(H11Protocol):
 
     @property
     def is_slow(self) -> bool:
-        """True if a body has been coming slowly for longer than a tick."""
+        """True if a body has been coming slowly for longer than a tick, and the server was reading it."""
+        if self.phase != "body" or self.flow.read_paused:
+            return False
         age = self.loop.time() - self.phase_start
-        return self.phase == "body" and age > TICK_SECONDS and self.recent_bytes < _MIN_RATE * TICK_SECONDS
+        return age > TICK_SECONDS and self.recent_bytes < _MIN_RATE * TICK_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Registers the connection, or refuses it."""

@@ -13,13 +13,16 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+pytest.importorskip("prometheus_client")
 
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ppxcls.serving.address import open_listener
+from ppxcls.serving.app import build_app
 from ppxcls.serving.connections import ConnectionBook, ConnectionLimits, GuardedProtocol, protocol_class
 from ppxcls.serving.endings import Endings, LastAnswers
+from ppxcls.serving.limits import Limits
 from ppxcls.serving.requests import RequestProblem
 
 
@@ -32,7 +35,9 @@ class Book(ConnectionBook):
 
 
 @contextlib.asynccontextmanager
-async def running(app: ASGIApp, listener: socket.socket | None = None) -> AsyncIterator[tuple[int, Book]]:
+async def running(
+    app: ASGIApp, listener: socket.socket | None = None, lifespan: str = "off"
+) -> AsyncIterator[tuple[int, Book]]:
     """Runs a server in this loop; its port and its connections."""
     book = Book(ConnectionLimits())
     listener = listener or socket.create_server(("127.0.0.1", 0))
@@ -40,7 +45,7 @@ async def running(app: ASGIApp, listener: socket.socket | None = None) -> AsyncI
         app,
         http=protocol_class(book),
         ws="none",
-        lifespan="off",
+        lifespan=lifespan,  # type: ignore[arg-type]
         log_config=None,
         timeout_graceful_shutdown=1,
     )
@@ -179,3 +184,54 @@ def test_small_parts_of_an_answer_do_not_wait_for_each_other() -> None:
             return option
 
     assert asyncio.run(main())
+
+
+def test_large_bodies_side_by_side_wait_for_each_other() -> None:
+    """The room is enough for one of them. Both are read in the end, because the second one does not begin."""
+
+    class NoPredictor:
+        decodes_images = True
+
+        def prepare(self, image: bytes) -> None:
+            raise ValueError("no image")
+
+    app = build_app(NoPredictor(), Limits(memory=4 << 20))  # type: ignore[arg-type]
+    size, first_size = 1536 << 10, 1280 << 10
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % size
+
+    async def send(port: int, first: asyncio.Event) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head + bytes(first_size))
+        await first.wait()
+        writer.write(bytes(size - first_size))
+        content = await reader.read()
+        writer.close()
+        return content
+
+    async def main() -> list[bytes]:
+        async with running(app, lifespan="on") as (port, _):
+            event = asyncio.Event()
+            tasks = [asyncio.create_task(send(port, event)) for _ in range(2)]
+            await asyncio.sleep(0.5)
+            event.set()
+            return await asyncio.gather(*tasks)
+
+    assert [answer[:13] for answer in asyncio.run(main())] == [b"HTTP/1.1 422 "] * 2
+
+
+def test_a_body_that_the_server_does_not_read_is_not_slow() -> None:
+    async def main() -> list[bool]:
+        async with running(read_body) as (port, book):
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nx")
+            while not any(connection.phase == "body" for connection in book.connections):
+                await asyncio.sleep(0.01)
+            connection = book.connections[0]
+            connection.phase_start -= 10
+            states = [connection.is_slow]
+            connection.flow.pause_reading()
+            states.append(connection.is_slow)
+            writer.close()
+            return states
+
+    assert asyncio.run(main()) == [True, False]
