@@ -69,6 +69,7 @@ class ConnectionBook:
 
     def __init__(self, limits: ConnectionLimits, proxies: Collection[str] = ()) -> None:
         self.limits = limits
+        self.is_stopping = False
         self._proxies = frozenset(proxies)
         self._connections: set[GuardedProtocol] = set()
         self._clients: defaultdict[str, set[GuardedProtocol]] = defaultdict(set)
@@ -180,6 +181,8 @@ class GuardedProtocol(H11Protocol):
             transport.write(_response(RequestProblem(503, "too many connections; try again later")))
             transport.close()
             self.phase = "end"
+        elif self.book.is_stopping:  # it was accepted just before the end
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Removes the connection."""
@@ -292,6 +295,7 @@ class GuardedProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """Ends the connection after the answer to its request."""
+        self.book.is_stopping = True
         if self.phase in ("head", "idle", "end"):
             self.transport.abort()
             return

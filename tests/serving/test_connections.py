@@ -235,3 +235,15 @@ def test_a_body_that_the_server_does_not_read_is_not_slow() -> None:
             return states
 
     assert asyncio.run(main()) == [True, False]
+
+
+def test_a_connection_that_comes_while_the_server_stops_is_ended() -> None:
+    async def main() -> bytes:
+        async with running(read_body) as (port, book):
+            book.is_stopping = True
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            content = await reader.read()
+            writer.close()
+            return content
+
+    assert asyncio.run(main()) == b""
