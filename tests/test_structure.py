@@ -516,6 +516,8 @@ WRITERS = {
     "checkpoints/files.py": "a second name for a part that was just written; the old name is removed before",
     "checkpoints/run_folder.py": "a copy into a folder that was just created",
     "packed/write.py": "an array into a stream of a whole file",
+    "data/decode.py": "a picture in a temporary folder of this process",
+    "serving/decoder_worker.py": "the null device, and a file of the kernel under /proc",
     "deploy/portable.py": "a file in a temporary folder of this process",
     "deploy/saved_program.py": "files in a temporary folder of this process",
     "train/paddle_inference.py": "a program in a temporary folder of this process",

@@ -359,7 +359,7 @@ def _add_access_options(parser: argparse.ArgumentParser) -> None:
     for option, kind, default, text in (
         ("--connections", int, 512, "largest number of connections"),
         ("--memory", int, 256, "MiB that all requests in progress may take"),
-        ("--pixels", float, 50, "largest number of pixels of an image, in millions"),
+        ("--pixels", float, 51, "largest number of pixels of an image, in millions"),
         ("--decode-seconds", float, 10, "longest time to decode an image"),
     ):
         parser.add_argument(option, type=kind, default=default, help=f"{text} (default: {default})")

@@ -33,7 +33,8 @@ def open_listener(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError, ValueError) as error:
         raise DataError(f"expected an address of this machine, received the host {host!r}: {error}") from None
     family, _, _, _, address = sorted(entries, key=lambda entry: entry[0] != socket.AF_INET)[0]
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio sends small parts of an answer at once (TCP_NODELAY) only if the protocol is named.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere the option lets two programs share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

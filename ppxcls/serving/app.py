@@ -35,19 +35,22 @@ from ppxcls.serving.bodies import (
     advice,
     content_kind,
     decompressed,
+    is_plain,
     read_submission,
     read_topk,
 )
 from ppxcls.serving.connections import ConnectionBook
 from ppxcls.serving.decoders import DecoderPool, SlowDecodeError
+from ppxcls.serving.endings import Endings, LastAnswers
 from ppxcls.serving.hosts import AllowedHosts, Doorkeeper
 from ppxcls.serving.lanes import Lanes
-from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits, short
-from ppxcls.serving.memory import BodyParts, MemoryBudget, Reservation, client_key
+from ppxcls.serving.limits import DEFAULT_LIMITS, OPEN_ACCESS, Access, Limits
+from ppxcls.serving.memory import LONG_WAIT_SECONDS, BodyParts, MemoryBudget, Reservation, client_key
 from ppxcls.serving.openapi import openapi_document
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import usable_cores
 from ppxcls.system.logs import logger
+from ppxcls.system.paths import bounded
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
 _HEADERS = {
@@ -92,6 +95,7 @@ class Service:
         self._lanes = Lanes(decoders.count if decoders else usable_cores() + 1, proxies)
         if decoders:
             decoders.has_waiting = lambda: self._lanes.has_waiting
+        self.endings = Endings()
         self._large_bodies = asyncio.Semaphore(1)
         self._decoding_count = 0
         self._client_counts: Counted[str] = Counted()
@@ -147,6 +151,7 @@ class Service:
             if self._decoders:
                 self._decoders.close()  # by now the requests are answered, or their time is over
             self._lanes.close()
+            await self.endings.wait()
             await self._batcher.stop()
             if watch:
                 watch.cancel()
@@ -172,7 +177,7 @@ class Service:
             with Reservation(self._budget, client) as reservation:
                 return await self._answer_to_body(request, topk, client=client, reservation=reservation)
         except RequestError as error:
-            return error.status, {"error": short(str(error))}
+            return error.status, {"error": bounded(str(error))}
         except BusyError as error:
             return 503, {"error": str(error) or "too many images are waiting; try again later"}
         except ClientDisconnect:
@@ -180,7 +185,7 @@ class Service:
         except (TimeoutError, asyncio.TimeoutError):
             return 504, {"error": f"no answer within {self._limits.seconds:g} s"}
         except Exception as error:
-            logger.exception("a batch failed")
+            logger.exception("a prediction failed")
             return 500, {"error": type(error).__name__}
 
     async def _answer_to_body(
@@ -203,10 +208,11 @@ class Service:
         if not submission.is_list:
             status, content = answers[0]
             if status == 422 and is_raw_body:
-                content["error"] = short(content["error"] + note)
+                content["error"] = bounded(content["error"] + note)
             return status, content
         entries = [
-            {"file": short(name), **entry} for name, (_, entry) in zip(submission.names, answers, strict=True)
+            {"file": bounded(name), **entry}
+            for name, (_, entry) in zip(submission.names, answers, strict=True)
         ]
         # 200 if there is any prediction: a client sees at each entry which one has failed.
         return min(status for status, _ in answers), {"predictions": entries}
@@ -233,9 +239,8 @@ class Service:
         images = submission.images
         self._decoding_count += len(images)
         try:
-            results = await asyncio.gather(
-                *(self._lanes.run(self._prepare, image, client) for image in images)
-            )
+            runs = [self._lanes.run(self._prepare, image, client) for image in images]
+            results = [await runs[0]] if len(runs) == 1 else await asyncio.gather(*runs)
         finally:
             self._decoding_count -= len(images)
         items = [_Item(result, topk) for result in results if not isinstance(result, str)]
@@ -255,7 +260,7 @@ class Service:
         except SlowDecodeError as error:
             raise BusyError(str(error)) from None
         except (ValueError, OSError, MemoryError) as error:
-            return short(" ".join(str(error).split())) or "not enough memory"
+            return bounded(" ".join(str(error).split())) or "not enough memory"
 
     async def _submission(self, body: bytes, request: Request) -> Submission:
         """Finds the images of a body, in a thread, because a large body may take long to unpack."""
@@ -272,6 +277,8 @@ class Service:
             return read_submission(plain_body, content_type, limits)
 
         is_packed = encoding.strip().lower() not in ("", "identity")
+        if not is_packed and is_plain(body, content_type):
+            return find_images()
         needs_turn = is_packed or len(body) > _LARGE_BODY_BYTES
         loop = asyncio.get_running_loop()
         async with self._large_bodies if needs_turn else contextlib.nullcontext():
@@ -281,10 +288,13 @@ class Service:
         limits = self._limits.of_body
         max_size = limits.wire_size(content_kind(request.headers.get("content-type", "")))
         length = request.headers.get("content-length", "0")
-        if length.isdigit() and int(length[:20]) > max_size:
+        stated_size = int(length[:20]) if length.isdigit() else 0
+        if stated_size > max_size:
             raise limits.too_large()
+        # Without the room for the whole body, many bodies would grow side by side until none could end.
+        await reservation.resize(stated_size, LONG_WAIT_SECONDS)
         parts = BodyParts(max_size)
-        size, reserved_size = 0, 0
+        size, reserved_size = 0, stated_size
         try:
             async for part in request.stream():  # the length may be missing or wrong
                 size += len(part)
@@ -300,7 +310,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Answers ``GET /healthz``. It says nothing about the machine."""
-        model = short(self._predictor.model.replace("\\", "/").rpartition("/")[2])
+        model = bounded(self._predictor.model.replace("\\", "/").rpartition("/")[2])
         return JSONResponse({"status": "ok", "model": model})
 
     async def metrics(self, request: Request) -> Response:
@@ -330,7 +340,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     place = f"{request.method[:20]} {request.scope['path'][:100]}"
     message = f"{error.detail}: {place}; POST an image to /predict: {RIGHT_CALLS}"
-    return JSONResponse({"error": short(message)}, error.status_code, headers=error.headers)
+    return JSONResponse({"error": bounded(message)}, error.status_code, headers=error.headers)
 
 
 def build_app(
@@ -365,7 +375,10 @@ def build_app(
         Route("/openapi.json", openapi),
         Route("/", service.page),
     ]
-    middleware = [Middleware(Doorkeeper, hosts=hosts, origins=access.cors)]
+    middleware = [
+        Middleware(LastAnswers, endings=service.endings),
+        Middleware(Doorkeeper, hosts=hosts, origins=access.cors),
+    ]
     if access.cors:
         middleware.append(
             Middleware(

@@ -69,6 +69,7 @@ class ConnectionBook:
 
     def __init__(self, limits: ConnectionLimits, proxies: Collection[str] = ()) -> None:
         self.limits = limits
+        self.is_stopping = False
         self._proxies = frozenset(proxies)
         self._connections: set[GuardedProtocol] = set()
         self._clients: defaultdict[str, set[GuardedProtocol]] = defaultdict(set)
@@ -155,6 +156,7 @@ class GuardedProtocol(H11Protocol):
         self.phase_start = self.loop.time()
         self.recent_bytes = 0
         self._new_bytes, self._request_count = 0, 0
+        self._is_half_closed = False
         self._body_limit = self.book.limits.body
 
     def _enter(self, phase: Phase) -> None:
@@ -163,9 +165,11 @@ class GuardedProtocol(H11Protocol):
 
     @property
     def is_slow(self) -> bool:
-        """True if a body has been coming slowly for longer than a tick."""
+        """True if a body has been coming slowly for longer than a tick, and the server was reading it."""
+        if self.phase != "body" or self.flow.read_paused:
+            return False
         age = self.loop.time() - self.phase_start
-        return self.phase == "body" and age > TICK_SECONDS and self.recent_bytes < _MIN_RATE * TICK_SECONDS
+        return age > TICK_SECONDS and self.recent_bytes < _MIN_RATE * TICK_SECONDS
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Registers the connection, or refuses it."""
@@ -177,12 +181,23 @@ class GuardedProtocol(H11Protocol):
             transport.write(_response(RequestProblem(503, "too many connections; try again later")))
             transport.close()
             self.phase = "end"
+        elif self.book.is_stopping:  # it was accepted just before the end
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Removes the connection."""
         self.book.discard(self)
         with contextlib.suppress(h11.LocalProtocolError):
             super().connection_lost(exc)
+
+    def eof_received(self) -> bool:
+        """Keeps the connection for the answer to a whole request, if the client sends nothing more.
+
+        Returns:
+            True to keep it.
+        """
+        self._is_half_closed = True
+        return self.phase == "answer"
 
     def data_received(self, data: bytes) -> None:
         """Passes bytes on, except at the end of a connection."""
@@ -224,6 +239,8 @@ class GuardedProtocol(H11Protocol):
         super().on_response_complete()
         if self.phase == "end" or not self.cycle.response_complete:
             return
+        if self._is_half_closed and not self.parser.has_more:
+            self.transport.close()
         if self.parser.is_receiving:
             self._enter("body")
             self.phase_start = self.loop.time()
@@ -242,6 +259,7 @@ class GuardedProtocol(H11Protocol):
         is_new = self.phase != "body" and has_begun and self.cycle.response_complete
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False  # nothing can be written any more
             self.cycle.message_event.set()
         self._unset_keepalive_if_required()
         self._enter("end")
@@ -250,10 +268,16 @@ class GuardedProtocol(H11Protocol):
         if not has_begun or is_new:
             self.transport.write(_response(problem))
         self.flow.resume_reading()
-        if self.transport.can_write_eof():
-            self.transport.write_eof()  # the rest of the request is dropped, so that the client reads this
-        else:
+        if not self.transport.can_write_eof():
             self.transport.close()
+            return
+        try:
+            self.transport.write_eof()  # the rest of the request is dropped, so that the client reads this
+        except OSError:  # the client has gone, and its system has answered so just now
+            self.transport.abort()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Does nothing, because ``tick`` ends idle connections. uvicorn's timer may run out in a request."""
 
     def tick(self) -> None:
         """Ends the connection if the time of its phase is over."""
@@ -271,6 +295,7 @@ class GuardedProtocol(H11Protocol):
 
     def shutdown(self) -> None:
         """Ends the connection after the answer to its request."""
+        self.book.is_stopping = True
         if self.phase in ("head", "idle", "end"):
             self.transport.abort()
             return

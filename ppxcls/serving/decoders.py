@@ -36,6 +36,7 @@ _START_SECONDS = 60.0  # for the imports of a process
 _POLL_SECONDS = 0.05  # between two looks at the time limits
 _END_SECONDS = 5.0  # for the end of a killed process
 _KEPT_BYTES = 8 << 20  # shared memory that a process keeps after a picture
+_PIPE_BYTES = 1 << 20  # most encoded pictures fit, so that neither side waits for the other
 _BUSY_SHARE = 5  # part of the time limit that a picture gets while others wait
 
 
@@ -89,6 +90,7 @@ class Decoder:
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
+        _enlarge(self._process.stdin)
 
     @property
     def pid(self) -> int:
@@ -174,6 +176,14 @@ class Decoder:
                 with contextlib.suppress(ValueError):
                     return signal.Signals(-code).name
         return "an error"
+
+
+def _enlarge(pipe: object) -> None:
+    """Lets a pipe hold more bytes, on systems that can."""
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[call-overload]
 
 
 def _new_map(size: int) -> tuple[mmap.mmap | None, int]:

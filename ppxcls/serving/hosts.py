@@ -130,12 +130,17 @@ class Doorkeeper:
             return 421, f"this server does not answer for the host {name}; its option is --allowed-host NAME"
         if scope["method"] != "POST" or "*" in self._origins:
             return None
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if origin is None:
-            is_foreign = site not in ("none", "same-origin")
-        else:
-            is_foreign = origin.lower() not in self._origins and not is_same_origin(origin, host or "")
-        if is_foreign:
-            name = ascii((origin or site)[:100])
+        sites = headers.getlist("sec-fetch-site")
+        origins = headers.getlist("origin")
+        # Only browsers write this header, and a proxy may have replaced the host that the page named.
+        if sites == ["same-origin"]:
+            return None
+        foreign_names = [site for site in sites if site != "none" and not origins]
+        foreign_names += [origin for origin in origins if not self._is_known(origin, host or "")]
+        if foreign_names:
+            name = ascii(foreign_names[0][:100])
             return 403, f"pages of the origin {name} may not use this server; its option is --cors ORIGIN"
         return None
+
+    def _is_known(self, origin: str, host: str) -> bool:
+        return origin.lower() in self._origins or is_same_origin(origin, host)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from ppxcls.data.picture_headers import picture_size
+from ppxcls.serving.batching import BusyError
 
 Result = TypeVar("Result")
 _LARGE_BYTES = 64 << 20  # pictures that take more when decoded are decoded one after the other
@@ -29,6 +30,7 @@ class Lanes:
         self._large_thread = ThreadPoolExecutor(1, thread_name_prefix="ppxcls-decoding-large")
         self._turns: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
         self._waiting_pictures: set[object] = set()
+        self._is_closed = False
 
     @property
     def has_waiting(self) -> bool:
@@ -42,6 +44,9 @@ class Lanes:
             work: function of the picture.
             image: content of an image file.
             client: key of the client.
+
+        Raises:
+            BusyError: the server is stopping.
         """
         place = object()
 
@@ -55,6 +60,8 @@ class Lanes:
                 size = picture_size(image)
                 is_large = size is None or size.decoded_bytes > _LARGE_BYTES
                 threads = self._large_thread if is_large else self._threads
+                if self._is_closed:
+                    raise BusyError("the server is stopping")
                 return await asyncio.get_running_loop().run_in_executor(threads, begin)
         finally:
             self._waiting_pictures.discard(place)
@@ -69,5 +76,6 @@ class Lanes:
 
     def close(self) -> None:
         """Gives up the pictures that wait."""
+        self._is_closed = True
         for threads in (self._threads, self._large_thread):
             threads.shutdown(wait=False, cancel_futures=True)

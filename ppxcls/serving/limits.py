@@ -15,7 +15,6 @@ from ppxcls.serving.hosts import AllowedHosts, check_host_names
 from ppxcls.serving.memory import client_key
 
 _DECODED_BYTES_PER_PIXEL = 6  # RGB of 16 bits each
-MAX_MESSAGE = 500  # characters of an error
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Limits:
     queue: int = 128
     seconds: float = 30.0
     memory: int = 256 << 20
-    pixels: int = 50_000_000
+    pixels: int = 51_000_000  # telephones write 8192 x 6144
     decode_seconds: float = 10.0
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
@@ -107,11 +106,3 @@ class Access:
 
 
 DEFAULT_LIMITS, OPEN_ACCESS = Limits(), Access()
-
-
-def short(message: str) -> str:
-    """Returns a message of at most ``MAX_MESSAGE`` characters, without its middle if it is longer."""
-    if len(message) <= MAX_MESSAGE:
-        return message
-    half = (MAX_MESSAGE - 5) // 2
-    return f"{message[:half]} ... {message[-half:]}"

@@ -12,6 +12,7 @@ from types import TracebackType
 from ppxcls.serving.batching import BusyError
 
 _WAIT_SECONDS = 2.0  # time in which a slow client may make room for others
+LONG_WAIT_SECONDS = 10.0  # the same, for bodies that have not been read yet
 _RETRY_SECONDS = 0.05
 _SMALL_BODY_BYTES = 256 << 10
 _IPV6_PREFIX = 64  # bits of an address that one client can't choose
@@ -121,14 +122,18 @@ class Reservation:
         self._budget, self._client = budget, client
         self._size = 0
 
-    async def resize(self, size: int) -> None:
+    async def resize(self, size: int, wait_s: float = _WAIT_SECONDS) -> None:
         """Reserves so many bytes in all. It waits a short time for room, and nothing is read then.
+
+        Args:
+            size: number of bytes.
+            wait_s: longest time to wait, in seconds.
 
         Raises:
             BusyError: there is no room.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _WAIT_SECONDS
+        deadline = loop.time() + wait_s
         while size > self._size and (place := self._budget.lack(self._client, size - self._size)):
             self._budget.make_room(place[0])
             if loop.time() >= deadline:

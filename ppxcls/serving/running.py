@@ -24,6 +24,7 @@ from ppxcls.system.environment import usable_cores
 from ppxcls.system.logs import logger, set_up_logging
 
 _BACKLOG = 2048  # connections that the system accepts before the server does
+_ACCEPTED_AT_ONCE = 64  # of them, before the server looks at one; more could use up its descriptors
 _POLL_SECONDS = 0.2  # time until Ctrl-C is noticed while the server runs in a thread
 _UNBOUNDED_IMAGES = 1 << 40  # images; so many that the network is compiled at the first batch
 _GRACE_SECONDS = 15  # for answers after SIGTERM; schedulers often kill a process after 30
@@ -73,17 +74,29 @@ def run_server(
         book = ConnectionBook(connection_limits, access.proxy_keys)
         hosts = access.hosts_of(listener.getsockname()[0], host)
         app = build_app(predictor, limits, access=access, hosts=hosts, decoders=decoders, book=book)
-        server = uvicorn.Server(_server_config(app, book))
+        server = _Server(_server_config(app, book))
         listener.listen(_BACKLOG)  # from now on clients may connect
         logger.info(f"listening at {url_of(listener)}")
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            _run_here(server, listener)
-        else:
-            _run_in_thread(server, listener)
+        run = _run_in_thread if _has_running_loop() else _run_here
+        run(server, listener)
     finally:
         decoders.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends the application also after a second Ctrl-C."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to serve. uvicorn has one number for both kinds of waiting connections."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the connections and the application."""
+        await super().shutdown(sockets)
+        if self.force_exit:
+            await self.lifespan.shutdown()
 
 
 def _server_config(app: Starlette, book: ConnectionBook) -> uvicorn.Config:
@@ -94,13 +107,22 @@ def _server_config(app: Starlette, book: ConnectionBook) -> uvicorn.Config:
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level="critical",  # lines about each invalid or cancelled request would fill the log
+        log_level="error",  # warnings about each invalid request would fill the log
         access_log=False,
+        backlog=_ACCEPTED_AT_ONCE,
         proxy_headers=False,  # any client can write them
         server_header=False,
         timeout_keep_alive=int(book.limits.idle),
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
+
+
+def _has_running_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _run_here(server: uvicorn.Server, listener: socket.socket) -> None:

@@ -26,7 +26,7 @@ def serve(
     proxies: Sequence[str] = (),
     connections: int = 512,
     memory: int = 256,
-    pixels: float = 50,
+    pixels: float = 51,
     decode_seconds: float = 10,
     trust: bool = False,
 ) -> None:

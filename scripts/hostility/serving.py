@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from hostility.cases import Case, Outcome
-from hostility.servers import bodies, floods, heads, lives, parsing
+from hostility.servers import bodies, crowds, floods, heads, lives, parsing
+from hostility.servers.lies import LYING_PICTURES
 from hostility.servers.pictures import ODD_PICTURES, damaged_pictures, huge_pictures
 from hostility.servers.process import MemoryWatch, Server, the_server
 from hostility.servers.wire import answer_problem, each_form, exchange, file_part, form
@@ -34,6 +35,8 @@ def cases() -> Iterator[Case]:
     yield from _picture_cases()
     for name, attack in floods.ATTACKS.items():
         yield _case(name, attack)
+    for name, attack in crowds.ATTACKS.items():
+        yield _case(name, attack)
     for name, attack in lives.ATTACKS.items():
         yield _case(name, attack)
     for name, life in lives.LIVES.items():
@@ -42,7 +45,7 @@ def cases() -> Iterator[Case]:
 
 def _picture_cases() -> Iterator[Case]:
     """Returns each hostile picture as a body, and some in the other forms."""
-    for sides in ((60_000, 60_000), (7_100, 7_100), (0, 50), (2**31 - 1, 3)):
+    for sides in ((60_000, 60_000), (7_200, 7_200), (0, 50), (2**31 - 1, 3)):
         for name, picture in huge_pictures(*sides):
             if sides == (60_000, 60_000):
                 for way, request in each_form(picture):
@@ -53,7 +56,7 @@ def _picture_cases() -> Iterator[Case]:
     for name, picture in damaged_pictures():
         # Decoders fill in what is missing in some formats.
         yield _request_case(f"a {name}", next(each_form(picture))[1], (200, 422))
-    for name, make_picture in ODD_PICTURES.items():
+    for name, make_picture in (ODD_PICTURES | LYING_PICTURES).items():
         yield _case(name, functools.partial(_send_picture, make_picture))
     for name, picture in list(huge_pictures(7_000, 7_000))[:3]:
         parts = form(*(file_part(picture) for _ in range(16)))
@@ -91,7 +94,7 @@ def _attacked(attack: Attack, _: Path) -> tuple[Outcome, str | None]:
     growth = watch.peak_mib - watch.start_mib
     if problem is None and growth > MAX_GROWTH_MIB:
         problem = f"the memory grew by {growth:.0f} MiB"
-    if problem is None and seconds > floods.SECONDS.get(attack, _MAX_SECONDS):
+    if problem is None and seconds > (floods.SECONDS | crowds.SECONDS).get(attack, _MAX_SECONDS):
         problem = f"it took {seconds:.0f} s"
     if problem is None and any("Traceback" in line for line in server.lines):
         problem = "a traceback in the server's log"

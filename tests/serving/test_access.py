@@ -6,11 +6,12 @@ import asyncio
 
 import h11
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from ppxcls.data.errors import DataError
 from ppxcls.serving.batching import BusyError
-from ppxcls.serving.hosts import AllowedHosts, check_host_names, is_same_origin
-from ppxcls.serving.limits import MAX_MESSAGE, Access, short
+from ppxcls.serving.hosts import AllowedHosts, Doorkeeper, check_host_names, is_same_origin
+from ppxcls.serving.limits import Access
 from ppxcls.serving.memory import MemoryBudget, Reservation, client_key
 from ppxcls.serving.requests import RequestParser
 
@@ -187,9 +188,35 @@ def test_heads_that_are_accepted() -> None:
     assert sum(len(event.data) for event in events if isinstance(event, h11.Data)) == 640_000
 
 
-def test_messages_are_short() -> None:
-    text = "a" * 300 + "b" * 300
-    assert short("a" * MAX_MESSAGE) == "a" * MAX_MESSAGE
-    assert len(short(text)) <= MAX_MESSAGE
-    assert short(text).startswith("a" * 200)
-    assert short(text).endswith("b" * 200)
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([], 200),
+        ([("origin", "http://localhost:8000")], 200),
+        ([("origin", "http://evil.example")], 403),
+        ([("origin", "http://localhost:8000"), ("origin", "http://evil.example")], 403),
+        ([("origin", "")], 403),
+        ([("sec-fetch-site", "none")], 200),
+        ([("sec-fetch-site", "cross-site")], 403),
+        ([("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")], 403),
+        # A proxy that sends its own name for the server's.
+        ([("origin", "https://images.example"), ("sec-fetch-site", "same-origin")], 200),
+        ([("origin", "https://images.example"), ("sec-fetch-site", "same-site")], 403),
+    ],
+)
+def test_pages_that_may_post(headers: list[tuple[str, str]], status: int) -> None:
+    messages: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    lines = [(name.encode(), value.encode()) for name, value in [("host", "localhost:8000"), *headers]]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": lines}
+    asyncio.run(Doorkeeper(app, AllowedHosts("127.0.0.1"), [])(scope, receive, send))
+    assert messages[0]["status"] == status

@@ -14,7 +14,15 @@ from email.message import Message
 import pytest
 
 from ppxcls.serving import bodies
-from ppxcls.serving.bodies import BodyLimits, RequestError, Submission, advice, decompressed, read_submission
+from ppxcls.serving.bodies import (
+    BodyLimits,
+    RequestError,
+    Submission,
+    advice,
+    decompressed,
+    is_plain,
+    read_submission,
+)
 
 LIMITS = BodyLimits(size=1 << 20, images=4)
 IMAGE = b"\xff\xd8\r\n--b\r\n\r\n--bb\x00" + bytes(range(256))
@@ -249,5 +257,24 @@ def test_packed_bodies_are_bounded(body: bytes) -> None:
 def test_advice_about_a_raw_body_that_is_no_image() -> None:
     assert "curl -F file=@image.jpg" in advice(b"image=abc", "application/x-www-form-urlencoded")
     assert "--data-binary" in advice(b"\x89PNG\x1a\xff", "application/x-www-form-urlencoded")
+    # A file with its line ends was sent with curl --data-binary, which names the same type.
+    assert advice(b"\x89PNG\r\n\x1a\xff", "application/x-www-form-urlencoded") == ""
     assert "Content-Encoding: gzip" in advice(gzip.compress(b"x"), "")
     assert advice(b"\xff\xd8\xff\xe0", "image/jpeg") == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "is_file"),
+    [
+        (b"\xff\xd8\xff\n", "", True),
+        (b"\xff\xd8\xff\n", "image/jpeg", True),
+        (b"", "", False),
+        (b" {", "", False),
+        (b'{"image": ""}', "", False),
+        (b"data:image/png;base64,", "", False),
+        (b"\xff\xd8", "Multipart/Form-Data; boundary=a", False),
+        (b"\xff\xd8", "application/json", False),
+    ],
+)
+def test_bodies_that_are_files(body: bytes, content_type: str, is_file: bool) -> None:
+    assert is_plain(body, content_type) is is_file

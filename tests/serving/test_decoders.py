@@ -67,7 +67,7 @@ def test_a_large_picture_and_a_small_one_after_it(pool: DecoderPool) -> None:
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"hello", "not an image, but a text: 'hello'"),
+        (b"hello", "not an image, but a text"),
         (encoded(".jpg")[:200], "JPEG|damaged"),
         (
             encoded(".png", np.zeros((5000, 5000, 3), np.uint8)),

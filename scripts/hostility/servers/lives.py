@@ -101,6 +101,24 @@ def _while_decoding(server: Server, number: int = signal.SIGTERM) -> str | None:
     return problem
 
 
+def _twice(server: Server, number: int) -> str | None:
+    """Sends a signal twice while decoders are stopped. The second Ctrl-C ends it without waiting."""
+    data = post(many_scans(5000, 60))
+    threads = [threading.Thread(target=_ignore_answer, args=(server, data)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    for pid in server.decoder_pids():
+        os.kill(pid, signal.SIGSTOP)
+    server.process.send_signal(number)
+    time.sleep(1)
+    codes = (0,) if number == signal.SIGINT else (-signal.SIGTERM,)
+    problem = _end_problem(server, number, codes)
+    for thread in threads:
+        thread.join()
+    return problem
+
+
 def _ignore_answer(server: Server, data: bytes) -> None:
     with contextlib.suppress(OSError):
         exchange(server, data, timeout_s=60)
@@ -173,6 +191,8 @@ LIVES = {
     "SIGTERM with 200 clients that do not read": Life(lambda server: _with_crowd(server, head() * 3)),
     "SIGTERM while pictures are decoded": Life(_while_decoding),
     "Ctrl-C while pictures are decoded": Life(lambda server: _while_decoding(server, signal.SIGINT)),
+    "SIGTERM twice while decoders are stopped": Life(lambda server: _twice(server, signal.SIGTERM)),
+    "Ctrl-C twice while decoders are stopped": Life(lambda server: _twice(server, signal.SIGINT)),
     "SIGTERM in the middle of a body": Life(_answered_at_the_end),
     "SIGKILL": Life(_killed),
     "few connections": Life(_one_connection, ("--connections", "8")),

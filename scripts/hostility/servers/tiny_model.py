@@ -40,7 +40,6 @@ def tiny_config(folder: Path) -> dict[str, object]:
         "Global": {
             "device": "cpu",
             "output_dir": str(folder / "output"),
-            "save_inference_dir": str(folder / "export"),
             "epochs": 1,
             "seed": 0,
         },
@@ -58,7 +57,8 @@ def main() -> None:
         cv2.imwrite(str(folder / f"{i}.png"), rng.integers(0, 255, (80, 90, 3), np.uint8))
     (folder / "list.txt").write_text("".join(f"{i}.png {i % 3}\n" for i in range(8)), encoding="utf-8")
     ppxcls.build_trainer(ppxcls.load_config(tiny_config(folder))).fit()
-    ppxcls.export(ppxcls.load_config(str(folder / "output" / "Tiny")), ["paddle"])
+    place = f"Global.save_inference_dir={folder / 'export'}"
+    ppxcls.export(ppxcls.load_config(str(folder / "output" / "Tiny"), [place]), ["paddle"])
     prediction = ppxcls.load(folder / "export").predict(folder / "0.png")[0]
     print("class", prediction.class_ids[0])
 

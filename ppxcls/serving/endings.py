@@ -1,0 +1,82 @@
+"""Ends requests in order: those that fail unexpectedly, and those that a stopping server gives up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ppxcls.system.logs import logger
+
+_LAST_SECONDS = 2.0  # for the answers of requests that are given up
+_POLL_SECONDS = 0.01
+
+
+class Endings:
+    """Counts the requests of a server that are not answered yet."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def wait(self) -> None:
+        """Waits a short time for the answers of the requests that uvicorn has cancelled.
+
+        If the loop ended before, they would be cancelled again while they answer.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _LAST_SECONDS
+        while self.count and loop.time() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+class LastAnswers:
+    """Middleware that answers if the application does not: with 500 after an error, or 503 at the end.
+
+    An error is logged once, with its traceback. uvicorn cancels the requests that are left when the time for
+    the end of the server is over. This is no error.
+
+    Args:
+        app: application behind it.
+        endings: count of the server's requests.
+    """
+
+    def __init__(self, app: ASGIApp, endings: Endings) -> None:
+        self._app, self._endings = app, endings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        self._endings.count += 1
+        try:
+            try:
+                await self._app(scope, receive, send_noted)
+                return
+            except asyncio.CancelledError:
+                status, message = 503, "the server is stopping"
+            except Exception as error:
+                logger.exception("a request failed")
+                status, message = 500, type(error).__name__
+            if not has_begun:
+                await _send_error(send, status, message)
+        finally:
+            self._endings.count -= 1
+
+
+async def _send_error(send: Send, status: int, message: str) -> None:
+    body = json.dumps({"error": message}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
