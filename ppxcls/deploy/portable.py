@@ -97,7 +97,7 @@ def file_runner(
         return contents
 
     options: dict[str, Any] = {"preprocesses": preprocesses, "class_num": class_num, "trust": trust}
-    runner = _loaded(read_again, folder / names[0], stage, **options)
+    runner = _loaded(read_again, folder / names[0], stage=stage, **options)
     return PortableRunner(runner, _rebuilt_runner, lambda: (read_again(), stage, options))
 
 
@@ -111,8 +111,8 @@ def _digest(contents: Mapping[str, bytes]) -> str:
 def _loaded(
     read: Callable[[], Mapping[str, bytes]],
     file: Path,
-    stage: DeviceStage,
     *,
+    stage: DeviceStage,
     preprocesses: bool,
     class_num: int,
     trust: bool,
@@ -150,5 +150,5 @@ def _loaded(
 def _rebuilt_runner(contents: Mapping[str, bytes], stage: DeviceStage, options: Mapping[str, Any]) -> Runner:
     """Returns a runner of the files of a pickle."""
     file = Path("the pickle") / next(iter(contents))
-    runner = _loaded(lambda: contents, file, stage, **options)
+    runner = _loaded(lambda: contents, file, stage=stage, **options)
     return PortableRunner(runner, _rebuilt_runner, lambda: (contents, stage, options))
