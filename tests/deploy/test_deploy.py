@@ -407,7 +407,8 @@ def test_export_computes_both_sides_without_tf32(
     for name in ("network_runner", "paddle_runner"):
         make = getattr(runners, name)
         monkeypatch.setattr(
-            f"ppxcls.deploy.export.{name}", lambda *arguments, make=make: recorded(make(*arguments))
+            f"ppxcls.deploy.export.{name}",
+            lambda *arguments, make=make, **keys: recorded(make(*arguments, **keys)),
         )
     defaults = core.get_cublas_switch(), core.get_cudnn_switch()
     assert any(defaults)
