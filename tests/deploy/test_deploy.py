@@ -31,6 +31,7 @@ from ppxcls.deploy.images import find_images
 from ppxcls.deploy.predict import Predictor
 from ppxcls.train.paddle_inference import InferenceProgram
 from tests.conftest import run_tool, small_config
+from tests.deploy.test_programs import exported, pir
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
 
@@ -160,8 +161,8 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
     assert len(expected) == 18
     assert expected[0]["file_name"].endswith("cat/0.jpg")
     assert expected[0].keys() == {"class_ids", "scores", "file_name", "label_names"}
-    for exported in formats.values():
-        result = run_tool("tools/infer.py", "-c", trained, "--exported", tmp_path / exported)
+    for place in formats.values():
+        result = run_tool("tools/infer.py", "-c", trained, "--exported", tmp_path / place)
         assert result.returncode == 0, result.stderr
         received = predictions(result.stdout)
         assert [row["file_name"] for row in received] == [row["file_name"] for row in expected]
@@ -242,13 +243,12 @@ def test_a_program_of_another_paddle_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(ppxcls.CheckpointError, match="neither inference.json nor inference.pdmodel"):
         runners.paddle_runner(tmp_path)
-    for name in ("inference.json", "inference.pdiparams"):
-        (tmp_path / name).touch()
+    folder = exported(tmp_path / "model", json.dumps(pir.program()).encode(), "inference.json")
     monkeypatch.setattr(runners, "paddle_version", lambda: (2, 6))
     with pytest.raises(
         ppxcls.CheckpointError, match=r"inference.json: written by Paddle 3, which Paddle .* can't read"
     ):
-        runners.paddle_runner(tmp_path)
+        runners.paddle_runner(folder)
 
 
 def test_output_forms_and_bad_files(trained: Path, tmp_path: Path) -> None:
@@ -407,7 +407,8 @@ def test_export_computes_both_sides_without_tf32(
     for name in ("network_runner", "paddle_runner"):
         make = getattr(runners, name)
         monkeypatch.setattr(
-            f"ppxcls.deploy.export.{name}", lambda *arguments, make=make: recorded(make(*arguments))
+            f"ppxcls.deploy.export.{name}",
+            lambda *arguments, make=make, **keys: recorded(make(*arguments, **keys)),
         )
     defaults = core.get_cublas_switch(), core.get_cudnn_switch()
     assert any(defaults)
