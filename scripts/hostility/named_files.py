@@ -76,6 +76,9 @@ def cases() -> Iterator[Case]:
     for url in _URLS:
         run = functools.partial(_repeated_address, url)
         yield Case(f"{url} that the user repeats", run, is_quick=True)
+    for keys, value in _HUGE_VALUES.items():
+        run = functools.partial(_huge_value, keys, value)
+        yield Case(f"{keys} of a run is {value:.0e}", run, is_quick=True)
     for description in _TEXTS:
         run = functools.partial(_base_of_run, description)
         yield Case(f"a base of a run that is {description}", run, is_quick=True)
@@ -432,7 +435,16 @@ _ADDRESS_KEYS = (
 )
 
 
-def _run_with(keys: str, value: str, folder: Path) -> Path:
+_HUGE_VALUES = {
+    **{f"DataLoader.{mode}.loader.num_workers": 10**9 for mode in ("Train", "Eval")},
+    **{f"DataLoader.{mode}.loader.num_processes": 10**9 for mode in ("Train", "Eval")},
+    **{f"DataLoader.{mode}.loader.read_patience": 10**30 for mode in ("Train", "Eval")},
+    "Global.hang_timeout": 10**30,
+    "Global.save_interval_minutes": 10**30,
+}
+
+
+def _run_with(keys: str, value: object, folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     ops = [{"DecodeImage": {}}]
@@ -442,7 +454,8 @@ def _run_with(keys: str, value: str, folder: Path) -> Path:
         if is_pack
         else {"name": "ImageNetDataset", "image_root": ".", "cls_label_path": "x", "transform_ops": ops}
     )
-    section = {"dataset": dataset, "sampler": {"name": "DistributedBatchSampler", "batch_size": 2}}
+    sampler = {"name": "DistributedBatchSampler", "batch_size": 2}
+    section = {"dataset": dataset, "sampler": sampler, "loader": {}}
     values: dict[str, Any] = {
         "Global": {},
         "Arch": {"name": "Xception41", "class_num": 3},
@@ -461,6 +474,11 @@ def _run_with(keys: str, value: str, folder: Path) -> Path:
 def _address(keys: str, url: str, folder: Path) -> Check:
     outcome = call(ppxcls.load_config, _run_with(keys, url, folder))
     return outcome, refusal_problem(outcome, keys, "names an address", f"-o {keys}=")
+
+
+def _huge_value(keys: str, value: int, folder: Path) -> Check:
+    outcome = call(ppxcls.load_config, _run_with(keys, value, folder))
+    return outcome, refusal_problem(outcome, keys, "at most")
 
 
 def _repeated_address(url: str, folder: Path) -> Check:
