@@ -22,6 +22,7 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.checkpoints.run_folder import RunFolder, RunFolderError
+from ppxcls.config.load import RUN_CONFIG_HEADER
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.errors import DataError
@@ -49,6 +50,32 @@ def test_a_pipe_in_the_folder_of_a_run(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(RunFolderError, match=f"{name} is no regular file; remove it"):
         RunFolder(tmp_path).lock()
+
+
+def test_a_run_is_not_written_into_a_folder_of_something_else(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "Xception41"
+    victim.mkdir()
+    (victim / "config.yaml").write_text("user: me\n")
+    link.symlink_to(victim)
+    with pytest.raises(RunFolderError, match="Xception41 is a link to .*victim, a folder with other files"):
+        RunFolder(link).lock()
+    assert [file.name for file in victim.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [(None, ""), ("run.lock", ""), ("config.yaml", f"{RUN_CONFIG_HEADER}Arch: {{name: a}}\n")],
+)
+def test_a_run_may_lie_on_another_disk(name: str | None, text: str, tmp_path: Path) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "Xception41"
+    disk.mkdir()
+    if name is not None:
+        (disk / name).write_text(text)
+    link.symlink_to(disk)
+    folder = RunFolder(link)
+    folder.lock()
+    folder.release()
+    assert (disk / "run.lock").is_file()
 
 
 def test_a_link_to_itself(tmp_path: Path) -> None:

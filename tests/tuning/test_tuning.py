@@ -194,6 +194,24 @@ def test_the_command_trains_nothing(small: Callable[..., Path], tmp_path: Path) 
     assert [f.name for f in (tmp_path / "output").iterdir()] == ["find"]
 
 
+@pytest.mark.parametrize("name", ["find", "find/SmallNetwork"])
+@pytest.mark.parametrize("search", [build.find_lr, build.find_batch])
+def test_nothing_is_written_through_a_link(
+    search: Callable[..., Any], name: str, small: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Not even to an empty folder or to another run, because a search is no run of the user."""
+    victim, link = tmp_path / "victim", tmp_path / "output" / name
+    victim.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim)
+    for content in ([], ["run.lock"]):
+        for file in content:
+            (victim / file).touch()
+        with pytest.raises(OSError, match="a link out of its folder; remove it"):
+            search(small())
+        assert [file.name for file in victim.iterdir()] == content
+
+
 def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
     """Returns a search step that needs a megabyte per image, and fails above the limit."""
 
