@@ -113,3 +113,12 @@ def test_a_damaged_export_is_one_line_of_the_command(tmp_path: Path) -> None:
     message = f"is damaged: its size or SHA-256 is not the one in {METADATA_FILE}; export again"
     assert result.stderr == f"error: {tmp_path}/inference.onnx: {message}\n"
     assert result.stdout == ""
+
+
+def test_a_description_is_short() -> None:
+    """A stranger's metadata may have long names, and a log line has up to 500 characters."""
+    names = ["x" * 50_000, "y" * 50_000]
+    text = ExportMetadata("m" * 50_000, "w" * 50_000, [{"DecodeImage": {}}], names, 2).describe()
+    assert len(text) <= 400
+    text = ExportMetadata("Xception41", "best_model", [{"DecodeImage": {}}], ["cat", "dog"], 2).describe()
+    assert text == "Xception41 exported from best_model, images as they are, 2 classes: cat, dog"
