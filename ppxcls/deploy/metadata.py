@@ -23,7 +23,7 @@ METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
 _MAX_METADATA_BYTES = 64 << 20  # of the names of all classes
 _MAX_SHOWN_NAMES = 20  # more than a description shows
-_MAX_SHOWN_NAME, _MAX_DESCRIPTION = 100, 400  # characters
+_MAX_SHOWN_NAME, _MAX_SHOWN_WEIGHTS, _MAX_DESCRIPTION = 100, 250, 400  # characters
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 
@@ -69,7 +69,7 @@ class ExportMetadata:
     def describe(self) -> str:
         """Returns one line of bounded length: network, weights, transforms of the images, classes."""
         names = [bounded(name, _MAX_SHOWN_NAME) for name in self.class_names[:_MAX_SHOWN_NAMES]]
-        model, weights = bounded(self.model, _MAX_SHOWN_NAME), bounded(self.weights, _MAX_SHOWN_NAME)
+        model, weights = bounded(self.model, _MAX_SHOWN_NAME), bounded(self.weights, _MAX_SHOWN_WEIGHTS)
         images, classes = prepared_images(self.transforms), describe_classes(self.class_num, names)
         return bounded(f"{model} exported from {weights}, {images}, {classes}", _MAX_DESCRIPTION)
 
