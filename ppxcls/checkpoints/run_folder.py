@@ -29,7 +29,6 @@ from ppxcls.checkpoints.files import (
     write_checkpoint,
 )
 from ppxcls.checkpoints.progress import Snapshot, UnknownProgressError, read_snapshot
-from ppxcls.config.load import RUN_CONFIG, is_config_of_run
 from ppxcls.system.appended_files import append_descriptor
 from ppxcls.system.atomic_files import is_inside, named_errors
 from ppxcls.system.errors import UserError
@@ -120,8 +119,7 @@ class RunFolder:
         """
         if not self.path.is_symlink() or not self.path.is_dir() or not any(self.path.iterdir()):
             return
-        has_lock = (self.path / "run.lock").is_file()
-        if not has_lock and not is_config_of_run(self.path / RUN_CONFIG) and not self.checkpoints()[0]:
+        if not (self.path / "run.lock").is_file() and not self.checkpoints()[0]:
             raise RunFolderError(
                 f"{self.path} is a link to {os.path.realpath(self.path)}, a folder with other files than a "
                 "run's; a run is written only to a link to an empty folder or to a run"
