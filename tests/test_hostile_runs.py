@@ -52,6 +52,29 @@ def test_a_pipe_in_the_folder_of_a_run(name: str, tmp_path: Path) -> None:
         RunFolder(tmp_path).lock()
 
 
+def test_a_run_is_not_written_into_a_folder_of_something_else(tmp_path: Path) -> None:
+    victim, link = tmp_path / "victim", tmp_path / "Xception41"
+    victim.mkdir()
+    (victim / "config.yaml").write_text("user: me\n")
+    link.symlink_to(victim)
+    with pytest.raises(RunFolderError, match="Xception41 is a link to .*victim, a folder with other files"):
+        RunFolder(link).lock()
+    assert [file.name for file in victim.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("is_run", [False, True])
+def test_a_run_may_lie_on_another_disk(tmp_path: Path, *, is_run: bool) -> None:
+    disk, link = tmp_path / "disk", tmp_path / "Xception41"
+    disk.mkdir()
+    if is_run:
+        (disk / "run.lock").touch()
+    link.symlink_to(disk)
+    folder = RunFolder(link)
+    folder.lock()
+    folder.release()
+    assert (disk / "run.lock").is_file()
+
+
 def test_a_link_to_itself(tmp_path: Path) -> None:
     (tmp_path / "run.lock").symlink_to("run.lock")
     with pytest.raises(OSError, match="symbolic links: '.*run.lock'"):

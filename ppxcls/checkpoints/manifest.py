@@ -8,6 +8,7 @@ from typing import Any
 
 _MAX_COUNT = 1 << 53
 _MAX_TEXT_LENGTH = 1 << 22  # characters; a config is the longest text
+_MAX_LIST_LENGTH = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -32,8 +33,12 @@ def _is_number_or_none(value: Any) -> bool:
 
 
 def _has_plain_values(value: Any) -> bool:
+    """True for plain values by name, or short lists of numbers: Paddle's loss scale is a list of one."""
     return isinstance(value, dict) and all(
-        item is None or isinstance(item, int | float | str) for item in value.values()
+        item is None
+        or isinstance(item, int | float | str)
+        or (isinstance(item, list) and len(item) <= _MAX_LIST_LENGTH and all(map(_is_number_or_none, item)))
+        for item in value.values()
     )
 
 

@@ -51,7 +51,7 @@ _DISK_FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class RunFolderError(UserError):
-    """Another run uses the folder, or a link in it leads out of it."""
+    """Another run uses the folder, or it is or contains a link that must not be followed."""
 
 
 class RunFolder:
@@ -80,9 +80,11 @@ class RunFolder:
         """Creates the folder and locks it for this run, until ``release`` or the end of the process.
 
         Raises:
-            RunFolderError: another run uses it, or a link in it leads out of it.
+            RunFolderError: another run uses it, a link in it leads out of it, or its name is a link to a
+                folder with the files of something else.
             OSError: the folder or its lock file can't be written.
         """
+        self._refuse_foreign_target()
         self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_unsafe_entries()
         if self._is_mine(_LOCKS.get(self.path.resolve())):  # such as a notebook that builds a second trainer
@@ -108,6 +110,20 @@ class RunFolder:
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
             file.flush()
         _LOCKS[self.path.resolve()] = file
+
+    def _refuse_foreign_target(self) -> None:
+        """Refuses a name that is a link to a folder that is neither empty nor a run's.
+
+        A user may keep a run on another disk by a link. In a stranger's output folder, the link may lead to
+        any folder of the user.
+        """
+        if not self.path.is_symlink() or not self.path.is_dir() or not any(self.path.iterdir()):
+            return
+        if not (self.path / "run.lock").is_file() and not self.checkpoints()[0]:
+            raise RunFolderError(
+                f"{self.path} is a link to {os.path.realpath(self.path)}, a folder with other files than a "
+                "run's; a run is written only to a link to an empty folder or to a run"
+            )
 
     def _refuse_unsafe_entries(self) -> None:
         """Refuses links that lead out of the folder, and pipes and devices.

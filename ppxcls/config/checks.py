@@ -73,7 +73,7 @@ class Bound:
 
     def __str__(self) -> str:
         signs = (("above", self.gt), ("at least", self.ge), ("below", self.lt), ("at most", self.le))
-        return " and ".join(f"{sign} {number:g}" for sign, number in signs if math.isfinite(number))
+        return " and ".join(f"{sign} {number:.10g}" for sign, number in signs if math.isfinite(number))
 
 
 Finite = Annotated[float, Bound()]
@@ -83,6 +83,11 @@ Share = Annotated[float, Bound(ge=0, le=1)]
 BelowOne = Annotated[float, Bound(ge=0, lt=1)]
 Count = Annotated[int, Bound(ge=1)]
 CountOrZero = Annotated[int, Bound(ge=0)]
+# A longer wait overflows the timers of the system, and nobody waits for more than a month.
+MAX_SECONDS = 30 * 24 * 3600
+Seconds = Annotated[float, Bound(gt=0, le=MAX_SECONDS)]
+SecondsOrZero = Annotated[float, Bound(ge=0, le=MAX_SECONDS)]
+Minutes = Annotated[float, Bound(gt=0, le=MAX_SECONDS // 60)]
 
 
 def type_name(hint: Any) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.config.checks import KeyPath
-from ppxcls.system import environment
+from ppxcls.system import environment, patterns
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import MAX_MESSAGE_LENGTH, url_problem
 
 _OUTPUT_DIR: KeyPath = ("Global", "output_dir")
+_IMAGES: KeyPath = ("Infer", "infer_imgs")  # the only key that may be a pattern
 # Keys of input files and folders. Those of one group belong together, so one folder must have all of them.
 _GROUPS: tuple[tuple[KeyPath, ...], ...] = (
     *(
@@ -33,7 +33,7 @@ _GROUPS: tuple[tuple[KeyPath, ...], ...] = (
     (("Global", "pretrained_model"),),
     (("Global", "checkpoints"),),
     (("Arch", "pretrained"),),
-    (("Infer", "infer_imgs"),),
+    (_IMAGES,),
     (("Infer", "PostProcess", "class_id_map_file"),),
 )
 _FOLDERS_TO_WRITE: tuple[KeyPath, ...] = (
@@ -75,8 +75,8 @@ def resolve_paths(
             continue
         for keys in paths.keys() - relative_paths.keys():
             path, candidate = paths[keys], move.new_path(paths[keys])
-            is_replaced = _exists(path)
-            if _exists(candidate) and (not is_replaced or move.has_taken(path)):
+            is_replaced = _exists(keys, path)
+            if _exists(keys, candidate) and (not is_replaced or move.has_taken(path)):
                 moved_keys |= {keys} if is_replaced else set()
                 replacements[keys] = candidate
     # A folder that was moved with the YAML in it is also the folder to write to.
@@ -135,7 +135,7 @@ def with_absolute_paths(sections: Mapping[str, Any]) -> dict[str, Any]:
     result = {name: _copy(section) for name, section in sections.items()}
     for keys in (keys for group in _GROUPS for keys in group):
         path = _path_at(result, keys)
-        if path is not None and _exists(path):
+        if path is not None and _exists(keys, path):
             _set(result, keys, os.path.abspath(path))
     for keys in _FOLDERS_TO_WRITE:
         if (path := _path_at(result, keys)) is not None:
@@ -152,7 +152,7 @@ def _first_complete(
             keys: path if folder is None else os.path.normpath(folder / path)
             for (keys, path), folder in zip(paths.items(), candidates, strict=True)
         }
-        if all(map(_exists, joined_paths.values())):
+        if all(map(_exists, joined_paths, joined_paths.values())):
             return {keys: path for keys, path in joined_paths.items() if path != paths[keys]}
     return {}
 
@@ -254,11 +254,12 @@ def _set(raw: Any, keys: KeyPath, path: str) -> None:
     raw[int(keys[-1]) if isinstance(raw, list) else keys[-1]] = path
 
 
-def _exists(path: str) -> bool:
+def _exists(keys: KeyPath, path: str) -> bool:
+    """True if there is a file of a key. A pattern is not followed below its first folder."""
     try:
         if any(os.path.exists(path + extension) for extension in _WEIGHTS_EXTENSIONS):
             return True
-        return glob.has_magic(path) and next(glob.iglob(path), None) is not None
+        return keys == _IMAGES and patterns.is_pattern(path) and patterns.may_match(path)
     except (OSError, ValueError):
         return False
 

@@ -15,17 +15,23 @@ from typing import Annotated, Any, Literal
 
 from ppxcls.config.checks import (
     BelowOne,
+    Bound,
     ConfigPlace,
     Count,
     CountOrZero,
     KeyPath,
+    Minutes,
     NotNegative,
     Positive,
+    Seconds,
+    SecondsOrZero,
     Share,
 )
 from ppxcls.config.paths import with_absolute_paths
 from ppxcls.config.registry import Block, Component, Components
 from ppxcls.config.yaml_values import write_yaml
+
+_LoaderCount = Annotated[int, Bound(ge=0, le=1024)]  # more would only use up the machine's memory
 
 
 @dataclass
@@ -99,7 +105,7 @@ class GlobalSection:
     device: str = "gpu"
     save_interval: Count = 1
     save_interval_steps: Count | None = None
-    save_interval_minutes: Positive | None = None
+    save_interval_minutes: Minutes | None = None
     latest_interval: Count = 1
     keep_last: Count = 2
     best_model_optimizer: bool = False
@@ -115,7 +121,7 @@ class GlobalSection:
     samples_per_step: Count | None = None
     check_data: bool = False
     allow_changes: bool = False
-    hang_timeout: Positive = 600.0
+    hang_timeout: Seconds = 600.0
     on_bad_image: Literal["raise", "skip"] = "raise"
     max_bad_share: Share = 0.001
     deterministic: bool = False
@@ -230,10 +236,10 @@ class LoaderSection:
             effect.
     """
 
-    num_workers: CountOrZero = 4
-    num_processes: CountOrZero | None = None
+    num_workers: _LoaderCount = 4
+    num_processes: _LoaderCount | None = None
     use_shared_memory: bool = True
-    read_patience: NotNegative = 60.0
+    read_patience: SecondsOrZero = 60.0
     collate_fn: str | None = None
     persistent_workers: bool = False
     prefetch_factor: Count | None = None

@@ -1,8 +1,8 @@
 """Limits what the ``config.yaml`` of a run may name, because somebody else may have written the run's folder.
 
 A YAML that a user names is the user's own request. A run's folder may be a download. So its config names no
-place to write outside the folder, and no address in a network, unless the command line repeats the key or has
-``--trust``, or this user has trained the run.
+place to write outside the folder, no place outside it to search for images, and no address in a network,
+unless the command line repeats the key or has ``--trust``, or this user has trained the run.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from ppxcls.config.checks import ConfigPlace, KeyPath, shorten_value
 from ppxcls.config.sections import Config, GlobalSection
 from ppxcls.config.trust import config_codes, record_trust
 from ppxcls.system.paths import is_address
+from ppxcls.system.patterns import fixed_folder, is_pattern
 
 _EXPORT_KEY, _OUTPUT_KEY = "Global.save_inference_dir", "Global.output_dir"
+_IMAGES_KEY = "Infer.infer_imgs"
 _FOLDERS_TO_WRITE = tuple(f"DataLoader.{mode}.dataset.cache_dir" for mode in ("Train", "Eval"))
 _REASON = "refused, because the config of a run that was not trained here (or was moved since) names"
 
@@ -114,11 +116,26 @@ def export_folder_of(config: Config) -> Path:
     return Path(name)
 
 
-def _refuse_outside(name: str, folder: Path, where: ConfigPlace) -> None:
+def images_of(config: Config) -> tuple[str | None, Path | None]:
+    """Returns ``Infer.infer_imgs``, and the folder in which its images must lie; None for any folder.
+
+    Raises:
+        ConfigError: a run's ``config.yaml`` names a folder or a pattern outside the run's folder.
+    """
+    path = config.Infer.infer_imgs if config.Infer else None
+    if not path or not config.untrusted_folder or config.is_override(_IMAGES_KEY) or os.path.isfile(path):
+        return path, None
+    folder = path if os.path.isdir(path) else fixed_folder(path)
+    if os.path.isdir(path) or is_pattern(path):
+        _refuse_outside(folder or ".", config.untrusted_folder, config.where(_IMAGES_KEY), use="search")
+    return path, config.untrusted_folder
+
+
+def _refuse_outside(name: str, folder: Path, where: ConfigPlace, use: str = "write to") -> None:
     if Path(os.path.realpath(name)).is_relative_to(os.path.realpath(folder)):
         return
     raise where.error(
-        f"{_REASON} a folder to write to that is not in the run's folder: "
+        f"{_REASON} a folder to {use} that is not in the run's folder: "
         f"{shorten_value(name)}; if you want it, repeat it: -o {'.'.join(where.keys)}=..., or give --trust"
     )
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ppxcls.config.checks import ConfigPlace, Count, Finite, Positive, Share
-from ppxcls.config.registry import Components, Registry
+from ppxcls.config.registry import Block, Components, Registry
 from ppxcls.data.decode import (
     Image,
     ImageParts,
@@ -41,6 +41,9 @@ IMAGENET_MEAN, IMAGENET_STD = (
     (0.485, 0.456, 0.406),
     (0.229, 0.224, 0.225),
 )
+
+_MAX_TRANSFORMS = 50
+_MAX_RESULT_PIXELS = 50_000_000  # of the sizes of all transforms; the largest network here takes 0.3 million
 
 Generator = np.random.Generator
 TransformOps = Annotated[list[Any], Components("transform")]
@@ -418,12 +421,12 @@ def build_transforms(specs: Sequence[Any], where: ConfigPlace = ConfigPlace(("tr
     An example of a list is ``[{"DecodeImage": {}}, {"ResizeImage": {"resize_short": 320}}, ...]``.
 
     Raises:
-        ConfigError: a transform is unknown or has an invalid argument, or the order of the transforms is
-            invalid.
+        ConfigError: a transform is unknown or has an invalid argument, the order of the transforms is
+            invalid, or they need too much work.
     """
     transforms: list[Transform] = []
     is_chw = False
-    for block in TRANSFORMS.blocks(specs, where):
+    for block in _bounded_blocks(specs, where):
         transform = TRANSFORMS.build(block)
         if isinstance(transform, DecodeImage) and transforms:
             raise block.where.error("expected DecodeImage first")
@@ -437,6 +440,27 @@ def build_transforms(specs: Sequence[Any], where: ConfigPlace = ConfigPlace(("tr
         is_chw = is_chw or isinstance(transform, ToCHWImage)
         transforms.append(transform)
     return Compose(transforms)
+
+
+def _bounded_blocks(specs: Sequence[Any], where: ConfigPlace) -> list[Block]:
+    """Returns the blocks of a list of transforms. Raises ConfigError if they need too much work.
+
+    The list may come from a stranger's export or run. A few bytes could keep a server busy for minutes.
+    """
+    if len(specs) > _MAX_TRANSFORMS:
+        raise where.error(f"expected at most {_MAX_TRANSFORMS} transforms, received {len(specs):,}")
+    blocks = list(TRANSFORMS.blocks(specs, where))
+    pixel_count = 0
+    for block in blocks:
+        for name in ("size", "resize_short", "img_size"):
+            size = block.arguments.get(name) or 0
+            pixel_count += math.prod(size) if isinstance(size, list | tuple) else size**2
+        if pixel_count > _MAX_RESULT_PIXELS:
+            raise block.where.error(
+                f"expected sizes of at most {_MAX_RESULT_PIXELS:,} pixels in all transforms together, "
+                f"received {pixel_count:,}"
+            )
+    return blocks
 
 
 def prepared_images(specs: Sequence[Any]) -> PreparedImages:

@@ -26,6 +26,7 @@ from ppxcls.checkpoints.files import State
 from ppxcls.config.load import load_config
 from ppxcls.config.plugins import changed_plugin, plugin_codes
 from ppxcls.config.sections import Config, to_plain
+from ppxcls.config.values_of_runs import images_of
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage, build_transforms, split_for_device
 from ppxcls.deploy.images import find_images
@@ -277,10 +278,10 @@ def print_predictions(
 
 
 def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> list[str]:
-    section = config.Infer if config else None
     paths = [images] if isinstance(images, str) else list(images)
-    if not paths and section and section.infer_imgs:
-        paths = [section.infer_imgs]
+    path, within = images_of(config) if config and not paths else (None, None)
+    if path:
+        return find_images(path, within)
     if not paths:
         message = "expected a file, a folder or a pattern, received null"
         raise config.where("Infer.infer_imgs").error(message) if config else DataError(f"images: {message}")

@@ -23,9 +23,10 @@ from ppxcls.build.data import build_dataset, build_images
 from ppxcls.build.network import build_network
 from ppxcls.build.start import start_processes
 from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.config.checks import ConfigError
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
-from ppxcls.config.values_of_runs import export_folder_of
+from ppxcls.config.values_of_runs import export_folder_of, images_of
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
@@ -211,8 +212,9 @@ def _sample_sources(config: Config, max_count: int) -> list[tuple[str, Callable[
     """
     if config.Infer and config.Infer.infer_imgs:
         try:
-            return [(file, partial(_load_image, file)) for file in find_images(config.Infer.infer_imgs)]
-        except (DataError, OSError) as error:  # for example in a YAML from another machine
+            path, within = images_of(config)
+            return [(file, partial(_load_image, file)) for file in find_images(path or "", within)]
+        except (ConfigError, DataError, OSError) as error:  # for example in a YAML from another machine
             logger.warning(f"Infer.infer_imgs: {error}")
     if config.DataLoader and config.DataLoader.Eval:
         block = config.DataLoader.Eval.dataset

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import inspect
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -18,8 +18,9 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.image_files import find_image_files
 from ppxcls.data.read_file import read_file
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import reason_of
+from ppxcls.system.atomic_files import is_inside, reason_of
 from ppxcls.system.paths import url_problem
+from ppxcls.system.patterns import PatternError, is_pattern, matching_files
 
 Source: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Array | PillowImage.Image
@@ -50,14 +51,15 @@ class NamedImage:
     load: Callable[[], bytes | Array]
 
 
-def find_images(path: str) -> list[str]:
+def find_images(path: str, within: Path | None = None) -> list[str]:
     """Returns the sorted image files of a path.
 
     Args:
         path: file, folder (all images below it), or pattern.
+        within: folder in which the images must lie; None for any folder.
 
     Raises:
-        DataError: there are no such files.
+        DataError: there are no such files, or a link leads to one that is not in the folder.
     """
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
@@ -67,14 +69,24 @@ def find_images(path: str) -> list[str]:
         if not files:
             raise DataError(f"{path}: no images in this folder; {images.skipped_line()}")
     else:
-        files = (
-            [path]
-            if os.path.isfile(path)
-            else [f for f in glob.glob(path, recursive=True) if os.path.isfile(f)]
-        )
+        files = [path] if os.path.isfile(path) else _files_of_pattern(path)
     if not files:
         raise DataError(f"{path}: no such image, folder of images or pattern")
+    if within and (outer_file := next((file for file in files if not is_inside(file, [within])), None)):
+        raise DataError(f"{outer_file}: a link out of {within}; name the images: infer -c RUN IMAGES")
     return sorted(files)
+
+
+def _files_of_pattern(path: str) -> list[str]:
+    """Returns the files of a pattern; none if the path is no pattern.
+
+    Raises:
+        DataError: the pattern needs a look at too many names.
+    """
+    try:
+        return matching_files(path) if is_pattern(path) else []
+    except PatternError as error:
+        raise DataError(str(error)) from None
 
 
 def named_images(images: Source | Iterable[Source]) -> Iterable[NamedImage]:
@@ -150,11 +162,10 @@ def _files_of(path: str | bytes) -> Iterator[NamedImage]:
     """Yields a file, the images of a folder, or those that match a pattern."""
     path = os.fsdecode(path)
     files = [path]
-    is_pattern = glob.has_magic(path) and not os.path.exists(path)
-    if url_problem(path) is None and (
-        os.path.isdir(path) or (is_pattern and glob.glob(path, recursive=True))
-    ):
+    if url_problem(path) is None and os.path.isdir(path):
         files = find_images(path)
+    elif url_problem(path) is None and not os.path.exists(path):
+        files = _files_of_pattern(path) or files
     for file in files:
         yield NamedImage(file, lambda file=file: _read(file))  # type: ignore[misc]
 

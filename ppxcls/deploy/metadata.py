@@ -15,12 +15,15 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
 from ppxcls.system.atomic_files import read_regular, reason_of, write_text
 from ppxcls.system.json_text import read_json
+from ppxcls.system.paths import bounded
 from ppxcls.system.sealed_json import SEAL_KEY, is_intact
 
 METADATA_FILE = "inference_config.json"
 METADATA_KEY = "ppxcls"  # key of the same JSON in an ONNX file
 _MAX_CLASSES = 10_000_000
 MAX_METADATA_BYTES = 12 << 20  # 100,000 names of 100 characters; parsing the worst such text takes 2 s
+_MAX_SHOWN_NAMES = 20  # more than a description shows
+_MAX_SHOWN_NAME, _MAX_SHOWN_WEIGHTS, _MAX_DESCRIPTION = 100, 250, 400  # characters
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 
@@ -64,9 +67,11 @@ class ExportMetadata:
         }
 
     def describe(self) -> str:
-        """Returns one line: network, weights, transforms of the images, classes."""
-        classes = describe_classes(self.class_num, self.class_names)
-        return f"{self.model} exported from {self.weights}, {prepared_images(self.transforms)}, {classes}"
+        """Returns one line of bounded length: network, weights, transforms of the images, classes."""
+        names = [bounded(name, _MAX_SHOWN_NAME) for name in self.class_names[:_MAX_SHOWN_NAMES]]
+        model, weights = bounded(self.model, _MAX_SHOWN_NAME), bounded(self.weights, _MAX_SHOWN_WEIGHTS)
+        images, classes = prepared_images(self.transforms), describe_classes(self.class_num, names)
+        return bounded(f"{model} exported from {weights}, {images}, {classes}", _MAX_DESCRIPTION)
 
 
 def write_paddlex_file(folder: Path, metadata: ExportMetadata) -> None:

@@ -22,7 +22,9 @@ from ppxcls.deploy.program_check import (
 
 _BATCHES = (1, 16)  # images; a size that depends on the batch more than linearly shows at the second one
 _MAX_ELEMENTS = 1 << 26  # of one tensor for one image; the largest network here has 6 million at 299 pixels
-_MAX_ALL_ELEMENTS = 1 << 32  # of all tensors for one image
+_MAX_ALL_ELEMENTS = 1 << 32  # of all tensors for one image; also of those that all operators read
+# Of all tensors that do not depend on the pixels. ONNX Runtime computes and keeps them while it loads a file.
+_MAX_FIXED_ELEMENTS = 1 << 26
 _MAX_PRODUCTS = (
     1 << 42
 )  # multiplications for one image; the largest network here has 17 billion at 299 pixels
@@ -169,21 +171,52 @@ def check_sizes(program: CheckedProgram) -> None:
         image = Tensor((batch, *program.input_shape), program.input_dtype)
         tensors[program.input_name] = image
         _check_tensor("the input", image, batch)
-        element_count = product_count = 0
+        totals = _Totals(program, batch)
         for node in program.nodes:
             operation = OperatorCall(node, tensors, budget)
-            for argument in node.inputs:
-                operation.tensors(argument)
+            inputs = [tensor for argument in node.inputs for tensor in operation.tensors(argument)]
             outputs = _outputs_of(operation)
             for name, tensor in zip(node.outputs, outputs, strict=False):
                 _check_tensor(f"the operator {short(node.kind)}", tensor, batch)
                 _check_declaration(name, tensor, program.declared_shapes.get(name))
                 tensors[name] = tensor
-                element_count += tensor.size
-            product_count += operation.products
-            _check_total("elements in its tensors", element_count, batch * _MAX_ALL_ELEMENTS)
-            _check_total("multiplications", product_count, batch * _MAX_PRODUCTS)
+            totals.add(operation, inputs, outputs)
         _check_output(program, tensors, batch)
+
+
+class _Totals:
+    """Adds up what the operators of a program need, and refuses too much.
+
+    Args:
+        program: the program.
+        batch: number of images.
+    """
+
+    def __init__(self, program: CheckedProgram, batch: int) -> None:
+        self._batch = batch
+        self._names_with_pixels = {program.input_name}
+        self._read_count = self._written_count = self._fixed_count = self._product_count = 0
+        self._max_fixed_count = batch * _MAX_FIXED_ELEMENTS + sum(
+            tensor.size for tensor in program.constants.values()
+        )
+
+    def add(self, operation: OperatorCall, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Adds an operator. Raises ProgramError if the program needs too much."""
+        node = operation.node
+        has_pixels = any(name in self._names_with_pixels for names in node.inputs.values() for name in names)
+        output_count = sum(tensor.size for tensor in outputs)
+        if has_pixels and node.rule != "shape":  # a shape may be known without the pixels
+            self._names_with_pixels.update(node.outputs)
+        else:
+            self._fixed_count += output_count
+        self._read_count += sum(tensor.size for tensor in inputs)
+        self._written_count += output_count
+        self._product_count += operation.products
+        max_count = self._batch * _MAX_ALL_ELEMENTS
+        _check_total("elements in its tensors", self._written_count, max_count)
+        _check_total("elements that its operators read", self._read_count, max_count)
+        _check_total("elements that do not depend on the image", self._fixed_count, self._max_fixed_count)
+        _check_total("multiplications", self._product_count, self._batch * _MAX_PRODUCTS)
 
 
 def _outputs_of(operation: OperatorCall) -> list[Tensor]:

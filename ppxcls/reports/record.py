@@ -165,7 +165,7 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
         ConfigError: the folder is not a run folder.
         DataError: a file of the run can't be used, or is a link out of the folder.
     """
-    if Path(folder).is_dir():
+    if os.path.isdir(folder):
         _refuse_links_out(Path(folder))
     config = load_config(folder, trust=trust)
     folder = config.run_folder

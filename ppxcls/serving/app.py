@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections import Counter as Counted
 from collections.abc import AsyncIterator, Sequence
@@ -49,6 +48,7 @@ from ppxcls.serving.memory import LONG_WAIT_SECONDS, BodyParts, MemoryBudget, Re
 from ppxcls.serving.openapi import openapi_document
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import usable_cores
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import bounded
 
@@ -363,7 +363,7 @@ def build_app(
         book: connections of the server; None if something else bounds them.
     """
     service = Service(predictor, limits, decoders=decoders, book=book, proxies=access.proxy_keys)
-    document = json.dumps(openapi_document(limits.of_body, limits.queue))
+    document = json_text(openapi_document(limits.of_body, limits.queue))
 
     async def openapi(request: Request) -> Response:
         return Response(document, media_type="application/json")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from uvicorn.server import ServerState
 
 from ppxcls.serving.memory import client_key
 from ppxcls.serving.requests import RequestParser, RequestProblem
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 # What a connection is at: the head of a request, its body, its answer, nothing (between two requests), or its
@@ -306,7 +305,7 @@ class GuardedProtocol(H11Protocol):
 
 def _response(problem: RequestProblem) -> bytes:
     """Returns a whole answer, after which the connection ends."""
-    body = json.dumps({"error": problem.message}).encode()
+    body = json_text({"error": problem.message}).encode()
     retry = "Retry-After: 1\r\n" if problem.status == 503 else ""
     head = (
         f"HTTP/1.1 {problem.status} {_phrase(problem.status)}\r\nContent-Type: application/json\r\n"
@@ -334,9 +333,10 @@ def protocol_class(book: ConnectionBook) -> type[asyncio.Protocol]:
 
 def allowed_count(count: int, warn: Callable[[str], None]) -> int:
     """Returns how many connections the process can have: ``count``, or fewer if it may open fewer files."""
-    if os.name != "posix":
+    try:
+        import resource
+    except ImportError:  # Windows
         return count
-    import resource
 
     soft_limit, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted_limit = count + _SPARE_FILES

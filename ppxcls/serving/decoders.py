@@ -23,6 +23,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.picture_headers import PictureLimits, check_scans, picture_size
 from ppxcls.serving.decoder_worker import ANSWER, FAILURE, MAX_MESSAGE_BYTES, PIXELS, READY, REQUEST
 from ppxcls.system.arrays import Array
+from ppxcls.system.errors import UserError
 
 _CODE = """
 import sys
@@ -40,11 +41,11 @@ _PIPE_BYTES = 1 << 20  # most encoded pictures fit, so that neither side waits f
 _BUSY_SHARE = 5  # part of the time limit that a picture gets while others wait
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError, ValueError):
     """The picture can't be decoded."""
 
 
-class SlowDecodeError(Exception):
+class SlowDecodeError(UserError):
     """The picture takes long, and others wait; or the server ends."""
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 _LAST_SECONDS = 2.0  # for the answers of requests that are given up
@@ -72,7 +72,7 @@ class LastAnswers:
 
 
 async def _send_error(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error": message}).encode()
+    body = json_text({"error": message}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 import socket
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ppxcls.data.errors import DataError
+from ppxcls.system.json_text import json_text
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_])?\.?")
@@ -116,7 +116,7 @@ class Doorkeeper:
             await self._app(scope, receive, send)
             return
         status, message = problem
-        body = json.dumps({"error": message}).encode()
+        body = json_text({"error": message}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -38,7 +38,9 @@ class _TerminalHandler(logging.Handler):
         self._stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        stream = self._stream or sys.stdout
+        # A notebook or a test may have closed the stream of an earlier command.
+        is_open = self._stream is not None and not self._stream.closed
+        stream = self._stream if is_open and self._stream else sys.stdout
         tqdm.write(self.format(record), file=stream)
         stream.flush()
 

@@ -94,7 +94,9 @@ def _search_trainer(config: Any, overrides: Sequence[str], *, trust: bool) -> It
         "Global.trackers=null",
     ]
     refuse_link_out(Path(base_config.Global.output_dir) / SEARCH_FOLDER)
-    trainer = build_trainer(load_config(config, [*overrides, *changes], trust=trust))
+    search_config = load_config(config, [*overrides, *changes], trust=trust)
+    refuse_link_out(search_config.run_folder)
+    trainer = build_trainer(search_config)
     try:
         yield trainer
     finally:

@@ -24,6 +24,7 @@ from ppxcls.system.file_lock import LockedError, locked
 from ppxcls.system.kernel_cache import KernelCache, kernel_cache_folder
 from ppxcls.system.logs import logger
 from ppxcls.system.own_folders import cache_folder
+from ppxcls.system.temporary_files import UnsafeFileError
 
 PROMISE = "A cache or a lock that another user can change is not used, and a damaged one is made again"
 _STRANGER = 65534
@@ -279,8 +280,11 @@ def _lock(make: Callable[[Path], object], folder: Path) -> tuple[Outcome, str | 
     precious.write_text("a")
     make(folder / "lock")
     blocks = []
-    with locked(folder / "lock"):
-        blocks.append(1)
+    try:
+        with locked(folder / "lock"):
+            blocks.append(1)
+    except UnsafeFileError as error:  # it names the lock file
+        blocks.append(str(error))
     outcome = _outcome(start, blocks, [])
     if precious.read_text() != "a" or (folder / "nowhere").exists():
         return outcome, "a file was changed through a link"

@@ -18,7 +18,8 @@ from hostility.cases import Case, Outcome, call, refusal_problem, run_command
 
 import ppxcls
 from ppxcls.config.values_of_runs import export_folder_of
-from ppxcls.deploy.metadata import METADATA_FILE, ExportMetadata, read_metadata
+from ppxcls.data.transforms import build_transforms
+from ppxcls.deploy.metadata import METADATA_FILE, ExportMetadata, parse_metadata, read_metadata
 from ppxcls.deploy.whole_export import (
     PART_NAMES,
     check_parts,
@@ -58,6 +59,7 @@ def cases() -> Iterator[Case]:
     yield Case("two exports at once", _two_at_once)
     yield Case("an export while another one has the lock", _locked, is_quick=True)
     yield from _damage_cases()
+    yield from _description_cases()
     for key in _METADATA_KEYS:
         for value in _WRONG_VALUES:
             if (key, value) not in (("class_num", 3), ("model", "x"), ("output", "x")):
@@ -89,6 +91,35 @@ def _damage_cases() -> Iterator[Case]:
         for place in (0.2, 0.8):
             run = functools.partial(_infer_with_flipped_bit, name, place)
             yield Case(f"infer with a flipped bit at {place} of {name}", run)
+
+
+def _description_cases() -> Iterator[Case]:
+    """Returns the cases of intact metadata that would give long lines or long work."""
+    long_names = {str(i): "x" * 50_000 for i in range(3)}
+    for key, value in {"model": "x" * 50_000, "weights": "x" * 50_000, "class_names": long_names}.items():
+        yield Case(f"50,000 characters as {key}", functools.partial(_long_text, key, value), is_quick=True)
+    resizes = [{"ResizeImage": {"size": size}} for size in (9000, 9001)]
+    for name, transforms in {
+        "400 resizes": resizes * 200,
+        "two large resizes": resizes,
+        "a resize to 10^18 pixels": [{"ResizeImage": {"size": 10**9}}],
+        "a large shorter side": [{"ResizeImage": {"resize_short": 100_000}}],
+        "100,000 transforms": [{"ToCHWImage": {}}] * 100_000,
+    }.items():
+        run = functools.partial(_much_work, [{"DecodeImage": {}}, *transforms])
+        yield Case(f"transforms: {name}", run, is_quick=True)
+
+
+def _long_text(key: str, value: Any, folder: Path) -> Check:
+    text = parse_metadata({**_values("x"), key: value}, str(folder)).describe()
+    outcome = Outcome(0, text, "", 0)
+    return outcome, None if len(text) <= 500 else f"a description of {len(text):,} characters"
+
+
+def _much_work(transforms: list[Any], folder: Path) -> Check:
+    values = {**_values("x"), "transforms": transforms}
+    outcome = call(build_transforms, parse_metadata(values, str(folder)).transforms)
+    return outcome, refusal_problem(outcome, "at most")
 
 
 def _values(model: str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ def cases() -> Iterator[Case]:
                 yield Case(f"{verb}: {new_name} is a link", run, is_quick=number % 4 == 0)
     for name, make in (("tensorboard", _link_to_folder), ("vdl", _link_to_folder), ("find", _link_to_folder)):
         yield Case(f"the folder {name} is a link", functools.partial(_own_folder, name, make), is_quick=True)
+    for name in ("Xception41", "find/Xception41"):
+        run = functools.partial(_linked_run, name)
+        yield Case(f"{name} is a link to a folder of the user", run, is_quick=True)
     yield Case("a folder becomes a link while a file is written", _exchanged_folder, is_quick=True)
     yield Case("a temporary file becomes a link while it is written", _exchanged_file, is_quick=True)
     for name in ("report.html", "curves.png", "README.md", "train.log", "eval.json"):
@@ -316,6 +319,17 @@ def _own_folder(name: str, make: Callable[[Path], object], folder: Path) -> tupl
     make(run / name)
     outcome = call(make_own_folder, run / name)
     return outcome, _outside_problem(folder) or refusal_problem(outcome, name, "a link out of its folder")
+
+
+def _linked_run(name: str, folder: Path) -> tuple[Outcome, str | None]:
+    from ppxcls.checkpoints.run_folder import RunFolder
+
+    _make_outside(folder)
+    run = folder / "output" / name
+    run.parent.mkdir(parents=True)
+    run.symlink_to(folder / "outside")
+    outcome = call(RunFolder(run).lock)
+    return outcome, _outside_problem(folder) or refusal_problem(outcome, name, "is a link to")
 
 
 def _exchanged_folder(folder: Path) -> tuple[Outcome, str | None]:

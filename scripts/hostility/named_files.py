@@ -26,13 +26,15 @@ from ppxcls.data.class_names import read_class_names
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.make_lists import make_lists
+from ppxcls.deploy.build import _files_to_predict
 from ppxcls.deploy.metadata import read_metadata
 from ppxcls.models.foreign_weights import read_foreign_weights
 from ppxcls.packed.format import read_pack_manifest
 
 PROMISE = (
     "No message contains the text of a file that somebody else's config names. Archives and HDF5 files are "
-    "refused if they unpack to more than they have. A run's config names no address"
+    "refused if they unpack to more than they have. A run's config names no address, and no place "
+    "outside the run's folder to search for images"
 )
 Check = tuple[Outcome, str | None]
 _MARK = "MARK"
@@ -76,6 +78,15 @@ def cases() -> Iterator[Case]:
     for url in _URLS:
         run = functools.partial(_repeated_address, url)
         yield Case(f"{url} that the user repeats", run, is_quick=True)
+    for keys in ("Infer.infer_imgs", "Global.pretrained_model", "Arch.pretrained", "Global.checkpoints"):
+        for pattern in _PATTERNS:
+            run = functools.partial(_pattern, keys, pattern)
+            yield Case(f"{pattern} as {keys} of a run", run, is_quick=True)
+    for pattern in (*_PATTERNS, "/", "run/*.png"):
+        yield Case(f"infer: {pattern} of a run", functools.partial(_images, pattern), is_quick=True)
+    for keys, value in _HUGE_VALUES.items():
+        run = functools.partial(_huge_value, keys, value)
+        yield Case(f"{keys} of a run is {value:.0e}", run, is_quick=True)
     for description in _TEXTS:
         run = functools.partial(_base_of_run, description)
         yield Case(f"a base of a run that is {description}", run, is_quick=True)
@@ -432,7 +443,18 @@ _ADDRESS_KEYS = (
 )
 
 
-def _run_with(keys: str, value: str, folder: Path) -> Path:
+_PATTERNS = ("/*/*/*/*/*/*/*/*/nosuch*", "/proc/*/*/*/*/*/nosuch*", "/**/*", "**/../../../../**/nosuch*")
+_MAX_LOADING_SECONDS = 5
+_HUGE_VALUES = {
+    **{f"DataLoader.{mode}.loader.num_workers": 10**9 for mode in ("Train", "Eval")},
+    **{f"DataLoader.{mode}.loader.num_processes": 10**9 for mode in ("Train", "Eval")},
+    **{f"DataLoader.{mode}.loader.read_patience": 10**30 for mode in ("Train", "Eval")},
+    "Global.hang_timeout": 10**30,
+    "Global.save_interval_minutes": 10**30,
+}
+
+
+def _run_with(keys: str, value: object, folder: Path) -> Path:
     run = folder / "run"
     run.mkdir()
     ops = [{"DecodeImage": {}}]
@@ -442,7 +464,8 @@ def _run_with(keys: str, value: str, folder: Path) -> Path:
         if is_pack
         else {"name": "ImageNetDataset", "image_root": ".", "cls_label_path": "x", "transform_ops": ops}
     )
-    section = {"dataset": dataset, "sampler": {"name": "DistributedBatchSampler", "batch_size": 2}}
+    sampler = {"name": "DistributedBatchSampler", "batch_size": 2}
+    section = {"dataset": dataset, "sampler": sampler, "loader": {}}
     values: dict[str, Any] = {
         "Global": {},
         "Arch": {"name": "Xception41", "class_num": 3},
@@ -461,6 +484,27 @@ def _run_with(keys: str, value: str, folder: Path) -> Path:
 def _address(keys: str, url: str, folder: Path) -> Check:
     outcome = call(ppxcls.load_config, _run_with(keys, url, folder))
     return outcome, refusal_problem(outcome, keys, "names an address", f"-o {keys}=")
+
+
+def _pattern(keys: str, pattern: str, folder: Path) -> Check:
+    """Loads a config with a pattern, which walks through no folders."""
+    outcome = call(ppxcls.load_config, _run_with(keys, pattern, folder))
+    is_slow = outcome.seconds > _MAX_LOADING_SECONDS
+    return outcome, f"takes {outcome.seconds:.0f} s" if is_slow else None
+
+
+def _images(pattern: str, folder: Path) -> Check:
+    """Searches for the images that a run names, out of its folder or by a link in it."""
+    run = _run_with("Infer.infer_imgs", pattern.replace("run", str(folder / "run")), folder)
+    cv2.imwrite(str(folder / "private.png"), np.zeros((9, 9, 3), np.uint8))
+    (run / "link.png").symlink_to(folder / "private.png")
+    outcome = call(_files_to_predict, ppxcls.load_config(run), ())
+    return outcome, refusal_problem(outcome, "out of" if "run" in pattern else "Infer.infer_imgs")
+
+
+def _huge_value(keys: str, value: int, folder: Path) -> Check:
+    outcome = call(ppxcls.load_config, _run_with(keys, value, folder))
+    return outcome, refusal_problem(outcome, keys, "at most")
 
 
 def _repeated_address(url: str, folder: Path) -> Check:

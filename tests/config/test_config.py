@@ -385,6 +385,24 @@ def test_keys_of_paddleclas_that_change_nothing_are_accepted() -> None:
     assert np.array_equal(*arrays)
 
 
+@pytest.mark.parametrize(
+    ("key", "limit"),
+    [
+        ("DataLoader.Eval.loader.num_workers", 1024),
+        ("DataLoader.Train.loader.num_processes", 1024),
+        ("DataLoader.Eval.loader.read_patience", 2592000),
+        ("Global.hang_timeout", 2592000),
+        ("Global.save_interval_minutes", 43200),
+    ],
+)
+def test_no_number_asks_for_a_machine_or_a_month(key: str, limit: int) -> None:
+    assert ppxcls.load_config(XCEPTION, [f"{key}={limit}"])
+    for number in (limit + 1, 10**30):
+        message = f"{re.escape(key)}: expected a.* and at most {limit}.*, received {number}$"
+        with pytest.raises(ppxcls.ConfigError, match=message):
+            ppxcls.load_config(XCEPTION, [f"{key}={number}"])
+
+
 @pytest.mark.parametrize("key", ["Global.pretrained_model", "Arch.pretrained", "Global.checkpoints"])
 def test_a_url_is_not_a_file(key: str, write_config: Callable[..., Path]) -> None:
     url = "https://example.org/a//Xception41_pretrained.pdparams"

@@ -310,3 +310,17 @@ def test_a_renamed_folder_whose_old_path_is_in_use_again(
     finally:
         ppxcls.system.logs.logger.propagate = False
     assert ppxcls.evaluate(ppxcls.load_config(renamed / "SmallNetwork")) == results
+
+
+def test_only_images_are_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pattern in another key is a name, and no pattern is followed below its first folder."""
+    (tmp_path / "project/photos/deep").mkdir(parents=True)
+    (tmp_path / "project/photos/deep/a.pdparams").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = tmp_path / "project/a.yaml"
+    keys = "Global: {pretrained_model: photos/*/a}\nInfer: {infer_imgs: photos/d*/*/*/nothing*}\n"
+    file.write_text(f"Arch: {{name: Xception41}}\n{keys}")
+    config = ppxcls.load_config(file)
+    assert config.Global.pretrained_model == "photos/*/a"
+    assert config.Infer.infer_imgs == str(tmp_path / "project/photos/d*/*/*/nothing*")

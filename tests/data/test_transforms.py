@@ -14,7 +14,14 @@ import pytest
 import ppxcls
 from ppxcls.data import device
 from ppxcls.data.device import ModelInput
-from ppxcls.data.transforms import DeviceStage, NormalizeImage, RandCropImage, RandFlipImage, split_for_device
+from ppxcls.data.transforms import (
+    DeviceStage,
+    NormalizeImage,
+    RandCropImage,
+    RandFlipImage,
+    build_transforms,
+    split_for_device,
+)
 from ppxcls.system import kernels
 from ppxcls.train.mixing import build_batch_transforms
 from tests.conftest import SHARED, needs_shared
@@ -251,3 +258,18 @@ def test_the_hand_over_normalises_as_the_transform_does(
     ):
         expected = np.stack([normalize(image, rng).transpose(2, 0, 1) for image in images])
         assert np.array_equal(to_input(images).numpy(), expected)
+
+
+def test_the_work_of_all_transforms_is_bounded() -> None:
+    assert len(build_transforms([{"ResizeImage": {"size": 999}}] * 50).transforms) == 50
+    with pytest.raises(
+        ppxcls.ConfigError, match="^transform_ops: expected at most 50 transforms, received 51$"
+    ):
+        build_transforms([{"ToCHWImage": {}}] * 51)
+    assert build_transforms([{"ResizeImage": {"resize_short": 7000}}])
+    for arguments in ({"size": [5000, 5001]}, {"resize_short": 5001}, {"size": 10**9}):
+        message = (
+            r"transform_ops.*ResizeImage: expected sizes of at most 50,000,000 pixels .* received [\d,]+$"
+        )
+        with pytest.raises(ppxcls.ConfigError, match=message):
+            build_transforms([{"CropImage": {"size": 5000}}, {"ResizeImage": arguments}])

@@ -32,7 +32,7 @@ from tests.conftest import ROOT, run_tool
 from tests.deploy.test_onnx import FUNCTIONS, HAS_ONNX, LAYERS, Network
 
 sys.path.insert(0, str(ROOT / "scripts"))
-from hostility.builders import onnx, paddle2, pir
+from hostility.builders import onnx, onnx_programs, paddle2, pir
 
 METADATA = {
     "model": "tiny",
@@ -258,6 +258,19 @@ def test_growth_is_bounded(operators: list[tuple[str, list[int]]], message: str)
     program, _ = read_pir_program(data)
     with pytest.raises(ProgramError, match=message):
         check_sizes(program)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two large tables that are folded", "more than 67,[0-9,]+ elements that do not depend on the image"),
+        ("200 maxima of a large table", "more than 4,294,967,296 elements that its operators read"),
+    ],
+)
+def test_work_that_no_single_tensor_shows(name: str, message: str) -> None:
+    data = dict(onnx_programs.files("{}"))[name]
+    with pytest.raises(ProgramError, match=message):
+        check_sizes(read_onnx_program(data).program)
 
 
 def test_a_size_that_grows_with_the_square_of_the_batch() -> None:

@@ -166,3 +166,12 @@ def test_metadata_that_no_reader_would_accept_are_not_written(tmp_path: Path) ->
     with staging_folder(tmp_path / "out") as staging:
         commit_export(tmp_path / "out", staging, metadata.as_dict())
     assert len(read_metadata(tmp_path / "out").class_names) == 100_000
+
+
+def test_a_description_is_short() -> None:
+    """A stranger's metadata may have long names, and a log line has up to 500 characters."""
+    names = ["x" * 50_000, "y" * 50_000]
+    text = ExportMetadata("m" * 50_000, "w" * 50_000, [{"DecodeImage": {}}], names, 2).describe()
+    assert len(text) <= 400
+    text = ExportMetadata("Xception41", "best_model", [{"DecodeImage": {}}], ["cat", "dog"], 2).describe()
+    assert text == "Xception41 exported from best_model, images as they are, 2 classes: cat, dog"

@@ -264,8 +264,8 @@ def test_each_step_is_taken_up_again(
     monkeypatch.setattr(fitting, "_with_batch_size", lambda _, settings: (step("find_batch"), settings)[1])
     monkeypatch.setattr(fitting, "_with_learning_rate", lambda _, settings: (step("find_lr"), settings)[1])
     monkeypatch.setattr(fitting, "load_config", load_config_of_a_stub(fitting.load_config))
-    monkeypatch.setattr(fitting, "evaluate", lambda _: step("evaluate"))
-    monkeypatch.setattr(fitting, "report_after_training", lambda _: None)
+    monkeypatch.setattr(fitting, "evaluate", lambda *_, **__: step("evaluate"))
+    monkeypatch.setattr(fitting, "report_after_training", lambda *_, **__: None)
     (tmp_path / "Xception41.pdparams").touch()
     options = {"output": "out", "find_lr": True, "find_batch": True}
     for _ in range(5):
@@ -279,7 +279,9 @@ def test_each_step_is_taken_up_again(
 
 def load_config_of_a_stub(load_config: Callable[..., object]) -> Callable[..., object]:
     """Returns a function that reads no config from a run's folder, because a stub has written none."""
-    return lambda path, *overrides: None if Path(path).is_dir() else load_config(path, *overrides)
+    return lambda path, *overrides, **keys: (
+        None if Path(path).is_dir() else load_config(path, *overrides, **keys)
+    )
 
 
 @pytest.mark.timeout(300)

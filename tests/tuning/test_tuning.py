@@ -75,10 +75,10 @@ def test_a_noisy_curve_gives_a_rate_on_its_slope(steps: int) -> None:
 
 
 def test_fit_keeps_its_rate_if_none_is_suggested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = argparse.Namespace(output=tmp_path, overrides=[])
+    request = argparse.Namespace(output=tmp_path, overrides=[], trust=False)
     settings = argparse.Namespace(learning_rate=0.0003, reasons=["one"])
     rates = RateRange(np.geomspace(1e-6, 10, 100), np.full(100, 1.4))
-    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
+    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_, **__: rates)
     monkeypatch.setattr(photographs, "replace", lambda _, **keys: keys)
     found = photographs._with_learning_rate(request, settings)
     assert found["learning_rate"] == 0.0003
@@ -192,6 +192,24 @@ def test_the_command_trains_nothing(small: Callable[..., Path], tmp_path: Path) 
     assert result.returncode == 0, result.stderr
     assert "is suggested" in result.stderr + result.stdout
     assert [f.name for f in (tmp_path / "output").iterdir()] == ["find"]
+
+
+@pytest.mark.parametrize("name", ["find", "find/SmallNetwork"])
+@pytest.mark.parametrize("search", [build.find_lr, build.find_batch])
+def test_nothing_is_written_through_a_link(
+    search: Callable[..., Any], name: str, small: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Not even to an empty folder or to another run, because a search is no run of the user."""
+    victim, link = tmp_path / "victim", tmp_path / "output" / name
+    victim.mkdir()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(victim)
+    for content in ([], ["run.lock"]):
+        for file in content:
+            (victim / file).touch()
+        with pytest.raises(OSError, match="a link out of its folder; remove it"):
+            search(small())
+        assert [file.name for file in victim.iterdir()] == content
 
 
 def fails_above(limit: int, error: Exception) -> Callable[..., Any]:
@@ -312,9 +330,9 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
         file.rename(tmp_path / f"photos/{i % 3}/{file.name}")
     logs = np.linspace(-6, 0, 100)
     rates = RateRange(10**logs, 3 - 2 / (1 + np.exp(-4 * (logs + 3))) + np.exp(3 * logs))
-    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_: rates)
+    monkeypatch.setattr(photographs.tuning, "find_lr", lambda *_, **__: rates)
     monkeypatch.setattr(
-        photographs.tuning, "find_batch", lambda *_: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough")
+        photographs.tuning, "find_batch", lambda *_, **__: BatchSizes([(2, 10.0, 1), (16, 99.0, 2)], "enough")
     )
     monkeypatch.setattr(photographs, "_MIN_STEPS_PER_EPOCH", 4)
     run = ppxcls.fit(

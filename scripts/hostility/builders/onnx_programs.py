@@ -146,6 +146,15 @@ def _sizes() -> Iterator[tuple[str, bytes]]:
     joins = [onnx.node("Concat", ["logits", "logits"], ["x0"], axis=1)]
     joins += [onnx.node("Concat", [f"x{i}"] * 2, [f"x{i + 1}"], axis=1) for i in range(60)]
     yield "60 joins of a tensor with itself", onnx.with_nodes(*joins)
+    side = onnx.integers("n", 1 << 13, 1 << 13)
+    row = onnx.tensor("row", [1, 1], struct.pack("<f", 1))
+    tables = [onnx.node("Expand", ["row", "n"], [f"t{i}"]) for i in range(2)]
+    yield "two large tables that are folded", onnx.with_nodes(*tables, constants=[side, row])
+    row = onnx.integers("row", -1, 1, 1)
+    table = [onnx.node("Reshape", ["logits", "row"], ["r"]), onnx.node("Expand", ["r", "m"], ["t"])]
+    maxima = [onnx.node("ReduceMax", ["t"], [f"m{i}"], axes=[1, 2], keepdims=1) for i in range(200)]
+    width = onnx.integers("m", 1, 1 << 12, 1 << 13)
+    yield "200 maxima of a large table", onnx.with_nodes(*table, *maxima, constants=[row, width])
     copies = [onnx.node("Relu", ["logits"], [f"r{i}"]) for i in range(20_001)]
     yield "20,001 operators", onnx.with_nodes(*copies)
     zero = onnx.integers("n", 0)

@@ -140,6 +140,15 @@ def large_sizes() -> Iterator[tuple[str, str, bytes, str]]:
     for name in ("tile", "expand", "reshape"):
         operator = pir.operator(f"1.{name}", [5, 9], {10: [-1, 2]})
         yield f"a huge {name}", "inference.json", pir.with_operator(repeat, operator), ""
+    fills = [
+        pir.operator(full[0], [], {9 + i: [1 << 13] * 2}, shape=pir.int_array([1 << 13] * 2), **full[2])
+        for i in range(2)
+    ]
+    word = "do not depend on the image"
+    yield "two large constants", "inference.json", pir.with_operator(*fills), word
+    large_fill = (("shape", "longs", [1 << 13] * 2), ("value", "float", 1.0), ("dtype", "int", 5))
+    fills = [paddle2.operator("fill_constant", {}, {"Out": [f"f{i}"]}, *large_fill) for i in range(2)]
+    yield "two large fills", "inference.pdmodel", paddle2.with_operator(*fills), word
     joins = [paddle2.operator("concat", {"X": ["logits"] * 2}, {"Out": ["x0"]}, ("axis", "int", 1))]
     for i in range(60):
         joins.append(
