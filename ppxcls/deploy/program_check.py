@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppxcls.system.errors import UserError
 from ppxcls.system.paths import bounded, printable
 
 TRUST_HINT = "such a program may do anything; --trust (trust=True) loads it, if you trust who wrote it"
@@ -26,7 +27,7 @@ _MAX_LABEL_LENGTH = 4096  # characters of a text that is only shown
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 
 
-class ProgramError(Exception):
+class ProgramError(UserError):
     """A program is damaged, or is not one that this package exports.
 
     Args:

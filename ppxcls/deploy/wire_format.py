@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from ppxcls.system.errors import UserError
+
 _MAX_VARINT_BYTES = 10  # of 64 bits
 _MAX_FIELDS = 1_000_000  # values of one file; the largest network here has 100,000
 _MESSAGE_COST = 8  # values; a message takes more memory than a number
@@ -24,7 +26,7 @@ Kind = Literal["integer", "int32", "float", "double", "text", "bytes"]
 Schema: TypeAlias = "Mapping[int, Field]"
 
 
-class FormatError(ValueError):
+class FormatError(UserError, ValueError):
     """A file is not in its format."""
 
 

@@ -83,7 +83,8 @@ def test_every_public_error_has_a_bounded_message() -> None:
     assert {"ConfigError", "DataError", "CheckpointError", "RunFolderError", "TrainingError"} <= names
     assert {"JobError", "Preempted", "PaddleError", "DeviceError", "RequestError"} <= names
     for kind in classes:
-        assert issubclass(kind, UserError) or kind.__name__ == "BusyError", kind
+        # Errors about files are the system's. A busy server has its own message.
+        assert issubclass(kind, UserError | OSError) or kind.__name__ == "BusyError", kind
 
 
 @pytest.mark.parametrize("kind", [ppxcls.ConfigError, ppxcls.DataError, DeviceError, PaddleError])

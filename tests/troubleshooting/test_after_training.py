@@ -180,9 +180,13 @@ def test_busy_server(desk: Desk) -> None:
     released = threading.Event()
 
     class Slow:
-        description = "slow"
+        model = "slow"
+        decodes_images = False
 
-        def predict(self, images: list[bytes], batch_size: int) -> list[Prediction]:
+        def prepare(self, image: bytes) -> bytes:
+            return image
+
+        def predict_prepared(self, images: list[bytes], topk: int) -> list[Prediction]:
             released.wait(20)
             return [Prediction("x", [0], [1.0], ["a"]) for _ in images]
 

@@ -60,7 +60,7 @@ def test_paths_of_another_folder(desk: Desk) -> None:
     (desk.folder / "elsewhere").mkdir()
     desk.monkeypatch.chdir("elsewhere")
     text = desk.works("check", "-c", file)
-    assert "paths that do not exist from the current folder were found elsewhere: " in text
+    assert "paths that do not exist from the current folder were found elsewhere:" in text
     for key, path in (("image_root", desk.data), ("cls_label_path", desk.data / "train_list.txt")):
         assert f"DataLoader.Train.dataset.{key}: {path}" in text
     desk.monkeypatch.chdir(desk.folder)
