@@ -50,6 +50,8 @@ if [ $# = 0 ]; then
         cat "$logs/$name"
         [ $code = 0 ] || exit $code
     done
-    set -- --numprocesses auto --maxprocesses 4 --dist worksteal  # in parallel, because tests often wait for processes
+    # In parallel, and one more than cores, because tests often wait for processes.
+    cores=$(getconf _NPROCESSORS_ONLN)
+    set -- --numprocesses $((cores < 3 ? cores + 1 : 4)) --dist worksteal
 fi
 python -m pytest "$@"

@@ -32,8 +32,10 @@ from ppxcls.serving.decoder_worker import run_decoder
 run_decoder({folder}, {descriptor}, **{options})
 """
 # All that a process gets of the server's environment: what libraries need to be found, and nothing secret.
-_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL")
-_START_SECONDS = 60.0  # for the imports of a process
+_VARIABLES = (
+    *("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
+    "OPENCV_IO_MAX_IMAGE_PIXELS",  # --pixels may be above OpenCV's own limit
+)
 _POLL_SECONDS = 0.05  # between two looks at the time limits
 _END_SECONDS = 5.0  # for the end of a killed process
 _KEPT_BYTES = 8 << 20  # shared memory that a process keeps after a picture
