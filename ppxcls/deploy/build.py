@@ -34,7 +34,7 @@ from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, 
 from ppxcls.deploy.portable import PortableRunner, file_runner
 from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
-from ppxcls.deploy.whole_export import ReplacedError, check_parts, metadata_beside
+from ppxcls.deploy.whole_export import ReplacedError, metadata_beside
 from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import (
     model_state,
@@ -134,7 +134,6 @@ def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
         metadata = parts or _read_onnx_metadata(path, trust=trust)
     else:
         metadata = parts = read_metadata(path)
-        check_parts(path, metadata)
     host_transforms, stage = split_for_device(build_transforms(metadata.transforms))
     return Predictor(
         host_transforms,

@@ -16,7 +16,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.metadata import ExportMetadata
 from ppxcls.deploy.runners import Runner, onnx_runner, paddle_runner
-from ppxcls.deploy.whole_export import has_part, read_export_part
+from ppxcls.deploy.whole_export import check_parts, has_part, read_export_part
 from ppxcls.system.arrays import Array
 
 _PADDLE_FILES = ("inference.json", "inference.pdmodel", "inference.pdiparams")
@@ -57,7 +57,8 @@ def file_runner(
 ) -> Runner:
     """Returns a runner of exported files, which can be pickled.
 
-    The bytes that are compared with the digests of the export are the bytes that are loaded.
+    The bytes that are compared with the digests of the export are the bytes that are loaded. The other files
+    of an exported folder are compared too.
 
     Args:
         path: exported folder, or its ``.onnx`` file.
@@ -77,12 +78,14 @@ def file_runner(
         folder, names = path, [name for name in _PADDLE_FILES if has_part(path, name, metadata)]
     else:
         folder, names = path, ["inference.onnx"]
+    if folder == path:
+        check_parts(folder, metadata, without=names)
 
     def read() -> dict[str, bytes]:
         return {name: read_export_part(folder, name, metadata) for name in names}
 
     first_contents = [read()]
-    digest = _digest(first_contents[0])
+    digest = None if metadata.parts else _digest(first_contents[0])  # the parts have digests of their own
 
     def read_again() -> dict[str, bytes]:
         if first_contents:
@@ -92,7 +95,7 @@ def file_runner(
             contents = read()
         except CheckpointError:
             raise DataError(problem) from None
-        if _digest(contents) != digest:
+        if digest is not None and _digest(contents) != digest:
             raise DataError(problem)
         return contents
 

@@ -19,11 +19,11 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ppxcls.checkpoints.files import MAX_FILE_BYTES, CheckpointError
+from ppxcls.checkpoints.files import CheckpointError, weights_bytes
 from ppxcls.data.errors import DataError
 from ppxcls.deploy.metadata import (
     MAX_METADATA_BYTES,
@@ -32,7 +32,7 @@ from ppxcls.deploy.metadata import (
     parse_metadata,
     read_metadata,
 )
-from ppxcls.system.atomic_files import read_regular, reason_of, sync_folder, write_text
+from ppxcls.system.atomic_files import read_regular, sync_folder, write_text
 from ppxcls.system.digests import file_sha256
 from ppxcls.system.file_lock import LockedError, locked_folder
 from ppxcls.system.json_text import json_text, read_json
@@ -166,7 +166,7 @@ def read_export_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes
     """
     file = folder / name
     if not metadata.parts:
-        return _read(file)
+        return weights_bytes(file)
     expected = metadata.parts.get(name)
     if expected is None:
         raise CheckpointError(f"{file}: no part of this export ({METADATA_FILE})")
@@ -174,7 +174,7 @@ def read_export_part(folder: Path, name: str, metadata: ExportMetadata) -> bytes
     for candidate in (file, _save_folder(folder, metadata.parts) / name, file):
         with contextlib.suppress(OSError, CheckpointError):
             if candidate.stat().st_size == expected["size"]:
-                data = _read(candidate)
+                data = weights_bytes(candidate)
                 if hashlib.sha256(data).hexdigest() == expected["sha256"]:
                     return data
     with contextlib.suppress(DataError):
@@ -196,16 +196,21 @@ def has_part(folder: Path, name: str, metadata: ExportMetadata) -> bool:
     return name in metadata.parts and any(file.is_file() for file in files)
 
 
-def check_parts(folder: Path, metadata: ExportMetadata) -> None:
-    """Compares all parts of an export that exist with their digests.
+def check_parts(folder: Path, metadata: ExportMetadata, without: Collection[str] = ()) -> None:
+    """Compares the parts of an export that exist with their digests.
 
     A user may have removed a format that is not needed.
+
+    Args:
+        folder: folder of the export.
+        metadata: metadata of the export.
+        without: names of parts that are compared elsewhere.
 
     Raises:
         CheckpointError: a part is damaged.
     """
     for name in metadata.parts:
-        if has_part(folder, name, metadata):
+        if name not in without and has_part(folder, name, metadata):
             read_export_part(folder, name, metadata)
 
 
@@ -225,15 +230,6 @@ def metadata_beside(file: Path) -> ExportMetadata | None:
     except DataError as error:
         raise DataError(f"{error}; {file.name} alone can be used in another folder") from None
     return metadata if file.name in metadata.parts else None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return read_regular(file, MAX_FILE_BYTES)
-    except FileNotFoundError:
-        raise CheckpointError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: can't be read: {reason_of(error)}") from None
 
 
 def _save_folder(folder: Path, parts: Mapping[str, Any]) -> Path:
