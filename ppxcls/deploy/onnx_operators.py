@@ -7,12 +7,12 @@ ONNX Runtime adds for 8 bits. Each computes its outputs from its inputs and does
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ppxcls.deploy.program_check import (
     BIT,
     NUMBER,
+    AllowedOperator,
     Node,
     ProgramError,
     Rule,
@@ -48,27 +48,10 @@ _NAMES = {
 _LIST = "*"  # ends the name of an argument that takes all remaining inputs
 
 
-@dataclass(frozen=True)
-class OnnxOperator:
-    """An operator that a file may contain.
-
-    Attributes:
-        rule: rule for the shapes of its outputs.
-        arguments: names of its inputs.
-        rules: rules of its attributes.
-        defaults: values of attributes that are left out, under Paddle 3's names.
-    """
-
-    rule: str
-    arguments: Sequence[str]
-    rules: Rules
-    defaults: dict[str, Any]
-
-
 def _operator(
     rule: str, arguments: str = "x", defaults: dict[str, Any] | None = None, /, **rules: Rule
-) -> OnnxOperator:
-    return OnnxOperator(rule, arguments.split(), rules, defaults or {})
+) -> AllowedOperator:
+    return AllowedOperator(rule, arguments.split(), rules, defaults or {})
 
 
 _UNARY = (
@@ -77,7 +60,7 @@ _UNARY = (
 )
 _COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or")
 _ARITHMETIC = ("Add", "Sub", "Mul", "Max", "Min", "Pow")
-_REDUCTIONS = (*("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2"),)
+_REDUCTIONS = ("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
 _WINDOW: Rules = {
     "kernel_shape": integers(1, 4096),
     "strides": integers(1, 4096),
@@ -89,7 +72,7 @@ _CONVOLUTION: Rules = {**_WINDOW, "group": integer(1, 1 << 20)}
 _POOL: Rules = {**_WINDOW, "dilations": integers(1, 1), "ceil_mode": BIT}
 _QUANTISATION: Rules = {"axis": _AXIS}
 
-ONNX_OPERATORS: dict[str, OnnxOperator] = {
+ONNX_OPERATORS: dict[str, AllowedOperator] = {
     **{kind: _operator("same") for kind in _UNARY},
     **{kind: _operator("compare", "x y") for kind in _COMPARISONS},
     **{kind: _operator("broadcast", "x y") for kind in _ARITHMETIC},

@@ -7,8 +7,6 @@ computes its outputs from its inputs and does nothing else.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ppxcls.deploy.program_check import (
@@ -19,6 +17,7 @@ from ppxcls.deploy.program_check import (
     LABEL,
     NUMBER,
     REAL,
+    AllowedOperator,
     Node,
     ProgramError,
     Rule,
@@ -84,23 +83,8 @@ def _is_number(text: str) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class PaddleOperator:
-    """An operator that a program may contain.
-
-    Attributes:
-        rule: rule for the shapes of its outputs.
-        arguments: names of its inputs, in the order of Paddle 3.
-        rules: rules of its attributes.
-    """
-
-    rule: str
-    arguments: Sequence[str]
-    rules: Rules
-
-
-def _operator(rule: str, arguments: str = "x", /, **rules: Rule) -> PaddleOperator:
-    return PaddleOperator(rule, arguments.split(), {**_COMMON_RULES, **rules})
+def _operator(rule: str, arguments: str = "x", /, **rules: Rule) -> AllowedOperator:
+    return AllowedOperator(rule, arguments.split(), {**_COMMON_RULES, **rules})
 
 
 _UNARY = (
@@ -154,7 +138,7 @@ _SLICE: Rules = {
     "decrease_axis": _AXES,
 }
 
-PADDLE_OPERATORS: dict[str, PaddleOperator] = {
+PADDLE_OPERATORS: dict[str, AllowedOperator] = {
     **{kind: _operator("same") for kind in _UNARY},
     **{kind: _operator("compare", "x y", axis=_AXIS) for kind in _COMPARISONS},
     **{kind: _operator("broadcast", "x y", axis=_AXIS) for kind in _ARITHMETIC},
@@ -280,7 +264,7 @@ PADDLE_OPERATORS: dict[str, PaddleOperator] = {
 }
 
 
-def operator_of(kind: str) -> PaddleOperator:
+def operator_of(kind: str) -> AllowedOperator:
     """Returns an operator that a program may contain.
 
     Raises:

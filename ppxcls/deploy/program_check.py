@@ -61,6 +61,23 @@ class Rule:
 Rules = Mapping[str, Rule]
 
 
+@dataclass(frozen=True)
+class AllowedOperator:
+    """An operator that a program may contain.
+
+    Attributes:
+        rule: rule for the shapes of its outputs; see ``program_shapes``.
+        arguments: names of its inputs, in their order.
+        rules: rules of its attributes.
+        defaults: values of attributes that are left out, under Paddle 3's names.
+    """
+
+    rule: str
+    arguments: Sequence[str]
+    rules: Rules
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
 def is_integer(value: object) -> bool:
     """True if a value is an integer and no truth value."""
     return isinstance(value, int) and not isinstance(value, bool)

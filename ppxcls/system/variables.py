@@ -193,7 +193,7 @@ def prepare(environment: MutableMapping[str, str]) -> str | None:
         An error message about the first invalid variable; None if all are valid.
     """
     for name in [name for name, value in environment.items() if not value.strip()]:
-        if _expected(name) or name.startswith("NUMBA_"):
+        if name in _TABLE or name.startswith("NUMBA_"):
             del environment[name]
     return next(_problems(environment), None)
 
@@ -222,14 +222,9 @@ def _warn_of_numba() -> None:
     warn_once(f"environment variable {_NUMBA_SWITCH} is set, so this package works as without numba: slowly")
 
 
-def _expected(name: str) -> Expectation | None:
-    """Returns what a variable may be; None if nothing here reads it."""
-    return _TABLE.get(name)
-
-
 def _problems(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in environment.items():
-        expectation = _expected(name)
+        expectation = _TABLE.get(name)
         if expectation is not None and not expectation.is_valid(value):
             yield _message(f"environment variable {name}", expectation, value)
     yield from _numba_file_problems()
@@ -293,6 +288,6 @@ def _numba_file_problems() -> Iterator[str]:
         return
     for key, value in settings.items():
         text = str(int(value)) if isinstance(value, bool) else str(value)
-        expectation = _expected(f"NUMBA_{str(key).upper()}")
+        expectation = _TABLE.get(f"NUMBA_{str(key).upper()}")
         if expectation is not None and not expectation.is_valid(text):
             yield _message(f"{_NUMBA_FILE}, which numba reads: {_shown(str(key))}", expectation, text)
