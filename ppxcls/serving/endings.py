@@ -66,17 +66,23 @@ class LastAnswers:
                 logger.exception("a request failed")
                 status, message = 500, type(error).__name__
             if not has_begun:
-                await _send_error(send, status, message)
+                await send_error(send, status, message, ends_connection=True)
         finally:
             self._endings.count -= 1
 
 
-async def _send_error(send: Send, status: int, message: str) -> None:
+async def send_error(send: Send, status: int, message: str, *, ends_connection: bool = False) -> None:
+    """Sends a whole answer with an error, as middleware does.
+
+    Args:
+        send: function that sends the parts of an answer.
+        status: status code.
+        message: one short line.
+        ends_connection: True if no other request follows on the connection.
+    """
     body = json_text({"error": message}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"connection", b"close"),
-    ]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if ends_connection:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
