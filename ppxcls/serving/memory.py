@@ -88,14 +88,12 @@ class MemoryBudget:
         self._client_sizes: Counter[str] = Counter()
         self.total = 0
 
-    def lack(self, client: str, count: int) -> tuple[str | None] | None:
-        """Returns whose requests leave no room for more bytes, None for all clients; None if there is room.
+    def has_room(self, client: str, count: int) -> bool:
+        """True if a client may take more bytes now."""
+        return self.total + count <= self._size and not self._is_over_share(client, count)
 
-        The result is a tuple, because None is one of its values.
-        """
-        if client not in self._proxies and self._client_sizes[client] + count > self._size // 2:
-            return (client,)
-        return (None,) if self.total + count > self._size else None
+    def _is_over_share(self, client: str, count: int) -> bool:
+        return client not in self._proxies and self._client_sizes[client] + count > self._size // 2
 
     def add(self, client: str, count: int) -> None:
         """Counts bytes of a client; a negative number gives them back."""
@@ -104,10 +102,10 @@ class MemoryBudget:
         if not self._client_sizes[client]:
             del self._client_sizes[client]
 
-    def make_room(self, client: str | None) -> None:
-        """Ends the slowest upload of a client, or of any client for None."""
+    def make_room(self, client: str, count: int) -> None:
+        """Ends the slowest upload of a client, or of any client if this one has not taken its share."""
         if self._make_room:
-            self._make_room(client)
+            self._make_room(client if self._is_over_share(client, count) else None)
 
 
 class Reservation:
@@ -134,8 +132,8 @@ class Reservation:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
-        while size > self._size and (place := self._budget.lack(self._client, size - self._size)):
-            self._budget.make_room(place[0])
+        while size > self._size and not self._budget.has_room(self._client, size - self._size):
+            self._budget.make_room(self._client, size - self._size)
             if loop.time() >= deadline:
                 raise BusyError
             await asyncio.sleep(_RETRY_SECONDS)
