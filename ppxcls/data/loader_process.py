@@ -7,16 +7,13 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 from ppxcls.data.loader_messages import IGNORED_SIGNALS
+from ppxcls.system.current_folder import isolated_command
 from ppxcls.system.shared_memory import SharedMemory
 
 _END_SECONDS = 5.0  # maximum time for the end of a process
 _CODE = """
-import sys
-sys.path[:] = {paths}
 from ppxcls.data.loader_worker import run_worker
 run_worker{descriptors!r}
 """
@@ -42,18 +39,12 @@ class WorkerProcess:
             dataset_memory.descriptor,
             table_memory.descriptor,
         )
-        # Isolated from the current folder and from Python's variables, so that the paths of this process find
-        # the same modules. The current folder, which a notebook has on its path, is the last.
-        paths = [path for path in sys.path if path] + [str(Path(__file__).resolve().parents[2])]
-        if "" in sys.path:
-            paths.append("")
-        command = [sys.executable, "-I", "-c", _CODE.format(paths=ascii(paths), descriptors=descriptors)]
         single_threaded = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         signals = {getattr(signal, name) for name in IGNORED_SIGNALS}
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # the process inherits the mask
         try:
             self.process = subprocess.Popen(  # noqa: S603  our own code
-                command,
+                isolated_command(_CODE.format(descriptors=descriptors)),
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 env={**os.environ, **single_threaded},

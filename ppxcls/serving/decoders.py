@@ -9,8 +9,6 @@ import queue
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +21,11 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.picture_headers import PictureLimits, check_scans, picture_size
 from ppxcls.serving.decoder_worker import ANSWER, FAILURE, MAX_MESSAGE_BYTES, PIXELS, READY, REQUEST
 from ppxcls.system.arrays import Array
+from ppxcls.system.current_folder import isolated_command
 from ppxcls.system.errors import UserError
+from ppxcls.system.temporary_folder import temporary_folder
 
 _CODE = """
-import sys
-sys.path[:] = {paths}
 from ppxcls.serving.decoder_worker import run_decoder
 run_decoder({folder}, {descriptor}, **{options})
 """
@@ -73,16 +71,13 @@ class Decoder:
             "max_file": 2 * max_file + (1 << 20),
             "seconds": seconds,
         }
-        paths = [*sys.path, str(Path(__file__).resolve().parents[2])]
-        code = _CODE.format(
-            paths=ascii(paths), folder=ascii(str(folder)), descriptor=descriptor, options=options
-        )
+        code = _CODE.format(folder=ascii(str(folder)), descriptor=descriptor, options=options)
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP", "OPENCV_TEMP_PATH"), str(folder))
         try:
             self._process = subprocess.Popen(  # noqa: S603  our own code
-                [sys.executable, "-I", "-c", code],
+                isolated_command(code),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -222,7 +217,8 @@ class DecoderPool:
         self.count = count
         self._limits, self._max_file = limits, max_file
         self._seconds = seconds
-        self._folder = Path(tempfile.mkdtemp(prefix="ppxcls-serve-"))
+        self._files = contextlib.ExitStack()  # removes the folder
+        self._folder = self._files.enter_context(temporary_folder())
         self._lock = threading.Lock()
         self._numbers = iter(range(1 << 62))
         self._is_closed = False
@@ -346,4 +342,5 @@ class DecoderPool:
             decoder.kill()
         for decoder in decoders:
             decoder.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a file that a process still holds
+            self._files.close()

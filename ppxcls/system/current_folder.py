@@ -52,6 +52,20 @@ def module_command(module: str) -> list[str]:
     return code_command(code)
 
 
+def isolated_command(code: str) -> list[str]:
+    """Returns the words that run a program isolated from the current folder and from Python's variables.
+
+    Its path is that of this process, so that it finds the same modules. The current folder, which a notebook
+    has on its path, is the last.
+    """
+    from pathlib import Path  # not above, because this module runs before the current folder is hidden
+
+    paths = [path for path in sys.path if path] + [str(Path(__file__).resolve().parents[2])]
+    if "" in sys.path:
+        paths.append("")
+    return [sys.executable, "-I", "-c", f"import sys\nsys.path[:] = {paths!a}\n{code}"]
+
+
 def code_command(code: str) -> list[str]:
     """Returns the words that run a program, which imports nothing from the current folder."""
     if sys.version_info >= (3, 11):
