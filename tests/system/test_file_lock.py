@@ -114,14 +114,16 @@ def test_the_lock_file_of_another_user(
     assert new_warnings() == [f"{lock} belongs to user bob, so this process does not wait for others"]
 
 
-def test_a_lock_file_that_does_not_stay_excludes_all_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_threads_take_turns(tmp_path: Path, is_kept: bool) -> None:
+    """Also if the lock file does not stay between them."""
     lock = tmp_path / "lock"
     inside: list[int] = []
     counts: list[int] = []
 
     def work() -> None:
         for _ in range(50):
-            with locked(lock, is_kept=False):
+            with locked(lock, is_kept=is_kept):
                 inside.append(1)
                 counts.append(len(inside))
                 inside.pop()
@@ -132,7 +134,7 @@ def test_a_lock_file_that_does_not_stay_excludes_all_the_same(tmp_path: Path) ->
     for thread in threads:
         thread.join()
     assert counts == [1] * 200
-    assert not lock.exists()
+    assert lock.exists() == is_kept
 
 
 def test_a_wait_is_explained_and_ends(
@@ -153,22 +155,3 @@ def test_a_wait_is_explained_and_ends(
     assert first_line.endswith(f"which holds {tmp_path / 'lock'}")
     assert last_line.startswith(f"{tmp_path / 'lock'}: ")
     assert last_line.endswith("; not waiting longer")
-
-
-def test_threads_take_turns(tmp_path: Path) -> None:
-    inside: list[int] = []
-    counts: list[int] = []
-
-    def work() -> None:
-        for _ in range(20):
-            with locked(tmp_path / "lock"):
-                inside.append(1)
-                counts.append(len(inside))
-                inside.pop()
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert counts == [1] * 80
