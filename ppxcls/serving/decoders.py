@@ -34,6 +34,7 @@ _VARIABLES = (
     *("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL"),
     "OPENCV_IO_MAX_IMAGE_PIXELS",  # --pixels may be above OpenCV's own limit
 )
+_START_SECONDS = 60.0  # for the imports of a process
 _POLL_SECONDS = 0.05  # between two looks at the time limits
 _END_SECONDS = 5.0  # for the end of a killed process
 _KEPT_BYTES = 8 << 20  # shared memory that a process keeps after a picture
@@ -64,6 +65,7 @@ class Decoder:
         self._folder, self._limits = folder, limits
         self.started_at: float | None = None  # time at which the present picture began
         self._is_ready = False
+        self._start_deadline: float | None = None  # set when something waits for the process
         self._map, descriptor = _new_map(3 * limits.pixels)
         options = {
             "pixels": limits.pixels,
@@ -96,6 +98,12 @@ class Decoder:
         return self._process.pid
 
     @property
+    def is_stuck(self) -> bool:
+        """True if something has been waiting too long for the process to be ready."""
+        deadline = self._start_deadline
+        return not self._is_ready and deadline is not None and time.monotonic() > deadline
+
+    @property
     def has_ended(self) -> bool:
         """True if the process has ended."""
         return self._process.poll() is not None
@@ -107,6 +115,7 @@ class Decoder:
             EOFError: the process has ended.
         """
         if not self._is_ready:
+            self._start_deadline = time.monotonic() + _START_SECONDS
             kind, _, _ = ANSWER.unpack(self._read(ANSWER.size))
             if kind != READY:
                 raise EOFError
@@ -314,13 +323,15 @@ class DecoderPool:
         return reason or DecodeError(f"can't decode the image: the decoder ended with {decoder.outcome()}")
 
     def _watch(self) -> None:
-        """Ends the processes whose pictures take too long."""
+        """Ends the processes that take too long to start, or whose pictures take too long."""
         while not self._is_closed:
             time.sleep(_POLL_SECONDS)
             time_s = time.monotonic()
             with self._lock:
                 has_waiting = self._waiting_count > 0 or self.has_waiting()
                 for decoder in self._decoders:
+                    if decoder.is_stuck:
+                        decoder.kill()  # whoever waits for it sees its end
                     start = decoder.started_at
                     if start is None or decoder in self._slow_reasons:
                         continue

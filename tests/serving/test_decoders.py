@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from ppxcls.data.decode import decode_image
+from ppxcls.data.errors import DataError
 from ppxcls.data.picture_headers import PictureLimits
+from ppxcls.serving import decoders
 from ppxcls.serving.decoders import DecodeError, DecoderPool, SlowDecodeError
 
 LIMITS = PictureLimits(20_000_000, 120_000_000, "--pixels")
@@ -37,6 +39,21 @@ def slow_jpeg() -> bytes:
     return data[:start] + data[start:-2] * 90 + b"\xff\xd9"
 
 
+def slow_decoding(pool: DecoderPool) -> tuple[threading.Thread, list[Exception]]:
+    """Lets a pool decode a slow picture in a thread, and returns the thread and the errors that it gets."""
+    errors: list[Exception] = []
+
+    def decode() -> None:
+        try:
+            pool.decode(slow_jpeg())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=decode)
+    thread.start()
+    return thread, errors
+
+
 def new_pool(count: int = 1, seconds: float = 30.0) -> DecoderPool:
     return DecoderPool(count, LIMITS, max_file=20 << 20, seconds=seconds)
 
@@ -47,6 +64,20 @@ def pool() -> Iterator[DecoderPool]:
     pool.wait_until_ready()
     yield pool
     pool.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_process_that_does_not_start_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoders, "_START_SECONDS", 0.2)
+    monkeypatch.setattr(decoders, "_CODE", "import time; time.sleep(600)")
+    pool = new_pool()
+    try:
+        with pytest.raises(DataError, match="the process that decodes images can't start: SIGKILL"):
+            pool.wait_until_ready()
+        with pytest.raises(DecodeError, match="ended with SIGKILL"):
+            pool.decode(encoded(".png"))
+    finally:
+        pool.close()
 
 
 @pytest.mark.parametrize("extension", [".png", ".jpg", ".webp", ".bmp", ".tiff", ".jp2", ".ppm", ".hdr"])
@@ -94,16 +125,7 @@ def test_a_crash_costs_one_picture(number: int) -> None:
     pool = new_pool()
     try:
         pool.wait_until_ready()
-        errors: list[Exception] = []
-
-        def decode() -> None:
-            try:
-                pool.decode(slow_jpeg())
-            except Exception as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=decode)
-        thread.start()
+        thread, errors = slow_decoding(pool)
         (decoder,) = pool._decoders
         while decoder.started_at is None:
             time.sleep(0.01)
@@ -160,16 +182,7 @@ def test_closing_ends_everything() -> None:
     pool = new_pool(2)
     folder = pool._folder
     ids = process_ids(pool)
-    errors: list[Exception] = []
-
-    def decode() -> None:
-        try:
-            pool.decode(slow_jpeg())
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=decode)
-    thread.start()
+    thread, errors = slow_decoding(pool)
     while not any(decoder.started_at for decoder in pool._decoders):
         time.sleep(0.01)
     pool.close()
