@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from hostility.servers.floods import Crowd
@@ -62,12 +62,14 @@ class Life:
     words: Sequence[str] = field(default=())
 
 
-def _end_problem(server: Server, number: int, codes: Sequence[int]) -> str | None:
+def _end_problem(server: Server, number: int) -> str | None:
+    """Ends a server by a signal, and returns what is wrong with its end; None if nothing is."""
+    expected_code = 0 if number == signal.SIGINT else -signal.SIGTERM
     decoders = server.decoder_pids()
     start = time.monotonic()
     code = server.end(number)
     seconds = time.monotonic() - start
-    if code not in codes:
+    if code != expected_code:
         return f"exit code {code} after {seconds:.0f} s: {server.lines[-1:]}"
     if seconds > _GRACE_SECONDS:
         return f"it ended after {seconds:.0f} s"
@@ -78,45 +80,42 @@ def _end_problem(server: Server, number: int, codes: Sequence[int]) -> str | Non
 
 
 def _idle(server: Server, number: int = signal.SIGTERM) -> str | None:
-    codes = (0,) if number == signal.SIGINT else (-signal.SIGTERM,)
-    return server.honest_problem() or _end_problem(server, number, codes)
+    return server.honest_problem() or _end_problem(server, number)
 
 
 def _with_crowd(server: Server, first: bytes) -> str | None:
     with Crowd(server, 200, first=first):
-        return _end_problem(server, signal.SIGTERM, (-signal.SIGTERM,))
+        return _end_problem(server, signal.SIGTERM)
 
 
 def _while_decoding(server: Server, number: int = signal.SIGTERM) -> str | None:
-    data = post(many_scans(7000, 90))
-    threads = []
-    for _ in range(8):
-        threads.append(threading.Thread(target=_ignore_answer, args=(server, data)))
-        threads[-1].start()
-    time.sleep(1)
-    codes = (0,) if number == signal.SIGINT else (-signal.SIGTERM,)
-    problem = _end_problem(server, number, codes)
-    for thread in threads:
-        thread.join()
-    return problem
+    with _requests(server, post(many_scans(7000, 90)), 8):
+        time.sleep(1)
+        return _end_problem(server, number)
 
 
 def _twice(server: Server, number: int) -> str | None:
     """Sends a signal twice while decoders are stopped. The second Ctrl-C ends it without waiting."""
-    data = post(many_scans(5000, 60))
-    threads = [threading.Thread(target=_ignore_answer, args=(server, data)) for _ in range(5)]
+    with _requests(server, post(many_scans(5000, 60)), 5):
+        time.sleep(0.5)
+        for pid in server.decoder_pids():
+            os.kill(pid, signal.SIGSTOP)
+        server.process.send_signal(number)
+        time.sleep(1)
+        return _end_problem(server, number)
+
+
+@contextlib.contextmanager
+def _requests(server: Server, data: bytes, count: int) -> Iterator[None]:
+    """Sends a request several times at once, and waits for their ends after the block."""
+    threads = [threading.Thread(target=_ignore_answer, args=(server, data)) for _ in range(count)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
-    for pid in server.decoder_pids():
-        os.kill(pid, signal.SIGSTOP)
-    server.process.send_signal(number)
-    time.sleep(1)
-    codes = (0,) if number == signal.SIGINT else (-signal.SIGTERM,)
-    problem = _end_problem(server, number, codes)
-    for thread in threads:
-        thread.join()
-    return problem
+    try:
+        yield
+    finally:
+        for thread in threads:
+            thread.join()
 
 
 def _ignore_answer(server: Server, data: bytes) -> None:
