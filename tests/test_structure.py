@@ -511,7 +511,7 @@ WRITERS = {
     "system/temporary_files.py": "it opens names that nobody can guess",
     "system/file_lock.py": "a folder, to lock it",
     "system/logs.py": "the null device, if a log can't be opened",
-    "system/kernel_cache.py": "names that nobody can guess, in a folder that no other user can change",
+    "system/kernel_cache.py": "it opens a file to read it, and not through a link",
     "system/private_files.py": "files in the user's own private folder, by its descriptor",
     "system/shared_memory.py": "memory without a name in a folder",
     "system/supervisor.py": "a file in a temporary folder of this process",

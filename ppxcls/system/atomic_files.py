@@ -25,7 +25,9 @@ _WRITE_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFB
 
 
 @contextlib.contextmanager
-def whole_file(file: Path, *, durable: bool = False, sweeps: bool = True) -> Iterator[BinaryIO]:
+def whole_file(
+    file: Path, *, durable: bool = False, sweeps: bool = True, mode: int | None = None
+) -> Iterator[BinaryIO]:
     """Opens a file that appears under its name when the block ends, and never if the block raises.
 
     This is for names that the package chooses, such as a result in a run's folder. A link of this name is
@@ -40,6 +42,7 @@ def whole_file(file: Path, *, durable: bool = False, sweeps: bool = True) -> Ite
         durable: True to write the data and the names in the folder to the disk before the file appears.
         sweeps: False to leave the files of killed processes. Listing the folder would take too long if
             thousands of files are written to it.
+        mode: permissions; None for those of the file that is replaced, or those that the umask leaves.
 
     Raises:
         OSError: the file can't be written, or the name belongs to a folder, a pipe or a device. The error has
@@ -48,7 +51,8 @@ def whole_file(file: Path, *, durable: bool = False, sweeps: bool = True) -> Ite
     temporary = temporary_name(file.name)
     other_names = temporary, str(file.parent / temporary), file.name, str(file.parent)
     with named_errors(file, *other_names), OpenFolder(file.parent) as folder:
-        mode = earlier_mode(folder, file.name)
+        replaced_mode = earlier_mode(folder, file.name)
+        mode = replaced_mode if mode is None else mode
         if sweeps:
             remove_leftovers(folder, file.name)
         stream = new_temporary_file(folder, temporary, mode)

@@ -7,13 +7,11 @@ arguments, which begins with a digest of its key and its content.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
 import pickle
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from numba.core import caching, config
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
-from ppxcls.system.atomic_files import reason_of
+from ppxcls.system.atomic_files import reason_of, whole_file
 from ppxcls.system.logs import warn_once
 from ppxcls.system.own_folders import cache_folder, file_problem
 
@@ -81,7 +79,8 @@ class KernelCache(caching._Cache):
         file, key = self._place(sig, data.codegen)
         content = dumps(data._reduce())
         try:
-            _write(file, _digest(key, content) + content)
+            with whole_file(file, mode=0o600) as stream:  # only this user can write to it, as ``_read`` needs
+                stream.write(_digest(key, content) + content)
         except OSError as error:
             _warn_of_folder(self._folder, reason_of(error))
 
@@ -130,16 +129,3 @@ def _read(file: Path) -> bytes:
         if (problem := file_problem(os.fstat(stream.fileno()))) is not None:
             raise OSError(problem)
         return stream.read(_MAX_FILE_BYTES)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Writes a whole file under a name that nobody can guess, and renames it. Raises OSError."""
-    descriptor, temporary_name = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
-    try:
-        with open(descriptor, "wb") as stream:
-            stream.write(content)
-        os.replace(temporary_name, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary_name)
-        raise
