@@ -19,18 +19,20 @@ class OpenFolder:
     name in the folder that was opened.
 
     Args:
-        path: path of the folder. Links in it are followed.
+        path: path of the folder. Links above the folder are followed.
+        follows_link: False to refuse a link to a folder.
 
     Raises:
         OSError: it is not a folder, or it can't be entered.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, follows_link: bool = True) -> None:
         self._path = path
+        flags = 0 if follows_link else getattr(os, "O_NOFOLLOW", 0)
         self._descriptor: int | None = None
         if _HAS_DESCRIPTORS:
             # O_PATH also opens a folder with names that this user may use but not list.
-            self._descriptor = os.open(path, _FOLDER_FLAGS | getattr(os, "O_PATH", os.O_RDONLY))
+            self._descriptor = os.open(path, flags | _FOLDER_FLAGS | getattr(os, "O_PATH", os.O_RDONLY))
 
     def __enter__(self) -> OpenFolder:
         return self
@@ -66,6 +68,20 @@ class OpenFolder:
             dst_dir_fd=self._descriptor,
         )
 
+    def link(self, source: str, target: str) -> None:
+        """Gives a file a second name.
+
+        Raises:
+            FileExistsError: there is a file of this name.
+            OSError, NotImplementedError: the file system or the system has no such links.
+        """
+        os.link(
+            self._place(source),
+            self._place(target),
+            src_dir_fd=self._descriptor,
+            dst_dir_fd=self._descriptor,
+        )
+
     def can_replace(self, source: str, target: str) -> bool:
         """Tries ``replace``, and returns False if it fails."""
         try:
@@ -92,6 +108,10 @@ class OpenFolder:
             return os.stat(self._place(name), dir_fd=self._descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
+
+    def own_status(self) -> os.stat_result | None:
+        """Returns the status of the folder itself; None on a system without descriptors of folders."""
+        return None if self._descriptor is None else os.fstat(self._descriptor)
 
     def names(self) -> list[str]:
         """Returns the names in the folder; none if they can't be listed."""

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppxcls.system.open_folder import OpenFolder
+
 _MAX_BYTES = 1 << 16  # limit of a private file
 
 
@@ -45,14 +47,13 @@ def create_private(folder: Path, name: str, data: bytes) -> bool:
         folder.mkdir(mode=0o700)
     with _opened(folder) as place:
         temporary_name = f".{name[:100]}.{os.urandom(8).hex()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(place.path(temporary_name), flags, 0o600, dir_fd=place.descriptor)
+        descriptor = place.open(temporary_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             _write(descriptor, data)
-            return place.publish(temporary_name, name)
+            return _publish(place, temporary_name, name)
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(place.path(temporary_name), dir_fd=place.descriptor)
+                place.remove(temporary_name)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -63,11 +64,12 @@ def _write(descriptor: int, data: bytes) -> None:
 def read_private(folder: Path, name: str) -> bytes | None:
     """Returns the content of a file; None if it can't be read, or if somebody else could have written it."""
     try:
-        with _opened(folder) as place:
-            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-            with open(os.open(place.path(name), flags, dir_fd=place.descriptor), "rb") as stream:
-                _check_owner(os.fstat(stream.fileno()), name)
-                return stream.read(_MAX_BYTES)
+        with (
+            _opened(folder) as place,
+            open(place.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream,
+        ):
+            _check_owner(os.fstat(stream.fileno()), name)
+            return stream.read(_MAX_BYTES)
     except (OSError, ValueError):
         return None
 
@@ -76,66 +78,44 @@ def private_names(folder: Path) -> list[str]:
     """Returns the names in a folder; empty if it can't be read, or if it is not only this user's."""
     try:
         with _opened(folder) as place:
-            return os.listdir(place.folder if place.descriptor is None else place.descriptor)
+            return place.names()
     except OSError:
         return []
 
 
-class _Place:
-    """A folder that is open, so that it can't be replaced between two calls.
+def _publish(place: OpenFolder, temporary_name: str, name: str) -> bool:
+    """Gives a file its name, whole. Returns False if there is such a file already."""
+    try:
+        place.link(temporary_name, name)
+    except FileExistsError:
+        return False
+    except (OSError, NotImplementedError):  # a file system without links
+        _copy(place, temporary_name, name)
+    return True
 
-    Args:
-        folder: folder.
-        descriptor: its descriptor; None if the system has none for folders.
-    """
 
-    def __init__(self, folder: Path, descriptor: int | None) -> None:
-        self.folder = folder
-        self.descriptor = descriptor
-
-    def path(self, name: str) -> str:
-        """Returns the path of a file for calls that take the descriptor too."""
-        return str(self.folder / name) if self.descriptor is None else name
-
-    def publish(self, temporary_name: str, name: str) -> bool:
-        """Gives a file its name, whole. Returns False if there is such a file already."""
-        old_path, new_path = self.path(temporary_name), self.path(name)
+def _copy(place: OpenFolder, source_name: str, name: str) -> None:
+    """Copies a file to a new name. A reader may see a part of it."""
+    with (
+        open(place.open(source_name, os.O_RDONLY), "rb") as source,
+        open(place.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target,
+    ):
         try:
-            os.link(old_path, new_path, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
-        except FileExistsError:
-            return False
-        except (OSError, NotImplementedError):  # a file system without links
-            self._copy(old_path, new_path)
-        return True
-
-    def _copy(self, old_path: str, new_path: str) -> None:
-        """Copies a file to a new name. A reader may see a part of it."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with (
-            open(os.open(old_path, os.O_RDONLY, dir_fd=self.descriptor), "rb") as source,
-            open(os.open(new_path, flags, 0o600, dir_fd=self.descriptor), "wb") as target,
-        ):
-            try:
-                target.write(source.read())
-                target.flush()
-            except BaseException:  # a full disk
-                with contextlib.suppress(OSError):
-                    os.unlink(new_path, dir_fd=self.descriptor)
-                raise
+            target.write(source.read())
+            target.flush()
+        except BaseException:  # a full disk
+            with contextlib.suppress(OSError):
+                place.remove(name)
+            raise
 
 
 @contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[_Place]:
-    # Windows has permissions of another kind.
-    if os.open not in os.supports_dir_fd or not hasattr(os, "O_DIRECTORY"):
-        yield _Place(folder, None)
-        return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_NOFOLLOW", 0))
-    try:
-        _check_owner(os.fstat(descriptor), str(folder))
-        yield _Place(folder, descriptor)
-    finally:
-        os.close(descriptor)
+def _opened(folder: Path) -> Iterator[OpenFolder]:
+    with OpenFolder(folder, follows_link=False) as place:
+        status = place.own_status()
+        if status is not None:  # Windows has permissions of another kind
+            _check_owner(status, str(folder))
+        yield place
 
 
 def _check_owner(status: os.stat_result, name: str) -> None:
