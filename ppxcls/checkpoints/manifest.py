@@ -6,14 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-_MAX_COUNT = 1 << 53
+from ppxcls.system.json_text import is_count, is_number
+
 _MAX_TEXT_LENGTH = 1 << 22  # characters; a config is the longest text
 _MAX_LIST_LENGTH = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_COUNT
 
 
 def _is_text(value: Any) -> bool:
@@ -29,7 +26,7 @@ def _is_list_of_texts_or_none(value: Any) -> bool:
 
 
 def _is_number_or_none(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or is_number(value)
 
 
 def _has_plain_values(value: Any) -> bool:
@@ -53,12 +50,12 @@ def _is_best(value: Any) -> bool:
     return (
         _is_text(value.get("metric"))
         and _is_number_or_none(value.get("value", "missing"))
-        and _is_count(value.get("epoch"))
+        and is_count(value.get("epoch"))
         and _is_number_or_none(value.get("loss"))
     )
 
 
-_COUNT, _TEXT = (_is_count, "a whole number from 0"), (_is_text, "a text")
+_COUNT, _TEXT = (is_count, "a whole number from 0"), (_is_text, "a text")
 _TEXT_OR_NULL = _is_text_or_none, "a text or null"
 # The facts about a run. Each may be missing, as in checkpoints of older versions.
 _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -93,7 +90,7 @@ def check_manifest(manifest: Mapping[str, Any], extensions: tuple[str, ...]) -> 
     for extension, part in parts.items():
         if extension not in extensions:
             raise ValueError("an unknown extension in 'parts'")
-        is_valid = isinstance(part, dict) and _is_count(part.get("size"))
+        is_valid = isinstance(part, dict) and is_count(part.get("size"))
         if not is_valid or not _SHA256.fullmatch(str(part.get("sha256"))):
             raise ValueError(f"expected a size and a SHA-256 as 'parts.{extension}'")
     for place, values, rules in (("", manifest, _FACTS), ("progress.", progress, _PROGRESS)):

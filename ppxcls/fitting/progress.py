@@ -13,7 +13,7 @@ from ppxcls.checkpoints.files import WEIGHTS
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.atomic_files import read_regular, write_text
-from ppxcls.system.json_text import json_text, read_json
+from ppxcls.system.json_text import is_count, is_number, json_text, read_json
 
 FILE = "fit.json"
 _MAX_BYTES = 1 << 20
@@ -153,8 +153,8 @@ def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None
     return None
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 31
+def _is_small_count(value: Any) -> bool:
+    return is_count(value, (1 << 31) - 1)
 
 
 def _is_text(value: Any) -> bool:
@@ -165,12 +165,8 @@ def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
 def _is_triple(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 3 and all(map(is_number, value))
 
 
 _CONTENT: dict[str, Callable[[Any], bool]] = {
@@ -181,11 +177,11 @@ _CONTENT: dict[str, Callable[[Any], bool]] = {
     "folder": _is_text,
 }
 _SETTINGS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("class_num", "size", "batch_size", "epochs", "head_epochs"), _is_count),
+    **dict.fromkeys(("class_num", "size", "batch_size", "epochs", "head_epochs"), _is_small_count),
     **dict.fromkeys(("network", "device"), _is_text),
     **dict.fromkeys(_TUPLES, _is_triple),
     "weights": lambda value: value is None or _is_text(value),
-    "learning_rate": lambda value: _is_number(value) and value > 0,
+    "learning_rate": lambda value: is_number(value) and value > 0,
     "reasons": _is_list_of_texts,
 }
 

@@ -20,13 +20,12 @@ import numpy as np
 from ppxcls.data.errors import DataError
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_inside, reason_of
-from ppxcls.system.json_text import read_json
+from ppxcls.system.json_text import is_count, is_number, read_json
 from ppxcls.train.predictions import COLUMNS
 
 _MAX_METRICS_BYTES, _MAX_METRICS_LINES = 1 << 28, 1_000_000
 _MAX_LINE_BYTES, _MAX_LINE_KEYS = 1 << 20, 1000
 _MAX_PREDICTIONS_BYTES, _MAX_PREDICTIONS = 1 << 30, 2_000_000
-_MAX_COUNT = 1 << 53  # largest epoch, step and number of samples
 _MAX_NUMBER = 1e100  # a larger metric could not be drawn
 _MAX_NAME_LENGTH = 200  # characters in the name of a metric
 _MAX_PATH_LENGTH = 1 << 15  # characters in the path of an image
@@ -112,22 +111,14 @@ def _metrics_row(line: bytes) -> dict[str, Any]:
         raise ValueError("expected 'train' or 'eval' as 'kind'")
     for key in _COUNTS:
         is_required = key in ("epoch", "step")
-        if (is_required or key in row) and not _is_count(row.get(key)):
+        if (is_required or key in row) and not is_count(row.get(key)):
             raise ValueError(f"expected a whole number from 0 as '{key}'")
     for key, value in row.items():
         if len(key) > _MAX_NAME_LENGTH or not key.isprintable():
             raise ValueError(f"expected a printable name of up to {_MAX_NAME_LENGTH} characters as a key")
-        if key != "kind" and value is not None and not _is_number(value):
+        if key != "kind" and value is not None and not (is_number(value) and abs(value) <= _MAX_NUMBER):
             raise ValueError(f"expected a number or null as '{key}'")
     return row
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_COUNT
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _MAX_NUMBER
 
 
 def read_samples(file: Path, count: int) -> Samples | None:

@@ -7,9 +7,7 @@ import math
 from typing import Any
 
 _MAX_DIGITS = 20  # digits of an integer of 64 bits, with its sign
-_MAX_FLOAT_CHARACTERS = (
-    400  # the longest that a program writes, the largest float without an exponent, has 311
-)
+_MAX_FLOAT_CHARACTERS = 400  # the largest float without an exponent, which a program may write, has 311
 _MAX_DEPTH = 64  # lists and objects within each other; an exported program has 13
 
 
@@ -66,6 +64,16 @@ def read_json(data: bytes, *, is_nan_null: bool = False) -> Any:
     if text.count("[") + text.count("{") > _MAX_DEPTH:
         _check_depth(content)
     return content
+
+
+def is_count(value: Any, largest: int = 1 << 53) -> bool:
+    """True for a whole number from 0. By default, the largest is what a float can represent exactly."""
+    return type(value) is int and 0 <= value <= largest
+
+
+def is_number(value: Any) -> bool:
+    """True for a number. JSON's true and false are none."""
+    return type(value) in (int, float)
 
 
 def _check_depth(content: Any) -> None:
