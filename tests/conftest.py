@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 import ppxcls
+from ppxcls.config import plugins
 from ppxcls.config.trust import read_code, record_trust
 
 ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
@@ -129,6 +130,21 @@ def free_memory_returned() -> Iterator[None]:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@pytest.fixture(autouse=True)
+def removed_plugins_forgotten() -> None:
+    """Forgets plugins of earlier tests whose files were removed with the tests' folders.
+
+    A pickled predictor and loader processes take all plugins of a process with them, and look for the files.
+    """
+    for name, module in plugins.plugin_modules().items():
+        if module.code is not None and not Path(module.code.path).exists():
+            del plugins._FINDER.modules[name]
+            plugins._IMPORTED_NAMES.pop(name, None)
+            sys.modules.pop(name, None)
+    for file in [file for file in plugins._MODULE_NAMES if not file.exists()]:
+        del plugins._MODULE_NAMES[file]
 
 
 @pytest.fixture(scope="session")

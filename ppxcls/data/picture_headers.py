@@ -20,6 +20,7 @@ _MAX_TAGS = 4096  # entries of a TIFF's directory
 _MAX_SEGMENTS = 4096  # segments of a JPEG before its frame
 _MAX_BOXES = 1024  # sizes in a HEIC or AVIF image
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # by type of colour
+_SEQUENTIAL_FRAMES = {0xC0, 0xC1, 0xC9}
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Inside the data of a scan, FF is followed by 00 or by a restart marker.
 # No part of a pattern here can match the same bytes in two ways. Otherwise a search may take a time that
@@ -120,8 +121,10 @@ def check_scans(data: bytes) -> None:
     Raises:
         ValueError: there are more than ``MAX_SCANS``.
     """
-    if data[:2] != b"\xff\xd8" or data.count(b"\xff\xda") <= MAX_SCANS:
-        return  # the bytes may also occur in segments and after the end, so the rest counts properly
+    # Counting goes over the whole file, so it is left out for the usual JPEG. The bytes may also occur in
+    # segments and after the end, so the rest counts properly.
+    if data[:2] != b"\xff\xd8" or _has_one_scan(data) or data.count(b"\xff\xda") <= MAX_SCANS:
+        return
     position, scans = 2, 0
     while position + 4 <= len(data) and (match := _NEXT_MARKER.search(data, position)):
         marker = data[match.end() - 1]
@@ -132,6 +135,42 @@ def check_scans(data: bytes) -> None:
             raise ValueError(f"a JPEG with more than {MAX_SCANS} scans")
         position = match.end()
         if 0xC0 <= marker <= 0xFE and marker != 0xD8:
+            position += int.from_bytes(data[position : position + 2], "big")
+
+
+def _has_one_scan(data: bytes) -> bool:
+    """True if a decoder expects one scan: in a sequential frame, one with all components. It refuses more."""
+    components = None
+    with contextlib.suppress(LookupError):
+        for marker, place in _jpeg_segments(data):
+            if marker in _FRAME_MARKERS:
+                if marker not in _SEQUENTIAL_FRAMES or components is not None:
+                    return False
+                components = data[place + 7]
+            elif marker == _START_OF_SCAN:
+                return components is not None and data[place + 2] >= components
+            elif marker in BARE_MARKERS:
+                return False
+    return False
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yields the marker of each segment, and the place after it, up to the first byte that is none.
+
+    Raises:
+        IndexError: the data ends.
+    """
+    position = 2
+    for _ in range(_MAX_SEGMENTS):
+        if data[position] != 0xFF:
+            return
+        marker = data[position + 1]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+            continue
+        position += 2
+        yield marker, position
+        if marker not in BARE_MARKERS:
             position += int.from_bytes(data[position : position + 2], "big")
 
 
@@ -148,20 +187,10 @@ def _png(data: bytes) -> PictureSize | None:
 
 
 def _jpeg(data: bytes) -> PictureSize | None:
-    position = 2
-    for _ in range(_MAX_SEGMENTS):
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker in BARE_MARKERS:
-            position += 2
-        elif marker in _FRAME_MARKERS:
-            precision, height, width, components = struct.unpack_from(">BHHB", data, position + 4)
+    for marker, place in _jpeg_segments(data):
+        if marker in _FRAME_MARKERS:
+            precision, height, width, components = struct.unpack_from(">BHHB", data, place + 2)
             return PictureSize(width, height, max(3, components) * (2 if precision > 8 else 1))
-        else:
-            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     return None
 
 

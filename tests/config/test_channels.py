@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 import ppxcls
-from ppxcls.config import plugins
 from tests.conftest import run_tool
 
 PLUGIN = """
@@ -97,10 +95,6 @@ def test_a_user_s_own_transforms_are_tried(
             ppxcls.load_config(settings)
     finally:
         ppxcls.TRANSFORMS.forget(ppxcls.TRANSFORMS.registered() - names)
-        # The file is removed after the test, and loader processes of later tests would look for it.
-        plugins._MODULE_NAMES.pop(plugin, None)
-        plugins._IMPORTED_NAMES.pop(plugin.stem, None)
-        sys.modules.pop(plugin.stem, None)
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "infer", "export", "check"])

@@ -180,6 +180,22 @@ def test_scans_are_counted() -> None:
         decode_image(jpeg_with_scans(MAX_SCANS + 1))
 
 
+def test_further_scans_of_a_usual_picture_are_not_decoded() -> None:
+    """A sequential JPEG whose first scan has all components has one scan, so the others need not be counted."""
+    data = encoded(".jpg")
+    scan = data[data.index(b"\xff\xda") : -2]
+    picture = data[:-2] + scan * (2 * MAX_SCANS) + data[-2:]
+    np.testing.assert_array_equal(decode_image(picture), decode_image(data))
+
+
+def test_scans_of_single_components_are_counted() -> None:
+    data = encoded(".jpg")
+    start = data.index(b"\xff\xda")
+    scan = b"\xff\xda\0\x08\1\1\0\0\x3f\0\0"
+    with pytest.raises(ValueError, match="scans"):
+        decode_image(data[:start] + scan * (MAX_SCANS + 1) + data[-2:])
+
+
 def test_scans_in_a_preview_or_behind_the_picture_do_not_count() -> None:
     """Such as a preview in the EXIF data, or a phone's video behind its photograph."""
     data = encoded(".jpg")

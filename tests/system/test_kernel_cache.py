@@ -179,7 +179,7 @@ def test_code_that_can_not_be_stored(
     elif problem == "full disk":
         folder.mkdir()
 
-        def fail(*_: Any) -> None:
+        def fail(*_: Any, **__: Any) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "replace", fail)
