@@ -16,10 +16,11 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.layers import convolution, initialize, linear, separable
+from ppxcls.models.parts import Flow, NetworkParts, pooled
 from ppxcls.models.preprocessing import HALF, Preprocessing, timm_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.convolution import DenseConv2D
-from ppxcls.ops.in_order import Stack, in_order
+from ppxcls.ops.in_order import LayerFunction, Stack, in_order
 from ppxcls.ops.max_pool import MaxPool2D
 
 _CONV_NAMES = "conv1", "pointwise"
@@ -125,9 +126,18 @@ class LegacyXception(nn.Layer):
         Args:
             images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
-        x = in_order([self.conv1, self.bn1, relu, self.conv2, self.bn2, relu, *self._blocks], images)
-        x = in_order([self.conv3, self.bn3, relu, self.conv4, self.bn4, relu], x)
-        return self.fc(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
+        return self.fc(self.drop(in_order([*self._trunk(), *self._exit_flow()], images)))
+
+    def network_parts(self) -> NetworkParts:
+        """Returns the parts. The exit flow begins with the last downsampling block."""
+        return NetworkParts(Flow(self._trunk()), Flow(self._exit_flow()), self.fc)
+
+    def _trunk(self) -> list[LayerFunction]:
+        return [self.conv1, self.bn1, relu, self.conv2, self.bn2, relu, *self._blocks[:-1]]
+
+    def _exit_flow(self) -> list[LayerFunction]:
+        convs = [self.conv3, self.bn3, relu, self.conv4, self.bn4, relu]
+        return [self._blocks[-1], *convs, self.pool, pooled]
 
 
 _KERAS_URL = (

@@ -13,11 +13,12 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import register_network
 from ppxcls.models.layers import linear
+from ppxcls.models.parts import Flow, NetworkParts, pooled
 from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.depthwise import DepthwiseConv2D
-from ppxcls.ops.in_order import in_order
+from ppxcls.ops.in_order import LayerFunction, in_order
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
@@ -142,8 +143,11 @@ class ExitFlow(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Maps [N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
-        x = in_order([self._conv_0, self._conv_1, relu, self._conv_2, relu], x)
-        return self._out(self._drop(paddle.flatten(self._pool(x), start_axis=1)))
+        return self._out(self._drop(in_order(self.layers_before_classifier(), x)))
+
+    def layers_before_classifier(self) -> list[LayerFunction]:
+        """The layers from [N, 728, H, W] to the features [N, 2048], without dropout."""
+        return [self._conv_0, self._conv_1, relu, self._conv_2, relu, self._pool, pooled]
 
 
 class PaddleClasXception(nn.Layer):
@@ -182,6 +186,11 @@ class PaddleClasXception(nn.Layer):
             images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
         return self._exit_flow(self._middle_flow(self._entry_flow(images)))
+
+    def network_parts(self) -> NetworkParts:
+        """Returns the parts. The trunk is entry and middle flow."""
+        exit_flow = Flow(self._exit_flow.layers_before_classifier())
+        return NetworkParts(Flow([self._entry_flow, self._middle_flow]), exit_flow, self._exit_flow._out)
 
 
 def _register(

@@ -18,10 +18,11 @@ from paddle import nn
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import register_network
 from ppxcls.models.layers import DropPath, convolution, initialize, linear, separable
+from ppxcls.models.parts import Flow, NetworkParts, pooled
 from ppxcls.models.preprocessing import Preprocessing, timm_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
 from ppxcls.ops.convolution import DenseConv2D
-from ppxcls.ops.in_order import Stack
+from ppxcls.ops.in_order import LayerFunction, Stack, in_order
 
 Norm = Callable[[int], nn.Layer]
 OutputStride = Literal[8, 16, 32]
@@ -219,8 +220,16 @@ class XceptionAligned(nn.Layer):
             images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
         x = self.blocks(self.stem(images))
-        x = relu(x) if self._ends_with_relu else x
-        return self.head(self.drop(paddle.flatten(self.pool(x), start_axis=1)))
+        return self.head(self.drop(in_order(self._layers_after_blocks(), x)))
+
+    def network_parts(self) -> NetworkParts:
+        """Returns the parts. The exit flow begins with the last downsampling block."""
+        blocks = list(self.blocks)
+        exit_flow = Flow([*blocks[-2:], *self._layers_after_blocks()])
+        return NetworkParts(Flow([self.stem, *blocks[:-2]]), exit_flow, self.head.fc)
+
+    def _layers_after_blocks(self) -> list[LayerFunction]:
+        return [*([relu] if self._ends_with_relu else []), self.pool, pooled]
 
 
 _ENTRY_BLOCKS = ((128, 2), (256, 2), (728, 2))

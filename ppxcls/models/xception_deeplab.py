@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import Literal
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.config.checks import BelowOne, Count, CountOrZero
 from ppxcls.models.common_keys import register_network
 from ppxcls.models.layers import convolution
+from ppxcls.models.parts import Flow, NetworkParts, pooled
 from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, ReLU, relu
 from ppxcls.ops.depthwise import DepthwiseConv2D
-from ppxcls.ops.in_order import Stack, in_order
+from ppxcls.ops.in_order import LayerFunction, Stack, in_order
 
 _MIDDLE_CHANNELS = 728  # channels of the middle flow
 
@@ -151,12 +153,20 @@ class XceptionDeeplab(nn.Layer):
         Args:
             images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
-        x = in_order(
-            [self._conv1, relu, self._conv2, relu, *self._blocks, self._exit_flow_1, self._exit_flow_2],
-            images,
-        )
-        x = self._drop(x)
-        return self._fc(paddle.flatten(self._pool(x), start_axis=1))
+        blocks = [self._exit_flow_1, self._exit_flow_2]
+        return self._fc(in_order([*self._trunk(), *blocks, self._drop, self._pool, pooled], images))
+
+    def network_parts(self) -> NetworkParts:
+        """Returns the parts. The exit flow scales the features down, as the dropout does in evaluation."""
+        blocks = [self._exit_flow_1, self._exit_flow_2]
+        exit_flow = Flow([*blocks, self._scaled_down, self._pool, pooled])
+        return NetworkParts(Flow(self._trunk()), exit_flow, self._fc)
+
+    def _trunk(self) -> list[LayerFunction]:
+        return [self._conv1, relu, self._conv2, relu, *self._blocks]
+
+    def _scaled_down(self, x: paddle.Tensor) -> paddle.Tensor:
+        return F.dropout(x, self._drop.p, training=False, mode=self._drop.mode)
 
 
 def _register(name: str, summary: str, *, prefix: str, middle_blocks: int) -> None:
