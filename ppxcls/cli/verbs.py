@@ -82,7 +82,7 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "photos",
         metavar="PHOTOS",
-        help="a folder with one subfolder per class, or train/ and val/ with such subfolders",
+        help="a folder with one subfolder per class, or train/, val/ and test/ with such subfolders",
     )
     parser.add_argument(
         "--weights", metavar="FILE", help="weights to start from: PaddleClas's, timm's, Keras's or ppxcls's"
@@ -101,13 +101,27 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--find-batch", action="store_true", help="find the batch size by trying larger and larger ones"
     )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=0.1,
+        metavar="FRACTION",
+        help="fraction of each class that chooses the best epoch, without a folder for it (default: 0.1)",
+    )
+    parser.add_argument(
+        "--test-share",
+        type=float,
+        default=0.2,
+        metavar="FRACTION",
+        help="fraction of each class that judges the result, without test/ and val/ (default: 0.2)",
+    )
     cli.add_override_option(parser)
     cli.add_trust_option(parser)
     arguments = parser.parse_args()
     options = ("weights", "network", "minutes", "output", "device", "find_lr", "find_batch", "trust")
     folder = ppxcls.fit(
         arguments.photos,
-        **{name: getattr(arguments, name) for name in options},
+        **{name: getattr(arguments, name) for name in (*options, "val_share", "test_share")},
         overrides=arguments.override,
     )
     from ppxcls.fitting.folder import next_commands
@@ -414,6 +428,14 @@ def lists_verb(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="fraction of each class held out for evaluation (default: 0.2)",
     )
+    parser.add_argument(
+        "--test-share",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="fraction of each class that judges the result, if there is neither test/ nor val/; above 0, "
+        "val/ without test/ judges, and the evaluation list is held out from train/ (default: 0)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
     parser.add_argument(
         "--labels",
@@ -427,6 +449,7 @@ def lists_verb(parser: argparse.ArgumentParser) -> None:
             arguments.folder,
             arguments.output,
             val_share=arguments.val_share,
+            test_share=arguments.test_share,
             seed=arguments.seed,
             labels=arguments.labels,
         )

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines, describe_classes, read_class_names
 from ppxcls.data.errors import DataError
+from ppxcls.data.held_out import PARTS, Sample, Shares, hold_out, with_judging_part
 from ppxcls.data.image_files import ImageFiles, find_image_files, is_hidden
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.similar_names import similar_name_notes, similar_names
-from ppxcls.data.split_folders import SplitFolders, check_nested_parts, class_folders, find_split
+from ppxcls.data.split_folders import check_nested_parts, class_folders, find_split
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.line_shapes import line_shape
 from ppxcls.system.paths import one_line
@@ -49,6 +48,7 @@ def make_lists(
     output: str | Path,
     *,
     val_share: float = 0.2,
+    test_share: float = 0.0,
     seed: int = 0,
     labels: str | Path | None = None,
 ) -> ListSummary:
@@ -66,10 +66,17 @@ def make_lists(
     ``val.txt`` and ``labels.txt`` is also split. Hidden files and folders are skipped, and links are
     followed.
 
+    With a share for test, the images that choose the best epoch are not those that judge it:
+    ``test_list.txt`` judges. It has the images of ``test/``, or else of ``val/``, or else this share of each
+    class. ``val_list.txt`` then has the images of ``val/`` beside a ``test/``, or else its share of each
+    class of the training part. Copies of one picture stay in one list. A class with two images has none in
+    ``test_list.txt``.
+
     Args:
         folder: folder with one subfolder per class, or split as described.
         output: folder for the lists.
         val_share: share of each class for evaluation, from 0 to below 1, if the folder is not split.
+        test_share: share of each class that judges, from 0 to below 1; 0 for no such list without ``test/``.
         seed: seed of the split.
         labels: file with one label per line, for a flat folder such as ImageNet's ``val``, in the order of
             the images' names. All images go to ``val_list.txt``. None for folders of classes.
@@ -80,48 +87,86 @@ def make_lists(
         OSError: the lists can't be written.
     """
     folder, output = Path(folder), Path(output)
-    if not 0 <= val_share < 1:
-        raise DataError(f"expected a share for evaluation from 0 to below 1, received {val_share:g}")
+    shares = Shares(val_share, test_share)
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: {'not a folder' if os.path.exists(folder) else 'no such folder'}")
     if labels is not None:
         return _make_flat_lists(folder, output, Path(labels))
-    if (folder / "train.txt").is_file() and (names := _paddlex_names_file(folder)):
-        return _convert_paddlex_lists(folder, output, names)
+    if (folder / "train.txt").is_file() and (names_file := _paddlex_names_file(folder)):
+        content = _paddlex_content(folder, names_file)
+        is_split_needed = shares.test > 0
+    else:
+        content = _folder_content(folder)
+        is_split_needed = True
+    if is_split_needed:
+        content.hold_out(folder, shares, seed)
+    return _write_lists(output, content)
+
+
+@dataclass
+class _Content:
+    """What the lists will hold.
+
+    Attributes:
+        parts: samples of ``train``, ``val`` and ``test``.
+        classes: names of the classes; empty if they are not known.
+        image_files: all images, and counts of what was skipped.
+        notes: remarks for the user.
+        is_split: True if the data set has parts already.
+    """
+
+    parts: dict[str, list[Sample]]
+    classes: Sequence[str]
+    image_files: ImageFiles
+    notes: list[str] = field(default_factory=list)
+    is_split: bool = False
+
+    def hold_out(self, folder: Path, shares: Shares, seed: int) -> None:
+        """Takes the parts that are missing from the training part, and says so in the notes."""
+        if not shares.test:
+            if self.is_split and not self.parts["val"] and shares.val:
+                held_out = f"{shares.val:.0%} of the training part is held out for it"
+                self.notes.append(f"there is no evaluation part: {held_out}")
+            self.parts = hold_out(self.parts, shares, seed)
+            return
+        if self.parts["val"] and not self.parts["test"]:
+            self.notes.append("the evaluation part judges the result, because there is no test part")
+        parts = with_judging_part(self.parts)
+        self.parts = hold_out(parts, shares, seed, folder)
+        for part, share, words in (
+            ("val", shares.val, "to choose the best epoch"),
+            ("test", shares.test, "to judge the result, once, at the end"),
+        ):
+            if self.parts[part] and not parts[part]:
+                self.notes.append(f"{share:.0%} of the training images are held out {words}")
+
+
+def _folder_content(folder: Path) -> _Content:
+    """Finds the classes and images of a folder of classes, or of its parts."""
     split = find_split(folder)
-    parts = split.paths
     image_files = ImageFiles()
-    if parts:
-        _count_skipped(folder, [path.split("/")[0] for path in parts.values()], image_files)
-    root = folder / parts.get("train", "")
+    if split.paths:
+        _count_skipped(folder, [path.split("/")[0] for path in split.paths.values()], image_files)
+    root = folder / split.paths.get("train", "")
     classes = class_folders(root)
     if not classes:
         raise DataError(f"{root}: no folders of classes; for a flat folder, give a file of labels")
     check_nested_parts(root, classes)
     files = _class_images(
-        folder, parts.get("train", ""), classes=classes, image_files=image_files, all_needed=True
+        folder, split.paths.get("train", ""), classes=classes, image_files=image_files, all_needed=True
     )
-    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-    if "val" in parts:
-        lines["train"] = [list_line(file, label) for label, paths in enumerate(files) for file in paths]
-    else:
-        lines["train"], lines["val"] = _split(files, val_share, seed)
+    parts = {"train": _samples(files), "val": [], "test": []}
     for part in ("val", "test"):
-        if part in parts:
-            lines[part] = _part_lines(folder, parts[part], classes, image_files)
-    return _write_lists(
-        output, lines, classes=classes, image_files=image_files, notes=_split_notes(split, val_share)
-    )
-
-
-def _split_notes(split: SplitFolders, val_share: float) -> list[str]:
-    """Returns the notes about the parts, and about the share that is held out without an evaluation part."""
+        if part in split.paths:
+            parts[part] = _part_samples(folder, split.paths[part], classes, image_files)
     notes = [*split.notes]
     if split.other_names:
         notes.append(f"without images, and left out: {', '.join(split.other_names)}")
-    if split.paths and "val" not in split.paths and val_share:
-        notes.append(f"there is no evaluation part: {val_share:.0%} of the training part is held out for it")
-    return notes
+    return _Content(parts, classes, image_files, notes, is_split=bool(split.paths))
+
+
+def _samples(files: Sequence[Sequence[str]]) -> list[Sample]:
+    return [(file, label) for label, paths in enumerate(files) for file in paths]
 
 
 def _class_images(
@@ -148,7 +193,7 @@ def _count_skipped(folder: Path, names: Sequence[str], image_files: ImageFiles) 
             ] += 1
 
 
-def _part_lines(folder: Path, part: str, classes: list[str], image_files: ImageFiles) -> list[str]:
+def _part_samples(folder: Path, part: str, classes: list[str], image_files: ImageFiles) -> list[Sample]:
     names = class_folders(folder / part)
     if unknown_names := [name for name in names if name not in classes]:
         pairs = similar_names([*classes, unknown_names[0]])
@@ -160,21 +205,7 @@ def _part_lines(folder: Path, part: str, classes: list[str], image_files: ImageF
     if not names:
         raise DataError(f"{folder / part}: no folders of classes, unlike the training part")
     files = _class_images(folder, part, classes=classes, image_files=image_files, all_needed=False)
-    return [list_line(file, label) for label, paths in enumerate(files) for file in paths]
-
-
-def _split(files: Sequence[Sequence[str]], val_share: float, seed: int) -> tuple[list[str], list[str]]:
-    """Returns the lines of the training list and of the evaluation list."""
-    rng = np.random.default_rng(seed)
-    train_lines: list[str] = []
-    val_lines: list[str] = []
-    for label, paths in enumerate(files):
-        count = round(val_share * len(paths))
-        count = min(max(count, int(val_share > 0)), len(paths) - 1)
-        val_indices = set(rng.permutation(len(paths))[:count].tolist())
-        for i, file in enumerate(paths):
-            (val_lines if i in val_indices else train_lines).append(list_line(file, label))
-    return train_lines, val_lines
+    return _samples(files)
 
 
 def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSummary:
@@ -197,20 +228,20 @@ def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSumma
     if len(class_ids) != len(image_files.files) or not image_files.files:
         counts = f"{len(class_ids):,} labels for {len(image_files.files):,} images in {folder}"
         raise DataError(f"{labels_file}: {counts} ({image_files.skipped_line()})")
-    rows = [list_line(file, number) for file, number in zip(image_files.files, class_ids, strict=True)]
-    return _write_lists(output, {"val": rows}, classes=[], image_files=image_files)
+    samples = list(zip(image_files.files, class_ids, strict=True))
+    return _write_lists(output, _Content({"val": samples}, [], image_files))
 
 
 def _paddlex_names_file(folder: Path) -> Path | None:
     return next((folder / name for name in ("labels.txt", "label.txt") if (folder / name).is_file()), None)
 
 
-def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> ListSummary:
-    """Converts PaddleX's lists, which also have lines ``path label``, and checks that their files exist."""
+def _paddlex_content(folder: Path, names_file: Path) -> _Content:
+    """Reads PaddleX's lists, which also have lines ``path label``, and checks that their files exist."""
     names, image_files = read_class_names(names_file, None), find_image_files(folder)
-    lines: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
     listed_paths: set[str] = set()
-    for part in ("train", "val", "test"):
+    for part in PARTS:
         file = folder / f"{part}.txt"
         if not file.is_file():
             continue
@@ -228,34 +259,28 @@ def _convert_paddlex_lists(folder: Path, output: Path, names_file: Path) -> List
                 )
             if not (folder / path).is_file():
                 raise DataError(f"{index.line(sample)}: no such file: {folder / path}")
-            lines[part].append(list_line(path, label))
+            parts[part].append((path, label))
             listed_paths.add(posixpath.normpath(path))
     for part in ("val", "test"):
-        if lines["train"] and (extra_labels := _labels(lines[part]) - _labels(lines["train"])):
+        if parts["train"] and (extra_labels := _labels(parts[part]) - _labels(parts["train"])):
             name = names[min(extra_labels)]
             raise DataError(f"{folder / part}.txt: a class that is not in train.txt: {name!r}")
     image_files.skip_counts["images that are in no list"] = len(set(image_files.files) - listed_paths)
-    return _write_lists(output, lines, classes=names, image_files=image_files)
+    return _Content(parts, names, image_files)
 
 
-def _write_lists(
-    output: Path,
-    lines: dict[str, list[str]],
-    *,
-    classes: Sequence[str],
-    image_files: ImageFiles,
-    notes: Sequence[str] = (),
-) -> ListSummary:
+def _write_lists(output: Path, content: _Content) -> ListSummary:
     output.mkdir(parents=True, exist_ok=True)
-    all_notes = [*notes, *similar_name_notes(classes), *_coverage_notes(lines, classes)]
-    result = ListSummary({}, image_files.skipped_line(), all_notes)
+    classes = content.classes
+    all_notes = [*content.notes, *similar_name_notes(classes), *_coverage_notes(content.parts, classes)]
+    result = ListSummary({}, content.image_files.skipped_line(), all_notes)
     if len(classes) == 1:
         result.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
-    for part, rows in lines.items():
+    for part, samples in content.parts.items():
         file = output / f"{part}_list.txt"
-        if rows:
-            write_text(file, "\n".join(rows) + "\n")
-            result.lists[str(file)] = len(rows)
+        if samples:
+            write_text(file, "".join(f"{list_line(path, label)}\n" for path, label in samples))
+            result.lists[str(file)] = len(samples)
         elif file.exists():  # an older list, which does not match the new class names
             file.unlink()
             result.notes.append(f"{file} of an earlier call was removed")
@@ -265,11 +290,11 @@ def _write_lists(
     return result
 
 
-def _coverage_notes(lines: dict[str, list[str]], classes: Sequence[str]) -> list[str]:
+def _coverage_notes(parts: dict[str, list[Sample]], classes: Sequence[str]) -> list[str]:
     """Returns a note about each list that lacks classes of the training list."""
     notes = []
     for part, words in (("val", "evaluation"), ("test", "test")):
-        labels = _labels(lines.get(part, []))
+        labels = _labels(parts.get(part, []))
         if not labels or not classes:
             continue
         missing_names = [name for label, name in enumerate(classes) if label not in labels]
@@ -288,5 +313,5 @@ def _unicode_name(name: str) -> str:
         return name
 
 
-def _labels(rows: Sequence[str]) -> set[int]:
-    return {int(row.rsplit(" ", 1)[1]) for row in rows}
+def _labels(samples: Sequence[Sample]) -> set[int]:
+    return {label for _, label in samples}

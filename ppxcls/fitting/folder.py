@@ -13,9 +13,16 @@ from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
+from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.lock import only_fit_in
-from ppxcls.fitting.photographs import TRAIN_LIST, Photographs, check_photographs, list_photographs
+from ppxcls.fitting.photographs import (
+    DEFAULT_SHARES,
+    TRAIN_LIST,
+    Photographs,
+    check_photographs,
+    list_photographs,
+)
 from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request, checked_request
 from ppxcls.fitting.settings import Settings, choose, provisional_settings
@@ -45,6 +52,8 @@ def fit(
     device: str | None = None,
     find_lr: bool = False,
     find_batch: bool = False,
+    val_share: float = DEFAULT_SHARES.val,
+    test_share: float = DEFAULT_SHARES.test,
     overrides: Sequence[str] = (),
     trust: bool = False,
 ) -> Path:
@@ -55,8 +64,9 @@ def fit(
     that was interrupted or failed.
 
     Args:
-        photos: folder with one subfolder per class, or with ``train/`` and ``val/`` that contain such
-            subfolders; see ``make_lists``.
+        photos: folder with one subfolder per class, or with ``train/``, ``val/`` and ``test/`` that contain
+            such subfolders; see ``make_lists``. Photographs of ``test/``, or else of ``val/``, judge the
+            result.
         weights: weights to start from, such as published ones; None for fresh weights. With weights, the
             classifier alone is trained first. Then all layers are trained, the earlier ones at lower learning
             rates.
@@ -67,6 +77,9 @@ def fit(
         find_lr: True to find the learning rate by a range test of all layers.
         find_batch: True to find the batch size by trying increasing sizes, up to a twentieth of the training
             images.
+        val_share: share of each class that chooses the best epoch, from 0 to below 1, if no folder holds it.
+        test_share: share of each class that judges the result once, at the end, if there is neither ``test/``
+            nor ``val/``; 0 for none.
         overrides: config overrides ``A.b=value``, applied to the YAML.
         trust: True to run the plugins that an edited YAML file names; see ``load_config``.
 
@@ -89,6 +102,7 @@ def fit(
         find_batch=find_batch,
         overrides=overrides,
         trust=trust,
+        shares=Shares(val_share, test_share),
     )
     with only_fit_in(request.output):
         return _fit(request)
@@ -100,7 +114,7 @@ def _fit(request: Request) -> Path:
     if progress:
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
-        photographs = list_photographs(request.photos, Path(folder) / LISTS)
+        photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
         if progress is None:
             check_photographs(photographs)
             settings = _choose_settings(request, photographs, Path(folder))

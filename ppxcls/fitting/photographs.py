@@ -14,6 +14,7 @@ from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.class_names import CLASS_NAMES_FILE, read_class_names
 from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.errors import DataError
+from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.make_lists import make_lists
 from ppxcls.data.similar_names import similar_name_notes
@@ -22,7 +23,9 @@ from ppxcls.system.appended_files import make_own_folder
 from ppxcls.system.atomic_files import write_bytes, write_text
 from ppxcls.system.logs import logger
 
-TRAIN_LIST, VAL_LIST = "train_list.txt", "val_list.txt"
+# Lists of the photographs that train, that choose the best epoch, and that judge the result.
+TRAIN_LIST, VAL_LIST, TEST_LIST = "train_list.txt", "val_list.txt", "test_list.txt"
+DEFAULT_SHARES = Shares(val=0.1, test=0.2)
 _MAX_SHOWN = 10  # findings of one kind in the log
 
 
@@ -41,6 +44,11 @@ class Photographs:
     lists: Path
     names: Sequence[str]
     digest: str
+
+    @property
+    def list_names(self) -> list[str]:
+        """Names of the lists of photographs. There is no list of those that judge if there are none."""
+        return [name for name in (TRAIN_LIST, VAL_LIST, TEST_LIST) if (self.lists / name).is_file()]
 
     @property
     def train_count(self) -> int:
@@ -62,13 +70,18 @@ class Photographs:
         return all((folder / file.name).is_file() for file in self.lists.iterdir())
 
 
-def list_photographs(root: Path, lists: Path) -> Photographs:
+def list_photographs(root: Path, lists: Path, shares: Shares = DEFAULT_SHARES) -> Photographs:
     """Writes the lists of a folder of photographs to a folder, and logs what was recognised.
+
+    Args:
+        root: folder of photographs.
+        lists: folder for the lists.
+        shares: shares that are held out to choose and to judge; see ``make_lists``.
 
     Raises:
         DataError: the photographs can't be trained on.
     """
-    summary = make_lists(root, lists)
+    summary = make_lists(root, lists, val_share=shares.val, test_share=shares.test)
     for list_path, count in summary.lists.items():
         logger.info(f"{Path(list_path).name}: {count:,} lines")
     names = read_class_names(lists / CLASS_NAMES_FILE, None)
@@ -82,6 +95,10 @@ def list_photographs(root: Path, lists: Path) -> Photographs:
         raise DataError(f"{root}: no images remain for evaluation; each class needs at least two")
     if len(names) < 2:
         raise DataError(f"{root}: one class; a classifier needs at least two folders")
+    if not (lists / TEST_LIST).is_file():
+        logger.info(
+            "no photographs are held out to judge the result: those that choose the best epoch judge it"
+        )
     digest = hashlib.sha256()
     for file in sorted(lists.iterdir()):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -89,15 +106,16 @@ def list_photographs(root: Path, lists: Path) -> Photographs:
 
 
 def check_photographs(photographs: Photographs) -> None:
-    """Decodes all photographs, takes unreadable ones off the lists, and names copies of the same picture.
+    """Decodes all photographs, and corrects the lists.
+
+    Unreadable photographs are left out. So is a copy of a picture in a later list: a picture that judges
+    neither chooses nor trains, and a picture that chooses does not train.
 
     Raises:
-        DataError: no training image of a class, or no evaluation image, can be read.
+        DataError: no training image of a class can be read, or no image of another list.
     """
-    datasets = [
-        ImageNetDataset(str(photographs.root), str(photographs.lists / name))
-        for name in (TRAIN_LIST, VAL_LIST)
-    ]
+    names = photographs.list_names
+    datasets = [ImageNetDataset(str(photographs.root), str(photographs.lists / name)) for name in names]
     total = sum(len(dataset) for dataset in datasets)
     with tqdm(total=total, desc="check", unit="file", disable=None, leave=False) as bar:
         report = check_lists(datasets, len(photographs.names), progress=bar.update)
@@ -107,40 +125,56 @@ def check_photographs(photographs: Photographs) -> None:
 
 def _log_copies(datasets: Sequence[Dataset], report: DataReport) -> None:
     in_two_classes = []
-    in_both_lists = []
     for group in report.copies:
-        text = " = ".join(datasets[number].listed(index) for number, index in group)
         if len({int(datasets[number].labels[index]) for number, index in group}) > 1:
-            in_two_classes.append(text)
-        if len({number for number, _ in group}) > 1:
-            in_both_lists.append(text)
+            in_two_classes.append(" = ".join(datasets[number].listed(index) for number, index in group))
     _log_findings("the same picture is in two classes", in_two_classes)
-    _log_findings(
-        "the same picture is in training and evaluation, so the accuracy will look too high", in_both_lists
-    )
 
 
 def _leave_out(photographs: Photographs, datasets: Sequence[Dataset], report: DataReport) -> None:
-    """Writes the lists again, without the samples that can't be read."""
-    if not report.bad_samples:
-        return
+    """Writes the lists again, without unreadable samples and without copies of a later list's pictures."""
     reasons = [
         f"{datasets[sample.dataset].listed(sample.index)}: {sample.reason}" for sample in report.bad_samples
     ]
     _log_findings("left out, because it can't be read", reasons)
-    for number, (dataset, name) in enumerate(zip(datasets, (TRAIN_LIST, VAL_LIST), strict=True)):
-        bad_indices = {sample.index for sample in report.bad_samples if sample.dataset == number}
-        good_indices = [index for index in range(len(dataset)) if index not in bad_indices]
-        counts = Counter(int(dataset.labels[index]) for index in good_indices)
-        if name == TRAIN_LIST and (
-            empty_labels := [label for label in range(len(photographs.names)) if not counts[label]]
-        ):
-            class_name = photographs.names[empty_labels[0]]
-            raise DataError(f"{photographs.root}: no training image of the class {class_name!r} can be read")
-        if not good_indices:
-            raise DataError(f"{photographs.root}: no image for the evaluation can be read")
-        rows = [list_line(dataset.listed(index), int(dataset.labels[index])) for index in good_indices]
-        write_text(photographs.lists / name, "\n".join(rows) + "\n")
+    left_out = {(sample.dataset, sample.index) for sample in report.bad_samples}
+    in_later_list = []
+    for group in report.copies:
+        last_number = max(number for number, _ in group)
+        earlier_copies = [(number, index) for number, index in group if number < last_number]
+        left_out |= set(earlier_copies)
+        if earlier_copies:
+            in_later_list.append(" = ".join(datasets[number].listed(index) for number, index in group))
+    _log_findings(
+        "the same picture is in two parts, so it is left out of the training or of the part that chooses",
+        in_later_list,
+    )
+    for number, name in enumerate(photographs.list_names):
+        if any(sample[0] == number for sample in left_out):
+            rows = _remaining_rows(photographs, datasets[number], [i for n, i in left_out if n == number])
+            write_text(photographs.lists / name, "".join(f"{row}\n" for row in rows))
+
+
+def _remaining_rows(photographs: Photographs, dataset: Dataset, left_out: Sequence[int]) -> list[str]:
+    """Returns the lines of a list without some samples.
+
+    Raises:
+        DataError: nothing remains of it, or of a class of the training list.
+    """
+    left_out_indices = set(left_out)
+    indices = [index for index in range(len(dataset)) if index not in left_out_indices]
+    counts = Counter(int(dataset.labels[index]) for index in indices)
+    list_name = Path(dataset.source).name
+    if list_name == TRAIN_LIST:
+        for label, class_name in enumerate(photographs.names):
+            if not counts[label]:
+                raise DataError(
+                    f"{photographs.root}: no training image of the class {class_name!r} can be read, "
+                    "or all are copies of images in other parts"
+                )
+    if not indices:
+        raise DataError(f"{photographs.root}: no image of {list_name} remains, without unreadable ones")
+    return [list_line(dataset.listed(index), int(dataset.labels[index])) for index in indices]
 
 
 def _log_findings(title: str, lines: Sequence[str]) -> None:

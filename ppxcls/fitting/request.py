@@ -12,6 +12,7 @@ from typing import Any
 
 from ppxcls.build.network import list_models
 from ppxcls.data.errors import DataError
+from ppxcls.data.held_out import Shares
 from ppxcls.fitting.settings import network_of
 from ppxcls.models.weights import weights_file
 from ppxcls.reports.page import PACKAGES_HINT
@@ -38,6 +39,7 @@ class Request:
         find_lr, find_batch: True to search for the learning rate or the batch size.
         overrides: config overrides ``A.b=value``.
         trust: True to run the plugins that the YAML files name.
+        shares: shares of the photographs that are held out to choose and to judge.
     """
 
     photos: Path
@@ -50,6 +52,7 @@ class Request:
     find_batch: bool
     overrides: Sequence[str]
     trust: bool
+    shares: Shares
 
     def facts(self) -> dict[str, Any]:
         """Returns what must be equal if an earlier ``fit`` is to be continued, by the option's name."""
@@ -61,6 +64,8 @@ class Request:
             "--device": self.device,
             "--find-lr": self.find_lr,
             "--find-batch": self.find_batch,
+            "--val-share": self.shares.val,
+            "--test-share": self.shares.test,
             "-o": [text for text in self.overrides if not text.startswith(_RESUME_KEYS)],
         }
 
@@ -77,6 +82,7 @@ def checked_request(
     find_batch: bool,
     overrides: Sequence[str],
     trust: bool,
+    shares: Shares,
 ) -> Request:
     """Returns the request of these arguments of ``fit``, after checks that read no image and write nothing.
 
@@ -113,6 +119,7 @@ def checked_request(
         find_batch=find_batch,
         overrides=tuple(overrides),
         trust=trust,
+        shares=shares,
     )
 
 

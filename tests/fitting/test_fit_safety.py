@@ -113,14 +113,18 @@ def test_bad_photographs_and_copies_are_named(
     assert "left out, because it can't be read: train/ant/0.png: " in text
     assert "left out, because it can't be read: train/bee/0.png: 0 bytes" in text
     assert "the same picture is in two classes: train/ant/2.png = train/bee/copy.png" in text
-    assert (
-        "training and evaluation, so the accuracy will look too high: train/ant/1.png = val/ant/0.png" in text
+    assert "the same picture is in two parts, so it is left out" in text
+    assert "of the part that chooses: train/ant/1.png = val/ant/0.png" in text
+    train_lines, val_lines, test_lines = (
+        (tmp_path / f"out/lists/{part}_list.txt").read_text(encoding="utf-8").splitlines()
+        for part in ("train", "val", "test")
     )
-    lines = (tmp_path / "out/lists/train_list.txt").read_text(encoding="utf-8").splitlines()
-    assert lines == [
-        *(f"train/ant/{i}.png 0" for i in (1, 2, 3)),
+    assert sorted([*train_lines, *val_lines]) == [
+        *(f"train/ant/{i}.png 0" for i in (2, 3)),
         *(f"train/bee/{i}.png 1" for i in (1, 2, 3, "copy")),
     ]
+    assert {"train/ant/2.png 0", "train/bee/copy.png 1"} <= set(train_lines), "one picture of two classes"
+    assert test_lines == ["val/ant/0.png 0", "val/ant/4.png 0", "val/bee/4.png 1"]
     for file in (photos / "train/bee").iterdir():
         file.write_bytes(b"no image")
     with pytest.raises(DataError, match="no training image of the class 'bee' can be read"):
