@@ -34,6 +34,7 @@ class FitProgress:
         yaml_digests: SHA-256 of each YAML that was written, to recognise a user's change.
         folder: absolute path of the output folder when this was written; empty in files of version 0.12.1 and
             older. If the folder was moved with the photographs, their paths relative to it are still equal.
+        used_seconds: time of the finished steps.
     """
 
     file: Path
@@ -43,6 +44,7 @@ class FitProgress:
     finished_steps: list[str] = field(default_factory=list)
     yaml_digests: list[str] = field(default_factory=list)
     folder: str = ""
+    used_seconds: float = 0.0
 
     def save(self) -> None:
         """Writes the progress.
@@ -175,6 +177,7 @@ _CONTENT: dict[str, Callable[[Any], bool]] = {
     "finished_steps": _is_list_of_texts,
     "yaml_digests": _is_list_of_texts,
     "folder": _is_text,
+    "used_seconds": lambda value: is_number(value) and value >= 0,
 }
 _SETTINGS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("class_num", "size", "batch_size", "epochs", "head_epochs"), _is_small_count),
@@ -183,6 +186,12 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "weights": lambda value: value is None or _is_text(value),
     "learning_rate": lambda value: is_number(value) and value > 0,
     "reasons": _is_list_of_texts,
+    **dict.fromkeys(("feature_size", "copies", "exit_epochs"), _is_small_count),
+    "keeps_activations": lambda value: isinstance(value, bool),
+    "crop_share": lambda value: is_number(value) and 0 <= value <= 1,
+    "interpolation": _is_text,
+    "speeds": lambda value: isinstance(value, dict) and all(map(is_number, value.values())),
+    "plan": lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value),
 }
 
 

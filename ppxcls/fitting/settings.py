@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -48,7 +49,16 @@ class Settings:
         epochs: number of epochs that train all layers.
         head_epochs: number of earlier epochs that train the classifier alone; 0 without weights.
         learning_rate: highest learning rate of the epochs that train all layers.
-        why: lines that explain these choices.
+        reasons: lines that explain these choices.
+        feature_size: side of the images whose features are computed once, pixels; 0 if none are computed.
+        copies: images of each photograph whose features are computed: 2 with its mirror image, else 1.
+        keeps_activations: True to keep the input of the exit flow, to train that too.
+        crop_share: side of an evaluated image divided by the shorter side of the resized photograph; 0 to
+            stretch the photograph to the image.
+        interpolation: interpolation of the resizing; empty for the default.
+        plan: sizes and stages that were compared, and their minutes.
+        speeds: measured times: ``size`` in pixels, ``feature``, ``exit_step`` and ``step`` in seconds.
+        exit_epochs: number of epochs that train the exit flow; 0 before that is decided.
     """
 
     network: str
@@ -63,6 +73,14 @@ class Settings:
     head_epochs: int
     learning_rate: float
     reasons: Sequence[str]
+    feature_size: int = 0
+    copies: int = 0
+    keeps_activations: bool = False
+    crop_share: float = 0.9
+    interpolation: str = ""
+    plan: Sequence[Mapping[str, Any]] = ()
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    exit_epochs: int = 0
 
 
 def network_of(weights: str | None) -> str:

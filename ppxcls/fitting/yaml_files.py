@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from ppxcls.config.yaml_values import write_yaml
 from ppxcls.fitting.photographs import TRAIN_LIST, VAL_LIST
@@ -12,6 +13,7 @@ from ppxcls.system.paths import printable
 
 TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
 LISTS = "lists"  # folder of the lists, in the output folder
+HELD_OUT_WEIGHTS = "stages/held_out.pdparams"  # weights that were not trained on the photographs that choose
 # Keys that head.yaml sets itself. Overrides of these keys apply to train.yaml only.
 HEAD_KEYS = (
     "Global.output_dir",
@@ -28,7 +30,11 @@ _HEAD_LEARNING_RATE = 0.002
 def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     """Returns the YAML of the training: its differences from the base."""
     start = _absolute(output / "head" / settings.network / "latest") if settings.head_epochs else None
+    if settings.feature_size:
+        start = _absolute(output / HELD_OUT_WEIGHTS)
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
+    # Statistics of a small batch of photographs are worse than those of the published weights.
+    norms = {"freeze_norm": True} if settings.feature_size else {}
     content = {
         "base": "photographs",
         "Global": {
@@ -37,7 +43,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
             "epochs": settings.epochs,
             **({"pretrained_model": start} if start else {}),
         },
-        "Arch": {"name": settings.network, "class_num": settings.class_num},
+        "Arch": {"name": settings.network, "class_num": settings.class_num, **norms},
         "Optimizer": {
             **optimizer,
             "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)},
@@ -51,14 +57,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
                 sizes={"RandCropImage": {"size": settings.size}},
             ),
             "Eval": _data_section(
-                VAL_LIST,
-                settings,
-                photos=photos,
-                output=output,
-                sizes={
-                    "ResizeImage": {"resize_short": round(settings.size / 0.9)},
-                    "CropImage": {"size": settings.size},
-                },
+                VAL_LIST, settings, photos=photos, output=output, sizes=_evaluation_sizes(settings)
             ),
         },
     }
@@ -74,7 +73,7 @@ def _absolute(path: str | Path) -> str:
 
 
 def _data_section(
-    list_name: str, settings: Settings, *, photos: Path, output: Path, sizes: dict[str, dict[str, int]]
+    list_name: str, settings: Settings, *, photos: Path, output: Path, sizes: dict[str, dict[str, Any]]
 ) -> dict[str, object]:
     normalize = {"NormalizeImage": {"mean": list(settings.mean), "std": list(settings.std)}}
     dataset = {
@@ -83,6 +82,18 @@ def _data_section(
         "transform_ops": {**sizes, **normalize},
     }
     return {"dataset": dataset, "sampler": {"batch_size": settings.batch_size}}
+
+
+def _evaluation_sizes(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Returns the transforms that resize and crop the photographs of an evaluation."""
+    size = settings.feature_size or settings.size
+    if settings.crop_share:
+        resize: dict[str, Any] = {"resize_short": round(size / settings.crop_share)}
+    else:
+        resize = {"size": size, "resize_short": None}
+    if settings.interpolation:
+        resize["interpolation"] = settings.interpolation
+    return {"ResizeImage": resize, "CropImage": {"size": size}}
 
 
 def head_yaml(settings: Settings, output: Path) -> str:

@@ -1,0 +1,241 @@
+"""Plans the stages of ``fit`` with weights, from times that are measured on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppxcls.models.parts import NetworkParts
+from ppxcls.train.fast_forward import fast_forward
+
+_SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
+_MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor; they are used if they must
+_TIMED_IMAGES = 8
+_MANY = 1 << 20  # number of images for which compiling pays
+_RESERVED_SECONDS = 25.0  # for the report, and for writing the results
+_EVALUATION_FACTOR = 2.0  # evaluations compute in float32
+_LINEAR_SECONDS = 8.0  # of the classifier for 1,000 photographs
+MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS = 2, 8
+MIN_EPOCHS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Numbers of photographs.
+
+    Attributes:
+        train: photographs that train.
+        choose: photographs that choose.
+        judge: photographs that judge.
+    """
+
+    train: int
+    choose: int
+    judge: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Times on this machine.
+
+    Attributes:
+        size: side of the images that were timed, pixels. Times grow with its square.
+        feature: seconds for the features of an image.
+        exit_step: seconds of training the exit flow on an image.
+        step: seconds of training all layers on an image.
+    """
+
+    size: int
+    feature: float
+    exit_step: float
+    step: float
+
+    def at(self, size: int) -> float:
+        """Returns the factor of the times for another size."""
+        return (size / self.size) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What ``fit`` will do.
+
+    Attributes:
+        size: side of the images whose features are computed, pixels.
+        copies: images of each photograph.
+        trains_exit_flow: True to train the exit flow too.
+        trains_all: True to train all layers too.
+        rows: sizes and stages that were compared, with the minutes of the whole command.
+    """
+
+    size: int
+    copies: int
+    trains_exit_flow: bool
+    trains_all: bool
+    rows: Sequence[dict[str, Any]]
+
+    def __str__(self) -> str:
+        parts = [f"{row['name']} {row['minutes']:.2g} min" for row in self.rows]
+        return " | ".join(parts)
+
+
+def measured_speeds(parts: NetworkParts, size: int) -> tuple[Speeds, tuple[int, ...]]:
+    """Measures the features of a batch, a step of the exit flow, and a step of all layers.
+
+    Args:
+        parts: parts of the network.
+        size: side of the images, pixels.
+
+    Returns:
+        The times, and the shape of the activations of an image.
+    """
+    images = np.random.default_rng(0).standard_normal((_TIMED_IMAGES, 3, size, size), np.float32)
+    trunk = fast_forward(parts.trunk, images.shape[1:], _MANY)
+    activations = trunk(images)
+    exit_flow = fast_forward(parts.exit_flow, activations.shape[1:], _MANY)
+    exit_flow(activations)
+    start = time.perf_counter()
+    exit_flow(trunk(images))
+    feature = (time.perf_counter() - start) / _TIMED_IMAGES
+    exit_step = _step_seconds([parts.exit_flow, parts.classifier], activations)
+    step = _step_seconds([parts.trunk, parts.exit_flow, parts.classifier], images[:4])
+    speeds = Speeds(size=size, feature=feature, exit_step=exit_step, step=step)
+    return speeds, tuple(activations.shape[1:])
+
+
+def _step_seconds(layers: Sequence[nn.Layer], inputs: Any) -> float:
+    """Returns the time of a forward and backward pass for an input, in seconds; the faster one of two."""
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        x = paddle.to_tensor(inputs)
+        for layer in layers:
+            x = layer(x)
+        loss = x.square().mean()
+        loss.backward()
+        float(loss)  # waits for the device
+        times.append((time.perf_counter() - start) / len(inputs))
+        for layer in layers:
+            layer.clear_gradients()
+    return min(times)
+
+
+def make_plan(speeds: Speeds, counts: Counts, seconds: float, *, can_keep_activations: bool) -> Plan:
+    """Returns the plan for the available time.
+
+    Args:
+        speeds: times on this machine.
+        counts: numbers of photographs.
+        seconds: time that is left for the whole command.
+        can_keep_activations: True if the activations fit on the disk.
+    """
+    estimate = _Estimate(speeds, counts)
+    sizes = [size for size in _SMALLER_SIZES_PIXELS if _MIN_SIZE_PIXELS <= size < speeds.size]
+    candidates = [speeds.size, *sizes]
+    size = next((size for size in candidates if estimate.features(size, 1) <= seconds), candidates[-1])
+    copies = 2 if estimate.features(size, 2) <= seconds else 1
+    exit_seconds = estimate.features(size, copies) + estimate.exit_flow(size, MIN_EXIT_EPOCHS)
+    trains_exit_flow = can_keep_activations and exit_seconds <= seconds
+    all_seconds = exit_seconds + estimate.all_layers(speeds.size, MIN_EPOCHS)
+    trains_all = all_seconds <= seconds
+    small = candidates[-1]
+    rows: list[dict[str, Any]] = []
+    if small != speeds.size:
+        rows.append(_row(f"features at {small} px", small, estimate.features(small, 1)))
+    rows += [
+        _row(f"{speeds.size} px", speeds.size, estimate.features(speeds.size, 1)),
+        _row("with mirror images", speeds.size, estimate.features(speeds.size, 2)),
+    ]
+    full = estimate.features(speeds.size, 2) + estimate.exit_flow(speeds.size, MIN_EXIT_EPOCHS)
+    if can_keep_activations:
+        rows.append(_row("and the exit flow", speeds.size, full))
+    rows.append(
+        _row("and all layers", speeds.size, full + estimate.all_layers(speeds.size, MIN_EPOCHS))
+    )
+    return Plan(
+        size=size, copies=copies, trains_exit_flow=trains_exit_flow, trains_all=trains_all, rows=rows
+    )
+
+
+def _row(name: str, size: int, seconds: float) -> dict[str, Any]:
+    return {"name": name, "size": size, "minutes": round(seconds / 60, 2)}
+
+
+class _Estimate:
+    """Estimates the seconds of the stages.
+
+    Args:
+        speeds: times on this machine.
+        counts: numbers of photographs.
+    """
+
+    def __init__(self, speeds: Speeds, counts: Counts) -> None:
+        self._speeds = speeds
+        self._counts = counts
+
+    def features(self, size: int, copies: int) -> float:
+        """Returns the seconds for features, linear classifier, final evaluation and report."""
+        speed = self._speeds.feature * self._speeds.at(size)
+        chosen_from = self._counts.train + self._counts.choose
+        judged = _EVALUATION_FACTOR * self._counts.judge * speed
+        linear = _LINEAR_SECONDS * copies * chosen_from / 1000
+        return copies * chosen_from * speed + linear + judged + _RESERVED_SECONDS
+
+    def exit_flow(self, size: int, epochs: int) -> float:
+        """Returns the seconds of training the exit flow twice: to choose, and on all photographs."""
+        return exit_flow_seconds(self._speeds.exit_step * self._speeds.at(size), self._counts, epochs)
+
+    def all_layers(self, size: int, epochs: int) -> float:
+        """Returns the seconds of training all layers, with an evaluation in each epoch."""
+        return all_layers_seconds(self._speeds, self._counts, size=size, epochs=epochs)
+
+
+def exit_flow_seconds(seconds_per_image: float, counts: Counts, epochs: int) -> float:
+    """Returns the seconds of training the exit flow twice: to choose, and on all photographs."""
+    return seconds_per_image * (2 * epochs * counts.train + (epochs + 1) * counts.choose)
+
+
+def exit_flow_epochs(seconds_per_image: float, counts: Counts, seconds: float) -> int:
+    """Returns the number of epochs for the exit flow; 0 if there is too little time."""
+    epochs = [n for n in range(MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS + 1)]
+    fitting = [n for n in epochs if exit_flow_seconds(seconds_per_image, counts, n) <= seconds]
+    return max(fitting, default=0)
+
+
+def all_layers_seconds(speeds: Speeds, counts: Counts, *, size: int, epochs: int) -> float:
+    """Returns the seconds of training all layers, with an evaluation in each epoch."""
+    evaluation = _EVALUATION_FACTOR * speeds.feature * counts.choose
+    return epochs * (speeds.step * speeds.at(size) * counts.train + evaluation) + _RESERVED_SECONDS
+
+
+def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[int, int]:
+    """Returns size and number of epochs of the training of all layers; 0 epochs if there is too little time.
+
+    The size is the largest one with enough epochs. It is not below two thirds of the size of the features,
+    because the evaluations have that size.
+    """
+    for size in (speeds.size, *_SMALLER_SIZES_PIXELS):
+        if speeds.size * 2 / 3 <= size <= speeds.size:
+            one, two = (all_layers_seconds(speeds, counts, size=size, epochs=n) for n in (1, 2))
+            epochs = int((seconds - one) / (two - one)) + 1 if seconds >= one else 0
+            if epochs >= MIN_EPOCHS:
+                return size, min(epochs, 20)
+    return speeds.size, 0
+
+
+def remaining_seconds(seconds: float, counts: Counts, speeds: Speeds, size: int) -> float:
+    """Returns the time for training before the final evaluation and the report.
+
+    Args:
+        seconds: time that is left for the whole command.
+        counts: numbers of photographs.
+        speeds: times on this machine.
+        size: side of the evaluated images, pixels.
+    """
+    judged = _EVALUATION_FACTOR * counts.judge * speeds.feature * speeds.at(size)
+    return seconds - judged - _RESERVED_SECONDS

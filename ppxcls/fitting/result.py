@@ -1,0 +1,197 @@
+"""Writes the result of a stage as a whole run: config, weights, metrics, evaluation and predictions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+
+from ppxcls.build import EVALUATION
+from ppxcls.build.trainer import build_trainer
+from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
+from ppxcls.config.sections import Config, to_plain
+from ppxcls.fitting import STAGES
+from ppxcls.fitting.linear import accuracy_and_loss
+from ppxcls.models.weights import load_weights, model_state
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.json_text import json_text, read_json
+from ppxcls.system.logs import logger
+from ppxcls.train import PREDICTIONS
+from ppxcls.train.predictions import PredictionTable, write_predictions
+from ppxcls.train.trainer import Trainer
+
+_MAX_BYTES = 1 << 20
+_BEST = "best_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage of ``fit`` did.
+
+    Attributes:
+        name: name of the stage.
+        seconds: time that it took.
+        size: side of its images, pixels.
+        epochs: number of epochs; None if it has none.
+        accuracy: share of correct predictions for the photographs that choose; None if there are none.
+        loss: mean cross-entropy for these photographs; None if there are none.
+        chosen: True if the stage's result became the result of ``fit``.
+        choice: what the stage chose, and how.
+    """
+
+    name: str
+    seconds: float
+    size: int
+    epochs: int | None
+    accuracy: float | None
+    loss: float | None
+    chosen: bool
+    choice: str
+
+    def __str__(self) -> str:
+        score = "" if self.accuracy is None else f"{self.accuracy:.4f} of the photographs that choose, "
+        epochs = "" if self.epochs is None else f"{self.epochs} epochs, "
+        outcome = "taken" if self.chosen else "not better, so the earlier result stays"
+        return f"{self.name}: {self.size} px, {epochs}{self.seconds:.0f} s, {score}{self.choice}: {outcome}"
+
+
+def write_stages(folder: Path, stages: list[Stage], plan: list[dict[str, Any]]) -> None:
+    """Writes the stages and the plan of ``fit`` to a run's folder.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    content = {"format": 1, "stages": [asdict(stage) for stage in stages], "plan": plan}
+    write_text(folder / STAGES, json_text(content, indent=1, is_ascii=True) + "\n")
+
+
+def read_stages(folder: Path) -> list[Stage]:
+    """Returns the stages that ``write_stages`` wrote; empty if there are none."""
+    try:
+        content = read_json(read_regular(folder / STAGES, _MAX_BYTES))
+        return [Stage(**entry) for entry in content["stages"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def write_result(
+    config: Config, state: State, *, epoch: int, val_logits: Array | None, is_first: bool, note: str
+) -> None:
+    """Writes a stage's result to the run's folder, as a training with this config would have written it.
+
+    Args:
+        config: config of the run.
+        state: weights of the network, by state key.
+        epoch: number of the evaluation in ``metrics.jsonl``, from 1.
+        val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
+            trained on them; None if there are none.
+        is_first: True to move the results of an earlier run aside; False if the folder has the result of an
+            earlier stage.
+        note: how the logits were computed.
+
+    Raises:
+        OSError: a file can't be written.
+    """
+    trainer = build_trainer(config)
+    try:
+        trainer.run.folder.lock()
+        if not is_first:
+            _continue_run(trainer)
+        trainer.run.begin(is_continued=not is_first)
+        results = None if val_logits is None else _evaluated(trainer, val_logits)
+        progress = trainer.progress
+        progress.epoch = epoch
+        if results:
+            progress.best = {
+                "metric": "top1",
+                "value": results["top1"],
+                "epoch": epoch,
+                "loss": results[_loss_name(trainer)],
+            }
+            trainer.log.eval_line(results, progress)
+            trainer.log.flush()
+        manifest = {**trainer.run.facts.as_dict(), "progress": asdict(progress)}
+        write_checkpoint(
+            [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
+        )
+        if results:
+            _write_evaluation(config, trainer, results, note)
+    finally:
+        trainer.log.close()
+        trainer.close_loaders()
+        trainer.run.folder.release()
+
+
+def _continue_run(trainer: Trainer) -> None:
+    """Gives the run the id of the earlier stage's result, whose files then stay in place."""
+    try:
+        run_id = read_manifest(trainer.output_dir / _BEST).get("run")
+    except CheckpointError:
+        return
+    if run_id:
+        trainer.run.facts = replace(trainer.run.facts, run=run_id)
+
+
+def _loss_name(trainer: Trainer) -> str:
+    assert trainer.evaluation
+    return trainer.evaluation.loss_name
+
+
+def _evaluated(trainer: Trainer, logits: Array) -> dict[str, Any]:
+    """Writes the predictions, and returns the results of an evaluation with these logits."""
+    assert trainer.evaluation
+    dataset = trainer.evaluation.loader.dataset
+    labels = np.asarray(dataset.labels[: len(logits)], np.int64)
+    table = PredictionTable(len(logits))
+    table.add(np.arange(len(logits)), paddle.to_tensor(logits), paddle.to_tensor(labels))
+    write_predictions(
+        trainer.output_dir / PREDICTIONS, table.gathered(), dataset, trainer.run.class_names
+    )
+    top1, loss = accuracy_and_loss(logits, labels)
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    top5 = float((order == labels[:, None]).any(1).mean())
+    return {_loss_name(trainer): loss, "top1": top1, "top5": top5, "num_samples": len(logits)}
+
+
+def _write_evaluation(config: Config, trainer: Trainer, results: dict[str, Any], note: str) -> None:
+    """Writes ``eval.json``."""
+    assert trainer.evaluation
+    assert config.DataLoader
+    assert config.DataLoader.Eval
+    dataset = trainer.evaluation.loader.dataset
+    facts = {
+        "weights": str(trainer.output_dir / _BEST),
+        "about": note,
+        "data": str(to_plain(config.DataLoader.Eval.dataset).get("cls_label_path", dataset.source)),
+        "list": dataset.labelled_digest(),
+    }
+    write_text(
+        trainer.output_dir / EVALUATION, json_text({**facts, **results}, indent=1, is_ascii=True) + "\n"
+    )
+
+
+def state_of(network: paddle.nn.Layer) -> State:
+    """Returns copies of a network's weights.
+
+    Raises:
+        CheckpointError: a weight is not finite.
+    """
+    state = model_state(network)
+    for key, value in state.items():
+        if isinstance(value, np.ndarray) and not np.isfinite(value).all():
+            raise CheckpointError(f"{key} has values that are not finite")
+    return state
+
+
+def is_better(logits: Array, earlier_logits: Array, labels: Array) -> bool:
+    """True if logits are better than earlier ones: more are correct, or as many with a smaller loss."""
+    accuracy, loss = accuracy_and_loss(logits, labels)
+    earlier_accuracy, earlier_loss = accuracy_and_loss(earlier_logits, labels)
+    if not math.isfinite(loss):
+        return False
+    return (accuracy, -loss) > (earlier_accuracy, -earlier_loss)

@@ -1,0 +1,109 @@
+"""Chooses the settings of ``fit`` with weights: the size of the features, and the stages that the time allows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ppxcls.build.class_order import config_of_weights
+from ppxcls.config.sections import Config
+from ppxcls.fitting.features import activation_bytes, fits_on_disk
+from ppxcls.fitting.plan import Counts, make_plan, measured_speeds
+from ppxcls.fitting.settings import Settings
+from ppxcls.fitting.stages import network_with_weights
+from ppxcls.models.common_keys import MODELS
+from ppxcls.models.parts import split_network
+from ppxcls.models.preprocessing import run_preprocessing
+from ppxcls.system.logs import logger
+
+_DEFAULT_SIZE_PIXELS = 299
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How the publisher of weights prepared images.
+
+    Attributes:
+        size: side of the images, pixels.
+        crop_share: side of the image divided by the shorter side of the resized photograph; 0 for no crop.
+        interpolation: interpolation of the resizing; empty for the default.
+        source: publisher, in words.
+    """
+
+    size: int
+    crop_share: float
+    interpolation: str
+    source: str
+
+
+def preparation_for(network: str, weights: str) -> Preparation:
+    """Returns the preparation by the run that trained the weights, or by the publisher of the network."""
+    config = config_of_weights(weights)
+    preprocessing = run_preprocessing(config) if config else None
+    if preprocessing and preprocessing.is_exhaustive and isinstance(preprocessing.images.size, int):
+        images = preprocessing.images
+        share = preprocessing.images.size / images.short if images.short else 0.0
+        return Preparation(preprocessing.images.size, min(share, 1.0), images.interpolation or "", "their run")
+    published = MODELS.fact(network, "published")
+    if published is None:
+        return Preparation(_DEFAULT_SIZE_PIXELS, 0.9, "", "the default")
+    return Preparation(
+        published.input_size, published.crop_share or 0.0, published.interpolation, published.source
+    )
+
+
+def with_stages(
+    settings: Settings, config: Config, *, counts: Counts, seconds: float, output: Path
+) -> Settings | None:
+    """Returns the settings for the stages with weights; None if the network has no parts.
+
+    Args:
+        settings: provisional settings.
+        config: config of the provisional ``train.yaml``.
+        counts: numbers of photographs.
+        seconds: time that is left for the whole command.
+        output: output folder.
+
+    Raises:
+        CheckpointError: the weights can't be used.
+    """
+    assert settings.weights
+    network = network_with_weights(config, settings.weights)
+    parts = split_network(network)
+    if parts is None or parts.classifier.bias is None:
+        return None
+    preparation = preparation_for(settings.network, settings.weights)
+    speeds, shape = measured_speeds(parts, preparation.size)
+    size_of_file = activation_bytes(shape, 2 * (counts.train + counts.choose))
+    can_keep = fits_on_disk(size_of_file, output)
+    plan = make_plan(speeds, counts, seconds, can_keep_activations=can_keep)
+    logger.info(f"plan: {plan}")
+    total = counts.train + counts.choose
+    reasons = [
+        f"{total:,} photographs in {settings.class_num} classes, of which {counts.choose:,} choose; "
+        f"{counts.judge:,} judge; on {settings.device}",
+        f"features at {plan.size} px ({preparation.size} px by {preparation.source})"
+        + (", and of mirror images" if plan.copies > 1 else ""),
+        f"minutes on this machine: {plan}",
+    ]
+    if not can_keep:
+        reasons.append(f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB")
+    return replace(
+        settings,
+        size=preparation.size,
+        head_epochs=0,
+        epochs=1,
+        batch_size=16,
+        learning_rate=_LEARNING_RATE,
+        reasons=reasons,
+        feature_size=plan.size,
+        copies=plan.copies,
+        keeps_activations=plan.trains_exit_flow,
+        crop_share=preparation.crop_share,
+        interpolation=preparation.interpolation,
+        plan=list(plan.rows),
+        speeds=asdict(speeds),
+    )
+
+
+_LEARNING_RATE = 0.00003  # of all layers, for AdamW and batches of 16

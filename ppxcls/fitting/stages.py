@@ -1,0 +1,382 @@
+"""The stages of ``fit`` with weights: linear classifier, exit flow, all layers.
+
+Each stage is judged by the photographs that choose. Its result is kept only if it is better.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from paddle import nn
+
+from ppxcls.build.choices import Weights, network_classes
+from ppxcls.build.data import build_loader
+from ppxcls.build.evaluation import evaluate
+from ppxcls.build.trainer import build_trainer
+from ppxcls.checkpoints.files import State, read_manifest, read_state, write_state
+from ppxcls.config.load import load_config
+from ppxcls.config.sections import Config
+from ppxcls.data.list_index import ListIndex
+from ppxcls.fitting.clock import Clock
+from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.exit_flow import ExitFlowTraining
+from ppxcls.fitting.features import Features, compute_features, read_features, remove_features
+from ppxcls.fitting.linear import LinearClassifier, LinearProblem, accuracy_and_loss
+from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
+from ppxcls.fitting.plan import (
+    Counts,
+    Speeds,
+    all_layers_choice,
+    exit_flow_epochs,
+    exit_flow_seconds,
+    remaining_seconds,
+)
+from ppxcls.fitting.progress import FitProgress
+from ppxcls.fitting.request import Request
+from ppxcls.fitting.result import Stage, is_better, read_stages, state_of, write_result, write_stages
+from ppxcls.fitting.settings import Settings
+from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train_yaml
+from ppxcls.models.common_keys import MODELS
+from ppxcls.models.parts import NetworkParts, split_network
+from ppxcls.models.weights import load_weights, weights_file
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import whole_file, write_bytes
+from ppxcls.system.json_text import json_text
+from ppxcls.system.logs import logger
+from ppxcls.system.paths import short_path
+
+LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
+_FEATURES_LIST = "features_list.txt"
+_STAGES = "stages"  # folder of intermediate results, in the output folder
+_RESULT = "held_out.npz"
+_ALL = "all"
+
+
+class Stages:
+    """Takes the stages that are not done yet.
+
+    Args:
+        request: arguments of ``fit``.
+        progress: progress, with settings for these stages.
+        clock: time of the command.
+    """
+
+    def __init__(self, request: Request, progress: FitProgress, clock: Clock) -> None:
+        self._request = request
+        self._progress = progress
+        self._clock = clock
+        self._folder = request.output / _STAGES
+        self._yaml = request.output / TRAIN_YAML
+        self._seed = int(self._config().Global.seed or 0)
+        self._run_folder = Path(short_path(self._config().run_folder))
+        self._network: nn.Layer | None = None
+        self._speeds: Speeds | None = None
+
+    def run(self) -> None:
+        """Takes the stages.
+
+        Raises:
+            DataError, CheckpointError, TrainingError, OSError: a stage has failed.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not self._is_done(LINEAR):
+            self._linear_classifier()
+            self._finish(LINEAR)
+        if not self._is_done(EXIT_FLOW):
+            self._exit_flow()
+            self._finish(EXIT_FLOW)
+        remove_features(self._folder)
+        if not self._is_done(ALL_LAYERS):
+            self._all_layers()
+            self._finish(ALL_LAYERS)
+
+    def _is_done(self, step: str) -> bool:
+        return step in self._progress.finished_steps
+
+    def _finish(self, step: str) -> None:
+        self._progress.used_seconds = self._clock.used
+        self._progress.finish(step)
+
+    def _config(self, *overrides: str) -> Config:
+        return config_of(self._request, self._yaml, overrides)
+
+    # Shared by the stages
+
+    def _parts(self) -> NetworkParts:
+        """Returns the parts of the network with the weights to start from."""
+        if self._network is None:
+            self._network = network_with_weights(self._config(), self._progress.settings.weights)
+        parts = split_network(self._network)
+        assert parts
+        return parts
+
+    def _counts(self) -> Counts:
+        return counts_of(self._request.output / LISTS)
+
+    def _features(self) -> Features:
+        """Returns the features of the photographs that train and of those that choose, in this order."""
+        features = read_features(self._folder)
+        if features is not None:
+            return features
+        settings = self._progress.settings
+        lists = [self._request.output / LISTS / name for name in (TRAIN_LIST, VAL_LIST)]
+        list_file = self._folder / _FEATURES_LIST
+        write_bytes(list_file, b"".join(file.read_bytes() for file in lists))
+        config = self._config(f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(list_file))}")
+        loader = build_loader(config, "Eval", network_classes(config, "train", None))
+        start = time.monotonic()
+        features = compute_features(
+            self._parts(),
+            loader,
+            self._folder,
+            copies=settings.copies,
+            keeps_activations=settings.keeps_activations,
+        )
+        seconds = time.monotonic() - start
+        mirrored = " and their mirror images" if settings.copies > 1 else ""
+        logger.info(
+            f"features of {len(features.labels):,} photographs{mirrored} at {settings.feature_size} px: "
+            f"{seconds:.0f} s"
+        )
+        return features
+
+    def _take(self, stage: Stage, state: State, held_out_state: State, val_logits: Array, note: str) -> None:
+        """Writes a better result."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
+        with whole_file(self._folder / _RESULT) as stream:
+            np.savez(stream, logits=val_logits)
+        earlier_stages = self._stages()
+        write_result(
+            self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
+            state,
+            epoch=len(earlier_stages) + 1,
+            val_logits=val_logits,
+            is_first=stage.name == LINEAR,
+            note=note,
+        )
+        self._add_stage(stage, earlier_stages)
+
+    def _stages(self) -> list[Stage]:
+        return read_stages(self._run_folder)
+
+    def _add_stage(self, stage: Stage, earlier_stages: list[Stage]) -> None:
+        logger.info(str(stage))
+        stages = [earlier for earlier in earlier_stages if earlier.name != stage.name]
+        write_stages(self._run_folder, [*stages, stage], list(self._progress.settings.plan))
+
+    def _held_out_logits(self) -> Array:
+        with np.load(self._folder / _RESULT, allow_pickle=False) as arrays:
+            return np.asarray(arrays["logits"], np.float32)
+
+    # The stages
+
+    def _linear_classifier(self) -> None:
+        """Trains a linear classifier on the features."""
+        start = time.monotonic()
+        features = self._features()
+        counts = self._counts()
+        class_num = self._progress.settings.class_num
+        problem = LinearProblem(features.pooled, features.labels, class_num)
+        choice = problem.choose(self._seed)
+        train_indices = np.arange(counts.train)
+        held_out = problem.train(choice.strength, train_indices)
+        val_logits = problem.logits(held_out, np.arange(counts.train, counts.train + counts.choose))
+        classifier = problem.classifier(problem.train(choice.strength))
+        self._write_classifiers(problem.classifier(held_out), classifier)
+        accuracy, loss = accuracy_and_loss(val_logits, features.labels[counts.train :])
+        stage = Stage(
+            name=LINEAR,
+            seconds=round(time.monotonic() - start, 1),
+            size=self._progress.settings.feature_size,
+            epochs=None,
+            accuracy=accuracy,
+            loss=loss,
+            chosen=True,
+            choice=str(choice),
+        )
+        held_out_state = self._state_with(problem.classifier(held_out))
+        self._take(stage, self._state_with(classifier), held_out_state, val_logits, _NOTE)
+
+    def _state_with(self, classifier: LinearClassifier) -> State:
+        """Returns the weights of the network with a linear classifier."""
+        parts = self._parts()
+        parts.classifier.weight.set_value(classifier.weight)
+        parts.classifier.bias.set_value(classifier.bias)
+        assert self._network
+        return state_of(self._network)
+
+    def _write_classifiers(self, held_out: LinearClassifier, classifier: LinearClassifier) -> None:
+        with whole_file(self._folder / "linear.npz") as stream:
+            np.savez(
+                stream,
+                held_out_weight=held_out.weight,
+                held_out_bias=held_out.bias,
+                weight=classifier.weight,
+                bias=classifier.bias,
+            )
+
+    def _read_classifiers(self) -> tuple[LinearClassifier, LinearClassifier]:
+        with np.load(self._folder / "linear.npz", allow_pickle=False) as arrays:
+            held_out = LinearClassifier(arrays["held_out_weight"], arrays["held_out_bias"])
+            return held_out, LinearClassifier(arrays["weight"], arrays["bias"])
+
+    def _exit_flow(self) -> None:
+        """Trains the exit flow without the photographs that choose; if that is better, with all of them."""
+        settings = self._progress.settings
+        if not settings.keeps_activations:
+            return
+        start = time.monotonic()
+        features = self._features()
+        counts = self._counts()
+        held_out, classifier = self._read_classifiers()
+        training = ExitFlowTraining(self._parts(), features, self._seed)
+        seconds_per_image = training.seconds_per_photograph(held_out)
+        epochs = settings.exit_epochs or self._exit_epochs(seconds_per_image)
+        if not epochs:
+            logger.info(f"{EXIT_FLOW}: not trained, because there is too little time")
+            return
+        if not settings.exit_epochs:
+            self._progress.settings = replace(settings, exit_epochs=epochs)
+            self._progress.save()
+        val_indices = np.arange(counts.train, counts.train + counts.choose)
+        training.train(np.arange(counts.train), held_out, epochs)
+        val_logits = training.logits(val_indices)
+        labels = features.labels[val_indices]
+        is_chosen = is_better(val_logits, self._held_out_logits(), labels)
+        assert self._network
+        held_out_state = state_of(self._network) if is_chosen else {}
+        if is_chosen:
+            training.train(np.arange(len(features.labels)), classifier, epochs)
+        accuracy, loss = accuracy_and_loss(val_logits, labels)
+        stage = Stage(
+            name=EXIT_FLOW,
+            seconds=round(time.monotonic() - start, 1),
+            size=settings.feature_size,
+            epochs=epochs,
+            accuracy=accuracy,
+            loss=loss,
+            chosen=is_chosen,
+            choice="batch norms keep their statistics",
+        )
+        if is_chosen:
+            self._take(stage, state_of(self._network), held_out_state, val_logits, _NOTE)
+        else:
+            self._add_stage(stage, self._stages())
+        self._network = None  # its weights were changed
+
+    def _exit_epochs(self, seconds_per_image: float) -> int:
+        """Returns the number of epochs that the time allows."""
+        counts = self._counts()
+        seconds = self._clock.left - self._end_seconds()
+        epochs = exit_flow_epochs(seconds_per_image, counts, seconds)
+        logger.info(
+            f"{EXIT_FLOW}: {epochs} epochs in about "
+            f"{exit_flow_seconds(seconds_per_image, counts, epochs) / 60:.2g} min, "
+            f"with {max(seconds, 0) / 60:.2g} min left"
+        )
+        return epochs
+
+    def _end_seconds(self) -> float:
+        """Returns the time of the final evaluation and the report."""
+        return -remaining_seconds(0.0, self._counts(), self._measured(), self._progress.settings.feature_size)
+
+    def _measured(self) -> Speeds:
+        if self._speeds is None:
+            self._speeds = speeds_of(self._progress.settings)
+        return self._speeds
+
+    def _all_layers(self) -> None:
+        """Trains all layers with ``train.yaml``, if the time allows a few epochs."""
+        begun_step = f"{ALL_LAYERS} begun"
+        start = time.monotonic()
+        if not self._is_done(begun_step):
+            seconds = self._clock.left - self._end_seconds()
+            size, epochs = all_layers_choice(self._measured(), self._counts(), seconds)
+            if not epochs:
+                return
+            self._progress.settings = replace(self._progress.settings, size=size, epochs=epochs)
+            self._progress.write_yaml(
+                self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
+            )
+            self._progress.finish(begun_step)
+        folder = self._train_all_layers()
+        self._judge_all_layers(folder, time.monotonic() - start)
+
+    def _train_all_layers(self) -> Path:
+        """Trains all layers in a folder of their own, and returns the folder of the run."""
+        output = f"Global.output_dir={json_text(os.path.abspath(self._folder / _ALL))}"
+        config = self._config(output, "Global.checkpoints=auto")
+        trainer = build_trainer(config)
+        trainer.fit()
+        return config.run_folder
+
+    def _judge_all_layers(self, folder: Path, seconds: float) -> None:
+        """Takes the best epoch of the training of all layers, if it is better than the earlier stages."""
+        best = read_manifest(folder / "best_model")["progress"]["best"]
+        labels = np.asarray(ListIndex(self._request.output / LISTS / VAL_LIST).labels)
+        accuracy, loss = accuracy_and_loss(self._held_out_logits(), labels)
+        is_chosen = (best["value"], -best["loss"]) > (accuracy, -loss)
+        settings = self._progress.settings
+        stage = Stage(
+            name=ALL_LAYERS,
+            seconds=round(seconds, 1),
+            size=settings.size,
+            epochs=settings.epochs,
+            accuracy=best["value"],
+            loss=best["loss"],
+            chosen=is_chosen,
+            choice=f"epoch {best['epoch']}",
+        )
+        earlier_stages = self._stages()
+        if is_chosen:
+            write_result(
+                self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
+                read_state(weights_file(folder / "best_model")),
+                epoch=len(earlier_stages) + 1,
+                val_logits=None,
+                is_first=False,
+                note="",
+            )
+            evaluate(load_config(self._run_folder, trust=self._request.trust))
+        self._add_stage(stage, earlier_stages)
+
+
+_NOTE = "by weights that were not trained on these photographs; those of best_model were, after the choice"
+
+
+def speeds_of(settings: Settings) -> Speeds:
+    """Returns the times that were measured when the settings were chosen."""
+    values = settings.speeds
+    return Speeds(
+        size=int(values["size"]),
+        feature=values["feature"],
+        exit_step=values["exit_step"],
+        step=values["step"],
+    )
+
+
+def counts_of(lists: Path) -> Counts:
+    """Returns the numbers of photographs of the lists in a folder."""
+    numbers = [
+        len(ListIndex(lists / name)) if (lists / name).is_file() else 0
+        for name in (TRAIN_LIST, VAL_LIST, TEST_LIST)
+    ]
+    return Counts(train=numbers[0], choose=numbers[1], judge=numbers[2])
+
+
+def network_with_weights(config: Config, weights: str | None) -> nn.Layer:
+    """Returns the network of a config in evaluation mode, with weights and a fresh classifier.
+
+    Raises:
+        CheckpointError: the weights can't be used.
+    """
+    network: nn.Layer = MODELS.build(config.Arch)
+    if weights:
+        load_weights(network, weights, keep_trunk=True)
+    network.eval()
+    return network
