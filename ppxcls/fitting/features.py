@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,8 +142,10 @@ def read_features(folder: Path) -> Features | None:
 
 
 def remove_features(folder: Path) -> None:
-    """Removes a folder of features."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Removes the features from a folder."""
+    for name in (_FEATURES, _ACTIVATIONS):
+        with contextlib.suppress(OSError):
+            (folder / name).unlink(missing_ok=True)
 
 
 class _Computer:

@@ -11,10 +11,12 @@ from pathlib import Path
 from ppxcls.build.evaluation import evaluate
 from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
-from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex
+from ppxcls.config.sections import Config
+from ppxcls.fitting.clock import Clock
+from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import (
     DEFAULT_SHARES,
@@ -26,7 +28,9 @@ from ppxcls.fitting.photographs import (
 from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request, checked_request
 from ppxcls.fitting.settings import Settings, choose, provisional_settings
-from ppxcls.fitting.yaml_files import HEAD_KEYS, HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
+from ppxcls.fitting.stage_settings import with_stages
+from ppxcls.fitting.stages import Stages, counts_of
+from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
 from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
@@ -110,14 +114,16 @@ def fit(
 
 def _fit(request: Request) -> Path:
     """Begins the work of a request, or continues it, and returns the run folder."""
+    clock = Clock(request.minutes)
     progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
     if progress:
+        clock.add(progress.used_seconds)
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
         if progress is None:
             check_photographs(photographs)
-            settings = _choose_settings(request, photographs, Path(folder))
+            settings = _choose_settings(request, photographs, Path(folder), clock)
             progress = FitProgress(
                 request.output / FILE,
                 request.facts(),
@@ -135,7 +141,7 @@ def _fit(request: Request) -> Path:
             check_photographs(photographs)
             _begin(request, photographs, progress)
     try:
-        return _train(request, progress)
+        return _train(request, progress, clock)
     except Preempted as stop:
         raise Preempted(stop.fact, "the same command continues it") from None
     except BaseException:  # also Ctrl-C
@@ -143,16 +149,43 @@ def _fit(request: Request) -> Path:
         raise
 
 
-def _choose_settings(request: Request, photographs: Photographs, folder: Path) -> Settings:
+def _choose_settings(request: Request, photographs: Photographs, folder: Path, clock: Clock) -> Settings:
     """Checks the config and the weights by building everything in a folder, and chooses the settings.
 
     Raises:
         ConfigError, CheckpointError: an override or the weights can't be used.
         DataError: the device can't be used.
     """
-    _try_to_build(request, photographs, folder)
+    provisional = provisional_settings(
+        len(photographs.names), network=request.network, weights=request.weights, device=request.device
+    )
+    _try_to_build(request, provisional, folder)
+    settings = None
+    if request.weights and not (request.find_lr or request.find_batch):
+        settings = with_stages(
+            provisional,
+            config_of(request, folder / TRAIN_YAML),
+            counts=counts_of(photographs.lists),
+            seconds=clock.left,
+            output=request.output,
+        )
+    if settings is None:
+        if provisional.head_epochs:
+            _try_to_build_head(request, provisional, folder)
+        settings = _settings_of_training(request, photographs)
+    for line in settings.reasons:
+        logger.info(line)
+    return settings
+
+
+def _settings_of_training(request: Request, photographs: Photographs) -> Settings:
+    """Returns the settings for the training of all layers.
+
+    Raises:
+        DataError: the device can't be used.
+    """
     try:
-        settings = choose(
+        return choose(
             request.photos,
             photographs.lists / TRAIN_LIST,
             class_num=len(photographs.names),
@@ -163,28 +196,28 @@ def _choose_settings(request: Request, photographs: Photographs, folder: Path) -
         )
     except DeviceError as error:
         raise DataError(str(error)) from None
-    for line in settings.reasons:
-        logger.info(line)
-    return settings
 
 
-def _try_to_build(request: Request, photographs: Photographs, folder: Path) -> None:
-    """Builds the trainers in a folder, without training, so that their errors come before any result."""
-    settings = provisional_settings(
-        len(photographs.names), network=request.network, weights=request.weights, device=request.device
-    )
+def _try_to_build(request: Request, settings: Settings, folder: Path) -> None:
+    """Builds the trainer in a folder, without training, so that its errors come before any result."""
     write_text(folder / TRAIN_YAML, train_yaml(settings, request.photos, folder))
     output = f"Global.output_dir={json_text(str(folder / 'output'))}"
-    configs = [_config(request, folder / TRAIN_YAML, ["Global.pretrained_model=null", output])]
-    if settings.head_epochs:
-        write_text(folder / HEAD_YAML, head_yaml(settings, folder))
-        configs.append(_config(request, folder / HEAD_YAML, [output]))
+    _build_and_close(config_of(request, folder / TRAIN_YAML, ["Global.pretrained_model=null", output]))
+
+
+def _try_to_build_head(request: Request, settings: Settings, folder: Path) -> None:
+    """Builds the trainer of the classifier in a folder, without training."""
+    output = f"Global.output_dir={json_text(str(folder / 'output'))}"
+    write_text(folder / HEAD_YAML, head_yaml(settings, folder))
+    _build_and_close(config_of(request, folder / HEAD_YAML, [output]))
+
+
+def _build_and_close(config: Config) -> None:
     with _silent():
-        for config in configs:
-            trainer = build_trainer(config)
-            trainer.log.close()
-            trainer.close_loaders()
-            trainer.run.folder.release()
+        trainer = build_trainer(config)
+        trainer.log.close()
+        trainer.close_loaders()
+        trainer.run.folder.release()
 
 
 @contextmanager
@@ -206,14 +239,6 @@ def _begin(request: Request, photographs: Photographs, progress: FitProgress) ->
     _write_yaml_files(request, progress)
 
 
-def _config(request: Request, file: Path, extra_overrides: Sequence[str] = ()) -> Config:
-    """Returns the config of one of the YAML files."""
-    overrides = [
-        text for text in request.overrides if file.name == TRAIN_YAML or not text.startswith(HEAD_KEYS)
-    ]
-    return load_config(file, [*overrides, *extra_overrides], trust=request.trust)
-
-
 def _write_yaml_files(request: Request, progress: FitProgress) -> None:
     output = request.output
     progress.write_yaml(output / TRAIN_YAML, train_yaml(progress.settings, request.photos, output))
@@ -221,10 +246,30 @@ def _write_yaml_files(request: Request, progress: FitProgress) -> None:
         progress.write_yaml(output / HEAD_YAML, head_yaml(progress.settings, output))
 
 
-def _train(request: Request, progress: FitProgress) -> Path:
+def _train(request: Request, progress: FitProgress, clock: Clock) -> Path:
     """Takes the steps that are not done yet, and returns the run folder."""
     _write_yaml_files(request, progress)
-    run_folder = short_path(_config(request, request.output / TRAIN_YAML).run_folder)
+    run_folder = short_path(config_of(request, request.output / TRAIN_YAML).run_folder)
+    if progress.settings.feature_size:
+        if not weights_file(run_folder / "best_model").exists():
+            progress.finished_steps = []
+        Stages(request, progress, clock).run()
+    else:
+        _train_by_yaml(request, progress, run_folder)
+    if "evaluate" not in progress.finished_steps:
+        config = load_config(run_folder, trust=request.trust)
+        if not progress.settings.feature_size:
+            evaluate(config)
+        report_after_training(run_folder)
+        progress.finish("evaluate")
+        logger.info(f"fit took {clock.used / 60:.1f} of {request.minutes:g} minutes")
+    else:
+        logger.info(f"{run_folder} is complete; give another --output to train again")
+    return run_folder
+
+
+def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path) -> None:
+    """Takes the steps of the training of all layers."""
     if "train" in progress.finished_steps and not weights_file(run_folder / "latest").exists():
         progress.finished_steps = [step for step in progress.finished_steps if step not in _LAST_STEPS]
     if request.find_batch and "find_batch" not in progress.finished_steps:
@@ -239,13 +284,6 @@ def _train(request: Request, progress: FitProgress) -> Path:
         progress.finish("find_lr")
     if "train" not in progress.finished_steps:
         _train_or_resume(request, progress, "train", request.output / TRAIN_YAML)
-    if "evaluate" not in progress.finished_steps:
-        evaluate(load_config(run_folder, trust=request.trust))
-        report_after_training(run_folder)
-        progress.finish("evaluate")
-    else:
-        logger.info(f"{run_folder} is complete; give another --output to train again")
-    return run_folder
 
 
 def _train_or_resume(request: Request, progress: FitProgress, step: str, file: Path) -> None:
@@ -254,7 +292,7 @@ def _train_or_resume(request: Request, progress: FitProgress, step: str, file: P
     overrides = (
         [_RESUME] if begun_step in progress.finished_steps else []
     )  # otherwise it may be another run's checkpoint
-    trainer = build_trainer(_config(request, file, overrides))
+    trainer = build_trainer(config_of(request, file, overrides))
     if begun_step not in progress.finished_steps:
         progress.finish(begun_step)
     trainer.fit()

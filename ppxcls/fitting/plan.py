@@ -154,12 +154,8 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float, *, can_keep_activa
     full = estimate.features(speeds.size, 2) + estimate.exit_flow(speeds.size, MIN_EXIT_EPOCHS)
     if can_keep_activations:
         rows.append(_row("and the exit flow", speeds.size, full))
-    rows.append(
-        _row("and all layers", speeds.size, full + estimate.all_layers(speeds.size, MIN_EPOCHS))
-    )
-    return Plan(
-        size=size, copies=copies, trains_exit_flow=trains_exit_flow, trains_all=trains_all, rows=rows
-    )
+    rows.append(_row("and all layers", speeds.size, full + estimate.all_layers(speeds.size, MIN_EPOCHS)))
+    return Plan(size=size, copies=copies, trains_exit_flow=trains_exit_flow, trains_all=trains_all, rows=rows)
 
 
 def _row(name: str, size: int, seconds: float) -> dict[str, Any]:

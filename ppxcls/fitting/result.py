@@ -149,9 +149,7 @@ def _evaluated(trainer: Trainer, logits: Array) -> dict[str, Any]:
     labels = np.asarray(dataset.labels[: len(logits)], np.int64)
     table = PredictionTable(len(logits))
     table.add(np.arange(len(logits)), paddle.to_tensor(logits), paddle.to_tensor(labels))
-    write_predictions(
-        trainer.output_dir / PREDICTIONS, table.gathered(), dataset, trainer.run.class_names
-    )
+    write_predictions(trainer.output_dir / PREDICTIONS, table.gathered(), dataset, trainer.run.class_names)
     top1, loss = accuracy_and_loss(logits, labels)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     top5 = float((order == labels[:, None]).any(1).mean())

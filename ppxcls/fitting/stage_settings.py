@@ -43,7 +43,9 @@ def preparation_for(network: str, weights: str) -> Preparation:
     if preprocessing and preprocessing.is_exhaustive and isinstance(preprocessing.images.size, int):
         images = preprocessing.images
         share = preprocessing.images.size / images.short if images.short else 0.0
-        return Preparation(preprocessing.images.size, min(share, 1.0), images.interpolation or "", "their run")
+        return Preparation(
+            preprocessing.images.size, min(share, 1.0), images.interpolation or "", "their run"
+        )
     published = MODELS.fact(network, "published")
     if published is None:
         return Preparation(_DEFAULT_SIZE_PIXELS, 0.9, "", "the default")
@@ -87,7 +89,9 @@ def with_stages(
         f"minutes on this machine: {plan}",
     ]
     if not can_keep:
-        reasons.append(f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB")
+        reasons.append(
+            f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB"
+        )
     return replace(
         settings,
         size=preparation.size,

@@ -126,7 +126,9 @@ class Stages:
         lists = [self._request.output / LISTS / name for name in (TRAIN_LIST, VAL_LIST)]
         list_file = self._folder / _FEATURES_LIST
         write_bytes(list_file, b"".join(file.read_bytes() for file in lists))
-        config = self._config(f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(list_file))}")
+        config = self._config(
+            f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(list_file))}"
+        )
         loader = build_loader(config, "Eval", network_classes(config, "train", None))
         start = time.monotonic()
         features = compute_features(

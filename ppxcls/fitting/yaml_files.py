@@ -34,7 +34,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
         start = _absolute(output / HELD_OUT_WEIGHTS)
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     # Statistics of a small batch of photographs are worse than those of the published weights.
-    norms = {"freeze_norm": True} if settings.feature_size else {}
+    norms: dict[str, Any] = {}  # TODO
     content = {
         "base": "photographs",
         "Global": {
