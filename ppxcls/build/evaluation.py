@@ -6,12 +6,13 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppxcls.build import EVALUATION, OTHER_EVALUATION
+from ppxcls.build import EVALUATION, OTHER_EVALUATION, TEST_EVALUATION
 from ppxcls.build.choices import (
     Weights,
     class_names_for,
@@ -22,6 +23,7 @@ from ppxcls.build.choices import (
     weights_for,
 )
 from ppxcls.build.data import build_loader
+from ppxcls.build.judging import judging_config, use_of_test
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
@@ -36,24 +38,47 @@ from ppxcls.system.atomic_files import check_own_names, read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
-from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS
+from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS, TEST_PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
+from ppxcls.train.proportions import proportion
 from ppxcls.train.run_log import format_results
 
-_RESULTS = (EVALUATION, OTHER_EVALUATION, PREDICTIONS, OTHER_PREDICTIONS)
 _MAX_BYTES = 1 << 20  # largest config.yaml and eval.json that are compared
 _MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
 _IMAGENET_CLASSES = 1000
 
 
-def evaluate(config: Config) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Files:
+    """Names of the files that an evaluation writes.
+
+    Attributes:
+        results: file of the results, if the evaluation is the run's own.
+        predictions: file of its predictions.
+    """
+
+    results: str
+    predictions: str
+
+
+_EVAL_FILES, _TEST_FILES = _Files(EVALUATION, PREDICTIONS), _Files(TEST_EVALUATION, TEST_PREDICTIONS)
+_OTHER_FILES = _Files(OTHER_EVALUATION, OTHER_PREDICTIONS)
+
+
+def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
     """Evaluates the weights of ``weights_for`` on ``DataLoader.Eval``.
 
     It writes the results and the predictions to the run's folder.
+
+    Args:
+        config: config of the run.
+        test: True to evaluate on the images of ``DataLoader.Test`` instead, which judge the finished model.
+            The results are in ``test.json`` and ``test_predictions.csv``. They count how often these images
+            have judged a model of this folder.
 
     Returns:
         Metrics from 0 to 1, losses as means over samples, and ``num_samples``.
@@ -63,9 +88,14 @@ def evaluate(config: Config) -> dict[str, float]:
             output is not finite.
         OSError: a result can't be written, such as if a pipe has its name.
     """
+    if test:
+        config = judging_config(config)
     required_section(config, "DataLoader.Eval")
     if config.run_folder.is_dir():
-        check_own_names(config.run_folder, _RESULTS)
+        own_files = (_EVAL_FILES, _TEST_FILES, _OTHER_FILES)
+        check_own_names(
+            config.run_folder, [name for files in own_files for name in (files.results, files.predictions)]
+        )
     start_job(config)
     weights = weights_for(config, "evaluate")
     assert weights
@@ -88,7 +118,8 @@ def evaluate(config: Config) -> dict[str, float]:
     assert evaluation.predictions
     _check_outputs(evaluation.predictions, loader.dataset, weights)
     if rank == 0:
-        _report_results(config, weights, evaluation=evaluation, results=results, names=names)
+        files = _TEST_FILES if test else _EVAL_FILES
+        _report_results(config, weights, evaluation=evaluation, results=results, names=names, files=files)
     return results
 
 
@@ -99,16 +130,20 @@ def _report_results(
     evaluation: Evaluation,
     results: dict[str, float],
     names: Sequence[str],
+    files: _Files,
 ) -> None:
     """Writes the results and the predictions, and logs the results and their file."""
     dataset = evaluation.loader.dataset
-    differences = _differences_from_run(config, weights, dataset)
+    differences = _differences_from_run(config, weights, dataset, files)
+    if differences:
+        files = _OTHER_FILES
     if differences and (warning := chance_warning(results, class_num(config))):
         logger.warning(warning)
-    file = _write_results(config, weights, dataset=dataset, results=results, is_own=not differences)
     assert evaluation.predictions
-    predictions_file = file.with_name(OTHER_PREDICTIONS if differences else PREDICTIONS)
-    write_predictions(predictions_file, evaluation.predictions, dataset, names)
+    config.run_folder.mkdir(parents=True, exist_ok=True)
+    # First, because the results say that the images have judged.
+    write_predictions(config.run_folder / files.predictions, evaluation.predictions, dataset, names)
+    file = _write_results(config, weights, dataset=dataset, results=results, files=files)
     reason = f", because it is not the run's own evaluation: {', '.join(differences)}" if differences else ""
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
@@ -171,21 +206,21 @@ def chance_warning(results: Mapping[str, float], count: int) -> str | None:
 
 
 def _write_results(
-    config: Config, weights: Weights, *, dataset: Dataset, results: Mapping[str, float], is_own: bool
+    config: Config, weights: Weights, *, dataset: Dataset, results: Mapping[str, float], files: _Files
 ) -> Path:
-    """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file.
-
-    The file is ``eval.json`` if the evaluation is the run's own, otherwise ``eval_other.json``.
-    """
-    folder = config.run_folder
-    file = folder / (EVALUATION if is_own else OTHER_EVALUATION)
-    folder.mkdir(parents=True, exist_ok=True)
-    facts = {
+    """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file."""
+    file = config.run_folder / files.results
+    facts: dict[str, Any] = {
         "weights": weights.path,
         "about": weights.note,
         "data": data_name(_eval_block(config)),
         "list": dataset.labelled_digest(),
     }
+    if files is _TEST_FILES:
+        facts |= use_of_test(config.run_folder, weights.path, list_digest=dataset.labelled_digest())
+    if (top1 := results.get("top1")) is not None and results["num_samples"]:
+        share = proportion(round(top1 * results["num_samples"]), int(results["num_samples"]))
+        facts["top1_interval"] = [share.low, share.high]
     write_text(file, json_text({**facts, **results}, indent=1, is_ascii=True) + "\n")
     return file
 
@@ -198,7 +233,7 @@ def _eval_block(config: Config) -> dict[str, Any]:
     return block
 
 
-def _differences_from_run(config: Config, weights: Weights, dataset: Dataset) -> list[str]:
+def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, files: _Files) -> list[str]:
     """Returns what differs from the run's own evaluation; empty if this is the run's own evaluation.
 
     It is the run's own if it uses the run's weights, the list of the run's evaluations, and the transforms of
@@ -208,36 +243,44 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset) ->
     if config.is_override("Infer.PostProcess.class_id_map_file"):
         differences.append("other class names")
     digest = dataset.labelled_digest()
-    own_digest = _own_list_digest(config)
+    own_digest = _own_list_digest(config, files)
     if own_digest not in (None, digest):
         differences.append("another list")
     try:
         run_config = read_yaml(read_regular(config.run_folder / RUN_CONFIG, _MAX_BYTES).decode(), RUN_CONFIG)
         block_of_run = dict(run_config["DataLoader"]["Eval"]["dataset"])
+        if files is _TEST_FILES:
+            test_of_run = {key: path for key, path in run_config["DataLoader"]["Test"].items() if path}
+            block_of_run |= test_of_run
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return differences
     block = _eval_block(config)
     # The digest stands for the list or the pack. A run's data may have been moved, but not by an override.
     place_keys = {"cls_label_path", "pack", "cache_dir", "cache_gb", "name", "delimiter"}
-    if config.own_folder is not None and not config.is_override("DataLoader.Eval.dataset.image_root"):
+    root_key = "Test.image_root" if files is _TEST_FILES else "Eval.dataset.image_root"
+    if config.own_folder is not None and not config.is_override(f"DataLoader.{root_key}"):
         place_keys.add("image_root")
-    for key in sorted({*block, *block_of_run} - (place_keys if own_digest else set())):
+    # A run's first use of its images that judge: nothing has recorded their digest yet.
+    is_own_test = (
+        files is _TEST_FILES and config.own_folder is not None and not config.is_override("DataLoader.Test")
+    )
+    for key in sorted({*block, *block_of_run} - (place_keys if own_digest or is_own_test else set())):
         if not _is_same_value(key, block.get(key), block_of_run.get(key)):
             differences.append(f"another {key}")
     return differences
 
 
-def _own_list_digest(config: Config) -> str | None:
+def _own_list_digest(config: Config, files: _Files) -> str | None:
     """Returns the digest of the list of the run's evaluations; None if it is not known.
 
     A run that did not evaluate while it trained has the list of its first ``eval.json``.
     """
-    for name in ("best_model", "latest"):
+    for name in () if files is _TEST_FILES else ("best_model", "latest"):
         with contextlib.suppress(CheckpointError):
             if digest := read_manifest(config.run_folder / name).get("eval_list"):
                 return str(digest)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        data = read_regular(config.run_folder / EVALUATION, _MAX_BYTES)
+        data = read_regular(config.run_folder / files.results, _MAX_BYTES)
         digest = read_json(data, is_nan_null=True).get("list")
         return str(digest) if digest else None
     return None

@@ -176,12 +176,17 @@ def launch_verb(parser: argparse.ArgumentParser) -> int:
 @verb(
     "eval",
     "Evaluate a run's best_model, or the weights of -o Global.pretrained_model: top-1, top-5, loss.",
-    examples=["ppxcls eval -c output/photos/Xception41"],
+    examples=["ppxcls eval -c output/photos/Xception41", "ppxcls eval -c output/photos/Xception41 --test"],
 )
 def eval_verb(parser: argparse.ArgumentParser) -> None:
     """Evaluate a run."""
+    parser.add_argument(
+        "--test",
+        action="store_true",
+        help="evaluate on the images of DataLoader.Test, which neither trained nor chose, and count it",
+    )
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
-    ppxcls.evaluate(cli.read_config(arguments))
+    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test)
 
 
 @verb(

@@ -30,6 +30,7 @@ _GROUPS: tuple[tuple[KeyPath, ...], ...] = (
         tuple(("DataLoader", mode, "dataset", key) for key in ("image_root", "cls_label_path", "pack"))
         for mode in ("Train", "Eval")
     ),
+    tuple(("DataLoader", "Test", key) for key in ("image_root", "cls_label_path")),
     (("Global", "pretrained_model"),),
     (("Global", "checkpoints"),),
     (("Arch", "pretrained"),),

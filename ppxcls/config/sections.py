@@ -262,16 +262,32 @@ class DatasetSection:
 
 
 @dataclass
+class JudgingSection:
+    """Images that judge a finished model. They are prepared and loaded as those of ``DataLoader.Eval``.
+
+    Attributes:
+        cls_label_path: list file.
+        image_root: folder to which the paths in the list are relative; null for that of ``DataLoader.Eval``.
+    """
+
+    cls_label_path: str
+    image_root: str | None = None
+
+
+@dataclass
 class DataLoaderSection:
     """The data sets.
 
     Attributes:
         Train: training data.
-        Eval: evaluation data.
+        Eval: evaluation data, which choose the best epoch.
+        Test: images that neither train nor choose. Only ``ppxcls eval --test`` and the end of ``ppxcls fit``
+            use them.
     """
 
     Train: DatasetSection | None = None
     Eval: DatasetSection | None = None
+    Test: JudgingSection | None = None
 
 
 @dataclass

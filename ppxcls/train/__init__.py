@@ -6,8 +6,9 @@ Evaluations may run a network as a compiled program of Paddle Inference (``paddl
 
 METRICS_FILE = "metrics.jsonl"
 PREDICTIONS, OTHER_PREDICTIONS = "predictions.csv", "predictions_other.csv"
+TEST_PREDICTIONS = "test_predictions.csv"  # of the images that judge
 FIRST_BATCH = "first_batch.png"
 
 # Files that this package writes to a run's folder, and those among them that describe ``best_model``.
-RESULTS = (METRICS_FILE, PREDICTIONS, OTHER_PREDICTIONS, FIRST_BATCH)
-RESULTS_OF_BEST = (PREDICTIONS,)
+RESULTS = (METRICS_FILE, PREDICTIONS, OTHER_PREDICTIONS, TEST_PREDICTIONS, FIRST_BATCH)
+RESULTS_OF_BEST = (PREDICTIONS, TEST_PREDICTIONS)

@@ -1,0 +1,105 @@
+"""The images that judge a finished model, ``DataLoader.Test``, and how often they have done so."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ppxcls.build import TEST_EVALUATION
+from ppxcls.build.start import required_section
+from ppxcls.checkpoints.progress import checkpoint_prefix
+from ppxcls.config.registry import Block
+from ppxcls.config.sections import Config
+from ppxcls.system.atomic_files import read_regular
+from ppxcls.system.json_text import is_count, read_json
+from ppxcls.system.logs import logger
+
+MAX_RESULT_BYTES = 1 << 20
+_MAX_MANIFEST_BYTES = 1 << 24
+MAX_USES = 1_000_000
+_PLACE_KEYS = ("pack", "cache_dir", "cache_gb")  # of a packed data set, which the list replaces
+_EARLIER_FOLDER = re.compile(r"earlier_\d{1,9}")
+
+
+def judging_config(config: Config) -> Config:
+    """Returns a config whose evaluation data are the images of ``DataLoader.Test``.
+
+    They are prepared and loaded as those of ``DataLoader.Eval``.
+
+    Raises:
+        ConfigError: one of the two sections is missing.
+    """
+    test = required_section(config, "DataLoader.Test")
+    evaluation = required_section(config, "DataLoader.Eval")
+    assert config.DataLoader
+    block: Block = evaluation.dataset
+    arguments = {key: value for key, value in block.arguments.items() if key not in _PLACE_KEYS}
+    arguments["cls_label_path"] = test.cls_label_path
+    if test.image_root is not None:
+        arguments["image_root"] = test.image_root
+    if not arguments.get("image_root"):
+        raise config.where("DataLoader.Test.image_root").error(
+            "the key is missing, and DataLoader.Eval.dataset has none either"
+        )
+    dataset = Block(
+        block.kind,
+        "ImageNetDataset" if "pack" in block.arguments else block.name,
+        arguments=arguments,
+        where=config.where("DataLoader.Test"),
+        is_list_item=block.is_list_item,
+    )
+    new_config = copy.copy(config)
+    new_config.DataLoader = replace(config.DataLoader, Eval=replace(evaluation, dataset=dataset))
+    return new_config
+
+
+def use_of_test(folder: Path, weights: str, *, list_digest: str) -> dict[str, Any]:
+    """Returns what ``test.json`` says about one use of the images that judge, and logs a later use.
+
+    Args:
+        folder: run folder.
+        weights: weights that were judged.
+        list_digest: digest of the list.
+
+    Returns:
+        ``uses``: how often the list has judged a model of this folder. Models that a later training moved to
+        ``earlier_1`` and so on count too. ``checkpoint``: digest of the weights' manifest.
+    """
+    uses = 1 + max((_uses(file, list_digest) for file in _result_files(folder)), default=0)
+    if uses > 1:
+        logger.warning(
+            f"these images have now judged {uses} times: a choice between models by such figures makes them "
+            "too high"
+        )
+    return {"uses": uses, "checkpoint": checkpoint_digest(checkpoint_prefix(weights))}
+
+
+def checkpoint_digest(prefix: Path) -> str | None:
+    """Returns the SHA-256 of a checkpoint's manifest, which differs for each checkpoint; None without one."""
+    with contextlib.suppress(OSError, ValueError):
+        return hashlib.sha256(read_regular(Path(f"{prefix}.json"), _MAX_MANIFEST_BYTES)).hexdigest()
+    return None
+
+
+def _result_files(folder: Path) -> Iterator[Path]:
+    yield folder / TEST_EVALUATION
+    with contextlib.suppress(OSError):
+        for child in folder.iterdir():
+            if _EARLIER_FOLDER.fullmatch(child.name):
+                yield child / TEST_EVALUATION
+
+
+def _uses(file: Path, list_digest: str) -> int:
+    """Returns how often a list has been used, by a file of results; 0 if the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        values: Any = read_json(read_regular(file, MAX_RESULT_BYTES), is_nan_null=True)
+        if isinstance(values, dict) and values.get("list") == list_digest:
+            uses: Any = values.get("uses")
+            return int(uses) if is_count(uses, MAX_USES) else 0
+    return 0
