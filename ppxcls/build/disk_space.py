@@ -8,7 +8,7 @@ from pathlib import Path
 from paddle import nn
 
 from ppxcls.config.sections import Config
-from ppxcls.models.weights import state_tensors
+from ppxcls.models.classifier_part import state_tensors
 from ppxcls.system.logs import logger
 from ppxcls.train.optimizers import OPTIMIZERS
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -49,7 +49,9 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
     if keys.pretrained is True:
         raise no_download(name, block.where)
     if keys.pretrained:
-        load_weights(model, keys.pretrained, keep_trunk=True)
+        skipped_keys = load_weights(model, keys.pretrained, keep_trunk=True)
+        if skipped_keys:
+            _log_fresh_classifier(skipped_keys)
     if keys.data_format == "NHWC":
         channels_last(model)
     prepare_training(model, keys, block.where)
@@ -82,10 +84,7 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
         if purpose == "train":
             logger.info(f"Loaded {weights}")
         if skipped_keys:
-            logger.warning(
-                "the classifier starts with fresh weights, "
-                f"because its size differs: {'; '.join(skipped_keys)}"
-            )
+            _log_fresh_classifier(skipped_keys)
         elif purpose == "train":
             _fit_classifier(config, network, weights=weights, fresh_arrays=fresh_arrays)
         _compare_preprocessing(config, purpose, weights)
@@ -94,6 +93,15 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     if purpose == "train":
         prepare_training(network, keys, config.where("Arch"))
     return network
+
+
+def _log_fresh_classifier(reasons: Sequence[str]) -> None:
+    text = "; ".join(reasons)
+    is_of_other_size = not text.startswith("the file")
+    logger.warning(
+        "the classifier starts with fresh weights, because "
+        f"{'its size differs: ' if is_of_other_size else ''}{text}"
+    )
 
 
 def _fit_classifier(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ppxcls.system.arrays import Array
+from ppxcls.system.json_text import read_json
 
 PARAMETER_NAMES_KEY = (
     "StructuredToParameterName@@"  # key of the parameter names in Paddle's saved state dicts
@@ -72,6 +73,21 @@ def from_safetensors(data: bytes) -> dict[str, Any]:
     if names is not None:
         state[PARAMETER_NAMES_KEY] = json.loads(names)
     return state
+
+
+def safetensors_keys(stream: BinaryIO) -> list[str]:
+    """Returns the keys of the arrays in a ``.safetensors`` file. Reads its header only.
+
+    Raises:
+        ValueError: the header is damaged.
+    """
+    length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"a header of {length:,} bytes; at most {_MAX_HEADER_BYTES:,} are read")
+    header = read_json(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object of JSON")
+    return [key for key in header if key != "__metadata__"]
 
 
 def _array(key: str, entry: Mapping[str, Any]) -> Array:

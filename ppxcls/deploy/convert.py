@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ppxcls.build.network import build_model
 from ppxcls.checkpoints.files import refuse_checkpoint, remove_copied_manifest, write_copied_manifest
+from ppxcls.models.classifier_part import state_tensors
 from ppxcls.models.weights import (
     check_weights_name,
     load_weights,
     manifest_of,
     save_weights,
-    state_tensors,
     weights_file,
 )
 from ppxcls.system.file_lock import locked_folder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import paddle
 
 from ppxcls.build.class_order import config_of_weights
 from ppxcls.build.network import build_model, list_models
+from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.decode import decode_image
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.preparation import PreparedImages
@@ -22,6 +22,7 @@ from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.preprocessing import run_preprocessing
+from ppxcls.models.weights_network import weights_network
 from ppxcls.system.devices import available_devices
 from ppxcls.system.distributed import start
 from ppxcls.train.timed_steps import timed_steps
@@ -86,27 +87,21 @@ class Settings:
 def network_of(weights: str | None) -> str:
     """Returns the network that a weights file belongs to; Xception41 without a file.
 
-    It is the network of the run that trained the weights, or else the one that the file is named after. For
-    example, ``Xception41_pretrained.pdparams`` gives ``Xception41``.
+    It is the network of the run that trained the weights, or else the one that the keys in the file belong
+    to.
 
     Raises:
-        ValueError: the file name does not begin with the name of a network.
+        ValueError: the file can't be read, or the network can't be told.
     """
     if weights is None:
         return "Xception41"
     arch = (config_of_weights(weights) or {}).get("Arch")
     if isinstance(arch, dict) and arch.get("name") in list_models():
         return str(arch["name"])
-    file = Path(weights).name
-    names = [name for name in list_models() if re.match(re.escape(name) + r"(?![A-Za-z0-9])", file)]
-    names = names or [
-        name for name in list_models() if re.match(re.escape(name) + r"(?![A-Za-z0-9])", file, re.IGNORECASE)
-    ]
-    if not names:
-        raise ValueError(
-            f"{weights}: the file name does not begin with a network's name; give the network with --network"
-        )
-    return max(names, key=len)
+    try:
+        return weights_network(weights)
+    except CheckpointError as error:
+        raise ValueError(str(error)) from None
 
 
 def choose(

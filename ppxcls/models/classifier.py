@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.models.weights import classifier_keys, state_tensors
+from ppxcls.models.classifier_part import classifier_keys, state_tensors
 from ppxcls.system.arrays import Array
 
 

@@ -76,8 +76,6 @@ def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
         keys: state keys of the model.
         file: name of the file, for messages.
     """
-    if not state or any(key in keys for key in state):
-        return state
     counts: Counter[str] = Counter()
     for key in state:
         words = key.split(".")
@@ -89,16 +87,23 @@ def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
     prefix = max(
         counts, key=lambda prefix: (counts[prefix], any(word in prefix.lower() for word in _AVERAGE_WORDS))
     )
-    if counts[prefix] < len(keys) / 2:
+    if counts[prefix] < len(keys) / 2 or sum(key in keys for key in state) >= counts[prefix]:
         return state
-    other_keys = [key for key in state if not key.startswith(prefix) and key != PARAMETER_NAMES_KEY]
+    arrays = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    # A classifier may stand beside the wrapped network.
+    arrays |= {key: value for key, value in state.items() if key in keys and key not in arrays}
+    other_keys = [
+        key
+        for key in state
+        if not key.startswith(prefix) and key not in arrays and key != PARAMETER_NAMES_KEY
+    ]
     if other_keys:
         excerpt = ", ".join(other_keys[:_MAX_SHOWN_PARTS])
         more = ", ..." if len(other_keys) > _MAX_SHOWN_PARTS else ""
         warn_once(
             f"{file}: the {counts[prefix]} tensors of {prefix}* are used; the file also has {excerpt}{more}"
         )
-    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return arrays
 
 
 def _array(part: Any) -> Any:

@@ -24,7 +24,9 @@ from ppxcls.checkpoints.files import (
     write_state,
 )
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
-from ppxcls.models.foreign_weights import SUFFIXES, read_foreign_weights
+from ppxcls.models.classifier_part import classifier_keys, fitting_part, state_tensors
+from ppxcls.models.foreign_weights import SUFFIXES, ForeignWeights, foreign_weights
+from ppxcls.models.torch_weights import with_classifier_name
 from ppxcls.models.weight_parts import network_part, without_prefix
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import warn_once
@@ -46,7 +48,7 @@ def weights_file(path: str | Path) -> Path:
     if (problem := url_problem(path)) is not None:
         raise CheckpointError(problem)
     path = Path(path)
-    if path.suffix in (WEIGHTS, *SUFFIXES):
+    if path.suffix.lower() in (WEIGHTS, *SUFFIXES):
         return path
     file, safe = with_extension(path, WEIGHTS), with_extension(path, ".safetensors")
     return safe if os.path.exists(safe) and not os.path.exists(file) else file
@@ -62,11 +64,12 @@ def load_weights(
         path: ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a
             checkpoint are compared with its manifest.
         keep_trunk: True to leave the classifier unchanged if the weights have another number of classes,
-            instead of raising.
+            another head, or no classifier at all, instead of raising.
         average: True to load the average of the weights (EMA), if the checkpoint has one.
 
     Returns:
-        Keys and shapes of the classifier's parameters that were not set.
+        Descriptions of what was not set: keys and shapes of the classifier's parameters, or the head that the
+        file has in its place. They are empty if everything was set.
 
     Raises:
         CheckpointError: the file can't be used, or tensors are missing, unknown, of another shape, integers
@@ -78,10 +81,18 @@ def load_weights(
         part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
         state = read_part(file.with_suffix(""), manifest, part)
     else:
-        is_foreign = file.suffix in SUFFIXES
-        state = read_foreign_weights(file) if is_foreign else network_part(read_state(file), file)
-        state = without_prefix(state, state_tensors(model).keys(), file)
+        weights = _read_weights(file, model)
+        return set_weights(model, weights.state, file, keep_trunk=keep_trunk, head=weights.head)
     return set_weights(model, state, file, keep_trunk=keep_trunk)
+
+
+def _read_weights(file: Path, model: nn.Layer) -> ForeignWeights:
+    """Reads a file of any program, with the keys of a model."""
+    is_foreign = file.suffix.lower() in SUFFIXES
+    weights = foreign_weights(file) if is_foreign else ForeignWeights(network_part(read_state(file), file))
+    keys = state_tensors(model).keys()
+    state = without_prefix(weights.state, keys, file)
+    return ForeignWeights(with_classifier_name(state, keys, classifier_keys(model)), weights.head)
 
 
 def manifest_of(file: Path) -> dict[str, Any] | None:
@@ -119,24 +130,30 @@ def save_weights(model: nn.Layer, file: Path) -> None:
     write_state(file, model_state(model))
 
 
-def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool = False) -> list[str]:
+def set_weights(
+    model: nn.Layer, state: State, file: Path, *, keep_trunk: bool = False, head: str = ""
+) -> list[str]:
     """Sets a model's parameters and statistics from arrays by state key.
 
     Args:
         model: network to change.
         state: arrays by state key.
         file: name of the file, for messages.
-        keep_trunk: True to leave the classifier unchanged if it has another shape.
+        keep_trunk: True to leave the classifier unchanged if it is missing or has another shape.
+        head: description of layers of the file that are not in the state; empty if there are none.
 
     Returns:
-        Keys and shapes of the classifier's parameters that were not set.
+        Descriptions of what was not set, as ``load_weights``.
 
     Raises:
         CheckpointError: same conditions as for ``check_fits`` and ``fitting_arrays``.
     """
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
-    shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
-    arrays = fitting_arrays(state, model, file, skipped_keys=shape_differences.keys())
+    fitting = fitting_part(state, model, file, keep_trunk=keep_trunk, head=head)
+    may_differ = classifier_keys(model) if keep_trunk else set()
+    shape_differences = check_fits(fitting.state, model, file, may_differ, fitting.absent_keys)
+    skipped_keys = {*shape_differences, *fitting.absent_keys}
+    arrays = fitting_arrays(fitting.state, model, file, skipped_keys=skipped_keys)
     tensors = state_tensors(model)
     model.set_state_dict(  # with all keys, because Paddle warns about missing ones
         {
@@ -144,7 +161,7 @@ def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool =
             for key, tensor in tensors.items()
         }
     )
-    return list(shape_differences.values())
+    return [*fitting.notes, *shape_differences.values()]
 
 
 def fitting_arrays(
@@ -229,15 +246,6 @@ def _type_name(dtype: np.dtype[Any]) -> str:
     return "bfloat16" if dtype == _BFLOAT16_BITS else str(dtype)
 
 
-def state_tensors(model: nn.Layer) -> dict[str, paddle.Tensor]:
-    """Returns a model's parameters and statistics themselves, by state key.
-
-    ``state_dict`` of a model that Paddle's AMP has prepared may return copies in another precision.
-    """
-    tensors: dict[str, paddle.Tensor] = model.state_dict(use_hook=False)
-    return tensors
-
-
 def _tensor_like(tensor: paddle.Tensor, value: Array) -> paddle.Tensor:
     """Returns an array as a tensor. Half-precision weights are stored as float32 in files."""
     result = paddle.to_tensor(value)
@@ -250,9 +258,20 @@ def is_half(tensor: paddle.Tensor) -> bool:
 
 
 def check_fits(
-    state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()
+    state: State,
+    model: nn.Layer,
+    file: Path,
+    may_differ: Set[str] = frozenset(),
+    may_miss: Set[str] = frozenset(),
 ) -> dict[str, str]:
     """Compares the keys and shapes of arrays with a model's.
+
+    Args:
+        state: arrays by state key.
+        model: network to compare with.
+        file: name of the file, for messages.
+        may_differ: keys that may have another shape.
+        may_miss: keys that may be missing.
 
     Returns:
         Descriptions of the shapes that differ, by key. All keys are in ``may_differ``.
@@ -262,7 +281,7 @@ def check_fits(
     """
     tensors = state_tensors(model)
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
-    problems = [f"{key} is not in the file" for key in tensors if key not in state]
+    problems = [f"{key} is not in the file" for key in tensors if key not in state and key not in may_miss]
     problems += [f"{key} is not in the model" for key in state if key not in tensors]
     problems += [
         f"{key} is not an array of numbers" for key in tensors if key in state and not is_numeric(state[key])
@@ -282,12 +301,6 @@ def check_fits(
 def is_numeric(value: Any) -> bool:
     """True if ``value`` is an array of numbers."""
     return isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fiu"
-
-
-def classifier_keys(model: nn.Layer) -> set[str]:
-    """Returns the state keys of the last linear layer."""
-    names = [name for name, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
-    return {f"{names[-1]}.weight", f"{names[-1]}.bias"} if names else set()
 
 
 def to_numpy(tree: Any) -> Any:

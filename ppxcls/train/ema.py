@@ -11,7 +11,7 @@ import paddle
 from paddle import nn
 from paddle.optimizer import Optimizer
 
-from ppxcls.models.weights import state_tensors
+from ppxcls.models.classifier_part import state_tensors
 from ppxcls.system.arrays import Array
 from ppxcls.train.flat_tensors import FlatTensors
 
