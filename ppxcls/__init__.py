@@ -43,8 +43,9 @@ _NAMES_BY_MODULE = {
     "ppxcls.fitting.folder": ("fit",),
     "ppxcls.models.common_keys": ("MODELS",),
     "ppxcls.models.preprocessing": ("Preprocessing",),
-    "ppxcls.models.weights": ("load_weights",),
     "ppxcls.packed.write": ("pack", "unpack", "verify_pack"),
+    "ppxcls.published.find": ("fetch_weights", "list_weights"),
+    "ppxcls.published.load": ("load_weights",),
     "ppxcls.reports.page": ("report",),
     "ppxcls.serving.start": ("serve",),
     "ppxcls.system.signals": ("Preempted",),
@@ -59,7 +60,7 @@ _NAMES_BY_MODULE = {
     "ppxcls.tuning.build": ("find_batch", "find_lr"),
 }
 # Modules that do not need Paddle. Loader processes import plugins with such names only, and no Paddle.
-_WITHOUT_PADDLE = ("ppxcls.config.checks", "ppxcls.data.", "ppxcls.packed.")
+_WITHOUT_PADDLE = ("ppxcls.config.checks", "ppxcls.data.", "ppxcls.packed.", "ppxcls.published.find")
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ if TYPE_CHECKING:
     from ppxcls.fitting.folder import fit as fit
     from ppxcls.models.common_keys import MODELS as MODELS
     from ppxcls.models.preprocessing import Preprocessing as Preprocessing
-    from ppxcls.models.weights import load_weights as load_weights
     from ppxcls.packed.write import pack as pack
     from ppxcls.packed.write import unpack as unpack
     from ppxcls.packed.write import verify_pack as verify_pack
+    from ppxcls.published.find import fetch_weights as fetch_weights
+    from ppxcls.published.find import list_weights as list_weights
+    from ppxcls.published.load import load_weights as load_weights
     from ppxcls.reports.page import report as report
     from ppxcls.serving.start import serve as serve
     from ppxcls.system.signals import Preempted as Preempted

@@ -17,7 +17,7 @@ from ppxcls.build.class_order import (
     weights_classes,
 )
 from ppxcls.checkpoints.files import AVERAGE, parts_of
-from ppxcls.config.checks import ConfigError, ConfigPlace
+from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
 from ppxcls.data.class_names import IMAGENET_NAMES_FILE, describe_classes, read_class_names
@@ -27,6 +27,8 @@ from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import weights_file
+from ppxcls.published.find import is_weights_word, weights_path
+from ppxcls.published.words import WordError
 from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import url_problem
 
@@ -80,7 +82,8 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
     """Returns the weights that a config selects. This function alone makes the choice, for all tools.
 
     For training, the result is the weights to start from: ``Global.pretrained_model``, otherwise
-    ``Arch.pretrained``; None for fresh weights. For any other purpose, it is the first of these that exists:
+    ``Arch.pretrained``; None for fresh weights. A word in these keys stands for published weights, which are
+    fetched if they are not on this machine. For any other purpose, it is the first of these that exists:
 
     1. the file that the command line sets in one of these two keys;
     2. ``best_model`` of this config's run;
@@ -124,23 +127,29 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
     raise config.where("Global.pretrained_model").error(message)
 
 
-def no_download(name: str, where: ConfigPlace) -> ConfigError:
-    """Returns the error for ``pretrained: True``. Its message gives the URL of published weights, if any."""
-    published_images = MODELS.fact(name, "published")
-    advice = (
-        f"download {published_images.url} ({published_images.source}), and give its path"
-        if published_images and published_images.url
-        else "nothing is downloaded automatically, so give the path of a file"
-    )
-    return (where / "pretrained").error(f"expected a file, received True; {advice}")
+def path_of_weights(word: str | bool, network: str, where: ConfigPlace) -> str:  # noqa: FBT001
+    """Returns the path of weights that a config names by a word or a path. They may be fetched.
+
+    Args:
+        word: value of the key, see ``weights_path``.
+        network: name of the network.
+        where: place of the key.
+
+    Raises:
+        ConfigError: the word means nothing, or the weights of another network.
+        CheckpointError: the weights can't be fetched.
+    """
+    if not is_weights_word(word) and (problem := url_problem(word)) is not None:
+        raise where.error(problem)
+    try:
+        return str(weights_path(word, network))
+    except WordError as error:
+        raise where.error(str(error)) from None
 
 
-def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  PaddleClas's ``pretrained: True``
-    if isinstance(path, bool):
-        raise no_download(config.Arch.name, config.where("Arch"))
-    if (problem := url_problem(path)) is not None:
-        key = "Global.pretrained_model" if config.Global.pretrained_model == path else "Arch.pretrained"
-        raise config.where(key).error(problem)
+def _weights(config: Config, word: str | bool) -> Weights:  # noqa: FBT001  PaddleClas's ``pretrained: True``
+    key = "Global.pretrained_model" if config.Global.pretrained_model == word else "Arch.pretrained"
+    path = path_of_weights(word, config.Arch.name, config.where(key))
     file = weights_file(path)
     manifest = manifest_beside(file)
     has_average = AVERAGE in parts_of(manifest)

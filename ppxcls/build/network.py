@@ -9,7 +9,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ppxcls.build.choices import TRAINING_TRANSFORMS, Purpose, Weights, compared_transforms, no_download
+from ppxcls.build.choices import TRAINING_TRANSFORMS, Purpose, Weights, compared_transforms, path_of_weights
 from ppxcls.build.class_order import config_of_weights, mapping_between, training_classes, weights_classes
 from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.sections import AMPSection, Config, to_plain
@@ -46,10 +46,10 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
     """
     block = MODELS.block({"name": name, **arguments}, ConfigPlace(("Arch",)))
     model, keys = MODELS.build(block), MODELS.common_keys(block)
-    if keys.pretrained is True:
-        raise no_download(name, block.where)
+    set_network_name(model, name)
     if keys.pretrained:
-        skipped_keys = load_weights(model, keys.pretrained, keep_trunk=True)
+        path = path_of_weights(keys.pretrained, name, block.where / "pretrained")
+        skipped_keys = load_weights(model, path, keep_trunk=True)
         if skipped_keys:
             _log_fresh_classifier(skipped_keys)
     if keys.data_format == "NHWC":

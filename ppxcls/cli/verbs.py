@@ -17,6 +17,7 @@ from tqdm import tqdm
 import ppxcls
 from ppxcls import cli
 from ppxcls.cli.launch import run_launcher
+from ppxcls.cli.weights import run_weights
 from ppxcls.serving.address import MAX_PORT
 from ppxcls.system import environment
 from ppxcls.system.atomic_files import write_output
@@ -85,7 +86,10 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
         help="a folder with one subfolder per class, or train/, val/ and test/ with such subfolders",
     )
     parser.add_argument(
-        "--weights", metavar="FILE", help="weights to start from: PaddleClas's, timm's, Keras's or ppxcls's"
+        "--weights",
+        metavar="NAME",
+        help="weights to start from: imagenet, a name of 'ppxcls weights', hf-hub:OWNER/REPO, an address, or "
+        "a file of PaddleClas, timm, Keras or ppxcls",
     )
     parser.add_argument(
         "--network", metavar="NAME", help="see 'ppxcls list' (default: the one of the weights, or Xception41)"
@@ -598,6 +602,16 @@ def list_verb(parser: argparse.ArgumentParser) -> None:
     """Print the names of all networks."""
     parser.parse_args()
     print("\n".join(ppxcls.list_models()))
+
+
+@verb(
+    "weights",
+    "List the published weights of the networks, or fetch some and print their path.",
+    examples=["ppxcls weights", "ppxcls weights --json"],
+)
+def weights_verb(parser: argparse.ArgumentParser) -> None:
+    """List published weights, or fetch them."""
+    run_weights(parser)
 
 
 def run_verb(name: str) -> None:

@@ -26,7 +26,7 @@ ALTERNATIVES = {
     "uniform_output_enabled": f"results are in metrics.jsonl, eval.json and report.html; {_REMOVE_KEY}",
     "export_for_fd": "ppxcls export, whose inference_config.json describes the files",
     "export_with_pir": f"ppxcls export, which writes the format of the installed Paddle; {_REMOVE_KEY}",
-    "use_ssld": "Global.pretrained_model, with the path of the weights",
+    "use_ssld": "Arch.pretrained: True, because distilled weights were not published for any Xception",
     "use_ml_decoder": f"{_ONE_LABEL}; {_REMOVE_KEY}",
     "DistillationModel": "one of the networks of 'ppxcls list'; distillation is not supported",
     "RecModel": f"one of the networks of 'ppxcls list'; {_RETRIEVAL}",

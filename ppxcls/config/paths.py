@@ -20,7 +20,7 @@ from typing import Any
 from ppxcls.config.checks import KeyPath
 from ppxcls.system import environment, patterns
 from ppxcls.system.logs import logger
-from ppxcls.system.paths import MAX_MESSAGE_LENGTH, url_problem
+from ppxcls.system.paths import HUB_PREFIXES, MAX_MESSAGE_LENGTH, url_problem
 
 _OUTPUT_DIR: KeyPath = ("Global", "output_dir")
 _IMAGES: KeyPath = ("Infer", "infer_imgs")  # the only key that may be a pattern
@@ -43,7 +43,10 @@ _FOLDERS_TO_WRITE: tuple[KeyPath, ...] = (
 )
 # The last words of keys with paths, for comparisons of two configs.
 PATH_KEYS = tuple(sorted({keys[-1] for group in (*_GROUPS, _FOLDERS_TO_WRITE) for keys in group}))
-_WEIGHTS_EXTENSIONS = ("", ".pdparams", ".safetensors", ".json", ".pdstates")  # they may be omitted
+_CHECKPOINT_EXTENSIONS = ("", ".pdparams", ".safetensors", ".json", ".pdstates")  # they may be omitted
+# These keys may also have a word for published weights. A folder of the same name is not meant.
+_WEIGHTS: tuple[KeyPath, ...] = (("Global", "pretrained_model"), ("Arch", "pretrained"))
+_WEIGHTS_EXTENSIONS = ("", ".pdparams", ".safetensors")
 
 
 def resolve_paths(
@@ -239,14 +242,14 @@ def _plugin_groups(raw: Mapping[str, Any]) -> Iterator[tuple[KeyPath, ...]]:
 
 
 def _path_at(raw: Any, keys: KeyPath) -> str | None:
-    """Returns the path at a key; None if there is none, such as for a URL."""
+    """Returns the path at a key; None if there is none, such as for a URL or a repository of the hub."""
     for key in keys:
         if isinstance(raw, list):
             raw = raw[int(key)] if key.isdecimal() and int(key) < len(raw) else None
         else:
             raw = raw.get(key) if isinstance(raw, Mapping) else None
     is_path = isinstance(raw, str) and raw not in ("", "auto") and "\0" not in raw
-    return raw if is_path and url_problem(raw) is None else None
+    return raw if is_path and url_problem(raw) is None and not raw.startswith(HUB_PREFIXES) else None
 
 
 def _set(raw: Any, keys: KeyPath, path: str) -> None:
@@ -258,7 +261,9 @@ def _set(raw: Any, keys: KeyPath, path: str) -> None:
 def _exists(keys: KeyPath, path: str) -> bool:
     """True if there is a file of a key. A pattern is not followed below its first folder."""
     try:
-        if any(os.path.exists(path + extension) for extension in _WEIGHTS_EXTENSIONS):
+        if keys in _WEIGHTS:
+            return any(os.path.isfile(path + extension) for extension in _WEIGHTS_EXTENSIONS)
+        if any(os.path.exists(path + extension) for extension in _CHECKPOINT_EXTENSIONS):
             return True
         return keys == _IMAGES and patterns.is_pattern(path) and patterns.may_match(path)
     except (OSError, ValueError):

@@ -60,7 +60,8 @@ class GlobalSection:
         use_visualdl: True to write curves for VisualDL to ``vdl/``.
         seed: seed of the initial weights, the order of the samples, and every random choice about a sample;
             null is 0.
-        pretrained_model: weights to start from or to evaluate. The extension ``.pdparams`` may be omitted.
+        pretrained_model: weights to start from or to evaluate: a file, whose extension ``.pdparams`` may be
+            omitted, or a word as in ``Arch.pretrained``.
         checkpoints: checkpoint to resume, without extension; ``auto`` takes the newest whole one of the run,
             if there is one.
         allow_changes: True to resume even if network, optimizer, seed, training list or samples per step have
@@ -100,7 +101,7 @@ class GlobalSection:
     """
 
     checkpoints: str | None = None
-    pretrained_model: str | None = None
+    pretrained_model: str | bool | None = None
     output_dir: str = "./output/"
     device: str = "gpu"
     save_interval: Count = 1

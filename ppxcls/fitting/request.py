@@ -15,6 +15,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.fitting.settings import network_of
 from ppxcls.models.weights import weights_file
+from ppxcls.published.find import is_weights_word, network_of_word, weights_path
 from ppxcls.reports.page import PACKAGES_HINT
 from ppxcls.system.devices import DeviceError, process_device
 from ppxcls.system.logs import logger
@@ -103,6 +104,10 @@ def checked_request(
             f"{output} is inside the folder of photographs, which must not change: give another --output"
         )
     check_output_folder(output)
+    if network is not None:
+        _check_network(network)
+    network = network or (network_of_word(weights) if weights and is_weights_word(weights) else None)
+    weights = str(weights_path(weights, network)) if weights else None
     if weights and not os.path.isfile(weights_file(weights)):
         raise DataError(f"{weights_file(weights)}: no such file of weights")
     if device:
@@ -124,15 +129,18 @@ def checked_request(
 
 
 def _network(network: str | None, weights: str | None) -> str:
-    if network is None:
-        try:
-            return network_of(weights)
-        except ValueError as error:
-            raise DataError(str(error)) from None
+    if network is not None:
+        return network
+    try:
+        return network_of(weights)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+
+
+def _check_network(network: str) -> None:
     names = list_models()
     if network not in names:
         raise DataError(f"expected one of the networks {', '.join(names)}, received {network!r}")
-    return network
 
 
 def _check_device(device: str) -> None:

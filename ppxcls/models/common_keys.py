@@ -25,8 +25,10 @@ class ModelKeys:
     """Common keys of the networks.
 
     Attributes:
-        pretrained: weights file to start from; ``Global.pretrained_model`` takes precedence. ``True`` is an
-            error, because nothing is downloaded.
+        pretrained: weights to start from; ``Global.pretrained_model`` takes precedence. It is a file, or a
+            word for published weights, which are fetched if they are not on this machine: ``True`` or
+            ``imagenet`` for the network's default ones, a name from ``ppxcls weights``,
+            ``hf-hub:OWNER/REPO``, or an address.
         freeze: regular expressions. Parameters with matching state keys are not trained, and their batch
             norms keep their statistics.
         use_sync_bn: True to compute batch-norm statistics over all processes, so that the number of processes

@@ -140,10 +140,6 @@ class LegacyXception(nn.Layer):
         return [self._blocks[-1], *convs, self.pool, pooled]
 
 
-_KERAS_URL = (
-    "https://storage.googleapis.com/tensorflow/keras-applications/xception/"
-    "xception_weights_tf_dim_ordering_tf_kernels.h5"
-)
 # The preprocessing of Keras's preprocess_input.
 _KERAS_PREPROCESSING = Preprocessing(
     source="Keras",
@@ -152,11 +148,10 @@ _KERAS_PREPROCESSING = Preprocessing(
     interpolation="bilinear",
     mean=HALF,
     std=HALF,
-    url=_KERAS_URL,
 )
 
 
-@MODELS.register(published=timm_preprocessing("legacy_xception.tf_in1k", 0.8975))
+@MODELS.register(published=timm_preprocessing(0.8975))
 def legacy_xception(
     class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
 ) -> LegacyXception:

@@ -17,6 +17,11 @@ def set_network_name(network: nn.Layer, name: str) -> None:
     setattr(network, _NAME, name)
 
 
+def network_name(network: nn.Layer) -> str | None:
+    """Returns the name that a network was built by; None if it is not known."""
+    return getattr(network, _NAME, None)
+
+
 def checked_logits(output: Any, network: nn.Layer) -> paddle.Tensor:
     """Returns the output of a network.
 

@@ -23,7 +23,8 @@ class Preprocessing:
         interpolation: interpolation of the resizing.
         mean: mean of each channel, for values from 0 to 1.
         std: standard deviation of each channel, for values from 0 to 1.
-        url: address of the weights on the publisher's site.
+        url: address of the weights, which ``pretrained: True`` fetches; empty for the networks of this
+            package, whose weights are in ``ppxcls.published.catalogue``.
     """
 
     source: str
@@ -41,9 +42,8 @@ _ROUNDING = 1e-3  # of mean and standard deviation, for channels with values fro
 _TRANSFORMS_WITH_FACTS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
 
 
-def paddleclas_preprocessing(name: str) -> Preprocessing:
-    """Preprocessing of PaddleClas's Xception YAMLs, with the weights' address from its table of models."""
-    url = f"https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{name}_pretrained.pdparams"
+def paddleclas_preprocessing() -> Preprocessing:
+    """Preprocessing of PaddleClas's Xception YAMLs."""
     return Preprocessing(
         source="PaddleClas",
         input_size=299,
@@ -51,12 +51,11 @@ def paddleclas_preprocessing(name: str) -> Preprocessing:
         interpolation="bilinear",
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        url=url,
     )
 
 
-def timm_preprocessing(name: str, crop_share: float) -> Preprocessing:
-    """Preprocessing of timm 1.0.31's ``default_cfg``, with the weights' page on the Hugging Face hub."""
+def timm_preprocessing(crop_share: float) -> Preprocessing:
+    """Preprocessing of timm 1.0.31's ``default_cfg``."""
     return Preprocessing(
         source="timm",
         input_size=299,
@@ -64,7 +63,6 @@ def timm_preprocessing(name: str, crop_share: float) -> Preprocessing:
         interpolation="bicubic",
         mean=HALF,
         std=HALF,
-        url=f"https://huggingface.co/timm/{name}",
     )
 
 

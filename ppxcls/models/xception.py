@@ -198,7 +198,7 @@ def _register(
 ) -> None:
     """Registers a network of the family. All networks of the family have one signature."""
 
-    @register_network(name, summary, paddleclas_preprocessing(name))
+    @register_network(name, summary, paddleclas_preprocessing())
     def build(
         class_num: CountOrZero = 1000, in_channels: Count = 3, drop_rate: BelowOne = 0.0
     ) -> PaddleClasXception:

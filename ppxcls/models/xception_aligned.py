@@ -274,26 +274,26 @@ _register(
     "xception41",
     "8 middle blocks; 27.0 million parameters with 1,000 classes.",
     middle_blocks=8,
-    preprocessing=timm_preprocessing("xception41.tf_in1k", 0.903),
+    preprocessing=timm_preprocessing(0.903),
 )
 _register(
     "xception65",
     "16 middle blocks; 39.9 million parameters with 1,000 classes.",
     middle_blocks=16,
-    preprocessing=timm_preprocessing("xception65.ra3_in1k", 0.94),
+    preprocessing=timm_preprocessing(0.94),
 )
 _register(
     "xception71",
     "5 entry and 16 middle blocks; 42.3 million parameters with 1,000 classes.",
     middle_blocks=16,
-    preprocessing=timm_preprocessing("xception71.tf_in1k", 0.903),
+    preprocessing=timm_preprocessing(0.903),
     entry=_ENTRY_BLOCKS_71,
 )
 _register(
     "xception41p",
     "8 pre-activated middle blocks; 26.9 million parameters with 1,000 classes.",
     middle_blocks=8,
-    preprocessing=timm_preprocessing("xception41p.ra3_in1k", 0.94),
+    preprocessing=timm_preprocessing(0.94),
     preact=True,
     epsilon=1e-5,
 )
@@ -301,6 +301,6 @@ _register(
     "xception65p",
     "16 pre-activated middle blocks; 39.8 million parameters with 1,000 classes.",
     middle_blocks=16,
-    preprocessing=timm_preprocessing("xception65p.ra3_in1k", 0.94),
+    preprocessing=timm_preprocessing(0.94),
     preact=True,
 )

@@ -172,7 +172,7 @@ class XceptionDeeplab(nn.Layer):
 def _register(name: str, summary: str, *, prefix: str, middle_blocks: int) -> None:
     """Registers a network of the family. All networks of the family have one signature."""
 
-    @register_network(name, summary, paddleclas_preprocessing(name))
+    @register_network(name, summary, paddleclas_preprocessing())
     def build(
         class_num: CountOrZero = 1000,
         in_channels: Count = 3,

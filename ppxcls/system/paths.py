@@ -12,6 +12,7 @@ from pathlib import Path
 
 MAX_MESSAGE_LENGTH = 500  # characters of a message, of which the rest is left out in the middle
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")  # of words that stand for weights in a repository of the hub
 _JOINERS = {"\u200c", "\u200d"}  # zero-width joiners, which some scripts and emoji need
 # Unicode's categories of control characters, surrogates and line separators
 _UNSAFE_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -23,8 +24,9 @@ def url_problem(path: object) -> str | None:
 
 
 def is_address(text: str) -> bool:
-    """True if a text is a URL, or on Windows the name of a folder of another host."""
-    return "://" in text or (os.name == "nt" and text[:2] in ("//", "\\\\"))
+    """True if a text is a URL or names a repository of the hub, or on Windows a folder of another host."""
+    is_of_other_host = os.name == "nt" and text[:2] in ("//", "\\\\")
+    return "://" in text or text.startswith(HUB_PREFIXES) or is_of_other_host
 
 
 def short_path(path: Path) -> Path:
