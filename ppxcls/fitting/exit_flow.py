@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
 from tqdm import tqdm
 
 from ppxcls.fitting.features import Features

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+from paddle import nn
 from tqdm import tqdm
 
 from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Loader
-from ppxcls.models.parts import NetworkParts
+from ppxcls.models.parts import NetworkParts, split_network
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import whole_file
 from ppxcls.train.fast_forward import fast_forward
@@ -24,6 +25,45 @@ _MAX_FREE_DISK_SHARE = 0.5  # fraction of the free disk that the activations may
 _MAX_ACTIVATION_BYTES = 16 << 30
 _MAX_FLOAT16 = 65504.0
 Forward = Callable[[Array], Array]
+
+
+class FeatureComputer:
+    """Computes activations and features of batches by the fastest path of this machine.
+
+    Args:
+        network: network in evaluation mode, with a declaration of its parts. Its weights before the
+            classifier must not change meanwhile.
+        count: number of images.
+    """
+
+    def __init__(self, network: nn.Layer, count: int) -> None:
+        self.network = network
+        self._parts = parts_of(network)
+        self._count = count
+        self._forwards: dict[tuple[int, ...], tuple[Forward, Forward]] = {}
+
+    def __call__(self, images: Array) -> tuple[Array, Array]:
+        """Returns the activations before the exit flow, and the pooled features [N, F].
+
+        Args:
+            images: float32 [N, 3, H, W].
+        """
+        shape = images.shape[1:]
+        if shape not in self._forwards:
+            trunk: Forward = fast_forward(self._parts.trunk, shape, self._count)
+            activations = trunk(images)
+            exit_flow: Forward = fast_forward(self._parts.exit_flow, activations.shape[1:], self._count)
+            self._forwards[shape] = trunk, exit_flow
+        trunk, exit_flow = self._forwards[shape]
+        activations = trunk(images)
+        return activations, exit_flow(activations)
+
+
+def parts_of(network: nn.Layer) -> NetworkParts:
+    """Returns the parts of a network that is known to have them."""
+    parts = split_network(network)
+    assert parts
+    return parts
 
 
 @dataclass(frozen=True)
@@ -75,12 +115,12 @@ def fits_on_disk(size: int, folder: Path) -> bool:
 
 
 def compute_features(
-    parts: NetworkParts, loader: Loader, folder: Path, *, copies: int, keeps_activations: bool
+    computer: FeatureComputer, loader: Loader, folder: Path, *, copies: int, keeps_activations: bool
 ) -> Features:
     """Computes the features of all photographs of a loader, and writes them to a folder.
 
     Args:
-        parts: parts of the network, in evaluation mode.
+        computer: computer of the features.
         loader: loader without shuffling.
         folder: folder for the features; it must exist.
         copies: 1 for the photographs alone, 2 for their mirror images too.
@@ -92,7 +132,6 @@ def compute_features(
     """
     to_input = ModelInput(loader.dataset.device_stage)
     count = len(loader.dataset)
-    computer = _Computer(parts, count * copies)
     pooled: Array | None = None
     activations: Array | None = None
     with tqdm(total=count, desc="features", unit="image", disable=None, leave=False) as bar:
@@ -146,27 +185,3 @@ def remove_features(folder: Path) -> None:
     for name in (_FEATURES, _ACTIVATIONS):
         with contextlib.suppress(OSError):
             (folder / name).unlink(missing_ok=True)
-
-
-class _Computer:
-    """Computes activations and features of batches.
-
-    Args:
-        parts: parts of the network, in evaluation mode.
-        count: number of images.
-    """
-
-    def __init__(self, parts: NetworkParts, count: int) -> None:
-        self._parts = parts
-        self._count = count
-        self._trunk: Forward | None = None
-        self._exit_flow: Forward | None = None
-
-    def __call__(self, images: Array) -> tuple[Array, Array]:
-        """Returns the activations before the exit flow, and the pooled features [N, F]."""
-        if self._trunk is None:
-            self._trunk = fast_forward(self._parts.trunk, images.shape[1:], self._count)
-        activations = self._trunk(images)
-        if self._exit_flow is None:
-            self._exit_flow = fast_forward(self._parts.exit_flow, activations.shape[1:], self._count)
-        return activations, self._exit_flow(activations)

@@ -11,12 +11,13 @@ from pathlib import Path
 from ppxcls.build.evaluation import evaluate
 from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
+from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex
-from ppxcls.config.sections import Config
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.features import FeatureComputer
 from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import (
     DEFAULT_SHARES,
@@ -115,6 +116,7 @@ def fit(
 def _fit(request: Request) -> Path:
     """Begins the work of a request, or continues it, and returns the run folder."""
     clock = Clock(request.minutes)
+    computer = None
     progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
     if progress:
         clock.add(progress.used_seconds)
@@ -123,7 +125,7 @@ def _fit(request: Request) -> Path:
         photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
         if progress is None:
             check_photographs(photographs)
-            settings = _choose_settings(request, photographs, Path(folder), clock)
+            settings, computer = _choose_settings(request, photographs, Path(folder), clock)
             progress = FitProgress(
                 request.output / FILE,
                 request.facts(),
@@ -141,7 +143,7 @@ def _fit(request: Request) -> Path:
             check_photographs(photographs)
             _begin(request, photographs, progress)
     try:
-        return _train(request, progress, clock)
+        return _train(request, progress, clock, computer)
     except Preempted as stop:
         raise Preempted(stop.fact, "the same command continues it") from None
     except BaseException:  # also Ctrl-C
@@ -149,8 +151,13 @@ def _fit(request: Request) -> Path:
         raise
 
 
-def _choose_settings(request: Request, photographs: Photographs, folder: Path, clock: Clock) -> Settings:
+def _choose_settings(
+    request: Request, photographs: Photographs, folder: Path, clock: Clock
+) -> tuple[Settings, FeatureComputer | None]:
     """Checks the config and the weights by building everything in a folder, and chooses the settings.
+
+    Returns:
+        The settings, and the compiled network of the stages with weights, if there are such stages.
 
     Raises:
         ConfigError, CheckpointError: an override or the weights can't be used.
@@ -160,22 +167,21 @@ def _choose_settings(request: Request, photographs: Photographs, folder: Path, c
         len(photographs.names), network=request.network, weights=request.weights, device=request.device
     )
     _try_to_build(request, provisional, folder)
-    settings = None
+    choice = None
     if request.weights and not (request.find_lr or request.find_batch):
-        settings = with_stages(
+        choice = with_stages(
             provisional,
             config_of(request, folder / TRAIN_YAML),
             counts=counts_of(photographs.lists),
             seconds=clock.left,
             output=request.output,
         )
-    if settings is None:
-        if provisional.head_epochs:
-            _try_to_build_head(request, provisional, folder)
-        settings = _settings_of_training(request, photographs)
+    if choice is None and provisional.head_epochs:
+        _try_to_build_head(request, provisional, folder)
+    settings, computer = choice or (_settings_of_training(request, photographs), None)
     for line in settings.reasons:
         logger.info(line)
-    return settings
+    return settings, computer
 
 
 def _settings_of_training(request: Request, photographs: Photographs) -> Settings:
@@ -246,14 +252,14 @@ def _write_yaml_files(request: Request, progress: FitProgress) -> None:
         progress.write_yaml(output / HEAD_YAML, head_yaml(progress.settings, output))
 
 
-def _train(request: Request, progress: FitProgress, clock: Clock) -> Path:
+def _train(request: Request, progress: FitProgress, clock: Clock, computer: FeatureComputer | None) -> Path:
     """Takes the steps that are not done yet, and returns the run folder."""
     _write_yaml_files(request, progress)
     run_folder = short_path(config_of(request, request.output / TRAIN_YAML).run_folder)
     if progress.settings.feature_size:
         if not weights_file(run_folder / "best_model").exists():
             progress.finished_steps = []
-        Stages(request, progress, clock).run()
+        Stages(request, progress, clock, computer).run()
     else:
         _train_by_yaml(request, progress, run_folder)
     if "evaluate" not in progress.finished_steps:

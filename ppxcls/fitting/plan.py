@@ -11,13 +11,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.models.parts import NetworkParts
-from ppxcls.train.fast_forward import fast_forward
+from ppxcls.fitting.features import FeatureComputer, parts_of
 
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
 _MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor; they are used if they must
 _TIMED_IMAGES = 8
-_MANY = 1 << 20  # number of images for which compiling pays
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
 _LINEAR_SECONDS = 8.0  # of the classifier for 1,000 photographs
@@ -84,26 +82,24 @@ class Plan:
         return " | ".join(parts)
 
 
-def measured_speeds(parts: NetworkParts, size: int) -> tuple[Speeds, tuple[int, ...]]:
+def measured_speeds(computer: FeatureComputer, size: int) -> tuple[Speeds, tuple[int, ...]]:
     """Measures the features of a batch, a step of the exit flow, and a step of all layers.
 
     Args:
-        parts: parts of the network.
+        computer: computer of the features.
         size: side of the images, pixels.
 
     Returns:
         The times, and the shape of the activations of an image.
     """
     images = np.random.default_rng(0).standard_normal((_TIMED_IMAGES, 3, size, size), np.float32)
-    trunk = fast_forward(parts.trunk, images.shape[1:], _MANY)
-    activations = trunk(images)
-    exit_flow = fast_forward(parts.exit_flow, activations.shape[1:], _MANY)
-    exit_flow(activations)
+    computer(images)  # compiles
     start = time.perf_counter()
-    exit_flow(trunk(images))
+    activations, _ = computer(images)
     feature = (time.perf_counter() - start) / _TIMED_IMAGES
+    parts = parts_of(computer.network)
     exit_step = _step_seconds([parts.exit_flow, parts.classifier], activations)
-    step = _step_seconds([parts.trunk, parts.exit_flow, parts.classifier], images[:4])
+    step = _step_seconds([parts.trunk, parts.exit_flow, parts.classifier], images[:2])
     speeds = Speeds(size=size, feature=feature, exit_step=exit_step, step=step)
     return speeds, tuple(activations.shape[1:])
 
@@ -198,7 +194,7 @@ def exit_flow_seconds(seconds_per_image: float, counts: Counts, epochs: int) -> 
 
 def exit_flow_epochs(seconds_per_image: float, counts: Counts, seconds: float) -> int:
     """Returns the number of epochs for the exit flow; 0 if there is too little time."""
-    epochs = [n for n in range(MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS + 1)]
+    epochs = range(MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS + 1)
     fitting = [n for n in epochs if exit_flow_seconds(seconds_per_image, counts, n) <= seconds]
     return max(fitting, default=0)
 

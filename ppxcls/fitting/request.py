@@ -15,7 +15,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.fitting.settings import network_of
 from ppxcls.models.weights import weights_file
-from ppxcls.published.find import is_weights_word, network_of_word, weights_path
+from ppxcls.published.find import cached_weights, is_weights_word, network_of_word, weights_path
 from ppxcls.reports.page import PACKAGES_HINT
 from ppxcls.system.devices import DeviceError, process_device
 from ppxcls.system.logs import logger
@@ -23,6 +23,7 @@ from ppxcls.system.output_paths import check_output_folder
 from ppxcls.system.paths import url_problem
 
 _RESUME_KEYS = ("Global.checkpoints=", "Global.allow_changes=")  # overrides that choose no setting
+NO_WEIGHTS = "none"  # value of --weights for a training from scratch
 _REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy")
 
 
@@ -106,8 +107,12 @@ def checked_request(
     check_output_folder(output)
     if network is not None:
         _check_network(network)
+    is_from_scratch = weights is not None and weights.lower() == NO_WEIGHTS
+    weights = None if is_from_scratch else weights
     network = network or (network_of_word(weights) if weights and is_weights_word(weights) else None)
     weights = str(weights_path(weights, network)) if weights else None
+    if weights is None and not is_from_scratch:
+        weights = _cached_weights(network)
     if weights and not os.path.isfile(weights_file(weights)):
         raise DataError(f"{weights_file(weights)}: no such file of weights")
     if device:
@@ -126,6 +131,22 @@ def checked_request(
         trust=trust,
         shares=shares,
     )
+
+
+def _cached_weights(network: str | None) -> str | None:
+    """Returns published weights that are on this machine already; None if there are none.
+
+    Args:
+        network: name of the network; None for any.
+    """
+    names = [network] if network else list_models()
+    for name in names:
+        if path := cached_weights(name):
+            logger.info(
+                f"{path}: these weights of {name} are on this machine, and are used; else --weights none"
+            )
+            return str(path)
+    return None
 
 
 def _network(network: str | None, weights: str | None) -> str:

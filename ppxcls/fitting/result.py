@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,10 @@ from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manif
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.fitting import STAGES
 from ppxcls.fitting.linear import accuracy_and_loss
-from ppxcls.models.weights import load_weights, model_state
+from ppxcls.models.weights import model_state
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
-from ppxcls.system.logs import logger
 from ppxcls.train import PREDICTIONS
 from ppxcls.train.predictions import PredictionTable, write_predictions
 from ppxcls.train.trainer import Trainer
@@ -60,13 +60,13 @@ class Stage:
         return f"{self.name}: {self.size} px, {epochs}{self.seconds:.0f} s, {score}{self.choice}: {outcome}"
 
 
-def write_stages(folder: Path, stages: list[Stage], plan: list[dict[str, Any]]) -> None:
+def write_stages(folder: Path, stages: list[Stage], plan: Sequence[Mapping[str, Any]]) -> None:
     """Writes the stages and the plan of ``fit`` to a run's folder.
 
     Raises:
         OSError: the file can't be written.
     """
-    content = {"format": 1, "stages": [asdict(stage) for stage in stages], "plan": plan}
+    content = {"format": 1, "stages": [asdict(stage) for stage in stages], "plan": list(plan)}
     write_text(folder / STAGES, json_text(content, indent=1, is_ascii=True) + "\n")
 
 

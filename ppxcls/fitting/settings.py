@@ -159,8 +159,8 @@ def choose(
     ]
     if not weights:
         reasons.append(
-            "from scratch: with ImageNet weights (--weights), a small data set needs fewer epochs "
-            "and the accuracy is much better"
+            "from scratch: --weights imagenet fetches published weights, if this network has any; "
+            "with them, a small data set needs minutes, and the accuracy is much better"
         )
     mean, std = _normalization(network, weights)
     return Settings(

@@ -1,4 +1,4 @@
-"""Chooses the settings of ``fit`` with weights: the size of the features, and the stages that the time allows."""
+"""Chooses the settings of ``fit`` with weights: size of the features, and stages that the time allows."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 from ppxcls.build.class_order import config_of_weights
 from ppxcls.config.sections import Config
-from ppxcls.fitting.features import activation_bytes, fits_on_disk
+from ppxcls.fitting.features import FeatureComputer, activation_bytes, fits_on_disk
 from ppxcls.fitting.plan import Counts, make_plan, measured_speeds
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.stages import network_with_weights
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.parts import split_network
 from ppxcls.models.preprocessing import run_preprocessing
-from ppxcls.system.logs import logger
 
 _DEFAULT_SIZE_PIXELS = 299
+_LEARNING_RATE = 0.00003  # of all layers, for AdamW and batches of 16
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ def preparation_for(network: str, weights: str) -> Preparation:
 
 def with_stages(
     settings: Settings, config: Config, *, counts: Counts, seconds: float, output: Path
-) -> Settings | None:
-    """Returns the settings for the stages with weights; None if the network has no parts.
+) -> tuple[Settings, FeatureComputer] | None:
+    """Returns the settings for the stages with weights, and the compiled network.
+
+    It is None if the network has no parts.
 
     Args:
         settings: provisional settings.
@@ -74,13 +76,13 @@ def with_stages(
     parts = split_network(network)
     if parts is None or parts.classifier.bias is None:
         return None
+    total = counts.train + counts.choose
     preparation = preparation_for(settings.network, settings.weights)
-    speeds, shape = measured_speeds(parts, preparation.size)
-    size_of_file = activation_bytes(shape, 2 * (counts.train + counts.choose))
+    computer = FeatureComputer(network, 2 * total)
+    speeds, shape = measured_speeds(computer, preparation.size)
+    size_of_file = activation_bytes(shape, 2 * total)
     can_keep = fits_on_disk(size_of_file, output)
     plan = make_plan(speeds, counts, seconds, can_keep_activations=can_keep)
-    logger.info(f"plan: {plan}")
-    total = counts.train + counts.choose
     reasons = [
         f"{total:,} photographs in {settings.class_num} classes, of which {counts.choose:,} choose; "
         f"{counts.judge:,} judge; on {settings.device}",
@@ -92,7 +94,7 @@ def with_stages(
         reasons.append(
             f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB"
         )
-    return replace(
+    new_settings = replace(
         settings,
         size=preparation.size,
         head_epochs=0,
@@ -108,6 +110,4 @@ def with_stages(
         plan=list(plan.rows),
         speeds=asdict(speeds),
     )
-
-
-_LEARNING_RATE = 0.00003  # of all layers, for AdamW and batches of 16
+    return new_settings, computer

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from paddle import nn
 
-from ppxcls.build.choices import Weights, network_classes
+from ppxcls.build.choices import network_classes
 from ppxcls.build.data import build_loader
 from ppxcls.build.evaluation import evaluate
 from ppxcls.build.trainer import build_trainer
@@ -24,8 +24,15 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.exit_flow import ExitFlowTraining
-from ppxcls.fitting.features import Features, compute_features, read_features, remove_features
-from ppxcls.fitting.linear import LinearClassifier, LinearProblem, accuracy_and_loss
+from ppxcls.fitting.features import (
+    FeatureComputer,
+    Features,
+    compute_features,
+    parts_of,
+    read_features,
+    remove_features,
+)
+from ppxcls.fitting.linear import LinearClassifier, accuracy_and_loss, chosen_problem
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.plan import (
     Counts,
@@ -41,7 +48,6 @@ from ppxcls.fitting.result import Stage, is_better, read_stages, state_of, write
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train_yaml
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.parts import NetworkParts, split_network
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import whole_file, write_bytes
@@ -63,9 +69,16 @@ class Stages:
         request: arguments of ``fit``.
         progress: progress, with settings for these stages.
         clock: time of the command.
+        computer: compiled network with the weights to start from; None if there is none yet.
     """
 
-    def __init__(self, request: Request, progress: FitProgress, clock: Clock) -> None:
+    def __init__(
+        self,
+        request: Request,
+        progress: FitProgress,
+        clock: Clock,
+        computer: FeatureComputer | None = None,
+    ) -> None:
         self._request = request
         self._progress = progress
         self._clock = clock
@@ -73,7 +86,7 @@ class Stages:
         self._yaml = request.output / TRAIN_YAML
         self._seed = int(self._config().Global.seed or 0)
         self._run_folder = Path(short_path(self._config().run_folder))
-        self._network: nn.Layer | None = None
+        self._computer = computer
         self._speeds: Speeds | None = None
 
     def run(self) -> None:
@@ -106,13 +119,14 @@ class Stages:
 
     # Shared by the stages
 
-    def _parts(self) -> NetworkParts:
-        """Returns the parts of the network with the weights to start from."""
-        if self._network is None:
-            self._network = network_with_weights(self._config(), self._progress.settings.weights)
-        parts = split_network(self._network)
-        assert parts
-        return parts
+    def _feature_computer(self) -> FeatureComputer:
+        """Returns the network with the weights to start from."""
+        if self._computer is None:
+            settings = self._progress.settings
+            network = network_with_weights(self._config(), settings.weights)
+            counts = self._counts()
+            self._computer = FeatureComputer(network, settings.copies * (counts.train + counts.choose))
+        return self._computer
 
     def _counts(self) -> Counts:
         return counts_of(self._request.output / LISTS)
@@ -132,7 +146,7 @@ class Stages:
         loader = build_loader(config, "Eval", network_classes(config, "train", None))
         start = time.monotonic()
         features = compute_features(
-            self._parts(),
+            self._feature_computer(),
             loader,
             self._folder,
             copies=settings.copies,
@@ -169,7 +183,7 @@ class Stages:
     def _add_stage(self, stage: Stage, earlier_stages: list[Stage]) -> None:
         logger.info(str(stage))
         stages = [earlier for earlier in earlier_stages if earlier.name != stage.name]
-        write_stages(self._run_folder, [*stages, stage], list(self._progress.settings.plan))
+        write_stages(self._run_folder, [*stages, stage], self._progress.settings.plan)
 
     def _held_out_logits(self) -> Array:
         with np.load(self._folder / _RESULT, allow_pickle=False) as arrays:
@@ -183,8 +197,7 @@ class Stages:
         features = self._features()
         counts = self._counts()
         class_num = self._progress.settings.class_num
-        problem = LinearProblem(features.pooled, features.labels, class_num)
-        choice = problem.choose(self._seed)
+        problem, choice = chosen_problem(features.pooled, features.labels, class_num, self._seed)
         train_indices = np.arange(counts.train)
         held_out = problem.train(choice.strength, train_indices)
         val_logits = problem.logits(held_out, np.arange(counts.train, counts.train + counts.choose))
@@ -206,11 +219,11 @@ class Stages:
 
     def _state_with(self, classifier: LinearClassifier) -> State:
         """Returns the weights of the network with a linear classifier."""
-        parts = self._parts()
-        parts.classifier.weight.set_value(classifier.weight)
-        parts.classifier.bias.set_value(classifier.bias)
-        assert self._network
-        return state_of(self._network)
+        network = self._feature_computer().network
+        last_layer = parts_of(network).classifier
+        last_layer.weight.set_value(classifier.weight)
+        last_layer.bias.set_value(classifier.bias)
+        return state_of(network)
 
     def _write_classifiers(self, held_out: LinearClassifier, classifier: LinearClassifier) -> None:
         with whole_file(self._folder / "linear.npz") as stream:
@@ -236,7 +249,9 @@ class Stages:
         features = self._features()
         counts = self._counts()
         held_out, classifier = self._read_classifiers()
-        training = ExitFlowTraining(self._parts(), features, self._seed)
+        network = self._feature_computer().network
+        self._computer = None  # its weights change
+        training = ExitFlowTraining(parts_of(network), features, self._seed)
         seconds_per_image = training.seconds_per_photograph(held_out)
         epochs = settings.exit_epochs or self._exit_epochs(seconds_per_image)
         if not epochs:
@@ -250,8 +265,7 @@ class Stages:
         val_logits = training.logits(val_indices)
         labels = features.labels[val_indices]
         is_chosen = is_better(val_logits, self._held_out_logits(), labels)
-        assert self._network
-        held_out_state = state_of(self._network) if is_chosen else {}
+        held_out_state = state_of(network) if is_chosen else {}
         if is_chosen:
             training.train(np.arange(len(features.labels)), classifier, epochs)
         accuracy, loss = accuracy_and_loss(val_logits, labels)
@@ -266,10 +280,9 @@ class Stages:
             choice="batch norms keep their statistics",
         )
         if is_chosen:
-            self._take(stage, state_of(self._network), held_out_state, val_logits, _NOTE)
+            self._take(stage, state_of(network), held_out_state, val_logits, _NOTE)
         else:
             self._add_stage(stage, self._stages())
-        self._network = None  # its weights were changed
 
     def _exit_epochs(self, seconds_per_image: float) -> int:
         """Returns the number of epochs that the time allows."""
