@@ -42,6 +42,7 @@ class InferenceProgram:
         weights: file of its weights.
         threads: number of threads on the CPU.
         with_onednn: True to compute with oneDNN on the CPU.
+        in_bfloat16: True to compute in bfloat16 as far as oneDNN can. Input and output stay float32.
         device: device as in ``paddle.get_device()``; None for the current one.
 
     Raises:
@@ -55,6 +56,7 @@ class InferenceProgram:
         *,
         threads: int,
         with_onednn: bool = True,
+        in_bfloat16: bool = False,
         device: str | None = None,
     ) -> None:
         from paddle import inference
@@ -69,6 +71,8 @@ class InferenceProgram:
             settings.disable_gpu()
             if with_onednn:
                 settings.enable_mkldnn()
+            if in_bfloat16:
+                settings.enable_mkldnn_bfloat16()
             settings.set_cpu_math_library_num_threads(threads)
         settings.switch_ir_optim(True)  # noqa: FBT003  Paddle's own
         try:
@@ -112,7 +116,7 @@ def program_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: neither {' nor '.join(PROGRAM_NAMES)}")
 
 
-class _TracingWrapper(nn.Layer):
+class TracingWrapper(nn.Layer):
     """A layer around the network, so that tracing does not replace the network's own ``forward``."""
 
     def __init__(self, network: nn.Layer) -> None:
@@ -134,7 +138,7 @@ class Compiler:
     def __call__(self, network: nn.Layer) -> InferenceProgram:
         """Returns a predictor with copies of the network's current weights."""
         if self._network is not network:
-            wrapper = _TracingWrapper(network)
+            wrapper = TracingWrapper(network)
             wrapper.eval()
             spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
             self._network = network
@@ -167,7 +171,7 @@ class EvaluatedNetwork:
         self._pixel_count = 0  # total of the images so far
         self._predictor: InferenceProgram | None = None
         is_static = "concrete_program" in dir(type(network.forward))  # reading it would trace the network
-        self._may_compile = paddle.get_device() == "cpu" and _has_onednn() and not is_static
+        self._may_compile = paddle.get_device() == "cpu" and has_onednn() and not is_static
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         """Maps images, float32 [N, 3, H, W], to logits, float32 [N, class_num]."""
@@ -207,6 +211,7 @@ class EvaluatedNetwork:
         return None
 
 
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """True if Paddle was built with oneDNN."""
     names = ("is_compiled_with_onednn", "is_compiled_with_mkldnn")  # names in Paddle 3.3, and in older ones
     return any(getattr(paddle.base.core, name, bool)() for name in names)
