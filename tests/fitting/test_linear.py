@@ -1,0 +1,110 @@
+"""The linear classifier of ``fit``, against scikit-learn's on the same features."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ppxcls.fitting.linear import (
+    STRENGTHS,
+    LinearProblem,
+    accuracy_and_loss,
+    chosen_problem,
+    stratified_folds,
+)
+from ppxcls.system.arrays import Array
+
+pytest.importorskip("scipy")
+
+
+def clouds(count: int, width: int, classes: int, distance: float, seed: int = 0) -> tuple[Array, Array]:
+    """Returns features of clouds, one for each class, and their labels."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(100).normal(size=(classes, width)) * distance
+    labels = np.arange(count) % classes
+    return (3 + centres[labels] + rng.normal(size=(count, width))).astype(np.float32), labels
+
+
+@pytest.mark.parametrize(("count", "width"), [(200, 12), (40, 300)])
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_it_is_scikit_learns(count: int, width: int, strength: float) -> None:
+    """With fewer photographs than features it trains in fewer coordinates, which changes nothing."""
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, labels = clouds(count, width, 4, 0.3)
+    problem = LinearProblem(features[None], labels, 4)
+    classifier = problem.classifier(problem.train(strength))
+    centred = features - features.mean(0)
+    centred /= np.sqrt(np.square(centred).mean())
+    reference = linear_model.LogisticRegression(C=1000 * strength / count, tol=1e-8, max_iter=10_000)
+    expected = reference.fit(centred.astype(np.float64), labels).predict_log_proba(centred)
+    logits = classifier.logits(features)
+    received = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    np.testing.assert_allclose(np.exp(received), np.exp(expected), atol=5e-3)
+
+
+def test_folds_have_a_share_of_each_class() -> None:
+    labels = np.array([0] * 50 + [1] * 10 + [2] * 3 + [3])
+    folds = stratified_folds(labels, 5, seed=0)
+    assert np.bincount(folds[labels == 0]).tolist() == [10] * 5
+    assert np.bincount(folds[labels == 1]).tolist() == [2] * 5
+    assert len(set(folds[labels == 2])) == 3
+    assert folds[labels == 3].tolist() == [-1], "the only photograph of a class is never held out"
+    np.testing.assert_array_equal(folds, stratified_folds(labels, 5, seed=0))
+    assert not np.array_equal(folds, stratified_folds(labels, 5, seed=1))
+
+
+def test_noise_is_given_less_strength_than_clear_classes() -> None:
+    noise, labels = clouds(60, 200, 3, 0.0)
+    clear, _ = clouds(60, 200, 3, 3.0)
+    assert LinearProblem(noise[None], labels, 3).choose(0).strength == STRENGTHS[0]
+    choice = LinearProblem(clear[None], labels, 3).choose(0)
+    assert choice.strength > 10 * STRENGTHS[0]
+    assert choice.accuracy == 1.0
+    assert choice.fold_count == 5
+
+
+def test_copies_are_held_out_with_their_photograph() -> None:
+    """Noise with copies: a copy in another fold would tell the label."""
+    features, _ = clouds(60, 200, 3, 0.0)
+    labels = np.random.default_rng(1).integers(0, 3, 60)
+    choice = LinearProblem(np.stack([features, features]), labels, 3).choose(0)
+    assert choice.accuracy < 0.6
+
+
+def test_copies_that_do_harm_are_left_out() -> None:
+    """The copies of one class look like photographs of another one, as mirrored letters may."""
+    features, labels = clouds(90, 20, 3, 2.0)
+    other_features, _ = clouds(90, 20, 3, 2.0, seed=1)
+    wrong = other_features[np.argsort((labels + 1) % 3, kind="stable")][np.argsort(np.argsort(labels))]
+    _, choice = chosen_problem(np.stack([features, wrong]), labels, 3, seed=0)
+    assert not choice.has_copies
+    _, choice = chosen_problem(np.stack([features, other_features]), labels, 3, seed=0)
+    assert choice.accuracy == 1.0
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 1], [0, 0, 0, 0, 1, 1, 2]])
+def test_a_few_photographs_are_enough(labels: list[int]) -> None:
+    features, _ = clouds(len(labels), 8, 3, 1.0)
+    problem, choice = chosen_problem(features[None], np.array(labels), 3, seed=0)
+    classifier = problem.classifier(problem.train(choice.strength))
+    assert accuracy_and_loss(classifier.logits(features), np.array(labels))[0] == 1.0
+    assert (choice.fold_count == 0) == (len(set(labels)) == len(labels))
+    assert math.isnan(choice.loss) == (choice.fold_count == 0)
+
+
+def test_equal_features_are_no_error() -> None:
+    features = np.full((1, 6, 4), 7.0, np.float32)
+    problem, choice = chosen_problem(features, np.array([0, 1] * 3), 2, seed=0)
+    classifier = problem.classifier(problem.train(choice.strength))
+    assert np.isfinite(classifier.weight).all()
+    assert np.isfinite(classifier.logits(features[0])).all()
+
+
+def test_many_photographs_are_held_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppxcls.fitting.linear._MAX_MULTIPLICATIONS", 1.0)
+    features, labels = clouds(60, 10, 3, 2.0)
+    choice = LinearProblem(features[None], labels, 3).choose(0)
+    assert choice.fold_count == 1
+    assert choice.accuracy > 0.9
