@@ -15,6 +15,7 @@ from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex
+from ppxcls.fitting.judging import judge
 from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import (
     DEFAULT_SHARES,
@@ -28,7 +29,6 @@ from ppxcls.fitting.request import Request, checked_request
 from ppxcls.fitting.settings import Settings, choose, provisional_settings
 from ppxcls.fitting.yaml_files import HEAD_KEYS, HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
-from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
 from ppxcls.system.json_text import json_text
@@ -241,7 +241,7 @@ def _train(request: Request, progress: FitProgress) -> Path:
         _train_or_resume(request, progress, "train", request.output / TRAIN_YAML)
     if "evaluate" not in progress.finished_steps:
         evaluate(load_config(run_folder, trust=request.trust))
-        report_after_training(run_folder)
+        judge(run_folder, trust=request.trust)
         progress.finish("evaluate")
     else:
         logger.info(f"{run_folder} is complete; give another --output to train again")
