@@ -16,7 +16,9 @@ from ppxcls.build.class_order import (
     training_classes,
     weights_classes,
 )
+from ppxcls.build.judging import judged_note
 from ppxcls.checkpoints.files import AVERAGE, parts_of
+from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
@@ -154,7 +156,7 @@ def _weights(config: Config, word: str | bool) -> Weights:  # noqa: FBT001  Padd
     manifest = manifest_beside(file)
     has_average = AVERAGE in parts_of(manifest)
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")
-    notes = _progress_notes(manifest.get("progress", {}))
+    notes = _progress_notes(manifest.get("progress", {}), judged_note(checkpoint_prefix(file)))
     if has_average:
         notes.append("averaged weights" if wants_average else "raw weights")
     is_default = wants_average or not has_average
@@ -167,17 +169,23 @@ def _is_same_file(a: Path, b: Path) -> bool:
     return a.resolve() == b.resolve()
 
 
-def _progress_notes(progress: dict[str, Any]) -> list[str]:
+def _progress_notes(progress: dict[str, Any], judged: str | None) -> list[str]:
     """Returns the progress of a checkpoint as text, and its evaluation if it is the best one.
 
     The list is empty if the manifest is damaged or there is none.
+
+    Args:
+        progress: progress in the manifest.
+        judged: accuracy on images that judge, which is shown instead of the best evaluation; None for none.
     """
     try:
         is_epoch_complete = not progress["batches_done"]
         epoch = int(progress["epoch"]) - is_epoch_complete
         notes = [f"epoch {epoch}" if is_epoch_complete else f"in epoch {epoch}, step {progress['step']}"]
         best = progress.get("best")
-        if best and best["epoch"] == epoch:
+        if judged:
+            notes.append(judged)
+        elif best and best["epoch"] == epoch:
             notes.append(f"{best['metric']} {best['value']:.4g}")
     except (KeyError, TypeError, ValueError):
         return []  # no manifest, or a damaged one, which loading the weights reports

@@ -17,12 +17,13 @@ from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
 from ppxcls.system.atomic_files import read_regular
-from ppxcls.system.json_text import is_count, read_json
+from ppxcls.system.json_text import is_count, is_number, read_json
 from ppxcls.system.logs import logger
 
-MAX_RESULT_BYTES = 1 << 20
+_MAX_RESULT_BYTES = 1 << 20
 _MAX_MANIFEST_BYTES = 1 << 24
-MAX_USES = 1_000_000
+_MAX_USES = 1_000_000
+_MAX_IMAGES = 1 << 40
 _PLACE_KEYS = ("pack", "cache_dir", "cache_gb")  # of a packed data set, which the list replaces
 _EARLIER_FOLDER = re.compile(r"earlier_\d{1,9}")
 
@@ -95,11 +96,33 @@ def _result_files(folder: Path) -> Iterator[Path]:
                 yield child / TEST_EVALUATION
 
 
+def judged_note(prefix: Path) -> str | None:
+    """Returns the top-1 accuracy of a checkpoint on the images that judge, as text; None if there is none.
+
+    Args:
+        prefix: prefix of the checkpoint's files, in its run folder.
+    """
+    values = _values(prefix.parent / TEST_EVALUATION)
+    top1: Any = values.get("top1")
+    count: Any = values.get("num_samples")
+    if not is_number(top1) or not 0 <= top1 <= 1 or not is_number(count) or not 0 < count <= _MAX_IMAGES:
+        return None
+    digest = checkpoint_digest(prefix)
+    is_judged = digest is not None and values.get("checkpoint") == digest
+    return f"top1 {top1:.4g} on {count:,.0f} images that judge" if is_judged else None
+
+
 def _uses(file: Path, list_digest: str) -> int:
     """Returns how often a list has been used, by a file of results; 0 if the file is missing or damaged."""
+    values = _values(file)
+    uses: Any = values.get("uses")
+    return int(uses) if values.get("list") == list_digest and is_count(uses, _MAX_USES) else 0
+
+
+def _values(file: Path) -> dict[str, Any]:
+    """Returns the content of ``test.json``; empty if it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
-        values: Any = read_json(read_regular(file, MAX_RESULT_BYTES), is_nan_null=True)
-        if isinstance(values, dict) and values.get("list") == list_digest:
-            uses: Any = values.get("uses")
-            return int(uses) if is_count(uses, MAX_USES) else 0
-    return 0
+        values = read_json(read_regular(file, _MAX_RESULT_BYTES), is_nan_null=True)
+        if isinstance(values, dict):
+            return values
+    return {}

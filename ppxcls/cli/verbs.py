@@ -129,8 +129,11 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
         overrides=arguments.override,
     )
     from ppxcls.fitting.folder import next_commands
+    from ppxcls.fitting.judging import sentence_of
 
     print()
+    if sentence := sentence_of(folder, trust=arguments.trust):
+        cli.print_line(sentence)
     cli.print_line(f"report: {folder}/report.html")
     print("\nnext:")
     for line in next_commands(folder):

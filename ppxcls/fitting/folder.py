@@ -18,6 +18,7 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.features import FeatureComputer
+from ppxcls.fitting.judging import judge
 from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import (
     DEFAULT_SHARES,
@@ -33,7 +34,6 @@ from ppxcls.fitting.stage_settings import with_stages
 from ppxcls.fitting.stages import Stages, counts_of
 from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
-from ppxcls.reports.page import report_after_training
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
 from ppxcls.system.json_text import json_text
@@ -266,7 +266,7 @@ def _train(request: Request, progress: FitProgress, clock: Clock, computer: Feat
         config = load_config(run_folder, trust=request.trust)
         if not progress.settings.feature_size:
             evaluate(config)
-        report_after_training(run_folder)
+        judge(run_folder, trust=request.trust)
         progress.finish("evaluate")
         logger.info(f"fit took {clock.used / 60:.1f} of {request.minutes:g} minutes")
     else:

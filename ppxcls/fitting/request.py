@@ -16,7 +16,7 @@ from ppxcls.data.held_out import Shares
 from ppxcls.fitting.settings import network_of
 from ppxcls.models.weights import weights_file
 from ppxcls.published.find import cached_weights, is_weights_word, network_of_word, weights_path
-from ppxcls.reports.page import PACKAGES_HINT
+from ppxcls.reports.rendering import PACKAGES_HINT
 from ppxcls.system.devices import DeviceError, process_device
 from ppxcls.system.logs import logger
 from ppxcls.system.output_paths import check_output_folder

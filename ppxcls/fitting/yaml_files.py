@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.config.yaml_values import write_yaml
-from ppxcls.fitting.photographs import TRAIN_LIST, VAL_LIST
+from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.paths import printable
 
@@ -61,10 +61,18 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
             ),
         },
     }
+    loaders: Any = content["DataLoader"]
+    loaders |= _judging_section(output)
     comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
     command = f"#   ppxcls train -c {printable(str(output / TRAIN_YAML))}"
     return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
+
+
+def _judging_section(output: Path) -> dict[str, object]:
+    """Returns the section of the photographs that judge; empty if there are none."""
+    file = output / LISTS / TEST_LIST
+    return {"Test": {"cls_label_path": _absolute(file)}} if file.is_file() else {}
 
 
 def _absolute(path: str | Path) -> str:

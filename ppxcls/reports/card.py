@@ -33,10 +33,10 @@ def model_card(record: Record) -> str:
         f"An image classifier with {len(record.names):,} classes, trained with ppxcls.",
         "",
     ]
-    if record.samples is not None:
+    samples = record.shown_samples
+    if samples is not None:
         proportions = {
-            f"top{k}": share
-            for k, share in figures.topk_proportions(record.samples, len(record.names)).items()
+            f"top{k}": share for k, share in figures.topk_proportions(samples, len(record.names)).items()
         }
         metadata["metrics"] = ["accuracy"]
         results = [
@@ -48,7 +48,12 @@ def model_card(record: Record) -> str:
         metadata["model-index"] = [
             {"name": name, "results": [{"task": task, "dataset": data, "metrics": results}]}
         ]
-        lines += ["## Evaluation", "", f"On {len(record.samples):,} images of `{_eval_list(record)}`:", ""]
+        lines += [
+            "## Evaluation",
+            "",
+            f"On {len(samples):,} images of `{_eval_list(record)}`{_role(record)}:",
+            "",
+        ]
         lines += ["| figure | value | 95 % interval |", "|---|---|---|"]
         lines += [
             f"| {key} | {share.value:.4f} | {share.low:.4f} to {share.high:.4f} |"
@@ -80,8 +85,16 @@ def model_card(record: Record) -> str:
     return f"---\n{MARK}\n{front_matter}---\n\n" + "\n".join(lines)
 
 
+def _role(record: Record) -> str:
+    """Returns words for images that judged, and for how often they did."""
+    if record.judged is None:
+        return ""
+    count = "once" if record.judged.uses == 1 else f"{record.judged.uses:,} times"
+    return f", which neither trained nor chose (used {count})"
+
+
 def _eval_list(record: Record) -> str:
-    loaders = record.config.DataLoader
+    loaders = record.shown_config.DataLoader
     dataset = loaders.Eval.dataset if loaders and loaders.Eval else {}
     name = data_name(dataset)
     # The card is made to be published, and the folders of this machine are nobody's business.

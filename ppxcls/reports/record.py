@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.build import TEST_EVALUATION
 from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset, build_images
+from ppxcls.build.judging import checkpoint_digest, judging_config
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG, load_config
@@ -23,17 +25,22 @@ from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import MAX_IMAGE_FILE_BYTES
 from ppxcls.packed.dataset import PackedDataset
+from ppxcls.reports import STAGES
+from ppxcls.reports.result_files import StageFile, read_judging_use, read_stages
 from ppxcls.reports.run_files import Samples, read_metrics, read_samples
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import is_inside, read_inside
 from ppxcls.system.paths import printable
-from ppxcls.train import METRICS_FILE, PREDICTIONS
+from ppxcls.train import METRICS_FILE, PREDICTIONS, TEST_PREDICTIONS
 
 # Names of the text files of a run that a report shows or that decide what it shows.
 _SHOWN_FILES = (
     RUN_CONFIG,
     METRICS_FILE,
     PREDICTIONS,
+    TEST_PREDICTIONS,
+    TEST_EVALUATION,
+    STAGES,
     CLASS_NAMES_FILE,
     PADDLEX_NAMES_FILE,
     "best_model.json",
@@ -106,6 +113,19 @@ class Images:
         return content.encoded if isinstance(content, ImageParts) else content
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Predictions of images that neither trained nor chose.
+
+    Attributes:
+        samples: predictions of the run's ``best_model``, or else of ``latest``.
+        uses: how often these images have judged models of the run's folder.
+    """
+
+    samples: Samples
+    uses: int
+
+
 @dataclass
 class Record:
     """The data of a run, as read from its folder.
@@ -116,6 +136,9 @@ class Record:
         names: class names; class numbers if the classes have no names.
         train, evaluations: training lines and evaluation lines of ``metrics.jsonl``.
         samples: predictions of the best evaluation; None if nothing was evaluated.
+        judged: predictions of images that judge; None if there are none of the run's weights.
+        judging_note: sentence for the page, if earlier weights were judged; empty otherwise.
+        stages: stages of ``ppxcls fit``; None if another command has trained.
         manifest: manifest of ``best_model`` or ``latest``; empty if there is neither.
         class_counts: number of training samples of each class; None if the list no longer exists, or is not
             the list that the run was trained on.
@@ -127,23 +150,38 @@ class Record:
     train: list[dict[str, Any]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     samples: Samples | None = None
+    judged: Judged | None = None
+    judging_note: str = ""
+    stages: StageFile | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     class_counts: Array | None = None
 
     @cached_property
     def images(self) -> Images:
-        """Reader of the evaluated files."""
-        return Images(self.config)
+        """Reader of the files of ``shown_samples``."""
+        return Images(self.shown_config)
+
+    @property
+    def shown_samples(self) -> Samples | None:
+        """Predictions to show: those of images that judge, or else those of the best evaluation."""
+        return self.judged.samples if self.judged else self.samples
+
+    @property
+    def shown_config(self) -> Config:
+        """A config whose evaluation data are the images of ``shown_samples``."""
+        loaders = self.config.DataLoader
+        return judging_config(self.config) if self.judged and loaders and loaders.Test else self.config
 
     @property
     def choice_note(self) -> str:
-        """A sentence about figures of images that also chose the weights; empty if there was no choice."""
-        if self.samples is None or len(self.evaluations) < 2:
+        """A sentence about figures of images that also chose the weights; empty if others have judged."""
+        if self.judged is not None or self.samples is None or len(self.evaluations) < 2:
             return ""
         return (
             f"The same {len(self.samples):,} images chose the best of {len(self.evaluations)} evaluations. "
             "So the figures are rather too high, and their intervals do not show by how much. "
-            "For unbiased figures, evaluate images that were never used: "
+            "For unbiased figures, evaluate images that were never used: add DataLoader.Test and run "
+            "ppxcls eval --test, or "
             f"ppxcls eval -c {printable(self.folder.name)} -o DataLoader.Eval.dataset.image_root=FOLDER "
             "-o DataLoader.Eval.dataset.cls_label_path=LIST"
         )
@@ -181,9 +219,35 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
     for name in ("best_model", "latest"):
         if os.path.lexists(folder / f"{name}.json"):
             record.manifest = _manifest(folder / name)
+            checkpoint = checkpoint_digest(folder / name)
             break
+    else:
+        checkpoint = None
+    _read_judging(record, count, checkpoint)
+    record.stages = read_stages(folder / STAGES)
     record.class_counts = _class_counts(config, count, record.manifest)
     return record
+
+
+def _read_judging(record: Record, count: int, checkpoint: str | None) -> None:
+    """Reads the predictions of images that judge, if they are those of a checkpoint.
+
+    Args:
+        record: run; it is changed.
+        count: number of classes.
+        checkpoint: digest of the manifest of the run's weights; None without a manifest.
+    """
+    use = read_judging_use(record.folder / TEST_EVALUATION)
+    samples = read_samples(record.folder / TEST_PREDICTIONS, count)
+    if use is None or samples is None:
+        return
+    if use.checkpoint != checkpoint:
+        record.judging_note = (
+            f"{TEST_EVALUATION} judges earlier weights, so it is not shown: ppxcls eval -c "
+            f"{printable(record.folder.name)} --test judges these."
+        )
+        return
+    record.judged = Judged(samples, use.uses)
 
 
 def _manifest(prefix: Path) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def _pack(run: Path) -> None:
 
 def _comparison(run: Path) -> None:
     """Compares two runs. The page gets its usual name in the current folder, which is a stranger's."""
-    from ppxcls.reports.page import write_comparison
+    from ppxcls.reports.comparison import write_comparison
 
     other_run = make_run(run.parent / "other")
     earlier_folder = Path.cwd()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -83,17 +84,48 @@ _CONTENTS: dict[str, bytes] = {
     "100,000 lists in lists": b"[" * 100_000 + b"\n",
     "a line of 2 MB": b'{"kind": "train", "a": "' + b"x" * 2_000_000 + b'"}\n',
 }
-_JSON_FILES = ("metrics.jsonl", "best_model.json", "latest.json")
-_RUN_FILES = ("config.yaml", "metrics.jsonl", "predictions.csv", "class_names.txt", "best_model.json")
+_USE = {"uses": "1", "checkpoint": "null", "list": '"a"', "top1": "0.5"}
+_STAGE = {
+    **{"name": '"linear classifier"', "seconds": "71.2", "size": "299", "epochs": "null"},
+    **{"accuracy": "0.9", "loss": "0.1", "chosen": "true", "choice": '"C = 1"'},
+}
+_PLAN_STEP = {"size": "299", "minutes": "8.1"}
+# Values that a stage may have although most values of this kind are invalid for its key.
+_VALID_VALUES = {
+    **{
+        "uses": (),
+        "list": tuple(_VALUES),
+        "top1": tuple(_VALUES),
+        "name": ("a word",),
+        "choice": ("a word",),
+    },
+    "checkpoint": ("null", "NaN", "minus infinity", "a missing value"),
+    **dict.fromkeys(("seconds", "minutes"), ("a fraction",)),
+    "size": (),
+    "epochs": ("null", "NaN", "minus infinity"),
+    "accuracy": ("null", "NaN", "minus infinity", "a fraction"),
+    "loss": ("null", "NaN", "minus infinity", "a fraction", "a negative number", "2 to the 80"),
+    "chosen": ("true",),
+    **dict.fromkeys(("format", "stages", "plan"), ()),
+}
+_CSV_FILES = ("predictions.csv", "test_predictions.csv")
+_JSON_FILES = ("metrics.jsonl", "best_model.json", "latest.json", "test.json", "stages.json")
+_RUN_FILES = (
+    *("config.yaml", "metrics.jsonl", *_CSV_FILES, "class_names.txt", "best_model.json"),
+    *("test.json", "stages.json"),
+)
 
 
 def cases() -> Iterator[Case]:
     """Returns the cases of all files."""
     yield Case("an unchanged run", _unchanged, is_quick=True)
-    families = (*_metrics_cases(), *_prediction_cases(), *_manifest_cases(), *_fit_cases())
+    families = (
+        *(*_metrics_cases(), *_prediction_cases(), *_manifest_cases(), *_fit_cases()),
+        *(*_judging_cases(), *_stage_cases()),
+    )
     for number, case in enumerate(families):
         yield dataclasses.replace(case, is_quick=number % 4 == 0)
-    for name in (*_JSON_FILES, "predictions.csv"):
+    for name in (*_JSON_FILES, *_CSV_FILES):
         for description, content in _CONTENTS.items():
             run = functools.partial(_content, name, content)
             yield Case(f"{name} with {description}", run, is_quick=True)
@@ -115,10 +147,34 @@ def _metrics_cases() -> Iterator[Case]:
 
 
 def _prediction_cases() -> Iterator[Case]:
-    for column in COLUMNS:
-        for description, value in _CELLS.items():
-            run = functools.partial(_prediction, column, value)
-            yield Case(f"predictions.csv: {column} is {description}", run)
+    for name in _CSV_FILES:
+        for column in COLUMNS:
+            for description, value in _CELLS.items():
+                run = functools.partial(_prediction, name, column, value)
+                yield Case(f"{name}: {column} is {description}", run)
+
+
+def _judging_cases() -> Iterator[Case]:
+    for key in _USE:
+        for description in _VALUES:
+            run = functools.partial(_result, "test.json", key, description, lambda text: text, _USE)
+            yield Case(f"test.json: {key} is {description}", run)
+
+
+def _stage_cases() -> Iterator[Case]:
+    for key in ("format", "stages", "plan"):
+        for description in _VALUES:
+            whole = {"format": "1", "stages": f"[{_json(_STAGE)}]", "plan": f"[{_json(_PLAN_STEP)}]"}
+            run = functools.partial(_result, "stages.json", key, description, lambda text: text, whole)
+            yield Case(f"stages.json: {key} is {description}", run)
+    for values, frame in (
+        (_STAGE, lambda text: f'{{"format": 1, "stages": [{_json(_STAGE)}, {text}], "plan": []}}'),
+        (_PLAN_STEP, lambda text: f'{{"format": 1, "stages": [], "plan": [{text}]}}'),
+    ):
+        for key in values:
+            for description in _VALUES:
+                run = functools.partial(_result, "stages.json", key, description, frame, values)
+                yield Case(f"stages.json: {key} of {len(values)} keys is {description}", run)
 
 
 def _manifest_cases() -> Iterator[Case]:
@@ -156,6 +212,12 @@ def make_run(folder: Path) -> Path:
     (run / "metrics.jsonl").write_text(_json(_LINE) + "\n" + _json({**_LINE, "kind": '"eval"'}) + "\n")
     (run / "predictions.csv").write_text(f"{','.join(COLUMNS)}\n{','.join(_ROW.values())}\n")
     (run / "best_model.json").write_text(_manifest_text({}, {}))
+    (run / "test_predictions.csv").write_text((run / "predictions.csv").read_text())
+    checkpoint = hashlib.sha256((run / "best_model.json").read_bytes()).hexdigest()
+    (run / "test.json").write_text(_json({**_USE, "checkpoint": f'"{checkpoint}"'}))
+    (run / "stages.json").write_text(
+        f'{{"format": 1, "stages": [{_json(_STAGE)}], "plan": [{_json(_PLAN_STEP)}]}}'
+    )
     return run
 
 
@@ -187,13 +249,19 @@ def _manifest_text(facts: dict[str, str], progress: dict[str, str]) -> str:
 def _use(run: Path) -> Any:
     """Reads a run as a report does, and computes what the page shows of its values."""
     from ppxcls.reports.curves import intervals, throughput
-    from ppxcls.reports.page import _best_evaluation, _facts, _notes, _numbers
     from ppxcls.reports.record import read_record
+    from ppxcls.reports.sentences import headline, result_sentence
+    from ppxcls.reports.stages import stages_content
+    from ppxcls.reports.summary import best_evaluation, facts, notes, numbers
 
     record = read_record(run)
+    assert record.stages or not (run / "stages.json").exists()
+    stages_content(record)
+    headline(record)
+    result_sentence(record)
     intervals(record.train)
     throughput(record.train)
-    return _best_evaluation(record), _notes(record), _numbers(record), _facts(record)
+    return best_evaluation(record), notes(record), numbers(record), facts(record)
 
 
 def _problem(outcome: Outcome, *words: str, is_allowed: bool = False) -> str | None:
@@ -218,15 +286,26 @@ def _metrics(key: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
     return outcome, _problem(outcome, "metrics.jsonl:2: not a line of metrics", is_allowed=True)
 
 
-def _prediction(column: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
+def _prediction(name: str, column: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
     run = make_run(folder)
     row = ",".join({**_ROW, column: value}.values())
-    (run / "predictions.csv").write_text(f"{','.join(COLUMNS)}\n{','.join(_ROW.values())}\n{row}\n")
+    (run / name).write_text(f"{','.join(COLUMNS)}\n{','.join(_ROW.values())}\n{row}\n")
     outcome = call(_use, run)
     is_text = column in ("label_name", "predicted_name", "top_scores", "file")
     if outcome.code == 0 and not is_text:
         return outcome, "accepted"
-    return outcome, _problem(outcome, "predictions.csv:3: not a row of predictions", is_allowed=True)
+    return outcome, _problem(outcome, f"{name}:3: not a row of predictions", is_allowed=True)
+
+
+def _result(
+    name: str, key: str, description: str, frame: Callable[[str], str], values: dict[str, str], folder: Path
+) -> tuple[Outcome, str | None]:
+    run = make_run(folder)
+    (run / name).write_text(frame(_with(values, key, _VALUES[description])))
+    outcome = call(_use, run)
+    if outcome.code == 0 and description not in _VALID_VALUES[key]:
+        return outcome, "accepted"
+    return outcome, _problem(outcome, name, is_allowed=True)
 
 
 def _manifest(section: str, key: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
@@ -282,7 +361,7 @@ def _kind(name: str, make: Callable[[Path], None], folder: Path) -> tuple[Outcom
     (run / name).unlink()
     make(run / name)
     outcome = call(_use, run)
-    is_optional = name in ("predictions.csv", "class_names.txt") and make is os.mkdir
+    is_optional = name in (*_CSV_FILES, "class_names.txt") and make is os.mkdir
     return outcome, _problem(outcome, name, is_allowed=is_optional or name == "class_names.txt")
 
 
@@ -375,7 +454,8 @@ def _page_problem(outcome: Outcome, run: Path, *, is_picture_allowed: bool) -> s
 
 def _picture(make: Callable[[Path], object], folder: Path) -> tuple[Outcome, str | None]:
     run = make_run(folder / "deep")
-    (run / "predictions.csv").unlink()
+    for name in _CSV_FILES:
+        (run / name).unlink()
     file = run / "first_batch.png"
     make(file) if make is not _private_picture else _private_picture(file)
     outcome = call(_report, run)
@@ -390,5 +470,6 @@ def _listed_picture(make: Callable[[Path], object], folder: Path) -> tuple[Outco
     make(file)
     row = ",".join({**_ROW, "file": str(file)}.values())
     (run / "predictions.csv").write_text(f"{','.join(COLUMNS)}\n{row}\n")
+    (run / "test_predictions.csv").unlink()
     outcome = call(_report, run)
     return outcome, _page_problem(outcome, run, is_picture_allowed=not file.is_symlink())

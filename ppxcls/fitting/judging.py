@@ -1,0 +1,43 @@
+"""The end of ``fit``: the photographs that judge are evaluated once, and the page is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppxcls.build import TEST_EVALUATION
+from ppxcls.build.evaluation import evaluate
+from ppxcls.config.load import load_config
+from ppxcls.reports.page import report_after_training
+from ppxcls.reports.record import read_record
+from ppxcls.reports.sentences import result_sentence
+
+
+def judge(run_folder: Path, *, trust: bool = False) -> None:
+    """Evaluates ``best_model`` on the photographs that judge, if there are any, and writes the report.
+
+    Results of these photographs that are there already stay, because each further use would count.
+
+    Args:
+        run_folder: run folder of a finished training.
+        trust: True to run the plugins that the run names; see ``load_config``.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, OSError: as in ``evaluate``.
+    """
+    config = load_config(run_folder, trust=trust)
+    if config.DataLoader and config.DataLoader.Test and not (run_folder / TEST_EVALUATION).exists():
+        evaluate(config, test=True)
+    report_after_training(run_folder)
+
+
+def sentence_of(run_folder: Path, *, trust: bool = False) -> str:
+    """Returns one sentence about the accuracy of a run and its worst class; empty if nothing was evaluated.
+
+    Args:
+        run_folder: run folder.
+        trust: True to run the plugins that the run names.
+
+    Raises:
+        ConfigError, DataError: the run can't be read.
+    """
+    return result_sentence(read_record(run_folder, trust=trust))

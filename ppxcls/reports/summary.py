@@ -1,0 +1,140 @@
+"""The numbers, notes and facts at the top and the end of a run's page."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+
+from ppxcls.reports import figures
+from ppxcls.reports.curves import epoch_rates
+from ppxcls.reports.record import Record
+from ppxcls.reports.run_files import Samples
+from ppxcls.system.paths import printable
+from ppxcls.train import METRICS_FILE
+
+_CHECKED_IMAGES = 100  # images whose places are checked for the notes
+
+
+def best_evaluation(record: Record) -> dict[str, Any]:
+    """Returns the evaluation of the best checkpoint, or else the last evaluation."""
+    epoch = record.manifest.get("progress", {}).get("best", {}).get("epoch")
+    rows = [row for row in record.evaluations if row.get("epoch") == epoch] or record.evaluations
+    return rows[-1] if rows else {}
+
+
+def numbers(record: Record) -> list[dict[str, str]]:
+    """Returns the tiles at the top of the page; figures of images that judge come first."""
+    tiles: list[dict[str, str]] = []
+    if record.judged is not None:
+        tiles += _accuracy_tiles(record.judged.samples, record, "")
+        tiles += _accuracy_tiles(record.samples, record, ", of images that chose")[:1]
+    else:
+        reason = ", on the images that chose the epoch" if record.choice_note else ""
+        tiles += _accuracy_tiles(record.samples, record, "", reason)
+    if record.shown_samples is not None:
+        count, class_count = len(record.shown_samples), len(record.names)
+        tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
+    if evaluation := best_evaluation(record):
+        tiles.append(
+            _tile("best epoch", str(evaluation.get("epoch", "")), f"of {record.config.Global.epochs}")
+        )
+    if rates := epoch_rates(record.train):
+        note = "images/s, over whole epochs" if len(rates) == 1 else "images/s, median of whole epochs"
+        tiles.append(_tile("training", f"{np.median(rates):.4g}", note))
+    return tiles
+
+
+def _tile(name: str, value: str, note: str) -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _accuracy_tiles(
+    samples: Samples | None, record: Record, suffix: str, reason: str = ""
+) -> list[dict[str, str]]:
+    """Returns the tiles of top-1 and perhaps top-5, with their intervals; none without samples."""
+    if samples is None:
+        return []
+    return [
+        _tile(
+            f"top-{k}{suffix}",
+            f"{100 * share.value:.2f} %",
+            f"95 %: {100 * share.low:.2f} to {100 * share.high:.2f}{reason}",
+        )
+        for k, share in figures.topk_proportions(samples, len(record.names)).items()
+    ]
+
+
+def notes(record: Record) -> list[str]:
+    """Returns the warnings at the top of the page."""
+    lines = []
+    samples = record.shown_samples
+    if samples is None:
+        lines.append(
+            "This run was not evaluated, or its predictions.csv is missing: ppxcls eval -c FOLDER writes it."
+        )
+    else:
+        lines += _image_notes(record, samples)
+        if record.choice_note:
+            lines.append(record.choice_note)
+    if record.judging_note:
+        lines.append(record.judging_note)
+    return lines
+
+
+def _image_notes(record: Record, samples: Samples) -> list[str]:
+    """Returns notes about classes without images, and about images that can't be shown."""
+    lines = []
+    absent_classes = sorted(set(range(len(record.names))) - set(samples.labels.tolist()))
+    if absent_classes:
+        class_list = ", ".join(printable(record.names[i]) for i in absent_classes[:5])
+        lines.append(
+            f"{len(absent_classes)} of {len(record.names)} classes have no evaluated sample: "
+            f"{class_list}{' …' if len(absent_classes) > 5 else ''}"
+        )
+    if not all(map(record.images.has, samples.files[:_CHECKED_IMAGES])):
+        lines.append(
+            "The images are not where they were during the evaluation, so some pictures are missing."
+        )
+    if not all(map(record.images.may_show, samples.files[:_CHECKED_IMAGES])):
+        lines.append(
+            "Pictures are left out that lie, after links are resolved, neither under the image root "
+            "of the data set nor in the run's folder."
+        )
+    return lines
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """Returns the rows of the table about the run."""
+    manifest, progress = record.manifest, record.manifest.get("progress", {})
+    rows = [("network", record.config.Arch.name), ("folder", str(record.folder))]
+    for key, name in (
+        ("started_from", "started from"),
+        ("ppxcls", "ppxcls"),
+        ("paddle", "Paddle"),
+        ("world_size", "processes"),
+    ):
+        if manifest.get(key) is not None:
+            rows.append((name, str(manifest[key])))
+    rows.append(("device", record.config.Global.device))
+    for key, name in (
+        ("train_list", "training list, SHA-256"),
+        ("eval_list", "evaluation list, SHA-256"),
+        ("run", "id of the run"),
+    ):
+        if manifest.get(key):
+            rows.append((name, str(manifest[key])))
+    if progress.get("step"):
+        rows.append(("optimizer steps", f"{progress['step']:,}"))
+    try:
+        start_time = datetime.fromisoformat(str(progress.get("started")))
+        end_time = datetime.fromtimestamp((record.folder / METRICS_FILE).stat().st_mtime, timezone.utc)
+        rows.append(
+            ("from the start to the last log line", str(end_time - start_time).split(".", maxsplit=1)[0])
+        )
+    except (ValueError, TypeError, OSError, OverflowError):
+        pass
+    rows.append(("report written", time.strftime("%Y-%m-%d %H:%M")))
+    return [(key, printable(value)) for key, value in rows]
