@@ -88,8 +88,8 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="NAME",
-        help="weights to start from: imagenet, a name of 'ppxcls weights', hf-hub:OWNER/REPO, an address, or "
-        "a file of PaddleClas, timm, Keras or ppxcls",
+        help="weights to start from: imagenet, none, a name of 'ppxcls weights', hf-hub:OWNER/REPO, "
+        "an address, or a file of PaddleClas, timm, Keras or ppxcls",
     )
     parser.add_argument(
         "--network", metavar="NAME", help="see 'ppxcls list' (default: the one of the weights, or Xception41)"
@@ -108,9 +108,9 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val-share",
         type=float,
-        default=0.1,
         metavar="FRACTION",
-        help="fraction of each class that chooses the best epoch, without a folder for it (default: 0.1)",
+        help="fraction of each class that chooses the best stage or epoch, without a folder for it "
+        "(default: 0.2 with weights, otherwise 0.1)",
     )
     parser.add_argument(
         "--test-share",

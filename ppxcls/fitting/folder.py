@@ -13,7 +13,6 @@ from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
-from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
@@ -57,7 +56,7 @@ def fit(
     device: str | None = None,
     find_lr: bool = False,
     find_batch: bool = False,
-    val_share: float = DEFAULT_SHARES.val,
+    val_share: float | None = None,
     test_share: float = DEFAULT_SHARES.test,
     overrides: Sequence[str] = (),
     trust: bool = False,
@@ -82,7 +81,9 @@ def fit(
         find_lr: True to find the learning rate by a range test of all layers.
         find_batch: True to find the batch size by trying increasing sizes, up to a twentieth of the training
             images.
-        val_share: share of each class that chooses the best epoch, from 0 to below 1, if no folder holds it.
+        val_share: share of each class that chooses the best stage or epoch, from 0 to below 1, if no folder
+            holds it; None for a fifth with weights and a tenth without. With weights, the result is trained
+            on these photographs too, after the choice.
         test_share: share of each class that judges the result once, at the end, if there is neither ``test/``
             nor ``val/``; 0 for none.
         overrides: config overrides ``A.b=value``, applied to the YAML.
@@ -107,7 +108,8 @@ def fit(
         find_batch=find_batch,
         overrides=overrides,
         trust=trust,
-        shares=Shares(val_share, test_share),
+        val_share=val_share,
+        test_share=test_share,
     )
     with only_fit_in(request.output):
         return _fit(request)

@@ -13,6 +13,7 @@ from typing import Any
 from ppxcls.build.network import list_models
 from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
+from ppxcls.fitting.photographs import DEFAULT_SHARES
 from ppxcls.fitting.settings import network_of
 from ppxcls.models.weights import weights_file
 from ppxcls.published.find import cached_weights, is_weights_word, network_of_word, weights_path
@@ -23,6 +24,8 @@ from ppxcls.system.output_paths import check_output_folder
 from ppxcls.system.paths import url_problem
 
 _RESUME_KEYS = ("Global.checkpoints=", "Global.allow_changes=")  # overrides that choose no setting
+# With weights, the choice is followed by a training on all photographs, so a larger share costs nothing.
+_VAL_SHARE_WITH_WEIGHTS = 0.2
 NO_WEIGHTS = "none"  # value of --weights for a training from scratch
 _REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy")
 
@@ -84,7 +87,8 @@ def checked_request(
     find_batch: bool,
     overrides: Sequence[str],
     trust: bool,
-    shares: Shares,
+    val_share: float | None,
+    test_share: float,
 ) -> Request:
     """Returns the request of these arguments of ``fit``, after checks that read no image and write nothing.
 
@@ -115,6 +119,8 @@ def checked_request(
         weights = _cached_weights(network)
     if weights and not os.path.isfile(weights_file(weights)):
         raise DataError(f"{weights_file(weights)}: no such file of weights")
+    if val_share is None:
+        val_share = _VAL_SHARE_WITH_WEIGHTS if weights else DEFAULT_SHARES.val
     if device:
         _check_device(device)
     _warn_about_report()
@@ -129,7 +135,7 @@ def checked_request(
         find_batch=find_batch,
         overrides=tuple(overrides),
         trust=trust,
-        shares=shares,
+        shares=Shares(val_share, test_share),
     )
 
 

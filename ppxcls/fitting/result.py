@@ -187,9 +187,17 @@ def state_of(network: paddle.nn.Layer) -> State:
 
 
 def is_better(logits: Array, earlier_logits: Array, labels: Array) -> bool:
-    """True if logits are better than earlier ones: more are correct, or as many with a smaller loss."""
-    accuracy, loss = accuracy_and_loss(logits, labels)
-    earlier_accuracy, earlier_loss = accuracy_and_loss(earlier_logits, labels)
-    if not math.isfinite(loss):
-        return False
-    return (accuracy, -loss) > (earlier_accuracy, -earlier_loss)
+    """True if logits are better than earlier ones; see ``is_better_score``."""
+    return is_better_score(accuracy_and_loss(logits, labels), accuracy_and_loss(earlier_logits, labels))
+
+
+def is_better_score(score: tuple[float, float], earlier_score: tuple[float, float]) -> bool:
+    """True if more photographs are correct, or as many with a smaller loss.
+
+    Args:
+        score: accuracy and loss.
+        earlier_score: accuracy and loss of the earlier result.
+    """
+    accuracy, loss = score
+    earlier_accuracy, earlier_loss = earlier_score
+    return math.isfinite(loss) and (accuracy, -loss) > (earlier_accuracy, -earlier_loss)

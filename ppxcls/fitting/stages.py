@@ -44,7 +44,15 @@ from ppxcls.fitting.plan import (
 )
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
-from ppxcls.fitting.result import Stage, is_better, read_stages, state_of, write_result, write_stages
+from ppxcls.fitting.result import (
+    Stage,
+    is_better,
+    is_better_score,
+    read_stages,
+    state_of,
+    write_result,
+    write_stages,
+)
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train_yaml
 from ppxcls.models.common_keys import MODELS
@@ -138,7 +146,7 @@ class Stages:
             return features
         settings = self._progress.settings
         lists = [self._request.output / LISTS / name for name in (TRAIN_LIST, VAL_LIST)]
-        list_file = self._folder / _FEATURES_LIST
+        list_file = self._request.output / LISTS / _FEATURES_LIST  # beside the names of the classes
         write_bytes(list_file, b"".join(file.read_bytes() for file in lists))
         config = self._config(
             f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(list_file))}"
@@ -166,13 +174,18 @@ class Stages:
         write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
         with whole_file(self._folder / _RESULT) as stream:
             np.savez(stream, logits=val_logits)
-        earlier_stages = self._stages()
+        earlier_stages = [earlier for earlier in self._stages() if earlier.name != stage.name]
+        begun_step = f"{LINEAR} begun"  # the folder may have another run's files before it
+        is_first = not self._is_done(begun_step)
+        if is_first:
+            earlier_stages = []
+            self._progress.finish(begun_step)
         write_result(
             self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
             state,
             epoch=len(earlier_stages) + 1,
             val_logits=val_logits,
-            is_first=stage.name == LINEAR,
+            is_first=is_first,
             note=note,
         )
         self._add_stage(stage, earlier_stages)
@@ -182,8 +195,7 @@ class Stages:
 
     def _add_stage(self, stage: Stage, earlier_stages: list[Stage]) -> None:
         logger.info(str(stage))
-        stages = [earlier for earlier in earlier_stages if earlier.name != stage.name]
-        write_stages(self._run_folder, [*stages, stage], self._progress.settings.plan)
+        write_stages(self._run_folder, [*earlier_stages, stage], self._progress.settings.plan)
 
     def _held_out_logits(self) -> Array:
         with np.load(self._folder / _RESULT, allow_pickle=False) as arrays:
@@ -335,7 +347,7 @@ class Stages:
         best = read_manifest(folder / "best_model")["progress"]["best"]
         labels = np.asarray(ListIndex(self._request.output / LISTS / VAL_LIST).labels)
         accuracy, loss = accuracy_and_loss(self._held_out_logits(), labels)
-        is_chosen = (best["value"], -best["loss"]) > (accuracy, -loss)
+        is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss))
         settings = self._progress.settings
         stage = Stage(
             name=ALL_LAYERS,

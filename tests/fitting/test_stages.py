@@ -1,0 +1,231 @@
+"""The stages of ``fit`` with weights, with a small network: results, choices, and taking up after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+import ppxcls
+from ppxcls.checkpoints.files import read_state
+from ppxcls.fitting import exit_flow, features, folder, plan, stages
+from ppxcls.fitting.result import read_stages
+from ppxcls.models.weights import save_weights
+from tests.fitting import networks
+
+pytest.importorskip("scipy")
+
+OPTIONS: dict[str, Any] = {"network": networks.NAME, "output": "out", "device": "cpu"}
+
+
+def photographs(root: Path, counts: dict[str, int], side: int = 40) -> Path:
+    """Writes folders of photographs whose colour depends on the class."""
+    rng = np.random.default_rng(0)
+    for label, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 120, (side, side + i, 3)).astype(np.uint8)
+            image[..., label % 3] += 90
+            cv2.imwrite(str(root / name / f"{i}.png"), image)
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Weights of the small network with another classifier. The current folder has the photographs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder, "judge", lambda *_, **__: None)
+    photographs(tmp_path / "photos", {"ant": 12, "bee": 10, "cow": 8})
+    save_weights(ppxcls.build_model(networks.NAME, class_num=5), tmp_path / "weights.pdparams")
+    return "weights.pdparams"
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Returns a function that sets the times of this machine, in seconds for an image."""
+
+    def set_speeds(feature: float = 1e-4, exit_step: float = 1e-4, step: float = 1e-4) -> None:
+        def measured(computer: features.FeatureComputer, size: int) -> tuple[plan.Speeds, tuple[int, ...]]:
+            computer(np.zeros((2, 3, size, size), np.float32))
+            return plan.Speeds(size=size, feature=feature, exit_step=exit_step, step=step), (8, 8, 8)
+
+        monkeypatch.setattr("ppxcls.fitting.stage_settings.measured_speeds", measured)
+        monkeypatch.setattr(exit_flow.ExitFlowTraining, "seconds_per_photograph", lambda *_: exit_step)
+
+    set_speeds()
+    return set_speeds
+
+
+def chosen(run: Path) -> dict[str, bool]:
+    return {stage.name: stage.chosen for stage in read_stages(run)}
+
+
+def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppxcls.fitting.stages.exit_flow_epochs", lambda *_: 0)
+    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (networks.SIZE, 0))
+
+
+def test_the_first_result_is_a_whole_run(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_linear(monkeypatch)
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    names = {file.name for file in run.iterdir()}
+    assert {"config.yaml", "best_model.pdparams", "best_model.json", "metrics.jsonl"} <= names
+    assert {"class_names.txt", "eval.json", "predictions.csv", "stages.json"} <= names
+    assert chosen(run) == {stages.LINEAR: True}
+    content = json.loads((run / "stages.json").read_text())
+    assert content["format"] == 1
+    assert content["stages"][0]["size"] == networks.SIZE
+    assert content["stages"][0]["epochs"] is None
+    assert {"size", "minutes"} <= set(content["plan"][0])
+    state, start = read_state(run / "best_model.pdparams"), read_state("weights.pdparams")
+    changed = {key for key in start if key in state and not np.array_equal(state[key], start[key])}
+    assert changed - {"StructuredToParameterName@@"} == {"fc.weight", "fc.bias"}
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert evaluation["top1"] == content["stages"][0]["accuracy"]
+    assert evaluation["num_samples"] == len(Path("out/lists/val_list.txt").read_text().splitlines())
+    results = ppxcls.evaluate(ppxcls.load_config(run))
+    assert results["top1"] > 0.7
+    predictions = ppxcls.load(run).predict(["photos/ant/0.png"])
+    assert set(predictions[0].label_names) == {"ant", "bee", "cow"}
+    assert not (Path("out/stages") / "activations.npy").exists(), "large files are removed"
+
+
+def test_the_photographs_that_choose_are_trained_on_in_the_end(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_linear(monkeypatch)
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    state = read_state(run / "best_model.pdparams")
+    held_out = read_state("out/stages/held_out.pdparams")
+    assert np.array_equal(state["conv2.weight"], held_out["conv2.weight"])
+    assert not np.array_equal(state["fc.weight"], held_out["fc.weight"])
+    test_lines = Path("out/lists/test_list.txt").read_text().splitlines()
+    used_lines = Path("out/lists/features_list.txt").read_text().splitlines()
+    assert test_lines
+    assert not set(test_lines) & set(used_lines), "photographs that judge are never used"
+
+
+@pytest.mark.parametrize("is_exit_flow_better", [True, False])
+@pytest.mark.parametrize("is_all_better", [True, False])
+def test_a_stage_is_kept_only_if_it_is_better(
+    is_exit_flow_better: bool,
+    is_all_better: bool,
+    weights: str,
+    speeds: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ppxcls.fitting.stages.is_better", lambda *_: is_exit_flow_better)
+    monkeypatch.setattr("ppxcls.fitting.stages.is_better_score", lambda *_: is_all_better)
+    run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
+    assert chosen(run) == {
+        stages.LINEAR: True,
+        stages.EXIT_FLOW: is_exit_flow_better,
+        stages.ALL_LAYERS: is_all_better,
+    }
+    state, start = read_state(run / "best_model.pdparams"), read_state("weights.pdparams")
+    has_new_exit_flow = not np.array_equal(state["conv2.weight"], start["conv2.weight"])
+    has_new_trunk = not np.array_equal(state["conv1.weight"], start["conv1.weight"])
+    assert has_new_exit_flow == (is_exit_flow_better or is_all_better)
+    assert has_new_trunk == is_all_better
+    assert np.array_equal(state["norm._mean"], start["norm._mean"]), "batch norms keep their statistics"
+    assert ppxcls.evaluate(ppxcls.load_config(run))["top1"] > 0.6
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["eval"] * (1 + is_exit_flow_better + is_all_better)
+    assert not list(run.glob("earlier_*"))
+
+
+KILLS = [
+    (stages, "compute_features"),
+    (stages, "chosen_problem"),
+    (stages, "write_result"),
+    (stages, "write_stages"),
+    (exit_flow.ExitFlowTraining, "train"),
+    (exit_flow.ExitFlowTraining, "logits"),
+    (stages, "build_trainer"),
+    (stages, "read_manifest"),
+]
+
+
+def test_a_kill_at_any_place_changes_nothing(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each function is interrupted once, after and before its work. The same call continues."""
+    options = {**OPTIONS, "overrides": ["Global.epochs=1"]}
+    expected = read_state(ppxcls.fit("photos", weights, **options) / "best_model.pdparams")
+    options["output"] = "interrupted"
+    interruptions = []
+    for owner, name in KILLS:
+        for is_after in (False, True):
+            original = getattr(owner, name)
+
+            def stopped(
+                *arguments: Any, original: Any = original, is_after: bool = is_after, **keys: Any
+            ) -> Any:
+                if is_after:
+                    original(*arguments, **keys)
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, stopped)
+                try:
+                    ppxcls.fit("photos", weights, **options)
+                except KeyboardInterrupt:
+                    interruptions.append(name)
+    run = ppxcls.fit("photos", weights, **options)
+    assert len(interruptions) >= len(KILLS)
+    state = read_state(run / "best_model.pdparams")
+    for key, value in expected.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(state[key], value, err_msg=key)
+
+
+def test_little_time_gives_the_first_result_alone(weights: str, speeds: Callable[..., None]) -> None:
+    speeds(feature=10.0, exit_step=10.0, step=10.0)
+    run = ppxcls.fit("photos", weights, **OPTIONS, minutes=0.01)
+    assert chosen(run) == {stages.LINEAR: True}
+
+
+@pytest.mark.parametrize("counts", [{"ant": 3, "bee": 3}, {"ant": 20, "bee": 1, "cow": 2}])
+def test_few_photographs(
+    counts: dict[str, int], weights: str, speeds: Callable[..., None], tmp_path: Path
+) -> None:
+    photographs(tmp_path / "few", counts)
+    run = ppxcls.fit("few", weights, **OPTIONS, overrides=["Global.epochs=1"])
+    assert chosen(run)[stages.LINEAR]
+    assert ppxcls.load(run).predict(["few/ant/0.png"])
+
+
+def test_activations_without_room_leave_the_exit_flow_as_it_is(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_MAX_ACTIVATION_BYTES", 1000)
+    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    assert chosen(run) == {stages.LINEAR: True}
+    assert "would take" in Path("out/train.yaml").read_text()
+
+
+def test_weights_that_are_not_finite_are_not_taken(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exit_flow, "_LEARNING_RATE", 1e30)
+    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    assert chosen(run) == {stages.LINEAR: True, stages.EXIT_FLOW: False}
+
+
+def test_a_network_without_parts_is_trained_as_before(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppxcls.fitting.stage_settings.split_network", lambda _: None)
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
+    run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"], minutes=0.01)
+    assert not (run / "stages.json").exists()
+    assert Path("out/head").is_dir()
