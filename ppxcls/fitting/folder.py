@@ -28,9 +28,17 @@ from ppxcls.fitting.photographs import (
 )
 from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request, checked_request
-from ppxcls.fitting.settings import Settings, choose, provisional_settings
+from ppxcls.fitting.settings import (
+    MAX_EPOCHS,
+    MIN_EPOCHS,
+    MIN_EPOCHS_WITH_WEIGHTS,
+    Settings,
+    choose,
+    provisional_settings,
+)
 from ppxcls.fitting.stage_settings import with_stages
 from ppxcls.fitting.stages import Stages, counts_of
+from ppxcls.fitting.training import Limits, Training
 from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
 from ppxcls.system.atomic_files import write_text
@@ -42,8 +50,8 @@ from ppxcls.system.signals import Preempted
 from ppxcls.tuning import build as tuning
 
 _MIN_STEPS_PER_EPOCH = 20  # optimizer steps in an epoch
-_RESUME = "Global.checkpoints=auto"
-_LAST_STEPS = ("train begun", "train", "evaluate")  # steps that write to the run's folder
+_END_SECONDS = 20.0  # for evaluation and report after the training
+_LAST_STEPS = ("train begun", "train planned", "train", "evaluate")  # steps that write to the run's folder
 
 
 def fit(
@@ -263,7 +271,7 @@ def _train(request: Request, progress: FitProgress, clock: Clock, computer: Feat
             progress.finished_steps = []
         Stages(request, progress, clock, computer).run()
     else:
-        _train_by_yaml(request, progress, run_folder)
+        _train_by_yaml(request, progress, run_folder, clock)
     if "evaluate" not in progress.finished_steps:
         config = load_config(run_folder, trust=request.trust)
         if not progress.settings.feature_size:
@@ -276,8 +284,9 @@ def _train(request: Request, progress: FitProgress, clock: Clock, computer: Feat
     return run_folder
 
 
-def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path) -> None:
+def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path, clock: Clock) -> None:
     """Takes the steps of the training of all layers."""
+    training = Training(request, progress, clock)
     if "train" in progress.finished_steps and not weights_file(run_folder / "latest").exists():
         progress.finished_steps = [step for step in progress.finished_steps if step not in _LAST_STEPS]
     if request.find_batch and "find_batch" not in progress.finished_steps:
@@ -285,26 +294,20 @@ def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path) ->
         _write_yaml_files(request, progress)
         progress.finish("find_batch")
     if progress.settings.head_epochs and "head" not in progress.finished_steps:
-        _train_or_resume(request, progress, "head", request.output / HEAD_YAML)
+        training.run("head", request.output / HEAD_YAML)
+        progress.finish("head")
     if request.find_lr and "find_lr" not in progress.finished_steps:
         progress.settings = _with_learning_rate(request, progress.settings)
         _write_yaml_files(request, progress)
         progress.finish("find_lr")
     if "train" not in progress.finished_steps:
-        _train_or_resume(request, progress, "train", request.output / TRAIN_YAML)
-
-
-def _train_or_resume(request: Request, progress: FitProgress, step: str, file: Path) -> None:
-    """Trains with one of the YAML files. Resumes its newest checkpoint, if this step has begun before."""
-    begun_step = f"{step} begun"
-    overrides = (
-        [_RESUME] if begun_step in progress.finished_steps else []
-    )  # otherwise it may be another run's checkpoint
-    trainer = build_trainer(config_of(request, file, overrides))
-    if begun_step not in progress.finished_steps:
-        progress.finish(begun_step)
-    trainer.fit()
-    progress.finish(step)
+        limits = Limits(
+            min_epochs=MIN_EPOCHS_WITH_WEIGHTS if request.weights else MIN_EPOCHS,
+            max_epochs=MAX_EPOCHS,
+            end_seconds=_END_SECONDS,
+        )
+        training.run("train", request.output / TRAIN_YAML, limits=limits)
+        progress.finish("train")
 
 
 def _with_batch_size(request: Request, settings: Settings) -> Settings:

@@ -20,7 +20,7 @@ _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
 _LINEAR_SECONDS = 8.0  # of the classifier for 1,000 photographs
 MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS = 2, 8
-MIN_EPOCHS = 3
+MIN_EPOCHS, MAX_EPOCHS = 3, 20  # of all layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[i
             one, two = (all_layers_seconds(speeds, counts, size=size, epochs=n) for n in (1, 2))
             epochs = int((seconds - one) / (two - one)) + 1 if seconds >= one else 0
             if epochs >= MIN_EPOCHS:
-                return size, min(epochs, 20)
+                return size, min(epochs, MAX_EPOCHS)
     return speeds.size, 0
 
 

@@ -30,7 +30,7 @@ from ppxcls.train.timed_steps import timed_steps
 _SIZES_PIXELS = (299, 192, 128, 96, 71)  # pixels; these networks are not worth training below 71
 _TIMED_SIZE_PIXELS = 96  # pixels; a step is timed at this size, and the time grows with its square
 _LEARNING_RATE, _FINE_TUNING_LEARNING_RATE = 0.001, 0.0003  # learning rates for AdamW
-_MIN_EPOCHS, _MAX_EPOCHS = 5, 60
+MIN_EPOCHS, MIN_EPOCHS_WITH_WEIGHTS, MAX_EPOCHS = 5, 3, 60
 _HEAD_EPOCH_SHARE = 0.15  # fraction of the epochs that train the classifier alone
 _STEP_TIME_SHARE = 0.75  # fraction of the time for training steps; start, evaluation and report need time too
 
@@ -139,7 +139,7 @@ def choose(
     else:
         batch_size = 64
     largest_size = _largest_useful_size(image_root, index)
-    min_epochs = 3 if weights else _MIN_EPOCHS
+    min_epochs = MIN_EPOCHS_WITH_WEIGHTS if weights else MIN_EPOCHS
     timed_seconds = _seconds_per_step(network, class_num, batch_size, _TIMED_SIZE_PIXELS)
     size = _SIZES_PIXELS[-1]
     seconds = 0.0
@@ -149,7 +149,7 @@ def choose(
         epochs = int(60 * minutes * _STEP_TIME_SHARE / (-(-image_count // batch_size) * seconds))
         if epochs >= 2 * min_epochs:
             break
-    has_enough_epochs, epochs = epochs >= min_epochs, min(max(epochs, min_epochs), _MAX_EPOCHS)
+    has_enough_epochs, epochs = epochs >= min_epochs, min(max(epochs, min_epochs), MAX_EPOCHS)
     head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
     reasons = [
         f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
@@ -193,7 +193,7 @@ def provisional_settings(
         mean=mean,
         std=std,
         batch_size=2,
-        epochs=_MIN_EPOCHS,
+        epochs=MIN_EPOCHS,
         head_epochs=1 if weights else 0,
         learning_rate=_LEARNING_RATE,
         reasons=[],

@@ -16,7 +16,6 @@ from paddle import nn
 from ppxcls.build.choices import network_classes
 from ppxcls.build.data import build_loader
 from ppxcls.build.evaluation import evaluate
-from ppxcls.build.trainer import build_trainer
 from ppxcls.checkpoints.files import State, read_manifest, read_state, write_state
 from ppxcls.config.load import load_config
 from ppxcls.config.sections import Config
@@ -35,6 +34,7 @@ from ppxcls.fitting.features import (
 from ppxcls.fitting.linear import LinearClassifier, accuracy_and_loss, chosen_problem
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.plan import (
+    MAX_EPOCHS,
     Counts,
     Speeds,
     all_layers_choice,
@@ -54,6 +54,7 @@ from ppxcls.fitting.result import (
     write_stages,
 )
 from ppxcls.fitting.settings import Settings
+from ppxcls.fitting.training import Limits, Training
 from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train_yaml
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import load_weights, weights_file
@@ -319,9 +320,9 @@ class Stages:
 
     def _all_layers(self) -> None:
         """Trains all layers with ``train.yaml``, if the time allows a few epochs."""
-        begun_step = f"{ALL_LAYERS} begun"
+        decided_step = f"{ALL_LAYERS} decided"
         start = time.monotonic()
-        if not self._is_done(begun_step):
+        if not self._is_done(decided_step):
             seconds = self._clock.left - self._end_seconds()
             size, epochs = all_layers_choice(self._measured(), self._counts(), seconds)
             if not epochs:
@@ -330,17 +331,16 @@ class Stages:
             self._progress.write_yaml(
                 self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
             )
-            self._progress.finish(begun_step)
+            self._progress.finish(decided_step)
         folder = self._train_all_layers()
         self._judge_all_layers(folder, time.monotonic() - start)
 
     def _train_all_layers(self) -> Path:
         """Trains all layers in a folder of their own, and returns the folder of the run."""
         output = f"Global.output_dir={json_text(os.path.abspath(self._folder / _ALL))}"
-        config = self._config(output, "Global.checkpoints=auto")
-        trainer = build_trainer(config)
-        trainer.fit()
-        return config.run_folder
+        limits = Limits(min_epochs=1, max_epochs=MAX_EPOCHS, end_seconds=self._end_seconds())
+        Training(self._request, self._progress, self._clock).run(ALL_LAYERS, self._yaml, [output], limits)
+        return self._config(output).run_folder
 
     def _judge_all_layers(self, folder: Path, seconds: float) -> None:
         """Takes the best epoch of the training of all layers, if it is better than the earlier stages."""

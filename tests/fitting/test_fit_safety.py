@@ -10,16 +10,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 import ppxcls
+from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.checks import ConfigError
 from ppxcls.data.errors import DataError
 from ppxcls.fitting import folder as fitting
+from ppxcls.fitting import training
 from ppxcls.fitting.progress import FILE, read_progress
+from ppxcls.train.trainer import RunSchedule
 from tests.conftest import ROOT
 
 WORDS = ["fit", "photos", "--output", "out", "--minutes", "0.01"]
@@ -46,7 +50,9 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], Non
         def failing(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(fitting, name, failing)
+        for module in (fitting, training):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, failing)
 
     return fail
 
@@ -65,7 +71,7 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "NoSuchFile"}, "NoSuchFile.pdparams: no such file of weights"),
+        ({"weights": "NoSuchFile"}, "NoSuchFile: no such file, and no name of published weights"),
         ({"weights": "Xception41_empty.pdparams"}, "Xception41_empty.pdparams"),
         ({"network": "Xception42"}, "expected one of the networks .*Xception41.* received 'Xception42'"),
         ({"minutes": -1.0}, "expected minutes above 0"),
@@ -167,6 +173,8 @@ def test_a_moved_project_is_continued(
     (tmp_path / "P1/w1/best_model.pdparams").touch()
     stubs("build_trainer", KeyboardInterrupt())
     monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.setattr(fitting, "_try_to_build_head", lambda *_: None)
+    monkeypatch.setattr(fitting, "with_stages", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path / "P1")
     with pytest.raises(KeyboardInterrupt):
         ppxcls.fit("ds", "w1/best_model", network="Xception41")
@@ -194,6 +202,8 @@ def test_a_changed_yaml_is_not_overwritten(
     photos = photographs(tmp_path / "photos", 3)
     stubs("build_trainer", KeyboardInterrupt())
     monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.setattr(fitting, "_try_to_build_head", lambda *_: None)
+    monkeypatch.setattr(fitting, "with_stages", lambda *_, **__: None)
     with pytest.raises(KeyboardInterrupt):
         ppxcls.fit(photos, output=tmp_path / "out")
     yaml_file = tmp_path / "out/train.yaml"
@@ -256,6 +266,8 @@ def test_each_step_is_taken_up_again(
             self.name = "head" if "head" in config.Global.output_dir else "train"
             self.is_resumed = config.Global.checkpoints == "auto"
             self.folder = config.run_folder
+            self.progress = Progress()
+            self.run_schedule = RunSchedule(epochs=1)
 
         def fit(self) -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -264,14 +276,17 @@ def test_each_step_is_taken_up_again(
             assert self.is_resumed
 
     monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
-    monkeypatch.setattr(fitting, "build_trainer", StubTrainer)
+    monkeypatch.setattr(fitting, "_try_to_build_head", lambda *_: None)
+    monkeypatch.setattr(fitting, "with_stages", lambda *_, **__: None)
+    monkeypatch.setattr(training, "build_trainer", StubTrainer)
     monkeypatch.setattr(fitting, "_with_batch_size", lambda _, settings: (step("find_batch"), settings)[1])
     monkeypatch.setattr(fitting, "_with_learning_rate", lambda _, settings: (step("find_lr"), settings)[1])
     monkeypatch.setattr(fitting, "load_config", load_config_of_a_stub(fitting.load_config))
     monkeypatch.setattr(fitting, "evaluate", lambda *_, **__: step("evaluate"))
-    monkeypatch.setattr(fitting, "report_after_training", lambda *_, **__: None)
+    monkeypatch.setattr(fitting, "judge", lambda *_, **__: None)
     (tmp_path / "Xception41.pdparams").touch()
-    options = {"output": "out", "find_lr": True, "find_batch": True}
+    options: dict[str, Any] = {"output": "out", "network": "Xception41", "find_lr": True, "find_batch": True}
+    options["overrides"] = ["Global.epochs=1"]  # a user's number is not changed after the first epoch
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             ppxcls.fit("photos", "Xception41.pdparams", **options)

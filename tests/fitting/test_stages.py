@@ -13,7 +13,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
-from ppxcls.fitting import exit_flow, features, folder, plan, stages
+from ppxcls.fitting import exit_flow, features, folder, plan, stages, training
 from ppxcls.fitting.result import read_stages
 from ppxcls.models.weights import save_weights
 from tests.fitting import networks
@@ -148,7 +148,7 @@ KILLS = [
     (stages, "write_stages"),
     (exit_flow.ExitFlowTraining, "train"),
     (exit_flow.ExitFlowTraining, "logits"),
-    (stages, "build_trainer"),
+    (training, "build_trainer"),
     (stages, "read_manifest"),
 ]
 
