@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import paddle
@@ -19,18 +18,12 @@ from ppxcls.system.signals import interrupts_deferred
 
 BATCH_SIZE = 32
 _EVALUATED_AT_ONCE = 32
-# The linear classifier fits its photographs almost perfectly, so gradients are small. An optimizer that divides
-# by their size, such as Adam, would take large steps all the same, and lost 5 % in an epoch.
+# The linear classifier fits its photographs almost perfectly, so gradients are small. An optimizer that
+# divides by their size, such as Adam, takes large steps all the same, and lost 5 % in an epoch.
 _LEARNING_RATE = 0.03
 _MOMENTUM = 0.9
 _MAX_GRADIENT_NORM = 0.3  # photographs that are unlike those of the published weights have large gradients
 _TIMED_STEPS = 3
-
-
-@dataclass(frozen=True)
-class _Batch:
-    inputs: Array
-    labels: Array
 
 
 class ExitFlowTraining:
