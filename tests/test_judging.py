@@ -149,3 +149,27 @@ def test_a_moved_run_finds_the_list_again(run: Path, tmp_path: Path) -> None:
     assert config.DataLoader.Test.cls_label_path == str(tmp_path / "elsewhere/others/test_list.txt")
     ppxcls.evaluate(config, test=True)
     assert result_of(moved_run)["uses"] == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {},
+        {"top1": 2},
+        {"top1": None},
+        {"num_samples": 0},
+        {"num_samples": "9"},
+        {"checkpoint": None},
+        {"checkpoint": "0" * 64},
+    ],
+)
+def test_tools_print_the_judged_accuracy_of_these_weights(damage: dict[str, object], run: Path) -> None:
+    ppxcls.evaluate(ppxcls.load_config(run), test=True)
+    values = result_of(run)
+    (run / "test.json").write_text(json.dumps({**values, **damage}))
+    best = json.loads((run / "best_model.json").read_text())["progress"]["best"]
+    description = ppxcls.load(run).description
+    if damage:
+        assert f"(epoch 1, top1 {best['value']:.4g})" in description
+    else:
+        assert f"(epoch 1, top1 {values['top1']:.4g} on 9 images that judge)" in description

@@ -5,9 +5,11 @@ The examples of ``--help`` run as printed.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pickle
+import re
 import shlex
 import subprocess
 import sys
@@ -65,6 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = typed(["ppxcls", "fit", "photos", "--minutes", "0.05"], folder)
     assert result.returncode == 0, result.stderr
     assert "report: output/photos/Xception41/report.html" in result.stdout
+    assert re.search(r"^On 4 photographs that it had never seen, \d (was|were) right: ", result.stdout, re.M)
     return folder
 
 
@@ -75,6 +78,21 @@ def test_one_command(place: Path) -> None:
     assert {"report.html", "README.md", "predictions.csv", "eval.json", "best_model.pdparams"} <= {
         f.name for f in run.iterdir()
     }
+    judged = json.loads((run / "test.json").read_text())
+    assert (judged["uses"], judged["num_samples"]) == (1, 4)
+    judged_files = {
+        row["file"]
+        for row in csv.DictReader(
+            (run / "test_predictions.csv").read_text(errors="surrogateescape").splitlines()
+        )
+    }
+    lists = place / "output/photos/lists"
+    files = {
+        part: set((lists / f"{part}_list.txt").read_bytes().splitlines()) for part in ("train", "val", "test")
+    }
+    assert len(judged_files) == len(files["test"]) == 4
+    assert not files["test"] & (files["train"] | files["val"])
+    assert not files["train"] & files["val"]
     short = yaml.safe_load((place / "output/photos/train.yaml").read_text())
     assert short["base"] == "photographs"
     assert short["Arch"] == {"name": "Xception41", "class_num": 2}
