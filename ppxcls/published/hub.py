@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppxcls.published.web import ServerAnswer, BrokenTransferError, FetchError, MissingFileError, ask
+from ppxcls.published.web import BrokenTransferError, FetchError, MissingFileError, ServerAnswer, ask
 from ppxcls.published.words import RemoteFile, file_address
 from ppxcls.system import environment
 from ppxcls.system.json_text import read_json

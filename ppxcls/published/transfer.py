@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from ppxcls.checkpoints.files import MAX_FILE_BYTES
-from ppxcls.published.web import ServerAnswer, BrokenTransferError, FetchError, ask
+from ppxcls.published.web import BrokenTransferError, FetchError, ServerAnswer, ask
 from ppxcls.system.atomic_files import named_errors, read_regular, write_text
 from ppxcls.system.json_text import is_count, json_text, read_json
 from ppxcls.system.logs import logger
