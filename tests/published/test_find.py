@@ -19,7 +19,7 @@ from ppxcls.models.weights import save_weights
 from ppxcls.published import caches, catalogue, find
 from ppxcls.published.web import FetchError
 from ppxcls.published.words import WordError
-from tests.conftest import run_tool
+from tests.conftest import ROOT, run_tool
 
 DATA = bytes(range(256)) * 40
 NAME = "xception65.ra3_in1k"
@@ -73,6 +73,15 @@ def test_the_catalogue_has_weights_of_every_network() -> None:
         assert default is not None
         assert default.has_classifier
         assert catalogue.entry_of(network) == default
+
+
+def test_the_page_lists_the_catalogue() -> None:
+    """Name, network, published figures, size, licence and publisher of each file."""
+    page = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    for entry in catalogue.CATALOGUE:
+        figures = "a trunk" if entry.top1 is None else f"{entry.top1:.4f} / {entry.top5:.4f}"
+        row = f"| `{entry.name}` | `{entry.network}` | {figures} | {entry.megabytes} | {entry.licence} | "
+        assert f"{row}{entry.publisher} | " in page
 
 
 @pytest.mark.parametrize(
