@@ -23,6 +23,7 @@ import ppxcls
 from ppxcls.config import plugins
 from ppxcls.config.trust import read_code, record_trust
 
+os.environ["PPXCLS_OFFLINE"] = "1"  # no test fetches weights of real servers
 ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
 
 ROOT = Path(__file__).resolve().parents[1]

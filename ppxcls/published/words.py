@@ -156,7 +156,7 @@ def remote_files(word: str | bool, network: str | None = None) -> list[RemoteFil
 
 def unknown_word(word: str) -> str:
     """Returns the message for a text that is neither a file nor a word."""
-    name = nearest_spelling(word, word_names())
+    name = nearest_spelling(word, [IMAGENET, *word_names()])
     hint = f"did you mean {name!r}? " if name else ""
     return f"{word}: no such file, and no name of published weights; {hint}{LIST_HINT}"
 

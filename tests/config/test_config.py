@@ -405,7 +405,7 @@ def test_no_number_asks_for_a_machine_or_a_month(key: str, limit: int) -> None:
 
 @pytest.mark.parametrize("key", ["Global.pretrained_model", "Arch.pretrained", "Global.checkpoints"])
 def test_a_url_is_not_a_file(key: str, write_config: Callable[..., Path]) -> None:
-    url = "https://example.org/a//Xception41_pretrained.pdparams"
+    url = "s3://example.org/a//Xception41_pretrained.pdparams"
     with pytest.raises((ppxcls.ConfigError, ppxcls.CheckpointError), match=f"download it first: {url}$"):
         ppxcls.build_trainer(ppxcls.load_config(write_config(), [f"{key}={url}"]))
     for call in (
@@ -420,17 +420,23 @@ def test_a_url_is_not_a_file(key: str, write_config: Callable[..., Path]) -> Non
 
 
 @pytest.mark.parametrize("name", [*ppxcls.list_models(), "SmallNetwork"])
-def test_pretrained_true_says_what_to_download(name: str) -> None:
-    """The publisher's address, if the network declares one; a network may have no published weights."""
+@pytest.mark.parametrize("key", ["Arch", "Global"])
+def test_pretrained_true_is_the_published_weights(
+    name: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default ones of the network. Nothing is fetched here, because the tests are offline."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PPXCLS_CACHE", str(tmp_path))
     plugins = [SMALL_NETWORK] if name == "SmallNetwork" else []
-    config = ppxcls.load_config({"Arch": {"name": name, "pretrained": True}, "Global": {"plugins": plugins}})
-    advice = "nothing is downloaded automatically, so give the path of a file"
-    if published := ppxcls.MODELS.fact(name, "published"):
-        assert published.source in ("PaddleClas", "timm", "Keras")
-        advice = f"download {published.url} ({published.source}), and give its path"
-    message = re.escape(f"Arch.pretrained: expected a file, received True; {advice}")
+    settings = {"Arch": {"name": name}, "Global": {"plugins": plugins}}
+    settings[key] = {**settings[key], "pretrained" if key == "Arch" else "pretrained_model": True}
+    config = ppxcls.load_config(settings)
+    error, message = ppxcls.CheckpointError, r": not on this machine, and PPXCLS_OFFLINE forbids to fetch it"
+    if name == "SmallNetwork":
+        where = "Arch.pretrained" if key == "Arch" else "Global.pretrained_model"
+        error, message = ppxcls.ConfigError, rf"{where}: no published weights of SmallNetwork are known here"
     for purpose in ("train", "evaluate"):
-        with pytest.raises(ppxcls.ConfigError, match=message):
+        with pytest.raises(error, match=message):
             weights_for(config, purpose)
 
 
