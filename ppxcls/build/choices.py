@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from ppxcls.build.class_order import (
     training_classes,
     weights_classes,
 )
-from ppxcls.checkpoints.files import AVERAGE, parts_of
+from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
 from ppxcls.config.checks import ConfigError, ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
@@ -93,6 +94,7 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
 
     Raises:
         ConfigError: there are no weights to evaluate, infer or export with, or their path is invalid.
+        CheckpointError: the file is missing.
     """
     paths_by_key = {
         "Global.pretrained_model": config.Global.pretrained_model,
@@ -142,6 +144,8 @@ def _weights(config: Config, path: str | bool) -> Weights:  # noqa: FBT001  Padd
         key = "Global.pretrained_model" if config.Global.pretrained_model == path else "Arch.pretrained"
         raise config.where(key).error(problem)
     file = weights_file(path)
+    if not os.path.isfile(file):  # before a training writes or measures anything
+        raise CheckpointError(f"{file}: no such file of weights")
     manifest = manifest_beside(file)
     has_average = AVERAGE in parts_of(manifest)
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")

@@ -66,9 +66,9 @@ def evaluate(config: Config) -> dict[str, float]:
     required_section(config, "DataLoader.Eval")
     if config.run_folder.is_dir():
         check_own_names(config.run_folder, _RESULTS)
-    start_job(config)
-    weights = weights_for(config, "evaluate")
+    weights = weights_for(config, "evaluate")  # before anything is written
     assert weights
+    start_job(config)
     names = class_names_for(config, "evaluate", weights)
     logger.info(describe(config, weights, config.evaluation_transforms, names))
     network = set_evaluation_precision(

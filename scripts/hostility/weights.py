@@ -251,6 +251,7 @@ def _named_files() -> Iterator[tuple[str, Callable[[Path], Path]]]:
     big = {"libver": "latest"}
     yield "layer_names of 16 MB", _h5(legacy_root, _names("layer_names", np.zeros(1 << 20, "S16")), **big)
     yield "2,000 lists of names", _h5(legacy_root, _many_lists, **big)
+    yield "2,000 names that are one text of 8 MB", _h5(legacy_root, _shared_text)
     yield "one variable for 1,000 names", _h5(legacy_root, _shared_variable)
 
 
@@ -267,6 +268,12 @@ def _many_lists(group: Any) -> None:
     del group.attrs["layer_names"]
     for i in range(2000):
         group.attrs[f"layer_names{i}"] = np.array([b"block1_conv1"] * 20)
+
+
+def _shared_text(group: Any) -> None:
+    """Writes a list in which all names are in one heap of 8 MB, as HDF5 stores the longest of them."""
+    names = ["x" * (8 << 20), *["block1_conv1"] * 2000]
+    group.attrs.create("layer_names", np.array(names, object), dtype=h5py.string_dtype())
 
 
 def _shared_variable(group: Any) -> None:
