@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ppxcls.build.class_order import (
     weights_classes,
 )
 from ppxcls.build.judging import judged_note
-from ppxcls.checkpoints.files import AVERAGE, parts_of
+from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import Block
@@ -98,6 +99,7 @@ def weights_for(config: Config, purpose: Purpose) -> Weights | None:
 
     Raises:
         ConfigError: there are no weights to evaluate, infer or export with, or their path is invalid.
+        CheckpointError: the file is missing.
     """
     paths_by_key = {
         "Global.pretrained_model": config.Global.pretrained_model,
@@ -153,6 +155,8 @@ def _weights(config: Config, word: str | bool) -> Weights:  # noqa: FBT001  Padd
     key = "Global.pretrained_model" if config.Global.pretrained_model == word else "Arch.pretrained"
     path = path_of_weights(word, config.Arch.name, config.where(key))
     file = weights_file(path)
+    if not os.path.isfile(file):  # before a training writes or measures anything
+        raise CheckpointError(f"{file}: no such file of weights")
     manifest = manifest_beside(file)
     has_average = AVERAGE in parts_of(manifest)
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")

@@ -96,9 +96,9 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
         check_own_names(
             config.run_folder, [name for files in own_files for name in (files.results, files.predictions)]
         )
-    start_job(config)
-    weights = weights_for(config, "evaluate")
+    weights = weights_for(config, "evaluate")  # before anything is written
     assert weights
+    start_job(config)
     names = class_names_for(config, "evaluate", weights)
     logger.info(describe(config, weights, config.evaluation_transforms, names))
     network = set_evaluation_precision(

@@ -58,8 +58,8 @@ def build_trainer(config: Config) -> Trainer:
     for section in ("Loss", "Optimizer", "DataLoader.Train"):
         required_section(config, section)
     folder = _run_folder(config)
+    weights = weights_for(config, "train")  # before anything is written
     start_job(config, folder)
-    weights = weights_for(config, "train")
     if weights and folder.is_checkpoint(weights_file(weights.path)):
         raise config.where("Global.pretrained_model").error(
             f"{weights.path} is in this run's output folder, whose files a new run moves aside. "

@@ -115,7 +115,7 @@ def read_state(file: str | Path) -> State:
 
 
 def _as_state(data: bytes, file: Path) -> State:
-    state = _unpack(data, file) if file.suffix == ".safetensors" else unpickle(data, file)
+    state = _unpack(data, file) if file.suffix.lower() == ".safetensors" else unpickle(data, file)
     # PaddleClas writes a list with one state per optimizer. A classifier has one optimizer.
     if isinstance(state, list):
         state = next((s for s in state if s), {})

@@ -6,7 +6,6 @@ A file contains the arrays by key. The header's metadata contains Paddle's names
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
@@ -64,12 +63,8 @@ def from_safetensors(data: bytes) -> dict[str, Any]:
     except SafetensorError as error:
         raise ValueError(str(error)) from None
     state: dict[str, Any] = {key: _array(key, entry) for key, entry in entries}
-    (length,) = struct.unpack("<Q", data[:_LENGTH_BYTES])
-    names = (
-        json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
-        .get("__metadata__", {})
-        .get(PARAMETER_NAMES_KEY)
-    )
+    metadata = read_json(data[_LENGTH_BYTES : _LENGTH_BYTES + header_bytes]).get("__metadata__")
+    names = (metadata or {}).get(PARAMETER_NAMES_KEY)
     if names is not None:
         state[PARAMETER_NAMES_KEY] = json.loads(names)
     return state

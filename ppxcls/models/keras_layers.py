@@ -20,14 +20,13 @@ import numpy as np
 from ppxcls.checkpoints.archives import open_archive, read_member
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.models.keras_config import layer_names
+from ppxcls.models.keras_texts import TextReader
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import open_regular
 
 _WEIGHTS_MEMBER, _CONFIG_MEMBER = "model.weights.h5", "config.json"  # names inside a .keras archive
 _MAX_WEIGHTS_BYTES, _MAX_CONFIG_BYTES = 1 << 30, 1 << 24
 _MAX_OBJECTS, _MAX_DEPTH = 20_000, 16  # groups and variables in a file; a network has about 500
-_MAX_NAMES_BYTES = 1 << 20  # bytes of an attribute with names; HDF5 itself allows 64 KiB in most files
-_MAX_NAME_BYTES = 1 << 12
 # Groups that contain the layers of a model, which are no layers themselves.
 _CONTAINER_WORDS = ("layers", "_layer_checkpoint_dependencies", "_functional")
 _OPTIMIZER_WORDS = ("optimizer", "_optimizer", "optimizer_weights")
@@ -92,7 +91,7 @@ def open_layers(file: Path) -> Iterator[list[KerasLayer]]:
         source, names = _archive_content(file)
     size = file.stat().st_size if source is file else len(source.getbuffer())
     with h5py.File(source, "r") as h5_file:
-        yield _Reader(file, size, names).layers(h5_file)
+        yield _Reader(file, size, names, TextReader(file, source)).layers(h5_file)
 
 
 def _archive_content(file: Path) -> tuple[io.BytesIO, dict[tuple[str, ...], str]]:
@@ -117,12 +116,14 @@ class _Reader:
         file: name of the file, for messages.
         size: bytes of the HDF5 file, which all variables together can't exceed.
         names: names of layers by the path of their groups.
+        texts: reader of the names in attributes.
     """
 
-    def __init__(self, file: Path, size: int, names: dict[tuple[str, ...], str]) -> None:
+    def __init__(self, file: Path, size: int, names: dict[tuple[str, ...], str], texts: TextReader) -> None:
         self._file = file
         self._remaining_bytes = size
         self._names = names
+        self._texts = texts
         self._object_count = 0
 
     def layers(self, h5_file: Any) -> list[KerasLayer]:
@@ -166,16 +167,18 @@ class _Reader:
         if not len(variables):
             return
         self._count(len(variables))
-        name = self._text(variables, "name") or self._names.get(path) or (path[-1] if path else "")
+        name = self._texts.text(variables, "name") or self._names.get(path) or (path[-1] if path else "")
         arrays = [self._variable(variables, str(i)) for i in range(len(variables))]
         yield KerasLayer(path[:-1], name, arrays)
 
     def _named_layers(self, root: Any) -> Iterator[KerasLayer]:
         """Returns the layers of the older layout, in the order of its lists."""
-        for group_name in self._texts(root, "layer_names"):
+        group_names = self._texts.texts(root, "layer_names")
+        self._count(len(group_names))
+        for group_name in group_names:
             group = self._group(self._member(root, group_name), group_name)
-            weight_names = self._texts(group, "weight_names")
-            self._count(1 + len(weight_names))
+            weight_names = self._texts.texts(group, "weight_names")
+            self._count(len(weight_names))
             owners: dict[tuple[str, ...], dict[str, Any]] = {}
             for weight_name in weight_names:
                 owner, variable = _split_name(weight_name)
@@ -246,35 +249,6 @@ class _Reader:
             )
         self._remaining_bytes -= number_bytes
         return dataset
-
-    def _texts(self, group: Any, name: str) -> list[str]:
-        """Returns the texts of an attribute, which Keras divides if they are long: ``name0``, ``name1``."""
-        texts: list[str] = []
-        parts = [name] if name in group.attrs else []
-        number = 0
-        while parts[:1] != [name] and f"{name}{number}" in group.attrs and number < 1000:
-            parts.append(f"{name}{number}")
-            number += 1
-        for part in parts:
-            attribute = group.attrs.get_id(part)
-            if attribute.dtype.kind != "S" and attribute.shape != (0,):
-                raise CheckpointError(f"{self._file}: refused, {name} is no list of names of a fixed length")
-            if attribute.get_storage_size() > _MAX_NAMES_BYTES or len(attribute.shape) != 1:
-                raise CheckpointError(f"{self._file}: refused, {name} has too many names")
-            texts += [bytes(text).decode("utf-8", "replace") for text in group.attrs[part]]
-            self._count(len(texts))
-        return texts
-
-    def _text(self, group: Any, name: str) -> str | None:
-        """Returns the text of an attribute; None if there is none, or it is no single short text."""
-        if name not in group.attrs:
-            return None
-        attribute = group.attrs.get_id(name)
-        if attribute.shape != () or attribute.get_storage_size() > _MAX_NAME_BYTES:
-            return None
-        value = group.attrs[name]
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        return text[:_MAX_NAME_BYTES] if isinstance(text, str) else None
 
 
 def _is_group(member: Any) -> bool:

@@ -6,7 +6,6 @@ no names to the four projections; their shapes tell them apart.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,6 @@ def _trunk() -> Iterator[TrunkLayer]:
 
 TRUNK = tuple(_trunk())
 _NAMES = {layer.name: layer for layer in TRUNK if layer.name}
-_NAME = re.compile(r"block\d+_(sepconv|conv)\d(_bn)?")
 
 
 def trunk_and_head(
@@ -114,6 +112,14 @@ def trunk_and_head(
     content = containers[best]
     if any(layer.name in _NAMES for layer in content):
         trunk = _by_name(content, file)
+        missing_names = [layer.name or layer.key for layer in TRUNK if layer.key not in trunk]
+        if missing_names:
+            examples = ", ".join(missing_names[:_MAX_SHOWN_LAYERS])
+            more = ", ..." if len(missing_names) > _MAX_SHOWN_LAYERS else ""
+            raise CheckpointError(
+                f"{file}: {len(missing_names)} of {len(TRUNK)} layers of Xception are missing: "
+                f"{examples}{more}"
+            )
     elif scores[best]:
         trunk = _by_order(content, file)
     else:
@@ -144,12 +150,18 @@ def _by_name(layers: Sequence[KerasLayer], file: Path) -> dict[str, KerasLayer]:
             key = _NAMES[layer.name].key
             if key in trunk:
                 raise CheckpointError(f"{file}: two layers have the name {layer.name}")
+            if not _fits(layer.shapes, _NAMES[layer.name].shapes):
+                raise CheckpointError(
+                    f"{file}: {layer.name} has the shapes {_text(layer.shapes)}; "
+                    f"that of Xception has {_text(_NAMES[layer.name].shapes)}"
+                )
             trunk[key] = layer
     nameless = [layer for layer in layers if layer.name not in _NAMES]
     for expected in TRUNK:
         if expected.name is None:
-            fitting = [layer for layer in nameless if layer.shapes == expected.shapes]
-            trunk |= {expected.key: layer for layer in fitting[:1]}
+            candidates = [layer for layer in nameless if layer.shapes == expected.shapes]
+            if candidates:
+                trunk[expected.key] = candidates[0]
     return trunk
 
 
@@ -221,8 +233,6 @@ def layer_state(key: str, layer: KerasLayer) -> State:
             f"{key}.conv1.weight": arrays[0].transpose(2, 3, 0, 1),
             f"{key}.pointwise.weight": arrays[1].transpose(3, 2, 0, 1),
         }
-    elif [array.ndim for array in arrays] == [4]:
+    else:
         state = {f"{key}.weight": arrays[0].transpose(3, 2, 0, 1)}
-    else:  # a layer with Xception's name that is another one, which its keys report
-        state = {f"{key}.{i}": array for i, array in enumerate(arrays)}
     return {name: np.ascontiguousarray(array) for name, array in state.items()}

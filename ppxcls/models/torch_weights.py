@@ -52,7 +52,8 @@ def with_classifier_name(state: State, keys: Collection[str], classifier: Collec
         return state
     other_keys = [key for key in state if key not in keys and key != PARAMETER_NAMES_KEY]
     matches = {key: match for key in other_keys if (match := _CLASSIFIER.fullmatch(key))}
-    if len(other_keys) != 2 or len(matches) != 2:
+    layers = {key.rpartition(".")[0] for key in matches}
+    if len(other_keys) != 2 or len(matches) != 2 or len(layers) != 1:
         return state
     ends = {name.rpartition(".")[2]: name for name in classifier}
     names = {key: ends[match[1]] for key, match in matches.items()}

@@ -191,7 +191,7 @@ def _weights_h5(target: Any, **options: Any) -> None:
     with h5py.File(target, "w") as file:
         group = file.create_group("layers/dense/vars")
         group.attrs["name"] = "predictions"
-        group.create_dataset("0", data=np.ones((64, 3), np.float32), **options)
+        group.create_dataset("0", data=np.ones((2048, 3), np.float32), **options)
         group.create_dataset("1", data=np.ones(3, np.float32))
 
 
