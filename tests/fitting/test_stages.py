@@ -229,3 +229,29 @@ def test_a_network_without_parts_is_trained_as_before(
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"], minutes=0.01)
     assert not (run / "stages.json").exists()
     assert Path("out/head").is_dir()
+
+
+def test_cached_weights_are_used_unless_none_are_wanted(
+    weights: str,
+    speeds: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only_linear(monkeypatch)
+    path = Path(weights).resolve()
+    monkeypatch.setattr(
+        "ppxcls.fitting.request.cached_weights", lambda name: path if name == networks.NAME else None
+    )
+    run = ppxcls.fit("photos", None, **OPTIONS)
+    assert chosen(run) == {stages.LINEAR: True}
+    assert f"{path}: weights of {networks.NAME} on this machine" in capsys.readouterr().out
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
+    run = ppxcls.fit(
+        "photos",
+        "none",
+        **{**OPTIONS, "output": "scratch"},
+        minutes=0.01,
+        overrides=["Global.epochs=1"],
+    )
+    assert not (run / "stages.json").exists()
+    assert "from scratch: --weights imagenet fetches published weights" in capsys.readouterr().out
