@@ -42,6 +42,7 @@ _NAMES_BY_MODULE = {
     "ppxcls.deploy.predict": ("Prediction", "Predictor"),
     "ppxcls.fitting.folder": ("fit",),
     "ppxcls.models.common_keys": ("MODELS",),
+    "ppxcls.models.parts": ("NetworkParts",),
     "ppxcls.models.preprocessing": ("Preprocessing",),
     "ppxcls.models.weights": ("load_weights",),
     "ppxcls.packed.write": ("pack", "unpack", "verify_pack"),
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from ppxcls.deploy.predict import Predictor as Predictor
     from ppxcls.fitting.folder import fit as fit
     from ppxcls.models.common_keys import MODELS as MODELS
+    from ppxcls.models.parts import NetworkParts as NetworkParts
     from ppxcls.models.preprocessing import Preprocessing as Preprocessing
     from ppxcls.models.weights import load_weights as load_weights
     from ppxcls.packed.write import pack as pack
