@@ -80,7 +80,14 @@ def read_stages(folder: Path) -> list[Stage]:
 
 
 def write_result(
-    config: Config, state: State, *, epoch: int, val_logits: Array | None, is_first: bool, note: str
+    config: Config,
+    state: State,
+    *,
+    epoch: int,
+    is_first: bool,
+    val_logits: Array | None = None,
+    score: tuple[float, float] | None = None,
+    note: str = "",
 ) -> None:
     """Writes a stage's result to the run's folder, as a training with this config would have written it.
 
@@ -88,10 +95,11 @@ def write_result(
         config: config of the run.
         state: weights of the network, by state key.
         epoch: number of the evaluation in ``metrics.jsonl``, from 1.
-        val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
-            trained on them; None if there are none.
         is_first: True to move the results of an earlier run aside; False if the folder has the result of an
             earlier stage.
+        val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
+            trained on them; None to write no evaluation and no predictions.
+        score: accuracy and loss for these photographs if there are no logits.
         note: how the logits were computed.
 
     Raises:
@@ -103,7 +111,13 @@ def write_result(
         if not is_first:
             _continue_run(trainer)
         trainer.run.begin(is_continued=not is_first)
-        results = None if val_logits is None else _evaluated(trainer, val_logits)
+        results = None
+        if val_logits is not None:
+            results = _evaluated(trainer, val_logits)
+        elif score is not None:
+            assert trainer.evaluation
+            count = len(trainer.evaluation.loader.dataset)
+            results = {_loss_name(trainer): score[1], "top1": score[0], "num_samples": count}
         progress = trainer.progress
         progress.epoch = epoch
         if results:
@@ -119,7 +133,7 @@ def write_result(
         write_checkpoint(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )
-        if results:
+        if results and val_logits is not None:
             _write_evaluation(config, trainer, results, note)
     finally:
         trainer.log.close()
@@ -188,16 +202,24 @@ def state_of(network: paddle.nn.Layer) -> State:
 
 def is_better(logits: Array, earlier_logits: Array, labels: Array) -> bool:
     """True if logits are better than earlier ones; see ``is_better_score``."""
-    return is_better_score(accuracy_and_loss(logits, labels), accuracy_and_loss(earlier_logits, labels))
+    score, earlier_score = (accuracy_and_loss(values, labels) for values in (logits, earlier_logits))
+    return is_better_score(score, earlier_score, len(labels))
 
 
-def is_better_score(score: tuple[float, float], earlier_score: tuple[float, float]) -> bool:
-    """True if more photographs are correct, or as many with a smaller loss.
+def is_better_score(score: tuple[float, float], earlier_score: tuple[float, float], count: int) -> bool:
+    """True if no fewer photographs are correct and the loss is smaller, or if clearly more are correct.
+
+    Of a hundred photographs, one or two more are correct by chance. The loss tells more.
 
     Args:
         score: accuracy and loss.
         earlier_score: accuracy and loss of the earlier result.
+        count: number of photographs.
     """
     accuracy, loss = score
     earlier_accuracy, earlier_loss = earlier_score
-    return math.isfinite(loss) and (accuracy, -loss) > (earlier_accuracy, -earlier_loss)
+    if not math.isfinite(loss):
+        return False
+    standard_error = math.sqrt(max(earlier_accuracy * (1 - earlier_accuracy), 1 / count) / count)
+    is_clear = accuracy - earlier_accuracy > 2 * standard_error
+    return is_clear or (accuracy >= earlier_accuracy and loss < earlier_loss)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from paddle import nn
+
 from ppxcls.build.class_order import config_of_weights
 from ppxcls.config.sections import Config
 from ppxcls.fitting.features import FeatureComputer, activation_bytes, fits_on_disk
@@ -105,6 +107,7 @@ def with_stages(
         feature_size=plan.size,
         copies=plan.copies,
         keeps_activations=plan.trains_exit_flow,
+        freezes_norms=any(isinstance(layer, nn.BatchNorm2D) for layer in network.sublayers()),
         crop_share=preparation.crop_share,
         interpolation=preparation.interpolation,
         plan=list(plan.rows),

@@ -69,6 +69,7 @@ _FEATURES_LIST = "features_list.txt"
 _STAGES = "stages"  # folder of intermediate results, in the output folder
 _RESULT = "held_out.npz"
 _ALL = "all"
+_USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
 
 
 class Stages:
@@ -300,7 +301,7 @@ class Stages:
     def _exit_epochs(self, seconds_per_image: float) -> int:
         """Returns the number of epochs that the time allows."""
         counts = self._counts()
-        seconds = self._clock.left - self._end_seconds()
+        seconds = _USED_TIME_SHARE * (self._clock.left - self._end_seconds())
         epochs = exit_flow_epochs(seconds_per_image, counts, seconds)
         logger.info(
             f"{EXIT_FLOW}: {epochs} epochs in about "
@@ -323,7 +324,7 @@ class Stages:
         decided_step = f"{ALL_LAYERS} decided"
         start = time.monotonic()
         if not self._is_done(decided_step):
-            seconds = self._clock.left - self._end_seconds()
+            seconds = _USED_TIME_SHARE * (self._clock.left - self._end_seconds())
             size, epochs = all_layers_choice(self._measured(), self._counts(), seconds)
             if not epochs:
                 return
@@ -347,7 +348,7 @@ class Stages:
         best = read_manifest(folder / "best_model")["progress"]["best"]
         labels = np.asarray(ListIndex(self._request.output / LISTS / VAL_LIST).labels)
         accuracy, loss = accuracy_and_loss(self._held_out_logits(), labels)
-        is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss))
+        is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss), len(labels))
         settings = self._progress.settings
         stage = Stage(
             name=ALL_LAYERS,
@@ -365,9 +366,8 @@ class Stages:
                 self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
                 read_state(weights_file(folder / "best_model")),
                 epoch=len(earlier_stages) + 1,
-                val_logits=None,
                 is_first=False,
-                note="",
+                score=(best["value"], best["loss"]),
             )
             evaluate(load_config(self._run_folder, trust=self._request.trust))
         self._add_stage(stage, earlier_stages)

@@ -14,7 +14,7 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.fitting import exit_flow, features, folder, plan, stages, training
-from ppxcls.fitting.result import read_stages
+from ppxcls.fitting.result import is_better_score, read_stages
 from ppxcls.models.weights import save_weights
 from tests.fitting import networks
 
@@ -244,7 +244,7 @@ def test_cached_weights_are_used_unless_none_are_wanted(
     )
     run = ppxcls.fit("photos", None, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True}
-    assert f"{path}: weights of {networks.NAME} on this machine" in capsys.readouterr().out
+    assert f"weights.pdparams: weights of {networks.NAME} on this machine" in capsys.readouterr().out
     monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
     run = ppxcls.fit(
         "photos",
@@ -255,3 +255,19 @@ def test_cached_weights_are_used_unless_none_are_wanted(
     )
     assert not (run / "stages.json").exists()
     assert "from scratch: --weights imagenet fetches published weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("score", "is_taken"),
+    [
+        ((0.90, 0.30), True),
+        ((0.91, 0.30), True),
+        ((0.91, 0.50), False),
+        ((0.89, 0.10), False),
+        ((0.99, 0.50), True),
+        ((0.90, 0.40), False),
+        ((1.00, float("nan")), False),
+    ],
+)
+def test_better_is_more_than_chance(score: tuple[float, float], is_taken: bool) -> None:
+    assert is_better_score(score, (0.90, 0.40), count=100) == is_taken
