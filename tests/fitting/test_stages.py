@@ -244,7 +244,7 @@ def test_cached_weights_are_used_unless_none_are_wanted(
     )
     run = ppxcls.fit("photos", None, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True}
-    assert f"weights.pdparams: weights of {networks.NAME} on this machine" in capsys.readouterr().out
+    assert f"weights.pdparams: these weights of {networks.NAME} are on this machine" in capsys.readouterr().out
     monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
     run = ppxcls.fit(
         "photos",
