@@ -15,9 +15,9 @@ from ppxcls.build import EVALUATION
 from ppxcls.build.trainer import build_trainer
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
 from ppxcls.config.sections import Config, to_plain
-from ppxcls.fitting import STAGES
 from ppxcls.fitting.linear import accuracy_and_loss
 from ppxcls.models.weights import model_state
+from ppxcls.reports import STAGES
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
@@ -30,7 +30,7 @@ _BEST = "best_model"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageRecord:
     """What one stage of ``fit`` did.
 
     Attributes:
@@ -60,7 +60,7 @@ class Stage:
         return f"{self.name}: {self.size} px, {epochs}{self.seconds:.0f} s, {score}{self.choice}: {outcome}"
 
 
-def write_stages(folder: Path, stages: list[Stage], plan: Sequence[Mapping[str, Any]]) -> None:
+def write_stages(folder: Path, stages: list[StageRecord], plan: Sequence[Mapping[str, Any]]) -> None:
     """Writes the stages and the plan of ``fit`` to a run's folder.
 
     Raises:
@@ -70,11 +70,11 @@ def write_stages(folder: Path, stages: list[Stage], plan: Sequence[Mapping[str, 
     write_text(folder / STAGES, json_text(content, indent=1, is_ascii=True) + "\n")
 
 
-def read_stages(folder: Path) -> list[Stage]:
+def read_stage_records(folder: Path) -> list[StageRecord]:
     """Returns the stages that ``write_stages`` wrote; empty if there are none."""
     try:
         content = read_json(read_regular(folder / STAGES, _MAX_BYTES))
-        return [Stage(**entry) for entry in content["stages"]]
+        return [StageRecord(**entry) for entry in content["stages"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
@@ -200,7 +200,7 @@ def state_of(network: paddle.nn.Layer) -> State:
     return state
 
 
-def is_better(logits: Array, earlier_logits: Array, labels: Array) -> bool:
+def has_better_logits(logits: Array, earlier_logits: Array, labels: Array) -> bool:
     """True if logits are better than earlier ones; see ``is_better_score``."""
     score, earlier_score = (accuracy_and_loss(values, labels) for values in (logits, earlier_logits))
     return is_better_score(score, earlier_score, len(labels))

@@ -48,12 +48,10 @@ def preparation_for(network: str, weights: str) -> Preparation:
         return Preparation(
             preprocessing.images.size, min(share, 1.0), images.interpolation or "", "their run"
         )
-    published = MODELS.fact(network, "published")
-    if published is None:
+    facts = MODELS.fact(network, "published")
+    if facts is None:
         return Preparation(_DEFAULT_SIZE_PIXELS, 0.9, "", "the default")
-    return Preparation(
-        published.input_size, published.crop_share or 0.0, published.interpolation, published.source
-    )
+    return Preparation(facts.input_size, facts.crop_share or 0.0, facts.interpolation, facts.source)
 
 
 def with_stages(

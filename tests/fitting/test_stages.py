@@ -14,7 +14,7 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.fitting import exit_flow, features, folder, plan, stages, training
-from ppxcls.fitting.result import is_better_score, read_stages
+from ppxcls.fitting.result import is_better_score, read_stage_records
 from ppxcls.models.weights import save_weights
 from tests.fitting import networks
 
@@ -62,7 +62,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def chosen(run: Path) -> dict[str, bool]:
-    return {stage.name: stage.chosen for stage in read_stages(run)}
+    return {stage.name: stage.chosen for stage in read_stage_records(run)}
 
 
 def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_stage_is_kept_only_if_it_is_better(
     speeds: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stages.is_better", lambda *_: is_exit_flow_better)
+    monkeypatch.setattr("ppxcls.fitting.stages.has_better_logits", lambda *_: is_exit_flow_better)
     monkeypatch.setattr("ppxcls.fitting.stages.is_better_score", lambda *_: is_all_better)
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
     assert chosen(run) == {
@@ -244,7 +244,9 @@ def test_cached_weights_are_used_unless_none_are_wanted(
     )
     run = ppxcls.fit("photos", None, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True}
-    assert f"weights.pdparams: these weights of {networks.NAME} are on this machine" in capsys.readouterr().out
+    assert (
+        f"weights.pdparams: these weights of {networks.NAME} are on this machine" in capsys.readouterr().out
+    )
     monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
     run = ppxcls.fit(
         "photos",
