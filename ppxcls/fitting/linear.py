@@ -185,10 +185,10 @@ class LinearProblem:
         logits = np.zeros((len(strengths), self._count, self.class_num), np.float32)
         for fold in range(used_folds):
             held_out = np.flatnonzero(folds == fold)
-            remaining = np.flatnonzero(folds != fold)
+            training_indices = np.flatnonzero(folds != fold)
             solution = None
             for i, strength in enumerate(strengths):
-                solution = self.train(strength, remaining, solution)
+                solution = self.train(strength, training_indices, solution)
                 logits[i, held_out] = self.logits(solution, held_out)
         judged = np.flatnonzero((folds >= 0) & (folds < used_folds))
         scores = [accuracy_and_loss(values[judged], self.labels[judged]) for values in logits]

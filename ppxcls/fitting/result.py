@@ -27,6 +27,7 @@ from ppxcls.train.trainer import Trainer
 
 _MAX_BYTES = 1 << 20
 _BEST = "best_model"
+_FILE_NAMES = {"is_chosen": "chosen"}  # keys of the file by attribute, if they differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class StageRecord:
         epochs: number of epochs; None if it has none.
         accuracy: share of correct predictions for the photographs that choose; None if there are none.
         loss: mean cross-entropy for these photographs; None if there are none.
-        chosen: True if the stage's result became the result of ``fit``.
+        is_chosen: True if the stage's result became the result of ``fit``.
         choice: what the stage chose, and how.
     """
 
@@ -50,13 +51,13 @@ class StageRecord:
     epochs: int | None
     accuracy: float | None
     loss: float | None
-    chosen: bool
+    is_chosen: bool
     choice: str
 
     def __str__(self) -> str:
         score = "" if self.accuracy is None else f"{self.accuracy:.4f} of the photographs that choose, "
         epochs = "" if self.epochs is None else f"{self.epochs} epochs, "
-        outcome = "taken" if self.chosen else "not better, so the earlier result stays"
+        outcome = "taken" if self.is_chosen else "not better, so the earlier result stays"
         return f"{self.name}: {self.size} px, {epochs}{self.seconds:.0f} s, {score}{self.choice}: {outcome}"
 
 
@@ -66,7 +67,8 @@ def write_stages(folder: Path, stages: list[StageRecord], plan: Sequence[Mapping
     Raises:
         OSError: the file can't be written.
     """
-    content = {"format": 1, "stages": [asdict(stage) for stage in stages], "plan": list(plan)}
+    rows = [{_FILE_NAMES.get(key, key): value for key, value in asdict(stage).items()} for stage in stages]
+    content = {"format": 1, "stages": rows, "plan": list(plan)}
     write_text(folder / STAGES, json_text(content, indent=1, is_ascii=True) + "\n")
 
 
@@ -74,7 +76,11 @@ def read_stage_records(folder: Path) -> list[StageRecord]:
     """Returns the stages that ``write_stages`` wrote; empty if there are none."""
     try:
         content = read_json(read_regular(folder / STAGES, _MAX_BYTES))
-        return [StageRecord(**entry) for entry in content["stages"]]
+        names = {name: key for key, name in _FILE_NAMES.items()}
+        return [
+            StageRecord(**{names.get(name, name): value for name, value in row.items()})
+            for row in content["stages"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

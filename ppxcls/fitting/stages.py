@@ -225,7 +225,7 @@ class Stages:
             epochs=None,
             accuracy=accuracy,
             loss=loss,
-            chosen=True,
+            is_chosen=True,
             choice=str(choice),
         )
         held_out_state = self._state_with(problem.classifier(held_out))
@@ -289,7 +289,7 @@ class Stages:
             epochs=epochs,
             accuracy=accuracy,
             loss=loss,
-            chosen=is_chosen,
+            is_chosen=is_chosen,
             choice="batch norms keep their statistics",
         )
         if is_chosen:
@@ -358,7 +358,7 @@ class Stages:
             epochs=settings.epochs,
             accuracy=best["value"],
             loss=best["loss"],
-            chosen=is_chosen,
+            is_chosen=is_chosen,
             choice=f"epoch {best['epoch']}",
         )
         earlier_stages = self._stages()

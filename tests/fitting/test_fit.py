@@ -176,7 +176,7 @@ def test_every_verb_is_listed_with_a_line() -> None:
         (["photos", "--device", "gpux"], "expected one of cpu"),
         (
             ["photos", "--weights", "mine.pdparams"],
-            "mine.pdparams: the file name does not begin with a network's name",
+            "mine.pdparams: not a file of weights, but an empty file",
         ),
         (["https://example.org/photos"], "URL"),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
+from ppxcls.data.errors import DataError
 from ppxcls.fitting import exit_flow, features, folder, plan, stages, training
 from ppxcls.fitting.result import is_better_score, read_stage_records
 from ppxcls.models.weights import save_weights
@@ -62,7 +63,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def chosen(run: Path) -> dict[str, bool]:
-    return {stage.name: stage.chosen for stage in read_stage_records(run)}
+    return {stage.name: stage.is_chosen for stage in read_stage_records(run)}
 
 
 def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,3 +274,12 @@ def test_cached_weights_are_used_unless_none_are_wanted(
 )
 def test_better_is_more_than_chance(score: tuple[float, float], is_taken: bool) -> None:
     assert is_better_score(score, (0.90, 0.40), count=100) == is_taken
+
+
+def test_a_missing_solver_is_named_before_anything_is_written(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppxcls.fitting.request._SOLVER_PACKAGE", "no_such_package")
+    with pytest.raises(DataError, match=r"with weights, fit needs no_such_package: pip install"):
+        ppxcls.fit("photos", weights, **OPTIONS)
+    assert not Path("out").exists()
