@@ -24,5 +24,7 @@ def stages_content(record: Record) -> dict[str, Any] | None:
         }
         for stage in record.stages.stages
     ]
-    plan = " | ".join(f"{step.size} px {step.minutes:.3g} min" for step in record.stages.plan)
+    plan = " | ".join(
+        f"{step.name or f'{step.size} px'}: {step.minutes:.2g} min" for step in record.stages.plan
+    )
     return {"rows": rows, "plan": plan}
