@@ -42,7 +42,7 @@ class JudgingUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class FitStage:
     """One stage of ``ppxcls fit``.
 
     Attributes:
@@ -85,7 +85,7 @@ class PlanStep:
 class StageFile:
     """The content of ``stages.json``: the stages in order, and what other minutes would buy."""
 
-    stages: list[Stage]
+    stages: list[FitStage]
     plan: list[PlanStep]
 
 
@@ -117,11 +117,13 @@ def read_stages(file: Path) -> StageFile | None:
         return None
     if type(values.get("format")) is not int or values["format"] != _STAGES_FORMAT:
         raise DataError(f"{file}: expected {_STAGES_FORMAT} as 'format'; a later version may have written it")
-    stages = _entries(file, values, "stages", _STAGE_RULES)
-    plan = _entries(file, values, "plan", _PLAN_RULES, optional="name")
+    stages = _entries(file, values, key="stages", rules=_STAGE_RULES)
+    plan = _entries(file, values, key="plan", rules=_PLAN_RULES, optional="name")
     return StageFile(
         [
-            Stage(is_chosen=entry["chosen"], **{key: entry[key] for key in _STAGE_RULES if key != "chosen"})
+            FitStage(
+                is_chosen=entry["chosen"], **{key: entry[key] for key in _STAGE_RULES if key != "chosen"}
+            )
             for entry in stages
         ],
         [PlanStep(**entry) for entry in plan],
@@ -177,7 +179,7 @@ _PLAN_RULES: dict[str, _Rule] = {
 
 
 def _entries(
-    file: Path, values: dict[str, Any], key: str, rules: dict[str, _Rule], *, optional: str | None = None
+    file: Path, values: dict[str, Any], *, key: str, rules: dict[str, _Rule], optional: str | None = None
 ) -> list[dict[str, Any]]:
     """Returns the known values of a list of objects. Unknown keys of an object are left out.
 
