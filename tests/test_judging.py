@@ -173,3 +173,12 @@ def test_tools_print_the_judged_accuracy_of_these_weights(damage: dict[str, obje
         assert f"(epoch 1, top1 {best['value']:.4g})" in description
     else:
         assert f"(epoch 1, top1 {values['top1']:.4g} on 9 images that judge)" in description
+
+
+def test_check_finds_images_that_train_and_judge(run: Path, images: Path, tmp_path: Path) -> None:
+    shutil.copy(images / "train/0000.png", tmp_path / "others/test/0003.png")
+    result = run_tool("check", "-c", run)
+    assert result.returncode == 1
+    assert "in training and evaluation: 1" in result.stdout
+    assert "train_list.txt:1 train/0000.png = " in result.stdout
+    assert "test_list.txt:4 test/0003.png" in result.stdout

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from ppxcls.build import BAD_SAMPLES
 from ppxcls.build.choices import class_names_for, class_num, compare_normalisation
 from ppxcls.build.class_order import mapping_to, run_classes, training_classes
+from ppxcls.build.judging import judging_config
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
@@ -130,6 +131,8 @@ def _num_processes(config: Config, mode: str, section: LoaderSection) -> int:
 def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     """Decodes every sample of the config's data sets and reports the problems.
 
+    Copies of one picture in two data sets are problems: also with the images of ``DataLoader.Test``.
+
     Args:
         config: config with ``DataLoader``.
         progress_bar: True to show a progress bar on a terminal.
@@ -144,6 +147,8 @@ def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     compare_normalisation(config)
     classes = run_classes(config) or training_classes(config)
     datasets = [build_dataset(config, mode, classes, patience=0) for mode in modes]
+    if config.DataLoader and config.DataLoader.Test:
+        datasets.append(build_dataset(judging_config(config), "Eval", classes, patience=0))
     total = sum(len(dataset) for dataset in datasets)
     is_hidden = None if progress_bar else True  # with None, tqdm shows the bar only on a terminal
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:

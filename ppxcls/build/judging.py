@@ -107,9 +107,17 @@ def judged_note(prefix: Path) -> str | None:
     count: Any = values.get("num_samples")
     if not is_number(top1) or not 0 <= top1 <= 1 or not is_number(count) or not 0 < count <= _MAX_IMAGES:
         return None
+    return f"top1 {top1:.4g} on {count:,.0f} images that judge" if is_judged(prefix) else None
+
+
+def is_judged(prefix: Path) -> bool:
+    """True if the images that judge have judged a checkpoint.
+
+    Args:
+        prefix: prefix of the checkpoint's files, in its run folder.
+    """
     digest = checkpoint_digest(prefix)
-    is_judged = digest is not None and values.get("checkpoint") == digest
-    return f"top1 {top1:.4g} on {count:,.0f} images that judge" if is_judged else None
+    return digest is not None and _values(prefix.parent / TEST_EVALUATION).get("checkpoint") == digest
 
 
 def _uses(file: Path, list_digest: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppxcls.build import TEST_EVALUATION
 from ppxcls.build.evaluation import evaluate
+from ppxcls.build.judging import is_judged
 from ppxcls.config.load import load_config
 from ppxcls.reports.page import report_after_training
 from ppxcls.reports.record import read_record
@@ -15,7 +15,7 @@ from ppxcls.reports.sentences import result_sentence
 def judge(run_folder: Path, *, trust: bool = False) -> None:
     """Evaluates ``best_model`` on the photographs that judge, if there are any, and writes the report.
 
-    Results of these photographs that are there already stay, because each further use would count.
+    Weights that they have judged already are not evaluated again, because each further use would count.
 
     Args:
         run_folder: run folder of a finished training.
@@ -25,7 +25,7 @@ def judge(run_folder: Path, *, trust: bool = False) -> None:
         ConfigError, DataError, CheckpointError, OSError: as in ``evaluate``.
     """
     config = load_config(run_folder, trust=trust)
-    if config.DataLoader and config.DataLoader.Test and not (run_folder / TEST_EVALUATION).exists():
+    if config.DataLoader and config.DataLoader.Test and not is_judged(run_folder / "best_model"):
         evaluate(config, test=True)
     report_after_training(run_folder)
 
