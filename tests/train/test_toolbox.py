@@ -454,7 +454,6 @@ def test_op_sampler_takes_its_shares() -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        {},
         {"Arch.recompute": True, "EMA": {"decay": 0.5}},
         {"Arch.data_format": "NHWC", "Global.to_static": True},
         {"AMP": {"dtype": "bfloat16"}, "Arch.use_sync_bn": True},
