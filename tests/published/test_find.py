@@ -498,6 +498,7 @@ def test_variables_that_are_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_ENDPOINT", "ftp://mirror")
     with pytest.raises(WordError, match="environment variable HF_ENDPOINT: expected an address"):
         find.weights_path(NAME)
+    assert find.cached_weights("xception65") is None
     monkeypatch.delenv("HF_ENDPOINT")
     monkeypatch.setenv("HF_TOKEN", "a\nb")
     with pytest.raises(FetchError, match="HF_TOKEN: expected a token"):
