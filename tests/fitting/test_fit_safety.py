@@ -72,6 +72,11 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     ("options", "message"),
     [
         ({"weights": "NoSuchFile"}, "NoSuchFile: no such file, and no name of published weights"),
+        ({"weights": "NoSuchFile.pdparams"}, "NoSuchFile.pdparams: no such file of weights"),
+        (
+            {"weights": "Xception41"},
+            "Xception41: not on this machine, and PPXCLS_OFFLINE forbids to fetch it",
+        ),
         ({"weights": "Xception41_empty.pdparams"}, "Xception41_empty.pdparams"),
         ({"network": "Xception42"}, "expected one of the networks .*Xception41.* received 'Xception42'"),
         ({"minutes": -1.0}, "expected minutes above 0"),
