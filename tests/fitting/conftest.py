@@ -16,5 +16,6 @@ def _no_published_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name in VARIABLES:
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(folder))
+        patch.setenv("PPXCLS_OFFLINE", "1")
         patch.setenv("PPXCLS_CACHE", str(folder / "cache"))
         yield

@@ -23,6 +23,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.fitting import folder as fitting
 from ppxcls.fitting import training
 from ppxcls.fitting.progress import FILE, read_progress
+from ppxcls.system.atomic_files import write_text
 from ppxcls.train.trainer import RunSchedule
 from tests.conftest import ROOT
 
@@ -177,7 +178,11 @@ def test_a_moved_project_is_continued(
     (tmp_path / "P1/w1").mkdir()
     (tmp_path / "P1/w1/best_model.pdparams").touch()
     stubs("build_trainer", KeyboardInterrupt())
-    monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.setattr(
+        fitting,
+        "_try_to_build",
+        lambda request, settings, folder: write_text(folder / "train.yaml", "base: photographs\n"),
+    )
     monkeypatch.setattr(fitting, "_try_to_build_head", lambda *_: None)
     monkeypatch.setattr(fitting, "with_stages", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path / "P1")
