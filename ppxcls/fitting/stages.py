@@ -347,6 +347,9 @@ class Stages:
     def _judge_all_layers(self, folder: Path, seconds: float) -> None:
         """Takes the best epoch of the training of all layers, if it is better than the earlier stages."""
         best = read_manifest(folder / "best_model")["progress"]["best"]
+        if not best:
+            logger.warning(f"{ALL_LAYERS}: nothing was evaluated, so the earlier result stays")
+            return
         labels = np.asarray(ListIndex(self._request.output / LISTS / VAL_LIST).labels)
         accuracy, loss = accuracy_and_loss(self._held_out_logits(), labels)
         is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss), len(labels))
