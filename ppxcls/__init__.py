@@ -42,6 +42,7 @@ _NAMES_BY_MODULE = {
     "ppxcls.deploy.predict": ("Prediction", "Predictor"),
     "ppxcls.fitting.folder": ("fit",),
     "ppxcls.models.common_keys": ("MODELS",),
+    "ppxcls.models.parts": ("NetworkParts",),
     "ppxcls.models.preprocessing": ("Preprocessing",),
     "ppxcls.packed.write": ("pack", "unpack", "verify_pack"),
     "ppxcls.published.find": ("fetch_weights", "list_weights"),
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from ppxcls.deploy.predict import Predictor as Predictor
     from ppxcls.fitting.folder import fit as fit
     from ppxcls.models.common_keys import MODELS as MODELS
+    from ppxcls.models.parts import NetworkParts as NetworkParts
     from ppxcls.models.preprocessing import Preprocessing as Preprocessing
     from ppxcls.packed.write import pack as pack
     from ppxcls.packed.write import unpack as unpack

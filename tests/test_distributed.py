@@ -14,23 +14,6 @@ import yaml
 from ppxcls.checkpoints.files import read_state
 from tests.conftest import ROOT, run_tool
 
-# Like tools/train.py, but with batch norm in eval mode, because its statistics differ between processes.
-FROZEN_BATCH_NORM = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import ppxcls
-from ppxcls import cli
-
-def main():
-    arguments = cli.parse_with_config(cli.parser_for(""))
-    trainer = ppxcls.build_trainer(ppxcls.load_config(arguments.config, arguments.override))
-    trainer.learner.model.train = trainer.learner.model.eval
-    trainer.fit()
-
-if __name__ == "__main__":
-    cli.run_command(main)
-"""
-
 
 def train_lines(output: Path, network: str = "Xception41") -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (output / network / "metrics.jsonl").read_text().splitlines()]
@@ -133,13 +116,14 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
 
     With update_freq 2, both batches make one step.
     """
-    script = tmp_path / "train.py"
-    script.write_text(FROZEN_BATCH_NORM)
     epochs = {"Global.epochs": 2, "Global.update_freq": update_freq, "Global.eval_during_train": False}
+    epochs["Arch.freeze_norm"] = True  # otherwise the statistics differ between processes
     for processes, size in ((1, 8), (2, 4)):
         file = write_config(**{**epochs, "DataLoader.Train.sampler.batch_size": size})
         output = f"Global.output_dir={tmp_path}/{processes}"
-        result = run_tool(script, "-c", file, "-o", output, processes=processes, log_dir=tmp_path / "log")
+        result = run_tool(
+            "tools/train.py", "-c", file, "-o", output, processes=processes, log_dir=tmp_path / "log"
+        )
         assert result.returncode == 0, result.stderr + result.stdout
     one, two = train_lines(tmp_path / "1"), train_lines(tmp_path / "2")
     assert len(one) == len(two) == 4

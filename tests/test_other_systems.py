@@ -110,6 +110,7 @@ COMMANDS = [
     ["infer", "--exported", "inference", "photos"],
     ["doctor"],
     ["list"],
+    ["weights"],
     ["launch", "--help"],
 ]
 # Verbs with a test of their own in this file, and ``fit``, which makes the run of all tests.

@@ -522,6 +522,7 @@ WRITERS = {
     "checkpoints/run_folder.py": "a copy into a folder that was just created",
     "published/transfer.py": "a part in this user's own private folder, by its descriptor",
     "packed/write.py": "an array into a stream of a whole file",
+    "fitting/features.py": "arrays into a stream of a whole file",
     "data/decode.py": "a picture in a temporary folder of this process",
     "serving/decoder_worker.py": "the null device, and a file of the kernel under /proc",
     "deploy/int8.py": "a file in a temporary folder of this process",

@@ -30,10 +30,9 @@ from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import prepared_images, starts_with_decoding
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import weights_file
-from ppxcls.published.find import is_weights_word, weights_path
+from ppxcls.published.find import weights_path
 from ppxcls.published.words import WordError
 from ppxcls.system.logs import logger, warn_once
-from ppxcls.system.paths import url_problem
 
 Purpose = Literal["train", "evaluate", "infer", "export"]
 
@@ -143,8 +142,6 @@ def path_of_weights(word: str | bool, network: str, where: ConfigPlace) -> str: 
         ConfigError: the word means nothing, or the weights of another network.
         CheckpointError: the weights can't be fetched.
     """
-    if not is_weights_word(word) and (problem := url_problem(word)) is not None:
-        raise where.error(problem)
     try:
         return str(weights_path(word, network))
     except WordError as error:

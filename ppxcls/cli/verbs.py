@@ -561,7 +561,10 @@ def _run_pack(
 )
 def convert_verb(parser: argparse.ArgumentParser) -> None:
     """Convert weights."""
-    parser.add_argument("source", help="weights file: .safetensors, .pth, .weights.h5, .keras or .pdparams")
+    parser.add_argument(
+        "source",
+        help="weights file: .safetensors, .pth, .weights.h5, .keras or .pdparams; or a published name",
+    )
     parser.add_argument("--model", required=True, help="name of the network, such as xception65")
     parser.add_argument("--class-num", type=int, default=1000, help="number of classes (default: 1000)")
     parser.add_argument(

@@ -14,6 +14,7 @@ from ppxcls.models.weights import (
     save_weights,
     weights_file,
 )
+from ppxcls.published.find import weights_path
 from ppxcls.system.file_lock import locked_folder
 
 
@@ -23,7 +24,8 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     What a checkpoint's manifest tells about its weights is written beside the output.
 
     Args:
-        source: weights file: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``.
+        source: weights file: ``.safetensors``, ``.pth``, ``.weights.h5``, ``.keras`` or ``.pdparams``; or a
+            word for published weights, see ``load_weights``.
         name: name of the network.
         output: file to write: ``.pdparams`` or ``.safetensors``.
         class_num: number of classes.
@@ -40,8 +42,9 @@ def convert_weights(source: str, name: str, output: str, class_num: int = 1000) 
     check_weights_name(Path(output))
     refuse_checkpoint(Path(output))
     model = build_model(name, class_num=class_num)
-    load_weights(model, source)
-    manifest = manifest_of(weights_file(source))
+    file = weights_path(source, name)
+    load_weights(model, file)
+    manifest = manifest_of(weights_file(file))
     with locked_folder(Path(output).parent, waits=True):
         remove_copied_manifest(Path(output))
         save_weights(model, Path(output))

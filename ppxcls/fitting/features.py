@@ -38,7 +38,7 @@ class FeatureComputer:
 
     def __init__(self, network: nn.Layer, count: int) -> None:
         self.network = network
-        self._parts = parts_of(network)
+        self._parts = network_parts(network)
         self._count = count
         self._forwards: dict[tuple[int, ...], tuple[Forward, Forward]] = {}
 
@@ -59,7 +59,7 @@ class FeatureComputer:
         return activations, exit_flow(activations)
 
 
-def parts_of(network: nn.Layer) -> NetworkParts:
+def network_parts(network: nn.Layer) -> NetworkParts:
     """Returns the parts of a network that is known to have them."""
     parts = split_network(network)
     assert parts
@@ -115,7 +115,7 @@ def fits_on_disk(size: int, folder: Path) -> bool:
 
 
 def compute_features(
-    computer: FeatureComputer, loader: Loader, folder: Path, *, copies: int, keeps_activations: bool
+    computer: FeatureComputer, loader: Loader, *, folder: Path, copies: int, keeps_activations: bool
 ) -> Features:
     """Computes the features of all photographs of a loader, and writes them to a folder.
 
@@ -159,16 +159,35 @@ def compute_features(
     if isinstance(activations, np.memmap):
         activations.flush()
     labels = np.asarray(loader.dataset.labels[:count], np.int64)
-    with whole_file(folder / _FEATURES) as stream:
-        np.savez(stream, pooled=pooled, labels=labels)
+    write_named_arrays(folder / _FEATURES, pooled=pooled, labels=labels)
     return Features(pooled, labels, activations)
+
+
+def write_named_arrays(file: Path, **arrays: Array) -> None:
+    """Writes arrays by name, whole or not at all.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    with whole_file(file) as stream:
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+
+def read_named_arrays(file: Path) -> dict[str, Array]:
+    """Reads the arrays that ``write_named_arrays`` wrote.
+
+    Raises:
+        OSError, ValueError: the file can't be read, or is damaged.
+    """
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def read_features(folder: Path) -> Features | None:
     """Reads the features that ``compute_features`` wrote to a folder; None if they are not whole."""
     try:
-        with np.load(folder / _FEATURES, allow_pickle=False) as arrays:
-            pooled, labels = arrays["pooled"], arrays["labels"]
+        arrays = read_named_arrays(folder / _FEATURES)
+        pooled, labels = arrays["pooled"], arrays["labels"]
     except (OSError, ValueError, KeyError, EOFError):
         return None
     activations: Array | None = None

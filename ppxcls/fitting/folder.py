@@ -38,7 +38,7 @@ from ppxcls.fitting.settings import (
 )
 from ppxcls.fitting.stage_settings import with_stages
 from ppxcls.fitting.stages import Stages, counts_of
-from ppxcls.fitting.training import Limits, Training
+from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
 from ppxcls.system.atomic_files import write_text
@@ -301,7 +301,7 @@ def _train_by_yaml(request: Request, progress: FitProgress, run_folder: Path, cl
         _write_yaml_files(request, progress)
         progress.finish("find_lr")
     if "train" not in progress.finished_steps:
-        limits = Limits(
+        limits = EpochLimits(
             min_epochs=MIN_EPOCHS_WITH_WEIGHTS if request.weights else MIN_EPOCHS,
             max_epochs=MAX_EPOCHS,
             end_seconds=_END_SECONDS,

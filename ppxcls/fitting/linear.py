@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class LinearClassifier:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StrengthChoice:
     """The result of a cross-validation.
 
     Attributes:
@@ -137,10 +138,16 @@ class LinearProblem:
         shape = (rows.shape[1] + 1, self.class_num)
         if start is None:
             start = np.zeros(shape)
-        result = minimize(
+        objective = functools.partial(
             _loss_and_gradient,
+            rows=rows,
+            labels=labels,
+            class_num=self.class_num,
+            decay=1 / (1000 * strength),
+        )
+        result = minimize(
+            objective,
             start.ravel(),
-            args=(rows, labels, self.class_num, 1 / (1000 * strength)),
             jac=True,
             method="L-BFGS-B",
             options={"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE},
@@ -159,7 +166,7 @@ class LinearProblem:
         bias = solution[-1] - self._mean @ weight
         return LinearClassifier(weight.astype(np.float32), bias.astype(np.float32))
 
-    def choose(self, seed: int, strengths: Sequence[float] = STRENGTHS) -> Choice:
+    def choose(self, seed: int, strengths: Sequence[float] = STRENGTHS) -> StrengthChoice:
         """Chooses the strength with the smallest loss in a cross-validation.
 
         With many photographs, not every fold is held out in turn, because each takes long and tells much.
@@ -170,7 +177,7 @@ class LinearProblem:
         """
         counts = np.bincount(self.labels, minlength=self.class_num)
         if counts.max() < 2:
-            return Choice(strengths[len(strengths) // 2], len(strengths), 0, math.nan, math.nan)
+            return StrengthChoice(strengths[len(strengths) // 2], len(strengths), 0, math.nan, math.nan)
         fold_count = int(min(_MAX_FOLDS, counts.max()))
         folds = stratified_folds(self.labels, fold_count, seed)
         multiplications = 4 * self._rows.size * self.class_num * len(strengths) * _USUAL_ITERATIONS
@@ -178,18 +185,20 @@ class LinearProblem:
         logits = np.zeros((len(strengths), self._count, self.class_num), np.float32)
         for fold in range(used_folds):
             held_out = np.flatnonzero(folds == fold)
-            others = np.flatnonzero(folds != fold)
+            training_indices = np.flatnonzero(folds != fold)
             solution = None
             for i, strength in enumerate(strengths):
-                solution = self.train(strength, others, solution)
+                solution = self.train(strength, training_indices, solution)
                 logits[i, held_out] = self.logits(solution, held_out)
         judged = np.flatnonzero((folds >= 0) & (folds < used_folds))
         scores = [accuracy_and_loss(values[judged], self.labels[judged]) for values in logits]
         best = int(np.argmin([loss for _, loss in scores]))
-        return Choice(strengths[best], len(strengths), used_folds, *scores[best])
+        return StrengthChoice(strengths[best], len(strengths), used_folds, *scores[best])
 
 
-def chosen_problem(features: Array, labels: Array, class_num: int, seed: int) -> tuple[LinearProblem, Choice]:
+def chosen_problem(
+    features: Array, labels: Array, class_num: int, seed: int
+) -> tuple[LinearProblem, StrengthChoice]:
     """Returns the problem and the strength with the smallest loss in a cross-validation.
 
     Copies of the photographs are left out if they make the loss larger.
@@ -216,7 +225,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _loss_and_gradient(
-    values: Array, rows: Array, labels: Array, class_num: int, decay: float
+    values: Array, rows: Array, *, labels: Array, class_num: int, decay: float
 ) -> tuple[float, Array]:
     """Returns the mean cross-entropy plus half the decay times the squared weights, and its gradient."""
     solution = values.reshape(-1, class_num)

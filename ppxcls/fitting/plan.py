@@ -11,16 +11,16 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.fitting.features import FeatureComputer, parts_of
+from ppxcls.fitting.features import FeatureComputer, network_parts
 
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
 _MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor; they are used if they must
 _TIMED_IMAGES = 8
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
-_LINEAR_SECONDS = 8.0  # of the classifier for 1,000 photographs
+_LINEAR_SECONDS = 20.0  # of the classifier for 1,000 images, with the choice of its strength
 MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS = 2, 8
-MIN_EPOCHS, MAX_EPOCHS = 3, 20  # of all layers
+MIN_TUNING_EPOCHS, MAX_TUNING_EPOCHS = 3, 20  # of all layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def measured_speeds(computer: FeatureComputer, size: int) -> tuple[Speeds, tuple
     start = time.perf_counter()
     activations, _ = computer(images)
     feature = (time.perf_counter() - start) / _TIMED_IMAGES
-    parts = parts_of(computer.network)
+    parts = network_parts(computer.network)
     exit_step = _step_seconds([parts.exit_flow, parts.classifier], activations)
     step = _step_seconds([parts.trunk, parts.exit_flow, parts.classifier], images[:2])
     speeds = Speeds(size=size, feature=feature, exit_step=exit_step, step=step)
@@ -137,7 +137,7 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float, *, can_keep_activa
     copies = 2 if estimate.features(size, 2) <= seconds else 1
     exit_seconds = estimate.features(size, copies) + estimate.exit_flow(size, MIN_EXIT_EPOCHS)
     trains_exit_flow = can_keep_activations and exit_seconds <= seconds
-    all_seconds = exit_seconds + estimate.all_layers(speeds.size, MIN_EPOCHS)
+    all_seconds = exit_seconds + estimate.all_layers(speeds.size, MIN_TUNING_EPOCHS)
     trains_all = all_seconds <= seconds
     small = candidates[-1]
     rows: list[dict[str, Any]] = []
@@ -150,7 +150,9 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float, *, can_keep_activa
     full = estimate.features(speeds.size, 2) + estimate.exit_flow(speeds.size, MIN_EXIT_EPOCHS)
     if can_keep_activations:
         rows.append(_row("and the exit flow", speeds.size, full))
-    rows.append(_row("and all layers", speeds.size, full + estimate.all_layers(speeds.size, MIN_EPOCHS)))
+    rows.append(
+        _row("and all layers", speeds.size, full + estimate.all_layers(speeds.size, MIN_TUNING_EPOCHS))
+    )
     return Plan(size=size, copies=copies, trains_exit_flow=trains_exit_flow, trains_all=trains_all, rows=rows)
 
 
@@ -215,8 +217,8 @@ def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[i
         if speeds.size * 2 / 3 <= size <= speeds.size:
             one, two = (all_layers_seconds(speeds, counts, size=size, epochs=n) for n in (1, 2))
             epochs = int((seconds - one) / (two - one)) + 1 if seconds >= one else 0
-            if epochs >= MIN_EPOCHS:
-                return size, min(epochs, MAX_EPOCHS)
+            if epochs >= MIN_TUNING_EPOCHS:
+                return size, min(epochs, MAX_TUNING_EPOCHS)
     return speeds.size, 0
 
 

@@ -187,7 +187,7 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "learning_rate": lambda value: is_number(value) and value > 0,
     "reasons": _is_list_of_texts,
     **dict.fromkeys(("feature_size", "copies", "exit_epochs"), _is_small_count),
-    "keeps_activations": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("keeps_activations", "freezes_norms"), lambda value: isinstance(value, bool)),
     "crop_share": lambda value: is_number(value) and 0 <= value <= 1,
     "interpolation": _is_text,
     "speeds": lambda value: isinstance(value, dict) and all(map(is_number, value.values())),

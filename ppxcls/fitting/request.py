@@ -27,6 +27,7 @@ _RESUME_KEYS = ("Global.checkpoints=", "Global.allow_changes=")  # overrides tha
 # With weights, the choice is followed by a training on all photographs, so a larger share costs nothing.
 _VAL_SHARE_WITH_WEIGHTS = 0.2
 NO_WEIGHTS = "none"  # value of --weights for a training from scratch
+_SOLVER_PACKAGE = "scipy"  # its L-BFGS trains the linear classifier
 _REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy")
 
 
@@ -123,6 +124,8 @@ def checked_request(
         val_share = _VAL_SHARE_WITH_WEIGHTS if weights else DEFAULT_SHARES.val
     if device:
         _check_device(device)
+    if weights and importlib.util.find_spec(_SOLVER_PACKAGE) is None:
+        raise DataError(f"with weights, fit needs {_SOLVER_PACKAGE}: pip install 'ppxcls[report]'")
     _warn_about_report()
     return Request(
         photos=photos,

@@ -15,9 +15,9 @@ from ppxcls.build import EVALUATION
 from ppxcls.build.trainer import build_trainer
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
 from ppxcls.config.sections import Config, to_plain
-from ppxcls.fitting import STAGES
 from ppxcls.fitting.linear import accuracy_and_loss
 from ppxcls.models.weights import model_state
+from ppxcls.reports import STAGES
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
@@ -27,10 +27,11 @@ from ppxcls.train.trainer import Trainer
 
 _MAX_BYTES = 1 << 20
 _BEST = "best_model"
+_FILE_NAMES = {"is_chosen": "chosen"}  # keys of the file by attribute, if they differ
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class StageRecord:
     """What one stage of ``fit`` did.
 
     Attributes:
@@ -40,7 +41,7 @@ class Stage:
         epochs: number of epochs; None if it has none.
         accuracy: share of correct predictions for the photographs that choose; None if there are none.
         loss: mean cross-entropy for these photographs; None if there are none.
-        chosen: True if the stage's result became the result of ``fit``.
+        is_chosen: True if the stage's result became the result of ``fit``.
         choice: what the stage chose, and how.
     """
 
@@ -50,37 +51,49 @@ class Stage:
     epochs: int | None
     accuracy: float | None
     loss: float | None
-    chosen: bool
+    is_chosen: bool
     choice: str
 
     def __str__(self) -> str:
         score = "" if self.accuracy is None else f"{self.accuracy:.4f} of the photographs that choose, "
         epochs = "" if self.epochs is None else f"{self.epochs} epochs, "
-        outcome = "taken" if self.chosen else "not better, so the earlier result stays"
+        outcome = "taken" if self.is_chosen else "not better, so the earlier result stays"
         return f"{self.name}: {self.size} px, {epochs}{self.seconds:.0f} s, {score}{self.choice}: {outcome}"
 
 
-def write_stages(folder: Path, stages: list[Stage], plan: Sequence[Mapping[str, Any]]) -> None:
+def write_stages(folder: Path, stages: list[StageRecord], plan: Sequence[Mapping[str, Any]]) -> None:
     """Writes the stages and the plan of ``fit`` to a run's folder.
 
     Raises:
         OSError: the file can't be written.
     """
-    content = {"format": 1, "stages": [asdict(stage) for stage in stages], "plan": list(plan)}
+    rows = [{_FILE_NAMES.get(key, key): value for key, value in asdict(stage).items()} for stage in stages]
+    content = {"format": 1, "stages": rows, "plan": list(plan)}
     write_text(folder / STAGES, json_text(content, indent=1, is_ascii=True) + "\n")
 
 
-def read_stages(folder: Path) -> list[Stage]:
+def read_stage_records(folder: Path) -> list[StageRecord]:
     """Returns the stages that ``write_stages`` wrote; empty if there are none."""
     try:
         content = read_json(read_regular(folder / STAGES, _MAX_BYTES))
-        return [Stage(**entry) for entry in content["stages"]]
+        names = {name: key for key, name in _FILE_NAMES.items()}
+        return [
+            StageRecord(**{names.get(name, name): value for name, value in row.items()})
+            for row in content["stages"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def write_result(
-    config: Config, state: State, *, epoch: int, val_logits: Array | None, is_first: bool, note: str
+    config: Config,
+    state: State,
+    *,
+    epoch: int,
+    is_first: bool,
+    val_logits: Array | None = None,
+    score: tuple[float, float] | None = None,
+    note: str = "",
 ) -> None:
     """Writes a stage's result to the run's folder, as a training with this config would have written it.
 
@@ -88,10 +101,11 @@ def write_result(
         config: config of the run.
         state: weights of the network, by state key.
         epoch: number of the evaluation in ``metrics.jsonl``, from 1.
-        val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
-            trained on them; None if there are none.
         is_first: True to move the results of an earlier run aside; False if the folder has the result of an
             earlier stage.
+        val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
+            trained on them; None to write no evaluation and no predictions.
+        score: accuracy and loss for these photographs if there are no logits.
         note: how the logits were computed.
 
     Raises:
@@ -103,7 +117,13 @@ def write_result(
         if not is_first:
             _continue_run(trainer)
         trainer.run.begin(is_continued=not is_first)
-        results = None if val_logits is None else _evaluated(trainer, val_logits)
+        results = None
+        if val_logits is not None:
+            results = _evaluated(trainer, val_logits)
+        elif score is not None:
+            assert trainer.evaluation
+            count = len(trainer.evaluation.loader.dataset)
+            results = {_loss_name(trainer): score[1], "top1": score[0], "num_samples": count}
         progress = trainer.progress
         progress.epoch = epoch
         if results:
@@ -119,7 +139,7 @@ def write_result(
         write_checkpoint(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )
-        if results:
+        if results and val_logits is not None:
             _write_evaluation(config, trainer, results, note)
     finally:
         trainer.log.close()
@@ -186,18 +206,26 @@ def state_of(network: paddle.nn.Layer) -> State:
     return state
 
 
-def is_better(logits: Array, earlier_logits: Array, labels: Array) -> bool:
+def has_better_logits(logits: Array, earlier_logits: Array, labels: Array) -> bool:
     """True if logits are better than earlier ones; see ``is_better_score``."""
-    return is_better_score(accuracy_and_loss(logits, labels), accuracy_and_loss(earlier_logits, labels))
+    score, earlier_score = (accuracy_and_loss(values, labels) for values in (logits, earlier_logits))
+    return is_better_score(score, earlier_score, len(labels))
 
 
-def is_better_score(score: tuple[float, float], earlier_score: tuple[float, float]) -> bool:
-    """True if more photographs are correct, or as many with a smaller loss.
+def is_better_score(score: tuple[float, float], earlier_score: tuple[float, float], count: int) -> bool:
+    """True if no fewer photographs are correct and the loss is smaller, or if clearly more are correct.
+
+    Of a hundred photographs, one or two more are correct by chance. The loss tells more.
 
     Args:
         score: accuracy and loss.
         earlier_score: accuracy and loss of the earlier result.
+        count: number of photographs.
     """
     accuracy, loss = score
     earlier_accuracy, earlier_loss = earlier_score
-    return math.isfinite(loss) and (accuracy, -loss) > (earlier_accuracy, -earlier_loss)
+    if not math.isfinite(loss):
+        return False
+    standard_error = math.sqrt(max(earlier_accuracy * (1 - earlier_accuracy), 1 / count) / count)
+    is_clear = accuracy - earlier_accuracy > 2 * standard_error
+    return is_clear or (accuracy >= earlier_accuracy and loss < earlier_loss)

@@ -60,6 +60,7 @@ class Settings:
         plan: sizes and stages that were compared, and their minutes.
         speeds: measured times: ``size`` in pixels, ``feature``, ``exit_step`` and ``step`` in seconds.
         exit_epochs: number of epochs that train the exit flow; 0 before that is decided.
+        freezes_norms: True if batch norms keep the statistics of the weights.
     """
 
     network: str
@@ -82,6 +83,7 @@ class Settings:
     plan: Sequence[Mapping[str, Any]] = ()
     speeds: Mapping[str, float] = field(default_factory=dict)
     exit_epochs: int = 0
+    freezes_norms: bool = False
 
 
 def network_of(weights: str | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from paddle import nn
+
 from ppxcls.build.class_order import config_of_weights
 from ppxcls.config.sections import Config
 from ppxcls.fitting.features import FeatureComputer, activation_bytes, fits_on_disk
@@ -46,12 +48,10 @@ def preparation_for(network: str, weights: str) -> Preparation:
         return Preparation(
             preprocessing.images.size, min(share, 1.0), images.interpolation or "", "their run"
         )
-    published = MODELS.fact(network, "published")
-    if published is None:
+    facts = MODELS.fact(network, "published")
+    if facts is None:
         return Preparation(_DEFAULT_SIZE_PIXELS, 0.9, "", "the default")
-    return Preparation(
-        published.input_size, published.crop_share or 0.0, published.interpolation, published.source
-    )
+    return Preparation(facts.input_size, facts.crop_share or 0.0, facts.interpolation, facts.source)
 
 
 def with_stages(
@@ -105,6 +105,7 @@ def with_stages(
         feature_size=plan.size,
         copies=plan.copies,
         keeps_activations=plan.trains_exit_flow,
+        freezes_norms=any(isinstance(layer, nn.BatchNorm2D) for layer in network.sublayers()),
         crop_share=preparation.crop_share,
         interpolation=preparation.interpolation,
         plan=list(plan.rows),

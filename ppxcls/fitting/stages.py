@@ -27,14 +27,16 @@ from ppxcls.fitting.features import (
     FeatureComputer,
     Features,
     compute_features,
-    parts_of,
+    network_parts,
     read_features,
+    read_named_arrays,
     remove_features,
+    write_named_arrays,
 )
 from ppxcls.fitting.linear import LinearClassifier, accuracy_and_loss, chosen_problem
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.plan import (
-    MAX_EPOCHS,
+    MAX_TUNING_EPOCHS,
     Counts,
     Speeds,
     all_layers_choice,
@@ -45,21 +47,21 @@ from ppxcls.fitting.plan import (
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import (
-    Stage,
-    is_better,
+    StageRecord,
+    has_better_logits,
     is_better_score,
-    read_stages,
+    read_stage_records,
     state_of,
     write_result,
     write_stages,
 )
 from ppxcls.fitting.settings import Settings
-from ppxcls.fitting.training import Limits, Training
+from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train_yaml
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import whole_file, write_bytes
+from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import short_path
@@ -67,8 +69,9 @@ from ppxcls.system.paths import short_path
 LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
 _FEATURES_LIST = "features_list.txt"
 _STAGES = "stages"  # folder of intermediate results, in the output folder
-_RESULT = "held_out.npz"
+_RESULT, _CLASSIFIERS = "held_out.npz", "linear.npz"
 _ALL = "all"
+_USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
 
 
 class Stages:
@@ -157,7 +160,7 @@ class Stages:
         features = compute_features(
             self._feature_computer(),
             loader,
-            self._folder,
+            folder=self._folder,
             copies=settings.copies,
             keeps_activations=settings.keeps_activations,
         )
@@ -169,12 +172,11 @@ class Stages:
         )
         return features
 
-    def _take(self, stage: Stage, state: State, held_out_state: State, val_logits: Array, note: str) -> None:
+    def _take(self, stage: StageRecord, state: State, *, held_out_state: State, val_logits: Array) -> None:
         """Writes a better result."""
         self._folder.mkdir(parents=True, exist_ok=True)
         write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
-        with whole_file(self._folder / _RESULT) as stream:
-            np.savez(stream, logits=val_logits)
+        write_named_arrays(self._folder / _RESULT, logits=val_logits)
         earlier_stages = [earlier for earlier in self._stages() if earlier.name != stage.name]
         begun_step = f"{LINEAR} begun"  # the folder may have another run's files before it
         is_first = not self._is_done(begun_step)
@@ -187,20 +189,19 @@ class Stages:
             epoch=len(earlier_stages) + 1,
             val_logits=val_logits,
             is_first=is_first,
-            note=note,
+            note=_NOTE,
         )
         self._add_stage(stage, earlier_stages)
 
-    def _stages(self) -> list[Stage]:
-        return read_stages(self._run_folder)
+    def _stages(self) -> list[StageRecord]:
+        return read_stage_records(self._run_folder)
 
-    def _add_stage(self, stage: Stage, earlier_stages: list[Stage]) -> None:
+    def _add_stage(self, stage: StageRecord, earlier_stages: list[StageRecord]) -> None:
         logger.info(str(stage))
         write_stages(self._run_folder, [*earlier_stages, stage], self._progress.settings.plan)
 
     def _held_out_logits(self) -> Array:
-        with np.load(self._folder / _RESULT, allow_pickle=False) as arrays:
-            return np.asarray(arrays["logits"], np.float32)
+        return read_named_arrays(self._folder / _RESULT)["logits"]
 
     # The stages
 
@@ -217,41 +218,40 @@ class Stages:
         classifier = problem.classifier(problem.train(choice.strength))
         self._write_classifiers(problem.classifier(held_out), classifier)
         accuracy, loss = accuracy_and_loss(val_logits, features.labels[counts.train :])
-        stage = Stage(
+        stage = StageRecord(
             name=LINEAR,
             seconds=round(time.monotonic() - start, 1),
             size=self._progress.settings.feature_size,
             epochs=None,
             accuracy=accuracy,
             loss=loss,
-            chosen=True,
+            is_chosen=True,
             choice=str(choice),
         )
         held_out_state = self._state_with(problem.classifier(held_out))
-        self._take(stage, self._state_with(classifier), held_out_state, val_logits, _NOTE)
+        self._take(stage, self._state_with(classifier), held_out_state=held_out_state, val_logits=val_logits)
 
     def _state_with(self, classifier: LinearClassifier) -> State:
         """Returns the weights of the network with a linear classifier."""
         network = self._feature_computer().network
-        last_layer = parts_of(network).classifier
+        last_layer = network_parts(network).classifier
         last_layer.weight.set_value(classifier.weight)
         last_layer.bias.set_value(classifier.bias)
         return state_of(network)
 
     def _write_classifiers(self, held_out: LinearClassifier, classifier: LinearClassifier) -> None:
-        with whole_file(self._folder / "linear.npz") as stream:
-            np.savez(
-                stream,
-                held_out_weight=held_out.weight,
-                held_out_bias=held_out.bias,
-                weight=classifier.weight,
-                bias=classifier.bias,
-            )
+        write_named_arrays(
+            self._folder / _CLASSIFIERS,
+            held_out_weight=held_out.weight,
+            held_out_bias=held_out.bias,
+            weight=classifier.weight,
+            bias=classifier.bias,
+        )
 
     def _read_classifiers(self) -> tuple[LinearClassifier, LinearClassifier]:
-        with np.load(self._folder / "linear.npz", allow_pickle=False) as arrays:
-            held_out = LinearClassifier(arrays["held_out_weight"], arrays["held_out_bias"])
-            return held_out, LinearClassifier(arrays["weight"], arrays["bias"])
+        arrays = read_named_arrays(self._folder / _CLASSIFIERS)
+        held_out = LinearClassifier(arrays["held_out_weight"], arrays["held_out_bias"])
+        return held_out, LinearClassifier(arrays["weight"], arrays["bias"])
 
     def _exit_flow(self) -> None:
         """Trains the exit flow without the photographs that choose; if that is better, with all of them."""
@@ -264,7 +264,7 @@ class Stages:
         held_out, classifier = self._read_classifiers()
         network = self._feature_computer().network
         self._computer = None  # its weights change
-        training = ExitFlowTraining(parts_of(network), features, self._seed)
+        training = ExitFlowTraining(network_parts(network), features, self._seed)
         seconds_per_image = training.seconds_per_photograph(held_out)
         epochs = settings.exit_epochs or self._exit_epochs(seconds_per_image)
         if not epochs:
@@ -277,30 +277,30 @@ class Stages:
         training.train(np.arange(counts.train), held_out, epochs)
         val_logits = training.logits(val_indices)
         labels = features.labels[val_indices]
-        is_chosen = is_better(val_logits, self._held_out_logits(), labels)
+        is_chosen = has_better_logits(val_logits, self._held_out_logits(), labels)
         held_out_state = state_of(network) if is_chosen else {}
         if is_chosen:
             training.train(np.arange(len(features.labels)), classifier, epochs)
         accuracy, loss = accuracy_and_loss(val_logits, labels)
-        stage = Stage(
+        stage = StageRecord(
             name=EXIT_FLOW,
             seconds=round(time.monotonic() - start, 1),
             size=settings.feature_size,
             epochs=epochs,
             accuracy=accuracy,
             loss=loss,
-            chosen=is_chosen,
+            is_chosen=is_chosen,
             choice="batch norms keep their statistics",
         )
         if is_chosen:
-            self._take(stage, state_of(network), held_out_state, val_logits, _NOTE)
+            self._take(stage, state_of(network), held_out_state=held_out_state, val_logits=val_logits)
         else:
             self._add_stage(stage, self._stages())
 
     def _exit_epochs(self, seconds_per_image: float) -> int:
         """Returns the number of epochs that the time allows."""
         counts = self._counts()
-        seconds = self._clock.left - self._end_seconds()
+        seconds = _USED_TIME_SHARE * (self._clock.left - self._end_seconds())
         epochs = exit_flow_epochs(seconds_per_image, counts, seconds)
         logger.info(
             f"{EXIT_FLOW}: {epochs} epochs in about "
@@ -323,7 +323,7 @@ class Stages:
         decided_step = f"{ALL_LAYERS} decided"
         start = time.monotonic()
         if not self._is_done(decided_step):
-            seconds = self._clock.left - self._end_seconds()
+            seconds = _USED_TIME_SHARE * (self._clock.left - self._end_seconds())
             size, epochs = all_layers_choice(self._measured(), self._counts(), seconds)
             if not epochs:
                 return
@@ -338,25 +338,30 @@ class Stages:
     def _train_all_layers(self) -> Path:
         """Trains all layers in a folder of their own, and returns the folder of the run."""
         output = f"Global.output_dir={json_text(os.path.abspath(self._folder / _ALL))}"
-        limits = Limits(min_epochs=1, max_epochs=MAX_EPOCHS, end_seconds=self._end_seconds())
-        Training(self._request, self._progress, self._clock).run(ALL_LAYERS, self._yaml, [output], limits)
+        limits = EpochLimits(min_epochs=1, max_epochs=MAX_TUNING_EPOCHS, end_seconds=self._end_seconds())
+        Training(self._request, self._progress, self._clock).run(
+            ALL_LAYERS, self._yaml, overrides=[output], limits=limits
+        )
         return self._config(output).run_folder
 
     def _judge_all_layers(self, folder: Path, seconds: float) -> None:
         """Takes the best epoch of the training of all layers, if it is better than the earlier stages."""
         best = read_manifest(folder / "best_model")["progress"]["best"]
+        if not best:
+            logger.warning(f"{ALL_LAYERS}: nothing was evaluated, so the earlier result stays")
+            return
         labels = np.asarray(ListIndex(self._request.output / LISTS / VAL_LIST).labels)
         accuracy, loss = accuracy_and_loss(self._held_out_logits(), labels)
-        is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss))
+        is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss), len(labels))
         settings = self._progress.settings
-        stage = Stage(
+        stage = StageRecord(
             name=ALL_LAYERS,
             seconds=round(seconds, 1),
             size=settings.size,
             epochs=settings.epochs,
             accuracy=best["value"],
             loss=best["loss"],
-            chosen=is_chosen,
+            is_chosen=is_chosen,
             choice=f"epoch {best['epoch']}",
         )
         earlier_stages = self._stages()
@@ -365,9 +370,8 @@ class Stages:
                 self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
                 read_state(weights_file(folder / "best_model")),
                 epoch=len(earlier_stages) + 1,
-                val_logits=None,
                 is_first=False,
-                note="",
+                score=(best["value"], best["loss"]),
             )
             evaluate(load_config(self._run_folder, trust=self._request.trust))
         self._add_stage(stage, earlier_stages)

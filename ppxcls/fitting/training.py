@@ -20,8 +20,8 @@ _TOLERATED_SHARE = 1 / 3  # of the planned epochs; a smaller difference changes 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Limits of a training of ``train.yaml``.
+class EpochLimits:
+    """EpochLimits of a training of ``train.yaml``.
 
     Attributes:
         min_epochs: smallest number of epochs that is worth a training.
@@ -48,7 +48,9 @@ class Training:
         self._progress = progress
         self._clock = clock
 
-    def run(self, step: str, file: Path, overrides: Sequence[str] = (), limits: Limits | None = None) -> None:
+    def run(
+        self, step: str, file: Path, overrides: Sequence[str] = (), limits: EpochLimits | None = None
+    ) -> None:
         """Trains, and resumes the newest checkpoint if this step has begun before.
 
         Args:
@@ -63,7 +65,7 @@ class Training:
         )
         if may_change and not self._is_done(planned_step):
             assert limits
-            self._first_epoch(begun_step, file, overrides, limits)
+            self._first_epoch(begun_step, file, overrides=overrides, limits=limits)
             self._progress.finish(planned_step)
         # Without a begun step, a checkpoint may be another run's.
         resuming = [RESUME] if self._is_done(begun_step) else []
@@ -81,7 +83,9 @@ class Training:
     def _is_done(self, step: str) -> bool:
         return step in self._progress.finished_steps
 
-    def _first_epoch(self, begun_step: str, file: Path, overrides: Sequence[str], limits: Limits) -> None:
+    def _first_epoch(
+        self, begun_step: str, file: Path, overrides: Sequence[str], limits: EpochLimits
+    ) -> None:
         """Trains one epoch, and writes the YAML again if the time allows another number of epochs."""
         resuming = [RESUME] if self._is_done(begun_step) else []
         trainer = build_trainer(config_of(self._request, file, [*overrides, *resuming]))
@@ -95,7 +99,7 @@ class Training:
         if is_whole:
             self._change_epochs(planned_epochs, time.monotonic() - start, limits)
 
-    def _change_epochs(self, planned_epochs: int, epoch_seconds: float, limits: Limits) -> None:
+    def _change_epochs(self, planned_epochs: int, epoch_seconds: float, limits: EpochLimits) -> None:
         seconds = self._clock.left - limits.end_seconds
         epochs = 1 + max(int(seconds / epoch_seconds), 0)
         epochs = min(max(epochs, limits.min_epochs), limits.max_epochs)

@@ -34,8 +34,8 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
         start = _absolute(output / HELD_OUT_WEIGHTS)
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     # Statistics of a small batch of photographs are worse than those of the published weights.
-    norms: dict[str, Any] = {}  # TODO
-    content = {
+    norms = {"freeze_norm": True} if settings.freezes_norms else {}
+    content: dict[str, Any] = {
         "base": "photographs",
         "Global": {
             "device": settings.device,
@@ -61,6 +61,9 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
             ),
         },
     }
+    if settings.feature_size:
+        # The classifier to start from has no smoothed labels, so its loss can be compared.
+        content["Loss"] = {"Train": [{"CELoss": {"epsilon": 0.0}}]}
     loaders: Any = content["DataLoader"]
     loaders |= _judging_section(output)
     comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)

@@ -18,6 +18,9 @@ from ppxcls.models.preprocessing import Preprocessing
 from ppxcls.ops.batch_norm import NormReLU
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.sync_batch_norm import has_paddle_kernel, synchronized_batch_norm
+from ppxcls.system.logs import logger
+
+_BATCH_NORMS = nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D
 
 
 @dataclass
@@ -31,6 +34,9 @@ class ModelKeys:
             ``hf-hub:OWNER/REPO``, or an address.
         freeze: regular expressions. Parameters with matching state keys are not trained, and their batch
             norms keep their statistics.
+        freeze_norm: True to keep the statistics of all batch norms and to normalise with them in training. It
+            needs weights to start from. Scale and offset are trained. Fine-tuning in small batches is more
+            accurate this way.
         use_sync_bn: True to compute batch-norm statistics over all processes, so that the number of processes
             changes nothing but rounding.
         data_format: memory layout of the computation. Images and weights keep their layout. Measure the speed
@@ -42,6 +48,7 @@ class ModelKeys:
 
     pretrained: str | bool | None = None
     freeze: list[Pattern] | None = None
+    freeze_norm: bool = False
     use_sync_bn: bool = False
     data_format: Literal["NCHW", "NHWC"] = "NCHW"
     recompute: bool = False
@@ -70,16 +77,22 @@ def register_network(
 
 
 def prepare_training(model: nn.Layer, keys: ModelKeys, where: ConfigPlace) -> None:
-    """Applies the common keys that matter for training: ``recompute``, ``freeze`` and ``use_sync_bn``.
+    """Applies the common keys for training: ``recompute``, ``freeze``, ``freeze_norm`` and ``use_sync_bn``.
 
     Raises:
-        ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter.
+        ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter,
+            or the network has no batch norm to freeze.
     """
     if keys.recompute and not recompute_blocks(model):
         raise (where / "recompute").error(
             "expected false: this network names no blocks that can be computed again"
         )
     freeze(model, keys.freeze or [], where / "freeze")
+    if keys.freeze_norm:
+        count = freeze_norms(model)
+        if not count:
+            raise (where / "freeze_norm").error("expected false: this network has no batch norms")
+        logger.info(f"Arch.freeze_norm: the {count} batch norms keep their statistics")
     if keys.use_sync_bn:
         synchronize_batch_norms(model)
 
@@ -106,6 +119,18 @@ def freeze(model: nn.Layer, patterns: Sequence[str], where: ConfigPlace) -> None
                 layer._use_global_stats = True
     if patterns and all(parameter.stop_gradient for parameter in model.parameters()):
         raise where.error("expected patterns that leave something to train; every parameter is frozen")
+
+
+def freeze_norms(model: nn.Layer) -> int:
+    """Makes all batch norms keep their statistics, and normalise with them in training too.
+
+    Returns:
+        The number of batch norms.
+    """
+    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, _BATCH_NORMS)]
+    for norm in norms:
+        norm._use_global_stats = True
+    return len(norms)
 
 
 def synchronize_batch_norms(model: nn.Layer) -> None:

@@ -153,12 +153,12 @@ class XceptionDeeplab(nn.Layer):
         Args:
             images: batch, float32 [N, C, H, W]. H and W are at least 71.
         """
-        blocks = [self._exit_flow_1, self._exit_flow_2]
-        return self._fc(in_order([*self._trunk(), *blocks, self._drop, self._pool, pooled], images))
+        blocks: list[LayerFunction] = [*self._trunk(), self._exit_flow_1, self._exit_flow_2]
+        return self._fc(in_order([*blocks, self._drop, self._pool, pooled], images))
 
     def network_parts(self) -> NetworkParts:
         """Returns the parts. The exit flow scales the features down, as the dropout does in evaluation."""
-        blocks = [self._exit_flow_1, self._exit_flow_2]
+        blocks: list[LayerFunction] = [self._exit_flow_1, self._exit_flow_2]
         exit_flow = Flow([*blocks, self._scaled_down, self._pool, pooled])
         return NetworkParts(Flow(self._trunk()), exit_flow, self._fc)
 

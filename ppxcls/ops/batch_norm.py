@@ -16,20 +16,20 @@ from ppxcls.ops.channelwise import Chain
 class BatchNorm2D(nn.BatchNorm2D):
     """``paddle.nn.BatchNorm2D`` with its parameters, statistics and state keys.
 
-    It uses the numba kernels for float32 training on the CPU, if numba is installed.
+    It uses the numba kernels for float32 training on the CPU, if numba is installed, with the statistics of
+    the batch, or with its own if they are frozen.
     """
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalises [N, C, H, W]. The shape stays the same."""
-        if self.measures_in_kernels(x):
+        if self.trains_in_kernels(x):
             return Chain(norm=self)(x)
         return nn.BatchNorm2D.forward(self, x)  # Paddle 2.6 can't translate super() to a static graph
 
-    def measures_in_kernels(self, x: paddle.Tensor) -> bool:
-        """True if the numba kernels normalise this input with its batch statistics."""
-        uses_batch_statistics = self.training and not self._use_global_stats
+    def trains_in_kernels(self, x: paddle.Tensor) -> bool:
+        """True if the numba kernels normalise this input."""
         is_supported = self._data_format == "NCHW" and self.weight is not None and self.bias is not None
-        return bool(uses_batch_statistics and is_supported and cpu.applies_to(x, self.weight))
+        return bool(self.training and is_supported and cpu.applies_to(x, self.weight))
 
 
 class NormReLU(BatchNorm2D):
@@ -37,7 +37,7 @@ class NormReLU(BatchNorm2D):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalises [N, C, H, W] and applies ReLU. The shape stays the same."""
-        if self.measures_in_kernels(x):
+        if self.trains_in_kernels(x):
             return Chain(norm=self, is_rectified=True)(x)
         return relu(nn.BatchNorm2D.forward(self, x))  # Paddle 2.6 can't translate super() to a static graph
 

@@ -23,10 +23,11 @@ class Stage(NamedTuple):
 
     Attributes:
         numbers: float32 [6, C], or [6, 0] without batch norm. The rows are weight, bias, running mean,
-            running variance, batch mean, and 1 / sqrt(batch variance + epsilon). The kernel updates the
-            running values and writes the last two rows.
-        settings: float64 [4]: momentum (share of the running values that is kept), epsilon (added to the
-            variance), 1 or 0 for batch norm, and 1 or 0 for ReLU.
+            running variance, mean, and 1 / sqrt(variance + epsilon). The kernel writes the last two rows.
+            They are those of the batch, and change the running values. For a frozen batch norm, they are the
+            running ones.
+        settings: float64 [5]: momentum (share of the running values that is kept), epsilon (added to the
+            variance), 1 or 0 for batch norm, 1 or 0 for ReLU, and 1 or 0 for a frozen batch norm.
     """
 
     numbers: Array
@@ -109,14 +110,15 @@ class Chain:
 
 def _stage(norm: nn.BatchNorm2D | None, *, is_rectified: bool) -> Stage:
     if norm is None:
-        return Stage(np.empty((6, 0), np.float32), np.array([0, 0, 0, is_rectified], np.float64))
+        return Stage(np.empty((6, 0), np.float32), np.array([0, 0, 0, is_rectified, 0], np.float64))
     rows = [cpu.view(tensor) for tensor in (norm.weight, norm.bias, norm._mean, norm._variance)]
-    settings = np.array([norm._momentum, norm._epsilon, 1, is_rectified], np.float64)
+    is_frozen = bool(norm._use_global_stats)
+    settings = np.array([norm._momentum, norm._epsilon, 1, is_rectified, is_frozen], np.float64)
     return Stage(np.stack([*rows, np.empty_like(rows[0]), np.empty_like(rows[0])]), settings)
 
 
 def _update_running_statistics(norm: nn.BatchNorm2D | None, stage: Stage) -> None:
-    if norm is not None:
+    if norm is not None and not norm._use_global_stats:
         for tensor, values in zip((norm._mean, norm._variance), stage.numbers[2:4], strict=True):
             cpu.view(tensor)[:] = values
 

@@ -33,11 +33,14 @@ class _Stage(NamedTuple):
     epsilon: float
     is_norm: bool
     is_rectified: bool
+    is_frozen: bool
 
 
 @kernel_helper(set())
 def _stage_of(numbers, settings):  # type: ignore[no-untyped-def]
-    return _Stage(numbers, np.float32(settings[0]), settings[1], settings[2] > 0, settings[3] > 0)
+    return _Stage(
+        numbers, np.float32(settings[0]), settings[1], settings[2] > 0, settings[3] > 0, settings[4] > 0
+    )
 
 
 @kernel_helper(set())
@@ -113,9 +116,15 @@ def _moments(values):  # type: ignore[no-untyped-def]
 
 @kernel_helper(set())
 def _measure(values, stage, channel):  # type: ignore[no-untyped-def]
-    """Computes the statistics of a channel, writes them, and updates the running statistics."""
-    if stage.is_norm:
-        numbers, momentum = stage.numbers, stage.momentum
+    """Computes the statistics of a channel, writes them, and updates the running statistics.
+
+    A frozen batch norm uses its running statistics and does not change them.
+    """
+    numbers, momentum = stage.numbers, stage.momentum
+    if stage.is_frozen:
+        numbers[4, channel] = numbers[2, channel]
+        numbers[5, channel] = np.float32(1.0 / np.sqrt(numbers[3, channel] + stage.epsilon))
+    elif stage.is_norm:
         mean, variance = _moments(values)
         numbers[4, channel], numbers[5, channel] = mean, np.float32(1.0 / np.sqrt(variance + stage.epsilon))
         numbers[2, channel] = numbers[2, channel] * momentum + mean * (np.float32(1) - momentum)
@@ -178,6 +187,10 @@ def _stage_gradient(values, stage, channel, gradient, parameter_gradients, out):
             np.float32(total),
         )
         slope = scale * weight
+        if stage.is_frozen:  # the input does not change the statistics
+            for i in range(values.size):
+                out[i] *= slope
+            return
         input_slope = np.float32(product / values.size) * scale * slope
         constant = np.float32(total / values.size) * slope - mean * input_slope
         for i in range(values.size):
@@ -193,8 +206,8 @@ def forward(  # type: ignore[no-untyped-def]
     Args:
         x: input, float32 [N, C, H, W] or [C, N, H, W].
         first_numbers: numbers of the first ``Stage``, float32 [6, C].
-        first_settings: settings of the first ``Stage``, float64 [4]: momentum, epsilon, 1 or 0 for batch
-            norm, 1 or 0 for ReLU.
+        first_settings: settings of the first ``Stage``, float64 [5]: momentum, epsilon, 1 or 0 for batch
+            norm, 1 or 0 for ReLU, 1 or 0 for a frozen batch norm.
         kernels: kernels of the convolution, float32 [C, KH, KW]; [C, 0, 0] for no convolution and no second
             stage.
         geometry: padding, stride and dilation of the convolution, int64 [3, 2], each (y, x).

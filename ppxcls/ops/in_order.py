@@ -82,7 +82,7 @@ def _letter(layer: LayerFunction) -> str:
     if kind is ReLU:
         return "r"
     if kind is BatchNorm2D or kind is NormReLU:
-        if not layer.measures_in_kernels(layer.weight):
+        if not layer.trains_in_kernels(layer.weight):
             return "o"
         return "n" if kind is BatchNorm2D else "b"
     if kind is DepthwiseConv2D:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppxcls.checkpoints.files import WEIGHTS, with_extension
+from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, with_extension
 from ppxcls.models.foreign_weights import SUFFIXES
 from ppxcls.published.caches import foreign_copy, own_copy
 from ppxcls.published.catalogue import CATALOGUE, PublishedWeights, default_entry
@@ -20,6 +20,7 @@ from ppxcls.published.words import (
     unknown_word,
 )
 from ppxcls.system.logs import warn_once
+from ppxcls.system.paths import url_problem
 
 __all__ = [
     "cached_weights",
@@ -77,7 +78,10 @@ def cached_weights(network: str) -> Path | None:
         network: name of a network.
     """
     entry = default_entry(network)
-    return _local_copy(remote_files(entry.name)) if entry else None
+    try:
+        return _local_copy(remote_files(entry.name)) if entry else None
+    except CheckpointError:  # an invalid variable, or a damaged file that can't be removed
+        return None
 
 
 def list_weights() -> list[ListedWeights]:
@@ -123,7 +127,9 @@ def _file_of_name(word: str | bool) -> Path | None:  # noqa: FBT001
 
 
 def _check_path(path: str) -> None:
-    """Raises WordError if a text looks like a name of published weights, and there is no such file."""
+    """Raises WordError for a URL of another kind, and for what looks like a name if there is no such file."""
+    if (problem := url_problem(path)) is not None:
+        raise WordError(problem)
     is_name = bool(path) and not any(mark in path for mark in ("/", "\\", ":")) and not path.startswith(".")
     if is_name and Path(path).suffix not in (WEIGHTS, *SUFFIXES) and _file_of_name(path) is None:
         raise WordError(unknown_word(path))

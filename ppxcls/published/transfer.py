@@ -250,7 +250,8 @@ class Transfer:
         while block := answer.read(_BLOCK_BYTES):
             count += len(block)
             if count > (total or MAX_FILE_BYTES):
-                raise FetchError(f"{self._address}: refused, the server sends more than it has stated")
+                self.remove()
+                raise FetchError(f"{self._address}: refused, the server sends more than a file may have")
             stream.write(block)
             self._bar.update(len(block))
             window_count += len(block)

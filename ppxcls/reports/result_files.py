@@ -42,7 +42,7 @@ class JudgingUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class FitStage:
     """One stage of ``ppxcls fit``.
 
     Attributes:
@@ -68,17 +68,24 @@ class Stage:
 
 @dataclass(frozen=True)
 class PlanStep:
-    """A size of the images, in pixels, and the minutes that a training with it would take."""
+    """A choice that the plan of a fit compared.
+
+    Attributes:
+        size: side of the images, pixels.
+        minutes: estimated time of the whole command.
+        name: what is trained; None if only the size tells.
+    """
 
     size: int
     minutes: float
+    name: str | None = None
 
 
 @dataclass(frozen=True)
 class StageFile:
     """The content of ``stages.json``: the stages in order, and what other minutes would buy."""
 
-    stages: list[Stage]
+    stages: list[FitStage]
     plan: list[PlanStep]
 
 
@@ -110,11 +117,13 @@ def read_stages(file: Path) -> StageFile | None:
         return None
     if type(values.get("format")) is not int or values["format"] != _STAGES_FORMAT:
         raise DataError(f"{file}: expected {_STAGES_FORMAT} as 'format'; a later version may have written it")
-    stages = _entries(file, values, "stages", _STAGE_RULES)
-    plan = _entries(file, values, "plan", _PLAN_RULES)
+    stages = _entries(file, values, key="stages", rules=_STAGE_RULES)
+    plan = _entries(file, values, key="plan", rules=_PLAN_RULES, optional="name")
     return StageFile(
         [
-            Stage(is_chosen=entry["chosen"], **{key: entry[key] for key in _STAGE_RULES if key != "chosen"})
+            FitStage(
+                is_chosen=entry["chosen"], **{key: entry[key] for key in _STAGE_RULES if key != "chosen"}
+            )
             for entry in stages
         ],
         [PlanStep(**entry) for entry in plan],
@@ -163,13 +172,24 @@ _STAGE_RULES: dict[str, _Rule] = {
     "choice": (lambda value: _is_text(value, _MAX_CHOICE_LENGTH), "a printable text"),
 }
 _PLAN_RULES: dict[str, _Rule] = {
+    "name": (lambda value: _is_text(value, _MAX_NAME_LENGTH), "a printable name"),
     "size": _SIZE_RULE,
     "minutes": (lambda value: _is_between(value, 0, _MAX_SECONDS / 60), "a number of minutes"),
 }
 
 
-def _entries(file: Path, values: dict[str, Any], key: str, rules: dict[str, _Rule]) -> list[dict[str, Any]]:
-    """Returns the known values of a list of objects. Unknown keys of an object are left out."""
+def _entries(
+    file: Path, values: dict[str, Any], *, key: str, rules: dict[str, _Rule], optional: str | None = None
+) -> list[dict[str, Any]]:
+    """Returns the known values of a list of objects. Unknown keys of an object are left out.
+
+    Args:
+        file: file with the list.
+        values: content of the file.
+        key: key of the list.
+        rules: rules of the values, by key.
+        optional: key that an object may lack; None for none.
+    """
     entries = values.get(key)
     if not isinstance(entries, list) or len(entries) > _MAX_STAGES:
         raise DataError(f"{file}: expected a list of up to {_MAX_STAGES} objects as '{key}'")
@@ -177,6 +197,8 @@ def _entries(file: Path, values: dict[str, Any], key: str, rules: dict[str, _Rul
         if not isinstance(entry, dict):
             raise DataError(f"{file}: expected an object as '{key}', number {number}")
         for name, (is_valid, expected) in rules.items():
+            if name not in entry and name == optional:
+                continue
             if name not in entry or not is_valid(entry[name]):
                 raise DataError(f"{file}: expected {expected} as '{name}' in '{key}', number {number}")
-    return [{name: entry[name] for name in rules} for entry in entries]
+    return [{name: entry.get(name) for name in rules} for entry in entries]

@@ -57,10 +57,10 @@ def worst_class(samples: Samples, names: list[str]) -> str:
         return ""
     labels = sorted({label for label, _, _ in mistakes})
     worst = min(labels, key=lambda label: (by_class["recall"][label], -by_class["support"][label], label))
-    predicted, count = next((predicted, count) for label, predicted, count in mistakes if label == worst)
+    guess, count = next((guess, count) for label, guess, count in mistakes if label == worst)
     recall = f"{100 * by_class['recall'][worst]:.0f} %"
     return (
-        f"Worst class: {_name(names[worst])} ({recall}), taken for {_name(names[predicted])} "
+        f"Worst class: {_name(names[worst])} ({recall}), taken for {_name(names[guess])} "
         f"{count:,} of {by_class['support'][worst]:,} times."
     )
 

@@ -30,7 +30,8 @@ def numbers(record: Record) -> list[dict[str, str]]:
     tiles: list[dict[str, str]] = []
     if record.judged is not None:
         tiles += _accuracy_tiles(record.judged.samples, record, "")
-        tiles += _accuracy_tiles(record.samples, record, ", of images that chose")[:1]
+        count = len(record.samples) if record.samples is not None else 0
+        tiles += _accuracy_tiles(record.samples, record, ", of images that chose", f", {count:,} images")[:1]
     else:
         reason = ", on the images that chose the epoch" if record.choice_note else ""
         tiles += _accuracy_tiles(record.samples, record, "", reason)

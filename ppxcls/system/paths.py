@@ -1,4 +1,4 @@
-"""Checks file names from outside for URLs, which nothing here downloads, and writes messages with names.
+"""Checks file names from outside for URLs, which only weights may have, and writes messages with names.
 
 Names may contain control characters and be of any length.
 """

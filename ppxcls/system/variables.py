@@ -181,6 +181,7 @@ _TABLE = {
         "auto_growth, naive_best_fit or thread_local", r"auto_growth|naive_best_fit|thread_local"
     ),
     **{f"FLAGS_selected_{kind}s": _pattern("a list of numbers", r"[0-9,]*") for kind in ("gpu", "xpu")},
+    "PPXCLS_OFFLINE": _SWITCH,
     "SOURCE_DATE_EPOCH": _number(0, 253_402_300_799),  # the last second of the year 9999
 }
 _JOB_VARIABLES = ("PADDLE_TRAINER_ID", "PADDLE_CURRENT_ENDPOINT", "PADDLE_TRAINER_ENDPOINTS")

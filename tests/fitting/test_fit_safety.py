@@ -23,6 +23,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.fitting import folder as fitting
 from ppxcls.fitting import training
 from ppxcls.fitting.progress import FILE, read_progress
+from ppxcls.system.atomic_files import write_text
 from ppxcls.train.trainer import RunSchedule
 from tests.conftest import ROOT
 
@@ -72,6 +73,11 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
     ("options", "message"),
     [
         ({"weights": "NoSuchFile"}, "NoSuchFile: no such file, and no name of published weights"),
+        ({"weights": "NoSuchFile.pdparams"}, "NoSuchFile.pdparams: no such file of weights"),
+        (
+            {"weights": "Xception41"},
+            "Xception41: not on this machine, and PPXCLS_OFFLINE forbids to fetch it",
+        ),
         ({"weights": "Xception41_empty.pdparams"}, "Xception41_empty.pdparams"),
         ({"network": "Xception42"}, "expected one of the networks .*Xception41.* received 'Xception42'"),
         ({"minutes": -1.0}, "expected minutes above 0"),
@@ -172,7 +178,11 @@ def test_a_moved_project_is_continued(
     (tmp_path / "P1/w1").mkdir()
     (tmp_path / "P1/w1/best_model.pdparams").touch()
     stubs("build_trainer", KeyboardInterrupt())
-    monkeypatch.setattr(fitting, "_try_to_build", lambda *_: None)
+    monkeypatch.setattr(
+        fitting,
+        "_try_to_build",
+        lambda request, settings, folder: write_text(folder / "train.yaml", "base: photographs\n"),
+    )
     monkeypatch.setattr(fitting, "_try_to_build_head", lambda *_: None)
     monkeypatch.setattr(fitting, "with_stages", lambda *_, **__: None)
     monkeypatch.chdir(tmp_path / "P1")

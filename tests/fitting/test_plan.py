@@ -6,8 +6,8 @@ import pytest
 
 from ppxcls.fitting.plan import (
     MAX_EXIT_EPOCHS,
-    MIN_EPOCHS,
     MIN_EXIT_EPOCHS,
+    MIN_TUNING_EPOCHS,
     Counts,
     Speeds,
     all_layers_choice,
@@ -70,5 +70,5 @@ def test_all_layers_get_a_size_with_enough_epochs() -> None:
     assert choices[-1] == (299, 20)
     for (size, epochs), seconds in zip(choices[1:], (700, 1500, 3000, 90_000), strict=True):
         assert size >= 299 * 2 / 3
-        assert epochs >= MIN_EPOCHS
+        assert epochs >= MIN_TUNING_EPOCHS
         assert all_layers_seconds(SPEEDS, COUNTS, size=size, epochs=epochs) <= seconds

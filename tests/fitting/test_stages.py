@@ -13,8 +13,9 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
+from ppxcls.data.errors import DataError
 from ppxcls.fitting import exit_flow, features, folder, plan, stages, training
-from ppxcls.fitting.result import read_stages
+from ppxcls.fitting.result import is_better_score, read_stage_records
 from ppxcls.models.weights import save_weights
 from tests.fitting import networks
 
@@ -62,7 +63,7 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def chosen(run: Path) -> dict[str, bool]:
-    return {stage.name: stage.chosen for stage in read_stages(run)}
+    return {stage.name: stage.is_chosen for stage in read_stage_records(run)}
 
 
 def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +122,7 @@ def test_a_stage_is_kept_only_if_it_is_better(
     speeds: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stages.is_better", lambda *_: is_exit_flow_better)
+    monkeypatch.setattr("ppxcls.fitting.stages.has_better_logits", lambda *_: is_exit_flow_better)
     monkeypatch.setattr("ppxcls.fitting.stages.is_better_score", lambda *_: is_all_better)
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
     assert chosen(run) == {
@@ -229,3 +230,56 @@ def test_a_network_without_parts_is_trained_as_before(
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"], minutes=0.01)
     assert not (run / "stages.json").exists()
     assert Path("out/head").is_dir()
+
+
+def test_cached_weights_are_used_unless_none_are_wanted(
+    weights: str,
+    speeds: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    only_linear(monkeypatch)
+    path = Path(weights).resolve()
+    monkeypatch.setattr(
+        "ppxcls.fitting.request.cached_weights", lambda name: path if name == networks.NAME else None
+    )
+    run = ppxcls.fit("photos", None, **OPTIONS)
+    assert chosen(run) == {stages.LINEAR: True}
+    assert (
+        f"weights.pdparams: these weights of {networks.NAME} are on this machine" in capsys.readouterr().out
+    )
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1.0)
+    run = ppxcls.fit(
+        "photos",
+        "none",
+        **{**OPTIONS, "output": "scratch"},
+        minutes=0.01,
+        overrides=["Global.epochs=1"],
+    )
+    assert not (run / "stages.json").exists()
+    assert "from scratch: --weights imagenet fetches published weights" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("score", "is_taken"),
+    [
+        ((0.90, 0.30), True),
+        ((0.91, 0.30), True),
+        ((0.91, 0.50), False),
+        ((0.89, 0.10), False),
+        ((0.99, 0.50), True),
+        ((0.90, 0.40), False),
+        ((1.00, float("nan")), False),
+    ],
+)
+def test_better_is_more_than_chance(score: tuple[float, float], is_taken: bool) -> None:
+    assert is_better_score(score, (0.90, 0.40), count=100) == is_taken
+
+
+def test_a_missing_solver_is_named_before_anything_is_written(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppxcls.fitting.request._SOLVER_PACKAGE", "no_such_package")
+    with pytest.raises(DataError, match=r"with weights, fit needs no_such_package: pip install"):
+        ppxcls.fit("photos", weights, **OPTIONS)
+    assert not Path("out").exists()

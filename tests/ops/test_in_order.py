@@ -17,6 +17,7 @@ import pytest
 from paddle import nn
 
 import ppxcls
+from ppxcls.models.common_keys import freeze_norms
 from ppxcls.ops import cpu, in_order, onednn
 from ppxcls.ops.batch_norm import BatchNorm2D, NormReLU, ReLU, relu
 from ppxcls.ops.channelwise import Chain
@@ -37,9 +38,9 @@ GEOMETRIES = [
 ]
 
 
-def norm_of(channels: int, seed: int) -> nn.BatchNorm2D:
+def norm_of(channels: int, seed: int, *, is_frozen: bool = False) -> nn.BatchNorm2D:
     rng = np.random.default_rng(seed)
-    layer = BatchNorm2D(channels, momentum=0.8, epsilon=1e-3)
+    layer = BatchNorm2D(channels, momentum=0.8, epsilon=1e-3, use_global_stats=is_frozen or None)
     layer.set_state_dict(
         {key: rng.uniform(0.5, 2, channels).astype(np.float32) for key in layer.state_dict()}
     )
@@ -61,7 +62,13 @@ def by_paddle(chain: Chain, x: paddle.Tensor) -> tuple[paddle.Tensor, list[Any],
             running = [tensor.astype("float64") for tensor in (norm._mean, norm._variance)]
             parameters = [parameter.astype("float64") for parameter in (norm.weight, norm.bias)]
             x = F.batch_norm(
-                x, *running, *parameters, training=True, momentum=norm._momentum, epsilon=norm._epsilon
+                x,
+                *running,
+                *parameters,
+                training=True,
+                momentum=norm._momentum,
+                epsilon=norm._epsilon,
+                use_global_stats=norm._use_global_stats,
             )
             statistics += running
         if is_rectified:
@@ -90,12 +97,16 @@ def gradients(y: paddle.Tensor, x: paddle.Tensor, chain: Chain, upstream: Any) -
 @pytest.mark.every_paddle
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("layouts", [(False, False), (True, False), (False, True), (True, True)], ids=str)
-def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize("frozen", [(False, False), (True, True), (True, False)], ids=str)
+def test_a_chain_is_its_layers(geometry: Any, layouts: tuple[bool, bool], frozen: tuple[bool, bool]) -> None:
     stride, dilation, size = geometry
     paddle.seed(0)
     rng = np.random.default_rng(0)
     for has_norm, is_rectified, has_last, is_last_rectified in CHAINS:
-        norms = norm_of(5, 1) if has_norm else None, norm_of(5, 2) if has_last else None
+        norms = (
+            norm_of(5, 1, is_frozen=frozen[0]) if has_norm else None,
+            norm_of(5, 2, is_frozen=frozen[1]) if has_last else None,
+        )
         conv = DepthwiseConv2D(5, 3, stride=stride, padding=dilation, dilation=dilation)
         chain = Chain(
             norms[0],
@@ -244,21 +255,28 @@ def test_hooks_see_their_layers(watched: str, monkeypatch: pytest.MonkeyPatch) -
 
 def test_frozen_batch_norms_use_their_own_statistics() -> None:
     layers = separable()
-    layers[1][1]._use_global_stats = True
-    before = layers[1][1]._mean.numpy()
+    norm = layers[1][1]
+    norm._use_global_stats = True
+    before = [tensor.numpy() for tensor in (norm._mean, norm._variance)]
     y = in_order.in_order(layers, paddle.randn([2, 4, 8, 8]))
     assert y.shape == [2, 5, 8, 8]
-    np.testing.assert_array_equal(layers[1][1]._mean.numpy(), before)
+    for tensor, values in zip((norm._mean, norm._variance), before, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), values)
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
 @pytest.mark.parametrize(
     "name", ["Xception41", "xception41", "xception41p", "legacy_xception", "Xception41_deeplab"]
 )
-def test_networks_train_as_layer_by_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_train_as_layer_by_layer(
+    name: str, is_frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def train(fused: bool) -> tuple[float, dict[str, Any], dict[str, Any]]:
         paddle.seed(0)
         model = ppxcls.build_model(name, class_num=10)
         model.train()
+        if is_frozen:
+            freeze_norms(model)
         rng = np.random.default_rng(0)
         for value in model.state_dict().values():
             if value.ndim == 1:

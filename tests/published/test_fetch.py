@@ -423,6 +423,19 @@ def test_a_full_disk_and_a_small_one(
     assert left(cache) == set()
 
 
+def test_a_disk_that_becomes_full(server: FileServer, cache: Path) -> None:
+    """The message names the file. What was fetched stays as a part, and the next command goes on with it."""
+    server.files[PATH] = DATA
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
+    process = started(NAME, before=limit)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode
+    assert f"{cache}/{NAME}.safetensors.part" in errors.splitlines()[-1]
+    assert f"{NAME}.safetensors" not in left(cache)
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert "range" in server.requests[-1].headers
+
+
 def test_a_cache_that_is_read_only_is_read(
     server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,9 +465,9 @@ print(find.weights_path(sys.argv[1]))
 """
 
 
-def started(name: str, **variables: str) -> subprocess.Popen[str]:
+def started(name: str, *, before: str = "", **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", FETCH, name],
+        [sys.executable, "-c", before + FETCH, name],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -53,9 +53,14 @@ def hub_file(root: Path, repository: str, data: bytes = DATA, name: str = FILE) 
     return link
 
 
+def is_of_this_package(network: str) -> bool:
+    return ppxcls.MODELS.components()[network].__module__.startswith("ppxcls.")
+
+
 def test_the_catalogue_has_weights_of_every_network() -> None:
     entries = catalogue.CATALOGUE
-    assert {entry.network for entry in entries} == set(ppxcls.list_models())
+    networks = {entry.network for entry in entries}
+    assert networks == {name for name in ppxcls.list_models() if is_of_this_package(name)}
     for text in ("name", "file"):
         assert len({getattr(entry, text) for entry in entries}) == len(entries)
     for entry in entries:
@@ -68,7 +73,7 @@ def test_the_catalogue_has_weights_of_every_network() -> None:
         assert entry.size is None or round(entry.size / 1e6) == entry.megabytes
         published = ppxcls.MODELS.fact(entry.network, "published")
         assert entry.publisher in (published.source, "Cadene")
-    for network in ppxcls.list_models():
+    for network in networks:
         default = catalogue.default_entry(network)
         assert default is not None
         assert default.has_classifier
@@ -474,10 +479,26 @@ def test_fit_takes_words_before_anything_else(server: FileServer, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_imagenet_means_the_weights_of_the_model(server: FileServer) -> None:
+    model = ppxcls.build_model("xception41", class_num=3)
+    for call in (
+        lambda: ppxcls.load_weights(model, "imagenet"),
+        lambda: ppxcls.build_model("xception41", pretrained=True),
+        lambda: ppxcls.convert_weights("imagenet", "xception41", "x.safetensors"),
+    ):
+        server.requests.clear()
+        with pytest.raises(FetchError, match="the server has no such file"):
+            call()
+        assert [request.path for request in server.requests] == [
+            "/timm/xception41.tf_in1k/resolve/main/model.safetensors"
+        ]
+
+
 def test_variables_that_are_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "ftp://mirror")
     with pytest.raises(WordError, match="environment variable HF_ENDPOINT: expected an address"):
         find.weights_path(NAME)
+    assert find.cached_weights("xception65") is None
     monkeypatch.delenv("HF_ENDPOINT")
     monkeypatch.setenv("HF_TOKEN", "a\nb")
     with pytest.raises(FetchError, match="HF_TOKEN: expected a token"):

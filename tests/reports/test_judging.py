@@ -156,7 +156,7 @@ STAGES = {
             **{"loss": None, "chosen": False, "choice": "epoch 2", "of a later version": 1},
         },
     ],
-    "plan": [{"size": 71, "minutes": 3}, {"size": 299, "minutes": 25.04}],
+    "plan": [{"size": 71, "minutes": 3}, {"name": "<all> layers", "size": 299, "minutes": 25.04}],
 }
 
 
@@ -178,7 +178,7 @@ def test_the_stages_of_a_fit(run: Path) -> None:
         ),
     ]
     assert rows[2] == ["all layers", "128 px", "2", "5.0", "94.17 %", "", "no", "epoch 2"]
-    assert "71 px 3 min | 299 px 25 min" in table
+    assert "71 px: 3 min | &lt;all&gt; layers: 25 min" in table
     assert '<a href="#stages">' in text
 
 

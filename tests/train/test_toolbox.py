@@ -451,6 +451,49 @@ def test_op_sampler_takes_its_shares() -> None:
             build_batch_transforms([{"OpSampler": shares}], 4)
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"Arch.recompute": True, "EMA": {"decay": 0.5}},
+        {"Arch.data_format": "NHWC", "Global.to_static": True},
+        {"AMP": {"dtype": "bfloat16"}, "Arch.use_sync_bn": True},
+    ],
+    ids=str,
+)
+def test_frozen_batch_norms_keep_their_statistics(
+    keys: dict[str, Any], write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    """They are trained, and a run that was stopped gives the numbers of one that was not."""
+
+    def state_of(trainer: Any) -> dict[str, np.ndarray]:
+        return {key: value.numpy().copy() for key, value in trainer.learner.network.state_dict().items()}
+
+    def run(output: str, epochs: int) -> Any:
+        overrides = [f"Global.output_dir={tmp_path / output}", f"Global.epochs={epochs}"]
+        return ppxcls.build_trainer(ppxcls.load_config(file, overrides))
+
+    rate = {"name": "Step", "learning_rate": 1e-4, "step_size": 30}
+    options = {"Arch.freeze_norm": True, "Global.eval_during_train": False, "Optimizer.lr": rate}
+    options["Global.checkpoints"] = "auto"
+    file = write_config(**options, **keys)
+    trainer = run("whole", 2)
+    before = state_of(trainer)
+    trainer.fit()
+    after = state_of(trainer)
+    changed = {key for key in after if not np.array_equal(before[key], after[key])}
+    statistics = {key for key in after if key.endswith(("_mean", "_variance"))}
+    assert len(statistics) == 140
+    assert not changed & statistics
+    assert {key for key in after if "_batch_norm.weight" in key} <= changed
+    log = (tmp_path / "whole/Xception41/train.log").read_text()
+    assert log.count("Arch.freeze_norm: the 70 batch norms keep their statistics") == 1
+    run("parts", 1).fit()
+    resumed = run("parts", 2)
+    resumed.fit()
+    for key, value in state_of(resumed).items():
+        assert np.array_equal(value, after[key]), key
+
+
 def test_freezing(write_config: Callable[..., Path], tmp_path: Path) -> None:
     file = write_config(
         **{"Arch.freeze": ["^_entry_flow", "^_middle_flow"], "Global.eval_during_train": False}
