@@ -25,6 +25,8 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.train.precision import MixedPrecision
 
+_FILE_HAS = "the file has "  # beginning of the reason if a file has no classifier
+
 
 def list_models() -> list[str]:
     """Returns the names of all networks."""
@@ -97,11 +99,11 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
 
 def _log_fresh_classifier(reasons: Sequence[str]) -> None:
     text = "; ".join(reasons)
-    is_of_other_size = not text.startswith("the file")
-    logger.warning(
-        "the classifier starts with fresh weights, because "
-        f"{'its size differs: ' if is_of_other_size else ''}{text}"
-    )
+    if text.startswith(_FILE_HAS):
+        content = text.removeprefix(_FILE_HAS)
+        logger.warning(f"the classifier starts with fresh weights, because the file has {content}")
+    else:
+        logger.warning(f"the classifier starts with fresh weights, because its size differs: {text}")
 
 
 def _fit_classifier(

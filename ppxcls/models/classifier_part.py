@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,23 +10,10 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError, State
+from ppxcls.models.foreign_weights import ForeignWeights
+from ppxcls.system.arrays import Array
 
 _MAX_SHOWN_KEYS = 4  # keys in a message
-
-
-@dataclass(frozen=True)
-class FittingPart:
-    """The arrays of a file that a network may use.
-
-    Attributes:
-        state: arrays by state key, without another head.
-        absent_keys: keys of the network's classifier that are not in the state.
-        notes: descriptions of what the file has in place of the classifier; empty if it has one.
-    """
-
-    state: State
-    absent_keys: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
 
 
 def state_tensors(model: nn.Layer) -> dict[str, paddle.Tensor]:
@@ -46,46 +32,52 @@ def classifier_keys(model: nn.Layer) -> set[str]:
 
 
 def fitting_part(
-    state: State, model: nn.Layer, file: Path, *, keep_trunk: bool, head: str = ""
-) -> FittingPart:
+    weights: ForeignWeights, model: nn.Layer, file: Path, *, keep_trunk: bool
+) -> tuple[State, list[str]]:
     """Leaves out the head of a file if it is another one than the network's classifier.
 
     Args:
-        state: arrays by state key.
+        weights: arrays by state key, and a description of layers that are not among them.
         model: network that will use them.
         file: name of the file, for messages.
         keep_trunk: True if the network may keep its own classifier.
-        head: description of layers of the file that are not in the state; empty if there are none.
+
+    Returns:
+        The arrays, with the network's own classifier if the file has none, and what the file has in its
+        place. The second is empty if it has a classifier.
 
     Raises:
         CheckpointError: the file has no classifier, but everything else, and ``keep_trunk`` is false.
     """
+    state = weights.state
     tensors, classifier = state_tensors(model), classifier_keys(model)
-    absent_keys = {key for key in classifier if key not in state}
-    trunk_words = {_word(key) for key in tensors if key not in classifier}
+    trunk_keys = [key for key in tensors if key not in classifier]
+    trunk_words = {_word(key) for key in trunk_keys}
     extra_keys = [key for key in state if key not in tensors and _word(key) not in trunk_words]
-    if not extra_keys and not absent_keys:
-        return FittingPart(state)
+    has_classifier = classifier <= state.keys()
+    if has_classifier and not extra_keys:
+        return state, []
+    head = weights.head or _text_of(extra_keys, state)
     if not keep_trunk:
-        is_trunk = absent_keys == classifier and all(key in state for key in tensors if key not in classifier)
-        if not is_trunk:
-            return FittingPart(state)
-        head = head or _text_of(extra_keys, state)
-        raise CheckpointError(
-            f"{file} has no classifier, so it can only start a training (Arch.pretrained, fit --weights): "
-            f"{' and '.join(sorted(absent_keys))} are not in the file"
-            + (f"; its head is another one: {head}" if head else "")
-        )
-    head = head or _text_of(extra_keys, state)
-    if not absent_keys and not head:
-        return FittingPart(state)
-    skipped_keys = {*extra_keys, *(classifier if absent_keys else ())}
+        if not has_classifier and not classifier & state.keys() and state.keys() >= set(trunk_keys):
+            addition = f"; its head is another one: {head}" if head else ""
+            raise CheckpointError(
+                f"{file} has no classifier, so it can only start a training (Arch.pretrained, "
+                f"fit --weights): {' and '.join(sorted(classifier))} are not in the file{addition}"
+            )
+        return state, []
+    state = {key: value for key, value in state.items() if key not in extra_keys}
+    if has_classifier:
+        return state, []
     note = f"the file has another head, which is left out: {head}" if head else "the file has no classifier"
-    return FittingPart(
-        {key: value for key, value in state.items() if key not in skipped_keys},
-        classifier if absent_keys else set(),
-        [note] if absent_keys else [],
-    )
+    return state | {key: _own_array(tensors[key]) for key in classifier}, [note]
+
+
+def _own_array(tensor: paddle.Tensor) -> Array:
+    """Returns a copy of a tensor's values. Half-precision numbers become float32, as in files."""
+    is_half = tensor.dtype in (paddle.float16, paddle.bfloat16)
+    array: Array = (tensor.astype("float32") if is_half else tensor).numpy().copy()
+    return array
 
 
 def _word(key: str) -> str:

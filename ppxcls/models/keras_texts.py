@@ -42,8 +42,8 @@ class TextReader:
         """
         parts = [name]
         if name not in group.attrs:
-            numbered = [f"{name}{number}" for number in range(_MAX_PARTS)]
-            parts = [part for part in numbered if part in group.attrs]
+            part_names = [f"{name}{number}" for number in range(_MAX_PARTS)]
+            parts = [part for part in part_names if part in group.attrs]
         texts: list[str] = []
         for part in parts:
             attribute = group.attrs.get_id(part)

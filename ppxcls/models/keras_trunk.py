@@ -16,7 +16,7 @@ import numpy as np
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.models.keras_layers import KerasLayer
 
-Kind = Literal["convolution", "separable", "norm"]
+LayerKind = Literal["convolution", "separable", "norm"]
 Shapes = tuple[tuple[int, ...], ...]
 _FEATURES = 2048
 _MAX_SHOWN_LAYERS = 4  # layers in a message
@@ -35,7 +35,7 @@ class TrunkLayer:
     """
 
     name: str | None
-    kind: Kind
+    kind: LayerKind
     key: str
     shapes: Shapes
 
@@ -132,7 +132,7 @@ def _is_of_trunk(layer: KerasLayer) -> bool:
     return layer.name in _NAMES or _kind(layer.shapes) == "separable"
 
 
-def _kind(shapes: Shapes) -> Kind | None:
+def _kind(shapes: Shapes) -> LayerKind | None:
     """Returns the kind of a layer by the shapes of its variables; None for another kind."""
     dimensions = [len(shape) for shape in shapes]
     if dimensions == [4]:
@@ -167,7 +167,7 @@ def _by_name(layers: Sequence[KerasLayer], file: Path) -> dict[str, KerasLayer]:
 
 def _by_order(layers: Sequence[KerasLayer], file: Path) -> dict[str, KerasLayer]:
     trunk: dict[str, KerasLayer] = {}
-    kinds: tuple[Kind, ...] = ("convolution", "separable", "norm")
+    kinds: tuple[LayerKind, ...] = ("convolution", "separable", "norm")
     for kind in kinds:
         expected_layers = [layer for layer in TRUNK if layer.kind == kind]
         received = [layer for layer in layers if _kind(layer.shapes) == kind]

@@ -81,8 +81,7 @@ def load_weights(
         part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
         state = read_part(file.with_suffix(""), manifest, part)
     else:
-        weights = _read_weights(file, model)
-        return set_weights(model, weights.state, file, keep_trunk=keep_trunk, head=weights.head)
+        return _set_weights(model, _read_weights(file, model), file, keep_trunk=keep_trunk)
     return set_weights(model, state, file, keep_trunk=keep_trunk)
 
 
@@ -130,9 +129,7 @@ def save_weights(model: nn.Layer, file: Path) -> None:
     write_state(file, model_state(model))
 
 
-def set_weights(
-    model: nn.Layer, state: State, file: Path, *, keep_trunk: bool = False, head: str = ""
-) -> list[str]:
+def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool = False) -> list[str]:
     """Sets a model's parameters and statistics from arrays by state key.
 
     Args:
@@ -140,7 +137,6 @@ def set_weights(
         state: arrays by state key.
         file: name of the file, for messages.
         keep_trunk: True to leave the classifier unchanged if it is missing or has another shape.
-        head: description of layers of the file that are not in the state; empty if there are none.
 
     Returns:
         Descriptions of what was not set, as ``load_weights``.
@@ -148,12 +144,14 @@ def set_weights(
     Raises:
         CheckpointError: same conditions as for ``check_fits`` and ``fitting_arrays``.
     """
-    state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
-    fitting = fitting_part(state, model, file, keep_trunk=keep_trunk, head=head)
-    may_differ = classifier_keys(model) if keep_trunk else set()
-    shape_differences = check_fits(fitting.state, model, file, may_differ, fitting.absent_keys)
-    skipped_keys = {*shape_differences, *fitting.absent_keys}
-    arrays = fitting_arrays(fitting.state, model, file, skipped_keys=skipped_keys)
+    return _set_weights(model, ForeignWeights(state), file, keep_trunk=keep_trunk)
+
+
+def _set_weights(model: nn.Layer, weights: ForeignWeights, file: Path, *, keep_trunk: bool) -> list[str]:
+    plain_state = {key: value for key, value in weights.state.items() if key != PARAMETER_NAMES_KEY}
+    state, notes = fitting_part(ForeignWeights(plain_state, weights.head), model, file, keep_trunk=keep_trunk)
+    shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
+    arrays = fitting_arrays(state, model, file, skipped_keys=shape_differences.keys())
     tensors = state_tensors(model)
     model.set_state_dict(  # with all keys, because Paddle warns about missing ones
         {
@@ -161,7 +159,7 @@ def set_weights(
             for key, tensor in tensors.items()
         }
     )
-    return [*fitting.notes, *shape_differences.values()]
+    return [*notes, *shape_differences.values()]
 
 
 def fitting_arrays(
@@ -258,20 +256,9 @@ def is_half(tensor: paddle.Tensor) -> bool:
 
 
 def check_fits(
-    state: State,
-    model: nn.Layer,
-    file: Path,
-    may_differ: Set[str] = frozenset(),
-    may_miss: Set[str] = frozenset(),
+    state: State, model: nn.Layer, file: Path, may_differ: Set[str] = frozenset()
 ) -> dict[str, str]:
     """Compares the keys and shapes of arrays with a model's.
-
-    Args:
-        state: arrays by state key.
-        model: network to compare with.
-        file: name of the file, for messages.
-        may_differ: keys that may have another shape.
-        may_miss: keys that may be missing.
 
     Returns:
         Descriptions of the shapes that differ, by key. All keys are in ``may_differ``.
@@ -281,7 +268,7 @@ def check_fits(
     """
     tensors = state_tensors(model)
     state = {key: value for key, value in state.items() if key != PARAMETER_NAMES_KEY}
-    problems = [f"{key} is not in the file" for key in tensors if key not in state and key not in may_miss]
+    problems = [f"{key} is not in the file" for key in tensors if key not in state]
     problems += [f"{key} is not in the model" for key in state if key not in tensors]
     problems += [
         f"{key} is not an array of numbers" for key in tensors if key in state and not is_numeric(state[key])

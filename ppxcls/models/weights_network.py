@@ -47,11 +47,11 @@ def weights_network(path: str | Path) -> str:
     if (name := _network_of_run(file)) is not None:
         return name
     names = _networks_with(weights_keys(file))
-    named = _network_of_name(file)
+    file_network = _network_of_name(file)
     if len(names) == 1:
         return names[0]
-    if named is not None and (not names or named in names):
-        return named
+    if file_network is not None and (not names or file_network in names):
+        return file_network
     reason = (
         f"it fits {' and '.join(names)}, which have the same keys" if names else "its keys are of no network"
     )

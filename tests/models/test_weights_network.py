@@ -100,5 +100,5 @@ def test_a_missing_file_is_noticed_before_anything_is_written(
 def test_fit_notices_a_missing_file_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     with pytest.raises(ppxcls.DataError, match="none.pth: no such file of weights"):
-        ppxcls.fit(tmp_path / "photos", tmp_path / "out", weights=str(tmp_path / "none.pth"))
+        ppxcls.fit(tmp_path / "photos", str(tmp_path / "none.pth"), output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

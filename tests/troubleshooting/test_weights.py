@@ -52,6 +52,32 @@ def test_fresh_classifier(desk: Desk) -> None:
     assert "the classifier starts" not in desk.works(*words)
 
 
+def write_trunk(desk: Desk) -> str:
+    """Writes the weights of an untrained network without its classifier. Returns the YAML, which names them."""
+    yaml_file = write_weights(desk, lambda _, value: value)
+    file = desk.folder / "w.pdparams"
+    state = pickle.loads(file.read_bytes())
+    trunk = {key: value for key, value in state.items() if value.ndim != 2 and not key.startswith("fc.")}
+    assert 0 < len(trunk) < len(state)
+    file.write_bytes(pickle.dumps(trunk, 4))
+    return yaml_file
+
+
+@case("the classifier starts with fresh weights, because the file has")
+def test_no_classifier(desk: Desk) -> None:
+    text = desk.works("train", "-c", write_trunk(desk))
+    assert "the classifier starts with fresh weights, because the file has no classifier" in text
+
+
+@case("has no classifier, so it can only start a training")
+def test_trunk_alone(desk: Desk) -> None:
+    yaml_file = write_trunk(desk)
+    message = desk.fails("eval", "-c", yaml_file)
+    assert "has no classifier, so it can only start a training" in message
+    desk.works("train", "-c", yaml_file)
+    desk.works("eval", "-c", desk.run)
+
+
 def write_weights(desk: Desk, change: Callable[[str, np.ndarray], np.ndarray]) -> str:
     """Writes the weights of an untrained network. Returns the YAML, which names them."""
     file = desk.folder / "w.pdparams"
