@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 import ppxcls
 from ppxcls import cli
-from ppxcls.published.find import ListedWeights
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from ppxcls.published.find import ListedWeights  # needs numpy, which --help must not import
 
 
 def run_weights(parser: argparse.ArgumentParser) -> None:
