@@ -39,9 +39,9 @@ def keras_arrays(inputs: Arrays, photographs: list[str], trunk: Path) -> Arrays:
     import keras
     from keras_trunk import build_trunk  # scripts/comparison/keras_trunk.py
 
+    pooled = keras.Sequential([build_trunk(trunk, None), keras.layers.GlobalAveragePooling2D()])
+
     def features(images: Any) -> Any:
-        layers = build_trunk(trunk, images.shape[1])
-        pooled = keras.Sequential([layers, keras.layers.GlobalAveragePooling2D()])
         return in_batches(lambda batch: pooled(batch, training=False), images)
 
     prepare = keras.applications.xception.preprocess_input

@@ -10,12 +10,12 @@ import keras
 _FIRST_LAYER = "block1_conv1"  # Keras's Xception begins with it
 
 
-def build_trunk(file: Path, size: int) -> Any:
-    """Builds the trunk for images of ``size`` pixels.
+def build_trunk(file: Path, size: int | None) -> Any:
+    """Builds the trunk.
 
     Args:
         file: ``.keras`` file of a model that is an Xception or has one as a layer, or weights of the trunk.
-        size: pixels of both sides.
+        size: pixels of both sides of the images; None for any size.
     """
     trunk = keras.applications.Xception(weights=None, include_top=False, input_shape=(size, size, 3))
     if file.suffix == ".keras":

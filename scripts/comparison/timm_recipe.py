@@ -51,7 +51,7 @@ def loader(folder: Path, size: int, *, is_training: bool, seed: int) -> Any:
         BATCH,
         shuffle=is_training,
         num_workers=workers,
-        drop_last=is_training,
+        drop_last=is_training and len(data) > BATCH,
         generator=generator,
         persistent_workers=True,
     )
@@ -85,11 +85,10 @@ class Trainer:
 def timed_steps(model: Any, batches: Any) -> dict[bool, float]:
     """Returns the seconds of a step in float32 (False) and in bfloat16 (True), with reading a batch."""
     seconds = {}
-    source = iter(batches)
-    next(source)
     start = time.perf_counter()
-    images, labels = next(source)
-    reading_seconds = time.perf_counter() - start
+    epoch = list(batches)  # a whole epoch, because workers read ahead
+    reading_seconds = (time.perf_counter() - start) / len(epoch)
+    images, labels = epoch[0]
     for is_bfloat16 in (False, True):
         trainer = Trainer(copy.deepcopy(model).train(), is_bfloat16=is_bfloat16)
         for _ in range(2):  # the first step also prepares
