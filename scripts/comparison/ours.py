@@ -1,0 +1,65 @@
+"""``ppxcls fit --minutes M``, as a user types it.
+
+Its time is that of the whole command, from its start to its end: start-up, timing of steps, choosing and the
+report are in it, although the other peers' clocks run during training only. A part of the photographs in
+``train/`` chooses between its results. Then the photographs in ``test/`` are predicted, in a step of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from recording import Recording, peer_arguments  # scripts/comparison/recording.py
+
+
+def run_folder(output: Path) -> Path:
+    """Returns the run of a finished ``fit``.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    configs = [path for path in output.rglob("config.yaml") if list(path.parent.glob("best_model.*"))]
+    if not configs:
+        raise FileNotFoundError(f"{output}: expected a run with best_model")
+    return max(configs, key=lambda path: path.stat().st_mtime).parent
+
+
+def accuracy(run: Path, photographs: Path) -> float:
+    """Returns the share of photographs, in folders of classes, whose class is predicted."""
+    import ppxcls
+
+    files = [file for file in sorted(photographs.glob("*/*")) if file.is_file()]
+    predictions = ppxcls.load(run, len(files)).predict([str(file) for file in files], topk=1)
+    names = [prediction.label_names[:1] for prediction in predictions]
+    return sum(name == [file.parent.name] for name, file in zip(names, files, strict=True)) / len(files)
+
+
+def stages(run: Path) -> Any:
+    """Returns the stages of ``fit`` with their seconds; empty if it wrote none."""
+    file = run / "stages.json"
+    return json.loads(file.read_text(encoding="utf-8"))["stages"] if file.exists() else []
+
+
+def main() -> None:
+    arguments = peer_arguments(__doc__)
+    recording = Recording(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "ppxcls", "fit", str(arguments.photographs)]
+        command += ["--weights", str(arguments.trunk), "--minutes", f"{arguments.minutes:g}"]
+        command += ["--output", folder, "-o", f"Global.seed={arguments.seed}"]
+        recording.seconds += time.time() - arguments.started
+        with recording.training():
+            subprocess.run(command, check=True)  # noqa: S603
+        run = run_folder(Path(folder))
+        recording.add("fit", 1, accuracy(run, arguments.photographs / "test"))
+        recording.write(stages=stages(run))
+
+
+if __name__ == "__main__":
+    main()
