@@ -79,11 +79,12 @@ def fit(
         photos: folder with one subfolder per class, or with ``train/``, ``val/`` and ``test/`` that contain
             such subfolders; see ``make_lists``. Photographs of ``test/``, or else of ``val/``, judge the
             result.
-        weights: weights to start from, such as published ones; None for fresh weights. With weights, the
-            classifier alone is trained first. Then all layers are trained, the earlier ones at lower learning
-            rates.
+        weights: weights to start from: a file, or a word for published ones; None for those on this machine,
+            if there are any; ``none`` for fresh weights. With weights, a linear classifier of the network's
+            features is trained first. Then the exit flow and all layers are trained, as far as the minutes
+            go. A stage that is not better changes nothing.
         network: name of the network; None for the network of the weights.
-        minutes: approximate training time on this machine, in minutes.
+        minutes: time of the whole command on this machine, in minutes. The first result may take longer.
         output: folder for the lists, the YAML and the run; None for ``output/<name of the folder>``.
         device: device to train on; None for the best one of this machine.
         find_lr: True to find the learning rate by a range test of all layers.

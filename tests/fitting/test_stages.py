@@ -283,3 +283,30 @@ def test_a_missing_solver_is_named_before_anything_is_written(
     with pytest.raises(DataError, match=r"with weights, fit needs no_such_package: pip install"):
         ppxcls.fit("photos", weights, **OPTIONS)
     assert not Path("out").exists()
+
+
+def test_a_plan_that_is_off_is_made_anew_after_the_first_epoch(
+    weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A step was timed as slow, and is fast. An interruption after the first epoch changes nothing."""
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1000.0)
+    monkeypatch.setattr(folder, "MAX_EPOCHS", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "_change_epochs", interrupted(training.Training._change_epochs))
+        with pytest.raises(KeyboardInterrupt):
+            ppxcls.fit("photos", "none", **OPTIONS)
+    run = ppxcls.fit("photos", "none", **OPTIONS)
+    assert "8 epochs instead of 5, for about 10 minutes" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["kind"] == "eval"] == list(range(1, 9))
+    assert "epochs: 8" in Path("out/train.yaml").read_text()
+
+
+def interrupted(original: Callable[..., None]) -> Callable[..., None]:
+    """Returns a function that does its work and is then interrupted."""
+
+    def function(*arguments: Any, **keys: Any) -> None:
+        original(*arguments, **keys)
+        raise KeyboardInterrupt
+
+    return function
