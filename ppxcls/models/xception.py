@@ -18,7 +18,7 @@ from ppxcls.models.preprocessing import paddleclas_preprocessing
 from ppxcls.ops.batch_norm import BatchNorm2D, relu
 from ppxcls.ops.convolution import DenseConv2D
 from ppxcls.ops.depthwise import DepthwiseConv2D
-from ppxcls.ops.in_order import LayerFunction, in_order
+from ppxcls.ops.in_order import in_order
 from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.pointwise import PointwiseConv2D
 
@@ -49,8 +49,7 @@ class DownsampleBlock(nn.Layer):
     Args:
         channels: channels of the input, between the convolutions, and of the output.
         stride: stride of the max pool and of the projection.
-        names: attribute names of the two separable convolutions. Published weights have other names in the
-            exit flow.
+        names: attribute names of the two separable convolutions, as in the published weights.
         relu_first: True if a ReLU precedes the first convolution. The first block follows a ReLU.
     """
 
@@ -140,14 +139,11 @@ class ExitFlow(nn.Layer):
         self._pool = nn.AdaptiveAvgPool2D(1)
         self._drop = nn.Dropout(drop_rate)
         self._out = linear(2048, class_num)
+        self.layers = [self._conv_0, self._conv_1, relu, self._conv_2, relu, self._pool, pooled]
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Maps [N, 728, H, W] to logits [N, class_num], or features [N, 2048]."""
-        return self._out(self._drop(in_order(self.layers_before_classifier(), x)))
-
-    def layers_before_classifier(self) -> list[LayerFunction]:
-        """The layers from [N, 728, H, W] to the features [N, 2048], without dropout."""
-        return [self._conv_0, self._conv_1, relu, self._conv_2, relu, self._pool, pooled]
+        return self._out(self._drop(in_order(self.layers, x)))
 
 
 class PaddleClasXception(nn.Layer):
@@ -189,8 +185,8 @@ class PaddleClasXception(nn.Layer):
 
     def network_parts(self) -> NetworkParts:
         """Returns the parts. The trunk is entry and middle flow."""
-        exit_flow = Flow(self._exit_flow.layers_before_classifier())
-        return NetworkParts(Flow([self._entry_flow, self._middle_flow]), exit_flow, self._exit_flow._out)
+        trunk = Flow([self._entry_flow, self._middle_flow])
+        return NetworkParts(trunk, Flow(self._exit_flow.layers), self._exit_flow._out)
 
 
 def _register(

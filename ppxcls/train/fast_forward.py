@@ -10,18 +10,17 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppxcls.models.tracing import to_static
 from ppxcls.ops import onednn
 from ppxcls.system.arrays import Array
 from ppxcls.system.environment import thread_count
 from ppxcls.system.logs import logger
 from ppxcls.system.temporary_folder import temporary_folder
 from ppxcls.train.loss_watch import TrainingError
-from ppxcls.train.paddle_inference import InferenceProgram, TracingWrapper, has_onednn, program_file
+from ppxcls.train.paddle_inference import InferenceProgram, has_onednn, program_file, write_program
 from ppxcls.train.precision import Autocast
 from ppxcls.train.predictions import NOT_FINITE
 
-Kind = Literal["bfloat16", "float32", "not compiled"]
+ForwardKind = Literal["bfloat16", "float32", "not compiled"]
 
 # Compiling takes 5 seconds of one core, and saves 0.09 (float32) to 0.13 (bfloat16) seconds of one core for
 # each 7.3 billion multiplications. So it saves time above this number, for each thread.
@@ -29,7 +28,7 @@ _MIN_MULTIPLICATIONS_PER_THREAD = 500_000_000_000
 _VALUES_PER_RUN = 8 * 3 * 299 * 299  # numbers of the inputs that are computed at once
 _MAX_COMPARED_INPUTS = 8  # inputs that the layer itself computes, too
 # Largest error: the norm of the differences, as a share of the norm of the layer's own outputs.
-_TOLERANCES: dict[Kind, float] = {"bfloat16": 0.05, "float32": 1e-4}
+_TOLERANCES: dict[ForwardKind, float] = {"bfloat16": 0.05, "float32": 1e-4}
 
 
 def fast_forward(
@@ -77,7 +76,7 @@ class FastForward:
         self._autocast = autocast
         self._program: InferenceProgram | None = None
         self._is_decided = False
-        self.kind: Kind = "not compiled"
+        self.kind: ForwardKind = "not compiled"
         self.error = 0.0
         layer.eval()
 
@@ -132,24 +131,21 @@ class FastForward:
         total = multiplications.total / len(inputs) * self._count
         if total < _MIN_MULTIPLICATIONS_PER_THREAD * thread_count() or not np.isfinite(expected).all():
             return
-        kinds: list[Kind] = ["bfloat16", "float32"] if onednn.has_bfloat16() else ["float32"]
+        kinds: list[ForwardKind] = ["bfloat16", "float32"] if onednn.has_bfloat16() else ["float32"]
         try:
             self._compile(kinds, inputs, expected)
         except Exception as error:  # from tracing a user's network, the compiler, or a full disk
             self._program = None
             logger.debug(f"the forward pass is not compiled: {error}")
 
-    def _compile(self, kinds: list[Kind], inputs: Array, expected: Array) -> None:
+    def _compile(self, kinds: list[ForwardKind], inputs: Array, expected: Array) -> None:
         """Chooses the first program whose outputs are close to the expected ones."""
         with temporary_folder() as folder:
-            wrapper = TracingWrapper(self._layer)
-            wrapper.eval()
-            spec = paddle.static.InputSpec([None, *self._shape], "float32", "inputs")
-            paddle.jit.save(to_static(wrapper, spec), f"{folder}/inference")
+            weights = write_program(self._layer, self._shape, folder)
             for kind in kinds:
                 self._program = InferenceProgram(
                     program_file(folder),
-                    folder / "inference.pdiparams",
+                    weights,
                     threads=thread_count(),
                     in_bfloat16=kind == "bfloat16",
                     device="cpu",

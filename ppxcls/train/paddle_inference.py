@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def program_file(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: neither {' nor '.join(PROGRAM_NAMES)}")
 
 
-class TracingWrapper(nn.Layer):
+class _TracingWrapper(nn.Layer):
     """A layer around the network, so that tracing does not replace the network's own ``forward``."""
 
     def __init__(self, network: nn.Layer) -> None:
@@ -126,6 +127,27 @@ class TracingWrapper(nn.Layer):
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Maps [N, 3, H, W] to [N, class_num]."""
         return self.network(images)
+
+
+def write_program(layer: nn.Layer, shape: Sequence[int], folder: Path) -> Path:
+    """Traces a layer in evaluation mode and writes the program, with its weights, to a private folder.
+
+    Args:
+        layer: layer with one argument.
+        shape: shape of one input.
+        folder: folder of this process.
+
+    Returns:
+        The file of the weights. ``program_file`` gives that of the program.
+    """
+    paddle.jit.save(_traced(layer, shape), f"{folder}/inference")
+    return folder / "inference.pdiparams"
+
+
+def _traced(layer: nn.Layer, shape: Sequence[int | None]) -> Any:
+    wrapper = _TracingWrapper(layer)
+    wrapper.eval()
+    return to_static(wrapper, paddle.static.InputSpec([None, *shape], "float32", "images"))
 
 
 class Compiler:
@@ -138,11 +160,8 @@ class Compiler:
     def __call__(self, network: nn.Layer) -> InferenceProgram:
         """Returns a predictor with copies of the network's current weights."""
         if self._network is not network:
-            wrapper = TracingWrapper(network)
-            wrapper.eval()
-            spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
             self._network = network
-            self._program = to_static(wrapper, spec)
+            self._program = _traced(network, (3, None, None))
         with temporary_folder() as folder:
             paddle.jit.save(self._program, f"{folder}/inference")
             weights = folder / "inference.pdiparams"

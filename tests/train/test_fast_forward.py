@@ -77,7 +77,7 @@ def test_a_compiled_layer_is_close_to_the_layer(
 
 
 def test_few_inputs_are_not_compiled(network: nn.Layer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_forward, "to_static", lambda *_: pytest.fail("compiled for a few images"))
+    monkeypatch.setattr(fast_forward, "write_program", lambda *_: pytest.fail("compiled for a few images"))
     forward = function(network, count=11)
     assert (forward(IMAGES[:3]) == own(network, IMAGES[:3])).all()
     assert forward.kind == "not compiled"
@@ -158,7 +158,7 @@ def test_wrong_inputs_and_outputs_that_are_not_finite() -> None:
 
 @pytest.mark.usefixtures("_is_worth_it")
 def test_weights_that_are_not_finite_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_forward, "to_static", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(fast_forward, "write_program", lambda *_: pytest.fail("compiled"))
     layer = nn.Sequential(nn.Conv2D(3, 2, 3), nn.Flatten())
     layer[0].weight.set_value(paddle.full([2, 3, 3, 3], math.inf))
     with pytest.raises(TrainingError, match="not finite"):

@@ -455,7 +455,7 @@ def test_op_sampler_takes_its_shares() -> None:
     "keys",
     [
         {"Arch.recompute": True, "EMA": {"decay": 0.5}},
-        {"Arch.data_format": "NHWC", "Global.to_static": True},
+        {"Arch.data_format": "NHWC"},
         {"AMP": {"dtype": "bfloat16"}, "Arch.use_sync_bn": True},
     ],
     ids=str,
