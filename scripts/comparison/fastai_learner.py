@@ -26,6 +26,7 @@ from fastai.vision.all import (
 from recording import Recording, peer_arguments  # scripts/comparison/recording.py
 
 ITEM_SIZE = 460
+BATCH = 64  # fastai's default
 
 
 class Clock(Callback):
@@ -58,8 +59,10 @@ class Clock(Callback):
 
 def build(arguments: Any) -> tuple[Any, Any]:
     """Builds the loaders and the learner."""
+    count = sum(1 for _ in (arguments.photographs / "train").glob("*/*"))
     loaders = ImageDataLoaders.from_folder(
         arguments.photographs,
+        bs=min(BATCH, count),
         train="train",
         valid="test",
         item_tfms=Resize(ITEM_SIZE),
