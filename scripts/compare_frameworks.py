@@ -112,7 +112,7 @@ def run_peer(arguments: argparse.Namespace, state: Path, run: tuple[str, float, 
         environment |= {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(SCRIPTS)}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        python = sys.executable if peer.is_ours else str(arguments.peers_python)
+        python = sys.executable if peer.is_ours else os.path.abspath(arguments.peers_python)
         command = [python, str(SCRIPTS / peer.script), "--photographs", str(arguments.photographs.resolve())]
         command += [
             "--trunk",

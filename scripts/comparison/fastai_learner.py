@@ -84,7 +84,7 @@ def epoch_seconds(arguments: Any) -> tuple[float, float]:
         learner.model.train()
         for _ in range(2):  # the first step also prepares
             start = time.perf_counter()
-            loss = torch.nn.functional.cross_entropy(learner.model(images), labels)
+            loss = learner.loss_func(learner.model(images), labels)
             loss.backward()
             step_seconds = time.perf_counter() - start
         seconds.append((step_seconds + batch_seconds) * len(loaders.train))
