@@ -1,3 +1,3 @@
 """The version of the package, which everything may import."""
 
-__version__ = "0.12.2"
+__version__ = "0.13.0"
