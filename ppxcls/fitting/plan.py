@@ -37,6 +37,11 @@ class Counts:
     choose: int
     judge: int
 
+    @property
+    def again_share(self) -> float:
+        """Time of training with the photographs that choose too, as a share of the time without them."""
+        return (self.train + self.choose) / self.train
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
@@ -202,9 +207,10 @@ def exit_flow_epochs(seconds_per_image: float, counts: Counts, seconds: float) -
 
 
 def all_layers_seconds(speeds: Speeds, counts: Counts, *, size: int, epochs: int) -> float:
-    """Returns the seconds of training all layers, with an evaluation in each epoch."""
+    """Returns the seconds of training all layers, with an evaluation in each epoch, and of training again."""
     evaluation = _EVALUATION_FACTOR * speeds.feature * counts.choose
-    return epochs * (speeds.step * speeds.at(size) * counts.train + evaluation) + _RESERVED_SECONDS
+    image_count = counts.train * (1 + counts.again_share)
+    return epochs * (speeds.step * speeds.at(size) * image_count + evaluation) + _RESERVED_SECONDS
 
 
 def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[int, int]:
