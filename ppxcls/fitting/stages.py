@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from paddle import nn
 
-from ppxcls.build.choices import network_classes
-from ppxcls.build.data import build_loader
 from ppxcls.build.evaluation import evaluate
 from ppxcls.checkpoints.files import State, read_manifest, read_state, write_state
 from ppxcls.config.load import load_config
@@ -23,6 +21,7 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.exit_flow import ExitFlowTraining
+from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import (
     FeatureComputer,
     Features,
@@ -61,13 +60,11 @@ from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import short_path
 
 LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
-_FEATURES_LIST = "features_list.txt"
 _STAGES = "stages"  # folder of intermediate results, in the output folder
 _RESULT, _CLASSIFIERS = "held_out.npz", "linear.npz"
 _ALL = "all"
@@ -137,7 +134,7 @@ class Stages:
             settings = self._progress.settings
             network = network_with_weights(self._config(), settings.weights)
             counts = self._counts()
-            self._computer = FeatureComputer(network, settings.copies * (counts.train + counts.choose))
+            self._computer = FeatureComputer(network, counts.train + counts.choose)
         return self._computer
 
     def _counts(self) -> Counts:
@@ -149,13 +146,8 @@ class Stages:
         if features is not None:
             return features
         settings = self._progress.settings
-        lists = [self._request.output / LISTS / name for name in (TRAIN_LIST, VAL_LIST)]
-        list_file = self._request.output / LISTS / _FEATURES_LIST  # beside the names of the classes
-        write_bytes(list_file, b"".join(file.read_bytes() for file in lists))
-        config = self._config(
-            f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(list_file))}"
-        )
-        loader = build_loader(config, "Eval", network_classes(config, "train", None))
+        batch_size = self._feature_computer().images_at_once(settings.feature_size)
+        loader = feature_loader(self._config, self._request.output / LISTS, batch_size)
         start = time.monotonic()
         features = compute_features(
             self._feature_computer(),
@@ -217,6 +209,8 @@ class Stages:
         val_logits = problem.logits(held_out, np.arange(counts.train, counts.train + counts.choose))
         classifier = problem.classifier(problem.train(choice.strength))
         self._write_classifiers(problem.classifier(held_out), classifier)
+        if note := features.precision_note(problem.classifier(held_out).logits):
+            logger.info(note)
         accuracy, loss = accuracy_and_loss(val_logits, features.labels[counts.train :])
         stage = StageRecord(
             name=LINEAR,
@@ -260,6 +254,8 @@ class Stages:
             return
         start = time.monotonic()
         features = self._features()
+        if features.activations is None:
+            return
         counts = self._counts()
         held_out, classifier = self._read_classifiers()
         network = self._feature_computer().network
