@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -17,14 +20,18 @@ from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Loader
 from ppxcls.models.parts import NetworkParts, split_network
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import whole_file
-from ppxcls.train.fast_forward import fast_forward
+from ppxcls.system.atomic_files import reason_of, whole_file
+from ppxcls.system.logs import logger
+from ppxcls.train.fast_forward import FastForward, fast_forward
 
 _FEATURES, _ACTIVATIONS = "features.npz", "activations.npy"
 _MAX_FREE_DISK_SHARE = 0.5  # fraction of the free disk that the activations may take
 _MAX_ACTIVATION_BYTES = 16 << 30
 _MAX_FLOAT16 = 65504.0
-Forward = Callable[[Array], Array]
+_PIXELS_AT_ONCE = 8 * 299 * 299  # of the images that a CPU computes at once; more take longer for each image
+_DEVICE_PIXELS_AT_ONCE = 8 * _PIXELS_AT_ONCE
+_MAX_COMPARED_PHOTOGRAPHS = 8  # photographs whose features the network itself computes, too
+_CHUNK_BYTES = 1 << 24
 
 
 class FeatureComputer:
@@ -33,14 +40,26 @@ class FeatureComputer:
     Args:
         network: network in evaluation mode, with a declaration of its parts. Its weights before the
             classifier must not change meanwhile.
-        count: number of images.
+        count: number of photographs.
     """
 
     def __init__(self, network: nn.Layer, count: int) -> None:
         self.network = network
         self._parts = network_parts(network)
         self._count = count
-        self._forwards: dict[tuple[int, ...], tuple[Forward, Forward]] = {}
+        self._forwards: dict[tuple[int, ...], tuple[FastForward, FastForward]] = {}
+
+    def images_at_once(self, size: int) -> int:
+        """Returns the number of images of a size that are computed at once. Batches should have this number.
+
+        It divides the photographs into equal batches, because a smaller batch takes as long.
+
+        Args:
+            size: side of the images, pixels.
+        """
+        pixels = _PIXELS_AT_ONCE if paddle.get_device() == "cpu" else _DEVICE_PIXELS_AT_ONCE
+        batches = math.ceil(self._count / max(1, pixels // size**2))
+        return math.ceil(self._count / batches)
 
     def __call__(self, images: Array) -> tuple[Array, Array]:
         """Returns the activations before the exit flow, and the pooled features [N, F].
@@ -50,13 +69,25 @@ class FeatureComputer:
         """
         shape = images.shape[1:]
         if shape not in self._forwards:
-            trunk: Forward = fast_forward(self._parts.trunk, shape, self._count)
-            activations = trunk(images)
-            exit_flow: Forward = fast_forward(self._parts.exit_flow, activations.shape[1:], self._count)
+            counts = {"count": 2 * self._count, "at_once": self.images_at_once(max(shape[1:]))}
+            trunk = fast_forward(self._parts.trunk, shape, **counts)
+            exit_flow = fast_forward(self._parts.exit_flow, trunk(images).shape[1:], **counts)
             self._forwards[shape] = trunk, exit_flow
         trunk, exit_flow = self._forwards[shape]
         activations = trunk(images)
         return activations, exit_flow(activations)
+
+    def float32_features(self, images: Array) -> Array | None:
+        """Returns the features that the network itself computes; None if ``__call__`` is as exact.
+
+        Args:
+            images: float32 [N, 3, H, W], of a shape that has been computed.
+        """
+        if all(forward.kind != "bfloat16" for forward in self._forwards[images.shape[1:]]):
+            return None
+        with paddle.no_grad():
+            features: Array = self._parts.exit_flow(self._parts.trunk(paddle.to_tensor(images))).numpy()
+        return features
 
 
 def network_parts(network: nn.Layer) -> NetworkParts:
@@ -74,13 +105,18 @@ class Features:
         pooled: features, float32 [copies, N, F]. The first copy is the photograph, the second one its mirror
             image.
         labels: class of each photograph, int64 [N].
-        activations: input of the exit flow, float16 or float32 [N, copies, ...], in a file; None if it was
-            not kept.
+        activations: input of the exit flow divided by ``scale``, float16 [N, copies, ...], in a file; None if
+            it was not kept.
+        scale: a power of 2, which is above 1 if the activations are too large for float16.
+        exact: features of the last few photographs in float32, [n, F], if ``pooled`` was computed in
+            bfloat16; None otherwise.
     """
 
     pooled: Array
     labels: Array
     activations: Array | None
+    scale: float = 1.0
+    exact: Array | None = None
 
     @property
     def copies(self) -> int:
@@ -95,7 +131,23 @@ class Features:
             copies: number of the copy for each of them.
         """
         assert self.activations is not None
-        return np.asarray(self.activations[indices, copies], np.float32)
+        return np.asarray(self.activations[indices, copies], np.float32) * np.float32(self.scale)
+
+    def precision_note(self, logits: Callable[[Array], Array]) -> str:
+        """Returns a line about logits of features in bfloat16 and in float32; empty if there are none.
+
+        Args:
+            logits: function from features [n, F] to logits [n, class_num].
+        """
+        if self.exact is None:
+            return ""
+        expected = logits(self.exact)
+        received = logits(self.pooled[0, -len(expected) :])
+        same_count = int((received.argmax(1) == expected.argmax(1)).sum())
+        return (
+            f"features in bfloat16: the logits of {len(expected)} photographs differ from those in float32 "
+            f"by up to {np.abs(received - expected).max():.2g}; {same_count} have the same best class"
+        )
 
 
 def activation_bytes(shape: tuple[int, ...], count: int) -> int:
@@ -124,7 +176,7 @@ def compute_features(
         loader: loader without shuffling.
         folder: folder for the features; it must exist.
         copies: 1 for the photographs alone, 2 for their mirror images too.
-        keeps_activations: True to write the activations too.
+        keeps_activations: True to write the activations too, if the disk has room for them.
 
     Raises:
         DataError: a photograph can't be loaded.
@@ -133,7 +185,8 @@ def compute_features(
     to_input = ModelInput(loader.dataset.device_stage)
     count = len(loader.dataset)
     pooled: Array | None = None
-    activations: Array | None = None
+    store: _ActivationStore | None = None
+    exact: Array | None = None
     with tqdm(total=count, desc="features", unit="image", disable=None, leave=False) as bar:
         for batch in loader.epoch():
             indices = batch.plan.indices
@@ -143,24 +196,81 @@ def compute_features(
                 values, features = computer(inputs.numpy())
                 if pooled is None:
                     pooled = np.zeros((copies, count, features.shape[1]), np.float32)
-                if keeps_activations and activations is None:
-                    # float32 if a number is too large for float16, with room for other images
-                    type_name = "float16" if np.abs(values).max() < 0.1 * _MAX_FLOAT16 else "float32"
-                    activations = np.lib.format.open_memmap(
-                        folder / _ACTIVATIONS, "w+", type_name, (count, copies, *values.shape[1:])
-                    )
+                    store = _ActivationStore(folder, (count, copies), values) if keeps_activations else None
                 pooled[copy, indices] = features
-                if activations is not None:
-                    limit = float(np.finfo(activations.dtype).max)
-                    activations[indices, copy] = np.clip(values, -limit, limit)
+                if store:
+                    store.write(indices, copy, values)
+            if indices[-1] == count - 1:
+                exact = computer.float32_features(images[-_MAX_COMPARED_PHOTOGRAPHS:].numpy())
             bar.update(len(indices))
     loader.close()
     assert pooled is not None
-    if isinstance(activations, np.memmap):
-        activations.flush()
     labels = np.asarray(loader.dataset.labels[:count], np.int64)
-    write_named_arrays(folder / _FEATURES, pooled=pooled, labels=labels)
-    return Features(pooled, labels, activations)
+    scale = store.scale if store else 1.0
+    arrays = {} if exact is None else {"exact": exact}
+    write_named_arrays(folder / _FEATURES, pooled=pooled, labels=labels, scale=np.array(scale), **arrays)
+    return Features(pooled, labels, store.finished() if store else None, scale=scale, exact=exact)
+
+
+class _ActivationStore:
+    """A file of activations.
+
+    Args:
+        folder: folder of the file.
+        counts: number of photographs, and number of copies of each.
+        values: activations of some images, [N, ...].
+
+    Raises:
+        OSError: the file can't be written.
+    """
+
+    def __init__(self, folder: Path, counts: tuple[int, int], values: Array) -> None:
+        # with room for images with larger activations
+        self.scale = 2.0 ** max(0, math.ceil(math.log2(max(10 * np.abs(values).max() / _MAX_FLOAT16, 1))))
+        self._file = folder / _ACTIVATIONS
+        self._array: np.memmap[Any, Any] | None = None
+        shape = (*counts, *values.shape[1:])
+        try:
+            self._array = np.lib.format.open_memmap(self._file, "w+", "float16", shape)
+            _allocate(self._file, self._array.offset)
+        except OSError as error:
+            self._array = None  # closes the file
+            with contextlib.suppress(OSError):
+                self._file.unlink(missing_ok=True)
+            logger.warning(
+                f"the activations are not kept, so the exit flow is not trained: {reason_of(error)}"
+            )
+
+    def write(self, indices: Array, copy: int, values: Array) -> None:
+        """Writes the activations of one copy of some photographs."""
+        if self._array is not None:
+            self._array[indices, copy] = np.clip(values / self.scale, -_MAX_FLOAT16, _MAX_FLOAT16)
+
+    def finished(self) -> Array | None:
+        """Returns the activations; None if the disk had no room."""
+        if self._array is not None:
+            self._array.flush()
+        return self._array
+
+
+def _allocate(file: Path, start: int) -> None:
+    """Reserves the disk space of a new file. If the disk is full, writing to a mapped file ends the process.
+
+    Args:
+        file: file of zeros, which may be sparse.
+        start: first byte that may be written.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    size = file.stat().st_size
+    with open(file, "r+b") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+            return
+        stream.seek(start)
+        for position in range(start, size, _CHUNK_BYTES):
+            stream.write(bytes(min(_CHUNK_BYTES, size - position)))
 
 
 def write_named_arrays(file: Path, **arrays: Array) -> None:
@@ -187,7 +297,7 @@ def read_features(folder: Path) -> Features | None:
     """Reads the features that ``compute_features`` wrote to a folder; None if they are not whole."""
     try:
         arrays = read_named_arrays(folder / _FEATURES)
-        pooled, labels = arrays["pooled"], arrays["labels"]
+        pooled, labels, scale = arrays["pooled"], arrays["labels"], float(arrays["scale"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
     activations: Array | None = None
@@ -196,7 +306,7 @@ def read_features(folder: Path) -> Features | None:
             activations = np.load(folder / _ACTIVATIONS, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-    return Features(pooled, labels, activations)
+    return Features(pooled, labels, activations, scale=scale, exact=arrays.get("exact"))
 
 
 def remove_features(folder: Path) -> None:

@@ -183,11 +183,11 @@ def _choose_settings(
     choice = None
     if request.weights and not (request.find_lr or request.find_batch):
         choice = with_stages(
+            request,
             provisional,
-            config_of(request, folder / TRAIN_YAML),
+            folder=folder,
             counts=counts_of(photographs.lists),
             seconds=clock.left,
-            output=request.output,
         )
     if choice is None and provisional.head_epochs:
         _try_to_build_head(request, provisional, folder)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import paddle
 from paddle import nn
 
 from ppxcls.fitting.features import FeatureComputer, network_parts
+from ppxcls.system.arrays import Array
 
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
 _MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor; they are used if they must
@@ -87,25 +87,25 @@ class Plan:
         return " | ".join(parts)
 
 
-def measured_speeds(computer: FeatureComputer, size: int) -> tuple[Speeds, tuple[int, ...]]:
+def measured_speeds(computer: FeatureComputer, images: Array) -> tuple[Speeds, tuple[int, ...]]:
     """Measures the features of a batch, a step of the exit flow, and a step of all layers.
 
     Args:
         computer: computer of the features.
-        size: side of the images, pixels.
+        images: batch of square images that are computed at once, float32 [N, 3, H, W]. Those that the
+            features begin with, because the first images decide about the precision.
 
     Returns:
         The times, and the shape of the activations of an image.
     """
-    images = np.random.default_rng(0).standard_normal((_TIMED_IMAGES, 3, size, size), np.float32)
     computer(images)  # compiles
     start = time.perf_counter()
     activations, _ = computer(images)
-    feature = (time.perf_counter() - start) / _TIMED_IMAGES
+    feature = (time.perf_counter() - start) / len(images)
     parts = network_parts(computer.network)
-    exit_step = _step_seconds([parts.exit_flow, parts.classifier], activations)
+    exit_step = _step_seconds([parts.exit_flow, parts.classifier], activations[:_TIMED_IMAGES])
     step = _step_seconds([parts.trunk, parts.exit_flow, parts.classifier], images[:2])
-    speeds = Speeds(size=size, feature=feature, exit_step=exit_step, step=step)
+    speeds = Speeds(size=images.shape[-1], feature=feature, exit_step=exit_step, step=step)
     return speeds, tuple(activations.shape[1:])
 
 

@@ -8,14 +8,21 @@ from pathlib import Path
 from paddle import nn
 
 from ppxcls.build.class_order import config_of_weights
-from ppxcls.config.sections import Config
+from ppxcls.data.device import ModelInput
+from ppxcls.data.loader import Loader
+from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import FeatureComputer, activation_bytes, fits_on_disk
 from ppxcls.fitting.plan import Counts, make_plan, measured_speeds
+from ppxcls.fitting.request import Request
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.stages import network_with_weights
+from ppxcls.fitting.yaml_files import LISTS, TRAIN_YAML, train_yaml
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.parts import split_network
 from ppxcls.models.preprocessing import run_preprocessing
+from ppxcls.system.arrays import Array
+from ppxcls.system.atomic_files import write_text
 
 _DEFAULT_SIZE_PIXELS = 299
 _LEARNING_RATE = 0.00003  # of all layers, for AdamW and batches of 16
@@ -55,33 +62,47 @@ def preparation_for(network: str, weights: str) -> Preparation:
 
 
 def with_stages(
-    settings: Settings, config: Config, *, counts: Counts, seconds: float, output: Path
+    request: Request, settings: Settings, *, folder: Path, counts: Counts, seconds: float
 ) -> tuple[Settings, FeatureComputer] | None:
     """Returns the settings for the stages with weights, and the compiled network.
 
     It is None if the network has no parts.
 
     Args:
+        request: arguments of ``fit``.
         settings: provisional settings.
-        config: config of the provisional ``train.yaml``.
+        folder: folder with the lists and the provisional ``train.yaml``, which is written again.
         counts: numbers of photographs.
         seconds: time that is left for the whole command.
-        output: output folder.
 
     Raises:
-        CheckpointError: the weights can't be used.
+        ConfigError, CheckpointError, DataError: an override, the weights or a photograph can't be used.
     """
     assert settings.weights
-    network = network_with_weights(config, settings.weights)
+    file = folder / TRAIN_YAML
+    network = network_with_weights(config_of(request, file), settings.weights)
     parts = split_network(network)
     if parts is None or parts.classifier.bias is None:
         return None
     total = counts.train + counts.choose
     preparation = preparation_for(settings.network, settings.weights)
-    computer = FeatureComputer(network, 2 * total)
-    speeds, shape = measured_speeds(computer, preparation.size)
+    prepared_settings = replace(
+        settings,
+        size=preparation.size,
+        feature_size=preparation.size,
+        crop_share=preparation.crop_share,
+        interpolation=preparation.interpolation,
+    )
+    write_text(file, train_yaml(prepared_settings, request.photos, folder))
+    computer = FeatureComputer(network, total)
+    loader = feature_loader(
+        lambda *overrides: config_of(request, file, overrides),
+        folder / LISTS,
+        computer.images_at_once(preparation.size),
+    )
+    speeds, shape = measured_speeds(computer, _first_images(loader))
     size_of_file = activation_bytes(shape, 2 * total)
-    can_keep = fits_on_disk(size_of_file, output)
+    can_keep = fits_on_disk(size_of_file, request.output)
     plan = make_plan(speeds, counts, seconds, can_keep_activations=can_keep)
     reasons = [
         f"{total:,} photographs in {settings.class_num} classes, of which {counts.choose:,} choose; "
@@ -95,8 +116,7 @@ def with_stages(
             f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB"
         )
     new_settings = replace(
-        settings,
-        size=preparation.size,
+        prepared_settings,
         head_epochs=0,
         epochs=1,
         batch_size=16,
@@ -106,9 +126,15 @@ def with_stages(
         copies=plan.copies,
         keeps_activations=plan.trains_exit_flow,
         freezes_norms=any(isinstance(layer, nn.BatchNorm2D) for layer in network.sublayers()),
-        crop_share=preparation.crop_share,
-        interpolation=preparation.interpolation,
         plan=list(plan.rows),
         speeds=asdict(speeds),
     )
     return new_settings, computer
+
+
+def _first_images(loader: Loader) -> Array:
+    """Returns the first batch of a loader as input of the network, float32 [N, 3, H, W]."""
+    images = next(loader.epoch()).images
+    inputs: Array = ModelInput(loader.dataset.device_stage)(images).numpy()
+    loader.close()
+    return inputs

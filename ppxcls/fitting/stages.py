@@ -6,7 +6,6 @@ The photographs that choose compare each stage with the earlier ones. Its result
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from paddle import nn
 
-from ppxcls.build.choices import network_classes
-from ppxcls.build.data import build_loader
 from ppxcls.build.start import start_processes
 from ppxcls.checkpoints.files import State
 from ppxcls.config.sections import Config
@@ -24,6 +21,7 @@ from ppxcls.fitting.all_layers import USED_TIME_SHARE, AllLayers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.exit_flow import ExitFlowTraining
+from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import (
     FeatureComputer,
     Features,
@@ -50,12 +48,10 @@ from ppxcls.fitting.stage_results import (
     TOO_LITTLE_TIME,
     StageResults,
 )
-from ppxcls.fitting.yaml_files import FEATURES_LIST, LISTS, STAGES_FOLDER, TRAIN_YAML
+from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import load_weights
 from ppxcls.reports.result_files import FitStage
-from ppxcls.system.atomic_files import write_bytes
-from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 _CLASSIFIERS = "linear.npz"
@@ -130,7 +126,7 @@ class Stages:
             settings = self._progress.settings
             network = network_with_weights(self._config(), settings.weights)
             counts = self._counts()
-            self._computer = FeatureComputer(network, settings.copies * (counts.train + counts.choose))
+            self._computer = FeatureComputer(network, counts.train + counts.choose)
         return self._computer
 
     def _counts(self) -> Counts:
@@ -142,13 +138,8 @@ class Stages:
         if features is not None:
             return features
         settings = self._progress.settings
-        lists = [self._request.output / LISTS / name for name in (TRAIN_LIST, VAL_LIST)]
-        list_file = self._request.output / LISTS / FEATURES_LIST  # beside the names of the classes
-        write_bytes(list_file, b"".join(file.read_bytes() for file in lists))
-        config = self._config(
-            f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(list_file))}"
-        )
-        loader = build_loader(config, "Eval", network_classes(config, "train", None))
+        batch_size = self._feature_computer().images_at_once(settings.feature_size)
+        loader = feature_loader(self._config, self._request.output / LISTS, batch_size)
         start = time.monotonic()
         features = compute_features(
             self._feature_computer(),
@@ -179,6 +170,8 @@ class Stages:
         train_classifier = problem.classifier(train_solution)
         classifier = problem.classifier(problem.train(choice.strength))
         self._write_classifiers(train_classifier, classifier)
+        if note := features.precision_note(train_classifier.logits):
+            logger.info(note)
         accuracy, loss = accuracy_and_loss(val_logits, features.labels[counts.train :])
         stage = FitStage(
             name=LINEAR,
@@ -224,6 +217,8 @@ class Stages:
             return
         start = time.monotonic()
         features = self._features()
+        if features.activations is None:
+            return
         counts = self._counts()
         train_classifier, classifier = self._read_classifiers()
         network = self._feature_computer().network

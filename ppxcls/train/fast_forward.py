@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from ppxcls.system.logs import logger
 from ppxcls.system.temporary_folder import temporary_folder
 from ppxcls.train.loss_watch import TrainingError
 from ppxcls.train.paddle_inference import InferenceProgram, has_onednn, program_file, write_program
-from ppxcls.train.precision import Autocast
 from ppxcls.train.predictions import NOT_FINITE
 
 ForwardKind = Literal["bfloat16", "float32", "not compiled"]
@@ -25,29 +23,22 @@ ForwardKind = Literal["bfloat16", "float32", "not compiled"]
 # Compiling takes 5 seconds of one core, and saves 0.09 (float32) to 0.13 (bfloat16) seconds of one core for
 # each 7.3 billion multiplications. So it saves time above this number, for each thread.
 _MIN_MULTIPLICATIONS_PER_THREAD = 500_000_000_000
-_VALUES_PER_RUN = 8 * 3 * 299 * 299  # numbers of the inputs that are computed at once
 _MAX_COMPARED_INPUTS = 8  # inputs that the layer itself computes, too
 # Largest error: the norm of the differences, as a share of the norm of the layer's own outputs.
 _TOLERANCES: dict[ForwardKind, float] = {"bfloat16": 0.05, "float32": 1e-4}
 
 
-def fast_forward(
-    layer: nn.Layer,
-    shape: tuple[int, ...],
-    count: int,
-    *,
-    autocast: Autocast = contextlib.nullcontext,
-) -> FastForward:
+def fast_forward(layer: nn.Layer, shape: tuple[int, ...], *, count: int, at_once: int) -> FastForward:
     """Returns a function from inputs, float32 [N, *shape], to the layer's outputs, float32 [N, ...].
 
     Args:
         layer: layer, which is put into evaluation mode. Its weights must not change meanwhile.
         shape: shape of one input, such as (3, 299, 299).
-        count: number of inputs that the function will get. It should get many at once: a compiled layer
-            takes as long for one image of 299 px as for 8.
-        autocast: context of the forward pass on GPUs and other devices; see ``precision.autocast``.
+        count: number of inputs that the function will get.
+        at_once: number of inputs that a compiled layer computes at once. It takes as long for fewer, so calls
+            should have a multiple of this number.
     """
-    return FastForward(layer, shape, count, autocast)
+    return FastForward(layer, shape, count=count, at_once=at_once)
 
 
 class FastForward:
@@ -66,14 +57,14 @@ class FastForward:
         layer: layer, which is put into evaluation mode.
         shape: shape of one input.
         count: number of inputs that will come.
-        autocast: context of the forward pass on GPUs and other devices.
+        at_once: number of inputs that are computed at once on the CPU.
     """
 
-    def __init__(self, layer: nn.Layer, shape: tuple[int, ...], count: int, autocast: Autocast) -> None:
+    def __init__(self, layer: nn.Layer, shape: tuple[int, ...], *, count: int, at_once: int) -> None:
         self._layer = layer
         self._shape = shape
         self._count = count
-        self._autocast = autocast
+        self._at_once = at_once
         self._program: InferenceProgram | None = None
         self._is_decided = False
         self.kind: ForwardKind = "not compiled"
@@ -101,24 +92,22 @@ class FastForward:
     def _run(self, inputs: Array) -> Array:
         if paddle.get_device() != "cpu":
             return self._plain(inputs)
-        size = max(1, _VALUES_PER_RUN // math.prod(self._shape))
-        return np.concatenate(
-            [self._run_at_once(inputs[i : i + size], size) for i in range(0, len(inputs), size)]
-        )
+        size = self._at_once
+        return np.concatenate([self._run_at_once(inputs[i : i + size]) for i in range(0, len(inputs), size)])
 
-    def _run_at_once(self, inputs: Array, size: int) -> Array:
-        """Computes up to ``size`` inputs.
+    def _run_at_once(self, inputs: Array) -> Array:
+        """Computes up to ``at_once`` inputs.
 
-        A program always gets ``size`` inputs, because oneDNN has another kernel for each number of inputs,
+        A program always gets ``at_once`` inputs, because oneDNN has another kernel for each number of inputs,
         and they round differently.
         """
         if self._program is None:
             return self._plain(inputs)
-        padding = np.zeros((size - len(inputs), *self._shape), np.float32)
+        padding = np.zeros((self._at_once - len(inputs), *self._shape), np.float32)
         return self._program(np.concatenate([inputs, padding]))[: len(inputs)]
 
     def _plain(self, inputs: Array) -> Array:
-        with paddle.no_grad(), self._autocast():
+        with paddle.no_grad():
             outputs: Array = self._layer(paddle.to_tensor(inputs)).astype("float32").numpy()
         return outputs
 

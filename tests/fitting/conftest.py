@@ -43,8 +43,11 @@ def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Returns a function that sets the times of this machine, in seconds for an image."""
 
     def set_speeds(feature: float = 1e-4, exit_step: float = 1e-4, step: float = 1e-4) -> None:
-        def measured(computer: features.FeatureComputer, size: int) -> tuple[plan.Speeds, tuple[int, ...]]:
-            computer(np.zeros((2, 3, size, size), np.float32))
+        def measured(
+            computer: features.FeatureComputer, images: np.ndarray
+        ) -> tuple[plan.Speeds, tuple[int, ...]]:
+            computer(images)
+            size = images.shape[-1]
             return plan.Speeds(size=size, feature=feature, exit_step=exit_step, step=step), (8, 8, 8)
 
         monkeypatch.setattr("ppxcls.fitting.stage_settings.measured_speeds", measured)

@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from ppxcls.reports.result_files import FitStage, read_stages
 from tests.fitting import networks
@@ -35,6 +36,12 @@ def records(run: Path) -> list[FitStage]:
 
 def chosen(run: Path) -> dict[str, bool]:
     return {stage.name: stage.is_chosen for stage in records(run)}
+
+
+def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves no time for the stages after the linear classifier."""
+    monkeypatch.setattr("ppxcls.fitting.stages.exit_flow_epochs", lambda *_: 0)
+    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
 
 
 def interrupted(original: Callable[..., None]) -> Callable[..., None]:

@@ -15,14 +15,9 @@ from ppxcls.data.errors import DataError
 from ppxcls.fitting import exit_flow, features, folder, stages, training
 from ppxcls.fitting.result import is_better_score
 from tests.fitting import networks
-from tests.fitting.small_fits import OPTIONS, chosen, interrupted, photographs
+from tests.fitting.small_fits import OPTIONS, chosen, interrupted, only_linear, photographs
 
 pytest.importorskip("scipy")
-
-
-def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stages.exit_flow_epochs", lambda *_: 0)
-    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
 
 
 def test_the_first_result_is_a_whole_run(
