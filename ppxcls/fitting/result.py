@@ -34,7 +34,7 @@ _FILE_NAMES = {"is_chosen": "chosen"}  # keys of the file by attribute, if they 
 def stage_line(stage: FitStage) -> str:
     """Returns one line for the log about a stage."""
     score = "" if stage.accuracy is None else f"{stage.accuracy:.4f} of the photographs that choose, "
-    epochs = "" if stage.epochs is None else f"{stage.epochs} epochs, "
+    epochs = "" if stage.epochs is None else f"{stage.epochs} epoch{'s' * (stage.epochs != 1)}, "
     outcome = "taken" if stage.is_chosen else "not better, so the earlier result stays"
     return f"{stage.name}: {stage.size} px, {epochs}{stage.seconds:.0f} s, {score}{stage.choice}: {outcome}"
 

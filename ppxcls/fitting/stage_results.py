@@ -45,9 +45,13 @@ class StageResults:
     def __init__(self, request: Request, progress: FitProgress) -> None:
         self._request = request
         self._progress = progress
-        self._config = config_of(
-            request, request.output / TRAIN_YAML, ["Global.pretrained_model=null", "Arch.pretrained=null"]
-        )
+        # The stages have evaluated their results, whatever the last training does.
+        overrides = [
+            "Global.pretrained_model=null",
+            "Arch.pretrained=null",
+            "Global.eval_during_train=true",
+        ]
+        self._config = config_of(request, request.output / TRAIN_YAML, overrides)
         self.run_folder = Path(short_path(self._config.run_folder))
 
     def decision(self, name: str, score: Score, count: int, *, has_time: bool) -> str | None:

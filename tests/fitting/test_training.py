@@ -169,6 +169,30 @@ def test_all_layers_are_trained_again_with_the_photographs_that_choose(
     assert not (Path("out/stages") / "all_again").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "is_trained"),
+    [
+        (["Global.eval_during_train=false"], False),
+        (["EMA.use_ema=true", "EMA.decay=0.5"], True),
+        (["Global.weights_format=safetensors"], True),
+    ],
+)
+def test_overrides_of_the_training(
+    overrides: list[str],
+    is_trained: bool,
+    weights: str,
+    speeds: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without evaluations, all layers can't be compared. Averaged weights are the result if there are any."""
+    without_exit_flow(monkeypatch)
+    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
+    run = ppxcls.fit("photos", weights, **OPTIONS, overrides=[*overrides, "Global.epochs=1"])
+    expected = {stages.LINEAR: True} | ({stages.ALL_LAYERS: True} if is_trained else {})
+    assert chosen(run) == expected
+    assert ppxcls.load(run).predict(["photos/ant/0.png"])
+
+
 @pytest.mark.parametrize("is_clear", [True, False])
 def test_without_time_to_train_again_a_stage_must_be_clearly_better(
     is_clear: bool, weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
