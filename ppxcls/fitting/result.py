@@ -106,7 +106,8 @@ def write_result(
         val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
             trained on them; None to write no evaluation and no predictions.
         score: accuracy and loss for these photographs if there are no logits.
-        note: how the logits were computed.
+        note: how the logits were computed, if the weights of the result have been trained on these
+            photographs since then.
 
     Raises:
         OSError: a file can't be written.
@@ -135,7 +136,8 @@ def write_result(
             }
             trainer.log.eval_line(results, progress)
             trainer.log.flush()
-        manifest = {**trainer.run.facts.as_dict(), "progress": asdict(progress)}
+        facts = {**trainer.run.facts.as_dict(), "trained_on_eval_list": bool(note)}
+        manifest = {**facts, "progress": asdict(progress)}
         write_checkpoint(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )
