@@ -22,6 +22,7 @@ from ppxcls.build.choices import (
     network_classes,
     weights_for,
 )
+from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
 from ppxcls.build.judging import judging_config, use_of_test
 from ppxcls.build.network import build_network, mixed_precision, static_network
@@ -33,6 +34,7 @@ from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.label_mapping import ClassNames
+from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
@@ -50,6 +52,7 @@ from ppxcls.train.run_log import format_results
 _MAX_BYTES = 1 << 20  # largest config.yaml and eval.json that are compared
 _MIN_SAMPLES = 50  # samples; with fewer, good weights can score 0 by chance
 _IMAGENET_CLASSES = 1000
+_KNOWN_LIST = "weights trained on this list"
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,11 @@ def _report_results(
     differences = _differences_from_run(config, weights, dataset, files)
     if differences:
         files = _OTHER_FILES
+    if _KNOWN_LIST in differences:
+        logger.warning(
+            f"{weights.path} was trained on these images, too, after they had chosen it: these figures are "
+            "too high. For unbiased figures, evaluate images that were never used, such as with --test"
+        )
     if differences and (warning := chance_warning(results, class_num(config))):
         logger.warning(warning)
     assert evaluation.predictions
@@ -237,7 +245,8 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, fi
     """Returns what differs from the run's own evaluation; empty if this is the run's own evaluation.
 
     It is the run's own if it uses the run's weights, the list of the run's evaluations, and the transforms of
-    the run's ``config.yaml``. A missing or damaged file differs in nothing.
+    the run's ``config.yaml``. A missing or damaged file differs in nothing. If the weights have been trained
+    on the list, the run's own evaluation is the one before that.
     """
     differences = [] if weights.is_own else ["other weights"]
     if config.is_override("Infer.PostProcess.class_id_map_file"):
@@ -246,6 +255,9 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, fi
     own_digest = _own_list_digest(config, files)
     if own_digest not in (None, digest):
         differences.append("another list")
+    manifest = manifest_beside(weights_file(weights.path))
+    if manifest.get("trained_on_eval_list") and manifest.get("eval_list") == digest:
+        differences.append(_KNOWN_LIST)
     try:
         run_config = read_yaml(read_regular(config.run_folder / RUN_CONFIG, _MAX_BYTES).decode(), RUN_CONFIG)
         block_of_run = dict(run_config["DataLoader"]["Eval"]["dataset"])

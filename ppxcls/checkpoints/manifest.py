@@ -21,6 +21,10 @@ def _is_text_or_none(value: Any) -> bool:
     return value is None or _is_text(value)
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_list_of_texts_or_none(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(map(_is_text, value)))
 
@@ -63,6 +67,8 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("run", "started_from"), _TEXT_OR_NULL),
     **dict.fromkeys(("samples", "global_batch", "update_freq", "steps_per_epoch", "world_size"), _COUNT),
     "class_names": (_is_list_of_texts_or_none, "a list of texts or null"),
+    # ``ppxcls fit`` trains on the list of evaluation too, after it has chosen the result.
+    "trained_on_eval_list": (_is_bool, "true or false"),
 }
 _PROGRESS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("epoch", "batches_done", "step", "skipped", "skipped_total"), _COUNT),

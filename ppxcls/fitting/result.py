@@ -63,7 +63,8 @@ def write_result(
             earlier stage.
         val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
             trained on them.
-        note: how the logits were computed.
+        note: how the logits were computed, if the weights of the result have been trained on these
+            photographs since then.
 
     Raises:
         OSError: a file can't be written.
@@ -82,7 +83,8 @@ def write_result(
         trainer.log.start(progress)  # removes the line of this stage before a kill
         trainer.log.eval_line(results, progress)
         trainer.log.flush()
-        manifest = {**trainer.run.facts.as_dict(), "progress": asdict(progress)}
+        facts = {**trainer.run.facts.as_dict(), "trained_on_eval_list": bool(note)}
+        manifest = {**facts, "progress": asdict(progress)}
         write_checkpoint(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )

@@ -173,14 +173,31 @@ class Record:
         return judging_config(self.config) if self.judged and loaders and loaders.Test else self.config
 
     @property
+    def has_known_samples(self) -> bool:
+        """True if the weights have been trained on the images of ``samples`` since these were evaluated."""
+        return bool(self.manifest.get("trained_on_eval_list"))
+
+    @property
     def choice_note(self) -> str:
-        """A sentence about figures of images that also chose the weights; empty if others have judged."""
-        if self.judged is not None or self.samples is None or len(self.evaluations) < 2:
+        """Sentences about figures of images that also chose the weights; empty if others have judged."""
+        if self.judged is not None or self.samples is None:
+            return ""
+        if self.has_known_samples:
+            note = (
+                f"The same {len(self.samples):,} images chose the result of fit, so the figures are rather "
+                "too high. These figures are of weights that had not been trained on them; best_model was, "
+                "after the choice."
+            )
+        elif len(self.evaluations) > 1:
+            note = (
+                f"The same {len(self.samples):,} images chose the best of {len(self.evaluations)} "
+                "evaluations. So the figures are rather too high, and their intervals do not show by how "
+                "much."
+            )
+        else:
             return ""
         return (
-            f"The same {len(self.samples):,} images chose the best of {len(self.evaluations)} evaluations. "
-            "So the figures are rather too high, and their intervals do not show by how much. "
-            "For unbiased figures, evaluate images that were never used: add DataLoader.Test and run "
+            f"{note} For unbiased figures, evaluate images that were never used: add DataLoader.Test and run "
             "ppxcls eval --test, or "
             f"ppxcls eval -c {printable(self.folder.name)} -o DataLoader.Eval.dataset.image_root=FOLDER "
             "-o DataLoader.Eval.dataset.cls_label_path=LIST"

@@ -31,6 +31,8 @@ def result_sentence(record: Record) -> str:
         return ""
     if record.judged is not None:
         images = "photographs that it had never seen"
+    elif record.has_known_samples:
+        images = "photographs that chose the result, before it was trained on them"
     elif record.choice_note:
         images = "photographs that also chose the best epoch"
     else:

@@ -33,7 +33,8 @@ def numbers(record: Record) -> list[dict[str, str]]:
         count = len(record.samples) if record.samples is not None else 0
         tiles += _accuracy_tiles(record.samples, record, ", of images that chose", f", {count:,} images")[:1]
     else:
-        reason = ", on the images that chose the epoch" if record.choice_note else ""
+        choice = "result" if record.has_known_samples else "epoch"
+        reason = f", on the images that chose the {choice}" if record.choice_note else ""
         tiles += _accuracy_tiles(record.samples, record, "", reason)
     if record.shown_samples is not None:
         count, class_count = len(record.shown_samples), len(record.names)
