@@ -18,6 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import Any
 
 from ppxcls.checkpoints.files import CheckpointError
@@ -63,19 +64,20 @@ class ServerAnswer:
     Attributes:
         stream: its body.
         code: status code: 200, 206 or 416.
-        headers: headers of the last answer, and what the hub has stated before a redirection.
+        headers: headers of the last answer. Their names may be in small letters.
         address: address that was asked for.
+        linked_headers: what the hub has stated before a redirection.
     """
 
     stream: Any
     code: int
-    headers: Mapping[str, str]
+    headers: Message
     address: str
-    _is_open: bool = field(default=True, repr=False)
+    linked_headers: Mapping[str, str] = field(default_factory=dict)
 
     def header(self, name: str) -> str:
         """Returns a header; empty if there is none."""
-        return str(self.headers.get(name) or "")
+        return str(self.linked_headers.get(name) or self.headers.get(name) or "")
 
     @property
     def length(self) -> int | None:
@@ -99,13 +101,12 @@ class ServerAnswer:
         self.stream.close()
 
 
-def ask(address: str, headers: Mapping[str, str] | None = None, *, is_retried: bool = True) -> ServerAnswer:
+def ask(address: str, headers: Mapping[str, str] | None = None) -> ServerAnswer:
     """Returns the answer of a server, after its redirections.
 
     Args:
         address: address of the file.
         headers: headers of the request.
-        is_retried: False to raise ``FetchError`` for a busy server too.
 
     Raises:
         MissingFileError: the server has no such file.
@@ -122,7 +123,7 @@ def ask(address: str, headers: Mapping[str, str] | None = None, *, is_retried: b
             if (value := response.headers.get(name)) and _is_hub(current_address):
                 linked_headers[name] = value
         if response.status not in _REDIRECTION_CODES:
-            return _checked(response, address, linked_headers, is_retried=is_retried)
+            return _checked(response, address, linked_headers)
         location = response.headers.get("Location") or ""
         response.close()
         current_address = _next_address(current_address, location, address)
@@ -205,9 +206,7 @@ def _leads_here(host: str | None) -> bool:
     return any(address.is_loopback or address.is_unspecified for address in addresses)
 
 
-def _checked(
-    response: Any, address: str, linked_headers: Mapping[str, str], *, is_retried: bool
-) -> ServerAnswer:
+def _checked(response: Any, address: str, linked_headers: Mapping[str, str]) -> ServerAnswer:
     """Returns an answer with the file.
 
     Raises:
@@ -218,15 +217,12 @@ def _checked(
         if (encoding := response.headers.get("Content-Encoding") or "identity") != "identity":
             response.close()
             raise FetchError(f"{address}: refused, the server sends it compressed ({encoding[:40]})")
-        return ServerAnswer(response, code, {**dict(response.headers.items()), **linked_headers}, address)
+        return ServerAnswer(response, code, response.headers, address, linked_headers)
     wait_seconds = _retry_after(response.headers.get("Retry-After"))
     response.close()
     if code in _RETRIED_CODES:
-        what = "asks too often" if code == 429 else f"answers {code}"
-        if is_retried:
-            subject = "this machine" if code == 429 else "the server"
-            raise BrokenTransferError(f"{subject} {what}", wait_seconds)
-        raise FetchError(f"{host} answers {code}; try again later")
+        reason = "this machine asks too often" if code == 429 else f"the server answers {code}"
+        raise BrokenTransferError(reason, wait_seconds)
     if code in (404, 410):
         raise MissingFileError(f"{address}: the server has no such file ({code})")
     if code in (401, 403) and _is_hub(address):
@@ -259,13 +255,23 @@ def _is_hub(address: str) -> bool:
     return (parts.scheme, parts.netloc) == (hub_parts.scheme, hub_parts.netloc)
 
 
+def _is_proxied(parts: urllib.parse.SplitResult) -> bool:
+    """True if a request of an address goes to a proxy first."""
+    has_proxy = bool(urllib.request.getproxies().get(parts.scheme))
+    return has_proxy and not urllib.request.proxy_bypass(parts.netloc)
+
+
 def _token(address: str) -> dict[str, str]:
-    """Returns the header with the user's token of the hub; empty for other servers and open connections."""
+    """Returns the header with the user's token of the hub; empty for other servers and open connections.
+
+    On this machine, an open connection is safe, unless a proxy is asked first.
+    """
     token = next((text for name in _TOKEN_VARIABLES if (text := os.environ.get(name, "").strip())), "")
     if not token:
         return {}
     parts = urllib.parse.urlsplit(address)
-    is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
+    is_local = is_loopback(parts.hostname or "") and not _is_proxied(parts)
+    is_safe = parts.scheme == "https" or is_local
     if not is_safe or not _is_hub(address):
         return {}
     if not token.isascii() or not token.isprintable():
