@@ -6,8 +6,11 @@ import dataclasses
 import hashlib
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +21,8 @@ import ppxcls
 from ppxcls.published import catalogue, fetch, find, transfer, web
 from ppxcls.published.caches import record_of
 from ppxcls.published.web import FetchError
+from ppxcls.system import file_lock
+from ppxcls.system.file_lock import locked
 from tests.conftest import ROOT
 
 DATA = bytes(range(256)) * 4000
@@ -75,6 +80,21 @@ def test_a_broken_connection_goes_on_where_it_broke(
     else:  # nothing tells if it is still the same file
         assert ranges == [None, None, None]
     assert len(pauses) == 2
+
+
+def test_names_of_headers_may_be_in_small_letters(server: FileServer, cache: Path) -> None:
+    """The size, the tag, the digest and the kind of a file are known in any spelling."""
+    server.files[PATH], server.has_small_headers = DATA, True
+    server.tricks = [cut(0.5)]
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert [request.headers.get("range") for request in server.requests] == [None, "bytes=512000-"]
+    (cache / f"{NAME}.safetensors").unlink()
+    server.linked_sha256 = "0" * 64
+    with pytest.raises(FetchError, match="not the one that the hub states"):
+        find.weights_path(NAME)
+    server.tricks = [answer(200, b"<html>log in", Content_Type="text/html; charset=utf-8")]
+    with pytest.raises(FetchError, match="sends a page in the place of the file"):
+        find.weights_path(NAME)
 
 
 def test_another_process_goes_on_with_a_part(
@@ -260,6 +280,24 @@ def test_the_token_is_not_sent_over_an_open_connection(monkeypatch: pytest.Monke
     assert web._token("https://huggingface.co/x") == {}
 
 
+def test_the_token_is_not_sent_to_a_proxy_of_an_open_connection(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror on this machine is asked through the proxy, which could read the token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:5000")
+    assert web._token("http://localhost:5000/x") == {"Authorization": "Bearer hf_secret"}
+    monkeypatch.setenv("http_proxy", server.address)
+    assert web._token("http://localhost:5000/x") == {"Authorization": "Bearer hf_secret"}  # no_proxy is *
+    monkeypatch.delenv("no_proxy")
+    assert web._token("http://localhost:5000/x") == {}
+    server.files[f"http://localhost:5000{PATH}"] = DATA
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert "authorization" not in server.requests[0].headers
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert web._token("http://localhost:5000/x") == {"Authorization": "Bearer hf_secret"}
+
+
 def test_a_server_that_stalls(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "TIMEOUT_SECONDS", 0.3)
     server.files[PATH] = DATA
@@ -344,8 +382,6 @@ def test_a_size_that_is_too_large_is_refused(server: FileServer, cache: Path) ->
 
 
 def test_a_server_that_states_more_than_it_sends(server: FileServer) -> None:
-    server.tricks = [answer(200, DATA[:5000], Content_Length="6000", Connection="close")] * 5
-
     def close(handler: object, owner: FileServer) -> None:
         answer(200, DATA[:5000], Content_Length="6000")(handler, owner)  # type: ignore[arg-type]
         handler.close_connection = True  # type: ignore[attr-defined]
@@ -465,48 +501,103 @@ print(find.weights_path(sys.argv[1]))
 """
 
 
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+
 def started(name: str, *, before: str = "", **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", before + FETCH, name],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        env=environment(**variables),
     )
 
 
-def slow(release_after: int) -> object:
-    """Returns a trick that answers when some processes wait, which the log of locks does not tell."""
+RANKS = [{"PADDLE_TRAINERS_NUM": "4", "PADDLE_TRAINER_ID": str(rank)} for rank in range(4)]
 
-    def trick(handler: object, owner: FileServer) -> None:
-        owner.release.wait(1.0)
+
+@pytest.mark.parametrize("variables", [[{}] * 3, RANKS], ids=["programs", "ranks"])
+def test_several_processes_fetch_once(variables: list[dict[str, str]], server: FileServer) -> None:
+    def wait(handler: object, owner: FileServer) -> None:
+        owner.release.wait(1.0)  # meanwhile, the others come
         send(handler, 200, DATA)  # type: ignore[arg-type]
 
-    return trick
-
-
-def test_two_processes_fetch_once(server: FileServer) -> None:
-    server.files[PATH] = DATA
-    server.tricks = [slow(2)]  # type: ignore[list-item]
-    processes = [started(NAME) for _ in range(3)]
+    server.tricks = [wait]
+    processes = [started(NAME, **values) for values in variables]
     outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
     assert len({output.splitlines()[-1] for output, _ in outputs}) == 1
     assert len(server.requests) == 1
 
 
-def test_ranks_do_not_wait_for_one_that_fails(server: FileServer) -> None:
+def test_a_rank_fetches_if_the_one_before_it_has_not_tried(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting for the lock is no sign that another process has failed."""
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    server.files[PATH] = DATA
+    cache.mkdir(parents=True, mode=0o700)
+    (cache.parent).chmod(0o700)
+    has_lock, has_waited = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locked(cache / f".{NAME}.safetensors.lock", is_kept=False):
+            has_lock.set()
+            has_waited.wait(30)
+
+    sleep = time.sleep
+
+    def noted_sleep(seconds: float) -> None:
+        has_waited.set()
+        sleep(seconds)
+
+    monkeypatch.setattr(file_lock.time, "sleep", noted_sleep)
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert has_lock.wait(30)
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert has_waited.is_set()
+    holder.join()
+
+
+AT_THE_LOCK = """
+import contextlib
+from ppxcls.published import fetch
+take = fetch.locked
+def tell_and_take(*arguments, **settings):
+    print("at the lock", flush=True)
+    return take(*arguments, **settings)
+fetch.locked = tell_and_take
+"""
+
+
+def test_ranks_do_not_wait_for_one_that_fails(server: FileServer, cache: Path) -> None:
     """Each rank ends with an error. Those that have waited do not ask the server again."""
 
     def refuse(handler: object, owner: FileServer) -> None:
-        owner.release.wait(2.0)
+        owner.release.wait(60)
         send(handler, 404, b"")  # type: ignore[arg-type]
 
     server.tricks, server.is_last_kept = [refuse], True
-    ranks = [started(NAME, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID=str(rank)) for rank in range(2)]
-    errors = [rank.communicate(timeout=60)[1] for rank in ranks]
+    ranks = [started(NAME, before=AT_THE_LOCK, **values) for values in RANKS]
+    for rank in ranks:
+        assert rank.stdout is not None
+        assert rank.stdout.readline() == "at the lock\n"
+    server.release.set()
+    errors = [rank.communicate(timeout=60)[1].splitlines()[-1] for rank in ranks]
     assert all(rank.returncode for rank in ranks)
-    assert sum("the server has no such file" in error for error in errors) >= 1
+    assert sum("the server has no such file" in error for error in errors) == 1
+    assert (
+        sum("another process has just tried to fetch it, without success" in error for error in errors) == 3
+    )
+    assert len(server.requests) == 1
+    server.tricks = []
+    server.files[PATH] = DATA
+    later = [started(NAME, **values) for values in RANKS[:2]]  # an earlier failure stops nobody
+    assert [process.communicate(timeout=60) and process.returncode for process in later] == [0, 0]
+    assert left(cache) == {f"{NAME}.safetensors", f"{NAME}.safetensors.source"}
 
 
 def test_a_killed_process_leaves_a_part_and_no_lock(server: FileServer, cache: Path) -> None:
@@ -519,6 +610,40 @@ def test_a_killed_process_leaves_a_part_and_no_lock(server: FileServer, cache: P
     process.kill()
     process.wait()
     assert find.weights_path(NAME).read_bytes() == DATA
+
+
+def test_a_file_appears_after_its_check(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile no other process finds it, and the check sees it with its extension."""
+    server.files[PATH] = DATA
+    files: list[Path] = []
+
+    def check(file: Path, *_: object, **__: object) -> str | None:
+        files.append(file)
+        assert file.read_bytes() == DATA
+        assert find.cached_weights("xception65") is None
+        return None if len(files) > 1 else "nothing"
+
+    monkeypatch.setattr(fetch, "content_problem", check)
+    with pytest.raises(FetchError, match="refused, nothing"):
+        find.weights_path(NAME)
+    assert left(cache) == set()
+    assert find.weights_path(NAME) == cache / f"{NAME}.safetensors"
+    assert [file.suffix for file in files] == [".safetensors"] * 2
+
+
+def test_a_process_that_is_killed_in_the_check_leaves_no_weights(server: FileServer, cache: Path) -> None:
+    server.files[PATH] = DATA
+    kill = "lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
+    script = FETCH.replace("lambda *_, **__: None", kill)
+    command = [sys.executable, "-c", f"import os, signal\n{script}", NAME]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert f"{NAME}.safetensors" not in left(cache)
+    assert find.cached_weights("xception65") is None
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert left(cache) == {f"{NAME}.safetensors", f"{NAME}.safetensors.source"}
 
 
 def test_the_log_says_what_is_fetched(server: FileServer, caplog: pytest.LogCaptureFixture) -> None:
