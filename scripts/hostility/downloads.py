@@ -17,7 +17,7 @@ from hostility.cases import Case, Outcome, call, refusal_problem
 from hostility.servers.files import FileServer, Trick, answer, redirect, send
 
 from ppxcls.data import decode as _decode  # noqa: F401  sets a variable, which the cases must not undo
-from ppxcls.published import fetch, transfer, web
+from ppxcls.published import attempts, fetch, web
 from ppxcls.published.find import fetch_weights, weights_path
 
 PROMISE = "What is fetched is the published file or nothing, from web servers only, and nothing else stays"
@@ -177,7 +177,7 @@ def _machine(folder: Path, **variables: str) -> Iterator[None]:
     values = {"HOME": str(home), "PPXCLS_CACHE": str(folder / "cache"), "no_proxy": "*", **variables}
     with (
         mock.patch.dict(os.environ, values),
-        mock.patch.object(transfer, "pause", return_value=None),
+        mock.patch.object(attempts, "pause", return_value=None),
         mock.patch.object(web, "TIMEOUT_SECONDS", 2.0),
     ):
         for name in _VARIABLES:

@@ -18,7 +18,7 @@ import pytest
 from hostility.servers.files import FileServer, answer, cut, redirect, send, stall
 
 import ppxcls
-from ppxcls.published import catalogue, fetch, find, transfer, web
+from ppxcls.published import attempts, catalogue, fetch, find, transfer, web
 from ppxcls.published.caches import record_of
 from ppxcls.published.web import FetchError
 from ppxcls.system import file_lock
@@ -102,7 +102,7 @@ def test_another_process_goes_on_with_a_part(
 ) -> None:
     server.files[PATH] = DATA
     server.tricks = [cut(0.5), *[answer(503)] * 4]
-    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 3)
     with pytest.raises(FetchError, match=r"the server answers 503, 3 times in a row .*goes on with it later"):
         find.weights_path(NAME)
     assert f"{NAME}.safetensors.part" in left(cache)
@@ -666,4 +666,7 @@ def test_a_missing_reader_is_named_before_anything_is_fetched(
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(FetchError, match=r"reading it needs safetensors, .*pip install"):
         find.weights_path(NAME)
+    for suffix in (".h5", ".hdf5", ".keras", ".HDF5"):
+        with pytest.raises(FetchError, match="reading it needs h5py"):
+            find.weights_path(f"{server.address}/x{suffix}")
     assert server.requests == []

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostility.servers.files import FileServer, answer
@@ -16,9 +17,9 @@ import ppxcls
 from ppxcls.build.choices import weights_for
 from ppxcls.config.load import RUN_CONFIG_HEADER
 from ppxcls.models.weights import save_weights
-from ppxcls.published import caches, catalogue, find
+from ppxcls.published import caches, catalogue, find, hub
 from ppxcls.published.web import FetchError
-from ppxcls.published.words import WordError
+from ppxcls.published.words import WordError, remote_files
 from tests.conftest import ROOT, run_tool
 
 DATA = bytes(range(256)) * 40
@@ -338,6 +339,7 @@ def test_a_repository_of_the_hub(server: FileServer, cache: Path) -> None:
         ("legacy_xception", "Xception", None),
         ("xception65", "xception41", "these are weights of xception65, and the network is xception41"),
         ("resnet50", None, "these are weights of resnet50, and of no network of 'ppxcls list'"),
+        ("XceptionNet", "legacy_xception", None),  # a name of its own; keys and shapes decide
         (5, "xception65", None),
     ],
 )
@@ -505,7 +507,43 @@ def test_variables_that_are_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -
         find.weights_path(NAME)
 
 
-def test_a_server_that_is_busy_with_the_config(server: FileServer) -> None:
+def test_a_server_that_is_busy_with_the_config(server: FileServer, pauses: list[float]) -> None:
+    server.files |= {f"/me/x/resolve/main/{FILE}": DATA, "/me/x/resolve/main/config.json": b"{}"}
+    server.tricks = [answer(503), answer(429, Retry_After="7")]
+    assert find.weights_path("hf-hub:me/x").read_bytes() == DATA
+    assert pauses == [1.0, 7.0]
     server.tricks, server.is_last_kept = [answer(503)], True
-    with pytest.raises(FetchError, match="hf-hub:me/x: the server answers 503"):
+    with pytest.raises(
+        FetchError, match=r"hf-hub:me/y: the server answers 503, 5 times in a row .*try again"
+    ):
+        find.weights_path("hf-hub:me/y")
+
+
+def test_a_config_that_comes_too_slowly(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, but the file never ends, while other processes wait for the lock."""
+    monkeypatch.setattr(hub, "_MAX_SECONDS", 0.1)
+
+    def drip(handler: Any, owner: FileServer) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000000")
+        handler.end_headers()
+        while not owner.release.wait(0.02):
+            handler.wfile.write(b" ")
+
+    server.tricks, server.is_last_kept = [drip], True
+    with pytest.raises(FetchError, match=r"hf-hub:me/x: only \d+ bytes in 0 s, 5 times in a row"):
         find.weights_path("hf-hub:me/x")
+    assert len(server.requests) == 5
+
+
+def test_words_that_mean_the_same_have_one_file() -> None:
+    same = ("hf-hub:a/b", "hf_hub:a/b", "hf-hub:a/b@main", "hf-hub:a/b/model.safetensors")
+    assert len({remote_files(word)[0].file for word in same}) == 1
+    others = ("hf-hub:a/b@v1", "hf-hub:a/c", "hf-hub:a/b/c/model.safetensors", "hf-hub:a/b/pytorch_model.bin")
+    assert len({remote_files(word)[0].file for word in (same[0], *others)}) == 5
+
+
+def test_extensions_may_be_in_capitals(here: Path) -> None:
+    for word in ("https://a.org/NET.PTH", "hf-hub:me/x/NET.PTH"):
+        assert remote_files(word)[0].file.endswith(".pth")
+    assert find.weights_path("NET.PTH") == Path("NET.PTH")
