@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hostility.servers.files import FileServer, answer
@@ -20,6 +23,7 @@ from ppxcls.models.weights import save_weights
 from ppxcls.published import caches, catalogue, find, hub
 from ppxcls.published.web import FetchError
 from ppxcls.published.words import WordError, remote_files
+from ppxcls.system.logs import logger, set_up_logging
 from tests.conftest import ROOT, run_tool
 
 DATA = bytes(range(256)) * 40
@@ -435,6 +439,35 @@ def test_configs_take_words(key: str, server: FileServer, write_config: Callable
     misspelled = ppxcls.load_config(write_config(), [f"{key}=imagenets"])
     with pytest.raises(ppxcls.ConfigError, match=f"{key}: imagenets: no such file.*did you mean 'imagenet'"):
         weights_for(misspelled, "train")
+
+
+@pytest.mark.parametrize(
+    ("tool", "next_step"), [("trainer", "network_classes"), ("evaluation", "class_names_for")]
+)
+def test_the_log_of_a_run_says_what_was_fetched(
+    tool: str,
+    next_step: str,
+    write_config: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Weights are fetched before the run's folder is written, so its log does not exist yet."""
+    module = importlib.import_module(f"ppxcls.build.{tool}")
+    config = ppxcls.load_config(write_config())
+
+    def fetch_some(*_: object) -> SimpleNamespace | None:
+        logger.info("fetching some weights")
+        assert not config.run_folder.exists()
+        return SimpleNamespace(path="x") if tool == "evaluation" else None
+
+    monkeypatch.setattr(module, "weights_for", fetch_some)
+    monkeypatch.setattr(module, next_step, mock.Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        ppxcls.build_trainer(config) if tool == "trainer" else ppxcls.evaluate(config)
+    logger.info("later")
+    set_up_logging()
+    for text in (capsys.readouterr().out, (config.run_folder / "train.log").read_text(encoding="utf-8")):
+        assert text.count("INFO: fetching some weights\n") == text.count("INFO: later\n") == 1
 
 
 def test_the_config_of_a_strangers_run_names_no_repository(tmp_path: Path, home: Path) -> None:
