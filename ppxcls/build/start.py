@@ -16,7 +16,7 @@ from ppxcls.system.logs import logger, set_up_logging
 
 
 def start_terminal_log() -> None:
-    """Starts the log on the terminal. ``start_job`` adds the run's log, which gets the lines until then too."""
+    """Starts the log on the terminal. Its lines are also in the run's log, which ``start_job`` starts."""
     set_up_logging(launched_rank(), is_file_later=True)
 
 

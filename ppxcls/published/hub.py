@@ -90,4 +90,6 @@ def _content(address: str) -> bytes:
                 raise ValueError(f"more than {_MAX_CONFIG_BYTES:,} bytes")
             if time.monotonic() > deadline:
                 raise BrokenTransferError(f"only {len(data):,} bytes in {_MAX_SECONDS:.0f} s")
+        if len(data) < (answer.length or 0):
+            raise BrokenTransferError(f"the connection broke at {len(data):,} of {answer.length:,} bytes")
     return data

@@ -6,12 +6,14 @@ of the hub goes to the hub alone.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import errno
 import http.client
 import ipaddress
 import os
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -27,6 +29,7 @@ from ppxcls.system.job_secret import addresses_of, is_loopback
 
 MAX_REDIRECTIONS = 10
 TIMEOUT_SECONDS = 30.0  # without an answer or without a byte
+HEAD_SECONDS = 60.0  # for all headers of an answer, whose single bytes may come in time
 _RETRIED_CODES = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTION_CODES = (301, 302, 303, 307, 308)
 _LINKED_HEADERS = ("X-Linked-Etag", "X-Linked-Size")  # the hub states them before it redirects to its storage
@@ -130,14 +133,64 @@ def ask(address: str, headers: Mapping[str, str] | None = None) -> ServerAnswer:
     raise FetchError(f"{address}: the server redirects more than {MAX_REDIRECTIONS} times")
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer whose headers must come within a limit."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **settings: Any) -> None:
+        super().__init__(sock, *arguments, **settings)
+        self._connection = sock
+
+    def begin(self) -> None:
+        """Reads the headers.
+
+        Raises:
+            TimeoutError: they take too long.
+        """
+        is_late = threading.Event()
+        timer = threading.Timer(HEAD_SECONDS, _break, [self._connection, is_late])
+        timer.daemon = True
+        timer.start()
+        try:
+            super().begin()
+        finally:
+            timer.cancel()
+            del self._connection
+            if is_late.is_set():  # http.client takes what came until then for all headers
+                raise TimeoutError(errno.ETIMEDOUT, f"no whole headers in {HEAD_SECONDS:.0f} s")
+
+
+def _break(connection: socket.socket, is_late: threading.Event) -> None:
+    is_late.set()
+    with contextlib.suppress(OSError):  # it is closed already
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+class _BoundedHead(urllib.request.AbstractHTTPHandler):
+    """Lets a handler of urllib read its answers as ``_Response``."""
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **settings: Any) -> Any:
+        """Sends a request, as urllib does."""
+
+        def connection(*arguments: Any, **values: Any) -> Any:
+            new_connection = http_class(*arguments, **values)
+            new_connection.response_class = _Response
+            return new_connection
+
+        return super().do_open(connection, req, **settings)
+
+
+class _HTTPHandler(_BoundedHead, urllib.request.HTTPHandler):
+    pass
+
+
+class _HTTPSHandler(_BoundedHead, urllib.request.HTTPSHandler):
+    pass
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """Returns what sends requests. It follows nothing by itself, and knows web servers and proxies only."""
     opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-    ):
+    for handler in (urllib.request.ProxyHandler(), _HTTPHandler(), _HTTPSHandler()):
         opener.add_handler(handler)
     return opener
 
@@ -170,7 +223,7 @@ def _response(opener: urllib.request.OpenerDirector, address: str, headers: Mapp
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not error.strerror:
         return f"nothing for {TIMEOUT_SECONDS:g} s"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)

@@ -14,13 +14,13 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hostility.servers.files import FileServer, answer
+from hostility.servers.files import FileServer, answer, cut
 
 import ppxcls
 from ppxcls.build.choices import weights_for
 from ppxcls.config.load import RUN_CONFIG_HEADER
 from ppxcls.models.weights import save_weights
-from ppxcls.published import caches, catalogue, find, hub
+from ppxcls.published import caches, catalogue, find, hub, web
 from ppxcls.published.web import FetchError
 from ppxcls.published.words import WordError, remote_files
 from ppxcls.system.logs import logger, set_up_logging
@@ -552,6 +552,17 @@ def test_a_server_that_is_busy_with_the_config(server: FileServer, pauses: list[
         find.weights_path("hf-hub:me/y")
 
 
+def test_a_config_that_is_cut_off(server: FileServer) -> None:
+    path = "/me/x/resolve/main/config.json"
+    server.files |= {
+        f"/me/x/resolve/main/{FILE}": DATA,
+        path: b'{"architecture": "xception65"}' + b" " * 2000,
+    }
+    server.tricks = [cut(0.5)]
+    assert find.weights_path("hf-hub:me/x").read_bytes() == DATA
+    assert [request.path for request in server.requests].count(path) == 2
+
+
 def test_a_config_that_comes_too_slowly(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each byte comes in time, but the file never ends, while other processes wait for the lock."""
     monkeypatch.setattr(hub, "_MAX_SECONDS", 0.1)
@@ -567,6 +578,22 @@ def test_a_config_that_comes_too_slowly(server: FileServer, monkeypatch: pytest.
     with pytest.raises(FetchError, match=r"hf-hub:me/x: only \d+ bytes in 0 s, 5 times in a row"):
         find.weights_path("hf-hub:me/x")
     assert len(server.requests) == 5
+
+
+def test_headers_that_come_too_slowly(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEAD_SECONDS", 0.1)
+
+    def drip(handler: Any, owner: FileServer) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not owner.release.wait(0.02):
+            handler.wfile.write(b"x")
+
+    server.tricks, server.is_last_kept = [drip], True
+    for word in ("hf-hub:me/x", f"{server.address}/x.h5"):
+        server.requests.clear()
+        with pytest.raises(FetchError, match=": no whole headers in 0 s, 5 times in a row"):
+            find.weights_path(word)
+        assert len(server.requests) == 5
 
 
 def test_words_that_mean_the_same_have_one_file() -> None:
