@@ -247,7 +247,6 @@ def _facts(
     weights: Weights | None,
 ) -> RunFacts:
     evaluation_digest = evaluation.loader.dataset.labelled_digest() if evaluation else ""
-    origin = str(weights) if weights else None
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
@@ -260,5 +259,5 @@ def _facts(
         steps_per_epoch=-(-len(loader) // update_freq),
         world_size=distributed.world_size(),
         run=uuid.uuid4().hex,
-        started_from=origin,
+        started_from=str(weights) if weights else None,
     )

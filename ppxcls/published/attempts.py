@@ -9,7 +9,7 @@ from typing import TypeVar
 from ppxcls.published.web import BrokenTransferError, FetchError
 from ppxcls.system.logs import logger
 
-Result = TypeVar("Result")
+Reply = TypeVar("Reply")
 
 MAX_ATTEMPTS = 5  # in a row that bring less than this
 _MIN_PROGRESS_BYTES = 1 << 20
@@ -21,13 +21,13 @@ pause: Callable[[float], None] = time.sleep
 
 
 def repeated(
-    request: Callable[[], Result],
+    request: Callable[[], Reply],
     byte_count: Callable[[], int] = lambda: 0,
     *,
     label: str,
     address: str,
     advice: str = "try again later",
-) -> Result:
+) -> Reply:
     """Returns the result of the first request that succeeds.
 
     Args:
