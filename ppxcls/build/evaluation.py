@@ -26,7 +26,7 @@ from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
 from ppxcls.build.judging import judging_config, use_of_test
 from ppxcls.build.network import build_network, mixed_precision, static_network
-from ppxcls.build.start import required_section, start_job
+from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG
@@ -99,6 +99,7 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
         check_own_names(
             config.run_folder, [name for files in own_files for name in (files.results, files.predictions)]
         )
+    start_terminal_log()
     weights = weights_for(config, "evaluate")  # before anything is written
     assert weights
     start_job(config)

@@ -11,7 +11,13 @@ from ppxcls.config.sections import Config
 from ppxcls.models.common_keys import MODELS
 from ppxcls.system import distributed
 from ppxcls.system.devices import DeviceError
+from ppxcls.system.environment import launched_rank
 from ppxcls.system.logs import logger, set_up_logging
+
+
+def start_terminal_log() -> None:
+    """Starts the log on the terminal. Its lines are also in the run's log, which ``start_job`` starts."""
+    set_up_logging(launched_rank(), is_file_later=True)
 
 
 def start_job(config: Config, folder: RunFolder | None = None) -> None:

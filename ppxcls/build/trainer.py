@@ -16,7 +16,7 @@ from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
 from ppxcls.build.network import build_network, mixed_precision, static_network
-from ppxcls.build.start import required_section, start_job
+from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.checkpoints.safe_states import INSTALL_HINT
@@ -58,6 +58,7 @@ def build_trainer(config: Config) -> Trainer:
     for section in ("Loss", "Optimizer", "DataLoader.Train"):
         required_section(config, section)
     folder = _run_folder(config)
+    start_terminal_log()
     weights = weights_for(config, "train")  # before anything is written
     start_job(config, folder)
     if weights and folder.is_checkpoint(weights_file(weights.path)):
@@ -246,7 +247,6 @@ def _facts(
     weights: Weights | None,
 ) -> RunFacts:
     evaluation_digest = evaluation.loader.dataset.labelled_digest() if evaluation else ""
-    origin = str(weights) if weights else None
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
@@ -259,5 +259,5 @@ def _facts(
         steps_per_epoch=-(-len(loader) // update_freq),
         world_size=distributed.world_size(),
         run=uuid.uuid4().hex,
-        started_from=origin,
+        started_from=str(weights) if weights else None,
     )

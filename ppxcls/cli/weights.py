@@ -36,9 +36,7 @@ def run_weights(parser: argparse.ArgumentParser) -> None:
     if arguments.json:
         print(json_text([_facts(row) for row in rows], indent=1))
         return
-    print(
-        f"{'name':<24}{'network':<20}{'top-1':<8}{'MB':>4}  {'licence':<14}{'publisher':<12}on this machine"
-    )
+    print(f"{'name':<24}{'network':<20}{'top-1':<8}{'MB':>4}  {'licence':<14}{'cached':<8}source")
     for row in rows:
         cli.print_line(_line(row))
     print("\n'ppxcls weights NAME' fetches one. fit --weights NAME and Arch.pretrained: NAME do so too.")
@@ -47,10 +45,10 @@ def run_weights(parser: argparse.ArgumentParser) -> None:
 def _line(row: ListedWeights) -> str:
     entry = row.weights
     top1 = f"{entry.top1:.4f}" if entry.top1 is not None else "trunk"
-    place = str(row.path) if row.path else "no"
+    is_cached = "yes" if row.path else "no"
     return (
         f"{entry.name:<24}{entry.network:<20}{top1:<8}{entry.megabytes:>4}  {entry.licence:<14}"
-        f"{entry.publisher:<12}{place}"
+        f"{is_cached:<8}{entry.publisher}, {entry.source}"
     )
 
 

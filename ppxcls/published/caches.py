@@ -88,13 +88,13 @@ def record_of(file: Path) -> dict[str, Any] | None:
     return record if is_valid else None
 
 
-def write_record(file: Path, address: str, sha256: str) -> None:
-    """Records the address, the size and the digest of a file that was fetched.
+def write_record(file: Path, address: str, *, sha256: str, size: int) -> None:
+    """Records the address, the size in bytes and the digest of a file that gets its name after that.
 
     Raises:
         OSError: the record can't be written.
     """
-    values = {"format": _FORMAT, "address": address, "size": file.stat().st_size, "sha256": sha256}
+    values = {"format": _FORMAT, "address": address, "size": size, "sha256": sha256}
     write_text(_record_file(file), json_text(values, indent=1, is_ascii=True) + "\n")
 
 
@@ -169,7 +169,7 @@ def own_copy(remote: RemoteFile, *, is_checked: bool = True) -> Path | None:
 def _copy_problem(file: Path, remote: RemoteFile) -> str | None:
     """Returns what is wrong with a file in the cache; None if nothing is."""
     record = record_of(file)
-    if record is None:  # a user has put it there, or a killed process
+    if record is None:  # a user has put it there
         return published_problem(file, remote)
     if file.stat().st_size != record["size"] or file_sha256(file) != record["sha256"]:
         return "it has changed since it was fetched"

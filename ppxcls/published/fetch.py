@@ -1,10 +1,11 @@
-"""Fetches published weights into the cache. A file that is not what it should be never stays there."""
+"""Fetches published weights into the cache. A file gets its name there when all checks have passed."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,14 +25,16 @@ from ppxcls.published.offline import offline_variable
 from ppxcls.published.transfer import Transfer
 from ppxcls.published.web import FetchError, MissingFileError
 from ppxcls.published.words import RemoteFile
+from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.digests import file_sha256
 from ppxcls.system.environment import launched_rank, launched_world_size
-from ppxcls.system.file_lock import LockedError, locked
+from ppxcls.system.file_lock import locked
 from ppxcls.system.logs import logger
 from ppxcls.system.open_folder import OpenFolder
 
 # Packages that read a file, by its suffix.
-_READERS = {".safetensors": "safetensors", ".h5": "h5py", ".keras": "h5py"}
+_READERS = {".safetensors": "safetensors", ".h5": "h5py", ".hdf5": "h5py", ".keras": "h5py"}
+_MAX_MARK_BYTES = 100
 
 
 def fetched(candidates: list[RemoteFile]) -> Path:
@@ -70,21 +73,36 @@ def fetched(candidates: list[RemoteFile]) -> Path:
 def _alone(folder: Path, candidates: list[RemoteFile]) -> Iterator[None]:
     """Runs a block while no other process of this host fetches the same file.
 
+    A block that fails leaves a mark. A rank that finds a new one after it has waited does not try it again.
+
     Raises:
-        FetchError: another process of the same job has tried it without success.
+        FetchError: another process has failed while this rank of a job waited for it.
     """
-    lock = folder / f".{candidates[0].file}.lock"
-    has_waited = False
+    name = candidates[0].file
+    mark = folder / f".{name}.failed"
+    earlier_failure = _failure(mark)
+    with locked(folder / f".{name}.lock", is_kept=False):
+        is_of_job = launched_world_size() > 1
+        if is_of_job and _failure(mark) not in (b"", earlier_failure):
+            raise FetchError(
+                f"{candidates[0].label}: another process has just tried to fetch it, without success"
+            )
+        try:
+            yield
+        except Exception:
+            if is_of_job:
+                with contextlib.suppress(OSError):
+                    write_text(mark, secrets.token_hex())
+            raise
+        remove(mark)
+
+
+def _failure(mark: Path) -> bytes:
+    """Returns the random text of the last failure; empty for none."""
     try:
-        with locked(lock, waits=False, is_kept=False):
-            pass
-    except LockedError:
-        has_waited = True
-    with locked(lock, is_kept=False):
-        is_of_job = has_waited and launched_world_size() > 1
-        if is_of_job and not any(own_copy(remote) for remote in candidates):
-            raise FetchError(f"{candidates[0].label}: another process of this job could not fetch it")
-        yield
+        return read_regular(mark, _MAX_MARK_BYTES, follows_links=False)
+    except (OSError, ValueError):
+        return b""
 
 
 def _fetch(remote: RemoteFile, folder: Path, network: str | None) -> Path:
@@ -111,6 +129,7 @@ def _fetch_from(address: str, remote: RemoteFile, *, folder: Path, network: str 
     # Two processes without a common lock must not write to the same part.
     own_suffix = f".{os.getpid()}" if os.name == "nt" else ""
     part = folder / f"{remote.file}{own_suffix}.part"
+    unchecked_file = folder / f".unchecked{own_suffix}.{remote.file}"  # its reader needs the extension
     has_digest = entry is not None and bool(entry.sha256 or entry.md5)
     transfer = Transfer(
         address, part, label=remote.label, size=entry.size if entry else None, has_digest=has_digest
@@ -118,21 +137,22 @@ def _fetch_from(address: str, remote: RemoteFile, *, folder: Path, network: str 
     size = f" ({entry.megabytes} MB, {entry.licence})" if entry else ""
     if launched_rank() == 0:
         logger.info(f"fetching {remote.label}{size} from {address}")
+    remove(unchecked_file)  # of a killed process
     sha256 = _transferred(transfer, part, remote)
     try:
         _check_record(file, sha256)
-        with OpenFolder(folder) as open_folder:  # the reader knows a file by its suffix
-            open_folder.replace(part.name, file.name)
-        if problem := content_problem(file, network or remote.network, is_known=has_digest):
-            raise FetchError(f"{address}: refused, {problem}")
-        write_record(file, address, sha256)
-    except BaseException:
-        remove(file)
-        raise
+        with OpenFolder(folder) as open_folder:
+            open_folder.replace(part.name, unchecked_file.name)
+            if problem := content_problem(unchecked_file, network or remote.network, is_known=has_digest):
+                raise FetchError(f"{address}: refused, {problem}")
+            byte_count = unchecked_file.stat().st_size
+            write_record(file, address, sha256=sha256, size=byte_count)
+            open_folder.replace(unchecked_file.name, file.name)
     finally:
+        remove(unchecked_file)
         transfer.remove()
     if launched_rank() == 0:
-        logger.info(f"{remote.label}: {file}, {file.stat().st_size:,} bytes, SHA-256 {sha256}")
+        logger.info(f"{remote.label}: {file}, {byte_count:,} bytes, SHA-256 {sha256}")
     return file
 
 
@@ -178,6 +198,6 @@ def _check_record(file: Path, sha256: str) -> None:
 
 def _check_reader(remote: RemoteFile) -> None:
     """Raises FetchError if the package that reads a file is not installed."""
-    package = _READERS.get(Path(remote.file).suffix)
+    package = _READERS.get(Path(remote.file).suffix.lower())
     if package and importlib.util.find_spec(package) is None:
         raise FetchError(f"{remote.label}: reading it needs {package}, {INSTALL_HINT}")

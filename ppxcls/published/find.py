@@ -131,5 +131,5 @@ def _check_path(path: str) -> None:
     if (problem := url_problem(path)) is not None:
         raise WordError(problem)
     is_name = bool(path) and not any(mark in path for mark in ("/", "\\", ":")) and not path.startswith(".")
-    if is_name and Path(path).suffix not in (WEIGHTS, *SUFFIXES) and _file_of_name(path) is None:
+    if is_name and Path(path).suffix.lower() not in (WEIGHTS, *SUFFIXES) and _file_of_name(path) is None:
         raise WordError(unknown_word(path))

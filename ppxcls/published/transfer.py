@@ -7,24 +7,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from ppxcls.checkpoints.files import MAX_FILE_BYTES
+from ppxcls.published.attempts import repeated
 from ppxcls.published.web import BrokenTransferError, FetchError, ServerAnswer, ask
 from ppxcls.system.atomic_files import named_errors, read_regular, write_text
 from ppxcls.system.json_text import is_count, json_text, read_json
-from ppxcls.system.logs import logger
 from ppxcls.system.open_folder import OpenFolder
 
-MAX_ATTEMPTS = 5  # in a row that bring less than this
-_MIN_PROGRESS_BYTES = 1 << 20
-_MAX_ATTEMPTS_IN_ALL = 100
-_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 1.0, 30.0
-_MAX_ASKED_SECONDS = 120.0  # longest wait that a server may ask for
 _SLOW_SECONDS, _MIN_BYTES_PER_SECOND = 60.0, 1000  # seconds at any rate, and the rate that is needed then
 _BLOCK_BYTES = 1 << 18
 _SPARE_BYTES = 16 << 20  # that stay free on the disk
@@ -32,8 +26,6 @@ _MAX_JOURNAL_BYTES = 1 << 14
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
 _PAGES = ("text/html", "application/xhtml+xml")
-
-pause: Callable[[float], None] = time.sleep
 
 
 class Transfer:
@@ -67,27 +59,13 @@ class Transfer:
             FetchError: the server has no such file, refuses it, or breaks off again and again.
             OSError: the file can't be written.
         """
-        attempt, self.has_resumed = 0, False
-        for _ in range(_MAX_ATTEMPTS_IN_ALL):
-            earlier_bytes = self._byte_count()
-            try:
-                self._run_once()
-                return
-            except BrokenTransferError as error:
-                is_progress = self._byte_count() - earlier_bytes >= _MIN_PROGRESS_BYTES
-                attempt = 1 if is_progress else attempt + 1
-                if attempt >= MAX_ATTEMPTS:
-                    raise FetchError(
-                        f"{self._label}: {error.reason}, {MAX_ATTEMPTS} times in a row ({self._address}); "
-                        "the same command goes on with it later"
-                    ) from None
-                self._wait(error, attempt)
-            finally:
-                if self._bar is not None:
-                    self._bar.close()
-                    self._bar = None
-        raise FetchError(
-            f"{self._label}: the connection broke {_MAX_ATTEMPTS_IN_ALL} times ({self._address})"
+        self.has_resumed = False
+        repeated(
+            self._run_once,
+            self._byte_count,
+            label=self._label,
+            address=self._address,
+            advice="the same command goes on with it later",
         )
 
     def remove(self) -> None:
@@ -105,18 +83,6 @@ class Transfer:
             return os.lstat(self._part).st_size
         except OSError:
             return 0
-
-    def _wait(self, error: BrokenTransferError, attempt: int) -> None:
-        seconds = min(_FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), _MAX_PAUSE_SECONDS)
-        if error.wait_seconds is not None:
-            if error.wait_seconds > _MAX_ASKED_SECONDS:
-                raise FetchError(
-                    f"{self._label}: {error.reason}; the server wants to be asked again in "
-                    f"{error.wait_seconds:,.0f} s ({self._address})"
-                )
-            seconds = max(seconds, error.wait_seconds)
-        logger.warning(f"{self._label}: {error.reason}; the next attempt is in {seconds:.0f} s")
-        pause(seconds)
 
     def _run_once(self) -> None:
         """Asks the server once, and copies what it sends.
@@ -147,6 +113,9 @@ class Transfer:
             self._copy(answer, offset=offset, total=total)
         finally:
             answer.close()
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
     def _start(self) -> tuple[int, str]:
         """Returns the number of bytes that are there, and the tag of their version; 0 to start anew."""

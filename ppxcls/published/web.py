@@ -6,18 +6,21 @@ of the hub goes to the hub alone.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import errno
 import http.client
 import ipaddress
 import os
 import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from typing import Any
 
 from ppxcls.checkpoints.files import CheckpointError
@@ -26,6 +29,7 @@ from ppxcls.system.job_secret import addresses_of, is_loopback
 
 MAX_REDIRECTIONS = 10
 TIMEOUT_SECONDS = 30.0  # without an answer or without a byte
+HEAD_SECONDS = 60.0  # for all headers of an answer, whose single bytes may come in time
 _RETRIED_CODES = (408, 425, 429, 500, 502, 503, 504)
 _REDIRECTION_CODES = (301, 302, 303, 307, 308)
 _LINKED_HEADERS = ("X-Linked-Etag", "X-Linked-Size")  # the hub states them before it redirects to its storage
@@ -63,19 +67,20 @@ class ServerAnswer:
     Attributes:
         stream: its body.
         code: status code: 200, 206 or 416.
-        headers: headers of the last answer, and what the hub has stated before a redirection.
+        headers: headers of the last answer. Their names may be in small letters.
         address: address that was asked for.
+        linked_headers: what the hub has stated before a redirection.
     """
 
     stream: Any
     code: int
-    headers: Mapping[str, str]
+    headers: Message
     address: str
-    _is_open: bool = field(default=True, repr=False)
+    linked_headers: Mapping[str, str] = field(default_factory=dict)
 
     def header(self, name: str) -> str:
         """Returns a header; empty if there is none."""
-        return str(self.headers.get(name) or "")
+        return str(self.linked_headers.get(name) or self.headers.get(name) or "")
 
     @property
     def length(self) -> int | None:
@@ -99,13 +104,12 @@ class ServerAnswer:
         self.stream.close()
 
 
-def ask(address: str, headers: Mapping[str, str] | None = None, *, is_retried: bool = True) -> ServerAnswer:
+def ask(address: str, headers: Mapping[str, str] | None = None) -> ServerAnswer:
     """Returns the answer of a server, after its redirections.
 
     Args:
         address: address of the file.
         headers: headers of the request.
-        is_retried: False to raise ``FetchError`` for a busy server too.
 
     Raises:
         MissingFileError: the server has no such file.
@@ -122,21 +126,71 @@ def ask(address: str, headers: Mapping[str, str] | None = None, *, is_retried: b
             if (value := response.headers.get(name)) and _is_hub(current_address):
                 linked_headers[name] = value
         if response.status not in _REDIRECTION_CODES:
-            return _checked(response, address, linked_headers, is_retried=is_retried)
+            return _checked(response, address, linked_headers)
         location = response.headers.get("Location") or ""
         response.close()
         current_address = _next_address(current_address, location, address)
     raise FetchError(f"{address}: the server redirects more than {MAX_REDIRECTIONS} times")
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer whose headers must come within a limit."""
+
+    def __init__(self, sock: socket.socket, *arguments: Any, **settings: Any) -> None:
+        super().__init__(sock, *arguments, **settings)
+        self._connection = sock
+
+    def begin(self) -> None:
+        """Reads the headers.
+
+        Raises:
+            TimeoutError: they take too long.
+        """
+        is_late = threading.Event()
+        timer = threading.Timer(HEAD_SECONDS, _break, [self._connection, is_late])
+        timer.daemon = True
+        timer.start()
+        try:
+            super().begin()
+        finally:
+            timer.cancel()
+            del self._connection
+            if is_late.is_set():  # http.client takes what came until then for all headers
+                raise TimeoutError(errno.ETIMEDOUT, f"no whole headers in {HEAD_SECONDS:.0f} s")
+
+
+def _break(connection: socket.socket, is_late: threading.Event) -> None:
+    is_late.set()
+    with contextlib.suppress(OSError):  # it is closed already
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+class _BoundedHead(urllib.request.AbstractHTTPHandler):
+    """Lets a handler of urllib read its answers as ``_Response``."""
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **settings: Any) -> Any:
+        """Sends a request, as urllib does."""
+
+        def connection(*arguments: Any, **values: Any) -> Any:
+            new_connection = http_class(*arguments, **values)
+            new_connection.response_class = _Response
+            return new_connection
+
+        return super().do_open(connection, req, **settings)
+
+
+class _HTTPHandler(_BoundedHead, urllib.request.HTTPHandler):
+    pass
+
+
+class _HTTPSHandler(_BoundedHead, urllib.request.HTTPSHandler):
+    pass
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """Returns what sends requests. It follows nothing by itself, and knows web servers and proxies only."""
     opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-    ):
+    for handler in (urllib.request.ProxyHandler(), _HTTPHandler(), _HTTPSHandler()):
         opener.add_handler(handler)
     return opener
 
@@ -169,7 +223,7 @@ def _response(opener: urllib.request.OpenerDirector, address: str, headers: Mapp
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) and not error.strerror:
         return f"nothing for {TIMEOUT_SECONDS:g} s"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
@@ -205,9 +259,7 @@ def _leads_here(host: str | None) -> bool:
     return any(address.is_loopback or address.is_unspecified for address in addresses)
 
 
-def _checked(
-    response: Any, address: str, linked_headers: Mapping[str, str], *, is_retried: bool
-) -> ServerAnswer:
+def _checked(response: Any, address: str, linked_headers: Mapping[str, str]) -> ServerAnswer:
     """Returns an answer with the file.
 
     Raises:
@@ -218,15 +270,12 @@ def _checked(
         if (encoding := response.headers.get("Content-Encoding") or "identity") != "identity":
             response.close()
             raise FetchError(f"{address}: refused, the server sends it compressed ({encoding[:40]})")
-        return ServerAnswer(response, code, {**dict(response.headers.items()), **linked_headers}, address)
+        return ServerAnswer(response, code, response.headers, address, linked_headers)
     wait_seconds = _retry_after(response.headers.get("Retry-After"))
     response.close()
     if code in _RETRIED_CODES:
-        what = "asks too often" if code == 429 else f"answers {code}"
-        if is_retried:
-            subject = "this machine" if code == 429 else "the server"
-            raise BrokenTransferError(f"{subject} {what}", wait_seconds)
-        raise FetchError(f"{host} answers {code}; try again later")
+        reason = "this machine asks too often" if code == 429 else f"the server answers {code}"
+        raise BrokenTransferError(reason, wait_seconds)
     if code in (404, 410):
         raise MissingFileError(f"{address}: the server has no such file ({code})")
     if code in (401, 403) and _is_hub(address):
@@ -259,13 +308,23 @@ def _is_hub(address: str) -> bool:
     return (parts.scheme, parts.netloc) == (hub_parts.scheme, hub_parts.netloc)
 
 
+def _is_proxied(parts: urllib.parse.SplitResult) -> bool:
+    """True if a request of an address goes to a proxy first."""
+    has_proxy = bool(urllib.request.getproxies().get(parts.scheme))
+    return has_proxy and not urllib.request.proxy_bypass(parts.netloc)
+
+
 def _token(address: str) -> dict[str, str]:
-    """Returns the header with the user's token of the hub; empty for other servers and open connections."""
+    """Returns the header with the user's token of the hub; empty for other servers and open connections.
+
+    On this machine, an open connection is safe, unless a proxy is asked first.
+    """
     token = next((text for name in _TOKEN_VARIABLES if (text := os.environ.get(name, "").strip())), "")
     if not token:
         return {}
     parts = urllib.parse.urlsplit(address)
-    is_safe = parts.scheme == "https" or is_loopback(parts.hostname or "")
+    is_local = is_loopback(parts.hostname or "") and not _is_proxied(parts)
+    is_safe = parts.scheme == "https" or is_local
     if not is_safe or not _is_hub(address):
         return {}
     if not token.isascii() or not token.isprintable():

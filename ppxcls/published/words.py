@@ -212,7 +212,9 @@ def _of_hub(word: str, network: str | None) -> list[RemoteFile]:
     return [
         RemoteFile(
             label=word,
-            file=_safe_name("--".join([*repository.split("/"), *name.split("/")]), f"{word} {name}"),
+            file=_safe_name(
+                "--".join([*repository.split("/"), *name.split("/")]), f"{repository}@{revision}/{name}"
+            ),
             addresses=(f"{hub_address()}/{repository}/resolve/{revision}/{name}",),
             network=network,
             repository=repository,
@@ -242,17 +244,17 @@ def _of_address(word: str, network: str | None) -> RemoteFile:
 
 
 def _check_suffix(name: str, word: str) -> None:
-    if PurePosixPath(name).suffix not in (WEIGHTS, *SUFFIXES):
+    if PurePosixPath(name).suffix.lower() not in (WEIGHTS, *SUFFIXES):
         raise WordError(
             f"{word}: expected the address of a weights file, with one of {', '.join((WEIGHTS, *SUFFIXES))}"
         )
 
 
 def _safe_name(name: str, key: str) -> str:
-    """Returns a name for the cache: readable, and another one for each key."""
+    """Returns a name for the cache: readable, with a known extension, and another one for each key."""
     path = PurePosixPath(name)
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name.removesuffix(path.suffix))[:_MAX_STEM_LENGTH].lstrip(
         ".-"
     )
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return f"{stem or 'weights'}-{digest}{path.suffix}"
+    return f"{stem or 'weights'}-{digest}{path.suffix.lower()}"

@@ -81,23 +81,43 @@ class _FileHandler(logging.FileHandler):
             )
 
 
+class _EarlyLines(logging.Handler):
+    """Keeps the lines that are logged before the log file of a run can be opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 def warn_once(message: str) -> None:
     """Logs a warning about something that all processes of a job notice. Only rank 0 logs it."""
     if launched_rank() == 0:
         logger.warning(message)
 
 
-def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | None = None) -> None:
+def set_up_logging(
+    rank: int = 0, file: Path | None = None, stream: TextIO | None = None, *, is_file_later: bool = False
+) -> None:
     """Sets up log lines to the terminal and to a file. Ranks other than 0 log warnings and errors only.
 
     Args:
         rank: number of this process.
         file: log file, which only rank 0 writes; None for no file.
         stream: stream of the terminal; None for standard output.
+        is_file_later: True if the next call names the log file. It then gets the lines from now on too.
 
     Raises:
         OSError: the file can't be written.
     """
+    early_records = [
+        record
+        for handler in logger.handlers
+        if isinstance(handler, _EarlyLines)
+        for record in handler.records
+    ]
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
@@ -105,6 +125,8 @@ def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | Non
     if file is not None and rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_FileHandler(file))
+    if is_file_later and rank == 0:
+        handlers.append(_EarlyLines())
     prefix = "" if rank == 0 else f"[rank {rank}] "
     formatter = logging.Formatter(
         f"[%(asctime)s] %(name)s %(levelname)s: {prefix}%(message)s", "%Y/%m/%d %H:%M:%S"
@@ -112,4 +134,7 @@ def set_up_logging(rank: int = 0, file: Path | None = None, stream: TextIO | Non
     for handler in handlers:
         handler.setFormatter(formatter)
         logger.addHandler(handler)
+        if isinstance(handler, _FileHandler):
+            for record in early_records:
+                handler.handle(record)
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import http.server
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,15 +14,27 @@ from typing import Any
 from unittest import mock
 
 from hostility.cases import Case, Outcome, call, refusal_problem
-from hostility.servers.files import FileServer, Trick, answer, redirect, send
+from hostility.servers.file_tricks import (
+    BODIES,
+    CONFIG_TRICKS,
+    DATA,
+    LENGTHS,
+    LOCATIONS,
+    RANGES,
+    RAW_ANSWERS,
+    SMALL_TRICKS,
+    half,
+    in_small_letters,
+    raw,
+)
+from hostility.servers.files import FileServer, Trick, answer, cut, redirect
 
 from ppxcls.data import decode as _decode  # noqa: F401  sets a variable, which the cases must not undo
-from ppxcls.published import fetch, transfer, web
-from ppxcls.published.find import fetch_weights, weights_path
+from ppxcls.published import attempts, fetch, hub, web
+from ppxcls.published.find import cached_weights, fetch_weights, weights_path
 
 PROMISE = "What is fetched is the published file or nothing, from web servers only, and nothing else stays"
 Check = tuple[Outcome, str | None]
-_DATA = bytes(range(256)) * 2000
 _NAME = "xception65.ra3_in1k"  # no digest of it is published
 _DIGEST_NAME = "xception41p.ra3_in1k"  # its SHA-256 is
 _PATHS = {name: f"/timm/{name}/resolve/main/model.safetensors" for name in (_NAME, _DIGEST_NAME)}
@@ -30,21 +42,6 @@ _MARK = "hf_mark_of_this_user"  # stands for the user's token
 _VARIABLES = (
     *("PPXCLS_OFFLINE", "HF_HUB_OFFLINE", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "KERAS_HOME"),
     *("TORCH_HOME", "XDG_CACHE_HOME", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"),
-)
-_LOCATIONS = (
-    *("file:///etc/passwd", "file://localhost/etc/passwd", "ftp://127.0.0.1/x", "data:text/plain,x", "jar:x"),
-    *(
-        "gopher://127.0.0.1/x",
-        "javascript:x",
-        "http:",
-        "https://",
-        "http://[",
-        "http://[::1",
-        "http://a:b:c/",
-    ),
-    *("http://user:word@127.0.0.1/x", "http://127.0.0.1:99999/x", "http://127.0.0.1:x/", "\\\\host\\share"),
-    *("http://\x01/x", "HTTP://", "http:///x", "http://127.0.0.1:1/x", "//user@host/x", "x" * 20_000),
-    *("http://no-such-host.invalid/x", "unix:/var/run/docker.sock", "http+unix://x/y", ""),
 )
 _WORDS = (
     *(
@@ -88,40 +85,16 @@ _WORDS = (
     ),
     *("https://\u202e/x.h5", "https://a/\x1b[2J.h5", "nothing", "xception65.ra3_in1k ", "XCEPTION41!"),
 )
-_LENGTHS = ("-1", "x", "", "1e9", "9" * 30, "0x10", str(1 << 40), str(5 << 30), "512000, 512000", "\u0661")
-_RANGES = (
-    *(
-        "",
-        "bytes",
-        "bytes 0-1/2",
-        "bytes 256000-255999/512000",
-        "bytes 256000-511999/*",
-        "bytes 256000-/512000",
-    ),
-    *("bytes -1-511999/512000", "bytes 256000-511999/1024000", "items 256000-511999/512000", "9" * 5000),
-)
-_BODIES = {
-    "an HTML page": b"<!DOCTYPE html><html><body>log in</body></html>",
-    "an XML error": b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
-    "a JSON error": b'{"error": "no"}',
-    "nothing": b"",
-    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-    "a zip archive": b"PK\x03\x04" + bytes(100),
-    "a pickle": b"\x80\x02cposix\nsystem\nX\x04\x00\x00\x00true\x85R.",
-    "a program": b"\x7fELF" + bytes(200),
-    "a safetensors file with a huge header": (1 << 62).to_bytes(8, "little") + b"{}",
-    "weights of nothing": (2).to_bytes(8, "little") + b"{}",
-}
 
 
 def cases() -> Iterator[Case]:
     """Returns the cases."""
-    for location in _LOCATIONS:
+    for location in LOCATIONS:
         yield _server_case(f"a redirection to {location[:40]!r}", [redirect(location)])
     yield _server_case("redirections without end", [redirect("/again")])
     yield _server_case("a redirection without a place", [answer(302)])
     for code in (100, 204, 206, 300, 304, 305, 400, 401, 402, 403, 404, 407, 410, 418, 451, 501, 505, 999):
-        yield _server_case(f"the code {code}", [answer(code, _DATA[:500])], is_quick=code != 100)
+        yield _server_case(f"the code {code}", [answer(code, DATA[:500])], is_quick=code != 100)
     for code in (408, 425, 429, 500, 502, 503, 504):
         yield _server_case(f"the code {code} for ever", [answer(code)])
     for value in (
@@ -134,22 +107,20 @@ def cases() -> Iterator[Case]:
         "Fri, 31 Dec 9999 23:59:59 GMT",
     ):
         yield _server_case(f"Retry-After: {value[:20]!r}", [answer(429, Retry_After=value)])
-    for value in _LENGTHS:
-        yield _server_case(
-            f"Content-Length: {value[:20]!r}", [answer(200, _DATA[:500], Content_Length=value)]
-        )
+    for value in LENGTHS:
+        yield _server_case(f"Content-Length: {value[:20]!r}", [answer(200, DATA[:500], Content_Length=value)])
     for value in ("gzip", "br", "identity, gzip", "x" * 5000):
         name = f"Content-Encoding: {value[:20]}"
-        yield _server_case(name, [answer(200, _DATA, Content_Encoding=value)])
-    for value in _RANGES:
+        yield _server_case(name, [answer(200, DATA, Content_Encoding=value)])
+    for value in RANGES:
         name = f"a rest of the file with Content-Range: {value[:40]!r}"
-        yield _server_case(name, [_half, answer(206, _DATA[:256000], Content_Range=value), answer(404)])
+        yield _server_case(name, [half, answer(206, DATA[:256000], Content_Range=value), answer(404)])
     yield from _other_cases()
 
 
 def _other_cases() -> Iterator[Case]:
     """Returns the cases of contents, broken protocols, words, variables and caches."""
-    for name, body in _BODIES.items():
+    for name, body in BODIES.items():
         for word in (_NAME, _DIGEST_NAME):
             yield _server_case(
                 f"{name} in the place of {word}",
@@ -158,8 +129,12 @@ def _other_cases() -> Iterator[Case]:
                 is_checked=True,
                 is_quick=word == _DIGEST_NAME,
             )
-    for name, lines in _RAW.items():
-        yield _server_case(f"an answer with {name}", [functools.partial(_raw, lines)])
+    for name, trick in SMALL_TRICKS.items():
+        yield _server_case(f"{name}, with headers in small letters", [in_small_letters, trick])
+    for name, trick in CONFIG_TRICKS.items():
+        yield _server_case(f"a config.json with {name}", [trick], word="hf-hub:me/x")
+    for name, lines in RAW_ANSWERS.items():
+        yield _server_case(f"an answer with {name}", [functools.partial(raw, lines)])
     for name, run in _OTHER_RUNS.items():
         yield Case(name, run, is_quick=True)
     for word in _WORDS:
@@ -177,8 +152,10 @@ def _machine(folder: Path, **variables: str) -> Iterator[None]:
     values = {"HOME": str(home), "PPXCLS_CACHE": str(folder / "cache"), "no_proxy": "*", **variables}
     with (
         mock.patch.dict(os.environ, values),
-        mock.patch.object(transfer, "pause", return_value=None),
+        mock.patch.object(attempts, "pause", return_value=None),
         mock.patch.object(web, "TIMEOUT_SECONDS", 2.0),
+        mock.patch.object(web, "HEAD_SECONDS", 0.3),
+        mock.patch.object(hub, "_MAX_SECONDS", 0.3),
     ):
         for name in _VARIABLES:
             if name not in variables:
@@ -201,7 +178,7 @@ def _server_case(
 
 
 def _refused(tricks: list[Trick], word: str, is_checked: bool, folder: Path) -> Check:  # noqa: FBT001
-    server = FileServer(files=dict.fromkeys(_PATHS.values(), _DATA), tricks=list(tricks), is_last_kept=True)
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA), tricks=list(tricks), is_last_kept=True)
     unchecked = mock.patch.object(fetch, "content_problem", return_value=None)
     with (
         server.running(),
@@ -215,37 +192,6 @@ def _refused(tricks: list[Trick], word: str, is_checked: bool, folder: Path) -> 
     if problem is None and _MARK in outcome.errors:
         problem = "the token is in the message"
     return outcome, problem
-
-
-def _half(handler: http.server.BaseHTTPRequestHandler, _: FileServer) -> None:
-    """Sends half of the file, and breaks the connection."""
-    tag = f'"{hashlib.sha256(_DATA).hexdigest()[:16]}"'
-    send(handler, 200, _DATA[:256000], {"Content-Length": str(len(_DATA)), "ETag": tag})
-    handler.close_connection = True
-
-
-_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-_RAW = {
-    "no status": b"\r\n\r\n",
-    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
-    "a status that is no number": b"HTTP/1.1 abc OK\r\n\r\n",
-    "a negative status": b"HTTP/1.1 -200 OK\r\n\r\n",
-    "a status of 70,000 characters": b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n",
-    "a header of 70,000 characters": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
-    "1,000 headers": b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: y\r\n" % i for i in range(1000)) + b"\r\n",
-    "no end of its headers": b"HTTP/1.1 200 OK\r\nContent-Length: 5",
-    "chunks of no size": _CHUNKED + b"zz\r\nabc\r\n0\r\n\r\n",
-    "chunks of a negative size": _CHUNKED + b"-5\r\nabc\r\n0\r\n\r\n",
-    "chunks of a huge size": _CHUNKED + b"f" * 15 + b"\r\nabc",
-    "chunks without an end": _CHUNKED + b"5\r\nabcde\r\n",
-    "bytes that are no text": b"\xff\xfe\x00\x01" * 50,
-}
-
-
-def _raw(data: bytes, handler: http.server.BaseHTTPRequestHandler, _: FileServer) -> None:
-    handler.wfile.write(data)
-    handler.wfile.flush()
-    handler.close_connection = True
 
 
 def _word(word: str, folder: Path) -> Check:
@@ -266,7 +212,7 @@ _BAD_VARIABLES = (
 
 
 def _variable(name: str, value: str, folder: Path) -> Check:
-    server = FileServer(files=dict.fromkeys(_PATHS.values(), _DATA))
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA))
     with server.running(), _machine(folder, **{"HF_ENDPOINT": server.address, name: value}):
         outcome = call(weights_path, _NAME)
     problem = refusal_problem(outcome, *([name] if name != "PPXCLS_CACHE" else []))
@@ -275,7 +221,7 @@ def _variable(name: str, value: str, folder: Path) -> Check:
 
 def _token_elsewhere(folder: Path) -> Check:
     """The hub redirects to another server, which must not get the token."""
-    with FileServer(files={"/x": _DATA}).running() as storage, FileServer().running() as server:
+    with FileServer(files={"/x": DATA}).running() as storage, FileServer().running() as server:
         server.tricks = [redirect(f"{storage.address}/x")]
         with (
             _machine(folder, HF_ENDPOINT=server.address, HF_TOKEN=_MARK),
@@ -290,10 +236,79 @@ def _token_elsewhere(folder: Path) -> Check:
     return outcome, problem or (None if outcome.code == 0 else outcome.errors)
 
 
+def _token_and_proxy(folder: Path) -> Check:
+    """The hub's mirror is on this machine, and a proxy of open connections is asked for it."""
+    address = "http://localhost:5000"
+    server = FileServer(files={f"{address}{_PATHS[_NAME]}": DATA})
+    with (
+        server.running(),
+        _machine(folder, HF_ENDPOINT=address, HF_TOKEN=_MARK, http_proxy=server.address, no_proxy=""),
+        mock.patch.object(fetch, "content_problem", return_value=None),
+    ):
+        outcome = call(weights_path, _NAME)
+    is_sent = any(_MARK in repr(request.headers) for request in server.requests)
+    problem = "the token was sent to the proxy" if is_sent else None
+    return outcome, problem or (None if outcome.code == 0 and server.requests else outcome.errors)
+
+
+def _small_headers(folder: Path) -> Check:
+    """A good server that writes its headers in small letters, and breaks off once."""
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA), has_small_headers=True)
+    server.tricks = [cut(0.5)]
+    with (
+        server.running(),
+        _machine(folder, HF_ENDPOINT=server.address),
+        mock.patch.object(fetch, "content_problem", return_value=None),
+    ):
+        outcome = call(weights_path, _NAME)
+    has_resumed = len(server.requests) == 2 and "range" in server.requests[1].headers
+    problem = None if outcome.code == 0 else outcome.errors
+    return outcome, problem or (None if has_resumed else "the transfer began anew")
+
+
+def _look_during_the_check(folder: Path) -> Check:
+    """Another process looks for the file while its content is checked, and the file is refused then."""
+    found_files: list[Path | None] = []
+
+    def check(*_: object, **__: object) -> str:
+        found_files.append(cached_weights("xception65"))
+        return "nothing"
+
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA))
+    with (
+        server.running(),
+        _machine(folder, HF_ENDPOINT=server.address),
+        mock.patch.object(fetch, "content_problem", check),
+    ):
+        outcome = call(weights_path, _NAME)
+    problem = refusal_problem(outcome, "nothing")
+    is_hidden = found_files == [None] and not _left(folder)
+    return outcome, problem or (None if is_hidden else f"{found_files} can be used, {_left(folder)} stays")
+
+
+def _killed_in_the_check(folder: Path) -> Check:
+    """A process is killed while it checks the content of a file, and the next one has another server."""
+    script = (
+        "import os, signal, sys\n"
+        "from ppxcls.published import fetch, find\n"
+        "fetch.content_problem = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "find.weights_path(sys.argv[1])\n"
+    )
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA))
+    with server.running(), _machine(folder, HF_ENDPOINT=server.address):
+        # S603: runs the lines above, without a shell.
+        subprocess.run([sys.executable, "-c", script, _NAME], check=False, capture_output=True)  # noqa: S603
+        found_file = cached_weights("xception65")
+        server.files = {}
+        outcome = call(weights_path, _NAME)
+    problem = refusal_problem(outcome, "no such file")
+    return outcome, problem or (f"{found_file} is used" if found_file else None)
+
+
 def _name_of_an_address(folder: Path) -> Check:
     """The name of a file in an address leads out of the cache."""
     paths = ("/..%2f..%2fx.h5", "/%00.h5", "/.h5", "/-rf.h5", "/" + "x" * 1500 + ".h5", "/%F0%9F%98%80.h5")
-    server = FileServer(files=dict.fromkeys(paths, _DATA))
+    server = FileServer(files=dict.fromkeys(paths, DATA))
     cache = folder / "cache"
     problem = None
     with (
@@ -320,7 +335,7 @@ def _planted(plant: Callable[[Path], Any], folder: Path) -> Check:
 
 
 def _plant_wrong(cache: Path) -> None:
-    (cache / f"{_DIGEST_NAME}.safetensors").write_bytes(_DATA)
+    (cache / f"{_DIGEST_NAME}.safetensors").write_bytes(DATA)
 
 
 def _plant_link(cache: Path) -> None:
@@ -349,32 +364,33 @@ def _plant_open(cache: Path) -> None:
 
 def _changed_after_the_fetch(folder: Path) -> Check:
     """A file of the cache is replaced, and the server has another one too by then."""
-    server = FileServer(files=dict.fromkeys(_PATHS.values(), _DATA))
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA))
     with (
         server.running(),
         _machine(folder, HF_ENDPOINT=server.address),
         mock.patch.object(fetch, "content_problem", return_value=None),
     ):
-        weights_path(_NAME).write_bytes(_DATA[::-1])
-        server.files = dict.fromkeys(_PATHS.values(), _DATA[::-1])
+        weights_path(_NAME).write_bytes(DATA[::-1])
+        server.files = dict.fromkeys(_PATHS.values(), DATA[::-1])
         outcome = call(weights_path, _NAME)
     return outcome, refusal_problem(outcome, "first fetch")
 
 
-def _part_of_another(target: Path, folder: Path) -> Check:
-    """The name of the part is a link out of the cache."""
+def _linked_name(name: str, folder: Path) -> Check:
+    """The name of a file beside the weights is a link out of the cache. A fetch fails, and one succeeds."""
     cache = folder / "cache/weights"
     cache.mkdir(mode=0o700, parents=True)
     (folder / "cache").chmod(0o700)
-    victim = folder / target
+    victim = folder / "victim"
     victim.write_text("keep")
-    (cache / f"{_NAME}.safetensors.part").symlink_to(victim)
-    server = FileServer(files=dict.fromkeys(_PATHS.values(), _DATA))
+    (cache / name.format(f"{_NAME}.safetensors")).symlink_to(victim)
+    server = FileServer(files=dict.fromkeys(_PATHS.values(), DATA), tricks=[answer(404)])
     with (
         server.running(),
-        _machine(folder, HF_ENDPOINT=server.address),
+        _machine(folder, HF_ENDPOINT=server.address, PADDLE_TRAINERS_NUM="2"),
         mock.patch.object(fetch, "content_problem", return_value=None),
     ):
+        call(weights_path, _NAME)
         outcome = call(weights_path, _NAME)
     return outcome, None if victim.read_text() == "keep" else "a file outside of the cache was written"
 
@@ -389,5 +405,12 @@ _OTHER_RUNS: dict[str, Callable[[Path], Check]] = {
     "a forged record in the cache": functools.partial(_planted, _plant_record),
     "a cache that others can write": functools.partial(_planted, _plant_open),
     "a file that changes after the first fetch": _changed_after_the_fetch,
-    "a part that is a link": functools.partial(_part_of_another, Path("victim")),
+    "a proxy between the token and a mirror on this machine": _token_and_proxy,
+    "a good server with headers in small letters": _small_headers,
+    "a look at a file during its check": _look_during_the_check,
+    "a process that is killed in the check": _killed_in_the_check,
+    **{
+        f"a link of the name {name.format('x')}": functools.partial(_linked_name, name)
+        for name in ("{}.part", "{}.part.source", "{}.source", ".{}.failed", ".unchecked.{}", ".{}.lock")
+    },
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ppxcls.published import fetch, transfer, web
+from ppxcls.published import attempts, fetch, web
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses between attempts, which take no time here."""
     seconds: list[float] = []
-    monkeypatch.setattr(transfer, "pause", seconds.append)
+    monkeypatch.setattr(attempts, "pause", seconds.append)
     return seconds
 
 

@@ -6,19 +6,16 @@ import dataclasses
 import hashlib
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hostility.servers.files import FileServer, answer, cut, redirect, send, stall
+from hostility.servers.files import FileServer, answer, cut, redirect, stall
 
 import ppxcls
-from ppxcls.published import catalogue, fetch, find, transfer, web
+from ppxcls.published import attempts, catalogue, fetch, find, transfer, web
 from ppxcls.published.caches import record_of
 from ppxcls.published.web import FetchError
-from tests.conftest import ROOT
 
 DATA = bytes(range(256)) * 4000
 NAME = "xception65.ra3_in1k"
@@ -77,12 +74,27 @@ def test_a_broken_connection_goes_on_where_it_broke(
     assert len(pauses) == 2
 
 
+def test_names_of_headers_may_be_in_small_letters(server: FileServer, cache: Path) -> None:
+    """The size, the tag, the digest and the kind of a file are known in any spelling."""
+    server.files[PATH], server.has_small_headers = DATA, True
+    server.tricks = [cut(0.5)]
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert [request.headers.get("range") for request in server.requests] == [None, "bytes=512000-"]
+    (cache / f"{NAME}.safetensors").unlink()
+    server.linked_sha256 = "0" * 64
+    with pytest.raises(FetchError, match="not the one that the hub states"):
+        find.weights_path(NAME)
+    server.tricks = [answer(200, b"<html>log in", Content_Type="text/html; charset=utf-8")]
+    with pytest.raises(FetchError, match="sends a page in the place of the file"):
+        find.weights_path(NAME)
+
+
 def test_another_process_goes_on_with_a_part(
     server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.files[PATH] = DATA
     server.tricks = [cut(0.5), *[answer(503)] * 4]
-    monkeypatch.setattr(transfer, "MAX_ATTEMPTS", 3)
+    monkeypatch.setattr(attempts, "MAX_ATTEMPTS", 3)
     with pytest.raises(FetchError, match=r"the server answers 503, 3 times in a row .*goes on with it later"):
         find.weights_path(NAME)
     assert f"{NAME}.safetensors.part" in left(cache)
@@ -260,6 +272,24 @@ def test_the_token_is_not_sent_over_an_open_connection(monkeypatch: pytest.Monke
     assert web._token("https://huggingface.co/x") == {}
 
 
+def test_the_token_is_not_sent_to_a_proxy_of_an_open_connection(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mirror on this machine is asked through the proxy, which could read the token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("HF_ENDPOINT", "http://localhost:5000")
+    assert web._token("http://localhost:5000/x") == {"Authorization": "Bearer hf_secret"}
+    monkeypatch.setenv("http_proxy", server.address)
+    assert web._token("http://localhost:5000/x") == {"Authorization": "Bearer hf_secret"}  # no_proxy is *
+    monkeypatch.delenv("no_proxy")
+    assert web._token("http://localhost:5000/x") == {}
+    server.files[f"http://localhost:5000{PATH}"] = DATA
+    assert find.weights_path(NAME).read_bytes() == DATA
+    assert "authorization" not in server.requests[0].headers
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert web._token("http://localhost:5000/x") == {"Authorization": "Bearer hf_secret"}
+
+
 def test_a_server_that_stalls(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(web, "TIMEOUT_SECONDS", 0.3)
     server.files[PATH] = DATA
@@ -344,8 +374,6 @@ def test_a_size_that_is_too_large_is_refused(server: FileServer, cache: Path) ->
 
 
 def test_a_server_that_states_more_than_it_sends(server: FileServer) -> None:
-    server.tricks = [answer(200, DATA[:5000], Content_Length="6000", Connection="close")] * 5
-
     def close(handler: object, owner: FileServer) -> None:
         answer(200, DATA[:5000], Content_Length="6000")(handler, owner)  # type: ignore[arg-type]
         handler.close_connection = True  # type: ignore[attr-defined]
@@ -423,19 +451,6 @@ def test_a_full_disk_and_a_small_one(
     assert left(cache) == set()
 
 
-def test_a_disk_that_becomes_full(server: FileServer, cache: Path) -> None:
-    """The message names the file. What was fetched stays as a part, and the next command goes on with it."""
-    server.files[PATH] = DATA
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))\n"
-    process = started(NAME, before=limit)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode
-    assert f"{cache}/{NAME}.safetensors.part" in errors.splitlines()[-1]
-    assert f"{NAME}.safetensors" not in left(cache)
-    assert find.weights_path(NAME).read_bytes() == DATA
-    assert "range" in server.requests[-1].headers
-
-
 def test_a_cache_that_is_read_only_is_read(
     server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -455,70 +470,25 @@ def test_a_cache_that_others_can_write_is_not_used(server: FileServer, cache: Pa
         find.weights_path(NAME)
 
 
-FETCH = """
-import sys
-from ppxcls.published import fetch, find
-from ppxcls.system.logs import set_up_logging
-fetch.content_problem = lambda *_, **__: None
-set_up_logging()
-print(find.weights_path(sys.argv[1]))
-"""
-
-
-def started(name: str, *, before: str = "", **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", before + FETCH, name],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
-    )
-
-
-def slow(release_after: int) -> object:
-    """Returns a trick that answers when some processes wait, which the log of locks does not tell."""
-
-    def trick(handler: object, owner: FileServer) -> None:
-        owner.release.wait(1.0)
-        send(handler, 200, DATA)  # type: ignore[arg-type]
-
-    return trick
-
-
-def test_two_processes_fetch_once(server: FileServer) -> None:
+def test_a_file_appears_after_its_check(
+    server: FileServer, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile no other process finds it, and the check sees it with its extension."""
     server.files[PATH] = DATA
-    server.tricks = [slow(2)]  # type: ignore[list-item]
-    processes = [started(NAME) for _ in range(3)]
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    assert len({output.splitlines()[-1] for output, _ in outputs}) == 1
-    assert len(server.requests) == 1
+    files: list[Path] = []
 
+    def check(file: Path, *_: object, **__: object) -> str | None:
+        files.append(file)
+        assert file.read_bytes() == DATA
+        assert find.cached_weights("xception65") is None
+        return None if len(files) > 1 else "nothing"
 
-def test_ranks_do_not_wait_for_one_that_fails(server: FileServer) -> None:
-    """Each rank ends with an error. Those that have waited do not ask the server again."""
-
-    def refuse(handler: object, owner: FileServer) -> None:
-        owner.release.wait(2.0)
-        send(handler, 404, b"")  # type: ignore[arg-type]
-
-    server.tricks, server.is_last_kept = [refuse], True
-    ranks = [started(NAME, PADDLE_TRAINERS_NUM="2", PADDLE_TRAINER_ID=str(rank)) for rank in range(2)]
-    errors = [rank.communicate(timeout=60)[1] for rank in ranks]
-    assert all(rank.returncode for rank in ranks)
-    assert sum("the server has no such file" in error for error in errors) >= 1
-
-
-def test_a_killed_process_leaves_a_part_and_no_lock(server: FileServer, cache: Path) -> None:
-    server.files[PATH] = DATA
-    server.tricks = [stall]
-    process = started(NAME)
-    part = cache / f"{NAME}.safetensors.part"
-    while not (part.exists() and part.stat().st_size >= len(DATA) // 2):
-        assert process.poll() is None
-    process.kill()
-    process.wait()
-    assert find.weights_path(NAME).read_bytes() == DATA
+    monkeypatch.setattr(fetch, "content_problem", check)
+    with pytest.raises(FetchError, match="refused, nothing"):
+        find.weights_path(NAME)
+    assert left(cache) == set()
+    assert find.weights_path(NAME) == cache / f"{NAME}.safetensors"
+    assert [file.suffix for file in files] == [".safetensors"] * 2
 
 
 def test_the_log_says_what_is_fetched(server: FileServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -541,4 +511,7 @@ def test_a_missing_reader_is_named_before_anything_is_fetched(
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(FetchError, match=r"reading it needs safetensors, .*pip install"):
         find.weights_path(NAME)
+    for suffix in (".h5", ".hdf5", ".keras", ".HDF5"):
+        with pytest.raises(FetchError, match="reading it needs h5py"):
+            find.weights_path(f"{server.address}/x{suffix}")
     assert server.requests == []

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from hostility.servers.files import FileServer, answer
@@ -18,7 +22,8 @@ from ppxcls.config.load import RUN_CONFIG_HEADER
 from ppxcls.models.weights import save_weights
 from ppxcls.published import caches, catalogue, find
 from ppxcls.published.web import FetchError
-from ppxcls.published.words import WordError
+from ppxcls.published.words import WordError, remote_files
+from ppxcls.system.logs import logger, set_up_logging
 from tests.conftest import ROOT, run_tool
 
 DATA = bytes(range(256)) * 40
@@ -87,6 +92,24 @@ def test_the_page_lists_the_catalogue() -> None:
         figures = "a trunk" if entry.top1 is None else f"{entry.top1:.4f} / {entry.top5:.4f}"
         row = f"| `{entry.name}` | `{entry.network}` | {figures} | {entry.megabytes} | {entry.licence} | "
         assert f"{row}{entry.publisher} | " in page
+
+
+def test_other_pages_have_the_figures_of_the_catalogue() -> None:
+    """Each top-1 in the table of networks, and in a recipe, is that of some file of the network."""
+    page = (ROOT / "docs/networks.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*) \| (?:PaddleClas|timm|Keras) \|[^|]*\| (0\.\d+)", page, re.MULTILINE)
+    texts = [(re.findall(r"`([^`]+)`", names), figure) for names, figure in rows]
+    for file in (ROOT / "configs/recipes").glob("*.yaml"):
+        recipe = file.read_text(encoding="utf-8")
+        if match := re.search(r"timm reports top-1 (0\.\d+)", recipe):
+            name = re.search(r"^Arch: \{name: (\w+)", recipe, re.MULTILINE)
+            assert name is not None
+            texts.append(([name[1]], match[1]))
+    assert len(texts) >= 10  # the table and two recipes
+    for networks, figure in texts:
+        published = [entry.top1 or 0.0 for entry in catalogue.CATALOGUE if entry.network in networks]
+        rounding = 0.5 * 10 ** -len(figure.partition(".")[2]) + 1e-9
+        assert any(abs(top1 - float(figure)) <= rounding for top1 in published), (networks, figure)
 
 
 @pytest.mark.parametrize(
@@ -311,58 +334,6 @@ def test_a_link_in_the_cache_is_not_followed(here: Path, tmp_path: Path) -> None
 # With a server
 
 
-def test_a_repository_of_the_hub(server: FileServer, cache: Path) -> None:
-    server.files["/me/mine/resolve/main/model.safetensors"] = DATA
-    file = find.weights_path("hf-hub:me/mine")
-    assert file.read_bytes() == DATA
-    assert file.name.startswith("me--mine--model-")
-    assert file.suffix == ".safetensors"
-    assert [request.path for request in server.requests] == [
-        "/me/mine/resolve/main/config.json",
-        "/me/mine/resolve/main/model.safetensors",
-    ]
-    server.files["/me/old/resolve/v1/pytorch_model.bin"] = DATA
-    assert find.weights_path("hf-hub:me/old@v1").suffix == ".bin"
-    server.files["/me/old/resolve/main/deep/er/net.h5"] = DATA
-    assert find.weights_path("hf-hub:me/old/deep/er/net.h5").read_bytes() == DATA
-    with pytest.raises(FetchError, match="the server has no such file"):
-        find.weights_path("hf-hub:me/empty")
-
-
-@pytest.mark.parametrize(
-    ("architecture", "network", "message"),
-    [
-        ("xception65", "xception65", None),
-        ("xception65", None, None),
-        ("xception", "legacy_xception", None),
-        ("legacy_xception", "Xception", None),
-        ("xception65", "xception41", "these are weights of xception65, and the network is xception41"),
-        ("resnet50", None, "these are weights of resnet50, and of no network of 'ppxcls list'"),
-        (5, "xception65", None),
-    ],
-)
-def test_a_repository_says_which_network_it_has(
-    architecture: object, network: str | None, message: str | None, server: FileServer
-) -> None:
-    config = json.dumps({"architecture": architecture}).encode()
-    server.files |= {
-        f"/me/x/resolve/main/{name}": data for name, data in ((FILE, DATA), ("config.json", config))
-    }
-    if message is None:
-        assert find.weights_path("hf-hub:me/x", network).read_bytes() == DATA
-        return
-    with pytest.raises(FetchError, match=message):
-        find.weights_path("hf-hub:me/x", network)
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("config", [b"{", b"[" * 100_000, b" " * (2 << 20), b"\xff"])
-def test_a_damaged_config_of_a_repository(config: bytes, server: FileServer) -> None:
-    server.files["/me/x/resolve/main/config.json"] = config
-    with pytest.raises(FetchError, match=r"its config\.json is damaged"):
-        find.weights_path("hf-hub:me/x")
-
-
 def test_an_address(server: FileServer, cache: Path) -> None:
     server.files["/a/my%20net.weights.h5"] = DATA
     file = find.weights_path(f"{server.address}/a/my%20net.weights.h5?download=true#x")
@@ -435,6 +406,35 @@ def test_configs_take_words(key: str, server: FileServer, write_config: Callable
         weights_for(misspelled, "train")
 
 
+@pytest.mark.parametrize(
+    ("tool", "next_step"), [("trainer", "network_classes"), ("evaluation", "class_names_for")]
+)
+def test_the_log_of_a_run_says_what_was_fetched(
+    tool: str,
+    next_step: str,
+    write_config: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Weights are fetched before the run's folder is written, so its log does not exist yet."""
+    module = importlib.import_module(f"ppxcls.build.{tool}")
+    config = ppxcls.load_config(write_config())
+
+    def fetch_some(*_: object) -> SimpleNamespace | None:
+        logger.info("fetching some weights")
+        assert not config.run_folder.exists()
+        return SimpleNamespace(path="x") if tool == "evaluation" else None
+
+    monkeypatch.setattr(module, "weights_for", fetch_some)
+    monkeypatch.setattr(module, next_step, mock.Mock(side_effect=InterruptedError))
+    with pytest.raises(InterruptedError):
+        ppxcls.build_trainer(config) if tool == "trainer" else ppxcls.evaluate(config)
+    logger.info("later")
+    set_up_logging()
+    for text in (capsys.readouterr().out, (config.run_folder / "train.log").read_text(encoding="utf-8")):
+        assert text.count("INFO: fetching some weights\n") == text.count("INFO: later\n") == 1
+
+
 def test_the_config_of_a_strangers_run_names_no_repository(tmp_path: Path, home: Path) -> None:
     run = tmp_path / "Xception41"
     run.mkdir()
@@ -450,12 +450,16 @@ def test_the_verb_lists_and_fetches(server: FileServer, cache: Path) -> None:
     assert [line.split()[0] for line in listing.stdout.splitlines()[1:16]] == [
         entry.name for entry in catalogue.CATALOGUE
     ]
+    for line, entry in zip(listing.stdout.splitlines()[1:], catalogue.CATALOGUE, strict=False):
+        assert line.endswith(f"  no      {entry.publisher}, {entry.source}")
     server.files["/mine.pdparams"] = b"\x80\x02}q\x00."
     fetched = run_tool("weights", f"{server.address}/mine.pdparams")
     assert fetched.returncode == 0, fetched.stderr
     assert fetched.stdout.strip() == str(next(iter(cache.glob("*.pdparams"))))
     assert "fetching" in fetched.stderr
     keep(cache / f"{NAME}.safetensors")
+    cached = [line.split()[0] for line in run_tool("weights").stdout.splitlines() if "  yes  " in line]
+    assert cached == [NAME]
     rows = {row["name"]: row for row in json.loads(run_tool("weights", "--json").stdout)}
     assert rows[NAME]["path"] == str(cache / f"{NAME}.safetensors")
     assert rows["Xception"]["path"] is None
@@ -505,7 +509,14 @@ def test_variables_that_are_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -
         find.weights_path(NAME)
 
 
-def test_a_server_that_is_busy_with_the_config(server: FileServer) -> None:
-    server.tricks, server.is_last_kept = [answer(503)], True
-    with pytest.raises(FetchError, match="hf-hub:me/x: the server answers 503"):
-        find.weights_path("hf-hub:me/x")
+def test_words_that_mean_the_same_have_one_file() -> None:
+    same = ("hf-hub:a/b", "hf_hub:a/b", "hf-hub:a/b@main", "hf-hub:a/b/model.safetensors")
+    assert len({remote_files(word)[0].file for word in same}) == 1
+    others = ("hf-hub:a/b@v1", "hf-hub:a/c", "hf-hub:a/b/c/model.safetensors", "hf-hub:a/b/pytorch_model.bin")
+    assert len({remote_files(word)[0].file for word in (same[0], *others)}) == 5
+
+
+def test_extensions_may_be_in_capitals(here: Path) -> None:
+    for word in ("https://a.org/NET.PTH", "hf-hub:me/x/NET.PTH"):
+        assert remote_files(word)[0].file.endswith(".pth")
+    assert find.weights_path("NET.PTH") == Path("NET.PTH")

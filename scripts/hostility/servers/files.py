@@ -39,6 +39,7 @@ class FileServer:
         has_tags: True to state a tag of each file.
         takes_ranges: False to answer a request for a range with the whole file.
         linked_sha256: what the hub states about the file; empty for nothing.
+        has_small_headers: True to write names of headers in small letters, as many servers and proxies do.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class FileServer:
     has_tags: bool = True
     takes_ranges: bool = True
     linked_sha256: str = ""
+    has_small_headers: bool = False
     requests: list[Seen] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     port: int = 0
@@ -85,6 +87,9 @@ class FileServer:
                     owner.tricks[0](self, owner)
                 else:
                     send_file(self, owner)
+
+            def send_header(self, keyword: str, value: str) -> None:
+                super().send_header(keyword.lower() if owner.has_small_headers else keyword, value)
 
             def log_message(self, *arguments: Any) -> None:
                 pass
