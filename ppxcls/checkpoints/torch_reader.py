@@ -203,8 +203,15 @@ class _TorchMachine(Machine):
         self.push({} if is_dictionary else value)
 
     def persistent(self) -> None:
-        """Replaces the description of a storage by the storage."""
+        """Replaces the description of a storage by the storage.
+
+        torch before 1.6 also describes the class of a pickled module, with its source code.
+        """
         description = self.pop()
+        if isinstance(description, tuple) and len(description) == 4 and description[0] == "module":
+            kind = description[1]
+            self.push(kind if isinstance(kind, OpaqueValue) else OpaqueValue("a module"))
+            return
         is_storage = isinstance(description, tuple) and len(description) >= 5 and description[0] == "storage"
         if not is_storage or not isinstance(description[2], str):
             raise RefusedError("it refers to something else than a storage")

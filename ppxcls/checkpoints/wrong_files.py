@@ -9,7 +9,7 @@ _TORCH_NAMES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 # damaged file of its format is better.
 _OWN_STARTS = (
     (b"PK\x03\x04", (*_TORCH_NAMES, ".keras")),
-    (b"\x89HDF", (".h5",)),
+    (b"\x89HDF", (".h5", ".hdf5")),
 )
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the format
 

@@ -29,7 +29,8 @@ _MAX_WEIGHTS_BYTES, _MAX_CONFIG_BYTES = 1 << 30, 1 << 24
 _MAX_OBJECTS, _MAX_DEPTH = 20_000, 16  # groups and variables in a file; a network has about 500
 # Groups that contain the layers of a model, which are no layers themselves.
 _CONTAINER_WORDS = ("layers", "_layer_checkpoint_dependencies", "_functional")
-_OPTIMIZER_WORDS = ("optimizer", "_optimizer", "optimizer_weights")
+# Groups beside those of the layers: states of the training. Keras 2 saves its metrics too.
+_TRAINING_WORDS = ("optimizer", "_optimizer", "optimizer_weights", "metrics", "compiled_metrics", "compiled_loss")
 # Names of variables in the order of Keras 3, which numbers them. Keras 1 has the names after the comma.
 _VARIABLES = {
     name: place
@@ -142,14 +143,21 @@ class _Reader:
         return "layer_names" in group.attrs or "layer_names0" in group.attrs
 
     def _numbered_layers(
-        self, group: Any, path: tuple[str, ...] = (), depth: int = 0
+        self, group: Any, path: tuple[str, ...] = (), depth: int = 0, *, is_model: bool = True
     ) -> Iterator[KerasLayer]:
-        """Returns the layers in a group of Keras 3, and in the groups in it."""
+        """Returns the layers in a group of Keras 3, and in the groups in it.
+
+        Args:
+            group: group of HDF5.
+            path: names of the models and layers that contain it.
+            depth: number of groups that contain it.
+            is_model: False if the group contains layers alone, under the names of their classes.
+        """
         if depth > _MAX_DEPTH:
             raise CheckpointError(f"{self._file}: refused, groups are nested more than {_MAX_DEPTH} deep")
         self._count(len(group))
         for name in sorted(group, key=_natural_order):
-            if name in _OPTIMIZER_WORDS and not path:
+            if name in _TRAINING_WORDS and is_model:
                 continue
             if name == "vars":
                 yield from self._numbered_layer(self._member(group, name), path)
@@ -160,7 +168,7 @@ class _Reader:
                 raise CheckpointError(f"{self._file}: vars is expected in a group, and {name} is none")
             if _is_group(member):
                 inner_path = path if is_container else (*path, name)
-                yield from self._numbered_layers(member, inner_path, depth + 1)
+                yield from self._numbered_layers(member, inner_path, depth + 1, is_model=not is_container)
 
     def _numbered_layer(self, variables: Any, path: tuple[str, ...]) -> Iterator[KerasLayer]:
         variables = self._group(variables, "vars")
