@@ -18,7 +18,7 @@ from ppxcls.checkpoints.torch_reader import read_torch
 from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.models.keras_layers import open_layers
 from ppxcls.models.keras_trunk import classifier, head_text, layer_state, trunk_and_head
-from ppxcls.models.network_keys import Source
+from ppxcls.models.network_keys import WeightsSource
 from ppxcls.models.torch_weights import from_torch, is_of_paddle
 from ppxcls.models.weight_parts import network_part
 from ppxcls.system.atomic_files import read_regular
@@ -42,7 +42,7 @@ class ForeignWeights:
 
     state: State
     head: str = ""
-    source: Source = "paddle"
+    source: WeightsSource = "paddle"
 
 
 def weights_extension(file: Path) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Literal
 
-Source = Literal["keras", "torch", "paddle"]  # program that wrote a file
+WeightsSource = Literal["keras", "torch", "paddle"]  # program that wrote a file
 
 TWINS = ("Xception", "legacy_xception")  # the same keys and shapes, but another padding of the max pools
 # Keys that only one family has, with the number of the block as a group. The highest number of a block tells
@@ -26,7 +26,7 @@ _FAMILIES: tuple[tuple[str, dict[tuple[int, ...], str]], ...] = (
 _TWIN_PATTERN = re.compile(r"(?:^|\.)block12\.rep\.\d+\.pointwise\.weight$")
 
 
-def networks_with(keys: Collection[str], source: Source) -> list[str]:
+def networks_with(keys: Collection[str], source: WeightsSource) -> list[str]:
     """Returns the networks that have these keys: one, two that have the same keys, or none.
 
     Args:

@@ -110,8 +110,8 @@ def _only_prefix(prefixes: Sequence[str], state: State, file: Path) -> str:
     averages = [name for name in prefixes if any(word in name.lower() for word in _AVERAGE_WORDS)]
     candidates = averages or prefixes
     first = candidates[0]
-    for other in candidates[1:]:  # one network that has two names is saved twice
-        if not _are_equal(state, first, other):
+    for rival_prefix in candidates[1:]:  # one network that has two names is saved twice
+        if not _are_equal(state, first, rival_prefix):
             names = ", ".join(f"{name}*" for name in candidates[:_MAX_SHOWN_PARTS])
             raise CheckpointError(
                 f"{file}: expected one set of weights, received {names}; save one of them alone"

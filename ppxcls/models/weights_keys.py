@@ -13,7 +13,7 @@ from ppxcls.checkpoints.torch_reader import read_torch
 from ppxcls.models.foreign_weights import KERAS_SUFFIXES, reading, weights_extension
 from ppxcls.models.keras_layers import open_layers
 from ppxcls.models.keras_trunk import TRUNK, trunk_and_head
-from ppxcls.models.network_keys import Source
+from ppxcls.models.network_keys import WeightsSource
 from ppxcls.models.torch_weights import is_of_paddle
 from ppxcls.models.weight_parts import network_part
 from ppxcls.system.atomic_files import open_regular, read_regular
@@ -29,7 +29,7 @@ class WeightsKeys:
     """
 
     keys: Collection[str]
-    source: Source
+    source: WeightsSource
 
 
 def weights_keys(file: Path) -> WeightsKeys:
