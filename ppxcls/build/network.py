@@ -15,17 +15,16 @@ from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.sections import AMPSection, Config, to_plain
 from ppxcls.data.label_mapping import UNKNOWN_CLASS
 from ppxcls.models.classifier import classifier_arrays, reorder_classes
+from ppxcls.models.classifier_part import Difference
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
 from ppxcls.models.logits import set_network_name
 from ppxcls.models.preprocessing import differences, differences_from_run, run_preprocessing
 from ppxcls.models.tracing import to_static
-from ppxcls.models.weights import load_weights
+from ppxcls.models.weights import load_fitting_weights
 from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.train.precision import MixedPrecision
-
-_FILE_HAS = "the file has "  # beginning of the reason if a file has no classifier
 
 
 def list_models() -> list[str]:
@@ -51,9 +50,7 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
     set_network_name(model, name)
     if keys.pretrained:
         path = path_of_weights(keys.pretrained, name, block.where / "pretrained")
-        skipped_keys = load_weights(model, path, keep_trunk=True)
-        if skipped_keys:
-            _log_fresh_classifier(skipped_keys)
+        _log_differences(load_fitting_weights(model, path, keep_trunk=True))
     if keys.data_format == "NHWC":
         channels_last(model)
     prepare_training(model, keys, block.where)
@@ -80,14 +77,14 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     set_network_name(network, config.Arch.name)
     fresh_arrays = classifier_arrays(network)
     if weights:
-        skipped_keys = load_weights(
+        differences = load_fitting_weights(
             network, weights.path, keep_trunk=purpose == "train", average=weights.average
         )
         if purpose == "train":
             logger.info(f"Loaded {weights}")
-        if skipped_keys:
-            _log_fresh_classifier(skipped_keys)
-        elif purpose == "train":
+        _log_differences(differences)
+        has_classifier = all(difference.kind == "rest" for difference in differences)
+        if purpose == "train" and has_classifier:
             _fit_classifier(config, network, weights=weights, fresh_arrays=fresh_arrays)
         _compare_preprocessing(config, purpose, weights)
     if keys.data_format == "NHWC" and purpose != "export":
@@ -97,13 +94,17 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     return network
 
 
-def _log_fresh_classifier(reasons: Sequence[str]) -> None:
-    text = "; ".join(reasons)
-    if text.startswith(_FILE_HAS):
-        content = text.removeprefix(_FILE_HAS)
-        logger.warning(f"the classifier starts with fresh weights, because the file has {content}")
-    else:
-        logger.warning(f"the classifier starts with fresh weights, because its size differs: {text}")
+def _log_differences(differences: Sequence[Difference]) -> None:
+    """Logs why the classifier starts with fresh weights, and which layers of a file are left out."""
+    starts = {
+        "head": "the classifier starts with fresh weights, because ",
+        "size": "the classifier starts with fresh weights, because its size differs: ",
+        "rest": "",
+    }
+    for kind, start in starts.items():
+        texts = [difference.text for difference in differences if difference.kind == kind]
+        if texts:
+            logger.warning(start + "; ".join(texts))
 
 
 def _fit_classifier(

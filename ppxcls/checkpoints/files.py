@@ -100,10 +100,14 @@ def weights_bytes(file: Path) -> bytes:
         raise CheckpointError(f"{file}: can't be read: {reason_of(error)}") from None
 
 
-def read_state(file: str | Path) -> State:
+def read_state(file: str | Path, extension: str | None = None) -> State:
     """Reads a ``.pdparams``, ``.pdopt`` or ``.safetensors`` file.
 
     Unlike ``paddle.load``, it runs no code from the file.
+
+    Args:
+        file: file to read.
+        extension: extension of the file's format; None for that of its name.
 
     Returns:
         Numpy arrays and plain values by key.
@@ -111,11 +115,12 @@ def read_state(file: str | Path) -> State:
     Raises:
         CheckpointError: the file is missing, can't be read, is damaged, or contains something else.
     """
-    return _as_state(weights_bytes(Path(file)), Path(file))
+    file = Path(file)
+    return _as_state(weights_bytes(file), file, (extension or file.suffix).lower())
 
 
-def _as_state(data: bytes, file: Path) -> State:
-    state = _unpack(data, file) if file.suffix.lower() == ".safetensors" else unpickle(data, file)
+def _as_state(data: bytes, file: Path, extension: str) -> State:
+    state = _unpack(data, file) if extension == ".safetensors" else unpickle(data, file)
     # PaddleClas writes a list with one state per optimizer. A classifier has one optimizer.
     if isinstance(state, list):
         state = next((s for s in state if s), {})
@@ -308,7 +313,8 @@ def read_part(prefix: Path, manifest: Mapping[str, Any], part: str) -> State:
         CheckpointError: no file has the size and digest in the manifest, or the part can't be read.
     """
     extension = part if part in manifest["parts"] else _SAFETENSORS_EXTENSIONS.get(part, part)
-    return _as_state(_find_part(prefix, manifest, extension)[1], with_extension(prefix, extension))
+    file = with_extension(prefix, extension)
+    return _as_state(_find_part(prefix, manifest, extension)[1], file, file.suffix)
 
 
 def _find_part(prefix: Path, manifest: Mapping[str, Any], extension: str) -> tuple[Path, bytes]:

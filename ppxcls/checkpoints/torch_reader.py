@@ -26,8 +26,8 @@ from ppxcls.checkpoints.pickle_whitelist import (
 )
 from ppxcls.system.arrays import Array
 
-_ZIP_SIGNATURE = b"PK\x03\x04"
-_LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+ZIP_SIGNATURE = b"PK\x03\x04"
+LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_DIMENSIONS = 8
 _MAX_DEPTH = 8  # deeper values are placeholders
 # numpy's types by torch's classes. numpy has no bfloat16: its bits are kept, as in Paddle's files.
@@ -79,7 +79,7 @@ def read_torch(data: bytes, *, has_numbers: bool = True) -> Any:
     Raises:
         RefusedError: the data is no such file, or is damaged. Nothing in it has been called.
     """
-    root, storages = _read_zip(data) if data.startswith(_ZIP_SIGNATURE) else _read_legacy(data)
+    root, storages = _read_zip(data) if data.startswith(ZIP_SIGNATURE) else _read_legacy(data)
     return _Finisher(storages if has_numbers else None, len(data)).finish(root)
 
 
@@ -108,7 +108,7 @@ def _read_legacy(data: bytes) -> tuple[Any, Callable[[_Storage], Any]]:
         machine = _TorchMachine(data, position, storages)
         values.append(machine.run())
         position = machine.position
-        if values[0] != _LEGACY_MAGIC:
+        if values[0] != LEGACY_MAGIC:
             raise RefusedError("it is not written by torch.save")
     _, protocol, system, root, keys = values
     is_little_endian = isinstance(system, dict) and system.get("little_endian") is True
@@ -203,8 +203,15 @@ class _TorchMachine(Machine):
         self.push({} if is_dictionary else value)
 
     def persistent(self) -> None:
-        """Replaces the description of a storage by the storage."""
+        """Replaces the description of a storage by the storage.
+
+        torch before 1.6 also describes the class of a pickled module, with its source code.
+        """
         description = self.pop()
+        if isinstance(description, tuple) and len(description) == 4 and description[0] == "module":
+            kind = description[1]
+            self.push(kind if isinstance(kind, OpaqueValue) else OpaqueValue("a module"))
+            return
         is_storage = isinstance(description, tuple) and len(description) >= 5 and description[0] == "storage"
         if not is_storage or not isinstance(description[2], str):
             raise RefusedError("it refers to something else than a storage")

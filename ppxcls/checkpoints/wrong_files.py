@@ -9,7 +9,7 @@ _TORCH_NAMES = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 # damaged file of its format is better.
 _OWN_STARTS = (
     (b"PK\x03\x04", (*_TORCH_NAMES, ".keras")),
-    (b"\x89HDF", (".h5",)),
+    (b"\x89HDF", (".h5", ".hdf5", ".keras")),
 )
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes; the limit of the format
 
@@ -27,7 +27,7 @@ def wrong_kind(data: bytes, extension: str) -> str | None:
         return None
     if data.startswith(b"PK\x03\x04") and b"/data.pkl" in data[:256]:
         return "a file of torch; name it .pth"
-    if extension != ".safetensors" and _is_safetensors(data):
+    if extension != ".safetensors" and is_safetensors(data):
         return "a safetensors file; name it .safetensors"
     if extension == ".safetensors" and data[:1] == b"\x80":
         return "a pickle; name it .pdparams, or .pth if torch wrote it"
@@ -37,5 +37,6 @@ def wrong_kind(data: bytes, extension: str) -> str | None:
     return None if is_pickle else kind
 
 
-def _is_safetensors(data: bytes) -> bool:
+def is_safetensors(data: bytes) -> bool:
+    """True if a file begins with a header of safetensors."""
     return data[8:10] in (b'{"', b"{}") and int.from_bytes(data[:8], "little") <= _MAX_SAFETENSORS_HEADER

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import paddle
@@ -14,6 +16,20 @@ from ppxcls.models.foreign_weights import ForeignWeights
 from ppxcls.system.arrays import Array
 
 _MAX_SHOWN_KEYS = 4  # keys in a message
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference between a file and a network, because of which something was not set.
+
+    Attributes:
+        kind: ``head`` if the file has no classifier, or another head in its place, ``size`` if a tensor of
+            the classifier has another shape, ``rest`` if the file has further layers.
+        text: description, such as ``the file has no classifier``.
+    """
+
+    kind: Literal["head", "size", "rest"]
+    text: str
 
 
 def state_tensors(model: nn.Layer) -> dict[str, paddle.Tensor]:
@@ -33,7 +49,7 @@ def classifier_keys(model: nn.Layer) -> set[str]:
 
 def fitting_part(
     weights: ForeignWeights, model: nn.Layer, file: Path, *, keep_trunk: bool
-) -> tuple[State, list[str]]:
+) -> tuple[State, list[Difference]]:
     """Leaves out the head of a file if it is another one than the network's classifier.
 
     Args:
@@ -43,8 +59,8 @@ def fitting_part(
         keep_trunk: True if the network may keep its own classifier.
 
     Returns:
-        The arrays, with the network's own classifier if the file has none, and what the file has in its
-        place. The second is empty if it has a classifier.
+        The arrays, with the network's own classifier if the file has none, and what was left out or is
+        missing.
 
     Raises:
         CheckpointError: the file has no classifier, but everything else, and ``keep_trunk`` is false.
@@ -68,9 +84,14 @@ def fitting_part(
         return state, []
     state = {key: value for key, value in state.items() if key not in extra_keys}
     if has_classifier:
-        return state, []
-    note = f"the file has another head, which is left out: {head}" if head else "the file has no classifier"
-    return state | {key: _own_array(tensors[key]) for key in classifier}, [note]
+        return state, [Difference("rest", f"the file has further layers, which are left out: {head}")]
+    note = "the file has no classifier"
+    if head:
+        note = f"the file has another head, which is left out: {head}"
+    elif part := sorted(classifier & state.keys()):
+        note = f"the file has only a part of a classifier, which is left out: {_text_of(part, state)}"
+    own_arrays = {key: _own_array(tensors[key]) for key in classifier}
+    return state | own_arrays, [Difference("head", note)]
 
 
 def _own_array(tensor: paddle.Tensor) -> Array:

@@ -18,18 +18,27 @@ from typing import Any
 import numpy as np
 
 from ppxcls.checkpoints.archives import open_archive, read_member
+from ppxcls.checkpoints.file_formats import HDF5_SIGNATURE, KERAS_MEMBER
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.models.keras_config import layer_names
 from ppxcls.models.keras_texts import TextReader
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import open_regular
 
-_WEIGHTS_MEMBER, _CONFIG_MEMBER = "model.weights.h5", "config.json"  # names inside a .keras archive
+_CONFIG_MEMBER = "config.json"  # name inside a .keras archive
 _MAX_WEIGHTS_BYTES, _MAX_CONFIG_BYTES = 1 << 30, 1 << 24
 _MAX_OBJECTS, _MAX_DEPTH = 20_000, 16  # groups and variables in a file; a network has about 500
 # Groups that contain the layers of a model, which are no layers themselves.
 _CONTAINER_WORDS = ("layers", "_layer_checkpoint_dependencies", "_functional")
-_OPTIMIZER_WORDS = ("optimizer", "_optimizer", "optimizer_weights")
+# Groups beside those of the layers: states of the training. Keras 2 saves its metrics too.
+_TRAINING_WORDS = (
+    "optimizer",
+    "_optimizer",
+    "optimizer_weights",
+    "metrics",
+    "compiled_metrics",
+    "compiled_loss",
+)
 # Names of variables in the order of Keras 3, which numbers them. Keras 1 has the names after the comma.
 _VARIABLES = {
     name: place
@@ -74,8 +83,13 @@ class KerasLayer:
 
 
 @contextlib.contextmanager
-def open_layers(file: Path) -> Iterator[list[KerasLayer]]:
+def open_layers(file: Path, extension: str) -> Iterator[list[KerasLayer]]:
     """Opens a file of Keras, and returns its layers in the order of their names' numbers.
+
+    Args:
+        file: file to read.
+        extension: extension of its format: ``.keras``, ``.h5`` or ``.hdf5``. Keras 2 before 2.12 wrote HDF5
+            under the name ``.keras``.
 
     Raises:
         CheckpointError: the file has no layers, or has links, variables without numbers in the file, or too
@@ -87,26 +101,31 @@ def open_layers(file: Path) -> Iterator[list[KerasLayer]]:
 
     names: dict[tuple[str, ...], str] = {}
     source: Any = file
-    if file.suffix.lower() == ".keras":
+    if extension == ".keras" and not _is_hdf5(file):
         source, names = _archive_content(file)
     size = file.stat().st_size if source is file else len(source.getbuffer())
     with h5py.File(source, "r") as h5_file:
         yield _Reader(file, size, names, TextReader(file, source)).layers(h5_file)
 
 
+def _is_hdf5(file: Path) -> bool:
+    with open_regular(file) as stream:
+        return stream.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+
+
 def _archive_content(file: Path) -> tuple[io.BytesIO, dict[tuple[str, ...], str]]:
     """Returns the weights in a ``.keras`` archive, and the names in its config."""
     with open_regular(file) as stream, open_archive(stream) as archive:
         members = archive.namelist()
-        if _WEIGHTS_MEMBER not in members:
-            raise CheckpointError(f"{file}: not a file of weights, but an archive without {_WEIGHTS_MEMBER}")
+        if KERAS_MEMBER not in members:
+            raise CheckpointError(f"{file}: not a file of weights, but an archive without {KERAS_MEMBER}")
         names = {}
         if _CONFIG_MEMBER in members:
             try:
                 names = layer_names(read_member(archive, _CONFIG_MEMBER, _MAX_CONFIG_BYTES))
             except ValueError as error:
                 raise CheckpointError(f"{file}: {_CONFIG_MEMBER} in the archive: {error}") from None
-        return io.BytesIO(read_member(archive, _WEIGHTS_MEMBER, _MAX_WEIGHTS_BYTES)), names
+        return io.BytesIO(read_member(archive, KERAS_MEMBER, _MAX_WEIGHTS_BYTES)), names
 
 
 class _Reader:
@@ -142,14 +161,21 @@ class _Reader:
         return "layer_names" in group.attrs or "layer_names0" in group.attrs
 
     def _numbered_layers(
-        self, group: Any, path: tuple[str, ...] = (), depth: int = 0
+        self, group: Any, path: tuple[str, ...] = (), depth: int = 0, *, is_model: bool = True
     ) -> Iterator[KerasLayer]:
-        """Returns the layers in a group of Keras 3, and in the groups in it."""
+        """Returns the layers in a group of Keras 3, and in the groups in it.
+
+        Args:
+            group: group of HDF5.
+            path: names of the models and layers that contain it.
+            depth: number of groups that contain it.
+            is_model: False if the group contains layers alone, under the names of their classes.
+        """
         if depth > _MAX_DEPTH:
             raise CheckpointError(f"{self._file}: refused, groups are nested more than {_MAX_DEPTH} deep")
         self._count(len(group))
         for name in sorted(group, key=_natural_order):
-            if name in _OPTIMIZER_WORDS and not path:
+            if name in _TRAINING_WORDS and is_model:
                 continue
             if name == "vars":
                 yield from self._numbered_layer(self._member(group, name), path)
@@ -160,7 +186,7 @@ class _Reader:
                 raise CheckpointError(f"{self._file}: vars is expected in a group, and {name} is none")
             if _is_group(member):
                 inner_path = path if is_container else (*path, name)
-                yield from self._numbered_layers(member, inner_path, depth + 1)
+                yield from self._numbered_layers(member, inner_path, depth + 1, is_model=not is_container)
 
     def _numbered_layer(self, variables: Any, path: tuple[str, ...]) -> Iterator[KerasLayer]:
         variables = self._group(variables, "vars")

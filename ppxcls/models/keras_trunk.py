@@ -125,7 +125,8 @@ def trunk_and_head(
     else:
         trunk = {}
     ids = {id(layer) for layer in trunk.values()}
-    return trunk, [layer for layer in layers if id(layer) not in ids]
+    # Layers of single numbers are counters of the training, and compute nothing.
+    return trunk, [layer for layer in layers if id(layer) not in ids and any(layer.shapes)]
 
 
 def _is_of_trunk(layer: KerasLayer) -> bool:

@@ -6,7 +6,7 @@ Training programs store several states in one file, and wrappers put a prefix be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.checkpoints.torch_reader import OpaqueValue
+from ppxcls.models.torch_weights import is_classifier_name
 from ppxcls.system.logs import logger, warn_once
 
 # Names of a part, without separators and capitals, in the order in which they are taken. timm takes the
@@ -75,6 +76,9 @@ def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
         state: arrays by key.
         keys: state keys of the model.
         file: name of the file, for messages.
+
+    Raises:
+        CheckpointError: the file has two sets of weights, and none of them is an average.
     """
     counts: Counter[str] = Counter()
     for key in state:
@@ -82,28 +86,67 @@ def without_prefix(state: State, keys: Collection[str], file: Path) -> State:
         for i in range(1, len(words)):
             if ".".join(words[i:]) in keys:
                 counts[".".join(words[:i]) + "."] += 1
-    if not counts:
+    count = max(counts.values(), default=0)
+    if count < max(1, len(keys) / 2) or sum(key in keys for key in state) >= count:
         return state
-    prefix = max(
-        counts, key=lambda prefix: (counts[prefix], any(word in prefix.lower() for word in _AVERAGE_WORDS))
-    )
-    if counts[prefix] < len(keys) / 2 or sum(key in keys for key in state) >= counts[prefix]:
-        return state
+    prefix = _only_prefix([name for name in counts if counts[name] == count], state, file)
     arrays = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    # A classifier may stand beside the wrapped network.
-    arrays |= {key: value for key, value in state.items() if key in keys and key not in arrays}
+    outer_arrays = _beside(state, prefix, keys, has_classifier=any(map(is_classifier_name, arrays)))
+    arrays |= {name: state[key] for key, name in outer_arrays.items() if name not in arrays}
     other_keys = [
         key
         for key in state
-        if not key.startswith(prefix) and key not in arrays and key != PARAMETER_NAMES_KEY
+        if not key.startswith(prefix) and key not in outer_arrays and key != PARAMETER_NAMES_KEY
     ]
     if other_keys:
         excerpt = ", ".join(other_keys[:_MAX_SHOWN_PARTS])
         more = ", ..." if len(other_keys) > _MAX_SHOWN_PARTS else ""
-        warn_once(
-            f"{file}: the {counts[prefix]} tensors of {prefix}* are used; the file also has {excerpt}{more}"
-        )
+        warn_once(f"{file}: the {count} tensors of {prefix}* are used; the file also has {excerpt}{more}")
     return arrays
+
+
+def _only_prefix(prefixes: Sequence[str], state: State, file: Path) -> str:
+    """Returns the prefix to take of those that fit equally well."""
+    averages = [name for name in prefixes if any(word in name.lower() for word in _AVERAGE_WORDS)]
+    candidates = averages or prefixes
+    first = candidates[0]
+    for rival_prefix in candidates[1:]:  # one network that has two names is saved twice
+        if not _are_equal(state, first, rival_prefix):
+            names = ", ".join(f"{name}*" for name in candidates[:_MAX_SHOWN_PARTS])
+            raise CheckpointError(
+                f"{file}: expected one set of weights, received {names}; save one of them alone"
+            )
+    return first
+
+
+def _are_equal(state: State, first: str, second: str) -> bool:
+    arrays = {key.removeprefix(first): value for key, value in state.items() if key.startswith(first)}
+    return all(np.array_equal(value, state.get(f"{second}{key}", np.nan)) for key, value in arrays.items())
+
+
+def _beside(state: State, prefix: str, keys: Collection[str], *, has_classifier: bool) -> dict[str, str]:
+    """Returns the keys of a classifier beside the wrapped network, with their names in the network.
+
+    The nearest one is taken, such as ``model.classifier`` beside ``model.backbone``, and ``fc`` only if there
+    is none.
+    """
+    words = prefix.rstrip(".").split(".")
+    names: dict[str, str] = {}
+    for i in reversed(range(len(words))):
+        outer = "".join(f"{word}." for word in words[:i])
+        inner_names = {
+            key: key.removeprefix(outer)
+            for key in state
+            if key.startswith(outer) and not key.startswith(prefix)
+        }
+        named_keys = {
+            key: name
+            for key, name in inner_names.items()
+            if name in keys or (is_classifier_name(name) and not has_classifier)
+        }
+        names |= {key: name for key, name in named_keys.items() if name not in names.values()}
+        has_classifier = has_classifier or any(map(is_classifier_name, names.values()))
+    return names
 
 
 def _array(part: Any) -> Any:

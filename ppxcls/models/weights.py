@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from ppxcls.checkpoints.files import (
     parts_of,
     read_manifest,
     read_part,
-    read_state,
     with_extension,
     write_state,
 )
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
-from ppxcls.models.classifier_part import classifier_keys, fitting_part, state_tensors
+from ppxcls.models.classifier_part import Difference, classifier_keys, fitting_part, state_tensors
 from ppxcls.models.foreign_weights import SUFFIXES, ForeignWeights, foreign_weights
-from ppxcls.models.torch_weights import with_classifier_name
-from ppxcls.models.weight_parts import network_part, without_prefix
+from ppxcls.models.logits import network_name
+from ppxcls.models.network_keys import networks_with
+from ppxcls.models.torch_weights import with_classifier_name, without_unused_layers
+from ppxcls.models.weight_parts import without_prefix
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import warn_once
 from ppxcls.system.paths import url_problem
@@ -40,7 +42,7 @@ def weights_file(path: str | Path) -> Path:
     """Returns the weights file of a prefix such as ``output/Xception41/best_model``.
 
     This is the ``.pdparams`` file, or the ``.safetensors`` file if only that exists. A path with an extension
-    is returned unchanged.
+    is returned unchanged, and so is the path of a file with any other name.
 
     Raises:
         CheckpointError: the path is a URL.
@@ -51,7 +53,10 @@ def weights_file(path: str | Path) -> Path:
     if path.suffix.lower() in (WEIGHTS, *SUFFIXES):
         return path
     file, safe = with_extension(path, WEIGHTS), with_extension(path, ".safetensors")
-    return safe if os.path.exists(safe) and not os.path.exists(file) else file
+    existing_files = [candidate for candidate in (file, safe) if os.path.exists(candidate)]
+    if existing_files:
+        return existing_files[0]
+    return path if os.path.isfile(path) else file
 
 
 def load_weights(
@@ -69,29 +74,36 @@ def load_weights(
 
     Returns:
         Descriptions of what was not set: keys and shapes of the classifier's parameters, or the head that the
-        file has in its place. They are empty if everything was set.
+        file has in its place, and further layers of the file. They are empty if everything was set.
 
     Raises:
         CheckpointError: the file can't be used, or tensors are missing, unknown, of another shape, integers
             instead of numbers, or not finite. The message names them.
     """
+    differences = load_fitting_weights(model, path, keep_trunk=keep_trunk, average=average)
+    return [difference.text for difference in differences]
+
+
+def load_fitting_weights(
+    model: nn.Layer, path: str | Path, *, keep_trunk: bool = False, average: bool = False
+) -> list[Difference]:
+    """Sets a model's parameters as ``load_weights``, and returns what was not set with its kind."""
     file = weights_file(path)
     manifest = manifest_of(file)
     if manifest:
         part = AVERAGE if average and AVERAGE in parts_of(manifest) else WEIGHTS
-        state = read_part(file.with_suffix(""), manifest, part)
+        weights = ForeignWeights(read_part(file.with_suffix(""), manifest, part))
     else:
-        return _set_weights(model, _read_weights(file, model), file, keep_trunk=keep_trunk)
-    return set_weights(model, state, file, keep_trunk=keep_trunk)
+        weights = _read_weights(file, model)
+    return _set_weights(model, weights, file, keep_trunk=keep_trunk)
 
 
 def _read_weights(file: Path, model: nn.Layer) -> ForeignWeights:
     """Reads a file of any program, with the keys of a model."""
-    is_foreign = file.suffix.lower() in SUFFIXES
-    weights = foreign_weights(file) if is_foreign else ForeignWeights(network_part(read_state(file), file))
-    keys = state_tensors(model).keys()
-    state = without_prefix(weights.state, keys, file)
-    return ForeignWeights(with_classifier_name(state, keys, classifier_keys(model)), weights.head)
+    weights = foreign_weights(file)
+    keys, classifier = state_tensors(model).keys(), classifier_keys(model)
+    state = with_classifier_name(without_prefix(weights.state, keys, file), keys, classifier)
+    return replace(weights, state=without_unused_layers(state, classifier, file))
 
 
 def manifest_of(file: Path) -> dict[str, Any] | None:
@@ -144,12 +156,16 @@ def set_weights(model: nn.Layer, state: State, file: Path, *, keep_trunk: bool =
     Raises:
         CheckpointError: same conditions as for ``check_fits`` and ``fitting_arrays``.
     """
-    return _set_weights(model, ForeignWeights(state), file, keep_trunk=keep_trunk)
+    differences = _set_weights(model, ForeignWeights(state), file, keep_trunk=keep_trunk)
+    return [difference.text for difference in differences]
 
 
-def _set_weights(model: nn.Layer, weights: ForeignWeights, file: Path, *, keep_trunk: bool) -> list[str]:
+def _set_weights(
+    model: nn.Layer, weights: ForeignWeights, file: Path, *, keep_trunk: bool
+) -> list[Difference]:
     plain_state = {key: value for key, value in weights.state.items() if key != PARAMETER_NAMES_KEY}
-    state, notes = fitting_part(ForeignWeights(plain_state, weights.head), model, file, keep_trunk=keep_trunk)
+    _check_network(replace(weights, state=plain_state), model, file)
+    state, differences = fitting_part(replace(weights, state=plain_state), model, file, keep_trunk=keep_trunk)
     shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
     arrays = fitting_arrays(state, model, file, skipped_keys=shape_differences.keys())
     tensors = state_tensors(model)
@@ -159,7 +175,20 @@ def _set_weights(model: nn.Layer, weights: ForeignWeights, file: Path, *, keep_t
             for key, tensor in tensors.items()
         }
     )
-    return [*notes, *shape_differences.values()]
+    return [*differences, *(Difference("size", text) for text in shape_differences.values())]
+
+
+def _check_network(weights: ForeignWeights, model: nn.Layer, file: Path) -> None:
+    """Raises CheckpointError if keys are those of another network of this package than the model."""
+    tensors = state_tensors(model)
+    own_names = networks_with(tensors.keys(), "paddle")
+    names = networks_with(weights.state.keys(), weights.source)
+    if own_names and names and not set(names) & set(own_names):
+        name = network_name(model) or " or ".join(own_names)
+        raise CheckpointError(
+            f"{file} does not fit the model: it has the weights of {' or '.join(names)}, and the model is "
+            f"{name}; name the file's network (Arch.name, --network, --model)"
+        )
 
 
 def fitting_arrays(

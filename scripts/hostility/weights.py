@@ -47,7 +47,8 @@ _NAMES_OUTSIDE = (
 
 def cases() -> Iterator[Case]:
     """Returns the cases."""
-    for group in (_numbered_files(), _named_files(), _archives(), _torch_files(), _safetensors_files()):
+    groups = (_numbered_files(), _named_files(), _archives(), _torch_files(), _safetensors_files())
+    for group in (*groups, _files_of_other_names()):
         for description, write in group:
             # Large files are read once: both readers find their layers by the same function.
             is_large = description.startswith(_TRUNK_WITH)
@@ -74,19 +75,22 @@ def _peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _h5(root: Callable[[Any], Any], change: Change, **options: Any) -> Callable[[Path], Path]:
+def _h5(
+    root: Callable[[Any], Any], change: Change, name: str = "a.h5", **options: Any
+) -> Callable[[Path], Path]:
     """Returns a function that writes an HDF5 file with a change.
 
     Args:
         root: function that writes the groups that a good file has, and returns the group to change.
         change: function that changes the group.
+        name: name of the file.
         options: options of h5py.
     """
 
     def write(folder: Path) -> Path:
-        with h5py.File(folder / "a.h5", "w", **options) as file:
+        with h5py.File(folder / name, "w", **options) as file:
             change(root(file))
-        return folder / "a.h5"
+        return folder / name
 
     return write
 
@@ -376,11 +380,11 @@ def _torch_files() -> Iterator[tuple[str, Callable[[Path], Path]]]:
         yield f"torch's archive with {description}", functools.partial(_torch_archive, make)
 
 
-def _torch_archive(make: Callable[[], bytes], folder: Path) -> Path:
-    with zipfile.ZipFile(folder / "a.bin", "w") as archive:
+def _torch_archive(make: Callable[[], bytes], folder: Path, name: str = "a.bin") -> Path:
+    with zipfile.ZipFile(folder / name, "w") as archive:
         archive.writestr("x/data.pkl", make())
         archive.writestr("x/data/0", bytes(64))
-    return folder / "a.bin"
+    return folder / name
 
 
 def _tensor(storage: bytes, offset: bytes, shape: bytes, strides: bytes) -> bytes:
@@ -396,6 +400,12 @@ def _tensor(storage: bytes, offset: bytes, shape: bytes, strides: bytes) -> byte
             b"\x89NtRs.",
         ]
     )
+
+
+def _module(kind: bytes, rest: bytes = b")\x81}b") -> bytes:
+    """Returns a pickle of an object whose class torch before 1.6 describes with its source code."""
+    text = b"X\x04\0\0\0code"
+    return b"\x80\x02(X\x06\0\0\0module" + kind + text + text + b"tQ" + rest + b"."
 
 
 _STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x10t"
@@ -421,10 +431,65 @@ _PICKLES: dict[str, Callable[[], bytes]] = {
         _STORAGE.replace(b"X\x01\0\0\x000", b"X\x0b\0\0\0/etc/passwd"), b"K\0", _ONE, _ONE
     ),
     "an unknown type": lambda: _tensor(_STORAGE.replace(b"Float", b"Qint8"), b"K\0", _ONE, _ONE),
+    "a module's class and source": lambda: _module(b"cos\nsystem\n"),
+    "a module's class that is a text": lambda: _module(b"X\x01\0\0\0a"),
+    "a module's class that is called": lambda: _module(b"cos\nsystem\n", b"X\x02\0\0\0id\x85R"),
+    "a module's class that is a dictionary in itself": lambda: _module(b"}q\0X\x01\0\0\0ah\0s"),
+    "a module's class as a key": lambda: b"\x80\x02}" + _module(b"cos\nsystem\n")[2:-1] + b"K\x01s.",
     "no values": lambda: b"\x80\x02.",
     "numbers alone": lambda: pickle.dumps({"a": 1, "b": [2.5]}, 2),
     "a half": lambda: pickle.dumps({"a": 1}, 2)[:-3],
 }
+
+
+def _files_of_other_names() -> Iterator[tuple[str, Callable[[Path], Path]]]:
+    """Returns files without a known extension, whose content tells the format."""
+    for description, make in _PICKLES.items():
+        yield f"a file 'download' with a pickle of {description}", _file("download", make)
+        archive = functools.partial(_torch_archive, make, name="download")
+        yield f"a file 'download' that is torch's archive with {description}", archive
+    for description, change in _NUMBERED_CHANGES.items():
+        yield f"a file 'download' of HDF5 with {description}", _h5(numbered_root, change, name="download")
+    for description, make in _STARTS.items():
+        for name in ("download", "0a1b2c", "weights.p"):
+            yield f"{description} as {name}", _file(name, make)
+    for description, members in _MEMBERS.items():
+        yield f"an archive 'download' with {description}", functools.partial(_nameless_archive, members)
+
+
+_STARTS: dict[str, Callable[[], bytes]] = {
+    "nothing": lambda: b"",
+    "one byte": lambda: b"\x80",
+    "a signature of HDF5 alone": lambda: b"\x89HDF\r\n\x1a\n",
+    "a signature of HDF5 and zeros": lambda: b"\x89HDF\r\n\x1a\n" + bytes(5000),
+    "a signature of an archive alone": lambda: b"PK\x03\x04",
+    "a signature of an archive and zeros": lambda: b"PK\x03\x04" + bytes(5000),
+    "an end of an archive before a pickle": lambda: b"PK\x05\x06" + bytes(18) + _PICKLES["os.system"](),
+    "torch's number alone": lambda: b"\x80\x02\x8a\x0a" + _TORCH_NUMBER + b".",
+    "torch's number and os.system": lambda: (
+        b"\x80\x02\x8a\x0a" + _TORCH_NUMBER + b"." + _PICKLES["os.system"]()
+    ),
+    "a header of safetensors alone": lambda: struct.pack("<Q", 2) + b"{}",
+    "a header of safetensors of 99 MB": lambda: struct.pack("<Q", 99_000_000) + b'{"' + bytes(100),
+    "control characters": lambda: b"\x1b]0;x\x07\x1b[2J\n",
+}
+_TORCH_NUMBER = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+_MEMBERS: dict[str, tuple[str, ...]] = {
+    "no member": (),
+    "weights of Keras that are none": ("model.weights.h5",),
+    "members of Keras and torch": ("model.weights.h5", "x/data.pkl", "config.json"),
+    "two pickles of torch": ("x/data.pkl", "y/data.pkl"),
+    "weights of Keras in a folder": ("x/model.weights.h5",),
+    "a path outside": ("../data.pkl",),
+    "20,000 members": tuple(f"x/data/{i}" for i in range(20_000)),
+}
+
+
+def _nameless_archive(members: tuple[str, ...], folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "download", "w") as archive:
+        for name in members:
+            archive.writestr(name, b"\x80\x02N.")
+    return folder / "download"
 
 
 def _header(text: bytes, data: bytes = b"", length: int | None = None) -> Callable[[], bytes]:

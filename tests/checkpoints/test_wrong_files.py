@@ -14,11 +14,12 @@ import pytest
 from paddle import nn
 
 import ppxcls
+from ppxcls.checkpoints.wrong_files import wrong_kind
 from ppxcls.deploy.runners import onnx_runner
 from ppxcls.models.weights import load_weights
 from tests.conftest import ROOT
 
-EXTENSIONS = (".pdparams", ".pth", ".safetensors", ".h5", ".keras", ".onnx")
+EXTENSIONS = (".pdparams", ".pth", ".safetensors", ".h5", ".hdf5", ".keras", ".onnx", "")
 
 
 def zip_file() -> bytes:
@@ -57,7 +58,7 @@ def test_each_kind_of_file_is_told(extension: str, tmp_path: Path) -> None:
     for content, kind in CONTENTS.items():
         file.write_bytes(content)
         expected = f"{file}: not {form}, but {kind}"
-        if kind == "a ZIP archive" and extension == ".pth":
+        if kind == "a ZIP archive" and extension in (".pth", ""):
             expected = f"{file}: refused, not a file of weights: it is an archive without torch's data"
         if kind == "a ZIP archive" and extension == ".keras":
             expected = f"{file}: not a file of weights, but an archive without model.weights.h5"
@@ -75,6 +76,12 @@ def test_weights_under_the_name_of_another_format(tmp_path: Path) -> None:
     )
     (tmp_path / "c.pdparams").write_bytes((ROOT / "tests/fixtures/timm_checkpoint.pth.tar").read_bytes())
     assert message_of(tmp_path / "c.pdparams").endswith("but a file of torch; name it .pth")
+
+
+@pytest.mark.parametrize("extension", [".h5", ".hdf5", ".keras"])
+def test_hdf5_is_the_right_format_of_keras(extension: str) -> None:
+    assert wrong_kind(b"\x89HDF\r\n\x1a\n", extension) is None
+    assert wrong_kind(b"\x89HDF\r\n\x1a\n", ".pth") == "an HDF5 file"
 
 
 def test_a_damaged_file_of_its_own_format_keeps_the_reason(tmp_path: Path) -> None:

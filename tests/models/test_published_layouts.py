@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,31 @@ def legacy_of_keras_1(path: Path, state: Mapping[str, Array]) -> None:
         files.write_legacy(file, [*files.trunk_layers(state), predictions(state)], is_keras_1=True)
 
 
+def legacy_of_several_gpus(path: Path, state: Mapping[str, Array]) -> None:
+    """A model of several GPUs: the whole network is one layer, and each name begins with the network's."""
+    layers = [*files.trunk_layers(state), predictions(state)]
+    with h5py.File(path, "w") as file:
+        files.write_nested_legacy(file, "xception", layers, is_frozen=False, scope="xception/")
+        for name in ("lambda_1", "lambda_2", "predictions"):
+            files.write_named(file, name, {})
+        file.attrs["layer_names"] = [b"input_1", b"lambda_1", b"lambda_2", b"xception", b"predictions"]
+        files.write_named(file, "input_1", {})
+
+
+def keras_of_older_tensorflow(path: Path, state: Mapping[str, Array]) -> None:
+    """tf.keras before 2.12 wrote HDF5 under the name ``.keras``."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("model_weights")
+        files.write_legacy(group, [*files.trunk_layers(state), predictions(state)])
+
+
+def weights_h5_after_training(path: Path, state: Mapping[str, Array]) -> None:
+    with h5py.File(path, "w") as file:
+        layers = [*files.trunk_layers(state), predictions(state, "dense")]
+        files.write_numbered(file, "", layers, container="_layer_checkpoint_dependencies")
+        files.write_training(file)
+
+
 def legacy_notop(path: Path, state: Mapping[str, Array]) -> None:
     with h5py.File(path, "w") as file:
         files.write_legacy(file, files.trunk_layers(state))
@@ -87,8 +111,8 @@ def keras_3_nested(path: Path, state: Mapping[str, Array]) -> None:
     def write(file: Any) -> None:
         files.write_numbered(file, "layers/functional/", layers)
         files.write_numbered(file, "", HEAD)
-        file["optimizer/vars/0"] = np.int64(3)
-        file["optimizer/vars/1"] = np.zeros((3, 3, 64, 1), np.float32)
+        files.write_training(file)
+        files.write_training(file, "layers/functional/")  # it was trained before it became a part
 
     config = files.config_of(HEAD, name="functional_1")
     config["config"]["layers"].insert(1, files.config_of(layers))
@@ -127,7 +151,10 @@ def flat_with_norm_in_head(path: Path, state: Mapping[str, Array]) -> None:
         files.write_numbered(file, "", [*files.trunk_layers(state), norm, *HEAD])
 
 
-WHOLE = [legacy_whole, legacy_of_keras_1, keras_3_reordered, weights_h5_with_names]
+WHOLE = [
+    *(legacy_whole, legacy_of_keras_1, legacy_of_several_gpus, keras_of_older_tensorflow),
+    *(keras_3_reordered, weights_h5_with_names, weights_h5_after_training),
+]
 TRUNKS = [
     *(legacy_notop, saved_model, saved_frozen_model, keras_3_nested, weights_h5_without_config),
     *(weights_h5_of_2023, flat_with_norm_in_head),
@@ -184,6 +211,15 @@ def in_a_detector(path: Path, state: dict[str, Array]) -> None:
     files.write_torch(path, {"epoch": 3, "model_state_dict": named})
 
 
+def of_deepfakebench(path: Path, state: dict[str, Array]) -> None:
+    """A detector that always has a layer for other detectors, which the classifier does not use."""
+    named = {f"backbone.{key}": value for key, value in files.torch_state(state).items()}
+    named = {key.replace("fc.", "last_linear.1."): value for key, value in named.items()}
+    named["backbone.adjust_channel.0.weight"] = np.ones((512, 2048, 1, 1), np.float32)
+    named["backbone.adjust_channel.1.running_mean"] = np.ones(512, np.float32)
+    files.write_torch(path, named)
+
+
 def average(path: Path, state: dict[str, Array]) -> None:
     weights = files.torch_state(state)
     other = {key: np.zeros(1, np.float32) for key in weights}
@@ -193,7 +229,12 @@ def average(path: Path, state: dict[str, Array]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "write"),
-    [("xception-b5690688.pth", cadene), ("CKPT.PTH", in_a_detector), ("pytorch_model.bin", average)],
+    [
+        ("xception-b5690688.pth", cadene),
+        ("CKPT.PTH", in_a_detector),
+        ("pytorch_model.bin", average),
+        ("xception_best.pth", of_deepfakebench),
+    ],
 )
 def test_files_of_torch(
     name: str, write: Callable[[Path, dict[str, Array]], None], network: nn.Layer, tmp_path: Path
@@ -254,58 +295,12 @@ def test_safetensors_of_the_hub(tmp_path: Path) -> None:
         ppxcls.load_weights(small_network(), part)
 
 
-HEADS = {
-    "none": ({}, "the file has no classifier"),
-    "another": (
-        {"last_linear.0.weight": np.ones((5, 2), np.float32), "last_linear.2.weight": np.ones((9, 5), np.float32)},
-        r"the file has another head, which is left out: last_linear.0.weight \[2, 5\], last_linear.2.weight \[5, 9\]",
-    ),
-    "of another size": (
-        {"head.fc.weight": np.ones((7, 2), np.float32), "head.fc.bias": np.ones(7, np.float32)},
-        r"fc.weight is \[2, 7\] in the file, \[2, 2\] in the model",
-    ),
-}  # fmt: skip
-
-
-class Named(nn.Layer):
-    """A network with names as Xception has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2D(3, 2, 1)
-        self.fc = nn.Linear(2, 2)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_a_trunk_is_enough_to_start_a_training(head: str, tmp_path: Path) -> None:
-    arrays, message = HEADS[head]
-    trunk = {"conv1.weight": np.full((2, 3, 1, 1), 4, np.float32), "conv1.bias": np.ones(2, np.float32)}
-    files.write_torch(tmp_path / "a.pth", {"state_dict": trunk | arrays})
-    model = Named()
-    before = model.fc.weight.numpy().copy()
-    (note, *rest) = ppxcls.load_weights(model, tmp_path / "a.pth", keep_trunk=True)
-    assert re.search(message, note)
-    assert len(rest) == (head == "of another size")
-    assert (model.conv1.weight.numpy() == 4).all()
-    assert np.array_equal(model.fc.weight.numpy(), before)
-    words = (
-        "does not fit the model" if head == "of another size" else "has no classifier, so it can only start"
-    )
-    with pytest.raises(ppxcls.CheckpointError, match=words):
-        ppxcls.load_weights(model, tmp_path / "a.pth")
-
-
-def test_a_wrong_trunk_is_named_even_if_the_classifier_is_new(tmp_path: Path) -> None:
-    trunk = {"conv1.weight": np.ones((2, 3, 3, 3), np.float32), "conv2.bias": np.ones(2, np.float32)}
-    files.write_torch(tmp_path / "a.pth", trunk)
-    with pytest.raises(ppxcls.CheckpointError) as caught:
-        ppxcls.load_weights(Named(), tmp_path / "a.pth", keep_trunk=True)
-    for text in (
-        "conv1.bias is not in the file",
-        "conv2.bias is not in the model",
-        "conv1.weight is [2, 3, 3, 3]",
-    ):
-        assert text in str(caught.value)
+def test_the_content_tells_the_format_of_keras(state: dict[str, Array], tmp_path: Path) -> None:
+    legacy_whole(tmp_path / "download", state)
+    keras_3_nested(tmp_path / "0a1b2c", state)
+    for name in ("download", "0a1b2c"):
+        assert weights_network(tmp_path / name) == "Xception"
+        assert np.array_equal(foreign_weights(tmp_path / name).state["bn4.bias"], state["bn4.bias"])
 
 
 def test_keras_errors_name_layers(state: dict[str, Array], tmp_path: Path) -> None:

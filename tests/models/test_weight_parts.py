@@ -78,6 +78,13 @@ def test_a_checkpoint_of_timm_gives_the_average_and_says_so(
         ({"State_Dict": state(1), "modelEMA": {"of": {"weights": state(2)}}}, 2),
         ({"model": state(1), "Optimizer": {"state": {0: {"exp_avg": np.zeros(2)}}}}, 1),
         ({f"net.{key}": v for key, v in state(1).items()} | {f"EMA.{key}": v for key, v in state(2).items()}, 2),
+        ({f"backbone.{key}" if "3." not in key else key.replace("3.", "classifier."): v
+          for key, v in state(1).items()}, 1),
+        ({f"model.backbone.{key}" if "3." not in key else key.replace("3.", "model.classifier."): v
+          for key, v in state(1).items()}, 1),
+        ({f"module.backbone.{key}" if "3." not in key else key.replace("3.", "module.head.fc."): v
+          for key, v in state(1).items()} | {"fc.weight": np.ones((9, 9))}, 1),
+        ({f"{part}.{key}": value for part in ("net", "model") for key, value in state(1).items()}, 1),
         ({"model_ema": {f"module.{key}": v for key, v in state(2).items()} | {"n_averaged": np.int64(3)}}, 2),
     ],
 )  # fmt: skip
@@ -110,6 +117,10 @@ def test_each_part_that_is_left_out_is_said(tmp_path: Path, capsys: pytest.Captu
     ("content", "message"),
     [
         ({"student": state(1), "teacher": state(2)}, r"expected one set of weights, received student \(8 tens"),
+        (
+            {f"{part}.{key}": v for n, part in enumerate(("student", "teacher")) for key, v in state(n).items()},
+            r"expected one set of weights, received student.\*, teacher.\*; save one of them alone",
+        ),
         ({"epoch": 3, "optimizer": {"lr": 0.1}}, "expected arrays by state key, received a dictionary of epoch, o"),
         ({}, "expected arrays by state key, received an empty dictionary"),
     ],

@@ -95,6 +95,15 @@ def write_numbered(
     file.create_group(f"{path}{container}/add/vars")
 
 
+def write_training(file: Any, path: str = "") -> None:
+    """Writes what Keras saves beside the layers of a model that it has trained: optimizer and metrics."""
+    file[f"{path}optimizer/vars/0"] = np.int64(3)
+    file[f"{path}optimizer/vars/1"] = np.zeros((3, 3, 64, 1), np.float32)
+    for metric in ("mean", "mean_metric_wrapper"):
+        for i in range(2):
+            file[f"{path}metrics/{metric}/vars/{i}"] = np.float32(0.5)
+
+
 def config_of(layers: Iterable[Layer], *, name: str = "xception") -> dict[str, Any]:
     """The config of a functional model with these layers."""
     entries = [{"class_name": "InputLayer", "config": {"name": "input"}}]
@@ -139,9 +148,13 @@ def write_legacy(group: Any, layers: Iterable[Layer], *, is_keras_1: bool = Fals
     group.attrs["backend"] = b"tensorflow"
 
 
-def write_nested_legacy(group: Any, name: str, layers: Iterable[Layer], *, is_frozen: bool) -> None:
+def write_nested_legacy(
+    group: Any, name: str, layers: Iterable[Layer], *, is_frozen: bool, scope: str = ""
+) -> None:
     """Writes a model in a model as Keras 2 does: in one group, trained variables before all others."""
-    variables = {f"{layer.name}/{key}:0": array for layer in layers for key, array in layer.variables.items()}
+    variables = {
+        f"{scope}{layer.name}/{key}:0": array for layer in layers for key, array in layer.variables.items()
+    }
     moving = {key: array for key, array in variables.items() if "/moving_" in key and not is_frozen}
     write_named(group, name, {key: a for key, a in variables.items() if key not in moving} | moving)
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import ppxcls
 from ppxcls.checkpoints import files
 from ppxcls.system import temporary_files
 from tests.conftest import ROOT, run_tool
+from tests.models.written_files import write_torch
 from tests.troubleshooting.desk import Desk, case
 
 
@@ -63,10 +65,35 @@ def write_trunk(desk: Desk) -> str:
     return yaml_file
 
 
-@case("the classifier starts with fresh weights, because the file has")
+@case("the file has no classifier")
 def test_no_classifier(desk: Desk) -> None:
     text = desk.works("train", "-c", write_trunk(desk))
     assert "the classifier starts with fresh weights, because the file has no classifier" in text
+
+
+@case("the file has further layers, which are left out")
+def test_further_layers(desk: Desk) -> None:
+    yaml_file = write_weights(desk, lambda _, value: value)
+    file = desk.folder / "w.pdparams"
+    state = pickle.loads(file.read_bytes())
+    file.write_bytes(pickle.dumps(state | {"aux_head.weight": np.ones((2, 2), np.float32)}, 4))
+    text = desk.works("train", "-c", yaml_file)
+    assert "WARNING: the file has further layers, which are left out: aux_head.weight [2, 2]" in text
+    assert "the classifier starts" not in text
+
+
+@case("save its state_dict() instead")
+def test_whole_pickled_model(desk: Desk) -> None:
+    yaml_file = write_weights(desk, lambda _, value: value)
+    state = pickle.loads((desk.folder / "w.pdparams").read_bytes())
+    file = desk.folder / "model.pth"
+    words = ("train", "-c", yaml_file, "-o", f"Global.pretrained_model={file}")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02cnetwork.models\nModel\n)\x81}b.")
+    message = desk.fails(*words)
+    assert "received an object of network.models.Model; save its state_dict() instead" in message
+    write_torch(file, {key: value for key, value in state.items() if isinstance(value, np.ndarray)})
+    desk.works(*words)
 
 
 @case("has no classifier, so it can only start a training")
