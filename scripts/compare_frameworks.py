@@ -91,9 +91,9 @@ def missing_runs(
     names: Sequence[str], minutes: Sequence[float], seeds: int, lines: Sequence[Line]
 ) -> list[tuple[str, float, int]]:
     """Returns peer, minutes and seed of each run that the lines lack, seed by seed."""
-    done = {key_of(line) for line in lines}
+    finished_runs = {key_of(line) for line in lines}
     runs = [(name, budget, seed) for seed in range(seeds) for budget in minutes for name in names]
-    return [run for run in runs if run not in done]
+    return [run for run in runs if run not in finished_runs]
 
 
 def run_peer(arguments: argparse.Namespace, state: Path, run: tuple[str, float, int]) -> Line:

@@ -58,7 +58,7 @@ def test_eval_needs_weights(write_config: Callable[..., Path]) -> None:
         "tools/eval.py", "-c", write_config(), "-o", "Global.pretrained_model=nowhere/best_model"
     )
     assert result.returncode == 1
-    assert one_line(result.stderr) == "error: nowhere/best_model.pdparams: no such file"
+    assert one_line(result.stderr) == "error: nowhere/best_model.pdparams: no such file of weights"
 
 
 @pytest.mark.parametrize("check", [True, False])

@@ -96,20 +96,22 @@ def main() -> None:
     recording = Recording(arguments)
     os.environ[timm_network.STATE_VARIABLE] = str(arguments.state)
     torch.set_num_threads(os.cpu_count() or 1)
-    frozen, whole = epoch_seconds(arguments)
+    frozen_seconds, whole_seconds = epoch_seconds(arguments)
     set_seed(arguments.seed)
     _, learner = build(arguments)
     learner.add_cb(Clock(recording))
     recording.end_start_up()
-    epochs = int((recording.budget_seconds - frozen) / whole)
+    epochs = int((recording.budget_seconds - frozen_seconds) / whole_seconds)
     with learner.no_bar(), learner.no_logging():
         if epochs >= 1:
             learner.fine_tune(epochs)
         else:  # the first phase of fine_tune, which has this rate and this share
             learner.freeze()
-            frozen_epochs = max(int(recording.budget_seconds / frozen), 1)
+            frozen_epochs = max(int(recording.budget_seconds / frozen_seconds), 1)
             learner.fit_one_cycle(frozen_epochs, slice(2e-3), pct_start=0.99)
-    recording.write(size=arguments.size, planned={"frozen": frozen, "whole": whole, "epochs": epochs})
+    recording.write(
+        size=arguments.size, planned={"frozen": frozen_seconds, "whole": whole_seconds, "epochs": epochs}
+    )
 
 
 if __name__ == "__main__":

@@ -104,11 +104,11 @@ def timm_arrays(inputs: Arrays, photographs: list[str], state: Path) -> Arrays:
     config = timm.data.resolve_data_config({}, model=networks["plain"])
     transform = timm.data.create_transform(**config, is_training=False)
     pictures = [transform(Image.open(file).convert("RGB")).permute(1, 2, 0) for file in photographs]
-    own = np.ascontiguousarray(torch.stack(pictures).numpy())
+    prepared_images = np.ascontiguousarray(torch.stack(pictures).numpy())
     arrays = {
         f"{kind}/{name}": features(kind, images) for name, images in inputs.items() for kind in networks
     }
-    return arrays | {"pixels/timm": own, "own/timm": features("features", own)}
+    return arrays | {"pixels/timm": prepared_images, "own/timm": features("features", prepared_images)}
 
 
 def main() -> None:

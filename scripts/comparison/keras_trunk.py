@@ -19,8 +19,8 @@ def build_trunk(file: Path, size: int | None) -> Any:
     """
     trunk = keras.applications.Xception(weights=None, include_top=False, input_shape=(size, size, 3))
     if file.suffix == ".keras":
-        saved = xception_in(keras.saving.load_model(file, compile=False))
-        arrays = saved.get_weights()[: len(trunk.weights)]  # after them, only a classifier
+        network = xception_in(keras.saving.load_model(file, compile=False))
+        arrays = network.get_weights()[: len(trunk.weights)]  # after them, only a classifier
         trunk.set_weights(arrays)
     else:
         trunk.load_weights(file)

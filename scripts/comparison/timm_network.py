@@ -40,10 +40,10 @@ def load_trunk(model: torch.nn.Module, file: Path) -> None:
     Raises:
         ValueError: a key is missing or unknown.
     """
-    missing, unknown = model.load_state_dict(torch_state(file), strict=False)
+    missing_keys, unknown_keys = model.load_state_dict(torch_state(file), strict=False)
     missing = [key for key in missing if not key.startswith("fc.") and "num_batches_tracked" not in key]
-    if missing or unknown:
-        raise ValueError(f"{file}: missing {missing}, unknown {unknown}")
+    if missing_keys or unknown_keys:
+        raise ValueError(f"{file}: missing {missing_keys}, unknown {unknown_keys}")
 
 
 @register_model

@@ -28,6 +28,12 @@ def _no_published_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield
 
 
+@pytest.fixture(autouse=True, scope="package")
+def _registered_network() -> Iterator[None]:
+    with networks.registered_network():
+        yield
+
+
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Weights of the small network with another classifier. The current folder has the photographs."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import paddle
 from paddle import nn
 
@@ -46,5 +49,11 @@ def NetworkOfParts(class_num: int = 3) -> Parts:
     return Parts(class_num)
 
 
-if NAME not in ppxcls.list_models():
+@contextlib.contextmanager
+def registered_network() -> Iterator[None]:
+    """Registers the network in a block. Other tests go through all registered networks."""
     ppxcls.MODELS.register(published=_PREPROCESSING)(NetworkOfParts)
+    try:
+        yield
+    finally:
+        ppxcls.MODELS.forget({NAME})
