@@ -24,7 +24,7 @@ from ppxcls.fitting.plan import MAX_TUNING_EPOCHS, Counts, Speeds, all_layers_ch
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import state_of
-from ppxcls.fitting.stage_results import AGAIN, ALL_LAYERS, AS_IT_IS, TOO_LITTLE_TIME, StageResults
+from ppxcls.fitting.stage_results import ALL_LAYERS, AS_IT_IS, SECOND_TRAINING, TOO_LITTLE_TIME, StageResults
 from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.fitting.yaml_files import FEATURES_LIST, LISTS, STAGES_FOLDER, TRAIN_YAML, train_yaml
 from ppxcls.reports.result_files import FitStage
@@ -33,7 +33,7 @@ from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
-_CHOOSING, _AGAIN = "all", "all_again"  # folders of the two trainings
+_FIRST_FOLDER, _SECOND_FOLDER = "all", "all_again"  # folders of the two trainings
 
 
 class AllLayers:
@@ -83,18 +83,18 @@ class AllLayers:
             end_seconds=self._end_seconds(),
             again_share=self._counts.again_share,
         )
-        overrides = [self._output(_CHOOSING)]
-        epochs = self._training.run(ALL_LAYERS, self._yaml, overrides, limits=limits)
+        overrides = [self._output(_FIRST_FOLDER)]
+        epochs = self._training.run(ALL_LAYERS, self._yaml, overrides=overrides, limits=limits)
         best = read_manifest(self._config(*overrides).run_folder / "latest")["progress"]["best"]
         if not best:
             logger.warning(f"{ALL_LAYERS}: nothing was evaluated, so the earlier result stays")
             return
-        network = self._trained_network(_CHOOSING, "best_model")
+        network = self._trained_network(_FIRST_FOLDER, "best_model")
         val_logits, labels = self._val_logits(network)
         score = accuracy_and_loss(val_logits, labels)
         has_time = self._clock.has_time(self._again_seconds(best["epoch"]), self._end_seconds())
         decision = self._results.decision(ALL_LAYERS, score, len(labels), has_time=has_time)
-        if decision == AGAIN:
+        if decision == SECOND_TRAINING:
             network = self._train_again(best["epoch"])
         notes = [f"epoch {best['epoch']}", *([TOO_LITTLE_TIME] if decision == AS_IT_IS else [])]
         stage = FitStage(
@@ -111,12 +111,12 @@ class AllLayers:
             self._results.add(stage)
         else:
             self._results.take(
-                stage, state_of(network), val_logits=val_logits, is_trained_again=decision == AGAIN
+                stage, state_of(network), val_logits=val_logits, is_trained_again=decision == SECOND_TRAINING
             )
 
     def remove_checkpoints(self) -> None:
         """Removes the checkpoints of the trainings, which are several times as large as the result."""
-        for name in (_CHOOSING, _AGAIN):
+        for name in (_FIRST_FOLDER, _SECOND_FOLDER):
             shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def _is_planned(self) -> bool:
@@ -154,14 +154,14 @@ class AllLayers:
         step = f"{ALL_LAYERS} again"
         if step not in self._progress.finished_steps:  # then best_model may be the new result already
             overrides = [
-                self._output(_AGAIN),
+                self._output(_SECOND_FOLDER),
                 f"DataLoader.Train.dataset.cls_label_path={json_text(list_file)}",
                 f"Global.pretrained_model={json_text(earlier_result)}",
                 "Global.eval_during_train=false",
             ]
-            self._training.run(step, self._yaml, overrides, last_epoch=epochs)
+            self._training.run(step, self._yaml, overrides=overrides, last_epoch=epochs)
             self._progress.finish(step)
-        return self._trained_network(_AGAIN, "latest")
+        return self._trained_network(_SECOND_FOLDER, "latest")
 
     def _trained_network(self, name: str, checkpoint: str) -> nn.Layer:
         """Returns the network of one of the trainings in evaluation mode.

@@ -27,9 +27,9 @@ from ppxcls.system.paths import short_path
 LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
 _ORDER = (LINEAR, EXIT_FLOW, ALL_LAYERS)
 # Decisions about a stage that is taken.
-AGAIN, AS_IT_IS = "is trained again", "stays as it is"
+SECOND_TRAINING, AS_IT_IS = "is trained again", "stays as it is"
 TOO_LITTLE_TIME = "not trained on the photographs that choose, because there was too little time"
-_NOTE_AGAIN = (
+_NOTE_OF_SECOND_TRAINING = (
     "by weights that were not trained on these photographs; those of best_model were, after the choice"
 )
 
@@ -55,7 +55,7 @@ class StageResults:
         self.run_folder = Path(short_path(self._config.run_folder))
 
     def decision(self, name: str, score: Score, count: int, *, has_time: bool) -> str | None:
-        """Returns what happens with a stage: ``AGAIN``, ``AS_IT_IS``, or None if the earlier result stays.
+        """Decides about a stage: ``SECOND_TRAINING``, ``AS_IT_IS``, or None if the earlier result stays.
 
         Of two results of equal photographs, the better one is taken. If there is no time to train it again on
         all photographs, it knows fewer of them than the earlier result does. Then it must be clearly better.
@@ -71,13 +71,13 @@ class StageResults:
         Raises:
             DataError: the records of the earlier stages are missing or damaged.
         """
-        for decision in (AGAIN, AS_IT_IS):
+        for decision in (SECOND_TRAINING, AS_IT_IS):
             if f"{name} {decision}" in self._progress.finished_steps:
                 return decision
         is_better = is_better_score if has_time else is_clearly_better_score
         if not is_better(score, self._score_before(name), count):
             return None
-        decision = AGAIN if has_time else AS_IT_IS
+        decision = SECOND_TRAINING if has_time else AS_IT_IS
         self._progress.finish(f"{name} {decision}")
         return decision
 
@@ -131,7 +131,7 @@ class StageResults:
             epoch=len(self._before(stage.name)) + 1,
             val_logits=val_logits,
             is_first=is_first,
-            note=_NOTE_AGAIN if is_trained_again else "",
+            note=_NOTE_OF_SECOND_TRAINING if is_trained_again else "",
         )
         if held_out_state is not None:
             write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)

@@ -40,11 +40,11 @@ from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import state_of
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.stage_results import (
-    AGAIN,
     ALL_LAYERS,
     AS_IT_IS,
     EXIT_FLOW,
     LINEAR,
+    SECOND_TRAINING,
     TOO_LITTLE_TIME,
     StageResults,
 )
@@ -237,7 +237,7 @@ class Stages:
         has_time = self._clock.has_time(training_seconds * counts.again_share, self._end_seconds())
         decision = self._results.decision(EXIT_FLOW, score, counts.choose, has_time=has_time)
         held_out_state = state_of(network) if decision else {}
-        if decision == AGAIN:
+        if decision == SECOND_TRAINING:
             training.train(np.arange(len(features.labels)), classifier, epochs)
         notes = ["batch norms keep their statistics", *([TOO_LITTLE_TIME] if decision == AS_IT_IS else [])]
         stage = FitStage(
@@ -258,7 +258,7 @@ class Stages:
             state_of(network),
             val_logits=val_logits,
             held_out_state=held_out_state,
-            is_trained_again=decision == AGAIN,
+            is_trained_again=decision == SECOND_TRAINING,
         )
 
     def _exit_epochs(self, training: ExitFlowTraining, classifier: LinearClassifier) -> int:

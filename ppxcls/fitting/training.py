@@ -48,8 +48,9 @@ class EpochLimits:
             finished_epochs: number of epochs that are finished.
         """
         seconds += finished_epochs * epoch_seconds - self.end_seconds
-        epochs = int(seconds / (epoch_seconds * (1 + self.again_share)))
-        return max(min(max(epochs, self.min_epochs), self.max_epochs), finished_epochs)
+        possible_epochs = int(seconds / (epoch_seconds * (1 + self.again_share)))
+        epochs = min(max(possible_epochs, self.min_epochs), self.max_epochs)
+        return max(epochs, finished_epochs)
 
 
 class Training:
@@ -74,8 +75,8 @@ class Training:
         self,
         step: str,
         file: Path,
-        overrides: Sequence[str] = (),
         *,
+        overrides: Sequence[str] = (),
         limits: EpochLimits | None = None,
         last_epoch: int | None = None,
     ) -> int:
@@ -187,9 +188,11 @@ class _EarlyEnd(Tracker):
         """Looks at the clock after each evaluation."""
         if kind != "eval":
             return
-        now = time.monotonic()
-        epoch_seconds, self._epoch_start = now - self._epoch_start, now
-        epoch, limits, schedule = place["epoch"], self._limits, self._trainer.run_schedule
+        epoch_end = time.monotonic()
+        epoch_seconds = epoch_end - self._epoch_start
+        self._epoch_start = epoch_end
+        epoch, limits = place["epoch"], self._limits
+        schedule = self._trainer.run_schedule
         next_seconds = epoch_seconds * (1 + limits.again_share * (epoch + 1))
         has_time = self._clock.has_time(next_seconds, limits.end_seconds)
         if limits.min_epochs <= epoch < schedule.epochs and not has_time:
