@@ -77,13 +77,13 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     set_network_name(network, config.Arch.name)
     fresh_arrays = classifier_arrays(network)
     if weights:
-        differences = load_fitting_weights(
+        file_differences = load_fitting_weights(
             network, weights.path, keep_trunk=purpose == "train", average=weights.average
         )
         if purpose == "train":
             logger.info(f"Loaded {weights}")
-        _log_differences(differences)
-        has_classifier = all(difference.kind == "rest" for difference in differences)
+        _log_differences(file_differences)
+        has_classifier = all(difference.kind == "rest" for difference in file_differences)
         if purpose == "train" and has_classifier:
             _fit_classifier(config, network, weights=weights, fresh_arrays=fresh_arrays)
         _compare_preprocessing(config, purpose, weights)
@@ -94,7 +94,7 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     return network
 
 
-def _log_differences(differences: Sequence[Difference]) -> None:
+def _log_differences(file_differences: Sequence[Difference]) -> None:
     """Logs why the classifier starts with fresh weights, and which layers of a file are left out."""
     starts = {
         "head": "the classifier starts with fresh weights, because ",
@@ -102,7 +102,7 @@ def _log_differences(differences: Sequence[Difference]) -> None:
         "rest": "",
     }
     for kind, start in starts.items():
-        texts = [difference.text for difference in differences if difference.kind == kind]
+        texts = [difference.text for difference in file_differences if difference.kind == kind]
         if texts:
             logger.warning(start + "; ".join(texts))
 
