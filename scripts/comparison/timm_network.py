@@ -41,7 +41,9 @@ def load_trunk(model: torch.nn.Module, file: Path) -> None:
         ValueError: a key is missing or unknown.
     """
     missing_keys, unknown_keys = model.load_state_dict(torch_state(file), strict=False)
-    missing = [key for key in missing if not key.startswith("fc.") and "num_batches_tracked" not in key]
+    missing_keys = [
+        key for key in missing_keys if not key.startswith("fc.") and "num_batches_tracked" not in key
+    ]
     if missing_keys or unknown_keys:
         raise ValueError(f"{file}: missing {missing_keys}, unknown {unknown_keys}")
 
