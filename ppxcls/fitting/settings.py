@@ -20,7 +20,7 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ppxcls.models.common_keys import MODELS
+from ppxcls.models.common_keys import MODELS, freeze_norms
 from ppxcls.models.preprocessing import run_preprocessing
 from ppxcls.models.weights_network import weights_network
 from ppxcls.system.devices import available_devices
@@ -28,6 +28,7 @@ from ppxcls.system.distributed import start
 from ppxcls.train.timed_steps import timed_steps
 
 _SIZES_PIXELS = (299, 192, 128, 96, 71)  # pixels; these networks are not worth training below 71
+_MIN_SIZE_WITH_WEIGHTS_PIXELS = 128  # below this, weights of larger images help little
 _TIMED_SIZE_PIXELS = 96  # pixels; a step is timed at this size, and the time grows with its square
 _LEARNING_RATE, _FINE_TUNING_LEARNING_RATE = 0.001, 0.0003  # learning rates for AdamW
 MIN_EPOCHS, MIN_EPOCHS_WITH_WEIGHTS, MAX_EPOCHS = 5, 3, 60
@@ -140,13 +141,18 @@ def choose(
         batch_size = 16
     else:
         batch_size = 64
-    largest_size = _largest_useful_size(image_root, index)
+    if weights:
+        sizes, reason_of_size = _sizes_with_weights(network, weights)
+    else:
+        largest_size = _largest_useful_size(image_root, index)
+        sizes = [size for size in _SIZES_PIXELS if size <= largest_size]
+        reason_of_size = f"the images allow up to {largest_size}"
     min_epochs = MIN_EPOCHS_WITH_WEIGHTS if weights else MIN_EPOCHS
     timed_seconds = _seconds_per_step(network, class_num, batch_size, _TIMED_SIZE_PIXELS)
-    size = _SIZES_PIXELS[-1]
+    size = sizes[-1]
     seconds = 0.0
     epochs = min_epochs
-    for size in [size for size in _SIZES_PIXELS if size <= largest_size]:
+    for size in sizes:
         seconds = timed_seconds * (size / _TIMED_SIZE_PIXELS) ** 2
         epochs = int(60 * minutes * _STEP_TIME_SHARE / (-(-image_count // batch_size) * seconds))
         if epochs >= 2 * min_epochs:
@@ -155,7 +161,7 @@ def choose(
     head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
     reasons = [
         f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
-        f"{size} px (the images allow up to {largest_size}): about {seconds:.2g} s per step on this machine",
+        f"{size} px ({reason_of_size}): about {seconds:.2g} s per step on this machine",
         f"{epochs} epochs, for about {minutes:g} minutes"
         + ("" if has_enough_epochs else "; training will take longer, because fewer epochs teach little"),
     ]
@@ -178,6 +184,7 @@ def choose(
         head_epochs=head_epochs,
         learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
         reasons=reasons,
+        freezes_norms=bool(weights) and freeze_norms(build_model(network, class_num=class_num)) > 0,
     )
 
 
@@ -223,6 +230,21 @@ def _images_of_run(weights: str | None) -> PreparedImages | None:
     config = config_of_weights(weights) if weights else None
     preprocessing = run_preprocessing(config) if config else None
     return preprocessing.images if preprocessing else None
+
+
+def _sizes_with_weights(network: str, weights: str) -> tuple[list[int], str]:
+    """Returns sizes to train at, largest first, and a reason.
+
+    They do not depend on the size of the photographs: enlarged ones suit weights of large images better.
+    """
+    run_images, published_images = _images_of_run(weights), MODELS.fact(network, "published")
+    trained_size = _SIZES_PIXELS[0]
+    if run_images and isinstance(run_images.size, int):
+        trained_size = run_images.size
+    elif published_images:
+        trained_size = published_images.input_size
+    smaller_sizes = [size for size in _SIZES_PIXELS if _MIN_SIZE_WITH_WEIGHTS_PIXELS <= size < trained_size]
+    return [trained_size, *smaller_sizes], f"the weights are for {trained_size}"
 
 
 def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:

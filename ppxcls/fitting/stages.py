@@ -56,7 +56,7 @@ from ppxcls.fitting.result import (
 )
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.training import EpochLimits, Training
-from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, TRAIN_YAML, train_yaml
+from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, NO_WEIGHTS, TRAIN_YAML, train_yaml
 from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import load_weights, weights_file
 from ppxcls.system.arrays import Array
@@ -176,7 +176,7 @@ class Stages:
             earlier_stages = []
             self._progress.finish(begun_step)
         write_result(
-            self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
+            self._config(*NO_WEIGHTS),
             state,
             epoch=len(earlier_stages) + 1,
             val_logits=val_logits,
@@ -363,7 +363,7 @@ class Stages:
         earlier_stages = self._stages()
         if is_chosen:
             write_result(
-                self._config("Global.pretrained_model=null", "Arch.pretrained=null"),
+                self._config(*NO_WEIGHTS),
                 read_state(weights_file(folder / "best_model")),
                 epoch=len(earlier_stages) + 1,
                 is_first=False,
