@@ -90,7 +90,8 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     if keys.data_format == "NHWC" and purpose != "export":
         channels_last(network)
     if purpose == "train":
-        prepare_training(network, keys, config.where("Arch"))
+        has_weights = bool(weights or config.Global.checkpoints)
+        prepare_training(network, keys, config.where("Arch"), has_weights=has_weights)
     return network
 
 

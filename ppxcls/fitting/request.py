@@ -26,7 +26,7 @@ from ppxcls.system.paths import url_problem
 _RESUME_KEYS = ("Global.checkpoints=", "Global.allow_changes=")  # overrides that choose no setting
 # With weights, the choice is followed by a training on all photographs, so a larger share costs nothing.
 _VAL_SHARE_WITH_WEIGHTS = 0.2
-NO_WEIGHTS = "none"  # value of --weights for a training from scratch
+_FROM_SCRATCH = "none"  # value of --weights for a training from scratch
 _SOLVER_PACKAGE = "scipy"  # its L-BFGS trains the linear classifier
 _REPORT_PACKAGES = ("jinja2", "matplotlib", "scipy")
 
@@ -153,7 +153,7 @@ def _weights_and_network(weights: str | None, network: str | None) -> tuple[str 
         DataError: there is no such file.
         CheckpointError: published weights can't be fetched.
     """
-    is_from_scratch = weights is not None and weights.lower() == NO_WEIGHTS
+    is_from_scratch = weights is not None and weights.lower() == _FROM_SCRATCH
     weights = None if is_from_scratch else weights
     network = network or (network_of_word(weights) if weights and is_weights_word(weights) else None)
     weights = str(weights_path(weights, network)) if weights else None

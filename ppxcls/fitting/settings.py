@@ -20,7 +20,7 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from ppxcls.models.common_keys import MODELS
+from ppxcls.models.common_keys import MODELS, freeze_norms
 from ppxcls.models.preprocessing import run_preprocessing
 from ppxcls.models.weights_network import weights_network
 from ppxcls.system.devices import available_devices
@@ -28,6 +28,7 @@ from ppxcls.system.distributed import start
 from ppxcls.train.timed_steps import timed_steps
 
 _SIZES_PIXELS = (299, 192, 128, 96, 71)  # pixels; these networks are not worth training below 71
+_MIN_SIZE_WITH_WEIGHTS_PIXELS = 128  # below this, weights of larger images help little
 _TIMED_SIZE_PIXELS = 96  # pixels; a step is timed at this size, and the time grows with its square
 _LEARNING_RATE, _FINE_TUNING_LEARNING_RATE = 0.001, 0.0003  # learning rates for AdamW
 MIN_EPOCHS, MIN_EPOCHS_WITH_WEIGHTS, MAX_EPOCHS = 5, 3, 60
@@ -135,14 +136,15 @@ def choose(
     device = device or available_devices()[0]
     start(device)
     batch_size = _batch_size(image_count, device)
-    largest_size = _largest_useful_size(image_root, index)
+    sizes, reason_of_size = (
+        _sizes_with_weights(network, weights) if weights else _sizes_from_scratch(image_root, index)
+    )
     timed_seconds = _seconds_per_step(network, class_num, batch_size, _TIMED_SIZE_PIXELS)
     steps_per_epoch = -(-image_count // batch_size)
     min_epochs = MIN_EPOCHS_WITH_WEIGHTS if weights else MIN_EPOCHS
     candidates = [
         _SizeChoice(size, timed_seconds * (size / _TIMED_SIZE_PIXELS) ** 2, steps_per_epoch, min_epochs)
-        for size in _SIZES_PIXELS
-        if size <= largest_size
+        for size in sizes
     ]
     choice = next((choice for choice in candidates if choice.minutes <= minutes), candidates[-1])
     possible_epochs = choice.epochs(minutes)
@@ -150,8 +152,7 @@ def choose(
     head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
     reasons = [
         f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
-        f"{choice.size} px (the images allow up to {largest_size}): "
-        f"about {choice.step_seconds:.2g} s per step on this machine",
+        f"{choice.size} px ({reason_of_size}): about {choice.step_seconds:.2g} s per step on this machine",
         f"{epochs} epochs, for about {minutes:g} minutes",
         f"minutes on this machine: {' | '.join(map(str, reversed(candidates)))}",
     ]
@@ -176,6 +177,7 @@ def choose(
         head_epochs=head_epochs,
         learning_rate=_FINE_TUNING_LEARNING_RATE if weights else _LEARNING_RATE,
         reasons=reasons,
+        freezes_norms=bool(weights) and freeze_norms(build_model(network, class_num=class_num)) > 0,
     )
 
 
@@ -256,6 +258,28 @@ def _images_of_run(weights: str | None) -> PreparedImages | None:
     config = config_of_weights(weights) if weights else None
     preprocessing = run_preprocessing(config) if config else None
     return preprocessing.images if preprocessing else None
+
+
+def _sizes_from_scratch(image_root: str | Path, index: ListIndex) -> tuple[list[int], str]:
+    """Returns the sizes to train at, the largest first, and the reason."""
+    largest_size = _largest_useful_size(image_root, index)
+    sizes = [size for size in _SIZES_PIXELS if size <= largest_size]
+    return sizes, f"the images allow up to {largest_size}"
+
+
+def _sizes_with_weights(network: str, weights: str) -> tuple[list[int], str]:
+    """Returns sizes to train at, largest first, and a reason.
+
+    They do not depend on the size of the photographs: enlarged ones suit weights of large images better.
+    """
+    run_images, published_images = _images_of_run(weights), MODELS.fact(network, "published")
+    trained_size = _SIZES_PIXELS[0]
+    if run_images and isinstance(run_images.size, int):
+        trained_size = run_images.size
+    elif published_images:
+        trained_size = published_images.input_size
+    smaller_sizes = [size for size in _SIZES_PIXELS if _MIN_SIZE_WITH_WEIGHTS_PIXELS <= size < trained_size]
+    return [trained_size, *smaller_sizes], f"the weights are for {trained_size}"
 
 
 def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:

@@ -27,6 +27,8 @@ HEAD_KEYS = (
     "Optimizer.layer_decay",
     "Arch.freeze",
 )
+# Overrides of a config without weights to start from.
+NO_WEIGHTS = ("Global.pretrained_model=null", "Arch.pretrained=null", "Arch.freeze_norm=false")
 NON_CLASSIFIER_PATTERN = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
 _HEAD_LEARNING_RATE = 0.002
 

@@ -76,12 +76,20 @@ def register_network(
     return register
 
 
-def prepare_training(model: nn.Layer, keys: ModelKeys, where: ConfigPlace) -> None:
+def prepare_training(
+    model: nn.Layer, keys: ModelKeys, where: ConfigPlace, *, has_weights: bool = True
+) -> None:
     """Applies the common keys for training: ``recompute``, ``freeze``, ``freeze_norm`` and ``use_sync_bn``.
+
+    Args:
+        model: network to change.
+        keys: values of the keys.
+        where: place of the network in the config.
+        has_weights: True if the network has, or will get, weights to start from.
 
     Raises:
         ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter,
-            or the network has no batch norm to freeze.
+            or the network has no batch norm to freeze, or no weights whose statistics could be kept.
     """
     if keys.recompute and not recompute_blocks(model):
         raise (where / "recompute").error(
@@ -89,6 +97,11 @@ def prepare_training(model: nn.Layer, keys: ModelKeys, where: ConfigPlace) -> No
         )
     freeze(model, keys.freeze or [], where / "freeze")
     if keys.freeze_norm:
+        if not has_weights:
+            raise (where / "freeze_norm").error(
+                "expected false, because there are no weights to start from: fresh batch norms would keep "
+                "mean 0 and variance 1. Set Global.pretrained_model or Arch.pretrained"
+            )
         count = freeze_norms(model)
         if not count:
             raise (where / "freeze_norm").error("expected false: this network has no batch norms")

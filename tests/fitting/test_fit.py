@@ -24,7 +24,7 @@ import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.cli.verbs import VERBS
 from ppxcls.fitting.settings import choose, network_of
-from ppxcls.fitting.yaml_files import NON_CLASSIFIER_PATTERN
+from ppxcls.fitting.yaml_files import NON_CLASSIFIER_PATTERN, train_yaml
 from ppxcls.models.weights import save_weights
 from tests.conftest import ROOT
 
@@ -254,3 +254,28 @@ def test_more_time_gives_more_pixels_and_epochs(tmp_path: Path, monkeypatch: pyt
         minutes = [float(text) for _, text in words]
         assert minutes == sorted(minutes)
         assert {71: 0, 96: 1, 128: 2, 192: 3, 299: 4}[sizes[1]] == sum(m <= 5 for m in minutes) - 1
+
+
+@pytest.mark.parametrize("minutes", [0.05, 1000])
+def test_weights_keep_their_statistics_and_get_large_images(
+    minutes: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without stages, as with --find-lr. The photographs are small, and the weights are for 299 px."""
+    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 0.1)
+    photographs(tmp_path / "photos", 30, side=60)
+    ppxcls.make_lists(tmp_path / "photos", tmp_path / "lists")
+    save_weights(ppxcls.build_model("Xception41", class_num=2), tmp_path / "weights.pdparams")
+    settings = choose(
+        tmp_path / "photos",
+        tmp_path / "lists/train_list.txt",
+        class_num=2,
+        network="Xception41",
+        weights=str(tmp_path / "weights.pdparams"),
+        minutes=minutes,
+        device="cpu",
+    )
+    assert settings.freezes_norms
+    assert settings.size == (299 if minutes > 1 else 128)
+    assert "(the weights are for 299)" in settings.reasons[1]
+    content = yaml.safe_load(train_yaml(settings, tmp_path / "photos", tmp_path))
+    assert content["Arch"]["freeze_norm"] is True

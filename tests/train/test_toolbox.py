@@ -17,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 
 import ppxcls
 from ppxcls.data.sampler import ClassBalancedSampler, ProgressiveSampler, RASampler
+from ppxcls.models.weights import save_weights
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.losses import build_loss
 from ppxcls.train.metrics import ClassReport
@@ -492,6 +493,18 @@ def test_frozen_batch_norms_keep_their_statistics(
     resumed.fit()
     for key, value in state_of(resumed).items():
         assert np.array_equal(value, after[key]), key
+
+
+def test_fresh_batch_norms_have_no_statistics_to_keep(
+    write_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = ppxcls.load_config(write_config(**{"Arch.freeze_norm": True}))
+    with pytest.raises(ppxcls.ConfigError, match=r"Arch\.freeze_norm: expected false, because .* no weights"):
+        ppxcls.build_trainer(config)
+    file = tmp_path / "start.pdparams"
+    save_weights(ppxcls.build_model("Xception41", class_num=3, freeze_norm=True), file)
+    overrides = [f"Global.pretrained_model={file}", "Arch.freeze_norm=true"]
+    ppxcls.build_trainer(ppxcls.load_config(write_config(), overrides))
 
 
 def test_freezing(write_config: Callable[..., Path], tmp_path: Path) -> None:
