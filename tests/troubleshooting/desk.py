@@ -85,7 +85,7 @@ class Desk:
         return result.text
 
 
-Case = Callable[[Desk], None]
+Case = Callable[..., None]  # of a Desk, and of other fixtures
 # The name of the case of each row, by a phrase of the row's first cell.
 CASES: dict[str, str] = {}
 # Rows that can't be caused on this machine, and what stands for them.
