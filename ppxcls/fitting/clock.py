@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+_MISSING_SHARE = 1 / 3  # of the time of a piece of work
+
 
 class Clock:
     """Measures the time of a command, and of earlier commands that it continues.
@@ -27,6 +29,15 @@ class Clock:
     def left(self) -> float:
         """Seconds that are left; negative if the time is over."""
         return self._seconds - self.used
+
+    def has_time(self, seconds: float, end_seconds: float) -> bool:
+        """True if there is time for a piece of work. A third of it may be missing, because times vary.
+
+        Args:
+            seconds: estimated time of the work.
+            end_seconds: time of what follows.
+        """
+        return self.left - end_seconds >= (1 - _MISSING_SHARE) * seconds
 
     def add(self, seconds: float) -> None:
         """Adds the time of earlier commands."""

@@ -11,10 +11,9 @@ from ppxcls.build.data import build_loader
 from ppxcls.config.sections import Config
 from ppxcls.data.loader import Loader
 from ppxcls.fitting.photographs import TRAIN_LIST, VAL_LIST
+from ppxcls.fitting.yaml_files import FEATURES_LIST
 from ppxcls.system.atomic_files import write_bytes
 from ppxcls.system.json_text import json_text
-
-_FEATURES_LIST = "features_list.txt"
 
 
 def feature_loader(config_with: Callable[..., Config], lists: Path, batch_size: int) -> Loader:
@@ -30,7 +29,7 @@ def feature_loader(config_with: Callable[..., Config], lists: Path, batch_size: 
     Raises:
         ConfigError, DataError, OSError: the photographs can't be used.
     """
-    file = lists / _FEATURES_LIST  # beside the names of the classes
+    file = lists / FEATURES_LIST  # beside the names of the classes
     write_bytes(file, b"".join((lists / name).read_bytes() for name in (TRAIN_LIST, VAL_LIST)))
     config = config_with(
         f"DataLoader.Eval.dataset.cls_label_path={json_text(os.path.abspath(file))}",

@@ -297,7 +297,8 @@ def read_features(folder: Path) -> Features | None:
     """Reads the features that ``compute_features`` wrote to a folder; None if they are not whole."""
     try:
         arrays = read_named_arrays(folder / _FEATURES)
-        pooled, labels, scale = arrays["pooled"], arrays["labels"], float(arrays["scale"])
+        pooled, labels = arrays["pooled"], arrays["labels"]
+        scale = float(arrays["scale"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
     activations: Array | None = None

@@ -91,8 +91,8 @@ def fit(
         find_batch: True to find the batch size by trying increasing sizes, up to a twentieth of the training
             images.
         val_share: share of each class that chooses the best stage or epoch, from 0 to below 1, if no folder
-            holds it; None for a fifth with weights and a tenth without. With weights, the result is trained
-            on these photographs too, after the choice.
+            holds it; None for a fifth with weights and a tenth without. With weights, the chosen stage is
+            trained again, on these photographs too, if there is time for it.
         test_share: share of each class that judges the result once, at the end, if there is neither ``test/``
             nor ``val/``; 0 for none.
         overrides: config overrides ``A.b=value``, applied to the YAML.
@@ -131,6 +131,7 @@ def _fit(request: Request) -> Path:
     progress = read_progress(request.output, (HEAD_YAML, TRAIN_YAML))
     if progress:
         clock.add(progress.used_seconds)
+        progress.clock = clock
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
@@ -144,6 +145,7 @@ def _fit(request: Request) -> Path:
                 settings,
                 folder=str(request.output.resolve()),
             )
+            progress.clock = clock
             _begin(request, photographs, progress)
         elif progress.photographs != photographs.digest:
             raise DataError(
@@ -272,6 +274,7 @@ def _train(request: Request, progress: FitProgress, clock: Clock, computer: Feat
     if progress.settings.feature_size:
         if not weights_file(run_folder / "best_model").exists():
             progress.finished_steps = []
+            clock.add(-progress.used_seconds)
         Stages(request, progress, clock, computer).run()
     else:
         _train_by_yaml(request, progress, run_folder, clock)

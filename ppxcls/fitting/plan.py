@@ -14,7 +14,7 @@ from ppxcls.fitting.features import FeatureComputer, network_parts
 from ppxcls.system.arrays import Array
 
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
-_MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor; they are used if they must
+_MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor
 _TIMED_IMAGES = 8
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
@@ -36,6 +36,11 @@ class Counts:
     train: int
     choose: int
     judge: int
+
+    @property
+    def again_share(self) -> float:
+        """Time of training with the photographs that choose too, as a share of the time without them."""
+        return (self.train + self.choose) / self.train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +72,12 @@ class Plan:
         size: side of the images whose features are computed, pixels.
         copies: images of each photograph.
         trains_exit_flow: True to train the exit flow too.
-        trains_all: True to train all layers too.
         rows: sizes and stages that were compared, with the minutes of the whole command.
     """
 
     size: int
     copies: int
     trains_exit_flow: bool
-    trains_all: bool
     rows: Sequence[dict[str, Any]]
 
     def __str__(self) -> str:
@@ -137,8 +140,6 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float, *, can_keep_activa
     copies = 2 if estimate.features(size, 2) <= seconds else 1
     exit_seconds = estimate.features(size, copies) + estimate.exit_flow(size, MIN_EXIT_EPOCHS)
     trains_exit_flow = can_keep_activations and exit_seconds <= seconds
-    all_seconds = exit_seconds + estimate.all_layers(speeds.size, MIN_TUNING_EPOCHS)
-    trains_all = all_seconds <= seconds
     small = candidates[-1]
     rows: list[dict[str, Any]] = []
     if small != speeds.size:
@@ -153,7 +154,7 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float, *, can_keep_activa
     rows.append(
         _row("and all layers", speeds.size, full + estimate.all_layers(speeds.size, MIN_TUNING_EPOCHS))
     )
-    return Plan(size=size, copies=copies, trains_exit_flow=trains_exit_flow, trains_all=trains_all, rows=rows)
+    return Plan(size=size, copies=copies, trains_exit_flow=trains_exit_flow, rows=rows)
 
 
 def _row(name: str, size: int, seconds: float) -> dict[str, Any]:
@@ -176,9 +177,9 @@ class _Estimate:
         """Returns the seconds for features, linear classifier, final evaluation and report."""
         speed = self._speeds.feature * self._speeds.at(size)
         chosen_from = self._counts.train + self._counts.choose
-        judged = _EVALUATION_FACTOR * self._counts.judge * speed
+        evaluation = _EVALUATION_FACTOR * self._counts.judge * speed
         linear = _LINEAR_SECONDS * copies * chosen_from / 1000
-        return copies * chosen_from * speed + linear + judged + _RESERVED_SECONDS
+        return copies * chosen_from * speed + linear + evaluation + _RESERVED_SECONDS
 
     def exit_flow(self, size: int, epochs: int) -> float:
         """Returns the seconds of training the exit flow twice: to choose, and on all photographs."""
@@ -197,14 +198,15 @@ def exit_flow_seconds(seconds_per_image: float, counts: Counts, epochs: int) -> 
 def exit_flow_epochs(seconds_per_image: float, counts: Counts, seconds: float) -> int:
     """Returns the number of epochs for the exit flow; 0 if there is too little time."""
     epochs = range(MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS + 1)
-    fitting = [n for n in epochs if exit_flow_seconds(seconds_per_image, counts, n) <= seconds]
-    return max(fitting, default=0)
+    possible_epochs = [n for n in epochs if exit_flow_seconds(seconds_per_image, counts, n) <= seconds]
+    return max(possible_epochs, default=0)
 
 
 def all_layers_seconds(speeds: Speeds, counts: Counts, *, size: int, epochs: int) -> float:
-    """Returns the seconds of training all layers, with an evaluation in each epoch."""
+    """Returns the seconds of training all layers, with an evaluation in each epoch, and of training again."""
     evaluation = _EVALUATION_FACTOR * speeds.feature * counts.choose
-    return epochs * (speeds.step * speeds.at(size) * counts.train + evaluation) + _RESERVED_SECONDS
+    image_count = counts.train * (1 + counts.again_share)
+    return epochs * (speeds.step * speeds.at(size) * image_count + evaluation) + _RESERVED_SECONDS
 
 
 def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[int, int]:
@@ -231,5 +233,5 @@ def remaining_seconds(seconds: float, counts: Counts, speeds: Speeds, size: int)
         speeds: times on this machine.
         size: side of the evaluated images, pixels.
     """
-    judged = _EVALUATION_FACTOR * counts.judge * speeds.feature * speeds.at(size)
-    return seconds - judged - _RESERVED_SECONDS
+    evaluation = _EVALUATION_FACTOR * counts.judge * speeds.feature * speeds.at(size)
+    return seconds - evaluation - _RESERVED_SECONDS

@@ -11,6 +11,7 @@ from typing import Any
 
 from ppxcls.checkpoints.files import WEIGHTS
 from ppxcls.data.errors import DataError
+from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.atomic_files import read_regular, write_text
 from ppxcls.system.json_text import is_count, is_number, json_text, read_json
@@ -18,6 +19,7 @@ from ppxcls.system.json_text import is_count, is_number, json_text, read_json
 FILE = "fit.json"
 _MAX_BYTES = 1 << 20
 _TUPLES = ("mean", "std")
+_NOT_IN_FILE = ("file", "clock")  # attributes
 _PATHS = ("PHOTOS", "--weights")  # arguments that are absolute paths
 
 
@@ -34,7 +36,8 @@ class FitProgress:
         yaml_digests: SHA-256 of each YAML that was written, to recognise a user's change.
         folder: absolute path of the output folder when this was written; empty in files of version 0.12.1 and
             older. If the folder was moved with the photographs, their paths relative to it are still equal.
-        used_seconds: time of the finished steps.
+        used_seconds: time until the last finished step.
+        clock: time of the command; None in tests of the file alone.
     """
 
     file: Path
@@ -45,6 +48,7 @@ class FitProgress:
     yaml_digests: list[str] = field(default_factory=list)
     folder: str = ""
     used_seconds: float = 0.0
+    clock: Clock | None = field(default=None, repr=False)
 
     def save(self) -> None:
         """Writes the progress.
@@ -52,12 +56,14 @@ class FitProgress:
         Raises:
             OSError: it can't be written.
         """
-        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file"}
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_IN_FILE}
         content["settings"] = asdict(self.settings)
         write_text(self.file, json_text(content, indent=1, is_ascii=True) + "\n")
 
     def finish(self, step: str) -> None:
-        """Records that a step is done."""
+        """Records that a step is done, and the time until then."""
+        if self.clock:
+            self.used_seconds = self.clock.used
         self.finished_steps.append(step)
         self.save()
 
@@ -139,7 +145,7 @@ def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None
         if not _has_valid_values(content, _CONTENT) or not _has_valid_values(settings, _SETTINGS):
             raise ValueError("a value of a wrong type")
         settings |= {name: tuple(settings[name]) for name in _TUPLES}
-        return FitProgress(file=file, settings=Settings(**settings), **content)
+        return FitProgress(file=file, settings=Settings(**settings), clock=None, **content)
     except FileNotFoundError:
         pass
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -97,29 +97,12 @@ def checked_request(
         DataError: an argument can't work.
         OSError: the output folder can't be written.
     """
-    if problem := url_problem(photos):
-        raise DataError(problem)
     if not (0 < minutes < math.inf):
         raise DataError(f"expected minutes above 0, received {minutes:g}")
-    photos = Path(photos)
-    if not os.path.isdir(photos):
-        raise DataError(f"{photos}: {'not a folder' if os.path.exists(photos) else 'no such folder'}")
-    output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
-    if photos.resolve() in (output.resolve(), *output.resolve().parents):
-        raise DataError(
-            f"{output} is inside the folder of photographs, which must not change: give another --output"
-        )
-    check_output_folder(output)
+    photos, output = _checked_folders(photos, output)
     if network is not None:
         _check_network(network)
-    is_from_scratch = weights is not None and weights.lower() == NO_WEIGHTS
-    weights = None if is_from_scratch else weights
-    network = network or (network_of_word(weights) if weights and is_weights_word(weights) else None)
-    weights = str(weights_path(weights, network)) if weights else None
-    if weights is None and not is_from_scratch:
-        weights = _cached_weights(network)
-    if weights and not os.path.isfile(weights_file(weights)):
-        raise DataError(f"{weights_file(weights)}: no such file of weights")
+    weights, network = _weights_and_network(weights, network)
     if val_share is None:
         val_share = _VAL_SHARE_WITH_WEIGHTS if weights else DEFAULT_SHARES.val
     if device:
@@ -140,6 +123,45 @@ def checked_request(
         trust=trust,
         shares=Shares(val_share, test_share),
     )
+
+
+def _checked_folders(photos: str | Path, output: str | Path | None) -> tuple[Path, Path]:
+    """Returns the folders of the photographs and of the results.
+
+    Raises:
+        DataError: a folder can't be used.
+        OSError: the output folder can't be written.
+    """
+    if problem := url_problem(photos):
+        raise DataError(problem)
+    photos = Path(photos)
+    if not os.path.isdir(photos):
+        raise DataError(f"{photos}: {'not a folder' if os.path.exists(photos) else 'no such folder'}")
+    output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
+    if photos.resolve() in (output.resolve(), *output.resolve().parents):
+        raise DataError(
+            f"{output} is inside the folder of photographs, which must not change: give another --output"
+        )
+    check_output_folder(output)
+    return photos, output
+
+
+def _weights_and_network(weights: str | None, network: str | None) -> tuple[str | None, str | None]:
+    """Returns the path of the weights, if there are any, and the network, if it is known already.
+
+    Raises:
+        DataError: there is no such file.
+        CheckpointError: published weights can't be fetched.
+    """
+    is_from_scratch = weights is not None and weights.lower() == NO_WEIGHTS
+    weights = None if is_from_scratch else weights
+    network = network or (network_of_word(weights) if weights and is_weights_word(weights) else None)
+    weights = str(weights_path(weights, network)) if weights else None
+    if weights is None and not is_from_scratch:
+        weights = _cached_weights(network)
+    if weights and not os.path.isfile(weights_file(weights)):
+        raise DataError(f"{weights_file(weights)}: no such file of weights")
+    return weights, network
 
 
 def _cached_weights(network: str | None) -> str | None:

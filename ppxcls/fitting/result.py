@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +18,28 @@ from ppxcls.config.sections import Config, to_plain
 from ppxcls.fitting.linear import accuracy_and_loss
 from ppxcls.models.weights import model_state
 from ppxcls.reports import STAGES
+from ppxcls.reports.result_files import FitStage
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import read_regular, write_text
-from ppxcls.system.json_text import json_text, read_json
+from ppxcls.system.atomic_files import write_text
+from ppxcls.system.json_text import json_text
 from ppxcls.train import PREDICTIONS
 from ppxcls.train.predictions import PredictionTable, write_predictions
 from ppxcls.train.trainer import Trainer
 
-_MAX_BYTES = 1 << 20
+Score = tuple[float, float]  # accuracy and loss
 _BEST = "best_model"
 _FILE_NAMES = {"is_chosen": "chosen"}  # keys of the file by attribute, if they differ
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageRecord:
-    """What one stage of ``fit`` did.
-
-    Attributes:
-        name: name of the stage.
-        seconds: time that it took.
-        size: side of its images, pixels.
-        epochs: number of epochs; None if it has none.
-        accuracy: share of correct predictions for the photographs that choose; None if there are none.
-        loss: mean cross-entropy for these photographs; None if there are none.
-        is_chosen: True if the stage's result became the result of ``fit``.
-        choice: what the stage chose, and how.
-    """
-
-    name: str
-    seconds: float
-    size: int
-    epochs: int | None
-    accuracy: float | None
-    loss: float | None
-    is_chosen: bool
-    choice: str
-
-    def __str__(self) -> str:
-        score = "" if self.accuracy is None else f"{self.accuracy:.4f} of the photographs that choose, "
-        epochs = "" if self.epochs is None else f"{self.epochs} epochs, "
-        outcome = "taken" if self.is_chosen else "not better, so the earlier result stays"
-        return f"{self.name}: {self.size} px, {epochs}{self.seconds:.0f} s, {score}{self.choice}: {outcome}"
+def stage_line(stage: FitStage) -> str:
+    """Returns one line for the log about a stage."""
+    score = "" if stage.accuracy is None else f"{stage.accuracy:.4f} of the photographs that choose, "
+    epochs = "" if stage.epochs is None else f"{stage.epochs} epoch{'s' * (stage.epochs != 1)}, "
+    outcome = "taken" if stage.is_chosen else "not better, so the earlier result stays"
+    return f"{stage.name}: {stage.size} px, {epochs}{stage.seconds:.0f} s, {score}{stage.choice}: {outcome}"
 
 
-def write_stages(folder: Path, stages: list[StageRecord], plan: Sequence[Mapping[str, Any]]) -> None:
+def write_stages(folder: Path, stages: Sequence[FitStage], plan: Sequence[Mapping[str, Any]]) -> None:
     """Writes the stages and the plan of ``fit`` to a run's folder.
 
     Raises:
@@ -72,28 +50,8 @@ def write_stages(folder: Path, stages: list[StageRecord], plan: Sequence[Mapping
     write_text(folder / STAGES, json_text(content, indent=1, is_ascii=True) + "\n")
 
 
-def read_stage_records(folder: Path) -> list[StageRecord]:
-    """Returns the stages that ``write_stages`` wrote; empty if there are none."""
-    try:
-        content = read_json(read_regular(folder / STAGES, _MAX_BYTES))
-        names = {name: key for key, name in _FILE_NAMES.items()}
-        return [
-            StageRecord(**{names.get(name, name): value for name, value in row.items()})
-            for row in content["stages"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
 def write_result(
-    config: Config,
-    state: State,
-    *,
-    epoch: int,
-    is_first: bool,
-    val_logits: Array | None = None,
-    score: tuple[float, float] | None = None,
-    note: str = "",
+    config: Config, state: State, *, epoch: int, is_first: bool, val_logits: Array, note: str = ""
 ) -> None:
     """Writes a stage's result to the run's folder, as a training with this config would have written it.
 
@@ -104,8 +62,7 @@ def write_result(
         is_first: True to move the results of an earlier run aside; False if the folder has the result of an
             earlier stage.
         val_logits: logits of the photographs of ``DataLoader.Eval``, [N, class_num], by weights that were not
-            trained on them; None to write no evaluation and no predictions.
-        score: accuracy and loss for these photographs if there are no logits.
+            trained on them.
         note: how the logits were computed, if the weights of the result have been trained on these
             photographs since then.
 
@@ -118,31 +75,20 @@ def write_result(
         if not is_first:
             _continue_run(trainer)
         trainer.run.begin(is_continued=not is_first)
-        results = None
-        if val_logits is not None:
-            results = _evaluated(trainer, val_logits)
-        elif score is not None:
-            assert trainer.evaluation
-            count = len(trainer.evaluation.loader.dataset)
-            results = {_loss_name(trainer): score[1], "top1": score[0], "num_samples": count}
+        results = _evaluated(trainer, val_logits)
         progress = trainer.progress
         progress.epoch = epoch
-        if results:
-            progress.best = {
-                "metric": "top1",
-                "value": results["top1"],
-                "epoch": epoch,
-                "loss": results[_loss_name(trainer)],
-            }
-            trainer.log.eval_line(results, progress)
-            trainer.log.flush()
+        loss = results[_loss_name(trainer)]
+        progress.best = {"metric": "top1", "value": results["top1"], "epoch": epoch, "loss": loss}
+        trainer.log.start(progress)  # removes the line of this stage before a kill
+        trainer.log.eval_line(results, progress)
+        trainer.log.flush()
         facts = {**trainer.run.facts.as_dict(), "trained_on_eval_list": bool(note)}
         manifest = {**facts, "progress": asdict(progress)}
         write_checkpoint(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )
-        if results and val_logits is not None:
-            _write_evaluation(config, trainer, results, note)
+        _write_evaluation(config, trainer, results, note)
     finally:
         trainer.log.close()
         trainer.close_loaders()
@@ -208,13 +154,7 @@ def state_of(network: paddle.nn.Layer) -> State:
     return state
 
 
-def has_better_logits(logits: Array, earlier_logits: Array, labels: Array) -> bool:
-    """True if logits are better than earlier ones; see ``is_better_score``."""
-    score, earlier_score = (accuracy_and_loss(values, labels) for values in (logits, earlier_logits))
-    return is_better_score(score, earlier_score, len(labels))
-
-
-def is_better_score(score: tuple[float, float], earlier_score: tuple[float, float], count: int) -> bool:
+def is_better_score(score: Score, earlier_score: Score, count: int) -> bool:
     """True if no fewer photographs are correct and the loss is smaller, or if clearly more are correct.
 
     Of a hundred photographs, one or two more are correct by chance. The loss tells more.
@@ -228,6 +168,13 @@ def is_better_score(score: tuple[float, float], earlier_score: tuple[float, floa
     earlier_accuracy, earlier_loss = earlier_score
     if not math.isfinite(loss):
         return False
+    is_no_worse = accuracy >= earlier_accuracy and loss < earlier_loss
+    return is_no_worse or is_clearly_better_score(score, earlier_score, count)
+
+
+def is_clearly_better_score(score: Score, earlier_score: Score, count: int) -> bool:
+    """True if more photographs are correct by at least two standard errors; see ``is_better_score``."""
+    accuracy, loss = score
+    earlier_accuracy, _ = earlier_score
     standard_error = math.sqrt(max(earlier_accuracy * (1 - earlier_accuracy), 1 / count) / count)
-    is_clear = accuracy - earlier_accuracy > 2 * standard_error
-    return is_clear or (accuracy >= earlier_accuracy and loss < earlier_loss)
+    return math.isfinite(loss) and accuracy - earlier_accuracy > 2 * standard_error

@@ -135,36 +135,29 @@ def choose(
     image_count = len(index.labels)
     device = device or available_devices()[0]
     start(device)
-    if image_count < 200:
-        batch_size = 8
-    elif device == "cpu" or image_count < 2000:
-        batch_size = 16
-    else:
-        batch_size = 64
-    if weights:
-        sizes, reason_of_size = _sizes_with_weights(network, weights)
-    else:
-        largest_size = _largest_useful_size(image_root, index)
-        sizes = [size for size in _SIZES_PIXELS if size <= largest_size]
-        reason_of_size = f"the images allow up to {largest_size}"
-    min_epochs = MIN_EPOCHS_WITH_WEIGHTS if weights else MIN_EPOCHS
+    batch_size = _batch_size(image_count, device)
+    sizes, reason_of_size = (
+        _sizes_with_weights(network, weights) if weights else _sizes_for(image_root, index)
+    )
     timed_seconds = _seconds_per_step(network, class_num, batch_size, _TIMED_SIZE_PIXELS)
-    size = sizes[-1]
-    seconds = 0.0
-    epochs = min_epochs
-    for size in sizes:
-        seconds = timed_seconds * (size / _TIMED_SIZE_PIXELS) ** 2
-        epochs = int(60 * minutes * _STEP_TIME_SHARE / (-(-image_count // batch_size) * seconds))
-        if epochs >= 2 * min_epochs:
-            break
-    has_enough_epochs, epochs = epochs >= min_epochs, min(max(epochs, min_epochs), MAX_EPOCHS)
+    steps_per_epoch = -(-image_count // batch_size)
+    min_epochs = MIN_EPOCHS_WITH_WEIGHTS if weights else MIN_EPOCHS
+    candidates = [
+        _SizeChoice(size, timed_seconds * (size / _TIMED_SIZE_PIXELS) ** 2, steps_per_epoch, min_epochs)
+        for size in sizes
+    ]
+    choice = next((choice for choice in candidates if choice.minutes <= minutes), candidates[-1])
+    possible_epochs = choice.epochs(minutes)
+    epochs = min(max(possible_epochs, min_epochs), MAX_EPOCHS)
     head_epochs = max(round(_HEAD_EPOCH_SHARE * epochs), 1) if weights else 0
     reasons = [
         f"{image_count:,} training images in {class_num} classes; batches of {batch_size} on {device}",
-        f"{size} px ({reason_of_size}): about {seconds:.2g} s per step on this machine",
-        f"{epochs} epochs, for about {minutes:g} minutes"
-        + ("" if has_enough_epochs else "; training will take longer, because fewer epochs teach little"),
+        f"{choice.size} px ({reason_of_size}): about {choice.step_seconds:.2g} s per step on this machine",
+        f"{epochs} epochs, for about {minutes:g} minutes",
+        f"minutes on this machine: {' | '.join(map(str, reversed(candidates)))}",
     ]
+    if possible_epochs < min_epochs:
+        reasons[2] += "; training will take longer, because fewer epochs teach little"
     if not weights:
         reasons.append(
             "from scratch: --weights imagenet fetches published weights, if this network has any; "
@@ -176,7 +169,7 @@ def choose(
         weights=weights,
         class_num=class_num,
         device=device,
-        size=size,
+        size=choice.size,
         mean=mean,
         std=std,
         batch_size=batch_size,
@@ -186,6 +179,41 @@ def choose(
         reasons=reasons,
         freezes_norms=bool(weights) and freeze_norms(build_model(network, class_num=class_num)) > 0,
     )
+
+
+@dataclass(frozen=True)
+class _SizeChoice:
+    """A size of the training images, and what it costs.
+
+    Attributes:
+        size: side of the images, pixels.
+        step_seconds: time of a training step.
+        steps_per_epoch: number of steps in an epoch.
+        min_epochs: smallest number of epochs that is worth a training.
+    """
+
+    size: int
+    step_seconds: float
+    steps_per_epoch: int
+    min_epochs: int
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of the command from which this size pays: those of twice the smallest number of epochs."""
+        return 2 * self.min_epochs * self.steps_per_epoch * self.step_seconds / (60 * _STEP_TIME_SHARE)
+
+    def epochs(self, minutes: float) -> int:
+        """Returns the number of epochs in some minutes of the command."""
+        return int(60 * minutes * _STEP_TIME_SHARE / (self.steps_per_epoch * self.step_seconds))
+
+    def __str__(self) -> str:
+        return f"{self.size} px {self.minutes:.2g} min"
+
+
+def _batch_size(image_count: int, device: str) -> int:
+    if image_count < 200:
+        return 8
+    return 16 if device == "cpu" or image_count < 2000 else 64
 
 
 def provisional_settings(
@@ -247,17 +275,18 @@ def _sizes_with_weights(network: str, weights: str) -> tuple[list[int], str]:
     return [trained_size, *smaller_sizes], f"the weights are for {trained_size}"
 
 
-def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:
-    """Returns the largest size to train at.
+def _sizes_for(image_root: str | Path, index: ListIndex) -> tuple[list[int], str]:
+    """Returns sizes to train at from scratch, largest first, and a reason.
 
-    At this size, a typical image is enlarged by no more than a third.
+    At the largest one, a typical image is enlarged by no more than a third.
     """
     sides = []
     for i in np.linspace(0, len(index.labels) - 1, 40).astype(int):
         with contextlib.suppress(OSError, ValueError, MemoryError):  # training reports unreadable images
             sides.append(min(decode_image(read_file(os.path.join(image_root, index.path(int(i))))).shape[:2]))
     typical_side = float(np.median(sides)) if sides else float(_SIZES_PIXELS[0])
-    return next((size for size in _SIZES_PIXELS if size <= 1.34 * typical_side), _SIZES_PIXELS[-1])
+    sizes = [size for size in _SIZES_PIXELS if size <= 1.34 * typical_side] or [_SIZES_PIXELS[-1]]
+    return sizes, f"the images allow up to {sizes[0]}"
 
 
 def _seconds_per_step(network: str, class_num: int, batch_size: int, size: int) -> float:

@@ -1,11 +1,11 @@
 """The stages of ``fit`` with weights: linear classifier, exit flow, all layers.
 
-Each stage is judged by the photographs that choose. Its result is kept only if it is better.
+The photographs that choose compare each stage with the earlier ones. Its result is kept only if it is better.
 """
 
 from __future__ import annotations
 
-import os
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from paddle import nn
 
-from ppxcls.build.evaluation import evaluate
-from ppxcls.checkpoints.files import State, read_manifest, read_state, write_state
-from ppxcls.config.load import load_config
+from ppxcls.build.start import start_processes
+from ppxcls.checkpoints.files import State
 from ppxcls.config.sections import Config
 from ppxcls.data.list_index import ListIndex
+from ppxcls.fitting.all_layers import USED_TIME_SHARE, AllLayers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.exit_flow import ExitFlowTraining
@@ -34,41 +34,27 @@ from ppxcls.fitting.features import (
 )
 from ppxcls.fitting.linear import LinearClassifier, accuracy_and_loss, chosen_problem
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
-from ppxcls.fitting.plan import (
-    MAX_TUNING_EPOCHS,
-    Counts,
-    Speeds,
-    all_layers_choice,
-    exit_flow_epochs,
-    exit_flow_seconds,
-    remaining_seconds,
-)
+from ppxcls.fitting.plan import Counts, Speeds, exit_flow_epochs, exit_flow_seconds, remaining_seconds
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
-from ppxcls.fitting.result import (
-    StageRecord,
-    has_better_logits,
-    is_better_score,
-    read_stage_records,
-    state_of,
-    write_result,
-    write_stages,
-)
+from ppxcls.fitting.result import state_of
 from ppxcls.fitting.settings import Settings
-from ppxcls.fitting.training import EpochLimits, Training
-from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, LISTS, NO_WEIGHTS, TRAIN_YAML, train_yaml
+from ppxcls.fitting.stage_results import (
+    ALL_LAYERS,
+    AS_IT_IS,
+    EXIT_FLOW,
+    LINEAR,
+    SECOND_TRAINING,
+    TOO_LITTLE_TIME,
+    StageResults,
+)
+from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML
 from ppxcls.models.common_keys import MODELS
-from ppxcls.models.weights import load_weights, weights_file
-from ppxcls.system.arrays import Array
-from ppxcls.system.json_text import json_text
+from ppxcls.models.weights import load_weights
+from ppxcls.reports.result_files import FitStage
 from ppxcls.system.logs import logger
-from ppxcls.system.paths import short_path
 
-LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
-_STAGES = "stages"  # folder of intermediate results, in the output folder
-_RESULT, _CLASSIFIERS = "held_out.npz", "linear.npz"
-_ALL = "all"
-_USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
+_CLASSIFIERS = "linear.npz"
 
 
 class Stages:
@@ -91,10 +77,9 @@ class Stages:
         self._request = request
         self._progress = progress
         self._clock = clock
-        self._folder = request.output / _STAGES
-        self._yaml = request.output / TRAIN_YAML
+        self._folder = request.output / STAGES_FOLDER
         self._seed = int(self._config().Global.seed or 0)
-        self._run_folder = Path(short_path(self._config().run_folder))
+        self._results = StageResults(request, progress)
         self._computer = computer
         self._speeds: Speeds | None = None
 
@@ -102,29 +87,36 @@ class Stages:
         """Takes the stages.
 
         Raises:
+            ConfigError: the device does not exist or can't compute.
             DataError, CheckpointError, TrainingError, OSError: a stage has failed.
         """
+        start_processes(self._config())  # a continued command has built nothing yet that selects the device
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._is_done(LINEAR):
             self._linear_classifier()
-            self._finish(LINEAR)
+            self._progress.finish(LINEAR)
         if not self._is_done(EXIT_FLOW):
             self._exit_flow()
-            self._finish(EXIT_FLOW)
+            self._progress.finish(EXIT_FLOW)
         remove_features(self._folder)
+        all_layers = AllLayers(
+            self._request,
+            self._progress,
+            clock=self._clock,
+            results=self._results,
+            counts=self._counts(),
+            speeds=self._measured(),
+        )
         if not self._is_done(ALL_LAYERS):
-            self._all_layers()
-            self._finish(ALL_LAYERS)
+            all_layers.run()
+            self._progress.finish(ALL_LAYERS)
+        all_layers.remove_checkpoints()
 
     def _is_done(self, step: str) -> bool:
         return step in self._progress.finished_steps
 
-    def _finish(self, step: str) -> None:
-        self._progress.used_seconds = self._clock.used
-        self._progress.finish(step)
-
     def _config(self, *overrides: str) -> Config:
-        return config_of(self._request, self._yaml, overrides)
+        return config_of(self._request, self._request.output / TRAIN_YAML, overrides)
 
     # Shared by the stages
 
@@ -164,37 +156,6 @@ class Stages:
         )
         return features
 
-    def _take(self, stage: StageRecord, state: State, *, held_out_state: State, val_logits: Array) -> None:
-        """Writes a better result."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
-        write_named_arrays(self._folder / _RESULT, logits=val_logits)
-        earlier_stages = [earlier for earlier in self._stages() if earlier.name != stage.name]
-        begun_step = f"{LINEAR} begun"  # the folder may have another run's files before it
-        is_first = not self._is_done(begun_step)
-        if is_first:
-            earlier_stages = []
-            self._progress.finish(begun_step)
-        write_result(
-            self._config(*NO_WEIGHTS),
-            state,
-            epoch=len(earlier_stages) + 1,
-            val_logits=val_logits,
-            is_first=is_first,
-            note=_NOTE,
-        )
-        self._add_stage(stage, earlier_stages)
-
-    def _stages(self) -> list[StageRecord]:
-        return read_stage_records(self._run_folder)
-
-    def _add_stage(self, stage: StageRecord, earlier_stages: list[StageRecord]) -> None:
-        logger.info(str(stage))
-        write_stages(self._run_folder, [*earlier_stages, stage], self._progress.settings.plan)
-
-    def _held_out_logits(self) -> Array:
-        return read_named_arrays(self._folder / _RESULT)["logits"]
-
     # The stages
 
     def _linear_classifier(self) -> None:
@@ -204,15 +165,15 @@ class Stages:
         counts = self._counts()
         class_num = self._progress.settings.class_num
         problem, choice = chosen_problem(features.pooled, features.labels, class_num, self._seed)
-        train_indices = np.arange(counts.train)
-        held_out = problem.train(choice.strength, train_indices)
-        val_logits = problem.logits(held_out, np.arange(counts.train, counts.train + counts.choose))
+        train_solution = problem.train(choice.strength, np.arange(counts.train))
+        val_logits = problem.logits(train_solution, np.arange(counts.train, counts.train + counts.choose))
+        train_classifier = problem.classifier(train_solution)
         classifier = problem.classifier(problem.train(choice.strength))
-        self._write_classifiers(problem.classifier(held_out), classifier)
-        if note := features.precision_note(problem.classifier(held_out).logits):
+        self._write_classifiers(train_classifier, classifier)
+        if note := features.precision_note(train_classifier.logits):
             logger.info(note)
         accuracy, loss = accuracy_and_loss(val_logits, features.labels[counts.train :])
-        stage = StageRecord(
+        stage = FitStage(
             name=LINEAR,
             seconds=round(time.monotonic() - start, 1),
             size=self._progress.settings.feature_size,
@@ -222,8 +183,9 @@ class Stages:
             is_chosen=True,
             choice=str(choice),
         )
-        held_out_state = self._state_with(problem.classifier(held_out))
-        self._take(stage, self._state_with(classifier), held_out_state=held_out_state, val_logits=val_logits)
+        held_out_state = self._state_with(train_classifier)
+        state = self._state_with(classifier)
+        self._results.take(stage, state, val_logits=val_logits, held_out_state=held_out_state)
 
     def _state_with(self, classifier: LinearClassifier) -> State:
         """Returns the weights of the network with a linear classifier."""
@@ -233,19 +195,20 @@ class Stages:
         last_layer.bias.set_value(classifier.bias)
         return state_of(network)
 
-    def _write_classifiers(self, held_out: LinearClassifier, classifier: LinearClassifier) -> None:
+    def _write_classifiers(self, train_classifier: LinearClassifier, classifier: LinearClassifier) -> None:
+        """Writes the classifiers without the photographs that choose, and with them."""
         write_named_arrays(
             self._folder / _CLASSIFIERS,
-            held_out_weight=held_out.weight,
-            held_out_bias=held_out.bias,
+            train_weight=train_classifier.weight,
+            train_bias=train_classifier.bias,
             weight=classifier.weight,
             bias=classifier.bias,
         )
 
     def _read_classifiers(self) -> tuple[LinearClassifier, LinearClassifier]:
         arrays = read_named_arrays(self._folder / _CLASSIFIERS)
-        held_out = LinearClassifier(arrays["held_out_weight"], arrays["held_out_bias"])
-        return held_out, LinearClassifier(arrays["weight"], arrays["bias"])
+        train_classifier = LinearClassifier(arrays["train_weight"], arrays["train_bias"])
+        return train_classifier, LinearClassifier(arrays["weight"], arrays["bias"])
 
     def _exit_flow(self) -> None:
         """Trains the exit flow without the photographs that choose; if that is better, with all of them."""
@@ -257,52 +220,63 @@ class Stages:
         if features.activations is None:
             return
         counts = self._counts()
-        held_out, classifier = self._read_classifiers()
+        train_classifier, classifier = self._read_classifiers()
         network = self._feature_computer().network
         self._computer = None  # its weights change
         training = ExitFlowTraining(network_parts(network), features, self._seed)
-        seconds_per_image = training.seconds_per_photograph(held_out)
-        epochs = settings.exit_epochs or self._exit_epochs(seconds_per_image)
+        epochs = self._exit_epochs(training, train_classifier)
         if not epochs:
             logger.info(f"{EXIT_FLOW}: not trained, because there is too little time")
             return
-        if not settings.exit_epochs:
-            self._progress.settings = replace(settings, exit_epochs=epochs)
-            self._progress.save()
+        training_start = time.monotonic()
+        training.train(np.arange(counts.train), train_classifier, epochs)
+        training_seconds = time.monotonic() - training_start
         val_indices = np.arange(counts.train, counts.train + counts.choose)
-        training.train(np.arange(counts.train), held_out, epochs)
         val_logits = training.logits(val_indices)
-        labels = features.labels[val_indices]
-        is_chosen = has_better_logits(val_logits, self._held_out_logits(), labels)
-        held_out_state = state_of(network) if is_chosen else {}
-        if is_chosen:
+        score = accuracy_and_loss(val_logits, features.labels[val_indices])
+        has_time = self._clock.has_time(training_seconds * counts.again_share, self._end_seconds())
+        decision = self._results.decision(EXIT_FLOW, score, counts.choose, has_time=has_time)
+        held_out_state = state_of(network) if decision else {}
+        if decision == SECOND_TRAINING:
             training.train(np.arange(len(features.labels)), classifier, epochs)
-        accuracy, loss = accuracy_and_loss(val_logits, labels)
-        stage = StageRecord(
+        notes = ["batch norms keep their statistics", *([TOO_LITTLE_TIME] if decision == AS_IT_IS else [])]
+        stage = FitStage(
             name=EXIT_FLOW,
             seconds=round(time.monotonic() - start, 1),
             size=settings.feature_size,
             epochs=epochs,
-            accuracy=accuracy,
-            loss=loss,
-            is_chosen=is_chosen,
-            choice="batch norms keep their statistics",
+            accuracy=score[0],
+            loss=score[1] if math.isfinite(score[1]) else None,
+            is_chosen=decision is not None,
+            choice="; ".join(notes),
         )
-        if is_chosen:
-            self._take(stage, state_of(network), held_out_state=held_out_state, val_logits=val_logits)
-        else:
-            self._add_stage(stage, self._stages())
+        if decision is None:
+            self._results.add(stage)
+            return
+        self._results.take(
+            stage,
+            state_of(network),
+            val_logits=val_logits,
+            held_out_state=held_out_state,
+            is_trained_again=decision == SECOND_TRAINING,
+        )
 
-    def _exit_epochs(self, seconds_per_image: float) -> int:
-        """Returns the number of epochs that the time allows."""
+    def _exit_epochs(self, training: ExitFlowTraining, classifier: LinearClassifier) -> int:
+        """Returns the number of epochs that the time allows. A repeated stage trains as many as before."""
+        settings = self._progress.settings
+        if settings.exit_epochs:
+            return settings.exit_epochs
         counts = self._counts()
-        seconds = _USED_TIME_SHARE * (self._clock.left - self._end_seconds())
+        seconds_per_image = training.seconds_per_photograph(classifier)
+        seconds = USED_TIME_SHARE * (self._clock.left - self._end_seconds())
         epochs = exit_flow_epochs(seconds_per_image, counts, seconds)
         logger.info(
             f"{EXIT_FLOW}: {epochs} epochs in about "
             f"{exit_flow_seconds(seconds_per_image, counts, epochs) / 60:.2g} min, "
             f"with {max(seconds, 0) / 60:.2g} min left"
         )
+        self._progress.settings = replace(settings, exit_epochs=epochs)
+        self._progress.save()
         return epochs
 
     def _end_seconds(self) -> float:
@@ -313,67 +287,6 @@ class Stages:
         if self._speeds is None:
             self._speeds = speeds_of(self._progress.settings)
         return self._speeds
-
-    def _all_layers(self) -> None:
-        """Trains all layers with ``train.yaml``, if the time allows a few epochs."""
-        decided_step = f"{ALL_LAYERS} decided"
-        start = time.monotonic()
-        if not self._is_done(decided_step):
-            seconds = _USED_TIME_SHARE * (self._clock.left - self._end_seconds())
-            size, epochs = all_layers_choice(self._measured(), self._counts(), seconds)
-            if not epochs:
-                return
-            self._progress.settings = replace(self._progress.settings, size=size, epochs=epochs)
-            self._progress.write_yaml(
-                self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
-            )
-            self._progress.finish(decided_step)
-        folder = self._train_all_layers()
-        self._judge_all_layers(folder, time.monotonic() - start)
-
-    def _train_all_layers(self) -> Path:
-        """Trains all layers in a folder of their own, and returns the folder of the run."""
-        output = f"Global.output_dir={json_text(os.path.abspath(self._folder / _ALL))}"
-        limits = EpochLimits(min_epochs=1, max_epochs=MAX_TUNING_EPOCHS, end_seconds=self._end_seconds())
-        Training(self._request, self._progress, self._clock).run(
-            ALL_LAYERS, self._yaml, overrides=[output], limits=limits
-        )
-        return self._config(output).run_folder
-
-    def _judge_all_layers(self, folder: Path, seconds: float) -> None:
-        """Takes the best epoch of the training of all layers, if it is better than the earlier stages."""
-        best = read_manifest(folder / "best_model")["progress"]["best"]
-        if not best:
-            logger.warning(f"{ALL_LAYERS}: nothing was evaluated, so the earlier result stays")
-            return
-        labels = np.asarray(ListIndex(self._request.output / LISTS / VAL_LIST).labels)
-        accuracy, loss = accuracy_and_loss(self._held_out_logits(), labels)
-        is_chosen = is_better_score((best["value"], best["loss"]), (accuracy, loss), len(labels))
-        settings = self._progress.settings
-        stage = StageRecord(
-            name=ALL_LAYERS,
-            seconds=round(seconds, 1),
-            size=settings.size,
-            epochs=settings.epochs,
-            accuracy=best["value"],
-            loss=best["loss"],
-            is_chosen=is_chosen,
-            choice=f"epoch {best['epoch']}",
-        )
-        earlier_stages = self._stages()
-        if is_chosen:
-            write_result(
-                self._config(*NO_WEIGHTS),
-                read_state(weights_file(folder / "best_model")),
-                epoch=len(earlier_stages) + 1,
-                is_first=False,
-                score=(best["value"], best["loss"]),
-            )
-            evaluate(load_config(self._run_folder, trust=self._request.trust))
-        self._add_stage(stage, earlier_stages)
-
-
-_NOTE = "by weights that were not trained on these photographs; those of best_model were, after the choice"
 
 
 def speeds_of(settings: Settings) -> Speeds:

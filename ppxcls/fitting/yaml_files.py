@@ -13,7 +13,11 @@ from ppxcls.system.paths import printable
 
 TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
 LISTS = "lists"  # folder of the lists, in the output folder
-HELD_OUT_WEIGHTS = "stages/held_out.pdparams"  # weights that were not trained on the photographs that choose
+FEATURES_LIST = "features_list.txt"  # list of the photographs that train and of those that choose
+STAGES_FOLDER = "stages"  # folder of intermediate results, in the output folder
+HELD_OUT_WEIGHTS = (
+    f"{STAGES_FOLDER}/held_out.pdparams"  # weights that were not trained on the photographs that choose
+)
 # Keys that head.yaml sets itself. Overrides of these keys apply to train.yaml only.
 HEAD_KEYS = (
     "Global.output_dir",

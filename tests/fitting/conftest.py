@@ -1,11 +1,18 @@
-"""Tests of ``fit`` find no published weights on this machine."""
+"""Tests of ``fit`` find no published weights on this machine. Fixtures of the stages with a small network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import ppxcls
+from ppxcls.fitting import exit_flow, features, folder, plan
+from ppxcls.models.weights import save_weights
+from tests.fitting import networks
+from tests.fitting.small_fits import photographs
 from tests.published.conftest import VARIABLES
 
 
@@ -19,3 +26,32 @@ def _no_published_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         patch.setenv("PPXCLS_OFFLINE", "1")
         patch.setenv("PPXCLS_CACHE", str(folder / "cache"))
         yield
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Weights of the small network with another classifier. The current folder has the photographs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(folder, "judge", lambda *_, **__: None)
+    photographs(tmp_path / "photos", {"ant": 12, "bee": 10, "cow": 8})
+    save_weights(ppxcls.build_model(networks.NAME, class_num=5), tmp_path / "weights.pdparams")
+    return "weights.pdparams"
+
+
+@pytest.fixture
+def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Returns a function that sets the times of this machine, in seconds for an image."""
+
+    def set_speeds(feature: float = 1e-4, exit_step: float = 1e-4, step: float = 1e-4) -> None:
+        def measured(
+            computer: features.FeatureComputer, images: np.ndarray
+        ) -> tuple[plan.Speeds, tuple[int, ...]]:
+            computer(images)
+            size = images.shape[-1]
+            return plan.Speeds(size=size, feature=feature, exit_step=exit_step, step=step), (8, 8, 8)
+
+        monkeypatch.setattr("ppxcls.fitting.stage_settings.measured_speeds", measured)
+        monkeypatch.setattr(exit_flow.ExitFlowTraining, "seconds_per_photograph", lambda *_: exit_step)
+
+    set_speeds()
+    return set_speeds

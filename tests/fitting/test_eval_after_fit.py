@@ -11,11 +11,10 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import read_manifest
 from ppxcls.fitting.judging import judge, sentence_of
-from tests.fitting.test_stages import OPTIONS, only_linear, speeds, weights
+from tests.fitting.small_fits import OPTIONS, only_linear
 
 pytest.importorskip("scipy")
 pytest.importorskip("jinja2")
-__all__ = ["speeds", "weights"]  # fixtures
 
 
 def test_an_evaluation_does_not_replace_the_figures_of_unknown_photographs(

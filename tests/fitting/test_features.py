@@ -17,10 +17,9 @@ from ppxcls.fitting import features, stages
 from ppxcls.fitting.features import FeatureComputer, Features, read_features
 from ppxcls.train.fast_forward import FastForward
 from tests.fitting.networks import SIZE, Parts
-from tests.fitting.test_stages import OPTIONS, chosen, only_linear, speeds, weights
+from tests.fitting.small_fits import OPTIONS, chosen, only_linear
 
 pytest.importorskip("scipy")
-__all__ = ["speeds", "weights"]  # fixtures
 
 
 def test_a_run_has_no_empty_places_but_the_last(
@@ -117,7 +116,7 @@ def test_a_full_disk_leaves_the_exit_flow_as_it_is(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(features, "_allocate", full)
-    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (SIZE, 0))
+    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (SIZE, 0))
     run = ppxcls.fit("photos", weights, **OPTIONS)
     assert "so the exit flow is not trained: No space left on device" in capsys.readouterr().out
     assert chosen(run) == {stages.LINEAR: True}

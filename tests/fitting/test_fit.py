@@ -247,6 +247,13 @@ def test_more_time_gives_more_pixels_and_epochs(tmp_path: Path, monkeypatch: pyt
     assert (sizes[0], sizes[-1]) == (71, 299)
     assert found[-1].epochs == 60
     assert found[0].epochs == 5
+    for settings in found:
+        (line,) = [line for line in settings.reasons if line.startswith("minutes on this machine: ")]
+        words = re.findall(r"(\d+) px ([\d.e+]+) min", line)
+        assert [size for size, _ in words] == ["71", "96", "128", "192", "299"]
+        minutes = [float(text) for _, text in words]
+        assert minutes == sorted(minutes)
+        assert {71: 0, 96: 1, 128: 2, 192: 3, 299: 4}[sizes[1]] == sum(m <= 5 for m in minutes) - 1
 
 
 @pytest.mark.parametrize("minutes", [0.05, 1000])

@@ -15,6 +15,7 @@ from ppxcls.fitting.linear import (
     stratified_folds,
 )
 from ppxcls.system.arrays import Array
+from ppxcls.system.logs import set_up_logging
 
 pytest.importorskip("scipy")
 
@@ -108,3 +109,16 @@ def test_many_photographs_are_held_out_once(monkeypatch: pytest.MonkeyPatch) -> 
     choice = LinearProblem(features[None], labels, 3).choose(0)
     assert choice.fold_count == 1
     assert choice.accuracy > 0.9
+
+
+def test_a_solver_that_does_not_converge_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging()
+    features, labels = clouds(60, 10, 3, 2.0)
+    problem = LinearProblem(features[None], labels, 3)
+    problem.train(1.0)
+    assert "not converged" not in capsys.readouterr().out
+    monkeypatch.setattr("ppxcls.fitting.linear._MAX_ITERATIONS", 1)
+    problem.train(1.0)
+    assert "linear classifier with C = 1: not converged" in capsys.readouterr().out

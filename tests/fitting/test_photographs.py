@@ -99,7 +99,7 @@ def test_a_picture_of_your_own_parts_stays_in_the_last_of_them(
         (data / copy).write_bytes((data / original).read_bytes())
     result = listed(data, tmp_path / "lists")
     check_photographs(result)
-    assert set(network_parts(data)) - set(listed_paths(tmp_path / "lists")) == {
+    assert set(png_files(data)) - set(listed_paths(tmp_path / "lists")) == {
         "train/ant/0.png",
         "train/ant/1.png",
         "val/bee/2.png",
@@ -114,7 +114,7 @@ def test_a_picture_of_your_own_parts_stays_in_the_last_of_them(
     assert "or of the part that chooses: train/ant/0.png = test/ant/0.png" in capsys.readouterr().out
 
 
-def network_parts(data: Path) -> list[str]:
+def png_files(data: Path) -> list[str]:
     return [str(file.relative_to(data)) for file in data.rglob("*.png")]
 
 

@@ -5,73 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.data.errors import DataError
-from ppxcls.fitting import exit_flow, features, folder, plan, stages, training
-from ppxcls.fitting.result import is_better_score, read_stage_records
-from ppxcls.models.weights import save_weights
+from ppxcls.fitting import exit_flow, features, stages
+from ppxcls.fitting.result import is_better_score, is_clearly_better_score
 from tests.fitting import networks
+from tests.fitting.small_fits import OPTIONS, chosen, only_linear, photographs
 
 pytest.importorskip("scipy")
-
-OPTIONS: dict[str, Any] = {"network": networks.NAME, "output": "out", "device": "cpu"}
-
-
-def photographs(root: Path, counts: dict[str, int], side: int = 40) -> Path:
-    """Writes folders of photographs whose colour depends on the class."""
-    rng = np.random.default_rng(0)
-    for label, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            image = rng.integers(0, 120, (side, side + i, 3)).astype(np.uint8)
-            image[..., label % 3] += 90
-            cv2.imwrite(str(root / name / f"{i}.png"), image)
-    return root
-
-
-@pytest.fixture
-def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Weights of the small network with another classifier. The current folder has the photographs."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(folder, "judge", lambda *_, **__: None)
-    photographs(tmp_path / "photos", {"ant": 12, "bee": 10, "cow": 8})
-    save_weights(ppxcls.build_model(networks.NAME, class_num=5), tmp_path / "weights.pdparams")
-    return "weights.pdparams"
-
-
-@pytest.fixture
-def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Returns a function that sets the times of this machine, in seconds for an image."""
-
-    def set_speeds(feature: float = 1e-4, exit_step: float = 1e-4, step: float = 1e-4) -> None:
-        def measured(
-            computer: features.FeatureComputer, images: np.ndarray
-        ) -> tuple[plan.Speeds, tuple[int, ...]]:
-            computer(images)
-            size = images.shape[-1]
-            return plan.Speeds(size=size, feature=feature, exit_step=exit_step, step=step), (8, 8, 8)
-
-        monkeypatch.setattr("ppxcls.fitting.stage_settings.measured_speeds", measured)
-        monkeypatch.setattr(exit_flow.ExitFlowTraining, "seconds_per_photograph", lambda *_: exit_step)
-
-    set_speeds()
-    return set_speeds
-
-
-def chosen(run: Path) -> dict[str, bool]:
-    return {stage.name: stage.is_chosen for stage in read_stage_records(run)}
-
-
-def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stages.exit_flow_epochs", lambda *_: 0)
-    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (networks.SIZE, 0))
 
 
 def test_the_first_result_is_a_whole_run(
@@ -125,8 +71,8 @@ def test_a_stage_is_kept_only_if_it_is_better(
     speeds: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stages.has_better_logits", lambda *_: is_exit_flow_better)
-    monkeypatch.setattr("ppxcls.fitting.stages.is_better_score", lambda *_: is_all_better)
+    answers = iter([is_exit_flow_better, is_all_better])
+    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: next(answers))
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
     assert chosen(run) == {
         stages.LINEAR: True,
@@ -143,51 +89,6 @@ def test_a_stage_is_kept_only_if_it_is_better(
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows] == ["eval"] * (1 + is_exit_flow_better + is_all_better)
     assert not list(run.glob("earlier_*"))
-
-
-KILLS = [
-    (stages, "compute_features"),
-    (stages, "chosen_problem"),
-    (stages, "write_result"),
-    (stages, "write_stages"),
-    (exit_flow.ExitFlowTraining, "train"),
-    (exit_flow.ExitFlowTraining, "logits"),
-    (training, "build_trainer"),
-    (stages, "read_manifest"),
-]
-
-
-def test_a_kill_at_any_place_changes_nothing(
-    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each function is interrupted once, after and before its work. The same call continues."""
-    options = {**OPTIONS, "overrides": ["Global.epochs=1"]}
-    expected = read_state(ppxcls.fit("photos", weights, **options) / "best_model.pdparams")
-    options["output"] = "interrupted"
-    interruptions = []
-    for owner, name in KILLS:
-        for is_after in (False, True):
-            original = getattr(owner, name)
-
-            def stopped(
-                *arguments: Any, original: Any = original, is_after: bool = is_after, **keys: Any
-            ) -> Any:
-                if is_after:
-                    original(*arguments, **keys)
-                raise KeyboardInterrupt
-
-            with monkeypatch.context() as patch:
-                patch.setattr(owner, name, stopped)
-                try:
-                    ppxcls.fit("photos", weights, **options)
-                except KeyboardInterrupt:
-                    interruptions.append(name)
-    run = ppxcls.fit("photos", weights, **options)
-    assert len(interruptions) >= len(KILLS)
-    state = read_state(run / "best_model.pdparams")
-    for key, value in expected.items():
-        if isinstance(value, np.ndarray):
-            np.testing.assert_array_equal(state[key], value, err_msg=key)
 
 
 def test_little_time_gives_the_first_result_alone(weights: str, speeds: Callable[..., None]) -> None:
@@ -210,7 +111,7 @@ def test_activations_without_room_leave_the_exit_flow_as_it_is(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(features, "_MAX_ACTIVATION_BYTES", 1000)
-    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
     run = ppxcls.fit("photos", weights, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True}
     assert "would take" in Path("out/train.yaml").read_text()
@@ -220,7 +121,7 @@ def test_weights_that_are_not_finite_are_not_taken(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exit_flow, "_LEARNING_RATE", 1e30)
-    monkeypatch.setattr("ppxcls.fitting.stages.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
     run = ppxcls.fit("photos", weights, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True, stages.EXIT_FLOW: False}
 
@@ -277,6 +178,8 @@ def test_cached_weights_are_used_unless_none_are_wanted(
 )
 def test_better_is_more_than_chance(score: tuple[float, float], is_taken: bool) -> None:
     assert is_better_score(score, (0.90, 0.40), count=100) == is_taken
+    is_clear = score == (0.99, 0.50)  # the standard error is 0.03
+    assert is_clearly_better_score(score, (0.90, 0.40), count=100) == is_clear
 
 
 def test_a_missing_solver_is_named_before_anything_is_written(
@@ -286,30 +189,3 @@ def test_a_missing_solver_is_named_before_anything_is_written(
     with pytest.raises(DataError, match=r"with weights, fit needs no_such_package: pip install"):
         ppxcls.fit("photos", weights, **OPTIONS)
     assert not Path("out").exists()
-
-
-def test_a_plan_that_is_off_is_made_anew_after_the_first_epoch(
-    weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A step was timed as slow, and is fast. An interruption after the first epoch changes nothing."""
-    monkeypatch.setattr("ppxcls.fitting.settings._seconds_per_step", lambda *_: 1000.0)
-    monkeypatch.setattr(folder, "MAX_EPOCHS", 8)
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_change_epochs", interrupted(training.Training._change_epochs))
-        with pytest.raises(KeyboardInterrupt):
-            ppxcls.fit("photos", "none", **OPTIONS)
-    run = ppxcls.fit("photos", "none", **OPTIONS)
-    assert "8 epochs instead of 5, for about 10 minutes" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows if row["kind"] == "eval"] == list(range(1, 9))
-    assert "epochs: 8" in Path("out/train.yaml").read_text()
-
-
-def interrupted(original: Callable[..., None]) -> Callable[..., None]:
-    """Returns a function that does its work and is then interrupted."""
-
-    def function(*arguments: Any, **keys: Any) -> None:
-        original(*arguments, **keys)
-        raise KeyboardInterrupt
-
-    return function

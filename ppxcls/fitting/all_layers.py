@@ -1,0 +1,196 @@
+"""The last stage of ``fit`` with weights: all layers are trained by ``train.yaml``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppxcls.build.choices import network_classes, weights_for
+from ppxcls.build.data import build_loader
+from ppxcls.build.network import build_network
+from ppxcls.checkpoints.files import read_manifest
+from ppxcls.config.sections import Config
+from ppxcls.data.device import ModelInput
+from ppxcls.fitting.clock import Clock
+from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.linear import accuracy_and_loss
+from ppxcls.fitting.plan import MAX_TUNING_EPOCHS, Counts, Speeds, all_layers_choice, remaining_seconds
+from ppxcls.fitting.progress import FitProgress
+from ppxcls.fitting.request import Request
+from ppxcls.fitting.result import state_of
+from ppxcls.fitting.stage_results import ALL_LAYERS, AS_IT_IS, SECOND_TRAINING, TOO_LITTLE_TIME, StageResults
+from ppxcls.fitting.training import EpochLimits, Training
+from ppxcls.fitting.yaml_files import FEATURES_LIST, LISTS, STAGES_FOLDER, TRAIN_YAML, train_yaml
+from ppxcls.reports.result_files import FitStage
+from ppxcls.system.arrays import Array
+from ppxcls.system.json_text import json_text
+from ppxcls.system.logs import logger
+
+USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
+_FIRST_FOLDER, _SECOND_FOLDER = "all", "all_again"  # folders of the two trainings
+
+
+class AllLayers:
+    """Trains all layers without the photographs that choose; if that is better, with all of them.
+
+    Args:
+        request: arguments of ``fit``.
+        progress: progress of ``fit``.
+        clock: time of the command.
+        results: results of the stages.
+        counts: numbers of photographs.
+        speeds: times on this machine.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        progress: FitProgress,
+        *,
+        clock: Clock,
+        results: StageResults,
+        counts: Counts,
+        speeds: Speeds,
+    ) -> None:
+        self._request = request
+        self._progress = progress
+        self._clock = clock
+        self._results = results
+        self._counts = counts
+        self._speeds = speeds
+        self._folder = request.output / STAGES_FOLDER
+        self._yaml = request.output / TRAIN_YAML
+        self._training = Training(request, progress, clock)
+
+    def run(self) -> None:
+        """Trains, if the time allows a few epochs, and takes the result if it is better.
+
+        Raises:
+            DataError, CheckpointError, TrainingError, OSError: the training has failed.
+        """
+        start = time.monotonic()
+        if not self._is_planned():
+            return
+        limits = EpochLimits(
+            min_epochs=1,
+            max_epochs=MAX_TUNING_EPOCHS,
+            end_seconds=self._end_seconds(),
+            again_share=self._counts.again_share,
+        )
+        overrides = [self._output(_FIRST_FOLDER)]
+        epochs = self._training.run(ALL_LAYERS, self._yaml, overrides=overrides, limits=limits)
+        best = read_manifest(self._config(*overrides).run_folder / "latest")["progress"]["best"]
+        if not best:
+            logger.warning(f"{ALL_LAYERS}: nothing was evaluated, so the earlier result stays")
+            return
+        network = self._trained_network(_FIRST_FOLDER, "best_model")
+        val_logits, labels = self._val_logits(network)
+        score = accuracy_and_loss(val_logits, labels)
+        has_time = self._clock.has_time(self._again_seconds(best["epoch"]), self._end_seconds())
+        decision = self._results.decision(ALL_LAYERS, score, len(labels), has_time=has_time)
+        if decision == SECOND_TRAINING:
+            network = self._train_again(best["epoch"])
+        notes = [f"epoch {best['epoch']}", *([TOO_LITTLE_TIME] if decision == AS_IT_IS else [])]
+        stage = FitStage(
+            name=ALL_LAYERS,
+            seconds=round(time.monotonic() - start, 1),
+            size=self._progress.settings.size,
+            epochs=epochs,
+            accuracy=score[0],
+            loss=score[1],
+            is_chosen=decision is not None,
+            choice="; ".join(notes),
+        )
+        if decision is None:
+            self._results.add(stage)
+        else:
+            self._results.take(
+                stage, state_of(network), val_logits=val_logits, is_trained_again=decision == SECOND_TRAINING
+            )
+
+    def remove_checkpoints(self) -> None:
+        """Removes the checkpoints of the trainings, which are several times as large as the result."""
+        for name in (_FIRST_FOLDER, _SECOND_FOLDER):
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+
+    def _is_planned(self) -> bool:
+        """True if there is time for a few epochs. Writes their number and the image size to the YAML."""
+        decided_step = f"{ALL_LAYERS} decided"
+        if decided_step in self._progress.finished_steps:
+            return True
+        seconds = USED_TIME_SHARE * (self._clock.left - self._end_seconds())
+        size, epochs = all_layers_choice(self._speeds, self._counts, seconds)
+        if not epochs:
+            return False
+        self._progress.settings = replace(self._progress.settings, size=size, epochs=epochs)
+        self._progress.write_yaml(
+            self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
+        )
+        self._progress.finish(decided_step)
+        return True
+
+    def _end_seconds(self) -> float:
+        """Returns the time of the final evaluation and the report."""
+        return -remaining_seconds(0.0, self._counts, self._speeds, self._progress.settings.feature_size)
+
+    def _again_seconds(self, epochs: int) -> float:
+        """Returns the time of training again, with all photographs and without evaluations."""
+        epoch_seconds = self._training.epoch_seconds
+        if epoch_seconds is None:  # an earlier command has trained
+            size = self._progress.settings.size
+            epoch_seconds = self._counts.train * self._speeds.step * self._speeds.at(size)
+        return epochs * epoch_seconds * self._counts.again_share
+
+    def _train_again(self, epochs: int) -> nn.Layer:
+        """Trains the earlier result with all photographs but those that judge, as long as before."""
+        list_file = os.path.abspath(self._request.output / LISTS / FEATURES_LIST)
+        earlier_result = os.path.abspath(self._results.run_folder / "best_model")
+        step = f"{ALL_LAYERS} again"
+        if step not in self._progress.finished_steps:  # then best_model may be the new result already
+            overrides = [
+                self._output(_SECOND_FOLDER),
+                f"DataLoader.Train.dataset.cls_label_path={json_text(list_file)}",
+                f"Global.pretrained_model={json_text(earlier_result)}",
+                "Global.eval_during_train=false",
+            ]
+            self._training.run(step, self._yaml, overrides=overrides, last_epoch=epochs)
+            self._progress.finish(step)
+        return self._trained_network(_SECOND_FOLDER, "latest")
+
+    def _trained_network(self, name: str, checkpoint: str) -> nn.Layer:
+        """Returns the network of one of the trainings in evaluation mode.
+
+        Raises:
+            CheckpointError: the checkpoint can't be used.
+        """
+        output = self._output(name)
+        path = os.path.abspath(self._config(output).run_folder / checkpoint)
+        config = self._config(output, f"Global.pretrained_model={json_text(path)}")
+        network = build_network(config, "evaluate", weights_for(config, "evaluate"))
+        network.eval()
+        return network
+
+    def _val_logits(self, network: nn.Layer) -> tuple[Array, Array]:
+        """Returns logits of the photographs that choose, float32 [N, class_num], and their classes, [N]."""
+        config = self._config()
+        loader = build_loader(config, "Eval", network_classes(config, "train", None))
+        to_input = ModelInput(loader.dataset.device_stage)
+        logits = np.zeros((len(loader.dataset), self._progress.settings.class_num), np.float32)
+        with paddle.no_grad():
+            for batch in loader.epoch():
+                logits[batch.plan.indices] = network(to_input(batch.images)).numpy()
+        loader.close()
+        return logits, np.asarray(loader.dataset.labels[: len(logits)], np.int64)
+
+    def _output(self, name: str) -> str:
+        """Returns the override of the output folder of one of the trainings."""
+        return f"Global.output_dir={json_text(os.path.abspath(self._folder / name))}"
+
+    def _config(self, *overrides: str) -> Config:
+        return config_of(self._request, self._yaml, overrides)

@@ -1,0 +1,143 @@
+"""The results of the stages of ``fit``: which of them are taken, and what they leave in the run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppxcls.checkpoints.files import State, write_state
+from ppxcls.data.errors import DataError
+from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.progress import FitProgress
+from ppxcls.fitting.request import Request
+from ppxcls.fitting.result import (
+    Score,
+    is_better_score,
+    is_clearly_better_score,
+    stage_line,
+    write_result,
+    write_stages,
+)
+from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, NO_WEIGHTS, TRAIN_YAML
+from ppxcls.reports import STAGES
+from ppxcls.reports.result_files import FitStage, read_stages
+from ppxcls.system.arrays import Array
+from ppxcls.system.logs import logger
+from ppxcls.system.paths import short_path
+
+LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
+_ORDER = (LINEAR, EXIT_FLOW, ALL_LAYERS)
+# Decisions about a stage that is taken.
+SECOND_TRAINING, AS_IT_IS = "is trained again", "stays as it is"
+TOO_LITTLE_TIME = "not trained on the photographs that choose, because there was too little time"
+_NOTE_OF_SECOND_TRAINING = (
+    "by weights that were not trained on these photographs; those of best_model were, after the choice"
+)
+
+
+class StageResults:
+    """Decides which stages are taken, and writes their results.
+
+    Args:
+        request: arguments of ``fit``.
+        progress: progress of ``fit``.
+    """
+
+    def __init__(self, request: Request, progress: FitProgress) -> None:
+        self._request = request
+        self._progress = progress
+        # The stages have evaluated their results, whatever the last training does.
+        overrides = [*NO_WEIGHTS, "Global.eval_during_train=true"]
+        self._config = config_of(request, request.output / TRAIN_YAML, overrides)
+        self.run_folder = Path(short_path(self._config.run_folder))
+
+    def decision(self, name: str, score: Score, count: int, *, has_time: bool) -> str | None:
+        """Decides about a stage: ``SECOND_TRAINING``, ``AS_IT_IS``, or None if the earlier result stays.
+
+        Of two results of equal photographs, the better one is taken. If there is no time to train it again on
+        all photographs, it knows fewer of them than the earlier result does. Then it must be clearly better.
+
+        A stage that is repeated after a kill gets the same decision, because its files may be written.
+
+        Args:
+            name: name of the stage.
+            score: accuracy and loss for the photographs that choose.
+            count: number of these photographs.
+            has_time: True if there is time to train it again.
+
+        Raises:
+            DataError: the records of the earlier stages are missing or damaged.
+        """
+        for decision in (SECOND_TRAINING, AS_IT_IS):
+            if f"{name} {decision}" in self._progress.finished_steps:
+                return decision
+        is_better = is_better_score if has_time else is_clearly_better_score
+        if not is_better(score, self._score_before(name), count):
+            return None
+        decision = SECOND_TRAINING if has_time else AS_IT_IS
+        self._progress.finish(f"{name} {decision}")
+        return decision
+
+    def _score_before(self, name: str) -> Score:
+        """Returns accuracy and loss of the result before a stage."""
+        chosen_stages = [stage for stage in self._before(name) if stage.is_chosen]
+        stage = chosen_stages[-1] if chosen_stages else None
+        if stage is None or stage.accuracy is None or stage.loss is None:
+            raise DataError(
+                f"{self.run_folder / STAGES}: expected the results of the finished stages: "
+                f"give another --output, or remove {self._request.output}"
+            )
+        return stage.accuracy, stage.loss
+
+    def _before(self, name: str) -> list[FitStage]:
+        """Returns the records of the stages before a stage."""
+        earlier_names = _ORDER[: _ORDER.index(name)]
+        if not earlier_names:
+            return []  # the folder may have the stages of another run
+        content = read_stages(self.run_folder / STAGES)
+        return [stage for stage in content.stages if stage.name in earlier_names] if content else []
+
+    def take(
+        self,
+        stage: FitStage,
+        state: State,
+        *,
+        val_logits: Array,
+        held_out_state: State | None = None,
+        is_trained_again: bool = True,
+    ) -> None:
+        """Writes a better result.
+
+        Args:
+            stage: record of the stage.
+            state: weights of the result.
+            val_logits: logits of the photographs that choose, by weights that were not trained on them.
+            held_out_state: these weights, for later stages to start from; None to keep the earlier ones.
+            is_trained_again: True if the weights of the result were trained on these photographs.
+
+        Raises:
+            OSError: a file can't be written.
+        """
+        begun_step = f"{LINEAR} begun"  # the folder may have another run's files before it
+        is_first = begun_step not in self._progress.finished_steps
+        if is_first:
+            self._progress.finish(begun_step)
+        write_result(
+            self._config,
+            state,
+            epoch=len(self._before(stage.name)) + 1,
+            val_logits=val_logits,
+            is_first=is_first,
+            note=_NOTE_OF_SECOND_TRAINING if is_trained_again else "",
+        )
+        if held_out_state is not None:
+            write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
+        self.add(stage)
+
+    def add(self, stage: FitStage) -> None:
+        """Adds the record of a stage.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        logger.info(stage_line(stage))
+        write_stages(self.run_folder, [*self._before(stage.name), stage], self._progress.settings.plan)
