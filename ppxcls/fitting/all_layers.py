@@ -125,7 +125,9 @@ class AllLayers:
         if decided_step in self._progress.finished_steps:
             return True
         seconds = USED_TIME_SHARE * (self._clock.left - self._end_seconds())
-        size, epochs = all_layers_choice(self._speeds, self._counts, seconds)
+        size, epochs = all_layers_choice(
+            self._speeds, self._counts, seconds, self._progress.settings.feature_size
+        )
         if not epochs:
             return False
         self._progress.settings = replace(self._progress.settings, size=size, epochs=epochs)

@@ -22,7 +22,11 @@ from ppxcls.system.logs import logger
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _MAX_FOLDS = 5
 _USUAL_ITERATIONS = 60
-_MAX_MULTIPLICATIONS = 2e12  # of a cross-validation; about half a minute of two cores
+_MAX_PRODUCTS = 4e12  # of a cross-validation; a minute of two cores, which seldom needs all iterations
+_PRODUCTS_OF_FEATURE = 75  # reading and preparing a feature takes as long as this number of products
+_SECONDS_PER_PRODUCT = 5e-11  # on two cores
+_USUAL_WIDTH = 2048  # features of a photograph
+_FINAL_TRAININGS = 3  # without the photographs that choose, with them, and without mirror images
 _MAX_ITERATIONS = 200
 _TOLERANCE = 3e-5  # of the gradient
 
@@ -52,6 +56,7 @@ class StrengthChoice:
         strength: chosen inverse strength of the weight decay.
         tried_count: number of strengths that were tried.
         fold_count: number of folds that were held out in turn; 0 if there were too few photographs.
+        photograph_count: number of photographs in the folds.
         accuracy: share of correct predictions for the photographs that were held out.
         loss: mean cross-entropy for these photographs.
         has_copies: True if copies of the photographs were trained on too.
@@ -60,6 +65,7 @@ class StrengthChoice:
     strength: float
     tried_count: int
     fold_count: int
+    photograph_count: int
     accuracy: float
     loss: float
     has_copies: bool = False
@@ -69,7 +75,9 @@ class StrengthChoice:
             return f"C = {self.strength:g}, without a choice: too few photographs"
         mirrored = ", with mirror images" if self.has_copies else ""
         folds = f"{self.fold_count} folds" if self.fold_count > 1 else "one fold"
-        score = f"{self.accuracy:.4f} in a cross-validation of {folds}"
+        score = (
+            f"{self.accuracy:.4f} in a cross-validation of {folds} of {self.photograph_count:,} photographs"
+        )
         return f"C = {self.strength:g} of {self.tried_count}{mirrored}, {score}"
 
 
@@ -87,6 +95,73 @@ def stratified_folds(labels: Array, fold_count: int, seed: int) -> Array:
             folds[indices] = (offset + np.arange(len(indices))) % fold_count
             offset += len(indices)  # so that small classes are spread over the folds
     return folds
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What a cross-validation holds out.
+
+    Attributes:
+        folds: fold of each photograph, int [N]; -1 for those that are always trained on, and -2 for those
+            that are left out.
+        fold_count: number of folds that are held out in turn. The others are always trained on.
+        strengths: inverse strengths to try, in increasing order.
+    """
+
+    folds: Array
+    fold_count: int
+    strengths: Sequence[float]
+
+
+def cross_validation(
+    labels: Array, class_num: int, *, copies: int, width: int, seed: int
+) -> CrossValidation | None:
+    """Returns a cross-validation that takes a limited time; None if there are too few photographs.
+
+    With many photographs, not every fold is held out in turn, because each takes long and tells much. With
+    very many photographs and classes, fewer strengths are tried, on a share of each class.
+
+    Args:
+        labels: class of each photograph, int [N].
+        class_num: number of classes.
+        copies: images of each photograph.
+        width: number of features.
+        seed: seed of the folds.
+    """
+    counts = np.bincount(labels, minlength=class_num)
+    if counts.max() < 2:
+        return None
+    strengths: Sequence[float] = STRENGTHS
+    fold_count = int(min(_MAX_FOLDS, counts.max()))
+    folds = stratified_folds(labels, fold_count, seed)
+    products = _USUAL_ITERATIONS * _products(copies * len(labels), class_num, width)
+    used_folds = min(max(int(_MAX_PRODUCTS / (products * len(strengths))), 1), fold_count)
+    if products * len(strengths) > _MAX_PRODUCTS:
+        strengths = strengths[::2]
+    share = _MAX_PRODUCTS / (products * len(strengths))
+    if share < 1:
+        order = np.random.default_rng([seed, len(labels)]).permutation(len(labels))
+        for label in np.flatnonzero(counts):
+            indices = order[labels[order] == label]
+            folds[indices[max(2, math.ceil(share * len(indices))) :]] = -2
+    return CrossValidation(folds, used_folds, strengths)
+
+
+def expected_seconds(row_count: int, class_num: int) -> float:
+    """Returns the time of choosing a strength and of training, on two cores, in seconds.
+
+    Args:
+        row_count: number of images, with copies.
+        class_num: number of classes.
+    """
+    products = _USUAL_ITERATIONS * _products(row_count, class_num, _USUAL_WIDTH)
+    chosen_products = min(_MAX_FOLDS * len(STRENGTHS) * products, _MAX_PRODUCTS)
+    return _SECONDS_PER_PRODUCT * (chosen_products + _FINAL_TRAININGS * products)
+
+
+def _products(row_count: int, class_num: int, width: int) -> float:
+    """Returns the cost of a loss and its gradient, as a number of products."""
+    return float(row_count * min(row_count, width) * (_PRODUCTS_OF_FEATURE + class_num))
 
 
 def accuracy_and_loss(logits: Array, labels: Array) -> tuple[float, float]:
@@ -173,34 +248,29 @@ class LinearProblem:
         bias = solution[-1] - self._mean @ weight
         return LinearClassifier(weight.astype(np.float32), bias.astype(np.float32))
 
-    def choose(self, seed: int, strengths: Sequence[float] = STRENGTHS) -> StrengthChoice:
-        """Chooses the strength with the smallest loss in a cross-validation.
-
-        With many photographs, not every fold is held out in turn, because each takes long and tells much.
-
-        Args:
-            seed: seed of the folds.
-            strengths: inverse strengths to try, in increasing order.
-        """
-        counts = np.bincount(self.labels, minlength=self.class_num)
-        if counts.max() < 2:
-            return StrengthChoice(strengths[len(strengths) // 2], len(strengths), 0, math.nan, math.nan)
-        fold_count = int(min(_MAX_FOLDS, counts.max()))
-        folds = stratified_folds(self.labels, fold_count, seed)
-        multiplications = 4 * self._rows.size * self.class_num * len(strengths) * _USUAL_ITERATIONS
-        used_folds = min(max(int(_MAX_MULTIPLICATIONS / multiplications), 1), fold_count)
+    def choose(self, validation: CrossValidation) -> StrengthChoice:
+        """Chooses the strength with the smallest loss in a cross-validation."""
+        strengths, folds = validation.strengths, validation.folds
         logits = np.zeros((len(strengths), self._count, self.class_num), np.float32)
-        for fold in range(used_folds):
-            val_indices = np.flatnonzero(folds == fold)
-            training_indices = np.flatnonzero(folds != fold)
+        for fold in range(validation.fold_count):
+            fold_indices = np.flatnonzero(folds == fold)
+            training_indices = np.flatnonzero((folds != fold) & (folds >= -1))
             solution = None
             for i, strength in enumerate(strengths):
                 solution = self.train(strength, training_indices, solution)
-                logits[i, val_indices] = self.logits(solution, val_indices)
-        used_indices = np.flatnonzero((folds >= 0) & (folds < used_folds))
-        scores = [accuracy_and_loss(values[used_indices], self.labels[used_indices]) for values in logits]
+                logits[i, fold_indices] = self.logits(solution, fold_indices)
+        indices = np.flatnonzero((folds >= 0) & (folds < validation.fold_count))
+        scores = [accuracy_and_loss(values[indices], self.labels[indices]) for values in logits]
         best = int(np.argmin([loss for _, loss in scores]))
-        return StrengthChoice(strengths[best], len(strengths), used_folds, *scores[best])
+        accuracy, loss = scores[best]
+        return StrengthChoice(
+            strength=strengths[best],
+            tried_count=len(strengths),
+            fold_count=validation.fold_count,
+            photograph_count=int((folds >= -1).sum()),
+            accuracy=accuracy,
+            loss=loss,
+        )
 
 
 def chosen_problem(
@@ -217,13 +287,18 @@ def chosen_problem(
         seed: seed of the folds.
     """
     problem = LinearProblem(features, labels, class_num)
-    choice = problem.choose(seed)
-    if len(features) > 1 and choice.fold_count:
+    copies, _, width = features.shape
+    validation = cross_validation(labels, class_num, copies=copies, width=width, seed=seed)
+    if validation is None:
+        middle = STRENGTHS[len(STRENGTHS) // 2]
+        return problem, StrengthChoice(middle, len(STRENGTHS), 0, 0, math.nan, math.nan, copies > 1)
+    choice = problem.choose(validation)
+    if copies > 1:
         plain_problem = LinearProblem(features[:1], labels, class_num)
-        plain_choice = plain_problem.choose(seed, [choice.strength])
+        plain_choice = plain_problem.choose(replace(validation, strengths=[choice.strength]))
         if plain_choice.loss < choice.loss:
-            return plain_problem, replace(plain_choice, tried_count=choice.tried_count, has_copies=False)
-    return problem, replace(choice, has_copies=len(features) > 1)
+            return plain_problem, replace(plain_choice, tried_count=choice.tried_count)
+    return problem, replace(choice, has_copies=copies > 1)
 
 
 def _log_softmax(logits: Array) -> Array:
@@ -237,10 +312,14 @@ def _loss_and_gradient(
     """Returns the mean cross-entropy plus half the decay times the squared weights, and its gradient."""
     solution = values.reshape(-1, class_num)
     weight = solution[:-1].astype(np.float32)
-    log_probabilities = _log_softmax((rows @ weight).astype(np.float64) + solution[-1])
+    logits = (rows @ weight).astype(np.float64)
+    logits += solution[-1]
+    logits -= logits.max(1, keepdims=True)
+    errors = np.exp(logits)
+    sums = errors.sum(1)
     indices = np.arange(len(labels))
-    loss = -log_probabilities[indices, labels].mean() + 0.5 * decay * np.square(solution[:-1]).sum()
-    errors = np.exp(log_probabilities)
+    loss = (np.log(sums) - logits[indices, labels]).mean() + 0.5 * decay * np.square(solution[:-1]).sum()
+    errors /= sums[:, np.newaxis]
     errors[indices, labels] -= 1
     errors /= len(labels)
     gradient: Any = np.empty_like(solution)

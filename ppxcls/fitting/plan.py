@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.fitting.features import FeatureComputer, network_parts
+from ppxcls.fitting.linear import expected_seconds
 from ppxcls.system.arrays import Array
 
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
@@ -18,7 +19,6 @@ _MIN_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor
 _TIMED_IMAGES = 8
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
-_LINEAR_SECONDS = 20.0  # of the classifier for 1,000 images, with the choice of its strength
 MIN_EXIT_EPOCHS, MAX_EXIT_EPOCHS = 2, 8
 MIN_TUNING_EPOCHS, MAX_TUNING_EPOCHS = 3, 20  # of all layers
 
@@ -31,11 +31,13 @@ class Counts:
         train: photographs that train.
         choose: photographs that choose.
         judge: photographs that judge.
+        classes: number of classes.
     """
 
     train: int
     choose: int
     judge: int
+    classes: int
 
     @property
     def again_share(self) -> float:
@@ -178,7 +180,7 @@ class _Estimate:
         speed = self._speeds.feature * self._speeds.at(size)
         chosen_from = self._counts.train + self._counts.choose
         evaluation = _EVALUATION_FACTOR * self._counts.judge * speed
-        linear = _LINEAR_SECONDS * copies * chosen_from / 1000
+        linear = expected_seconds(copies * chosen_from, self._counts.classes)
         return copies * chosen_from * speed + linear + evaluation + _RESERVED_SECONDS
 
     def exit_flow(self, size: int, epochs: int) -> float:
@@ -187,7 +189,9 @@ class _Estimate:
 
     def all_layers(self, size: int, epochs: int) -> float:
         """Returns the seconds of training all layers, with an evaluation in each epoch."""
-        return all_layers_seconds(self._speeds, self._counts, size=size, epochs=epochs)
+        return all_layers_seconds(
+            self._speeds, self._counts, size=size, epochs=epochs, evaluated_size=self._speeds.size
+        )
 
 
 def exit_flow_seconds(seconds_per_image: float, counts: Counts, epochs: int) -> float:
@@ -202,26 +206,45 @@ def exit_flow_epochs(seconds_per_image: float, counts: Counts, seconds: float) -
     return max(possible_epochs, default=0)
 
 
-def all_layers_seconds(speeds: Speeds, counts: Counts, *, size: int, epochs: int) -> float:
-    """Returns the seconds of training all layers, with an evaluation in each epoch, and of training again."""
-    evaluation = _EVALUATION_FACTOR * speeds.feature * counts.choose
+def all_layers_seconds(
+    speeds: Speeds, counts: Counts, *, size: int, epochs: int, evaluated_size: int
+) -> float:
+    """Returns the seconds of training all layers, with an evaluation in each epoch, and of training again.
+
+    Args:
+        speeds: times on this machine.
+        counts: numbers of photographs.
+        size: side of the images that train, pixels.
+        epochs: number of epochs.
+        evaluated_size: side of the evaluated images, pixels.
+    """
+    evaluation = _EVALUATION_FACTOR * speeds.feature * speeds.at(evaluated_size) * counts.choose
     image_count = counts.train * (1 + counts.again_share)
     return epochs * (speeds.step * speeds.at(size) * image_count + evaluation) + _RESERVED_SECONDS
 
 
-def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[int, int]:
+def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float, feature_size: int) -> tuple[int, int]:
     """Returns size and number of epochs of the training of all layers; 0 epochs if there is too little time.
 
-    The size is the largest one with enough epochs. It is not below two thirds of the size of the features,
-    because the evaluations have that size.
+    The size is the largest one with enough epochs. It is between two thirds of the size of the features and
+    that size, because the evaluations have it.
+
+    Args:
+        speeds: times on this machine.
+        counts: numbers of photographs.
+        seconds: time that is left for this stage.
+        feature_size: side of the images whose features were computed, pixels.
     """
-    for size in (speeds.size, *_SMALLER_SIZES_PIXELS):
-        if speeds.size * 2 / 3 <= size <= speeds.size:
-            one, two = (all_layers_seconds(speeds, counts, size=size, epochs=n) for n in (1, 2))
+    for size in (feature_size, *_SMALLER_SIZES_PIXELS):
+        if feature_size * 2 / 3 <= size <= feature_size:
+            one, two = (
+                all_layers_seconds(speeds, counts, size=size, epochs=n, evaluated_size=feature_size)
+                for n in (1, 2)
+            )
             epochs = int((seconds - one) / (two - one)) + 1 if seconds >= one else 0
             if epochs >= MIN_TUNING_EPOCHS:
                 return size, min(epochs, MAX_TUNING_EPOCHS)
-    return speeds.size, 0
+    return feature_size, 0
 
 
 def remaining_seconds(seconds: float, counts: Counts, speeds: Speeds, size: int) -> float:

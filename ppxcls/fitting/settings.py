@@ -260,13 +260,6 @@ def _images_of_run(weights: str | None) -> PreparedImages | None:
     return preprocessing.images if preprocessing else None
 
 
-def _sizes_from_scratch(image_root: str | Path, index: ListIndex) -> tuple[list[int], str]:
-    """Returns the sizes to train at, the largest first, and the reason."""
-    largest_size = _largest_useful_size(image_root, index)
-    sizes = [size for size in _SIZES_PIXELS if size <= largest_size]
-    return sizes, f"the images allow up to {largest_size}"
-
-
 def _sizes_with_weights(network: str, weights: str) -> tuple[list[int], str]:
     """Returns sizes to train at, largest first, and a reason.
 
@@ -282,17 +275,18 @@ def _sizes_with_weights(network: str, weights: str) -> tuple[list[int], str]:
     return [trained_size, *smaller_sizes], f"the weights are for {trained_size}"
 
 
-def _largest_useful_size(image_root: str | Path, index: ListIndex) -> int:
-    """Returns the largest size to train at.
+def _sizes_from_scratch(image_root: str | Path, index: ListIndex) -> tuple[list[int], str]:
+    """Returns sizes to train at from scratch, largest first, and a reason.
 
-    At this size, a typical image is enlarged by no more than a third.
+    At the largest one, a typical image is enlarged by no more than a third.
     """
     sides = []
     for i in np.linspace(0, len(index.labels) - 1, 40).astype(int):
         with contextlib.suppress(OSError, ValueError, MemoryError):  # training reports unreadable images
             sides.append(min(decode_image(read_file(os.path.join(image_root, index.path(int(i))))).shape[:2]))
     typical_side = float(np.median(sides)) if sides else float(_SIZES_PIXELS[0])
-    return next((size for size in _SIZES_PIXELS if size <= 1.34 * typical_side), _SIZES_PIXELS[-1])
+    sizes = [size for size in _SIZES_PIXELS if size <= 1.34 * typical_side] or [_SIZES_PIXELS[-1]]
+    return sizes, f"the images allow up to {sizes[0]}"
 
 
 def _seconds_per_step(network: str, class_num: int, batch_size: int, size: int) -> float:

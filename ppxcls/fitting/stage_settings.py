@@ -9,7 +9,6 @@ from paddle import nn
 
 from ppxcls.build.class_order import config_of_weights
 from ppxcls.data.device import ModelInput
-from ppxcls.data.loader import Loader
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import FeatureComputer, activation_bytes, fits_on_disk
@@ -86,21 +85,17 @@ def with_stages(
         return None
     total = counts.train + counts.choose
     preparation = preparation_for(settings.network, settings.weights)
-    prepared_settings = replace(
+    settings = replace(
         settings,
         size=preparation.size,
         feature_size=preparation.size,
         crop_share=preparation.crop_share,
         interpolation=preparation.interpolation,
     )
-    write_text(file, train_yaml(prepared_settings, request.photos, folder))
+    write_text(file, train_yaml(settings, request.photos, folder))
     computer = FeatureComputer(network, total)
-    loader = feature_loader(
-        lambda *overrides: config_of(request, file, overrides),
-        folder / LISTS,
-        computer.images_at_once(preparation.size),
-    )
-    speeds, shape = measured_speeds(computer, _first_images(loader))
+    images = _first_images(request, folder, computer.images_at_once(preparation.size))
+    speeds, shape = measured_speeds(computer, images)
     size_of_file = activation_bytes(shape, 2 * total)
     can_keep = fits_on_disk(size_of_file, request.output)
     plan = make_plan(speeds, counts, seconds, can_keep_activations=can_keep)
@@ -116,7 +111,7 @@ def with_stages(
             f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB"
         )
     new_settings = replace(
-        prepared_settings,
+        settings,
         head_epochs=0,
         epochs=1,
         batch_size=16,
@@ -132,8 +127,17 @@ def with_stages(
     return new_settings, computer
 
 
-def _first_images(loader: Loader) -> Array:
-    """Returns the first batch of a loader as input of the network, float32 [N, 3, H, W]."""
+def _first_images(request: Request, folder: Path, count: int) -> Array:
+    """Returns the photographs that the features begin with, as input of the network, float32 [N, 3, H, W].
+
+    Args:
+        request: arguments of ``fit``.
+        folder: folder with the lists and ``train.yaml``.
+        count: number of photographs.
+    """
+    loader = feature_loader(
+        lambda *overrides: config_of(request, folder / TRAIN_YAML, overrides), folder / LISTS, count
+    )
     images = next(loader.epoch()).images
     inputs: Array = ModelInput(loader.dataset.device_stage)(images).numpy()
     loader.close()

@@ -306,7 +306,8 @@ def counts_of(lists: Path) -> Counts:
         len(ListIndex(lists / name)) if (lists / name).is_file() else 0
         for name in (TRAIN_LIST, VAL_LIST, TEST_LIST)
     ]
-    return Counts(train=numbers[0], choose=numbers[1], judge=numbers[2])
+    classes = int(ListIndex(lists / TRAIN_LIST).labels.max()) + 1
+    return Counts(train=numbers[0], choose=numbers[1], judge=numbers[2], classes=classes)
 
 
 def network_with_weights(config: Config, weights: str | None) -> nn.Layer:

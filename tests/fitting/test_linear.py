@@ -9,9 +9,13 @@ import pytest
 
 from ppxcls.fitting.linear import (
     STRENGTHS,
+    CrossValidation,
     LinearProblem,
+    StrengthChoice,
     accuracy_and_loss,
     chosen_problem,
+    cross_validation,
+    expected_seconds,
     stratified_folds,
 )
 from ppxcls.system.arrays import Array
@@ -59,8 +63,8 @@ def test_folds_have_a_share_of_each_class() -> None:
 def test_noise_is_given_less_strength_than_clear_classes() -> None:
     noise, labels = clouds(60, 200, 3, 0.0)
     clear, _ = clouds(60, 200, 3, 3.0)
-    assert LinearProblem(noise[None], labels, 3).choose(0).strength == STRENGTHS[0]
-    choice = LinearProblem(clear[None], labels, 3).choose(0)
+    assert chosen_problem(noise[None], labels, 3, seed=0)[1].strength == STRENGTHS[0]
+    _, choice = chosen_problem(clear[None], labels, 3, seed=0)
     assert choice.strength > 10 * STRENGTHS[0]
     assert choice.accuracy == 1.0
     assert choice.fold_count == 5
@@ -70,7 +74,9 @@ def test_copies_are_held_out_with_their_photograph() -> None:
     """Noise with copies: a copy in another fold would tell the label."""
     features, _ = clouds(60, 200, 3, 0.0)
     labels = np.random.default_rng(1).integers(0, 3, 60)
-    choice = LinearProblem(np.stack([features, features]), labels, 3).choose(0)
+    validation = cross_validation(labels, 3, copies=2, width=200, seed=0)
+    assert validation
+    choice = LinearProblem(np.stack([features, features]), labels, 3).choose(validation)
     assert choice.accuracy < 0.6
 
 
@@ -104,11 +110,72 @@ def test_equal_features_are_no_error() -> None:
 
 
 def test_many_photographs_are_held_out_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppxcls.fitting.linear._MAX_MULTIPLICATIONS", 1.0)
     features, labels = clouds(60, 10, 3, 2.0)
-    choice = LinearProblem(features[None], labels, 3).choose(0)
-    assert choice.fold_count == 1
+    products = 60 * 10 * (75 + 3) * 60 * len(STRENGTHS)
+    monkeypatch.setattr("ppxcls.fitting.linear._MAX_PRODUCTS", 1.5 * products)
+    _, choice = chosen_problem(features[None], labels, 3, seed=0)
+    assert (choice.fold_count, choice.photograph_count, choice.tried_count) == (1, 60, len(STRENGTHS))
     assert choice.accuracy > 0.9
+
+
+def trained_products(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Returns the list that each training adds its cost to, in the unit of the limit."""
+    products: list[float] = []
+    original = LinearProblem.train
+
+    def counted(problem: LinearProblem, strength: float, indices: Array, start: Array | None = None) -> Array:
+        copies, _, width = problem._rows.shape
+        products.append(copies * len(indices) * width * (75 + problem.class_num) * 60)
+        return original(problem, strength, indices, start)
+
+    monkeypatch.setattr(LinearProblem, "train", counted)
+    return products
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 3.0])
+def test_the_limit_holds_for_many_photographs_and_classes(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One fold may be too much: then fewer strengths are tried, on a share of each class."""
+    products = trained_products(monkeypatch)
+    features, labels = clouds(600, 10, 4, 2.0)
+    labels[:3] = 4  # a class of three
+    fold_products = 600 * 10 * (75 + 5) * 60 * len(STRENGTHS)
+    monkeypatch.setattr("ppxcls.fitting.linear._MAX_PRODUCTS", share * fold_products)
+    validation = cross_validation(labels, 5, copies=1, width=10, seed=0)
+    assert validation
+    choice = LinearProblem(features[None], labels, 5).choose(validation)
+    assert sum(products) <= share * fold_products
+    assert choice.accuracy > 0.9
+    assert choice.tried_count == (7 if share > 1 else 4)
+    assert (choice.photograph_count == 600) == (share > 0.5)
+    used_labels = labels[validation.folds >= -1]
+    assert np.bincount(used_labels).min() >= 2, "each class is trained on and held out"
+
+
+def test_mirror_images_are_compared_on_the_same_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    validations = []
+    original = LinearProblem.choose
+
+    def counted(problem: LinearProblem, validation: CrossValidation) -> StrengthChoice:
+        validations.append(validation)
+        return original(problem, validation)
+
+    monkeypatch.setattr(LinearProblem, "choose", counted)
+    monkeypatch.setattr("ppxcls.fitting.linear._MAX_PRODUCTS", 1.0)
+    features, labels = clouds(60, 10, 3, 2.0)
+    chosen_problem(np.stack([features, features]), labels, 3, seed=0)
+    first, second = validations
+    assert (first.fold_count, second.fold_count) == (1, 1)
+    np.testing.assert_array_equal(first.folds, second.folds)
+
+
+def test_more_photographs_and_classes_take_longer() -> None:
+    seconds = [expected_seconds(rows, classes) for rows, classes in ((960, 12), (1920, 12), (8000, 1000))]
+    assert seconds == sorted(seconds)
+    assert seconds[2] > 5 * seconds[1]
+    # without the limit of the cross-validation
+    assert seconds[2] < seconds[1] * (8000 * 2048 * (75 + 1000)) / (1920 * 1920 * (75 + 12))
 
 
 def test_a_solver_that_does_not_converge_is_named(

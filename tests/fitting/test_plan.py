@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ppxcls.fitting.plan import (
@@ -17,7 +19,7 @@ from ppxcls.fitting.plan import (
     make_plan,
 )
 
-COUNTS = Counts(train=600, choose=120, judge=240)
+COUNTS = Counts(train=600, choose=120, judge=240, classes=12)
 SPEEDS = Speeds(size=299, feature=0.05, exit_step=0.1, step=0.6)
 
 
@@ -63,7 +65,7 @@ def test_the_exit_flow_gets_the_epochs_that_fit(seconds: float) -> None:
 
 
 def test_all_layers_get_a_size_with_enough_epochs() -> None:
-    choices = [all_layers_choice(SPEEDS, COUNTS, seconds) for seconds in (10, 1500, 3000, 6000, 90_000)]
+    choices = [all_layers_choice(SPEEDS, COUNTS, seconds, 299) for seconds in (10, 1500, 3000, 6000, 90_000)]
     assert choices[0][1] == 0
     sizes = [size for size, epochs in choices if epochs]
     assert sizes == sorted(sizes)
@@ -71,4 +73,25 @@ def test_all_layers_get_a_size_with_enough_epochs() -> None:
     for (size, epochs), seconds in zip(choices[1:], (1500, 3000, 6000, 90_000), strict=True):
         assert size >= 299 * 2 / 3
         assert epochs >= MIN_TUNING_EPOCHS
-        assert all_layers_seconds(SPEEDS, COUNTS, size=size, epochs=epochs) <= seconds
+        assert all_layers_seconds(SPEEDS, COUNTS, size=size, epochs=epochs, evaluated_size=299) <= seconds
+
+
+@pytest.mark.parametrize("feature_size", [128, 192, 256])
+def test_all_layers_are_trained_at_the_size_of_the_features_or_less(feature_size: int) -> None:
+    """The evaluations have the size of the features, which is smaller than the publisher's with little time."""
+    for seconds in (10, 500, 1500):
+        size, epochs = all_layers_choice(SPEEDS, COUNTS, seconds, feature_size)
+        assert feature_size * 2 / 3 <= size <= feature_size
+        cost = all_layers_seconds(SPEEDS, COUNTS, size=size, epochs=epochs, evaluated_size=feature_size)
+        assert not epochs or cost <= seconds
+    assert all_layers_choice(SPEEDS, COUNTS, 90_000, feature_size) == (feature_size, 20)
+
+
+def test_more_classes_take_more_minutes() -> None:
+    minutes = [
+        make_plan(SPEEDS, replace(COUNTS, classes=classes), 6000, can_keep_activations=True).rows[1][
+            "minutes"
+        ]
+        for classes in (12, 1000)
+    ]
+    assert minutes[1] > minutes[0] + 0.5
