@@ -39,7 +39,7 @@ from ppxcls.fitting.settings import (
 from ppxcls.fitting.stage_settings import with_stages
 from ppxcls.fitting.stages import Stages, counts_of
 from ppxcls.fitting.training import EpochLimits, Training
-from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, NO_WEIGHTS, TRAIN_YAML, head_yaml, train_yaml
+from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, WITHOUT_WEIGHTS, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.devices import DeviceError
@@ -222,7 +222,7 @@ def _try_to_build(request: Request, settings: Settings, folder: Path) -> None:
     write_text(folder / TRAIN_YAML, train_yaml(settings, request.photos, folder))
     output = f"Global.output_dir={json_text(str(folder / 'output'))}"
     # Without --weights, a key that needs weights is an error.
-    without = NO_WEIGHTS if settings.weights else NO_WEIGHTS[:1]
+    without = WITHOUT_WEIGHTS if settings.weights else WITHOUT_WEIGHTS[:1]
     _build_and_close(config_of(request, folder / TRAIN_YAML, [*without, output]))
 
 
@@ -322,7 +322,7 @@ def _with_batch_size(request: Request, settings: Settings) -> Settings:
     For a small data set it is smaller, so that an epoch has enough steps.
     """
     # The training of head.yaml has not yet written these weights.
-    overrides = [*request.overrides, *NO_WEIGHTS]
+    overrides = [*request.overrides, *WITHOUT_WEIGHTS]
     batch_sizes = tuning.find_batch(request.output / TRAIN_YAML, overrides, trust=request.trust)
     train_count = len(ListIndex(request.output / LISTS / TRAIN_LIST))
     size = max(min(batch_sizes.smallest_fast, train_count // _MIN_STEPS_PER_EPOCH), 2)

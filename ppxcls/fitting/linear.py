@@ -16,15 +16,17 @@ import numpy as np
 
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
+from ppxcls.system.matrix_threads import one_matrix_thread
 
 # Inverse strengths of the weight decay that are tried, for features of unit variance. They mean the same for
 # any number of photographs: the loss is the mean over the photographs plus |W|² / (2 * value * 1000).
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 _MAX_FOLDS = 5
 _USUAL_ITERATIONS = 60
-_MAX_PRODUCTS = 4e12  # of a cross-validation; a minute of two cores, which seldom needs all iterations
+_MAX_PRODUCTS = 4e12  # of a cross-validation; a minute of a core, which seldom needs all iterations
 _PRODUCTS_OF_FEATURE = 75  # reading and preparing a feature takes as long as this number of products
-_SECONDS_PER_PRODUCT = 5e-11  # on two cores
+_SECONDS_PER_PRODUCT = 3e-11  # on a core
+_MAX_PRODUCTS_OF_ONE_THREAD = 2e9  # of a loss and its gradient
 _USUAL_WIDTH = 2048  # features of a photograph
 _FINAL_TRAININGS = 3  # without the photographs that choose, with them, and without mirror images
 _MAX_ITERATIONS = 200
@@ -134,7 +136,8 @@ def cross_validation(
     strengths: Sequence[float] = STRENGTHS
     fold_count = int(min(_MAX_FOLDS, counts.max()))
     folds = stratified_folds(labels, fold_count, seed)
-    products = _USUAL_ITERATIONS * _products(copies * len(labels), class_num, width)
+    rows = copies * len(labels)
+    products = _USUAL_ITERATIONS * _products(rows, min(rows, width), class_num)
     used_folds = min(max(int(_MAX_PRODUCTS / (products * len(strengths))), 1), fold_count)
     if products * len(strengths) > _MAX_PRODUCTS:
         strengths = strengths[::2]
@@ -148,20 +151,20 @@ def cross_validation(
 
 
 def expected_seconds(row_count: int, class_num: int) -> float:
-    """Returns the time of choosing a strength and of training, on two cores, in seconds.
+    """Returns the time of choosing a strength and of training, in seconds.
 
     Args:
         row_count: number of images, with copies.
         class_num: number of classes.
     """
-    products = _USUAL_ITERATIONS * _products(row_count, class_num, _USUAL_WIDTH)
+    products = _USUAL_ITERATIONS * _products(row_count, min(row_count, _USUAL_WIDTH), class_num)
     chosen_products = min(_MAX_FOLDS * len(STRENGTHS) * products, _MAX_PRODUCTS)
     return _SECONDS_PER_PRODUCT * (chosen_products + _FINAL_TRAININGS * products)
 
 
-def _products(row_count: int, class_num: int, width: int) -> float:
+def _products(row_count: int, width: int, class_num: int) -> float:
     """Returns the cost of a loss and its gradient, as a number of products."""
-    return float(row_count * min(row_count, width) * (_PRODUCTS_OF_FEATURE + class_num))
+    return float(row_count * width * (_PRODUCTS_OF_FEATURE + class_num))
 
 
 def accuracy_and_loss(logits: Array, labels: Array) -> tuple[float, float]:
@@ -195,7 +198,8 @@ class LinearProblem:
         self._basis: Array | None = None
         if len(rows) < rows.shape[1]:
             # Weight decay keeps the weights in the space of the rows, so fewer coordinates are enough.
-            self._basis = np.linalg.qr(rows.T.astype(np.float64))[0].astype(np.float32)
+            with one_matrix_thread():
+                self._basis = np.linalg.qr(rows.T.astype(np.float64))[0].astype(np.float32)
             rows = rows @ self._basis
         self._rows = rows.reshape(self._copies, self._count, -1)
 
@@ -225,13 +229,15 @@ class LinearProblem:
             class_num=self.class_num,
             decay=1 / (1000 * strength),
         )
-        result = minimize(
-            objective,
-            start.ravel(),
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE},
-        )
+        products = _products(len(rows), rows.shape[1], self.class_num)
+        with one_matrix_thread(is_needed=products < _MAX_PRODUCTS_OF_ONE_THREAD):
+            result = minimize(
+                objective,
+                start.ravel(),
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": _MAX_ITERATIONS, "gtol": _TOLERANCE},
+            )
         if not result.success:
             logger.warning(f"linear classifier with C = {strength:g}: not converged: {result.message}")
         solution: Array = result.x.reshape(shape)

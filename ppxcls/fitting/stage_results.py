@@ -17,7 +17,7 @@ from ppxcls.fitting.result import (
     write_result,
     write_stages,
 )
-from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, NO_WEIGHTS, TRAIN_YAML
+from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, TRAIN_YAML, WITHOUT_WEIGHTS
 from ppxcls.reports import STAGES
 from ppxcls.reports.result_files import FitStage, read_stages
 from ppxcls.system.arrays import Array
@@ -46,7 +46,7 @@ class StageResults:
         self._request = request
         self._progress = progress
         # The stages have evaluated their results, whatever the last training does.
-        overrides = [*NO_WEIGHTS, "Global.eval_during_train=true"]
+        overrides = [*WITHOUT_WEIGHTS, "Global.eval_during_train=true"]
         self._config = config_of(request, request.output / TRAIN_YAML, overrides)
         self.run_folder = Path(short_path(self._config.run_folder))
 

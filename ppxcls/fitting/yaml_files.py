@@ -28,7 +28,7 @@ HEAD_KEYS = (
     "Arch.freeze",
 )
 # Overrides of a config without weights to start from.
-NO_WEIGHTS = ("Global.pretrained_model=null", "Arch.pretrained=null", "Arch.freeze_norm=false")
+WITHOUT_WEIGHTS = ("Global.pretrained_model=null", "Arch.pretrained=null", "Arch.freeze_norm=false")
 NON_CLASSIFIER_PATTERN = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
 _HEAD_LEARNING_RATE = 0.002
 
