@@ -199,14 +199,15 @@ def _predictions(run: Path) -> None:
 
 
 def _evaluation(run: Path) -> None:
-    from ppxcls.build.evaluation import _write_results
+    from ppxcls.build.evaluation import _EVAL_FILES, _OTHER_FILES, _write_results
     from ppxcls.config.load import load_config
 
     config = load_config(run)
     weights: Any = SimpleNamespace(path="a", note="b")
     dataset: Any = SimpleNamespace(labelled_digest=lambda: "c")
-    for is_own in (True, False):
-        _write_results(config, weights, dataset=dataset, results={"top1": 0.5}, is_own=is_own)
+    for files in (_EVAL_FILES, _OTHER_FILES):
+        results = {"top1": 0.5, "num_samples": 4}
+        _write_results(config, weights, dataset=dataset, results=results, files=files)
 
 
 def _checkpoint(run: Path) -> None:

@@ -348,7 +348,7 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     config = ppxcls.load_config(tmp_path / "out/train.yaml")
     assert config.Optimizer.lr.learning_rate == rates.suggestion
-    assert config.DataLoader.Train.sampler.batch_size == 24 // 4
+    assert config.DataLoader.Train.sampler.batch_size == 21 // 4
     text = (tmp_path / "out/train.yaml").read_text()
     assert f"# {rates}" in text
     assert "# batches of 6, after trying; 16 would fit" in text
