@@ -351,5 +351,5 @@ def test_fit_writes_what_it_has_found(tmp_path: Path, monkeypatch: pytest.Monkey
     assert config.DataLoader.Train.sampler.batch_size == 21 // 4
     text = (tmp_path / "out/train.yaml").read_text()
     assert f"# {rates}" in text
-    assert "# batches of 6, after trying; 16 would fit" in text
+    assert "# batches of 5, after trying; 16 would fit" in text
     assert read_checkpoint(run / "latest")
