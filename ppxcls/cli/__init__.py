@@ -232,5 +232,9 @@ def _exit(message: str, code: int) -> None:
     with contextlib.suppress(OSError):
         print_line(f"{rank}{message}", sys.stderr)
         sys.stdout.flush()
+    if code == EXIT_USAGE and environment.launched_world_size() > 1:
+        from ppxcls.system.supervisor import record_refusal
+
+        record_refusal()
     # Not sys.exit: another rank may wait in a collective, and threads may be in the middle of an image.
     os._exit(code)

@@ -45,6 +45,21 @@ def record_start(step: int) -> None:
             Path(file).write_text(str(step), encoding="utf-8")
 
 
+def record_refusal() -> None:
+    """Tells this node's supervisor, if there is one, that a process refuses the job, which no restart cures.
+
+    Paddle's launcher then ends the other processes by a signal, and reports this signal if the first process
+    receives it.
+    """
+    if file := os.environ.get(BEGUN_VARIABLE):
+        with contextlib.suppress(OSError):
+            _refusal_file(Path(file)).touch()
+
+
+def _refusal_file(begun_file: Path) -> Path:
+    return begun_file.with_suffix(".refused")
+
+
 def _step_in(file: Path) -> int:
     """Returns the last step that ``record_start`` wrote; 0 if there is none."""
     with contextlib.suppress(OSError, ValueError):
@@ -150,6 +165,8 @@ class Supervisor:
                 return EXIT_PREEMPTED
             if self._signal is not None or code in _FINAL_CODES:
                 return code
+            if _refusal_file(begun_file).exists():
+                return _USAGE_CODE
             seconds = time.monotonic() - start
             step = max(last_step, _step_in(begun_file))
             failures = 1 if seconds > _HEALTHY_SECONDS or step > last_step else failures + 1

@@ -98,6 +98,22 @@ def test_a_job_that_gets_on_is_not_given_up(tmp_path: Path) -> None:
     assert said[-1].endswith("it has failed 4 times in a row; giving up")
 
 
+REFUSES = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from ppxcls.system.supervisor import record_refusal
+record_refusal()
+sys.exit(256 - signal.SIGTERM)  # as Paddle's launcher does if it has ended the first process by a signal
+"""
+
+
+def test_a_refused_job_is_not_repeated_though_the_launcher_reports_a_signal() -> None:
+    said: list[str] = []
+    words = [sys.executable, "-c", REFUSES, str(ROOT)]
+    assert Supervisor(lambda _: words, 3, pause=0.01, report=said.append).run() == 2
+    assert said == []
+
+
 @pytest.mark.parametrize(
     ("words", "address", "is_problem"),
     [
