@@ -152,7 +152,7 @@ def _report_results(
     config.run_folder.mkdir(parents=True, exist_ok=True)
     # First, because the results say that the images have judged.
     write_predictions(config.run_folder / files.predictions, evaluation.predictions, dataset, names)
-    file = _write_results(config, weights, dataset=dataset, results=results, files=files)
+    file = write_results(config, weights, dataset=dataset, results=results, files=files)
     reason = f", because it is not the run's own evaluation: {', '.join(differences)}" if differences else ""
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
@@ -214,10 +214,26 @@ def chance_warning(results: Mapping[str, float], count: int) -> str | None:
     return f"top1 {top1:.4f} is chance for {count:,} classes: the list's class order is probably not {order}"
 
 
-def _write_results(
-    config: Config, weights: Weights, *, dataset: Dataset, results: Mapping[str, float], files: _Files
+def write_results(
+    config: Config,
+    weights: Weights,
+    *,
+    dataset: Dataset,
+    results: Mapping[str, float],
+    files: _Files = _EVAL_FILES,
 ) -> Path:
-    """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file."""
+    """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file.
+
+    Args:
+        config: config of the run.
+        weights: evaluated weights.
+        dataset: evaluated images.
+        results: metrics, losses and ``num_samples``.
+        files: names of the files.
+
+    Raises:
+        OSError: the file can't be written.
+    """
     file = config.run_folder / files.results
     facts: dict[str, Any] = {
         "weights": weights.path,

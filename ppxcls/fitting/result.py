@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppxcls.build import EVALUATION
+from ppxcls.build.choices import Weights
+from ppxcls.build.evaluation import write_results
 from ppxcls.build.trainer import build_trainer
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
-from ppxcls.config.sections import Config, to_plain
+from ppxcls.config.sections import Config
+from ppxcls.data.dataset import Dataset
 from ppxcls.fitting.linear import accuracy_and_loss
 from ppxcls.models.weights import model_state
 from ppxcls.reports import STAGES
@@ -88,7 +90,8 @@ def write_result(
         write_checkpoint(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )
-        _write_evaluation(config, trainer, results, note)
+        weights = Weights(str(trainer.output_dir / _BEST), average=False, is_own=True, note=note)
+        write_results(config, weights, dataset=_dataset(trainer), results=results)
     finally:
         trainer.log.close()
         trainer.close_loaders()
@@ -110,10 +113,14 @@ def _loss_name(trainer: Trainer) -> str:
     return trainer.evaluation.loss_name
 
 
+def _dataset(trainer: Trainer) -> Dataset:
+    assert trainer.evaluation
+    return trainer.evaluation.loader.dataset
+
+
 def _evaluated(trainer: Trainer, logits: Array) -> dict[str, Any]:
     """Writes the predictions, and returns the results of an evaluation with these logits."""
-    assert trainer.evaluation
-    dataset = trainer.evaluation.loader.dataset
+    dataset = _dataset(trainer)
     labels = np.asarray(dataset.labels[: len(logits)], np.int64)
     table = PredictionTable(len(logits))
     table.add(np.arange(len(logits)), paddle.to_tensor(logits), paddle.to_tensor(labels))
@@ -122,23 +129,6 @@ def _evaluated(trainer: Trainer, logits: Array) -> dict[str, Any]:
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     top5 = float((order == labels[:, None]).any(1).mean())
     return {_loss_name(trainer): loss, "top1": top1, "top5": top5, "num_samples": len(logits)}
-
-
-def _write_evaluation(config: Config, trainer: Trainer, results: dict[str, Any], note: str) -> None:
-    """Writes ``eval.json``."""
-    assert trainer.evaluation
-    assert config.DataLoader
-    assert config.DataLoader.Eval
-    dataset = trainer.evaluation.loader.dataset
-    facts = {
-        "weights": str(trainer.output_dir / _BEST),
-        "about": note,
-        "data": str(to_plain(config.DataLoader.Eval.dataset).get("cls_label_path", dataset.source)),
-        "list": dataset.labelled_digest(),
-    }
-    write_text(
-        trainer.output_dir / EVALUATION, json_text({**facts, **results}, indent=1, is_ascii=True) + "\n"
-    )
 
 
 def state_of(network: paddle.nn.Layer) -> State:

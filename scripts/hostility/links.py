@@ -199,7 +199,7 @@ def _predictions(run: Path) -> None:
 
 
 def _evaluation(run: Path) -> None:
-    from ppxcls.build.evaluation import _EVAL_FILES, _OTHER_FILES, _write_results
+    from ppxcls.build.evaluation import _EVAL_FILES, _OTHER_FILES, write_results
     from ppxcls.config.load import load_config
 
     config = load_config(run)
@@ -207,7 +207,7 @@ def _evaluation(run: Path) -> None:
     dataset: Any = SimpleNamespace(labelled_digest=lambda: "c")
     for files in (_EVAL_FILES, _OTHER_FILES):
         results = {"top1": 0.5, "num_samples": 4}
-        _write_results(config, weights, dataset=dataset, results=results, files=files)
+        write_results(config, weights, dataset=dataset, results=results, files=files)
 
 
 def _checkpoint(run: Path) -> None:
