@@ -20,7 +20,7 @@ from ppxcls.data.device import ModelInput
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.linear import accuracy_and_loss
-from ppxcls.fitting.plan import MAX_TUNING_EPOCHS, Counts, Speeds, all_layers_choice, remaining_seconds
+from ppxcls.fitting.plan import MAX_TUNING_EPOCHS, Counts, Speeds, all_layers_choice, end_seconds
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import state_of
@@ -139,7 +139,7 @@ class AllLayers:
 
     def _end_seconds(self) -> float:
         """Returns the time of the final evaluation and the report."""
-        return -remaining_seconds(0.0, self._counts, self._speeds, self._progress.settings.feature_size)
+        return end_seconds(self._counts, self._speeds, self._progress.settings.feature_size)
 
     def _again_seconds(self, epochs: int) -> float:
         """Returns the time of training again, with all photographs and without evaluations."""

@@ -247,14 +247,12 @@ def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float, feature_si
     return feature_size, 0
 
 
-def remaining_seconds(seconds: float, counts: Counts, speeds: Speeds, size: int) -> float:
-    """Returns the time for training before the final evaluation and the report.
+def end_seconds(counts: Counts, speeds: Speeds, size: int) -> float:
+    """Returns the time of the final evaluation and the report, in seconds.
 
     Args:
-        seconds: time that is left for the whole command.
         counts: numbers of photographs.
         speeds: times on this machine.
         size: side of the evaluated images, pixels.
     """
-    evaluation = _EVALUATION_FACTOR * counts.judge * speeds.feature * speeds.at(size)
-    return seconds - evaluation - _RESERVED_SECONDS
+    return _EVALUATION_FACTOR * counts.judge * speeds.feature * speeds.at(size) + _RESERVED_SECONDS

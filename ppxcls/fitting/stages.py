@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from ppxcls.fitting.features import (
 )
 from ppxcls.fitting.linear import LinearClassifier, accuracy_and_loss, chosen_problem
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
-from ppxcls.fitting.plan import Counts, Speeds, exit_flow_epochs, exit_flow_seconds, remaining_seconds
+from ppxcls.fitting.plan import Counts, Speeds, end_seconds, exit_flow_epochs, exit_flow_seconds
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import state_of
@@ -81,7 +82,6 @@ class Stages:
         self._seed = int(self._config().Global.seed or 0)
         self._results = StageResults(request, progress)
         self._computer = computer
-        self._speeds: Speeds | None = None
 
     def run(self) -> None:
         """Takes the stages.
@@ -104,8 +104,8 @@ class Stages:
             self._progress,
             clock=self._clock,
             results=self._results,
-            counts=self._counts(),
-            speeds=self._measured(),
+            counts=self._counts,
+            speeds=self._speeds,
         )
         if not self._is_done(ALL_LAYERS):
             all_layers.run()
@@ -125,10 +125,11 @@ class Stages:
         if self._computer is None:
             settings = self._progress.settings
             network = network_with_weights(self._config(), settings.weights)
-            counts = self._counts()
+            counts = self._counts
             self._computer = FeatureComputer(network, counts.train + counts.choose)
         return self._computer
 
+    @cached_property
     def _counts(self) -> Counts:
         return counts_of(self._request.output / LISTS)
 
@@ -162,7 +163,7 @@ class Stages:
         """Trains a linear classifier on the features."""
         start = time.monotonic()
         features = self._features()
-        counts = self._counts()
+        counts = self._counts
         class_num = self._progress.settings.class_num
         problem, choice = chosen_problem(features.pooled, features.labels, class_num, self._seed)
         train_solution = problem.train(choice.strength, np.arange(counts.train))
@@ -219,7 +220,7 @@ class Stages:
         features = self._features()
         if features.activations is None:
             return
-        counts = self._counts()
+        counts = self._counts
         train_classifier, classifier = self._read_classifiers()
         network = self._feature_computer().network
         self._computer = None  # its weights change
@@ -266,7 +267,7 @@ class Stages:
         settings = self._progress.settings
         if settings.exit_epochs:
             return settings.exit_epochs
-        counts = self._counts()
+        counts = self._counts
         seconds_per_image = training.seconds_per_photograph(classifier)
         seconds = USED_TIME_SHARE * (self._clock.left - self._end_seconds())
         epochs = exit_flow_epochs(seconds_per_image, counts, seconds)
@@ -281,12 +282,11 @@ class Stages:
 
     def _end_seconds(self) -> float:
         """Returns the time of the final evaluation and the report."""
-        return -remaining_seconds(0.0, self._counts(), self._measured(), self._progress.settings.feature_size)
+        return end_seconds(self._counts, self._speeds, self._progress.settings.feature_size)
 
-    def _measured(self) -> Speeds:
-        if self._speeds is None:
-            self._speeds = speeds_of(self._progress.settings)
-        return self._speeds
+    @cached_property
+    def _speeds(self) -> Speeds:
+        return speeds_of(self._progress.settings)
 
 
 def speeds_of(settings: Settings) -> Speeds:
