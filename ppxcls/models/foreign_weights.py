@@ -21,7 +21,7 @@ from ppxcls.models.keras_trunk import classifier, head_text, layer_state, trunk_
 from ppxcls.models.network_keys import WeightsSource
 from ppxcls.models.torch_weights import from_torch, is_of_paddle
 from ppxcls.models.weight_parts import network_part
-from ppxcls.system.atomic_files import read_regular
+from ppxcls.system.atomic_files import check_regular, read_regular, reason_of
 
 # torch's files have no fixed name: timm writes .pth.tar, Lightning .ckpt.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt", ".h5", ".hdf5", ".keras")
@@ -98,13 +98,12 @@ def reading(file: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{file}: one of {int(match[2])} parts of a model; parts are not joined, so save it as one file"
         )
-    has_own_checks = file.suffix == WEIGHTS  # of Paddle's files, whose reader says what they are instead
-    if not has_own_checks and not os.path.isfile(file):
-        raise CheckpointError(f"{file}: no such file")
-    if not has_own_checks and file.stat().st_size > MAX_FILE_BYTES:
-        raise CheckpointError(
-            f"{file}: {file.stat().st_size:,} bytes; a file of weights may have {MAX_FILE_BYTES:,}"
-        )
+    try:
+        check_regular(os.stat(file), MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: can't be read: {reason_of(error)}") from None
     try:
         yield
     except CheckpointError:
@@ -112,7 +111,7 @@ def reading(file: Path) -> Iterator[None]:
     except ImportError as error:
         raise CheckpointError(f"{file}: reading it needs {error.name}, {INSTALL_HINT}") from None
     except Exception as error:  # each library has its own errors
-        if kind := wrong_kind(_header(file), weights_extension(file)):
+        if kind := kind_instead(file):
             raise CheckpointError(f"{file}: not a file of weights, but {kind}") from None
         if isinstance(error, RefusedError):
             raise CheckpointError(f"{file}: refused, not a file of weights: {error}") from None
@@ -122,13 +121,14 @@ def reading(file: Path) -> Iterator[None]:
         ) from None
 
 
-def _header(file: Path) -> bytes:
-    """Returns the first bytes of a file; a space if it can't be read."""
+def kind_instead(file: Path) -> str | None:
+    """Describes a file that has no weights; None if its kind is unknown, or if it can't be read."""
     try:
         with open(file, "rb") as stream:
-            return stream.read(_HEADER_BYTES)
+            header = stream.read(_HEADER_BYTES)
     except OSError:
-        return b" "
+        return None
+    return wrong_kind(header, weights_extension(file))
 
 
 def _keras_weights(file: Path, extension: str) -> ForeignWeights:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.checkpoints.wrong_files import wrong_kind
+from ppxcls.models.foreign_weights import kind_instead
 from ppxcls.system import environment
-
-_HEADER_BYTES = 4096
 
 
 def content_problem(file: Path, network: str | None, *, is_known: bool) -> str | None:
@@ -21,9 +19,7 @@ def content_problem(file: Path, network: str | None, *, is_known: bool) -> str |
     """
     if is_known:
         return None
-    with open(file, "rb") as stream:
-        header = stream.read(_HEADER_BYTES)
-    if kind := wrong_kind(header, file.suffix):
+    if kind := kind_instead(file):
         return f"it is no file of weights, but {kind}"
     return None if network is None else _misfit(file, network)
 

@@ -195,14 +195,14 @@ def read_regular(file: str | Path, max_bytes: int, *, follows_links: bool = True
         OSError: the file can't be read.
         ValueError: it is not a regular file, or it is too large. The message does not contain the name.
     """
-    _check_regular(os.stat(file), max_bytes)
+    check_regular(os.stat(file), max_bytes)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if not follows_links:
         flags |= getattr(os, "O_NOFOLLOW", 0)
     with open(os.open(file, flags), "rb") as stream:
         # Checked again, because the file may have been replaced.
         status = os.fstat(stream.fileno())
-        _check_regular(status, max_bytes)
+        check_regular(status, max_bytes)
         return stream.read(status.st_size)  # with a size, because Python allocates that much memory
 
 
@@ -256,7 +256,12 @@ def reason_of(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error) or type(error).__name__
 
 
-def _check_regular(status: os.stat_result, max_bytes: int) -> None:
+def check_regular(status: os.stat_result, max_bytes: int) -> None:
+    """Checks that a file can be read whole.
+
+    Raises:
+        ValueError: it is not a regular file, or it is too large. The message does not contain the name.
+    """
     if stat.S_ISDIR(status.st_mode):
         raise ValueError("it is a folder")
     if not stat.S_ISREG(status.st_mode):
