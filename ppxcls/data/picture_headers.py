@@ -256,9 +256,13 @@ def _jpeg2000(data: bytes) -> PictureSize | None:
         height, width, components = struct.unpack_from(">IIH", data, box + 4)
         sizes.append(PictureSize(width, height, 4 * max(3, components)))
     if (marker := data.find(b"\xff\x4f\xff\x51")) >= 0:
-        right, bottom, left, top = struct.unpack_from(">IIII", data, marker + 8)
+        right_edge, bottom_edge, left_edge, top_edge = struct.unpack_from(">IIII", data, marker + 8)
         (components,) = struct.unpack_from(">H", data, marker + 40)
-        sizes.append(PictureSize(max(right - left, 0), max(bottom - top, 0), 4 * max(3, components)))
+        sizes.append(
+            PictureSize(
+                max(right_edge - left_edge, 0), max(bottom_edge - top_edge, 0), 4 * max(3, components)
+            )
+        )
     return max(sizes, key=lambda size: size.decoded_bytes, default=None)
 
 

@@ -40,7 +40,6 @@ class PublishedWeights:
         sha256: SHA-256 as the publisher states it; None if it is not published.
         sha256_start: first digits of the SHA-256, which torch's files have in their names; empty for none.
         md5: MD5 as the publisher states it; None if it is not published.
-        has_classifier: False for a trunk.
     """
 
     name: str
@@ -57,7 +56,11 @@ class PublishedWeights:
     sha256: str | None = None
     sha256_start: str = ""
     md5: str | None = None
-    has_classifier: bool = True
+
+    @property
+    def has_classifier(self) -> bool:
+        """False for a trunk, which classifies nothing by itself."""
+        return self.top1 is not None
 
     @property
     def source(self) -> str:
@@ -77,6 +80,23 @@ def _paddleclas(network: str, top1: float, top5: float, megabytes: int) -> Publi
         top5=top5,
         licence=_APACHE,
         megabytes=megabytes,
+    )
+
+
+def _keras(suffix: str, top1: float | None, *, top5: float | None, size: int, md5: str) -> PublishedWeights:
+    file = f"xception_weights_tf_dim_ordering_tf_kernels{suffix}.h5"
+    return PublishedWeights(
+        name=f"Xception{suffix}",
+        network="Xception",
+        publisher="Keras",
+        file=file,
+        addresses=(f"{_KERAS_FOLDER}/{file}",),
+        top1=top1,
+        top5=top5,
+        licence=_MIT,
+        megabytes=round(size / 1e6),
+        size=size,
+        md5=md5,
     )
 
 
@@ -104,31 +124,8 @@ CATALOGUE = (
     _paddleclas("Xception71", 0.8111, 0.9545, 152),
     _paddleclas("Xception41_deeplab", 0.7955, 0.9438, 108),
     _paddleclas("Xception65_deeplab", 0.8032, 0.9449, 160),
-    PublishedWeights(
-        name="Xception",
-        network="Xception",
-        publisher="Keras",
-        file="xception_weights_tf_dim_ordering_tf_kernels.h5",
-        addresses=(f"{_KERAS_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels.h5",),
-        top1=0.790,
-        top5=0.945,
-        licence=_MIT,
-        megabytes=92,
-        size=91_884_032,
-        md5="0a58e3b7378bc2990ea3b43d5981f1f6",
-    ),
-    PublishedWeights(
-        name="Xception_notop",
-        network="Xception",
-        publisher="Keras",
-        file="xception_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        addresses=(f"{_KERAS_FOLDER}/xception_weights_tf_dim_ordering_tf_kernels_notop.h5",),
-        licence=_MIT,
-        megabytes=84,
-        size=83_683_744,
-        md5="b0042744bf5b25fce3cb969f33bebb97",
-        has_classifier=False,
-    ),
+    _keras("", 0.790, top5=0.945, size=91_884_032, md5="0a58e3b7378bc2990ea3b43d5981f1f6"),
+    _keras("_notop", None, top5=None, size=83_683_744, md5="b0042744bf5b25fce3cb969f33bebb97"),
     PublishedWeights(
         name="legacy_xception.tf_in1k",
         network="legacy_xception",
