@@ -22,7 +22,7 @@ from ppxcls.models.parts import NetworkParts, split_network
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of, whole_file
 from ppxcls.system.logs import logger
-from ppxcls.train.fast_forward import FastForward, fast_forward
+from ppxcls.train.fast_forward import FastForward
 
 _FEATURES, _ACTIVATIONS = "features.npz", "activations.npy"
 _MAX_FREE_DISK_SHARE = 0.5  # fraction of the free disk that the activations may take
@@ -70,8 +70,8 @@ class FeatureComputer:
         shape = images.shape[1:]
         if shape not in self._forwards:
             counts = {"count": 2 * self._count, "at_once": self.images_at_once(max(shape[1:]))}
-            trunk = fast_forward(self._parts.trunk, shape, **counts)
-            exit_flow = fast_forward(self._parts.exit_flow, trunk(images).shape[1:], **counts)
+            trunk = FastForward(self._parts.trunk, shape, **counts)
+            exit_flow = FastForward(self._parts.exit_flow, trunk(images).shape[1:], **counts)
             self._forwards[shape] = trunk, exit_flow
         trunk, exit_flow = self._forwards[shape]
         activations = trunk(images)

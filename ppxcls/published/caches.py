@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,12 +11,12 @@ from typing import Any
 from ppxcls.checkpoints.files import MAX_FILE_BYTES
 from ppxcls.published.web import FetchError
 from ppxcls.published.words import RemoteFile
-from ppxcls.system.atomic_files import open_regular, read_regular, reason_of, write_text
-from ppxcls.system.digests import file_sha256
+from ppxcls.system.atomic_files import read_regular, reason_of, write_text
+from ppxcls.system.digests import file_md5, file_sha256
 from ppxcls.system.environment import launched_rank
 from ppxcls.system.json_text import is_count, json_text, read_json
 from ppxcls.system.logs import logger, warn_once
-from ppxcls.system.own_folders import UnsafeFolderError, folder_problem, own_folder
+from ppxcls.system.own_folders import UnsafeFolderError, cache_places, folder_problem, own_folder
 
 CACHE_VARIABLE = "PPXCLS_CACHE"
 _FOLDER = "weights"
@@ -27,7 +25,6 @@ _MAX_RECORD_BYTES = 1 << 16
 _FORMAT = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REVISION = re.compile(r"[0-9a-f]{40}")
-_BLOCK_BYTES = 1 << 20
 
 
 class DigestError(FetchError):
@@ -38,8 +35,7 @@ def cache_candidates() -> list[Path]:
     """Returns the folders that may be the cache of weights, in order of preference."""
     if chosen_folder := os.environ.get(CACHE_VARIABLE, "").strip():
         return [Path(os.path.abspath(os.path.expanduser(chosen_folder))) / _FOLDER]
-    homes = [os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache")]
-    return [Path(home) / "ppxcls" / _FOLDER for home in homes if os.path.isabs(home)]
+    return [Path(folder) for folder in cache_places(_FOLDER)]
 
 
 def folder_to_write() -> Path:
@@ -116,7 +112,7 @@ def published_problem(file: Path, remote: RemoteFile, sha256: str | None = None)
     size = file.stat().st_size
     if entry.size is not None and size != entry.size:
         return f"it has {size:,} bytes, and the published file has {entry.size:,}"
-    if entry.md5 is not None and _md5(file) != entry.md5:
+    if entry.md5 is not None and file_md5(file) != entry.md5:
         return "its MD5 is not the published one"
     if entry.sha256 or entry.sha256_start:
         digest = sha256 or file_sha256(file)
@@ -129,14 +125,6 @@ def is_published_digest_known(remote: RemoteFile) -> bool:
     """True if the publisher states a digest of the file."""
     entry = remote.entry
     return entry is not None and bool(entry.sha256 or entry.sha256_start or entry.md5)
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)  # Keras publishes no other one
-    with open_regular(file) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def own_copy(remote: RemoteFile, *, is_checked: bool = True) -> Path | None:
@@ -225,16 +213,19 @@ def _foreign_files(remote: RemoteFile) -> Iterator[Path]:
         "PaddleClas": os.path.join(home, ".paddleclas", "weights"),
         "Keras": os.path.join(os.environ.get("KERAS_HOME") or os.path.join(home, ".keras"), "models"),
     }
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    torch_home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
+    torch_home = os.environ.get("TORCH_HOME") or os.path.join(_other_caches(home), "torch")
     folder = folders.get(remote.entry.publisher, os.path.join(torch_home, "hub", "checkpoints"))
     yield Path(os.path.expanduser(folder)) / remote.file
 
 
+def _other_caches(home: str) -> str:
+    """Returns the folder of the caches of torch and of the hub's library, which may be a relative path."""
+    return os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+
+
 def _hub_files(remote: RemoteFile, home: str) -> Iterator[Path]:
     """Yields the places of a file in the caches of the hub's own library."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    hub_home = os.environ.get("HF_HOME") or os.path.join(cache, "huggingface")
+    hub_home = os.environ.get("HF_HOME") or os.path.join(_other_caches(home), "huggingface")
     chosen_folder = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     root = Path(os.path.expanduser(chosen_folder or os.path.join(hub_home, "hub")))
     folder = root / f"models--{(remote.repository or '').replace('/', '--')}"
@@ -258,16 +249,3 @@ def _blob_problem(file: Path) -> str | None:
     digest = _blob_digest(file)
     is_right = digest is None or file_sha256(file) == digest
     return None if is_right else "its SHA-256 is not that of its name"
-
-
-def remove(file: Path) -> None:
-    """Removes a file of the cache, if it is there.
-
-    Raises:
-        OSError: it can't be removed.
-    """
-    try:
-        file.unlink()
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise

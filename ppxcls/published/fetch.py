@@ -16,7 +16,6 @@ from ppxcls.published.caches import (
     own_copy,
     published_problem,
     record_of,
-    remove,
     write_record,
 )
 from ppxcls.published.content import content_problem
@@ -94,7 +93,7 @@ def _alone(folder: Path, candidates: list[RemoteFile]) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     write_text(mark, secrets.token_hex())
             raise
-        remove(mark)
+        mark.unlink(missing_ok=True)
 
 
 def _failure(mark: Path) -> bytes:
@@ -137,7 +136,7 @@ def _fetch_from(address: str, remote: RemoteFile, *, folder: Path, network: str 
     size = f" ({entry.megabytes} MB, {entry.licence})" if entry else ""
     if launched_rank() == 0:
         logger.info(f"fetching {remote.label}{size} from {address}")
-    remove(unchecked_file)  # of a killed process
+    unchecked_file.unlink(missing_ok=True)  # of a killed process
     sha256 = _transferred(transfer, part, remote)
     try:
         _check_record(file, sha256)
@@ -149,7 +148,7 @@ def _fetch_from(address: str, remote: RemoteFile, *, folder: Path, network: str 
             write_record(file, address, sha256=sha256, size=byte_count)
             open_folder.replace(unchecked_file.name, file.name)
     finally:
-        remove(unchecked_file)
+        unchecked_file.unlink(missing_ok=True)
         transfer.remove()
     if launched_rank() == 0:
         logger.info(f"{remote.label}: {file}, {byte_count:,} bytes, SHA-256 {sha256}")

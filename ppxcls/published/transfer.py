@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -71,8 +70,7 @@ class Transfer:
     def remove(self) -> None:
         """Removes the part and its journal."""
         for file in (self._part, self._journal):
-            with contextlib.suppress(FileNotFoundError):
-                file.unlink()
+            file.unlink(missing_ok=True)
 
     @property
     def _journal(self) -> Path:

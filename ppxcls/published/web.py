@@ -241,7 +241,8 @@ def _next_address(current_address: str, location: str, address: str) -> str:
         raise FetchError(f"{refusal} {'nothing' if not location else 'an address that is too long'}")
     try:
         joined_address = urllib.parse.urljoin(current_address, location)
-        check_address(urllib.parse.quote(joined_address, safe="%/:=&?~#+!$,;'@()*[]"), "redirection")
+        quoted_address = urllib.parse.quote(joined_address, safe="%/:=&?~#+!$,;'@()*[]")
+        check_address(quoted_address, "redirection")
         parts = urllib.parse.urlsplit(joined_address)
     except (ValueError, WordError):
         raise FetchError(f"{refusal} what is no address of a web server: {location[:100]}") from None
@@ -250,7 +251,7 @@ def _next_address(current_address: str, location: str, address: str) -> str:
         raise FetchError(f"{refusal} a connection that is not encrypted: {location[:100]}")
     if _leads_here(parts.hostname) and not is_loopback(current_parts.hostname or ""):
         raise FetchError(f"{refusal} this machine itself: {location[:100]}")
-    return urllib.parse.quote(joined_address, safe="%/:=&?~#+!$,;'@()*[]").partition("#")[0]
+    return quoted_address.partition("#")[0]
 
 
 def _leads_here(host: str | None) -> bool:

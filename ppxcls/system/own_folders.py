@@ -56,6 +56,16 @@ def _check(folder: Path) -> None:
         raise UnsafeFolderError(problem)
 
 
+def cache_places(name: str) -> list[str]:
+    """Returns where a cache may be, in order of preference, whether it exists or not.
+
+    Args:
+        name: name of the cache, such as ``packs``.
+    """
+    homes = [os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache")]
+    return [os.path.join(home, "ppxcls", name) for home in homes if os.path.isabs(home)]
+
+
 @functools.cache
 def cache_folder(name: str, wanted_folder: str | None = None) -> Path | None:
     """Returns a folder for a cache that no other user can change.
@@ -68,10 +78,8 @@ def cache_folder(name: str, wanted_folder: str | None = None) -> Path | None:
     Returns:
         The folder; None if there is no safe one. If it is not the first choice, a warning gives the reason.
     """
-    homes = [os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache")]
-    places = [os.path.join(home, "ppxcls", name) for home in homes if os.path.isabs(home)]
     reasons = []
-    for place in [*([wanted_folder] if wanted_folder else []), *places]:
+    for place in [*([wanted_folder] if wanted_folder else []), *cache_places(name)]:
         try:
             folder = own_folder(place)
         except (OSError, ValueError, UnsafeFolderError) as error:  # a ValueError for a NUL in the name

@@ -28,19 +28,6 @@ _MAX_COMPARED_INPUTS = 8  # inputs that the layer itself computes, too
 _TOLERANCES: dict[ForwardKind, float] = {"bfloat16": 0.05, "float32": 1e-4}
 
 
-def fast_forward(layer: nn.Layer, shape: tuple[int, ...], *, count: int, at_once: int) -> FastForward:
-    """Returns a function from inputs, float32 [N, *shape], to the layer's outputs, float32 [N, ...].
-
-    Args:
-        layer: layer, which is put into evaluation mode. Its weights must not change meanwhile.
-        shape: shape of one input, such as (3, 299, 299).
-        count: number of inputs that the function will get.
-        at_once: number of inputs that a compiled layer computes at once. It takes as long for fewer, so calls
-            should have a multiple of this number.
-    """
-    return FastForward(layer, shape, count=count, at_once=at_once)
-
-
 class FastForward:
     """A layer in evaluation mode, which is compiled on the CPU if that saves time.
 
@@ -54,10 +41,11 @@ class FastForward:
         error: norm of the differences to the layer's own outputs, as a share of their norm.
 
     Args:
-        layer: layer, which is put into evaluation mode.
-        shape: shape of one input.
-        count: number of inputs that will come.
-        at_once: number of inputs that are computed at once on the CPU.
+        layer: layer, which is put into evaluation mode. Its weights must not change meanwhile.
+        shape: shape of one input, such as (3, 299, 299).
+        count: number of inputs that it will get.
+        at_once: number of inputs that a compiled layer computes at once. It takes as long for fewer, so calls
+            should have a multiple of this number.
     """
 
     def __init__(self, layer: nn.Layer, shape: tuple[int, ...], *, count: int, at_once: int) -> None:

@@ -46,7 +46,7 @@ def own(layer: nn.Layer, inputs: np.ndarray) -> np.ndarray:
 
 
 def function(layer: nn.Layer, shape: tuple[int, ...] = SHAPE, count: int = 1000) -> FastForward:
-    return fast_forward.fast_forward(layer, shape, count=count, at_once=4)
+    return fast_forward.FastForward(layer, shape, count=count, at_once=4)
 
 
 def relative_error(received: np.ndarray, expected: np.ndarray) -> float:
