@@ -164,8 +164,9 @@ def _set_weights(
     model: nn.Layer, weights: ForeignWeights, file: Path, *, keep_trunk: bool
 ) -> list[Difference]:
     plain_state = {key: value for key, value in weights.state.items() if key != PARAMETER_NAMES_KEY}
-    _check_network(replace(weights, state=plain_state), model, file)
-    state, differences = fitting_part(replace(weights, state=plain_state), model, file, keep_trunk=keep_trunk)
+    plain_weights = replace(weights, state=plain_state)
+    _check_network(plain_weights, model, file)
+    state, differences = fitting_part(plain_weights, model, file, keep_trunk=keep_trunk)
     shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
     arrays = fitting_arrays(state, model, file, skipped_keys=shape_differences.keys())
     tensors = state_tensors(model)

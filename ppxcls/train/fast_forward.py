@@ -15,7 +15,13 @@ from ppxcls.system.environment import thread_count
 from ppxcls.system.logs import logger
 from ppxcls.system.temporary_folder import temporary_folder
 from ppxcls.train.loss_watch import TrainingError
-from ppxcls.train.paddle_inference import InferenceProgram, has_onednn, program_file, write_program
+from ppxcls.train.paddle_inference import (
+    InferenceProgram,
+    is_compilable,
+    program_file,
+    traced,
+    write_program,
+)
 from ppxcls.train.predictions import NOT_FINITE
 
 ForwardKind = Literal["bfloat16", "float32", "not compiled"]
@@ -100,8 +106,7 @@ class FastForward:
         return outputs
 
     def _decide(self, inputs: Array) -> None:
-        is_static = "concrete_program" in dir(type(self._layer.forward))  # reading it would trace the layer
-        if paddle.get_device() != "cpu" or not has_onednn() or is_static:
+        if not is_compilable(self._layer):
             return
         with _Multiplications(self._layer) as multiplications:
             expected = self._plain(inputs)
@@ -118,7 +123,7 @@ class FastForward:
     def _compile(self, kinds: list[ForwardKind], inputs: Array, expected: Array) -> None:
         """Chooses the first program whose outputs are close to the expected ones."""
         with temporary_folder() as folder:
-            weights = write_program(self._layer, self._shape, folder)
+            weights = write_program(traced(self._layer, self._shape), folder)
             for kind in kinds:
                 self._program = InferenceProgram(
                     program_file(folder),

@@ -129,22 +129,27 @@ class _TracingWrapper(nn.Layer):
         return self.network(images)
 
 
-def write_program(layer: nn.Layer, shape: Sequence[int], folder: Path) -> Path:
-    """Traces a layer in evaluation mode and writes the program, with its weights, to a private folder.
+def write_program(program: Any, folder: Path) -> Path:
+    """Writes a program with the present weights to a private folder.
 
     Args:
-        layer: layer with one argument.
-        shape: shape of one input.
+        program: result of ``traced``.
         folder: folder of this process.
 
     Returns:
         The file of the weights. ``program_file`` gives that of the program.
     """
-    paddle.jit.save(_traced(layer, shape), f"{folder}/inference")
+    paddle.jit.save(program, f"{folder}/inference")
     return folder / "inference.pdiparams"
 
 
-def _traced(layer: nn.Layer, shape: Sequence[int | None]) -> Any:
+def traced(layer: nn.Layer, shape: Sequence[int | None]) -> Any:
+    """Returns a program of a layer in evaluation mode. The first call or writing it traces the layer.
+
+    Args:
+        layer: layer with one argument.
+        shape: shape of one input; None for any size.
+    """
     wrapper = _TracingWrapper(layer)
     wrapper.eval()
     return to_static(wrapper, paddle.static.InputSpec([None, *shape], "float32", "images"))
@@ -161,10 +166,9 @@ class Compiler:
         """Returns a predictor with copies of the network's current weights."""
         if self._network is not network:
             self._network = network
-            self._program = _traced(network, (3, None, None))
+            self._program = traced(network, (3, None, None))
         with temporary_folder() as folder:
-            paddle.jit.save(self._program, f"{folder}/inference")
-            weights = folder / "inference.pdiparams"
+            weights = write_program(self._program, folder)
             return InferenceProgram(program_file(folder), weights, threads=thread_count(), device="cpu")
 
 
@@ -189,8 +193,7 @@ class EvaluatedNetwork:
         self._expected_images = expected_images
         self._pixel_count = 0  # total of the images so far
         self._predictor: InferenceProgram | None = None
-        is_static = "concrete_program" in dir(type(network.forward))  # reading it would trace the network
-        self._may_compile = paddle.get_device() == "cpu" and has_onednn() and not is_static
+        self._may_compile = is_compilable(network)
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         """Maps images, float32 [N, 3, H, W], to logits, float32 [N, class_num]."""
@@ -230,7 +233,13 @@ class EvaluatedNetwork:
         return None
 
 
-def has_onednn() -> bool:
+def is_compilable(layer: nn.Layer) -> bool:
+    """True if a layer computes on the CPU, can be compiled for oneDNN, and is no static graph yet."""
+    is_static = "concrete_program" in dir(type(layer.forward))  # reading it would trace the layer
+    return paddle.get_device() == "cpu" and _has_onednn() and not is_static
+
+
+def _has_onednn() -> bool:
     """True if Paddle was built with oneDNN."""
     names = ("is_compiled_with_onednn", "is_compiled_with_mkldnn")  # names in Paddle 3.3, and in older ones
     return any(getattr(paddle.base.core, name, bool)() for name in names)
