@@ -95,37 +95,45 @@ def test_the_names_are_hidden(tmp_path: Path) -> None:
     assert result.stdout.splitlines() == ["no fcntl", "False False", "True"], result.stderr
 
 
+# Each row is one test. The later commands of a row read what the earlier ones wrote.
 COMMANDS = [
-    ["train", "-c", RUN, "-o", "Global.output_dir=trained"],
-    ["train", "-c", "trained/SmallNetwork", "-o", "Global.epochs=3", "-o", "Global.checkpoints=auto"],
-    ["train", "-c", "trained/SmallNetwork"],
-    ["eval", "-c", RUN],
-    ["infer", "-c", RUN, "photos", "--format", "csv", "--output", "answers.csv"],
-    ["report", RUN],
-    ["check", "-c", RUN, "--json", "check.json"],
-    ["lists", "photos", "-o", "lists"],
-    ["pack", "lists/train_list.txt", "--image-root", "photos", "-o", "packed"],
-    ["pack", "lists/train_list.txt", "--image-root", "photos", "--verify", "packed"],
-    ["export", "-c", RUN, "--format", "paddle"],
-    ["infer", "--exported", "inference", "photos"],
-    ["doctor"],
-    ["list"],
-    ["weights"],
-    ["launch", "--help"],
+    [
+        ["train", "-c", RUN, "-o", "Global.output_dir=trained"],
+        ["train", "-c", "trained/SmallNetwork", "-o", "Global.epochs=3", "-o", "Global.checkpoints=auto"],
+        ["train", "-c", "trained/SmallNetwork"],
+    ],
+    [["eval", "-c", RUN]],
+    [["infer", "-c", RUN, "photos", "--format", "csv", "--output", "answers.csv"]],
+    [["report", RUN]],
+    [["check", "-c", RUN, "--json", "check.json"]],
+    [
+        ["lists", "photos", "-o", "lists"],
+        ["pack", "lists/train_list.txt", "--image-root", "photos", "-o", "packed"],
+        ["pack", "lists/train_list.txt", "--image-root", "photos", "--verify", "packed"],
+    ],
+    [
+        ["export", "-c", RUN, "--format", "paddle"],
+        ["infer", "--exported", "inference", "photos"],
+    ],
+    [["doctor"]],
+    [["list"]],
+    [["weights"]],
+    [["launch", "--help"]],
 ]
 # Verbs with a test of their own in this file, and ``fit``, which makes the run of all tests.
 OTHER_VERBS = {"fit", "serve", "convert"}
 
 
 def test_no_verb_is_left_out() -> None:
-    assert {words[0] for words in COMMANDS} | OTHER_VERBS == VERBS.keys()
+    assert {words[0] for commands in COMMANDS for words in commands} | OTHER_VERBS == VERBS.keys()
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:1]))
-def test_a_verb(words: list[str], place: Path) -> None:
-    result = typed([*words], place)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("commands", COMMANDS, ids=lambda commands: commands[0][0])
+def test_a_verb(commands: list[list[str]], place: Path) -> None:
+    for words in commands:
+        result = typed([*words], place)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_an_export_to_onnx(place: Path) -> None:
