@@ -8,9 +8,10 @@ import gc
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import yaml
 import ppxcls
 from ppxcls.config import plugins
 from ppxcls.config.trust import read_code, record_trust
+from tests import forks
 
 os.environ["PPXCLS_OFFLINE"] = "1"  # no test fetches weights of real servers
 ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
@@ -170,6 +172,33 @@ def write_config(tmp_path: Path, images: Path) -> Callable[..., Path]:
     return write
 
 
+def copy_folder(source: Path, target: Path) -> Path:
+    """Copies a folder for a test that writes to it. Weights, which commands replace and never change, are linked."""
+
+    def copy(file: str, new_file: str) -> None:
+        is_replaced = Path(file).suffix in (".pdparams", ".pdopt", ".pdema", ".safetensors")
+        (os.link if is_replaced else shutil.copy2)(file, new_file)
+
+    shutil.copytree(source, target, copy_function=copy)
+    return target
+
+
+def run_python(
+    words: Sequence[str | Path], folder: Path = ROOT, environment: Mapping[str, str] = os.environ
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``python WORDS`` in a folder, in a process of its own or in a fork, see ``forks.run``."""
+    words = [str(word) for word in words]
+    return forks.run(words, folder, environment, seconds=280) or subprocess.run(
+        [sys.executable, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment,
+        timeout=280,
+    )
+
+
 def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Runs ``tools/*.py`` or a verb in a subprocess, or in several under Paddle's launcher."""
     if not str(arguments[0]).endswith(".py"):
@@ -185,6 +214,8 @@ def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subpr
             "--log_dir",
             str(log_dir),
         ]
+    elif not kwargs:
+        return run_python(arguments)
     command = [sys.executable, *launch, *map(str, arguments)]
     return subprocess.run(
         command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs

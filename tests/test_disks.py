@@ -24,6 +24,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.train.trackers import JsonLines
 from tests.conftest import ROOT, run_tool, write_images
 
+LARGE = {"name": "SmallNetwork", "class_num": 400_000}  # weights of 8 MB
 NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 has_tmpfs = pytest.mark.skipif(
     shutil.which("unshare") is None
@@ -45,9 +46,9 @@ def on_small_disk(folder: Path, size: str, script: str) -> subprocess.CompletedP
 
 
 @has_tmpfs
-def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    """The disk has room for one and a half checkpoints."""
-    file = write_config(**{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
+def test_full_disk_during_a_checkpoint(small: Callable[..., Path], tmp_path: Path) -> None:
+    """The disk has room for one and a half checkpoints of 16 MB."""
+    file = small(Arch=LARGE, **{"Global.save_interval_steps": 1, "Global.eval_during_train": False})
     disk = tmp_path / "output"
     check = (
         "from pathlib import Path; from ppxcls.checkpoints.files import "
@@ -55,11 +56,11 @@ def test_full_disk_during_a_checkpoint(write_config: Callable[..., Path], tmp_pa
     )
     result = on_small_disk(
         disk,
-        "270m",
+        "25m",
         f"""
         {sys.executable} tools/train.py -c {file} && exit 9 || echo "exit code $?"
-        {sys.executable} -c "{check.format(disk / "Xception41/latest")}"
-        ls {disk}/Xception41
+        {sys.executable} -c "{check.format(disk / "SmallNetwork/latest")}"
+        ls {disk}/SmallNetwork
         """,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -75,9 +76,8 @@ def test_a_disk_of_fewer_checkpoints_than_are_kept(small: Callable[..., Path], t
 
     The disk has room for 2.9 times 16 MB.
     """
-    arch = {"name": "SmallNetwork", "class_num": 400_000}
     file = small(
-        **{"Arch": arch, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9}
+        **{"Arch": LARGE, "Global.save_interval_steps": 1, "Global.epochs": 2, "Global.save_interval": 9}
     )
     disk = tmp_path / "output"
     result = on_small_disk(
@@ -161,8 +161,8 @@ def test_a_line_that_is_cut_off_is_written_again(tmp_path: Path, monkeypatch: py
     ]
 
 
-def test_the_output_folder_removed_under_the_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    trainer = ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Global.epochs": 2})))
+def test_the_output_folder_removed_under_the_run(small: Callable[..., Path], tmp_path: Path) -> None:
+    trainer = ppxcls.build_trainer(ppxcls.load_config(small(**{"Global.epochs": 2})))
     evaluation = trainer.evaluation
     assert evaluation is not None
     batches = evaluation.loader.epoch
@@ -179,17 +179,17 @@ def test_the_output_folder_removed_under_the_run(write_config: Callable[..., Pat
     assert {"latest.pdparams", "epoch_2.json", "run.lock", "train.log", "metrics.jsonl"} <= names
     assert "was removed during the run; it is created again" in (trainer.output_dir / "train.log").read_text()
     again = ppxcls.build_trainer(
-        ppxcls.load_config(write_config(**{"Global.checkpoints": "auto", "Global.epochs": 2}))
+        ppxcls.load_config(small(**{"Global.checkpoints": "auto", "Global.epochs": 2}))
     )
     assert again.progress.epoch == 3
 
 
-def test_a_second_run_on_one_folder_is_refused(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_config()
+def test_a_second_run_on_one_folder_is_refused(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small()
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     result = run_tool("tools/train.py", "-c", file)
     assert result.returncode == 1
-    message = f"error: {tmp_path}/output/Xception41: another run writes there (process {os.getpid()} on "
+    message = f"error: {tmp_path}/output/SmallNetwork: another run writes there (process {os.getpid()} on "
     assert result.stderr.strip().startswith(message)
     trainer.fit()
     assert run_tool("tools/train.py", "-c", file).returncode == 0  # the folder is free again
@@ -197,11 +197,11 @@ def test_a_second_run_on_one_folder_is_refused(write_config: Callable[..., Path]
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_files_have_the_rights_that_the_user_wants(
-    mask: int, write_config: Callable[..., Path], tmp_path: Path
+    mask: int, small: Callable[..., Path], tmp_path: Path
 ) -> None:
     old = os.umask(mask)
     try:
-        ppxcls.build_trainer(ppxcls.load_config(write_config())).fit()
+        ppxcls.build_trainer(ppxcls.load_config(small())).fit()
     finally:
         os.umask(old)
     files = [f for f in (tmp_path / "output").rglob("*") if f.is_file()]
@@ -317,16 +317,19 @@ def test_paths_inside_the_folder_and_links_are_taken(data: ImageNetDataset, tmp_
 def test_the_room_that_checkpoints_need_is_said(
     optimizer: str,
     average: dict[str, float] | None,
-    write_config: Callable[..., Path],
+    small: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = {"name": optimizer, "lr": {"name": "ConstLR", "learning_rate": 0.01}}
     config = ppxcls.load_config(
-        write_config(Optimizer=settings, EMA=average, **{"Global.epochs": 3}), ["Global.save_interval=2"]
+        small(
+            Arch={**LARGE, "class_num": 1_200_000}, Optimizer=settings, EMA=average, **{"Global.epochs": 3}
+        ),
+        ["Global.save_interval=2"],
     )
     trainer = ppxcls.build_trainer(config)
-    log = tmp_path / "output/Xception41/train.log"
+    log = tmp_path / "output/SmallNetwork/train.log"
     assert "GB each need up to " in log.read_text()
     trainer.fit()
     files = [log.parent / f"latest{extension}" for extension in (".pdparams", ".pdopt", ".pdema")]
@@ -353,15 +356,15 @@ def test_the_room_that_checkpoints_need_is_said(
 
 @pytest.mark.parametrize("name", ["run.lock", "train.log", "config.yaml", "metrics.jsonl", "latest.json"])
 def test_links_out_of_the_folder_are_not_written_through(
-    name: str, write_config: Callable[..., Path], tmp_path: Path
+    name: str, small: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = tmp_path / "output/Xception41"
+    folder = tmp_path / "output/SmallNetwork"
     folder.mkdir(parents=True)
     target = tmp_path / "theirs.txt"
     target.write_text("precious")
     (folder / name).symlink_to(target)
     with pytest.raises(ppxcls.RunFolderError, match=f"{name} is a link out of the run's folder"):
-        ppxcls.build_trainer(ppxcls.load_config(write_config()))
+        ppxcls.build_trainer(ppxcls.load_config(small()))
     assert target.read_text() == "precious"
     assert {f.name for f in folder.iterdir()} == {name}
 

@@ -164,14 +164,14 @@ def test_recompute_changes_no_loss_of_two_processes(
 
 
 @pytest.mark.every_paddle
-def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_two_processes_evaluate_to_the_last_count(small: Callable[..., Path], tmp_path: Path) -> None:
     """7 samples in batches of 4 are not divisible by 2 processes.
 
     With batches of 3 the second process gets no sample of the last global batch.
     """
-    file = write_config()
+    file = small()
     assert run_tool("tools/train.py", "-c", file).returncode == 0
-    best = f"Global.pretrained_model={tmp_path}/output/Xception41/best_model"
+    best = f"Global.pretrained_model={tmp_path}/output/SmallNetwork/best_model"
     results = []
     for processes, size in ((1, 4), (2, 4), (2, 3)):
         sampler = f"DataLoader.Eval.sampler.batch_size={size}"
@@ -187,17 +187,17 @@ def test_two_processes_evaluate_to_the_last_count(write_config: Callable[..., Pa
             log_dir=tmp_path / "log",
         )
         assert result.returncode == 0, result.stderr + result.stdout
-        assert "[Eval][Avg]top1: " in result.stdout + (tmp_path / "output/Xception41/train.log").read_text()
-        results.append(json.loads((tmp_path / "output/Xception41/eval.json").read_text()))
+        assert "[Eval][Avg]top1: " in result.stdout + (tmp_path / "output/SmallNetwork/train.log").read_text()
+        results.append(json.loads((tmp_path / "output/SmallNetwork/eval.json").read_text()))
     assert [r["num_samples"] for r in results] == [7, 7, 7]
     assert len({(r["top1"], r["top2"]) for r in results}) == 1
     assert [r["loss"] for r in results] == pytest.approx([results[0]["loss"]] * 3, rel=1e-5)
 
 
 def test_an_error_on_every_rank_ends_the_job_with_its_message(
-    write_config: Callable[..., Path], tmp_path: Path
+    small: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = write_config()
+    file = small()
     result = run_tool(
         "tools/train.py", "-c", file, "-o", "Arch.class_num=2", processes=2, log_dir=tmp_path / "log"
     )

@@ -34,8 +34,7 @@ class Verb:
     Attributes:
         summary: line in ``ppxcls --help``.
         description: first paragraph of ``ppxcls VERB --help``.
-        examples: example commands. A test runs them in the order of the verbs, in a folder that contains
-            ``photos/``.
+        examples: example commands. A test runs them in their order, in a folder that contains ``photos/``.
         function: function that adds arguments to a parser, parses them, runs the verb, and returns the exit
             code; None means 0.
     """

@@ -27,7 +27,7 @@ import ppxcls
 from ppxcls.reports import page
 from ppxcls.reports.record import read_record
 from ppxcls.train.predictions import COLUMNS
-from tests.conftest import ROOT, run_tool, small_config, write_images
+from tests.conftest import ROOT, copy_folder, run_tool, small_config, write_images
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")
@@ -89,7 +89,8 @@ def test_what_is_written(run: Path) -> None:
     )
 
 
-def test_the_predictions_are_those_of_the_best_evaluation(run: Path) -> None:
+def test_the_predictions_are_those_of_the_best_evaluation(run: Path, tmp_path: Path) -> None:
+    run = copy_folder(run, tmp_path / "copy")
     rows = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     assert [row["file"].rsplit("/", 2)[1:] for row in rows] == [["val", f"{i:04d}.png"] for i in range(7)]
     assert {row["label_name"] for row in rows} == set(HOSTILE)
@@ -108,6 +109,7 @@ def test_the_predictions_are_those_of_the_best_evaluation(run: Path) -> None:
 
 def test_two_processes_write_the_predictions_of_one(tmp_path: Path, run: Path) -> None:
     """Seven samples on two processes: each is gathered exactly once."""
+    run = copy_folder(run, tmp_path / "copy")
     before = list(csv.DictReader((run / "predictions.csv").read_text().splitlines()))
     (run / "predictions.csv").unlink()
     result = run_tool(ROOT / "tools/eval.py", "-c", run, processes=2, log_dir=tmp_path / "log")
