@@ -148,7 +148,7 @@ def test_a_skipped_step_is_seen_under_both_spellings(name: str) -> None:
 
 
 @pytest.mark.parametrize("skips", [2, 5])
-def test_amp_that_skips(skips: int, write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_amp_that_skips(skips: int, small: Callable[..., Path], tmp_path: Path) -> None:
     """A stub replaces the scaler, which Paddle turns off on the CPU."""
     from tests.train.test_training import RecordingScaler
 
@@ -165,7 +165,7 @@ def test_amp_that_skips(skips: int, write_config: Callable[..., Path], tmp_path:
 
     amp = {"scale_loss": 128.0, "use_dynamic_loss_scaling": True, "max_skipped_steps": 3}
     trainer = ppxcls.build_trainer(
-        ppxcls.load_config(write_config(AMP=amp, **{"Global.epochs": 2, "Global.eval_during_train": False}))
+        ppxcls.load_config(small(AMP=amp, **{"Global.epochs": 2, "Global.eval_during_train": False}))
     )
     trainer.learner.precision.scaler = Skipping()
     if skips > 3:
@@ -217,11 +217,11 @@ def test_21841_classes(write_config: Callable[..., Path], tmp_path: Path) -> Non
         ppxcls.build_trainer(ppxcls.load_config(file))
 
 
-def test_deterministic_says_what_is(write_config: Callable[..., Path]) -> None:
+def test_deterministic_says_what_is(small: Callable[..., Path]) -> None:
     result = run_tool(
         "tools/train.py",
         "-c",
-        write_config(),
+        small(),
         "-o",
         "Global.deterministic=True",
         "-o",

@@ -184,9 +184,9 @@ def test_ema_is_the_weighted_sum(warmup: bool) -> None:
     assert model.weight.item() == 4.0
 
 
-def test_ema_is_evaluated_kept_and_resumed(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_ema_is_evaluated_kept_and_resumed(small: Callable[..., Path], tmp_path: Path) -> None:
     keys = {"EMA": {"decay": 0.5}, "Global.epochs": 2, "Global.save_interval_steps": 2}
-    file = write_config(**keys)
+    file = small(**keys)
 
     def train(name: str, *overrides: str) -> Any:
         trainer = ppxcls.build_trainer(
@@ -196,16 +196,16 @@ def test_ema_is_evaluated_kept_and_resumed(write_config: Callable[..., Path], tm
         return trainer
 
     whole = train("whole", "Global.keep_last=9")
-    again = train("again", f"Global.checkpoints={tmp_path}/whole/Xception41/step_4")
+    again = train("again", f"Global.checkpoints={tmp_path}/whole/SmallNetwork/step_4")
     states = [trainer.learner.average.state_dict() for trainer in (whole, again)]
     assert all(np.array_equal(states[0][key], states[1][key]) for key in states[0])
     weights = whole.learner.network.state_dict()
-    assert not np.array_equal(states[0]["_exit_flow._out.weight"], weights["_exit_flow._out.weight"].numpy())
+    assert not np.array_equal(states[0]["fc.weight"], weights["fc.weight"].numpy())
     rows = [
-        json.loads(line) for line in (tmp_path / "whole/Xception41/metrics.jsonl").read_text().splitlines()
+        json.loads(line) for line in (tmp_path / "whole/SmallNetwork/metrics.jsonl").read_text().splitlines()
     ]
     last = [row for row in rows if row["kind"] == "eval"][-1]
-    latest = f"Global.pretrained_model={tmp_path}/whole/Xception41/latest"
+    latest = f"Global.pretrained_model={tmp_path}/whole/SmallNetwork/latest"
     after = ppxcls.evaluate(ppxcls.load_config(file, [latest]))
     assert after == {key: last[key] for key in after}
     plain = ppxcls.evaluate(ppxcls.load_config(file, [latest, "EMA=null"]))
@@ -268,9 +268,9 @@ def test_plateau_against_paddle() -> None:
         assert lr_at(5) == pytest.approx(theirs.last_lr)
 
 
-def test_plateau_is_resumed(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_plateau_is_resumed(small: Callable[..., Path], tmp_path: Path) -> None:
     lr = {"name": "ReduceOnPlateau", "learning_rate": 1e-6, "factor": 0.5, "patience": 0}
-    file = write_config(**{"Optimizer.lr": lr, "Global.epochs": 3})
+    file = small(**{"Optimizer.lr": lr, "Global.epochs": 3})
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     trainer.fit()
     factor = trainer.progress.plateau["factor"]
@@ -338,7 +338,7 @@ def test_bce_needs_soft_labels(write_config: Callable[..., Path]) -> None:
         ppxcls.build_trainer(ppxcls.load_config(file))
 
 
-def test_class_report_is_scikit_learns(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_class_report_is_scikit_learns(small: Callable[..., Path], tmp_path: Path) -> None:
     logits, labels = RNG.normal(size=(60, 5)).astype(np.float32), RNG.integers(0, 4, 60)
     metric = ClassReport(class_num=5)
     for part in (slice(0, 17), slice(17, 60)):
@@ -357,13 +357,13 @@ def test_class_report_is_scikit_learns(write_config: Callable[..., Path], tmp_pa
         metric.by_class["confusion_matrix"]
         == sklearn_metrics.confusion_matrix(labels, predicted, labels=range(5)).tolist()
     )
-    file = write_config(**{"Metric.Eval": [{"TopkAcc": {"topk": 1}}, {"ClassReport": {}}]})
+    file = small(**{"Metric.Eval": [{"TopkAcc": {"topk": 1}}, {"ClassReport": {}}]})
     trainer = ppxcls.build_trainer(ppxcls.load_config(file))
     trainer.fit()
     row = [json.loads(line) for line in (trainer.output_dir / "metrics.jsonl").read_text().splitlines()][-1]
     assert {"top1", "precision", "recall", "f1", "balanced_accuracy"} <= row.keys()
     with pytest.raises(ppxcls.ConfigError, match="ClassReport is an evaluation metric"):
-        ppxcls.build_trainer(ppxcls.load_config(write_config(**{"Metric.Train": [{"ClassReport": {}}]})))
+        ppxcls.build_trainer(ppxcls.load_config(small(**{"Metric.Train": [{"ClassReport": {}}]})))
 
 
 def test_samplers() -> None:
@@ -392,18 +392,18 @@ def test_samplers() -> None:
     ],
 )
 def test_samplers_train_and_resume(
-    sampler: dict[str, Any], write_config: Callable[..., Path], tmp_path: Path
+    sampler: dict[str, Any], small: Callable[..., Path], tmp_path: Path
 ) -> None:
     keys = {"DataLoader.Train.sampler": sampler, "Global.epochs": 2, "Global.eval_during_train": False}
-    file = write_config(**keys, **{"Global.save_interval_steps": 2, "Global.keep_last": 9})
+    file = small(**keys, **{"Global.save_interval_steps": 2, "Global.keep_last": 9})
     results = []
-    for name, checkpoint in (("a", "null"), ("b", f"{tmp_path}/a/Xception41/step_4")):
+    for name, checkpoint in (("a", "null"), ("b", f"{tmp_path}/a/SmallNetwork/step_4")):
         overrides = [f"Global.output_dir={tmp_path}/{name}", f"Global.checkpoints={checkpoint}"]
         trainer = ppxcls.build_trainer(ppxcls.load_config(file, overrides))
         shapes = [batch.images.shape[1] for epoch in (1, 2) for batch in trainer.loader.epoch(epoch)]
         assert shapes == [71, 71, 71] + [80 if sampler["name"] == "ProgressiveSampler" else 71] * 3
         trainer.fit()
-        results.append(trainer.learner.network.state_dict()["_exit_flow._out.weight"].numpy())
+        results.append(trainer.learner.network.state_dict()["fc.weight"].numpy())
     assert np.array_equal(results[0], results[1])
 
 

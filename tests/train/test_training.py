@@ -85,7 +85,7 @@ def weights(trainer: Any) -> dict[str, np.ndarray]:
 
 
 def lines(output: Path, kind: str) -> list[dict[str, Any]]:
-    rows = (json.loads(line) for line in (output / "Xception41/metrics.jsonl").read_text().splitlines())
+    rows = (json.loads(line) for line in (output / "SmallNetwork/metrics.jsonl").read_text().splitlines())
     return [row for row in rows if row["kind"] == kind]
 
 
@@ -125,10 +125,8 @@ def test_resuming_after_an_epoch_is_exact(
     assert whole.progress == second.progress
 
 
-def test_the_order_of_the_samples_and_the_rate_go_on(
-    write_config: Callable[..., Path], tmp_path: Path
-) -> None:
-    file = write_config()
+def test_the_order_of_the_samples_and_the_rate_go_on(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small()
     train(file, "Global.epochs=2", f"Global.output_dir={tmp_path}/a")
     one, two = lines(tmp_path / "a", "train")[:3], lines(tmp_path / "a", "train")[3:]
     assert [row["iter"] for row in one] == [row["iter"] for row in two] == [0, 1, 2]
@@ -170,35 +168,33 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
         assert np.abs(value - grads[1][key]).max() <= 1e-4 * max(np.abs(value).max(), 1e-3), key
 
 
-def test_evaluation_during_and_after_training_agree(
-    write_config: Callable[..., Path], tmp_path: Path
-) -> None:
-    file = write_config()
+def test_evaluation_during_and_after_training_agree(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small()
     trainer = train(file, "Global.epochs=2")
     output = tmp_path / "output"
     during = lines(output, "eval")
     assert [row["epoch"] for row in during] == [1, 2]
     assert {row["num_samples"] for row in during} == {7}
     after = ppxcls.evaluate(
-        ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/epoch_2"])
+        ppxcls.load_config(file, [f"Global.pretrained_model={output}/SmallNetwork/epoch_2"])
     )
     assert after == {key: during[1][key] for key in after}
     best = ppxcls.evaluate(
-        ppxcls.load_config(file, [f"Global.pretrained_model={output}/Xception41/best_model"])
+        ppxcls.load_config(file, [f"Global.pretrained_model={output}/SmallNetwork/best_model"])
     )
     assert best["top1"] == max(row["top1"] for row in during) == trainer.progress.best["value"]
     assert list(best) == ["top1", "top2", "CELoss", "loss", "num_samples"]
     assert ppxcls.evaluate(ppxcls.load_config(file)) == best  # the default is the run's best_model
-    kept = ppxcls.load_config(output / "Xception41/config.yaml")
+    kept = ppxcls.load_config(output / "SmallNetwork/config.yaml")
     assert kept.Global.epochs == 2, "evaluating leaves the training run's config alone"
 
 
 def test_evaluation_counts_every_sample_once_for_any_batch_size(
-    write_config: Callable[..., Path], tmp_path: Path
+    small: Callable[..., Path], tmp_path: Path
 ) -> None:
-    file = write_config()
+    file = small()
     train(file)
-    weights_file = tmp_path / "output/Xception41/latest"
+    weights_file = tmp_path / "output/SmallNetwork/latest"
     results = [
         ppxcls.evaluate(
             ppxcls.load_config(
@@ -212,12 +208,8 @@ def test_evaluation_counts_every_sample_once_for_any_batch_size(
     assert [r["loss"] for r in results] == pytest.approx([results[0]["loss"]] * 4, rel=1e-5)
 
 
-def test_mixup_trains_and_skips_the_training_metrics(
-    write_config: Callable[..., Path], tmp_path: Path
-) -> None:
-    train(
-        write_config(**{"DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]})
-    )
+def test_mixup_trains_and_skips_the_training_metrics(small: Callable[..., Path], tmp_path: Path) -> None:
+    train(small(**{"DataLoader.Train.dataset.batch_transform_ops": [{"MixupOperator": {"alpha": 0.2}}]}))
     rows = lines(tmp_path / "output", "train")
     assert len(rows) == 3
     assert "top1" not in rows[0]
@@ -238,11 +230,11 @@ def test_loss_that_is_not_finite_stops_the_run(write_config: Callable[..., Path]
     assert not (tmp_path / "output/Xception41/latest.json").exists()
 
 
-def test_what_is_left_in_the_output_folder(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_config(**{"Global.use_visualdl": True})
+def test_what_is_left_in_the_output_folder(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small(**{"Global.use_visualdl": True})
     train(file)
     train(file)
-    folder = tmp_path / "output/Xception41"
+    folder = tmp_path / "output/SmallNetwork"
     names = {f.name for f in folder.iterdir()}
     expected = {
         f"{n}.{e}"
@@ -396,8 +388,8 @@ class RecordingScaler:
         self.state = state
 
 
-def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_path: Path) -> None:
-    file = write_config()
+def test_loss_scaling_is_used_and_kept(small: Callable[..., Path], tmp_path: Path) -> None:
+    file = small()
     plain = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/plain"]))
     scaled = ppxcls.build_trainer(ppxcls.load_config(file, [f"Global.output_dir={tmp_path}/scaled"]))
     scaled.learner.precision.scaler = scaler = RecordingScaler()
@@ -410,7 +402,7 @@ def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_pa
     assert all(np.allclose(first[key], second[key], rtol=1e-3, atol=1e-4) for key in first)
     again = ppxcls.build_trainer(ppxcls.load_config(file))
     again.learner.precision.scaler = RecordingScaler()
-    again.resume(tmp_path / "scaled/Xception41/latest")
+    again.resume(tmp_path / "scaled/SmallNetwork/latest")
     assert again.learner.precision.scaler.state == {
         "scale": [128.0],
         "incr_count": 3,
@@ -420,20 +412,20 @@ def test_loss_scaling_is_used_and_kept(write_config: Callable[..., Path], tmp_pa
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
 def test_amp_on_a_cpu_is_float32_and_says_so(
-    level: str, write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    level: str, small: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``tests/accelerator`` trains with AMP on a device."""
     amp = {"scale_loss": 128.0, "use_dynamic_loss_scaling": True, "level": level, "use_fp16_test": True}
-    trainer = train(write_config(AMP=amp))
+    trainer = train(small(AMP=amp))
     assert trainer.learner.precision.autocast is contextlib.nullcontext
     assert "AMP has no effect here, everything is computed in float32" in capsys.readouterr().out
     assert trainer.progress.step == 3
     during = lines(trainer.output_dir.parent, "eval")[0]
     after = ppxcls.evaluate(
-        ppxcls.load_config(write_config(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"])
+        ppxcls.load_config(small(AMP=amp), [f"Global.pretrained_model={trainer.output_dir}/latest"])
     )
     assert after == {key: during[key] for key in after}
-    assert ppxcls.load_config(write_config(AMP={"level": "O1"})).AMP.use_amp
+    assert ppxcls.load_config(small(AMP={"level": "O1"})).AMP.use_amp
 
 
 @pytest.mark.parametrize(
