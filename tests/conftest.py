@@ -29,7 +29,9 @@ os.environ["PPXCLS_OFFLINE"] = "1"  # no test fetches weights of real servers
 ppxcls.load_config  # noqa: B018  imports Paddle after what must be set for it, whatever a test imports first
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL_NETWORK = str(ROOT / "tests/fixtures/small_network.py")
+SMALL_NETWORK, BLOCK_NETWORK = (
+    str(ROOT / f"tests/fixtures/{name}_network.py") for name in ("small", "block")
+)
 SHARED = Path(os.environ.get("PPXCLS_SHARED", ROOT.parent / "shared"))
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"no reference data at {SHARED}")
 
@@ -116,7 +118,8 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("state")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder))
-        networks = [Path(SMALL_NETWORK), ROOT / "tests/accelerator/separable_network.py"]
+        names = (SMALL_NETWORK, BLOCK_NETWORK, ROOT / "tests/accelerator/separable_network.py")
+        networks = [Path(name) for name in names]
         record_trust([read_code(file) for file in networks])
         yield folder
 

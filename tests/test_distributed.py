@@ -14,7 +14,7 @@ import yaml
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.models.weights import save_weights
-from tests.conftest import ROOT, run_tool
+from tests.conftest import BLOCK_NETWORK, ROOT, run_tool
 
 
 def train_lines(output: Path, network: str = "Xception41") -> list[dict[str, Any]]:
@@ -22,9 +22,9 @@ def train_lines(output: Path, network: str = "Xception41") -> list[dict[str, Any
     return [row for row in rows if row["kind"] == "train"]
 
 
-# One step with two batch norms, with and without ReLU, on this rank's part of seven images. Rank 0 writes the
+# Steps with two batch norms, with and without ReLU, on this rank's part of seven images. Rank 0 writes the
 # results.
-ONE_STEP = f"""
+STEPS = f"""
 import json, sys
 sys.path.insert(0, {str(ROOT)!r})
 import ppxcls
@@ -37,45 +37,49 @@ from ppxcls.ops.batch_norm import NormReLU
 paddle.set_device("cpu")
 if dist.get_world_size() > 1:
     dist.init_parallel_env()
-paddle.seed(0)
-network = nn.Sequential(nn.Conv2D(3, 4, 3), NormReLU(4), nn.Conv2D(4, 5, 3), nn.BatchNorm2D(5), nn.Flatten(), nn.Linear(80, 3))
-if sys.argv[2] == "frozen":  # the first norm's input needs no gradient
-    for parameter in network[0].parameters():
-        parameter.stop_gradient = True
-synchronize_batch_norms(network)
-images, labels = np.random.default_rng(0).normal(3, 2, (7, 3, 8, 8)).astype("float32"), np.arange(7) % 3
-mine = {{1: [slice(0, 7)], 2: [slice(0, 4), slice(4, 7)]}}[dist.get_world_size()][dist.get_rank()]
-logits = network(paddle.to_tensor(images[mine]))
-loss = nn.functional.cross_entropy(logits, paddle.to_tensor(labels[mine]), reduction="sum") / 7
-loss.backward()
-values = {{"loss": loss}} | {{key: p.grad for key, p in network.named_parameters() if not p.stop_gradient}}
-if dist.get_world_size() > 1:
-    for value in values.values():
-        dist.all_reduce(value)
-values |= {{key: value for key, value in network.state_dict().items() if key.endswith(("_mean", "_variance"))}}
+results = []
+for is_frozen in (False, True):
+    paddle.seed(0)
+    network = nn.Sequential(nn.Conv2D(3, 4, 3), NormReLU(4), nn.Conv2D(4, 5, 3), nn.BatchNorm2D(5), nn.Flatten(), nn.Linear(80, 3))
+    if is_frozen:  # the first norm's input needs no gradient
+        for parameter in network[0].parameters():
+            parameter.stop_gradient = True
+    synchronize_batch_norms(network)
+    images, labels = np.random.default_rng(0).normal(3, 2, (7, 3, 8, 8)).astype("float32"), np.arange(7) % 3
+    mine = {{1: [slice(0, 7)], 2: [slice(0, 4), slice(4, 7)]}}[dist.get_world_size()][dist.get_rank()]
+    logits = network(paddle.to_tensor(images[mine]))
+    loss = nn.functional.cross_entropy(logits, paddle.to_tensor(labels[mine]), reduction="sum") / 7
+    loss.backward()
+    values = {{"loss": loss}} | {{key: p.grad for key, p in network.named_parameters() if not p.stop_gradient}}
+    if dist.get_world_size() > 1:
+        for value in values.values():
+            dist.all_reduce(value)
+    values |= {{key: value for key, value in network.state_dict().items() if key.endswith(("_mean", "_variance"))}}
+    results.append({{key: value.numpy().tolist() for key, value in values.items()}})
 if dist.get_rank() == 0:
     with open(sys.argv[1], "w") as file:
-        json.dump({{key: value.numpy().tolist() for key, value in values.items()}}, file)
+        json.dump(results, file)
 """
 
 
 @pytest.mark.every_paddle
-@pytest.mark.parametrize(("what", "gradients"), [("all", 10), ("frozen", 8)])
-def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(
-    what: str, gradients: int, tmp_path: Path
-) -> None:
-    """Compares parts of 4 and 3 images with all 7 in one process, which uses Paddle's own batch norm."""
-    script = tmp_path / "step.py"
-    script.write_text(ONE_STEP)
-    found = []
+def test_synchronised_batch_norms_give_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    """Compares parts of 4 and 3 images with all 7 in one process, which uses Paddle's own batch norm.
+
+    One network is trained whole. Of the other one, the first batch norm is frozen.
+    """
+    script = tmp_path / "steps.py"
+    script.write_text(STEPS)
+    results = []
     for processes in (1, 2):
         output = tmp_path / f"{processes}.json"
-        result = run_tool(script, output, what, processes=processes, log_dir=tmp_path / "log")
+        result = run_tool(script, output, processes=processes, log_dir=tmp_path / "log")
         assert result.returncode == 0, result.stderr
-        found.append(json.loads(output.read_text()))
-    assert len(found[0]) == 1 + gradients + 4
-    for key, value in found[0].items():
-        assert np.allclose(found[1][key], value, rtol=1e-5, atol=1e-6), key
+        results.append(json.loads(output.read_text()))
+    for whole, parted, gradients in zip(*results, (10, 8), strict=True):
+        assert len(whole) == 1 + gradients + 4
+        for key, value in whole.items():
+            assert np.allclose(parted[key], value, rtol=1e-5, atol=1e-6), key
 
 
 def test_synchronised_batch_norms_make_the_split_irrelevant(
@@ -112,7 +116,7 @@ def test_synchronised_batch_norms_make_the_split_irrelevant(
 
 @pytest.mark.parametrize("update_freq", [1, pytest.param(2, marks=pytest.mark.every_paddle)])
 def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
-    update_freq: int, write_config: Callable[..., Path], tmp_path: Path
+    update_freq: int, small: Callable[..., Path], tmp_path: Path
 ) -> None:
     """12 samples in global batches of 8: the second batch is short.
 
@@ -120,25 +124,25 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_batch(
     """
     epochs: dict[str, Any] = {"Global.epochs": 2, "Global.update_freq": update_freq}
     epochs["Global.eval_during_train"] = False
+    small()  # registers the network
     start = tmp_path / "start.pdparams"
-    save_weights(ppxcls.build_model("Xception41", class_num=3), start)
+    save_weights(ppxcls.build_model("SmallNetwork", class_num=3), start)
     # Otherwise the statistics differ between processes.
-    epochs |= {"Arch.freeze_norm": True, "Arch.pretrained": str(start)}
+    epochs["Arch"] = {"name": "SmallNetwork", "freeze_norm": True, "pretrained": str(start)}
     for processes, size in ((1, 8), (2, 4)):
-        file = write_config(**{**epochs, "DataLoader.Train.sampler.batch_size": size})
+        file = small(**{**epochs, "DataLoader.Train.sampler.batch_size": size})
         output = f"Global.output_dir={tmp_path}/{processes}"
         result = run_tool(
             "tools/train.py", "-c", file, "-o", output, processes=processes, log_dir=tmp_path / "log"
         )
         assert result.returncode == 0, result.stderr + result.stdout
-    one, two = train_lines(tmp_path / "1"), train_lines(tmp_path / "2")
+    one, two = (train_lines(tmp_path / name, "SmallNetwork") for name in "12")
     assert len(one) == len(two) == 4
     assert [row["step"] for row in one] == [row["step"] for row in two]
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
     assert [row["top1"] for row in two] == [row["top1"] for row in one]
-    states = [read_state(tmp_path / f"{n}/Xception41/latest.pdparams") for n in (1, 2)]
-    key = "_entry_flow._conv1._conv.weight"
-    assert np.allclose(states[0][key], states[1][key], atol=1e-4)
+    states = [read_state(tmp_path / f"{n}/SmallNetwork/latest.pdparams") for n in (1, 2)]
+    assert np.allclose(states[0]["conv.weight"], states[1]["conv.weight"], atol=1e-4)
     assert not list((tmp_path / "2").rglob("*.new"))
 
 
@@ -147,15 +151,15 @@ def test_recompute_changes_no_loss_of_two_processes(
     write_config: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Drop path is on, so both passes of a block must draw the same random numbers."""
-    keys = {"Global.epochs": 2, "Global.eval_during_train": False, "Optimizer.lr.learning_rate": 1e-3}
-    arch = {"name": "xception41p", "class_num": 3, "drop_path_rate": 0.5}
+    keys = {"Global.epochs": 2, "Global.eval_during_train": False, "Global.plugins": [BLOCK_NETWORK]}
+    arch = {"name": "BlockNetwork", "class_num": 3, "drop_path_rate": 0.5}
     for has_recompute in (False, True):
         file = write_config(**keys, Arch={**arch, "recompute": has_recompute})
         output = f"Global.output_dir={tmp_path}/{has_recompute}"
         result = run_tool("tools/train.py", "-c", file, "-o", output, processes=2, log_dir=tmp_path / "log")
         assert result.returncode == 0, result.stderr + result.stdout
     plain, recomputed = (
-        [row["loss"] for row in train_lines(tmp_path / f"{has_recompute}", "xception41p")]
+        [row["loss"] for row in train_lines(tmp_path / f"{has_recompute}", "BlockNetwork")]
         for has_recompute in (False, True)
     )
     assert len(plain) == 4
