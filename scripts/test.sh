@@ -14,7 +14,8 @@ main_job() {  # PYTHON FOLDER REQUIREMENT
     local PYTHON=$1
     use_environment cpu,test,export "$2" "$3"
     echo "The main job with $(python --version) and $3"
-    python -m pytest -m "every_paddle and not slow"
+    # Only files with such tests, because the import of all others takes longer than some of these tests.
+    python -m pytest -m "every_paddle and not slow" $(grep -rl --include="test_*.py" "mark.every_paddle" tests | sort)
 }
 
 logs=$(mktemp -d)

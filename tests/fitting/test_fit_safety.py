@@ -25,9 +25,16 @@ from ppxcls.fitting import training
 from ppxcls.fitting.progress import FILE, read_progress
 from ppxcls.system.atomic_files import write_text
 from ppxcls.train.trainer import RunSchedule
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL_NETWORK
 
+EPOCHS = 60  # a few seconds
+OVERRIDES = (
+    f"Global.plugins=[{SMALL_NETWORK}]",
+    "Arch={name: SmallNetwork, class_num: 2}",
+    f"Global.epochs={EPOCHS}",
+)
 WORDS = ["fit", "photos", "--output", "out", "--minutes", "0.01"]
+WORDS += [word for override in OVERRIDES for word in ("-o", override)]
 
 
 def photographs(folder: Path, count: int = 6) -> Path:
@@ -316,31 +323,32 @@ def load_config_of_a_stub(load_config: Callable[..., object]) -> Callable[..., o
 @pytest.mark.timeout(300)
 def test_ctrl_c_during_the_training(tmp_path: Path) -> None:
     photographs(tmp_path / "photos", 20)
-    words = [*WORDS, "-o", "Global.epochs=6"]
-    process = start(words, tmp_path)
-    while not (tmp_path / "out/Xception41/latest.json").exists() and process.poll() is None:
+    process = start(WORDS, tmp_path)
+    while not (tmp_path / "out/SmallNetwork/latest.json").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, output + errors
     assert "fit has not finished: the same command continues it" in output
     assert "Traceback" not in errors
-    process = start(words, tmp_path)
+    process = start(WORDS, tmp_path)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, output + errors
-    assert f"Resumed {tmp_path}/out/Xception41/" in output
+    assert f"Resumed {tmp_path}/out/SmallNetwork/" in output
     progress = read_progress(tmp_path / "out", ())
     assert progress is not None
     assert progress.finished_steps == ["train begun", "train", "evaluate"]
-    rows = [json.loads(line) for line in (tmp_path / "out/Xception41/metrics.jsonl").read_text().splitlines()]
-    assert sorted(row["epoch"] for row in rows if row["kind"] == "eval") == [1, 2, 3, 4, 5, 6]
+    rows = [
+        json.loads(line) for line in (tmp_path / "out/SmallNetwork/metrics.jsonl").read_text().splitlines()
+    ]
+    assert sorted(row["epoch"] for row in rows if row["kind"] == "eval") == [*range(1, EPOCHS + 1)]
 
 
 @pytest.mark.timeout(300)
 def test_sigterm_before_and_during_the_training(tmp_path: Path) -> None:
     """Before the training it ends the process in silence. In the training it saves, and gives one advice."""
     photographs(tmp_path / "photos", 20)
-    process = start([*WORDS, "-o", "Global.epochs=6"], tmp_path)
+    process = start(WORDS, tmp_path)
     assert process.stdout is not None
     while "class_names.txt" not in process.stdout.readline() and process.poll() is None:
         pass
@@ -348,8 +356,8 @@ def test_sigterm_before_and_during_the_training(tmp_path: Path) -> None:
     output, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGTERM, output + errors
     assert "FatalError" not in output + errors
-    process = start([*WORDS, "-o", "Global.epochs=6"], tmp_path)
-    while not (tmp_path / "out/Xception41/latest.json").exists() and process.poll() is None:
+    process = start(WORDS, tmp_path)
+    while not (tmp_path / "out/SmallNetwork/latest.json").exists() and process.poll() is None:
         time.sleep(0.05)
     process.terminate()
     output, errors = process.communicate(timeout=120)
