@@ -185,7 +185,9 @@ def test_starts_of_one_step_are_the_whole_run(scripted: Callable[..., list[str]]
         line for line in log(folder).splitlines() if "the time of 1e-09 h (Global.max_hours) is over" in line
     ]
     assert len(ends) == 5
-    assert ends[0].endswith("saved at epoch 1, batch 1, step 1; resume with -o Global.checkpoints=auto")
+    assert ends[0].endswith(
+        "saved at epoch 1, batch 1, step 1; there is no best_model yet; resume with -o Global.checkpoints=auto"
+    )
     assert ends[2].endswith("saved at epoch 2, batch 0, step 3; resume with -o Global.checkpoints=auto")
 
 

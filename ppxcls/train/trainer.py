@@ -313,7 +313,8 @@ class Trainer:
         advice = "resume with -o Global.checkpoints=auto"
         if is_planned:
             hours = f"{self.run_schedule.max_hours:g} h (Global.max_hours)"
-            logger.info(f"the time of {hours} is over, and the run has saved at {self.progress}; {advice}")
+            best_text = "" if self.progress.best else "; there is no best_model yet"
+            logger.info(f"the time of {hours} is over: saved at {self.progress}{best_text}; {advice}")
             return
         signal = self._signals.received or "a signal to another rank"
         raise Preempted(f"stopped by {signal} and saved at {self.progress}", advice)
