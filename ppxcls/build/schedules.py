@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 
 from ppxcls.build.start import required_section
 from ppxcls.config.sections import Config
+from ppxcls.data.loader import Loader
 from ppxcls.system.logs import logger
 from ppxcls.train.early_stop import EarlyStop
 from ppxcls.train.lr_schedules import LRSchedule, build_lr_schedule
@@ -22,6 +23,33 @@ def run_schedule(config: Config, update_freq: int) -> RunSchedule:
     """
     settings = {f.name: getattr(config.Global, f.name) for f in fields(RunSchedule)}
     return replace(RunSchedule(**settings), update_freq=update_freq, early_stop=early_stop(config))
+
+
+def update_freq_of(config: Config, loader: Loader) -> int:
+    """Returns the number of micro-batches per optimizer step.
+
+    It follows from ``Global.samples_per_step`` if that is set; otherwise it is ``Global.update_freq``.
+
+    Raises:
+        ConfigError: ``samples_per_step`` is not a multiple of the global batch, or contradicts
+            ``update_freq``.
+    """
+    samples, configured_update_freq = config.Global.samples_per_step, config.Global.update_freq
+    if samples is None:
+        return configured_update_freq
+    sampler = loader.sampler
+    global_batch = sampler.batch_size * sampler.world_size
+    where = config.where("Global.samples_per_step")
+    if samples % global_batch:
+        batches_text = f"{sampler.world_size} processes with batches of {sampler.batch_size}"
+        raise where.error(f"expected a multiple of {global_batch} ({batches_text}), received {samples}")
+    update_freq = samples // global_batch
+    if configured_update_freq not in (1, update_freq):
+        raise where.error(
+            f"{samples} samples are {update_freq} micro-batches, but "
+            f"Global.update_freq is {configured_update_freq}; set only one of them"
+        )
+    return update_freq
 
 
 def early_stop(config: Config) -> EarlyStop | None:

@@ -15,7 +15,7 @@ from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
 from ppxcls.build.network import build_network, mixed_precision, static_network
-from ppxcls.build.schedules import learning_rate, log_scaling, run_schedule
+from ppxcls.build.schedules import learning_rate, log_scaling, run_schedule, update_freq_of
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
@@ -71,7 +71,7 @@ def build_trainer(config: Config) -> Trainer:
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
     evaluation = _evaluation_of_training(config, classes)
-    update_freq = _update_freq(config, loader)
+    update_freq = update_freq_of(config, loader)
     names = class_names_for(config, "train")
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
@@ -152,33 +152,6 @@ def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evalu
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     return build_evaluation(config, classes) if is_evaluated else None
-
-
-def _update_freq(config: Config, loader: Loader) -> int:
-    """Returns the number of micro-batches per optimizer step.
-
-    It follows from ``Global.samples_per_step`` if that is set; otherwise it is ``Global.update_freq``.
-
-    Raises:
-        ConfigError: ``samples_per_step`` is not a multiple of the global batch, or contradicts
-            ``update_freq``.
-    """
-    samples, configured_update_freq = config.Global.samples_per_step, config.Global.update_freq
-    if samples is None:
-        return configured_update_freq
-    sampler = loader.sampler
-    global_batch = sampler.batch_size * sampler.world_size
-    where = config.where("Global.samples_per_step")
-    if samples % global_batch:
-        batches_text = f"{sampler.world_size} processes with batches of {sampler.batch_size}"
-        raise where.error(f"expected a multiple of {global_batch} ({batches_text}), received {samples}")
-    update_freq = samples // global_batch
-    if configured_update_freq not in (1, update_freq):
-        raise where.error(
-            f"{samples} samples are {update_freq} micro-batches, but "
-            f"Global.update_freq is {configured_update_freq}; set only one of them"
-        )
-    return update_freq
 
 
 def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
