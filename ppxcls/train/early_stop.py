@@ -71,7 +71,10 @@ def early_end(progress: Progress, epochs: int, schedule: LRSchedule | None, step
     end = f"after epoch {progress.epoch - 1:,} of {epochs:,}"
     sentences = [f"The run stopped early, {end}: {reason} (Global.early_stop)."]
     if best:
-        sentences.append(f"The best epoch is {best['epoch']:,} ({best['metric']} {best['value']:.5f}).")
+        is_equal = best["value"] == improvement.get("value") and best["epoch"] != improvement["epoch"]
+        loss_text = ", equal but with a smaller loss" if is_equal else ""
+        figure = f"{best['metric']} {best['value']:.5f}{loss_text}"
+        sentences.append(f"The best epoch is {best['epoch']:,} ({figure}).")
     if schedule and progress.step:
         rate = schedule(progress.step - 1)
         last_rate = schedule(epochs * steps_per_epoch - 1)

@@ -109,6 +109,10 @@ def test_the_sentences() -> None:
         "(Global.early_stop). The best epoch is 3 (top1 0.75000). The learning rate had not come down to its "
         f"minimum: Cosine was at {rate:.3g}, and would have ended at {last_rate:.3g}."
     )
+    progress.improvement = {**improvement, "value": 0.75}
+    assert "The best epoch is 3 (top1 0.75000, equal but with a smaller loss)." in early_end(
+        progress, 10, None, 0
+    )
     constant = build_lr_schedule({"name": "ConstLR", "learning_rate": 0.1}, 10, steps_per_epoch=10)
     assert "learning rate" not in early_end(progress, 10, constant, 10)
     assert early_end(Progress(epoch=2, stale_evaluations=1), 9, None, 0) == (
