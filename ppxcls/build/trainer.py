@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import uuid
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import paddle
 from paddle import nn
@@ -16,6 +15,7 @@ from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
 from ppxcls.build.network import build_network, mixed_precision, static_network
+from ppxcls.build.schedules import learning_rate, log_scaling, run_schedule, update_freq_of
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
@@ -32,14 +32,13 @@ from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
 from ppxcls.train.losses import build_loss
-from ppxcls.train.lr_schedules import build_lr_schedule
 from ppxcls.train.metrics import build_metrics
 from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.optimizers import OPTIMIZERS, build_optimizer
 from ppxcls.train.precision import set_precision
 from ppxcls.train.run import Run
 from ppxcls.train.trackers import TRACKERS, JsonLines, Tracker
-from ppxcls.train.trainer import RunSchedule, Trainer
+from ppxcls.train.trainer import Trainer
 from ppxcls.train.visualdl_tracker import VisualDL
 
 
@@ -72,7 +71,7 @@ def build_trainer(config: Config) -> Trainer:
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
     evaluation = _evaluation_of_training(config, classes)
-    update_freq = _update_freq(config, loader)
+    update_freq = update_freq_of(config, loader)
     names = class_names_for(config, "train")
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
@@ -84,9 +83,8 @@ def build_trainer(config: Config) -> Trainer:
     distributed.require_same(replace(facts, config=config.to_yaml(is_run=True)).of_all_ranks())
     is_own = config.untrusted_folder is None
     run = Run(folder, facts, _trackers(config), names, config.Global.hang_timeout, is_own=is_own)
-    trainer = Trainer(
-        learner, loader, run=run, run_schedule=_run_schedule(config, update_freq), evaluation=evaluation
-    )
+    times = run_schedule(config, update_freq)
+    trainer = Trainer(learner, loader, run=run, run_schedule=times, evaluation=evaluation)
     if path := config.Global.checkpoints:
         trainer.resume(path, allow_changes=config.Global.allow_changes)
     distributed.require_same({"checkpoint to resume from": str(trainer.progress)})
@@ -105,11 +103,6 @@ def _run_folder(config: Config) -> RunFolder:
     )
 
 
-def _run_schedule(config: Config, update_freq: int) -> RunSchedule:
-    settings = {f.name: getattr(config.Global, f.name) for f in fields(RunSchedule)}
-    return replace(RunSchedule(**settings), update_freq=update_freq)
-
-
 def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
     mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     is_mixed = bool(mixing_blocks)
@@ -117,10 +110,8 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
         required_section(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed
     )
     optimizer_block = required_section(config, "Optimizer")
-    factor = _lr_factor(config, samples_per_step)
-    schedule = build_lr_schedule(
-        optimizer_block.lr, config.Global.epochs, steps_per_epoch=steps_per_epoch, factor=factor
-    )
+    schedule = learning_rate(config, steps_per_epoch, samples_per_step)
+    log_scaling(config, schedule, samples_per_step)
     optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(
         mixed_precision(config.AMP),
@@ -161,54 +152,6 @@ def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evalu
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
     return build_evaluation(config, classes) if is_evaluated else None
-
-
-def _update_freq(config: Config, loader: Loader) -> int:
-    """Returns the number of micro-batches per optimizer step.
-
-    It follows from ``Global.samples_per_step`` if that is set; otherwise it is ``Global.update_freq``.
-
-    Raises:
-        ConfigError: ``samples_per_step`` is not a multiple of the global batch, or contradicts
-            ``update_freq``.
-    """
-    samples, configured_update_freq = config.Global.samples_per_step, config.Global.update_freq
-    if samples is None:
-        return configured_update_freq
-    sampler = loader.sampler
-    global_batch = sampler.batch_size * sampler.world_size
-    where = config.where("Global.samples_per_step")
-    if samples % global_batch:
-        batches_text = f"{sampler.world_size} processes with batches of {sampler.batch_size}"
-        raise where.error(f"expected a multiple of {global_batch} ({batches_text}), received {samples}")
-    update_freq = samples // global_batch
-    if configured_update_freq not in (1, update_freq):
-        raise where.error(
-            f"{samples} samples are {update_freq} micro-batches, but "
-            f"Global.update_freq is {configured_update_freq}; set only one of them"
-        )
-    return update_freq
-
-
-def _lr_factor(config: Config, samples_per_step: int) -> float:
-    """Returns the factor by which ``Global.scale_lr`` multiplies the learning rate; 1 if it is not set.
-
-    Raises:
-        ConfigError: ``Global.scale_lr`` is set, but ``Global.base_batch_size`` is not.
-    """
-    rule, base_batch_size = config.Global.scale_lr, config.Global.base_batch_size
-    if rule is None:
-        return 1.0
-    if base_batch_size is None:
-        place = config.where("Global.base_batch_size")
-        raise place.error("expected the samples per step that the learning rate was chosen for")
-    ratio = samples_per_step / base_batch_size
-    factor = ratio if rule == "linear" else math.sqrt(ratio)
-    logger.info(
-        f"the learning rate is multiplied by {factor:g}: {samples_per_step} "
-        f"samples per step instead of {base_batch_size} ({rule})"
-    )
-    return factor
 
 
 def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:

@@ -71,8 +71,10 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trained_on_eval_list": (_is_bool, "true or false"),
 }
 _PROGRESS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("epoch", "batches_done", "step", "skipped", "skipped_total"), _COUNT),
-    "best": (_is_best, "a metric, its value and its epoch"),
+    **dict.fromkeys(
+        ("epoch", "batches_done", "step", "skipped", "skipped_total", "stale_evaluations"), _COUNT
+    ),
+    **dict.fromkeys(("best", "improvement"), (_is_best, "a metric, its value and its epoch")),
     "totals": (_has_numbers, "numbers by name"),
     "scaler": (_has_plain_values, "plain values by name"),
     "plateau": (_has_numbers, "numbers by name"),

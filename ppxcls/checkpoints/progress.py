@@ -43,6 +43,9 @@ class Progress:
         plateau: state of a learning rate that depends on the evaluations.
         skipped: number of consecutive steps, up to now, that AMP skipped because a gradient was not finite.
         skipped_total: number of steps that AMP skipped in the whole run.
+        improvement: ``{"metric": name, "value": ..., "epoch": ...}`` of the last evaluation that was an
+            improvement for early stopping, or empty.
+        stale_evaluations: number of evaluations that early stopping has counted since then.
         started: start time of the run, ISO 8601. If one folder has checkpoints of two runs, the run that
             started later is the newer one.
     """
@@ -56,6 +59,8 @@ class Progress:
     plateau: dict[str, float] = field(default_factory=dict)
     skipped: int = 0
     skipped_total: int = 0
+    improvement: dict[str, Any] = field(default_factory=dict)
+    stale_evaluations: int = 0
     started: str = field(default="", compare=False)
 
     def __str__(self) -> str:
@@ -133,7 +138,7 @@ def read_snapshot(prefix: str | Path) -> tuple[Snapshot, dict[str, Any]]:
             "best_model if it is written with Global.best_model_optimizer: True"
         )
     parts, manifest = read_checkpoint(prefix)
-    return Snapshot(parts, _progress(manifest["progress"], prefix), prefix), manifest
+    return Snapshot(parts, progress_of(manifest, prefix), prefix), manifest
 
 
 def checkpoint_prefix(path: str | Path) -> Path:
@@ -145,7 +150,17 @@ def checkpoint_prefix(path: str | Path) -> Path:
     return path
 
 
-def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
+def progress_of(manifest: Mapping[str, Any], prefix: Path) -> Progress:
+    """Returns the progress in a manifest.
+
+    Args:
+        manifest: checked manifest of a checkpoint.
+        prefix: prefix of the checkpoint's files, for messages.
+
+    Raises:
+        UnknownProgressError: the progress has an unknown key, as of a newer version.
+    """
+    values = manifest["progress"]
     field_types = {f.name: type(getattr(Progress(), f.name)) for f in fields(Progress)}
     invalid_keys = [key for key, value in values.items() if not isinstance(value, field_types.get(key, ()))]
     if invalid_keys:
@@ -157,6 +172,8 @@ def _progress(values: Mapping[str, Any], prefix: Path) -> Progress:
     progress = Progress(**values)
     if progress.best.get("value", 0.0) is None:  # it was not finite, so any later evaluation is better
         progress.best = {}
+    if progress.improvement.get("value", 0.0) is None:
+        progress.improvement = {}
     progress.plateau = {key: value for key, value in progress.plateau.items() if value is not None}
     progress.totals = {key: math.nan if v is None else v for key, v in progress.totals.items()}
     return progress

@@ -28,10 +28,11 @@ from ppxcls.config.device_switches import (
     device_of,
     replace_device_switches,
 )
+from ppxcls.config.early_stop_checks import check_early_stop
 from ppxcls.config.inheritance import BASE_KEY, with_bases
 from ppxcls.config.paths import folder_of_source, resolve_paths
 from ppxcls.config.plugins import find_plugin, import_plugins
-from ppxcls.config.section_keys import refuse_misplaced_keys
+from ppxcls.config.section_keys import refuse_foreign_keys, refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.values_of_runs import RunText, check_values_of_run
 from ppxcls.config.yaml_values import read_yaml
@@ -95,6 +96,7 @@ def load_config(
         if any((*_PLUGINS, str(i))[: len(keys)] == keys for keys in override_keys)
     ]
     _import_plugins(raw, file, own_names=own_plugins, sources=sources, is_trusted=trust)
+    refuse_foreign_keys(raw, ConfigPlace((), sources))
     refuse_misplaced_keys(raw, ConfigPlace((), sources))
     config: Config = check_section(raw, Config, ConfigPlace((), sources))
     config.sources = sources
@@ -104,6 +106,7 @@ def load_config(
     for run in runs:
         check_values_of_run(raw, config, run, is_trusted=trust)
     check_image_channels(config)
+    check_early_stop(config)
     _resolve_class_names(config)
     return config
 

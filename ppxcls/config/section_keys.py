@@ -1,4 +1,4 @@
-"""Finds keys that are written in a section of a YAML and belong in another one."""
+"""Finds keys of a section of a YAML that belong in another section, or that other programs have there."""
 
 from __future__ import annotations
 
@@ -14,6 +14,43 @@ from ppxcls.config.sections import Config
 
 # Sections with keys of their own. The other sections share names, such as Train and batch_size.
 _HOMES = ("Global", "AMP", "EMA")
+_EARLY_STOP_EXAMPLE = "{patience: 10, min_delta: 0.0, start_epoch: 0}"
+# Keys of PaddleX, Ultralytics, Keras, Lightning and Transformers, and the key of Global that does the same.
+_FOREIGN_KEYS = {
+    **dict.fromkeys(
+        ("patience", "early_stop_patience", "early_stopping_patience"), "Global.early_stop.patience"
+    ),
+    **dict.fromkeys(("min_delta", "early_stopping_threshold"), "Global.early_stop.min_delta"),
+    **dict.fromkeys(("start_epoch", "start_from_epoch"), "Global.early_stop.start_epoch"),
+    **dict.fromkeys(("early_stopping", "EarlyStopping"), f"Global.early_stop: {_EARLY_STOP_EXAMPLE}"),
+    **dict.fromkeys(
+        ("time", "max_time", "max_minutes", "max_train_hours"), "Global.max_hours, a number of hours"
+    ),
+    "restore_best_weights": "nothing, because best_model is always written",
+}
+
+
+def refuse_foreign_keys(raw: Mapping[str, Any], where: ConfigPlace) -> None:
+    """Refuses keys that other programs have for the end of a training, with the name of the key here.
+
+    Args:
+        raw: mapping of the YAML.
+        where: place of the mapping.
+
+    Raises:
+        ConfigError: ``Global`` has such a key, or ``early_stop`` as a switch.
+    """
+    section = raw.get("Global")
+    if not isinstance(section, Mapping):
+        return
+    for key in section:
+        if advice := _FOREIGN_KEYS.get(key):
+            raise (where / "Global" / key).error(f"unknown key {key!r}; write {advice}")
+    if isinstance(section.get("early_stop"), bool):  # PaddleX's switch
+        switch = str(section["early_stop"]).lower()
+        raise (where / "Global" / "early_stop").error(
+            f"expected a mapping such as {_EARLY_STOP_EXAMPLE}, or null, received {switch}"
+        )
 
 
 def refuse_misplaced_keys(raw: Mapping[str, Any], where: ConfigPlace) -> None:

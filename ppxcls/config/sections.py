@@ -35,6 +35,25 @@ _LoaderCount = Annotated[int, Bound(ge=0, le=1024)]  # more would only use up th
 
 
 @dataclass
+class EarlyStopSection:
+    """Ends the run if the figure that chooses ``best_model`` has stopped improving.
+
+    The presence of the section turns it on. A smaller loss at an equal figure is no improvement.
+
+    Attributes:
+        patience: number of evaluations in a row without an improvement after which the run ends. With an
+            ``eval_interval`` of 2, each of them stands for two epochs.
+        min_delta: difference from the last improvement, in the unit of the figure; 0.001 is 0.1 % of an
+            accuracy. Only a larger difference is an improvement.
+        start_epoch: first epoch whose evaluation counts, such as the end of the warm-up.
+    """
+
+    patience: Count = 10
+    min_delta: NotNegative = 0.0
+    start_epoch: CountOrZero = 0
+
+
+@dataclass
 class GlobalSection:
     """Settings of the whole run.
 
@@ -56,6 +75,10 @@ class GlobalSection:
         eval_interval: number of epochs between evaluations.
         start_eval_epoch: first epoch that is followed by an evaluation.
         epochs: number of epochs of the whole run.
+        early_stop: end of the run if its evaluations have stopped improving; null to train all epochs.
+        max_hours: hours that one start of the run may train. Then it saves and ends with exit code 0, and
+            can be resumed. Each start, also a restart by ``ppxcls launch``, has all of these hours. Null for
+            no limit.
         print_batch_step: number of iterations between log lines.
         use_visualdl: True to write curves for VisualDL to ``vdl/``.
         seed: seed of the initial weights, the order of the samples, and every random choice about a sample;
@@ -115,6 +138,8 @@ class GlobalSection:
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
     epochs: Count = 120
+    early_stop: EarlyStopSection | None = None
+    max_hours: Positive | None = None
     print_batch_step: Count = 10
     use_visualdl: bool = False
     seed: CountOrZero | None = None

@@ -10,6 +10,7 @@ import yaml
 
 from ppxcls.build.choices import data_name
 from ppxcls.reports import figures
+from ppxcls.reports.ending import epochs_text
 from ppxcls.reports.record import Record
 from ppxcls.system.paths import printable
 
@@ -60,7 +61,7 @@ def model_card(record: Record) -> str:
             for key, share in proportions.items()
         ]
         lines += ["", record.choice_note, ""] if record.choice_note else [""]
-    lines += ["## Training", "", f"- epochs: {record.config.Global.epochs}"]
+    lines += ["## Training", "", f"- epochs: {epochs_text(record)}"]
     origin = manifest.get("started_from")
     lines.append(f"- started from: {printable(str(origin)) if origin else 'fresh weights'}")
     lines += [

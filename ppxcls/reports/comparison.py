@@ -9,6 +9,7 @@ from typing import Any
 from ppxcls.checkpoints.compatibility import flatten
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.reports.curves import draw_curves
+from ppxcls.reports.ending import epochs_done, epochs_text
 from ppxcls.reports.losses import comparison_note
 from ppxcls.reports.pictures import data_uri
 from ppxcls.reports.record import read_record
@@ -46,6 +47,7 @@ def write_comparison(folders: Sequence[str | Path], file: Path | None = None, *,
     for record in records:
         evaluation = best_evaluation(record)
         cells: list[dict[str, Any]] = [{"text": printable(record.title), "v": None}]
+        cells.append({"text": epochs_text(record), "v": epochs_done(record)})
         for key in ("epoch", *metrics):
             value = evaluation.get(key)
             cells.append({"text": f"{value:.5g}" if isinstance(value, int | float) else "", "v": value})
@@ -61,7 +63,7 @@ def write_comparison(folders: Sequence[str | Path], file: Path | None = None, *,
     page = {
         "title": "Comparison of runs",
         "notes": [_OTHER_LISTS_NOTE] if len(digests) > 1 else [],
-        "heads": ["run", "best epoch", *metrics],
+        "heads": ["run", "epochs", "best epoch", *metrics],
         "rows": rows,
         "curves": data_uri(draw_curves(records)),
         "loss_note": printable(comparison_note([record.config for record in records])),

@@ -15,7 +15,8 @@ from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset, build_images
 from ppxcls.build.judging import checkpoint_digest, judging_config
-from ppxcls.checkpoints.files import CheckpointError, read_manifest
+from ppxcls.checkpoints.files import CheckpointError, read_manifest, with_extension
+from ppxcls.checkpoints.progress import Progress, UnknownProgressError, progress_of
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG, load_config
 from ppxcls.config.sections import Config
@@ -140,6 +141,7 @@ class Record:
         judging_note: sentence for the page, if earlier weights were judged; empty otherwise.
         stages: stages of ``ppxcls fit``; None if another command has trained.
         manifest: manifest of ``best_model`` or ``latest``; empty if there is neither.
+        progress: progress of the run in ``latest``; None if there is no ``latest`` that this version knows.
         class_counts: number of training samples of each class; None if the list no longer exists, or is not
             the list that the run was trained on.
     """
@@ -154,6 +156,7 @@ class Record:
     judging_note: str = ""
     stages: StageFile | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
     class_counts: Array | None = None
 
     @cached_property
@@ -240,6 +243,7 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
             break
     else:
         checkpoint = None
+    record.progress = _progress_of_run(record)
     _read_judging(record, count, checkpoint)
     record.stages = read_stages(folder / STAGES)
     record.class_counts = _class_counts(config, count, record.manifest)
@@ -265,6 +269,20 @@ def _read_judging(record: Record, count: int, checkpoint: str | None) -> None:
         )
         return
     record.judged = Judged(samples, use.uses)
+
+
+def _progress_of_run(record: Record) -> Progress | None:
+    """Returns the progress in ``latest``; None if there is none, or if it is another run's."""
+    prefix = record.folder / "latest"
+    if not os.path.lexists(with_extension(prefix, ".json")):
+        return None
+    manifest = _manifest(prefix)
+    if manifest.get("run") != record.manifest.get("run"):
+        return None
+    try:
+        return progress_of(manifest, prefix)
+    except UnknownProgressError:
+        return None
 
 
 def _manifest(prefix: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates
+from ppxcls.reports.ending import ending_note, epochs_done
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
 from ppxcls.system.paths import printable
@@ -40,9 +41,9 @@ def numbers(record: Record) -> list[dict[str, str]]:
         count, class_count = len(record.shown_samples), len(record.names)
         tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
     if evaluation := best_evaluation(record):
-        tiles.append(
-            _tile("best epoch", str(evaluation.get("epoch", "")), f"of {record.config.Global.epochs}")
-        )
+        count, planned = epochs_done(record), record.config.Global.epochs
+        note = f"of {count}" if count == planned else f"of {count} trained, {planned} planned"
+        tiles.append(_tile("best epoch", str(evaluation.get("epoch", "")), note))
     if rates := epoch_rates(record.train):
         note = "images/s, over whole epochs" if len(rates) == 1 else "images/s, median of whole epochs"
         tiles.append(_tile("training", f"{np.median(rates):.4g}", note))
@@ -81,8 +82,7 @@ def notes(record: Record) -> list[str]:
         lines += _image_notes(record, samples)
         if record.choice_note:
             lines.append(record.choice_note)
-    if record.judging_note:
-        lines.append(record.judging_note)
+    lines += [note for note in (record.judging_note, ending_note(record)) if note]
     return lines
 
 

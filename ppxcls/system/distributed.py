@@ -130,6 +130,11 @@ def sum_over_processes(values: Array) -> Array:
     return tensor.numpy().astype(np.float64)
 
 
+def values_of_first_process(values: Array) -> Array:
+    """Returns the first process's array, float64, on all processes. All processes must call it."""
+    return sum_over_processes(values if rank() == 0 else np.zeros_like(values))
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if world_size() > 1:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +22,26 @@ from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
 from ppxcls.system.supervisor import record_start
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import FIRST_BATCH
+from ppxcls.train.early_stop import early_end
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.first_batch import write_first_batch
 from ppxcls.train.learner import Learner
 from ppxcls.train.loss_watch import LossWatch, StepResult, TrainingError
 from ppxcls.train.run import Run
 from ppxcls.train.run_log import BAR_FORMAT, RunLog
+from ppxcls.train.run_schedule import RunSchedule
 
 
 class _Stop(Exception):
-    """All processes have agreed to stop at this step."""
+    """All processes have agreed to stop at this step.
 
-
-@dataclass
-class RunSchedule:
-    """Tells when to log, evaluate and save. Names and units are those of the config's ``Global`` section.
-
-    Attributes:
-        epochs: number of epochs to train.
-        update_freq: number of batches per optimizer step.
-        print_batch_step: number of batches between log lines.
-        save_interval: number of epochs between checkpoints ``epoch_N``.
-        latest_interval: number of epochs between checkpoints ``latest``.
-        eval_interval: number of epochs between evaluations.
-        start_eval_epoch: first epoch after which an evaluation may run.
-        save_interval_steps: number of optimizer steps between checkpoints inside an epoch; None for none.
-        save_interval_minutes: number of minutes between checkpoints inside an epoch; None for none.
+    Args:
+        is_planned: True if the time of ``max_hours`` is over; False after a signal.
     """
 
-    epochs: int
-    update_freq: int = 1
-    print_batch_step: int = 10
-    save_interval: int = 1
-    latest_interval: int = 1
-    eval_interval: int = 1
-    start_eval_epoch: int = 0
-    save_interval_steps: int | None = None
-    save_interval_minutes: float | None = None
+    def __init__(self, *, is_planned: bool) -> None:
+        super().__init__()
+        self.is_planned = is_planned
 
 
 class Trainer:
@@ -68,7 +51,7 @@ class Trainer:
         learner: network, optimizer and all other state that training changes.
         loader: loader of the training data.
         run: output folder, metadata and trackers.
-        run_schedule: times of log lines, evaluations and checkpoints.
+        run_schedule: times of log lines, evaluations and checkpoints, and rules for the end of the run.
         evaluation: evaluation between epochs; None for none.
     """
 
@@ -97,6 +80,7 @@ class Trainer:
         self._signals = StopSignals()
         self._agree = distributed.Agreement()
         self._last_save_time = time.monotonic()
+        self._end_time = math.inf  # of ``max_hours``, on the clock of this process
         self._is_main = distributed.rank() == 0
         self._is_resumed = False
         self._last_saved_step: int | None = None  # step of the last checkpoint ``latest``
@@ -111,8 +95,13 @@ class Trainer:
         """The folder of the run."""
         return self.run.folder.path
 
+    @property
+    def is_finished(self) -> bool:
+        """True if no epoch is left to train, also because the run has stopped early."""
+        return self.run_schedule.is_finished(self.progress)
+
     def fit(self) -> dict[str, Any]:
-        """Trains from the current progress to the last epoch.
+        """Trains from the current progress to the last epoch, or to an earlier end by the run's schedule.
 
         Returns:
             The best evaluation: ``metric``, ``value`` and ``epoch``; empty if nothing was evaluated.
@@ -123,11 +112,11 @@ class Trainer:
             DataError: a sample can't be loaded.
             OSError: a checkpoint can't be written.
         """
+        self._end_time = time.monotonic() + 3600 * (self.run_schedule.max_hours or math.inf)
         with self._signals.noted(), self.watchdog:
             try:
-                if self.progress.epoch > self.run_schedule.epochs:
-                    epochs = f"{self.progress.epoch - 1} of {self.run_schedule.epochs}"
-                    logger.warning(f"nothing to do: {epochs} epochs are done")
+                if self.is_finished:
+                    logger.warning(f"nothing to do: {self._end()}")
                     return self.progress.best
                 if self._is_main:
                     self.run.folder.lock()  # a notebook may call fit again
@@ -138,19 +127,26 @@ class Trainer:
                 distributed.barrier()  # other processes must not write to files that are moved aside
                 record_start(self.progress.step)
                 self.log.start(self.progress)
-                while self.progress.epoch <= self.run_schedule.epochs:
+                while not self.is_finished:
                     self.train_one_epoch()
                     self._finish_epoch()
                 self.run.folder.wait()
                 distributed.barrier()  # no process ends before the last checkpoint is written
-            except _Stop:
-                self._save_and_stop()
+            except _Stop as stop:
+                self._save_and_stop(is_planned=stop.is_planned)
             finally:
                 self.run.folder.wait()
                 self.run.folder.release()
                 self.log.close()
                 self.close_loaders()
         return self.progress.best
+
+    def _end(self) -> str:
+        """Returns the reason why no epoch is left to train."""
+        epochs = self.run_schedule.epochs
+        if not self.run_schedule.has_stopped_early(self.progress):
+            return f"{self.progress.epoch - 1} of {epochs} epochs are done"
+        return early_end(self.progress, epochs, self.learner.schedule, self.run.facts.steps_per_epoch)
 
     def close_loaders(self) -> None:
         """Ends the loader processes. The next epoch starts new ones."""
@@ -236,20 +232,23 @@ class Trainer:
         self.run.folder.poll()
 
     def _finish_epoch(self) -> None:
-        """Evaluates and saves if it is time for it, and stops if a signal was received."""
+        """Evaluates and saves if it is time for it, or stops the run."""
         epoch, schedule = self.progress.epoch, self.run_schedule
-        is_last = epoch == schedule.epochs
-        names = ["latest"] if is_last or epoch % schedule.latest_interval == 0 else []
-        is_due = epoch >= schedule.start_eval_epoch and (epoch % schedule.eval_interval == 0 or is_last)
-        if self.evaluation and is_due and self._evaluate(self.evaluation):
+        is_best = False
+        if self.evaluation and schedule.is_evaluation_due(epoch):
+            is_best = self._evaluate(self.evaluation)
+        self.learner.start_epoch(epoch + 1)
+        names = ["latest"] if self.is_finished or epoch % schedule.latest_interval == 0 else []
+        if is_best:
             names.append("best_model")
         if epoch % schedule.save_interval == 0:
             names.append(f"epoch_{epoch}")
-        self.learner.start_epoch(epoch + 1)
         if names:
             self.save(names)
-        if self._is_told_to_stop() and not is_last:
-            self._save_and_stop()
+        if schedule.has_stopped_early(self.progress):
+            logger.info(self._end())
+        if not self.is_finished:
+            self._stop_if_agreed()
 
     def _evaluate(self, evaluation: Evaluation) -> bool:
         """Evaluates the network and logs the results. Returns True if they are the best so far."""
@@ -257,12 +256,10 @@ class Trainer:
             results = evaluation(self.learner.network, self._interruptible_batches(evaluation.loader.epoch()))
         name, value = next(iter(results.items()))
         larger_is_better = evaluation.larger_is_better(name)
-        candidate = {
-            "metric": name,
-            "value": value,
-            "epoch": self.progress.epoch,
-            "loss": results[evaluation.loss_name],
-        }
+        # A metric of a plugin may differ between the processes, but they must decide alike.
+        figures = np.array([value, results[evaluation.loss_name]])
+        value, loss = distributed.values_of_first_process(figures).tolist()
+        candidate = {"metric": name, "value": value, "epoch": self.progress.epoch, "loss": loss}
         is_best = is_better(candidate, self.progress.best, larger_is_better=larger_is_better)
         if is_best:
             self.progress.best = candidate
@@ -270,38 +267,57 @@ class Trainer:
                 self.run.write_predictions(evaluation)
         self.log.eval_line(results, self.progress)
         self.learner.observe(value, larger_is_better=larger_is_better)
+        if rule := self.run_schedule.early_stop:
+            rule.observe(self.progress, name, value, larger_is_better=larger_is_better)
         return is_best
 
     def _interruptible_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yields the batches of an evaluation. Stops the run if a signal was received."""
         for batch in self.watchdog.batches(batches, "the evaluation"):
-            if self._is_told_to_stop():
-                raise _Stop
+            if self._agree([self._signals.received is not None])[0]:
+                raise _Stop(is_planned=False)
             yield batch
 
-    def _is_told_to_stop(self) -> bool:
-        return self._agree([self._signals.received is not None])[0]
+    def _stop_if_agreed(self, *, is_save_due: bool = False) -> bool:
+        """Stops the run after a signal, or if its time is over.
+
+        Clocks differ, so that of the first process decides about times.
+
+        Args:
+            is_save_due: True if this process wants a checkpoint.
+
+        Returns:
+            True if any process wants a checkpoint.
+        """
+        is_signalled = self._signals.received is not None
+        is_over = self._is_main and time.monotonic() >= self._end_time
+        is_signalled, is_over, is_save_due = self._agree([is_signalled, is_over, is_save_due])
+        if is_signalled or is_over:
+            raise _Stop(is_planned=not is_signalled)
+        return is_save_due
 
     def _save_inside_epoch(self) -> None:
-        """Saves after an optimizer step if it is time for it, and stops if a signal was received."""
+        """Saves after an optimizer step if it is time for it, or stops the run."""
         minutes, steps = self.run_schedule.save_interval_minutes, self.run_schedule.save_interval_steps
         elapsed_seconds = time.monotonic() - self._last_save_time
         is_time_due = minutes is not None and self._is_main and elapsed_seconds >= 60 * minutes
-        is_stop_requested, is_time_due = self._agree([self._signals.received is not None, is_time_due])
-        if is_stop_requested:
-            raise _Stop
+        is_time_due = self._stop_if_agreed(is_save_due=is_time_due)
         if is_time_due or (steps and self.progress.step % steps == 0):
             self.save(["latest"])
 
-    def _save_and_stop(self) -> None:
+    def _save_and_stop(self, *, is_planned: bool) -> None:
         if self._last_saved_step != self.progress.step:
             self.save(["latest"])
         self.run.folder.wait()
         distributed.barrier()  # a launcher ends the other ranks when the first rank has ended
+        advice = "resume with -o Global.checkpoints=auto"
+        if is_planned:
+            hours = f"{self.run_schedule.max_hours:g} h (Global.max_hours)"
+            best_text = "" if self.progress.best else "; there is no best_model yet"
+            logger.info(f"the time of {hours} is over: saved at {self.progress}{best_text}; {advice}")
+            return
         signal = self._signals.received or "a signal to another rank"
-        raise Preempted(
-            f"stopped by {signal} and saved at {self.progress}", "resume with -o Global.checkpoints=auto"
-        )
+        raise Preempted(f"stopped by {signal} and saved at {self.progress}", advice)
 
     def save(self, names: Sequence[str]) -> None:
         """Starts to save a checkpoint in the background. All processes must call it.
@@ -341,6 +357,8 @@ class Trainer:
         snapshot = self.run.read(checkpoint, allow_changes=allow_changes)
         if snapshot is not None:
             self.learner.load(snapshot)
+            if self.run_schedule.early_stop is None:  # a later start may count again
+                self.progress.improvement, self.progress.stale_evaluations = {}, 0
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
             self._is_resumed = True
         return snapshot is not None

@@ -90,6 +90,7 @@ def _search_trainer(config: Any, overrides: Sequence[str], *, trust: bool) -> It
         f"Global.output_dir={json.dumps(str(Path(base_config.Global.output_dir) / SEARCH_FOLDER))}",
         "Global.checkpoints=null",
         "Global.eval_during_train=false",
+        "Global.early_stop=null",
         "Global.use_visualdl=false",
         "Global.trackers=null",
     ]

@@ -24,7 +24,7 @@ from ppxcls.fitting import folder as fitting
 from ppxcls.fitting import training
 from ppxcls.fitting.progress import FILE, read_progress
 from ppxcls.system.atomic_files import write_text
-from ppxcls.train.trainer import RunSchedule
+from ppxcls.train.run_schedule import RunSchedule
 from tests.conftest import ROOT, SMALL_NETWORK
 
 EPOCHS = 60  # a few seconds

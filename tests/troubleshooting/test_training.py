@@ -51,6 +51,20 @@ def test_skipped_steps(desk: Desk) -> None:
         desk.works("train", "-c", desk.config(AMP=amp), "-o", advice)
 
 
+@case("nothing to do: ")
+def test_a_run_that_stopped_early(desk: Desk) -> None:
+    desk.monkeypatch.setattr("ppxcls.reports.page.report_after_training", lambda folder: None)
+    # No accuracy improves by more than 1.
+    early_stop = {"Global.early_stop": {"patience": 1, "min_delta": 1.0}, "Global.checkpoints": "auto"}
+    file = desk.config(**{"Global.epochs": 3, **early_stop})
+    assert "The run stopped early, after epoch 2 of 3: " in desk.works("train", "-c", file)
+    assert "nothing to do: The run stopped early, after epoch 2 of 3: " in desk.works("train", "-c", file)
+    patient = ("-o", "Global.early_stop.patience=9")
+    assert "[Train][Epoch 3/3]" in desk.works("train", "-c", file, *patient)
+    assert "nothing to do: 3 of 3 epochs are done" in desk.works("train", "-c", file)
+    assert "[Train][Epoch 4/4]" in desk.works("train", "-c", file, *patient, "-o", "Global.epochs=4")
+
+
 @case("the loss diverges")
 def test_loss_diverges(desk: Desk) -> None:
     file = desk.config(**{"Global.epochs": 15, "Global.eval_during_train": False})
