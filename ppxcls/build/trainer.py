@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import paddle
@@ -71,9 +72,9 @@ def build_trainer(config: Config) -> Trainer:
     loader = build_loader(config, "Train", classes)
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
-    evaluation = _evaluation_of_training(config, classes)
-    update_freq = _update_freq(config, loader)
     names = class_names_for(config, "train")
+    evaluation = _evaluation_of_training(config, classes, names)
+    update_freq = _update_freq(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
     facts = replace(facts, class_names=list(classes.names) if classes else names)
@@ -150,7 +151,9 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
 
 
-def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evaluation | None:
+def _evaluation_of_training(
+    config: Config, classes: ClassNames | None, names: Sequence[str]
+) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
     Returns:
@@ -160,7 +163,7 @@ def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evalu
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes) if is_evaluated else None
+    return build_evaluation(config, classes, names) if is_evaluated else None
 
 
 def _update_freq(config: Config, loader: Loader) -> int:

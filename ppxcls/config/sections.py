@@ -55,6 +55,9 @@ class GlobalSection:
         eval_during_train: True to evaluate during training.
         eval_interval: number of epochs between evaluations.
         start_eval_epoch: first epoch that is followed by an evaluation.
+        best_metric: figure of the evaluations that decides which checkpoint is ``best_model``, spelled as in
+            ``metrics.jsonl``, such as ``AUC``; null for the first figure of ``Metric.Eval``. The smallest
+            loss or error rate is the best, and the largest value of any other figure.
         epochs: number of epochs of the whole run.
         print_batch_step: number of iterations between log lines.
         use_visualdl: True to write curves for VisualDL to ``vdl/``.
@@ -114,6 +117,7 @@ class GlobalSection:
     eval_during_train: bool = True
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
+    best_metric: str | None = None
     epochs: Count = 120
     print_batch_step: Count = 10
     use_visualdl: bool = False
@@ -212,7 +216,8 @@ class MetricSection:
 
     Attributes:
         Train: training metrics, skipped if labels are mixed; null for no metrics.
-        Eval: evaluation metrics. The first figure decides which checkpoint is ``best_model``.
+        Eval: evaluation metrics; null for no metrics. Without ``Global.best_metric``, the first figure
+            decides which checkpoint is ``best_model``; without metrics, the first loss does.
     """
 
     Train: Annotated[list[Block], Components("metric")] | None = None

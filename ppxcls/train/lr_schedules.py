@@ -167,8 +167,13 @@ class Plateau:
     def __call__(self, t: int) -> float:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
+    def forget_best(self) -> None:
+        """Forgets the best value. The next value is the best so far."""
+        self.state.pop("best", None)
+        self.state["bad"] = 0
+
     def observe(self, value: float, *, larger_is_better: bool) -> None:
-        """Lowers the rate if the first metric of the evaluations has stopped improving."""
+        """Lowers the rate if the figure that chooses ``best_model`` has stopped improving."""
         state = self.state
         if state["pause"] > 0:
             state["pause"] -= 1
@@ -423,6 +428,11 @@ class LRSchedule:
         """Passes the first metric of an evaluation to an adaptive rate."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.observe(value, larger_is_better=larger_is_better)
+
+    def forget_best(self) -> None:
+        """Lets an adaptive rate forget its best evaluation, if another figure is observed from now on."""
+        if isinstance(self._rate, Plateau):
+            self._rate.forget_best()
 
     def follow(self, rate: Rate) -> None:
         """Uses another function of the optimizer step from now on, without warm-up and cool-down."""
