@@ -174,13 +174,13 @@ def build_evaluation(config: Config, classes: ClassNames | None, names: Sequence
     return Evaluation(
         build_loader(config, "Eval", classes),
         build_loss(loss_blocks, config.where("Loss.Eval"), soft_labels=False),
-        build_metrics(
+        metrics=build_metrics(
             metric_blocks,
             config.where("Metric.Eval"),
-            class_num(config),
+            class_num=class_num(config),
             class_names=classes.names if classes else names,
         ),
-        evaluation_autocast(mixed_precision(config.AMP)),
+        autocast=evaluation_autocast(mixed_precision(config.AMP)),
         best_metric=config.Global.best_metric,
     )
 

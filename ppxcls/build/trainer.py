@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import math
 import uuid
-from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import paddle
@@ -73,7 +72,7 @@ def build_trainer(config: Config) -> Trainer:
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
     names = class_names_for(config, "train")
-    evaluation = _evaluation_of_training(config, classes, names)
+    evaluation = _training_evaluation(config, classes, names)
     update_freq = _update_freq(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
@@ -132,8 +131,8 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     average = None
     if config.EMA and config.EMA.use_ema:
         average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup, optimizer=optimizer)
-    metric_blocks = config.Metric.Train if config.Metric else None
-    metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
+    blocks = config.Metric.Train if config.Metric else None
+    metrics = build_metrics(blocks, config.where("Metric.Train"), class_num=class_num(config), training=True)
     mixing = build_batch_transforms(mixing_blocks, class_num(config))
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
@@ -151,9 +150,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
 
 
-def _evaluation_of_training(
-    config: Config, classes: ClassNames | None, names: Sequence[str]
-) -> Evaluation | None:
+def _training_evaluation(config: Config, classes: ClassNames | None, names: list[str]) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
     Returns:
@@ -249,13 +246,13 @@ def _facts(
     evaluation: Evaluation | None,
     weights: Weights | None,
 ) -> RunFacts:
-    evaluation_digest = evaluation.loader.dataset.labelled_digest() if evaluation else ""
+    evaluation_facts = evaluation.facts if evaluation else {}
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
         config=config.to_yaml(is_run=True, has_absolute_paths=True),
         train_list=loader.dataset.labelled_digest(),
-        eval_list=evaluation_digest,
+        **evaluation_facts,
         samples=len(loader.dataset),
         global_batch=loader.sampler.batch_size * loader.sampler.world_size,
         update_freq=update_freq,

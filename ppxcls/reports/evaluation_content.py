@@ -40,9 +40,9 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
     classes = figures.by_class(samples, len(record.names))
     calibration = figures.calibration(samples)
     pictures[CALIBRATION] = draw_calibration(calibration)
-    classes_of_roc = two_classes(record, samples)
-    if classes_of_roc is not None:
-        pictures[ROC] = draw_roc(classes_of_roc)
+    ranking = None
+    if (pair := two_classes(record, samples)) is not None:
+        pictures[ROC], ranking = draw_roc(pair), roc_content(pair)
     pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(confusions)]
     rows = _class_rows(record, classes)
     _write_per_class(record.folder / PER_CLASS, rows)
@@ -60,7 +60,7 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
         else rows,
         "more_classes": max(len(rows) - _MAX_CLASS_ROWS, 0),
         "calibration_error": calibration.error,
-        "ranking": roc_content(classes_of_roc) if classes_of_roc else None,
+        "ranking": ranking,
         "mistakes": _gallery(record, samples, mistakes),
         "uncertain": _gallery(record, samples, figures.least_certain(samples, _GALLERY_IMAGES)),
         "suspects": _gallery(record, samples, figures.suspected_labels(samples, _GALLERY_IMAGES)),

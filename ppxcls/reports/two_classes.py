@@ -17,7 +17,7 @@ from ppxcls.train.ranking import (
     average_precision,
     equal_error_rate,
     hit_rate_at,
-    rank,
+    ranked,
     roc_area,
 )
 
@@ -56,7 +56,7 @@ def two_classes(record: Record, samples: Samples | None) -> TwoClasses | None:
     scores = np.where(samples.predicted_ids == positive, margins, -margins)
     if np.isnan(scores).any():
         return None
-    ranking = rank(scores, samples.labels == positive)
+    ranking = ranked(scores, samples.labels == positive)
     names = [printable(record.names[i]) for i in (positive, 1 - positive)]
     return TwoClasses(ranking, *names) if ranking.has_both_classes else None
 

@@ -39,9 +39,9 @@ class Evaluation:
         self,
         loader: Loader,
         loss: WeightedSum,
+        *,
         metrics: Sequence[Metric],
         autocast: Autocast = contextlib.nullcontext,
-        *,
         best_metric: str | None = None,
     ) -> None:
         self.loader = loader
@@ -67,6 +67,11 @@ class Evaluation:
             return self._best_metric
         figures = [name for metric in self._metrics for name in (*metric.names, *metric.figures)]
         return [*figures, *self._loss.names][0]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Facts about the evaluation that a checkpoint's manifest contains, as in ``RunFacts``."""
+        return {"eval_list": self.loader.dataset.labelled_digest(), "best_metric": self.deciding_figure}
 
     def larger_is_better(self, name: str) -> bool:
         """True if a larger value of ``name`` is better, as of all metrics but error rates and losses."""

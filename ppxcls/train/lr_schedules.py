@@ -33,7 +33,7 @@ class AdaptiveRate(Protocol):
         """Returns the learning rate at ``t``."""
 
     def observe(self, value: float, *, larger_is_better: bool) -> None:
-        """Updates the rate with the first metric of an evaluation."""
+        """Updates the rate with the figure of an evaluation that chooses ``best_model``."""
 
 
 @dataclass
@@ -167,11 +167,6 @@ class Plateau:
     def __call__(self, t: int) -> float:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
-    def forget_best(self) -> None:
-        """Forgets the best value. The next value is the best so far."""
-        self.state.pop("best", None)
-        self.state["bad"] = 0
-
     def observe(self, value: float, *, larger_is_better: bool) -> None:
         """Lowers the rate if the figure that chooses ``best_model`` has stopped improving."""
         state = self.state
@@ -199,7 +194,7 @@ def ReduceOnPlateau(
     cooldown: CountOrZero = 0,
     min_lr: NotNegative = 0.0,
 ) -> Plateau:
-    """Multiplies the rate by ``factor`` if the first metric of the evaluations stops improving.
+    """Multiplies the rate by ``factor`` if the figure that chooses ``best_model`` stops improving.
 
     Args:
         learning_rate: the first rate.
@@ -425,14 +420,9 @@ class LRSchedule:
             self._rate.state |= state
 
     def observe(self, value: float, *, larger_is_better: bool) -> None:
-        """Passes the first metric of an evaluation to an adaptive rate."""
+        """Passes the figure of an evaluation that chooses ``best_model`` to an adaptive rate."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.observe(value, larger_is_better=larger_is_better)
-
-    def forget_best(self) -> None:
-        """Lets an adaptive rate forget its best evaluation, if another figure is observed from now on."""
-        if isinstance(self._rate, Plateau):
-            self._rate.forget_best()
 
     def follow(self, rate: Rate) -> None:
         """Uses another function of the optimizer step from now on, without warm-up and cool-down."""

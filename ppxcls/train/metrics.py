@@ -89,8 +89,8 @@ class TopkAcc(Metric):
 def build_metrics(
     specs: Sequence[Mapping[str, Any]] | None,
     where: ConfigPlace = ConfigPlace(("Metric",)),
-    class_num: int = 1000,
     *,
+    class_num: int = 1000,
     class_names: Sequence[str] = (),
     training: bool = False,
 ) -> list[Metric]:

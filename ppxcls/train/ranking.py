@@ -44,7 +44,7 @@ class Ranking:
         return bool(self.positive_count and self.negative_count)
 
 
-def rank(scores: Array, is_positive: Array) -> Ranking:
+def ranked(scores: Array, is_positive: Array) -> Ranking:
     """Returns the ranking of samples by their scores.
 
     Args:

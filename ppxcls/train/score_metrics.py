@@ -20,7 +20,7 @@ from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
 from ppxcls.train.class_choice import ClassChoice, ClassMean, chosen_class, class_text, figure_name
 from ppxcls.train.metrics import METRICS, Metric
-from ppxcls.train.ranking import Ranking, average_precision, equal_error_rate, hit_rate_at, rank, roc_area
+from ppxcls.train.ranking import Ranking, average_precision, equal_error_rate, hit_rate_at, ranked, roc_area
 
 _CLASSES_AT_ONCE = 64  # classes with gathered scores; for 50,000 samples, they take 26 MB
 _ROWS_AT_ONCE = 4096  # samples whose logits are converted to float64 at once
@@ -94,7 +94,7 @@ class ScoreMetric(Metric):
         classes = range(self._class_num) if self._positive is None else [self._positive]
         values = np.array(
             [
-                self.measure(rank(scores, all_labels == class_id))
+                self.measure(ranked(scores, all_labels == class_id))
                 for class_id, scores in _gathered_scores(logits, log_sums, classes)
             ]
         )

@@ -17,7 +17,7 @@ from ppxcls.checkpoints.progress import Progress, is_better
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
-from ppxcls.system.logs import logger, warn_once
+from ppxcls.system.logs import logger
 from ppxcls.system.signals import Preempted, StopSignals, interrupts_deferred
 from ppxcls.system.supervisor import record_start
 from ppxcls.system.watchdog import Watchdog
@@ -256,11 +256,10 @@ class Trainer:
         with self.learner.averaged():
             results = evaluation(self.learner.network, self._interruptible_batches(evaluation.loader.epoch()))
         name = evaluation.deciding_figure
-        value = results[name]
         larger_is_better = evaluation.larger_is_better(name)
         candidate = {
             "metric": name,
-            "value": value,
+            "value": results[name],
             "epoch": self.progress.epoch,
             "loss": results[evaluation.loss_name],
         }
@@ -270,7 +269,7 @@ class Trainer:
             if self._is_main:
                 self.run.write_predictions(evaluation)
         self.log.eval_line(results, self.progress)
-        self.learner.observe(value, larger_is_better=larger_is_better)
+        self.learner.observe(results[name], larger_is_better=larger_is_better)
         return is_best
 
     def _interruptible_batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -344,21 +343,7 @@ class Trainer:
             self.learner.load(snapshot)
             logger.info(f"Resumed {snapshot.prefix}: {self.progress}")
             self._is_resumed = True
-            self._forget_other_best()
         return snapshot is not None
-
-    def _forget_other_best(self) -> None:
-        """Forgets the best evaluation if another figure decided it, because the values can't be compared."""
-        previous_name = self.progress.best.get("metric")
-        name = self.evaluation.deciding_figure if self.evaluation else None
-        if None in (name, previous_name) or name == previous_name:
-            return
-        warn_once(
-            f"best_model was chosen by {previous_name}, and {name} chooses it from now on: "
-            "the next evaluation is the best so far"
-        )
-        self.progress.best = {}
-        self.learner.schedule.forget_best()
 
 
 def _step_seed(*position: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import paddle
 import pytest
+import yaml
 from sklearn import metrics as sklearn_metrics
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.train.metrics import build_metrics
-from tests.conftest import SMALL_NETWORK, run_tool
+from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
 
 def sample(class_num: int, seed: int = 0, count: int = 150) -> tuple[np.ndarray, np.ndarray]:
@@ -285,6 +287,34 @@ def test_settings_that_are_refused_when_the_config_is_loaded(
 ) -> None:
     with pytest.raises(ppxcls.ConfigError, match=message):
         ppxcls.load_config(write_config(**keys))
+
+
+def test_the_example_of_the_page(small: Callable[..., Path]) -> None:
+    (example,) = re.findall("```yaml\n(.*?)```", (ROOT / "docs/metrics.md").read_text(), re.DOTALL)
+    keys = yaml.safe_load(example)
+    overrides = [
+        "Arch.class_num=2",
+        f"Metric={keys['Metric']}",
+        f"Global.best_metric={keys['Global']['best_metric']}",
+    ]
+    config = ppxcls.load_config(small(), overrides)
+    blocks = config.Metric.Eval
+    results: dict[str, float] = {}
+    logits, labels = (
+        np.tile(np.float32([3, 0]), (100, 1)),
+        np.arange(100) < 5,
+    )  # always "real", as the page says
+    for metric in build_metrics(blocks, class_num=2, class_names=["real", "fake"]):
+        batch = metric(paddle.to_tensor(logits), paddle.to_tensor(labels.astype(np.int64)))
+        results |= {name: float(value) / 100 for name, value in batch.items()} | metric.results()
+    assert results == {
+        "AUC": 0.5,
+        "AveragePrecision": 0.05,
+        "EER": 0.5,
+        "TprAtFpr": 0.0,
+        "F1": 0.0,
+        "top1": 0.95,
+    }
 
 
 def test_a_class_is_named_as_in_the_lists(small: Callable[..., Path], images: Path, tmp_path: Path) -> None:

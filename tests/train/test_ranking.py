@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from ppxcls.train.ranking import average_precision, equal_error_rate, hit_rate_at, rank, roc_area
+from ppxcls.train.ranking import average_precision, equal_error_rate, hit_rate_at, ranked, roc_area
 
 
 def sample(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +38,7 @@ def exact_equal_error_rate(scores: np.ndarray, labels: np.ndarray) -> Fraction:
 @pytest.mark.parametrize("seed", range(40))
 def test_figures_of_random_scores(seed: int) -> None:
     scores, labels = sample(seed)
-    ranking = rank(scores, labels)
+    ranking = ranked(scores, labels)
     assert roc_area(ranking) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores), abs=1e-12)
     assert average_precision(ranking) == pytest.approx(
         sklearn_metrics.average_precision_score(labels, scores), abs=1e-12
@@ -56,7 +56,7 @@ def test_figures_of_random_scores(seed: int) -> None:
 
 
 def test_equal_scores_are_chance() -> None:
-    ranking = rank(np.zeros(10), np.arange(10) < 3)
+    ranking = ranked(np.zeros(10), np.arange(10) < 3)
     assert (roc_area(ranking), equal_error_rate(ranking)) == (0.5, 0.5)
     assert average_precision(ranking) == 0.3  # the share of positives
     assert (hit_rate_at(ranking, 0.999), hit_rate_at(ranking, 1.0)) == (0.0, 1.0)
@@ -66,7 +66,7 @@ def test_equal_scores_are_chance() -> None:
     ("labels", "precision"), [([], math.nan), ([False], math.nan), ([True], 1.0), ([True, True], 1.0)]
 )
 def test_figures_that_need_both_classes(labels: list[bool], precision: float) -> None:
-    ranking = rank(np.arange(len(labels), dtype=float), np.array(labels, bool))
+    ranking = ranked(np.arange(len(labels), dtype=float), np.array(labels, bool))
     assert math.isnan(roc_area(ranking))
     assert math.isnan(equal_error_rate(ranking))
     assert math.isnan(hit_rate_at(ranking, 0.5))
@@ -74,5 +74,5 @@ def test_figures_that_need_both_classes(labels: list[bool], precision: float) ->
 
 
 def test_infinite_scores_are_the_first_and_the_last() -> None:
-    ranking = rank(np.array([-math.inf, 1.0, math.inf]), np.array([False, False, True]))
+    ranking = ranked(np.array([-math.inf, 1.0, math.inf]), np.array([False, False, True]))
     assert roc_area(ranking) == 1
