@@ -13,8 +13,8 @@ from ppxcls.config.sections import Config
 # Values in the results beside the figures, and keys of a line of metrics.jsonl.
 _RESERVED_NAMES = ("num_samples", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr")
 # Metrics without the section Metric, and losses of evaluations without Loss.Eval.
-DEFAULT_METRICS: Sequence[Mapping[str, Any]] = ({"TopkAcc": {"topk": [1, 5]}},)
-DEFAULT_LOSSES: Sequence[Mapping[str, Any]] = ({"CELoss": {}},)
+DEFAULT_METRICS: Sequence[Mapping[str, Any]] = [{"TopkAcc": {"topk": [1, 5]}}]
+DEFAULT_LOSSES: Sequence[Mapping[str, Any]] = [{"CELoss": {}}]
 WHOLE_LOSS = "loss"
 
 
@@ -80,7 +80,7 @@ def check_figures(config: Config) -> None:
 def _evaluation_figures(config: Config, class_num: int) -> list[str]:
     """Returns the names of the figures of an evaluation: those of its metrics, then its losses."""
     where = config.where("Metric.Eval")
-    blocks = registry("metric").blocks(list(DEFAULT_METRICS), where)
+    blocks = registry("metric").blocks(DEFAULT_METRICS, where)
     if config.Metric:
         blocks = config.Metric.Eval or []
     losses = _loss_names(config)
