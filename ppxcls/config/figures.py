@@ -10,8 +10,11 @@ from ppxcls.config.checks import ConfigError, unknown_word_message
 from ppxcls.config.registry import Block, registry
 from ppxcls.config.sections import Config
 
-# Values in the results beside the figures, and keys of a line of metrics.jsonl.
-_RESERVED_NAMES = ("num_samples", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr")
+# Other values in the results, in a line of metrics.jsonl, and in eval.json and test.json.
+_RESERVED_NAMES = (
+    *("num_samples", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr"),
+    *("weights", "about", "data", "list", "top1_interval", "uses", "checkpoint"),
+)
 # Metrics without the section Metric, and losses of evaluations without Loss.Eval.
 DEFAULT_METRICS: Sequence[Mapping[str, Any]] = [{"TopkAcc": {"topk": [1, 5]}}]
 DEFAULT_LOSSES: Sequence[Mapping[str, Any]] = [{"CELoss": {}}]

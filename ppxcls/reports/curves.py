@@ -200,7 +200,7 @@ def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
     speed.set_title("images/s")
     for axis in (train_loss, eval_loss, metric, rate, speed):
         axis.set_xlabel("step")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0, axis.dataLim.y0))  # kappa can be negative
         restyle(axis)
     legend.axis("off")
     lines = {

@@ -109,10 +109,14 @@ class ScoreMetric(Metric):
     def _taken_samples(self) -> tuple[Array, Array]:
         """Returns the logits and labels of this process, and forgets them."""
         parts, self._parts = self._parts, []
-        if not parts:
-            return np.zeros((0, self._class_num), np.float32), np.zeros(0, np.int64)
-        logits, labels = (paddle.concat(list(tensors)).numpy() for tensors in zip(*parts, strict=True))
-        return logits, labels
+        count = sum(len(labels) for _, labels in parts)
+        all_logits, all_labels = np.zeros((count, self._class_num), np.float32), np.zeros(count, np.int64)
+        start = 0
+        for logits, labels in parts:  # filled in, because a concatenation would hold all logits once more
+            end = start + len(labels)
+            all_logits[start:end], all_labels[start:end] = logits.numpy(), labels.numpy()
+            start = end
+        return all_logits, all_labels
 
 
 def _log_sums(logits: Array) -> Array:
