@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ppxcls.build.judging import judged_note
 from ppxcls.checkpoints.files import AVERAGE, CheckpointError, parts_of
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigPlace
+from ppxcls.config.figures import class_num_of
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
 from ppxcls.data.class_names import IMAGENET_NAMES_FILE, describe_classes, read_class_names
@@ -68,16 +68,14 @@ def class_num(config: Config) -> int:
     Raises:
         ConfigError: the network has no parameter ``class_num``.
     """
-    parameter = inspect.signature(MODELS.get(config.Arch.name, config.where("Arch"))).parameters.get(
-        "class_num"
-    )
-    if parameter is None:
+    count = class_num_of(config)
+    if count is None:
         message = (
             f"the network {config.Arch.name} needs a parameter "
             "class_num, because labels are checked against it"
         )
         raise config.where("Arch.name").error(message)
-    return int(config.Arch.get("class_num", parameter.default))
+    return count
 
 
 def weights_for(config: Config, purpose: Purpose) -> Weights | None:

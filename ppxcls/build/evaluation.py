@@ -29,6 +29,7 @@ from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
+from ppxcls.config.figures import DEFAULT_LOSSES, DEFAULT_METRICS
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
@@ -42,8 +43,8 @@ from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS, TEST_PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
-from ppxcls.train.losses import CELoss, WeightedSum, build_loss
-from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
+from ppxcls.train.losses import build_loss
+from ppxcls.train.metrics import build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.proportions import proportion
@@ -110,7 +111,7 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
     )
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
-    evaluation = build_evaluation(config, network_classes(config, "evaluate", weights))
+    evaluation = build_evaluation(config, network_classes(config, "evaluate", weights), names)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
@@ -157,24 +158,30 @@ def _report_results(
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
 
-def build_evaluation(config: Config, classes: ClassNames | None) -> Evaluation:
+def build_evaluation(config: Config, classes: ClassNames | None, names: Sequence[str]) -> Evaluation:
     """Builds the evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
 
     Args:
         config: config with ``DataLoader.Eval``.
         classes: classes of the network, to which labels are mapped by name; None if they are not known.
+        names: names of the classes if ``classes`` is None, for metrics of one class; empty if there are none.
 
     Raises:
-        ConfigError, DataError: the data set can't be used.
+        ConfigError, DataError: the data set can't be used, or a metric names an unknown class.
     """
-    loss = WeightedSum([("CELoss", 1.0, CELoss())])
-    metrics: list[Metric] = [TopkAcc([1, 5])]
-    if config.Loss and config.Loss.Eval:
-        loss = build_loss(config.Loss.Eval, config.where("Loss.Eval"), soft_labels=False)
-    if config.Metric:
-        metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
+    loss_blocks = (config.Loss.Eval if config.Loss else None) or DEFAULT_LOSSES
+    metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
     return Evaluation(
-        build_loader(config, "Eval", classes), loss, metrics, evaluation_autocast(mixed_precision(config.AMP))
+        build_loader(config, "Eval", classes),
+        build_loss(loss_blocks, config.where("Loss.Eval"), soft_labels=False),
+        metrics=build_metrics(
+            metric_blocks,
+            config.where("Metric.Eval"),
+            class_num=class_num(config),
+            class_names=classes.names if classes else names,
+        ),
+        autocast=evaluation_autocast(mixed_precision(config.AMP)),
+        best_metric=config.Global.best_metric,
     )
 
 

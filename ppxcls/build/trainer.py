@@ -70,9 +70,9 @@ def build_trainer(config: Config) -> Trainer:
     loader = build_loader(config, "Train", classes)
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
-    evaluation = _evaluation_of_training(config, classes)
-    update_freq = update_freq_of(config, loader)
     names = class_names_for(config, "train")
+    evaluation = _training_evaluation(config, classes, names)
+    update_freq = update_freq_of(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
     facts = replace(facts, class_names=list(classes.names) if classes else names)
@@ -122,8 +122,8 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     average = None
     if config.EMA and config.EMA.use_ema:
         average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup, optimizer=optimizer)
-    metric_blocks = config.Metric.Train if config.Metric else None
-    metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
+    blocks = config.Metric.Train if config.Metric else None
+    metrics = build_metrics(blocks, config.where("Metric.Train"), class_num=class_num(config), training=True)
     mixing = build_batch_transforms(mixing_blocks, class_num(config))
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
@@ -141,7 +141,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
 
 
-def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evaluation | None:
+def _training_evaluation(config: Config, classes: ClassNames | None, names: list[str]) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
     Returns:
@@ -151,7 +151,7 @@ def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evalu
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes) if is_evaluated else None
+    return build_evaluation(config, classes, names) if is_evaluated else None
 
 
 def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
@@ -189,13 +189,13 @@ def _facts(
     evaluation: Evaluation | None,
     weights: Weights | None,
 ) -> RunFacts:
-    evaluation_digest = evaluation.loader.dataset.labelled_digest() if evaluation else ""
+    evaluation_facts = evaluation.facts if evaluation else {}
     return RunFacts(
         ppxcls=__version__,
         paddle=paddle.__version__,
         config=config.to_yaml(is_run=True, has_absolute_paths=True),
         train_list=loader.dataset.labelled_digest(),
-        eval_list=evaluation_digest,
+        **evaluation_facts,
         samples=len(loader.dataset),
         global_batch=loader.sampler.batch_size * loader.sampler.world_size,
         update_freq=update_freq,

@@ -38,13 +38,13 @@ class RunFacts:
         run: id of the run, which all its checkpoints share; None in checkpoints of older versions.
         started_from: weights file that the run started from; None for fresh weights.
         class_names: names of the network's classes, in the order of their ids; empty if there are none.
+        best_metric: name of the figure that chooses ``best_model``; empty without evaluation.
     """
 
     ppxcls: str
     paddle: str
     config: str
     train_list: str
-    eval_list: str
     samples: int
     global_batch: int
     update_freq: int
@@ -53,6 +53,8 @@ class RunFacts:
     run: str | None = None
     started_from: str | None = None
     class_names: Sequence[str] = ()
+    eval_list: str = ""
+    best_metric: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the facts in the form that the manifest stores."""
@@ -142,10 +144,12 @@ def _is_unchanged(previous_config: Mapping[str, Any], config: Mapping[str, Any],
 
 
 def convert_progress(progress: Progress, manifest: Mapping[str, Any], facts: RunFacts) -> Progress:
-    """Returns the progress in batches and steps of this run.
+    """Returns the progress in batches and steps of this run, whose sizes may differ.
 
-    The batches and steps of the checkpoint's run may have other sizes.
+    If another figure chooses ``best_model`` from now on, it has no best evaluation, because the values of two
+    figures can't be compared.
     """
+    _forget_other_best(progress, facts.best_metric)
     previous_global_batch = manifest.get("global_batch", facts.global_batch)
     is_same_batch = previous_global_batch == facts.global_batch
     is_same_size = is_same_batch and manifest.get("steps_per_epoch") == facts.steps_per_epoch
@@ -156,6 +160,26 @@ def convert_progress(progress: Progress, manifest: Mapping[str, Any], facts: Run
     progress.batches_done = batches_done - batches_done % facts.update_freq
     progress.step = (progress.epoch - 1) * facts.steps_per_epoch + progress.batches_done // facts.update_freq
     return progress
+
+
+def _forget_other_best(progress: Progress, name: str) -> None:
+    """Forgets the best evaluation, also of a learning rate, if it was chosen by another figure.
+
+    Args:
+        progress: progress of the checkpoint; it is changed.
+        name: name of the figure that chooses from now on; empty without evaluation.
+    """
+    previous_name = progress.best.get("metric", name)
+    if not name or previous_name == name:
+        return
+    warn_once(
+        f"best_model was chosen by {previous_name}, and {name} chooses it from now on: "
+        "the next evaluation is the best so far"
+    )
+    progress.best = {}
+    if "best" in progress.plateau:  # of ReduceOnPlateau
+        del progress.plateau["best"]
+        progress.plateau["bad"] = 0
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

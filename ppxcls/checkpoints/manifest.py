@@ -63,7 +63,7 @@ _COUNT, _TEXT = (is_count, "a whole number from 0"), (_is_text, "a text")
 _TEXT_OR_NULL = _is_text_or_none, "a text or null"
 # The facts about a run. Each may be missing, as in checkpoints of older versions.
 _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("ppxcls", "paddle", "config", "train_list", "eval_list"), _TEXT),
+    **dict.fromkeys(("ppxcls", "paddle", "config", "train_list", "eval_list", "best_metric"), _TEXT),
     **dict.fromkeys(("run", "started_from"), _TEXT_OR_NULL),
     **dict.fromkeys(("samples", "global_batch", "update_freq", "steps_per_epoch", "world_size"), _COUNT),
     "class_names": (_is_list_of_texts_or_none, "a list of texts or null"),

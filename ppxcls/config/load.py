@@ -29,6 +29,7 @@ from ppxcls.config.device_switches import (
     replace_device_switches,
 )
 from ppxcls.config.early_stop_checks import check_early_stop
+from ppxcls.config.figures import check_figures
 from ppxcls.config.inheritance import BASE_KEY, with_bases
 from ppxcls.config.paths import folder_of_source, resolve_paths
 from ppxcls.config.plugins import find_plugin, import_plugins
@@ -107,6 +108,7 @@ def load_config(
         check_values_of_run(raw, config, run, is_trusted=trust)
     check_image_channels(config)
     check_early_stop(config)
+    check_figures(config)
     _resolve_class_names(config)
     return config
 

@@ -176,7 +176,6 @@ ALTERNATIVES = {
     "mAP": _RETRIEVAL,
     "mINP": _RETRIEVAL,
     "Precisionk": _RETRIEVAL,
-    "TprAtFpr": _RETRIEVAL,
     "MultilabelMeanAccuracy": f"TopkAcc or ClassReport; {_ONE_LABEL}",
     "HammingDistance": f"TopkAcc or ClassReport; {_ONE_LABEL}",
     "AccuracyScore": "TopkAcc or ClassReport",

@@ -74,6 +74,9 @@ class GlobalSection:
         eval_during_train: True to evaluate during training.
         eval_interval: number of epochs between evaluations.
         start_eval_epoch: first epoch that is followed by an evaluation.
+        best_metric: figure of the evaluations that decides which checkpoint is ``best_model``, spelled as in
+            ``metrics.jsonl``, such as ``AUC``; null for the first figure of ``Metric.Eval``. The smallest
+            loss or error rate is the best, and the largest value of any other figure.
         epochs: number of epochs of the whole run.
         early_stop: end of the run if its evaluations have stopped improving; null to train all epochs.
         max_hours: hours that one start of the run may train. Then it saves and ends with exit code 0, and
@@ -137,6 +140,7 @@ class GlobalSection:
     eval_during_train: bool = True
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
+    best_metric: str | None = None
     epochs: Count = 120
     early_stop: EarlyStopSection | None = None
     max_hours: Positive | None = None
@@ -237,7 +241,8 @@ class MetricSection:
 
     Attributes:
         Train: training metrics, skipped if labels are mixed; null for no metrics.
-        Eval: evaluation metrics. The first figure decides which checkpoint is ``best_model``.
+        Eval: evaluation metrics; null for no metrics. Without ``Global.best_metric``, the first figure
+            decides which checkpoint is ``best_model``; without metrics, the first loss does.
     """
 
     Train: Annotated[list[Block], Components("metric")] | None = None

@@ -123,12 +123,22 @@ def _epochs(rows: Sequence[Mapping[str, Any]]) -> list[list[tuple[int, float, fl
 
 
 def _metric_names(record: Record) -> list[str]:
-    """Returns the names of the evaluation metrics. The first one decides which checkpoint is the best."""
+    """Returns the names of the evaluation's figures."""
     return [
         name
         for name in (record.evaluations[0] if record.evaluations else {})
         if name not in _KEYS_WITHOUT_MEANS
     ]
+
+
+def _shown_metric(record: Record, columns: Mapping[str, Array]) -> str | None:
+    """Returns the metric that has a panel: the one that chose ``best_model``, or else the first one."""
+    names = [
+        name
+        for name in (record.deciding_figure, *columns, *_metric_names(record))
+        if name not in (None, "step", "loss") and not str(name).endswith("Loss")
+    ]
+    return next((name for name in names if name in columns or name in _metric_names(record)), None)
 
 
 def smoothed(values: Array, share: float = 0.05) -> Array:
@@ -144,8 +154,8 @@ def draw_curves(records: Sequence[Record]) -> bytes:
     """Draws the curves of one or more runs over the optimizer steps; returns a PNG.
 
     Loss of the training and loss of the evaluation have a panel each, because they measure different things
-    (see ``ppxcls.reports.losses``). The other panels are the first metric, learning rate and images/s. A run
-    with characters in its path that no installed font has is given by its number.
+    (see ``ppxcls.reports.losses``). The other panels are the metric that chose ``best_model``, learning rate
+    and images/s. A run with characters in its path that no installed font has is given by its number.
     """
     labels = ["training"]
     if len(records) > 1:
@@ -176,12 +186,8 @@ def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
         columns = intervals(record.train)
         _draw_training(train_loss, columns, key="loss", color=color, label=label)
         _draw_evaluations(eval_loss, record, key="loss", **evaluation_style)
-        metric_names = [
-            column
-            for column in (*columns, *_metric_names(record))
-            if column not in ("step", "loss") and not column.endswith("Loss")
-        ]
-        for metric_name in metric_names[:1]:
+        metric_name = _shown_metric(record, columns)
+        if metric_name is not None:
             metric.set_title(f"{plot_label(metric_name)}: solid in training, dashed in evaluations")
             _draw_training(metric, columns, key=metric_name, color=color, label=label)
             _draw_evaluations(metric, record, key=metric_name, **evaluation_style)
@@ -194,7 +200,7 @@ def _draw_curves(records: Sequence[Record], labels: Sequence[str]) -> bytes:
     speed.set_title("images/s")
     for axis in (train_loss, eval_loss, metric, rate, speed):
         axis.set_xlabel("step")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0, axis.dataLim.y0))  # kappa can be negative
         restyle(axis)
     legend.axis("off")
     lines = {

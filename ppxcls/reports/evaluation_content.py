@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.reports import CALIBRATION, PER_CLASS, figures
+from ppxcls.reports import CALIBRATION, PER_CLASS, ROC, figures
 from ppxcls.reports.curves import draw_calibration
 from ppxcls.reports.pictures import overlays, thumbnail
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
+from ppxcls.reports.two_classes import draw_roc, roc_content, two_classes
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.logs import logger
@@ -39,6 +40,9 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
     classes = figures.by_class(samples, len(record.names))
     calibration = figures.calibration(samples)
     pictures[CALIBRATION] = draw_calibration(calibration)
+    ranking = None
+    if (pair := two_classes(record, samples)) is not None:
+        pictures[ROC], ranking = draw_roc(pair), roc_content(pair)
     pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(confusions)]
     rows = _class_rows(record, classes)
     _write_per_class(record.folder / PER_CLASS, rows)
@@ -56,6 +60,7 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
         else rows,
         "more_classes": max(len(rows) - _MAX_CLASS_ROWS, 0),
         "calibration_error": calibration.error,
+        "ranking": ranking,
         "mistakes": _gallery(record, samples, mistakes),
         "uncertain": _gallery(record, samples, figures.least_certain(samples, _GALLERY_IMAGES)),
         "suspects": _gallery(record, samples, figures.suspected_labels(samples, _GALLERY_IMAGES)),

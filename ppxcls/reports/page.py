@@ -20,7 +20,7 @@ from ppxcls.reports.record import read_record
 from ppxcls.reports.rendering import ReportError, render, require_packages
 from ppxcls.reports.sentences import headline
 from ppxcls.reports.stages import stages_content
-from ppxcls.reports.summary import facts, notes, numbers
+from ppxcls.reports.summary import facts, figure_rows, notes, numbers
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
@@ -89,6 +89,8 @@ def write_report(folder: str | Path, *, trust: bool = False) -> Path:
         "notes": notes(record),
         "headline": headline(record),
         "numbers": numbers(record),
+        "figures": figure_rows(record),
+        "has_judged_figures": record.judged is not None,
         "stages": stages_content(record),
         "facts": facts(record),
         "config": record.config.to_yaml(),
@@ -141,12 +143,15 @@ def _may_be_replaced(card: Path) -> bool:
 
 def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
     sections = [("stages", "Stages")] if page.get("stages") else []
+    if page.get("figures"):
+        sections.append(("figures", "Figures"))
     sections.append(("curves", "Curves"))
     if "matrix" in page:
         sections += [
             ("confusion", "Confusion"),
             ("confused", "Most confused"),
             ("classes", "Classes"),
+            *([("roc", "ROC curve")] if page.get("ranking") else []),
             ("calibration", "Calibration"),
         ]
         sections += [

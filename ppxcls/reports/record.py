@@ -121,10 +121,12 @@ class Judged:
     Attributes:
         samples: predictions of the run's ``best_model``, or else of ``latest``.
         uses: how often these images have judged models of the run's folder.
+        figures: figures in ``test.json`` by name.
     """
 
     samples: Samples
     uses: int
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -207,6 +209,12 @@ class Record:
         )
 
     @property
+    def deciding_figure(self) -> str | None:
+        """Name of the figure that chose ``best_model``; None if it is not known."""
+        name = self.manifest.get("progress", {}).get("best", {}).get("metric")
+        return name if isinstance(name, str) else None
+
+    @property
     def title(self) -> str:
         """Network and folder."""
         return f"{self.config.Arch.name} ({self.folder})"
@@ -268,7 +276,7 @@ def _read_judging(record: Record, count: int, checkpoint: str | None) -> None:
             f"{printable(record.folder.name)} --test judges these."
         )
         return
-    record.judged = Judged(samples, use.uses)
+    record.judged = Judged(samples, use.uses, use.figures)
 
 
 def _progress_of_run(record: Record) -> Progress | None:

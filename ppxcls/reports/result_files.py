@@ -35,10 +35,12 @@ class JudgingUse:
     Attributes:
         uses: how often they have judged models of this folder.
         checkpoint: SHA-256 of the judged checkpoint's manifest; None if it had none.
+        figures: numbers by name, among them the figures of the evaluation.
     """
 
     uses: int
     checkpoint: str | None
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ def read_judging_use(file: Path) -> JudgingUse | None:
         raise DataError(f"{file}: expected a whole number from 1 to {_MAX_USES:,} as 'uses'")
     if checkpoint is not None and not (isinstance(checkpoint, str) and _SHA256.fullmatch(checkpoint)):
         raise DataError(f"{file}: expected a SHA-256 or null as 'checkpoint'")
-    return JudgingUse(uses, checkpoint)
+    figures = {name: value for name, value in values.items() if is_number(value) and abs(value) <= _MAX_LOSS}
+    return JudgingUse(uses, checkpoint, figures)
 
 
 def read_stages(file: Path) -> StageFile | None:

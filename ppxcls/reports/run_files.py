@@ -44,6 +44,7 @@ class Samples:
         scores: probability of the predicted class, float64 [n].
         label_scores: probability of the label, float64 [n].
         top_ids: best classes of each sample, up to five.
+        runner_up_scores: probability of the second-best class, float64 [n]; None if a sample lacks it.
     """
 
     files: list[str]
@@ -52,6 +53,7 @@ class Samples:
     scores: Array
     label_scores: Array
     top_ids: list[list[int]]
+    runner_up_scores: Array | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -146,6 +148,7 @@ def read_samples(file: Path, count: int) -> Samples | None:
         return None
     labels, predicted_ids = (np.array([row[i] for row in rows], np.int64) for i in (1, 2))
     scores, label_scores = (np.array([row[i] for row in rows], np.float64) for i in (3, 4))
+    runner_up_scores = [row[6] for row in rows]
     return Samples(
         files=[row[0] for row in rows],
         labels=labels,
@@ -153,13 +156,17 @@ def read_samples(file: Path, count: int) -> Samples | None:
         scores=scores,
         label_scores=label_scores,
         top_ids=[row[5] for row in rows],
+        runner_up_scores=None if None in runner_up_scores else np.array(runner_up_scores, np.float64),
     )
 
 
 def _prediction_rows(
     reader: Iterator[list[str]], count: int
-) -> Iterator[tuple[str, int, int, float, float, list[int]]]:
-    """Yields file, label, predicted class, score, score of the label and best classes of each row."""
+) -> Iterator[tuple[str, int, int, float, float, list[int], float | None]]:
+    """Yields file, label, predicted class, its score, the label's score, best classes, and second-best score.
+
+    The last one is None if there is one class.
+    """
     if tuple(next(reader, ())) != COLUMNS:
         raise ValueError(f"expected the columns {','.join(COLUMNS)}")
     for row in reader:
@@ -169,6 +176,7 @@ def _prediction_rows(
         if not values["file"] or "\0" in values["file"] or len(values["file"]) > _MAX_PATH_LENGTH:
             raise ValueError("expected the path of an image as 'file'")
         top_ids = [_class_id(word, "top_ids", count) for word in values["top_ids"].split(" ", 5)]
+        top_scores = values["top_scores"].split(" ", 2)
         yield (
             values["file"],
             _class_id(values["label"], "label", count),
@@ -176,6 +184,7 @@ def _prediction_rows(
             _probability(values["score"], "score"),
             _probability(values["label_score"], "label_score"),
             top_ids,
+            _probability(top_scores[1], "top_scores") if len(top_scores) > 1 else None,
         )
 
 

@@ -13,6 +13,7 @@ from ppxcls.reports.curves import epoch_rates
 from ppxcls.reports.ending import ending_note, epochs_done
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
+from ppxcls.reports.two_classes import two_class_tiles, two_classes
 from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE
 
@@ -37,17 +38,44 @@ def numbers(record: Record) -> list[dict[str, str]]:
         choice = "result" if record.has_known_samples else "epoch"
         reason = f", on the images that chose the {choice}" if record.choice_note else ""
         tiles += _accuracy_tiles(record.samples, record, "", reason)
+    if classes := two_classes(record, record.shown_samples):
+        tiles += [_tile(*tile) for tile in two_class_tiles(classes)]
     if record.shown_samples is not None:
         count, class_count = len(record.shown_samples), len(record.names)
         tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
     if evaluation := best_evaluation(record):
         count, planned = epochs_done(record), record.config.Global.epochs
         note = f"of {count}" if count == planned else f"of {count} trained, {planned} planned"
+        if record.deciding_figure:
+            note += f", by {printable(record.deciding_figure)}"
         tiles.append(_tile("best epoch", str(evaluation.get("epoch", "")), note))
     if rates := epoch_rates(record.train):
         note = "images/s, over whole epochs" if len(rates) == 1 else "images/s, median of whole epochs"
         tiles.append(_tile("training", f"{np.median(rates):.4g}", note))
     return tiles
+
+
+def figure_rows(record: Record) -> list[dict[str, Any]]:
+    """Returns the rows of the table of figures: name, value on images that choose, value on those that judge.
+
+    The figure that chose ``best_model`` is marked.
+    """
+    judged_figures = record.judged.figures if record.judged else {}
+    return [
+        {
+            "name": printable(name),
+            "is_deciding": name == record.deciding_figure,
+            "value": _number(value),
+            "judged": _number(judged_figures[name]) if name in judged_figures else "",
+        }
+        for name, value in best_evaluation(record).items()
+        if name not in ("kind", "epoch", "step")
+    ]
+
+
+def _number(value: float | None) -> str:
+    """Returns a figure as text; a line of the log has null for a figure that is not defined."""
+    return "not defined" if value is None else f"{value:.6g}"
 
 
 def _tile(name: str, value: str, note: str) -> dict[str, str]:

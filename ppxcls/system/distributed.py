@@ -135,6 +135,25 @@ def values_of_first_process(values: Array) -> Array:
     return sum_over_processes(values if rank() == 0 else np.zeros_like(values))
 
 
+def gathered_rows(rows: Array) -> Array:
+    """Returns the rows of all processes in the order of the ranks, float64. All processes must call it.
+
+    Args:
+        rows: rows of this process, [n] or [n, columns]; each process may have another number of rows.
+    """
+    if world_size() == 1:
+        return rows.astype(np.float64)
+    counts = np.zeros(world_size())
+    counts[rank()] = len(rows)
+    counts = sum_over_processes(counts)
+    start, total = round(counts[: rank()].sum()), round(counts.sum())
+    table = np.zeros((total, *rows.shape[1:]))
+    if not table.size:
+        return table
+    table[start : start + len(rows)] = rows
+    return sum_over_processes(table.reshape(-1)).reshape(table.shape)
+
+
 def barrier() -> None:
     """Waits for all processes."""
     if world_size() > 1:

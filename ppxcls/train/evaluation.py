@@ -29,6 +29,7 @@ class Evaluation:
         loss: loss to report, a weighted sum of terms.
         metrics: metrics to report.
         autocast: function that makes the context for the forward pass.
+        best_metric: figure that decides which evaluation is the best; None for the first figure.
 
     Attributes:
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
@@ -38,13 +39,16 @@ class Evaluation:
         self,
         loader: Loader,
         loss: WeightedSum,
+        *,
         metrics: Sequence[Metric],
         autocast: Autocast = contextlib.nullcontext,
+        best_metric: str | None = None,
     ) -> None:
         self.loader = loader
         self._loss = loss
         self._metrics = list(metrics)
         self._autocast = autocast
+        self._best_metric = best_metric
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
         self._table = PredictionTable(len(loader.dataset))
@@ -56,9 +60,23 @@ class Evaluation:
         """The name of the whole loss in the results."""
         return self._loss.names[-1]
 
+    @property
+    def deciding_figure(self) -> str:
+        """The name of the figure that decides which evaluation is the best."""
+        if self._best_metric is not None:
+            return self._best_metric
+        figures = [name for metric in self._metrics for name in (*metric.names, *metric.figures)]
+        return [*figures, *self._loss.names][0]
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Facts about the evaluation that a checkpoint's manifest contains, as in ``RunFacts``."""
+        return {"eval_list": self.loader.dataset.labelled_digest(), "best_metric": self.deciding_figure}
+
     def larger_is_better(self, name: str) -> bool:
-        """True if a larger value of ``name`` is better, because it is a metric and not a loss."""
-        return name not in self._loss.names
+        """True if a larger value of ``name`` is better, as of all metrics but error rates and losses."""
+        smaller_is_better = {name for metric in self._metrics for name in metric.smaller_is_better}
+        return name not in {*self._loss.names, *smaller_is_better}
 
     def __call__(self, network: nn.Layer, batches: Iterable[Batch]) -> dict[str, float]:
         """Evaluates a network.
@@ -69,8 +87,8 @@ class Evaluation:
             batches: batches of ``loader``. An exception from this iterable ends the evaluation.
 
         Returns:
-            Metrics as fractions, losses as means over samples, ``num_samples``, and ``bad_samples`` if the
-            loader skips unreadable samples. The first value decides which evaluation is the best.
+            Metrics in the order of their list, losses as means over samples, ``num_samples``, and
+            ``bad_samples`` if the loader skips unreadable samples.
 
         Raises:
             DataError: a sample can't be loaded.
@@ -113,6 +131,11 @@ class Evaluation:
             totals.add(count, row)
         totals.add(0, np.zeros(len(self._scorer.names)), bad_count)
         means = totals.reduced()
-        metric_results = {name: value for metric in self._metrics for name, value in metric.results().items()}
+        figures: dict[str, float] = {}
+        for metric in self._metrics:
+            figures |= {name: means.values[name] for name in metric.names} | metric.results()
+            if missing_figures := [name for name in metric.figures if name not in figures]:
+                raise TypeError(f"metric {type(metric).__name__} returns no {', '.join(missing_figures)}")
+        losses = {name: means.values[name] for name in self._loss.names}
         bad_samples = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
-        return {**means.values, **metric_results, "num_samples": means.samples, **bad_samples}
+        return {**figures, **losses, "num_samples": means.samples, **bad_samples}

@@ -154,7 +154,7 @@ class Learner:
         return self.average.applied() if self.average else contextlib.nullcontext()
 
     def observe(self, figure: float, *, larger_is_better: bool) -> None:
-        """Passes the first metric of an evaluation to the schedule, and updates the learning rate."""
+        """Passes the figure that chooses ``best_model`` to the schedule, and updates the learning rate."""
         self.schedule.observe(figure, larger_is_better=larger_is_better)
         self.scheduler.step(self.progress.step)
 

@@ -10,6 +10,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ppxcls.config.checks import BelowOne, ConfigPlace, NotNegative, Share
+from ppxcls.config.figures import WHOLE_LOSS, numbered_name
 from ppxcls.config.registry import Registry
 
 
@@ -153,7 +154,7 @@ class WeightedSum:
 
     def __init__(self, terms: Sequence[tuple[str, float, Loss]]) -> None:
         self.terms = list(terms)
-        self.names = [*(name for name, _, _ in terms), "loss"]
+        self.names = [*(name for name, _, _ in terms), WHOLE_LOSS]
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
         """Returns the weighted losses by name, and their sum as ``loss``; each is float32 []."""
@@ -186,7 +187,7 @@ def build_loss(
         if function.needs_soft_labels and not soft_labels:
             reason = "needs soft labels, which a batch transform makes in training; received integer labels"
             raise block.where.error(f"{name} {reason}")
-        name = name if name not in {term[0] for term in terms} else f"{name}_{index}"
+        name = numbered_name(name, {term[0] for term in terms}, index)
         terms.append((name, LOSSES.common_keys(block).weight, function))
     if not any(weight for _, weight, _ in terms):
         raise where.error("expected at least one loss with a weight above 0")

@@ -33,7 +33,7 @@ class AdaptiveRate(Protocol):
         """Returns the learning rate at ``t``."""
 
     def observe(self, value: float, *, larger_is_better: bool) -> None:
-        """Updates the rate with the first metric of an evaluation."""
+        """Updates the rate with the figure of an evaluation that chooses ``best_model``."""
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Plateau:
         return max(self._learning_rate * self.state["factor"], self._min_lr)
 
     def observe(self, value: float, *, larger_is_better: bool) -> None:
-        """Lowers the rate if the first metric of the evaluations has stopped improving."""
+        """Lowers the rate if the figure that chooses ``best_model`` has stopped improving."""
         state = self.state
         if state["pause"] > 0:
             state["pause"] -= 1
@@ -194,7 +194,7 @@ def ReduceOnPlateau(
     cooldown: CountOrZero = 0,
     min_lr: NotNegative = 0.0,
 ) -> Plateau:
-    """Multiplies the rate by ``factor`` if the first metric of the evaluations stops improving.
+    """Multiplies the rate by ``factor`` if the figure that chooses ``best_model`` stops improving.
 
     Args:
         learning_rate: the first rate.
@@ -420,7 +420,7 @@ class LRSchedule:
             self._rate.state |= state
 
     def observe(self, value: float, *, larger_is_better: bool) -> None:
-        """Passes the first metric of an evaluation to an adaptive rate."""
+        """Passes the figure of an evaluation that chooses ``best_model`` to an adaptive rate."""
         if isinstance(self._rate, AdaptiveRate):
             self._rate.observe(value, larger_is_better=larger_is_better)
 

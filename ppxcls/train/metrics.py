@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 
 from ppxcls.config.checks import ConfigPlace, Count
+from ppxcls.config.figures import refuse_in_training
 from ppxcls.config.registry import Registry
 from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
@@ -23,9 +24,14 @@ class Metric(Protocol):
 
     Attributes:
         names: names of the measures that are means over samples. Training metrics have no other measures.
+        figures: names of the measures that ``results`` returns. Only those that are declared here can be
+            ``Global.best_metric``.
+        smaller_is_better: those of ``names`` and ``figures`` whose smaller values are better.
     """
 
     names: Sequence[str] = ()
+    figures: Sequence[str] = ()
+    smaller_is_better: Sequence[str] = ()
 
     def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
         """Returns the sum over the batch for each of ``names``, float32 [].
@@ -38,12 +44,17 @@ class Metric(Protocol):
     def results(self) -> dict[str, float]:
         """Returns the measures that are not means, at the end of an evaluation.
 
-        It also resets the counts. All processes must call it.
+        They are ``figures``, and maybe others. It also resets the counts. All processes must call it.
         """
         return {}
 
 
-METRICS: Registry[Metric] = Registry("metric", program_parameters=("class_num",), base=Metric)
+METRICS: Registry[Metric] = Registry(
+    "metric",
+    program_parameters=("class_num", "class_names"),
+    base=Metric,
+    optional_members=("figures", "smaller_is_better"),
+)
 
 
 @METRICS.register
@@ -75,66 +86,12 @@ class TopkAcc(Metric):
         return {f"top{k}": hits[: min(k, max_k)].sum() for k in self.topk}
 
 
-@METRICS.register
-class ClassReport(Metric):
-    """Precision, recall, F1 and balanced accuracy, from a confusion matrix. For evaluation only.
-
-    The confusion matrices of all processes add up exactly. scikit-learn computes the measures.
-
-    Args:
-        class_num: number of classes.
-    """
-
-    def __init__(self, class_num: int) -> None:
-        self._class_num = class_num
-        self._pairs: list[paddle.Tensor] = []  # read at the end, because a read makes the host wait
-
-    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Keeps the labels and predictions of a batch, and returns no sums.
-
-        Args:
-            logits: [N, class_num].
-            labels: int64 [N].
-        """
-        self._pairs.append(paddle.stack([labels, logits.argmax(axis=-1)]))
-        return {}
-
-    def results(self) -> dict[str, float]:
-        """Returns means over the classes that occur, from the samples of all processes.
-
-        It also resets the counts. All processes must call it.
-        """
-        from sklearn.metrics import precision_recall_fscore_support
-
-        matrix = np.zeros((self._class_num, self._class_num), np.int64)
-        if self._pairs:
-            np.add.at(matrix, tuple(paddle.concat(self._pairs, axis=1).numpy()), 1)
-        self._pairs = []
-        total = distributed.sum_over_processes(matrix.reshape(-1)).reshape(matrix.shape)
-        true_classes, predicted_classes = np.nonzero(total)
-        weights = total[true_classes, predicted_classes]
-        classes = np.arange(len(total))
-        rows = precision_recall_fscore_support(
-            true_classes, predicted_classes, labels=classes, sample_weight=weights, zero_division=0
-        )
-        self.by_class = {
-            name: row.tolist()
-            for name, row in zip(("precision", "recall", "f1", "support"), rows, strict=True)
-        }
-        self.by_class["confusion_matrix"] = total.astype(int).tolist()
-        has_samples = rows[3] > 0
-        means = {
-            name: float(row[has_samples].mean())
-            for name, row in zip(("precision", "recall", "f1"), rows, strict=False)
-        }
-        return {**means, "balanced_accuracy": means["recall"]}
-
-
 def build_metrics(
     specs: Sequence[Mapping[str, Any]] | None,
     where: ConfigPlace = ConfigPlace(("Metric",)),
-    class_num: int = 1000,
     *,
+    class_num: int = 1000,
+    class_names: Sequence[str] = (),
     training: bool = False,
 ) -> list[Metric]:
     """Builds the metrics of a config's list, ``[{"TopkAcc": {"topk": [1, 5]}}]``; null gives no metrics.
@@ -143,6 +100,7 @@ def build_metrics(
         specs: blocks of the metrics.
         where: place of the list, for error messages.
         class_num: number of classes.
+        class_names: names of the classes; empty if they have none.
         training: True for training metrics, which must be means over samples.
 
     Raises:
@@ -151,9 +109,9 @@ def build_metrics(
     """
     metrics = []
     for block in METRICS.blocks(specs or [], where):
-        metrics.append(METRICS.build(block, class_num=class_num))
-        if training and not metrics[-1].names:
-            raise block.where.error(f"{block.name} is an evaluation metric: expected it under Metric.Eval")
+        metrics.append(METRICS.build(block, class_num=class_num, class_names=class_names))
+        if training:
+            refuse_in_training(block, metrics[-1].names)
     return metrics
 
 

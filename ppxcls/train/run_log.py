@@ -109,7 +109,11 @@ class RunLog:
     def eval_line(self, results: dict[str, float], progress: Progress) -> None:
         """Logs the results of an evaluation, and the best result so far."""
         logger.info(f"[Eval][Epoch {progress.epoch}][Avg]{format_results(results)}")
-        logger.info(f"[Eval][Epoch {progress.epoch}][best metric: {progress.best['value']:.5f}]")
+        best = progress.best
+        logger.info(
+            f"[Eval][Epoch {progress.epoch}][best metric: {best['value']:.5f}] "
+            f"{best['metric']} of epoch {best['epoch']}"
+        )
         self._track("eval", {"epoch": progress.epoch, "step": progress.step}, results)
 
     def _track(self, kind: str, place: dict[str, int], figures: dict[str, Any]) -> None:
@@ -214,7 +218,10 @@ def small_curve(values: Sequence[float]) -> str:
 
 def format_figures(values: dict[str, float]) -> str:
     """Returns the values as text, such as ``top1: 0.78300, CELoss: 1.90000``."""
-    return ", ".join(f"{name}: {value:.5f}" for name, value in values.items())
+    texts = {
+        name: f"{value:.5f}" if isinstance(value, float) else str(value) for name, value in values.items()
+    }
+    return ", ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def format_results(results: dict[str, float]) -> str:

@@ -254,10 +254,10 @@ class Trainer:
         """Evaluates the network and logs the results. Returns True if they are the best so far."""
         with self.learner.averaged():
             results = evaluation(self.learner.network, self._interruptible_batches(evaluation.loader.epoch()))
-        name, value = next(iter(results.items()))
+        name = evaluation.deciding_figure
         larger_is_better = evaluation.larger_is_better(name)
         # A metric of a plugin may differ between the processes, but they must decide alike.
-        figures = np.array([value, results[evaluation.loss_name]])
+        figures = np.array([results[name], results[evaluation.loss_name]])
         value, loss = distributed.values_of_first_process(figures).tolist()
         candidate = {"metric": name, "value": value, "epoch": self.progress.epoch, "loss": loss}
         is_best = is_better(candidate, self.progress.best, larger_is_better=larger_is_better)

@@ -18,9 +18,9 @@ from sklearn import metrics as sklearn_metrics
 import ppxcls
 from ppxcls.data.sampler import ClassBalancedSampler, ProgressiveSampler, RASampler
 from ppxcls.models.weights import save_weights
+from ppxcls.train.class_metrics import ClassReport
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.losses import build_loss
-from ppxcls.train.metrics import ClassReport
 from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.optimizers import build_optimizer
 
