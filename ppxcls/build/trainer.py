@@ -12,7 +12,7 @@ from paddle import nn
 
 from ppxcls._version import __version__
 from ppxcls.build.choices import Weights, class_names_for, class_num, network_classes, weights_for
-from ppxcls.build.data import build_loader
+from ppxcls.build.data import build_loader, losses_classes
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
 from ppxcls.build.network import build_network, mixed_precision, static_network
@@ -28,6 +28,7 @@ from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.train import METRICS_FILE
+from ppxcls.train.class_weights import TrainingClasses, describe_weights
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
@@ -71,13 +72,20 @@ def build_trainer(config: Config) -> Trainer:
     loader = build_loader(config, "Train", classes)
     if warning := _unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
-    evaluation = _evaluation_of_training(config, classes)
-    update_freq = _update_freq(config, loader)
     names = class_names_for(config, "train")
+    classes_of_losses = losses_classes(config, classes, names, loader.dataset)
+    evaluation = _evaluation_of_training(config, classes, classes_of_losses)
+    update_freq = _update_freq(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
     facts = replace(facts, class_names=list(classes.names) if classes else names)
-    learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
+    learner = _build_learner(
+        config,
+        network,
+        steps_per_epoch=facts.steps_per_epoch,
+        samples_per_step=facts.global_batch * update_freq,
+        classes=classes_of_losses,
+    )
     if distributed.rank() == 0:
         report_disk_space(config, network, folder.path)
     # The ranks of several nodes may have other absolute paths.
@@ -110,12 +118,24 @@ def _run_schedule(config: Config, update_freq: int) -> RunSchedule:
     return replace(RunSchedule(**settings), update_freq=update_freq)
 
 
-def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
+def _build_learner(
+    config: Config,
+    network: nn.Layer,
+    *,
+    steps_per_epoch: int,
+    samples_per_step: int,
+    classes: TrainingClasses,
+) -> Learner:
     mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     is_mixed = bool(mixing_blocks)
     loss = build_loss(
-        required_section(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed
+        required_section(config, "Loss").Train,
+        config.where("Loss.Train"),
+        soft_labels=is_mixed,
+        classes=classes,
     )
+    for name, weights in loss.class_weights.items():
+        logger.info(f"{name}: {describe_weights(weights, classes.names)}")
     optimizer_block = required_section(config, "Optimizer")
     factor = _lr_factor(config, samples_per_step)
     schedule = build_lr_schedule(
@@ -150,7 +170,9 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
 
 
-def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evaluation | None:
+def _evaluation_of_training(
+    config: Config, classes: ClassNames | None, classes_of_losses: TrainingClasses
+) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
     Returns:
@@ -160,7 +182,7 @@ def _evaluation_of_training(config: Config, classes: ClassNames | None) -> Evalu
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes) if is_evaluated else None
+    return build_evaluation(config, classes, classes_of_losses) if is_evaluated else None
 
 
 def _update_freq(config: Config, loader: Loader) -> int:
