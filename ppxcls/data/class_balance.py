@@ -50,6 +50,6 @@ def imbalance_note(counts: Array, names: Sequence[str]) -> str | None:
     )
     return (
         f"{large_name} has {counts[largest]:,} training images and {small_name} {counts[smallest]:,}, "
-        f"1 for {ratio:.3g}; if small classes matter as much as large ones, add "
+        f"1 for {ratio:,.0f}; if small classes matter as much as large ones, add "
         "-o Loss.Train.0.CELoss.class_weight=balanced"
     )
