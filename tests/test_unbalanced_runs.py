@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.models.weights import save_weights
 from ppxcls.reports.record import read_record
-from tests.conftest import SMALL_NETWORK, run_tool
+from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
 LABELS = [0] * 8 + [1] * 3 + [2]  # of the 12 training images
 BALANCED = [12 / (3 * count) for count in (8, 3, 1)]
@@ -227,3 +229,12 @@ def test_a_loss_of_a_plugin_asks_for_the_classes(unbalanced: Callable[..., Path]
             trainer_of(file, *overrides, "Loss.Train=[{PriorLoss: {classes: 3}}]")
     finally:
         ppxcls.LOSSES.forget({"PriorLoss"} & ppxcls.LOSSES.registered())
+
+
+def test_the_example_of_the_page_is_valid(unbalanced: Callable[..., Path]) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/imbalance.md").read_text(), re.DOTALL)
+    losses = yaml.safe_load(text)["Loss"]["Train"]
+    assert weights_of(unbalanced(**{"Loss.Train": losses})) == pytest.approx(BALANCED)
+    override = "Loss.Train.0.CELoss.class_weight=balanced"
+    assert override in (ROOT / "docs/imbalance.md").read_text()
+    assert weights_of(unbalanced(class_weight=None), override) == pytest.approx(BALANCED)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import paddle
 from tqdm import tqdm
 
@@ -14,16 +12,13 @@ from ppxcls.build.judging import judging_config
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
-from ppxcls.data.class_balance import class_counts
 from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
 from ppxcls.system import distributed
-from ppxcls.system.arrays import Array
 from ppxcls.system.environment import cores_per_rank
 from ppxcls.system.logs import logger
-from ppxcls.train.class_weights import TrainingClasses
 
 # Threads of one process wait for its lock: on 16 cores, 2 threads loaded 2.0 times as many images as one, 4
 # threads 3.4 times, 8 threads 4.7 times.
@@ -71,29 +66,6 @@ def build_images(config: Config, mode: str) -> Dataset:
     """
     section: DatasetSection = getattr(config.DataLoader, mode)
     return DATASETS.build(section.dataset, class_num=None, patience=0)
-
-
-def losses_classes(
-    config: Config, classes: ClassNames | None, names: Sequence[str], dataset: Dataset | None = None
-) -> TrainingClasses:
-    """Returns the classes of a run for its losses.
-
-    Args:
-        config: config of the run.
-        classes: classes of the network; see ``build_dataset``.
-        names: names of the classes; empty if they have none.
-        dataset: training data; None to read the list of ``DataLoader.Train`` when a loss needs the counts.
-    """
-    count = class_num(config)
-
-    def count_images() -> Array:
-        if dataset is not None:
-            return class_counts(dataset, count)
-        if not (config.DataLoader and config.DataLoader.Train):
-            raise ValueError("the training images can't be counted, because DataLoader.Train is missing")
-        return class_counts(build_dataset(config, "Train", classes, patience=0), count)
-
-    return TrainingClasses(names or [str(i) for i in range(count)], count_images)
 
 
 def build_loader(config: Config, mode: str, classes: ClassNames | None) -> Loader:

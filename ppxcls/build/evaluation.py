@@ -23,8 +23,9 @@ from ppxcls.build.choices import (
     weights_for,
 )
 from ppxcls.build.class_order import manifest_beside
-from ppxcls.build.data import build_loader, losses_classes
+from ppxcls.build.data import build_loader
 from ppxcls.build.judging import judging_config, use_of_test
+from ppxcls.build.losses import evaluation_loss, losses_classes
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
@@ -41,9 +42,8 @@ from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS, TEST_PREDICTIONS
-from ppxcls.train.class_weights import TrainingClasses
 from ppxcls.train.evaluation import Evaluation
-from ppxcls.train.losses import CELoss, WeightedSum, build_loss
+from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Metric, TopkAcc, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
@@ -112,7 +112,9 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     classes = network_classes(config, "evaluate", weights)
-    evaluation = build_evaluation(config, classes, losses_classes(config, classes, names))
+    evaluation = build_evaluation(
+        config, classes, evaluation_loss(config, losses_classes(config, classes, names))
+    )
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
@@ -159,25 +161,18 @@ def _report_results(
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
 
-def build_evaluation(
-    config: Config, classes: ClassNames | None, classes_of_losses: TrainingClasses
-) -> Evaluation:
-    """Builds the evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
+def build_evaluation(config: Config, classes: ClassNames | None, loss: WeightedSum) -> Evaluation:
+    """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics and precision.
 
     Args:
         config: config with ``DataLoader.Eval``.
         classes: classes of the network, to which labels are mapped by name; None if they are not known.
-        classes_of_losses: classes of the run, for losses that ask for them.
+        loss: loss of evaluations.
 
     Raises:
         ConfigError, DataError: the data set can't be used.
     """
-    loss = WeightedSum([("CELoss", 1.0, CELoss())])
     metrics: list[Metric] = [TopkAcc([1, 5])]
-    if config.Loss and config.Loss.Eval:
-        loss = build_loss(
-            config.Loss.Eval, config.where("Loss.Eval"), soft_labels=False, classes=classes_of_losses
-        )
     if config.Metric:
         metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
     return Evaluation(

@@ -12,27 +12,27 @@ from paddle import nn
 
 from ppxcls._version import __version__
 from ppxcls.build.choices import Weights, class_names_for, class_num, network_classes, weights_for
-from ppxcls.build.data import build_loader, losses_classes
+from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
+from ppxcls.build.losses import evaluation_loss, losses_classes, training_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.checkpoints.safe_states import INSTALL_HINT
 from ppxcls.config.sections import Config
-from ppxcls.data.dataset import Dataset
+from ppxcls.data.class_balance import unused_classes_warning
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
 from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
 from ppxcls.train import METRICS_FILE
-from ppxcls.train.class_weights import TrainingClasses, describe_weights
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
-from ppxcls.train.losses import build_loss
+from ppxcls.train.losses import WeightedSum
 from ppxcls.train.lr_schedules import build_lr_schedule
 from ppxcls.train.metrics import build_metrics
 from ppxcls.train.mixing import build_batch_transforms
@@ -70,22 +70,17 @@ def build_trainer(config: Config) -> Trainer:
     classes = network_classes(config, "train", weights)
     network = build_network(config, "train", weights)
     loader = build_loader(config, "Train", classes)
-    if warning := _unused_classes_warning(loader.dataset, class_num(config)):
+    if warning := unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
     names = class_names_for(config, "train")
-    classes_of_losses = losses_classes(config, classes, names, loader.dataset)
-    evaluation = _evaluation_of_training(config, classes, classes_of_losses)
+    counted_classes = losses_classes(config, classes, names, loader.dataset)
+    evaluation = _evaluation_of_training(config, classes, evaluation_loss(config, counted_classes))
     update_freq = _update_freq(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
     facts = replace(facts, class_names=list(classes.names) if classes else names)
-    learner = _build_learner(
-        config,
-        network,
-        steps_per_epoch=facts.steps_per_epoch,
-        samples_per_step=facts.global_batch * update_freq,
-        classes=classes_of_losses,
-    )
+    loss = training_loss(config, counted_classes)
+    learner = _build_learner(config, network, loss, facts)
     if distributed.rank() == 0:
         report_disk_space(config, network, folder.path)
     # The ranks of several nodes may have other absolute paths.
@@ -118,28 +113,11 @@ def _run_schedule(config: Config, update_freq: int) -> RunSchedule:
     return replace(RunSchedule(**settings), update_freq=update_freq)
 
 
-def _build_learner(
-    config: Config,
-    network: nn.Layer,
-    *,
-    steps_per_epoch: int,
-    samples_per_step: int,
-    classes: TrainingClasses,
-) -> Learner:
-    mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
-    is_mixed = bool(mixing_blocks)
-    loss = build_loss(
-        required_section(config, "Loss").Train,
-        config.where("Loss.Train"),
-        soft_labels=is_mixed,
-        classes=classes,
-    )
-    for name, weights in loss.class_weights.items():
-        logger.info(f"{name}: {describe_weights(weights, classes.names)}")
+def _build_learner(config: Config, network: nn.Layer, loss: WeightedSum, facts: RunFacts) -> Learner:
     optimizer_block = required_section(config, "Optimizer")
-    factor = _lr_factor(config, samples_per_step)
+    factor = _lr_factor(config, facts.global_batch * facts.update_freq)
     schedule = build_lr_schedule(
-        optimizer_block.lr, config.Global.epochs, steps_per_epoch=steps_per_epoch, factor=factor
+        optimizer_block.lr, config.Global.epochs, steps_per_epoch=facts.steps_per_epoch, factor=factor
     )
     optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(
@@ -153,6 +131,7 @@ def _build_learner(
         average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup, optimizer=optimizer)
     metric_blocks = config.Metric.Train if config.Metric else None
     metrics = build_metrics(metric_blocks, config.where("Metric.Train"), class_num(config), training=True)
+    mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     mixing = build_batch_transforms(mixing_blocks, class_num(config))
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
@@ -171,7 +150,7 @@ def _build_learner(
 
 
 def _evaluation_of_training(
-    config: Config, classes: ClassNames | None, classes_of_losses: TrainingClasses
+    config: Config, classes: ClassNames | None, loss: WeightedSum
 ) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
@@ -182,7 +161,7 @@ def _evaluation_of_training(
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes, classes_of_losses) if is_evaluated else None
+    return build_evaluation(config, classes, loss) if is_evaluated else None
 
 
 def _update_freq(config: Config, loader: Loader) -> int:
@@ -231,17 +210,6 @@ def _lr_factor(config: Config, samples_per_step: int) -> float:
         f"samples per step instead of {base_batch_size} ({rule})"
     )
     return factor
-
-
-def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
-    """Returns a warning if the network has more classes than the training data; None otherwise."""
-    largest_label = int(dataset.labels.max())
-    if largest_label + 1 >= count:
-        return None
-    return (
-        f"Arch.class_num is {count:,}, but the labels of {dataset.source} "
-        f"end at {largest_label:,}: expected {largest_label + 1:,}?"
-    )
 
 
 def _trackers(config: Config) -> list[Tracker]:

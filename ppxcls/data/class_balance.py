@@ -1,4 +1,4 @@
-"""Counts the samples of each class, and names classes of very different sizes."""
+"""Counts the training samples of each class, and tells what is unusual about the counts."""
 
 from __future__ import annotations
 
@@ -52,4 +52,20 @@ def imbalance_note(counts: Array, names: Sequence[str]) -> str | None:
         f"{large_name} has {counts[largest]:,} training images and {small_name} {counts[smallest]:,}, "
         f"1 for {ratio:,.0f}; if small classes matter as much as large ones, add "
         "-o Loss.Train.0.CELoss.class_weight=balanced"
+    )
+
+
+def unused_classes_warning(dataset: Dataset, count: int) -> str | None:
+    """Returns a warning if the network has more classes than the training data; None otherwise.
+
+    Args:
+        dataset: training data.
+        count: number of classes of the network.
+    """
+    largest_label = int(dataset.labels.max())
+    if largest_label + 1 >= count:
+        return None
+    return (
+        f"Arch.class_num is {count:,}, but the labels of {dataset.source} "
+        f"end at {largest_label:,}: expected {largest_label + 1:,}?"
     )

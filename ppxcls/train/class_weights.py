@@ -138,8 +138,8 @@ def logit_offsets(factor: float, counts: Array) -> Array:
 
 def describe_weights(weights: Array, names: Sequence[str]) -> str:
     """Returns the smallest and the largest weight with the names of their classes, for the log."""
-    least, largest = int(weights.argmin()), int(weights.argmax())
+    smallest, largest = int(weights.argmin()), int(weights.argmax())
     return (
-        f"class weights from {weights[least]:.4g} ({printable(names[least])}) "
+        f"class weights from {weights[smallest]:.4g} ({printable(names[smallest])}) "
         f"to {weights[largest]:.4g} ({printable(names[largest])})"
     )
