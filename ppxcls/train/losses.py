@@ -88,7 +88,8 @@ class CELoss(Loss):
             scikit-learn. ``effective``: inverse of the effective number (arXiv:1901.05555) with a beta of
             0.999; ``{effective: 0.99}`` has another beta. A number from 0 to 1: exponent of the inverse; 1 is
             ``balanced``. These have the mean 1 over the training images. A list: one weight for each class. A
-            mapping: weights by the names of classes, and 1 for all others. Null for equal weights.
+            mapping: weights by the names of classes, and 1 for all others. The mean over the batch divides by
+            the number of images. Null for equal weights.
         logit_adjustment: factor tau of the logarithms of the class shares, which are added to the logits in
             training only (arXiv:2007.07314, equation 10). 1 trains for the mean of the accuracies of the
             classes; 0 adds nothing.
