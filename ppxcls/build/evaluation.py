@@ -25,7 +25,7 @@ from ppxcls.build.choices import (
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
 from ppxcls.build.judging import judging_config, use_of_test
-from ppxcls.build.losses import evaluation_loss, losses_classes
+from ppxcls.build.losses import evaluation_loss, classes_for_losses
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
@@ -113,7 +113,7 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     classes = network_classes(config, "evaluate", weights)
     evaluation = build_evaluation(
-        config, classes, evaluation_loss(config, losses_classes(config, classes, names))
+        config, classes, evaluation_loss(config, classes_for_losses(config, classes, names))
     )
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})

@@ -17,7 +17,7 @@ from ppxcls.train.class_weights import TrainingClasses, describe_weights
 from ppxcls.train.losses import CELoss, WeightedSum, build_loss
 
 
-def losses_classes(
+def classes_for_losses(
     config: Config, classes: ClassNames | None, names: Sequence[str], dataset: Dataset | None = None
 ) -> TrainingClasses:
     """Returns the classes of a run for its losses.

@@ -15,7 +15,7 @@ from ppxcls.build.choices import Weights, class_names_for, class_num, network_cl
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
-from ppxcls.build.losses import evaluation_loss, losses_classes, training_loss
+from ppxcls.build.losses import evaluation_loss, classes_for_losses, training_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
@@ -73,7 +73,7 @@ def build_trainer(config: Config) -> Trainer:
     if warning := unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
     names = class_names_for(config, "train")
-    counted_classes = losses_classes(config, classes, names, loader.dataset)
+    counted_classes = classes_for_losses(config, classes, names, loader.dataset)
     evaluation = _evaluation_of_training(config, classes, evaluation_loss(config, counted_classes))
     update_freq = _update_freq(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)

@@ -49,8 +49,8 @@ def imbalance_note(counts: Array, names: Sequence[str]) -> str | None:
         printable(names[i]) if i < len(names) else f"class {i}" for i in (largest, smallest)
     )
     return (
-        f"{large_name} has {counts[largest]:,} training images and {small_name} {counts[smallest]:,}, "
-        f"1 for {ratio:,.0f}; if small classes matter as much as large ones, add "
+        f"{large_name} has {counts[largest]:,} training images, {ratio:,.0f} times as many as {small_name} "
+        f"({counts[smallest]:,}); if small classes matter as much as large ones, add "
         "-o Loss.Train.0.CELoss.class_weight=balanced"
     )
 

@@ -53,9 +53,6 @@ def stage_loss(config: Config, lists: Path) -> CELoss:
     Args:
         config: config of the training of all layers.
         lists: folder of the lists.
-
-    Raises:
-        ConfigError: the class weights are invalid.
     """
     names = class_names_for(config, "train")
     labels = ListIndex(lists / TRAIN_LIST).labels

@@ -189,7 +189,7 @@ def test_unbalanced_training_data_are_noted_with_the_key() -> None:
     names = ["ant", "bee"]
     report = check_lists([Colours([0] * 20 + [1] * 2), Colours([0] * 11 + [1])], 2, names=names)
     (note,) = report.findings["unbalanced classes"]
-    assert note.startswith("Colours: ant has 20 training images and bee 2, 1 for 10; ")
+    assert note.startswith("Colours: ant has 20 training images, 10 times as many as bee (2); ")
     assert "class_weight=balanced" in note
     assert check_lists([Colours([0] * 19 + [1] * 2)], 2).findings["unbalanced classes"] == []
     assert "unbalanced classes" not in ERRORS

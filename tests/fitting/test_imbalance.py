@@ -105,7 +105,7 @@ def test_the_loss_of_the_stages(
 @pytest.mark.parametrize(
     ("counts", "overrides", "expected"),
     [
-        ([30, 3], [], "ant has 30 training images and bee 3, 1 for 10; "),
+        ([30, 3], [], "ant has 30 training images, 10 times as many as bee (3); "),
         ([29, 3], [], None),
         ([30, 3], ["Loss.Train.0.CELoss.class_weight=effective"], None),
         ([30, 3], ["DataLoader.Train.sampler.name=ClassBalancedSampler"], None),

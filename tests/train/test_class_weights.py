@@ -278,8 +278,8 @@ def test_counts_of_a_data_set() -> None:
     ("counts", "names", "beginning"),
     [
         ([99, 10, 0], [], None),
-        ([100, 10, 0], [], "class 0 has 100 training images and class 1 10, 1 for 10;"),
-        ([3, 4000, 50], ["a", "b", "c"], "b has 4,000 training images and a 3, 1 for 1,333;"),
+        ([100, 10, 0], [], "class 0 has 100 training images, 10 times as many as class 1 (10);"),
+        ([3, 4000, 50], ["a", "b", "c"], "b has 4,000 training images, 1,333 times as many as a (3);"),
     ],
 )
 def test_a_note_about_classes_of_very_different_sizes(
