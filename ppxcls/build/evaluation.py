@@ -25,7 +25,7 @@ from ppxcls.build.choices import (
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
 from ppxcls.build.judging import judging_config, use_of_test
-from ppxcls.build.losses import evaluation_loss, classes_for_losses
+from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest

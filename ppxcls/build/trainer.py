@@ -15,7 +15,7 @@ from ppxcls.build.choices import Weights, class_names_for, class_num, network_cl
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
-from ppxcls.build.losses import evaluation_loss, classes_for_losses, training_loss
+from ppxcls.build.losses import classes_for_losses, evaluation_loss, training_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
