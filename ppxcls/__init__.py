@@ -50,6 +50,7 @@ _NAMES_BY_MODULE = {
     "ppxcls.reports.page": ("report",),
     "ppxcls.serving.start": ("serve",),
     "ppxcls.system.signals": ("Preempted",),
+    "ppxcls.train.class_weights": ("TrainingClasses",),
     "ppxcls.train.loss_watch": ("TrainingError",),
     "ppxcls.train.losses": ("LOSSES", "Loss"),
     "ppxcls.train.lr_schedules": ("LR_SCHEDULES", "build_lr_schedule"),
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
     from ppxcls.reports.page import report as report
     from ppxcls.serving.start import serve as serve
     from ppxcls.system.signals import Preempted as Preempted
+    from ppxcls.train.class_weights import TrainingClasses as TrainingClasses
     from ppxcls.train.loss_watch import TrainingError as TrainingError
     from ppxcls.train.losses import LOSSES as LOSSES
     from ppxcls.train.losses import Loss as Loss

@@ -53,6 +53,8 @@ def hint_schema(hint: Any) -> Schema:
         return {"anyOf": [hint_schema(argument) for argument in arguments]}
     if origin is list:
         return {"type": "array", "items": hint_schema(arguments[0])}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": hint_schema(arguments[1])}
     if origin is tuple:
         return {
             "type": "array",

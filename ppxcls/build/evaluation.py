@@ -25,11 +25,12 @@ from ppxcls.build.choices import (
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
 from ppxcls.build.judging import judging_config, use_of_test
+from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.config.checks import ConfigError
-from ppxcls.config.figures import DEFAULT_LOSSES, DEFAULT_METRICS
+from ppxcls.config.figures import DEFAULT_METRICS
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
@@ -43,7 +44,7 @@ from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
 from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS, TEST_PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
-from ppxcls.train.losses import build_loss
+from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
@@ -111,7 +112,9 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
     )
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
-    evaluation = build_evaluation(config, network_classes(config, "evaluate", weights), names)
+    classes = network_classes(config, "evaluate", weights)
+    loss = evaluation_loss(config, classes_for_losses(config, classes, names))
+    evaluation = build_evaluation(config, classes, names, loss=loss)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
@@ -158,22 +161,24 @@ def _report_results(
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
 
-def build_evaluation(config: Config, classes: ClassNames | None, names: Sequence[str]) -> Evaluation:
-    """Builds the evaluation on ``DataLoader.Eval``: its loader, losses, metrics and precision.
+def build_evaluation(
+    config: Config, classes: ClassNames | None, names: Sequence[str], *, loss: WeightedSum
+) -> Evaluation:
+    """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics and precision.
 
     Args:
         config: config with ``DataLoader.Eval``.
         classes: classes of the network, to which labels are mapped by name; None if they are not known.
         names: names of the classes if ``classes`` is None, for metrics of one class; empty if there are none.
+        loss: loss of evaluations.
 
     Raises:
         ConfigError, DataError: the data set can't be used, or a metric names an unknown class.
     """
-    loss_blocks = (config.Loss.Eval if config.Loss else None) or DEFAULT_LOSSES
     metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
     return Evaluation(
         build_loader(config, "Eval", classes),
-        build_loss(loss_blocks, config.where("Loss.Eval"), soft_labels=False),
+        loss,
         metrics=build_metrics(
             metric_blocks,
             config.where("Metric.Eval"),

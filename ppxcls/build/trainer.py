@@ -14,6 +14,7 @@ from ppxcls.build.choices import Weights, class_names_for, class_num, network_cl
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
 from ppxcls.build.evaluation import build_evaluation
+from ppxcls.build.losses import classes_for_losses, evaluation_loss, training_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.schedules import learning_rate, log_scaling, run_schedule, update_freq_of
 from ppxcls.build.start import required_section, start_job, start_terminal_log
@@ -21,7 +22,7 @@ from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.checkpoints.safe_states import INSTALL_HINT
 from ppxcls.config.sections import Config
-from ppxcls.data.dataset import Dataset
+from ppxcls.data.class_balance import unused_classes_warning
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
 from ppxcls.models.weights import weights_file
@@ -31,7 +32,7 @@ from ppxcls.train import METRICS_FILE
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.learner import Learner
-from ppxcls.train.losses import build_loss
+from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import build_metrics
 from ppxcls.train.mixing import build_batch_transforms
 from ppxcls.train.optimizers import OPTIMIZERS, build_optimizer
@@ -68,15 +69,17 @@ def build_trainer(config: Config) -> Trainer:
     classes = network_classes(config, "train", weights)
     network = build_network(config, "train", weights)
     loader = build_loader(config, "Train", classes)
-    if warning := _unused_classes_warning(loader.dataset, class_num(config)):
+    if warning := unused_classes_warning(loader.dataset, class_num(config)):
         logger.warning(warning)
     names = class_names_for(config, "train")
-    evaluation = _training_evaluation(config, classes, names)
+    counted_classes = classes_for_losses(config, classes, names, loader.dataset)
+    evaluation = _training_evaluation(config, classes, names, loss=evaluation_loss(config, counted_classes))
     update_freq = update_freq_of(config, loader)
     facts = _facts(config, loader, update_freq=update_freq, evaluation=evaluation, weights=weights)
     # The names of the list, because ``names`` may be other words for the same classes.
     facts = replace(facts, class_names=list(classes.names) if classes else names)
-    learner = _build_learner(config, network, facts.steps_per_epoch, facts.global_batch * update_freq)
+    loss = training_loss(config, counted_classes)
+    learner = _build_learner(config, network, loss, facts)
     if distributed.rank() == 0:
         report_disk_space(config, network, folder.path)
     # The ranks of several nodes may have other absolute paths.
@@ -103,14 +106,10 @@ def _run_folder(config: Config) -> RunFolder:
     )
 
 
-def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samples_per_step: int) -> Learner:
-    mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
-    is_mixed = bool(mixing_blocks)
-    loss = build_loss(
-        required_section(config, "Loss").Train, config.where("Loss.Train"), soft_labels=is_mixed
-    )
+def _build_learner(config: Config, network: nn.Layer, loss: WeightedSum, facts: RunFacts) -> Learner:
     optimizer_block = required_section(config, "Optimizer")
-    schedule = learning_rate(config, steps_per_epoch, samples_per_step)
+    samples_per_step = facts.global_batch * facts.update_freq
+    schedule = learning_rate(config, facts.steps_per_epoch, samples_per_step)
     log_scaling(config, schedule, samples_per_step)
     optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
     network, optimizer, precision = set_precision(
@@ -124,6 +123,7 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
         average = WeightAverage(network, config.EMA.decay, warmup=config.EMA.warmup, optimizer=optimizer)
     blocks = config.Metric.Train if config.Metric else None
     metrics = build_metrics(blocks, config.where("Metric.Train"), class_num=class_num(config), training=True)
+    mixing_blocks = required_section(config, "DataLoader.Train").dataset.get("batch_transform_ops")
     mixing = build_batch_transforms(mixing_blocks, class_num(config))
     if config.Global.to_static:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
@@ -141,7 +141,9 @@ def _build_learner(config: Config, network: nn.Layer, steps_per_epoch: int, samp
     )
 
 
-def _training_evaluation(config: Config, classes: ClassNames | None, names: list[str]) -> Evaluation | None:
+def _training_evaluation(
+    config: Config, classes: ClassNames | None, names: list[str], *, loss: WeightedSum
+) -> Evaluation | None:
     """Builds the evaluation between epochs.
 
     Returns:
@@ -151,18 +153,7 @@ def _training_evaluation(config: Config, classes: ClassNames | None, names: list
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes, names) if is_evaluated else None
-
-
-def _unused_classes_warning(dataset: Dataset, count: int) -> str | None:
-    """Returns a warning if the network has more classes than the training data; None otherwise."""
-    largest_label = int(dataset.labels.max())
-    if largest_label + 1 >= count:
-        return None
-    return (
-        f"Arch.class_num is {count:,}, but the labels of {dataset.source} "
-        f"end at {largest_label:,}: expected {largest_label + 1:,}?"
-    )
+    return build_evaluation(config, classes, names, loss=loss) if is_evaluated else None
 
 
 def _trackers(config: Config) -> list[Tracker]:

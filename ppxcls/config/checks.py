@@ -105,6 +105,8 @@ def type_name(hint: Any) -> str:
         return " or ".join(type_name(a) for a in args)
     if origin is list:
         return f"a list, each {type_name(args[0])}"
+    if origin is dict:
+        return f"a mapping of names, each to {type_name(args[1])}"
     if origin is tuple:
         return f"a list of {len(args)}, each {type_name(args[0])}"
     names = {
@@ -212,9 +214,20 @@ def check_value(value: Any, hint: Any, where: ConfigPlace) -> Any:
             raise _mismatch(value, hint, where)
         items = [check_value(v, args[0], where / i) for i, v in enumerate(value)]
         return items if origin is list else tuple(items)
+    if origin is dict:  # a notebook may have numbers as keys; those of a YAML are text
+        items = check_value(value, dict, where)
+        return {_text_key(key, where): check_value(v, args[1], where / str(key)) for key, v in items.items()}
     if is_dataclass(hint):
         return check_section(value, typing.cast(type, hint), where)
     return _check_scalar(value, hint, where)
+
+
+def _text_key(key: Any, where: ConfigPlace) -> str:
+    """Returns the key of a mapping as text. Raises ConfigError if it is neither text nor an integer."""
+    if key in ("__class__", "__dict__"):  # keys become attributes of an EasyDict, which can't have these
+        raise where.error(f"expected another name, received {key!r}")
+    is_integer = isinstance(key, int) and not isinstance(key, bool)
+    return str(key) if is_integer else str(check_value(key, str, where))
 
 
 def _check_union(value: Any, hint: Any, args: tuple[Any, ...], where: ConfigPlace) -> Any:
@@ -240,7 +253,7 @@ def _takes_items(hint: Any, kind: type) -> bool:
         return not isinstance(args[1], Bound) or _takes_items(args[0], kind)
     if origin in (list, tuple) or hint is list:
         return kind is list
-    return hint is Any or (kind is dict and (is_dataclass(hint) or hint is dict))
+    return hint is Any or (kind is dict and (is_dataclass(hint) or dict in (hint, origin)))
 
 
 def _check_annotated(value: Any, hint: Any, annotation: Any, where: ConfigPlace) -> Any:

@@ -428,5 +428,7 @@ def to_plain(value: Any) -> Any:
     if is_dataclass(value):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {key: to_plain(v) for key, v in value.items()}
+        # The attribute ``items`` of an EasyDict may be the value of a key of this name.
+        pairs = dict.items(value) if isinstance(value, dict) else value.items()
+        return {key: to_plain(v) for key, v in pairs}
     return [to_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.data.class_balance import imbalance_note
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, image_count, largest_16bit_value
 from ppxcls.data.similar_names import similar_name_notes
@@ -30,7 +31,14 @@ ERRORS = (
     "two labels",
     "in training and evaluation",
 )
-NOTES = ("almost black", "several images", "duplicate", "class without samples", "similar names")
+NOTES = (
+    "almost black",
+    "several images",
+    "duplicate",
+    "class without samples",
+    "unbalanced classes",
+    "similar names",
+)
 
 
 @dataclass(frozen=True)
@@ -191,6 +199,8 @@ def check_lists(
             name, number = printable(files.dataset.source), len(report.lists) + 1
             unique_name = name if name not in report.lists else f"{name} ({number})"
             report.lists[unique_name] = _facts(files, class_num, report)
+    if datasets and (note := imbalance_note(np.bincount(datasets[0].labels, minlength=class_num), names)):
+        report.findings["unbalanced classes"] = [f"{printable(datasets[0].source)}: {note}"]
     _compare(all_files, report)
     for findings in report.findings.values():
         findings.sort()

@@ -7,7 +7,6 @@ import time
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from tqdm import tqdm
 
 from ppxcls.fitting.features import Features
@@ -15,6 +14,7 @@ from ppxcls.fitting.linear import LinearClassifier
 from ppxcls.models.parts import NetworkParts
 from ppxcls.system.arrays import Array
 from ppxcls.system.signals import interrupts_deferred
+from ppxcls.train.losses import CELoss
 
 BATCH_SIZE = 32
 _EVALUATED_AT_ONCE = 32
@@ -35,12 +35,14 @@ class ExitFlowTraining:
         parts: parts of a network in evaluation mode. Their parameters are changed.
         features: features with activations.
         seed: seed of the order of the photographs and of their copies.
+        loss: cross-entropy, perhaps with class weights.
     """
 
-    def __init__(self, parts: NetworkParts, features: Features, seed: int) -> None:
+    def __init__(self, parts: NetworkParts, features: Features, seed: int, loss: CELoss) -> None:
         self._parts = parts
         self._features = features
         self._seed = seed
+        self._loss = loss
         self._layers = (parts.exit_flow, parts.classifier)
         self._first_arrays = [tensor.numpy().copy() for tensor in self._parameters()]
 
@@ -118,7 +120,7 @@ class ExitFlowTraining:
         labels = paddle.to_tensor(self._features.labels[indices])
         with interrupts_deferred():
             logits = self._parts.classifier(self._parts.exit_flow(inputs))
-            loss = F.cross_entropy(logits, labels)
+            loss = self._loss(logits, labels)
             loss.backward()
             optimizer.step()
             optimizer.clear_grad(set_to_zero=False)

@@ -17,6 +17,7 @@ from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.features import FeatureComputer
+from ppxcls.fitting.imbalance import warn_if_unbalanced
 from ppxcls.fitting.judging import judge
 from ppxcls.fitting.lock import only_fit_in
 from ppxcls.fitting.photographs import (
@@ -137,6 +138,7 @@ def _fit(request: Request) -> Path:
         photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
         if progress is None:
             check_photographs(photographs)
+            warn_if_unbalanced(photographs, request.overrides)
             settings, computer = _choose_settings(request, photographs, Path(folder), clock)
             progress = FitProgress(
                 request.output / FILE,

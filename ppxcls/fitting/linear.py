@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.fitting.imbalance import ClassCorrection
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.matrix_threads import one_matrix_thread
@@ -167,12 +168,22 @@ def _products(row_count: int, width: int, class_num: int) -> float:
     return float(row_count * width * (_PRODUCTS_OF_FEATURE + class_num))
 
 
-def accuracy_and_loss(logits: Array, labels: Array) -> tuple[float, float]:
-    """Returns the share of correct predictions, and the mean cross-entropy."""
-    log_probabilities = _log_softmax(np.asarray(logits, np.float64))
-    rows = np.arange(len(labels))
-    accuracy = float((log_probabilities.argmax(1) == labels).mean())
-    return accuracy, float(-log_probabilities[rows, labels].mean())
+def accuracy_and_loss(
+    logits: Array, labels: Array, correction: ClassCorrection | None = None
+) -> tuple[float, float]:
+    """Returns the share of correct predictions, and the mean cross-entropy.
+
+    Args:
+        logits: [N, class_num].
+        labels: class of each photograph, int [N].
+        correction: correction of the cross-entropy; None for none.
+    """
+    values = np.asarray(logits, np.float64)
+    accuracy = float((values.argmax(1) == labels).mean())
+    if correction is None:
+        return accuracy, float(-_log_softmax(values)[np.arange(len(labels)), labels].mean())
+    losses = -_log_softmax(values + correction.offsets)[np.arange(len(labels)), labels]
+    return accuracy, float((correction.weights[labels] * losses).mean())
 
 
 class LinearProblem:
@@ -183,11 +194,15 @@ class LinearProblem:
             changed images of it.
         labels: class of each photograph, int [N].
         class_num: number of classes.
+        correction: correction of the loss for unbalanced classes; None for none.
     """
 
-    def __init__(self, features: Array, labels: Array, class_num: int) -> None:
+    def __init__(
+        self, features: Array, labels: Array, class_num: int, correction: ClassCorrection | None = None
+    ) -> None:
         self.labels = labels
         self.class_num = class_num
+        self._correction = correction or ClassCorrection(np.ones(class_num), np.zeros(class_num))
         self._copies, self._count, _ = features.shape
         rows = features.reshape(self._copies * self._count, -1).astype(np.float32)
         self._mean = rows.mean(0)
@@ -226,7 +241,7 @@ class LinearProblem:
             _loss_and_gradient,
             rows=rows,
             labels=labels,
-            class_num=self.class_num,
+            correction=self._correction,
             decay=1 / (1000 * strength),
         )
         products = _products(len(rows), rows.shape[1], self.class_num)
@@ -266,7 +281,9 @@ class LinearProblem:
                 solution = self.train(strength, training_indices, solution)
                 logits[i, fold_indices] = self.logits(solution, fold_indices)
         indices = np.flatnonzero((folds >= 0) & (folds < validation.fold_count))
-        scores = [accuracy_and_loss(values[indices], self.labels[indices]) for values in logits]
+        scores = [
+            accuracy_and_loss(values[indices], self.labels[indices], self._correction) for values in logits
+        ]
         best = int(np.argmin([loss for _, loss in scores]))
         accuracy, loss = scores[best]
         return StrengthChoice(
@@ -280,7 +297,7 @@ class LinearProblem:
 
 
 def chosen_problem(
-    features: Array, labels: Array, class_num: int, seed: int
+    features: Array, labels: Array, *, class_num: int, seed: int, correction: ClassCorrection | None = None
 ) -> tuple[LinearProblem, StrengthChoice]:
     """Returns the problem and the strength with the smallest loss in a cross-validation.
 
@@ -291,8 +308,9 @@ def chosen_problem(
         labels: class of each photograph, int [N].
         class_num: number of classes.
         seed: seed of the folds.
+        correction: correction of the loss for unbalanced classes; None for none.
     """
-    problem = LinearProblem(features, labels, class_num)
+    problem = LinearProblem(features, labels, class_num, correction)
     copies, _, width = features.shape
     validation = cross_validation(labels, class_num, copies=copies, width=width, seed=seed)
     if validation is None:
@@ -300,7 +318,7 @@ def chosen_problem(
         return problem, StrengthChoice(middle, len(STRENGTHS), 0, 0, math.nan, math.nan, copies > 1)
     choice = problem.choose(validation)
     if copies > 1:
-        plain_problem = LinearProblem(features[:1], labels, class_num)
+        plain_problem = LinearProblem(features[:1], labels, class_num, correction)
         plain_choice = plain_problem.choose(replace(validation, strengths=[choice.strength]))
         if plain_choice.loss < choice.loss:
             return plain_problem, replace(plain_choice, tried_count=choice.tried_count)
@@ -313,21 +331,23 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _loss_and_gradient(
-    values: Array, rows: Array, *, labels: Array, class_num: int, decay: float
+    values: Array, rows: Array, *, labels: Array, correction: ClassCorrection, decay: float
 ) -> tuple[float, Array]:
     """Returns the mean cross-entropy plus half the decay times the squared weights, and its gradient."""
-    solution = values.reshape(-1, class_num)
+    solution = values.reshape(-1, len(correction.weights))
     weight = solution[:-1].astype(np.float32)
     logits = (rows @ weight).astype(np.float64)
-    logits += solution[-1]
+    logits += solution[-1] + correction.offsets
     logits -= logits.max(1, keepdims=True)
     errors = np.exp(logits)
     sums = errors.sum(1)
     indices = np.arange(len(labels))
-    loss = (np.log(sums) - logits[indices, labels]).mean() + 0.5 * decay * np.square(solution[:-1]).sum()
+    row_weights = correction.weights[labels] / len(labels)
+    loss = (row_weights * (np.log(sums) - logits[indices, labels])).sum()
+    loss += 0.5 * decay * np.square(solution[:-1]).sum()
     errors /= sums[:, np.newaxis]
     errors[indices, labels] -= 1
-    errors /= len(labels)
+    errors *= row_weights[:, np.newaxis]
     gradient: Any = np.empty_like(solution)
     gradient[:-1] = rows.T @ errors.astype(np.float32)
     gradient[:-1] += decay * solution[:-1]

@@ -33,6 +33,7 @@ from ppxcls.fitting.features import (
     remove_features,
     write_named_arrays,
 )
+from ppxcls.fitting.imbalance import correction_of, stage_loss
 from ppxcls.fitting.linear import LinearClassifier, accuracy_and_loss, chosen_problem
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.plan import Counts, Speeds, end_seconds, exit_flow_epochs, exit_flow_seconds
@@ -54,6 +55,7 @@ from ppxcls.models.common_keys import MODELS
 from ppxcls.models.weights import load_weights
 from ppxcls.reports.result_files import FitStage
 from ppxcls.system.logs import logger
+from ppxcls.train.losses import CELoss
 
 _CLASSIFIERS = "linear.npz"
 
@@ -133,6 +135,10 @@ class Stages:
     def _counts(self) -> Counts:
         return counts_of(self._request.output / LISTS)
 
+    @cached_property
+    def _loss(self) -> CELoss:
+        return stage_loss(self._config(), self._request.output / LISTS)
+
     def _features(self) -> Features:
         """Returns the features of the photographs that train and of those that choose, in this order."""
         features = read_features(self._folder)
@@ -165,7 +171,13 @@ class Stages:
         features = self._features()
         counts = self._counts
         class_num = self._progress.settings.class_num
-        problem, choice = chosen_problem(features.pooled, features.labels, class_num, self._seed)
+        problem, choice = chosen_problem(
+            features.pooled,
+            features.labels,
+            class_num=class_num,
+            seed=self._seed,
+            correction=correction_of(self._loss, class_num),
+        )
         train_solution = problem.train(choice.strength, np.arange(counts.train))
         val_logits = problem.logits(train_solution, np.arange(counts.train, counts.train + counts.choose))
         train_classifier = problem.classifier(train_solution)
@@ -224,7 +236,7 @@ class Stages:
         train_classifier, classifier = self._read_classifiers()
         network = self._feature_computer().network
         self._computer = None  # its weights change
-        training = ExitFlowTraining(network_parts(network), features, self._seed)
+        training = ExitFlowTraining(network_parts(network), features, self._seed, self._loss)
         epochs = self._exit_epochs(training, train_classifier)
         if not epochs:
             logger.info(f"{EXIT_FLOW}: not trained, because there is too little time")

@@ -44,8 +44,9 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
     if (pair := two_classes(record, samples)) is not None:
         pictures[ROC], ranking = draw_roc(pair), roc_content(pair)
     pairs = [(a, b, n, n / classes["support"][a]) for a, b, n in figures.most_confused(confusions)]
-    rows = _class_rows(record, classes)
-    _write_per_class(record.folder / PER_CLASS, rows)
+    weight_columns = _weight_columns(record)
+    rows = _class_rows(record, {**classes, **weight_columns})
+    _write_per_class(record.folder / PER_CLASS, rows, list(weight_columns))
     mistakes = figures.worst_mistakes(samples, _GALLERY_IMAGES)
     grad_cam_indices = list(
         dict.fromkeys(
@@ -58,6 +59,7 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
         "per_class": sorted(rows, key=lambda row: -row["support"])[:_MAX_CLASS_ROWS]
         if len(rows) > _MAX_CLASS_ROWS
         else rows,
+        "weight_columns": list(weight_columns),
         "more_classes": max(len(rows) - _MAX_CLASS_ROWS, 0),
         "calibration_error": calibration.error,
         "ranking": ranking,
@@ -89,6 +91,13 @@ def _matrix_content(confusions: figures.Confusions, count: int) -> dict[str, Any
     return {"order": order.tolist(), "cells": cells}
 
 
+def _weight_columns(record: Record) -> dict[str, Array]:
+    """Returns the class weights of the training loss by the head of their column, [class_num]."""
+    if len(record.class_weights) == 1:
+        return {"weight": next(iter(record.class_weights.values()))}
+    return {f"weight in {name}": weights for name, weights in record.class_weights.items()}
+
+
 def _class_rows(record: Record, classes: dict[str, Array]) -> list[dict[str, Any]]:
     training_counts = record.class_counts
     return [
@@ -102,11 +111,11 @@ def _class_rows(record: Record, classes: dict[str, Array]) -> list[dict[str, Any
     ]
 
 
-def _write_per_class(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+def _write_per_class(file: Path, rows: Iterable[dict[str, Any]], weight_columns: Sequence[str]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(
         text,
-        ["id", "name", "precision", "recall", "f1", "support", "predicted", "training"],
+        ["id", "name", "precision", "recall", "f1", "support", "predicted", "training", *weight_columns],
         lineterminator="\n",
     )
     writer.writeheader()

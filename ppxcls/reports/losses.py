@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
+from ppxcls.system.paths import bounded
 
+_MAX_SHOWN_VALUE = 100  # characters of an argument of a loss
 _LAYOUT_TRANSFORMS = ("DecodeImage", "NormalizeImage", "ToCHWImage", "ResizeImage", "CropImage")
 
 
@@ -63,7 +65,11 @@ def _one_loss(block: Block) -> str:
     arguments = to_plain(dict(block.arguments))
     if arguments.get("weight") in (None, 1):
         arguments.pop("weight", None)
-    text = ", ".join(f"{key} {value}" for key, value in arguments.items() if value is not None)
+    # A list of weights may have as many numbers as there are classes.
+    pairs = [
+        (key, bounded(str(value), _MAX_SHOWN_VALUE)) for key, value in arguments.items() if value is not None
+    ]
+    text = ", ".join(f"{key} {value}" for key, value in pairs)
     return f"{block.name} ({text})" if text else block.name
 
 

@@ -33,6 +33,8 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import is_inside, read_inside
 from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE, PREDICTIONS, TEST_PREDICTIONS
+from ppxcls.train.class_weights import TrainingClasses
+from ppxcls.train.losses import build_loss
 
 # Names of the text files of a run that a report shows or that decide what it shows.
 _SHOWN_FILES = (
@@ -146,6 +148,8 @@ class Record:
         progress: progress of the run in ``latest``; None if there is no ``latest`` that this version knows.
         class_counts: number of training samples of each class; None if the list no longer exists, or is not
             the list that the run was trained on.
+        class_weights: weights of the classes in the training loss by the name of the loss; empty if the
+            classes have no weights, or if the weights follow from counts that are not known.
     """
 
     folder: Path
@@ -160,6 +164,7 @@ class Record:
     manifest: dict[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
     class_counts: Array | None = None
+    class_weights: dict[str, Array] = field(default_factory=dict)
 
     @cached_property
     def images(self) -> Images:
@@ -255,6 +260,7 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
     _read_judging(record, count, checkpoint)
     record.stages = read_stages(folder / STAGES)
     record.class_counts = _class_counts(config, count, record.manifest)
+    record.class_weights = _class_weights(config, record.names, record.class_counts)
     return record
 
 
@@ -322,3 +328,19 @@ def _class_counts(config: Config, count: int, manifest: dict[str, Any]) -> Array
     except (ConfigError, DataError, OSError):
         pass
     return None
+
+
+def _class_weights(config: Config, names: list[str], counts: Array | None) -> dict[str, Array]:
+    def known_counts() -> Array:
+        if counts is None:
+            raise ValueError("the training images are not known any more")
+        return counts
+
+    # No other loss is built, because a loss of a plugin may load files that only a training needs.
+    blocks = [
+        block for block in (config.Loss.Train if config.Loss else []) if block.arguments.get("class_weight")
+    ]
+    try:
+        return build_loss(blocks, classes=TrainingClasses(names, known_counts)).class_weights
+    except (ConfigError, DataError):
+        return {}

@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ppxcls.data.check import ERRORS, check_lists
+from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import decode_image
 from tests.conftest import ROOT, SHARED, needs_shared, run_tool, write_images
 
@@ -177,3 +179,17 @@ def test_fuzzing(counts: str) -> None:
     assert "'named error': " in result.stdout
     assert "'worked': " in result.stdout
     assert result.stdout.splitlines()[-1] == "0 findings"
+
+
+def test_unbalanced_training_data_are_noted_with_the_key() -> None:
+    class Colours(Dataset):
+        def read(self, index: int) -> np.ndarray:
+            return np.full((4, 4, 3), index, np.uint8)
+
+    names = ["ant", "bee"]
+    report = check_lists([Colours([0] * 20 + [1] * 2), Colours([0] * 11 + [1])], 2, names=names)
+    (note,) = report.findings["unbalanced classes"]
+    assert note.startswith("Colours: ant has 20 training images, 10 times as many as bee (2); ")
+    assert "class_weight=balanced" in note
+    assert check_lists([Colours([0] * 19 + [1] * 2)], 2).findings["unbalanced classes"] == []
+    assert "unbalanced classes" not in ERRORS

@@ -63,8 +63,8 @@ def test_folds_have_a_share_of_each_class() -> None:
 def test_noise_is_given_less_strength_than_clear_classes() -> None:
     noise, labels = clouds(60, 200, 3, 0.0)
     clear, _ = clouds(60, 200, 3, 3.0)
-    assert chosen_problem(noise[None], labels, 3, seed=0)[1].strength == STRENGTHS[0]
-    _, choice = chosen_problem(clear[None], labels, 3, seed=0)
+    assert chosen_problem(noise[None], labels, class_num=3, seed=0)[1].strength == STRENGTHS[0]
+    _, choice = chosen_problem(clear[None], labels, class_num=3, seed=0)
     assert choice.strength > 10 * STRENGTHS[0]
     assert choice.accuracy == 1.0
     assert choice.fold_count == 5
@@ -85,16 +85,16 @@ def test_copies_that_do_harm_are_left_out() -> None:
     features, labels = clouds(90, 20, 3, 2.0)
     other_features, _ = clouds(90, 20, 3, 2.0, seed=1)
     wrong = other_features[np.argsort((labels + 1) % 3, kind="stable")][np.argsort(np.argsort(labels))]
-    _, choice = chosen_problem(np.stack([features, wrong]), labels, 3, seed=0)
+    _, choice = chosen_problem(np.stack([features, wrong]), labels, class_num=3, seed=0)
     assert not choice.has_copies
-    _, choice = chosen_problem(np.stack([features, other_features]), labels, 3, seed=0)
+    _, choice = chosen_problem(np.stack([features, other_features]), labels, class_num=3, seed=0)
     assert choice.accuracy == 1.0
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 1], [0, 0, 0, 0, 1, 1, 2]])
 def test_a_few_photographs_are_enough(labels: list[int]) -> None:
     features, _ = clouds(len(labels), 8, 3, 1.0)
-    problem, choice = chosen_problem(features[None], np.array(labels), 3, seed=0)
+    problem, choice = chosen_problem(features[None], np.array(labels), class_num=3, seed=0)
     classifier = problem.classifier(problem.train(choice.strength))
     assert accuracy_and_loss(classifier.logits(features), np.array(labels))[0] == 1.0
     assert (choice.fold_count == 0) == (len(set(labels)) == len(labels))
@@ -103,7 +103,7 @@ def test_a_few_photographs_are_enough(labels: list[int]) -> None:
 
 def test_equal_features_are_no_error() -> None:
     features = np.full((1, 6, 4), 7.0, np.float32)
-    problem, choice = chosen_problem(features, np.array([0, 1] * 3), 2, seed=0)
+    problem, choice = chosen_problem(features, np.array([0, 1] * 3), class_num=2, seed=0)
     classifier = problem.classifier(problem.train(choice.strength))
     assert np.isfinite(classifier.weight).all()
     assert np.isfinite(classifier.logits(features[0])).all()
@@ -113,7 +113,7 @@ def test_many_photographs_are_held_out_once(monkeypatch: pytest.MonkeyPatch) -> 
     features, labels = clouds(60, 10, 3, 2.0)
     products = 60 * 10 * (75 + 3) * 60 * len(STRENGTHS)
     monkeypatch.setattr("ppxcls.fitting.linear._MAX_PRODUCTS", 1.5 * products)
-    _, choice = chosen_problem(features[None], labels, 3, seed=0)
+    _, choice = chosen_problem(features[None], labels, class_num=3, seed=0)
     assert (choice.fold_count, choice.photograph_count, choice.tried_count) == (1, 60, len(STRENGTHS))
     assert choice.accuracy > 0.9
 
@@ -164,7 +164,7 @@ def test_mirror_images_are_compared_on_the_same_photographs(monkeypatch: pytest.
     monkeypatch.setattr(LinearProblem, "choose", counted)
     monkeypatch.setattr("ppxcls.fitting.linear._MAX_PRODUCTS", 1.0)
     features, labels = clouds(60, 10, 3, 2.0)
-    chosen_problem(np.stack([features, features]), labels, 3, seed=0)
+    chosen_problem(np.stack([features, features]), labels, class_num=3, seed=0)
     first, second = validations
     assert (first.fold_count, second.fold_count) == (1, 1)
     np.testing.assert_array_equal(first.folds, second.folds)
