@@ -92,6 +92,13 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
         "an address, or a file of PaddleClas, timm, Keras or ppxcls",
     )
     parser.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN",
+        help="folder of an earlier run to start from, with its network and its preparation of images; the "
+        "classes are those of PHOTOS",
+    )
+    parser.add_argument(
         "--network", metavar="NAME", help="see 'ppxcls list' (default: the one of the weights, or Xception41)"
     )
     parser.add_argument(
@@ -122,10 +129,10 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     cli.add_override_option(parser)
     cli.add_trust_option(parser)
     arguments = parser.parse_args()
-    options = ("weights", "network", "minutes", "output", "device", "find_lr", "find_batch", "trust")
+    options = ("weights", "from_run", "network", "minutes", "output", "device", "find_lr", "find_batch")
     folder = ppxcls.fit(
         arguments.photos,
-        **{name: getattr(arguments, name) for name in (*options, "val_share", "test_share")},
+        **{name: getattr(arguments, name) for name in (*options, "trust", "val_share", "test_share")},
         overrides=arguments.override,
     )
     from ppxcls.fitting.folder import next_commands

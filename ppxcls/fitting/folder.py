@@ -16,6 +16,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.earlier_run import earlier_run, log_earlier_classes
 from ppxcls.fitting.features import FeatureComputer
 from ppxcls.fitting.judging import judge
 from ppxcls.fitting.lock import only_fit_in
@@ -58,6 +59,7 @@ def fit(
     photos: str | Path,
     weights: str | None = None,
     *,
+    from_run: str | Path | None = None,
     network: str | None = None,
     minutes: float = 10.0,
     output: str | Path | None = None,
@@ -83,6 +85,9 @@ def fit(
             if there are any; ``none`` for fresh weights. With weights, a linear classifier of the network's
             features is trained first. Then the exit flow and all layers are trained, as far as the minutes
             go. A stage that is not better changes nothing.
+        from_run: folder of an earlier run to start from: its ``best_model``, with its network, its size and
+            preparation of images, and its plugins. The classes are those of the photographs. A class of the
+            run without photographs is left out. None for no run.
         network: name of the network; None for the network of the weights.
         minutes: time of the whole command on this machine, in minutes. The first result may take longer.
         output: folder for the lists, the YAML and the run; None for ``output/<name of the folder>``.
@@ -106,6 +111,10 @@ def fit(
             ``build_trainer``.
     """
     set_up_logging()
+    if from_run is not None:
+        run = earlier_run(from_run, weights=weights, network=network, trust=trust)
+        weights, network = run.weights, run.network
+        overrides = [*run.overrides, *overrides]
     request = checked_request(
         photos,
         output,
@@ -135,6 +144,8 @@ def _fit(request: Request) -> Path:
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
+        if request.weights:
+            log_earlier_classes(request.weights, photographs.names)
         if progress is None:
             check_photographs(photographs)
             settings, computer = _choose_settings(request, photographs, Path(folder), clock)
