@@ -199,8 +199,9 @@ def eval_verb(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="evaluate on the images of DataLoader.Test, which neither trained nor chose, and count it",
     )
+    cli.add_tta_option(parser)
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
-    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test)
+    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
 
 
 @verb(
@@ -231,6 +232,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
+    cli.add_tta_option(parser)
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     if not arguments.config and arguments.override:
@@ -246,6 +248,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         kind=arguments.format,
         exported=arguments.exported,
         output=arguments.output,
+        tta=arguments.tta,
         trust=arguments.trust,
     )
     return cli.EXIT_ERROR if failures else 0

@@ -1,4 +1,4 @@
-"""What ``fit --from RUN`` takes from an earlier run: weights, network, plugins. What becomes of its classes."""
+"""What ``fit --from RUN`` takes from an earlier run, and what becomes of the classes of that run."""
 
 from __future__ import annotations
 

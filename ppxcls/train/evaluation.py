@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.nn import functional
 
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
+from ppxcls.data.views import Views
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.flat_tensors import as_float32
@@ -29,8 +32,11 @@ class Evaluation:
         loss: loss to report, a weighted sum of terms.
         metrics: metrics to report.
         autocast: function that makes the context for the forward pass.
+        views: views of each image, which the loader puts below each other. Their probabilities are averaged.
+            Loss and metrics get the logarithms of the averages as logits. None for one view.
 
     Attributes:
+        views: the argument ``views``.
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
     """
 
@@ -40,8 +46,11 @@ class Evaluation:
         loss: WeightedSum,
         metrics: Sequence[Metric],
         autocast: Autocast = contextlib.nullcontext,
+        *,
+        views: Views | None = None,
     ) -> None:
         self.loader = loader
+        self.views = views
         self._loss = loss
         self._metrics = list(metrics)
         self._autocast = autocast
@@ -99,12 +108,22 @@ class Evaluation:
     def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
         labels = to_device(batch.labels)
         with interrupts_deferred():
-            with self._autocast():
-                logits = network(self._to_input(batch.images))
-            logits = as_float32(logits)
+            logits = self._logits(network, self._to_input(batch.images))
             losses = self._loss(logits, labels)
         self._table.add(batch.plan.indices, logits, labels)
         return self._scorer(losses, logits, labels)
+
+    def _logits(self, network: EvaluatedNetwork, images: paddle.Tensor) -> paddle.Tensor:
+        """Returns the logits of a batch [N, C, H, W]; of several views, log(mean(softmax(logits)))."""
+        outputs = []
+        for view in paddle.split(images, self.views.count, axis=2) if self.views else [images]:
+            with self._autocast():
+                logits = network(view)
+            outputs.append(as_float32(logits))
+        if self.views is None:
+            return outputs[0]
+        log_probabilities = [functional.log_softmax(logits, axis=-1) for logits in outputs]
+        return paddle.logsumexp(paddle.stack(log_probabilities), axis=0) - math.log(len(outputs))
 
     def _results(self, batch_sums: list[tuple[int, paddle.Tensor]], bad_count: int) -> dict[str, float]:
         totals = Totals(self._scorer.names)
