@@ -13,6 +13,7 @@ import ppxcls
 from ppxcls.data.transforms import build_transforms
 from ppxcls.data.views import parse_views, with_views
 from ppxcls.system.arrays import Array
+from tests.conftest import run_tool
 
 RESIZE = {"ResizeImage": {"resize_short": 75}}
 NORMALIZE = {"NormalizeImage": {"order": ""}}
@@ -112,3 +113,48 @@ def test_the_figures_are_those_of_averages_by_hand(
     predictions = ppxcls.load(run).predict(files, topk=3, batch_size=2, tta=tta)
     for row, prediction in zip(expected, predictions, strict=True):
         assert prediction.scores == pytest.approx(row[prediction.class_ids].tolist(), abs=2e-5)
+
+
+def test_the_report_and_the_plain_record_keep_them_apart(run: Path) -> None:
+    pytest.importorskip("jinja2")
+    config = ppxcls.load_config(run)
+    plain = (run / "predictions.csv").read_bytes()
+    ppxcls.evaluate(config, tta="flip")
+    assert (run / "predictions.csv").read_bytes() == plain
+    assert not (run / "eval.json").exists()
+    assert not (run / "eval_other.json").exists()
+    assert "top-1 with --tta flip" in ppxcls.report(run).read_text(encoding="utf-8")
+    content = json.loads((run / "eval_tta.json").read_text())
+    (run / "eval_tta.json").write_text(json.dumps({**content, "checkpoint": "0" * 64}))
+    assert "--tta" not in ppxcls.report(run).read_text(encoding="utf-8"), "figures of other weights"
+    (run / "eval_tta.json").write_text(json.dumps({**content, "views": "2"}))
+    with pytest.raises(ppxcls.DataError, match="eval_tta.json: expected a number of views as 'views'"):
+        ppxcls.report(run)
+
+
+def test_images_that_judge_are_counted_with_several_views_too(
+    small: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    section = {"cls_label_path": str(images / "val_list.txt")}
+    config = ppxcls.load_config(small(**{"DataLoader.Test": section}))
+    ppxcls.build_trainer(config).fit()
+    run = ppxcls.load_config(tmp_path / "output/SmallNetwork")
+    for tta, name, uses in ((None, "test", 1), ("flip", "test_tta", 2), (None, "test", 3)):
+        ppxcls.evaluate(run, test=True, tta=tta)
+        assert json.loads((run.run_folder / f"{name}.json").read_text())["uses"] == uses
+
+
+def test_exported_files_take_the_same_views(run: Path, images: Path, tmp_path: Path) -> None:
+    ppxcls.export(ppxcls.load_config(run, [f"Global.save_inference_dir={tmp_path}/exported"]), ["paddle"])
+    files = sorted(map(str, (images / "val").iterdir()))
+    expected = ppxcls.load(run).predict(files, topk=3, tta="flip,crops")
+    answers = tmp_path / "answers.jsonl"
+    words = ["--exported", tmp_path / "exported", images / "val", "--tta", "crops,flip"]
+    result = run_tool("infer", *words, "--format", "jsonl", "--output", answers)
+    assert result.returncode == 0, result.stderr
+    assert "test-time augmentation: flip,crops, the mean of 10 views" in result.stderr
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(rows) == len(expected) == 7
+    for row, prediction in zip(rows, expected, strict=True):
+        assert row["class_ids"] == prediction.class_ids
+        assert row["scores"] == pytest.approx(prediction.scores, abs=2e-5)

@@ -30,10 +30,11 @@ from ppxcls.build.choices import (
 )
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
-from ppxcls.build.judging import judging_config, use_of_test
+from ppxcls.build.judging import checkpoint_digest, judging_config, use_of_test
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
+from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
@@ -279,6 +280,7 @@ def write_results(
     }
     if views:
         facts |= {"tta": views.kinds, "views": views.count}
+        facts["checkpoint"] = checkpoint_digest(checkpoint_prefix(weights.path))
     if files in _JUDGING_FILES:
         facts |= use_of_test(config.run_folder, weights.path, list_digest=dataset.labelled_digest())
     if (top1 := results.get("top1")) is not None and results["num_samples"]:

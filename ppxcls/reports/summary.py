@@ -11,9 +11,11 @@ import numpy as np
 from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates
 from ppxcls.reports.record import Record
+from ppxcls.reports.result_files import ViewFigures
 from ppxcls.reports.run_files import Samples
 from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE
+from ppxcls.train.proportions import proportion
 
 _CHECKED_IMAGES = 100  # images whose places are checked for the notes
 
@@ -36,6 +38,7 @@ def numbers(record: Record) -> list[dict[str, str]]:
         choice = "result" if record.has_known_samples else "epoch"
         reason = f", on the images that chose the {choice}" if record.choice_note else ""
         tiles += _accuracy_tiles(record.samples, record, "", reason)
+    tiles += [_view_tile(item) for item in record.view_figures]
     if record.shown_samples is not None:
         count, class_count = len(record.shown_samples), len(record.names)
         tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
@@ -51,6 +54,17 @@ def numbers(record: Record) -> list[dict[str, str]]:
 
 def _tile(name: str, value: str, note: str) -> dict[str, str]:
     return {"name": name, "value": value, "note": note}
+
+
+def _view_tile(item: ViewFigures) -> dict[str, str]:
+    """Returns the tile of an evaluation with several views of each image, which is no plain figure."""
+    share = proportion(round(item.top1 * item.num_samples), item.num_samples)
+    return _tile(
+        f"top-1 with --tta {item.kinds}",
+        f"{100 * share.value:.2f} %",
+        f"95 %: {100 * share.low:.2f} to {100 * share.high:.2f}, means of {item.views} views, "
+        f"{item.num_samples:,} images",
+    )
 
 
 def _accuracy_tiles(
