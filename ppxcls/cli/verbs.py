@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import ppxcls
 from ppxcls import cli
+from ppxcls.cli.average import run_average
 from ppxcls.cli.launch import run_launcher
 from ppxcls.cli.weights import run_weights
 from ppxcls.serving.address import MAX_PORT
@@ -202,6 +203,16 @@ def eval_verb(parser: argparse.ArgumentParser) -> None:
     cli.add_tta_option(parser)
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
     ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
+
+
+@verb(
+    "average",
+    "Average the weights of checkpoints epoch_N, renew the statistics of the batch norms, and evaluate.",
+    examples=["ppxcls average output/Xception41 --last 5", "ppxcls average output/Xception41 --greedy"],
+)
+def average_verb(parser: argparse.ArgumentParser) -> None:
+    """Average the weights of checkpoints."""
+    run_average(parser)
 
 
 @verb(

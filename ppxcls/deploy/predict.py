@@ -74,8 +74,7 @@ class ViewRunner:
             for view in np.split(images, self._count, axis=self._height_axis)
         ]
         probabilities = [softmax(output) if self._gives_logits else output for output in outputs]
-        mean: Array = np.mean(probabilities, axis=0, dtype=np.float64)
-        return mean
+        return np.asarray(np.mean(probabilities, axis=0, dtype=np.float64))
 
 
 class Predictor:

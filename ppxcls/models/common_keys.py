@@ -20,7 +20,7 @@ from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.sync_batch_norm import has_paddle_kernel, synchronized_batch_norm
 from ppxcls.system.logs import logger
 
-_BATCH_NORMS = nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D
+BATCH_NORMS = nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D
 
 
 @dataclass
@@ -143,7 +143,7 @@ def freeze_norms(model: nn.Layer) -> int:
     Returns:
         The number of batch norms.
     """
-    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, _BATCH_NORMS)]
+    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
     for norm in norms:
         norm._use_global_stats = True
     return len(norms)
