@@ -232,9 +232,9 @@ class _Averaging:
 
     def all(self) -> _Mean:
         """Returns the mean of all checkpoints."""
-        first, *others = self._checkpoints
+        first, *later_checkpoints = self._checkpoints
         total = StateSum.of(self._read(first))
-        for checkpoint in others:
+        for checkpoint in later_checkpoints:
             total = total.plus(self._read(checkpoint), checkpoint.prefix)
         return self._mean(total, self._checkpoints)
 
@@ -245,14 +245,14 @@ class _Averaging:
             results = self._evaluated(self._read(checkpoint), checkpoint)
             results_by_epoch[checkpoint.epoch] = results
             logger.info(f"{checkpoint.name}: {format_results(results)}")
-        best, *others = sorted(  # the newest first of those with equal figures
+        best, *candidates = sorted(  # the newest first of those with equal figures
             self._checkpoints,
             key=lambda checkpoint: (self._rank(results_by_epoch[checkpoint.epoch]), checkpoint.epoch),
             reverse=True,
         )
         soup = _Mean([best], self._read(best), results_by_epoch[best.epoch])
         total = StateSum.of(soup.state)
-        for checkpoint in others:
+        for checkpoint in candidates:
             candidate_total = total.plus(self._read(checkpoint), checkpoint.prefix)
             candidate = self._mean(candidate_total, [*soup.checkpoints, checkpoint])
             is_added = self._rank(candidate.results) >= self._rank(soup.results)

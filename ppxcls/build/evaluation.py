@@ -41,7 +41,7 @@ from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.label_mapping import ClassNames
-from ppxcls.data.views import Views, parse_views, with_views
+from ppxcls.data.views import Views, parse_views
 from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_text
@@ -182,9 +182,7 @@ def _report_results(
     config.run_folder.mkdir(parents=True, exist_ok=True)
     # First, because the results say that the images have judged.
     write_predictions(config.run_folder / files.predictions, evaluation.predictions, dataset, names)
-    file = write_results(
-        config, weights, dataset=dataset, results=results, files=files, views=evaluation.views
-    )
+    file = write_results(config, weights, dataset=dataset, results=results, files=files)
     reason = f", because it is not the run's own evaluation: {', '.join(differences)}" if differences else ""
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
@@ -208,9 +206,8 @@ def build_evaluation(config: Config, classes: ClassNames | None, views: Views | 
         metrics = build_metrics(config.Metric.Eval, config.where("Metric.Eval"), class_num(config))
     loader = build_loader(config, "Eval", classes)
     if views:
-        loader.dataset.host_transform, _ = with_views(loader.dataset.host_transform, views)
-    autocast = evaluation_autocast(mixed_precision(config.AMP))
-    return Evaluation(loader, loss, metrics, autocast, views=views)
+        loader.dataset.set_views(views)
+    return Evaluation(loader, loss, metrics, evaluation_autocast(mixed_precision(config.AMP)))
 
 
 def _check_outputs(predictions: Predictions, dataset: Dataset, weights: Weights) -> None:
@@ -256,7 +253,6 @@ def write_results(
     dataset: Dataset,
     results: Mapping[str, float],
     files: _Files = _EVAL_FILES,
-    views: Views | None = None,
 ) -> Path:
     """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file.
 
@@ -266,7 +262,6 @@ def write_results(
         dataset: evaluated images.
         results: metrics, losses and ``num_samples``.
         files: names of the files.
-        views: views of each image whose probabilities were averaged; None for the image alone.
 
     Raises:
         OSError: the file can't be written.
@@ -278,7 +273,7 @@ def write_results(
         "data": data_name(_eval_block(config)),
         "list": dataset.labelled_digest(),
     }
-    if views:
+    if views := dataset.views:
         facts |= {"tta": views.kinds, "views": views.count}
         facts["checkpoint"] = checkpoint_digest(checkpoint_prefix(weights.path))
     if files in _JUDGING_FILES:

@@ -13,7 +13,6 @@ from paddle.nn import functional
 
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
-from ppxcls.data.views import Views
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.flat_tensors import as_float32
@@ -27,16 +26,16 @@ from ppxcls.train.predictions import Predictions, PredictionTable
 class Evaluation:
     """Evaluates networks on this process's part of a data set, and sums over the processes.
 
+    If the images contain several views, the probabilities of these are averaged. Loss and metrics get the
+    logarithms of the averages as logits.
+
     Args:
         loader: loader without shuffling. The parts of all processes make up the data set.
         loss: loss to report, a weighted sum of terms.
         metrics: metrics to report.
         autocast: function that makes the context for the forward pass.
-        views: views of each image, which the loader puts below each other. Their probabilities are averaged.
-            Loss and metrics get the logarithms of the averages as logits. None for one view.
 
     Attributes:
-        views: the argument ``views``.
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
     """
 
@@ -46,11 +45,8 @@ class Evaluation:
         loss: WeightedSum,
         metrics: Sequence[Metric],
         autocast: Autocast = contextlib.nullcontext,
-        *,
-        views: Views | None = None,
     ) -> None:
         self.loader = loader
-        self.views = views
         self._loss = loss
         self._metrics = list(metrics)
         self._autocast = autocast
@@ -115,12 +111,13 @@ class Evaluation:
 
     def _logits(self, network: EvaluatedNetwork, images: paddle.Tensor) -> paddle.Tensor:
         """Returns the logits of a batch [N, C, H, W]; of several views, log(mean(softmax(logits)))."""
+        views = self.loader.dataset.views
         outputs = []
-        for view in paddle.split(images, self.views.count, axis=2) if self.views else [images]:
+        for view in paddle.split(images, views.count, axis=2) if views else [images]:
             with self._autocast():
                 logits = network(view)
             outputs.append(as_float32(logits))
-        if self.views is None:
+        if views is None:
             return outputs[0]
         log_probabilities = [functional.log_softmax(logits, axis=-1) for logits in outputs]
         return paddle.logsumexp(paddle.stack(log_probabilities), axis=0) - math.log(len(outputs))
