@@ -116,7 +116,10 @@ def test_the_mean_of_the_last_checkpoints(
     results = ppxcls.evaluate(config)
     assert results == result.results
     assert results["top1"] == manifest["progress"]["best"]["value"]
-    assert len(ppxcls.load(config).predict([np.zeros((80, 80, 3), np.uint8)])) == 1
+    predictor = ppxcls.load(config)
+    assert f"{run}/averaged (epoch 3, top1 " in predictor.description
+    assert ", mean of 2 checkpoints)" in predictor.description
+    assert len(predictor.predict([np.zeros((80, 80, 3), np.uint8)])) == 1
     assert {file.name: file.read_bytes() for file in run.glob("best_model.*")} == before
     assert ppxcls.average(run, last=2, overrides=overrides).results == results, "the same again"
 
