@@ -20,6 +20,7 @@ with CurrentFolderHidden():
 # Public names by module. A module is imported at the first use of a name, so importing ppxcls is fast.
 # ``python scripts/write_public_face.py`` writes the block for type checkers from it.
 _NAMES_BY_MODULE = {
+    "ppxcls.build.averaging": ("AveragedWeights", "average"),
     "ppxcls.build.data": ("check_data",),
     "ppxcls.build.evaluation": ("evaluate",),
     "ppxcls.build.network": ("build_model", "list_models"),
@@ -66,6 +67,8 @@ _WITHOUT_PADDLE = ("ppxcls.config.checks", "ppxcls.data.", "ppxcls.packed.", "pp
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 if TYPE_CHECKING:
+    from ppxcls.build.averaging import AveragedWeights as AveragedWeights
+    from ppxcls.build.averaging import average as average
     from ppxcls.build.data import check_data as check_data
     from ppxcls.build.evaluation import evaluate as evaluate
     from ppxcls.build.network import build_model as build_model

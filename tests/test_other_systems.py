@@ -103,6 +103,10 @@ COMMANDS = [
         ["train", "-c", "trained/SmallNetwork"],
     ],
     [["eval", "-c", RUN]],
+    [
+        ["train", "-c", RUN, "-o", "Global.output_dir=to_average", "-o", "Global.save_interval=1"],
+        ["average", "to_average/SmallNetwork", "--last", "2"],
+    ],
     [["infer", "-c", RUN, "photos", "--format", "csv", "--output", "answers.csv"]],
     [["report", RUN]],
     [["check", "-c", RUN, "--json", "check.json"]],

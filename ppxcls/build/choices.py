@@ -156,6 +156,8 @@ def _weights(config: Config, word: str | bool) -> Weights:  # noqa: FBT001  Padd
     has_average = AVERAGE in parts_of(manifest)
     wants_average = config.EMA.use_ema if config.EMA else not config.is_override("EMA")
     notes = _progress_notes(manifest.get("progress", {}), judged_note(checkpoint_prefix(file)))
+    if checkpoints := manifest.get("averaged_from"):
+        notes.append(f"mean of {len(checkpoints):,} checkpoints")
     if has_average:
         notes.append("averaged weights" if wants_average else "raw weights")
     is_default = wants_average or not has_average

@@ -169,7 +169,7 @@ def mapping_to(network_classes: ClassNames | None, config: Config, mode: str) ->
         warn_once(f"{error}; the labels are used by number")
         return None
     if classes is None:
-        if network_classes.names != _imagenet_names():
+        if not is_imagenet(network_classes):
             logger.info(f"{list_folder(config, mode)}: no {CLASS_NAMES_FILE}, so labels are used by number")
         return None
     return mapping_between(classes, network_classes)
@@ -181,10 +181,23 @@ def mapping_between(classes: ClassNames, network_classes: ClassNames) -> LabelMa
     A run of a list without names has ImageNet's names if it has 1,000 classes. Nobody has confirmed them. So
     they are not compared with names that have none of them, such as WordNet ids.
     """
-    is_assumed = network_classes.names == _imagenet_names()
-    if is_assumed and not set(classes.names) & set(network_classes.names):
+    if is_imagenet(network_classes) and not set(classes.names) & set(network_classes.names):
         return None
     return label_mapping(classes, network_classes)
+
+
+def is_imagenet(classes: ClassNames) -> bool:
+    """True if the names are ImageNet's, which a run has if it has 1,000 classes and its list has no names."""
+    return classes.names == _imagenet_names()
+
+
+def imagenet_classes(path: str | Path) -> ClassNames:
+    """Returns ImageNet's classes as those of weights without names.
+
+    Args:
+        path: weights file, for messages.
+    """
+    return ClassNames(_imagenet_names(), f"ImageNet's names, which {path} should have")
 
 
 @cache

@@ -12,7 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.build import EVALUATION, OTHER_EVALUATION, TEST_EVALUATION
+from ppxcls.build import (
+    EVALUATION,
+    OTHER_EVALUATION,
+    TEST_EVALUATION,
+    TEST_TTA_EVALUATION,
+    TTA_EVALUATION,
+)
 from ppxcls.build.choices import (
     Weights,
     class_names_for,
@@ -24,11 +30,12 @@ from ppxcls.build.choices import (
 )
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
-from ppxcls.build.judging import judging_config, use_of_test
+from ppxcls.build.judging import checkpoint_digest, judging_config, use_of_test
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
+from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.figures import DEFAULT_METRICS
 from ppxcls.config.load import RUN_CONFIG
@@ -36,13 +43,20 @@ from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.label_mapping import ClassNames
+from ppxcls.data.views import Views, parse_views
 from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_text
 from ppxcls.system.json_text import json_text, read_json
 from ppxcls.system.logs import logger
 from ppxcls.system.watchdog import Watchdog
-from ppxcls.train import OTHER_PREDICTIONS, PREDICTIONS, TEST_PREDICTIONS
+from ppxcls.train import (
+    OTHER_PREDICTIONS,
+    PREDICTIONS,
+    TEST_PREDICTIONS,
+    TEST_TTA_PREDICTIONS,
+    TTA_PREDICTIONS,
+)
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import build_metrics
@@ -71,10 +85,16 @@ class _Files:
 
 
 _EVAL_FILES, _TEST_FILES = _Files(EVALUATION, PREDICTIONS), _Files(TEST_EVALUATION, TEST_PREDICTIONS)
+_TTA_FILES = _Files(TTA_EVALUATION, TTA_PREDICTIONS)
+_TEST_TTA_FILES = _Files(TEST_TTA_EVALUATION, TEST_TTA_PREDICTIONS)
 _OTHER_FILES = _Files(OTHER_EVALUATION, OTHER_PREDICTIONS)
+_JUDGING_FILES = (_TEST_FILES, _TEST_TTA_FILES)
+_ALL_FILES = (_EVAL_FILES, _TEST_FILES, _TTA_FILES, _TEST_TTA_FILES, _OTHER_FILES)
 
 
-def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
+def evaluate(
+    config: Config, *, test: bool = False, tta: str | Sequence[str] | None = None
+) -> dict[str, float]:
     """Evaluates the weights of ``weights_for`` on ``DataLoader.Eval``.
 
     It writes the results and the predictions to the run's folder.
@@ -84,6 +104,10 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
         test: True to evaluate on the images of ``DataLoader.Test`` instead, which judge the finished model.
             The results are in ``test.json`` and ``test_predictions.csv``. They count how often these images
             have judged a model of this folder.
+        tta: views of each image whose probabilities are averaged: ``flip`` for its mirror image, ``crops``
+            for the four corners beside the centre, or both; None for the image alone. With it, the results
+            are in ``eval_tta.json`` and ``predictions_tta.csv``, or ``test_tta.json`` and
+            ``test_predictions_tta.csv``.
 
     Returns:
         Metrics from 0 to 1, losses as means over samples, and ``num_samples``.
@@ -93,20 +117,20 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
             output is not finite.
         OSError: a result can't be written, such as if a pipe has its name.
     """
+    views = None if tta is None else parse_views(tta)
     if test:
         config = judging_config(config)
     required_section(config, "DataLoader.Eval")
     if config.run_folder.is_dir():
-        own_files = (_EVAL_FILES, _TEST_FILES, _OTHER_FILES)
-        check_own_names(
-            config.run_folder, [name for files in own_files for name in (files.results, files.predictions)]
-        )
+        own_names = [name for files in _ALL_FILES for name in (files.results, files.predictions)]
+        check_own_names(config.run_folder, own_names)
     start_terminal_log()
     weights = weights_for(config, "evaluate")  # before anything is written
     assert weights
     start_job(config)
     names = class_names_for(config, "evaluate", weights)
-    logger.info(describe(config, weights, config.evaluation_transforms, names))
+    description = describe(config, weights, config.evaluation_transforms, names)
+    logger.info(f"{description}, test-time augmentation: {views}" if views else description)
     network = set_evaluation_precision(
         mixed_precision(config.AMP), build_network(config, "evaluate", weights)
     )
@@ -114,7 +138,7 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     classes = network_classes(config, "evaluate", weights)
     loss = evaluation_loss(config, classes_for_losses(config, classes, names))
-    evaluation = build_evaluation(config, classes, names, loss=loss)
+    evaluation = build_evaluation(config, classes, names, loss=loss, views=views)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
@@ -126,9 +150,15 @@ def evaluate(config: Config, *, test: bool = False) -> dict[str, float]:
     assert evaluation.predictions
     _check_outputs(evaluation.predictions, loader.dataset, weights)
     if rank == 0:
-        files = _TEST_FILES if test else _EVAL_FILES
+        files = _files(is_test=test, has_views=views is not None)
         _report_results(config, weights, evaluation=evaluation, results=results, names=names, files=files)
     return results
+
+
+def _files(*, is_test: bool, has_views: bool) -> _Files:
+    if has_views:
+        return _TEST_TTA_FILES if is_test else _TTA_FILES
+    return _TEST_FILES if is_test else _EVAL_FILES
 
 
 def _report_results(
@@ -162,7 +192,12 @@ def _report_results(
 
 
 def build_evaluation(
-    config: Config, classes: ClassNames | None, names: Sequence[str], *, loss: WeightedSum
+    config: Config,
+    classes: ClassNames | None,
+    names: Sequence[str],
+    *,
+    loss: WeightedSum,
+    views: Views | None = None,
 ) -> Evaluation:
     """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics and precision.
 
@@ -171,13 +206,17 @@ def build_evaluation(
         classes: classes of the network, to which labels are mapped by name; None if they are not known.
         names: names of the classes if ``classes`` is None, for metrics of one class; empty if there are none.
         loss: loss of evaluations.
+        views: views of each image whose probabilities are averaged; None for the image alone.
 
     Raises:
         ConfigError, DataError: the data set can't be used, or a metric names an unknown class.
     """
+    loader = build_loader(config, "Eval", classes)
+    if views:
+        loader.dataset.set_views(views)
     metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
     return Evaluation(
-        build_loader(config, "Eval", classes),
+        loader,
         loss,
         metrics=build_metrics(
             metric_blocks,
@@ -253,7 +292,10 @@ def write_results(
         "data": data_name(_eval_block(config)),
         "list": dataset.labelled_digest(),
     }
-    if files is _TEST_FILES:
+    if views := dataset.views:
+        facts |= {"tta": views.kinds, "views": views.count}
+        facts["checkpoint"] = checkpoint_digest(checkpoint_prefix(weights.path))
+    if files in _JUDGING_FILES:
         facts |= use_of_test(config.run_folder, weights.path, list_digest=dataset.labelled_digest())
     if (top1 := results.get("top1")) is not None and results["num_samples"]:
         share = proportion(round(top1 * results["num_samples"]), int(results["num_samples"]))
@@ -290,7 +332,7 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, fi
     try:
         run_config = read_yaml(read_regular(config.run_folder / RUN_CONFIG, _MAX_BYTES).decode(), RUN_CONFIG)
         block_of_run = dict(run_config["DataLoader"]["Eval"]["dataset"])
-        if files is _TEST_FILES:
+        if files in _JUDGING_FILES:
             test_of_run = {key: path for key, path in run_config["DataLoader"]["Test"].items() if path}
             block_of_run |= test_of_run
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
@@ -302,9 +344,8 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, fi
     if config.own_folder is not None and not config.is_override(f"DataLoader.{root_key}"):
         place_keys.add("image_root")
     # A run's first use of its images that judge: nothing has recorded their digest yet.
-    is_own_test = (
-        files is _TEST_FILES and config.own_folder is not None and not config.is_override("DataLoader.Test")
-    )
+    is_of_run = config.own_folder is not None and not config.is_override("DataLoader.Test")
+    is_own_test = files in _JUDGING_FILES and is_of_run
     for key in sorted({*block, *block_of_run} - (place_keys if own_digest or is_own_test else set())):
         if not _is_same_value(key, block.get(key), block_of_run.get(key)):
             differences.append(f"another {key}")
@@ -316,7 +357,7 @@ def _own_list_digest(config: Config, files: _Files) -> str | None:
 
     A run that did not evaluate while it trained has the list of its first ``eval.json``.
     """
-    for name in () if files is _TEST_FILES else ("best_model", "latest"):
+    for name in () if files in _JUDGING_FILES else ("best_model", "latest"):
         with contextlib.suppress(CheckpointError):
             if digest := read_manifest(config.run_folder / name).get("eval_list"):
                 return str(digest)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppxcls.build import TEST_EVALUATION
+from ppxcls.build import TEST_EVALUATION, TEST_TTA_EVALUATION
 from ppxcls.build.start import required_section
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.registry import Block
@@ -89,11 +89,12 @@ def checkpoint_digest(prefix: Path) -> str | None:
 
 
 def _result_files(folder: Path) -> Iterator[Path]:
-    yield folder / TEST_EVALUATION
+    names = (TEST_EVALUATION, TEST_TTA_EVALUATION)
+    yield from (folder / name for name in names)
     with contextlib.suppress(OSError):
         for child in folder.iterdir():
             if _EARLIER_FOLDER.fullmatch(child.name):
-                yield child / TEST_EVALUATION
+                yield from (child / name for name in names)
 
 
 def judged_note(prefix: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -10,11 +10,11 @@ import paddle
 from paddle import nn
 
 from ppxcls.build.choices import TRAINING_TRANSFORMS, Purpose, Weights, compared_transforms, path_of_weights
-from ppxcls.build.class_order import config_of_weights, mapping_between, training_classes, weights_classes
+from ppxcls.build.class_order import config_of_weights
+from ppxcls.build.classifier_rows import start_classifier
 from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.sections import AMPSection, Config, to_plain
-from ppxcls.data.label_mapping import UNKNOWN_CLASS
-from ppxcls.models.classifier import classifier_arrays, reorder_classes
+from ppxcls.models.classifier import classifier_arrays, reset_classifier
 from ppxcls.models.classifier_part import Difference
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
 from ppxcls.models.logits import set_network_name
@@ -22,7 +22,6 @@ from ppxcls.models.preprocessing import differences, differences_from_run, run_p
 from ppxcls.models.tracing import to_static
 from ppxcls.models.weights import load_fitting_weights
 from ppxcls.system import distributed
-from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.train.precision import MixedPrecision
 
@@ -50,7 +49,10 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
     set_network_name(model, name)
     if keys.pretrained:
         path = path_of_weights(keys.pretrained, name, block.where / "pretrained")
+        fresh_arrays = classifier_arrays(model)
         _log_differences(load_fitting_weights(model, path, keep_trunk=True))
+        if keys.new_classifier:
+            reset_classifier(model, fresh_arrays)
     if keys.data_format == "NHWC":
         channels_last(model)
     prepare_training(model, keys, block.where)
@@ -60,8 +62,8 @@ def build_model(name: str, **arguments: Any) -> nn.Layer:
 def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> nn.Layer:
     """Builds the network of a config and loads its weights.
 
-    For training, the number of classes may differ from that of the weights. Then the classifier keeps its
-    fresh weights. An exported network computes on [N, C, H, W], whatever the value of ``data_format``.
+    For training, the classes may differ from those of the weights; see ``start_classifier``. An exported
+    network computes on [N, C, H, W], whatever the value of ``data_format``.
 
     Args:
         config: config with ``Arch``.
@@ -71,6 +73,7 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
     Raises:
         ConfigError: as ``prepare_training``.
         CheckpointError: the weights can't be used.
+        DataError: a file of class names can't be used.
     """
     keys = MODELS.common_keys(config.Arch)
     network = MODELS.build(config.Arch)
@@ -82,10 +85,10 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
         )
         if purpose == "train":
             logger.info(f"Loaded {weights}")
+            file_differences = start_classifier(
+                config, network, path=weights.path, fresh_arrays=fresh_arrays, differences=file_differences
+            )
         _log_differences(file_differences)
-        has_classifier = all(difference.kind == "rest" for difference in file_differences)
-        if purpose == "train" and has_classifier:
-            _fit_classifier(config, network, weights=weights, fresh_arrays=fresh_arrays)
         _compare_preprocessing(config, purpose, weights)
     if keys.data_format == "NHWC" and purpose != "export":
         channels_last(network)
@@ -106,23 +109,6 @@ def _log_differences(file_differences: Sequence[Difference]) -> None:
         texts = [difference.text for difference in file_differences if difference.kind == kind]
         if texts:
             logger.warning(start + "; ".join(texts))
-
-
-def _fit_classifier(
-    config: Config, network: nn.Layer, *, weights: Weights, fresh_arrays: Mapping[str, Array]
-) -> None:
-    """Gives each class of the training the outputs that the weights have for the class of the same name."""
-    classes, known_classes = training_classes(config), weights_classes(weights.path)
-    mapping = mapping_between(classes, known_classes) if classes and known_classes else None
-    if mapping is None or len(mapping.class_ids) != len(mapping.network_classes.names):
-        return
-    reorder_classes(network, fresh_arrays, mapping.class_ids.tolist())
-    names = mapping.list_classes.names
-    fresh_names = [names[i] for i, known_id in enumerate(mapping.class_ids) if known_id == UNKNOWN_CLASS]
-    note = f"; fresh weights for {', '.join(map(repr, fresh_names[:5]))}" if fresh_names else ""
-    note += f" and {len(fresh_names) - 5} more" if len(fresh_names) > 5 else ""
-    if distributed.rank() == 0:
-        logger.warning(f"the classifier of {weights.path} is {mapping}{note}")
 
 
 def _compare_preprocessing(config: Config, purpose: Purpose, weights: Weights) -> None:

@@ -66,6 +66,8 @@ _FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("ppxcls", "paddle", "config", "train_list", "eval_list", "best_metric"), _TEXT),
     **dict.fromkeys(("run", "started_from"), _TEXT_OR_NULL),
     **dict.fromkeys(("samples", "global_batch", "update_freq", "steps_per_epoch", "world_size"), _COUNT),
+    # ``ppxcls average`` writes the names of the checkpoints in a mean.
+    "averaged_from": (_is_list_of_texts_or_none, "a list of texts or null"),
     "class_names": (_is_list_of_texts_or_none, "a list of texts or null"),
     # ``ppxcls fit`` trains on the list of evaluation too, after it has chosen the result.
     "trained_on_eval_list": (_is_bool, "true or false"),

@@ -46,7 +46,9 @@ _LOCKS: dict[Path, BinaryIO] = {}  # locks of this process by folder; open until
 # files that describe a run; they are not kept if the run has no other files
 _DESCRIPTION_FILES = ("config.yaml", "class_names.txt")
 _EXTENSION_PATTERN = "|".join(map(re.escape, (".json", ".pdstates", ".pdstate", *EXTENSIONS)))
-_CHECKPOINT_PATTERN = re.compile(rf"(latest|best_model|(?:step|epoch)_\d+)(?:{_EXTENSION_PATTERN})(\.new)?")
+AVERAGED = "averaged"  # name of the mean of several checkpoints
+_NAME_PATTERN = rf"latest|best_model|{AVERAGED}|(?:step|epoch)_\d+"
+_CHECKPOINT_PATTERN = re.compile(rf"({_NAME_PATTERN})(?:{_EXTENSION_PATTERN})(\.new)?")
 _DISK_FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 

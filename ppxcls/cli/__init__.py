@@ -82,6 +82,16 @@ def add_trust_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tta_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option ``--tta``."""
+    parser.add_argument(
+        "--tta",
+        metavar="VIEWS",
+        help="average the probabilities of several views of each image: flip (its mirror image), crops (the "
+        "four corners beside the centre), or flip,crops",
+    )
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,

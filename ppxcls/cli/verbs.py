@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 import ppxcls
 from ppxcls import cli
+from ppxcls.cli.average import run_average
 from ppxcls.cli.launch import run_launcher
 from ppxcls.cli.weights import run_weights
 from ppxcls.serving.address import MAX_PORT
@@ -91,6 +92,13 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
         "an address, or a file of PaddleClas, timm, Keras or ppxcls",
     )
     parser.add_argument(
+        "--from",
+        dest="from_run",
+        metavar="RUN",
+        help="folder of an earlier run to start from, with its network and its preparation of images; the "
+        "classes are those of PHOTOS",
+    )
+    parser.add_argument(
         "--network", metavar="NAME", help="see 'ppxcls list' (default: the one of the weights, or Xception41)"
     )
     parser.add_argument(
@@ -121,10 +129,10 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     cli.add_override_option(parser)
     cli.add_trust_option(parser)
     arguments = parser.parse_args()
-    options = ("weights", "network", "minutes", "output", "device", "find_lr", "find_batch", "trust")
+    options = ("weights", "from_run", "network", "minutes", "output", "device", "find_lr", "find_batch")
     folder = ppxcls.fit(
         arguments.photos,
-        **{name: getattr(arguments, name) for name in (*options, "val_share", "test_share")},
+        **{name: getattr(arguments, name) for name in (*options, "trust", "val_share", "test_share")},
         overrides=arguments.override,
     )
     from ppxcls.fitting.folder import next_commands
@@ -191,8 +199,19 @@ def eval_verb(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="evaluate on the images of DataLoader.Test, which neither trained nor chose, and count it",
     )
+    cli.add_tta_option(parser)
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
-    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test)
+    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
+
+
+@verb(
+    "average",
+    "Average the weights of checkpoints epoch_N, renew the statistics of the batch norms, and evaluate.",
+    examples=["ppxcls average output/Xception41 --last 5", "ppxcls average output/Xception41 --greedy"],
+)
+def average_verb(parser: argparse.ArgumentParser) -> None:
+    """Average the weights of checkpoints."""
+    run_average(parser)
 
 
 @verb(
@@ -223,6 +242,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
+    cli.add_tta_option(parser)
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     if not arguments.config and arguments.override:
@@ -238,6 +258,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         kind=arguments.format,
         exported=arguments.exported,
         output=arguments.output,
+        tta=arguments.tta,
         trust=arguments.trust,
     )
     return cli.EXIT_ERROR if failures else 0

@@ -26,6 +26,7 @@ from ppxcls.data.transforms import (
     split_for_device,
     starts_with_decoding,
 )
+from ppxcls.data.views import Views, with_views
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of
 
@@ -58,6 +59,7 @@ class Dataset:
         label_mapping: mapping that has changed the labels of the list; None if they are the list's own.
         transform: all transforms.
         host_transform: transforms that run on the host; ``device_stage`` holds those for the device.
+        views: views of each image, which lie below each other in the image; None for the image alone.
 
     Raises:
         DataError: there are no samples, the labels are not integers [N], or a label is outside ``class_num``.
@@ -66,6 +68,7 @@ class Dataset:
     source: str = ""
     keeps_bytes: bool = True
     label_mapping: LabelMapping | None = None
+    views: Views | None = None
 
     def __init__(
         self, labels: Any, transform_ops: TransformOps | None = None, class_num: int | None = None
@@ -194,6 +197,15 @@ class Dataset:
         dataset.host_transform, dataset.device_stage = split_for_device(dataset.transform)
         return dataset
 
+    def set_views(self, views: Views) -> None:
+        """Makes the images of an evaluation contain several views.
+
+        Raises:
+            DataError: the transforms do not allow these views; see ``with_views``.
+        """
+        self.host_transform, _ = with_views(self.host_transform, views)
+        self.views = views
+
     def _load(self, transform: Compose, index: int, rng: Generator | None) -> Image:
         try:
             return transform(self.read(index), rng)
@@ -214,7 +226,7 @@ DATASETS: Registry[Dataset] = Registry(
     program_parameters=("class_num", "patience"),
     common=DatasetKeys,
     base=Dataset,
-    optional_members=("keeps_bytes", "label_mapping", "map_labels", "labelled_digest"),
+    optional_members=("keeps_bytes", "label_mapping", "map_labels", "labelled_digest", "views", "set_views"),
 )
 
 

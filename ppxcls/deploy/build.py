@@ -202,6 +202,7 @@ def infer(
     exported: str | Path | None = None,
     topk: int | None = None,
     batch_size: int | None = None,
+    tta: str | Sequence[str] | None = None,
     trust: bool = False,
 ) -> list[Prediction]:
     """Predicts the classes of image files.
@@ -213,6 +214,7 @@ def infer(
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
+        tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
         trust: True to run exported files that another exporter has written; see ``load``.
 
     Returns:
@@ -228,7 +230,7 @@ def infer(
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
-    return predictor.predict(files, topk, batch_size)
+    return predictor.predict(files, topk, batch_size, tta=tta)
 
 
 def print_predictions(
@@ -238,6 +240,7 @@ def print_predictions(
     kind: Format = "paddleclas",
     exported: str | None = None,
     output: str | None = None,
+    tta: str | None = None,
     trust: bool = False,
 ) -> int:
     """Writes predictions as they are computed, and files without one to standard error: ``ppxcls infer``.
@@ -248,6 +251,7 @@ def print_predictions(
         kind: output format; see ``Writer``.
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         output: file for the predictions; None for standard output.
+        tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
         trust: True to run exported files that another exporter has written.
 
     Returns:
@@ -259,6 +263,8 @@ def print_predictions(
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
     predictor = _predictor(config, exported, len(files), trust=trust)
+    if tta is not None:
+        predictor = predictor.with_views(tta)
     logger.info(predictor.description)
     topk, batch_size = _topk_and_batch_size(config)
     failures = 0

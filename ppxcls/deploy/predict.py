@@ -13,6 +13,7 @@ import numpy as np
 from ppxcls.data.errors import DataError
 from ppxcls.data.prefetch import prefetch
 from ppxcls.data.transforms import Compose, DecodeImage
+from ppxcls.data.views import parse_views, with_views
 from ppxcls.deploy.images import NamedImage, Source, named_images
 from ppxcls.deploy.runners import Runner
 from ppxcls.system.arrays import Array
@@ -40,6 +41,40 @@ class Prediction:
     scores: list[float] = field(default_factory=list)
     label_names: list[str] = field(default_factory=list)
     error: str = ""
+
+
+def softmax(logits: Array) -> Array:
+    """Returns the probabilities of logits [..., class_num] in float64; NaN if a logit is not finite."""
+    with np.errstate(invalid="ignore"):
+        exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+        result: Array = exponentials / exponentials.sum(-1, keepdims=True)
+    return result
+
+
+class ViewRunner:
+    """Runs each view of a batch, and returns the means of the probabilities, float64 [N, class_num].
+
+    Args:
+        runner: runner for images with one view.
+        count: number of views below each other in an image.
+        height_axis: axis of the height in a batch.
+        gives_logits: True if the runner returns logits.
+    """
+
+    def __init__(self, runner: Runner, count: int, *, height_axis: int, gives_logits: bool) -> None:
+        self._runner = runner
+        self._count = count
+        self._height_axis = height_axis
+        self._gives_logits = gives_logits
+
+    def __call__(self, images: Array) -> Array:
+        """Returns the mean probabilities of a batch whose images have all views below each other."""
+        outputs = [
+            self._runner(np.ascontiguousarray(view))
+            for view in np.split(images, self._count, axis=self._height_axis)
+        ]
+        probabilities = [softmax(output) if self._gives_logits else output for output in outputs]
+        return np.asarray(np.mean(probabilities, axis=0, dtype=np.float64))
 
 
 class Predictor:
@@ -75,7 +110,12 @@ class Predictor:
         self._gives_logits = gives_logits
 
     def predict(
-        self, images: Source | Iterable[Source], topk: int = DEFAULT_TOPK, batch_size: int = 10
+        self,
+        images: Source | Iterable[Source],
+        topk: int = DEFAULT_TOPK,
+        batch_size: int = 10,
+        *,
+        tta: str | Sequence[str] | None = None,
     ) -> list[Prediction]:
         """Predicts the classes of images.
 
@@ -85,18 +125,26 @@ class Predictor:
                 folder stands for all images below it, and an array [N, H, W, 3] for N images.
             topk: number of classes in a prediction.
             batch_size: images per batch.
+            tta: views of each image whose probabilities are averaged: ``flip`` for its mirror image,
+                ``crops`` for the four corners beside the centre, or ``flip,crops``; None for the image alone.
 
         Returns:
             A prediction for each image, in the same order. If an image can't be read, or if the network's
             output for it is not finite, its prediction has an ``error``.
 
         Raises:
-            DataError: ``images`` has another type, or ``topk`` or ``batch_size`` is no integer of at least 1.
+            DataError: ``images`` has another type, ``topk`` or ``batch_size`` is no integer of at least 1, or
+                ``tta`` has another word, or needs a crop that the transforms do not have.
         """
-        return list(self.stream(images, topk, batch_size))
+        return list(self.stream(images, topk, batch_size, tta=tta))
 
     def stream(
-        self, images: Source | Iterable[Source], topk: int = DEFAULT_TOPK, batch_size: int = 10
+        self,
+        images: Source | Iterable[Source],
+        topk: int = DEFAULT_TOPK,
+        batch_size: int = 10,
+        *,
+        tta: str | Sequence[str] | None = None,
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
 
@@ -106,7 +154,32 @@ class Predictor:
         Raises:
             DataError: as ``predict``. A wrong image of a generator is reported when it is taken.
         """
+        if tta is not None:
+            return self.with_views(tta).stream(images, topk, batch_size)
         return self._stream(named_images(images), _count("topk", topk), _count("batch_size", batch_size))
+
+    def with_views(self, tta: str | Sequence[str]) -> Predictor:
+        """Returns a predictor whose probabilities are means over several views of each image.
+
+        Args:
+            tta: kinds of views, as in ``predict``.
+
+        Raises:
+            DataError: there is another word, or the transforms have no crop for ``crops``.
+        """
+        views = parse_views(tta)
+        transform, height_axis = with_views(self._transform, views)
+        runner = ViewRunner(
+            self._runner, views.count, height_axis=height_axis, gives_logits=self._gives_logits
+        )
+        return Predictor(
+            transform,
+            runner,
+            names=self.names,
+            gives_logits=False,
+            description=f"{self.description}, test-time augmentation: {views}",
+            model=self.model,
+        )
 
     def _stream(self, images: Iterable[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
         iterator = iter(images)
@@ -166,8 +239,7 @@ class Predictor:
                 yield Prediction(file, error=NOT_FINITE)
                 continue
             if self._gives_logits:
-                scores = np.exp(scores - scores.max())
-                scores /= scores.sum()
+                scores = softmax(scores)
             best_ids = np.argsort(-scores, kind="stable")[:topk].tolist()
             names = [self.names[i] for i in best_ids] if self.names else []
             yield Prediction(file, best_ids, scores[best_ids].round(5).tolist(), names)

@@ -16,6 +16,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.earlier_run import earlier_run, log_earlier_classes
 from ppxcls.fitting.features import FeatureComputer
 from ppxcls.fitting.imbalance import warn_if_unbalanced
 from ppxcls.fitting.judging import judge
@@ -59,6 +60,7 @@ def fit(
     photos: str | Path,
     weights: str | None = None,
     *,
+    from_run: str | Path | None = None,
     network: str | None = None,
     minutes: float = 10.0,
     output: str | Path | None = None,
@@ -84,6 +86,9 @@ def fit(
             if there are any; ``none`` for fresh weights. With weights, a linear classifier of the network's
             features is trained first. Then the exit flow and all layers are trained, as far as the minutes
             go. A stage that is not better changes nothing.
+        from_run: folder of an earlier run to start from: its ``best_model``, with its network, its size and
+            preparation of images, and its plugins. The classes are those of the photographs. A class of the
+            run without photographs is left out. None for no run.
         network: name of the network; None for the network of the weights.
         minutes: time of the whole command on this machine, in minutes. The first result may take longer.
         output: folder for the lists, the YAML and the run; None for ``output/<name of the folder>``.
@@ -107,6 +112,10 @@ def fit(
             ``build_trainer``.
     """
     set_up_logging()
+    if from_run is not None:
+        run = earlier_run(from_run, weights=weights, network=network, trust=trust)
+        weights, network = run.weights, run.network
+        overrides = [*run.overrides, *overrides]
     request = checked_request(
         photos,
         output,
@@ -136,6 +145,8 @@ def _fit(request: Request) -> Path:
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
+        if request.weights:
+            log_earlier_classes(request.weights, photographs.names)
         if progress is None:
             check_photographs(photographs)
             warn_if_unbalanced(photographs, request.overrides)

@@ -325,11 +325,13 @@ def counts_of(lists: Path) -> Counts:
 def network_with_weights(config: Config, weights: str | None) -> nn.Layer:
     """Returns the network of a config in evaluation mode, with weights and a fresh classifier.
 
+    The average of the weights (EMA) is used if the file is a checkpoint that has one.
+
     Raises:
         CheckpointError: the weights can't be used.
     """
     network: nn.Layer = MODELS.build(config.Arch)
     if weights:
-        load_weights(network, weights, keep_trunk=True)
+        load_weights(network, weights, keep_trunk=True, average=True)
     network.eval()
     return network

@@ -20,7 +20,7 @@ from ppxcls.ops.max_pool import MaxPool2D
 from ppxcls.ops.sync_batch_norm import has_paddle_kernel, synchronized_batch_norm
 from ppxcls.system.logs import logger
 
-_BATCH_NORMS = nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D
+BATCH_NORMS = nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D
 
 
 @dataclass
@@ -32,6 +32,8 @@ class ModelKeys:
             word for published weights, which are fetched if they are not on this machine: ``True`` or
             ``imagenet`` for the network's default ones, a name from ``ppxcls weights``,
             ``hf-hub:OWNER/REPO``, or an address.
+        new_classifier: True to start the classifier with fresh weights. Otherwise, the weights to start from
+            give each class the weights of their class of the same name.
         freeze: regular expressions. Parameters with matching state keys are not trained, and their batch
             norms keep their statistics.
         freeze_norm: True to keep the statistics of all batch norms and to normalise with them in training. It
@@ -47,6 +49,7 @@ class ModelKeys:
     """
 
     pretrained: str | bool | None = None
+    new_classifier: bool = False
     freeze: list[Pattern] | None = None
     freeze_norm: bool = False
     use_sync_bn: bool = False
@@ -140,7 +143,7 @@ def freeze_norms(model: nn.Layer) -> int:
     Returns:
         The number of batch norms.
     """
-    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, _BATCH_NORMS)]
+    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
     for norm in norms:
         norm._use_global_stats = True
     return len(norms)

@@ -176,7 +176,10 @@ def _set_weights(
             for key, tensor in tensors.items()
         }
     )
-    return [*differences, *(Difference("size", text) for text in shape_differences.values())]
+    size_differences = [
+        Difference("size", text, key, as_float32_array(state[key])) for key, text in shape_differences.items()
+    ]
+    return [*differences, *size_differences]
 
 
 def _check_network(weights: ForeignWeights, model: nn.Layer, file: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.build import TEST_EVALUATION
+from ppxcls.build import TEST_EVALUATION, TEST_TTA_EVALUATION, TTA_EVALUATION
 from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset, build_images
@@ -27,7 +27,13 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import MAX_IMAGE_FILE_BYTES
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.reports import STAGES
-from ppxcls.reports.result_files import StageFile, read_judging_use, read_stages
+from ppxcls.reports.result_files import (
+    StageFile,
+    ViewFigures,
+    read_judging_use,
+    read_stages,
+    read_view_figures,
+)
 from ppxcls.reports.run_files import Samples, read_metrics, read_samples
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import is_inside, read_inside
@@ -43,6 +49,8 @@ _SHOWN_FILES = (
     PREDICTIONS,
     TEST_PREDICTIONS,
     TEST_EVALUATION,
+    TTA_EVALUATION,
+    TEST_TTA_EVALUATION,
     STAGES,
     CLASS_NAMES_FILE,
     PADDLEX_NAMES_FILE,
@@ -143,6 +151,8 @@ class Record:
         samples: predictions of the best evaluation; None if nothing was evaluated.
         judged: predictions of images that judge; None if there are none of the run's weights.
         judging_note: sentence for the page, if earlier weights were judged; empty otherwise.
+        view_figures: results of ``eval --tta`` with the run's weights: of the images of ``samples``, and of
+            those that judge; an evaluation that there is not is left out.
         stages: stages of ``ppxcls fit``; None if another command has trained.
         manifest: manifest of ``best_model`` or ``latest``; empty if there is neither.
         progress: progress of the run in ``latest``; None if there is no ``latest`` that this version knows.
@@ -160,6 +170,7 @@ class Record:
     samples: Samples | None = None
     judged: Judged | None = None
     judging_note: str = ""
+    view_figures: list[ViewFigures] = field(default_factory=list)
     stages: StageFile | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
@@ -258,6 +269,8 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
         checkpoint = None
     record.progress = _progress_of_run(record)
     _read_judging(record, count, checkpoint)
+    all_figures = [read_view_figures(folder / name) for name in (TTA_EVALUATION, TEST_TTA_EVALUATION)]
+    record.view_figures = [item for item in all_figures if item and item.checkpoint == checkpoint]
     record.stages = read_stages(folder / STAGES)
     record.class_counts = _class_counts(config, count, record.manifest)
     record.class_weights = _class_weights(config, record.names, record.class_counts)

@@ -1,4 +1,4 @@
-"""Reads ``test.json`` and ``stages.json`` of a run. A stranger may have written them.
+"""Reads ``test.json``, ``eval_tta.json`` and ``stages.json`` of a run. A stranger may have written them.
 
 An error gives the file, and no part of the content, which may be another file's.
 """
@@ -23,6 +23,8 @@ _MAX_NAME_LENGTH, _MAX_CHOICE_LENGTH = 200, 1000  # characters
 _MAX_SIZE_PIXELS = 100_000
 _MAX_SECONDS = 1e9
 _MAX_EPOCHS = 1_000_000
+_MAX_VIEWS = 100
+_MAX_IMAGES = 1 << 40
 _MAX_LOSS = 1e100  # as in metrics.jsonl
 _STAGES_FORMAT = 1
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -41,6 +43,25 @@ class JudgingUse:
     uses: int
     checkpoint: str | None
     figures: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewFigures:
+    """The result of an evaluation with several views of each image.
+
+    Attributes:
+        kinds: kinds of views, such as ``flip,crops``.
+        views: number of views.
+        top1: share of correct predictions.
+        num_samples: number of images.
+        checkpoint: SHA-256 of the evaluated checkpoint's manifest; None if it had none.
+    """
+
+    kinds: str
+    views: int
+    top1: float
+    num_samples: int
+    checkpoint: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +124,30 @@ def read_judging_use(file: Path) -> JudgingUse | None:
     uses, checkpoint = values.get("uses"), values.get("checkpoint")
     if not is_count(uses, _MAX_USES) or not uses:
         raise DataError(f"{file}: expected a whole number from 1 to {_MAX_USES:,} as 'uses'")
-    if checkpoint is not None and not (isinstance(checkpoint, str) and _SHA256.fullmatch(checkpoint)):
+    if not _is_digest_or_none(checkpoint):
         raise DataError(f"{file}: expected a SHA-256 or null as 'checkpoint'")
     figures = {name: value for name, value in values.items() if is_number(value) and abs(value) <= _MAX_LOSS}
     return JudgingUse(uses, checkpoint, figures)
+
+
+def read_view_figures(file: Path) -> ViewFigures | None:
+    """Returns the result of an evaluation with several views; None if there is no such file, or no top-1.
+
+    Raises:
+        DataError: the file can't be read, or a value is invalid.
+    """
+    values = _read_object(file, "the results of several views")
+    if values is None or "top1" not in values:
+        return None
+    for key, (is_valid, expected) in _VIEW_RULES.items():
+        if not is_valid(values.get(key)):
+            raise DataError(f"{file}: expected {expected} as '{key}'")
+    figures = {key: values[key] for key in _VIEW_RULES if key in ("views", "top1", "checkpoint")}
+    return ViewFigures(kinds=values["tta"], num_samples=int(values["num_samples"]), **figures)
+
+
+def _is_digest_or_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(_SHA256.fullmatch(value)))
 
 
 def read_stages(file: Path) -> StageFile | None:
@@ -173,6 +214,13 @@ _STAGE_RULES: dict[str, _Rule] = {
     ),
     "chosen": (lambda value: isinstance(value, bool), "true or false"),
     "choice": (lambda value: _is_text(value, _MAX_CHOICE_LENGTH), "a printable text"),
+}
+_VIEW_RULES: dict[str, _Rule] = {
+    "tta": (lambda value: value in ("flip", "crops", "flip,crops"), "flip, crops or flip,crops"),
+    "views": (lambda value: is_count(value, _MAX_VIEWS) and value > 1, "a number of views"),
+    "top1": (lambda value: _is_between(value, 0, 1), "a number from 0 to 1"),
+    "num_samples": (lambda value: _is_between(value, 1, _MAX_IMAGES), "a number of images"),
+    "checkpoint": (_is_digest_or_none, "a SHA-256 or null"),
 }
 _PLAN_RULES: dict[str, _Rule] = {
     "name": (lambda value: _is_text(value, _MAX_NAME_LENGTH), "a printable name"),

@@ -12,10 +12,12 @@ from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates
 from ppxcls.reports.ending import ending_note, epochs_done
 from ppxcls.reports.record import Record
+from ppxcls.reports.result_files import ViewFigures
 from ppxcls.reports.run_files import Samples
 from ppxcls.reports.two_classes import two_class_tiles, two_classes
 from ppxcls.system.paths import printable
 from ppxcls.train import METRICS_FILE
+from ppxcls.train.proportions import proportion
 
 _CHECKED_IMAGES = 100  # images whose places are checked for the notes
 
@@ -40,6 +42,7 @@ def numbers(record: Record) -> list[dict[str, str]]:
         tiles += _accuracy_tiles(record.samples, record, "", reason)
     if classes := two_classes(record, record.shown_samples):
         tiles += [_tile(*tile) for tile in two_class_tiles(classes)]
+    tiles += [_view_tile(item) for item in record.view_figures]
     if record.shown_samples is not None:
         count, class_count = len(record.shown_samples), len(record.names)
         tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
@@ -80,6 +83,17 @@ def _number(value: float | None) -> str:
 
 def _tile(name: str, value: str, note: str) -> dict[str, str]:
     return {"name": name, "value": value, "note": note}
+
+
+def _view_tile(item: ViewFigures) -> dict[str, str]:
+    """Returns the tile of an evaluation with several views of each image, which is no plain figure."""
+    share = proportion(round(item.top1 * item.num_samples), item.num_samples)
+    return _tile(
+        f"top-1 with --tta {item.kinds}",
+        f"{100 * share.value:.2f} %",
+        f"95 %: {100 * share.low:.2f} to {100 * share.high:.2f}, means of {item.views} views, "
+        f"{item.num_samples:,} images",
+    )
 
 
 def _accuracy_tiles(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import paddle
 from paddle import nn
+from paddle.nn import functional
 
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
@@ -23,6 +25,9 @@ from ppxcls.train.predictions import Predictions, PredictionTable
 
 class Evaluation:
     """Evaluates networks on this process's part of a data set, and sums over the processes.
+
+    If the images contain several views, the probabilities of these are averaged. Loss and metrics get the
+    logarithms of the averages as logits.
 
     Args:
         loader: loader without shuffling. The parts of all processes make up the data set.
@@ -117,12 +122,23 @@ class Evaluation:
     def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
         labels = to_device(batch.labels)
         with interrupts_deferred():
-            with self._autocast():
-                logits = network(self._to_input(batch.images))
-            logits = as_float32(logits)
+            logits = self._logits(network, self._to_input(batch.images))
             losses = self._loss(logits, labels)
         self._table.add(batch.plan.indices, logits, labels)
         return self._scorer(losses, logits, labels)
+
+    def _logits(self, network: EvaluatedNetwork, images: paddle.Tensor) -> paddle.Tensor:
+        """Returns the logits of a batch [N, C, H, W]; of several views, log(mean(softmax(logits)))."""
+        views = self.loader.dataset.views
+        outputs = []
+        for view in paddle.split(images, views.count, axis=2) if views else [images]:
+            with self._autocast():
+                logits = network(view)
+            outputs.append(as_float32(logits))
+        if views is None:
+            return outputs[0]
+        log_probabilities = [functional.log_softmax(logits, axis=-1) for logits in outputs]
+        return paddle.logsumexp(paddle.stack(log_probabilities), axis=0) - math.log(len(outputs))
 
     def _results(self, batch_sums: list[tuple[int, paddle.Tensor]], bad_count: int) -> dict[str, float]:
         totals = Totals(self._scorer.names)
