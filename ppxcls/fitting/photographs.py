@@ -107,7 +107,8 @@ def list_photographs(
     if not (lists / VAL_LIST).is_file():
         raise DataError(f"{table or root}: no images remain for evaluation; each class needs at least two")
     if len(names) < 2:
-        raise DataError(f"{table or root}: one class; a classifier needs at least two")
+        unit = "classes" if table else "folders"
+        raise DataError(f"{table or root}: one class; a classifier needs at least two {unit}")
     if not (lists / TEST_LIST).is_file():
         logger.info(
             "no photographs are held out to judge the result: those that choose the best epoch judge it"
