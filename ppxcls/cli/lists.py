@@ -40,21 +40,8 @@ def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in _TABLE_OPTIONS}
 
 
-def run_lists(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``lists``, parses them, and writes the lists."""
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        help="a folder with one subfolder per class; or train/, val/ and test/ with such subfolders; or a "
-        "flat val/ with --labels; or a table in CSV with a row for each image",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="DIR",
-        help="folder for the lists; the images stay in place (with --apply: the new list or folder; default: "
-        "beside the old one)",
-    )
+def _add_split_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that tell which images are held out."""
     parser.add_argument(
         "--val-share",
         type=float,
@@ -78,6 +65,24 @@ def run_lists(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="write the lists of a cross-validation to fold_1/ to fold_K/; each image is in one val_list.txt",
     )
+
+
+def run_lists(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``lists``, parses them, and writes the lists."""
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder with one subfolder per class; or train/, val/ and test/ with such subfolders; or a "
+        "flat val/ with --labels; or a table in CSV with a row for each image",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="folder for the lists; the images stay in place (with --apply: the new list or folder; default: "
+        "beside the old one)",
+    )
+    _add_split_options(parser)
     add_table_options(parser)
     parser.add_argument(
         "--labels",

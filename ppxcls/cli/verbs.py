@@ -132,11 +132,16 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
         **table_options(arguments),
         overrides=arguments.override,
     )
+    _print_result(folder, trust=arguments.trust)
+
+
+def _print_result(folder: Path, *, trust: bool) -> None:
+    """Prints how good the result of ``fit`` is, and what a user may need next."""
     from ppxcls.fitting.folder import next_commands
     from ppxcls.fitting.judging import sentence_of
 
     print()
-    if sentence := sentence_of(folder, trust=arguments.trust):
+    if sentence := sentence_of(folder, trust=trust):
         cli.print_line(sentence)
     cli.print_line(f"report: {folder}/report.html")
     print("\nnext:")

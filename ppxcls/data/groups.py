@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
+from ppxcls.data.list_index import listed_path
 from ppxcls.data.tables import MAX_TABLE_BYTES, excerpt_of, table_of_text
 from ppxcls.system.atomic_files import read_regular, reason_of
 
@@ -70,11 +71,11 @@ def groups_by_pattern(paths: Iterable[str], pattern: re.Pattern[str]) -> dict[st
 
 
 def groups_text(paths: Iterable[str], groups: Mapping[str, str]) -> str:
-    """Returns the content of ``groups.csv`` for these paths."""
+    """Returns the content of ``groups.csv`` for these paths, which are written as in a list."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(GROUP_COLUMNS)
-    writer.writerows((path, groups[path]) for path in paths)
+    writer.writerows((listed_path(path), groups[path]) for path in paths)
     return text.getvalue()
 
 

@@ -60,8 +60,8 @@ def with_judging_part(parts: Mapping[str, Sequence[Sample]]) -> dict[str, list[S
 def hold_out(
     parts: Mapping[str, Sequence[Sample]],
     shares: Shares,
-    seed: int,
     *,
+    seed: int,
     root: Path | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> dict[str, list[Sample]]:
@@ -86,7 +86,7 @@ def hold_out(
         part_by_picture = _part_by_picture(parts, shares, seed, first_copies)
         new_names = [part_by_picture.get(first_copies.get(path, path), "train") for path, _ in samples]
     else:
-        new_names = _parts_of_groups(parts, shares, seed, first_copies=first_copies, groups=groups)
+        new_names = _parts_of_groups(parts, shares, seed=seed, first_copies=first_copies, groups=groups)
     new_parts: dict[str, list[Sample]] = {"train": [], "val": list(parts["val"]), "test": list(parts["test"])}
     for sample, name in zip(samples, new_names, strict=True):
         new_parts[name].append(sample)
@@ -126,8 +126,8 @@ def _labels_by_picture(samples: Sequence[Sample], first_copies: Mapping[str, str
 def _parts_of_groups(
     parts: Mapping[str, Sequence[Sample]],
     shares: Shares,
-    seed: int,
     *,
+    seed: int,
     first_copies: Mapping[str, str],
     groups: Mapping[str, str],
 ) -> list[str]:
@@ -163,7 +163,7 @@ def _parts_of_groups(
 
 
 def hold_out_folds(
-    samples: Sequence[Sample], folds: int, seed: int, *, root: Path, groups: Mapping[str, str] | None
+    samples: Sequence[Sample], folds: int, *, seed: int, root: Path, groups: Mapping[str, str] | None
 ) -> list[dict[str, list[Sample]]]:
     """Returns the training part and the evaluation part of each fold of a cross-validation.
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ppxcls.data.errors import DataError
 from ppxcls.data.groups import group_pattern
+from ppxcls.data.image_files import IMAGE_EXTENSIONS
 from ppxcls.data.split_folders import part_of_word
-from ppxcls.data.tables import Table, excerpt_of, open_table
+from ppxcls.data.tables import CsvTable, excerpt_of, open_table
 from ppxcls.system.paths import is_address, url_problem
 from ppxcls.system.spelling import nearest_spelling
 
@@ -112,7 +113,7 @@ def table_root(file: Path, image_root: str | Path | None) -> Path:
         DataError: there is no such folder.
     """
     root = Path(image_root) if image_root is not None else file.parent
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{root}: no such folder of images for {file}")
     return root
 
@@ -148,7 +149,7 @@ def read_label_table(file: Path, root: Path, columns: TableColumns) -> LabelTabl
     notes.append(f"the paths are relative to {root}, which is the image_root of the lists")
     notes += _without_repeated_rows(file, rows)
     parts = _parts(table, rows, columns, notes)
-    _check_files(file, root, rows)
+    notes += _check_files(file, root, rows)
     labels = rows.cells["label"]
     classes = ordered_classes(set(labels))
     label_by_name = {name: label for label, name in enumerate(classes)}
@@ -175,7 +176,7 @@ def ordered_classes(names: Collection[str]) -> list[str]:
     return sorted(names)
 
 
-def _chosen_columns(table: Table, columns: TableColumns) -> tuple[dict[str, int], list[str]]:
+def _chosen_columns(table: CsvTable, columns: TableColumns) -> tuple[dict[str, int], list[str]]:
     """Returns the index of each column that is used, by what it has, and remarks for the user.
 
     Raises:
@@ -204,7 +205,7 @@ def _chosen_columns(table: Table, columns: TableColumns) -> tuple[dict[str, int]
     return kinds, notes
 
 
-def _column_index(table: Table, name: str) -> int | None:
+def _column_index(table: CsvTable, name: str) -> int | None:
     """Returns the index of a column, by its name or by its name in any case; None if there is none.
 
     Raises:
@@ -218,14 +219,14 @@ def _column_index(table: Table, name: str) -> int | None:
     return matches[0] if matches else None
 
 
-def _named_column(table: Table, name: str, option: str) -> int:
+def _named_column(table: CsvTable, name: str, option: str) -> int:
     index = _column_index(table, name)
     if index is None:
         raise _missing_column(table, name, option)
     return index
 
 
-def _missing_column(table: Table, name: str, option: str) -> DataError:
+def _missing_column(table: CsvTable, name: str, option: str) -> DataError:
     nearest = nearest_spelling(name, table.columns)
     hint = f"; did you mean {nearest!r}?" if nearest else ""
     return DataError(
@@ -234,7 +235,7 @@ def _missing_column(table: Table, name: str, option: str) -> DataError:
     )
 
 
-def _usual_column(table: Table, kind: str) -> int | None:
+def _usual_column(table: CsvTable, kind: str) -> int | None:
     """Returns the index of the column with a usual name.
 
     Raises:
@@ -256,7 +257,7 @@ def _plain_name(name: str) -> str:
     return _SEPARATORS.sub("", name.casefold())
 
 
-def _check_cells(table: Table, kinds: dict[str, int], rows: _Rows) -> None:
+def _check_cells(table: CsvTable, kinds: dict[str, int], rows: _Rows) -> None:
     """Strips the cells of all columns but that of the paths.
 
     Raises:
@@ -334,7 +335,7 @@ def _without_repeated_rows(file: Path, rows: _Rows) -> list[str]:
     ]
 
 
-def _parts(table: Table, rows: _Rows, columns: TableColumns, notes: list[str]) -> list[str] | None:
+def _parts(table: CsvTable, rows: _Rows, columns: TableColumns, notes: list[str]) -> list[str] | None:
     """Returns the part of each row; None if no column has parts.
 
     A column with a usual name is left out if its values are no parts.
@@ -360,13 +361,26 @@ def _parts(table: Table, rows: _Rows, columns: TableColumns, notes: list[str]) -
     return parts
 
 
-def _check_files(file: Path, root: Path, rows: _Rows) -> None:
-    """Raises DataError if files of images are missing."""
+def _check_files(file: Path, root: Path, rows: _Rows) -> list[str]:
+    """Checks that the images exist, and returns remarks. Adds the extension if all paths lack the same one.
+
+    Raises:
+        DataError: files of images are missing.
+    """
     paths = rows.cells["image"]
     prefix = os.path.join(root, "")
     missing_indices = [i for i, path in enumerate(paths) if not os.path.isfile(prefix + path)]
-    if missing_indices:
-        first_path = paths[missing_indices[0]]
-        if problem := url_problem(first_path):
-            raise DataError(f"{file}:{rows.lines[missing_indices[0]]}: {problem}")
-        raise _problem(file, rows, missing_indices, f"have images that are missing in {root}")
+    if not missing_indices:
+        return []
+    first_path = paths[missing_indices[0]]
+    if problem := url_problem(first_path):
+        raise DataError(f"{file}:{rows.lines[missing_indices[0]]}: {problem}")
+    if len(missing_indices) == len(paths):
+        for extension in sorted(IMAGE_EXTENSIONS):
+            if os.path.isfile(f"{prefix}{first_path}{extension}"):
+                rows.cells["image"] = [f"{path}{extension}" for path in paths]
+                return [
+                    f"the paths have no extension: {extension} is added",
+                    *_check_files(file, root, rows),
+                ]
+    raise _problem(file, rows, missing_indices, f"have images that are missing in {root}")

@@ -51,6 +51,7 @@ class ListContent:
         image_files: all images, and counts of what was skipped.
         notes: remarks for the user.
         is_split: True if the data set has parts already.
+        holds_out_val: False if a missing evaluation part stays missing, unless a part is to judge.
         groups: group by path; None for no groups.
         folds: training and evaluation part of each fold of a cross-validation; empty without one.
     """
@@ -60,6 +61,7 @@ class ListContent:
     image_files: ImageFiles
     notes: list[str] = field(default_factory=list)
     is_split: bool = False
+    holds_out_val: bool = True
     groups: Mapping[str, str] | None = None
     folds: list[dict[str, list[Sample]]] = field(default_factory=list)
 
@@ -84,16 +86,18 @@ class ListContent:
     def hold_out(self, folder: Path, shares: Shares, seed: int) -> None:
         """Takes the parts that are missing from the training part, and says so in the notes."""
         if not shares.test:
+            if not self.holds_out_val:
+                return
             if self.is_split and not self.parts["val"] and shares.val:
                 held_out = f"{shares.val:.0%} of the training part is held out for it"
                 self.notes.append(f"there is no evaluation part: {held_out}")
             root = folder if self.groups is not None else None
-            self.parts = hold_out(self.parts, shares, seed, root=root, groups=self.groups)
+            self.parts = hold_out(self.parts, shares, seed=seed, root=root, groups=self.groups)
             return
         if self.parts["val"] and not self.parts["test"]:
             self.notes.append("the evaluation part judges the result, because there is no test part")
         parts = with_judging_part(self.parts)
-        self.parts = hold_out(parts, shares, seed, root=folder, groups=self.groups)
+        self.parts = hold_out(parts, shares, seed=seed, root=folder, groups=self.groups)
         for part, share, words in (
             ("val", shares.val, "to choose the best epoch"),
             ("test", shares.test, "to judge the result, once, at the end"),
@@ -112,7 +116,7 @@ class ListContent:
         if self.parts["val"]:
             self.notes.append("the images of the evaluation part are in the folds, too")
         samples = [*self.parts["train"], *self.parts["val"]]
-        self.folds = hold_out_folds(samples, folds, seed, root=folder, groups=self.groups)
+        self.folds = hold_out_folds(samples, folds, seed=seed, root=folder, groups=self.groups)
 
 
 def write_lists(output: Path, content: ListContent) -> ListSummary:

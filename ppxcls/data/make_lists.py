@@ -1,4 +1,23 @@
-"""Writes list files for folders of images."""
+"""Writes list files for folders and tables of images.
+
+Classes are numbered in the order of their folders' names. The split takes the same share of each class. If
+a class has two images or more, each side gets at least one. The split depends only on the seed and the
+names.
+
+A folder with ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``.
+Other usual names are known too, such as ``training_set`` and ``holdout``, in any case. The structure
+decides: a part holds folders of images, and a class holds images. A folder with PaddleX's ``train.txt``,
+``val.txt`` and ``labels.txt`` is also split. Hidden files and folders are skipped, and links are followed.
+
+With a share for test, the images that choose the best epoch are not those that judge it: ``test_list.txt``
+judges. It has the images of ``test/``, or else of ``val/``, or else this share of each class.
+``val_list.txt`` then has the images of ``val/`` beside a ``test/``, or else its share of each class of the
+training part. Copies of one picture stay in one list. A class with two images has none in
+``test_list.txt``.
+
+With groups, images of one group stay in one list, and so do copies. ``groups.csv`` beside the lists has the
+group of each image. Each class has about its share in each list, as far as the groups allow.
+"""
 
 from __future__ import annotations
 
@@ -43,26 +62,7 @@ def make_lists(
     """Writes ``train_list.txt``, ``val_list.txt`` and ``class_names.txt`` for a folder or a table of images.
 
     The paths are relative to the folder, or to the root of the table's images, which is the ``image_root`` of
-    the lists.
-
-    Classes are numbered in the order of their folders' names. The split takes the same share of each class.
-    If a class has two images or more, each side gets at least one. The split depends only on the seed and the
-    names.
-
-    A folder with ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``.
-    Other usual names are known too, such as ``training_set`` and ``holdout``, in any case. The structure
-    decides: a part holds folders of images, and a class holds images. A folder with PaddleX's ``train.txt``,
-    ``val.txt`` and ``labels.txt`` is also split. Hidden files and folders are skipped, and links are
-    followed.
-
-    With a share for test, the images that choose the best epoch are not those that judge it:
-    ``test_list.txt`` judges. It has the images of ``test/``, or else of ``val/``, or else this share of each
-    class. ``val_list.txt`` then has the images of ``val/`` beside a ``test/``, or else its share of each
-    class of the training part. Copies of one picture stay in one list. A class with two images has none in
-    ``test_list.txt``.
-
-    With groups, images of one group stay in one list, and so do copies. ``groups.csv`` beside the lists has
-    the group of each image. Each class has about its share in each list, as far as the groups allow.
+    the lists. The text at the top of this module tells which images are held out.
 
     Args:
         source: folder with one subfolder per class, or split as described; or a CSV file with a row for each
@@ -90,33 +90,36 @@ def make_lists(
     source, output = Path(source), Path(output)
     shares = Shares(val_share, test_share)
     columns = TableColumns(image=image, label=label, split=split, group=group)
-    if source.is_file():
-        if labels is not None:
-            raise DataError(f"{source}: expected a folder beside a file of labels, received a file")
-        root = table_root(source, image_root)
-        content = _table_content(source, root, columns)
-        is_split_needed = True
-    else:
-        _check_folder(source, columns, image_root)
-        root = source
-        if labels is not None:
-            return _make_flat_lists(source, output, Path(labels))
-        names_file = _paddlex_names_file(source) if (source / "train.txt").is_file() else None
-        content = _paddlex_content(source, names_file) if names_file else _folder_content(source)
-        is_split_needed = names_file is None or shares.test > 0
-    if group is not None and content.groups is None:
-        content.group_by(groups_by_pattern(content.paths, group_pattern(group)))
+    if labels is not None:
+        if folds or any(vars(columns).values()):
+            raise DataError(f"{labels}: a file of labels allows no columns, groups and folds")
+        return _make_flat_lists(source, output, Path(labels))
+    root, content = _content_of(source, columns, image_root)
     if folds:
         content.divide(root, folds, test_share, seed)
-    elif is_split_needed:
+    else:
         content.hold_out(root, shares, seed)
     return write_lists(output, content)
 
 
+def _content_of(
+    source: Path, columns: TableColumns, image_root: str | Path | None
+) -> tuple[Path, ListContent]:
+    """Reads a folder or a table, and returns the root of the images and what the lists will hold."""
+    if os.path.isfile(source):
+        root = table_root(source, image_root)
+        content = _table_content(source, root, columns)
+    else:
+        _check_folder(source, columns, image_root)
+        root, content = source, _folder_content(source)
+    if columns.group is not None and content.groups is None:
+        content.group_by(groups_by_pattern(content.paths, group_pattern(columns.group)))
+    return root, content
+
+
 def _check_folder(folder: Path, columns: TableColumns, image_root: str | Path | None) -> None:
     """Raises DataError if it is no folder, or if there are options for tables."""
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder}: {'not a folder' if os.path.exists(folder) else 'no such folder'}")
+    _check_is_folder(folder)
     options = {
         "image": columns.image,
         "label": columns.label,
@@ -126,6 +129,11 @@ def _check_folder(folder: Path, columns: TableColumns, image_root: str | Path | 
     for name, value in options.items():
         if value is not None:
             raise DataError(f"{folder}: {name}={str(value)!r} is for a table in CSV, and this is a folder")
+
+
+def _check_is_folder(folder: Path) -> None:
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: {'not a folder' if os.path.exists(folder) else 'no such folder'}")
 
 
 def _table_content(file: Path, root: Path, columns: TableColumns) -> ListContent:
@@ -145,7 +153,9 @@ def _table_content(file: Path, root: Path, columns: TableColumns) -> ListContent
 
 
 def _folder_content(folder: Path) -> ListContent:
-    """Finds the classes and images of a folder of classes, or of its parts."""
+    """Finds the classes and images of a folder of classes, or of its parts, or of PaddleX's lists."""
+    if (folder / "train.txt").is_file() and (names_file := _paddlex_names_file(folder)):
+        return _paddlex_content(folder, names_file)
     split = find_split(folder)
     image_files = ImageFiles()
     if split.paths:
@@ -212,6 +222,7 @@ def _part_samples(folder: Path, part: str, classes: list[str], image_files: Imag
 
 
 def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSummary:
+    _check_is_folder(folder)
     image_files = find_image_files(folder)
     try:
         lines = [
@@ -269,7 +280,7 @@ def _paddlex_content(folder: Path, names_file: Path) -> ListContent:
             name = names[untrained_label]
             raise DataError(f"{folder / part}.txt: a class that is not in train.txt: {name!r}")
     image_files.skip_counts["images that are in no list"] = len(set(image_files.files) - listed_paths)
-    return ListContent(parts, names, image_files)
+    return ListContent(parts, names, image_files, holds_out_val=False)
 
 
 def _untrained_label(parts: dict[str, list[Sample]], part: str) -> int | None:

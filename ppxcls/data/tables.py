@@ -17,7 +17,7 @@ _HEADER_LENGTH = 1 << 16  # characters of a text that are searched for the names
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """A table that is being read.
 
     Attributes:
@@ -32,7 +32,7 @@ class Table:
     rows: Iterator[tuple[int, list[str]]]
 
 
-def open_table(file: Path) -> Table:
+def open_table(file: Path) -> CsvTable:
     """Opens a CSV file in UTF-8, or in UTF-16 with a byte-order mark, as spreadsheets write it.
 
     Args:
@@ -44,7 +44,7 @@ def open_table(file: Path) -> Table:
     return table_of_text(file, read_unicode(file, MAX_TABLE_BYTES, "table"))
 
 
-def table_of_text(file: Path, text: str) -> Table:
+def table_of_text(file: Path, text: str) -> CsvTable:
     """Returns the table in a text. ``file`` is its name in messages.
 
     Raises:
@@ -62,7 +62,7 @@ def table_of_text(file: Path, text: str) -> Table:
         skipinitialspace=any(name[:1] == " " for name in header[1:]),
         strict=True,
     )
-    return Table(file, columns, _rows(file, reader, len(columns)))
+    return CsvTable(file, columns, _rows(file, reader, len(columns)))
 
 
 def _delimiter_and_header(text: str) -> tuple[str, list[str]]:

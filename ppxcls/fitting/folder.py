@@ -153,7 +153,11 @@ def _fit(request: Request) -> Path:
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
         photographs = list_photographs(
-            request.photos, Path(folder) / LISTS, request.shares, table=request.table, options=request.options
+            request.photos,
+            Path(folder) / LISTS,
+            shares=request.shares,
+            table=request.table,
+            options=request.options,
         )
         if progress is None:
             check_photographs(photographs)

@@ -74,8 +74,8 @@ class Photographs:
 def list_photographs(
     root: Path,
     lists: Path,
-    shares: Shares = DEFAULT_SHARES,
     *,
+    shares: Shares = DEFAULT_SHARES,
     table: Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Photographs:

@@ -146,11 +146,12 @@ def _checked_places(
     if problem := url_problem(source):
         raise DataError(problem)
     source = Path(source)
-    if not source.is_file() and not os.path.isdir(source):
+    is_table = os.path.isfile(source)
+    if not is_table and not os.path.isdir(source):
         raise DataError(f"{source}: {'not a folder' if os.path.exists(source) else 'no such folder'}")
-    name = source.stem if source.is_file() else source.resolve().name
+    name = source.stem if is_table else source.resolve().name
     output = Path(output) if output else Path("output") / (name or "photos")
-    if source.is_file():
+    if is_table:
         check_output_folder(output)
         return table_root(source, options["image_root"]), source, output
     if source.resolve() in (output.resolve(), *output.resolve().parents):

@@ -47,7 +47,9 @@ def parts_of_groups(parts: dict[str, list[tuple[str, int]]], groups: dict[str, s
 def test_no_group_of_a_random_tree_is_in_two_lists(first_seed: int) -> None:
     for seed in range(first_seed, first_seed + 50):
         samples, groups = tree(seed)
-        parts = hold_out({"train": samples, "val": [], "test": []}, Shares(0.1, 0.2), seed, groups=groups)
+        parts = hold_out(
+            {"train": samples, "val": [], "test": []}, Shares(0.1, 0.2), seed=seed, groups=groups
+        )
         assert sorted(itertools.chain.from_iterable(parts.values())) == sorted(samples)
         assert all(len(places) == 1 for places in parts_of_groups(parts, groups).values()), seed
         for label in {label for _, label in samples}:
@@ -106,7 +108,7 @@ def test_folds_are_scikit_learns(seed: int, tmp_path: Path) -> None:
         splitter = kind(4, shuffle=True, random_state=seed)
         splits = splitter.split(labels, labels, names if is_grouped else None)
         expected = [held_out.tolist() for _, held_out in splits]
-        folds = hold_out_folds(samples, 4, seed, root=tmp_path, groups=groups if is_grouped else None)
+        folds = hold_out_folds(samples, 4, seed=seed, root=tmp_path, groups=groups if is_grouped else None)
         assert [[samples.index(sample) for sample in fold["val"]] for fold in folds] == expected
         for fold in folds:
             assert sorted(fold["train"] + fold["val"]) == sorted(samples)
@@ -219,7 +221,7 @@ def test_parts_that_share_a_group_are_refused(tmp_path: Path) -> None:
 
 
 def test_groups_survive_their_file(tmp_path: Path) -> None:
-    groups = {'a "b",c.jpg': "=1+1", "d\ne.jpg": "x\ty", "é\udcff.jpg": "患者 7", " f.jpg": "'"}
+    groups = {'a "b",c.jpg': "=1+1", "d\ne.jpg": "x\ty", "é\udcff.jpg": "患者 7", "f.jpg ": "'"}
     text = groups_text(groups, groups)
     (tmp_path / GROUPS_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert read_groups(tmp_path / GROUPS_FILE) == groups

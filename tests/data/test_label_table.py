@@ -6,10 +6,12 @@ import csv
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ppxcls
+from ppxcls.data.groups import read_groups
 from ppxcls.data.held_out import PARTS
 from ppxcls.data.label_table import LabelTable, TableColumns, ordered_classes, read_label_table
 from ppxcls.data.list_index import ListIndex
@@ -150,6 +152,16 @@ def test_paths_are_relative_to_the_root(tmp_path: Path) -> None:
     assert table.paths == names, "the absolute path is inside the real folder"
 
 
+def test_a_missing_extension_is_added(tmp_path: Path) -> None:
+    table = read(tmp_path, "image,label\na,x\nb,y\n", "a.png", "b.png")
+    assert table.paths == ["a.png", "b.png"]
+    assert "the paths have no extension: .png is added" in table.notes
+    with pytest.raises(
+        ppxcls.DataError, match="1 of 3 rows have images that are missing in .*: line 4: c.png"
+    ):
+        read(tmp_path, "image,label\na,x\nb,y\nc,x\n")
+
+
 def test_repeated_rows_count_once(tmp_path: Path) -> None:
     table = read(tmp_path, "image,label\na.jpg,x\nb.jpg,y\n./a.jpg,x\n", "a.jpg", "b.jpg")
     assert table.paths == ["a.jpg", "b.jpg"]
@@ -253,6 +265,26 @@ def test_a_class_that_only_judges_is_refused(tmp_path: Path) -> None:
         ppxcls.DataError, match="a class of the test part that is not in the training part: 'y'"
     ):
         ppxcls.make_lists(tmp_path / "t.csv", tmp_path / "lists")
+
+
+@pytest.mark.parametrize("options", [{"folds": 2}, {"group": "(a)"}, {"label": "x"}])
+def test_a_file_of_labels_allows_no_other_options(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        ppxcls.DataError, match="labels.txt: a file of labels allows no columns, groups and folds"
+    ):
+        ppxcls.make_lists(tmp_path, tmp_path / "lists", labels="labels.txt", **options)
+
+
+def test_groups_of_a_table_are_found_by_the_paths_of_the_list(tmp_path: Path) -> None:
+    """A path that begins with a blank is another text in the list."""
+    for name in NAMES:
+        (tmp_path / name).touch()
+    rows = [["image", "label", "g"], *([name, "x", str(i)] for i, name in enumerate(NAMES))]
+    (tmp_path / "labels.csv").write_text(written(rows), encoding="utf-8")
+    ppxcls.make_lists(tmp_path / "labels.csv", tmp_path / "lists", val_share=0, group="g")
+    index = ListIndex(tmp_path / "lists/train_list.txt")
+    groups = read_groups(tmp_path / "lists/groups.csv")
+    assert groups == {index.path(i): str(i) for i in range(len(index))}
 
 
 @pytest.mark.parametrize("options", [{"image": "x"}, {"label": "x"}, {"split": "x"}, {"image_root": "x"}])
