@@ -96,6 +96,8 @@ def run_lists(parser: argparse.ArgumentParser) -> None:
     )
     arguments = parser.parse_args()
     if arguments.apply:
+        if arguments.folds or arguments.labels or any(table_options(arguments).values()):
+            parser.error("expected --apply with SOURCE and perhaps --output, received other options too")
         _apply(arguments)
         return
     if not arguments.output:

@@ -54,6 +54,12 @@ def test_the_command_writes_new_lists_beside_the_old_ones(tmp_path: Path) -> Non
         assert (tmp_path / "lists_corrected" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_apply_allows_no_options_of_new_lists(tmp_path: Path) -> None:
+    result = run_tool("lists", tmp_path, "--apply", "corrections.csv", "--folds", "3")
+    assert result.returncode == 2
+    assert "expected --apply with SOURCE and perhaps --output" in result.stderr
+
+
 def test_one_list(tmp_path: Path) -> None:
     folder = lists(tmp_path / "lists", names="")
     corrections = table(tmp_path, "Image;Label;New label\ne.jpg;0;7\n")
