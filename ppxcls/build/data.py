@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import paddle
 from tqdm import tqdm
 
@@ -13,6 +16,7 @@ from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
 from ppxcls.data.dataset import DATASETS, Dataset
+from ppxcls.data.groups import GROUPS_FILE, group_pattern, groups_by_pattern, read_groups
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import SAMPLERS
@@ -128,19 +132,23 @@ def _num_processes(config: Config, mode: str, section: LoaderSection) -> int:
     return processes
 
 
-def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
+def check_data(config: Config, *, progress_bar: bool = True, group: str | None = None) -> DataReport:
     """Decodes every sample of the config's data sets and reports the problems.
 
-    Copies of one picture in two data sets are problems: also with the images of ``DataLoader.Test``.
+    Copies of one picture in two data sets are problems: also with the images of ``DataLoader.Test``. So are
+    images of one group in two data sets.
 
     Args:
         config: config with ``DataLoader``.
         progress_bar: True to show a progress bar on a terminal.
+        group: regular expression that finds the group of an image in its path in the list, with one pair of
+            parentheses; None for the groups in ``groups.csv`` beside each list, if there is such a file.
 
     Raises:
         ConfigError: the config has no data set.
-        DataError: a list can't be used.
+        DataError: a list can't be used, or the groups can't.
     """
+    pattern = group_pattern(group) if group is not None else None
     modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
     if not modes:
         raise config.where("DataLoader").error("the section is missing")
@@ -153,4 +161,13 @@ def check_data(config: Config, *, progress_bar: bool = True) -> DataReport:
     is_hidden = None if progress_bar else True  # with None, tqdm shows the bar only on a terminal
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:
         names = class_names_for(config, "train")
-        return check_lists(datasets, class_num(config), progress=bar.update, names=names)
+        groups = [_groups_of(dataset, pattern) for dataset in datasets]
+        return check_lists(datasets, class_num(config), progress=bar.update, names=names, groups=groups)
+
+
+def _groups_of(dataset: Dataset, pattern: re.Pattern[str] | None) -> dict[str, str]:
+    """Returns the group of each image, by the path in its list; empty if the groups are not known."""
+    if pattern is None:
+        list_file = Path(dataset.source)  # of a data set without a list, it is any text
+        return (read_groups(list_file.with_name(GROUPS_FILE)) or {}) if list_file.is_file() else {}
+    return groups_by_pattern([dataset.listed(index) for index in range(len(dataset))], pattern)

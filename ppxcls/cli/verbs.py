@@ -18,6 +18,7 @@ import ppxcls
 from ppxcls import cli
 from ppxcls.cli.average import run_average
 from ppxcls.cli.launch import run_launcher
+from ppxcls.cli.lists import add_table_options, run_lists, table_options
 from ppxcls.cli.weights import run_weights
 from ppxcls.serving.address import MAX_PORT
 from ppxcls.system import environment
@@ -83,8 +84,10 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "photos",
         metavar="PHOTOS",
-        help="a folder with one subfolder per class, or train/, val/ and test/ with such subfolders",
+        help="a folder with one subfolder per class, or train/, val/ and test/ with such subfolders; or a "
+        "table in CSV with a row for each image",
     )
+    add_table_options(parser)
     parser.add_argument(
         "--weights",
         metavar="NAME",
@@ -133,13 +136,19 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     folder = ppxcls.fit(
         arguments.photos,
         **{name: getattr(arguments, name) for name in (*options, "trust", "val_share", "test_share")},
+        **table_options(arguments),
         overrides=arguments.override,
     )
+    _print_result(folder, trust=arguments.trust)
+
+
+def _print_result(folder: Path, *, trust: bool) -> None:
+    """Prints how good the result of ``fit`` is, and what a user may need next."""
     from ppxcls.fitting.folder import next_commands
     from ppxcls.fitting.judging import sentence_of
 
     print()
-    if sentence := sentence_of(folder, trust=arguments.trust):
+    if sentence := sentence_of(folder, trust=trust):
         cli.print_line(sentence)
     cli.print_line(f"report: {folder}/report.html")
     print("\nnext:")
@@ -426,11 +435,17 @@ def _port(text: str) -> int:
 def check_verb(parser: argparse.ArgumentParser) -> int:
     """Check the data sets of a YAML config."""
     parser.add_argument("--json", metavar="FILE", help="file for the report as JSON")
+    parser.add_argument(
+        "--group",
+        metavar="REGEX",
+        help="images of one group must be in one list: a regular expression with one pair of parentheses "
+        "that finds the group in an image's path (default: groups.csv beside the lists, if there is one)",
+    )
     arguments = cli.parse_with_config(parser)
     config = cli.read_config(arguments)
     if arguments.json:
         check_output_file(arguments.json)
-    data_report = ppxcls.check_data(config)
+    data_report = ppxcls.check_data(config, group=arguments.group)
     print(data_report)
     if arguments.json:
         text = json_text(data_report.as_dict(), indent=1)
@@ -440,52 +455,13 @@ def check_verb(parser: argparse.ArgumentParser) -> int:
 
 @verb(
     "lists",
-    "Write train_list.txt, val_list.txt and class_names.txt for a folder with one subfolder per class.",
-    examples=["ppxcls lists photos -o lists"],
+    "Write train_list.txt, val_list.txt and class_names.txt for a folder with one subfolder per class, or "
+    "for a table in CSV.",
+    examples=["ppxcls lists photos -o lists", "ppxcls lists photos -o lists_5 --folds 5"],
 )
 def lists_verb(parser: argparse.ArgumentParser) -> None:
     """Write list files for folders of images."""
-    parser.add_argument(
-        "folder",
-        help="a folder with one subfolder per class; or train/, val/ "
-        "and test/ with such subfolders; or a flat val/ with --labels",
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder for the lists; the images stay in place"
-    )
-    parser.add_argument(
-        "--val-share",
-        type=float,
-        default=0.2,
-        metavar="FRACTION",
-        help="fraction of each class held out for evaluation (default: 0.2)",
-    )
-    parser.add_argument(
-        "--test-share",
-        type=float,
-        default=0.0,
-        metavar="FRACTION",
-        help="fraction of each class that judges the result, if there is neither test/ nor val/; above 0, "
-        "val/ without test/ judges, and the evaluation list is held out from train/ (default: 0)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split (default: 0)")
-    parser.add_argument(
-        "--labels",
-        metavar="FILE",
-        help="for a flat folder: a file with one label per line, in file-name order",
-    )
-    arguments = parser.parse_args()
-    check_output_folder(arguments.output)
-    print(
-        ppxcls.make_lists(
-            arguments.folder,
-            arguments.output,
-            val_share=arguments.val_share,
-            test_share=arguments.test_share,
-            seed=arguments.seed,
-            labels=arguments.labels,
-        )
-    )
+    run_lists(parser)
 
 
 @verb(

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from ppxcls.data.class_balance import imbalance_note
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, image_count, largest_16bit_value
+from ppxcls.data.groups import shared_groups
 from ppxcls.data.similar_names import similar_name_notes
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.paths import one_line, printable
@@ -30,6 +31,7 @@ ERRORS = (
     "not an image",
     "two labels",
     "in training and evaluation",
+    "group in training and evaluation",
 )
 NOTES = (
     "almost black",
@@ -38,6 +40,7 @@ NOTES = (
     "class without samples",
     "unbalanced classes",
     "similar names",
+    "images without a group",
 )
 
 
@@ -166,6 +169,7 @@ def check_lists(
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
     names: Sequence[str] = (),
+    groups: Sequence[Mapping[str, str]] = (),
 ) -> DataReport:
     """Decodes every sample, compares all samples by content, and counts the classes.
 
@@ -175,6 +179,8 @@ def check_lists(
         threads: number of threads; None for one per core.
         progress: function that is called with the number of samples since its last call; None for no calls.
         names: names of the classes; empty if they are not known.
+        groups: group of each image of a data set, by the path in its list, for each data set; empty if no
+            images belong together.
     """
     report = DataReport()
     report.findings["similar names"] = similar_name_notes(names)
@@ -202,6 +208,8 @@ def check_lists(
     if datasets and (note := imbalance_note(np.bincount(datasets[0].labels, minlength=class_num), names)):
         report.findings["unbalanced classes"] = [f"{printable(datasets[0].source)}: {note}"]
     _compare(all_files, report)
+    if any(groups):
+        _compare_groups(datasets, groups, report)
     for findings in report.findings.values():
         findings.sort()
     report.bad_samples.sort(key=lambda sample: (sample.dataset, sample.index))
@@ -260,3 +268,17 @@ def _compare(all_files: list[_Files], report: DataReport) -> None:
             report.findings["in training and evaluation"].append(names)
         elif len(labels) == 1:
             report.findings["duplicate"].append(names)
+
+
+def _compare_groups(
+    datasets: Sequence[Dataset], groups: Sequence[Mapping[str, str]], report: DataReport
+) -> None:
+    """Finds groups with images in several data sets, and data sets with images that are in no group."""
+    pairs_by_source: dict[str, list[tuple[str, str]]] = {}
+    for source, dataset, group_by_path in zip(report.lists, datasets, groups, strict=True):
+        paths = [dataset.listed(index) for index in range(len(dataset))]
+        pairs_by_source[source] = [(path, group_by_path[path]) for path in paths if path in group_by_path]
+        count = len(paths) - len(pairs_by_source[source])
+        if count:
+            report.findings["images without a group"].append(f"{source}: {count:,} of {len(paths):,}")
+    report.findings["group in training and evaluation"] = list(map(printable, shared_groups(pairs_by_source)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ppxcls.data.errors import DataError
-from ppxcls.system.atomic_files import read_regular, reason_of
+from ppxcls.data.text_files import read_unicode
 from ppxcls.system.line_shapes import line_shape
 from ppxcls.system.paths import printable
 
@@ -18,21 +17,6 @@ PADDLEX_NAMES_FILE = "labels.txt"  # PaddleX's file beside its lists, with one n
 IMAGENET_NAMES_FILE = Path(__file__).with_name("imagenet1k_classes.txt")
 MAX_NAMES_BYTES = 1 << 26  # bytes of a file of class names
 _MAX_SHOWN_NAMES = 5
-_BYTE_ORDER_MARKS = (  # UTF-32 comes first, because its mark can begin with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
-# Encodings of files without a mark, if the text begins with ASCII. They are recognised by the zero bytes of
-# the first characters. A dot is any other byte.
-_ZERO_PATTERNS = (
-    (b"\0\0\0.", "utf-32-be"),
-    (b".\0\0\0", "utf-32-le"),
-    (b"\0.", "utf-16-be"),
-    (b".\0", "utf-16-le"),
-)
 _LINE = re.compile(r"(\d{1,9})[\t ,]+(\S.*)")
 
 
@@ -54,7 +38,11 @@ def read_class_names(file: str | Path, class_num: int | None) -> list[str]:
     """
     file = Path(file)
     lines = [
-        (number, line.strip()) for number, line in enumerate(_read_text(file).splitlines(), 1) if line.strip()
+        (number, line.strip())
+        for number, line in enumerate(
+            read_unicode(file, MAX_NAMES_BYTES, "file of class names").splitlines(), 1
+        )
+        if line.strip()
     ]
     names: dict[int, str] = {}
     have_ids = [bool(_LINE.fullmatch(line)) for _, line in lines]
@@ -108,33 +96,3 @@ def describe_classes(count: int, names: Sequence[str]) -> str:
     """Returns a summary such as ``3 classes: ant, bee, cat``."""
     excerpt = ", ".join(names[:_MAX_SHOWN_NAMES]) + (", ..." if len(names) > _MAX_SHOWN_NAMES else "")
     return f"{count:,} classes" + (f": {excerpt}" if names else "")
-
-
-def _read_text(file: Path) -> str:
-    try:
-        data = read_regular(file, MAX_NAMES_BYTES)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file of class names") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: can't be read: {reason_of(error)}") from None
-    encoding = _encoding(data)
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{file}:{line}: not {encoding.upper()}: {error.reason} at byte {error.start}"
-        ) from None
-
-
-def _encoding(data: bytes) -> str:
-    for mark, encoding in _BYTE_ORDER_MARKS:
-        if data.startswith(mark):
-            return encoding
-    for pattern, encoding in _ZERO_PATTERNS:
-        head = data[: len(pattern)]
-        if len(head) == len(pattern) and all(
-            (byte == 0) == (expected == 0) for byte, expected in zip(head, pattern, strict=True)
-        ):
-            return encoding
-    return "utf-8"

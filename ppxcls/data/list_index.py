@@ -21,15 +21,17 @@ _NEWLINE, _CARRIAGE_RETURN, _TAB, _SPACE = b"\n\r\t "
 _MAX_DIGITS = 9
 
 
-def list_line(path: str, label: int) -> str:
-    """Returns the list line of a sample, for any path that a disk can hold.
+def listed_path(path: str) -> str:
+    """Returns a path as a list has it: with ``./`` before characters that a reader would strip."""
+    return f"./{path}" if path[:1] in (" ", "\t", "\r", "\n", "\ufeff") else path
 
-    ``./`` is put before a path that begins with characters that a reader would strip. A line break in a path
-    is written as NUL, which no path can contain.
+
+def list_line(path: str, label: int) -> str:
+    """Returns the list line of a sample, for any path that a disk can hold; see ``listed_path``.
+
+    A line break in a path is written as NUL, which no path can contain.
     """
-    if path[:1] in (" ", "\t", "\r", "\n", "\ufeff"):
-        path = f"./{path}"
-    return f"{path} {label}".replace("\n", "\0")
+    return f"{listed_path(path)} {label}".replace("\n", "\0")
 
 
 class ListIndex:

@@ -1,4 +1,23 @@
-"""Writes list files for folders of images."""
+"""Writes list files for folders and tables of images.
+
+Classes are numbered in the order of their folders' names. The split takes the same share of each class. If
+a class has two images or more, each side gets at least one. The split depends only on the seed and the
+names.
+
+A folder with ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``.
+Other usual names are known too, such as ``training_set`` and ``holdout``, in any case. The structure
+decides: a part holds folders of images, and a class holds images. A folder with PaddleX's ``train.txt``,
+``val.txt`` and ``labels.txt`` is also split. Hidden files and folders are skipped, and links are followed.
+
+With a share for test, the images that choose the best epoch are not those that judge it: ``test_list.txt``
+judges. It has the images of ``test/``, or else of ``val/``, or else this share of each class.
+``val_list.txt`` then has the images of ``val/`` beside a ``test/``, or else its share of each class of the
+training part. Copies of one picture stay in one list. A class with two images has none in
+``test_list.txt``.
+
+With groups, images of one group stay in one list, and so do copies. ``groups.csv`` beside the lists has the
+group of each image. Each class has about its share in each list, as far as the groups allow.
+"""
 
 from __future__ import annotations
 
@@ -6,143 +25,137 @@ import os
 import posixpath
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines, describe_classes, read_class_names
+from ppxcls.data.class_names import read_class_names
 from ppxcls.data.errors import DataError
-from ppxcls.data.held_out import PARTS, Sample, Shares, hold_out, with_judging_part
+from ppxcls.data.groups import group_pattern, groups_by_pattern
+from ppxcls.data.held_out import PARTS, Sample, Shares
 from ppxcls.data.image_files import ImageFiles, find_image_files, is_hidden
-from ppxcls.data.list_index import ListIndex, list_line
-from ppxcls.data.similar_names import similar_name_notes, similar_names
+from ppxcls.data.label_table import TableColumns, read_label_table, table_root
+from ppxcls.data.list_content import ListContent, ListSummary, write_lists
+from ppxcls.data.list_index import ListIndex
+from ppxcls.data.similar_names import similar_names
 from ppxcls.data.split_folders import check_nested_parts, class_folders, find_split
-from ppxcls.system.atomic_files import read_regular, write_text
+from ppxcls.system.atomic_files import read_regular
 from ppxcls.system.line_shapes import line_shape
-from ppxcls.system.paths import one_line
 
 _MAX_LABELS_BYTES = 1 << 30
 _LABEL_PATTERN = re.compile(r"[0-9]{1,9}")
 
 
-@dataclass
-class ListSummary:
-    """The result of ``make_lists``.
-
-    Attributes:
-        lists: number of lines by file.
-        skipped: numbers of skipped files by reason, in one line.
-        notes: remarks that a user should check.
-    """
-
-    lists: dict[str, int]
-    skipped: str = "skipped: nothing"
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        counts = [f"{file}: {count:,} lines" for file, count in self.lists.items()]
-        return "\n".join(map(one_line, [*counts, *self.notes, self.skipped]))
-
-
 def make_lists(
-    folder: str | Path,
+    source: str | Path,
     output: str | Path,
     *,
     val_share: float = 0.2,
     test_share: float = 0.0,
     seed: int = 0,
     labels: str | Path | None = None,
+    group: str | None = None,
+    folds: int = 0,
+    image: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    image_root: str | Path | None = None,
 ) -> ListSummary:
-    """Writes ``train_list.txt``, ``val_list.txt`` and ``class_names.txt`` for a folder of images.
+    """Writes ``train_list.txt``, ``val_list.txt`` and ``class_names.txt`` for a folder or a table of images.
 
-    The paths are relative to ``folder``, which is the ``image_root`` of the lists.
-
-    Classes are numbered in the order of their folders' names. The split takes the same share of each class.
-    If a class has two images or more, each side gets at least one. The split depends only on the seed and the
-    names.
-
-    A folder with ``train/``, ``val/`` and ``test/`` is split already; ``test/`` goes to ``test_list.txt``.
-    Other usual names are known too, such as ``training_set`` and ``holdout``, in any case. The structure
-    decides: a part holds folders of images, and a class holds images. A folder with PaddleX's ``train.txt``,
-    ``val.txt`` and ``labels.txt`` is also split. Hidden files and folders are skipped, and links are
-    followed.
-
-    With a share for test, the images that choose the best epoch are not those that judge it:
-    ``test_list.txt`` judges. It has the images of ``test/``, or else of ``val/``, or else this share of each
-    class. ``val_list.txt`` then has the images of ``val/`` beside a ``test/``, or else its share of each
-    class of the training part. Copies of one picture stay in one list. A class with two images has none in
-    ``test_list.txt``.
+    The paths are relative to the folder, or to the root of the table's images, which is the ``image_root`` of
+    the lists. The text at the top of this module tells which images are held out.
 
     Args:
-        folder: folder with one subfolder per class, or split as described.
+        source: folder with one subfolder per class, or split as described; or a CSV file with a row for each
+            image, see ``read_label_table``.
         output: folder for the lists.
-        val_share: share of each class for evaluation, from 0 to below 1, if the folder is not split.
+        val_share: share of each class for evaluation, from 0 to below 1, if the data set is not split.
         test_share: share of each class that judges, from 0 to below 1; 0 for no such list without ``test/``.
         seed: seed of the split.
         labels: file with one label per line, for a flat folder such as ImageNet's ``val``, in the order of
             the images' names. All images go to ``val_list.txt``. None for folders of classes.
+        group: regular expression with one group in parentheses, which is searched in the path of each image
+            relative to the root; or a column of the table. None for no groups.
+        folds: number of folds of a cross-validation; 0 for none. Lists and class names of the fold K are in
+            ``fold_K``. The images of the test part, or a share for test, are in no fold.
+        image: column of the images' paths; None for one with a usual name.
+        label: column of the labels; None for one with a usual name.
+        split: column of the parts; None for one with a usual name, if there is one.
+        image_root: folder to which the paths of a table are relative; None for the folder of the table.
 
     Raises:
-        DataError: there are no images, the labels do not fit, or the folders could be parts as well as
-            classes.
+        DataError: there are no images, the labels do not fit, a row of a table is invalid, or the folders
+            could be parts as well as classes.
         OSError: the lists can't be written.
     """
-    folder, output = Path(folder), Path(output)
+    source, output = Path(source), Path(output)
     shares = Shares(val_share, test_share)
+    columns = TableColumns(image=image, label=label, split=split, group=group)
+    if labels is not None:
+        if folds or any(vars(columns).values()):
+            raise DataError(f"{labels}: a file of labels allows no columns, groups and folds")
+        return _make_flat_lists(source, output, Path(labels))
+    root, content = _content_of(source, columns, image_root)
+    if folds:
+        content.divide(root, folds, test_share, seed)
+    else:
+        content.hold_out(root, shares, seed)
+    return write_lists(output, content)
+
+
+def _content_of(
+    source: Path, columns: TableColumns, image_root: str | Path | None
+) -> tuple[Path, ListContent]:
+    """Reads a folder or a table, and returns the root of the images and what the lists will hold."""
+    if os.path.isfile(source):
+        root = table_root(source, image_root)
+        content = _table_content(source, root, columns)
+    else:
+        _check_folder(source, columns, image_root)
+        root, content = source, _folder_content(source)
+    if columns.group is not None and content.groups is None:
+        content.group_by(groups_by_pattern(content.paths, group_pattern(columns.group)))
+    return root, content
+
+
+def _check_folder(folder: Path, columns: TableColumns, image_root: str | Path | None) -> None:
+    """Raises DataError if it is no folder, or if there are options for tables."""
+    _check_is_folder(folder)
+    options = {
+        "image": columns.image,
+        "label": columns.label,
+        "split": columns.split,
+        "image_root": image_root,
+    }
+    for name, value in options.items():
+        if value is not None:
+            raise DataError(f"{folder}: {name}={str(value)!r} is for a table in CSV, and this is a folder")
+
+
+def _check_is_folder(folder: Path) -> None:
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: {'not a folder' if os.path.exists(folder) else 'no such folder'}")
-    if labels is not None:
-        return _make_flat_lists(folder, output, Path(labels))
+
+
+def _table_content(file: Path, root: Path, columns: TableColumns) -> ListContent:
+    """Reads a table of images."""
+    table = read_label_table(file, root, columns)
+    parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
+    for path, label, part in zip(table.paths, table.labels, table.parts, strict=True):
+        parts[part].append((path, label))
+    for part in ("val", "test"):
+        if (untrained_label := _untrained_label(parts, part)) is not None:
+            name = table.classes[untrained_label]
+            raise DataError(f"{file}: a class of the {part} part that is not in the training part: {name!r}")
+    content = ListContent(parts, table.classes, ImageFiles(), table.notes, is_split=table.is_split)
+    if table.groups is not None:
+        content.group_by(dict(zip(table.paths, table.groups, strict=True)))
+    return content
+
+
+def _folder_content(folder: Path) -> ListContent:
+    """Finds the classes and images of a folder of classes, or of its parts, or of PaddleX's lists."""
     if (folder / "train.txt").is_file() and (names_file := _paddlex_names_file(folder)):
-        content = _paddlex_content(folder, names_file)
-        is_split_needed = shares.test > 0
-    else:
-        content = _folder_content(folder)
-        is_split_needed = True
-    if is_split_needed:
-        content.hold_out(folder, shares, seed)
-    return _write_lists(output, content)
-
-
-@dataclass
-class _Content:
-    """What the lists will hold.
-
-    Attributes:
-        parts: samples of ``train``, ``val`` and ``test``.
-        classes: names of the classes; empty if they are not known.
-        image_files: all images, and counts of what was skipped.
-        notes: remarks for the user.
-        is_split: True if the data set has parts already.
-    """
-
-    parts: dict[str, list[Sample]]
-    classes: Sequence[str]
-    image_files: ImageFiles
-    notes: list[str] = field(default_factory=list)
-    is_split: bool = False
-
-    def hold_out(self, folder: Path, shares: Shares, seed: int) -> None:
-        """Takes the parts that are missing from the training part, and says so in the notes."""
-        if not shares.test:
-            if self.is_split and not self.parts["val"] and shares.val:
-                held_out = f"{shares.val:.0%} of the training part is held out for it"
-                self.notes.append(f"there is no evaluation part: {held_out}")
-            self.parts = hold_out(self.parts, shares, seed)
-            return
-        if self.parts["val"] and not self.parts["test"]:
-            self.notes.append("the evaluation part judges the result, because there is no test part")
-        parts = with_judging_part(self.parts)
-        self.parts = hold_out(parts, shares, seed, folder)
-        for part, share, words in (
-            ("val", shares.val, "to choose the best epoch"),
-            ("test", shares.test, "to judge the result, once, at the end"),
-        ):
-            if self.parts[part] and not parts[part]:
-                self.notes.append(f"{share:.0%} of the training images are held out {words}")
-
-
-def _folder_content(folder: Path) -> _Content:
-    """Finds the classes and images of a folder of classes, or of its parts."""
+        return _paddlex_content(folder, names_file)
     split = find_split(folder)
     image_files = ImageFiles()
     if split.paths:
@@ -162,7 +175,7 @@ def _folder_content(folder: Path) -> _Content:
     notes = [*split.notes]
     if split.other_names:
         notes.append(f"without images, and left out: {', '.join(split.other_names)}")
-    return _Content(parts, classes, image_files, notes, is_split=bool(split.paths))
+    return ListContent(parts, classes, image_files, notes, is_split=bool(split.paths))
 
 
 def _samples(files: Sequence[Sequence[str]]) -> list[Sample]:
@@ -209,6 +222,7 @@ def _part_samples(folder: Path, part: str, classes: list[str], image_files: Imag
 
 
 def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSummary:
+    _check_is_folder(folder)
     image_files = find_image_files(folder)
     try:
         lines = [
@@ -229,14 +243,14 @@ def _make_flat_lists(folder: Path, output: Path, labels_file: Path) -> ListSumma
         counts = f"{len(class_ids):,} labels for {len(image_files.files):,} images in {folder}"
         raise DataError(f"{labels_file}: {counts} ({image_files.skipped_line()})")
     samples = list(zip(image_files.files, class_ids, strict=True))
-    return _write_lists(output, _Content({"val": samples}, [], image_files))
+    return write_lists(output, ListContent({"val": samples}, [], image_files))
 
 
 def _paddlex_names_file(folder: Path) -> Path | None:
     return next((folder / name for name in ("labels.txt", "label.txt") if (folder / name).is_file()), None)
 
 
-def _paddlex_content(folder: Path, names_file: Path) -> _Content:
+def _paddlex_content(folder: Path, names_file: Path) -> ListContent:
     """Reads PaddleX's lists, which also have lines ``path label``, and checks that their files exist."""
     names, image_files = read_class_names(names_file, None), find_image_files(folder)
     parts: dict[str, list[Sample]] = {part: [] for part in PARTS}
@@ -262,56 +276,14 @@ def _paddlex_content(folder: Path, names_file: Path) -> _Content:
             parts[part].append((path, label))
             listed_paths.add(posixpath.normpath(path))
     for part in ("val", "test"):
-        if parts["train"] and (extra_labels := _labels(parts[part]) - _labels(parts["train"])):
-            name = names[min(extra_labels)]
+        if parts["train"] and (untrained_label := _untrained_label(parts, part)) is not None:
+            name = names[untrained_label]
             raise DataError(f"{folder / part}.txt: a class that is not in train.txt: {name!r}")
     image_files.skip_counts["images that are in no list"] = len(set(image_files.files) - listed_paths)
-    return _Content(parts, names, image_files)
+    return ListContent(parts, names, image_files, holds_out_val=False)
 
 
-def _write_lists(output: Path, content: _Content) -> ListSummary:
-    output.mkdir(parents=True, exist_ok=True)
-    classes = content.classes
-    all_notes = [*content.notes, *similar_name_notes(classes), *_coverage_notes(content.parts, classes)]
-    result = ListSummary({}, content.image_files.skipped_line(), all_notes)
-    if len(classes) == 1:
-        result.notes.append(f"there is one class only, {classes[0]!r}: is this the folder of the classes?")
-    for part, samples in content.parts.items():
-        file = output / f"{part}_list.txt"
-        if samples:
-            write_text(file, "".join(f"{list_line(path, label)}\n" for path, label in samples))
-            result.lists[str(file)] = len(samples)
-        elif file.exists():  # an older list, which does not match the new class names
-            file.unlink()
-            result.notes.append(f"{file} of an earlier call was removed")
-    if classes:
-        write_text(output / CLASS_NAMES_FILE, class_name_lines([_unicode_name(name) for name in classes]))
-        result.lists[str(output / CLASS_NAMES_FILE)] = len(classes)
-    return result
-
-
-def _coverage_notes(parts: dict[str, list[Sample]], classes: Sequence[str]) -> list[str]:
-    """Returns a note about each list that lacks classes of the training list."""
-    notes = []
-    for part, words in (("val", "evaluation"), ("test", "test")):
-        labels = _labels(parts.get(part, []))
-        if not labels or not classes:
-            continue
-        missing_names = [name for label, name in enumerate(classes) if label not in labels]
-        if missing_names:
-            notes.append(
-                f"without images in the {words} list: {describe_classes(len(missing_names), missing_names)}"
-            )
-    return notes
-
-
-def _unicode_name(name: str) -> str:
-    """Returns a folder's name as Unicode, even if the locale of the process is not UTF-8."""
-    try:
-        return os.fsencode(name).decode("utf-8")
-    except UnicodeError:  # the name is no Unicode on the disk either
-        return name
-
-
-def _labels(samples: Sequence[Sample]) -> set[int]:
-    return {label for _, label in samples}
+def _untrained_label(parts: dict[str, list[Sample]], part: str) -> int | None:
+    """Returns the first class of a part that the training part does not have; None if there is none."""
+    training_labels = {label for _, label in parts["train"]}
+    return min({label for _, label in parts[part]} - training_labels, default=None)

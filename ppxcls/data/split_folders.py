@@ -164,6 +164,11 @@ def part_of_name(name: str) -> str | None:
     return _part_and_rest(name)[0]
 
 
+def part_of_word(word: str) -> str | None:
+    """Returns the part that a word of a table stands for, also if it is an abbreviation such as ``tr``."""
+    return part_of_name(word) or _PART_BY_ABBREVIATION.get(word.strip().lower())
+
+
 def class_folders(folder: Path) -> list[str]:
     """Returns the names of the folders in a folder, sorted, without hidden ones.
 

@@ -69,6 +69,11 @@ def fit(
     find_batch: bool = False,
     val_share: float | None = None,
     test_share: float = DEFAULT_SHARES.test,
+    group: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    image_root: str | Path | None = None,
     overrides: Sequence[str] = (),
     trust: bool = False,
 ) -> Path:
@@ -80,8 +85,8 @@ def fit(
 
     Args:
         photos: folder with one subfolder per class, or with ``train/``, ``val/`` and ``test/`` that contain
-            such subfolders; see ``make_lists``. Photographs of ``test/``, or else of ``val/``, judge the
-            result.
+            such subfolders, or a table in CSV; see ``make_lists``. Photographs of ``test/``, or else of
+            ``val/``, judge the result.
         weights: weights to start from: a file, or a word for published ones; None for those on this machine,
             if there are any; ``none`` for fresh weights. With weights, a linear classifier of the network's
             features is trained first. Then the exit flow and all layers are trained, as far as the minutes
@@ -101,6 +106,12 @@ def fit(
             trained again, on these photographs too, if there is time for it.
         test_share: share of each class that judges the result once, at the end, if there is neither ``test/``
             nor ``val/``; 0 for none.
+        group: regular expression or column that finds the group of a photograph, such as its patient, to keep
+            each group in one list; see ``make_lists``. None for no groups.
+        image: column of the photographs' paths in a table; None for one with a usual name.
+        label: column of the labels; None for one with a usual name.
+        split: column of the parts; None for one with a usual name, if there is one.
+        image_root: folder to which the paths of the table are relative; None for the folder of the table.
         overrides: config overrides ``A.b=value``, applied to the YAML.
         trust: True to run the plugins that an edited YAML file names; see ``load_config``.
 
@@ -129,6 +140,13 @@ def fit(
         trust=trust,
         val_share=val_share,
         test_share=test_share,
+        options={
+            "group": group,
+            "image": image,
+            "label": label,
+            "split": split,
+            "image_root": str(Path(image_root).resolve()) if image_root is not None else None,
+        },
     )
     with only_fit_in(request.output):
         return _fit(request)
@@ -144,7 +162,13 @@ def _fit(request: Request) -> Path:
         progress.clock = clock
         progress.continue_with(request.facts(), request.weights)
     with tempfile.TemporaryDirectory(prefix="ppxcls_", ignore_cleanup_errors=True) as folder:
-        photographs = list_photographs(request.photos, Path(folder) / LISTS, request.shares)
+        photographs = list_photographs(
+            request.photos,
+            Path(folder) / LISTS,
+            shares=request.shares,
+            table=request.table,
+            options=request.options,
+        )
         if request.weights:
             log_earlier_classes(request.weights, photographs.names)
         if progress is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -70,31 +71,44 @@ class Photographs:
         return all((folder / file.name).is_file() for file in self.lists.iterdir())
 
 
-def list_photographs(root: Path, lists: Path, shares: Shares = DEFAULT_SHARES) -> Photographs:
+def list_photographs(
+    root: Path,
+    lists: Path,
+    *,
+    shares: Shares = DEFAULT_SHARES,
+    table: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Photographs:
     """Writes the lists of a folder of photographs to a folder, and logs what was recognised.
 
     Args:
         root: folder of photographs.
         lists: folder for the lists.
         shares: shares that are held out to choose and to judge; see ``make_lists``.
+        table: table of the photographs and their labels; None if their folders are the classes.
+        options: columns of the table, and the groups; see ``make_lists``.
 
     Raises:
         DataError: the photographs can't be trained on.
     """
-    summary = make_lists(root, lists, val_share=shares.val, test_share=shares.test)
+    summary = make_lists(
+        table or root, lists, val_share=shares.val, test_share=shares.test, **(options or {})
+    )
     for list_path, count in summary.lists.items():
         logger.info(f"{Path(list_path).name}: {count:,} lines")
     names = read_class_names(lists / CLASS_NAMES_FILE, None)
-    doubts = {*similar_name_notes(names), *same_structure_notes(root, class_folders(root))}
+    structure_notes = [] if table else same_structure_notes(root, class_folders(root))
+    doubts = {*similar_name_notes(names), *structure_notes}
     warnings = [note for note in summary.notes if note in doubts]
     for note in (*(note for note in summary.notes if note not in warnings), summary.skipped):
         logger.info(note)
     for note in warnings:
         logger.warning(note)
     if not (lists / VAL_LIST).is_file():
-        raise DataError(f"{root}: no images remain for evaluation; each class needs at least two")
+        raise DataError(f"{table or root}: no images remain for evaluation; each class needs at least two")
     if len(names) < 2:
-        raise DataError(f"{root}: one class; a classifier needs at least two folders")
+        unit = "classes" if table else "folders"
+        raise DataError(f"{table or root}: one class; a classifier needs at least two {unit}")
     if not (lists / TEST_LIST).is_file():
         logger.info(
             "no photographs are held out to judge the result: those that choose the best epoch judge it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from ppxcls.build.network import list_models
 from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
+from ppxcls.data.label_table import table_root
 from ppxcls.fitting.photographs import DEFAULT_SHARES
 from ppxcls.fitting.settings import network_of
 from ppxcls.models.weights import weights_file
@@ -37,6 +38,8 @@ class Request:
 
     Attributes:
         photos: folder of photographs.
+        table: table of the photographs and their labels; None if their folders are the classes.
+        options: columns of the table, and the groups, by their names in ``make_lists``.
         output: folder for the lists, the YAML and the run.
         weights: weights to start from; None for fresh ones.
         network: name of the network.
@@ -49,6 +52,8 @@ class Request:
     """
 
     photos: Path
+    table: Path | None
+    options: Mapping[str, str | None]
     output: Path
     weights: str | None
     network: str
@@ -63,7 +68,8 @@ class Request:
     def facts(self) -> dict[str, Any]:
         """Returns what must be equal if an earlier ``fit`` is to be continued, by the option's name."""
         return {
-            "PHOTOS": str(self.photos.resolve()),
+            "PHOTOS": str((self.table or self.photos).resolve()),
+            **{f"--{name.replace('_', '-')}": value for name, value in self.options.items()},
             "--weights": str(weights_file(self.weights).resolve()) if self.weights else None,
             "--network": self.network,
             "--minutes": self.minutes,
@@ -90,6 +96,7 @@ def checked_request(
     trust: bool,
     val_share: float | None,
     test_share: float,
+    options: Mapping[str, str | None],
 ) -> Request:
     """Returns the request of these arguments of ``fit``, after checks that read no image and write nothing.
 
@@ -99,7 +106,7 @@ def checked_request(
     """
     if not (0 < minutes < math.inf):
         raise DataError(f"expected minutes above 0, received {minutes:g}")
-    photos, output = _checked_folders(photos, output)
+    photos, table, output = _checked_places(photos, output, options)
     if network is not None:
         _check_network(network)
     weights, network = _weights_and_network(weights, network)
@@ -112,6 +119,8 @@ def checked_request(
     _warn_about_report()
     return Request(
         photos=photos,
+        table=table,
+        options=options,
         output=output,
         weights=weights,
         network=_network(network, weights),
@@ -125,25 +134,32 @@ def checked_request(
     )
 
 
-def _checked_folders(photos: str | Path, output: str | Path | None) -> tuple[Path, Path]:
-    """Returns the folders of the photographs and of the results.
+def _checked_places(
+    source: str | Path, output: str | Path | None, options: Mapping[str, str | None]
+) -> tuple[Path, Path | None, Path]:
+    """Returns the folder of the photographs, their table if there is one, and the folder of the results.
 
     Raises:
-        DataError: a folder can't be used.
+        DataError: a place can't be used.
         OSError: the output folder can't be written.
     """
-    if problem := url_problem(photos):
+    if problem := url_problem(source):
         raise DataError(problem)
-    photos = Path(photos)
-    if not os.path.isdir(photos):
-        raise DataError(f"{photos}: {'not a folder' if os.path.exists(photos) else 'no such folder'}")
-    output = Path(output) if output else Path("output") / (photos.resolve().name or "photos")
-    if photos.resolve() in (output.resolve(), *output.resolve().parents):
+    source = Path(source)
+    is_table = os.path.isfile(source)
+    if not is_table and not os.path.isdir(source):
+        raise DataError(f"{source}: {'not a folder' if os.path.exists(source) else 'no such folder'}")
+    name = source.stem if is_table else source.resolve().name
+    output = Path(output) if output else Path("output") / (name or "photos")
+    if is_table:
+        check_output_folder(output)
+        return table_root(source, options["image_root"]), source, output
+    if source.resolve() in (output.resolve(), *output.resolve().parents):
         raise DataError(
             f"{output} is inside the folder of photographs, which must not change: give another --output"
         )
     check_output_folder(output)
-    return photos, output
+    return source, None, output
 
 
 def _weights_and_network(weights: str | None, network: str | None) -> tuple[str | None, str | None]:

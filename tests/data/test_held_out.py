@@ -134,7 +134,7 @@ def test_only_files_of_one_size_are_read(tmp_path: Path) -> None:
 
 def test_the_split_depends_on_the_seed_alone() -> None:
     parts = {"train": [(f"{i}.jpg", i % 3) for i in range(60)], "val": [], "test": []}
-    splits = [hold_out(parts, Shares(0.1, 0.2), seed) for seed in (0, 0, 1)]
+    splits = [hold_out(parts, Shares(0.1, 0.2), seed=seed) for seed in (0, 0, 1)]
     assert splits[0] == splits[1]
     assert splits[0]["test"] != splits[2]["test"]
     assert Counter(label for _, label in splits[0]["test"]) == {0: 4, 1: 4, 2: 4}

@@ -344,7 +344,7 @@ def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.strip() == f"error: {tmp_path}/nowhere: no such folder"
     (tmp_path / "file").touch()
-    with pytest.raises(ppxcls.DataError, match="file: not a folder"):
+    with pytest.raises(ppxcls.DataError, match="file:1: expected the names of the columns, received none"):
         ppxcls.make_lists(tmp_path / "file", tmp_path / "lists")
 
 

@@ -20,6 +20,8 @@ import ppxcls
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.config.checks import ConfigError
 from ppxcls.data.errors import DataError
+from ppxcls.data.groups import read_groups
+from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting import folder as fitting
 from ppxcls.fitting import training
 from ppxcls.fitting.progress import FILE, read_progress
@@ -149,6 +151,38 @@ def test_bad_photographs_and_copies_are_named(
     with pytest.raises(DataError, match="no training image of the class 'bee' can be read"):
         ppxcls.fit(photos, output=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_table_is_fitted_with_its_groups(
+    tmp_path: Path, stubs: Callable[[str, BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists of the run have the table's classes, and no patient is in two of them."""
+    monkeypatch.chdir(tmp_path)
+    photos = photographs(tmp_path / "photos", 10)
+    rows = [f"{name}/{i}.png,{name.title()},{name}{i // 2}" for name in ("ant", "bee") for i in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,class,patient", *rows]))
+    stubs("_train", KeyboardInterrupt())
+    options = {"image_root": "photos", "group": "patient"}
+    for _ in range(2):  # the second call continues the first
+        with pytest.raises(KeyboardInterrupt):
+            ppxcls.fit("labels.csv", **options)
+    lists = tmp_path / "output/labels/lists"
+    assert (lists / "class_names.txt").read_text() == "0 Ant\n1 Bee\n"
+    groups = read_groups(lists / "groups.csv")
+    assert groups is not None
+    patients = []
+    for part in ("train", "val", "test"):
+        index = ListIndex(lists / f"{part}_list.txt")
+        patients.append({groups[index.path(i)] for i in range(len(index))})
+        assert len({int(label) for label in index.labels}) == 2
+    assert sum(map(len, patients)) == len(set().union(*patients)) == 10
+    config = ppxcls.load_config(tmp_path / "output/labels/train.yaml")
+    assert config.DataLoader.Train.dataset.image_root == str(photos)
+    assert ppxcls.check_data(config, progress_bar=False).errors == 0
+    with pytest.raises(DataError, match="--group was patient, and is now not given"):
+        ppxcls.fit("labels.csv", image_root="photos")
+    with pytest.raises(DataError, match="image='path' is for a table in CSV"):
+        ppxcls.fit("photos", output="other", image="path")
 
 
 def test_names_that_look_alike_are_said(

@@ -12,6 +12,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.photographs import (
+    DEFAULT_SHARES,
     TEST_LIST,
     TRAIN_LIST,
     VAL_LIST,
@@ -40,7 +41,7 @@ def paths_in(lists: Path, name: str) -> list[str]:
 
 def listed(root: Path, lists: Path, shares: Shares | None = None) -> Photographs:
     set_up_logging()
-    return list_photographs(root, lists) if shares is None else list_photographs(root, lists, shares)
+    return list_photographs(root, lists, shares=shares or DEFAULT_SHARES)
 
 
 def test_the_default_shares(tmp_path: Path) -> None:
