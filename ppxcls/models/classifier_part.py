@@ -24,11 +24,12 @@ class Difference:
 
     Attributes:
         kind: ``head`` if the file has no classifier, or another head in its place, ``size`` if a tensor of
-            the classifier has another shape, ``rest`` if the file has further layers.
+            the classifier has another shape, ``rest`` if the file has further layers, ``channels`` if the
+            first convolution was fitted to another number of channels.
         text: description, such as ``the file has no classifier``.
     """
 
-    kind: Literal["head", "size", "rest"]
+    kind: Literal["head", "size", "rest", "channels"]
     text: str
 
 

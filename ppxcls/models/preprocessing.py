@@ -164,6 +164,7 @@ def differences_from_run(
         comparisons += _size_comparisons(images, size, _crop_share(size, short), is_complete=is_complete)
         if images.interpolation and expected.images.interpolation:
             comparisons.append(("interpolation", images.interpolation, expected.images.interpolation))
+        comparisons.append(("letterbox", images.fill, expected.images.fill))
         other_transforms = _other_transforms(transform_ops)
         if other_transforms != expected.other_transforms:
             name, expected_name = (
@@ -229,6 +230,8 @@ def _normalisation_comparisons(
         comparisons += [("mean", images.mean, expected.mean), ("std", images.std, expected.std)]
     if images.channels and expected.channels:
         comparisons.append(("channels", images.channels, expected.channels))
+    if images.bits and expected.bits:
+        comparisons.append(("bits", images.bits, expected.bits))
     return comparisons
 
 
