@@ -36,9 +36,13 @@ def check_image_channels(config: Config) -> None:
             counts = _tried_counts(transforms)
         if counts is not None and expected_count not in counts:
             raise config.where("Arch.in_channels").error(
-                f"expected {counts[0]}, because {key} gives images with {counts[0]} channels "
+                f"expected {counts[0]}, because {key} gives images with {_channels_text(counts[0])} "
                 f"(DecodeImage: channels); received {expected_count}"
             )
+
+
+def _channels_text(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _transform_lists(config: Config) -> dict[str, Sequence[Block]]:

@@ -433,8 +433,7 @@ class NormalizeImage(Transform):
             self._set_channels(count)
         if count is not None and count != len(self.mean):
             raise ValueError(
-                f"expected mean and std of {count} numbers, because the images have {count} channels; "
-                f"received {len(self.mean)}"
+                f"expected mean and std of length {count}, the number of channels; received {len(self.mean)}"
             )
         mean, std = self._mean_and_std
         largest = self._largest_byte * (65535 / 255 if images.bits == 16 else 1)
@@ -465,7 +464,7 @@ def _imagenet_constants(channel_count: int) -> tuple[tuple[float, ...], tuple[fl
         return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
     if channel_count == 3:
         return IMAGENET_MEAN, IMAGENET_STD
-    raise ValueError(f"expected mean and std of {channel_count} numbers, because ImageNet's have 3")
+    raise ValueError(f"expected mean and std of length {channel_count}, because ImageNet's have 3 numbers")
 
 
 @TRANSFORMS.register

@@ -46,8 +46,12 @@ def fitted_to_channels(state: State, model: nn.Layer) -> tuple[State, list[Diffe
     is_of_rgb = weight.shape == (outputs, _RGB_CHANNELS, *kernel) and weight.dtype.kind == "f"
     if count == _RGB_CHANNELS or not is_of_rgb:
         return state, []
-    method = "the sums over the colours" if count == 1 else f"the colours' in turn, times 3/{count}"
-    text = f"the first convolution, {key}, takes {count} channels: its weights are {method}"
+    method = (
+        "1 channel: its weights are the sums over the colours"
+        if count == 1
+        else f"{count} channels: its weights are the colours' in turn, times 3/{count}"
+    )
+    text = f"the first convolution, {key}, takes {method}"
     return {**state, key: channel_weights(weight, count)}, [Difference("channels", text)]
 
 

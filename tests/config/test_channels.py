@@ -46,7 +46,9 @@ def test_the_network_and_the_images_agree(channels: int, write_config: Callable[
     with pytest.raises(ppxcls.ConfigError, match=rf"Arch.in_channels: expected {channels}, .*; received 3$"):
         ppxcls.load_config(file)
     lists["DataLoader.Eval.dataset.transform_ops"] = decoding(3)
-    with pytest.raises(ppxcls.ConfigError, match=r"expected 3, because DataLoader.Eval.dataset.transform_ops"):
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"expected 3, because DataLoader.Eval.dataset.transform_ops"
+    ):
         ppxcls.load_config(write_config(**lists), [f"Arch.in_channels={channels}"])
 
 

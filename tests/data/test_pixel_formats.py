@@ -160,11 +160,11 @@ def test_five_channels_of_a_user_s_data_set(monkeypatch: pytest.MonkeyPatch) -> 
         ),
         (
             [{"DecodeImage": {"channels": 4}}, {"NormalizeImage": {"mean": [0, 0, 0], "order": ""}}],
-            "expected mean and std of 4 numbers, because the images have 4 channels; received 3",
+            "expected mean and std of length 4, the number of channels; received 3",
         ),
         (
             [{"DecodeImage": {"channels": 4}}, {"NormalizeImage": {"order": ""}}],
-            "expected mean and std of 4 numbers, because ImageNet's have 3",
+            "expected mean and std of length 4, because ImageNet's have 3 numbers",
         ),
         ([{"NormalizeImage": {"mean": [0, 0], "std": [1], "order": ""}}], "mean and std of the same length"),
         (
