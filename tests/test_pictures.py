@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 import ppxcls
 from ppxcls.deploy.build_export import export
-from tests.conftest import run_tool
+from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
 
 def write_pictures(folder: Path, channels: int, bits: int) -> None:
@@ -88,6 +89,26 @@ def test_from_training_to_exported_files(
     )
     for path, values in zip(pictures, scores[0], strict=True):
         assert float(rows[path.name]["score"]) == pytest.approx(max(values.values()), abs=2e-5)
+
+
+def test_the_yaml_of_the_page_trains(
+    small: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On pictures of 16 bits, with a small network, and the page's own lists and transforms."""
+    page = (ROOT / "docs/pictures.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.+?)^```", page, re.MULTILINE | re.DOTALL)
+    write_pictures(tmp_path / "xrays", 1, 16)
+    (tmp_path / "xrays.yaml").write_text(text.replace("299", "40"))
+    monkeypatch.chdir(tmp_path)
+    config = ppxcls.load_config("xrays.yaml")
+    assert config.Arch.in_channels == 1
+    overrides = [
+        "Arch={name: SmallNetwork, class_num: 3, in_channels: 1}",
+        f"Global.plugins=[{SMALL_NETWORK}]",
+    ]
+    config = ppxcls.load_config("xrays.yaml", [*overrides, "Global.epochs=1"])
+    ppxcls.build_trainer(config).fit()
+    assert ppxcls.evaluate(config)["num_samples"] == 6
 
 
 def test_paddlex_can_not_prepare_a_letterbox(

@@ -25,7 +25,7 @@ def device_array(images: Array) -> Array:
     return images.astype(np.float32) if images.dtype == np.uint16 else images
 
 
-def check_channels(images: Array, normalize: NormalizeImage) -> None:
+def check_batch_channels(images: Array, normalize: NormalizeImage) -> None:
     """Checks that a batch [N, H, W, C] has the channels of a normalisation, before a kernel reads it.
 
     Raises:
@@ -147,7 +147,7 @@ class ModelInput:
 
     @staticmethod
     def _normalize_by_table(normalize: NormalizeImage, images: Array) -> paddle.Tensor:
-        check_channels(images, normalize)
+        check_batch_channels(images, normalize)
         if kernels.HAS_NUMBA and images.size:
             from ppxcls.data.normalize_kernels import normalize as normalize_rows
 

@@ -20,7 +20,7 @@ from ppxcls.system import kernels
 
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
-Resize = Callable[[Image, tuple[int, int]], Image]
+ResizeFunction = Callable[[Image, tuple[int, int]], Image]
 _RADIUS_PIXELS = 4  # radius of the widest interpolation, in pixels of the larger of the two images
 
 _CV2_METHODS = {
@@ -52,7 +52,7 @@ def interpolation_name(interpolation: str | None, backend: str) -> str:
     return interpolation or ("bilinear" if backend == "cv2" else "bicubic")
 
 
-def resizer(interpolation: str | None, backend: str) -> Resize:
+def resizer(interpolation: str | None, backend: str) -> ResizeFunction:
     """Returns a function from an image [H, W, C] and (width, height) to the resized image.
 
     The backend cv2 takes uint8 and uint16, and pil takes uint8.
@@ -161,7 +161,7 @@ class ResizedParts(ImageParts):
         shape: height and width after resizing, and 3.
     """
 
-    def __init__(self, image: ImageParts, size: tuple[int, int], resize: Resize) -> None:
+    def __init__(self, image: ImageParts, size: tuple[int, int], resize: ResizeFunction) -> None:
         self._image = image
         self._size = size
         self._resize = resize

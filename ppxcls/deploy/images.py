@@ -111,8 +111,8 @@ def named_images(images: Source | Iterable[Source], pixel_format: PixelFormat = 
         return list(_each_image([images], pixel_format))
     if not isinstance(images, Iterable) or isinstance(images, dict | set | frozenset):
         raise DataError(f"expected {ACCEPTED}; received {_type_name(images)}")
-    named = _each_image(images, pixel_format)
-    return list(named) if isinstance(images, list | tuple) else named
+    image_iterator = _each_image(images, pixel_format)
+    return list(image_iterator) if isinstance(images, list | tuple) else image_iterator
 
 
 def _each_image(sources: Iterable[Any], pixel_format: PixelFormat) -> Iterator[NamedImage]:
