@@ -80,6 +80,8 @@ def by_channel_groups(image: Image, fill: Array, function: Callable[[Image, Any]
         fill: value of each channel, [C].
         function: function of some channels and of their fill values.
     """
+    if image.shape[2] <= _OPENCV_CHANNELS:
+        return function(np.ascontiguousarray(image), tuple(fill.tolist()))
     groups = [
         function(
             np.ascontiguousarray(image[:, :, first : first + _OPENCV_CHANNELS]),

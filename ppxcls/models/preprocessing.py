@@ -39,7 +39,10 @@ class Preprocessing:
 HALF = (0.5, 0.5, 0.5)
 _Comparison = tuple[str, Any, Any]  # name of a fact, value in the config, value that the weights expect
 _ROUNDING = 1e-3  # of mean and standard deviation, for channels with values from 0 to 1
-_TRANSFORMS_WITH_FACTS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
+_TRANSFORMS_WITH_FACTS = (
+    *("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage"),
+    *("Resize", "CenterCrop"),
+)
 
 
 def paddleclas_preprocessing() -> Preprocessing:

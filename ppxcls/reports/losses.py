@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config, to_plain
 
-_LAYOUT_TRANSFORMS = ("DecodeImage", "NormalizeImage", "ToCHWImage", "ResizeImage", "CropImage")
+_LAYOUT_TRANSFORMS = (
+    *("DecodeImage", "NormalizeImage", "ToCHWImage", "ResizeImage", "CropImage"),
+    *("Resize", "CenterCrop", "Pad", "Padv2"),
+)
 
 
 def loss_differences(config: Config) -> str:

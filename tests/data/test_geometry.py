@@ -263,3 +263,11 @@ def test_results_have_a_limit() -> None:
         applied("Pad", np.zeros((30000, 8000, 1), np.uint8), padding=4096)
     with pytest.raises(ValueError, match="expected one value, or 3 to fill with; received 2"):
         applied("Pad", padding=1, fill=[1, 2])
+
+
+def test_five_channels_are_rotated_like_four() -> None:
+    five = np.dstack([PICTURE, PICTURE[..., :2]])
+    rotation = RandomRotation(90, interpolation="bilinear", fill=[1, 2, 3, 4, 5])
+    out, colours = rotation.rotated(five, 33), RandomRotation(90, interpolation="bilinear", fill=[1, 2, 3])
+    assert np.array_equal(out[..., :3], colours.rotated(PICTURE, 33))
+    assert out[0, 0].tolist() == [1, 2, 3, 4, 5]
