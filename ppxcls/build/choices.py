@@ -249,7 +249,7 @@ def compare_normalisation(config: Config) -> None:
     training, evaluation = prepared_images(training_ops), prepared_images(config.evaluation_transforms)
     if training.mean is None or evaluation.mean is None:  # a user's own transform may normalise
         return
-    names = ("mean", "std", "channels")
+    names = ("mean", "std", "channels", "bits")
     differences = PreparedImages(**{name: getattr(training, name) for name in names}).differences(
         PreparedImages(**{name: getattr(evaluation, name) for name in names})
     )

@@ -135,7 +135,7 @@ def start_classifier(
         reset_classifier(network, fresh_arrays)
         if distributed.rank() == 0:
             logger.info("Arch.new_classifier: the classifier starts with fresh weights")
-        return [difference for difference in differences if difference.kind == "rest"]
+        return [difference for difference in differences if difference.kind not in ("head", "size")]
     source_arrays = _source_arrays(network, fresh_arrays, differences)
     rows = _rows_to_carry(config, path, source_arrays) if source_arrays else None
     if rows is None or not source_arrays:

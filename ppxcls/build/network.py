@@ -17,6 +17,7 @@ from ppxcls.config.sections import AMPSection, Config, to_plain
 from ppxcls.models.classifier import classifier_arrays, reset_classifier
 from ppxcls.models.classifier_part import Difference
 from ppxcls.models.common_keys import MODELS, channels_last, prepare_training
+from ppxcls.models.first_convolution import input_channels
 from ppxcls.models.logits import set_network_name
 from ppxcls.models.preprocessing import differences, differences_from_run, run_preprocessing
 from ppxcls.models.tracing import to_static
@@ -99,11 +100,12 @@ def build_network(config: Config, purpose: Purpose, weights: Weights | None) -> 
 
 
 def _log_differences(file_differences: Sequence[Difference]) -> None:
-    """Logs why the classifier starts with fresh weights, and which layers of a file are left out."""
+    """Logs why the classifier starts with fresh weights, and which layers are left out or fitted."""
     starts = {
         "head": "the classifier starts with fresh weights, because ",
         "size": "the classifier starts with fresh weights, because its size differs: ",
         "rest": "",
+        "channels": "",
     }
     for kind, start in starts.items():
         texts = [difference.text for difference in file_differences if difference.kind == kind]
@@ -144,7 +146,7 @@ def static_network(network: nn.Layer, *, with_cinn: bool = False) -> nn.Layer:
         network: network to change.
         with_cinn: True to compile the graph with Paddle's compiler CINN.
     """
-    input_spec = paddle.static.InputSpec([None, 3, None, None], "float32", "images")
+    input_spec = paddle.static.InputSpec([None, input_channels(network), None, None], "float32", "images")
     result: nn.Layer = to_static(network, input_spec, with_cinn=with_cinn)
     return result
 

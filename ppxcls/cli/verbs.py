@@ -290,7 +290,7 @@ def export_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--float-input",
         action="store_true",
-        help="input normalised float32 [N, 3, H, W] instead of uint8 [N, H, W, 3]",
+        help="input normalised float32 [N, C, H, W] instead of uint8 [N, H, W, C]",
     )
     parser.add_argument("--fold", action="store_true", help="fold batch norms into convolutions")
     parser.add_argument(

@@ -5,34 +5,44 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ppxcls.config.registry import Block, registry
 from ppxcls.config.sections import Config
 
-_DECODED_CHANNELS = 3  # of DecodeImage, whatever the file is
+_RGB_CHANNELS = 3
 _SAMPLE_PIXELS = 512  # sides of the image that a user's own transforms are tried on
 
 
 def check_image_channels(config: Config) -> None:
     """Compares the channels that a network of this package takes with those of the prepared images.
 
-    A user's own network or data set is not checked. A user's own transforms are tried on one image.
+    A user's own network or data set is not checked. A user's own transforms are tried on one image, unless
+    the network takes 3 channels.
 
     Raises:
-        ConfigError: the network takes another number of channels than the images have.
+        ConfigError: the transforms of a list do not fit each other, or the network takes another number of
+            channels than the images have.
     """
-    expected_channels = config.Arch.get("in_channels", _DECODED_CHANNELS)
-    if expected_channels == _DECODED_CHANNELS or not _is_of_package(config.Arch):
-        return
+    expected_count = config.Arch.get("in_channels", _RGB_CHANNELS)
     for key, transforms in _transform_lists(config).items():
-        channels = _channels(transforms)
-        if channels is not None and expected_channels not in channels:
+        count = registry("transform").check_list(transforms)
+        if not _is_of_package(config.Arch):
+            continue
+        counts: tuple[int, ...] | None = None if count is None else (count,)
+        if counts is None and expected_count != _RGB_CHANNELS:
+            counts = _tried_counts(transforms)
+        if counts is not None and expected_count not in counts:
             raise config.where("Arch.in_channels").error(
-                f"expected {channels[0]}, because {key} gives images with {channels[0]} channels; "
-                f"received {expected_channels}"
+                f"expected {counts[0]}, because {key} gives images with {_channels_text(counts[0])} "
+                f"(DecodeImage: channels); received {expected_count}"
             )
+
+
+def _channels_text(count: int) -> str:
+    return "1 channel" if count == 1 else f"{count} channels"
 
 
 def _transform_lists(config: Config) -> dict[str, Sequence[Block]]:
@@ -52,16 +62,14 @@ def _is_of_package(block: Block) -> bool:
     return registry(block.kind).components()[block.name].__module__.startswith("ppxcls.")
 
 
-def _channels(blocks: Sequence[Block]) -> tuple[int, ...] | None:
-    """Returns the number of channels after some transforms.
+def _tried_counts(blocks: Sequence[Block]) -> tuple[int, ...] | None:
+    """Returns the number of channels of an image after some transforms.
 
     Returns:
         One number. Two for a user's own transforms, because images may be [H, W, C] or [C, H, W]. None if it
         is unknown.
     """
-    if all(_is_of_package(block) for block in blocks):
-        return (_DECODED_CHANNELS,)
-    image = _sample_image()
+    image: Any = _sample_image()
     try:
         for block in blocks:
             image = registry("transform").build(block)(image, np.random.default_rng(0))

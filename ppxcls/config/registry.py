@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -157,6 +157,8 @@ class Registry(Generic[T]):
         optional_members: members of ``base`` that a class without this base may lack. It receives those of
             ``base``.
         facts: names and defaults of the facts that a component may declare, such as ``published``.
+        check_list: function that checks whether the components of a list fit each other, and returns a fact
+            about the list; None for no check.
     """
 
     def __init__(
@@ -168,6 +170,7 @@ class Registry(Generic[T]):
         base: type | None = None,
         optional_members: tuple[str, ...] = (),
         facts: Mapping[str, Any] | None = None,
+        check_list: Callable[[Sequence[Block]], Any] | None = None,
     ) -> None:
         if kind in _REGISTRIES:
             raise TypeError(f"there is a registry of kind {kind!r} already")
@@ -180,6 +183,7 @@ class Registry(Generic[T]):
         self._components: dict[str, Callable[..., Any]] = {}
         self._hints: dict[str, dict[str, Any]] = {}
         self._default_facts = dict(facts or {})
+        self._check_list = check_list
         self._facts: dict[str, dict[str, Any]] = {}
         self._unmet_requirements: dict[str, str | None] = {}
         _REGISTRIES[kind] = self
@@ -333,6 +337,17 @@ class Registry(Generic[T]):
         """
         items = value if isinstance(value, list) else check_value(value, list, where)
         return [self._list_item_block(item, where / i) for i, item in enumerate(items)]
+
+    def check_list(self, blocks: Sequence[Block]) -> Any:
+        """Checks whether the components of a list fit each other.
+
+        Returns:
+            What the registry's function returns about the list.
+
+        Raises:
+            ConfigError: they do not fit.
+        """
+        return self._check_list(blocks) if self._check_list else None
 
     def _list_item_block(self, item: Any, where: ConfigPlace) -> Block:
         if isinstance(item, Block):

@@ -136,11 +136,13 @@ class _Files:
             return self._note("empty", index, "0 bytes")
         self._set_digest(index, data)
         try:
-            image = decode_image(data)
+            pixel_format = self.dataset.transform.pixel_format
+            image = decode_image(data, pixel_format)
             self.sizes[index] = image.shape[:2]
             if self._compares_pixels:
                 self._set_digest(index, bytes(str(image.shape), "ascii") + image.tobytes())
-            if (largest_value := largest_16bit_value(data, image)) is not None:
+            keeps_16_bits = pixel_format.bits == 16
+            if not keeps_16_bits and (largest_value := largest_16bit_value(data, image)) is not None:
                 self._note(
                     "almost black", index, f"16 bits per channel, values up to {largest_value:,} of 65,535"
                 )

@@ -25,6 +25,7 @@ from ppxcls.data.picture_headers import (
     current_limits,
     picture_size,
 )
+from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.file_kinds import is_avif, is_heic, why_unreadable
@@ -55,6 +56,9 @@ _MAX_REOPENED_FILES = 1000
 # here are compared with our own limit.
 PillowImage.MAX_IMAGE_PIXELS = max(PillowImage.MAX_IMAGE_PIXELS or 0, MAX_PIXELS)
 warnings.filterwarnings("ignore", category=PillowImage.DecompressionBombWarning)
+RGB = PixelFormat()  # of most pictures, 8 bits
+_EXIF_MARKS = (b"eXIf", b"EXIF")  # of PNG and WebP; OpenCV turns a TIFF itself
+_ORIENTATION_TAG = 0x0112
 _FRAME_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
@@ -102,6 +106,14 @@ class ImageParts:
         """
         raise NotImplementedError
 
+    def decoded(self, pixel_format: PixelFormat) -> Image:
+        """Returns the whole image in another format, as ``decode_image`` decodes its file.
+
+        Raises:
+            ValueError: the image can't be decoded.
+        """
+        return decode_image(self.encoded, pixel_format)
+
     def part(self, left: int, top: int, width: int, height: int) -> Image:
         """Returns the pixels of a part, uint8 [height, width, 3]. They equal those of ``whole()``.
 
@@ -111,15 +123,19 @@ class ImageParts:
         raise NotImplementedError
 
 
-def decode_image(data: bytes) -> Image:
+def decode_image(data: bytes, pixel_format: PixelFormat = RGB) -> Image:
     """Decodes a JPEG, a PNG, or any other format that OpenCV reads; HEIC if pillow-heif is installed.
 
     JPEGs are decoded by simplejpeg, which also uses libjpeg-turbo and returns RGB without a conversion from
     BGR. OpenCV decodes what simplejpeg would read differently: images with an EXIF orientation or four colour
     components, and data that libjpeg decodes with a warning.
 
+    Args:
+        data: encoded bytes.
+        pixel_format: channels and bits of the result.
+
     Returns:
-        uint8 [H, W, 3], RGB, upright.
+        [H, W, C], RGB, RGBA or grey, upright.
 
     Raises:
         ValueError: the data is empty, truncated, larger than ``OPENCV_IO_MAX_IMAGE_PIXELS`` or than the
@@ -133,25 +149,106 @@ def decode_image(data: bytes) -> Image:
     if size is not None:
         _check_size(size)
     if _is_plain_jpeg(data):
+        is_grey = pixel_format.channels == 1
         try:
-            return simplejpeg.decode_jpeg(data, "RGB")
+            image = simplejpeg.decode_jpeg(data, "GRAY" if is_grey else "RGB")
         except ValueError as error:
             # Older releases of OpenCV would fill the missing part with grey.
             if "Premature end of JPEG file" in str(error):
                 raise ValueError("truncated JPEG") from None
+        else:
+            return image if pixel_format == RGB else pixel_format.converted(image)
+    if pixel_format == RGB or data.startswith(_RADIANCE_SIGNATURES):
+        return pixel_format.converted(_decode_rgb(data))
+    return pixel_format.converted(_decode_unusual(data, pixel_format))
+
+
+def _decode_rgb(data: bytes) -> Image:
+    """Decodes an image to uint8 [H, W, 3], RGB. Raises ValueError."""
+    image = _decode_by_opencv(data, cv2.IMREAD_COLOR)
+    return _decode_by_pillow(data, "RGB") if image is None else image
+
+
+def _decode_unusual(data: bytes, pixel_format: PixelFormat) -> Image:
+    """Decodes an image with the channels and bits that its file has, as far as the format asks for them.
+
+    Raises:
+        ValueError: as ``decode_image``, or the values are no integers of 8 or 16 bits.
+    """
+    depth = cv2.IMREAD_ANYDEPTH if pixel_format.bits == 16 else 0
+    if pixel_format.channels == 4:
+        image = _decode_by_opencv(data, cv2.IMREAD_UNCHANGED)
+        if image is None:
+            return _decode_by_pillow(data, "RGBA")
+        if image.shape[2] == 4 and image.dtype == np.uint8 and data.startswith(_TIFF_SIGNATURES):
+            return _four_channels_of_tiff(data, image)
+        if image.shape[2] == 4 and image.dtype in (np.uint8, np.uint16):
+            return _upright(image, data)
+    flag = cv2.IMREAD_GRAYSCALE if pixel_format.channels == 1 else cv2.IMREAD_COLOR
+    image = _decode_by_opencv(data, flag | depth)
+    if image is None:
+        return _decode_by_pillow(data, "L" if pixel_format.channels == 1 else "RGB")
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"expected values of 8 or 16 bits, received {image.dtype}; use bits: 8")
+    return image
+
+
+def _decode_by_opencv(data: bytes, flags: int) -> Image | None:
+    """Decodes an image, grey, RGB or RGBA; None if OpenCV does not know the format.
+
+    Raises:
+        ValueError: OpenCV can't decode the image, or it contains numbers that are not finite.
+    """
     try:
         if data.startswith(_RADIANCE_SIGNATURES):
             image = _decode_radiance(data)
         else:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         is_not_finite = image is not None and _may_be_real(data) and _has_not_finite_pixels(data)
     except cv2.error as error:
         raise ValueError(f"OpenCV can't decode the image: {error.err}") from None
     if image is None:
-        return _decode_by_pillow(data)
+        return None
     if is_not_finite:
         raise ValueError("the image contains NaN or infinite numbers")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    if image.ndim == 2:
+        return image[:, :, None]
+    conversions = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+    if image.shape[2] in conversions and image.dtype in (np.uint8, np.uint16, np.float32):
+        return cv2.cvtColor(image, conversions[image.shape[2]], dst=image)
+    return image
+
+
+def _four_channels_of_tiff(data: bytes, image: Image) -> Image:
+    """Returns the values that a TIFF stores; OpenCV multiplies the colours of 8 bits with the fourth channel.
+
+    Args:
+        data: encoded bytes.
+        image: what OpenCV decodes, for files that Pillow can't decode or converts.
+    """
+    try:
+        with PillowImage.open(io.BytesIO(data)) as picture:
+            if picture.mode in ("RGBA", "RGBX"):
+                return np.array(ImageOps.exif_transpose(picture))
+    except Exception:  # Pillow's readers raise many kinds
+        return image
+    return image
+
+
+def _upright(image: Image, data: bytes) -> Image:
+    """Turns a PNG or WebP image by its EXIF orientation, which OpenCV ignores with a fourth channel."""
+    if not any(mark in data for mark in _EXIF_MARKS):
+        return image
+    try:
+        with PillowImage.open(io.BytesIO(data)) as picture:
+            orientation = picture.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # OpenCV has decoded the image, and its orientation is damaged
+        return image
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return image[::rows, ::columns]
 
 
 def _may_be_real(data: bytes) -> bool:
@@ -201,8 +298,12 @@ def _size_by_pillow(data: bytes) -> PictureSize | None:
         return None
 
 
-def _decode_by_pillow(data: bytes) -> Image:
+def _decode_by_pillow(data: bytes, mode: str) -> Image:
     """Returns the first image of a GIF, AVIF or HEIC, for builds of OpenCV without these formats.
+
+    Args:
+        data: encoded bytes.
+        mode: Pillow's mode of the result: ``L``, ``RGB`` or ``RGBA``.
 
     Raises:
         ValueError: the data has another format. The message tells what the file is.
@@ -212,7 +313,8 @@ def _decode_by_pillow(data: bytes) -> Image:
             raise OSError
         with PillowImage.open(io.BytesIO(data)) as picture:
             _check_size(PictureSize(*picture.size, 3))  # frames may be larger than the header says
-            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+            image = np.array(ImageOps.exif_transpose(picture).convert(mode))
+            return image[:, :, None] if image.ndim == 2 else image
     except (OSError, SyntaxError, EOFError, PillowImage.DecompressionBombError):
         is_supported = (is_avif(data) and features.check("avif")) or (is_heic(data) and can_read_heic())
         reason = None if is_supported else why_unreadable(data)

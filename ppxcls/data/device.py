@@ -20,6 +20,24 @@ from ppxcls.system.arrays import Array
 _MAX_QUEUED_COPIES = 8  # copies whose sources are kept, about four batches
 
 
+def device_array(images: Array) -> Array:
+    """Returns images in a type that Paddle has. It would read uint16 as the bits of bfloat16 numbers."""
+    return images.astype(np.float32) if images.dtype == np.uint16 else images
+
+
+def check_batch_channels(images: Array, normalize: NormalizeImage) -> None:
+    """Checks that a batch [N, H, W, C] has the channels of a normalisation, before a kernel reads it.
+
+    Raises:
+        ValueError: it has others.
+    """
+    if images.ndim != 4 or images.shape[3] != len(normalize.mean):
+        raise ValueError(
+            f"NormalizeImage: expected images of {len(normalize.mean)} channels, as mean and std have, "
+            f"received {list(images.shape[1:])}"
+        )
+
+
 def to_device(array: Array) -> paddle.Tensor:
     """Copies an array to the device without waiting for the computation that is queued there.
 
@@ -89,14 +107,14 @@ class DeviceTransform(nn.Layer):
         self._scale = None
         if stage.normalize:
             self._scale = float(stage.normalize.scale)
-            self.register_buffer("mean", paddle.to_tensor(stage.normalize.mean.reshape(1, 3, 1, 1)))
-            self.register_buffer("std", paddle.to_tensor(stage.normalize.std.reshape(1, 3, 1, 1)))
+            self.register_buffer("mean", paddle.to_tensor(stage.normalize.mean.reshape(1, -1, 1, 1)))
+            self.register_buffer("std", paddle.to_tensor(stage.normalize.std.reshape(1, -1, 1, 1)))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Converts a batch to float32 [N, 3, H, W], and normalises it.
+        """Converts a batch to float32 [N, C, H, W], and normalises it.
 
         Args:
-            images: batch of any dtype, [N, H, W, 3], or [N, 3, H, W] if the host's transforms return this.
+            images: batch of any dtype, [N, H, W, C], or [N, C, H, W] if the host's transforms return this.
         """
         x = images.astype("float32")  # first, because Paddle 2.6 does not transpose uint8 in a static graph
         x = x if self._is_chw else x.transpose([0, 3, 1, 2])
@@ -117,22 +135,23 @@ class ModelInput:
         self._transform = DeviceTransform(stage)
 
     def __call__(self, images: Array) -> paddle.Tensor:
-        """Returns the batch on the device, float32 [N, 3, H, W].
+        """Returns the batch on the device, float32 [N, C, H, W].
 
         Args:
-            images: batch, uint8 [N, H, W, 3], or what the host's transforms return.
+            images: batch, uint8 or uint16 [N, H, W, C], or what the host's transforms return.
         """
         normalize = self._stage.normalize
         if normalize and not self._stage.chw and images.dtype == np.uint8 and paddle.get_device() == "cpu":
             return self._normalize_by_table(normalize, images)
-        return self._transform(to_device(images))
+        return self._transform(to_device(device_array(images)))
 
     @staticmethod
     def _normalize_by_table(normalize: NormalizeImage, images: Array) -> paddle.Tensor:
+        check_batch_channels(images, normalize)
         if kernels.HAS_NUMBA and images.size:
             from ppxcls.data.normalize_kernels import normalize as normalize_rows
 
-            output = paddle.empty([len(images), 3, *images.shape[1:3]], "float32")
+            output = paddle.empty([len(images), images.shape[3], *images.shape[1:3]], "float32")
             arguments = (
                 np.ascontiguousarray(images),
                 np.ascontiguousarray(normalize.table.T),
@@ -140,7 +159,7 @@ class ModelInput:
             )
             kernels.run(normalize_rows, len(images) * images.shape[1], *arguments)
             return output
-        batch = np.empty((len(images), 3, *images.shape[1:3]), np.float32)
+        batch = np.empty((len(images), images.shape[3], *images.shape[1:3]), np.float32)
         for image, planes in zip(images, batch, strict=True):
             cv2.split(cv2.LUT(image, normalize.table[None]), list(planes))
         return paddle.to_tensor(batch)

@@ -11,8 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image as PillowImage
 
-from ppxcls.config.checks import Count, Finite, Positive, Share
+from ppxcls.config.checks import Count, Positive, Share
 from ppxcls.data.decode import Image
+from ppxcls.data.pixel_size import FillValue
+from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
 
 
@@ -26,7 +28,7 @@ class RandomErasing(Transform):
         sh: largest share of the image's area.
         r1: smallest ratio of height to width; the largest is its inverse.
         mean: colour for the mode ``const``, in the units of the image at this place: 0 to 255 before
-            NormalizeImage.
+            NormalizeImage; one value for all channels, or a value for each channel.
         attempt: number of attempts to draw a rectangle that fits.
         use_log_aspect: True if the logarithm of the ratio is drawn uniformly, instead of the ratio.
         mode: content of the rectangle: ``const`` for the colour ``mean``, ``rand`` for one random colour,
@@ -40,7 +42,7 @@ class RandomErasing(Transform):
         *,
         sh: Share = 0.4,
         r1: Positive = 0.3,
-        mean: tuple[Finite, Finite, Finite] = (0.0, 0.0, 0.0),
+        mean: FillValue = 0.0,
         attempt: Count = 100,
         use_log_aspect: bool = False,
         mode: Literal["const", "rand", "pixel"] = "const",
@@ -71,19 +73,28 @@ class RandomErasing(Transform):
             if 0 < erased_height < height and 0 < erased_width < width:
                 top = int(rng.integers(height - erased_height + 1))
                 left = int(rng.integers(width - erased_width + 1))
-                fill_values = self._fill_values(erased_height, erased_width, image.dtype, rng)
+                fill_values = self._fill_values(image, erased_height, erased_width, rng)
                 output = image.copy()
                 output[top : top + erased_height, left : left + erased_width] = fill_values
                 return output
         return image
 
-    def _fill_values(self, height: int, width: int, dtype: Any, rng: Generator) -> Any:
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Checks the number of colours."""
+        count, received = images.channel_count, np.size(self.mean)
+        if count is not None and received not in (1, count):
+            raise ValueError(f"expected mean as one number, or {count}; received {received}")
+        return images
+
+    def _fill_values(self, image: Image, height: int, width: int, rng: Generator) -> Any:
+        dtype = image.dtype
         if self.mode == "const":
             return np.asarray(self.mean, dtype)
-        shape = (1, 1, 3) if self.mode == "rand" else (height, width, 3)
+        sides = (1, 1) if self.mode == "rand" else (height, width)
+        shape = (*sides, image.shape[2])
         return (
-            rng.integers(0, 256, shape, np.uint8)
-            if dtype == np.uint8
+            rng.integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+            if dtype in (np.uint8, np.uint16)
             else rng.normal(size=shape).astype(dtype)
         )
 

@@ -117,7 +117,12 @@ def apply(image: Image, steps: Sequence[tuple[str, float]], fill: Fill) -> Image
         image: image, uint8 [H, W, 3].
         steps: name and argument of each operation.
         fill: interpolation and colour of geometric operations.
+
+    Raises:
+        ValueError: the image has another type or shape, of which the kernels would read other memory.
     """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"expected an image uint8 [H, W, 3], received {image.dtype} {list(image.shape)}")
     for name, value in steps:
         kernel_result = (
             pixel_operations.apply_by_kernel(
@@ -167,6 +172,7 @@ class AutoAugment(Transform):
     """
 
     needs_uint8 = True
+    channel_counts = (3,)
 
     def __init__(self) -> None:
         words = [pair.split() for line in _POLICY.split("\n") for pair in line.split("|") if pair]
@@ -192,6 +198,7 @@ class RandAugment(Transform):
     """
 
     needs_uint8 = True
+    channel_counts = (3,)
 
     def __init__(self, num_layers: Count = 2, magnitude: Level = 5.0) -> None:
         self.num_layers = num_layers
@@ -212,6 +219,7 @@ class TrivialAugment(Transform):
     """Applies one of 14 operations with one of 31 strengths (arXiv:2103.10158, the wide space)."""
 
     needs_uint8 = True
+    channel_counts = (3,)
 
     _FULL_ARGUMENTS = dict.fromkeys((*_ENHANCEMENTS, "ShearX", "ShearY"), 0.99) | {
         "Rotate": 135,
@@ -257,6 +265,7 @@ class TimmAutoAugment(Transform):
     """
 
     needs_uint8 = True
+    channel_counts = (3,)
 
     _FULL_ARGUMENTS = _FULL_ARGUMENTS | {"TranslateX": 0.45, "TranslateY": 0.45, "SolarizeAdd": 110}
 
@@ -337,6 +346,7 @@ class ColorJitter(Transform):
     """
 
     needs_uint8 = True
+    channel_counts = (3,)
 
     def __init__(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_USUAL_CHANNELS, _USUAL_BITS = 3, 8  # which a description leaves out
+
 
 @dataclass(frozen=True)
 class PreparedImages:
@@ -13,17 +15,23 @@ class PreparedImages:
         size: sides in pixels, one number or (width, height).
         short: shorter side in pixels after resizing, before a crop.
         interpolation: interpolation of the resizing.
+        fill: value of the area beside an image that keeps its aspect ratio; None for no such area.
         mean: mean of the normalisation, for channels with values from 0 to 1.
         std: standard deviation of the normalisation, for channels with values from 0 to 1.
-        channels: order of the channels, ``RGB`` or ``BGR``.
+        channels: order of the channels: ``RGB``, ``BGR``, ``grey``, ``RGBA`` or ``BGRA``.
+        channel_count: number of the channels.
+        bits: bits of a value of a decoded image, 8 or 16.
     """
 
     size: int | tuple[int, int] | None = None
     short: int | None = None
     interpolation: str | None = None
+    fill: float | tuple[float, ...] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     channels: str | None = None
+    channel_count: int | None = None
+    bits: int | None = None
 
     def __str__(self) -> str:
         """A few words such as ``299 px bilinear from 320``."""
@@ -40,11 +48,15 @@ class PreparedImages:
             words.append(self.interpolation)
         if self.size and self.short:
             words.append(f"from {self.short}")
+        if self.fill is not None:
+            words.append("letterbox")
+        words += [self.channels] if self.channels and self.channel_count != _USUAL_CHANNELS else []
+        words += [f"{self.bits} bits"] if self.bits not in (None, _USUAL_BITS) else []
         return " ".join(words)
 
     def differences(self, images: PreparedImages) -> list[str]:
         """Returns the facts in which other images differ, such as ``size: 71, and 299``."""
-        names = ("size", "short", "interpolation", "mean", "std", "channels")
+        names = ("size", "short", "interpolation", "fill", "mean", "std", "channels", "bits")
         pairs = [(name, getattr(self, name), getattr(images, name)) for name in names]
         return [f"{name}: {mine}, and {theirs}" for name, mine, theirs in pairs if mine != theirs]
 

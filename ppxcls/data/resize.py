@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count
-from ppxcls.data.decode import MAX_PIXELS, Image, ImageParts
-from ppxcls.data.picture_headers import current_limits
+from ppxcls.data.decode import Image, ImageParts
+from ppxcls.data.pixel_size import check_result_size
 from ppxcls.system import kernels
 
 Size = Count | list[Count]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "area", "lanczos", "box", "hamming"]
-Resize = Callable[[Image, tuple[int, int]], Image]
+ResizeFunction = Callable[[Image, tuple[int, int]], Image]
 _RADIUS_PIXELS = 4  # radius of the widest interpolation, in pixels of the larger of the two images
 
 _CV2_METHODS = {
@@ -39,6 +39,7 @@ _PILLOW_METHODS = {
     "hamming": PillowImage.Resampling.HAMMING,
 }
 
+_OPENCV_CHANNELS = 4  # of the images that it transposes
 _KERNEL_METHODS = ("bilinear", "bicubic")  # Pillow's filters that the numba kernel supports
 _MAX_INTERMEDIATE_PIXELS = 1 << 26  # pixels of the image between the two steps of Pillow's resizing
 
@@ -51,8 +52,10 @@ def interpolation_name(interpolation: str | None, backend: str) -> str:
     return interpolation or ("bilinear" if backend == "cv2" else "bicubic")
 
 
-def resizer(interpolation: str | None, backend: str) -> Resize:
-    """Returns a function from uint8 [H, W, 3] and (width, height) to the resized image.
+def resizer(interpolation: str | None, backend: str) -> ResizeFunction:
+    """Returns a function from an image [H, W, C] and (width, height) to the resized image.
+
+    The backend cv2 takes uint8 and uint16, and pil takes uint8.
 
     Raises:
         ValueError: the backend does not support this interpolation.
@@ -65,12 +68,7 @@ def resizer(interpolation: str | None, backend: str) -> Resize:
 
 
 def _resize(image: Image, size: tuple[int, int], *, name: str, backend: str) -> Image:
-    limits = current_limits()
-    max_pixels = MAX_PIXELS if limits is None else min(limits.pixels, MAX_PIXELS)
-    if size[0] * size[1] > max_pixels:  # such as a line of pixels, if its shorter side is enlarged
-        raise ValueError(
-            f"{image.shape[1]} x {image.shape[0]} pixels would become {size[0]} x {size[1]}; too many"
-        )
+    check_result_size(image, *size)
     # Such as a column of pixels, because it is made wider first.
     if backend == "pil" and size[0] * image.shape[0] > _MAX_INTERMEDIATE_PIXELS:
         raise ValueError(
@@ -86,8 +84,14 @@ def _resize(image: Image, size: tuple[int, int], *, name: str, backend: str) -> 
 def _resize_by_pillow(image: Image, size: tuple[int, int], method: PillowImage.Resampling) -> Image:
     """Resizes the width first, as a single call did up to Pillow 12.
 
-    Pillow 13 starts with the height if the height is reduced more, which gives other pixels.
+    Pillow 13 starts with the height if the height is reduced more, which gives other pixels. Channels are
+    resized one by one unless there are three, because Pillow weighs the colours of RGBA with their alpha.
     """
+    if image.dtype != np.uint8:
+        raise ValueError(f"the backend pil resizes uint8 images, received {image.dtype}; use cv2")
+    if image.ndim == 3 and image.shape[2] != 3:
+        planes = [_resize_by_pillow(image[:, :, i], size, method) for i in range(image.shape[2])]
+        return np.stack(planes, axis=2)
     picture = PillowImage.fromarray(image)
     if method != PillowImage.Resampling.NEAREST:
         picture = picture.resize((size[0], picture.height), method)
@@ -110,8 +114,15 @@ def _resize_by_kernel(image: Image, size: tuple[int, int], *, is_cubic: bool) ->
 
     width, height = size
     if width != image.shape[1]:
-        image = cv2.transpose(resize_first_side(cv2.transpose(image), width))
+        image = _transposed(resize_first_side(_transposed(image), width))
     return np.ascontiguousarray(image) if height == image.shape[0] else resize_first_side(image, height)
+
+
+def _transposed(image: Image) -> Image:
+    """Returns an image with its first two axes swapped. OpenCV does that for up to four channels."""
+    if image.ndim == 3 and image.shape[2] > _OPENCV_CHANNELS:
+        return np.ascontiguousarray(image.transpose(1, 0, 2))
+    return cv2.transpose(image).reshape(image.shape[1], image.shape[0], *image.shape[2:])
 
 
 def width_and_height(size: int | Sequence[int]) -> tuple[int, int]:
@@ -150,7 +161,7 @@ class ResizedParts(ImageParts):
         shape: height and width after resizing, and 3.
     """
 
-    def __init__(self, image: ImageParts, size: tuple[int, int], resize: Resize) -> None:
+    def __init__(self, image: ImageParts, size: tuple[int, int], resize: ResizeFunction) -> None:
         self._image = image
         self._size = size
         self._resize = resize

@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.data.device import DeviceTransform, ModelInput
+from ppxcls.data.device import DeviceTransform, ModelInput, device_array
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata, write_paddlex_file
@@ -43,8 +43,8 @@ class ExportedNetwork(nn.Layer):
 
     Args:
         model: the network.
-        stage: device part of the transforms, done in the graph on uint8 [N, H, W, 3]; None for normalised
-            float32 [N, 3, H, W] as input.
+        stage: device part of the transforms, done in the graph on uint8 [N, H, W, C], or on float32 for
+            values of 16 bits; None for normalised float32 [N, C, H, W] as input.
         softmax: True for probabilities as output, False for logits.
     """
 
@@ -55,7 +55,7 @@ class ExportedNetwork(nn.Layer):
         self.preprocessing = DeviceTransform(stage or DeviceStage(normalize=None, chw=True))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Maps images [N, H, W, 3] or [N, 3, H, W] to logits or probabilities [N, class_num]."""
+        """Maps images [N, H, W, C] or [N, C, H, W] to logits or probabilities [N, class_num]."""
         logits = self.model(self.preprocessing(images))
         return F.softmax(logits, axis=-1) if self._has_softmax else logits
 
@@ -128,7 +128,7 @@ def _export_and_compare(
     if not np.isfinite(logits).all():
         raise CheckpointError(f"{metadata.weights}: {NOT_FINITE}, so nothing is written")
     to_input = ModelInput(stage)
-    inputs = images if metadata.preprocesses else to_input(images).numpy()
+    inputs = device_array(images) if metadata.preprocesses else to_input(images).numpy()
     if fold:
         count = fold_batch_norms(model, to_input(images[:1]))
         logger.info(f"folded {count} batch norms into their convolutions")

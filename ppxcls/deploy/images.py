@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -14,8 +15,10 @@ import numpy as np
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
+from ppxcls.data.decode import RGB
 from ppxcls.data.errors import DataError
 from ppxcls.data.image_files import find_image_files
+from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.data.read_file import read_file
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import is_inside, reason_of
@@ -43,7 +46,7 @@ class NamedImage:
 
     Attributes:
         name: path of the image; ``image 0`` and so on if it has none.
-        load: function that returns the bytes of an image file, or an array uint8 [H, W, 3], RGB. It raises
+        load: function that returns the bytes of an image file, or an array in the wanted format. It raises
             OSError or ValueError if the image can't be used.
     """
 
@@ -89,7 +92,7 @@ def _files_of_pattern(path: str) -> list[str]:
         raise DataError(str(error)) from None
 
 
-def named_images(images: Source | Iterable[Source]) -> Iterable[NamedImage]:
+def named_images(images: Source | Iterable[Source], pixel_format: PixelFormat = RGB) -> Iterable[NamedImage]:
     """Returns the images of one source or of several, in their order.
 
     A folder stands for all images below it, and an array [N, H, W, 3] for N images. The sources of a list are
@@ -97,23 +100,28 @@ def named_images(images: Source | Iterable[Source]) -> Iterable[NamedImage]:
     result is iterated, so that it may be longer than the memory. An open file or a PIL image is read when it
     is taken, because a generator may close it.
 
+    Args:
+        images: one source or several.
+        pixel_format: channels and bits of the arrays.
+
     Raises:
         DataError: a source has another type, or a folder has no images.
     """
     if _is_source(images):
-        return list(_each_image([images]))
+        return list(_each_image([images], pixel_format))
     if not isinstance(images, Iterable) or isinstance(images, dict | set | frozenset):
         raise DataError(f"expected {ACCEPTED}; received {_type_name(images)}")
-    return list(_each_image(images)) if isinstance(images, list | tuple) else _each_image(images)
+    image_iterator = _each_image(images, pixel_format)
+    return list(image_iterator) if isinstance(images, list | tuple) else image_iterator
 
 
-def _each_image(sources: Iterable[Any]) -> Iterator[NamedImage]:
+def _each_image(sources: Iterable[Any], pixel_format: PixelFormat) -> Iterator[NamedImage]:
     """Yields the images of sources. Raises DataError as ``named_images``."""
     count = 0
     for source in sources:
         if not _is_source(source):
             raise DataError(f"image {count}: expected {ACCEPTED}; received {_type_name(source)}")
-        for image in _images_of(source, count):
+        for image in _images_of(source, count, pixel_format):
             yield image
             count += 1
 
@@ -134,12 +142,13 @@ def _type_name(value: Any) -> str:
     )
 
 
-def _images_of(source: Any, number: int) -> Iterator[NamedImage]:
+def _images_of(source: Any, number: int, pixel_format: PixelFormat) -> Iterator[NamedImage]:
     """Yields the images of one source.
 
     Args:
         source: source that ``_is_source`` accepts.
         number: number of the first image, for its name.
+        pixel_format: channels and bits of the arrays.
     """
     name = f"image {number}"
     if isinstance(source, str | os.PathLike):
@@ -148,14 +157,14 @@ def _images_of(source: Any, number: int) -> Iterator[NamedImage]:
         data = bytes(source)
         yield NamedImage(name, lambda: data)
     elif isinstance(source, PillowImage.Image):
-        yield _of_pillow(source, getattr(source, "filename", "") or name)
+        yield _of_pillow(source, getattr(source, "filename", "") or name, pixel_format)
     elif hasattr(source, "read"):
         yield _of_open_file(source, name)
     else:
         array = np.asarray(source)
         parts = list(array) if array.ndim == 4 and array.shape[-1] in _CHANNEL_COUNTS else [array]
         for i, part in enumerate(parts):
-            yield NamedImage(f"image {number + i}", lambda part=part: to_rgb(part))  # type: ignore[misc]
+            yield NamedImage(f"image {number + i}", partial(to_pixels, part, pixel_format))
 
 
 def _files_of(path: str | bytes) -> Iterator[NamedImage]:
@@ -222,7 +231,7 @@ def _content(stream: Any) -> bytes:
     return bytes(data)
 
 
-def _of_pillow(picture: PillowImage.Image, name: str) -> NamedImage:
+def _of_pillow(picture: PillowImage.Image, name: str, pixel_format: PixelFormat) -> NamedImage:
     try:
         picture.load()
     except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -231,10 +240,10 @@ def _of_pillow(picture: PillowImage.Image, name: str) -> NamedImage:
     def to_array() -> Array:
         upright = ImageOps.exif_transpose(picture)
         if upright.mode in _16_BIT_MODES:
-            return to_rgb(np.asarray(upright), is_16_bit=_is_16_bit(picture))
-        if upright.mode == "F":
-            return to_rgb(np.asarray(upright))
-        return np.asarray(upright.convert("RGB"))
+            return to_pixels(np.asarray(upright), pixel_format, is_16_bit=_is_16_bit(picture))
+        if upright.mode not in ("F", "L"):
+            upright = upright.convert("RGBA" if pixel_format.channels == 4 else "RGB")
+        return to_pixels(np.asarray(upright), pixel_format)
 
     return NamedImage(name, to_array)
 
@@ -245,14 +254,21 @@ def _is_16_bit(picture: PillowImage.Image) -> bool:
 
 
 def to_rgb(array: Array, *, is_16_bit: bool = False) -> Array:
-    """Returns an array as an image uint8 [H, W, 3].
+    """Returns an array as an image uint8 [H, W, 3], as ``to_pixels`` does."""
+    return to_pixels(array, RGB, is_16_bit=is_16_bit)
 
-    Alpha is dropped, as from a file. Of 16 bits per channel, the upper 8 are used, as from a file. Integers
-    have 16 bits if one of them is above 255, whatever their type.
+
+def to_pixels(array: Array, pixel_format: PixelFormat, *, is_16_bit: bool = False) -> Array:
+    """Returns an array as an image with the channels and bits of a format.
+
+    Alpha is dropped unless the format has it, as from a file. Of 16 bits per channel, the upper 8 are used
+    unless the format has 16, as from a file. Integers have 16 bits if one of them is above 255, whatever
+    their type. uint16 has 16 bits if the format has.
 
     Args:
         array: image [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: integers from 0 to 255, integers from 0 to
             65535, or floating-point numbers from 0 to 1.
+        pixel_format: channels and bits of the result.
         is_16_bit: True if integers have 16 bits, also if all of them are small.
 
     Raises:
@@ -266,11 +282,21 @@ def to_rgb(array: Array, *, is_16_bit: bool = False) -> Array:
         if array.ndim == 3 and array.shape[0] in _CHANNEL_COUNTS:
             advice = "; the channels must come last: array.transpose(1, 2, 0)"
         raise ValueError(f"expected an image [H, W, 3], [H, W, 4] or [H, W], received {description}{advice}")
-    pixels = _to_uint8(array[..., :3], description, is_16_bit=is_16_bit)
-    return np.ascontiguousarray(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
+    channels = array[..., : max(pixel_format.channels, 3)]
+    is_16_bit = is_16_bit or (array.dtype == np.uint16 and pixel_format.bits == 16)
+    values = _to_integers(channels, description, is_16_bit=is_16_bit, bits=pixel_format.bits)
+    return pixel_format.converted(values)
 
 
-def _to_uint8(array: Array, description: str, *, is_16_bit: bool) -> Array:
+def _to_integers(array: Array, description: str, *, is_16_bit: bool, bits: int) -> Array:
+    """Returns numbers as uint8, or as uint16 if they have 16 bits. Raises ValueError.
+
+    Args:
+        array: numbers.
+        description: type and shape of the image, for messages.
+        is_16_bit: True if integers have 16 bits, also if all of them are small.
+        bits: bits that floating-point numbers get.
+    """
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -282,10 +308,11 @@ def _to_uint8(array: Array, description: str, *, is_16_bit: bool) -> Array:
                 "expected floating-point numbers from 0 to 1, or uint8 from 0 to 255, "
                 f"received {description} from {low!s} to {high!s}"
             )
-        return np.rint(array.astype(np.float64).clip(0, 1) * 255).astype(np.uint8)
+        values = np.rint(array.astype(np.float64).clip(0, 1) * ((1 << bits) - 1))
+        return values.astype(np.uint8 if bits == 8 else np.uint16)
     if array.dtype.kind not in "iu" or low < 0 or high > 65535:
         raise ValueError(
             "expected numbers from 0 to 255, or from 0 to 65535 for 16 bits, "
             f"received {description} from {low} to {high}"
         )
-    return (array >> 8 if is_16_bit or high > 255 else array).astype(np.uint8)
+    return array.astype(np.uint16 if is_16_bit or high > 255 else np.uint8)

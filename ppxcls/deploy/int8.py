@@ -12,7 +12,7 @@ import numpy as np
 
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.dataset import Dataset
-from ppxcls.data.device import ModelInput
+from ppxcls.data.device import ModelInput, device_array
 from ppxcls.data.errors import DataError
 from ppxcls.deploy.metadata import METADATA_KEY, ExportMetadata
 from ppxcls.deploy.program_files import read_onnx
@@ -114,7 +114,8 @@ def _batches(dataset: Dataset, max_images: int, to_input: ModelInput | None) -> 
 
     def batch() -> tuple[Array, Array]:
         stacked_images = np.stack(images)
-        return stacked_images if to_input is None else to_input(stacked_images).numpy(), np.array(labels)
+        inputs = device_array(stacked_images) if to_input is None else to_input(stacked_images).numpy()
+        return inputs, np.array(labels)
 
     images: list[Array] = []
     labels: list[int] = []

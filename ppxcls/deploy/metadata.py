@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
 from ppxcls.system.atomic_files import read_regular, reason_of, write_text
 from ppxcls.system.json_text import read_json
+from ppxcls.system.logs import logger
 from ppxcls.system.paths import bounded
 from ppxcls.system.sealed_json import SEAL_KEY, is_intact
 
@@ -26,6 +27,14 @@ _MAX_SHOWN_NAMES = 20  # more than a description shows
 _MAX_SHOWN_NAME, _MAX_SHOWN_WEIGHTS, _MAX_DESCRIPTION = 100, 250, 400  # characters
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
+# Transforms that PaddleX has, and keys that it lacks with the value that changes nothing.
+_PADDLEX_TRANSFORMS: dict[str, dict[str, Any]] = {
+    "DecodeImage": {"channels": 3, "bits": 8},
+    "ResizeImage": {"keep_ratio": False},
+    "CropImage": {},
+    "NormalizeImage": {},
+    "ToCHWImage": {},
+}
 
 
 @dataclass
@@ -38,8 +47,8 @@ class ExportMetadata:
         transforms: transforms of the images, as in a config.
         class_names: class names in the order of their ids; empty for no names.
         class_num: number of classes.
-        preprocesses: True if the graph normalises, so that the input is uint8 [N, H, W, 3]. Otherwise the
-            input is normalised float32 [N, 3, H, W].
+        preprocesses: True if the graph normalises, so that the input is uint8 [N, H, W, C], or float32 for
+            values of 16 bits. Otherwise the input is normalised float32 [N, C, H, W].
         gives_logits: True if the output is logits, not probabilities.
         parts: size and SHA-256 of each file of the export, by name; empty for an export of an earlier
             version, and for the metadata inside an ONNX file.
@@ -75,7 +84,7 @@ class ExportMetadata:
 
 
 def write_paddlex_file(folder: Path, metadata: ExportMetadata) -> None:
-    """Writes PaddleX's ``inference.yml``.
+    """Writes PaddleX's ``inference.yml``, unless PaddleX can't prepare images as the transforms do.
 
     Args:
         folder: folder of Paddle's files, with float input, because PaddleX always normalises.
@@ -84,7 +93,22 @@ def write_paddlex_file(folder: Path, metadata: ExportMetadata) -> None:
     Raises:
         OSError: the file can't be written.
     """
+    if (reason := _unknown_to_paddlex(metadata.transforms)) is not None:
+        logger.warning(f"inference.yml is not written, because PaddleX has no {reason}")
+        return
     write_text(folder / "inference.yml", _paddlex_yaml(metadata))
+
+
+def _unknown_to_paddlex(transforms: Sequence[Mapping[str, Any]]) -> str | None:
+    """Returns the first transform or key in use that PaddleX lacks; None if there is none."""
+    for op in transforms:
+        ((name, arguments),) = op.items()
+        if name not in _PADDLEX_TRANSFORMS:
+            return str(name)
+        for key, usual_value in _PADDLEX_TRANSFORMS[name].items():
+            if (arguments or {}).get(key, usual_value) != usual_value:
+                return f"{name}: {key}"
+    return None
 
 
 def read_metadata(folder: Path) -> ExportMetadata:
@@ -183,7 +207,7 @@ def _paddlex_yaml(metadata: ExportMetadata) -> str:
         arguments = {
             key: list(v) if isinstance(v, tuple) else v
             for key, v in (arguments or {}).items()
-            if v is not None
+            if v is not None and key not in _PADDLEX_TRANSFORMS[name]
         }
         if name != "DecodeImage":
             ops.append({name: arguments or None})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.checkpoints.files import CheckpointError
-from ppxcls.data.device import ModelInput
+from ppxcls.data.device import ModelInput, device_array
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage
 from ppxcls.deploy.metadata import ExportMetadata
@@ -138,7 +138,7 @@ def _loaded(
     to_input = None if preprocesses else ModelInput(stage)
 
     def run(images: Array) -> Array:
-        outputs = runner(images if to_input is None else to_input(images).numpy())
+        outputs = runner(device_array(images) if to_input is None else to_input(images).numpy())
         is_of_classes = outputs.ndim == 2 and (not class_num or outputs.shape[1] == class_num)
         if not is_of_classes or len(outputs) != len(images) or outputs.dtype.kind != "f":
             raise DataError(

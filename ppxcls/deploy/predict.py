@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 
 from ppxcls.data.errors import DataError
+from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.data.prefetch import prefetch
 from ppxcls.data.transforms import Compose, DecodeImage
 from ppxcls.data.views import parse_views, with_views
@@ -121,8 +122,8 @@ class Predictor:
 
         Args:
             images: one image or several. An image is a path, the bytes of an image file, a file opened with
-                ``"rb"``, a PIL image, or an array as ``to_rgb`` accepts it, such as uint8 [H, W, 3], RGB. A
-                folder stands for all images below it, and an array [N, H, W, 3] for N images.
+                ``"rb"``, a PIL image, or an array as ``to_pixels`` accepts it, such as uint8 [H, W, 3], RGB.
+                A folder stands for all images below it, and an array [N, H, W, 3] for N images.
             topk: number of classes in a prediction.
             batch_size: images per batch.
             tta: views of each image whose probabilities are averaged: ``flip`` for its mirror image,
@@ -156,7 +157,8 @@ class Predictor:
         """
         if tta is not None:
             return self.with_views(tta).stream(images, topk, batch_size)
-        return self._stream(named_images(images), _count("topk", topk), _count("batch_size", batch_size))
+        sources = named_images(images, self.pixel_format)
+        return self._stream(sources, _count("topk", topk), _count("batch_size", batch_size))
 
     def with_views(self, tta: str | Sequence[str]) -> Predictor:
         """Returns a predictor whose probabilities are means over several views of each image.
@@ -191,6 +193,11 @@ class Predictor:
                 yield from self._predict_batch([future.result() for future in futures], topk)
 
     @property
+    def pixel_format(self) -> PixelFormat:
+        """Channels and bits of an image before the other transforms."""
+        return self._transform.pixel_format
+
+    @property
     def decodes_images(self) -> bool:
         """True if the transforms begin with the decoding of an image file."""
         transforms = self._transform.transforms
@@ -200,7 +207,8 @@ class Predictor:
         """Returns an image as ``predict_prepared`` takes it.
 
         Args:
-            image: content of an image file, or an array uint8 [H, W, 3], RGB.
+            image: content of an image file, or an array as ``pixel_format`` says: for most networks uint8
+                [H, W, 3], RGB.
 
         Raises:
             ValueError: the image can't be decoded, or does not fit a transform.

@@ -24,13 +24,14 @@ class Difference:
 
     Attributes:
         kind: ``head`` if the file has no classifier, or another head in its place, ``size`` if a tensor of
-            the classifier has another shape, ``rest`` if the file has further layers.
+            the classifier has another shape, ``rest`` if the file has further layers, ``channels`` if the
+            first convolution was fitted to another number of channels.
         text: description, such as ``the file has no classifier``.
         key: state key of the tensor of another shape; empty for other kinds.
         array: this tensor in the file, with the number type of the network; None for other kinds.
     """
 
-    kind: Literal["head", "size", "rest"]
+    kind: Literal["head", "size", "rest", "channels"]
     text: str
     key: str = ""
     array: Array | None = None

@@ -39,7 +39,10 @@ class Preprocessing:
 HALF = (0.5, 0.5, 0.5)
 _Comparison = tuple[str, Any, Any]  # name of a fact, value in the config, value that the weights expect
 _ROUNDING = 1e-3  # of mean and standard deviation, for channels with values from 0 to 1
-_TRANSFORMS_WITH_FACTS = ("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage")
+_TRANSFORMS_WITH_FACTS = (
+    *("DecodeImage", "ResizeImage", "CropImage", "NormalizeImage", "ToCHWImage"),
+    *("Resize", "CenterCrop"),
+)
 
 
 def paddleclas_preprocessing() -> Preprocessing:
@@ -164,6 +167,7 @@ def differences_from_run(
         comparisons += _size_comparisons(images, size, _crop_share(size, short), is_complete=is_complete)
         if images.interpolation and expected.images.interpolation:
             comparisons.append(("interpolation", images.interpolation, expected.images.interpolation))
+        comparisons.append(("letterbox", images.fill, expected.images.fill))
         other_transforms = _other_transforms(transform_ops)
         if other_transforms != expected.other_transforms:
             name, expected_name = (
@@ -229,6 +233,8 @@ def _normalisation_comparisons(
         comparisons += [("mean", images.mean, expected.mean), ("std", images.std, expected.std)]
     if images.channels and expected.channels:
         comparisons.append(("channels", images.channels, expected.channels))
+    if images.bits and expected.bits:
+        comparisons.append(("bits", images.bits, expected.bits))
     return comparisons
 
 

@@ -25,6 +25,7 @@ from ppxcls.checkpoints.files import (
 )
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.classifier_part import Difference, classifier_keys, fitting_part, state_tensors
+from ppxcls.models.first_convolution import fitted_to_channels
 from ppxcls.models.foreign_weights import SUFFIXES, ForeignWeights, foreign_weights
 from ppxcls.models.logits import network_name
 from ppxcls.models.network_keys import networks_with
@@ -69,7 +70,8 @@ def load_weights(
         path: ``.pdparams`` file, with or without its extension, or a file of timm or Keras. The parts of a
             checkpoint are compared with its manifest.
         keep_trunk: True to leave the classifier unchanged if the weights have another number of classes,
-            another head, or no classifier at all, instead of raising.
+            another head, or no classifier at all, instead of raising. The first convolution of weights for
+            RGB images is fitted to a network for another number of channels.
         average: True to load the average of the weights (EMA), if the checkpoint has one.
 
     Returns:
@@ -167,6 +169,9 @@ def _set_weights(
     plain_weights = replace(weights, state=plain_state)
     _check_network(plain_weights, model, file)
     state, differences = fitting_part(plain_weights, model, file, keep_trunk=keep_trunk)
+    if keep_trunk:
+        state, channel_differences = fitted_to_channels(state, model)
+        differences = [*differences, *channel_differences]
     shape_differences = check_fits(state, model, file, classifier_keys(model) if keep_trunk else set())
     arrays = fitting_arrays(state, model, file, skipped_keys=shape_differences.keys())
     tensors = state_tensors(model)

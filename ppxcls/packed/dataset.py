@@ -103,6 +103,12 @@ class PackedDataset(Dataset):
         for reason in self._whole_decoding_reasons():
             logger.warning(f"{pack}: images are decoded whole, {reason}")
         super().__init__(self.index.labels, transform_ops, class_num)
+        pixel_format = self.transform.pixel_format
+        if self.manifest.quality is not None and (pixel_format.channels == 4 or pixel_format.bits == 16):
+            raise DataError(
+                f"{pack}: was packed as JPEGs (--short-side, --quality), which keep 3 channels of 8 bits; "
+                f"DecodeImage asks for {pixel_format.channels} channels of {pixel_format.bits} bits"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Another process reads the indices by itself."""

@@ -21,6 +21,7 @@ from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import MAX_LIST_BYTES
+from ppxcls.data.picture_headers import picture_size
 from ppxcls.data.resize import resizer
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import (
@@ -44,7 +45,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_regular, reason_of, whole_file, write_bytes
 from ppxcls.system.digests import file_sha256
 from ppxcls.system.file_lock import LockedError, locked
-from ppxcls.system.logs import logger
+from ppxcls.system.logs import logger, warn_once
 from ppxcls.system.paths import printable
 
 ProgressCallback = Callable[[int], object]
@@ -54,6 +55,7 @@ _UNFINISHED_FILE = "pack.unfinished.json"
 _LOCK = "pack.lock"
 _MAX_NAMES = 5
 _MAX_SHARDS = MAX_MANIFEST_BYTES // 256  # an entry of the manifest is shorter
+_JPEG_PIXEL_BYTES, _JPEG_START = 3, b"\xff\xd8"
 _BATCH_SAMPLES = 256  # samples in memory at a time
 
 
@@ -345,6 +347,7 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
     except (ValueError, MemoryError) as error:
         picture, reason = None, str(error) or "too large for the memory"
     if picture is not None and reduction is not None:
+        _warn_of_lost_values(data)
         try:
             data = reduction(picture)
         except ValueError as error:
@@ -362,6 +365,13 @@ def _record(dataset: ImageNetDataset, sample: int, reduction: _Reduction | None)
     for name in ("width", "height", "per_segment", "mcu_width", "mcu_height"):
         record[name] = getattr(grid, name)
     return record, jpeg.data, reason
+
+
+def _warn_of_lost_values(data: bytes) -> None:
+    """Warns once if an image has values that a JPEG does not keep."""
+    size = picture_size(data)
+    if size is not None and size.pixel_bytes > _JPEG_PIXEL_BYTES and not data.startswith(_JPEG_START):
+        warn_once("some images have a fourth channel or 16 bits, which the packed JPEGs do not keep")
 
 
 def _is_equal(image: ImageParts, picture: Image | None) -> bool:

@@ -9,7 +9,10 @@ from ppxcls.config.sections import Config, to_plain
 from ppxcls.system.paths import bounded
 
 _MAX_SHOWN_VALUE = 100  # characters of an argument of a loss
-_LAYOUT_TRANSFORMS = ("DecodeImage", "NormalizeImage", "ToCHWImage", "ResizeImage", "CropImage")
+_LAYOUT_TRANSFORMS = (
+    *("DecodeImage", "NormalizeImage", "ToCHWImage", "ResizeImage", "CropImage"),
+    *("Resize", "CenterCrop", "Pad", "Padv2"),
+)
 
 
 def loss_differences(config: Config) -> str:

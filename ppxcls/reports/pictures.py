@@ -19,6 +19,7 @@ from ppxcls.data.decode import decode_image
 from ppxcls.data.device import ModelInput
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import build_transforms, split_for_device
+from ppxcls.data.visible_channels import visible_channels
 from ppxcls.reports.record import Images
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import read_inside
@@ -91,6 +92,7 @@ class GradCam:
         self._network.eval()
         self._host_transforms, stage = split_for_device(build_transforms(transforms_for(config)))
         self._to_input = ModelInput(stage)
+        self._is_chw = stage.chw
 
     def overlay(self, file: str, images: Images, class_id: int) -> str | None:
         """Returns the image as the network sees it, with the regions marked.
@@ -108,8 +110,10 @@ class GradCam:
         except (OSError, ValueError, MemoryError, DataError):
             return None
         activation_map = self._activation_map(self._to_input(pixels[None]), class_id)
-        if activation_map is None or pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] != 3:
+        is_picture = pixels.dtype in (np.uint8, np.uint16) and pixels.ndim == 3 and not self._is_chw
+        if activation_map is None or not is_picture:
             return None
+        pixels = visible_channels(pixels)
         heat = cv2.resize(activation_map, pixels.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         colors = cv2.applyColorMap((np.clip(heat, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[
             ..., ::-1

@@ -16,9 +16,12 @@ import signal
 import struct
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from ppxcls.data.pixel_format import PixelFormat
 
 REQUEST = struct.Struct("!Q")  # bytes of the picture, which follows
 ANSWER = struct.Struct("!cII")  # kind of the answer, then its height and width, or the length of its message
@@ -29,11 +32,17 @@ _LARGE_PICTURE_BYTES = 16 << 20  # after which memory goes back to the system
 _MORE_SECONDS = 3  # after the time limit, if no server is left to end the process
 _MAX_OPEN_FILES = 64
 _NO_NEW_PRIVILEGES = 38  # of Linux's prctl
-_BYTES_PER_PIXEL = 3
 
 
 def run_decoder(
-    folder: str, descriptor: int, *, pixels: int, decoded_bytes: int, max_file: int, seconds: float
+    folder: str,
+    descriptor: int,
+    *,
+    pixels: int,
+    decoded_bytes: int,
+    max_file: int,
+    seconds: float,
+    pixel_format: tuple[int, int],
 ) -> None:
     """Decodes pictures until the standard input ends.
 
@@ -44,23 +53,26 @@ def run_decoder(
         decoded_bytes: largest size of a picture as the decoders hold it, in bytes.
         max_file: largest size of a temporary file, in bytes.
         seconds: time limit of a picture, in seconds.
+        pixel_format: channels and bits of the decoded pictures.
     """
     answers = os.fdopen(os.dup(1), "wb")
     with open(os.devnull, "wb") as null_device:
         os.dup2(null_device.fileno(), 1)  # libraries print to it
     from ppxcls.data import decode
     from ppxcls.data.picture_headers import PictureLimits, picture_limits
+    from ppxcls.data.pixel_format import PixelFormat
 
+    decoded_format = PixelFormat(*pixel_format)
     decode.can_read_heic()
     pixel_map = mmap.mmap(descriptor, 0) if descriptor >= 0 else None
-    _limit_this_process(2 * decoded_bytes + 2 * _BYTES_PER_PIXEL * pixels + _SPARE_BYTES, max_file)
+    _limit_this_process(2 * decoded_bytes + 2 * decoded_format.pixel_bytes * pixels + _SPARE_BYTES, max_file)
     answers.write(ANSWER.pack(READY, 0, 0))
     answers.flush()
     with picture_limits(PictureLimits(pixels, decoded_bytes, "the server's option --pixels")):
         while len(header := sys.stdin.buffer.read(REQUEST.size)) == REQUEST.size:
             data = sys.stdin.buffer.read(REQUEST.unpack(header)[0])
             _set_alarm(int(seconds) + _MORE_SECONDS)
-            _answer(data, answers, pixel_map)
+            _answer(data, answers, pixel_map=pixel_map, pixel_format=decoded_format)
             _set_alarm(0)
             is_large = len(data) > _LARGE_PICTURE_BYTES
             del data
@@ -73,11 +85,13 @@ def run_decoder(
         os.rmdir(os.path.dirname(folder))
 
 
-def _answer(data: bytes, answers: BinaryIO, pixel_map: mmap.mmap | None) -> None:
+def _answer(
+    data: bytes, answers: BinaryIO, *, pixel_map: mmap.mmap | None, pixel_format: PixelFormat
+) -> None:
     from ppxcls.data.decode import decode_image
 
     try:
-        image = decode_image(data)
+        image = decode_image(data, pixel_format)
     except (ValueError, OSError) as error:
         _fail(answers, " ".join(str(error).split()))
         return
@@ -91,8 +105,7 @@ def _answer(data: bytes, answers: BinaryIO, pixel_map: mmap.mmap | None) -> None
     if pixel_map is None:
         answers.write(ANSWER.pack(PIXELS, height, width) + image.tobytes())
     else:
-        size = height * width * _BYTES_PER_PIXEL
-        np.frombuffer(pixel_map, np.uint8, size)[:] = image.reshape(-1)
+        np.frombuffer(pixel_map, image.dtype, image.size)[:] = image.reshape(-1)
         answers.write(ANSWER.pack(PIXELS, height, width))
     answers.flush()
     is_large = image.nbytes > _LARGE_PICTURE_BYTES

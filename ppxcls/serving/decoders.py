@@ -17,8 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ppxcls.data.decode import RGB
 from ppxcls.data.errors import DataError
 from ppxcls.data.picture_headers import PictureLimits, check_scans, picture_size
+from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.serving.decoder_worker import ANSWER, FAILURE, MAX_MESSAGE_BYTES, PIXELS, READY, REQUEST
 from ppxcls.system.arrays import Array
 from ppxcls.system.current_folder import isolated_command
@@ -58,20 +60,31 @@ class Decoder:
         limits: limits of a picture.
         max_file: largest size of an encoded picture, in bytes.
         seconds: time limit of a picture, in seconds.
+        pixel_format: channels and bits of the decoded pictures.
     """
 
-    def __init__(self, folder: Path, limits: PictureLimits, *, max_file: int, seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: PictureLimits,
+        *,
+        max_file: int,
+        seconds: float,
+        pixel_format: PixelFormat = RGB,
+    ) -> None:
         folder.mkdir(mode=0o700)
         self._folder, self._limits = folder, limits
+        self._pixel_format = pixel_format
         self.started_at: float | None = None  # time at which the present picture began
         self._is_ready = False
         self._start_deadline: float | None = None  # set when something waits for the process
-        self._map, descriptor = _new_map(3 * limits.pixels)
+        self._map, descriptor = _new_map(pixel_format.pixel_bytes * limits.pixels)
         options = {
             "pixels": limits.pixels,
             "decoded_bytes": limits.decoded_bytes,
             "max_file": 2 * max_file + (1 << 20),
             "seconds": seconds,
+            "pixel_format": tuple(pixel_format),
         }
         code = _CODE.format(folder=ascii(str(folder)), descriptor=descriptor, options=options)
         environment = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
@@ -125,7 +138,7 @@ class Decoder:
         """Decodes a picture.
 
         Returns:
-            uint8 [H, W, 3], RGB.
+            [H, W, C] with the channels and bits of the format, RGB or RGBA.
 
         Raises:
             DecodeError: the picture can't be decoded, or has too many pixels.
@@ -142,14 +155,14 @@ class Decoder:
         # A decoder with a fault may do anything, so its answers are checked as a client's.
         if kind != PIXELS or not 0 < height * width <= self._limits.pixels:
             raise EOFError
-        size = 3 * height * width
+        size = self._pixel_format.pixel_bytes * height * width
         if self._map is None:
             content = self._read(size)
         else:
             content = self._map[:size]
             if size > _KEPT_BYTES and hasattr(mmap, "MADV_REMOVE"):
                 self._map.madvise(mmap.MADV_REMOVE, 0, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-        return np.frombuffer(content, np.uint8).reshape(height, width, 3)
+        return np.frombuffer(content, self._pixel_format.dtype).reshape(height, width, -1)
 
     def _read(self, size: int) -> bytes:
         stdout = self._process.stdout
@@ -220,11 +233,21 @@ class DecoderPool:
         limits: limits of a picture.
         max_file: largest size of an encoded picture, in bytes.
         seconds: time limit of a picture, in seconds. While others wait, it is a fifth of it.
+        pixel_format: channels and bits of the decoded pictures.
     """
 
-    def __init__(self, count: int, limits: PictureLimits, *, max_file: int, seconds: float) -> None:
+    def __init__(
+        self,
+        count: int,
+        limits: PictureLimits,
+        *,
+        max_file: int,
+        seconds: float,
+        pixel_format: PixelFormat = RGB,
+    ) -> None:
         self.count = count
         self._limits, self._max_file = limits, max_file
+        self._pixel_format = pixel_format
         self._seconds = seconds
         self._files = contextlib.ExitStack()  # removes the folder
         self._folder = self._files.enter_context(temporary_folder())
@@ -246,7 +269,13 @@ class DecoderPool:
             if self._is_closed:
                 raise SlowDecodeError("the server is stopping")
             folder = self._folder / str(next(self._numbers))
-            decoder = Decoder(folder, self._limits, max_file=self._max_file, seconds=self._seconds)
+            decoder = Decoder(
+                folder,
+                self._limits,
+                max_file=self._max_file,
+                seconds=self._seconds,
+                pixel_format=self._pixel_format,
+            )
             self._decoders.add(decoder)
         return decoder
 
@@ -268,7 +297,7 @@ class DecoderPool:
         """Decodes a picture; several threads may call it.
 
         Returns:
-            uint8 [H, W, 3], RGB.
+            [H, W, C] with the channels and bits of the format, RGB or RGBA.
 
         Raises:
             DecodeError: the picture can't be decoded, is too large, or takes too long.

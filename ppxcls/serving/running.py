@@ -57,14 +57,15 @@ def run_server(
         OSError: another program has begun to listen at the address.
     """
     set_up_logging()
+    predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
     decoders = DecoderPool(
         min(usable_cores(), _MAX_DECODERS) + 1,  # one more, because a client may not use all of them
         limits.of_picture,
         max_file=limits.body,
         seconds=limits.decode_seconds,
+        pixel_format=predictor.pixel_format,
     )
     try:
-        predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
         logger.info(predictor.description)
         predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a network before the first request
         decoders.wait_until_ready()

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import paddle
 
+from ppxcls.data.visible_channels import visible_channels
 from ppxcls.system.atomic_files import reason_of, write_bytes
 from ppxcls.system.logs import logger
 
@@ -22,15 +23,14 @@ def write_first_batch(file: Path, images: paddle.Tensor) -> None:
 
     Args:
         file: PNG file to write. If it can't be written, a warning is logged.
-        images: batch [N, C, H, W] of any real dtype. Nothing is written unless C is 1 or 3.
+        images: batch [N, C, H, W] of any real dtype. See ``visible_channels`` about the channels.
     """
     pixels = images[:_MAX_IMAGES].astype("float32").numpy()
-    if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
+    if pixels.ndim != 4:
         return  # a user's own network may take another shape
+    pixels = visible_channels(pixels.transpose(0, 2, 3, 1))
     minimum, maximum = pixels.min(), pixels.max()
-    scaled_images = (
-        ((pixels - minimum) * (255 / max(maximum - minimum, 1e-6))).astype(np.uint8).transpose(0, 2, 3, 1)
-    )
+    scaled_images = ((pixels - minimum) * (255 / max(maximum - minimum, 1e-6))).astype(np.uint8)
     tiles = [
         cv2.resize(image, (_SIDE_PIXELS, _SIDE_PIXELS), interpolation=cv2.INTER_AREA).reshape(
             _SIDE_PIXELS, _SIDE_PIXELS, -1

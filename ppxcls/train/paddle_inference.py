@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 
 from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.models.first_convolution import input_channels
 from ppxcls.models.logits import checked_logits
 from ppxcls.models.tracing import to_static
 from ppxcls.system.arrays import Array
@@ -125,7 +126,7 @@ class _TracingWrapper(nn.Layer):
         self.network = network
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Maps [N, 3, H, W] to [N, class_num]."""
+        """Maps [N, C, H, W] to [N, class_num]."""
         return self.network(images)
 
 
@@ -166,7 +167,7 @@ class Compiler:
         """Returns a predictor with copies of the network's current weights."""
         if self._network is not network:
             self._network = network
-            self._program = traced(network, (3, None, None))
+            self._program = traced(network, (input_channels(network), None, None))
         with temporary_folder() as folder:
             weights = write_program(self._program, folder)
             return InferenceProgram(program_file(folder), weights, threads=thread_count(), device="cpu")
@@ -196,7 +197,7 @@ class EvaluatedNetwork:
         self._may_compile = is_compilable(network)
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
-        """Maps images, float32 [N, 3, H, W], to logits, float32 [N, class_num]."""
+        """Maps images, float32 [N, C, H, W], to logits, float32 [N, class_num]."""
         if self._may_compile and self._is_worth_compiling(images):
             self._may_compile = False  # only one attempt
             self._predictor = self._compile_and_compare(images[:_MAX_COMPARED_IMAGES])

@@ -33,13 +33,32 @@ class Particular(ppxcls.Transform):
 """
 
 
+def decoding(channels: int) -> list[Any]:
+    normalize = {"NormalizeImage": {"mean": [0.5] * channels, "std": [0.5] * channels, "order": ""}}
+    return [{"DecodeImage": {"channels": channels}}, {"RandCropImage": {"size": 71}}, normalize]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_network_and_the_images_agree(channels: int, write_config: Callable[..., Path]) -> None:
+    lists = {f"DataLoader.{mode}.dataset.transform_ops": decoding(channels) for mode in ("Train", "Eval")}
+    file = write_config(**lists)
+    assert ppxcls.load_config(file, [f"Arch.in_channels={channels}"]).Arch.in_channels == channels
+    with pytest.raises(ppxcls.ConfigError, match=rf"Arch.in_channels: expected {channels}, .*; received 3$"):
+        ppxcls.load_config(file)
+    lists["DataLoader.Eval.dataset.transform_ops"] = decoding(3)
+    with pytest.raises(
+        ppxcls.ConfigError, match=r"expected 3, because DataLoader.Eval.dataset.transform_ops"
+    ):
+        ppxcls.load_config(write_config(**lists), [f"Arch.in_channels={channels}"])
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_another_number_of_channels_is_an_error_of_the_config(
     channels: int, write_config: Callable[..., Path]
 ) -> None:
     message = (
         rf"Arch.in_channels: expected 3, because DataLoader.Train.dataset.transform_ops gives images "
-        rf"with 3 channels; received {channels}$"
+        rf"with 3 channels \(DecodeImage: channels\); received {channels}$"
     )
     with pytest.raises(ppxcls.ConfigError, match=message) as caught:
         ppxcls.load_config(write_config(), [f"Arch.in_channels={channels}"])

@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 CONFIG = ROOT / "configs/Xception41.yaml"
 # Names and keys of PaddleClas that its users have in their YAMLs, by kind.
 WORDS = {
-    "transform": "CenterCrop CropImageAtRatio RandAugmentV2 RandAugmentV3 RandAugmentV4 RandomApply "
-    "RandomGrayscale Resize",
+    "transform": "CropImageAtRatio RandAugmentV2 RandAugmentV3 RandAugmentV4 RandomApply Pad_paddle_vision "
+    "AugMix PCALighting RandomRot90",
     "loss": "AFDLoss DistillationDISTLoss DistillationDistanceLoss DistillationMultiLabelLoss "
     "DistillationPairLoss DistillationRKDLoss DistillationSKDLoss DistillationWSLLoss "
     "MultiLabelAsymmetricLoss ContrastiveLoss ContrastiveLoss_XBM TripletAngularMarginLoss "

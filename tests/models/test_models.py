@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import ppxcls
 from ppxcls.models.common_keys import MODELS, channels_last, recompute_blocks
+from ppxcls.models.first_convolution import input_channels
 from ppxcls.models.legacy_xception import SamePool
 from ppxcls.models.preprocessing import differences
 from tests.conftest import ROOT, SHARED, needs_shared
@@ -156,6 +157,7 @@ def test_parity_with_keras(archive: bool, tmp_path: Path) -> None:
 )
 def test_options_of_the_family(name: str) -> None:
     model = ppxcls.build_model(name, class_num=0, in_channels=1, drop_rate=0.5)
+    assert input_channels(model) == 1
     features = logits_of(model, np.random.default_rng(0).normal(0, 1, (2, 1, 71, 80)))
     assert features.shape == (2, 2048)
     if name == "Xception41_deeplab":

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from PIL import Image as PillowImage
 import ppxcls
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import ImageParts
+from ppxcls.data.errors import DataError
 from ppxcls.data.loader import Loader
 from ppxcls.data.sampler import DistributedBatchSampler
 from ppxcls.packed import write
@@ -177,6 +179,29 @@ def test_interrupted_work_goes_on(
     assert all((tmp_path / "out" / name).read_bytes() == (packed / name).read_bytes() for name in names)
     assert ppxcls.pack(photos / "list.txt", None, output=tmp_path / "out", samples_per_shard=7).samples == 41
     assert written == [2, 3, 4, 5]
+
+
+def test_grey_rgba_and_16_bits_of_packed_files(tmp_path: Path) -> None:
+    """Packed files give the same values, and JPEGs of a reduction are refused for more than they have."""
+    image = np.random.default_rng(0).integers(0, 65536, (60, 80, 4), np.uint16)
+    photo = cv2.GaussianBlur((image[..., :3] >> 8).astype(np.uint8), (9, 9), 0)
+    for name, pixels in (("a.png", image), ("b.jpg", photo)):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    (tmp_path / "list.txt").write_text("a.png 0\nb.jpg 1\n")
+    ppxcls.pack(tmp_path / "list.txt", None, output=tmp_path / "pack")
+    ppxcls.pack(tmp_path / "list.txt", None, output=tmp_path / "small", short_side=50)
+    for keys in ({"channels": 1}, {"channels": 4, "bits": 16}, {"channels": 1, "bits": 16}):
+        ops = [{"DecodeImage": keys}, {"CropImage": {"size": 32}}]
+        files = ImageNetDataset(str(tmp_path), str(tmp_path / "list.txt"), transform_ops=ops)
+        packed = PackedDataset(str(tmp_path / "pack"), ops)
+        assert all(np.array_equal(packed.load(i), files.load(i)) for i in range(2))
+        if keys == {"channels": 1}:
+            assert PackedDataset(str(tmp_path / "small"), ops).load(1).shape == (32, 32, 1)
+            continue
+        with pytest.raises(
+            DataError, match="was packed as JPEGs .*, which keep 3 channels of 8 bits; Decode"
+        ):
+            PackedDataset(str(tmp_path / "small"), ops)
 
 
 def test_reduced_by_request(photos: Path, packed: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from ppxcls.data.decode import decode_image
 from ppxcls.data.errors import DataError
 from ppxcls.data.picture_headers import PictureLimits
+from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.serving import decoders
 from ppxcls.serving.decoders import DecodeError, DecoderPool, SlowDecodeError
 
@@ -67,6 +68,15 @@ def pool() -> Iterator[DecoderPool]:
     pool.wait_until_ready()
     yield pool
     pool.close()
+
+
+def test_a_fourth_channel_and_16_bits_reach_the_server() -> None:
+    image = np.random.default_rng(0).integers(0, 65536, (40, 30, 4), np.uint16)
+    pool = DecoderPool(1, LIMITS, max_file=20 << 20, seconds=30.0, pixel_format=PixelFormat(4, 16))
+    received = pool.decode(encoded(".png", image))
+    pool.close()
+    assert received.dtype == np.uint16
+    assert np.array_equal(received[:, :, [2, 1, 0, 3]], image)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
