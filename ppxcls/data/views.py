@@ -13,7 +13,9 @@ import numpy as np
 from ppxcls.data.decode import Image
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import Compose, CropImage, Generator, NormalizeImage, ToCHWImage, Transform
+from ppxcls.data.vision_transforms import CenterCrop
 
+Crop = CropImage | CenterCrop
 FLIP, CROPS = "flip", "crops"
 _KINDS = (FLIP, CROPS)
 _CROP_COUNT = 5
@@ -69,14 +71,14 @@ class ViewStack(Transform):
 
     Args:
         views: kinds of views.
-        crop: the plain crop; None if there are no crops.
+        crop: the plain crop, a CropImage or CenterCrop; None if there are no crops.
         later_transforms: transforms of each view.
 
     Attributes:
         height_axis: axis of the height in a batch of the results.
     """
 
-    def __init__(self, views: Views, crop: CropImage | None, later_transforms: Sequence[Transform]) -> None:
+    def __init__(self, views: Views, crop: Crop | None, later_transforms: Sequence[Transform]) -> None:
         self._views = views
         self._crop = crop
         self._later_transforms = Compose(later_transforms)
@@ -111,26 +113,26 @@ class ViewStack(Transform):
 def with_views(compose: Compose, views: Views) -> tuple[Compose, int]:
     """Returns transforms that make all views of an image, and the axis of the height in a batch of them.
 
-    Crops take the place of CropImage. The mirror image is that of the image after CropImage, or without it,
-    of the image before NormalizeImage and ToCHWImage.
+    Crops take the place of the CropImage or CenterCrop. The mirror image is that of the image after it, or
+    without it, of the image before NormalizeImage and ToCHWImage.
 
     Args:
         compose: transforms of an evaluation that run on the host.
         views: kinds of views.
 
     Raises:
-        DataError: there are crops, but not one CropImage.
+        DataError: there are crops, but not one CropImage or CenterCrop.
     """
     transforms = compose.transforms
-    places = [i for i, transform in enumerate(transforms) if isinstance(transform, CropImage)]
+    places = [i for i, transform in enumerate(transforms) if isinstance(transform, Crop)]
     if views.has_crops and len(places) != 1:
         raise DataError(
-            f"tta: crops need one CropImage in the transforms of the evaluation, received {len(places)}"
+            f"tta: crops need one CropImage or CenterCrop in DataLoader.Eval, received {len(places)}"
         )
     if views.has_crops:
         (place,) = places
         crop = transforms[place]
-        assert isinstance(crop, CropImage)
+        assert isinstance(crop, Crop)
         stack = ViewStack(views, crop, transforms[place + 1 :])
     else:
         place = places[-1] + 1 if places else _place_of_normalisation(transforms)
