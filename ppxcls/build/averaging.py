@@ -220,7 +220,7 @@ class _Averaging:
         if config.DataLoader and config.DataLoader.Eval:
             names = class_names_for(config, "evaluate", weights)
             loss = evaluation_loss(config, classes_for_losses(config, classes, names))
-            self._evaluation = build_evaluation(config, classes, names, loss=loss)
+            self._evaluation = build_evaluation(config, classes, names=names, loss=loss)
         self._loader: Loader | None = None
         if batches and self._norms:
             required_section(config, "DataLoader.Train")

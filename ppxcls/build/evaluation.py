@@ -138,7 +138,7 @@ def evaluate(
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     classes = network_classes(config, "evaluate", weights)
     loss = evaluation_loss(config, classes_for_losses(config, classes, names))
-    evaluation = build_evaluation(config, classes, names, loss=loss, views=views)
+    evaluation = build_evaluation(config, classes, names=names, loss=loss, views=views)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
@@ -194,8 +194,8 @@ def _report_results(
 def build_evaluation(
     config: Config,
     classes: ClassNames | None,
-    names: Sequence[str],
     *,
+    names: Sequence[str],
     loss: WeightedSum,
     views: Views | None = None,
 ) -> Evaluation:

@@ -153,7 +153,7 @@ def _training_evaluation(
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
     is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes, names, loss=loss) if is_evaluated else None
+    return build_evaluation(config, classes, names=names, loss=loss) if is_evaluated else None
 
 
 def _trackers(config: Config) -> list[Tracker]:
