@@ -30,7 +30,7 @@ from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.predict import Predictor
 from ppxcls.train.paddle_inference import InferenceProgram
-from tests.conftest import run_tool, small_config
+from tests.conftest import SMALL_NETWORK, run_tool, small_config
 from tests.deploy.test_programs import exported, pir
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
@@ -47,10 +47,8 @@ def pictures(folder: Path, classes: tuple[str, ...] = ("cat", "dog", "élan"), c
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A YAML of a briefly trained network, with lists of a folder of pictures."""
-    tmp_path = tmp_path_factory.mktemp("trained")
+def train_on_pictures(tmp_path: Path, **keys: Any) -> Path:
+    """Returns a YAML of a briefly trained network, with lists of a folder of pictures."""
     data = pictures(tmp_path / "pictures")
     ppxcls.make_lists(data, tmp_path / "lists", val_share=0.34)
     normalize = {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}}
@@ -61,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         normalize,
         {"ToCHWImage": None},
     ]
-    config = small_config(data, tmp_path / "output")
+    config = small_config(data, tmp_path / "output", **keys)
     for mode, name in (("Train", "train"), ("Eval", "val")):
         config["DataLoader"][mode]["dataset"]["cls_label_path"] = str(tmp_path / f"lists/{name}_list.txt")
     process = {"name": "Topk", "topk": 2, "class_id_map_file": str(tmp_path / "lists/class_names.txt")}
@@ -70,6 +68,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     ppxcls.build_trainer(ppxcls.load_config(file)).fit()
     return file
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on_pictures(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def small_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of a network whose export takes less than a second."""
+    keys = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
+    return train_on_pictures(tmp_path_factory.mktemp("small_trained"), **keys)
 
 
 def weights(config: Path) -> str:
@@ -172,12 +182,12 @@ def test_export_and_predict_agree(options: list[str], trained: Path, tmp_path: P
 
 
 def test_an_error_of_onednn_is_gone_around(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Works around an error of Paddle 3.3: creating the predictor succeeds, and its first run fails."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
-    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
-    image = str(next((trained.parent / "pictures/cat").iterdir()))
+    ppxcls.export(ppxcls.load_config(small_trained, [target]), formats=["paddle"])
+    image = str(next((small_trained.parent / "pictures/cat").iterdir()))
     expected = ppxcls.load(tmp_path / "inference").predict(image)
     asked: list[bool] = []
 
@@ -201,14 +211,14 @@ def test_an_error_of_onednn_is_gone_around(
 
 
 def test_exported_files_run_on_the_device_of_the_command_line(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device of the YAML may not exist where the files are used."""
     target = f"Global.save_inference_dir={tmp_path}/inference"
-    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
-    image = str(next((trained.parent / "pictures/cat").iterdir()))
+    ppxcls.export(ppxcls.load_config(small_trained, [target]), formats=["paddle"])
+    image = str(next((small_trained.parent / "pictures/cat").iterdir()))
     file = tmp_path / "other.yaml"
-    file.write_text(trained.read_text().replace("device: cpu", "device: gpu"))
+    file.write_text(small_trained.read_text().replace("device: cpu", "device: gpu"))
     devices: list[str] = []
     monkeypatch.setattr("ppxcls.system.distributed.start", lambda device, **_: devices.append(device))
     for overrides in ([], ["Global.device=gpu:1"]):
@@ -217,14 +227,14 @@ def test_exported_files_run_on_the_device_of_the_command_line(
 
 
 def test_prediction_leaves_the_number_of_threads(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Paddle Inference sets the number of threads to one after each run.
 
     Training in the same process would be slower, and would round differently.
     """
     target = f"Global.save_inference_dir={tmp_path}/inference"
-    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["paddle"])
+    ppxcls.export(ppxcls.load_config(small_trained, [target]), formats=["paddle"])
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     asked: list[int] = []
     set_threads = paddle.base.core.set_num_threads
@@ -234,7 +244,7 @@ def test_prediction_leaves_the_number_of_threads(
         set_threads(count)  # otherwise the following tests would run on one thread
 
     monkeypatch.setattr("paddle.base.core.set_num_threads", note)
-    ppxcls.load(tmp_path / "inference").predict(str(next((trained.parent / "pictures/cat").iterdir())))
+    ppxcls.load(tmp_path / "inference").predict(str(next((small_trained.parent / "pictures/cat").iterdir())))
     assert asked[-1:] == [2]
 
 
@@ -345,13 +355,13 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
     assert most <= 4 * 4
 
 
-def test_exported_files_take_overrides_without_a_config(trained: Path, tmp_path: Path) -> None:
+def test_exported_files_take_overrides_without_a_config(small_trained: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     target = f"Global.save_inference_dir={tmp_path}/inference"
-    ppxcls.export(ppxcls.load_config(trained, [target]), formats=["onnx"])
+    ppxcls.export(ppxcls.load_config(small_trained, [target]), formats=["onnx"])
     file = tmp_path / "M.ONNX"
     (tmp_path / "inference/inference.onnx").rename(file)
-    image = next((trained.parent / "pictures/cat").iterdir())
+    image = next((small_trained.parent / "pictures/cat").iterdir())
     result = run_tool("infer", "--exported", file, image, "-o", "Infer.PostProcess.topk=2")
     assert result.returncode == 0, result.stderr
     (row,) = predictions(result.stdout)
@@ -392,7 +402,7 @@ def test_what_infer_refuses(
 
 @pytest.mark.skipif(not hasattr(core, "get_cublas_switch"), reason="this build has no switches")
 def test_export_computes_both_sides_without_tf32(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ampere's default would round more than the tolerance, on either side."""
     switches = []
@@ -412,7 +422,9 @@ def test_export_computes_both_sides_without_tf32(
         )
     defaults = core.get_cublas_switch(), core.get_cudnn_switch()
     assert any(defaults)
-    ppxcls.export(ppxcls.load_config(trained, [f"Global.save_inference_dir={tmp_path}"]), formats=["paddle"])
+    ppxcls.export(
+        ppxcls.load_config(small_trained, [f"Global.save_inference_dir={tmp_path}"]), formats=["paddle"]
+    )
     assert len(switches) >= 2
     assert set(switches) == {(False, False)}
     assert (core.get_cublas_switch(), core.get_cudnn_switch()) == defaults
@@ -420,7 +432,7 @@ def test_export_computes_both_sides_without_tf32(
 
 @pytest.mark.parametrize("missing", ["list", "images", "section"])
 def test_export_without_images_is_compared_on_random_ones(
-    missing: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    missing: str, small_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a PaddleClas YAML and its weights, on a machine without data."""
     overrides = [f"Global.save_inference_dir={tmp_path}/inference", "Infer.infer_imgs=null"]
@@ -430,7 +442,7 @@ def test_export_without_images_is_compared_on_random_ones(
     overrides += [f"DataLoader.Eval.dataset.image_root={tmp_path}"] if missing == "images" else []
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build_export.logger.warning", warnings.append)
-    config = ppxcls.load_config(trained, overrides)
+    config = ppxcls.load_config(small_trained, overrides)
     if missing == "section":
         config.DataLoader.Eval = None
     differences = ppxcls.export(config, formats=["paddle"])
@@ -443,7 +455,7 @@ def test_export_without_images_is_compared_on_random_ones(
 
 
 def test_export_says_what_is_wrong_with_images(
-    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Missing configured images are reported, and the evaluation images are used.
 
@@ -453,13 +465,14 @@ def test_export_says_what_is_wrong_with_images(
     warnings: list[str] = []
     monkeypatch.setattr("ppxcls.deploy.build_export.logger.warning", warnings.append)
     ppxcls.export(
-        ppxcls.load_config(trained, [target, f"Infer.infer_imgs={tmp_path}/nowhere"]), formats=["paddle"]
+        ppxcls.load_config(small_trained, [target, f"Infer.infer_imgs={tmp_path}/nowhere"]),
+        formats=["paddle"],
     )
     assert len(warnings) == 1
     assert warnings[0].startswith("Infer.infer_imgs: ")
     (tmp_path / "wrong.txt").write_text("a.jpg cat\n")
     config = ppxcls.load_config(
-        trained,
+        small_trained,
         [target, "Infer.infer_imgs=null", f"DataLoader.Eval.dataset.cls_label_path={tmp_path}/wrong.txt"],
     )
     with pytest.raises(ppxcls.DataError, match="wrong.txt:1: expected .path label"):
