@@ -24,7 +24,7 @@ WORDS = {
     "MultiLabelAsymmetricLoss ContrastiveLoss ContrastiveLoss_XBM TripletAngularMarginLoss "
     "TripletAngularMarginLoss_XBM PairwiseCosface DSHSDLoss LCDSHLoss DCHLoss CELossForMetaBIN "
     "TripletLossForMetaBIN InterDomainShuffleLoss IntraDomainScatterLoss CCSSLCELoss SoftSupConLoss",
-    "metric": "MultilabelMeanAccuracy Precisionk TprAtFpr",
+    "metric": "MultilabelMeanAccuracy Precisionk",
     "dataset": "CommonDataset",
     "sampler": "DomainShuffleBatchSampler NaiveIdentityBatchSampler",
     "model": "DistillationModel RecModel",

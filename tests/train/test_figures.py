@@ -317,6 +317,22 @@ def test_the_example_of_the_page(small: Callable[..., Path]) -> None:
     }
 
 
+def test_the_metrics_of_paddleclas_for_two_classes_load(small: Callable[..., Path]) -> None:
+    metrics = "{Train: [{TopkAcc: {topk: [1, 2]}}], Eval: [{TprAtFpr: null}, {TopkAcc: {topk: [1, 2]}}]}"
+    config = ppxcls.load_config(small(), ["Arch.class_num=2", f"Metric={metrics}"])
+    with pytest.raises(ppxcls.ConfigError, match="allowed: TprAtFpr, top1, top2, CELoss, loss"):
+        ppxcls.load_config(small(), ["Arch.class_num=2", f"Metric={metrics}", "Global.best_metric=x"])
+    (metric, _) = build_metrics(config.Metric.Eval, class_num=2)
+    scores = np.linspace(
+        -3, 3, 2001, dtype=np.float32
+    )  # of negatives, of which two may be taken for positives
+    logits = np.stack([0 * scores, scores], axis=1)
+    positives = np.array([[0, 2.99], [0, 3.01], [0, 4]], np.float32)
+    metric(paddle.to_tensor(logits), paddle.zeros([len(logits)], "int64"))
+    metric(paddle.to_tensor(positives), paddle.ones([3], "int64"))
+    assert metric.results() == {"TprAtFpr": 2 / 3}
+
+
 def test_a_class_is_named_as_in_the_lists(small: Callable[..., Path], images: Path, tmp_path: Path) -> None:
     config = ppxcls.load_config(small(**{"Metric.Eval": [{"AUC": {"positive": "cat"}}]}))
     with pytest.raises(ppxcls.ConfigError, match="expected the id of a class, because they have no names"):
