@@ -30,7 +30,7 @@ _PADDLEX_MODEL = "ResNet50"
 # Transforms that PaddleX has, and keys that it lacks with the value that changes nothing.
 _PADDLEX_TRANSFORMS: dict[str, dict[str, Any]] = {
     "DecodeImage": {"channels": 3, "bits": 8},
-    "ResizeImage": {"keep_ratio": False},
+    "ResizeImage": {"keep_ratio": False, "fill_value": 0.0},
     "CropImage": {},
     "NormalizeImage": {},
     "ToCHWImage": {},
