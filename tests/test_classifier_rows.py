@@ -146,6 +146,19 @@ def test_rows_of_imagenet(small: Callable[..., Path], lists: Path, tmp_path: Pat
         assert np.array_equal(state[key][..., 0], fresh[key][..., 0])
 
 
+def test_a_new_classifier_of_a_network_by_name(small: Callable[..., Path], tmp_path: Path) -> None:
+    small()
+    source = ppxcls.build_model("SmallNetwork")
+    paddle.save(source.state_dict(), str(tmp_path / "w.pdparams"))
+    paddle.seed(7)
+    fresh = ppxcls.build_model("SmallNetwork")
+    for is_new, expected in ((True, fresh), (False, source)):
+        paddle.seed(7)
+        model = ppxcls.build_model("SmallNetwork", pretrained=f"{tmp_path}/w", new_classifier=is_new)
+        assert np.array_equal(model.conv.weight.numpy(), source.conv.weight.numpy())
+        assert np.array_equal(model.fc.weight.numpy(), expected.fc.weight.numpy())
+
+
 def test_a_resumed_run_keeps_its_own_rows(small: Callable[..., Path], lists: Path, tmp_path: Path) -> None:
     file = small()
     ppxcls.build_trainer(ppxcls.load_config(file, with_names(lists, ["ant", "bee", "cat"]))).fit()
