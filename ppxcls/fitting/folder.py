@@ -81,8 +81,8 @@ def fit(
             result.
         weights: weights to start from: a file, or a word for published ones; None for those on this machine,
             if there are any; ``none`` for fresh weights. With weights, a linear classifier of the network's
-            features is trained first. Then the exit flow and all layers are trained, as far as the minutes
-            go. A stage that is not better changes nothing.
+            features is trained first. Then all layers are trained, as far as the minutes go. If they are not
+            better, they change nothing.
         network: name of the network; None for the network of the weights.
         minutes: time of the whole command on this machine, in minutes. The first result may take longer.
         output: folder for the lists, the YAML and the run; None for ``output/<name of the folder>``.
