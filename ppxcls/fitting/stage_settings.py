@@ -10,7 +10,7 @@ from ppxcls.data.device import ModelInput
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import FeatureComputer, network_with_weights
-from ppxcls.fitting.plan import BATCH_SIZE, Counts, make_plan, measured_speeds
+from ppxcls.fitting.plan import BATCH_SIZE, Counts, Plan, make_plan, measured_speeds
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.yaml_files import LISTS, TRAIN_YAML, train_yaml
@@ -82,7 +82,6 @@ def with_stages(
     parts = split_network(network)
     if parts is None or parts.classifier.bias is None:
         return None
-    total = counts.train + counts.choose
     preparation = preparation_for(settings.network, settings.weights)
     settings = replace(
         settings,
@@ -92,27 +91,20 @@ def with_stages(
         interpolation=preparation.interpolation,
     )
     write_text(file, train_yaml(settings, request.photos, folder))
-    computer = FeatureComputer(network, total)
+    computer = FeatureComputer(network, counts.train + counts.choose)
     images = _first_images(request, folder, computer.images_at_once(preparation.size))
     learning_network = MODELS.build(config_of(request, file).Arch)
     freezes_norms = freeze_norms(learning_network) > 0
     in_bfloat16 = settings.device == "cpu" and onednn.has_bfloat16() and to_bfloat16(learning_network) > 0
     speeds = measured_speeds(computer, images, learning_network)
     plan = make_plan(speeds, counts, seconds)
-    reasons = [
-        f"{total:,} photographs in {settings.class_num} classes, of which {counts.choose:,} choose; "
-        f"{counts.judge:,} judge; on {settings.device}",
-        f"features at {plan.size} px ({preparation.size} px by {preparation.source})"
-        + (", and of mirror images" if plan.copies > 1 else ""),
-        f"minutes on this machine: {plan}",
-    ]
     new_settings = replace(
         settings,
         head_epochs=0,
         epochs=1,
         batch_size=BATCH_SIZE,
         learning_rate=_LEARNING_RATE,
-        reasons=reasons,
+        reasons=_reasons(settings, counts, plan, preparation),
         feature_size=plan.size,
         copies=plan.copies,
         freezes_norms=freezes_norms,
@@ -121,6 +113,17 @@ def with_stages(
         speeds=asdict(speeds),
     )
     return new_settings, computer
+
+
+def _reasons(settings: Settings, counts: Counts, plan: Plan, preparation: Preparation) -> list[str]:
+    """Returns lines that explain the settings."""
+    mirrored = ", and of mirror images" if plan.copies > 1 else ""
+    return [
+        f"{counts.train + counts.choose:,} photographs in {settings.class_num} classes, "
+        f"of which {counts.choose:,} choose; {counts.judge:,} judge; on {settings.device}",
+        f"features at {plan.size} px ({preparation.size} px by {preparation.source}){mirrored}",
+        f"minutes on this machine: {plan}",
+    ]
 
 
 def _first_images(request: Request, folder: Path, count: int) -> Array:
