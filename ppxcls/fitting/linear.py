@@ -62,6 +62,7 @@ class StrengthChoice:
         accuracy: share of correct predictions for the photographs that were held out.
         loss: mean cross-entropy for these photographs.
         has_copies: True if copies of the photographs were trained on too.
+        has_worse_copies: True if copies were left out, because they made the loss larger.
     """
 
     strength: float
@@ -71,11 +72,14 @@ class StrengthChoice:
     accuracy: float
     loss: float
     has_copies: bool = False
+    has_worse_copies: bool = False
 
     def __str__(self) -> str:
         if not self.fold_count:
             return f"C = {self.strength:g}, without a choice: too few photographs"
         mirrored = ", with mirror images" if self.has_copies else ""
+        if self.has_worse_copies:
+            mirrored = ", without mirror images"
         folds = f"{self.fold_count} folds" if self.fold_count > 1 else "one fold"
         score = (
             f"{self.accuracy:.4f} in a cross-validation of {folds} of {self.photograph_count:,} photographs"
@@ -303,7 +307,8 @@ def chosen_problem(
         plain_problem = LinearProblem(features[:1], labels, class_num)
         plain_choice = plain_problem.choose(replace(validation, strengths=[choice.strength]))
         if plain_choice.loss < choice.loss:
-            return plain_problem, replace(plain_choice, tried_count=choice.tried_count)
+            choice = replace(plain_choice, tried_count=choice.tried_count, has_worse_copies=True)
+            return plain_problem, choice
     return problem, replace(choice, has_copies=copies > 1)
 
 

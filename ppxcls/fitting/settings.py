@@ -61,6 +61,7 @@ class Settings:
         speeds: measured times: ``size`` in pixels, ``feature`` and ``step`` in seconds.
         freezes_norms: True if batch norms keep the statistics of the weights.
         in_bfloat16: True to train with bfloat16 products.
+        flips: False to train without mirror images, because they make the linear classifier worse.
     """
 
     network: str
@@ -83,6 +84,7 @@ class Settings:
     speeds: Mapping[str, float] = field(default_factory=dict)
     freezes_norms: bool = False
     in_bfloat16: bool = False
+    flips: bool = True
 
 
 def network_of(weights: str | None) -> str:

@@ -6,6 +6,7 @@ The photographs that choose compare the second result with the first one. It is 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ppxcls.build.start import start_processes
@@ -20,7 +21,7 @@ from ppxcls.fitting.plan import Counts
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.stage_results import ALL_LAYERS, LINEAR, StageResults
-from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML
+from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML, train_yaml
 from ppxcls.reports.result_files import FitStage
 
 
@@ -45,6 +46,7 @@ class Stages:
         self._progress = progress
         self._clock = clock
         self._folder = request.output / STAGES_FOLDER
+        self._yaml = request.output / TRAIN_YAML
         self._results = StageResults(request, progress)
         self._counts = counts_of(request.output / LISTS)
         self._classifiers = LinearClassifiers(request, progress, self._counts, computer)
@@ -57,7 +59,7 @@ class Stages:
             DataError, CheckpointError, TrainingError, OSError: a stage has failed.
         """
         # A continued command has built nothing yet that selects the device.
-        start_processes(config_of(self._request, self._request.output / TRAIN_YAML))
+        start_processes(config_of(self._request, self._yaml))
         self._folder.mkdir(parents=True, exist_ok=True)
         if not self._is_done(LINEAR):
             self._linear_classifier()
@@ -83,6 +85,10 @@ class Stages:
         """Trains a linear classifier on the features."""
         start = time.monotonic()
         pair = self._classifiers.pair()
+        self._progress.settings = replace(self._progress.settings, flips=not pair.choice.has_worse_copies)
+        self._progress.write_yaml(
+            self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
+        )
         stage = FitStage(
             name=LINEAR,
             seconds=round(time.monotonic() - start, 1),

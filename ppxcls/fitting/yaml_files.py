@@ -76,6 +76,13 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     if settings.in_bfloat16:
         content["AMP"] = {"dtype": "bfloat16"}
     loaders: Any = content["DataLoader"]
+    if not settings.flips:
+        changes = loaders["Train"]["dataset"]["transform_ops"]
+        loaders["Train"]["dataset"]["transform_ops"] = [
+            {"DecodeImage": {}},
+            {"RandCropImage": changes["RandCropImage"]},
+            {"NormalizeImage": {"order": "", **changes["NormalizeImage"]}},
+        ]
     loaders |= _judging_section(output)
     comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"

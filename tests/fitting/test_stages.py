@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.data.errors import DataError
-from ppxcls.fitting import all_layers, stages
+from ppxcls.fitting import all_layers, classifiers, stages
 from ppxcls.fitting.result import is_better_score, is_clearly_better_score
 from tests.fitting import networks
 from tests.fitting.small_fits import OPTIONS, chosen, only_linear, photographs, records
@@ -99,6 +101,26 @@ def test_all_layers_start_from_a_linear_classifier_at_their_size(
     start_line = f"starts from a linear classifier at 28 px, {stage.accuracy:.4f} of the photographs"
     assert start_line in capsys.readouterr().out
     assert stage.loss != linear.loss
+
+
+@pytest.mark.parametrize("has_worse_copies", [True, False])
+def test_training_has_no_mirror_images_if_they_make_the_linear_classifier_worse(
+    has_worse_copies: bool, weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_linear(monkeypatch)
+    original = classifiers.chosen_problem
+
+    def chosen_problem(*arguments: Any) -> Any:
+        problem, choice = original(*arguments)
+        return problem, replace(choice, has_worse_copies=has_worse_copies)
+
+    monkeypatch.setattr(classifiers, "chosen_problem", chosen_problem)
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    for file in (Path("out/train.yaml"), run):
+        ops = [op.name for op in ppxcls.load_config(file).DataLoader.Train.dataset.transform_ops]
+        assert ("RandFlipImage" in ops) == (not has_worse_copies)
+        assert len(ops) == 4 - has_worse_copies
+    assert ("without mirror images" in records(run)[0].choice) == has_worse_copies
 
 
 def test_a_good_linear_classifier_stays(
