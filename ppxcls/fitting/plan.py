@@ -17,7 +17,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.train.timed_steps import timed_steps
 
 BATCH_SIZE = 16  # of the training of all layers
-CROP_SCALE = (0.5, 1.0)  # areas of its random crops, as shares of the photograph
+CROP_SCALE = (0.7, 1.0)  # areas of its random crops, as shares of the photograph
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
 _SHOWN_SIZES_PIXELS = (71, 128, 192)  # of all layers, in what more minutes would buy
 _MIN_FEATURE_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor
@@ -25,7 +25,7 @@ _TIMED_SIZE_PIXELS = 128  # of the step that is timed
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
 _EPOCH_END_SECONDS = 2.0  # for the checkpoints of an epoch
-_MIN_STEPS = 200  # of the optimizer; the first ones make the classifier worse
+_MIN_STEPS = 100  # of the optimizer; the first ones make the classifier worse
 _MIN_EPOCHS = 3
 MAX_TUNING_EPOCHS = 30  # of all layers
 

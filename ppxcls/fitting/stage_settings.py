@@ -23,7 +23,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 
 _DEFAULT_SIZE_PIXELS = 299
-_LEARNING_RATE = 0.0003  # of all layers, for AdamW and batches of 16
+_LEARNING_RATE = 0.0002  # of all layers, for AdamW and batches of 16
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     if settings.feature_size:
         # The classifier to start from has no smoothed labels, so its loss can be compared.
         content["Loss"] = {"Train": [{"CELoss": {"epsilon": 0.0}}]}
+        content["Optimizer"]["clip_norm_global"] = 1.0
     if settings.in_bfloat16:
         content["AMP"] = {"dtype": "bfloat16"}
     loaders: Any = content["DataLoader"]

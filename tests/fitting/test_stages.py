@@ -74,13 +74,13 @@ def test_all_layers_are_kept_only_if_they_are_better(
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
     assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: is_better}
     assert [stage.size for stage in records(run)] == [networks.SIZE, 24]
-    assert records(run)[1].choice == "epoch 1; evaluated at 28 px"
+    assert records(run)[1].choice == "epoch 1; evaluated at 26 px"
     state, start = read_state(run / "best_model.pdparams"), read_state("weights.pdparams")
     assert is_better != np.array_equal(state["conv1.weight"], start["conv1.weight"])
     assert np.array_equal(state["norm._mean"], start["norm._mean"]), "batch norms keep their statistics"
     config = ppxcls.load_config(run)
     transform = ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
-    side = 28 if is_better else networks.SIZE
+    side = 26 if is_better else networks.SIZE
     assert transform(Path("photos/ant/0.png").read_bytes()).shape == (side, side, 3)
     assert ppxcls.evaluate(config)["top1"] > 0.6
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -98,7 +98,7 @@ def test_all_layers_start_from_a_linear_classifier_at_their_size(
     rate = "Optimizer.lr.learning_rate=1e-30"
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1", rate])
     linear, stage = records(run)
-    start_line = f"starts from a linear classifier at 28 px, {stage.accuracy:.4f} of the photographs"
+    start_line = f"starts from a linear classifier at 26 px, {stage.accuracy:.4f} of the photographs"
     assert start_line in capsys.readouterr().out
     assert stage.loss != linear.loss
 
