@@ -21,7 +21,8 @@ from ppxcls.data.device import ModelInput
 from ppxcls.fitting.classifiers import LinearClassifiers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
-from ppxcls.fitting.linear import accuracy_and_loss
+from ppxcls.fitting.features import network_parts
+from ppxcls.fitting.linear import accuracy_and_loss, best_temperature
 from ppxcls.fitting.plan import (
     MAX_TUNING_EPOCHS,
     Counts,
@@ -114,12 +115,20 @@ class AllLayers:
             return
         network = self._trained_network(_FIRST_FOLDER, "best_model")
         val_logits, labels = self._val_logits(network)
+        # After many epochs without label smoothing, the network is too sure. The linear classifier is not.
+        temperature = best_temperature(val_logits, labels)
+        val_logits = val_logits / np.float32(temperature)
         score = accuracy_and_loss(val_logits, labels)
         has_time = self._clock.has_time(self._again_seconds(best["epoch"]), self._end_seconds())
         decision = self._results.decision(ALL_LAYERS, score, len(labels), has_time=has_time)
         if decision == SECOND_TRAINING:
             network = self._train_again(best["epoch"])
-        notes = [f"epoch {best['epoch']}", f"evaluated at {self._progress.settings.feature_size} px"]
+        _divide_logits(network, temperature)
+        notes = [
+            f"epoch {best['epoch']}",
+            f"evaluated at {self._progress.settings.feature_size} px",
+            f"temperature {temperature:.3g}",
+        ]
         notes += [TOO_LITTLE_TIME] if decision == AS_IT_IS else []
         stage = FitStage(
             name=ALL_LAYERS,
@@ -254,3 +263,10 @@ class AllLayers:
 
     def _config(self, *overrides: str) -> Config:
         return config_of(self._request, self._yaml, overrides)
+
+
+def _divide_logits(network: nn.Layer, temperature: float) -> None:
+    """Divides weight and bias of the classifier, and so the logits."""
+    classifier = network_parts(network).classifier
+    for parameter in (classifier.weight, classifier.bias):
+        parameter.set_value(parameter.numpy() / np.float32(temperature))

@@ -74,7 +74,7 @@ def test_all_layers_are_kept_only_if_they_are_better(
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
     assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: is_better}
     assert [stage.size for stage in records(run)] == [networks.SIZE, 24]
-    assert records(run)[1].choice == "epoch 1; evaluated at 26 px"
+    assert records(run)[1].choice.startswith("epoch 1; evaluated at 26 px; temperature ")
     state, start = read_state(run / "best_model.pdparams"), read_state("weights.pdparams")
     assert is_better != np.array_equal(state["conv1.weight"], start["conv1.weight"])
     assert np.array_equal(state["norm._mean"], start["norm._mean"]), "batch norms keep their statistics"
