@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -14,25 +15,45 @@ from paddle import nn
 from ppxcls.build.choices import network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network
-from ppxcls.checkpoints.files import read_manifest
+from ppxcls.checkpoints.files import read_manifest, write_state
 from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
+from ppxcls.fitting.classifiers import LinearClassifiers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
-from ppxcls.fitting.linear import accuracy_and_loss
-from ppxcls.fitting.plan import MAX_TUNING_EPOCHS, Counts, Speeds, all_layers_choice, end_seconds
+from ppxcls.fitting.features import network_parts
+from ppxcls.fitting.linear import accuracy_and_loss, best_temperature
+from ppxcls.fitting.plan import (
+    MAX_TUNING_EPOCHS,
+    Counts,
+    Speeds,
+    all_layers_choice,
+    all_layers_seconds,
+    end_seconds,
+    evaluated_size,
+    min_tuning_epochs,
+)
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import state_of
 from ppxcls.fitting.stage_results import ALL_LAYERS, AS_IT_IS, SECOND_TRAINING, TOO_LITTLE_TIME, StageResults
 from ppxcls.fitting.training import EpochLimits, Training
-from ppxcls.fitting.yaml_files import FEATURES_LIST, LISTS, STAGES_FOLDER, TRAIN_YAML, train_yaml
+from ppxcls.fitting.yaml_files import (
+    FEATURES_LIST,
+    HELD_OUT_WEIGHTS,
+    LISTS,
+    STAGES_FOLDER,
+    TRAIN_YAML,
+    WHOLE_WEIGHTS,
+    train_yaml,
+)
 from ppxcls.reports.result_files import FitStage
 from ppxcls.system.arrays import Array
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
-USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
+_USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
+_HIGH_ACCURACY = 0.99  # of the linear classifier; then all layers are not trained
 _FIRST_FOLDER, _SECOND_FOLDER = "all", "all_again"  # folders of the two trainings
 
 
@@ -45,7 +66,7 @@ class AllLayers:
         clock: time of the command.
         results: results of the stages.
         counts: numbers of photographs.
-        speeds: times on this machine.
+        classifiers: linear classifiers to start from.
     """
 
     def __init__(
@@ -56,14 +77,16 @@ class AllLayers:
         clock: Clock,
         results: StageResults,
         counts: Counts,
-        speeds: Speeds,
+        classifiers: LinearClassifiers,
     ) -> None:
         self._request = request
         self._progress = progress
         self._clock = clock
         self._results = results
         self._counts = counts
-        self._speeds = speeds
+        speeds = progress.settings.speeds
+        self._speeds = Speeds(size=int(speeds["size"]), feature=speeds["feature"], step=speeds["step"])
+        self._classifiers = classifiers
         self._folder = request.output / STAGES_FOLDER
         self._yaml = request.output / TRAIN_YAML
         self._training = Training(request, progress, clock)
@@ -77,6 +100,7 @@ class AllLayers:
         start = time.monotonic()
         if not self._is_planned():
             return
+        self._write_starts()
         limits = EpochLimits(
             min_epochs=1,
             max_epochs=MAX_TUNING_EPOCHS,
@@ -91,19 +115,28 @@ class AllLayers:
             return
         network = self._trained_network(_FIRST_FOLDER, "best_model")
         val_logits, labels = self._val_logits(network)
+        # After many epochs without label smoothing, the network is too sure. The linear classifier is not.
+        temperature = best_temperature(val_logits, labels)
+        val_logits = val_logits / np.float32(temperature)
         score = accuracy_and_loss(val_logits, labels)
         has_time = self._clock.has_time(self._again_seconds(best["epoch"]), self._end_seconds())
         decision = self._results.decision(ALL_LAYERS, score, len(labels), has_time=has_time)
         if decision == SECOND_TRAINING:
             network = self._train_again(best["epoch"])
-        notes = [f"epoch {best['epoch']}", *([TOO_LITTLE_TIME] if decision == AS_IT_IS else [])]
+        _divide_logits(network, temperature)
+        notes = [
+            f"epoch {best['epoch']}",
+            f"evaluated at {self._progress.settings.feature_size} px",
+            f"temperature {temperature:.3g}",
+        ]
+        notes += [TOO_LITTLE_TIME] if decision == AS_IT_IS else []
         stage = FitStage(
             name=ALL_LAYERS,
             seconds=round(time.monotonic() - start, 1),
             size=self._progress.settings.size,
             epochs=epochs,
             accuracy=score[0],
-            loss=score[1],
+            loss=score[1] if math.isfinite(score[1]) else None,
             is_chosen=decision is not None,
             choice="; ".join(notes),
         )
@@ -115,31 +148,65 @@ class AllLayers:
             )
 
     def remove_checkpoints(self) -> None:
-        """Removes the checkpoints of the trainings, which are several times as large as the result."""
+        """Removes the checkpoints of the trainings, which are several times as large as the result.
+
+        It keeps the weights that ``train.yaml`` starts from.
+        """
         for name in (_FIRST_FOLDER, _SECOND_FOLDER):
             shutil.rmtree(self._folder / name, ignore_errors=True)
+        (self._request.output / WHOLE_WEIGHTS).unlink(missing_ok=True)
 
     def _is_planned(self) -> bool:
-        """True if there is time for a few epochs. Writes their number and the image size to the YAML."""
+        """True if there is time for enough epochs. Writes their number and the image sizes to the YAML."""
         decided_step = f"{ALL_LAYERS} decided"
         if decided_step in self._progress.finished_steps:
             return True
-        seconds = USED_TIME_SHARE * (self._clock.left - self._end_seconds())
-        size, epochs = all_layers_choice(
-            self._speeds, self._counts, seconds, self._progress.settings.feature_size
-        )
-        if not epochs:
+        accuracy, _ = self._results.score_before(ALL_LAYERS)
+        if accuracy >= _HIGH_ACCURACY:
+            logger.info(f"{ALL_LAYERS}: not trained, because {accuracy:.1%} of those that choose are right")
             return False
-        self._progress.settings = replace(self._progress.settings, size=size, epochs=epochs)
+        left = self._clock.left - self._end_seconds()
+        size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * left)
+        if not epochs:
+            needed = all_layers_seconds(
+                self._speeds, self._counts, size=size, epochs=min_tuning_epochs(self._counts)
+            )
+            logger.info(
+                f"{ALL_LAYERS}: not trained, because it takes {needed / 60:.2g} min at {size} px, "
+                f"with {max(left, 0) / 60:.2g} min left"
+            )
+            return False
+        settings = self._progress.settings
+        shown_size = evaluated_size(size, settings.crop_share, self._speeds.size)
+        settings = replace(settings, size=size, feature_size=shown_size, epochs=epochs)
+        self._progress.settings = settings
         self._progress.write_yaml(
-            self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
+            self._yaml, train_yaml(settings, self._request.photos, self._request.output)
         )
         self._progress.finish(decided_step)
+        logger.info(
+            f"{ALL_LAYERS}: {epochs} epochs at {size} px, with {left / 60:.2g} min left; "
+            f"evaluations at {shown_size} px show objects as large as the random crops"
+        )
         return True
 
+    def _write_starts(self) -> None:
+        """Writes the weights to start from. Their last layer is linear classifiers at the evaluated size."""
+        step = f"{ALL_LAYERS} starts"
+        if step in self._progress.finished_steps:
+            return
+        pair = self._classifiers.pair()
+        logger.info(
+            f"{ALL_LAYERS}: starts from a linear classifier at {self._progress.settings.feature_size} px, "
+            f"{pair.score[0]:.4f} of the photographs that choose"
+        )
+        for name, classifier in ((HELD_OUT_WEIGHTS, pair.held_out), (WHOLE_WEIGHTS, pair.whole)):
+            write_state(self._request.output / name, self._classifiers.state_with(classifier))
+        self._progress.finish(step)
+
     def _end_seconds(self) -> float:
-        """Returns the time of the final evaluation and the report."""
-        return end_seconds(self._counts, self._speeds, self._progress.settings.feature_size)
+        """Returns the longest time of the final evaluation and the report."""
+        return end_seconds(self._counts, self._speeds, self._speeds.size)
 
     def _again_seconds(self, epochs: int) -> float:
         """Returns the time of training again, with all photographs and without evaluations."""
@@ -150,15 +217,15 @@ class AllLayers:
         return epochs * epoch_seconds * self._counts.again_share
 
     def _train_again(self, epochs: int) -> nn.Layer:
-        """Trains the earlier result with all photographs but those that judge, as long as before."""
+        """Trains with all photographs but those that judge, as long as before."""
         list_file = os.path.abspath(self._request.output / LISTS / FEATURES_LIST)
-        earlier_result = os.path.abspath(self._results.run_folder / "best_model")
+        start = os.path.abspath(self._request.output / WHOLE_WEIGHTS)
         step = f"{ALL_LAYERS} again"
-        if step not in self._progress.finished_steps:  # then best_model may be the new result already
+        if step not in self._progress.finished_steps:
             overrides = [
                 self._output(_SECOND_FOLDER),
                 f"DataLoader.Train.dataset.cls_label_path={json_text(list_file)}",
-                f"Global.pretrained_model={json_text(earlier_result)}",
+                f"Global.pretrained_model={json_text(start)}",
                 "Global.eval_during_train=false",
             ]
             self._training.run(step, self._yaml, overrides=overrides, last_epoch=epochs)
@@ -196,3 +263,10 @@ class AllLayers:
 
     def _config(self, *overrides: str) -> Config:
         return config_of(self._request, self._yaml, overrides)
+
+
+def _divide_logits(network: nn.Layer, temperature: float) -> None:
+    """Divides weight and bias of the classifier, and so the logits."""
+    classifier = network_parts(network).classifier
+    for parameter in (classifier.weight, classifier.bias):
+        parameter.set_value(parameter.numpy() / np.float32(temperature))

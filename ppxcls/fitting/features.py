@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
 from paddle import nn
 from tqdm import tqdm
 
+from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
 from ppxcls.data.loader import Loader
+from ppxcls.models.common_keys import MODELS
 from ppxcls.models.parts import NetworkParts, split_network
+from ppxcls.models.weights import load_weights
 from ppxcls.system.arrays import Array
-from ppxcls.system.atomic_files import reason_of, whole_file
-from ppxcls.system.logs import logger
+from ppxcls.system.atomic_files import whole_file
 from ppxcls.train.fast_forward import FastForward
 
-_FEATURES, _ACTIVATIONS = "features.npz", "activations.npy"
-_MAX_FREE_DISK_SHARE = 0.5  # fraction of the free disk that the activations may take
-_MAX_ACTIVATION_BYTES = 16 << 30
-_MAX_FLOAT16 = 65504.0
+_FEATURES = "features.npz"
 _PIXELS_AT_ONCE = 8 * 299 * 299  # of the images that a CPU computes at once; more take longer for each image
 _DEVICE_PIXELS_AT_ONCE = 8 * _PIXELS_AT_ONCE
 _MAX_COMPARED_PHOTOGRAPHS = 8  # photographs whose features the network itself computes, too
-_CHUNK_BYTES = 1 << 24
 
 
 class FeatureComputer:
-    """Computes activations and features of batches by the fastest path of this machine.
+    """Computes features of batches by the fastest path of this machine.
 
     Args:
         network: network in evaluation mode, with a declaration of its parts. Its weights before the
@@ -61,8 +56,8 @@ class FeatureComputer:
         batches = math.ceil(self._count / max(1, pixels // size**2))
         return math.ceil(self._count / batches)
 
-    def __call__(self, images: Array) -> tuple[Array, Array]:
-        """Returns the activations before the exit flow, and the pooled features [N, F].
+    def __call__(self, images: Array) -> Array:
+        """Returns the pooled features [N, F].
 
         Args:
             images: float32 [N, 3, H, W].
@@ -74,8 +69,7 @@ class FeatureComputer:
             exit_flow = FastForward(self._parts.exit_flow, trunk(images).shape[1:], **counts)
             self._forwards[shape] = trunk, exit_flow
         trunk, exit_flow = self._forwards[shape]
-        activations = trunk(images)
-        return activations, exit_flow(activations)
+        return exit_flow(trunk(images))
 
     def float32_features(self, images: Array) -> Array | None:
         """Returns the features that the network itself computes; None if ``__call__`` is as exact.
@@ -99,39 +93,19 @@ def network_parts(network: nn.Layer) -> NetworkParts:
 
 @dataclass(frozen=True)
 class Features:
-    """Features of photographs, and the activations that they were computed from.
+    """Features of photographs.
 
     Attributes:
         pooled: features, float32 [copies, N, F]. The first copy is the photograph, the second one its mirror
             image.
         labels: class of each photograph, int64 [N].
-        activations: input of the exit flow divided by ``scale``, float16 [N, copies, ...], in a file; None if
-            it was not kept.
-        scale: a power of 2, which is above 1 if the activations are too large for float16.
         exact: features of the last few photographs in float32, [n, F], if ``pooled`` was computed in
             bfloat16; None otherwise.
     """
 
     pooled: Array
     labels: Array
-    activations: Array | None
-    scale: float = 1.0
     exact: Array | None = None
-
-    @property
-    def copies(self) -> int:
-        """Number of images of each photograph."""
-        return len(self.pooled)
-
-    def inputs(self, indices: Array, copies: Array) -> Array:
-        """Returns activations as float32 [len(indices), ...].
-
-        Args:
-            indices: indices of photographs.
-            copies: number of the copy for each of them.
-        """
-        assert self.activations is not None
-        return np.asarray(self.activations[indices, copies], np.float32) * np.float32(self.scale)
 
     def precision_note(self, logits: Callable[[Array], Array]) -> str:
         """Returns a line about logits of features in bfloat16 and in float32; empty if there are none.
@@ -150,24 +124,8 @@ class Features:
         )
 
 
-def activation_bytes(shape: tuple[int, ...], count: int) -> int:
-    """Returns the size of the file of activations, in bytes.
-
-    Args:
-        shape: shape of the activations of one image.
-        count: number of images.
-    """
-    return 2 * int(np.prod(shape)) * count
-
-
-def fits_on_disk(size: int, folder: Path) -> bool:
-    """True if a file of activations of this size may be written to a folder."""
-    parent = next(path for path in (folder, *folder.parents) if path.exists())
-    return size <= min(_MAX_ACTIVATION_BYTES, _MAX_FREE_DISK_SHARE * shutil.disk_usage(parent).free)
-
-
 def compute_features(
-    computer: FeatureComputer, loader: Loader, *, folder: Path, copies: int, keeps_activations: bool
+    computer: FeatureComputer, loader: Loader, *, folder: Path, copies: int, size: int
 ) -> Features:
     """Computes the features of all photographs of a loader, and writes them to a folder.
 
@@ -176,7 +134,7 @@ def compute_features(
         loader: loader without shuffling.
         folder: folder for the features; it must exist.
         copies: 1 for the photographs alone, 2 for their mirror images too.
-        keeps_activations: True to write the activations too, if the disk has room for them.
+        size: side of the loader's images, pixels.
 
     Raises:
         DataError: a photograph can't be loaded.
@@ -185,7 +143,6 @@ def compute_features(
     to_input = ModelInput(loader.dataset.device_stage)
     count = len(loader.dataset)
     pooled: Array | None = None
-    store: _ActivationStore | None = None
     exact: Array | None = None
     with tqdm(total=count, desc="features", unit="image", disable=None, leave=False) as bar:
         for batch in loader.epoch():
@@ -193,125 +150,57 @@ def compute_features(
             images = to_input(batch.images)
             for copy in range(copies):
                 inputs = paddle.flip(images, axis=[3]) if copy else images
-                values, features = computer(inputs.numpy())
+                features = computer(inputs.numpy())
                 if pooled is None:
                     pooled = np.zeros((copies, count, features.shape[1]), np.float32)
-                    store = _ActivationStore(folder, (count, copies), values) if keeps_activations else None
                 pooled[copy, indices] = features
-                if store:
-                    store.write(indices, copy, values)
             if indices[-1] == count - 1:
                 exact = computer.float32_features(images[-_MAX_COMPARED_PHOTOGRAPHS:].numpy())
             bar.update(len(indices))
     loader.close()
     assert pooled is not None
     labels = np.asarray(loader.dataset.labels[:count], np.int64)
-    scale = store.scale if store else 1.0
     arrays = {} if exact is None else {"exact": exact}
-    write_named_arrays(folder / _FEATURES, pooled=pooled, labels=labels, scale=np.array(scale), **arrays)
-    return Features(pooled, labels, store.finished() if store else None, scale=scale, exact=exact)
+    with whole_file(folder / _FEATURES) as stream:
+        np.savez(stream, pooled=pooled, labels=labels, size=np.array(size), **arrays)  # type: ignore[arg-type]
+    return Features(pooled, labels, exact=exact)
 
 
-class _ActivationStore:
-    """A file of activations.
-
-    Args:
-        folder: folder of the file.
-        counts: number of photographs, and number of copies of each.
-        values: activations of some images, [N, ...].
-
-    Raises:
-        OSError: the file can't be written.
-    """
-
-    def __init__(self, folder: Path, counts: tuple[int, int], values: Array) -> None:
-        # with room for images with larger activations
-        self.scale = 2.0 ** max(0, math.ceil(math.log2(max(10 * np.abs(values).max() / _MAX_FLOAT16, 1))))
-        self._file = folder / _ACTIVATIONS
-        self._array: np.memmap[Any, Any] | None = None
-        shape = (*counts, *values.shape[1:])
-        try:
-            self._array = np.lib.format.open_memmap(self._file, "w+", "float16", shape)
-            _allocate(self._file, self._array.offset)
-        except OSError as error:
-            self._array = None  # closes the file
-            with contextlib.suppress(OSError):
-                self._file.unlink(missing_ok=True)
-            logger.warning(
-                f"the activations are not kept, so the exit flow is not trained: {reason_of(error)}"
-            )
-
-    def write(self, indices: Array, copy: int, values: Array) -> None:
-        """Writes the activations of one copy of some photographs."""
-        if self._array is not None:
-            self._array[indices, copy] = np.clip(values / self.scale, -_MAX_FLOAT16, _MAX_FLOAT16)
-
-    def finished(self) -> Array | None:
-        """Returns the activations; None if the disk had no room."""
-        if self._array is not None:
-            self._array.flush()
-        return self._array
-
-
-def _allocate(file: Path, start: int) -> None:
-    """Reserves the disk space of a new file. If the disk is full, writing to a mapped file ends the process.
+def read_features(folder: Path, size: int) -> Features | None:
+    """Reads the features that ``compute_features`` wrote to a folder.
 
     Args:
-        file: file of zeros, which may be sparse.
-        start: first byte that may be written.
+        folder: folder of the features.
+        size: side of the images, pixels.
 
-    Raises:
-        OSError: the disk is full.
+    Returns:
+        The features; None if they are not whole, or are those of another size.
     """
-    size = file.stat().st_size
-    with open(file, "r+b") as stream:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, size)
-            return
-        stream.seek(start)
-        for position in range(start, size, _CHUNK_BYTES):
-            stream.write(bytes(min(_CHUNK_BYTES, size - position)))
-
-
-def write_named_arrays(file: Path, **arrays: Array) -> None:
-    """Writes arrays by name, whole or not at all.
-
-    Raises:
-        OSError: the file can't be written.
-    """
-    with whole_file(file) as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]
-
-
-def read_named_arrays(file: Path) -> dict[str, Array]:
-    """Reads the arrays that ``write_named_arrays`` wrote.
-
-    Raises:
-        OSError, ValueError: the file can't be read, or is damaged.
-    """
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def read_features(folder: Path) -> Features | None:
-    """Reads the features that ``compute_features`` wrote to a folder; None if they are not whole."""
     try:
-        arrays = read_named_arrays(folder / _FEATURES)
-        pooled, labels = arrays["pooled"], arrays["labels"]
-        scale = float(arrays["scale"])
+        with np.load(folder / _FEATURES, allow_pickle=False) as arrays:
+            if int(arrays["size"]) != size:
+                return None
+            return Features(arrays["pooled"], arrays["labels"], exact=arrays.get("exact"))
     except (OSError, ValueError, KeyError, EOFError):
         return None
-    activations: Array | None = None
-    if (folder / _ACTIVATIONS).is_file():
-        try:
-            activations = np.load(folder / _ACTIVATIONS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-    return Features(pooled, labels, activations, scale=scale, exact=arrays.get("exact"))
 
 
 def remove_features(folder: Path) -> None:
     """Removes the features from a folder."""
-    for name in (_FEATURES, _ACTIVATIONS):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / _FEATURES).unlink(missing_ok=True)
+
+
+def network_with_weights(config: Config, weights: str | None) -> nn.Layer:
+    """Returns the network of a config in evaluation mode, with weights and a fresh classifier.
+
+    The average of the weights (EMA) is used if the file is a checkpoint that has one.
+
+    Raises:
+        CheckpointError: the weights can't be used.
+    """
+    network: nn.Layer = MODELS.build(config.Arch)
+    if weights:
+        load_weights(network, weights, keep_trunk=True, average=True)
+    network.eval()
+    return network

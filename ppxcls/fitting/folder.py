@@ -89,8 +89,8 @@ def fit(
             ``val/``, judge the result.
         weights: weights to start from: a file, or a word for published ones; None for those on this machine,
             if there are any; ``none`` for fresh weights. With weights, a linear classifier of the network's
-            features is trained first. Then the exit flow and all layers are trained, as far as the minutes
-            go. A stage that is not better changes nothing.
+            features is trained first. Then all layers are trained, as far as the minutes go. If they are not
+            better, they change nothing.
         from_run: folder of an earlier run to start from: its ``best_model``, with its network, its size and
             preparation of images, and its plugins. The classes are those of the photographs. A class of the
             run without photographs is left out. None for no run.

@@ -32,6 +32,7 @@ _USUAL_WIDTH = 2048  # features of a photograph
 _FINAL_TRAININGS = 3  # without the photographs that choose, with them, and without mirror images
 _MAX_ITERATIONS = 200
 _TOLERANCE = 3e-5  # of the gradient
+_MAX_TEMPERATURE = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class StrengthChoice:
         accuracy: share of correct predictions for the photographs that were held out.
         loss: mean cross-entropy for these photographs.
         has_copies: True if copies of the photographs were trained on too.
+        has_worse_copies: True if copies were left out, because they made the loss larger.
     """
 
     strength: float
@@ -72,11 +74,14 @@ class StrengthChoice:
     accuracy: float
     loss: float
     has_copies: bool = False
+    has_worse_copies: bool = False
 
     def __str__(self) -> str:
         if not self.fold_count:
             return f"C = {self.strength:g}, without a choice: too few photographs"
         mirrored = ", with mirror images" if self.has_copies else ""
+        if self.has_worse_copies:
+            mirrored = ", without mirror images"
         folds = f"{self.fold_count} folds" if self.fold_count > 1 else "one fold"
         score = (
             f"{self.accuracy:.4f} in a cross-validation of {folds} of {self.photograph_count:,} photographs"
@@ -184,6 +189,18 @@ def accuracy_and_loss(
         return accuracy, float(-_log_softmax(values)[np.arange(len(labels)), labels].mean())
     losses = -_log_softmax(values + correction.offsets)[np.arange(len(labels)), labels]
     return accuracy, float((correction.weights[labels] * losses).mean())
+
+
+def best_temperature(logits: Array, labels: Array) -> float:
+    """Returns the divisor of logits, from 1 to 10, that gives the smallest loss (arXiv:1706.04599)."""
+    from scipy.optimize import minimize_scalar
+
+    result = minimize_scalar(
+        lambda temperature: accuracy_and_loss(logits / temperature, labels)[1],
+        bounds=(1.0, _MAX_TEMPERATURE),
+        method="bounded",
+    )
+    return float(result.x)
 
 
 class LinearProblem:
@@ -321,7 +338,8 @@ def chosen_problem(
         plain_problem = LinearProblem(features[:1], labels, class_num, correction)
         plain_choice = plain_problem.choose(replace(validation, strengths=[choice.strength]))
         if plain_choice.loss < choice.loss:
-            return plain_problem, replace(plain_choice, tried_count=choice.tried_count)
+            choice = replace(plain_choice, tried_count=choice.tried_count, has_worse_copies=True)
+            return plain_problem, choice
     return problem, replace(choice, has_copies=copies > 1)
 
 

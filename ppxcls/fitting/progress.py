@@ -19,6 +19,7 @@ from ppxcls.system.json_text import is_count, is_number, json_text, read_json
 FILE = "fit.json"
 _MAX_BYTES = 1 << 20
 _TUPLES = ("mean", "std")
+_SETTINGS_OF_0_13 = ("keeps_activations", "exit_epochs", "exit_step")  # of a stage that there is no more
 _NOT_IN_FILE = ("file", "clock")  # attributes
 _PATHS = ("PHOTOS", "--weights")  # arguments that are absolute paths
 
@@ -142,6 +143,9 @@ def read_progress(folder: Path, yaml_files: Sequence[str]) -> FitProgress | None
     try:
         content = read_json(read_regular(file, _MAX_BYTES))
         settings = content.pop("settings")
+        for name in _SETTINGS_OF_0_13:
+            settings.pop(name, None)
+            settings.get("speeds", {}).pop(name, None)
         if not _has_valid_values(content, _CONTENT) or not _has_valid_values(settings, _SETTINGS):
             raise ValueError("a value of a wrong type")
         settings |= {name: tuple(settings[name]) for name in _TUPLES}
@@ -192,8 +196,8 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "weights": lambda value: value is None or _is_text(value),
     "learning_rate": lambda value: is_number(value) and value > 0,
     "reasons": _is_list_of_texts,
-    **dict.fromkeys(("feature_size", "copies", "exit_epochs"), _is_small_count),
-    **dict.fromkeys(("keeps_activations", "freezes_norms"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(("feature_size", "copies"), _is_small_count),
+    **dict.fromkeys(("freezes_norms", "in_bfloat16", "flips"), lambda value: isinstance(value, bool)),
     "crop_share": lambda value: is_number(value) and 0 <= value <= 1,
     "interpolation": _is_text,
     "speeds": lambda value: isinstance(value, dict) and all(map(is_number, value.values())),

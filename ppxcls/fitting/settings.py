@@ -54,14 +54,14 @@ class Settings:
         reasons: lines that explain these choices.
         feature_size: side of the images whose features are computed once, pixels; 0 if none are computed.
         copies: images of each photograph whose features are computed: 2 with its mirror image, else 1.
-        keeps_activations: True to keep the input of the exit flow, to train that too.
         crop_share: side of an evaluated image divided by the shorter side of the resized photograph; 0 to
             stretch the photograph to the image.
         interpolation: interpolation of the resizing; empty for the default.
         plan: sizes and stages that were compared, and their minutes.
-        speeds: measured times: ``size`` in pixels, ``feature``, ``exit_step`` and ``step`` in seconds.
-        exit_epochs: number of epochs that train the exit flow; 0 before that is decided.
+        speeds: measured times: ``size`` in pixels, ``feature`` and ``step`` in seconds.
         freezes_norms: True if batch norms keep the statistics of the weights.
+        in_bfloat16: True to train with bfloat16 products.
+        flips: False to train without mirror images, because they make the linear classifier worse.
     """
 
     network: str
@@ -78,13 +78,13 @@ class Settings:
     reasons: Sequence[str]
     feature_size: int = 0
     copies: int = 0
-    keeps_activations: bool = False
     crop_share: float = 0.9
     interpolation: str = ""
     plan: Sequence[Mapping[str, Any]] = ()
     speeds: Mapping[str, float] = field(default_factory=dict)
-    exit_epochs: int = 0
     freezes_norms: bool = False
+    in_bfloat16: bool = False
+    flips: bool = True
 
 
 def network_of(weights: str | None) -> str:

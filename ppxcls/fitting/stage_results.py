@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ppxcls.checkpoints.files import State, write_state
+from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.progress import FitProgress
@@ -24,8 +25,8 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import short_path
 
-LINEAR, EXIT_FLOW, ALL_LAYERS = "linear classifier", "exit flow", "all layers"
-_ORDER = (LINEAR, EXIT_FLOW, ALL_LAYERS)
+LINEAR, ALL_LAYERS = "linear classifier", "all layers"
+_ORDER = (LINEAR, ALL_LAYERS)
 # Decisions about a stage that is taken.
 SECOND_TRAINING, AS_IT_IS = "is trained again", "stays as it is"
 TOO_LITTLE_TIME = "not trained on the photographs that choose, because there was too little time"
@@ -45,10 +46,13 @@ class StageResults:
     def __init__(self, request: Request, progress: FitProgress) -> None:
         self._request = request
         self._progress = progress
+        self.run_folder = Path(short_path(self._config().run_folder))
+
+    def _config(self) -> Config:
+        """Returns the present config of ``train.yaml``, without weights to start from."""
         # The stages have evaluated their results, whatever the last training does.
         overrides = [*WITHOUT_WEIGHTS, "Global.eval_during_train=true"]
-        self._config = config_of(request, request.output / TRAIN_YAML, overrides)
-        self.run_folder = Path(short_path(self._config.run_folder))
+        return config_of(self._request, self._request.output / TRAIN_YAML, overrides)
 
     def decision(self, name: str, score: Score, count: int, *, has_time: bool) -> str | None:
         """Decides about a stage: ``SECOND_TRAINING``, ``AS_IT_IS``, or None if the earlier result stays.
@@ -71,13 +75,13 @@ class StageResults:
             if f"{name} {decision}" in self._progress.finished_steps:
                 return decision
         is_better = is_better_score if has_time else is_clearly_better_score
-        if not is_better(score, self._score_before(name), count):
+        if not is_better(score, self.score_before(name), count):
             return None
         decision = SECOND_TRAINING if has_time else AS_IT_IS
         self._progress.finish(f"{name} {decision}")
         return decision
 
-    def _score_before(self, name: str) -> Score:
+    def score_before(self, name: str) -> Score:
         """Returns accuracy and loss of the result before a stage."""
         chosen_stages = [stage for stage in self._before(name) if stage.is_chosen]
         stage = chosen_stages[-1] if chosen_stages else None
@@ -111,7 +115,7 @@ class StageResults:
             stage: record of the stage.
             state: weights of the result.
             val_logits: logits of the photographs that choose, by weights that were not trained on them.
-            held_out_state: these weights, for later stages to start from; None to keep the earlier ones.
+            held_out_state: these weights, for the next stage to start from; None for the last stage.
             is_trained_again: True if the weights of the result were trained on these photographs.
 
         Raises:
@@ -122,7 +126,7 @@ class StageResults:
         if is_first:
             self._progress.finish(begun_step)
         write_result(
-            self._config,
+            self._config(),
             state,
             epoch=len(self._before(stage.name)) + 1,
             val_logits=val_logits,

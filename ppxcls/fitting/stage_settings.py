@@ -5,26 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from paddle import nn
-
 from ppxcls.build.class_order import config_of_weights
 from ppxcls.data.device import ModelInput
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.feature_loader import feature_loader
-from ppxcls.fitting.features import FeatureComputer, activation_bytes, fits_on_disk
-from ppxcls.fitting.plan import Counts, make_plan, measured_speeds
+from ppxcls.fitting.features import FeatureComputer, network_with_weights
+from ppxcls.fitting.plan import BATCH_SIZE, Counts, Plan, make_plan, measured_speeds
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.settings import Settings
-from ppxcls.fitting.stages import network_with_weights
 from ppxcls.fitting.yaml_files import LISTS, TRAIN_YAML, train_yaml
-from ppxcls.models.common_keys import MODELS
+from ppxcls.models.common_keys import MODELS, freeze_norms
 from ppxcls.models.parts import split_network
 from ppxcls.models.preprocessing import run_preprocessing
+from ppxcls.ops import onednn
+from ppxcls.ops.convolution import to_bfloat16
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 
 _DEFAULT_SIZE_PIXELS = 299
-_LEARNING_RATE = 0.00003  # of all layers, for AdamW and batches of 16
+_LEARNING_RATE = 0.0002  # of all layers, for AdamW and batches of 16
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ def with_stages(
     parts = split_network(network)
     if parts is None or parts.classifier.bias is None:
         return None
-    total = counts.train + counts.choose
     preparation = preparation_for(settings.network, settings.weights)
     settings = replace(
         settings,
@@ -93,38 +91,39 @@ def with_stages(
         interpolation=preparation.interpolation,
     )
     write_text(file, train_yaml(settings, request.photos, folder))
-    computer = FeatureComputer(network, total)
+    computer = FeatureComputer(network, counts.train + counts.choose)
     images = _first_images(request, folder, computer.images_at_once(preparation.size))
-    speeds, shape = measured_speeds(computer, images)
-    size_of_file = activation_bytes(shape, 2 * total)
-    can_keep = fits_on_disk(size_of_file, request.output)
-    plan = make_plan(speeds, counts, seconds, can_keep_activations=can_keep)
-    reasons = [
-        f"{total:,} photographs in {settings.class_num} classes, of which {counts.choose:,} choose; "
-        f"{counts.judge:,} judge; on {settings.device}",
-        f"features at {plan.size} px ({preparation.size} px by {preparation.source})"
-        + (", and of mirror images" if plan.copies > 1 else ""),
-        f"minutes on this machine: {plan}",
-    ]
-    if not can_keep:
-        reasons.append(
-            f"the exit flow is not trained, because its input would take {size_of_file / 1e9:.2g} GB"
-        )
+    learning_network = MODELS.build(config_of(request, file).Arch)
+    freezes_norms = freeze_norms(learning_network) > 0
+    in_bfloat16 = settings.device == "cpu" and onednn.has_bfloat16() and to_bfloat16(learning_network) > 0
+    speeds = measured_speeds(computer, images, learning_network)
+    plan = make_plan(speeds, counts, seconds)
     new_settings = replace(
         settings,
         head_epochs=0,
         epochs=1,
-        batch_size=16,
+        batch_size=BATCH_SIZE,
         learning_rate=_LEARNING_RATE,
-        reasons=reasons,
+        reasons=_reasons(settings, counts, plan, preparation),
         feature_size=plan.size,
         copies=plan.copies,
-        keeps_activations=plan.trains_exit_flow,
-        freezes_norms=any(isinstance(layer, nn.BatchNorm2D) for layer in network.sublayers()),
+        freezes_norms=freezes_norms,
+        in_bfloat16=in_bfloat16,
         plan=list(plan.rows),
         speeds=asdict(speeds),
     )
     return new_settings, computer
+
+
+def _reasons(settings: Settings, counts: Counts, plan: Plan, preparation: Preparation) -> list[str]:
+    """Returns lines that explain the settings."""
+    mirrored = ", and of mirror images" if plan.copies > 1 else ""
+    return [
+        f"{counts.train + counts.choose:,} photographs in {settings.class_num} classes, "
+        f"of which {counts.choose:,} choose; {counts.judge:,} judge; on {settings.device}",
+        f"features at {plan.size} px ({preparation.size} px by {preparation.source}){mirrored}",
+        f"minutes on this machine: {plan}",
+    ]
 
 
 def _first_images(request: Request, folder: Path, count: int) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ppxcls.config.yaml_values import write_yaml
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
+from ppxcls.fitting.plan import CROP_SCALE
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.paths import printable
 
@@ -15,9 +16,9 @@ TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
 LISTS = "lists"  # folder of the lists, in the output folder
 FEATURES_LIST = "features_list.txt"  # list of the photographs that train and of those that choose
 STAGES_FOLDER = "stages"  # folder of intermediate results, in the output folder
-HELD_OUT_WEIGHTS = (
-    f"{STAGES_FOLDER}/held_out.pdparams"  # weights that were not trained on the photographs that choose
-)
+# Weights with a linear classifier: that of the photographs that train, and that of those that choose too.
+HELD_OUT_WEIGHTS = f"{STAGES_FOLDER}/held_out.pdparams"
+WHOLE_WEIGHTS = f"{STAGES_FOLDER}/whole.pdparams"
 # Keys that head.yaml sets itself. Overrides of these keys apply to train.yaml only.
 HEAD_KEYS = (
     "Global.output_dir",
@@ -35,8 +36,10 @@ _HEAD_LEARNING_RATE = 0.002
 
 def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     """Returns the YAML of the training: its differences from the base."""
+    crop: dict[str, Any] = {"size": settings.size}
     start = _absolute(output / "head" / settings.network / "latest") if settings.head_epochs else None
     if settings.feature_size:
+        crop["scale"] = list(CROP_SCALE)
         start = _absolute(output / HELD_OUT_WEIGHTS)
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     # Statistics of a small batch of photographs are worse than those of the published weights.
@@ -60,7 +63,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
                 settings,
                 photos=photos,
                 output=output,
-                sizes={"RandCropImage": {"size": settings.size}},
+                sizes={"RandCropImage": crop},
             ),
             "Eval": _data_section(
                 VAL_LIST, settings, photos=photos, output=output, sizes=_evaluation_sizes(settings)
@@ -70,7 +73,17 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     if settings.feature_size:
         # The classifier to start from has no smoothed labels, so its loss can be compared.
         content["Loss"] = {"Train": [{"CELoss": {"epsilon": 0.0}}]}
+        content["Optimizer"]["clip_norm_global"] = 1.0
+    if settings.in_bfloat16:
+        content["AMP"] = {"dtype": "bfloat16"}
     loaders: Any = content["DataLoader"]
+    if not settings.flips:
+        changes = loaders["Train"]["dataset"]["transform_ops"]
+        loaders["Train"]["dataset"]["transform_ops"] = [
+            {"DecodeImage": {}},
+            {"RandCropImage": changes["RandCropImage"]},
+            {"NormalizeImage": {"order": "", **changes["NormalizeImage"]}},
+        ]
     loaders |= _judging_section(output)
     comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"

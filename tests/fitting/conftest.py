@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paddle import nn
 
 import ppxcls
-from ppxcls.fitting import exit_flow, features, folder, plan
+from ppxcls.fitting import all_layers, features, folder, plan
 from ppxcls.models.weights import save_weights
 from tests.fitting import networks
 from tests.fitting.small_fits import photographs
@@ -36,8 +37,12 @@ def _registered_network() -> Iterator[None]:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Weights of the small network with another classifier. The current folder has the photographs."""
+    """Weights of the small network with another classifier. The current folder has the photographs.
+
+    They are easy, so that the linear classifier finds them all. All layers are trained nevertheless.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(all_layers, "_HIGH_ACCURACY", 2.0)
     monkeypatch.setattr(folder, "judge", lambda *_, **__: None)
     photographs(tmp_path / "photos", {"ant": 12, "bee": 10, "cow": 8})
     save_weights(ppxcls.build_model(networks.NAME, class_num=5), tmp_path / "weights.pdparams")
@@ -48,16 +53,12 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def speeds(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Returns a function that sets the times of this machine, in seconds for an image."""
 
-    def set_speeds(feature: float = 1e-4, exit_step: float = 1e-4, step: float = 1e-4) -> None:
-        def measured(
-            computer: features.FeatureComputer, images: np.ndarray
-        ) -> tuple[plan.Speeds, tuple[int, ...]]:
+    def set_speeds(feature: float = 1e-4, step: float = 1e-4) -> None:
+        def measured(computer: features.FeatureComputer, images: np.ndarray, _: nn.Layer) -> plan.Speeds:
             computer(images)
-            size = images.shape[-1]
-            return plan.Speeds(size=size, feature=feature, exit_step=exit_step, step=step), (8, 8, 8)
+            return plan.Speeds(size=images.shape[-1], feature=feature, step=step)
 
         monkeypatch.setattr("ppxcls.fitting.stage_settings.measured_speeds", measured)
-        monkeypatch.setattr(exit_flow.ExitFlowTraining, "seconds_per_photograph", lambda *_: exit_step)
 
     set_speeds()
     return set_speeds

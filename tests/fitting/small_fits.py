@@ -39,8 +39,7 @@ def chosen(run: Path) -> dict[str, bool]:
 
 
 def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves no time for the stages after the linear classifier."""
-    monkeypatch.setattr("ppxcls.fitting.stages.exit_flow_epochs", lambda *_: 0)
+    """Leaves no time for all layers."""
     monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
 
 

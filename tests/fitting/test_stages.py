@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.data.errors import DataError
-from ppxcls.fitting import exit_flow, features, stages
+from ppxcls.fitting import all_layers, classifiers, stages
 from ppxcls.fitting.result import is_better_score, is_clearly_better_score
 from tests.fitting import networks
-from tests.fitting.small_fits import OPTIONS, chosen, only_linear, photographs
+from tests.fitting.small_fits import OPTIONS, chosen, only_linear, photographs, records
 
 pytest.importorskip("scipy")
 
@@ -44,7 +46,7 @@ def test_the_first_result_is_a_whole_run(
     assert results["top1"] > 0.7
     predictions = ppxcls.load(run).predict(["photos/ant/0.png"])
     assert set(predictions[0].label_names) == {"ant", "bee", "cow"}
-    assert not (Path("out/stages") / "activations.npy").exists(), "large files are removed"
+    assert not (Path("out/stages") / "features.npz").exists()
 
 
 def test_the_photographs_that_choose_are_trained_on_in_the_end(
@@ -62,37 +64,79 @@ def test_the_photographs_that_choose_are_trained_on_in_the_end(
     assert not set(test_lines) & set(used_lines), "photographs that judge are never used"
 
 
-@pytest.mark.parametrize("is_exit_flow_better", [True, False])
-@pytest.mark.parametrize("is_all_better", [True, False])
-def test_a_stage_is_kept_only_if_it_is_better(
-    is_exit_flow_better: bool,
-    is_all_better: bool,
-    weights: str,
-    speeds: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("is_better", [True, False])
+def test_all_layers_are_kept_only_if_they_are_better(
+    is_better: bool, weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = iter([is_exit_flow_better, is_all_better])
-    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: next(answers))
+    """They have a smaller size. The run is evaluated at that of the result that stays."""
+    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: is_better)
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: (24, 1))
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
-    assert chosen(run) == {
-        stages.LINEAR: True,
-        stages.EXIT_FLOW: is_exit_flow_better,
-        stages.ALL_LAYERS: is_all_better,
-    }
+    assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: is_better}
+    assert [stage.size for stage in records(run)] == [networks.SIZE, 24]
+    assert records(run)[1].choice.startswith("epoch 1; evaluated at 26 px; temperature ")
     state, start = read_state(run / "best_model.pdparams"), read_state("weights.pdparams")
-    has_new_exit_flow = not np.array_equal(state["conv2.weight"], start["conv2.weight"])
-    has_new_trunk = not np.array_equal(state["conv1.weight"], start["conv1.weight"])
-    assert has_new_exit_flow == (is_exit_flow_better or is_all_better)
-    assert has_new_trunk == is_all_better
+    assert is_better != np.array_equal(state["conv1.weight"], start["conv1.weight"])
     assert np.array_equal(state["norm._mean"], start["norm._mean"]), "batch norms keep their statistics"
-    assert ppxcls.evaluate(ppxcls.load_config(run))["top1"] > 0.6
+    config = ppxcls.load_config(run)
+    transform = ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
+    side = 26 if is_better else networks.SIZE
+    assert transform(Path("photos/ant/0.png").read_bytes()).shape == (side, side, 3)
+    assert ppxcls.evaluate(config)["top1"] > 0.6
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in rows] == ["eval"] * (1 + is_exit_flow_better + is_all_better)
+    assert [row["kind"] for row in rows] == ["eval"] * (1 + is_better)
     assert not list(run.glob("earlier_*"))
 
 
+def test_all_layers_start_from_a_linear_classifier_at_their_size(
+    weights: str,
+    speeds: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: (24, 1))
+    rate = "Optimizer.lr.learning_rate=1e-30"
+    run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1", rate])
+    linear, stage = records(run)
+    start_line = f"starts from a linear classifier at 26 px, {stage.accuracy:.4f} of the photographs"
+    assert start_line in capsys.readouterr().out
+    assert stage.loss != linear.loss
+
+
+@pytest.mark.parametrize("has_worse_copies", [True, False])
+def test_training_has_no_mirror_images_if_they_make_the_linear_classifier_worse(
+    has_worse_copies: bool, weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_linear(monkeypatch)
+    original = classifiers.chosen_problem
+
+    def chosen_problem(*arguments: Any) -> Any:
+        problem, choice = original(*arguments)
+        return problem, replace(choice, has_worse_copies=has_worse_copies)
+
+    monkeypatch.setattr(classifiers, "chosen_problem", chosen_problem)
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    for file in (Path("out/train.yaml"), run):
+        ops = [op.name for op in ppxcls.load_config(file).DataLoader.Train.dataset.transform_ops]
+        assert ("RandFlipImage" in ops) == (not has_worse_copies)
+        assert len(ops) == 4 - has_worse_copies
+    assert ("without mirror images" in records(run)[0].choice) == has_worse_copies
+
+
+def test_a_good_linear_classifier_stays(
+    weights: str,
+    speeds: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(all_layers, "_HIGH_ACCURACY", 0.5)
+    run = ppxcls.fit("photos", weights, **OPTIONS)
+    assert chosen(run) == {stages.LINEAR: True}
+    assert "all layers: not trained, because 100.0% of those that choose are right" in capsys.readouterr().out
+
+
 def test_little_time_gives_the_first_result_alone(weights: str, speeds: Callable[..., None]) -> None:
-    speeds(feature=10.0, exit_step=10.0, step=10.0)
+    speeds(feature=10.0, step=10.0)
     run = ppxcls.fit("photos", weights, **OPTIONS, minutes=0.01)
     assert chosen(run) == {stages.LINEAR: True}
 
@@ -107,23 +151,12 @@ def test_few_photographs(
     assert ppxcls.load(run).predict(["few/ant/0.png"])
 
 
-def test_activations_without_room_leave_the_exit_flow_as_it_is(
-    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(features, "_MAX_ACTIVATION_BYTES", 1000)
-    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
-    run = ppxcls.fit("photos", weights, **OPTIONS)
-    assert chosen(run) == {stages.LINEAR: True}
-    assert "would take" in Path("out/train.yaml").read_text()
-
-
 def test_weights_that_are_not_finite_are_not_taken(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exit_flow, "_LEARNING_RATE", 1e30)
-    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
-    run = ppxcls.fit("photos", weights, **OPTIONS)
-    assert chosen(run) == {stages.LINEAR: True, stages.EXIT_FLOW: False}
+    monkeypatch.setattr("ppxcls.fitting.all_layers.accuracy_and_loss", lambda *_: (1.0, float("nan")))
+    run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
+    assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: False}
 
 
 def test_a_network_without_parts_is_trained_as_before(

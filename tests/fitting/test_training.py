@@ -13,14 +13,13 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
-from ppxcls.fitting import all_layers, exit_flow, folder, stages, training
+from ppxcls.fitting import all_layers, classifiers, folder, stages, training
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.progress import read_progress
 from ppxcls.fitting.stage_results import TOO_LITTLE_TIME
 from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.train.trainer import Trainer
-from tests.fitting import networks
-from tests.fitting.small_fits import OPTIONS, chosen, interrupted, records
+from tests.fitting.small_fits import OPTIONS, chosen, interrupted, only_linear, records
 
 pytest.importorskip("scipy")
 
@@ -109,15 +108,10 @@ def test_a_plan_that_is_off_is_made_anew_after_the_first_epoch(
     assert "epochs: 8" in Path("out/train.yaml").read_text()
 
 
-def without_exit_flow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ppxcls.fitting.stages.exit_flow_epochs", lambda *_: 0)
-
-
 def test_a_first_epoch_of_all_layers_that_was_cut_is_not_measured(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one is. Then the plan is made anew."""
-    without_exit_flow(monkeypatch)
     monkeypatch.setattr(all_layers, "MAX_TUNING_EPOCHS", 4)
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
     options = {**OPTIONS, "overrides": ["Global.save_interval_steps=1"]}
@@ -142,7 +136,6 @@ def test_a_first_epoch_of_all_layers_that_was_cut_is_not_measured(
 def test_all_layers_are_trained_again_with_the_photographs_that_choose(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    without_exit_flow(monkeypatch)
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
     starts: list[tuple[str, str, int]] = []
     original = training.build_trainer
@@ -159,14 +152,13 @@ def test_all_layers_are_trained_again_with_the_photographs_that_choose(
     counts = [len(Path(f"out/lists/{name}_list.txt").read_text().splitlines()) for name in ("train", "val")]
     assert starts == [
         ("train_list.txt", "held_out.pdparams", counts[0]),
-        ("features_list.txt", "best_model", sum(counts)),
+        ("features_list.txt", "whole.pdparams", sum(counts)),
     ]
     _, stage = records(run)
     evaluation = json.loads((run / "eval.json").read_text())
     assert (stage.accuracy, stage.loss) == (evaluation["top1"], evaluation["loss"])
     assert "those of best_model were, after the choice" in evaluation["about"]
-    assert not (Path("out/stages") / "all").exists(), "checkpoints are removed"
-    assert not (Path("out/stages") / "all_again").exists()
+    assert [file.name for file in Path("out/stages").iterdir()] == ["held_out.pdparams"]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +177,6 @@ def test_overrides_of_the_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without evaluations, all layers can't be compared. Averaged weights are the result if there are any."""
-    without_exit_flow(monkeypatch)
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=[*overrides, "Global.epochs=1"])
     expected = {stages.LINEAR: True} | ({stages.ALL_LAYERS: True} if is_trained else {})
@@ -200,8 +191,8 @@ def test_without_time_to_train_again_a_stage_must_be_clearly_better(
     monkeypatch.setattr(Clock, "has_time", lambda *_: False)
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_clearly_better_score", lambda *_: is_clear)
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
-    assert chosen(run) == {stages.LINEAR: True, stages.EXIT_FLOW: is_clear, stages.ALL_LAYERS: is_clear}
-    assert [TOO_LITTLE_TIME in stage.choice for stage in records(run)] == [False, is_clear, is_clear]
+    assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: is_clear}
+    assert [TOO_LITTLE_TIME in stage.choice for stage in records(run)] == [False, is_clear]
     evaluation = json.loads((run / "eval.json").read_text())
     assert bool(evaluation["about"]) == (not is_clear), "best_model did not learn these photographs"
 
@@ -209,21 +200,21 @@ def test_without_time_to_train_again_a_stage_must_be_clearly_better(
 def test_a_continued_fit_selects_the_device_first(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    only_linear(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "compute_features", interrupted(stages.compute_features))
+        patch.setattr(classifiers, "compute_features", interrupted(classifiers.compute_features))
         with pytest.raises(KeyboardInterrupt):
             ppxcls.fit("photos", weights, **OPTIONS)
     calls: list[str] = []
-    for name in ("start_processes", "network_with_weights"):
-        original = getattr(stages, name)
+    for module, name in ((stages, "start_processes"), (classifiers, "network_with_weights")):
+        original = getattr(module, name)
 
         def called(*arguments: Any, name: str = name, original: Any = original) -> Any:
             device = arguments[0].Global.device
             calls.append(f"{name} {device}")
             return original(*arguments)
 
-        monkeypatch.setattr(stages, name, called)
+        monkeypatch.setattr(module, name, called)
     ppxcls.fit("photos", weights, **OPTIONS)
     assert calls[:2] == ["start_processes cpu", "network_with_weights cpu"]
 
@@ -232,21 +223,21 @@ def test_a_stage_keeps_its_decision_after_a_kill(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On some devices, the same training gives other numbers. Then the files and the record still agree."""
-    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    options = {**OPTIONS, "overrides": ["Global.epochs=1"]}
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
     with monkeypatch.context() as patch:
         write_stages = interrupted(lambda *_: None)
-        original = exit_flow.ExitFlowTraining.logits
+        original = all_layers.AllLayers._train_again
 
-        def logits(*arguments: Any) -> np.ndarray:
+        def train_again(*arguments: Any) -> Any:
             patch.setattr("ppxcls.fitting.stage_results.write_stages", write_stages)
             return original(*arguments)
 
-        patch.setattr(exit_flow.ExitFlowTraining, "logits", logits)
+        patch.setattr(all_layers.AllLayers, "_train_again", train_again)
         with pytest.raises(KeyboardInterrupt):
-            ppxcls.fit("photos", weights, **OPTIONS)
+            ppxcls.fit("photos", weights, **options)
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: False)
-    run = ppxcls.fit("photos", weights, **OPTIONS)
-    assert chosen(run) == {stages.LINEAR: True, stages.EXIT_FLOW: True}
+    run = ppxcls.fit("photos", weights, **options)
+    assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: True}
     state, start = read_state(run / "best_model.pdparams"), read_state("weights.pdparams")
     assert not np.array_equal(state["conv2.weight"], start["conv2.weight"])

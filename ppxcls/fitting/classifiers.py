@@ -1,0 +1,146 @@
+"""Linear classifiers of the network's features: a result of their own, and a start for all layers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ppxcls.checkpoints.files import State
+from ppxcls.config.sections import Config
+from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.feature_loader import feature_loader
+from ppxcls.fitting.features import (
+    FeatureComputer,
+    Features,
+    compute_features,
+    network_parts,
+    network_with_weights,
+    read_features,
+)
+from ppxcls.fitting.imbalance import correction_of, stage_loss
+from ppxcls.fitting.linear import LinearClassifier, StrengthChoice, accuracy_and_loss, chosen_problem
+from ppxcls.fitting.plan import Counts
+from ppxcls.fitting.progress import FitProgress
+from ppxcls.fitting.request import Request
+from ppxcls.fitting.result import Score, state_of
+from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML
+from ppxcls.system.arrays import Array
+from ppxcls.system.logs import logger
+from ppxcls.train.losses import CELoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierPair:
+    """Two linear classifiers of the same features, and what the first one tells of the held-out part.
+
+    Attributes:
+        held_out: classifier that was not trained on the photographs that choose.
+        whole: classifier that was trained on these photographs too.
+        val_logits: logits of the photographs that choose, by the first classifier.
+        score: its accuracy and loss for these photographs.
+        choice: how the strength was chosen.
+    """
+
+    held_out: LinearClassifier
+    whole: LinearClassifier
+    val_logits: Array
+    score: Score
+    choice: StrengthChoice
+
+
+class LinearClassifiers:
+    """Trains linear classifiers of the features at the size of the evaluations in ``train.yaml``.
+
+    Args:
+        request: arguments of ``fit``.
+        progress: progress of ``fit``.
+        counts: numbers of photographs.
+        computer: compiled network with the weights to start from; None if there is none yet.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        progress: FitProgress,
+        counts: Counts,
+        computer: FeatureComputer | None = None,
+    ) -> None:
+        self._request = request
+        self._progress = progress
+        self._counts = counts
+        self._computer = computer
+        self._folder = request.output / STAGES_FOLDER
+
+    def pair(self) -> ClassifierPair:
+        """Trains the two classifiers, with one strength.
+
+        Raises:
+            DataError, CheckpointError, OSError: the features can't be computed or written.
+        """
+        features = self._features()
+        counts, settings = self._counts, self._progress.settings
+        seed = int(self._config().Global.seed or 0)
+        problem, choice = chosen_problem(
+            features.pooled,
+            features.labels,
+            class_num=settings.class_num,
+            seed=seed,
+            correction=correction_of(self._loss, settings.class_num),
+        )
+        solution = problem.train(choice.strength, np.arange(counts.train))
+        val_logits = problem.logits(solution, np.arange(counts.train, counts.train + counts.choose))
+        held_out = problem.classifier(solution)
+        if note := features.precision_note(held_out.logits):
+            logger.info(note)
+        return ClassifierPair(
+            held_out=held_out,
+            whole=problem.classifier(problem.train(choice.strength)),
+            val_logits=val_logits,
+            score=accuracy_and_loss(val_logits, features.labels[counts.train :]),
+            choice=choice,
+        )
+
+    def state_with(self, classifier: LinearClassifier) -> State:
+        """Returns the weights to start from, with a linear classifier as the last layer."""
+        network = self._feature_computer().network
+        last_layer = network_parts(network).classifier
+        last_layer.weight.set_value(classifier.weight)
+        last_layer.bias.set_value(classifier.bias)
+        return state_of(network)
+
+    @cached_property
+    def _loss(self) -> CELoss:
+        return stage_loss(self._config(), self._request.output / LISTS)
+
+    def _config(self, *overrides: str) -> Config:
+        return config_of(self._request, self._request.output / TRAIN_YAML, overrides)
+
+    def _feature_computer(self) -> FeatureComputer:
+        if self._computer is None:
+            network = network_with_weights(self._config(), self._progress.settings.weights)
+            self._computer = FeatureComputer(network, self._counts.train + self._counts.choose)
+        return self._computer
+
+    def _features(self) -> Features:
+        """Returns the features of the photographs that train and of those that choose, in this order."""
+        settings = self._progress.settings
+        features = read_features(self._folder, settings.feature_size)
+        if features is not None:
+            return features
+        computer = self._feature_computer()
+        batch_size = computer.images_at_once(settings.feature_size)
+        loader = feature_loader(self._config, self._request.output / LISTS, batch_size)
+        start = time.monotonic()
+        features = compute_features(
+            computer, loader, folder=self._folder, copies=settings.copies, size=settings.feature_size
+        )
+        seconds = time.monotonic() - start
+        mirrored = " and their mirror images" if settings.copies > 1 else ""
+        logger.info(
+            f"features of {len(features.labels):,} photographs{mirrored} at {settings.feature_size} px: "
+            f"{seconds:.0f} s"
+        )
+        return features
