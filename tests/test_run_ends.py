@@ -202,7 +202,7 @@ def test_two_processes_decide_as_one(scripted: Callable[..., list[str]], tmp_pat
     for override, epoch in (("max_hours=1e-9", 1), ("max_hours=null", 5)):
         words = command(scripted("run", "hang_timeout=60.0", override))
         process = subprocess.run(
-            [*launcher, *words], check=False, cwd=ROOT, capture_output=True, text=True, timeout=200
+            [*launcher, *words], check=False, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
         assert process.returncode == 0, process.stdout + process.stderr
         assert "launch: the job ended" not in process.stderr
