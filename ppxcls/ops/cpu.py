@@ -11,16 +11,16 @@ import paddle
 from ppxcls.system import kernels
 from ppxcls.system.arrays import Array
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-def without_translation(function: Function) -> Function:
+def without_translation(function: F) -> F:
     """Marks a function that is traced to a static graph as it is.
 
     Paddle translates the code of every other function for each layer that has it. This is most of the time
     of an export, and needed only if a condition or a loop depends on a tensor.
     """
-    return cast(Function, paddle.jit.not_to_static(function))
+    return cast(F, paddle.jit.not_to_static(function))
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:
