@@ -20,7 +20,7 @@ class BatchNorm2D(nn.BatchNorm2D):
     the batch, or with its own if they are frozen.
     """
 
-    @paddle.jit.not_to_static
+    @cpu.without_translation
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalises [N, C, H, W]. The shape stays the same."""
         if self.trains_in_kernels(x):
@@ -36,7 +36,7 @@ class BatchNorm2D(nn.BatchNorm2D):
 class NormReLU(BatchNorm2D):
     """Batch norm, then ReLU, as one layer."""
 
-    @paddle.jit.not_to_static
+    @cpu.without_translation
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Normalises [N, C, H, W] and applies ReLU. The shape stays the same."""
         if self.trains_in_kernels(x):
@@ -44,7 +44,7 @@ class NormReLU(BatchNorm2D):
         return relu(nn.BatchNorm2D.forward(self, x))  # Paddle 2.6 can't translate super() to a static graph
 
 
-@paddle.jit.not_to_static
+@cpu.without_translation
 def relu(x: paddle.Tensor) -> paddle.Tensor:
     """Returns ``max(x, 0)`` for a tensor of any shape. NaN stays NaN."""
     if len(x.shape) == 4 and cpu.applies_to(x):
@@ -55,7 +55,7 @@ def relu(x: paddle.Tensor) -> paddle.Tensor:
 class ReLU(nn.Layer):
     """``relu`` as a layer."""
 
-    @paddle.jit.not_to_static
+    @cpu.without_translation
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Applies ReLU to a tensor of any shape. The shape stays the same."""
         return relu(x)

@@ -36,7 +36,7 @@ class DenseConv2D(nn.Conv2D):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias_attr=False)
 
-    @paddle.jit.not_to_static
+    @cpu.without_translation
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Convolves [N, C, H, W] to [N, C', H', W'], with H' = (H + 2 padding - kernel) // stride + 1."""
         if self.training and self._is_plain() and cpu.are_plain(x, self.weight) and onednn.is_available():

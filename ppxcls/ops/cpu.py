@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import paddle
 
 from ppxcls.system import kernels
 from ppxcls.system.arrays import Array
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def without_translation(function: F) -> F:
+    """Marks a function that is traced to a static graph as it is.
+
+    Paddle translates the code of every other function for each layer that has it. This is most of the time
+    of an export, and needed only if a condition or a loop depends on a tensor.
+    """
+    return cast(F, paddle.jit.not_to_static(function))
 
 
 def are_plain(*tensors: paddle.Tensor) -> bool:

@@ -39,7 +39,7 @@ class DepthwiseConv2D(nn.Conv2D):
             channels, channels, kernel_size, stride, padding, dilation, groups=channels, bias_attr=False
         )
 
-    @paddle.jit.not_to_static
+    @cpu.without_translation
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Convolves [N, C, H, W] to [N, C, H', W'].
 

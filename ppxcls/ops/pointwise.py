@@ -33,7 +33,7 @@ class PointwiseConv2D(nn.Conv2D):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__(in_channels, out_channels, 1, stride, bias_attr=False)
 
-    @paddle.jit.not_to_static
+    @cpu.without_translation
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         """Convolves [N, C, H, W] to [N, C', H', W'], with H' = (H - 1) // stride + 1."""
         if self.training and cpu.are_plain(x, self.weight) and self._uses_onednn(x):
