@@ -168,11 +168,11 @@ class AllLayers:
         left = self._clock.left - self._end_seconds()
         size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * left)
         if not epochs:
-            needed = all_layers_seconds(
+            stage_seconds = all_layers_seconds(
                 self._speeds, self._counts, size=size, epochs=min_tuning_epochs(self._counts)
             )
             logger.info(
-                f"{ALL_LAYERS}: not trained, because it takes {needed / 60:.2g} min at {size} px, "
+                f"{ALL_LAYERS}: not trained, because it takes {stage_seconds / 60:.2g} min at {size} px, "
                 f"with {max(left, 0) / 60:.2g} min left"
             )
             return False
@@ -196,9 +196,10 @@ class AllLayers:
         if step in self._progress.finished_steps:
             return
         pair = self._classifiers.pair()
+        mirrored = "with" if self._progress.settings.flips else "without"
         logger.info(
             f"{ALL_LAYERS}: starts from a linear classifier at {self._progress.settings.feature_size} px, "
-            f"{pair.score[0]:.4f} of the photographs that choose"
+            f"{pair.score[0]:.4f} of the photographs that choose; trained {mirrored} mirror images"
         )
         for name, classifier in ((HELD_OUT_WEIGHTS, pair.held_out), (WHOLE_WEIGHTS, pair.whole)):
             write_state(self._request.output / name, self._classifiers.state_with(classifier))

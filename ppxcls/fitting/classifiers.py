@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,7 @@ from ppxcls.fitting.plan import Counts
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.result import Score, state_of
-from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML
+from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML, train_yaml
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.train.losses import CELoss
@@ -77,6 +77,8 @@ class LinearClassifiers:
     def pair(self) -> ClassifierPair:
         """Trains the two classifiers, with one strength.
 
+        If mirror images make them worse, ``train.yaml`` leaves them out too.
+
         Raises:
             DataError, CheckpointError, OSError: the features can't be computed or written.
         """
@@ -90,6 +92,9 @@ class LinearClassifiers:
             seed=seed,
             correction=correction_of(self._loss, settings.class_num),
         )
+        self._progress.settings = replace(settings, flips=not choice.has_worse_copies)
+        yaml = train_yaml(self._progress.settings, self._request.photos, self._request.output)
+        self._progress.write_yaml(self._request.output / TRAIN_YAML, yaml)
         solution = problem.train(choice.strength, np.arange(counts.train))
         val_logits = problem.logits(solution, np.arange(counts.train, counts.train + counts.choose))
         held_out = problem.classifier(solution)

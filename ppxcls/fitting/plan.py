@@ -128,16 +128,16 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float) -> Plan:
     sizes = [size for size in _SMALLER_SIZES_PIXELS if size < speeds.size]
     candidates = [speeds.size, *(size for size in sizes if size >= _MIN_FEATURE_SIZE_PIXELS)]
 
-    def needed(size: int, copies: int) -> float:
+    def total_seconds(size: int, copies: int) -> float:
         return features_seconds(speeds, counts, size=size, copies=copies) + end_seconds(counts, speeds, size)
 
-    size = next((size for size in candidates if needed(size, 1) <= seconds), candidates[-1])
-    copies = 2 if needed(size, 2) <= seconds else 1
+    size = next((size for size in candidates if total_seconds(size, 1) <= seconds), candidates[-1])
+    copies = 2 if total_seconds(size, 2) <= seconds else 1
     small = candidates[-1]
-    rows = [_row(f"features at {small} px", small, needed(small, 1))] if small != speeds.size else []
-    full = needed(speeds.size, 2)
+    rows = [_row(f"features at {small} px", small, total_seconds(small, 1))] if small != speeds.size else []
+    full = total_seconds(speeds.size, 2)
     rows += [
-        _row(f"{speeds.size} px", speeds.size, needed(speeds.size, 1)),
+        _row(f"{speeds.size} px", speeds.size, total_seconds(speeds.size, 1)),
         _row("with mirror images", speeds.size, full),
     ]
     epochs = min_tuning_epochs(counts)

@@ -6,7 +6,6 @@ The photographs that choose compare the second result with the first one. It is 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from ppxcls.build.start import start_processes
@@ -21,7 +20,7 @@ from ppxcls.fitting.plan import Counts
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.stage_results import ALL_LAYERS, LINEAR, StageResults
-from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML, train_yaml
+from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML
 from ppxcls.reports.result_files import FitStage
 
 
@@ -85,10 +84,6 @@ class Stages:
         """Trains a linear classifier on the features."""
         start = time.monotonic()
         pair = self._classifiers.pair()
-        self._progress.settings = replace(self._progress.settings, flips=not pair.choice.has_worse_copies)
-        self._progress.write_yaml(
-            self._yaml, train_yaml(self._progress.settings, self._request.photos, self._request.output)
-        )
         stage = FitStage(
             name=LINEAR,
             seconds=round(time.monotonic() - start, 1),
