@@ -170,7 +170,7 @@ def test_stopped_in_an_evaluation_it_is_evaluated_after_the_restart(
 
 
 def test_minutes_between_checkpoints(small: Callable[..., Path], tmp_path: Path) -> None:
-    file = small(**{"Global.save_interval_minutes": 1e-4, "Global.keep_last": 9})
+    file = small(**{"Global.save_interval_minutes": 1e-9, "Global.keep_last": 9})
     ppxcls.build_trainer(ppxcls.load_config(file)).fit()
     names = {f.stem for f in (tmp_path / "output/SmallNetwork").glob("step_*.json")}
     assert names == {"step_1", "step_2", "step_3"}

@@ -82,10 +82,10 @@ def check_figures(config: Config) -> None:
 
 def _evaluation_figures(config: Config, class_num: int) -> list[str]:
     """Returns the names of the figures of an evaluation: those of its metrics, then its losses."""
-    where = config.where("Metric.Eval")
-    blocks = registry("metric").blocks(DEFAULT_METRICS, where)
     if config.Metric:
         blocks = config.Metric.Eval or []
+    else:
+        blocks = registry("metric").blocks(DEFAULT_METRICS, config.where("Metric.Eval"))
     losses = _loss_names(config)
     figures: list[str] = []
     for block in blocks:

@@ -25,6 +25,7 @@ from paddle.base import core
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
+from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.deploy import int8, runners
 from ppxcls.deploy.fold import fold_batch_norms
 from ppxcls.deploy.images import find_images
@@ -336,6 +337,8 @@ def test_ten_thousand_files_need_no_more_memory_than_ten() -> None:
     lock, alive, most = threading.Lock(), 0, 0
 
     class Transform:
+        pixel_format = PixelFormat()
+
         def __call__(self, data: bytes, rng: object) -> np.ndarray:
             nonlocal alive, most
             with lock:
