@@ -228,6 +228,7 @@ class AllLayers:
                 f"DataLoader.Train.dataset.cls_label_path={json_text(list_file)}",
                 f"Global.pretrained_model={json_text(start)}",
                 "Global.eval_during_train=false",
+                "Global.early_stop=null",  # it needs evaluations; the number of epochs is known already
             ]
             self._training.run(step, self._yaml, overrides=overrides, last_epoch=epochs)
             self._progress.finish(step)

@@ -110,8 +110,8 @@ def test_training_has_no_mirror_images_if_they_make_the_linear_classifier_worse(
     only_linear(monkeypatch)
     original = classifiers.chosen_problem
 
-    def chosen_problem(*arguments: Any) -> Any:
-        problem, choice = original(*arguments)
+    def chosen_problem(*arguments: Any, **options: Any) -> Any:
+        problem, choice = original(*arguments, **options)
         return problem, replace(choice, has_worse_copies=has_worse_copies)
 
     monkeypatch.setattr(classifiers, "chosen_problem", chosen_problem)

@@ -166,6 +166,7 @@ def test_all_layers_are_trained_again_with_the_photographs_that_choose(
     [
         (["Global.eval_during_train=false"], False),
         (["EMA.use_ema=true", "EMA.decay=0.5"], True),
+        (["Global.early_stop.patience=3"], True),
         (["Global.weights_format=safetensors"], True),
     ],
 )
