@@ -15,7 +15,7 @@ from paddle import nn
 from ppxcls.build.choices import network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network
-from ppxcls.checkpoints.files import read_manifest, write_state
+from ppxcls.checkpoints.files import read_manifest
 from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
 from ppxcls.fitting.classifiers import LinearClassifiers
@@ -35,7 +35,7 @@ from ppxcls.fitting.plan import (
 )
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
-from ppxcls.fitting.result import state_of
+from ppxcls.fitting.result import state_of, write_start
 from ppxcls.fitting.stage_results import ALL_LAYERS, AS_IT_IS, SECOND_TRAINING, TOO_LITTLE_TIME, StageResults
 from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.fitting.yaml_files import (
@@ -154,7 +154,9 @@ class AllLayers:
         """
         for name in (_FIRST_FOLDER, _SECOND_FOLDER):
             shutil.rmtree(self._folder / name, ignore_errors=True)
-        (self._request.output / WHOLE_WEIGHTS).unlink(missing_ok=True)
+        file = self._request.output / WHOLE_WEIGHTS
+        for part in (file.with_suffix(".json"), file):
+            part.unlink(missing_ok=True)
 
     def _is_planned(self) -> bool:
         """True if there is time for enough epochs. Writes their number and the image sizes to the YAML."""
@@ -196,13 +198,14 @@ class AllLayers:
         if step in self._progress.finished_steps:
             return
         pair = self._classifiers.pair()
+        config = self._config()
         mirrored = "with" if self._progress.settings.flips else "without"
         logger.info(
             f"{ALL_LAYERS}: starts from a linear classifier at {self._progress.settings.feature_size} px, "
             f"{pair.score[0]:.4f} of the photographs that choose; trained {mirrored} mirror images"
         )
         for name, classifier in ((HELD_OUT_WEIGHTS, pair.held_out), (WHOLE_WEIGHTS, pair.whole)):
-            write_state(self._request.output / name, self._classifiers.state_with(classifier))
+            write_start(self._request.output / name, self._classifiers.state_with(classifier), config)
         self._progress.finish(step)
 
     def _end_seconds(self) -> float:

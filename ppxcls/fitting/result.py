@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppxcls.build.choices import Weights
+from ppxcls.build.choices import Weights, class_names_for
 from ppxcls.build.evaluation import write_results
 from ppxcls.build.trainer import build_trainer
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
@@ -96,6 +96,24 @@ def write_result(
         trainer.log.close()
         trainer.close_loaders()
         trainer.run.folder.release()
+
+
+def write_start(file: Path, state: State, config: Config) -> None:
+    """Writes weights that a training starts from, with the names of their classes.
+
+    Without the names, a classifier of 1,000 classes would be taken for one of ImageNet's, and its rows would
+    be put in another order.
+
+    Args:
+        file: file of weights.
+        state: weights, whose classifier is one of the training's classes.
+        config: config of the training.
+
+    Raises:
+        OSError: the files can't be written.
+    """
+    manifest = {"class_names": class_names_for(config, "train"), "progress": {}}
+    write_checkpoint([file.with_suffix("")], {WEIGHTS: state}, manifest=manifest)
 
 
 def _continue_run(trainer: Trainer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppxcls.checkpoints.files import State, write_state
+from ppxcls.checkpoints.files import State
 from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.configs import config_of
@@ -17,6 +17,7 @@ from ppxcls.fitting.result import (
     stage_line,
     write_result,
     write_stages,
+    write_start,
 )
 from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, TRAIN_YAML, WITHOUT_WEIGHTS
 from ppxcls.reports import STAGES
@@ -134,7 +135,7 @@ class StageResults:
             note=_NOTE_OF_SECOND_TRAINING if is_trained_again else "",
         )
         if held_out_state is not None:
-            write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
+            write_start(self._request.output / HELD_OUT_WEIGHTS, held_out_state, self._config())
         self.add(stage)
 
     def add(self, stage: FitStage) -> None:
