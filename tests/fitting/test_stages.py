@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,13 +110,18 @@ def test_training_has_no_mirror_images_if_they_make_the_linear_classifier_worse(
 ) -> None:
     only_linear(monkeypatch)
     original = classifiers.chosen_problem
+    groups: list[list[int]] = []
 
     def chosen_problem(*arguments: Any, **options: Any) -> Any:
         problem, choice = original(*arguments, **options)
+        groups.append(options["groups"].tolist())
         return problem, replace(choice, has_worse_copies=has_worse_copies)
 
     monkeypatch.setattr(classifiers, "chosen_problem", chosen_problem)
-    run = ppxcls.fit("photos", weights, **OPTIONS)
+    run = ppxcls.fit("photos", weights, **OPTIONS, group=r"([0-9]+)\.png")
+    numbers = [re.findall(r"(\d+)\.png", line)[0] for line in Path("out/lists/features_list.txt").open()]
+    pairs = set(zip(numbers, groups[0], strict=True))
+    assert len(pairs) == len(set(numbers)) == len(set(groups[0])), "groups in the order of the features"
     for file in (Path("out/train.yaml"), run):
         ops = [op.name for op in ppxcls.load_config(file).DataLoader.Train.dataset.transform_ops]
         assert ("RandFlipImage" in ops) == (not has_worse_copies)
