@@ -22,7 +22,7 @@ from ppxcls.fitting.classifiers import LinearClassifiers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.features import network_parts
-from ppxcls.fitting.linear import accuracy_and_loss, best_temperature
+from ppxcls.fitting.linear import accuracy_and_loss, best_temperature, mean_recall
 from ppxcls.fitting.plan import (
     MAX_TUNING_EPOCHS,
     Counts,
@@ -53,7 +53,9 @@ from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 _USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
-_HIGH_ACCURACY = 0.99  # of the linear classifier; then all layers are not trained
+# Mean recall of the linear classifier from which all layers are not trained. The accuracy tells nothing if
+# nearly all photographs are of one class.
+_HIGH_RECALL = 0.99
 _FIRST_FOLDER, _SECOND_FOLDER = "all", "all_again"  # folders of the two trainings
 
 
@@ -139,6 +141,7 @@ class AllLayers:
             loss=score[1] if math.isfinite(score[1]) else None,
             is_chosen=decision is not None,
             choice="; ".join(notes),
+            mean_recall=mean_recall(val_logits, labels),
         )
         if decision is None:
             self._results.add(stage)
@@ -163,9 +166,12 @@ class AllLayers:
         decided_step = f"{ALL_LAYERS} decided"
         if decided_step in self._progress.finished_steps:
             return True
-        accuracy, _ = self._results.score_before(ALL_LAYERS)
-        if accuracy >= _HIGH_ACCURACY:
-            logger.info(f"{ALL_LAYERS}: not trained, because {accuracy:.1%} of those that choose are right")
+        recall = self._results.recall_before(ALL_LAYERS)
+        if recall >= _HIGH_RECALL:
+            logger.info(
+                f"{ALL_LAYERS}: not trained, because {recall:.1%} of those that choose are right, "
+                "as a mean over the classes"
+            )
             return False
         left = self._clock.left - self._end_seconds()
         size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * left)

@@ -25,7 +25,13 @@ from ppxcls.fitting.features import (
     read_features,
 )
 from ppxcls.fitting.imbalance import correction_of, stage_loss
-from ppxcls.fitting.linear import LinearClassifier, StrengthChoice, accuracy_and_loss, chosen_problem
+from ppxcls.fitting.linear import (
+    LinearClassifier,
+    StrengthChoice,
+    accuracy_and_loss,
+    chosen_problem,
+    mean_recall,
+)
 from ppxcls.fitting.photographs import TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.plan import Counts
 from ppxcls.fitting.progress import FitProgress
@@ -71,6 +77,7 @@ class ClassifierPair:
         whole: classifier that was trained on these photographs too.
         val_logits: logits of the photographs that choose, by the first classifier.
         score: its accuracy and loss for these photographs.
+        mean_recall: mean over the classes of its accuracy for these photographs.
         choice: how the strength was chosen.
     """
 
@@ -78,6 +85,7 @@ class ClassifierPair:
     whole: LinearClassifier
     val_logits: Array
     score: Score
+    mean_recall: float
     choice: StrengthChoice
 
 
@@ -128,6 +136,7 @@ class LinearClassifiers:
         self._progress.write_yaml(self._request.output / TRAIN_YAML, yaml)
         solution = problem.train(choice.strength, np.arange(counts.train))
         val_logits = problem.logits(solution, np.arange(counts.train, counts.train + counts.choose))
+        val_labels = features.labels[counts.train :]
         held_out = problem.classifier(solution)
         if note := features.precision_note(held_out.logits):
             logger.info(note)
@@ -135,7 +144,8 @@ class LinearClassifiers:
             held_out=held_out,
             whole=problem.classifier(problem.train(choice.strength)),
             val_logits=val_logits,
-            score=accuracy_and_loss(val_logits, features.labels[counts.train :]),
+            score=accuracy_and_loss(val_logits, val_labels),
+            mean_recall=mean_recall(val_logits, val_labels),
             choice=choice,
         )
 

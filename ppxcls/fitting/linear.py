@@ -186,6 +186,17 @@ def accuracy_and_loss(
     return accuracy, float((correction.weights[labels] * losses).mean())
 
 
+def mean_recall(logits: Array, labels: Array) -> float:
+    """Returns the mean over the classes of their share of correct predictions, without classes of no label.
+
+    Args:
+        logits: [N, class_num].
+        labels: class of each photograph, int [N].
+    """
+    is_correct = logits.argmax(1) == labels
+    return float(np.mean([is_correct[labels == label].mean() for label in np.unique(labels)]))
+
+
 def best_temperature(logits: Array, labels: Array) -> float:
     """Returns the divisor of logits, from 1 to 10, that gives the smallest loss (arXiv:1706.04599)."""
     from scipy.optimize import minimize_scalar

@@ -84,6 +84,19 @@ class StageResults:
 
     def score_before(self, name: str) -> Score:
         """Returns accuracy and loss of the result before a stage."""
+        stage = self._stage_before(name)
+        assert stage.accuracy is not None
+        assert stage.loss is not None
+        return stage.accuracy, stage.loss
+
+    def recall_before(self, name: str) -> float:
+        """Returns the mean recall of the result before a stage; of an earlier version, its accuracy."""
+        stage = self._stage_before(name)
+        assert stage.accuracy is not None
+        return stage.accuracy if stage.mean_recall is None else stage.mean_recall
+
+    def _stage_before(self, name: str) -> FitStage:
+        """Returns the record of the result before a stage, with accuracy and loss."""
         chosen_stages = [stage for stage in self._before(name) if stage.is_chosen]
         stage = chosen_stages[-1] if chosen_stages else None
         if stage is None or stage.accuracy is None or stage.loss is None:
@@ -91,7 +104,7 @@ class StageResults:
                 f"{self.run_folder / STAGES}: expected the results of the finished stages: "
                 f"give another --output, or remove {self._request.output}"
             )
-        return stage.accuracy, stage.loss
+        return stage
 
     def _before(self, name: str) -> list[FitStage]:
         """Returns the records of the stages before a stage."""

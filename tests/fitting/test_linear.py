@@ -18,6 +18,7 @@ from ppxcls.fitting.linear import (
     chosen_problem,
     cross_validation,
     expected_seconds,
+    mean_recall,
 )
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import set_up_logging
@@ -59,6 +60,17 @@ def test_folds_have_a_share_of_each_class() -> None:
     assert folds[labels == 3].tolist() == [-1], "the only photograph of a class is never held out"
     np.testing.assert_array_equal(folds, stratified_folds(labels, 5, seed=0))
     assert not np.array_equal(folds, stratified_folds(labels, 5, seed=1))
+
+
+def test_the_recall_of_a_small_class_counts_as_much() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    labels = np.array([0] * 199 + [1] * 3 + [3])
+    logits = np.zeros((203, 4))
+    logits[:, 0] = 1
+    logits[200, 1] = 2
+    expected = metrics.balanced_accuracy_score(labels, logits.argmax(1))
+    assert mean_recall(logits, labels) == pytest.approx(expected)
+    assert expected < 0.5 < accuracy_and_loss(logits, labels)[0]
 
 
 def test_a_group_is_in_one_fold() -> None:
