@@ -75,6 +75,9 @@ class StageResults:
         for decision in (SECOND_TRAINING, AS_IT_IS):
             if f"{name} {decision}" in self._progress.finished_steps:
                 return decision
+        figure = self._config().Global.best_metric
+        if figure not in (None, "top1"):
+            logger.info(f"{figure} has chosen the epoch; accuracy and loss compare the stages")
         is_better = is_better_score if has_time else is_clearly_better_score
         if not is_better(score, self.score_before(name), count):
             return None
