@@ -15,14 +15,14 @@ from paddle import nn
 from ppxcls.build.choices import network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network
-from ppxcls.checkpoints.files import read_manifest, write_state
+from ppxcls.checkpoints.files import read_manifest
 from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
 from ppxcls.fitting.classifiers import LinearClassifiers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.features import network_parts
-from ppxcls.fitting.linear import accuracy_and_loss, best_temperature
+from ppxcls.fitting.linear import accuracy_and_loss, best_temperature, mean_recall
 from ppxcls.fitting.plan import (
     MAX_TUNING_EPOCHS,
     Counts,
@@ -35,7 +35,7 @@ from ppxcls.fitting.plan import (
 )
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
-from ppxcls.fitting.result import state_of
+from ppxcls.fitting.result import state_of, write_start
 from ppxcls.fitting.stage_results import ALL_LAYERS, AS_IT_IS, SECOND_TRAINING, TOO_LITTLE_TIME, StageResults
 from ppxcls.fitting.training import EpochLimits, Training
 from ppxcls.fitting.yaml_files import (
@@ -53,7 +53,9 @@ from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
 _USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
-_HIGH_ACCURACY = 0.99  # of the linear classifier; then all layers are not trained
+# Mean recall of the linear classifier from which all layers are not trained. The accuracy tells nothing if
+# nearly all photographs are of one class.
+_HIGH_RECALL = 0.99
 _FIRST_FOLDER, _SECOND_FOLDER = "all", "all_again"  # folders of the two trainings
 
 
@@ -139,6 +141,7 @@ class AllLayers:
             loss=score[1] if math.isfinite(score[1]) else None,
             is_chosen=decision is not None,
             choice="; ".join(notes),
+            mean_recall=mean_recall(val_logits, labels),
         )
         if decision is None:
             self._results.add(stage)
@@ -154,16 +157,21 @@ class AllLayers:
         """
         for name in (_FIRST_FOLDER, _SECOND_FOLDER):
             shutil.rmtree(self._folder / name, ignore_errors=True)
-        (self._request.output / WHOLE_WEIGHTS).unlink(missing_ok=True)
+        file = self._request.output / WHOLE_WEIGHTS
+        for part in (file.with_suffix(".json"), file):
+            part.unlink(missing_ok=True)
 
     def _is_planned(self) -> bool:
         """True if there is time for enough epochs. Writes their number and the image sizes to the YAML."""
         decided_step = f"{ALL_LAYERS} decided"
         if decided_step in self._progress.finished_steps:
             return True
-        accuracy, _ = self._results.score_before(ALL_LAYERS)
-        if accuracy >= _HIGH_ACCURACY:
-            logger.info(f"{ALL_LAYERS}: not trained, because {accuracy:.1%} of those that choose are right")
+        recall = self._results.recall_before(ALL_LAYERS)
+        if recall >= _HIGH_RECALL:
+            logger.info(
+                f"{ALL_LAYERS}: not trained, because {recall:.1%} of those that choose are right, "
+                "as a mean over the classes"
+            )
             return False
         left = self._clock.left - self._end_seconds()
         size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * left)
@@ -196,13 +204,14 @@ class AllLayers:
         if step in self._progress.finished_steps:
             return
         pair = self._classifiers.pair()
+        config = self._config()
         mirrored = "with" if self._progress.settings.flips else "without"
         logger.info(
             f"{ALL_LAYERS}: starts from a linear classifier at {self._progress.settings.feature_size} px, "
             f"{pair.score[0]:.4f} of the photographs that choose; trained {mirrored} mirror images"
         )
         for name, classifier in ((HELD_OUT_WEIGHTS, pair.held_out), (WHOLE_WEIGHTS, pair.whole)):
-            write_state(self._request.output / name, self._classifiers.state_with(classifier))
+            write_start(self._request.output / name, self._classifiers.state_with(classifier), config)
         self._progress.finish(step)
 
     def _end_seconds(self) -> float:
@@ -228,6 +237,7 @@ class AllLayers:
                 f"DataLoader.Train.dataset.cls_label_path={json_text(list_file)}",
                 f"Global.pretrained_model={json_text(start)}",
                 "Global.eval_during_train=false",
+                "Global.early_stop=null",  # it needs evaluations; the number of epochs is known already
             ]
             self._training.run(step, self._yaml, overrides=overrides, last_epoch=epochs)
             self._progress.finish(step)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ppxcls.checkpoints.files import State
 from ppxcls.config.sections import Config
+from ppxcls.data.errors import DataError
+from ppxcls.data.groups import GROUPS_FILE, read_groups
+from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import (
@@ -21,7 +25,14 @@ from ppxcls.fitting.features import (
     read_features,
 )
 from ppxcls.fitting.imbalance import correction_of, stage_loss
-from ppxcls.fitting.linear import LinearClassifier, StrengthChoice, accuracy_and_loss, chosen_problem
+from ppxcls.fitting.linear import (
+    LinearClassifier,
+    StrengthChoice,
+    accuracy_and_loss,
+    chosen_problem,
+    mean_recall,
+)
+from ppxcls.fitting.photographs import TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.plan import Counts
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
@@ -30,6 +41,31 @@ from ppxcls.fitting.yaml_files import LISTS, STAGES_FOLDER, TRAIN_YAML, train_ya
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
 from ppxcls.train.losses import CELoss
+
+
+def group_numbers(lists: Path) -> Array | None:
+    """Returns the number of each photograph's group, int [N]; None if there are no groups.
+
+    The photographs are those that train and those that choose, in the order of the features.
+
+    Args:
+        lists: folder of the lists.
+
+    Raises:
+        DataError: the file of the groups is damaged, or has no group of a photograph.
+    """
+    groups = read_groups(lists / GROUPS_FILE)
+    if groups is None:
+        return None
+    names = []
+    for name in (TRAIN_LIST, VAL_LIST):
+        index = ListIndex(lists / name)
+        names += [groups.get(index.path(i)) for i in range(len(index))]
+    if missing_count := names.count(None):
+        raise DataError(
+            f"{lists / GROUPS_FILE}: expected a group of each photograph, {missing_count:,} have none"
+        )
+    return np.unique(np.array(names), return_inverse=True)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +77,7 @@ class ClassifierPair:
         whole: classifier that was trained on these photographs too.
         val_logits: logits of the photographs that choose, by the first classifier.
         score: its accuracy and loss for these photographs.
+        mean_recall: mean over the classes of its accuracy for these photographs.
         choice: how the strength was chosen.
     """
 
@@ -48,6 +85,7 @@ class ClassifierPair:
     whole: LinearClassifier
     val_logits: Array
     score: Score
+    mean_recall: float
     choice: StrengthChoice
 
 
@@ -91,12 +129,14 @@ class LinearClassifiers:
             class_num=settings.class_num,
             seed=seed,
             correction=correction_of(self._loss, settings.class_num),
+            groups=group_numbers(self._request.output / LISTS),
         )
         self._progress.settings = replace(settings, flips=not choice.has_worse_copies)
         yaml = train_yaml(self._progress.settings, self._request.photos, self._request.output)
         self._progress.write_yaml(self._request.output / TRAIN_YAML, yaml)
         solution = problem.train(choice.strength, np.arange(counts.train))
         val_logits = problem.logits(solution, np.arange(counts.train, counts.train + counts.choose))
+        val_labels = features.labels[counts.train :]
         held_out = problem.classifier(solution)
         if note := features.precision_note(held_out.logits):
             logger.info(note)
@@ -104,7 +144,8 @@ class LinearClassifiers:
             held_out=held_out,
             whole=problem.classifier(problem.train(choice.strength)),
             val_logits=val_logits,
-            score=accuracy_and_loss(val_logits, features.labels[counts.train :]),
+            score=accuracy_and_loss(val_logits, val_labels),
+            mean_recall=mean_recall(val_logits, val_labels),
             choice=choice,
         )
 

@@ -20,9 +20,14 @@ def config_of(request: Request, file: Path, extra_overrides: Sequence[str] = ())
         extra_overrides: overrides ``A.b=value`` after those of the command.
 
     Raises:
-        ConfigError: the YAML or an override is invalid.
+        ConfigError: the YAML or an override is invalid, or limits the hours of a training.
     """
     overrides = [
         text for text in request.overrides if file.name == TRAIN_YAML or not text.startswith(HEAD_KEYS)
     ]
-    return load_config(file, [*overrides, *extra_overrides], trust=request.trust)
+    config = load_config(file, [*overrides, *extra_overrides], trust=request.trust)
+    # A training whose hours are over ends like a finished one, so its result would be taken too early.
+    if (hours := config.Global.max_hours) is not None:
+        message = f"expected null, because --minutes limits the time of fit, received {hours:g}"
+        raise config.where("Global.max_hours").error(message)
+    return config

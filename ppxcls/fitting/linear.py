@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ppxcls.fitting.folds import grouped_folds, stratified_folds
 from ppxcls.fitting.imbalance import ClassCorrection
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import logger
@@ -89,22 +90,6 @@ class StrengthChoice:
         return f"C = {self.strength:g} of {self.tried_count}{mirrored}, {score}"
 
 
-def stratified_folds(labels: Array, fold_count: int, seed: int) -> Array:
-    """Returns the fold of each photograph, int [N]; each fold has about the same share of each class.
-
-    A photograph that is the only one of its class is in no fold: -1.
-    """
-    rng = np.random.default_rng([seed, fold_count])
-    folds = np.full(len(labels), -1)
-    offset = 0
-    for label in np.unique(labels):
-        indices = rng.permutation(np.flatnonzero(labels == label))
-        if len(indices) > 1:
-            folds[indices] = (offset + np.arange(len(indices))) % fold_count
-            offset += len(indices)  # so that small classes are spread over the folds
-    return folds
-
-
 @dataclass(frozen=True)
 class CrossValidation:
     """What a cross-validation holds out.
@@ -122,7 +107,7 @@ class CrossValidation:
 
 
 def cross_validation(
-    labels: Array, class_num: int, *, copies: int, width: int, seed: int
+    labels: Array, class_num: int, *, copies: int, width: int, seed: int, groups: Array | None = None
 ) -> CrossValidation | None:
     """Returns a cross-validation that takes a limited time; None if there are too few photographs.
 
@@ -135,13 +120,23 @@ def cross_validation(
         copies: images of each photograph.
         width: number of features.
         seed: seed of the folds.
+        groups: number of each photograph's group, from 0, int [N]; None for no groups. A group is in one
+            fold.
     """
     counts = np.bincount(labels, minlength=class_num)
-    if counts.max() < 2:
+    group_counts = counts
+    if groups is not None:
+        group_counts = np.bincount(np.unique(np.stack([labels, groups]), axis=1)[0], minlength=class_num)
+    if group_counts.max() < 2:
         return None
     strengths: Sequence[float] = STRENGTHS
-    fold_count = int(min(_MAX_FOLDS, counts.max()))
-    folds = stratified_folds(labels, fold_count, seed)
+    fold_count = int(min(_MAX_FOLDS, group_counts.max()))
+    if groups is None:
+        folds = stratified_folds(labels, fold_count, seed)
+    else:
+        folds = grouped_folds(labels, groups, fold_count, seed)
+    if (folds < 0).all():
+        return None
     rows = copies * len(labels)
     products = _USUAL_ITERATIONS * _products(rows, min(rows, width), class_num)
     used_folds = min(max(int(_MAX_PRODUCTS / (products * len(strengths))), 1), fold_count)
@@ -189,6 +184,17 @@ def accuracy_and_loss(
         return accuracy, float(-_log_softmax(values)[np.arange(len(labels)), labels].mean())
     losses = -_log_softmax(values + correction.offsets)[np.arange(len(labels)), labels]
     return accuracy, float((correction.weights[labels] * losses).mean())
+
+
+def mean_recall(logits: Array, labels: Array) -> float:
+    """Returns the mean over the classes of their share of correct predictions, without classes of no label.
+
+    Args:
+        logits: [N, class_num].
+        labels: class of each photograph, int [N].
+    """
+    is_correct = logits.argmax(1) == labels
+    return float(np.mean([is_correct[labels == label].mean() for label in np.unique(labels)]))
 
 
 def best_temperature(logits: Array, labels: Array) -> float:
@@ -314,7 +320,13 @@ class LinearProblem:
 
 
 def chosen_problem(
-    features: Array, labels: Array, *, class_num: int, seed: int, correction: ClassCorrection | None = None
+    features: Array,
+    labels: Array,
+    *,
+    class_num: int,
+    seed: int,
+    correction: ClassCorrection | None = None,
+    groups: Array | None = None,
 ) -> tuple[LinearProblem, StrengthChoice]:
     """Returns the problem and the strength with the smallest loss in a cross-validation.
 
@@ -326,10 +338,11 @@ def chosen_problem(
         class_num: number of classes.
         seed: seed of the folds.
         correction: correction of the loss for unbalanced classes; None for none.
+        groups: number of each photograph's group, from 0, int [N]; None for no groups.
     """
     problem = LinearProblem(features, labels, class_num, correction)
     copies, _, width = features.shape
-    validation = cross_validation(labels, class_num, copies=copies, width=width, seed=seed)
+    validation = cross_validation(labels, class_num, copies=copies, width=width, seed=seed, groups=groups)
     if validation is None:
         middle = STRENGTHS[len(STRENGTHS) // 2]
         return problem, StrengthChoice(middle, len(STRENGTHS), 0, 0, math.nan, math.nan, copies > 1)

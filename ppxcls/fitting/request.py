@@ -15,7 +15,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.held_out import Shares
 from ppxcls.data.label_table import table_root
 from ppxcls.fitting.photographs import DEFAULT_SHARES
-from ppxcls.fitting.settings import network_of
+from ppxcls.fitting.settings import check_images_of_weights, network_of
 from ppxcls.models.weights import weights_file
 from ppxcls.published.find import cached_weights, is_weights_word, network_of_word, weights_path
 from ppxcls.reports.rendering import PACKAGES_HINT
@@ -110,6 +110,8 @@ def checked_request(
     if network is not None:
         _check_network(network)
     weights, network = _weights_and_network(weights, network)
+    if weights:
+        check_images_of_weights(weights)
     if val_share is None:
         val_share = _VAL_SHARE_WITH_WEIGHTS if weights else DEFAULT_SHARES.val
     if device:

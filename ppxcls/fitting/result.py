@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppxcls.build.choices import Weights
+from ppxcls.build.choices import Weights, class_names_for
 from ppxcls.build.evaluation import write_results
 from ppxcls.build.trainer import build_trainer
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
 from ppxcls.config.sections import Config
-from ppxcls.data.dataset import Dataset
 from ppxcls.fitting.linear import accuracy_and_loss
 from ppxcls.models.weights import model_state
 from ppxcls.reports import STAGES
@@ -25,6 +24,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.json_text import json_text
 from ppxcls.train import PREDICTIONS
+from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.predictions import PredictionTable, write_predictions
 from ppxcls.train.trainer import Trainer
 
@@ -80,8 +80,9 @@ def write_result(
         results = _evaluated(trainer, val_logits)
         progress = trainer.progress
         progress.epoch = epoch
-        loss = results[_loss_name(trainer)]
-        progress.best = {"metric": "top1", "value": results["top1"], "epoch": epoch, "loss": loss}
+        figure = _deciding_figure(trainer, results)
+        loss = results[_evaluation(trainer).loss_name]
+        progress.best = {"metric": figure, "value": results[figure], "epoch": epoch, "loss": loss}
         trainer.log.start(progress)  # removes the line of this stage before a kill
         trainer.log.eval_line(results, progress)
         trainer.log.flush()
@@ -91,11 +92,29 @@ def write_result(
             [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
         )
         weights = Weights(str(trainer.output_dir / _BEST), average=False, is_own=True, note=note)
-        write_results(config, weights, dataset=_dataset(trainer), results=results)
+        write_results(config, weights, dataset=_evaluation(trainer).loader.dataset, results=results)
     finally:
         trainer.log.close()
         trainer.close_loaders()
         trainer.run.folder.release()
+
+
+def write_start(file: Path, state: State, config: Config) -> None:
+    """Writes weights that a training starts from, with the names of their classes.
+
+    Without the names, a classifier of 1,000 classes would be taken for one of ImageNet's, and its rows would
+    be put in another order.
+
+    Args:
+        file: file of weights.
+        state: weights, whose classifier is one of the training's classes.
+        config: config of the training.
+
+    Raises:
+        OSError: the files can't be written.
+    """
+    manifest = {"class_names": class_names_for(config, "train"), "progress": {}}
+    write_checkpoint([file.with_suffix("")], {WEIGHTS: state}, manifest=manifest)
 
 
 def _continue_run(trainer: Trainer) -> None:
@@ -108,27 +127,32 @@ def _continue_run(trainer: Trainer) -> None:
         trainer.run.facts = replace(trainer.run.facts, run=run_id)
 
 
-def _loss_name(trainer: Trainer) -> str:
+def _evaluation(trainer: Trainer) -> Evaluation:
     assert trainer.evaluation
-    return trainer.evaluation.loss_name
+    return trainer.evaluation
 
 
-def _dataset(trainer: Trainer) -> Dataset:
-    assert trainer.evaluation
-    return trainer.evaluation.loader.dataset
+def _deciding_figure(trainer: Trainer, results: Mapping[str, float]) -> str:
+    """Returns the figure that decides about epochs; top1 if it is not defined for these photographs."""
+    figure = _evaluation(trainer).deciding_figure
+    return figure if math.isfinite(results[figure]) else "top1"
 
 
 def _evaluated(trainer: Trainer, logits: Array) -> dict[str, Any]:
     """Writes the predictions, and returns the results of an evaluation with these logits."""
-    dataset = _dataset(trainer)
+    evaluation = _evaluation(trainer)
+    dataset = evaluation.loader.dataset
     labels = np.asarray(dataset.labels[: len(logits)], np.int64)
     table = PredictionTable(len(logits))
-    table.add(np.arange(len(logits)), paddle.to_tensor(logits), paddle.to_tensor(labels))
+    logits_and_labels = paddle.to_tensor(logits), paddle.to_tensor(labels)
+    table.add(np.arange(len(logits)), *logits_and_labels)
     write_predictions(trainer.output_dir / PREDICTIONS, table.gathered(), dataset, trainer.run.class_names)
     top1, loss = accuracy_and_loss(logits, labels)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     top5 = float((order == labels[:, None]).any(1).mean())
-    return {_loss_name(trainer): loss, "top1": top1, "top5": top5, "num_samples": len(logits)}
+    # These are the figures that stages are compared by, whatever ``Metric.Eval`` and ``Loss.Eval`` are.
+    compared = {evaluation.loss_name: loss, "top1": top1, "top5": top5, "num_samples": len(logits)}
+    return evaluation.results_of(*logits_and_labels) | compared
 
 
 def state_of(network: paddle.nn.Layer) -> State:

@@ -16,6 +16,7 @@ from ppxcls.build.class_order import config_of_weights
 from ppxcls.build.network import build_model, list_models
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.data.decode import decode_image
+from ppxcls.data.errors import DataError
 from ppxcls.data.list_index import ListIndex
 from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.read_file import read_file
@@ -251,6 +252,27 @@ def _normalization(network: str, weights: str | None) -> tuple[tuple[float, floa
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = values
     return red, green, blue
+
+
+def check_images_of_weights(weights: str) -> None:
+    """Refuses weights of a run that prepared images in a way that the YAML of ``fit`` has no keys for.
+
+    Raises:
+        DataError: the run had other channels than three, 16 bits, or a letterbox.
+    """
+    images = _images_of_run(weights)
+    if images is None:
+        return
+    counts = [images.channel_count, *(len(values) for values in (images.mean, images.std) if values)]
+    facts = [f"{count} channels" for count in counts if count not in (None, 3)][:1]
+    facts += [f"{images.bits} bits"] if images.bits not in (None, 8) else []
+    facts += ["a letterbox"] if images.fill is not None else []
+    if facts:
+        raise DataError(
+            f"{weights}: fit expects weights of images with 3 channels of 8 bits, without a letterbox, "
+            f"received those of a run with {', '.join(facts)}: train with a YAML of your own, "
+            "and set Global.pretrained_model"
+        )
 
 
 def _images_of_run(weights: str | None) -> PreparedImages | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppxcls.checkpoints.files import State, write_state
+from ppxcls.checkpoints.files import State
 from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
 from ppxcls.fitting.configs import config_of
@@ -17,6 +17,7 @@ from ppxcls.fitting.result import (
     stage_line,
     write_result,
     write_stages,
+    write_start,
 )
 from ppxcls.fitting.yaml_files import HELD_OUT_WEIGHTS, TRAIN_YAML, WITHOUT_WEIGHTS
 from ppxcls.reports import STAGES
@@ -74,6 +75,9 @@ class StageResults:
         for decision in (SECOND_TRAINING, AS_IT_IS):
             if f"{name} {decision}" in self._progress.finished_steps:
                 return decision
+        figure = self._config().Global.best_metric
+        if figure not in (None, "top1"):
+            logger.info(f"{figure} has chosen the epoch; accuracy and loss compare the stages")
         is_better = is_better_score if has_time else is_clearly_better_score
         if not is_better(score, self.score_before(name), count):
             return None
@@ -83,6 +87,19 @@ class StageResults:
 
     def score_before(self, name: str) -> Score:
         """Returns accuracy and loss of the result before a stage."""
+        stage = self._stage_before(name)
+        assert stage.accuracy is not None
+        assert stage.loss is not None
+        return stage.accuracy, stage.loss
+
+    def recall_before(self, name: str) -> float:
+        """Returns the mean recall of the result before a stage; of an earlier version, its accuracy."""
+        stage = self._stage_before(name)
+        assert stage.accuracy is not None
+        return stage.accuracy if stage.mean_recall is None else stage.mean_recall
+
+    def _stage_before(self, name: str) -> FitStage:
+        """Returns the record of the result before a stage, with accuracy and loss."""
         chosen_stages = [stage for stage in self._before(name) if stage.is_chosen]
         stage = chosen_stages[-1] if chosen_stages else None
         if stage is None or stage.accuracy is None or stage.loss is None:
@@ -90,7 +107,7 @@ class StageResults:
                 f"{self.run_folder / STAGES}: expected the results of the finished stages: "
                 f"give another --output, or remove {self._request.output}"
             )
-        return stage.accuracy, stage.loss
+        return stage
 
     def _before(self, name: str) -> list[FitStage]:
         """Returns the records of the stages before a stage."""
@@ -134,7 +151,7 @@ class StageResults:
             note=_NOTE_OF_SECOND_TRAINING if is_trained_again else "",
         )
         if held_out_state is not None:
-            write_state(self._request.output / HELD_OUT_WEIGHTS, held_out_state)
+            write_start(self._request.output / HELD_OUT_WEIGHTS, held_out_state, self._config())
         self.add(stage)
 
     def add(self, stage: FitStage) -> None:

@@ -93,6 +93,7 @@ class Stages:
             loss=pair.score[1],
             is_chosen=True,
             choice=str(pair.choice),
+            mean_recall=pair.mean_recall,
         )
         held_out_state = self._classifiers.state_with(pair.held_out)
         state = self._classifiers.state_with(pair.whole)

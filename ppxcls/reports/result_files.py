@@ -77,6 +77,8 @@ class FitStage:
         loss: loss on the same images; None if it is not known.
         is_chosen: True if the result of the stage became the result of ``fit``.
         choice: what the stage chose, and how.
+        mean_recall: mean over the classes of their share of correct predictions on the images that choose;
+            None if it is not known.
     """
 
     name: str
@@ -87,6 +89,7 @@ class FitStage:
     loss: float | None
     is_chosen: bool
     choice: str
+    mean_recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,8 @@ def read_stages(file: Path) -> StageFile | None:
         return None
     if type(values.get("format")) is not int or values["format"] != _STAGES_FORMAT:
         raise DataError(f"{file}: expected {_STAGES_FORMAT} as 'format'; a later version may have written it")
-    stages = _entries(file, values, key="stages", rules=_STAGE_RULES)
+    # Earlier versions have not written it.
+    stages = _entries(file, values, key="stages", rules=_STAGE_RULES, optional="mean_recall")
     plan = _entries(file, values, key="plan", rules=_PLAN_RULES, optional="name")
     return StageFile(
         [
@@ -214,6 +218,7 @@ _STAGE_RULES: dict[str, _Rule] = {
     ),
     "chosen": (lambda value: isinstance(value, bool), "true or false"),
     "choice": (lambda value: _is_text(value, _MAX_CHOICE_LENGTH), "a printable text"),
+    "mean_recall": (lambda value: value is None or _is_between(value, 0, 1), "a number from 0 to 1 or null"),
 }
 _VIEW_RULES: dict[str, _Rule] = {
     "tta": (lambda value: value in ("flip", "crops", "flip,crops"), "flip, crops or flip,crops"),

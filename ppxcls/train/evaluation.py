@@ -119,6 +119,16 @@ class Evaluation:
         self.predictions = self._table.gathered()
         return self._results(batch_sums, bad_count)
 
+    def results_of(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, float]:
+        """Returns the results for logits that are known already, without any network.
+
+        Args:
+            logits: [N, class_num].
+            labels: int64 [N].
+        """
+        sums = self._scorer(self._loss(logits, labels), logits, labels)
+        return self._results([(logits.shape[0], sums)], bad_count=0)
+
     def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
         labels = to_device(batch.labels)
         with interrupts_deferred():

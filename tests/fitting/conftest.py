@@ -42,7 +42,7 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     They are easy, so that the linear classifier finds them all. All layers are trained nevertheless.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(all_layers, "_HIGH_ACCURACY", 2.0)
+    monkeypatch.setattr(all_layers, "_HIGH_RECALL", 2.0)
     monkeypatch.setattr(folder, "judge", lambda *_, **__: None)
     photographs(tmp_path / "photos", {"ant": 12, "bee": 10, "cow": 8})
     save_weights(ppxcls.build_model(networks.NAME, class_num=5), tmp_path / "weights.pdparams")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import ppxcls
-from ppxcls.checkpoints.files import read_state
+from ppxcls.checkpoints.files import WEIGHTS, read_state, write_checkpoint
 from tests.fitting import networks
 from tests.fitting.small_fits import OPTIONS, only_linear, photographs
 
@@ -71,3 +71,24 @@ def test_a_network_without_parts_takes_the_rows(
 def test_what_is_refused(arguments: dict[str, str], message: str, weights: str) -> None:
     with pytest.raises(ppxcls.DataError, match=message):
         ppxcls.fit("photos", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("ops", "facts"),
+    [
+        (
+            "[{DecodeImage: {channels: 1, bits: 16}}, {NormalizeImage: {scale: 1.0/65535.0}}]",
+            "1 channels, 16 bits",
+        ),
+        ("[{DecodeImage: {channels: 4}}, {ResizeImage: {size: 32}}]", "4 channels"),
+        ("[{NormalizeImage: {mean: [0.5], std: [0.5]}}]", "1 channels"),
+        ("[{DecodeImage: {}}, {ResizeImage: {size: 32, keep_ratio: true}}]", "a letterbox"),
+    ],
+)
+def test_images_that_fit_can_not_prepare_are_refused(ops: str, facts: str, weights: str) -> None:
+    config = f"DataLoader: {{Eval: {{dataset: {{transform_ops: {ops}}}}}}}"
+    state = read_state(weights)
+    write_checkpoint([Path("run")], {WEIGHTS: state}, manifest={"config": config, "progress": {}})
+    with pytest.raises(ppxcls.DataError, match=f"received those of a run with {facts}: train with"):
+        ppxcls.fit("photos", "run.pdparams", **OPTIONS)
+    assert not Path("out").exists()

@@ -95,6 +95,7 @@ def start(words: list[str], folder: Path) -> subprocess.Popen[str]:
         ({"overrides": ["Global.epochs"]}, "expected KEY.KEY=value"),
         ({"overrides": ["Global.epoch=3"]}, "epochs"),
         ({"overrides": ["Global.epochs=many"]}, "epochs"),
+        ({"overrides": ["Global.max_hours=1"]}, "Global.max_hours: expected null, because --minutes limits"),
         ({"overrides": ["Arch.class_num=1"]}, "expected the names of 1 classes, received 2"),
         ({"overrides": ["Global.device=gpux"]}, "expected one of cpu"),
         ({"overrides": ["DataLoader.Train.dataset.cls_label_path=gone.txt"]}, "gone.txt: no such list file"),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from ppxcls.fitting.folds import grouped_folds, stratified_folds
 from ppxcls.fitting.linear import (
     STRENGTHS,
     CrossValidation,
@@ -17,7 +18,7 @@ from ppxcls.fitting.linear import (
     chosen_problem,
     cross_validation,
     expected_seconds,
-    stratified_folds,
+    mean_recall,
 )
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import set_up_logging
@@ -59,6 +60,64 @@ def test_folds_have_a_share_of_each_class() -> None:
     assert folds[labels == 3].tolist() == [-1], "the only photograph of a class is never held out"
     np.testing.assert_array_equal(folds, stratified_folds(labels, 5, seed=0))
     assert not np.array_equal(folds, stratified_folds(labels, 5, seed=1))
+
+
+def test_the_recall_of_a_small_class_counts_as_much() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    labels = np.array([0] * 199 + [1] * 3 + [3])
+    logits = np.zeros((203, 4))
+    logits[:, 0] = 1
+    logits[200, 1] = 2
+    expected = metrics.balanced_accuracy_score(labels, logits.argmax(1))
+    assert mean_recall(logits, labels) == pytest.approx(expected)
+    assert expected < 0.5 < accuracy_and_loss(logits, labels)[0]
+
+
+def test_a_group_is_in_one_fold() -> None:
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.repeat(np.arange(40), 5))
+    labels = groups % 4  # ten patients of each class
+    folds = grouped_folds(labels, groups, 5, seed=0)
+    assert all(len(set(folds[groups == group])) == 1 for group in range(40))
+    for label in range(4):
+        assert np.bincount(folds[labels == label]).tolist() == [10] * 5
+    assert not np.array_equal(folds, grouped_folds(labels, groups, 5, seed=1))
+    labels[groups == 7] = 4
+    folds = grouped_folds(labels, groups, 5, seed=0)
+    assert set(folds[groups == 7]) == {-1}, "the only group of a class is never held out"
+    assert set(folds[groups != 7]) == {0, 1, 2, 3, 4}
+
+
+def test_photographs_of_a_patient_are_held_out_together() -> None:
+    """Noise that tells the patient, and so the label if the patient is trained on."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 4)
+    labels = np.repeat(rng.permutation(np.arange(30) % 3), 4)
+    features = (rng.normal(size=(30, 200))[groups] + 0.1 * rng.normal(size=(120, 200))).astype(np.float32)
+    _, choice = chosen_problem(features[None], labels, class_num=3, seed=0)
+    _, grouped_choice = chosen_problem(features[None], labels, class_num=3, seed=0, groups=groups)
+    assert choice.accuracy > 0.95
+    assert grouped_choice.accuracy < 0.6
+    assert grouped_choice.fold_count == 5
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"),
+    [
+        ([0, 0, 1, 1], [0, 0, 1, 1]),
+        ([0, 0, 1, 1], [0, 1, 0, 1]),
+        ([0, 0, 0, 1, 1], [0, 1, 2, 2, 2]),
+        ([0, 0, 1, 1, 1], [0, 0, 0, 0, 0]),
+    ],
+)
+def test_a_few_groups_are_enough(labels: list[int], groups: list[int]) -> None:
+    features, _ = clouds(len(labels), 8, 2, 1.0)
+    array = np.array(labels)
+    problem, choice = chosen_problem(features[None], array, class_num=2, seed=0, groups=np.array(groups))
+    classifier = problem.classifier(problem.train(choice.strength))
+    assert accuracy_and_loss(classifier.logits(features), array)[0] == 1.0
+    has_two_groups = any(len(set(np.array(groups)[array == label])) > 1 for label in (0, 1))
+    assert (choice.fold_count > 0) == has_two_groups
 
 
 def test_noise_is_given_less_strength_than_clear_classes() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -109,13 +110,18 @@ def test_training_has_no_mirror_images_if_they_make_the_linear_classifier_worse(
 ) -> None:
     only_linear(monkeypatch)
     original = classifiers.chosen_problem
+    groups: list[list[int]] = []
 
-    def chosen_problem(*arguments: Any) -> Any:
-        problem, choice = original(*arguments)
+    def chosen_problem(*arguments: Any, **options: Any) -> Any:
+        problem, choice = original(*arguments, **options)
+        groups.append(options["groups"].tolist())
         return problem, replace(choice, has_worse_copies=has_worse_copies)
 
     monkeypatch.setattr(classifiers, "chosen_problem", chosen_problem)
-    run = ppxcls.fit("photos", weights, **OPTIONS)
+    run = ppxcls.fit("photos", weights, **OPTIONS, group=r"([0-9]+)\.png")
+    numbers = re.findall(r"(\d+)\.png", Path("out/lists/features_list.txt").read_text())
+    pairs = set(zip(numbers, groups[0], strict=True))
+    assert len(pairs) == len(set(numbers)) == len(set(groups[0])), "groups in the order of the features"
     for file in (Path("out/train.yaml"), run):
         ops = [op.name for op in ppxcls.load_config(file).DataLoader.Train.dataset.transform_ops]
         assert ("RandFlipImage" in ops) == (not has_worse_copies)
@@ -123,16 +129,27 @@ def test_training_has_no_mirror_images_if_they_make_the_linear_classifier_worse(
     assert ("without mirror images" in records(run)[0].choice) == has_worse_copies
 
 
+@pytest.mark.parametrize("finds_small_class", [True, False])
 def test_a_good_linear_classifier_stays(
+    finds_small_class: bool,
     weights: str,
     speeds: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(all_layers, "_HIGH_ACCURACY", 0.5)
+    """It is not good if it finds the large class alone, however large that is."""
+    monkeypatch.setattr(all_layers, "_HIGH_RECALL", 0.99)
+    if not finds_small_class:
+        monkeypatch.setattr(classifiers, "accuracy_and_loss", lambda *_: (0.995, 0.1))
+        monkeypatch.setattr(classifiers, "mean_recall", lambda *_: 0.5)
+        monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: (networks.SIZE, 0))
     run = ppxcls.fit("photos", weights, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True}
-    assert "all layers: not trained, because 100.0% of those that choose are right" in capsys.readouterr().out
+    assert records(run)[0].mean_recall == (1.0 if finds_small_class else 0.5)
+    line = (
+        "all layers: not trained, because 100.0% of those that choose are right, as a mean over the classes"
+    )
+    assert (line in capsys.readouterr().out) == finds_small_class
 
 
 def test_little_time_gives_the_first_result_alone(weights: str, speeds: Callable[..., None]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import ppxcls
-from ppxcls.checkpoints.files import read_state
+from ppxcls.checkpoints.files import read_manifest, read_state
 from ppxcls.fitting import all_layers, classifiers, folder, stages, training
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.progress import read_progress
@@ -158,7 +158,8 @@ def test_all_layers_are_trained_again_with_the_photographs_that_choose(
     evaluation = json.loads((run / "eval.json").read_text())
     assert (stage.accuracy, stage.loss) == (evaluation["top1"], evaluation["loss"])
     assert "those of best_model were, after the choice" in evaluation["about"]
-    assert [file.name for file in Path("out/stages").iterdir()] == ["held_out.pdparams"]
+    files = sorted(file.name for file in Path("out/stages").iterdir())
+    assert files == ["held_out.json", "held_out.pdparams"]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,8 @@ def test_all_layers_are_trained_again_with_the_photographs_that_choose(
     [
         (["Global.eval_during_train=false"], False),
         (["EMA.use_ema=true", "EMA.decay=0.5"], True),
+        (["Global.early_stop.patience=3"], True),
+        (["Metric.Eval=[{TopkAcc: {}}, {CohenKappa: {}}]", "Global.best_metric=CohenKappa"], True),
         (["Global.weights_format=safetensors"], True),
     ],
 )
@@ -181,6 +184,10 @@ def test_overrides_of_the_training(
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=[*overrides, "Global.epochs=1"])
     expected = {stages.LINEAR: True} | ({stages.ALL_LAYERS: True} if is_trained else {})
     assert chosen(run) == expected
+    figure = "CohenKappa" if "CohenKappa" in overrides[-1] else "top1"
+    best = read_manifest(run / "best_model")["progress"]["best"]
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert (best["metric"], best["value"]) == (figure, evaluation[figure])
     assert ppxcls.load(run).predict(["photos/ant/0.png"])
 
 
