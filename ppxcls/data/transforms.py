@@ -644,16 +644,17 @@ def _bounded_blocks(specs: Sequence[Any], where: ConfigPlace) -> list[Block]:
     return blocks
 
 
-def prepared_images(specs: Sequence[Any], images: PreparedImages = PreparedImages()) -> PreparedImages:
+def prepared_images(specs: Sequence[Any], images: PreparedImages | None = None) -> PreparedImages:
     """Returns how a config's list of transforms prepares images.
 
     Args:
         specs: transforms as in a config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
-        images: facts about the images before the first of them.
+        images: facts about the images before the first of them; None if nothing is known.
 
     Raises:
         ConfigError: a transform is unknown or has a wrong argument.
     """
+    images = images or PreparedImages()
     for block in TRANSFORMS.blocks(specs, ConfigPlace(("transform_ops",))):
         images = _prepared(block, TRANSFORMS.build(block), images)
     return images
