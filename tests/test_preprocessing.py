@@ -187,6 +187,9 @@ def test_what_a_run_knows() -> None:
     assert differences_from_run(unknown, ops()) == [
         "other transforms: none, the weights expect TransformOfAPlugin (their run)"
     ]
+    grey_to_rgb = of_run([{"DecodeImage": {"channels": 1}}, {"TransformOfAPlugin": {}}, *ops()[1:]])
+    assert grey_to_rgb.images.mean == (0.485, 0.456, 0.406)
+    assert grey_to_rgb.images.channel_count is None
     assert prepared_images(ops(to_rgb=False)).channels == "BGR"
 
 

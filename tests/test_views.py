@@ -142,6 +142,11 @@ def test_images_that_judge_are_counted_with_several_views_too(
     for tta, name, uses in ((None, "test", 1), ("flip", "test_tta", 2), (None, "test", 3)):
         ppxcls.evaluate(run, test=True, tta=tta)
         assert json.loads((run.run_folder / f"{name}.json").read_text())["uses"] == uses
+    pytest.importorskip("jinja2")
+    ppxcls.evaluate(run, tta="flip")
+    page = ppxcls.report(run.run_folder).read_text(encoding="utf-8")
+    assert page.count("means of 2 views, 7 images that judge") == 1
+    assert page.count("means of 2 views, 7 images that chose") == 1
 
 
 def test_exported_files_take_the_same_views(run: Path, images: Path, tmp_path: Path) -> None:

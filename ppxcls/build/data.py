@@ -19,10 +19,12 @@ from ppxcls.data.dataset import DATASETS, Dataset
 from ppxcls.data.groups import GROUPS_FILE, group_pattern, groups_by_pattern, read_groups
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
-from ppxcls.data.sampler import SAMPLERS
+from ppxcls.data.sampler import SAMPLERS, ClassBalancedSampler
 from ppxcls.system import distributed
 from ppxcls.system.environment import cores_per_rank
 from ppxcls.system.logs import logger
+from ppxcls.train.class_weights import ClassWeight
+from ppxcls.train.losses import LOSSES
 
 # Threads of one process wait for its lock: on 16 cores, 2 threads loaded 2.0 times as many images as one, 4
 # threads 3.4 times, 8 threads 4.7 times.
@@ -162,7 +164,31 @@ def check_data(config: Config, *, progress_bar: bool = True, group: str | None =
     with tqdm(total=total, unit="file", disable=is_hidden, leave=False) as bar:
         names = class_names_for(config, "train")
         groups = [_groups_of(dataset, pattern) for dataset in datasets]
-        return check_lists(datasets, class_num(config), progress=bar.update, names=names, groups=groups)
+        return check_lists(
+            datasets,
+            class_num(config),
+            progress=bar.update,
+            names=names,
+            groups=groups,
+            class_weight_key=class_weight_key(config),
+        )
+
+
+def class_weight_key(config: Config) -> str | None:
+    """Returns the key for class weights of the first loss that can have them.
+
+    Returns:
+        A key such as ``Loss.Train.0.CELoss.class_weight``; None if there is no such loss, or if the training
+        makes up for unbalanced classes already.
+    """
+    sampler = config.DataLoader.Train.sampler.name if config.DataLoader and config.DataLoader.Train else ""
+    keys = []
+    for number, block in enumerate(config.Loss.Train if config.Loss else []):
+        if block.arguments.get("class_weight") or block.arguments.get("logit_adjustment"):
+            return None
+        if LOSSES.schema(block.name).get("class_weight") == ClassWeight | None:
+            keys.append(f"Loss.Train.{number}.{block.name}.class_weight")
+    return keys[0] if keys and sampler != ClassBalancedSampler.__name__ else None
 
 
 def _groups_of(dataset: Dataset, pattern: re.Pattern[str] | None) -> dict[str, str]:

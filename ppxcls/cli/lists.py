@@ -8,6 +8,7 @@ from typing import Any
 import ppxcls
 from ppxcls.system.output_paths import check_output_folder
 
+_SPLIT_OPTIONS = ("val_share", "test_share", "seed")
 _TABLE_OPTIONS = ("image", "label", "split", "group", "image_root")
 
 
@@ -96,12 +97,14 @@ def run_lists(parser: argparse.ArgumentParser) -> None:
     )
     arguments = parser.parse_args()
     if arguments.apply:
-        if arguments.folds or arguments.labels or any(table_options(arguments).values()):
+        if _is_given(parser, arguments, "labels", "folds", *_SPLIT_OPTIONS, *_TABLE_OPTIONS):
             parser.error("expected --apply with SOURCE and perhaps --output, received other options too")
         _apply(arguments)
         return
     if not arguments.output:
         parser.error("the following arguments are required: -o/--output")
+    if arguments.labels and _is_given(parser, arguments, "folds", *_SPLIT_OPTIONS, *_TABLE_OPTIONS):
+        parser.error("expected --labels with SOURCE and --output, received other options too")
     check_output_folder(arguments.output)
     print(
         ppxcls.make_lists(
@@ -115,6 +118,11 @@ def run_lists(parser: argparse.ArgumentParser) -> None:
             **table_options(arguments),
         )
     )
+
+
+def _is_given(parser: argparse.ArgumentParser, arguments: argparse.Namespace, *names: str) -> bool:
+    """True if one of these options has another value than its default."""
+    return any(getattr(arguments, name) != parser.get_default(name) for name in names)
 
 
 def _apply(arguments: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from ppxcls.data.dataset import Dataset
 from ppxcls.data.decode import ImageParts, decode_image, image_count, largest_16bit_value
 from ppxcls.data.groups import shared_groups
 from ppxcls.data.similar_names import similar_name_notes
+from ppxcls.data.transforms import NormalizeImage
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.paths import one_line, printable
 
@@ -136,13 +137,12 @@ class _Files:
             return self._note("empty", index, "0 bytes")
         self._set_digest(index, data)
         try:
-            pixel_format = self.dataset.transform.pixel_format
-            image = decode_image(data, pixel_format)
+            image = decode_image(data, self.dataset.transform.pixel_format)
             self.sizes[index] = image.shape[:2]
             if self._compares_pixels:
                 self._set_digest(index, bytes(str(image.shape), "ascii") + image.tobytes())
-            keeps_16_bits = pixel_format.bits == 16
-            if not keeps_16_bits and (largest_value := largest_16bit_value(data, image)) is not None:
+            largest_value = largest_16bit_value(data, image)
+            if largest_value is not None and not self._is_made_bright(largest_value):
                 self._note(
                     "almost black", index, f"16 bits per channel, values up to {largest_value:,} of 65,535"
                 )
@@ -153,6 +153,12 @@ class _Files:
             kinds = [kind for kind in ("truncated", "not an image") if reason.startswith(kind)]
             self._note(kinds[0] if kinds else "unreadable", index, reason)
         return None
+
+    def _is_made_bright(self, largest_value: int) -> bool:
+        """True if the scale of NormalizeImage fits a largest value of fewer than 16 bits."""
+        transform = self.dataset.transform
+        scales = [float(op.scale) for op in transform.transforms if isinstance(op, NormalizeImage)]
+        return transform.pixel_format.bits == 16 and bool(scales) and scales[0] * largest_value >= 0.25
 
     def _set_digest(self, index: int, data: bytes) -> None:
         self.digests[index] = np.frombuffer(hashlib.sha256(data).digest()[:_DIGEST_BYTES], np.uint8)
@@ -172,6 +178,7 @@ def check_lists(
     progress: Callable[[int], object] | None = None,
     names: Sequence[str] = (),
     groups: Sequence[Mapping[str, str]] = (),
+    class_weight_key: str | None = None,
 ) -> DataReport:
     """Decodes every sample, compares all samples by content, and counts the classes.
 
@@ -183,6 +190,7 @@ def check_lists(
         names: names of the classes; empty if they are not known.
         groups: group of each image of a data set, by the path in its list, for each data set; empty if no
             images belong together.
+        class_weight_key: key of the config that a note about unbalanced classes advises; None for none.
     """
     report = DataReport()
     report.findings["similar names"] = similar_name_notes(names)
@@ -207,8 +215,10 @@ def check_lists(
             name, number = printable(files.dataset.source), len(report.lists) + 1
             unique_name = name if name not in report.lists else f"{name} ({number})"
             report.lists[unique_name] = _facts(files, class_num, report)
-    if datasets and (note := imbalance_note(np.bincount(datasets[0].labels, minlength=class_num), names)):
-        report.findings["unbalanced classes"] = [f"{printable(datasets[0].source)}: {note}"]
+    if datasets:
+        counts = np.bincount(datasets[0].labels, minlength=class_num)
+        if note := imbalance_note(counts, names, class_weight_key):
+            report.findings["unbalanced classes"] = [f"{printable(datasets[0].source)}: {note}"]
     _compare(all_files, report)
     if any(groups):
         _compare_groups(datasets, groups, report)

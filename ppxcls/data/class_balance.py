@@ -27,7 +27,7 @@ def class_counts(dataset: Dataset, class_num: int) -> Array:
     return np.bincount(dataset.labels, minlength=class_num)
 
 
-def imbalance_note(counts: Array, names: Sequence[str]) -> str | None:
+def imbalance_note(counts: Array, names: Sequence[str], key: str | None) -> str | None:
     """Returns a note if the largest class has at least 10 times as many samples as the smallest one.
 
     Classes without samples are left out.
@@ -35,9 +35,11 @@ def imbalance_note(counts: Array, names: Sequence[str]) -> str | None:
     Args:
         counts: number of training samples of each class, [class_num].
         names: names of the classes; empty if they are not known.
+        key: key of the config for class weights, such as ``Loss.Train.0.CELoss.class_weight``; None if the
+            training needs none, or can't have them.
 
     Returns:
-        The note, with an override to copy; None if the classes are not so different.
+        The note, with an override to copy if there is a key; None if the classes are not so different.
     """
     class_ids = np.flatnonzero(counts)
     largest = int(class_ids[counts[class_ids].argmax()])
@@ -48,11 +50,13 @@ def imbalance_note(counts: Array, names: Sequence[str]) -> str | None:
     large_name, small_name = (
         printable(names[i]) if i < len(names) else f"class {i}" for i in (largest, smallest)
     )
-    return (
+    note = (
         f"{large_name} has {counts[largest]:,} training images, {ratio:,.0f} times as many as {small_name} "
-        f"({counts[smallest]:,}); if small classes matter as much as large ones, add "
-        "-o Loss.Train.0.CELoss.class_weight=balanced"
+        f"({counts[smallest]:,})"
     )
+    if key is None:
+        return note
+    return f"{note}; if small classes matter as much as large ones, add -o {key}=balanced"
 
 
 def unused_classes_warning(dataset: Dataset, count: int) -> str | None:

@@ -20,10 +20,12 @@ from ppxcls.data.list_content import coverage_notes, list_files
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.data.tables import MAX_TABLE_BYTES, excerpt_of, open_table
 from ppxcls.system.atomic_files import read_regular, write_bytes, write_text
+from ppxcls.system.output_paths import check_output_folder
 from ppxcls.system.paths import one_line
 from ppxcls.system.spelling import nearest_spelling
 
 CORRECTION_COLUMNS = ("image", "label", "new_label", "action")
+_FILES_BESIDE = {CLASS_NAMES_FILE: MAX_NAMES_BYTES, GROUPS_FILE: MAX_TABLE_BYTES}  # beside a list
 _RELABEL, _DROP = ("", "relabel"), ("drop", "delete")
 
 
@@ -131,13 +133,17 @@ def apply_corrections(
 
     Raises:
         DataError: an image of the table is in no list, has another label now, or gets a class that does not
-            exist; or no image would remain in a list.
+            exist; or no image would remain in a list. Or files of other lists would be replaced.
         OSError: a list can't be written.
     """
     source, table_file = Path(source), Path(corrections)
     rows = read_corrections(table_file)
     files = list_files(source) if source.is_dir() else [source]
     new_files = _new_files(source, files, Path(output) if output is not None else None)
+    for new_file in new_files:
+        check_output_folder(new_file.parent)
+    if not source.is_dir():
+        _check_other_files(source, new_files[0])
     correction_by_image = {row.image: row for row in rows}
     lists = [_CorrectedList(file, correction_by_image, table_file) for file in files]
     listed_images = set().union(*(entry.changed_images for entry in lists))
@@ -165,6 +171,22 @@ def _new_files(source: Path, files: Sequence[Path], output: Path | None) -> list
         if os.path.realpath(file) == os.path.realpath(new_file):
             raise DataError(f"{new_file} is the list itself, which must not change: give another --output")
     return new_files
+
+
+def _check_other_files(file: Path, new_file: Path) -> None:
+    """Refuses to replace class names or groups of other lists, which are beside a new list.
+
+    Raises:
+        DataError: such a file differs from that beside the list.
+    """
+    for name, max_bytes in _FILES_BESIDE.items():
+        old_file, other_file = file.parent / name, new_file.parent / name
+        if (
+            old_file.is_file()
+            and other_file.exists()
+            and read_regular(old_file, max_bytes) != read_regular(other_file, max_bytes)
+        ):
+            raise DataError(f"{other_file} differs from {old_file}: give an --output in another folder")
 
 
 class _CorrectedList:
@@ -241,7 +263,7 @@ class _CorrectedList:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, "".join(f"{list_line(path, label)}\n" for path, label in self._samples))
         if file.parent.resolve() != self._file.parent.resolve():
-            for name, max_bytes in ((CLASS_NAMES_FILE, MAX_NAMES_BYTES), (GROUPS_FILE, MAX_TABLE_BYTES)):
+            for name, max_bytes in _FILES_BESIDE.items():
                 if (self._file.parent / name).is_file():
                     write_bytes(file.parent / name, read_regular(self._file.parent / name, max_bytes))
         summary.lists[str(file)] = len(self._samples)

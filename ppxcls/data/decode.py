@@ -373,12 +373,12 @@ def warn_if_several_images(data: bytes) -> None:
 def largest_16bit_value(data: bytes, image: Image) -> int | None:
     """Returns the largest value of an image with 16 bits per channel that uses only 14 bits or fewer.
 
-    Such an image is decoded to almost black. Cameras and microscopes write such files. The result is None for
-    any other image.
+    With 8 bits, such an image is decoded to almost black. Cameras and microscopes write such files. The
+    result is None for any other image.
 
     Args:
         data: encoded bytes.
-        image: decoded image, uint8 [H, W, 3].
+        image: decoded image, uint8 or uint16 [H, W, C].
     """
     if not _may_be_almost_black(data, image):
         return None
@@ -392,7 +392,8 @@ def largest_16bit_value(data: bytes, image: Image) -> int | None:
 def _may_be_almost_black(data: bytes, image: Image) -> bool:
     """True if an image is dark and may have 16 bits per channel."""
     is_16_bit_png = data[:8] == _PNG_SIGNATURE and data[24:25] == b"\x10"
-    return (is_16_bit_png or data[:4] in _TIFF_SIGNATURES) and int(image.max()) <= 64
+    largest_value = 64 if image.dtype == np.uint8 else 1 << 14
+    return (is_16_bit_png or data[:4] in _TIFF_SIGNATURES) and int(image[..., :3].max()) <= largest_value
 
 
 def warn_if_almost_black(data: bytes, image: Image) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from ppxcls.config.checks import Bound, Share
 from ppxcls.data.decode import Image, decode_image
 from ppxcls.data.pixel_format import PixelFormat
+from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
 from ppxcls.system.arrays import Array
 
@@ -40,17 +41,36 @@ class ImageCompression(Transform):
             )
         self.qualities = (quality_lower, quality_upper)
         self.prob = prob
+        self._is_bgr = False
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Takes note of the order of the channels."""
+        self._is_bgr = images.channels == "BGR"
+        return images
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         is_compressed = rng.random() < self.prob
         quality = int(rng.integers(*self.qualities, endpoint=True))
-        return self.compressed(image, quality) if is_compressed else image
+        if not is_compressed:
+            return image
+        order = -1 if self._is_bgr else 1
+        return self.compressed(image[:, :, ::order], quality)[:, :, ::order]
 
     @staticmethod
     def compressed(image: Image, quality: int) -> Image:
-        """Returns an image as a JPEG of a quality shows it."""
+        """Returns an image as a JPEG of a quality shows it.
+
+        Args:
+            image: grey or RGB image.
+            quality: quality of the JPEG, from 1 to 100.
+
+        Raises:
+            ValueError: the image has a side that is too long for a JPEG.
+        """
         pixels = image[:, :, ::-1] if image.shape[2] == 3 else image
-        _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        is_encoded, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if not is_encoded:
+            raise ValueError(f"ImageCompression: {image.shape[1]}x{image.shape[0]} pixels do not fit a JPEG")
         return decode_image(data.tobytes(), PixelFormat(image.shape[2]))
 
 

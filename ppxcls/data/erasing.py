@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 
 from ppxcls.config.checks import Count, Positive, Share
 from ppxcls.data.decode import Image
-from ppxcls.data.pixel_size import FillValue
+from ppxcls.data.pixel_size import FillValue, check_fill
 from ppxcls.data.preparation import PreparedImages
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
 
@@ -81,9 +81,7 @@ class RandomErasing(Transform):
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Checks the number of colours."""
-        count, received = images.channel_count, np.size(self.mean)
-        if count is not None and received not in (1, count):
-            raise ValueError(f"expected mean as one number, or {count}; received {received}")
+        check_fill("mean", self.mean, images.channel_count)
         return images
 
     def _fill_values(self, image: Image, height: int, width: int, rng: Generator) -> Any:

@@ -142,10 +142,8 @@ def write_lists(output: Path, content: ListContent) -> ListSummary:
         place = f" of {folder.name}" if content.folds else ""
         summary.notes += coverage_notes(parts, classes, place)
         _write_folder(folder, parts, content, summary)
-    if content.folds:
-        for folder in _fold_folders(output)[
-            len(content.folds) :
-        ]:  # folds of two calls do not belong together
+    for folder in [output, *_fold_folders(output)]:
+        if folder not in parts_by_folder:  # lists of two calls do not belong together
             for name in (*(f"{part}_list.txt" for part in PARTS), GROUPS_FILE, CLASS_NAMES_FILE):
                 _remove(folder / name, summary)
     return summary

@@ -91,8 +91,8 @@ def make_lists(
     shares = Shares(val_share, test_share)
     columns = TableColumns(image=image, label=label, split=split, group=group)
     if labels is not None:
-        if folds or any(vars(columns).values()):
-            raise DataError(f"{labels}: a file of labels allows no columns, groups and folds")
+        if folds or any(vars(columns).values()) or image_root is not None:
+            raise DataError(f"{labels}: a file of labels allows no columns, groups, folds and image_root")
         return _make_flat_lists(source, output, Path(labels))
     root, content = _content_of(source, columns, image_root)
     if folds:

@@ -9,7 +9,7 @@ import cv2
 
 from ppxcls.config.checks import Bound, CountOrZero
 from ppxcls.data.decode import Image
-from ppxcls.data.pixel_size import FillValue, check_result_size, filled
+from ppxcls.data.pixel_size import FillValue, check_fill, check_result_size, filled
 from ppxcls.data.preparation import PreparedImages, side_or_sides
 from ppxcls.data.resize import Size, width_and_height
 from ppxcls.data.transforms import TRANSFORMS, Generator, Transform
@@ -52,6 +52,7 @@ class Pad(Transform):
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Enlarges the size."""
+        check_fill("fill", self.fill, images.channel_count)
         if images.size is None:
             return images
         width, height = width_and_height(images.size)
@@ -103,6 +104,7 @@ class Padv2(Transform):
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Sets the size."""
+        check_fill("fill_value", self.fill_value, images.channel_count)
         if self.size is None and images.size is None:
             return images
         width, height = (0, 0) if images.size is None else width_and_height(images.size)

@@ -35,6 +35,22 @@ def check_result_size(image: Image, width: int, height: int) -> None:
         )
 
 
+def check_fill(name: str, fill: float | Sequence[float], channel_count: int | None) -> None:
+    """Checks the number of fill values before there is an image.
+
+    Args:
+        name: name of the argument, for the message.
+        fill: one value for all channels, or a value for each channel.
+        channel_count: number of channels; None if it is not known.
+
+    Raises:
+        ValueError: the number of values is not the number of channels.
+    """
+    count = np.size(fill)
+    if channel_count is not None and count not in (1, channel_count):
+        raise ValueError(f"expected {name} as one number, or {channel_count}; received {count}")
+
+
 def fill_of_channels(fill: float | Sequence[float], image: Image) -> Array:
     """Returns the value of each channel, rounded and clipped to the image's type, [C].
 

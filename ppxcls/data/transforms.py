@@ -26,7 +26,7 @@ from ppxcls.data.decode import (
     warn_if_several_images,
 )
 from ppxcls.data.pixel_format import PixelFormat
-from ppxcls.data.pixel_size import FillValue, filled
+from ppxcls.data.pixel_size import FillValue, check_fill, filled
 from ppxcls.data.preparation import PreparedImages, side_or_sides
 from ppxcls.data.resize import (
     Interpolation,
@@ -218,6 +218,7 @@ class ResizeImage(Transform):
         """Sets the size, or the shorter side, and the interpolation."""
         if self._needs_8_bits and images.bits == 16:
             raise ValueError("expected the backend cv2 for images of 16 bits, received 'pil'")
+        check_fill("fill_value", self.fill_value, images.channel_count)
         if self.size is None or self.resize_short is not None:
             return replace(
                 images, size=None, short=self.resize_short, interpolation=self._interpolation, fill=None
@@ -643,16 +644,17 @@ def _bounded_blocks(specs: Sequence[Any], where: ConfigPlace) -> list[Block]:
     return blocks
 
 
-def prepared_images(specs: Sequence[Any]) -> PreparedImages:
+def prepared_images(specs: Sequence[Any], images: PreparedImages | None = None) -> PreparedImages:
     """Returns how a config's list of transforms prepares images.
 
     Args:
         specs: transforms as in a config: ``[{"ResizeImage": {"resize_short": 320}}, ...]``.
+        images: facts about the images before the first of them; None if nothing is known.
 
     Raises:
         ConfigError: a transform is unknown or has a wrong argument.
     """
-    images = PreparedImages()
+    images = images or PreparedImages()
     for block in TRANSFORMS.blocks(specs, ConfigPlace(("transform_ops",))):
         images = _prepared(block, TRANSFORMS.build(block), images)
     return images

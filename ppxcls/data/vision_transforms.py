@@ -14,7 +14,13 @@ import numpy as np
 
 from ppxcls.config.checks import Finite, NotNegative, Share
 from ppxcls.data.decode import Image, ImageParts
-from ppxcls.data.pixel_size import FillValue, by_channel_groups, check_result_size, fill_of_channels
+from ppxcls.data.pixel_size import (
+    FillValue,
+    by_channel_groups,
+    check_fill,
+    check_result_size,
+    fill_of_channels,
+)
 from ppxcls.data.preparation import PreparedImages, side_or_sides
 from ppxcls.data.resize import Interpolation, Size, cut_part, resizer, width_and_height
 from ppxcls.data.transforms import TRANSFORMS, Generator, ResizeImage, Transform
@@ -131,6 +137,7 @@ class RandomRotation(Transform):
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Forgets the size if the image is enlarged."""
+        check_fill("fill", self.fill, images.channel_count)
         return replace(images, size=None, short=None) if self.expand else images
 
     def __call__(self, image: Image, rng: Generator) -> Image:
@@ -178,9 +185,15 @@ class RandomGrayscale(Transform):
 
     def __init__(self, p: Share = 0.1) -> None:
         self.p = p
+        self._conversion = cv2.COLOR_RGB2GRAY
+
+    def prepare(self, images: PreparedImages) -> PreparedImages:
+        """Takes note of the order of the channels."""
+        self._conversion = cv2.COLOR_BGR2GRAY if images.channels == "BGR" else cv2.COLOR_RGB2GRAY
+        return images
 
     def __call__(self, image: Image, rng: Generator) -> Image:
         if rng.random() >= self.p:
             return image
-        grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(np.ascontiguousarray(image), self._conversion)
         return cv2.merge([grey] * 3)

@@ -40,7 +40,7 @@ def warn_if_unbalanced(photographs: Photographs, overrides: Sequence[str]) -> No
     if any(key in text for key in _KEYS for text in overrides):
         return
     counts = np.bincount(ListIndex(photographs.lists / TRAIN_LIST).labels, minlength=len(photographs.names))
-    if note := imbalance_note(counts, photographs.names):
+    if note := imbalance_note(counts, photographs.names, "Loss.Train.0.CELoss.class_weight"):
         logger.warning(note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,8 +92,18 @@ class RunPreprocessing:
 
     @cached_property
     def images(self) -> PreparedImages:
-        """Facts about the prepared images, without transforms that this version does not know."""
-        return prepared_images([op for op in self.transform_ops if _is_valid(op)])
+        """Facts about the prepared images.
+
+        A transform that this version does not know may change the channels and the bits, so these are not
+        known after it.
+        """
+        images = PreparedImages()
+        for op in self.transform_ops:
+            try:
+                images = prepared_images([op], images)
+            except ConfigError:
+                images = replace(images, channel_count=None, bits=None)
+        return images
 
     @cached_property
     def other_transforms(self) -> tuple[str, ...]:
@@ -236,14 +246,6 @@ def _normalisation_comparisons(
     if images.bits and expected.bits:
         comparisons.append(("bits", images.bits, expected.bits))
     return comparisons
-
-
-def _is_valid(op: Mapping[str, Any]) -> bool:
-    try:
-        prepared_images([op])
-    except ConfigError:
-        return False
-    return True
 
 
 def _has_facts_of_all(transform_ops: Sequence[Mapping[str, Any]]) -> bool:

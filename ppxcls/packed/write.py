@@ -20,9 +20,11 @@ from ppxcls.data.class_names import CLASS_NAMES_FILE, MAX_NAMES_BYTES, read_clas
 from ppxcls.data.dataset import ImageNetDataset
 from ppxcls.data.decode import Image, ImageParts, decode_image
 from ppxcls.data.errors import DataError
+from ppxcls.data.groups import GROUPS_FILE
 from ppxcls.data.list_index import MAX_LIST_BYTES
 from ppxcls.data.picture_headers import picture_size
 from ppxcls.data.resize import resizer
+from ppxcls.data.tables import MAX_TABLE_BYTES
 from ppxcls.packed.dataset import PackedDataset
 from ppxcls.packed.format import (
     FORMAT_2,
@@ -51,6 +53,7 @@ from ppxcls.system.paths import printable
 ProgressCallback = Callable[[int], object]
 
 SAMPLES_PER_SHARD = 8192
+_OPTIONAL_FILES = {CLASS_NAMES_FILE: MAX_NAMES_BYTES, GROUPS_FILE: MAX_TABLE_BYTES}  # beside a list
 _UNFINISHED_FILE = "pack.unfinished.json"
 _LOCK = "pack.lock"
 _MAX_NAMES = 5
@@ -211,7 +214,7 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
         return
     for name, source, max_bytes in (
         (LIST, list_file, MAX_LIST_BYTES),
-        (CLASS_NAMES_FILE, list_file.parent / CLASS_NAMES_FILE, MAX_NAMES_BYTES),
+        *((name, list_file.parent / name, max_bytes) for name, max_bytes in _OPTIONAL_FILES.items()),
     ):
         is_regular = not (output / name).exists() or (output / name).is_file()
         if not is_regular or (
@@ -225,11 +228,11 @@ def _check_foreign_files(output: Path, list_file: Path) -> None:
 
 
 def _write_list_files(output: Path, list_file: Path) -> None:
-    """Writes the list, and the class names if there are any."""
+    """Writes the list, and the class names and the groups if there are any."""
     write_bytes(output / LIST, read_regular(list_file, MAX_LIST_BYTES))
-    names_file = list_file.parent / CLASS_NAMES_FILE
-    with contextlib.suppress(OSError, ValueError):  # class names are optional
-        write_bytes(output / CLASS_NAMES_FILE, read_regular(names_file, MAX_NAMES_BYTES))
+    for name, max_bytes in _OPTIONAL_FILES.items():
+        with contextlib.suppress(OSError, ValueError):
+            write_bytes(output / name, read_regular(list_file.parent / name, max_bytes))
 
 
 def _names_digest(folder: Path) -> str | None:
@@ -529,7 +532,7 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
             f"{dataset.listed(outside_sample)!r}"
         )
     for sample in range(len(dataset)):
-        if dataset.listed(sample) in (LIST, CLASS_NAMES_FILE):
+        if dataset.listed(sample) in (LIST, *_OPTIONAL_FILES):
             raise DataError(
                 f"{dataset.line(sample)}: the name {dataset.listed(sample)} is reserved "
                 "for a file that unpacking writes"
@@ -548,10 +551,10 @@ def unpack(folder: str | Path, output: str | Path, progress: ProgressCallback | 
     for name, digest in (
         (LIST, dataset.manifest.list_sha256),
         (CLASS_NAMES_FILE, dataset.manifest.class_names_sha256),
+        (GROUPS_FILE, None),
     ):
         if (Path(folder) / name).is_file():
-            max_bytes = MAX_LIST_BYTES if name == LIST else MAX_NAMES_BYTES
-            data = read_regular(Path(folder) / name, max_bytes)
+            data = read_regular(Path(folder) / name, _OPTIONAL_FILES.get(name, MAX_LIST_BYTES))
             if digest not in (None, hashlib.sha256(data).hexdigest()):
                 raise DataError(f"{Path(folder) / name}: was changed or damaged after it was packed")
             write_bytes(output / name, data)

@@ -269,7 +269,10 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
         checkpoint = None
     record.progress = _progress_of_run(record)
     _read_judging(record, count, checkpoint)
-    all_figures = [read_view_figures(folder / name) for name in (TTA_EVALUATION, TEST_TTA_EVALUATION)]
+    all_figures = [
+        read_view_figures(folder / TTA_EVALUATION, is_judging=False),
+        read_view_figures(folder / TEST_TTA_EVALUATION, is_judging=True),
+    ]
     record.view_figures = [item for item in all_figures if item and item.checkpoint == checkpoint]
     record.stages = read_stages(folder / STAGES)
     record.class_counts = _class_counts(config, count, record.manifest)

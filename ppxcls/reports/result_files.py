@@ -55,6 +55,7 @@ class ViewFigures:
         top1: share of correct predictions.
         num_samples: number of images.
         checkpoint: SHA-256 of the evaluated checkpoint's manifest; None if it had none.
+        is_judging: True for images that judge, False for those of ``DataLoader.Eval``.
     """
 
     kinds: str
@@ -62,6 +63,7 @@ class ViewFigures:
     top1: float
     num_samples: int
     checkpoint: str | None
+    is_judging: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,12 @@ def read_judging_use(file: Path) -> JudgingUse | None:
     return JudgingUse(uses, checkpoint, figures)
 
 
-def read_view_figures(file: Path) -> ViewFigures | None:
+def read_view_figures(file: Path, *, is_judging: bool) -> ViewFigures | None:
     """Returns the result of an evaluation with several views; None if there is no such file, or no top-1.
+
+    Args:
+        file: file with the result.
+        is_judging: True if the file is about images that judge.
 
     Raises:
         DataError: the file can't be read, or a value is invalid.
@@ -146,7 +152,8 @@ def read_view_figures(file: Path) -> ViewFigures | None:
         if not is_valid(values.get(key)):
             raise DataError(f"{file}: expected {expected} as '{key}'")
     figures = {key: values[key] for key in _VIEW_RULES if key in ("views", "top1", "checkpoint")}
-    return ViewFigures(kinds=values["tta"], num_samples=int(values["num_samples"]), **figures)
+    count = int(values["num_samples"])
+    return ViewFigures(kinds=values["tta"], num_samples=count, is_judging=is_judging, **figures)
 
 
 def _is_digest_or_none(value: Any) -> bool:

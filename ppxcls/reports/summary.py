@@ -42,7 +42,7 @@ def numbers(record: Record) -> list[dict[str, str]]:
         tiles += _accuracy_tiles(record.samples, record, "", reason)
     if classes := two_classes(record, record.shown_samples):
         tiles += [_tile(*tile) for tile in two_class_tiles(classes)]
-    tiles += [_view_tile(item) for item in record.view_figures]
+    tiles += [_view_tile(item, record) for item in record.view_figures]
     if record.shown_samples is not None:
         count, class_count = len(record.shown_samples), len(record.names)
         tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
@@ -85,14 +85,19 @@ def _tile(name: str, value: str, note: str) -> dict[str, str]:
     return {"name": name, "value": value, "note": note}
 
 
-def _view_tile(item: ViewFigures) -> dict[str, str]:
+def _view_tile(item: ViewFigures, record: Record) -> dict[str, str]:
     """Returns the tile of an evaluation with several views of each image, which is no plain figure."""
+    role = ""
+    if item.is_judging:
+        role = " that judge"
+    elif record.judged is not None or record.choice_note:
+        role = " that chose"
     share = proportion(round(item.top1 * item.num_samples), item.num_samples)
     return _tile(
         f"top-1 with --tta {item.kinds}",
         f"{100 * share.value:.2f} %",
         f"95 %: {100 * share.low:.2f} to {100 * share.high:.2f}, means of {item.views} views, "
-        f"{item.num_samples:,} images",
+        f"{item.num_samples:,} images{role}",
     )
 
 

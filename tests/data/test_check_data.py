@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ppxcls.data.check import ERRORS, check_lists
-from ppxcls.data.dataset import Dataset
+from ppxcls.data.dataset import Dataset, ImageNetDataset
 from ppxcls.data.decode import decode_image
 from tests.conftest import ROOT, SHARED, needs_shared, run_tool, write_images
 
@@ -94,6 +94,28 @@ def test_twelve_bits_in_sixteen_are_a_category_and_a_line_at_training(config: Pa
     trained = run_tool("tools/train.py", "-c", config)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("so it decodes to almost black; ppxcls check lists such files") == 1
+
+
+@pytest.mark.parametrize(
+    ("scale", "is_noted"), [("1.0/255.0", True), ("1.0/65535.0", True), ("1.0/4095.0", False)]
+)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_twelve_bits_are_noted_unless_the_scale_fits(
+    channels: int, scale: str, is_noted: bool, tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((9, 9, 3), 4000, np.uint16))
+    cv2.imwrite(str(tmp_path / "b.png"), np.full((9, 9, 3), 9, np.uint8))
+    (tmp_path / "list.txt").write_text("a.png 0\nb.png 1\n")
+    constants = {"mean": [0.5] * channels, "std": [0.5] * channels, "order": ""}
+    bits = 8 if scale == "1.0/255.0" else 16
+    ops = [
+        {"DecodeImage": {"channels": channels, "bits": bits}},
+        {"NormalizeImage": {"scale": scale, **constants}},
+    ]
+    dataset = ImageNetDataset(str(tmp_path), str(tmp_path / "list.txt"), transform_ops=ops)
+    notes = check_lists([dataset], 2).findings["almost black"]
+    assert len(notes) == is_noted
+    assert all("a.png: 16 bits per channel, values up to 4,000 of 65,535" in note for note in notes)
 
 
 def test_a_folder_that_is_not_there(config: Path) -> None:
@@ -187,9 +209,11 @@ def test_unbalanced_training_data_are_noted_with_the_key() -> None:
             return np.full((4, 4, 3), index, np.uint8)
 
     names = ["ant", "bee"]
-    report = check_lists([Colours([0] * 20 + [1] * 2), Colours([0] * 11 + [1])], 2, names=names)
+    datasets = [Colours([0] * 20 + [1] * 2), Colours([0] * 11 + [1])]
+    key = "Loss.Train.0.CELoss.class_weight"
+    report = check_lists(datasets, 2, names=names, class_weight_key=key)
     (note,) = report.findings["unbalanced classes"]
     assert note.startswith("Colours: ant has 20 training images, 10 times as many as bee (2); ")
-    assert "class_weight=balanced" in note
+    assert f"-o {key}=balanced" in note
     assert check_lists([Colours([0] * 19 + [1] * 2)], 2).findings["unbalanced classes"] == []
     assert "unbalanced classes" not in ERRORS

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
 
 import ppxcls
+from ppxcls.cli.lists import run_lists
 from ppxcls.data.corrections import Correction, apply_corrections, corrections_text, read_corrections
 from tests.conftest import run_tool
 
@@ -54,10 +56,37 @@ def test_the_command_writes_new_lists_beside_the_old_ones(tmp_path: Path) -> Non
         assert (tmp_path / "lists_corrected" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_apply_allows_no_options_of_new_lists(tmp_path: Path) -> None:
-    result = run_tool("lists", tmp_path, "--apply", "corrections.csv", "--folds", "3")
-    assert result.returncode == 2
-    assert "expected --apply with SOURCE and perhaps --output" in result.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--apply c.csv --folds 3", "expected --apply with SOURCE and perhaps --output"),
+        ("--apply c.csv --val-share 0.3", "expected --apply with SOURCE and perhaps --output"),
+        ("--apply c.csv --test-share 0.3", "expected --apply with SOURCE and perhaps --output"),
+        ("--apply c.csv --seed 1", "expected --apply with SOURCE and perhaps --output"),
+        ("--apply c.csv --group (a)", "expected --apply with SOURCE and perhaps --output"),
+        ("-o new --labels l.txt --image-root a", "expected --labels with SOURCE and --output"),
+        ("-o new --labels l.txt --seed 1", "expected --labels with SOURCE and --output"),
+    ],
+)
+def test_options_that_would_have_no_effect(
+    options: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ppxcls", "lists", *options.split()])
+    with pytest.raises(SystemExit):
+        run_lists(argparse.ArgumentParser())
+    assert message in capsys.readouterr().err
+
+
+def test_files_of_other_lists_are_not_replaced(tmp_path: Path) -> None:
+    folder, other = lists(tmp_path / "lists"), lists(tmp_path / "other", names="0 x\n1 y\n")
+    corrections = table(tmp_path, HEADER + "e.jpg,ant,bee,\n")
+    with pytest.raises(ppxcls.DataError, match="other/class_names.txt differs from .*lists/class_names.txt"):
+        apply_corrections(folder / "train_list.txt", corrections, other / "new.txt")
+    assert (other / "class_names.txt").read_text() == "0 x\n1 y\n"
+    assert not (other / "new.txt").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="expected a folder for the results"):
+        apply_corrections(folder, corrections, tmp_path / "file")
 
 
 def test_one_list(tmp_path: Path) -> None:

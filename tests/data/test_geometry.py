@@ -160,6 +160,24 @@ def test_compression_is_pillows(quality: int) -> None:
         assert np.array_equal(ImageCompression.compressed(image, quality), expected)
 
 
+def test_colours_of_bgr_images_have_their_own_weights() -> None:
+    stream = io.BytesIO()
+    PillowImage.fromarray(SMOOTH).save(stream, "PNG")
+    for op in ({"RandomGrayscale": {"p": 1.0}}, {"ImageCompression": {"prob": 1.0}}):
+        rgb, bgr = (
+            ppxcls.build_transforms([{"DecodeImage": {"to_rgb": to_rgb}}, op])(
+                stream.getvalue(), np.random.default_rng(0)
+            )
+            for to_rgb in (True, False)
+        )
+        assert np.array_equal(bgr, rgb[..., ::-1])
+
+
+def test_a_side_that_no_jpeg_can_have() -> None:
+    with pytest.raises(ValueError, match="ImageCompression: 65501x1 pixels do not fit a JPEG"):
+        applied("ImageCompression", np.zeros((1, 65501, 3), np.uint8), prob=1.0)
+
+
 def test_qualities_are_uniform() -> None:
     transform, rng = ImageCompression(40, 60, 1.0), np.random.default_rng(0)
     qualities: list[int] = []
@@ -256,6 +274,26 @@ def test_a_letterbox_is_another_preparation() -> None:
 def test_refused(spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ppxcls.ConfigError, match=message):
         ppxcls.build_transforms([spec])
+
+
+@pytest.mark.parametrize(
+    ("op", "key"),
+    [
+        ({"ResizeImage": {"size": 9, "keep_ratio": True}}, "fill_value"),
+        ({"Pad": {"padding": 1}}, "fill"),
+        ({"Padv2": {}}, "fill_value"),
+        ({"RandomRotation": {"degrees": 9}}, "fill"),
+        ({"RandomErasing": {}}, "mean"),
+    ],
+)
+def test_a_colour_with_another_number_of_channels(op: dict[str, dict[str, Any]], key: str) -> None:
+    ((name, arguments),) = op.items()
+    for channels, colour in ((3, [1, 2, 3]), (1, [7]), (3, 7)):
+        ops = [{"DecodeImage": {"channels": channels}}, {name: {**arguments, key: colour}}]
+        ppxcls.build_transforms(ops)
+    ops = ["DecodeImage", {name: {**arguments, key: [1, 2]}}]
+    with pytest.raises(ppxcls.ConfigError, match=f"expected {key} as one number, or 3; received 2"):
+        ppxcls.build_transforms(ops)
 
 
 def test_results_have_a_limit() -> None:

@@ -14,6 +14,7 @@ import ppxcls
 from ppxcls.data.group_split import divide_groups, fold_numbers, joined_groups
 from ppxcls.data.groups import GROUPS_FILE, group_pattern, groups_by_pattern, groups_text, read_groups
 from ppxcls.data.held_out import PARTS, Shares, hold_out, hold_out_folds
+from ppxcls.data.list_content import list_files
 from ppxcls.data.list_index import ListIndex
 from tests.conftest import run_tool
 
@@ -179,6 +180,20 @@ def test_the_command_writes_folds_and_removes_those_of_an_earlier_call(tmp_path:
         held_out += [index.path(i) for i in range(len(index))]
     assert sorted(held_out) == sorted(f"{file.parent.name}/{file.name}" for file in data.glob("*/*"))
     assert not (tmp_path / "lists/fold_4/train_list.txt").exists()
+
+
+def test_lists_and_folds_replace_each_other(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    data, output = photos(tmp_path / "p"), tmp_path / "lists"
+    ppxcls.make_lists(data, output, group=PATIENT)
+    plain_names = {file.relative_to(output) for file in list_files(output)}
+    (output / "notes.txt").touch()
+    summary = ppxcls.make_lists(data, output, folds=2)
+    assert f"{output}/train_list.txt of an earlier call was removed" in summary.notes
+    assert {file.parent.name for file in list_files(output)} == {"fold_1", "fold_2"}
+    assert sorted(file.name for file in output.iterdir()) == ["fold_1", "fold_2", "notes.txt"]
+    ppxcls.make_lists(data, output)
+    assert {file.relative_to(output) for file in list_files(output)} == plain_names
 
 
 def test_the_images_that_judge_are_in_no_fold(tmp_path: Path) -> None:

@@ -267,10 +267,11 @@ def test_a_class_that_only_judges_is_refused(tmp_path: Path) -> None:
         ppxcls.make_lists(tmp_path / "t.csv", tmp_path / "lists")
 
 
-@pytest.mark.parametrize("options", [{"folds": 2}, {"group": "(a)"}, {"label": "x"}])
+@pytest.mark.parametrize("options", [{"folds": 2}, {"group": "(a)"}, {"label": "x"}, {"image_root": "x"}])
 def test_a_file_of_labels_allows_no_other_options(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
-        ppxcls.DataError, match="labels.txt: a file of labels allows no columns, groups and folds"
+        ppxcls.DataError,
+        match="labels.txt: a file of labels allows no columns, groups, folds and image_root",
     ):
         ppxcls.make_lists(tmp_path, tmp_path / "lists", labels="labels.txt", **options)
 

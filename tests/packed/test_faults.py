@@ -18,6 +18,7 @@ import pytest
 import ppxcls
 from ppxcls.data.check import check_lists
 from ppxcls.data.dataset import ImageNetDataset
+from ppxcls.data.groups import read_groups
 from ppxcls.data.transforms import Compose, DecodeImage, RandCropImage
 from ppxcls.packed import write
 from ppxcls.packed.dataset import PackedDataset, pack_folder
@@ -74,14 +75,24 @@ def test_two_packings_in_one_folder(originals: Path, tmp_path: Path, monkeypatch
     ppxcls.verify_pack(tmp_path / "out", originals / "train.txt")
 
 
-@pytest.mark.parametrize("name", ["list.txt", "class_names.txt"])
+@pytest.mark.parametrize("name", ["list.txt", "class_names.txt", "groups.csv"])
 def test_a_file_of_the_user_is_not_replaced(name: str, originals: Path, tmp_path: Path) -> None:
     (originals / "class_names.txt").write_text("0 a\n1 b\n2 c\n")
+    (originals / "groups.csv").write_text("image,group\n5.jpg,1\n")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("precious 7\n")
     with pytest.raises(ppxcls.DataError, match="exists already and differs from"):
         ppxcls.pack(originals / "train.txt", None, output=tmp_path / "out")
     assert (tmp_path / "out" / name).read_text() == "precious 7\n"
+
+
+def test_groups_are_packed_and_unpacked(originals: Path, tmp_path: Path) -> None:
+    (originals / "groups.csv").write_text("image,group\n5.jpg,1\n")
+    ppxcls.pack(originals / "train.txt", None, output=tmp_path / "out")
+    source = Path(PackedDataset(str(tmp_path / "out")).source)
+    assert read_groups(source.with_name("groups.csv")) == {"5.jpg": "1"}
+    ppxcls.unpack(tmp_path / "out", tmp_path / "back")
+    assert read_groups(tmp_path / "back/groups.csv") == {"5.jpg": "1"}
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "gone"])

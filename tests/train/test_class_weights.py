@@ -10,6 +10,7 @@ import paddle
 import pytest
 
 import ppxcls
+from ppxcls.build.data import class_weight_key
 from ppxcls.config.checks import ConfigPlace, check_value
 from ppxcls.data.class_balance import class_counts, imbalance_note
 from ppxcls.system.arrays import Array
@@ -285,10 +286,33 @@ def test_counts_of_a_data_set() -> None:
 def test_a_note_about_classes_of_very_different_sizes(
     counts: list[int], names: list[str], beginning: str | None
 ) -> None:
-    note = imbalance_note(np.array(counts), names)
+    key = "Loss.Train.1.FocalLoss.class_weight"
+    note = imbalance_note(np.array(counts), names, key)
     if beginning is None:
         assert note is None
     else:
         assert note is not None
         assert note.startswith(beginning)
-        assert note.endswith("add -o Loss.Train.0.CELoss.class_weight=balanced")
+        assert note.endswith(f"; if small classes matter as much as large ones, add -o {key}=balanced")
+        assert imbalance_note(np.array(counts), names, None) == note.partition(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "sampler", "key"),
+    [
+        ([{"CELoss": {}}], "DistributedBatchSampler", "Loss.Train.0.CELoss.class_weight"),
+        ([{"FocalLoss": {}}], "DistributedBatchSampler", "Loss.Train.0.FocalLoss.class_weight"),
+        ([{"CELoss": {"class_weight": "balanced"}}], "DistributedBatchSampler", None),
+        ([{"CELoss": {"logit_adjustment": 1.0}}], "DistributedBatchSampler", None),
+        ([{"CELoss": {}}], "ClassBalancedSampler", None),
+    ],
+)
+def test_the_key_that_a_note_advises(losses: list[Any], sampler: str, key: str | None) -> None:
+    loader = {
+        "dataset": {"name": "ImageNetDataset", "image_root": ".", "cls_label_path": "list.txt"},
+        "sampler": {"name": sampler, "batch_size": 4},
+        "loader": {},
+    }
+    settings = {"Arch": {"name": "Xception41"}, "Loss": {"Train": losses}, "DataLoader": {"Train": loader}}
+    assert class_weight_key(ppxcls.load_config(settings)) == key
+    assert class_weight_key(ppxcls.load_config({"Arch": {"name": "Xception41"}})) is None
