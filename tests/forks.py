@@ -73,6 +73,9 @@ class Server:
             [sys.executable, str(ROOT / "tests/fork_server.py"), str(other_end.fileno()), *OBJECTS],
             env=environment,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,  # as its forks have: Python's streams note whether they are files
+            stderr=subprocess.STDOUT,
+            text=True,
             pass_fds=[other_end.fileno()],
         )
         other_end.close()
@@ -106,11 +109,11 @@ class Server:
         return subprocess.CompletedProcess([sys.executable, *words], code, *texts)
 
     def close(self) -> None:
-        """Ends the server."""
+        """Ends the server, and shows what it has said itself."""
         self._answers.close()
         self._connection.close()
         self._process.kill()
-        self._process.wait()
+        sys.stderr.write(self._process.communicate()[0])
 
 
 def _server_for(environment: dict[str, str]) -> Server | None:

@@ -21,6 +21,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks are used 
 STATE = """
 import json, os, signal, sys, threading, warnings
 
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(errors="backslashreplace")
 print(json.dumps({
     "arguments": sys.argv,
     "path": sys.path,
@@ -34,7 +36,7 @@ print(json.dumps({
     "filters": [str(row) for row in warnings.filters],
     "threads": [threading.active_count(), len(os.listdir("/proc/self/task"))],
     "flags": str(sys.flags),
-    "streams": [(s.encoding, s.errors, s.isatty()) for s in (sys.stdin, sys.stdout, sys.stderr)],
+    "streams": [(s.encoding, s.errors, s.isatty(), s.seekable()) for s in (sys.stdin, sys.stdout, sys.stderr)],
     "cores": sorted(os.sched_getaffinity(0)),
 }))
 """
