@@ -202,8 +202,14 @@ def run_python(
     )
 
 
-def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    """Runs ``tools/*.py`` or a verb in a subprocess, or in several under Paddle's launcher."""
+def run_tool(
+    *arguments: str | Path, processes: int = 1, is_own_process: bool = False, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``tools/*.py`` or a verb in a process, or in several under Paddle's launcher.
+
+    The one process is a fork if nothing is against it, see ``forks.run``. Runs whose bits are compared, and
+    those that may leave processes behind, need ``is_own_process``.
+    """
     if not str(arguments[0]).endswith(".py"):
         arguments = ("-m", "ppxcls", *arguments)
     launch = []
@@ -217,7 +223,7 @@ def run_tool(*arguments: str | Path, processes: int = 1, **kwargs: Any) -> subpr
             "--log_dir",
             str(log_dir),
         ]
-    elif not kwargs:
+    elif not kwargs and not is_own_process:
         return run_python(arguments)
     command = [sys.executable, *launch, *map(str, arguments)]
     return subprocess.run(

@@ -1,16 +1,17 @@
 """Runs commands of the tests in forks of a process that has imported Paddle, because each import takes seconds.
 
 ``tests/forks.py`` starts it. For each message on its socket it forks, and the fork runs the command: with the
-command's own arguments, current folder, environment and streams, and to the end of the interpreter.
+command's own arguments, current folder, environment, streams and random numbers, and to the end of the
+interpreter. What differs from a fresh process: all forks share the seed of hashes and the layout of addresses.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
 import os
+import pkgutil
 import runpy
 import socket
 import sys
@@ -18,32 +19,22 @@ import types
 import warnings
 from typing import Any
 
-# What the commands import. A package that is not installed is left out.
-PACKAGES = (
-    "ppxcls.cli.verbs",
-    "ppxcls.build.trainer",
-    "cv2",
-    "numba",
-    "PIL.Image",
-    "scipy.optimize",
-    "scipy.stats",
-    "jinja2",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.figure",
-    "safetensors.numpy",
-)
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def import_packages() -> None:
-    """Imports Paddle by way of this package, which sets it up, and then the others."""
-    import ppxcls
+def import_objects(names: list[str]) -> dict[str, str]:
+    """Imports modules and ``module:object``s, and returns the environment variables that this has set.
 
-    ppxcls.load_config  # noqa: B018
-    for name in PACKAGES:
+    A package that is not installed is left out.
+    """
+    variables = dict(os.environ)
+    sys.path[0] = ROOT
+    for name in names:
         with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+            pkgutil.resolve_name(name)
     gc.collect()
     gc.freeze()  # a fork that ends would go through all objects, and copy their pages
+    return {name: value for name, value in os.environ.items() if variables.get(name) != value}
 
 
 def serve(connection: socket.socket) -> dict[str, Any]:
@@ -71,11 +62,20 @@ def serve(connection: socket.socket) -> dict[str, Any]:
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
-def run(words: list[str], folder: str, environment: dict[str, str]) -> None:
-    """Runs ``python WORDS`` in this process."""
+def seed_anew() -> None:
+    """Gives the global generators other seeds than those of earlier forks. Python's own does this at a fork."""
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "paddle" in sys.modules:
+        sys.modules["paddle"].seed(int.from_bytes(os.urandom(4), "little"))
+
+
+def run(words: list[str], folder: str, environment: dict[str, str], set_variables: dict[str, str]) -> None:
+    """Runs ``python WORDS`` in this process. ``set_variables`` are those that the imports have set."""
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(environment | set_variables)
+    seed_anew()
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], folder
         runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]  # what ``python -m`` calls
@@ -90,6 +90,6 @@ def run(words: list[str], folder: str, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    import_packages()
+    set_variables = import_objects(sys.argv[2:])
     message = serve(socket.socket(fileno=int(sys.argv[1])))
-    run(**message)
+    run(**message, set_variables=set_variables)

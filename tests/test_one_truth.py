@@ -361,6 +361,7 @@ def test_an_export_gives_the_same_bytes_twice(small: Callable[..., Path], tmp_pa
             f"Global.save_inference_dir={target}",
             "--format",
             "onnx",
+            is_own_process=True,
         )
         assert result.returncode == 0, result.stderr
         assert {f.name for f in target.iterdir()} == {"inference.onnx", "inference_config.json"}

@@ -387,7 +387,7 @@ def test_resumed_on_two_processes(small: Callable[..., Path], tmp_path: Path) ->
     arch = {**ARCH, "freeze_norm": True}  # otherwise the statistics differ between processes
     file = small(Arch=arch, **{**STEPS, **keys, "DataLoader.Train.sampler.batch_size": 4})
     one = f"Global.output_dir={tmp_path}/one"
-    result = run_tool("tools/train.py", "-c", file, "-o", one)
+    result = run_tool("tools/train.py", "-c", file, "-o", one, is_own_process=True)
     assert result.returncode == 0, result.stderr
     for processes, size in ((2, 2), (1, 4)):
         output = tmp_path / f"again{processes}"

@@ -594,7 +594,7 @@ def test_a_fault_in_a_loader_process_ends_the_tool_in_one_line(
     keys |= {f"DataLoader.Train.loader.num_{kind}": 2 for kind in ("workers", "processes")}
     path = write_config(**keys)
     assert yaml.safe_load(path.read_text())["DataLoader"]["Train"]["dataset"] == dataset
-    result = run_tool("tools/train.py", "--trust", "-c", path)
+    result = run_tool("tools/train.py", "--trust", "-c", path, is_own_process=True)
     assert result.returncode == 1
     lines = result.stderr.strip().splitlines()
     assert len([line for line in lines if "a loader process was ended by SIGKILL" in line]) == 1

@@ -475,8 +475,9 @@ def test_a_run_goes_on_from_files_to_packed_data(tmp_path: Path) -> None:
             f"Global.epochs={epochs}",
             "Global.checkpoints=auto",
         ]
+        words = [word for override in overrides for word in ("-o", override)]
         result = run_tool(
-            "tools/train.py", "-c", tmp_path / "config.yaml", *(w for o in overrides for w in ("-o", o))
+            "tools/train.py", "-c", tmp_path / "config.yaml", *words, is_own_process=folder == "parted"
         )
         assert result.returncode == 0, result.stderr
         rows = map(json.loads, (tmp_path / folder / "SmallNetwork/metrics.jsonl").read_text().splitlines())
