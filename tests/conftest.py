@@ -138,6 +138,27 @@ def free_memory_returned() -> Iterator[None]:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def forget_plugin(name: str) -> None:
+    """Forgets the module of a plugin, so that it is imported anew."""
+    del plugins._FINDER.modules[name]
+    plugins._IMPORTED_NAMES.pop(name, None)
+    sys.modules.pop(name, None)
+    for file in [file for file, own_name in plugins._MODULE_NAMES.items() if own_name == name]:
+        del plugins._MODULE_NAMES[file]
+
+
+@pytest.fixture
+def plugin_metrics_forgotten() -> Iterator[None]:
+    """Forgets the metrics of a test's plugins with their modules, because other tests look at all metrics."""
+    earlier_metrics = ppxcls.METRICS.components().keys()
+    yield
+    components = ppxcls.METRICS.components()
+    metrics = {name: components[name] for name in components.keys() - earlier_metrics}
+    ppxcls.METRICS.forget(set(metrics))
+    for name in {metric.__module__ for metric in metrics.values()} & plugins.plugin_modules().keys():
+        forget_plugin(name)
+
+
 @pytest.fixture(autouse=True)
 def removed_plugins_forgotten() -> None:
     """Forgets plugins of earlier tests whose files were removed with the tests' folders.
@@ -146,9 +167,7 @@ def removed_plugins_forgotten() -> None:
     """
     for name, module in plugins.plugin_modules().items():
         if module.code is not None and not Path(module.code.path).exists():
-            del plugins._FINDER.modules[name]
-            plugins._IMPORTED_NAMES.pop(name, None)
-            sys.modules.pop(name, None)
+            forget_plugin(name)
     for file in [file for file in plugins._MODULE_NAMES if not file.exists()]:
         del plugins._MODULE_NAMES[file]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ppxcls.checkpoints.files import read_manifest, read_part, read_state
 from ppxcls.cli import parser_for
 from ppxcls.cli.average import run_average
 from ppxcls.models.norm_statistics import batch_norms, estimate_statistics
+from ppxcls.train.evaluation import Evaluation
 from tests.conftest import SMALL_NETWORK, run_tool, small_config
 
 NORM = ("norm._mean", "norm._variance")
@@ -177,6 +179,46 @@ def test_the_greedy_choice(
     if len(names) == 1:
         (single,) = states_of(run, epochs)
         assert all(np.array_equal(state[key], single[key]) for key in NORM), "a single one stays as it is"
+
+
+def test_a_greedy_choice_without_a_finite_figure(run_of_four: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    close = averaging._Averaging.close
+    monkeypatch.setattr(averaging._Averaging, "close", lambda self: [closed.append(True), close(self)])
+    monkeypatch.setattr(
+        averaging._Averaging, "_evaluated", lambda *_: {"top1": float("nan"), "num_samples": 7}
+    )
+    with pytest.raises(ppxcls.DataError, match="expected a checkpoint whose top1 is finite, received none"):
+        ppxcls.average(run_of_four, greedy=True)
+    assert closed == [True], "loaders end after an error, too"
+    assert not (run_of_four / "averaged.pdparams").exists()
+
+
+def test_a_mean_is_evaluated_in_the_type_of_its_training(
+    run_of_four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device with half precision, O2 casts the network of an evaluation, and not that of the batch norms."""
+    run = shutil.copytree(run_of_four, tmp_path / "SmallNetwork")
+    cast, evaluated = [], []
+    monkeypatch.setattr(
+        averaging, "set_evaluation_precision", lambda settings, network: cast.append(network) or network
+    )
+    call = Evaluation.__call__
+    monkeypatch.setattr(
+        Evaluation,
+        "__call__",
+        lambda self, network, *rest: evaluated.append(network) or call(self, network, *rest),
+    )
+    estimated = []
+    estimate = averaging.estimate_statistics
+    monkeypatch.setattr(
+        averaging,
+        "estimate_statistics",
+        lambda network, *rest: estimated.append(network) or estimate(network, *rest),
+    )
+    ppxcls.average(run, last=2)
+    assert evaluated == cast
+    assert estimated[0] is not cast[0]
 
 
 def test_a_later_training_moves_it_aside(small: Callable[..., Path], tmp_path: Path) -> None:

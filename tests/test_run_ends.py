@@ -35,7 +35,9 @@ TIMES = {
 
 
 @pytest.fixture
-def scripted(small: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str]]:
+def scripted(
+    small: Callable[..., Path], tmp_path: Path, plugin_metrics_forgotten: None
+) -> Callable[..., list[str]]:
     """Returns a function from the name of an output folder to the arguments of ``load_config``.
 
     The run has eight epochs of three steps, and ends after two evaluations without an improvement.
@@ -125,6 +127,14 @@ def test_more_patience_goes_on(scripted: Callable[..., list[str]], tmp_path: Pat
         [tmp_path / "whole/SmallNetwork", train(scripted("short")).output_dir], tmp_path / "c.html"
     )
     assert "4 of 8, stopped early" in page.read_text()
+
+
+def test_another_figure_starts_the_count_anew(scripted: Callable[..., list[str]], tmp_path: Path) -> None:
+    train(scripted("short"))
+    again = build(scripted("short", "best_metric=loss"))
+    assert not again.is_finished
+    assert (again.progress.improvement, again.progress.stale_evaluations) == ({}, 0)
+    again.run.folder.release()
 
 
 @pytest.mark.parametrize("place", ["evaluation", "save", "after the save"])

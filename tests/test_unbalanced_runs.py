@@ -127,6 +127,16 @@ def test_the_page_has_the_weights_beside_the_counts(unbalanced: Callable[..., Pa
     assert read_record(run).class_weights == {}, "the counts are not known any more"
 
 
+def test_other_words_for_the_classes_do_not_name_them(
+    unbalanced: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As metrics do, weights know the classes by the names of the list."""
+    (tmp_path / "words.txt").write_text("0 formica\n1 apis\n2 bos\n")
+    words = f"Infer={{PostProcess: {{class_id_map_file: {tmp_path}/words.txt}}}}"
+    file = unbalanced({"bee": 2.0}, **{"Metric.Eval": [{"AUC": {"positive": "bee"}}]})
+    assert weights_of(file, words) == [1, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("class_weight", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +148,21 @@ def test_images_that_judge_are_counted_with_several_views_too(
     page = ppxcls.report(run.run_folder).read_text(encoding="utf-8")
     assert page.count("means of 2 views, 7 images that judge") == 1
     assert page.count("means of 2 views, 7 images that chose") == 1
+
+
+def test_other_images_that_judge_are_not_the_runs_own_with_several_views(
+    small: Callable[..., Path], images: Path, tmp_path: Path
+) -> None:
+    section = {"cls_label_path": str(images / "val_list.txt")}
+    ppxcls.build_trainer(ppxcls.load_config(small(**{"DataLoader.Test": section}))).fit()
+    run = tmp_path / "output/SmallNetwork"
+    ppxcls.evaluate(ppxcls.load_config(run), test=True, tta="flip")
+    own = (run / "test_tta.json").read_bytes()
+    shutil.copytree(images, tmp_path / "other")
+    other = ppxcls.load_config(run, [f"DataLoader.Test.image_root={tmp_path}/other"])
+    ppxcls.evaluate(other, test=True, tta="flip")
+    assert (run / "test_tta.json").read_bytes() == own
+    assert (run / "eval_other.json").exists()
 
 
 def test_exported_files_take_the_same_views(run: Path, images: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ppxcls.build.choices import Weights, class_names_for, network_classes
 from ppxcls.build.data import build_loader
 from ppxcls.build.evaluation import build_evaluation
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
-from ppxcls.build.network import build_network
+from ppxcls.build.network import build_network, mixed_precision
 from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.averaging import StateSum
 from ppxcls.checkpoints.files import (
@@ -42,6 +42,7 @@ from ppxcls.models.weights import set_weights
 from ppxcls.system.environment import launched_world_size
 from ppxcls.system.logs import logger
 from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.precision import set_evaluation_precision
 from ppxcls.train.run_log import format_results
 
 DEFAULT_BATCHES = 100
@@ -119,8 +120,8 @@ def average(
 
     Raises:
         ConfigError: the folder is not a run folder.
-        DataError: not one of ``last``, ``epochs`` and ``greedy`` is given, there are too few checkpoints, or
-            a data set can't be used.
+        DataError: not one of ``last``, ``epochs`` and ``greedy`` is given, there are too few checkpoints, no
+            figure of a greedy choice is finite, or a data set can't be used.
         CheckpointError: a checkpoint is damaged, or the mean is not finite.
         RunFolderError: the run is still training.
         OSError: the result can't be written.
@@ -139,9 +140,8 @@ def average(
     start_terminal_log()
     start_job(config, folder)
     try:
-        averaging = _Averaging(config, checkpoints, batches)
-        result = _written(folder, averaging, averaging.greedy() if greedy else averaging.all())
-        averaging.close()
+        with contextlib.closing(_Averaging(config, checkpoints, batches)) as averaging:
+            result = _written(folder, averaging, averaging.greedy() if greedy else averaging.all())
     finally:
         folder.release()
     return result
@@ -221,6 +221,10 @@ class _Averaging:
             names = class_names_for(config, "evaluate", weights)
             loss = evaluation_loss(config, classes_for_losses(config, classes, names))
             self._evaluation = build_evaluation(config, classes, names=names, loss=loss)
+            # A network of its own, because the statistics of batch norms are estimated in float32.
+            self._evaluated_network = set_evaluation_precision(
+                mixed_precision(config.AMP), build_network(config, "evaluate", weights)
+            )
         self._loader: Loader | None = None
         if batches and self._norms:
             required_section(config, "DataLoader.Train")
@@ -253,6 +257,8 @@ class _Averaging:
             key=lambda checkpoint: (self._rank(results_by_epoch[checkpoint.epoch]), checkpoint.epoch),
             reverse=True,
         )
+        if self._rank(results_by_epoch[best.epoch]) == -math.inf:
+            raise DataError(f"--greedy: expected a checkpoint whose {self.metric} is finite, received none")
         soup = _Mean([best], self._read(best), results_by_epoch[best.epoch])
         total = StateSum.of(soup.state)
         for checkpoint in candidates:
@@ -329,8 +335,8 @@ class _Averaging:
     def _evaluated(self, state: State, checkpoint: _Checkpoint) -> dict[str, float]:
         if self._evaluation is None:
             return {}
-        set_weights(self._network, state, checkpoint.prefix)
-        return self._evaluation(self._network, self._evaluation.loader.epoch())
+        set_weights(self._evaluated_network, state, checkpoint.prefix)
+        return self._evaluation(self._evaluated_network, self._evaluation.loader.epoch())
 
 
 def _statistics_keys(norm: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from ppxcls.build import BAD_SAMPLES
 from ppxcls.build.choices import class_names_for, class_num, compare_normalisation
 from ppxcls.build.class_order import mapping_to, run_classes, training_classes
 from ppxcls.build.judging import judging_config
+from ppxcls.config.early_stop_checks import check_early_stop
 from ppxcls.config.sections import Config, DatasetSection, LoaderSection
 from ppxcls.data.bad_samples import BadSamples
 from ppxcls.data.check import DataReport, check_lists
@@ -147,13 +148,14 @@ def check_data(config: Config, *, progress_bar: bool = True, group: str | None =
             parentheses; None for the groups in ``groups.csv`` beside each list, if there is such a file.
 
     Raises:
-        ConfigError: the config has no data set.
+        ConfigError: the config has no data set, or no evaluation counts for ``Global.early_stop``.
         DataError: a list can't be used, or the groups can't.
     """
     pattern = group_pattern(group) if group is not None else None
     modes = [mode for mode in ("Train", "Eval") if config.DataLoader and getattr(config.DataLoader, mode)]
     if not modes:
         raise config.where("DataLoader").error("the section is missing")
+    check_early_stop(config)
     compare_normalisation(config)
     classes = run_classes(config) or training_classes(config)
     datasets = [build_dataset(config, mode, classes, patience=0) for mode in modes]

@@ -340,7 +340,7 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, fi
     block = _eval_block(config)
     # The digest stands for the list or the pack. A run's data may have been moved, but not by an override.
     place_keys = {"cls_label_path", "pack", "cache_dir", "cache_gb", "name", "delimiter"}
-    root_key = "Test.image_root" if files is _TEST_FILES else "Eval.dataset.image_root"
+    root_key = "Test.image_root" if files in _JUDGING_FILES else "Eval.dataset.image_root"
     if config.own_folder is not None and not config.is_override(f"DataLoader.{root_key}"):
         place_keys.add("image_root")
     # A run's first use of its images that judge: nothing has recorded their digest yet.

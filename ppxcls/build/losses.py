@@ -26,7 +26,7 @@ def classes_for_losses(
     Args:
         config: config of the run.
         classes: classes of the network; see ``build_dataset``.
-        names: names of the classes; empty if they have none.
+        names: names of the classes if ``classes`` is None; empty if they have none.
         dataset: training data; None to read the list of ``DataLoader.Train`` when a loss needs the counts.
     """
     count = class_num(config)
@@ -38,7 +38,8 @@ def classes_for_losses(
             raise ValueError("the training images can't be counted, because DataLoader.Train is missing")
         return class_counts(build_dataset(config, "Train", classes, patience=0), count)
 
-    return TrainingClasses(names or [str(i) for i in range(count)], count_images)
+    own_names = classes.names if classes else names
+    return TrainingClasses(own_names or [str(i) for i in range(count)], count_images)
 
 
 def training_loss(config: Config, classes: TrainingClasses) -> WeightedSum:

@@ -21,6 +21,7 @@ from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.compatibility import RunFacts
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.checkpoints.safe_states import INSTALL_HINT
+from ppxcls.config.early_stop_checks import check_early_stop
 from ppxcls.config.sections import Config
 from ppxcls.data.class_balance import unused_classes_warning
 from ppxcls.data.label_mapping import ClassNames
@@ -49,7 +50,8 @@ def build_trainer(config: Config) -> Trainer:
     Under ``paddle.distributed.launch``, this process joins the other processes.
 
     Raises:
-        ConfigError: a section that training needs is missing, or the device does not exist.
+        ConfigError: a section that training needs is missing, the device does not exist, or no evaluation
+            counts for ``Global.early_stop``.
         DataError: a data set can't be used.
         CheckpointError: the weights or the checkpoint to start from can't be used.
         RunFolderError: another run uses the output folder.
@@ -57,6 +59,7 @@ def build_trainer(config: Config) -> Trainer:
     """
     for section in ("Loss", "Optimizer", "DataLoader.Train"):
         required_section(config, section)
+    check_early_stop(config)
     folder = _run_folder(config)
     start_terminal_log()
     weights = weights_for(config, "train")  # before anything is written

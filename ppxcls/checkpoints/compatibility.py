@@ -149,7 +149,7 @@ def convert_progress(progress: Progress, manifest: Mapping[str, Any], facts: Run
     If another figure chooses ``best_model`` from now on, it has no best evaluation, because the values of two
     figures can't be compared.
     """
-    _forget_other_best(progress, facts.best_metric)
+    _forget_other_best(progress, manifest.get("best_metric", ""), facts.best_metric)
     previous_global_batch = manifest.get("global_batch", facts.global_batch)
     is_same_batch = previous_global_batch == facts.global_batch
     is_same_size = is_same_batch and manifest.get("steps_per_epoch") == facts.steps_per_epoch
@@ -162,14 +162,15 @@ def convert_progress(progress: Progress, manifest: Mapping[str, Any], facts: Run
     return progress
 
 
-def _forget_other_best(progress: Progress, name: str) -> None:
-    """Forgets the best evaluation, also of a learning rate, if it was chosen by another figure.
+def _forget_other_best(progress: Progress, previous_name: str, name: str) -> None:
+    """Forgets the best evaluation, also of a learning rate and an early stop, if another figure chose it.
 
     Args:
         progress: progress of the checkpoint; it is changed.
+        previous_name: name of the figure that chose until now; empty if it is not known.
         name: name of the figure that chooses from now on; empty without evaluation.
     """
-    previous_name = progress.best.get("metric", name)
+    previous_name = progress.best.get("metric") or previous_name or name
     if not name or previous_name == name:
         return
     warn_once(
@@ -177,6 +178,7 @@ def _forget_other_best(progress: Progress, name: str) -> None:
         "the next evaluation is the best so far"
     )
     progress.best = {}
+    progress.improvement, progress.stale_evaluations = {}, 0
     if "best" in progress.plateau:  # of ReduceOnPlateau
         del progress.plateau["best"]
         progress.plateau["bad"] = 0

@@ -8,6 +8,8 @@ from ppxcls.config.sections import Config
 def check_early_stop(config: Config) -> None:
     """Refuses an early stop that can't happen, because no evaluation counts.
 
+    It is for what trains. Other verbs may take a run's config without its data or with other epochs.
+
     Raises:
         ConfigError: the run has no evaluations, or all of them are before ``start_epoch``.
     """

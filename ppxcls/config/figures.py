@@ -13,7 +13,7 @@ from ppxcls.config.sections import Config
 # Other values in the results, in a line of metrics.jsonl, and in eval.json and test.json.
 _RESERVED_NAMES = (
     *("num_samples", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr"),
-    *("weights", "about", "data", "list", "top1_interval", "uses", "checkpoint"),
+    *("weights", "about", "data", "list", "top1_interval", "uses", "checkpoint", "tta", "views"),
 )
 # Metrics without the section Metric, and losses of evaluations without Loss.Eval.
 DEFAULT_METRICS: Sequence[Mapping[str, Any]] = [{"TopkAcc": {"topk": [1, 5]}}]
@@ -57,17 +57,29 @@ def refuse_in_training(block: Block, names: Sequence[str]) -> None:
         )
 
 
+def _refuse_logit_adjustment(config: Config) -> None:
+    """Raises ConfigError if a loss of evaluations adds offsets to the logits, which only training needs."""
+    for block in (config.Loss.Eval if config.Loss else None) or []:
+        if factor := block.arguments.get("logit_adjustment"):
+            raise (block.where / "logit_adjustment").error(
+                f"expected 0 under Loss.Eval, received {factor:g}: only a training adds "
+                "to the logits; write it under Loss.Train"
+            )
+
+
 def check_figures(config: Config) -> None:
-    """Builds the metrics of a config, and checks ``Global.best_metric`` against their figures.
+    """Builds the metrics of a config, and checks ``Global.best_metric`` against the figures of evaluations.
 
     Names of classes are not checked, because they are not known yet.
 
     Raises:
-        ConfigError: a metric does not fit the number of classes, two figures have the same name, a training
-            metric is for evaluation only, or no figure has the name ``Global.best_metric``.
+        ConfigError: a loss of evaluations is for training only, a metric does not fit the number of classes,
+            two figures have the same name, a training metric is for evaluation only, or no figure has the
+            name ``Global.best_metric``.
     """
+    _refuse_logit_adjustment(config)
     class_num = class_num_of(config)
-    if class_num is None or class_num < 2:  # such as a network without its classifier
+    if class_num is None or class_num < 1:  # such as a network without its classifier
         return
     training_blocks = (config.Metric.Train if config.Metric else None) or []
     for block in training_blocks:
@@ -87,11 +99,14 @@ def _evaluation_figures(config: Config, class_num: int) -> list[str]:
     else:
         blocks = registry("metric").blocks(DEFAULT_METRICS, config.where("Metric.Eval"))
     losses = _loss_names(config)
+    metrics = [registry("metric").build(block, class_num=class_num, class_names=None) for block in blocks]
+    # Of a mean over classes, the results also have the number of classes.
+    class_figures = {f"{name}_classes": metric for metric in metrics for name in metric.figures}
     figures: list[str] = []
-    for block in blocks:
-        metric = registry("metric").build(block, class_num=class_num, class_names=None)
+    for block, metric in zip(blocks, metrics, strict=True):
         for name in (*metric.names, *metric.figures):
-            if name in (*figures, *losses, *_RESERVED_NAMES):
+            is_of_other = class_figures.get(name, metric) is not metric
+            if is_of_other or name in (*figures, *losses, *_RESERVED_NAMES):
                 raise _duplicate(block, name)
             figures.append(name)
     return [*figures, *losses]

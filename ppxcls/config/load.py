@@ -28,7 +28,6 @@ from ppxcls.config.device_switches import (
     device_of,
     replace_device_switches,
 )
-from ppxcls.config.early_stop_checks import check_early_stop
 from ppxcls.config.figures import check_figures
 from ppxcls.config.inheritance import BASE_KEY, with_bases
 from ppxcls.config.paths import folder_of_source, resolve_paths
@@ -107,7 +106,6 @@ def load_config(
     for run in runs:
         check_values_of_run(raw, config, run, is_trusted=trust)
     check_image_channels(config)
-    check_early_stop(config)
     check_figures(config)
     _resolve_class_names(config)
     return config

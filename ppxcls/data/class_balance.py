@@ -8,7 +8,7 @@ import numpy as np
 
 from ppxcls.data.dataset import Dataset
 from ppxcls.system.arrays import Array
-from ppxcls.system.paths import printable
+from ppxcls.system.paths import MAX_NAME_LENGTH, one_line
 
 _LARGE_RATIO = 10  # of the largest class to the smallest one
 
@@ -48,7 +48,7 @@ def imbalance_note(counts: Array, names: Sequence[str], key: str | None) -> str 
     if ratio < _LARGE_RATIO:
         return None
     large_name, small_name = (
-        printable(names[i]) if i < len(names) else f"class {i}" for i in (largest, smallest)
+        one_line(names[i], MAX_NAME_LENGTH) if i < len(names) else f"class {i}" for i in (largest, smallest)
     )
     note = (
         f"{large_name} has {counts[largest]:,} training images, {ratio:,.0f} times as many as {small_name} "

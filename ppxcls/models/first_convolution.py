@@ -7,6 +7,7 @@ from paddle import nn
 
 from ppxcls.checkpoints.files import State
 from ppxcls.models.classifier_part import Difference
+from ppxcls.models.number_types import as_float32_array
 from ppxcls.system.arrays import Array
 
 _RGB_CHANNELS = 3
@@ -39,9 +40,9 @@ def fitted_to_channels(state: State, model: nn.Layer) -> tuple[State, list[Diffe
     """
     name, layer = _first_convolution(model)
     key = f"{name}.weight"
-    weight = state.get(key)
-    if layer is None or layer._groups != 1 or not isinstance(weight, np.ndarray) or weight.ndim != 4:
+    if layer is None or layer._groups != 1 or not isinstance(state.get(key), np.ndarray):
         return state, []
+    weight = as_float32_array(state[key])  # also from the bits of bfloat16, which have no sums
     outputs, count, *kernel = layer.weight.shape
     is_of_rgb = weight.shape == (outputs, _RGB_CHANNELS, *kernel) and weight.dtype.kind == "f"
     if count == _RGB_CHANNELS or not is_of_rgb:

@@ -29,13 +29,13 @@ from ppxcls.models.first_convolution import fitted_to_channels
 from ppxcls.models.foreign_weights import SUFFIXES, ForeignWeights, foreign_weights
 from ppxcls.models.logits import network_name
 from ppxcls.models.network_keys import networks_with
+from ppxcls.models.number_types import as_float32_array, converted, is_convertible, numpy_type_name
 from ppxcls.models.torch_weights import with_classifier_name, without_unused_layers
 from ppxcls.models.weight_parts import without_prefix
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import warn_once
 from ppxcls.system.paths import url_problem
 
-_BFLOAT16_BITS = np.dtype(np.uint16)  # type of Paddle's arrays of bfloat16
 _MAX_SHOWN_KEYS = 5  # keys in a message
 
 
@@ -226,14 +226,14 @@ def fitting_arrays(
             continue
         value = np.asarray(state[key])
         expected_type = _numpy_type(tensor)
-        if not _is_convertible(value.dtype, expected_type):
+        if not is_convertible(value.dtype, expected_type):
             problem = f"are {value.dtype} in the file, {expected_type} in the model"
             problems.setdefault(problem, []).append(key)
             continue
         if value.dtype != expected_type:
-            conversion = f"are converted from {_type_name(value.dtype)} to {expected_type}"
+            conversion = f"are converted from {numpy_type_name(value.dtype)} to {expected_type}"
             conversions.setdefault(conversion, []).append(key)
-        arrays[key] = _converted(value, expected_type)
+        arrays[key] = converted(value, expected_type)
     if not problems and (bad_keys := [key for key, array in arrays.items() if not np.isfinite(array).all()]):
         problems["have values that are not finite (NaN or infinity)"] = bad_keys
     for problem, keys in problems.items():
@@ -252,34 +252,6 @@ def _number_of(keys: Sequence[str], model: nn.Layer) -> str:
 def _numpy_type(tensor: paddle.Tensor) -> np.dtype[Any]:
     """Returns the type of a tensor's values in a file. Half-precision weights are stored as float32."""
     return np.dtype(np.float32) if is_half(tensor) else np.dtype(str(tensor.dtype).rpartition(".")[2])
-
-
-def _is_convertible(source: np.dtype[Any], target: np.dtype[Any]) -> bool:
-    """True if numbers of one type stand for the same numbers in the other."""
-    if target.kind == "f":
-        return source.kind == "f" or source == _BFLOAT16_BITS
-    return source.kind in "iu" and target.kind in "iu"
-
-
-def as_float32_array(value: Any) -> Array:
-    """Returns floating-point numbers of any type as float32, and other numbers unchanged.
-
-    Arrays of uint16 are the bits of bfloat16 numbers.
-    """
-    array = np.asarray(value)
-    expected_type = np.dtype(np.float32)
-    return _converted(array, expected_type) if _is_convertible(array.dtype, expected_type) else array
-
-
-def _converted(value: Array, expected_type: np.dtype[Any]) -> Array:
-    if expected_type.kind == "f" and value.dtype == _BFLOAT16_BITS:
-        value = (value.astype(np.uint32) << 16).view(np.float32)  # the upper half of a float32
-    with np.errstate(over="ignore"):  # a number that is too large becomes infinite, which is refused
-        return value.astype(expected_type, copy=False)
-
-
-def _type_name(dtype: np.dtype[Any]) -> str:
-    return "bfloat16" if dtype == _BFLOAT16_BITS else str(dtype)
 
 
 def _tensor_like(tensor: paddle.Tensor, value: Array) -> paddle.Tensor:

@@ -11,6 +11,7 @@ import unicodedata
 from pathlib import Path
 
 MAX_MESSAGE_LENGTH = 500  # characters of a message, of which the rest is left out in the middle
+MAX_NAME_LENGTH = 100  # characters of a class name in a line of the log
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")  # of words that stand for weights in a repository of the hub
 _JOINERS = {"\u200c", "\u200d"}  # zero-width joiners, which some scripts and emoji need

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 
-from ppxcls.config.checks import CountOrZero, unknown_word_message
+from ppxcls.config.checks import CountOrZero
 from ppxcls.system.arrays import Array
 from ppxcls.system.logs import warn_once
-from ppxcls.system.paths import bounded, printable
+from ppxcls.system.paths import MAX_NAME_LENGTH, one_line
+from ppxcls.system.spelling import nearest_spelling
 
 ClassChoice = CountOrZero | str | None  # id or name of a class
 _FIGURE = re.compile(r"[A-Za-z][A-Za-z0-9_.@-]{0,59}")
 _MAX_NAMED_CLASSES = 5  # classes with their names in a line of the log
-_MAX_NAME_LENGTH = 100  # characters of a class name in a line of the log
 
 
 def figure_name(name: str) -> str:
@@ -67,9 +68,35 @@ def _id_of_name(name: str, class_names: Sequence[str] | None) -> int | None:
         raise ValueError(
             f"positive: expected the id of a class, because they have no names; received {name!r}"
         )
-    if name not in class_names:
-        raise ValueError(f"positive: {unknown_word_message(name, list(class_names), 'class')}")
-    return list(class_names).index(name)
+    return ClassIds(class_names, "positive", advice="write the id of one of them")(name)
+
+
+class ClassIds:
+    """Finds classes by their names, in any form of Unicode.
+
+    Args:
+        names: names of the classes in the order of their ids.
+        key: key of the config that names a class, for messages.
+        advice: what to write instead if several classes have the name.
+    """
+
+    def __init__(self, names: Sequence[str], key: str, *, advice: str) -> None:
+        self._names = [unicodedata.normalize("NFC", name) for name in names]
+        self._key = key
+        self._advice = advice
+
+    def __call__(self, name: str) -> int:
+        """Returns the id of a class. Raises ValueError if not exactly one class has the name."""
+        own_name = unicodedata.normalize("NFC", name)
+        count = self._names.count(own_name)
+        if count == 1:
+            return self._names.index(own_name)
+        name_text = repr(one_line(name, MAX_NAME_LENGTH))
+        if count:
+            raise ValueError(f"{self._key}: {count} classes have the name {name_text}; {self._advice}")
+        nearest_name = nearest_spelling(own_name, self._names)
+        suggestion = f" (did you mean {nearest_name!r}?)" if nearest_name is not None else ""
+        raise ValueError(f"{self._key}: no class has the name {name_text}{suggestion}")
 
 
 class ClassMean:
@@ -117,4 +144,4 @@ def class_text(class_id: int, class_names: Sequence[str]) -> str:
     """Returns the name of a class for a line of the log, or ``class`` and its id."""
     if not class_names:
         return f"class {class_id}"
-    return repr(bounded(printable(class_names[class_id]), _MAX_NAME_LENGTH))
+    return repr(one_line(class_names[class_id], MAX_NAME_LENGTH))

@@ -33,6 +33,10 @@ class LabelPairs:
         """
         self._parts.append(paddle.stack([labels, logits.argmax(axis=-1)]))
 
+    def reset(self) -> None:
+        """Forgets the batches."""
+        self._parts = []
+
     def taken(self) -> tuple[Array, Array]:
         """Returns labels and predicted classes, int64 [n] each, and forgets them."""
         parts, self._parts = self._parts, []
@@ -67,6 +71,10 @@ class ClassReport(Metric):
         """
         self._pairs.add(logits, labels)
         return {}
+
+    def reset(self) -> None:
+        """Forgets the samples of this process."""
+        self._pairs.reset()
 
     def results(self) -> dict[str, float]:
         """Returns means over the classes that occur, from the samples of all processes.
@@ -140,6 +148,10 @@ class F1(Metric):
         self._pairs.add(logits, labels)
         return {}
 
+    def reset(self) -> None:
+        """Forgets the samples of this process."""
+        self._pairs.reset()
+
     def results(self) -> dict[str, float]:
         """Returns the score of the samples of all processes, and resets the counts.
 
@@ -196,6 +208,10 @@ class CohenKappa(Metric):
         """
         self._pairs.add(logits, labels)
         return {}
+
+    def reset(self) -> None:
+        """Forgets the samples of this process."""
+        self._pairs.reset()
 
     def results(self) -> dict[str, float]:
         """Returns kappa of the samples of all processes, and resets the counts.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
@@ -11,8 +10,8 @@ import numpy as np
 
 from ppxcls.config.checks import NotNegative, Share
 from ppxcls.system.arrays import Array
-from ppxcls.system.paths import printable
-from ppxcls.system.spelling import nearest_spelling
+from ppxcls.system.paths import MAX_NAME_LENGTH, one_line
+from ppxcls.train.class_choice import ClassIds
 
 # What a config may write. A loss with a parameter of this type, or of this type or None, is weighted in the
 # stages of ``fit`` too.
@@ -90,17 +89,10 @@ def _listed_weights(values: Sequence[float], class_num: int) -> Array:
 
 
 def _named_weights(spec: Mapping[str, float], names: Sequence[str]) -> Array:
-    keys = [unicodedata.normalize("NFC", name) for name in names]
-    weights = np.ones(len(keys))
+    class_ids = ClassIds(names, "class_weight", advice="write a list of weights")
+    weights = np.ones(len(names))
     for name, weight in dict(spec).items():  # of an EasyDict, a class may have the name ``items``
-        key = unicodedata.normalize("NFC", name)
-        if (count := keys.count(key)) != 1:
-            nearest_name = nearest_spelling(key, keys)
-            suggestion = f" (did you mean {nearest_name!r}?)" if nearest_name is not None else ""
-            reason = f"{count} classes have the name" if count else "no class has the name"
-            advice = "; write a list of weights" if count else suggestion
-            raise ValueError(f"class_weight: {reason} {printable(name)!r}{advice}")
-        weights[keys.index(key)] = weight
+        weights[class_ids(name)] = weight
     return weights
 
 
@@ -139,7 +131,7 @@ def logit_offsets(factor: float, counts: Array) -> Array:
 def describe_weights(weights: Array, names: Sequence[str]) -> str:
     """Returns the smallest and the largest weight with the names of their classes, for the log."""
     smallest, largest = int(weights.argmin()), int(weights.argmax())
+    small_name, large_name = (one_line(names[i], MAX_NAME_LENGTH) for i in (smallest, largest))
     return (
-        f"class weights from {weights[smallest]:.4g} ({printable(names[smallest])}) "
-        f"to {weights[largest]:.4g} ({printable(names[largest])})"
+        f"class weights from {weights[smallest]:.4g} ({small_name}) to {weights[largest]:.4g} ({large_name})"
     )

@@ -106,6 +106,9 @@ class Evaluation:
         evaluated_network = EvaluatedNetwork(
             network, len(self.loader.dataset) // distributed.world_size(), self._compiler
         )
+        for metric in self._metrics:
+            metric.reset()
+        self._table.reset()
         distributed.share_first_statistics(network)  # checkpoints contain these statistics
         try:
             with paddle.no_grad():

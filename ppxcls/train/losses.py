@@ -92,7 +92,7 @@ class CELoss(Loss):
             mapping: weights by the names of classes, and 1 for all others. The mean over the batch divides by
             the number of images. Null for equal weights.
         logit_adjustment: factor tau of the logarithms of the class shares, which are added to the logits in
-            training only (arXiv:2007.07314, equation 10). 1 trains for the mean of the accuracies of the
+            training (arXiv:2007.07314, equation 10). 1 trains for the mean of the accuracies of the
             classes; 0 adds nothing.
         classes: classes of the run; None if neither of the two is used.
     """

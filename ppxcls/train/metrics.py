@@ -41,6 +41,9 @@ class Metric(Protocol):
             labels: int64 [N].
         """
 
+    def reset(self) -> None:
+        """Forgets the batches of an evaluation that was interrupted. It is called before each evaluation."""
+
     def results(self) -> dict[str, float]:
         """Returns the measures that are not means, at the end of an evaluation.
 
@@ -53,7 +56,7 @@ METRICS: Registry[Metric] = Registry(
     "metric",
     program_parameters=("class_num", "class_names"),
     base=Metric,
-    optional_members=("figures", "smaller_is_better"),
+    optional_members=("figures", "smaller_is_better", "reset"),
 )
 
 

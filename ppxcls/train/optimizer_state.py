@@ -15,7 +15,8 @@ from paddle.optimizer import Optimizer
 from ppxcls.checkpoints.files import CheckpointError, State
 from ppxcls.checkpoints.safe_states import PARAMETER_NAMES_KEY
 from ppxcls.models.classifier_part import state_tensors
-from ppxcls.models.weights import as_float32_array, is_half, is_numeric, to_numpy
+from ppxcls.models.number_types import as_float32_array
+from ppxcls.models.weights import is_half, is_numeric, to_numpy
 from ppxcls.system.arrays import Array
 
 # Paddle's name of a parameter's float32 copy continues with this; accumulators are named after the copy.

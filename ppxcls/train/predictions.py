@@ -79,6 +79,10 @@ class PredictionTable:
             (samples, paddle.concat([label_scores, scores, classes.astype("float32")], axis=-1))
         )
 
+    def reset(self) -> None:
+        """Empties the table."""
+        self._parts = []
+
     def gathered(self) -> Predictions:
         """Returns the predictions of all processes and empties the table. All processes must call it."""
         local_width = self._parts[0][1].shape[-1] if self._parts else 0  # 0 if this process has no samples

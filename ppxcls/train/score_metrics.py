@@ -78,6 +78,10 @@ class ScoreMetric(Metric):
         self._parts.append((logits, labels))
         return {}
 
+    def reset(self) -> None:
+        """Forgets the samples of this process."""
+        self._parts = []
+
     def results(self) -> dict[str, float]:
         """Returns the figure of the samples of all processes, and resets the samples.
 

@@ -12,7 +12,7 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.models.first_convolution import channel_weights, input_channels
-from ppxcls.models.weights import load_weights, save_weights
+from ppxcls.models.weights import load_weights, save_weights, set_weights
 
 
 def test_grey_weights_are_sums_and_others_repeat() -> None:
@@ -28,6 +28,19 @@ def test_grey_weights_are_sums_and_others_repeat() -> None:
     assert np.tensordot(six, np.stack([grey] * 6), 3) == pytest.approx(
         np.tensordot(weight, np.stack([grey] * 3), 3), rel=1e-5
     )
+
+
+def test_weights_in_bfloat16_are_fitted_too(small: Callable[..., Path]) -> None:
+    """Paddle stores them as the upper halves of float32."""
+    state = {
+        key: (tensor.numpy().view(np.uint32) >> 16).astype(np.uint16)
+        for key, tensor in ppxcls.build_model("SmallNetwork").state_dict().items()
+    }
+    grey = ppxcls.build_model("SmallNetwork", in_channels=1)
+    (text,) = set_weights(grey, state, Path("rgb.pdparams"), keep_trunk=True)
+    assert text.startswith("the first convolution, conv.weight, takes 1 channel")
+    weight = (state["conv.weight"].astype(np.uint32) << 16).view(np.float32)
+    assert grey.conv.weight.numpy()[:, 0] == pytest.approx(weight.sum(axis=1), rel=1e-6, abs=1e-6)
 
 
 def test_a_training_starts_and_an_evaluation_refuses(small: Callable[..., Path], tmp_path: Path) -> None:

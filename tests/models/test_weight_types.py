@@ -17,7 +17,7 @@ from paddle import nn
 import ppxcls
 from ppxcls.checkpoints.files import write_checkpoint, write_state
 from ppxcls.checkpoints.progress import read_snapshot
-from ppxcls.models.weights import as_float32_array
+from ppxcls.models.number_types import as_float32_array
 from ppxcls.system.logs import set_up_logging
 
 State = dict[str, np.ndarray]

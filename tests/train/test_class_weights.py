@@ -149,6 +149,7 @@ def test_without_classes_it_says_so() -> None:
 
 def test_the_line_of_the_log() -> None:
     assert describe_weights(np.array([2.0, 0.5, 1]), ["a", "b", "c"]) == "class weights from 0.5 (b) to 2 (a)"
+    assert len(describe_weights(np.array([1.0, 2]), ["a", "b" * 10_000])) < 150
 
 
 def test_mappings_are_checked_like_lists() -> None:

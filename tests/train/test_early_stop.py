@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,6 @@ from ppxcls.train.early_stop import EarlyStop, early_end
 from ppxcls.train.lr_schedules import build_lr_schedule
 from ppxcls.train.run_schedule import RunSchedule
 from tests.conftest import ROOT
-
-SCRIPTED = str(ROOT / "tests/fixtures/scripted_metric.py")
-# Keys of a log line that depend on the clock.
-TIMES = {"batch_cost", "reader_cost", "ips", "ips_total", "eta"}
 
 
 def keras_end(values: Sequence[float], rule: EarlyStop, *, larger_is_better: bool) -> int | None:
@@ -133,15 +130,6 @@ def test_the_sentences() -> None:
             ["early_stop={min_delta: .nan}"],
             "early_stop.min_delta: expected a number at least 0, received nan",
         ),
-        (
-            ["early_stop={start_epoch: 6}", "epochs=5"],
-            r"early_stop.start_epoch: expected at most 5, the last epoch \(Global.epochs\), received 6",
-        ),
-        (
-            ["early_stop={}", "eval_during_train=False"],
-            "early_stop: .* but Global.eval_during_train is false",
-        ),
-        (["early_stop={}", "start_eval_epoch=9", "epochs=5"], "but Global.start_eval_epoch, 9, is after the"),
         (["early_stop=True"], r"expected a mapping such as \{patience: 10, .*\}, or null, received true"),
         (["early_stop=10"], "early_stop: expected a mapping, received 10"),
         (["early_stop.monitor=top1"], "unknown key 'monitor'.*; allowed: patience, min_delta, start_epoch"),
@@ -164,8 +152,27 @@ def test_invalid_keys(overrides: list[str], message: str) -> None:
         ppxcls.load_config(ROOT / "configs/Xception41.yaml", [f"Global.{text}" for text in overrides])
 
 
-def test_a_training_without_data_to_evaluate_on() -> None:
-    overrides = ["Global.early_stop={}", "DataLoader.Eval=null"]
-    with pytest.raises(ppxcls.ConfigError, match="Global.early_stop: .* but there is no DataLoader.Eval"):
-        ppxcls.load_config(ROOT / "configs/Xception41.yaml", overrides)
-    ppxcls.load_config(ROOT / "configs/Xception41.yaml", [*overrides, "DataLoader.Train=null"])  # to predict
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["Global.early_stop={start_epoch: 6}", "Global.epochs=5"],
+            r"early_stop.start_epoch: expected at most 5, the last epoch \(Global.epochs\), received 6",
+        ),
+        (["Global.eval_during_train=False"], "early_stop: .* but Global.eval_during_train is false"),
+        (
+            ["Global.start_eval_epoch=9", "Global.epochs=5"],
+            "but Global.start_eval_epoch, 9, is after the",
+        ),
+        (["DataLoader.Eval=null"], "Global.early_stop: .* but there is no DataLoader.Eval"),
+    ],
+)
+def test_an_end_that_can_not_happen_is_refused_if_something_trains(
+    overrides: list[str], message: str, small: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Other verbs take the config of a run without the data or with other epochs."""
+    config = ppxcls.load_config(small(), ["Global.early_stop={}", *overrides])
+    for function in (ppxcls.build_trainer, ppxcls.check_data):
+        with pytest.raises(ppxcls.ConfigError, match=message):
+            function(config)
+    assert not (tmp_path / "output").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,50 @@ def test_figures_of_a_single_image(new_warnings: Callable[[], list[str]]) -> Non
     assert "CohenKappa is not defined: all labels and predictions are of one class" in new_warnings()
 
 
+@pytest.mark.parametrize("names", [["cat", "cat", "dog"], ["cafe\u0301", "cow", "dog"]])
+def test_a_class_has_one_name_in_any_form_of_unicode(names: list[str]) -> None:
+    if names[0] == names[1]:
+        with pytest.raises(
+            ppxcls.ConfigError, match="positive: 2 classes have the name 'cat'; write the id of"
+        ):
+            build_metrics([{"AUC": {"positive": "cat"}}], class_num=3, class_names=names)
+    else:
+        logits, labels = sample(3)
+        by_name = figures_of("AUC", logits, labels, names, positive="caf\u00e9")
+        assert by_name == figures_of("AUC", logits, labels, names, positive=0)
+
+
+@pytest.mark.parametrize("metric", ["AUC", "AveragePrecision", "F1", "CohenKappa", "ClassReport"])
+def test_a_reset_forgets_what_an_interruption_left(metric: str) -> None:
+    logits, labels = sample(3)
+    (instance,) = build_metrics([{metric: {}}], class_num=3)
+    instance(paddle.to_tensor(logits[:50]), paddle.to_tensor(labels[:50]))
+    instance.reset()
+    instance(paddle.to_tensor(logits), paddle.to_tensor(labels))
+    assert instance.results() == figures_of(metric, logits, labels)
+
+
+def test_an_evaluation_after_an_interrupted_one_counts_each_image_once(small: Callable[..., Path]) -> None:
+    trainer = ppxcls.build_trainer(ppxcls.load_config(small(**{"Metric.Eval": [{"F1": {}}]})))
+    evaluation, network = trainer.evaluation, trainer.learner.network
+    batches = list(evaluation.loader.epoch())
+
+    def interrupted() -> Iterator[Any]:
+        yield from batches
+        raise KeyboardInterrupt
+
+    expected = evaluation(network, batches)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(network, interrupted())
+    part = batches[-1:]  # with the others of the interrupted evaluation, the figures would be those of all
+    results = evaluation(network, part)
+    assert len(evaluation.predictions.samples) == results["num_samples"] < expected["num_samples"]
+    labels, (predicted_ids,) = part[0].labels, evaluation.predictions.classes[:, :1].T
+    score = sklearn_metrics.f1_score(labels, predicted_ids, labels=np.unique(labels), average="macro")
+    assert results["F1"] == pytest.approx(score, abs=1e-12)
+    trainer.run.folder.release()
+
+
 @pytest.mark.parametrize("class_num", [2, 3])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_outputs_that_are_not_finite_give_no_figure(value: float, class_num: int) -> None:
@@ -269,6 +313,23 @@ def test_two_processes_with_unequal_shares_give_the_figures_of_one(tmp_path: Pat
             {"Metric.Eval": [{"AUC": {"figure": "loss"}}]},
             "Metric.Eval.0.AUC: the results have a figure 'loss' already",
         ),
+        ({"Metric.Eval": [{"AUC": {"figure": "views"}}]}, "the results have a figure 'views' already"),
+        (
+            {"Metric.Eval": [{"AUC": {}}, {"F1": {"figure": "AUC_classes"}}]},
+            r"Metric.Eval.1.F1: the results have a figure 'AUC_classes' already; .*: F1: \{figure: AUC_classes_2",
+        ),
+        (
+            {"Metric.Eval": [{"F1": {"figure": "AUC_classes"}}, {"AUC": {}}]},
+            "Metric.Eval.0.F1: the results have a figure 'AUC_classes' already",
+        ),
+        (
+            {"Loss.Eval": [{"CELoss": {"logit_adjustment": 1}}]},
+            "Loss.Eval.0.CELoss.logit_adjustment: expected 0 under Loss.Eval, received 1: only a training adds",
+        ),
+        (
+            {"Arch.class_num": 1, "Global.best_metric": "foo"},
+            "Global.best_metric: unknown figure of the evaluation 'foo'; allowed: top1",
+        ),
         ({"Metric.Eval": [{"AUC": {"figure": "a b"}}]}, "figure: expected a letter and up to 59 letters"),
         ({"Metric.Eval": [{"TopkAcc": {}}, {"TopkAcc": {}}]}, "the results have a figure 'top1' already$"),
         (
@@ -341,7 +402,7 @@ def test_a_class_is_named_as_in_the_lists(small: Callable[..., Path], images: Pa
     names.write_text("0 cats\n1 dog\n2 cow\n")
     overrides = [f"Infer={{PostProcess: {{class_id_map_file: {names}}}}}"]
     config = ppxcls.load_config(tmp_path / "config.yaml", overrides)
-    with pytest.raises(ppxcls.ConfigError, match=r"unknown class 'cat' \(did you mean 'cats'\?\)"):
+    with pytest.raises(ppxcls.ConfigError, match=r"no class has the name 'cat' \(did you mean 'cats'\?\)"):
         ppxcls.build_trainer(config)
     ppxcls.build_trainer(
         ppxcls.load_config(tmp_path / "config.yaml", [*overrides, "Metric.Eval.0.AUC.positive=cow"])
@@ -445,7 +506,9 @@ class Width(ppxcls.Metric):
 """
 
 
-def test_a_metric_of_a_plugin_chooses_best_model(small: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_metric_of_a_plugin_chooses_best_model(
+    small: Callable[..., Path], tmp_path: Path, plugin_metrics_forgotten: None
+) -> None:
     (tmp_path / "width.py").write_text(PLUGIN)
     plugins = [SMALL_NETWORK, str(tmp_path / "width.py")]
     keys = {"Global.plugins": plugins, "Global.best_metric": "width", "Global.epochs": 3}
