@@ -204,7 +204,7 @@ def _evaluation(run: Path) -> None:
 
     config = load_config(run)
     weights: Any = SimpleNamespace(path="a", note="b")
-    dataset: Any = SimpleNamespace(labelled_digest=lambda: "c")
+    dataset: Any = SimpleNamespace(labelled_digest=lambda: "c", views=None)
     for files in (_EVAL_FILES, _OTHER_FILES):
         results = {"top1": 0.5, "num_samples": 4}
         write_results(config, weights, dataset=dataset, results=results, files=files)

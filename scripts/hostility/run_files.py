@@ -328,9 +328,9 @@ def _manifest(section: str, key: str, value: str, folder: Path) -> tuple[Outcome
 
 
 def _resume(manifest: dict[str, Any]) -> Any:
-    from ppxcls.checkpoints.progress import _progress
+    from ppxcls.checkpoints.progress import progress_of
 
-    return _progress(manifest["progress"], Path("best_model"))
+    return progress_of(manifest, Path("best_model"))
 
 
 def _fit(key: str, value: str, folder: Path) -> tuple[Outcome, str | None]:
