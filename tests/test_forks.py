@@ -69,10 +69,10 @@ def forked(code: str, folder: Path, seconds: float = 60, **variables: str) -> st
 
 
 def test_a_fork_is_like_a_fresh_process(tmp_path: Path) -> None:
-    others = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "mine"), str(tmp_path / "other")])}
-    received = json.loads(forked(STATE, tmp_path, **others))
+    path = os.pathsep.join([str(tmp_path / "mine"), str(tmp_path / "other")])
+    received = json.loads(forked(STATE, tmp_path, PYTHONPATH=path))
     command = [sys.executable, str(tmp_path / "program.py")]
-    environment = {**os.environ, **others}
+    environment = {**os.environ, "PYTHONPATH": path}
     fresh = subprocess.run(
         command,
         capture_output=True,
