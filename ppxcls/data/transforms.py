@@ -264,18 +264,22 @@ class ResizeImage(Transform):
         return canvas
 
 
-@TRANSFORMS.register
-class CropImage(Transform):
-    """Crops the centre; a smaller image is an error.
+class CentreCrop(Transform):
+    """A crop of the centre; a smaller image is an error.
 
     Args:
-        size: pixels of both sides, or [width, height].
+        width: pixels of a row.
+        height: number of rows.
     """
 
     takes_parts = True
 
-    def __init__(self, size: Size) -> None:
-        self.width, self.height = width_and_height(size)
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+
+    def start(self, space: int) -> int:
+        """Returns the first pixel of the crop on one axis, if ``space`` pixels of the image are not in it."""
+        raise NotImplementedError
 
     def prepare(self, images: PreparedImages) -> PreparedImages:
         """Sets the size."""
@@ -285,10 +289,27 @@ class CropImage(Transform):
         height, width = image.shape[:2]
         if height < self.height or width < self.width:
             raise ValueError(
-                f"CropImage: expected at least {self.width}x{self.height} pixels, received {width}x{height}"
+                f"{type(self).__name__}: expected at least {self.width}x{self.height} pixels, "
+                f"received {width}x{height}"
             )
-        left, top = (width - self.width) // 2, (height - self.height) // 2
+        left, top = self.start(width - self.width), self.start(height - self.height)
         return cut_part(image, left=left, top=top, width=self.width, height=self.height)
+
+
+@TRANSFORMS.register
+class CropImage(CentreCrop):
+    """Crops the centre; a smaller image is an error.
+
+    Args:
+        size: pixels of both sides, or [width, height].
+    """
+
+    def __init__(self, size: Size) -> None:
+        super().__init__(*width_and_height(size))
+
+    def start(self, space: int) -> int:
+        """Returns the first pixel; half a pixel is rounded down."""
+        return space // 2
 
 
 @TRANSFORMS.register

@@ -12,10 +12,8 @@ import numpy as np
 
 from ppxcls.data.decode import Image
 from ppxcls.data.errors import DataError
-from ppxcls.data.transforms import Compose, CropImage, Generator, NormalizeImage, ToCHWImage, Transform
-from ppxcls.data.vision_transforms import CenterCrop
+from ppxcls.data.transforms import CentreCrop, Compose, Generator, NormalizeImage, ToCHWImage, Transform
 
-Crop = CropImage | CenterCrop
 FLIP, CROPS = "flip", "crops"
 _KINDS = (FLIP, CROPS)
 _CROP_COUNT = 5
@@ -78,7 +76,7 @@ class ViewStack(Transform):
         height_axis: axis of the height in a batch of the results.
     """
 
-    def __init__(self, views: Views, crop: Crop | None, later_transforms: Sequence[Transform]) -> None:
+    def __init__(self, views: Views, crop: CentreCrop | None, later_transforms: Sequence[Transform]) -> None:
         self._views = views
         self._crop = crop
         self._later_transforms = Compose(later_transforms)
@@ -124,7 +122,7 @@ def with_views(compose: Compose, views: Views) -> tuple[Compose, int]:
         DataError: there are crops, but not one CropImage or CenterCrop.
     """
     transforms = compose.transforms
-    places = [i for i, transform in enumerate(transforms) if isinstance(transform, Crop)]
+    places = [i for i, transform in enumerate(transforms) if isinstance(transform, CentreCrop)]
     if views.has_crops and len(places) != 1:
         raise DataError(
             f"tta: crops need one CropImage or CenterCrop in DataLoader.Eval, received {len(places)}"
@@ -132,7 +130,7 @@ def with_views(compose: Compose, views: Views) -> tuple[Compose, int]:
     if views.has_crops:
         (place,) = places
         crop = transforms[place]
-        assert isinstance(crop, Crop)
+        assert isinstance(crop, CentreCrop)
         stack = ViewStack(views, crop, transforms[place + 1 :])
     else:
         place = places[-1] + 1 if places else _place_of_normalisation(transforms)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ppxcls.config.checks import Finite, NotNegative, Share
-from ppxcls.data.decode import Image, ImageParts
+from ppxcls.data.decode import Image
 from ppxcls.data.pixel_size import (
     FillValue,
     by_channel_groups,
@@ -21,9 +21,9 @@ from ppxcls.data.pixel_size import (
     check_result_size,
     fill_of_channels,
 )
-from ppxcls.data.preparation import PreparedImages, side_or_sides
-from ppxcls.data.resize import Interpolation, Size, cut_part, resizer, width_and_height
-from ppxcls.data.transforms import TRANSFORMS, Generator, ResizeImage, Transform
+from ppxcls.data.preparation import PreparedImages
+from ppxcls.data.resize import Interpolation, Size, resizer, width_and_height
+from ppxcls.data.transforms import TRANSFORMS, CentreCrop, Generator, ResizeImage, Transform
 
 _METHODS = {"nearest": cv2.INTER_NEAREST, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
@@ -71,7 +71,7 @@ class Resize(Transform):
 
 
 @TRANSFORMS.register
-class CenterCrop(Transform):
+class CenterCrop(CentreCrop):
     """Crops the centre; a smaller image is an error.
 
     A half pixel is rounded to the even neighbour. ``CropImage`` rounds it down.
@@ -80,23 +80,12 @@ class CenterCrop(Transform):
         size: pixels of both sides, or [height, width].
     """
 
-    takes_parts = True
-
     def __init__(self, size: Size) -> None:
-        self.width, self.height = _height_and_width(size)
+        super().__init__(*_height_and_width(size))
 
-    def prepare(self, images: PreparedImages) -> PreparedImages:
-        """Sets the size."""
-        return replace(images, size=side_or_sides((self.width, self.height)))
-
-    def __call__(self, image: Image | ImageParts, rng: Generator) -> Image:
-        height, width = image.shape[:2]
-        if height < self.height or width < self.width:
-            raise ValueError(
-                f"CenterCrop: expected at least {self.width}x{self.height} pixels, received {width}x{height}"
-            )
-        left, top = round((width - self.width) / 2), round((height - self.height) / 2)
-        return cut_part(image, left=left, top=top, width=self.width, height=self.height)
+    def start(self, space: int) -> int:
+        """Returns the first pixel; half a pixel is rounded to the even neighbour."""
+        return round(space / 2)
 
 
 @TRANSFORMS.register

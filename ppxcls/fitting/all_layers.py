@@ -173,15 +173,15 @@ class AllLayers:
                 "as a mean over the classes"
             )
             return False
-        left = self._clock.left - self._end_seconds()
-        size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * left)
+        seconds_left = self._clock.left - self._end_seconds()
+        size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * seconds_left)
         if not epochs:
             stage_seconds = all_layers_seconds(
                 self._speeds, self._counts, size=size, epochs=min_tuning_epochs(self._counts)
             )
             logger.info(
                 f"{ALL_LAYERS}: not trained, because it takes {stage_seconds / 60:.2g} min at {size} px, "
-                f"with {max(left, 0) / 60:.2g} min left"
+                f"with {max(seconds_left, 0) / 60:.2g} min left"
             )
             return False
         settings = self._progress.settings
@@ -193,7 +193,7 @@ class AllLayers:
         )
         self._progress.finish(decided_step)
         logger.info(
-            f"{ALL_LAYERS}: {epochs} epochs at {size} px, with {left / 60:.2g} min left; "
+            f"{ALL_LAYERS}: {epochs} epochs at {size} px, with {seconds_left / 60:.2g} min left; "
             f"evaluations at {shown_size} px show objects as large as the random crops"
         )
         return True

@@ -18,27 +18,33 @@ from ppxcls.train.class_choice import ClassChoice, ClassMean, chosen_class, figu
 from ppxcls.train.metrics import METRICS, Metric
 
 
-class LabelPairs:
-    """Labels and predicted classes of the samples of this process."""
+class LabelMetric(Metric):
+    """A figure of the labels and predicted classes of all samples.
 
-    def __init__(self) -> None:
+    Args:
+        class_num: number of classes.
+    """
+
+    def __init__(self, class_num: int) -> None:
+        self._class_num = class_num
         self._parts: list[paddle.Tensor] = []  # read at the end, because a read makes the host wait
 
-    def add(self, logits: paddle.Tensor, labels: paddle.Tensor) -> None:
-        """Adds a batch.
+    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
+        """Keeps the labels and predictions of a batch, and returns no sums.
 
         Args:
             logits: [N, class_num].
             labels: int64 [N].
         """
         self._parts.append(paddle.stack([labels, logits.argmax(axis=-1)]))
+        return {}
 
     def reset(self) -> None:
-        """Forgets the batches."""
+        """Forgets the samples of this process."""
         self._parts = []
 
-    def taken(self) -> tuple[Array, Array]:
-        """Returns labels and predicted classes, int64 [n] each, and forgets them."""
+    def _taken_pairs(self) -> tuple[Array, Array]:
+        """Returns labels and predicted classes of this process, int64 [n] each, and forgets them."""
         parts, self._parts = self._parts, []
         if not parts:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -47,7 +53,7 @@ class LabelPairs:
 
 
 @METRICS.register
-class ClassReport(Metric):
+class ClassReport(LabelMetric):
     """Precision, recall, F1 and balanced accuracy, from a confusion matrix. For evaluation only.
 
     The confusion matrices of all processes add up exactly. scikit-learn computes the measures.
@@ -58,24 +64,6 @@ class ClassReport(Metric):
 
     figures = ("precision", "recall", "f1", "balanced_accuracy")
 
-    def __init__(self, class_num: int) -> None:
-        self._class_num = class_num
-        self._pairs = LabelPairs()
-
-    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Keeps the labels and predictions of a batch, and returns no sums.
-
-        Args:
-            logits: [N, class_num].
-            labels: int64 [N].
-        """
-        self._pairs.add(logits, labels)
-        return {}
-
-    def reset(self) -> None:
-        """Forgets the samples of this process."""
-        self._pairs.reset()
-
     def results(self) -> dict[str, float]:
         """Returns means over the classes that occur, from the samples of all processes.
 
@@ -84,7 +72,7 @@ class ClassReport(Metric):
         from sklearn.metrics import precision_recall_fscore_support
 
         matrix = np.zeros((self._class_num, self._class_num), np.int64)
-        np.add.at(matrix, self._pairs.taken(), 1)
+        np.add.at(matrix, self._taken_pairs(), 1)
         total = distributed.sum_over_processes(matrix.reshape(-1)).reshape(matrix.shape)
         true_classes, predicted_classes = np.nonzero(total)
         weights = total[true_classes, predicted_classes]
@@ -106,7 +94,7 @@ class ClassReport(Metric):
 
 
 @METRICS.register
-class F1(Metric):
+class F1(LabelMetric):
     """F1 score: twice the correct predictions of a class, divided by its predictions plus its samples.
 
     Args:
@@ -129,28 +117,13 @@ class F1(Metric):
         is_binary = average == "binary"
         if positive is not None and not is_binary:
             raise ValueError(f"positive: expected null with average {average!r}, received {positive!r}")
+        super().__init__(class_num)
         self.figures = (figure_name(figure),)
-        self._class_num = class_num
         self._average = average
         self._positive = (
             chosen_class(positive, class_num, class_names, is_required=True) if is_binary else None
         )
         self._mean = ClassMean(figure, class_names or ())
-        self._pairs = LabelPairs()
-
-    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Keeps the labels and predictions of a batch, and returns no sums.
-
-        Args:
-            logits: [N, class_num].
-            labels: int64 [N].
-        """
-        self._pairs.add(logits, labels)
-        return {}
-
-    def reset(self) -> None:
-        """Forgets the samples of this process."""
-        self._pairs.reset()
 
     def results(self) -> dict[str, float]:
         """Returns the score of the samples of all processes, and resets the counts.
@@ -158,7 +131,7 @@ class F1(Metric):
         If classes without samples are left out of a mean, the number of the others is ``<figure>_classes``.
         All processes must call it.
         """
-        labels, predicted_ids = self._pairs.taken()
+        labels, predicted_ids = self._taken_pairs()
         counts = [
             np.bincount(ids, minlength=self._class_num)
             for ids in (labels[labels == predicted_ids], labels, predicted_ids)
@@ -176,7 +149,7 @@ class F1(Metric):
 
 
 @METRICS.register
-class CohenKappa(Metric):
+class CohenKappa(LabelMetric):
     """Cohen's kappa: agreement of predictions and labels beyond chance; 1 is perfect, and 0 is chance.
 
     With weights, the classes must be in a meaningful order, such as the grades of a disease.
@@ -193,32 +166,17 @@ class CohenKappa(Metric):
         weights: Literal["linear", "quadratic"] | None = None,
         figure: str = "CohenKappa",
     ) -> None:
+        super().__init__(class_num)
         self.figures = (figure_name(figure),)
-        self._class_num = class_num
         self._weights = weights
         self._mean = ClassMean(figure, ())
-        self._pairs = LabelPairs()
-
-    def __call__(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, paddle.Tensor]:
-        """Keeps the labels and predictions of a batch, and returns no sums.
-
-        Args:
-            logits: [N, class_num].
-            labels: int64 [N].
-        """
-        self._pairs.add(logits, labels)
-        return {}
-
-    def reset(self) -> None:
-        """Forgets the samples of this process."""
-        self._pairs.reset()
 
     def results(self) -> dict[str, float]:
         """Returns kappa of the samples of all processes, and resets the counts.
 
         It is NaN if all labels and predictions are of one class. All processes must call it.
         """
-        labels, predicted_ids = self._pairs.taken()
+        labels, predicted_ids = self._taken_pairs()
         parts = [
             np.array([self._cost(abs(labels - predicted_ids)).sum()]),
             np.bincount(labels, minlength=self._class_num),
