@@ -8,11 +8,13 @@ interpreter. What differs from a fresh process: all forks share the seed of hash
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import json
 import os
 import pkgutil
 import runpy
+import signal
 import socket
 import sys
 import types
@@ -54,6 +56,7 @@ def serve(connection: socket.socket) -> dict[str, Any]:
                 os.dup2(descriptor, stream)
                 os.close(descriptor)
             connection.close()
+            faulthandler.register(signal.SIGUSR2)  # its file is the command's stream of errors
             return dict(json.loads(data))
         for descriptor in descriptors:
             os.close(descriptor)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,25 +34,75 @@ OBJECTS = (
     "safetensors.numpy",
 )
 _MAX_SERVERS = 2  # each has a third of a gigabyte
+# A fork that uses no processor for as long has taken over a lock of a thread that the server had. The older Paddles
+# start such threads at their import.
+_STUCK_SECONDS = 45.0
 _lock = threading.Lock()
 _uses: dict[frozenset[tuple[str, str]], int] = {}
 _servers: dict[frozenset[tuple[str, str]], Server] = {}
 
 
-def _read_to_end(streams: Sequence[int], seconds: float) -> list[str]:
-    """Returns what is written to pipes until every process that has them has ended. Raises TimeoutError.
+class StuckError(Exception):
+    """A fork has waited for too long without any work. The message has what it wrote, and its stacks."""
 
-    A process that a command leaves behind is noticed by this, as ``subprocess.run`` notices it.
+
+def _processor_seconds(process: int) -> float:
+    """Returns the processor time of a process and of its children, 0 if it has ended."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            ticks = sum(int(word) for word in file.read().rpartition(")")[2].split()[11:15])
+        with open(f"/proc/{process}/task/{process}/children") as file:
+            children = file.read().split()
+    except OSError:
+        return 0.0
+    return ticks / os.sysconf("SC_CLK_TCK") + sum(_processor_seconds(int(child)) for child in children)
+
+
+class _Watch:
+    """Notices that a process does nothing.
+
+    Args:
+        process: the process, which answers SIGUSR2 with its stacks.
+    """
+
+    def __init__(self, process: int) -> None:
+        self._process = process
+        self._used = 0.0
+        self._since = time.monotonic()
+
+    def is_stuck(self) -> bool:
+        """Returns True if the process is there and has used less than a tenth of a second for some time."""
+        used = _processor_seconds(self._process)
+        if not os.path.exists(f"/proc/{self._process}"):
+            return False
+        if abs(used - self._used) > 0.1:
+            self._used = used
+            self._since = time.monotonic()
+        return time.monotonic() - self._since > _STUCK_SECONDS
+
+
+def _read_to_end(streams: Sequence[int], seconds: float, process: int) -> list[str]:
+    """Returns what is written to pipes until every process that has them has ended.
+
+    A process that a command leaves behind is noticed by this, as ``subprocess.run`` notices it. Raises
+    TimeoutError, and StuckError if the first process does nothing.
     """
     end = time.monotonic() + seconds
     data = {stream: bytearray() for stream in streams}
+    watch = _Watch(process)
+    is_asked = False
     with selectors.DefaultSelector() as selector:
         for stream in streams:
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(0.0, end - time.monotonic()))
-            if not ready:
+            ready = selector.select(max(0.0, min(2.0, end - time.monotonic())))
+            if not ready and time.monotonic() >= end:
                 raise TimeoutError(f"the command's streams are still open after {seconds} s")
+            if not ready and is_asked:
+                raise StuckError(b"".join(data.values()).decode())
+            if not ready and watch.is_stuck():
+                is_asked = True
+                os.kill(process, signal.SIGUSR2)
             for key, _ in ready:
                 piece = os.read(key.fd, 1 << 16)
                 data[key.fd] += piece
@@ -84,7 +135,10 @@ class Server:
     def run(
         self, words: list[str], folder: Path, environment: dict[str, str], seconds: float
     ) -> subprocess.CompletedProcess[str]:
-        """Runs ``python WORDS``. Raises TimeoutError, and OSError or ValueError if the server has ended."""
+        """Runs ``python WORDS``.
+
+        Raises TimeoutError, StuckError, and OSError or ValueError if the server has ended.
+        """
         message = {"words": words, "folder": str(folder), "environment": environment}
         pipes = [os.pipe(), os.pipe()]
         readers, writers = ([pipe[end] for pipe in pipes] for end in (0, 1))
@@ -97,7 +151,7 @@ class Server:
             self._connection.settimeout(seconds)
             child = int(self._answers.readline())
             try:
-                texts = _read_to_end(readers, seconds)
+                texts = _read_to_end(readers, seconds, child)
                 code = int(self._answers.readline())
             except BaseException:  # also pytest-timeout's
                 with contextlib.suppress(ProcessLookupError):
@@ -151,7 +205,7 @@ def run(
     """Runs ``python WORDS`` in a folder, and returns its exit code and what it has written.
 
     Returns None if it must be a process of its own: at the first use of its environment, on systems other than
-    Linux, and if Paddle has a device.
+    Linux, if Paddle has a device, and after a fork that got stuck.
     """
     if not _can_fork(environment):
         return None
@@ -162,11 +216,16 @@ def run(
             return None
         try:
             return server.run(words, folder, environment, seconds)
-        except BaseException:
+        except BaseException as error:
             # It has ended, or its next answer belongs to this command. The next command gets another one.
             _servers.pop(frozenset(environment.items()), None)
             server.close()
-            raise
+            if not isinstance(error, StuckError):
+                raise
+            warnings.warn(
+                f"a fork of {words} got stuck, so it runs as a process of its own: {error}", stacklevel=2
+            )
+            return None
 
 
 @atexit.register

@@ -120,6 +120,25 @@ def test_after_a_fault_the_next_command_runs(code: str, tmp_path: Path, servers:
     assert forked("print(1)", tmp_path) == "1\n"
 
 
+def test_a_fork_that_is_stuck_shows_its_stacks_and_runs_as_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: dict[Any, Any]
+) -> None:
+    forked("", tmp_path)
+    monkeypatch.setattr(forks, "_STUCK_SECONDS", 0.5)
+    code = "import threading\nprint('begun', flush=True)\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()"
+    with pytest.warns(UserWarning, match=r"begun(.|\n)*program.py") as caught:
+        assert run(code, tmp_path) is None
+    assert len(caught) == 1
+    assert not servers
+
+
+def test_a_fork_that_works_is_not_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forked("", tmp_path)
+    monkeypatch.setattr(forks, "_STUCK_SECONDS", 1.5)
+    code = "import time\nend = time.monotonic() + 5\nwhile time.monotonic() < end: pass"
+    assert forked(code, tmp_path) == ""
+
+
 def test_a_server_that_ended_between_commands_is_replaced(tmp_path: Path, servers: dict[Any, Any]) -> None:
     forked("", tmp_path)
     (server,) = servers.values()
