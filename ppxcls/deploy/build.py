@@ -14,6 +14,7 @@ from typing import Any
 from paddle import nn
 from tqdm import tqdm
 
+from ppxcls.build.calibration import calibration_for
 from ppxcls.build.choices import (
     class_names_for,
     describe,
@@ -94,6 +95,7 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
     weights = weights_for(config, "infer")
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "infer", weights)
+    fitted = calibration_for(config, weights)
     start_processes(config)
     host_transforms, stage = split_for_device(build_transforms(blocks))
     network = build_network(config, "infer", weights)
@@ -105,6 +107,7 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
         model=config.Arch.name,
+        calibration=fitted.calibration if fitted else None,
     )
 
 
@@ -149,6 +152,7 @@ def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
         model=metadata.model,
+        calibration=metadata.calibration,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ppxcls.calibration.record import Calibration
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
@@ -52,6 +53,8 @@ class ExportMetadata:
         gives_logits: True if the output is logits, not probabilities.
         parts: size and SHA-256 of each file of the export, by name; empty for an export of an earlier
             version, and for the metadata inside an ONNX file.
+        calibration: calibration of the scores. The graph divides by its temperature if its output is
+            probabilities. None for scores that are not calibrated.
     """
 
     model: str
@@ -62,9 +65,11 @@ class ExportMetadata:
     preprocesses: bool = True
     gives_logits: bool = False
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
+        calibration = {"calibration": self.calibration.to_json()} if self.calibration else {}
         return {
             "model": self.model,
             "weights": self.weights,
@@ -73,7 +78,13 @@ class ExportMetadata:
             "class_num": self.class_num,
             "output": "logits" if self.gives_logits else "probabilities",
             "preprocessing in the graph": self.preprocesses,
+            **calibration,
         }
+
+    @property
+    def graph_temperature(self) -> float:
+        """The divisor of the logits in the graph; 1 if its output is logits."""
+        return 1.0 if self.gives_logits or self.calibration is None else self.calibration.temperature
 
     def describe(self) -> str:
         """Returns one line of bounded length: network, weights, transforms of the images, classes."""
@@ -175,6 +186,10 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
     parts = values.get("parts", {})
     if not isinstance(parts, dict) or not all(map(_is_part, parts.items())):
         raise DataError(f"{source}: invalid metadata: expected size and SHA-256 of each file as 'parts'")
+    try:
+        calibration = Calibration.from_json(values["calibration"]) if "calibration" in values else None
+    except ValueError as error:
+        raise DataError(f"{source}: invalid metadata: calibration: {error}") from None
     return ExportMetadata(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
@@ -184,6 +199,7 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         preprocesses=values["preprocessing in the graph"],
         gives_logits=values["output"] == "logits",
         parts=parts,
+        calibration=calibration,
     )
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 
 import numpy as np
 
+from ppxcls.calibration.record import Calibration
 from ppxcls.data.errors import DataError
 from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.data.prefetch import prefetch
@@ -44,10 +45,13 @@ class Prediction:
     error: str = ""
 
 
-def softmax(logits: Array) -> Array:
-    """Returns the probabilities of logits [..., class_num] in float64; NaN if a logit is not finite."""
+def softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """Returns the probabilities of logits / temperature, [..., class_num], in float64.
+
+    They are NaN if a logit is not finite.
+    """
     with np.errstate(invalid="ignore"):
-        exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+        exponentials = np.exp((logits.astype(np.float64) - logits.max(-1, keepdims=True)) / temperature)
         result: Array = exponentials / exponentials.sum(-1, keepdims=True)
     return result
 
@@ -60,13 +64,17 @@ class ViewRunner:
         count: number of views below each other in an image.
         height_axis: axis of the height in a batch.
         gives_logits: True if the runner returns logits.
+        temperature: divisor of logits.
     """
 
-    def __init__(self, runner: Runner, count: int, *, height_axis: int, gives_logits: bool) -> None:
+    def __init__(
+        self, runner: Runner, count: int, *, height_axis: int, gives_logits: bool, temperature: float = 1.0
+    ) -> None:
         self._runner = runner
         self._count = count
         self._height_axis = height_axis
         self._gives_logits = gives_logits
+        self._temperature = temperature
 
     def __call__(self, images: Array) -> Array:
         """Returns the mean probabilities of a batch whose images have all views below each other."""
@@ -74,8 +82,9 @@ class ViewRunner:
             self._runner(np.ascontiguousarray(view))
             for view in np.split(images, self._count, axis=self._height_axis)
         ]
-        probabilities = [softmax(output) if self._gives_logits else output for output in outputs]
-        return np.asarray(np.mean(probabilities, axis=0, dtype=np.float64))
+        if self._gives_logits:
+            outputs = [softmax(output, self._temperature) for output in outputs]
+        return np.asarray(np.mean(outputs, axis=0, dtype=np.float64))
 
 
 class Predictor:
@@ -91,6 +100,8 @@ class Predictor:
         gives_logits: True if the runner returns logits.
         description: one line that describes the model.
         model: name of the network.
+        calibration: calibration of the scores. Logits of the runner are divided by its temperature, and
+            probabilities have it already. None for scores that are not calibrated.
     """
 
     def __init__(
@@ -102,7 +113,9 @@ class Predictor:
         gives_logits: bool,
         description: str,
         model: str = "",
+        calibration: Calibration | None = None,
     ) -> None:
+        self.calibration = calibration
         self.names = list(names)
         self.description = description
         self.model = model
@@ -172,7 +185,11 @@ class Predictor:
         views = parse_views(tta)
         transform, height_axis = with_views(self._transform, views)
         runner = ViewRunner(
-            self._runner, views.count, height_axis=height_axis, gives_logits=self._gives_logits
+            self._runner,
+            views.count,
+            height_axis=height_axis,
+            gives_logits=self._gives_logits,
+            temperature=self._temperature,
         )
         return Predictor(
             transform,
@@ -181,7 +198,12 @@ class Predictor:
             gives_logits=False,
             description=f"{self.description}, test-time augmentation: {views}",
             model=self.model,
+            calibration=self.calibration,
         )
+
+    @property
+    def _temperature(self) -> float:
+        return self.calibration.temperature if self.calibration else 1.0
 
     def _stream(self, images: Iterable[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
         iterator = iter(images)
@@ -247,7 +269,7 @@ class Predictor:
                 yield Prediction(file, error=NOT_FINITE)
                 continue
             if self._gives_logits:
-                scores = softmax(scores)
+                scores = softmax(scores, self._temperature)
             best_ids = np.argsort(-scores, kind="stable")[:topk].tolist()
             names = [self.names[i] for i in best_ids] if self.names else []
             yield Prediction(file, best_ids, scores[best_ids].round(5).tolist(), names)
