@@ -10,7 +10,9 @@ from ppxcls.system.arrays import Array
 
 
 def energies(logits: Array, temperature: float) -> Array:
-    """Returns -temperature * logsumexp(logits / temperature), float64 [N]: low for an image like the known ones.
+    """Returns -temperature * logsumexp(logits / temperature), float64 [N].
+
+    It is low for an image like the known ones.
 
     Args:
         logits: output of the network, [N, class_num], not divided by the temperature.

@@ -22,25 +22,43 @@ class AnswerLimits:
         temperature: temperature of the calibration.
         energy: largest energy of a known image; None if nobody asks.
         score: smallest score of a class in a set; None if nobody asks.
+        unknown: largest share of known images that are turned away.
+        coverage: smallest share of known images whose set contains the true class.
         description: what was asked and what follows; empty if nothing was.
     """
 
     temperature: float = 1.0
     energy: float | None = None
     score: float | None = None
+    unknown: float | None = None
+    coverage: float | None = None
     description: str = ""
 
-    def are_known(self, logits: Array) -> list[bool | None]:
-        """Returns for each image whether it is like the known ones; None if nobody asks.
+    @property
+    def promises(self) -> dict[str, str]:
+        """What the attributes of a prediction promise, by name; only those that are answered."""
+        promises = {}
+        if self.unknown is not None:
+            promises["known"] = (
+                "False if the image is turned away as unknown. "
+                f"At most {self.unknown:g} of known images are turned away."
+            )
+        if self.coverage is not None:
+            promises["class_set"] = (
+                "Ids of the classes that the image may have, the best first. "
+                f"They contain the true class of at least {self.coverage:g} of known images."
+            )
+        return promises
+
+    def is_known(self, logits: Array) -> bool | None:
+        """Returns whether an image is like the known ones; None if nobody asks.
 
         Args:
-            logits: logits that are divided by the temperature, [N, class_num].
+            logits: logits of an image that no temperature has divided, [class_num].
         """
         if self.energy is None:
-            return [None] * len(logits)
-        values = energies(np.asarray(logits, np.float64) * self.temperature, self.temperature)
-        answers: list[bool | None] = (values <= self.energy).tolist()
-        return answers
+            return None
+        return bool(energies(logits[np.newaxis], self.temperature)[0] <= self.energy)
 
     def class_set(self, scores: Array) -> list[int] | None:
         """Returns the classes of an image's set, the best first; None if nobody asks.
@@ -79,15 +97,23 @@ def limits_of(
         if unknown is not None:
             energy = energy_limit(calibration, unknown)
             parts.append(
-                f"at most {unknown:g} of known images are turned away, those with an energy above {energy:.4g}"
+                f"at most {unknown:g} of known images are turned away: an image with an energy above "
+                f"{energy:.4g}"
             )
         if coverage is not None:
             score = score_limit(calibration, coverage)
             parts.append(
-                f"sets of the classes with a score of at least {score:.4g} contain the true class of at least "
-                f"{coverage:g} of known images"
+                f"sets contain the true class of at least {coverage:g} of known images: the classes with a "
+                f"score of at least {score:.4g}"
             )
     except CalibrationError as error:
-        raise DataError(f"{error}: {calibration.source}") from None
-    parts.append(f"by {calibration.images:,} images: {calibration.source}")
-    return AnswerLimits(calibration.temperature, energy, score, ", ".join(parts))
+        raise DataError(f"{error}, of {calibration.source}") from None
+    parts.append(f"by {calibration.images:,} images of {calibration.source}")
+    return AnswerLimits(
+        calibration.temperature,
+        energy=energy,
+        score=score,
+        unknown=unknown,
+        coverage=coverage,
+        description="; ".join(parts),
+    )

@@ -9,8 +9,8 @@ once. PHOTOGRAPHS is a folder with train/KIND and test/KIND. Each is repeated wi
 known images that were not trained on, a random half calibrates and the other half is judged.
 
 Prints means and standard deviations over the repetitions: the area under the ROC curve of known against
-unknown images (AUROC) for four scores, both shares of images that are turned away, the coverage of the sets of
-classes, and the calibration error before and after the temperature.
+unknown images (AUROC) for four scores, both shares of images that are turned away, the coverage of the sets
+of classes, and the calibration error before and after the temperature.
 """
 
 from __future__ import annotations
