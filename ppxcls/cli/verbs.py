@@ -244,6 +244,7 @@ def average_verb(parser: argparse.ArgumentParser) -> None:
     examples=[
         "ppxcls infer -c output/photos/Xception41 photos --format csv",
         "ppxcls infer --exported inference photos",
+        "ppxcls infer -c output/photos/Xception41 photos --unknown 0.05 --coverage 0.95",
     ],
 )
 def infer_verb(parser: argparse.ArgumentParser) -> int:
@@ -266,7 +267,13 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
+    parser.add_argument(
+        "--features",
+        metavar="FILE.npy",
+        help="also write the input of the classifier for each image, and the names of the images to FILE.csv",
+    )
     cli.add_tta_option(parser)
+    cli.add_limit_options(parser)
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     if not arguments.config and arguments.override:
@@ -275,14 +282,20 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         check_output_file(arguments.output)
     environment.import_paddle()
     from ppxcls.deploy.build import print_predictions
+    from ppxcls.deploy.feature_files import names_file
+    from ppxcls.deploy.output import Output
 
+    if arguments.features:
+        check_output_file(str(names_file(Path(arguments.features))))
+        check_output_file(arguments.features)
     failures = print_predictions(
         config,
         arguments.images,
-        kind=arguments.format,
+        output=Output(arguments.format, arguments.output, arguments.features),
         exported=arguments.exported,
-        output=arguments.output,
         tta=arguments.tta,
+        unknown=arguments.unknown,
+        coverage=arguments.coverage,
         trust=arguments.trust,
     )
     return cli.EXIT_ERROR if failures else 0
@@ -388,6 +401,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         help="let web pages of this origin, such as https://example.org, use the server; repeatable; * for "
         "all (default: none)",
     )
+    cli.add_limit_options(parser)
     cli.add_trust_option(parser)
     _add_access_options(parser)
     arguments = parser.parse_args()
@@ -398,6 +412,8 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         batch=arguments.batch,
         queue=arguments.queue,
         cors=arguments.cors,
+        unknown=arguments.unknown,
+        coverage=arguments.coverage,
         trust=arguments.trust,
         allowed_hosts=arguments.allowed_host,
         proxies=arguments.proxy,

@@ -22,6 +22,7 @@ from ppxcls.config.checks import (
     KeyPath,
     Minutes,
     NotNegative,
+    OpenShare,
     Positive,
     Seconds,
     SecondsOrZero,
@@ -330,14 +331,27 @@ class PostProcessSection:
     """The output of a prediction.
 
     Attributes:
-        name: PaddleClas's key, with the only supported value.
+        name: kind of output: ``Topk`` for the best classes; ``ThreshOutput`` for one of two classes, by the
+            score of class 1.
         topk: number of classes to print.
         class_id_map_file: file of class names, with lines ``id name``.
+        threshold: for ``ThreshOutput``: smallest score of class 1 for which it is the answer, from 0 to 1.
+        label_0: for ``ThreshOutput``: name of class 0 in an answer; null for its own name.
+        label_1: for ``ThreshOutput``: name of class 1 in an answer; null for its own name.
+        unknown: largest share of known images that ``infer`` turns away as unknown, such as 0.05; null for no
+            such answer. The run needs a calibration.
+        coverage: share of images whose set of classes contains the true class, such as 0.95; null for no
+            sets. The run needs a calibration.
     """
 
-    name: Literal["Topk"] = "Topk"
+    name: Literal["Topk", "ThreshOutput"] = "Topk"
     topk: Count = 5
     class_id_map_file: str | None = None
+    threshold: Share | None = None
+    label_0: str | None = None
+    label_1: str | None = None
+    unknown: OpenShare | None = None
+    coverage: OpenShare | None = None
 
 
 @dataclass

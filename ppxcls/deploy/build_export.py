@@ -33,6 +33,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
+from ppxcls.deploy.build import threshold_of
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
@@ -94,6 +95,7 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
         calibration=fitted.calibration if fitted else None,
+        threshold=threshold_of(config),
     )
     images = _sample_images(config, host_transforms)
     network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing
