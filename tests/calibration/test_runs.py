@@ -307,3 +307,29 @@ def test_the_report_shows_the_temperature_the_risk_and_the_limits(run: Path, pic
     (run / "calibration.json").write_text(json.dumps({**content, "energies": "<script>"}))
     with pytest.raises(ppxcls.DataError, match=r"calibration\.json: not the calibration of a run"):
         ppxcls.report(run)
+
+
+@pytest.mark.parametrize("has_average", [True, False])
+def test_the_record_belongs_to_the_weights_that_were_evaluated(
+    pictures: Path, tmp_path: Path, has_average: bool
+) -> None:
+    """With an average of the weights, the raw weights have no record. Figures of images that judge are read."""
+    test = {"cls_label_path": str(pictures / "other_list.txt")}
+    keys: dict[str, Any] = {"Global.weights_format": "safetensors", "Global.epochs": 1}
+    if has_average:
+        keys["EMA"] = {"use_ema": True, "decay": 0.9}
+    file = write_file(tmp_path, pictures, **keys)
+    content = yaml.safe_load(file.read_text())
+    content["DataLoader"]["Test"] = test
+    file.write_text(yaml.safe_dump(content))
+    trainer = trainer_of(file)
+    trainer.fit()
+    run = trainer.output_dir
+    assert (ppxcls.load(run).calibration is None) is False
+    raw = ppxcls.load(ppxcls.load_config(run, ["EMA=null"]))
+    assert (raw.calibration is None) is has_average
+    ppxcls.evaluate(ppxcls.load_config(run), test=True)
+    facts = json.loads((run / "test.json").read_text())["calibration"]
+    assert facts["source"] == f"val_list.txt, {CHOSE}"
+    if has_average:
+        ppxcls.report(run)
