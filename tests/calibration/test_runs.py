@@ -247,7 +247,9 @@ def test_a_hostile_record_ends_in_one_line(run: Path, content: str) -> None:
     assert ppxcls.load(ppxcls.load_config(run, ["Global.calibrate=False"])).calibration is None
 
 
-def test_another_list_calibrates(run: Path, pictures: Path, lines: Callable[[], list[str]]) -> None:
+def test_another_list_calibrates(
+    run: Path, pictures: Path, tmp_path: Path, lines: Callable[[], list[str]]
+) -> None:
     """The record says if the images chose the weights, and images that were trained on are refused."""
     logits, labels, _ = logits_of(run, pictures, "other")
     config = ppxcls.load_config(run)
@@ -263,6 +265,16 @@ def test_another_list_calibrates(run: Path, pictures: Path, lines: Callable[[], 
     assert ppxcls.calibrate(config, pictures / "val_list.txt")["source"] == f"val_list.txt, {CHOSE}"
     with pytest.raises(ppxcls.DataError, match="no calibration is written: the list has 24 images"):
         ppxcls.calibrate(config, pictures / "train_list.txt")
+    lists = {
+        name: (pictures / f"{name}_list.txt").read_text().splitlines() for name in ("train", "val", "other")
+    }
+    mixed_file = tmp_path / "mixed.txt"
+    mixed_file.write_text("\n".join([*lists["other"], *lists["val"][:6]]))
+    source = ppxcls.calibrate(config, mixed_file)["source"]
+    assert source == "mixed.txt, 6 of whose 60 images chose the weights"
+    mixed_file.write_text("\n".join([*lists["other"], lists["train"][0]]))
+    with pytest.raises(ppxcls.DataError, match="received 1 of 55 that they were trained on"):
+        ppxcls.calibrate(config, mixed_file)
 
 
 def test_two_processes_calibrate_as_one(run: Path, pictures: Path, tmp_path: Path) -> None:
