@@ -81,13 +81,13 @@ class Calibration:
             source=source,
             images=images,
             images_per_class=tuple(counts),
-            energies=_sorted_numbers(values, "energies", length, largest=_LARGEST_ENERGY),
-            true_scores=_sorted_numbers(values, "true_scores", length, smallest=0.0, largest=1.0),
+            energies=_sorted_numbers(values, "energies", length=length, largest=_LARGEST_ENERGY),
+            true_scores=_sorted_numbers(values, "true_scores", length=length, smallest=0.0, largest=1.0),
         )
 
 
 def _sorted_numbers(
-    values: dict[str, Any], key: str, length: int, *, largest: float, smallest: float | None = None
+    values: dict[str, Any], key: str, *, length: int, largest: float, smallest: float | None = None
 ) -> tuple[float, ...]:
     """Returns the numbers of a key, which must be of a number and in a range, and ascending."""
     numbers = values.get(key)

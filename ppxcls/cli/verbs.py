@@ -199,7 +199,11 @@ def launch_verb(parser: argparse.ArgumentParser) -> int:
 @verb(
     "eval",
     "Evaluate a run's best_model, or the weights of -o Global.pretrained_model: top-1, top-5, loss.",
-    examples=["ppxcls eval -c output/photos/Xception41", "ppxcls eval -c output/photos/Xception41 --test"],
+    examples=[
+        "ppxcls eval -c output/photos/Xception41",
+        "ppxcls eval -c output/photos/Xception41 --test",
+        "ppxcls eval -c output/photos/Xception41 --calibrate lists/calibration.txt",
+    ],
 )
 def eval_verb(parser: argparse.ArgumentParser) -> None:
     """Evaluate a run."""
@@ -209,8 +213,19 @@ def eval_verb(parser: argparse.ArgumentParser) -> None:
         help="evaluate on the images of DataLoader.Test, which neither trained nor chose, and count it",
     )
     cli.add_tta_option(parser)
+    parser.add_argument(
+        "--calibrate",
+        metavar="LIST",
+        help="instead of an evaluation, fit the temperature of the scores on the images of this list, which "
+        "were not trained on and, at best, did not choose the weights, and write calibration.json",
+    )
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
-    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
+    if arguments.calibrate is None:
+        ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
+        return
+    if arguments.test or arguments.tta:
+        parser.error("argument --calibrate: not allowed with --test or --tta")
+    ppxcls.calibrate(cli.read_config(arguments), arguments.calibrate)
 
 
 @verb(

@@ -78,6 +78,9 @@ class GlobalSection:
         best_metric: figure of the evaluations that decides which checkpoint is ``best_model``, spelled as in
             ``metrics.jsonl``, such as ``AUC``; null for the first figure of ``Metric.Eval``. The smallest
             loss or error rate is the best, and the largest value of any other figure.
+        calibrate: True to fit a temperature to each evaluation that is the best so far. Scores of
+            predictions are then softmax(logits / temperature); see docs/calibration.md. A list of fewer than
+            50 images has none.
         epochs: number of epochs of the whole run.
         early_stop: end of the run if its evaluations have stopped improving; null to train all epochs.
         max_hours: hours that one start of the run may train. Then it saves and ends with exit code 0, and
@@ -142,6 +145,7 @@ class GlobalSection:
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
     best_metric: str | None = None
+    calibrate: bool = True
     epochs: Count = 120
     early_stop: EarlyStopSection | None = None
     max_hours: Positive | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from paddle import nn
 
+from ppxcls.build.calibration import calibration_for
 from ppxcls.build.choices import (
     class_names_for,
     describe,
@@ -102,7 +103,7 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
     weights = weights_for(config, "infer")
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "infer", weights)
-    fitted = None
+    fitted = calibration_for(config, weights)
     start_processes(config)
     host_transforms, stage = split_for_device(build_transforms(blocks))
     network = build_network(config, "infer", weights)
@@ -119,6 +120,7 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
         feature_count=network.feature_count if isinstance(network, FeatureNetwork) else 0,
         threshold=threshold_of(config),
         no_limits="" if fitted else _no_calibration(config),
+        calibration=fitted.calibration if fitted else None,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppxcls.build.calibration import calibration_for
 from ppxcls.build.choices import (
     class_names_for,
     class_num,
@@ -59,7 +60,8 @@ def export(
     Args:
         config: config of a run.
         formats: formats to write: ``paddle``, ``onnx``.
-        softmax: True for probabilities as output, False for logits.
+        softmax: True for probabilities as output, with the temperature of the weights' calibration; False
+            for logits, which no temperature has divided.
         preprocess: True for a graph that takes uint8 images and normalises them.
         fold: True to fold batch norms into the convolutions before them.
         int8: list of images, or packed data set, to calibrate 8-bit quantisation on; see ``quantise``. None
@@ -78,6 +80,7 @@ def export(
     weights = weights_for(config, "export")
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "export", weights)
+    fitted = calibration_for(config, weights)
     start_processes(config)
     logger.info(describe(config, weights, blocks, class_names))
     network = build_network(config, "export", weights)
@@ -92,6 +95,7 @@ def export(
         preprocesses=preprocess,
         gives_logits=not softmax,
         threshold=threshold_of(config),
+        calibration=fitted.calibration if fitted else None,
     )
     images = _sample_images(config, host_transforms)
     network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing

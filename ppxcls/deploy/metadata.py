@@ -74,6 +74,7 @@ class ExportMetadata:
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
         post_process = {} if self.threshold is None else {_POST_PROCESS: self.threshold.as_dict()}
+        calibration = {"calibration": self.calibration.to_json()} if self.calibration else {}
         return {
             "model": self.model,
             "weights": self.weights,
@@ -83,7 +84,13 @@ class ExportMetadata:
             "output": "logits" if self.gives_logits else "probabilities",
             "preprocessing in the graph": self.preprocesses,
             **post_process,
+            **calibration,
         }
+
+    @property
+    def graph_temperature(self) -> float:
+        """The divisor of the logits in the graph; 1 if its output is logits."""
+        return 1.0 if self.gives_logits or self.calibration is None else self.calibration.temperature
 
     def describe(self) -> str:
         """Returns one line of bounded length: network, weights, transforms of the images, classes."""
@@ -185,6 +192,10 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
     parts = values.get("parts", {})
     if not isinstance(parts, dict) or not all(map(_is_part, parts.items())):
         raise DataError(f"{source}: invalid metadata: expected size and SHA-256 of each file as 'parts'")
+    try:
+        calibration = Calibration.from_json(values["calibration"]) if "calibration" in values else None
+    except ValueError as error:
+        raise DataError(f"{source}: invalid metadata: calibration: {error}") from None
     return ExportMetadata(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
@@ -195,6 +206,7 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         gives_logits=values["output"] == "logits",
         threshold=_threshold_in(values, source, count),
         parts=parts,
+        calibration=calibration,
     )
 
 
