@@ -28,13 +28,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts/comparison")]
 
 import ppxcls
 from ppxcls.calibration.coverage import class_sets, score_limit
+from ppxcls.calibration.reliability import reliability
 from ppxcls.calibration.temperature import calibrated, calibration_of
 from ppxcls.calibration.unknown import energies, energy_limit
 
 Array = np.ndarray
 SHARE, COVERAGE = 0.05, 0.95
 _NEIGHBOURS = 10
-_BINS = 15
 _FLOWER_PIXELS = 150
 _KINDS_AT_ONCE = 3  # unknown kinds of flowers in one repetition
 _DIGIT_STEPS = 400
@@ -90,11 +90,8 @@ def auroc(known: Array, unknown: Array) -> float:
 
 
 def calibration_error(scores: Array, labels: Array) -> float:
-    """Returns the expected calibration error over bins of equal width (arXiv:1706.04599, eq. 3)."""
-    confidence, is_correct = scores.max(1), scores.argmax(1) == labels
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, confidence, _BINS) - np.bincount(bins, is_correct, _BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    """Returns the calibration error of the best classes of scores [N, class_num]."""
+    return reliability(scores.max(1), scores.argmax(1) == labels).error
 
 
 def figures(case: Case, seed: int) -> dict[str, float]:
@@ -170,8 +167,8 @@ def digit_cases(count: int) -> Iterator[Case]:
         yield Case(outputs(training), outputs(held_out), outputs(np.flatnonzero(is_unknown)))
 
 
-def flower_features(photographs: Path, trunk: Path) -> tuple[Array, Array, Array]:
-    """Returns the features of all photographs, their kinds, and True for those in ``train``."""
+def flower_features(photographs: Path, trunk: Path) -> tuple[Array, Array]:
+    """Returns the features [N, F] of all photographs, and their kinds [N]."""
     import paddle
     from features import in_batches  # scripts/comparison/features.py
     from trunk import trunk_network  # scripts/comparison/trunk.py
@@ -190,15 +187,14 @@ def flower_features(photographs: Path, trunk: Path) -> tuple[Array, Array, Array
     images = np.stack([transform(file.read_bytes()) for file in files])
     with paddle.no_grad():
         features = in_batches(lambda batch: network(paddle.to_tensor(batch)).numpy(), images)
-    kinds = np.unique([file.parent.name for file in files], return_inverse=True)[1]
-    return features, kinds, np.array([file.parent.parent.name == "train" for file in files])
+    return features, np.unique([file.parent.name for file in files], return_inverse=True)[1]
 
 
 def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
     """Yields repetitions with a linear classifier of nine kinds, of 30 photographs of each."""
     from ppxcls.fitting.linear import LinearProblem
 
-    features, kinds, _ = flower_features(photographs, trunk)
+    features, kinds = flower_features(photographs, trunk)
     kind_count = int(kinds.max()) + 1
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -224,12 +220,23 @@ def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
         yield Case(outputs(training), outputs(held_out), outputs(np.flatnonzero(is_unknown)))
 
 
-def coverage_interval(judged: int) -> tuple[float, float]:
-    """Returns the 95 % binomial interval of a coverage that is exactly the stated one."""
-    from scipy.stats import binom
+def print_coverage(rows: list[dict[str, float]]) -> None:
+    """Prints how many coverages are inside their 95 % interval.
 
-    low, high = binom.interval(0.95, judged, COVERAGE)
-    return float(low / judged), float(high / judged)
+    The binomial one is for exact limits. With the limits of a few calibration images, the number is
+    beta-binomial (Vovk 2012, arXiv:1209.2673).
+    """
+    from scipy.stats import betabinom, binom
+
+    judged, calibrating = int(rows[0]["judged images"]), int(rows[0]["calibration images"])
+    rank = int(np.ceil((calibrating + 1) * COVERAGE))
+    for name, law in (
+        ("binomial", binom(judged, COVERAGE)),
+        ("beta-binomial", betabinom(judged, rank, calibrating + 1 - rank)),
+    ):
+        low, high = (float(count / judged) for count in law.interval(0.95))
+        inside = sum(low <= row["coverage"] <= high for row in rows)
+        print(f"coverage inside {low:.3f} to {high:.3f}, {name}: {inside} of {len(rows)} repetitions")
 
 
 def main() -> None:
@@ -251,9 +258,7 @@ def main() -> None:
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         print(f"{name:42} {values.mean():8.4f} ± {values.std():.4f}")
-    low, high = coverage_interval(int(rows[0]["judged images"]))
-    inside = sum(low <= row["coverage"] <= high for row in rows)
-    print(f"coverage inside {low:.3f} to {high:.3f}, the interval of one repetition: {inside} of {len(rows)}")
+    print_coverage(rows)
 
 
 if __name__ == "__main__":
