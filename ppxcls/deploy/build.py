@@ -117,10 +117,10 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
         model=config.Arch.name,
+        calibration=fitted.calibration if fitted else None,
         feature_count=network.feature_count if isinstance(network, FeatureNetwork) else 0,
         threshold=threshold_of(config),
         no_limits="" if fitted else _no_calibration(config),
-        calibration=fitted.calibration if fitted else None,
     )
 
 

@@ -94,8 +94,8 @@ def export(
         class_num=class_num(config),
         preprocesses=preprocess,
         gives_logits=not softmax,
-        threshold=threshold_of(config),
         calibration=fitted.calibration if fitted else None,
+        threshold=threshold_of(config),
     )
     images = _sample_images(config, host_transforms)
     network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing

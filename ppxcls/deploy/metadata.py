@@ -73,8 +73,8 @@ class ExportMetadata:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
-        post_process = {} if self.threshold is None else {_POST_PROCESS: self.threshold.as_dict()}
         calibration = {"calibration": self.calibration.to_json()} if self.calibration else {}
+        post_process = {} if self.threshold is None else {_POST_PROCESS: self.threshold.as_dict()}
         return {
             "model": self.model,
             "weights": self.weights,
@@ -83,8 +83,8 @@ class ExportMetadata:
             "class_num": self.class_num,
             "output": "logits" if self.gives_logits else "probabilities",
             "preprocessing in the graph": self.preprocesses,
-            **post_process,
             **calibration,
+            **post_process,
         }
 
     @property
