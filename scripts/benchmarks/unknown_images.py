@@ -58,8 +58,8 @@ class Case:
     """The images of one repetition: those of training, the held-out known ones, and the unknown ones."""
 
     training: Outputs
-    known: Outputs
-    unknown: Outputs
+    known_images: Outputs
+    unknown_images: Outputs
 
 
 def neighbour_distance(training: Array, features: Array) -> Array:
@@ -81,12 +81,12 @@ def mahalanobis_distance(training: Outputs, features: Array) -> Array:
     return np.einsum("ncf,fg,ncg->nc", differences, inverse, differences, optimize=True).min(1)
 
 
-def auroc(known: Array, unknown: Array) -> float:
+def auroc(known_values: Array, unknown_values: Array) -> float:
     """Returns the probability that an unknown image has the larger value; a tie counts half."""
     from sklearn.metrics import roc_auc_score
 
-    labels = np.repeat([0, 1], [len(known), len(unknown)])
-    return float(roc_auc_score(labels, np.concatenate([known, unknown])))
+    labels = np.repeat([0, 1], [len(known_values), len(unknown_values)])
+    return float(roc_auc_score(labels, np.concatenate([known_values, unknown_values])))
 
 
 def calibration_error(scores: Array, labels: Array) -> float:
@@ -96,8 +96,8 @@ def calibration_error(scores: Array, labels: Array) -> float:
 
 def figures(case: Case, seed: int) -> dict[str, float]:
     """Returns the figures of one repetition."""
-    order = np.random.default_rng(seed).permutation(len(case.known.labels))
-    calibration_images, judged = (case.known.part(part) for part in np.array_split(order, 2))
+    order = np.random.default_rng(seed).permutation(len(case.known_images.labels))
+    calibration_images, judged = (case.known_images.part(part) for part in np.array_split(order, 2))
     record = calibration_of(calibration_images.logits, calibration_images.labels, "the benchmark")
     scores_of = {
         "energy": lambda images: energies(images.logits, record.temperature),
@@ -107,10 +107,10 @@ def figures(case: Case, seed: int) -> dict[str, float]:
     }
     result = {}
     for name, score in scores_of.items():
-        result[f"AUROC, {name}"] = auroc(score(judged), score(case.unknown))
+        result[f"AUROC, {name}"] = auroc(score(judged), score(case.unknown_images))
         values = np.sort(score(calibration_images))
         limit = values[min(int(np.ceil((len(values) + 1) * (1 - SHARE))), len(values)) - 1]
-        result[f"unknown images turned away, {name}"] = float((score(case.unknown) > limit).mean())
+        result[f"unknown images turned away, {name}"] = float((score(case.unknown_images) > limit).mean())
     limit = energy_limit(record, SHARE)
     result["known images turned away, energy"] = float((scores_of["energy"](judged) > limit).mean())
     scores = calibrated(judged.logits, record.temperature)
@@ -143,8 +143,8 @@ def digit_cases(count: int) -> Iterator[Case]:
         optimizer = paddle.optimizer.Adam(0.002, parameters=[*trunk.parameters(), *classifier.parameters()])
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(images))
-        known = order[digits.target[order] < 8]
-        training = np.concatenate([known[digits.target[known] == label][:30] for label in range(8)])
+        known_ids = order[digits.target[order] < 8]
+        training = np.concatenate([known_ids[digits.target[known_ids] == label][:30] for label in range(8)])
         for _ in range(_DIGIT_STEPS):
             batch = rng.choice(training, 64)
             loss = nn.functional.cross_entropy(
@@ -163,7 +163,7 @@ def digit_cases(count: int) -> Iterator[Case]:
             return Outputs(features.numpy(), logits, labels)
 
         is_unknown = digits.target >= 8
-        held_out = np.setdiff1d(known, training)
+        held_out = np.setdiff1d(known_ids, training)
         yield Case(outputs(training), outputs(held_out), outputs(np.flatnonzero(is_unknown)))
 
 
@@ -203,8 +203,8 @@ def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
         unknown_kinds = kind_order[turn * _KINDS_AT_ONCE : (turn + 1) * _KINDS_AT_ONCE]
         known_kinds = np.setdiff1d(np.arange(kind_count), unknown_kinds)
         order = rng.permutation(len(kinds))
-        known = order[np.isin(kinds[order], known_kinds)]
-        training = np.concatenate([known[kinds[known] == kind][:30] for kind in known_kinds])
+        known_ids = order[np.isin(kinds[order], known_kinds)]
+        training = np.concatenate([known_ids[kinds[known_ids] == kind][:30] for kind in known_kinds])
         labels = np.searchsorted(known_kinds, kinds[training])
         problem = LinearProblem(features[np.newaxis, training], labels, len(known_kinds))
         classifier = problem.classifier(problem.train(0.1))
@@ -216,7 +216,7 @@ def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
             return Outputs(features[indices], classifier.logits(features[indices]), labels)  # type: ignore[attr-defined]
 
         is_unknown = np.isin(kinds, unknown_kinds)
-        held_out = np.setdiff1d(known, training)
+        held_out = np.setdiff1d(known_ids, training)
         yield Case(outputs(training), outputs(held_out), outputs(np.flatnonzero(is_unknown)))
 
 
