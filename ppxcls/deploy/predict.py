@@ -119,8 +119,7 @@ class Predictor:
         threshold: threshold that chooses between two classes; None for the best classes.
         calibration: calibration of the scores. Logits of the runner are divided by its temperature, and
             probabilities have it already. None for scores that are not calibrated.
-        no_limits: reason why there can't be limits, and how to get them, for messages; empty if there is
-            none but a missing calibration.
+        no_limits: reason why there can't be limits, and how to get them, for messages.
         limits: limits of what a prediction says beside its best classes; see ``with_limits``.
     """
 
@@ -183,7 +182,7 @@ class Predictor:
         Raises:
             DataError: ``images`` has another type, ``topk`` or ``batch_size`` is no integer of at least 1, or
                 ``tta`` has another word, or needs a crop that the transforms do not have.
-            DataError: ``unknown_share`` or ``coverage`` can't be answered, as in ``with_limits``.
+            DataError: a share can't be answered, as in ``with_limits``.
         """
         return list(
             self.stream(images, topk, batch_size, tta=tta, unknown_share=unknown_share, coverage=coverage)
@@ -252,9 +251,8 @@ class Predictor:
         calibrations. ``limits.description`` says what the limits are, and which images they come from.
 
         Args:
-            unknown_share: largest share of known images that are turned away, between 0 and 1. ``is_known`` is
-                False for them, and for the images of other kinds that are unlike enough. None for no such
-                answer.
+            unknown_share: largest share of known images that are turned away, between 0 and 1. They have
+                ``is_known`` False, as other images that are unlike enough. None for no such answer.
             coverage: smallest share of known images whose ``class_set`` contains the true class, between 0
                 and 1; None for no sets.
 
