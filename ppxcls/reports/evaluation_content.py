@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.reports import CALIBRATION, PER_CLASS, ROC, figures
+from ppxcls.reports import CALIBRATION, PER_CLASS, RISK, ROC, figures
 from ppxcls.reports.curves import draw_calibration
 from ppxcls.reports.pictures import overlays, thumbnail
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
+from ppxcls.reports.score_content import calibration_content, draw_risk, risk_content, risk_of
 from ppxcls.reports.two_classes import draw_roc, roc_content, two_classes
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
@@ -40,6 +41,8 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
     classes = figures.by_class(samples, len(record.names))
     calibration = figures.sample_reliability(samples)
     pictures[CALIBRATION] = draw_calibration(calibration)
+    curve = risk_of(samples)
+    pictures[RISK] = draw_risk(curve)
     ranking = None
     if (pair := two_classes(record, samples)) is not None:
         pictures[ROC], ranking = draw_roc(pair), roc_content(pair)
@@ -62,6 +65,8 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
         "weight_columns": list(weight_columns),
         "more_classes": max(len(rows) - _MAX_CLASS_ROWS, 0),
         "calibration_error": calibration.error,
+        "scores": calibration_content(record),
+        "answered": risk_content(curve),
         "ranking": ranking,
         "mistakes": _gallery(record, samples, mistakes),
         "uncertain": _gallery(record, samples, figures.least_certain(samples, _GALLERY_IMAGES)),

@@ -153,6 +153,7 @@ def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
             ("classes", "Classes"),
             *([("roc", "ROC curve")] if page.get("ranking") else []),
             ("calibration", "Calibration"),
+            ("risk", "Risk"),
         ]
         sections += [
             ("mistakes", "Worst mistakes"),

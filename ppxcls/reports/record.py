@@ -15,7 +15,16 @@ from ppxcls.build.choices import class_names_for, class_num
 from ppxcls.build.class_order import run_classes
 from ppxcls.build.data import build_dataset, build_images
 from ppxcls.build.judging import checkpoint_digest, judging_config
-from ppxcls.checkpoints.files import CheckpointError, read_manifest, with_extension
+from ppxcls.calibration import CALIBRATION_FILE
+from ppxcls.calibration.fit import FittedCalibration, read_calibration
+from ppxcls.checkpoints.files import (
+    AVERAGE,
+    WEIGHTS,
+    CheckpointError,
+    part_digest,
+    read_manifest,
+    with_extension,
+)
 from ppxcls.checkpoints.progress import Progress, UnknownProgressError, progress_of
 from ppxcls.config.checks import ConfigError
 from ppxcls.config.load import RUN_CONFIG, load_config
@@ -52,6 +61,7 @@ _SHOWN_FILES = (
     TTA_EVALUATION,
     TEST_TTA_EVALUATION,
     STAGES,
+    CALIBRATION_FILE,
     CLASS_NAMES_FILE,
     PADDLEX_NAMES_FILE,
     "best_model.json",
@@ -160,6 +170,7 @@ class Record:
             the list that the run was trained on.
         class_weights: weights of the classes in the training loss by the name of the loss; empty if the
             classes have no weights, or if the weights follow from counts that are not known.
+        calibration: calibration of the weights in ``manifest``; None if they have none.
     """
 
     folder: Path
@@ -176,6 +187,7 @@ class Record:
     progress: Progress | None = None
     class_counts: Array | None = None
     class_weights: dict[str, Array] = field(default_factory=dict)
+    calibration: FittedCalibration | None = None
 
     @cached_property
     def images(self) -> Images:
@@ -275,6 +287,7 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
     ]
     record.view_figures = [item for item in all_figures if item and item.checkpoint == checkpoint]
     record.stages = read_stages(folder / STAGES)
+    record.calibration = _calibration(record)
     record.class_counts = _class_counts(config, count, record.manifest)
     record.class_weights = _class_weights(config, record.names, record.class_counts)
     return record
@@ -319,6 +332,16 @@ def _manifest(prefix: Path) -> dict[str, Any]:
     try:
         return read_manifest(prefix)
     except CheckpointError as error:
+        raise DataError(str(error)) from None
+
+
+def _calibration(record: Record) -> FittedCalibration | None:
+    if not record.config.Global.calibrate:
+        return None
+    digest = part_digest(record.manifest, AVERAGE) or part_digest(record.manifest, WEIGHTS)
+    try:
+        return read_calibration(record.folder, digest or "")
+    except ValueError as error:
         raise DataError(str(error)) from None
 
 

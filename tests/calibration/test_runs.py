@@ -17,8 +17,10 @@ import yaml
 from scipy.special import log_softmax, softmax
 
 import ppxcls
+from ppxcls.calibration.coverage import score_limit
 from ppxcls.calibration.fit import read_calibration
 from ppxcls.calibration.temperature import best_temperature
+from ppxcls.calibration.unknown import energy_limit
 from ppxcls.checkpoints.files import write_state
 from ppxcls.system.arrays import Array
 from ppxcls.train.trainer import Trainer
@@ -278,3 +280,30 @@ def test_two_processes_calibrate_as_one(run: Path, pictures: Path, tmp_path: Pat
     for key in ("temperature", "energies", "true_scores"):
         np.testing.assert_allclose(two[key], one[key], rtol=1e-5)
     assert two["images_per_class"] == one["images_per_class"]
+
+
+def test_the_report_shows_the_temperature_the_risk_and_the_limits(run: Path, pictures: Path) -> None:
+    """The table's numbers are those of the network's own logits."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    logits, labels, _ = logits_of(run, pictures, "val")
+    text = ppxcls.report(run).read_text()
+    record = read_calibration(run, None)
+    assert record is not None
+    assert f"divided by the temperature {record.calibration.temperature:.4g}, of 60 images of" in text
+    assert CHOSE in text
+    assert f"from {record.figures.error_before:.4f} to {record.figures.error_after:.4f}" in text
+    is_wrong = logits.argmax(1) != labels
+    assert f'100 %</td><td class="n">{100 * is_wrong.mean():.2f} %' in text
+    assert "none: to turn away at most 0.01 of known images needs at least 99 calibration images" in text
+    limit = f"{energy_limit(record.calibration, 0.05):.4g}"
+    assert f"<code>--unknown 0.05</code></td><td>{limit}</td>" in text
+    limit = f"{score_limit(record.calibration, 0.9):.4g}"
+    assert f"<code>--coverage 0.9</code></td><td>{limit}</td>" in text
+    assert "risk.png" in {file.name for file in run.iterdir()}
+    content = json.loads((run / "calibration.json").read_text())
+    (run / "calibration.json").write_text(json.dumps({**content, "weights": "0" * 64}))
+    assert "No temperature divides the logits" in ppxcls.report(run).read_text()
+    (run / "calibration.json").write_text(json.dumps({**content, "energies": "<script>"}))
+    with pytest.raises(ppxcls.DataError, match=r"calibration\.json: not the calibration of a run"):
+        ppxcls.report(run)
