@@ -21,6 +21,7 @@ with CurrentFolderHidden():
 # ``python scripts/write_public_face.py`` writes the block for type checkers from it.
 _NAMES_BY_MODULE = {
     "ppxcls.build.averaging": ("AveragedWeights", "average"),
+    "ppxcls.build.calibrating": ("calibrate",),
     "ppxcls.build.data": ("check_data",),
     "ppxcls.build.evaluation": ("evaluate",),
     "ppxcls.build.network": ("build_model", "list_models"),
@@ -69,6 +70,7 @@ _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() fo
 if TYPE_CHECKING:
     from ppxcls.build.averaging import AveragedWeights as AveragedWeights
     from ppxcls.build.averaging import average as average
+    from ppxcls.build.calibrating import calibrate as calibrate
     from ppxcls.build.data import check_data as check_data
     from ppxcls.build.evaluation import evaluate as evaluate
     from ppxcls.build.network import build_model as build_model

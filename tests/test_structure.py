@@ -31,7 +31,7 @@ ROWS = [
     ["published"],
     ["models", "packed"],
     ["data", "checkpoints"],
-    ["config", "ops"],
+    ["config", "ops", "calibration"],
     ["system", "_version"],
 ]
 # Modules that may import or read a Config. All other modules get checked blocks and plain values.

@@ -19,6 +19,7 @@ from ppxcls.build import (
     TEST_TTA_EVALUATION,
     TTA_EVALUATION,
 )
+from ppxcls.build.calibration import calibration_facts, calibration_for, may_calibrate
 from ppxcls.build.choices import (
     Weights,
     class_names_for,
@@ -34,6 +35,7 @@ from ppxcls.build.judging import checkpoint_digest, judging_config, use_of_test
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.start import required_section, start_job, start_terminal_log
+from ppxcls.calibration.fit import FittedCalibration
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigError
@@ -127,6 +129,38 @@ def evaluate(
     start_terminal_log()
     weights = weights_for(config, "evaluate")  # before anything is written
     assert weights
+    fitted = calibration_for(config, weights)
+    temperature = fitted.calibration.temperature if fitted else 1.0
+    evaluation, results = evaluated_weights(config, weights, views=views, temperature=temperature)
+    if distributed.rank() == 0:
+        files = _files(is_test=test, has_views=views is not None)
+        _report_results(config, weights, evaluation=evaluation, results=results, files=files, fitted=fitted)
+    return results
+
+
+def evaluated_weights(
+    config: Config,
+    weights: Weights,
+    *,
+    views: Views | None = None,
+    temperature: float = 1.0,
+    calibration_source: str | None = None,
+) -> tuple[Evaluation, dict[str, float]]:
+    """Starts the job, and evaluates weights on ``DataLoader.Eval``. It writes nothing.
+
+    Args:
+        config: config of the run.
+        weights: weights to evaluate.
+        views: views of each image whose probabilities are averaged; None for the image alone.
+        temperature: divisor of the logits for the predictions.
+        calibration_source: source of a calibration, as in ``build_evaluation``.
+
+    Returns:
+        The evaluation with its predictions, and its results.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: as ``evaluate``.
+    """
     start_job(config)
     names = class_names_for(config, "evaluate", weights)
     description = describe(config, weights, config.evaluation_transforms, names)
@@ -138,21 +172,20 @@ def evaluate(
         network = static_network(network, with_cinn=config.Global.to_static == "CINN")
     classes = network_classes(config, "evaluate", weights)
     loss = evaluation_loss(config, classes_for_losses(config, classes, names))
-    evaluation = build_evaluation(config, classes, names=names, loss=loss, views=views)
+    evaluation = build_evaluation(
+        config, classes, names=names, loss=loss, views=views, calibration_source=calibration_source
+    )
+    evaluation.set_temperature(temperature)
     loader = evaluation.loader
     distributed.require_same({"evaluation list": loader.dataset.labelled_digest()})
     timeout = config.Global.hang_timeout
-    rank = distributed.rank()
-    world_size = distributed.world_size()
+    rank, world_size = distributed.rank(), distributed.world_size()
     with Watchdog(timeout, rank, world_size, loader.files_being_read) as watchdog:
         results = evaluation(network, watchdog.batches(loader.epoch(), "the evaluation"))
     loader.close()
     assert evaluation.predictions
     _check_outputs(evaluation.predictions, loader.dataset, weights)
-    if rank == 0:
-        files = _files(is_test=test, has_views=views is not None)
-        _report_results(config, weights, evaluation=evaluation, results=results, names=names, files=files)
-    return results
+    return evaluation, results
 
 
 def _files(*, is_test: bool, has_views: bool) -> _Files:
@@ -167,8 +200,8 @@ def _report_results(
     *,
     evaluation: Evaluation,
     results: dict[str, float],
-    names: Sequence[str],
     files: _Files,
+    fitted: FittedCalibration | None,
 ) -> None:
     """Writes the results and the predictions, and logs the results and their file."""
     dataset = evaluation.loader.dataset
@@ -185,8 +218,12 @@ def _report_results(
     assert evaluation.predictions
     config.run_folder.mkdir(parents=True, exist_ok=True)
     # First, because the results say that the images have judged.
+    names = class_names_for(config, "evaluate", weights)
     write_predictions(config.run_folder / files.predictions, evaluation.predictions, dataset, names)
-    file = write_results(config, weights, dataset=dataset, results=results, files=files)
+    facts: dict[str, Any] = {}
+    if fitted and not dataset.views:
+        facts["calibration"] = calibration_facts(fitted.calibration, evaluation.predictions, dataset)
+    file = write_results(config, weights, dataset=dataset, results={**facts, **results}, files=files)
     reason = f", because it is not the run's own evaluation: {', '.join(differences)}" if differences else ""
     logger.info(f"[Eval][Avg]{format_results(results)} (written to {file}{reason})")
 
@@ -198,6 +235,7 @@ def build_evaluation(
     names: Sequence[str],
     loss: WeightedSum,
     views: Views | None = None,
+    calibration_source: str | None = None,
 ) -> Evaluation:
     """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics and precision.
 
@@ -207,6 +245,8 @@ def build_evaluation(
         names: names of the classes if ``classes`` is None, for metrics of one class; empty if there are none.
         loss: loss of evaluations.
         views: views of each image whose probabilities are averaged; None for the image alone.
+        calibration_source: source of calibrations, see ``calibration_source``; None for no calibration. If
+            the list can't be calibrated on, a line tells why, and there is none.
 
     Raises:
         ConfigError, DataError: the data set can't be used, or a metric names an unknown class.
@@ -214,6 +254,9 @@ def build_evaluation(
     loader = build_loader(config, "Eval", classes)
     if views:
         loader.dataset.set_views(views)
+    class_names = list(classes.names) if classes else names
+    if calibration_source and not may_calibrate(loader.dataset, class_num(config), class_names):
+        calibration_source = None
     metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
     return Evaluation(
         loader,
@@ -222,10 +265,11 @@ def build_evaluation(
             metric_blocks,
             config.where("Metric.Eval"),
             class_num=class_num(config),
-            class_names=classes.names if classes else names,
+            class_names=class_names,
         ),
         autocast=evaluation_autocast(mixed_precision(config.AMP)),
         best_metric=config.Global.best_metric,
+        calibration_source=calibration_source,
     )
 
 
@@ -270,7 +314,7 @@ def write_results(
     weights: Weights,
     *,
     dataset: Dataset,
-    results: Mapping[str, float],
+    results: Mapping[str, Any],
     files: _Files = _EVAL_FILES,
 ) -> Path:
     """Writes the results of an evaluation to a JSON file in the run's folder, and returns the file.
@@ -279,7 +323,7 @@ def write_results(
         config: config of the run.
         weights: evaluated weights.
         dataset: evaluated images.
-        results: metrics, losses and ``num_samples``.
+        results: metrics, losses, ``num_samples``, and other facts to write.
         files: names of the files.
 
     Raises:
@@ -289,7 +333,7 @@ def write_results(
     facts: dict[str, Any] = {
         "weights": weights.path,
         "about": weights.note,
-        "data": data_name(_eval_block(config)),
+        "data": data_name(eval_block(config)),
         "list": dataset.labelled_digest(),
     }
     if views := dataset.views:
@@ -304,7 +348,7 @@ def write_results(
     return file
 
 
-def _eval_block(config: Config) -> dict[str, Any]:
+def eval_block(config: Config) -> dict[str, Any]:
     """Returns the data set of ``DataLoader.Eval`` as plain values."""
     assert config.DataLoader
     assert config.DataLoader.Eval
@@ -337,7 +381,7 @@ def _differences_from_run(config: Config, weights: Weights, dataset: Dataset, fi
             block_of_run |= test_of_run
     except (OSError, ValueError, KeyError, TypeError, ConfigError):
         return differences
-    block = _eval_block(config)
+    block = eval_block(config)
     # The digest stands for the list or the pack. A run's data may have been moved, but not by an override.
     place_keys = {"cls_label_path", "pack", "cache_dir", "cache_gb", "name", "delimiter"}
     root_key = "Test.image_root" if files in _JUDGING_FILES else "Eval.dataset.image_root"

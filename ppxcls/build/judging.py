@@ -14,6 +14,7 @@ from typing import Any
 from ppxcls.build import TEST_EVALUATION, TEST_TTA_EVALUATION
 from ppxcls.build.start import required_section
 from ppxcls.checkpoints.progress import checkpoint_prefix
+from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
 from ppxcls.system.atomic_files import read_regular
@@ -39,20 +40,38 @@ def judging_config(config: Config) -> Config:
     test = required_section(config, "DataLoader.Test")
     evaluation = required_section(config, "DataLoader.Eval")
     assert config.DataLoader
-    block: Block = evaluation.dataset
-    arguments = {key: value for key, value in block.arguments.items() if key not in _PLACE_KEYS}
-    arguments["cls_label_path"] = test.cls_label_path
-    if test.image_root is not None:
-        arguments["image_root"] = test.image_root
-    if not arguments.get("image_root"):
+    root = test.image_root
+    if root is None and not evaluation.dataset.arguments.get("image_root"):
         raise config.where("DataLoader.Test.image_root").error(
             "the key is missing, and DataLoader.Eval.dataset has none either"
         )
+    return with_evaluation_list(config, test.cls_label_path, root, where=config.where("DataLoader.Test"))
+
+
+def with_evaluation_list(config: Config, path: str, root: str | None, *, where: ConfigPlace) -> Config:
+    """Returns a config whose evaluation data are the images of another list.
+
+    They are prepared and loaded as those of ``DataLoader.Eval``.
+
+    Args:
+        config: config with ``DataLoader.Eval``.
+        path: list of the images.
+        root: folder that the list's paths are relative to; None for that of ``DataLoader.Eval``.
+        where: place of the list, for messages.
+    """
+    assert config.DataLoader
+    assert config.DataLoader.Eval
+    evaluation = config.DataLoader.Eval
+    block: Block = evaluation.dataset
+    arguments = {key: value for key, value in block.arguments.items() if key not in _PLACE_KEYS}
+    arguments["cls_label_path"] = path
+    if root is not None:
+        arguments["image_root"] = root
     dataset = Block(
         block.kind,
         "ImageNetDataset" if "pack" in block.arguments else block.name,
         arguments=arguments,
-        where=config.where("DataLoader.Test"),
+        where=where,
         is_list_item=block.is_list_item,
     )
     new_config = copy.copy(config)

@@ -10,6 +10,7 @@ import paddle
 from paddle import nn
 
 from ppxcls._version import __version__
+from ppxcls.build.calibration import HAS_CHOSEN, calibration_source
 from ppxcls.build.choices import Weights, class_names_for, class_num, network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
@@ -155,8 +156,12 @@ def _training_evaluation(
     first, last = config.Global.start_eval_epoch, config.Global.epochs
     if first > last:
         logger.warning(f"Global.start_eval_epoch {first} is after the last epoch: nothing is evaluated")
-    is_evaluated = config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval
-    return build_evaluation(config, classes, names=names, loss=loss) if is_evaluated else None
+    if not (config.Global.eval_during_train and config.DataLoader and config.DataLoader.Eval):
+        return None
+    source = None
+    if config.Global.calibrate:
+        source = calibration_source(config.DataLoader.Eval.dataset, HAS_CHOSEN)
+    return build_evaluation(config, classes, names=names, loss=loss, calibration_source=source)
 
 
 def _trackers(config: Config) -> list[Tracker]:

@@ -19,9 +19,9 @@ import hashlib
 import os
 import pickle
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -58,6 +58,8 @@ EXTENSIONS = (
 )
 
 State = dict[str, Any]
+# Called with a prefix and the SHA-256 of each part.
+BeforeCommit: TypeAlias = Callable[[Path, Mapping[str, str]], None]
 
 
 class CheckpointError(UserError):
@@ -196,6 +198,7 @@ def write_checkpoint(
     manifest: Mapping[str, Any],
     safe: bool = False,
     without: Mapping[Path, Collection[str]] | None = None,
+    before_commit: BeforeCommit | None = None,
 ) -> None:
     """Saves one state under one or more prefixes, each whole or not at all.
 
@@ -205,6 +208,8 @@ def write_checkpoint(
         manifest: ``progress``, and facts about the run.
         safe: True to write weights as ``.safetensors``.
         without: parts that a prefix does not get, by prefix.
+        before_commit: function that is called for each prefix before it is committed, with the SHA-256 of
+            each part, so that a file about the checkpoint is there when the checkpoint is; None for none.
 
     Raises:
         CheckpointError: safetensors is not installed.
@@ -213,7 +218,14 @@ def write_checkpoint(
     with contextlib.ExitStack() as locks:
         for folder in sorted({prefix.parent for prefix in prefixes}):
             locks.enter_context(locked_folder(folder, waits=True))
-        _write_checkpoint(prefixes, states, manifest=manifest, safe=safe, without=without or {})
+        _write_checkpoint(
+            prefixes,
+            states,
+            manifest=manifest,
+            safe=safe,
+            without=without or {},
+            before_commit=before_commit,
+        )
 
 
 def _write_checkpoint(
@@ -223,6 +235,7 @@ def _write_checkpoint(
     manifest: Mapping[str, Any],
     safe: bool,
     without: Mapping[Path, Collection[str]],
+    before_commit: BeforeCommit | None,
 ) -> None:
     sources: dict[str, Path] = {}  # a complete file of each part
     part_entries: dict[str, dict[str, Any]] = {}  # size and digest of each part
@@ -242,6 +255,8 @@ def _write_checkpoint(
                 else:
                     part_entries[part] = _write_new(file, with_extension(prefix, extension), state)
                 parts[extension] = part_entries[part]
+            if before_commit:
+                before_commit(prefix, {part: entry["sha256"] for part, entry in part_entries.items()})
         _commit(prefix, {"format": CHECKPOINT_FORMAT, **manifest, "parts": parts})
         sources |= {
             _PARTS_BY_EXTENSION.get(extension, extension): with_extension(prefix, extension)
@@ -290,6 +305,13 @@ def read_manifest(prefix: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file}: not a checkpoint's manifest: {reason_of(error)}") from None
     return manifest
+
+
+def part_digest(manifest: Mapping[str, Any], part: str) -> str | None:
+    """Returns the SHA-256 of a part, according to a checkpoint's manifest; None if it has no such part."""
+    parts = manifest.get("parts", {})
+    entry = parts.get(part) or parts.get(_SAFETENSORS_EXTENSIONS.get(part, part))
+    return entry["sha256"] if entry else None
 
 
 def is_complete(manifest: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from ppxcls.checkpoints.files import (
     EXTENSIONS,
     OPTIMIZER,
+    BeforeCommit,
     CheckpointError,
     MissingPackageError,
     check_whole,
@@ -324,8 +325,10 @@ class RunFolder:
         self,
         names: Sequence[str],
         snapshot: Snapshot,
+        *,
         facts: Mapping[str, Any],
         flush: Callable[[], None] | None = None,
+        before_commit: BeforeCommit | None = None,
     ) -> None:
         """Writes a checkpoint in the background, after the previous save has ended.
 
@@ -334,6 +337,7 @@ class RunFolder:
             snapshot: state to save. Its arrays must not change any more.
             facts: facts about the run, for the manifest.
             flush: function that the background thread calls first; None for none.
+            before_commit: function that the background thread calls, see ``write_checkpoint``.
 
         Raises:
             OSError: the previous checkpoint could not be written.
@@ -348,7 +352,12 @@ class RunFolder:
             paths = [self.path / name for name in names]
             self._write(
                 lambda: write_checkpoint(
-                    paths, snapshot.parts, manifest=manifest, safe=self.safe, without=self._excluded_parts
+                    paths,
+                    snapshot.parts,
+                    manifest=manifest,
+                    safe=self.safe,
+                    without=self._excluded_parts,
+                    before_commit=before_commit,
                 )
             )
             self._whole_checkpoints |= {(name, snapshot.progress.step) for name in names}

@@ -92,6 +92,24 @@ def add_tta_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_limit_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options ``--unknown`` and ``--coverage``."""
+    parser.add_argument(
+        "--unknown",
+        type=float,
+        metavar="SHARE",
+        help="answer that an image is unknown; at most this share of known images is turned away, such as "
+        "0.05; the model needs a calibration",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="answer with a set of classes, too, which contains the true class of at least this share of "
+        "known images, such as 0.95; the model needs a calibration",
+    )
+
+
 def parse_with_config(
     parser: argparse.ArgumentParser,
     argv: Sequence[str] | None = None,

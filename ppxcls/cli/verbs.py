@@ -199,7 +199,11 @@ def launch_verb(parser: argparse.ArgumentParser) -> int:
 @verb(
     "eval",
     "Evaluate a run's best_model, or the weights of -o Global.pretrained_model: top-1, top-5, loss.",
-    examples=["ppxcls eval -c output/photos/Xception41", "ppxcls eval -c output/photos/Xception41 --test"],
+    examples=[
+        "ppxcls eval -c output/photos/Xception41",
+        "ppxcls eval -c output/photos/Xception41 --test",
+        "ppxcls eval -c output/photos/Xception41 --calibrate lists/calibration.txt",
+    ],
 )
 def eval_verb(parser: argparse.ArgumentParser) -> None:
     """Evaluate a run."""
@@ -209,8 +213,19 @@ def eval_verb(parser: argparse.ArgumentParser) -> None:
         help="evaluate on the images of DataLoader.Test, which neither trained nor chose, and count it",
     )
     cli.add_tta_option(parser)
+    parser.add_argument(
+        "--calibrate",
+        metavar="LIST",
+        help="instead of an evaluation, fit the temperature of the scores on the images of this list, which "
+        "were not trained on and, at best, did not choose the weights, and write calibration.json",
+    )
     arguments = cli.parse_with_config(parser)  # before ppxcls.evaluate, which imports Paddle
-    ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
+    if arguments.calibrate is None:
+        ppxcls.evaluate(cli.read_config(arguments), test=arguments.test, tta=arguments.tta)
+        return
+    if arguments.test or arguments.tta:
+        parser.error("argument --calibrate: not allowed with --test or --tta")
+    ppxcls.calibrate(cli.read_config(arguments), arguments.calibrate)
 
 
 @verb(
@@ -229,6 +244,7 @@ def average_verb(parser: argparse.ArgumentParser) -> None:
     examples=[
         "ppxcls infer -c output/photos/Xception41 photos --format csv",
         "ppxcls infer --exported inference photos",
+        "ppxcls infer -c output/photos/Xception41 photos --unknown 0.05 --coverage 0.95",
     ],
 )
 def infer_verb(parser: argparse.ArgumentParser) -> int:
@@ -251,7 +267,13 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="file for the predictions (default: standard output)"
     )
+    parser.add_argument(
+        "--features",
+        metavar="FILE.npy",
+        help="also write the input of the classifier for each image, and the names of the images to FILE.csv",
+    )
     cli.add_tta_option(parser)
+    cli.add_limit_options(parser)
     arguments = cli.parse_with_config(parser, needs_config=lambda namespace: not namespace.exported)
     config = cli.read_config(arguments, sys.stderr) if arguments.config else None
     if not arguments.config and arguments.override:
@@ -260,14 +282,20 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         check_output_file(arguments.output)
     environment.import_paddle()
     from ppxcls.deploy.build import print_predictions
+    from ppxcls.deploy.feature_files import names_file
+    from ppxcls.deploy.output import Output
 
+    if arguments.features:
+        check_output_file(str(names_file(Path(arguments.features))))
+        check_output_file(arguments.features)
     failures = print_predictions(
         config,
         arguments.images,
-        kind=arguments.format,
+        output=Output(arguments.format, arguments.output, arguments.features),
         exported=arguments.exported,
-        output=arguments.output,
         tta=arguments.tta,
+        unknown=arguments.unknown,
+        coverage=arguments.coverage,
         trust=arguments.trust,
     )
     return cli.EXIT_ERROR if failures else 0
@@ -373,6 +401,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         help="let web pages of this origin, such as https://example.org, use the server; repeatable; * for "
         "all (default: none)",
     )
+    cli.add_limit_options(parser)
     cli.add_trust_option(parser)
     _add_access_options(parser)
     arguments = parser.parse_args()
@@ -383,6 +412,8 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         batch=arguments.batch,
         queue=arguments.queue,
         cors=arguments.cors,
+        unknown=arguments.unknown,
+        coverage=arguments.coverage,
         trust=arguments.trust,
         allowed_hosts=arguments.allowed_host,
         proxies=arguments.proxy,

@@ -81,6 +81,7 @@ Positive = Annotated[float, Bound(gt=0)]
 NotNegative = Annotated[float, Bound(ge=0)]
 Share = Annotated[float, Bound(ge=0, le=1)]
 BelowOne = Annotated[float, Bound(ge=0, lt=1)]
+OpenShare = Annotated[float, Bound(gt=0, lt=1)]
 Count = Annotated[int, Bound(ge=1)]
 CountOrZero = Annotated[int, Bound(ge=0)]
 # A longer wait overflows the timers of the system, and nobody waits for more than a month.

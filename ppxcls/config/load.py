@@ -32,6 +32,7 @@ from ppxcls.config.figures import check_figures
 from ppxcls.config.inheritance import BASE_KEY, with_bases
 from ppxcls.config.paths import folder_of_source, resolve_paths
 from ppxcls.config.plugins import find_plugin, import_plugins
+from ppxcls.config.post_process_checks import check_post_process
 from ppxcls.config.section_keys import refuse_foreign_keys, refuse_misplaced_keys
 from ppxcls.config.sections import Config, GlobalSection, to_plain
 from ppxcls.config.values_of_runs import RunText, check_values_of_run
@@ -107,6 +108,7 @@ def load_config(
         check_values_of_run(raw, config, run, is_trusted=trust)
     check_image_channels(config)
     check_figures(config)
+    check_post_process(config)
     _resolve_class_names(config)
     return config
 

@@ -22,6 +22,7 @@ from ppxcls.config.checks import (
     KeyPath,
     Minutes,
     NotNegative,
+    OpenShare,
     Positive,
     Seconds,
     SecondsOrZero,
@@ -77,6 +78,9 @@ class GlobalSection:
         best_metric: figure of the evaluations that decides which checkpoint is ``best_model``, spelled as in
             ``metrics.jsonl``, such as ``AUC``; null for the first figure of ``Metric.Eval``. The smallest
             loss or error rate is the best, and the largest value of any other figure.
+        calibrate: True to fit a temperature to each evaluation that is the best so far. Scores of
+            predictions are then softmax(logits / temperature); see docs/calibration.md. A list of fewer than
+            50 images has none.
         epochs: number of epochs of the whole run.
         early_stop: end of the run if its evaluations have stopped improving; null to train all epochs.
         max_hours: hours that one start of the run may train. Then it saves and ends with exit code 0, and
@@ -141,6 +145,7 @@ class GlobalSection:
     eval_interval: Count = 1
     start_eval_epoch: CountOrZero = 0
     best_metric: str | None = None
+    calibrate: bool = True
     epochs: Count = 120
     early_stop: EarlyStopSection | None = None
     max_hours: Positive | None = None
@@ -326,14 +331,27 @@ class PostProcessSection:
     """The output of a prediction.
 
     Attributes:
-        name: PaddleClas's key, with the only supported value.
+        name: kind of output: ``Topk`` for the best classes; ``ThreshOutput`` for one of two classes, by the
+            score of class 1.
         topk: number of classes to print.
         class_id_map_file: file of class names, with lines ``id name``.
+        threshold: for ``ThreshOutput``: smallest score of class 1 for which it is the answer, from 0 to 1.
+        label_0: for ``ThreshOutput``: name of class 0 in an answer; null for its own name.
+        label_1: for ``ThreshOutput``: name of class 1 in an answer; null for its own name.
+        unknown: largest share of known images that ``infer`` turns away as unknown, such as 0.05; null for no
+            such answer. The run needs a calibration.
+        coverage: share of images whose set of classes contains the true class, such as 0.95; null for no
+            sets. The run needs a calibration.
     """
 
-    name: Literal["Topk"] = "Topk"
+    name: Literal["Topk", "ThreshOutput"] = "Topk"
     topk: Count = 5
     class_id_map_file: str | None = None
+    threshold: Share | None = None
+    label_0: str | None = None
+    label_1: str | None = None
+    unknown: OpenShare | None = None
+    coverage: OpenShare | None = None
 
 
 @dataclass

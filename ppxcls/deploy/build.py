@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from paddle import nn
-from tqdm import tqdm
 
+from ppxcls.build.calibration import calibration_for
 from ppxcls.build.choices import (
     class_names_for,
     describe,
@@ -29,21 +26,22 @@ from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.values_of_runs import images_of
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import DeviceStage, build_transforms, split_for_device
+from ppxcls.deploy.feature_network import FeatureNetwork
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.metadata import METADATA_FILE, METADATA_KEY, ExportMetadata, parse_metadata, read_metadata
+from ppxcls.deploy.output import Output, write_output_of
 from ppxcls.deploy.portable import PortableRunner, file_runner
-from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
+from ppxcls.deploy.predict import DEFAULT_TOPK, NO_CALIBRATION, Prediction, Predictor
 from ppxcls.deploy.runners import Runner, network_runner, onnx_metadata
+from ppxcls.deploy.threshold import Threshold
 from ppxcls.deploy.whole_export import ReplacedError, metadata_beside
-from ppxcls.deploy.writer import Format, Writer
 from ppxcls.models.weights import (
     model_state,
     set_weights,
 )
-from ppxcls.system.atomic_files import whole_text_file
 from ppxcls.system.json_text import read_json
 from ppxcls.system.logs import logger, set_up_logging
-from ppxcls.system.paths import one_line, url_problem
+from ppxcls.system.paths import url_problem
 
 # Keys that may be overridden together with exported files, which contain all other settings.
 _KEYS_WITH_EXPORTED_FILES = (
@@ -51,10 +49,16 @@ _KEYS_WITH_EXPORTED_FILES = (
     "Infer.infer_imgs",
     "Infer.batch_size",
     "Infer.PostProcess.topk",
+    "Infer.PostProcess.unknown",
+    "Infer.PostProcess.coverage",
 )
+_NO_FEATURES = "exported files give no features; predict with the run"
+_EXPORT_AGAIN = "calibrate the run, by: ppxcls eval -c RUN --calibrate LIST, and export it again"
 
 
-def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False) -> Predictor:
+def load(
+    path: str | Path | Config, image_count: int = 0, *, features: bool = False, trust: bool = False
+) -> Predictor:
     """Loads a trained run or an exported model for prediction.
 
     Example: ``ppxcls.load("output/Xception41").predict(["a.jpg"])``.
@@ -63,6 +67,8 @@ def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False
         path: run folder, its ``config.yaml``, another config, exported folder, or exported ``.onnx`` file.
         image_count: number of images to predict, if known; 0 if unknown. On a CPU, the network of a run is
             compiled at the first batch if there are many images.
+        features: True for predictions with ``features``, the input of the classifier. Exported files have
+            none.
         trust: True to run code that came with the files: the plugins that a config names, and the program of
             another exporter, which can read and write any file of yours.
 
@@ -70,33 +76,39 @@ def load(path: str | Path | Config, image_count: int = 0, *, trust: bool = False
         ConfigError, CheckpointError, DataError: the model can't be used.
     """
     if isinstance(path, Config):
-        return trained_predictor(path, image_count)
+        return trained_predictor(path, image_count, features=features)
     if (problem := url_problem(path)) is not None:
         raise DataError(problem)
     path = Path(path)
     if path.suffix.lower() == ".onnx" or os.path.isfile(path / METADATA_FILE):
+        if features:
+            raise DataError(f"{path}: {_NO_FEATURES}")
         return exported_predictor(path, trust=trust)
-    return trained_predictor(load_config(path, trust=trust), image_count)
+    return trained_predictor(load_config(path, trust=trust), image_count, features=features)
 
 
-def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
+def trained_predictor(config: Config, image_count: int = 0, *, features: bool = False) -> Predictor:
     """Builds a predictor from a config, with the weights of ``weights_for``.
 
     Args:
         config: config of a run or a network.
         image_count: number of images to predict, if known; see ``load``.
+        features: True for predictions with features; see ``load``.
 
     Raises:
-        ConfigError: the config names no weights, or the device does not exist.
+        ConfigError: the config names no weights, the device does not exist, or the network has no features.
         CheckpointError: the weights can't be used.
         DataError: the class names can't be used.
     """
     weights = weights_for(config, "infer")
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "infer", weights)
+    fitted = calibration_for(config, weights)
     start_processes(config)
     host_transforms, stage = split_for_device(build_transforms(blocks))
     network = build_network(config, "infer", weights)
+    if features:
+        network = FeatureNetwork(network)
     runner = _portable_runner(_network_settings(config), network, stage, image_count)
     return Predictor(
         host_transforms,
@@ -105,7 +117,25 @@ def trained_predictor(config: Config, image_count: int = 0) -> Predictor:
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
         model=config.Arch.name,
+        calibration=fitted.calibration if fitted else None,
+        feature_count=network.feature_count if isinstance(network, FeatureNetwork) else 0,
+        threshold=threshold_of(config),
+        no_limits="" if fitted else _no_calibration(config),
     )
+
+
+def threshold_of(config: Config) -> Threshold | None:
+    """Returns the threshold of ``Infer.PostProcess``; None for the best classes."""
+    section = config.Infer.PostProcess if config.Infer else None
+    if section is None or section.threshold is None:
+        return None
+    return Threshold(section.threshold, section.label_0, section.label_1)
+
+
+def _no_calibration(config: Config) -> str:
+    """Returns a message that a run has no calibration, and how it gets one."""
+    run = config.run_folder
+    return f"{run}: {NO_CALIBRATION}; get one by: ppxcls eval -c {run} --calibrate LIST"
 
 
 def exported_predictor(path: str | Path, *, trust: bool = False) -> Predictor:
@@ -149,6 +179,9 @@ def _whole_predictor(path: Path, *, trust: bool) -> Predictor:
         gives_logits=metadata.gives_logits,
         description=f"{path}: {metadata.describe()}",
         model=metadata.model,
+        threshold=metadata.threshold,
+        calibration=metadata.calibration,
+        no_limits="" if metadata.calibration else f"{path}: {NO_CALIBRATION}; {_EXPORT_AGAIN}",
     )
 
 
@@ -176,8 +209,11 @@ def _network_settings(config: Config) -> dict[str, Any]:
 def _portable_runner(
     settings: dict[str, Any], network: nn.Layer, stage: DeviceStage, image_count: int
 ) -> Runner:
+    inner = network.network if isinstance(network, FeatureNetwork) else network
+    settings = settings | {"features": inner is not network}
+
     def arguments() -> tuple[Any, ...]:
-        return settings, model_state(network), stage, image_count
+        return settings, model_state(inner), stage, image_count
 
     return PortableRunner(network_runner(network, stage, image_count), _rebuilt_network_runner, arguments)
 
@@ -192,6 +228,8 @@ def _rebuilt_network_runner(
     start_processes(config)
     network = build_network(config, "infer", None)
     set_weights(network, state, Path("the pickle"))
+    if settings["features"]:
+        network = FeatureNetwork(network)
     return _portable_runner(settings, network, stage, image_count)
 
 
@@ -203,6 +241,8 @@ def infer(
     topk: int | None = None,
     batch_size: int | None = None,
     tta: str | Sequence[str] | None = None,
+    unknown: float | None = None,
+    coverage: float | None = None,
     trust: bool = False,
 ) -> list[Prediction]:
     """Predicts the classes of image files.
@@ -215,6 +255,10 @@ def infer(
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
         tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
+        unknown: largest share of known images that are turned away, as in ``Predictor.predict``; None for
+            ``Infer.PostProcess.unknown``.
+        coverage: coverage of the sets of classes, as in ``Predictor.predict``; None for
+            ``Infer.PostProcess.coverage``.
         trust: True to run exported files that another exporter has written; see ``load``.
 
     Returns:
@@ -230,17 +274,19 @@ def infer(
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
-    return predictor.predict(files, topk, batch_size, tta=tta)
+    shares = _shares(config, unknown, coverage)
+    return predictor.predict(files, topk, batch_size, tta=tta, **shares)
 
 
 def print_predictions(
     config: Config | None,
     images: str | Sequence[str] = (),
     *,
-    kind: Format = "paddleclas",
+    output: Output,
     exported: str | None = None,
-    output: str | None = None,
     tta: str | None = None,
+    unknown: float | None = None,
+    coverage: float | None = None,
     trust: bool = False,
 ) -> int:
     """Writes predictions as they are computed, and files without one to standard error: ``ppxcls infer``.
@@ -248,10 +294,11 @@ def print_predictions(
     Args:
         config: config of the network, as for ``infer``.
         images: files, folders or patterns; empty for ``Infer.infer_imgs``.
-        kind: output format; see ``Writer``.
+        output: what is written, and how.
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
-        output: file for the predictions; None for standard output.
         tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
+        unknown: largest share of known images that are turned away, as for ``infer``.
+        coverage: coverage of the sets of classes, as for ``infer``.
         trust: True to run exported files that another exporter has written.
 
     Returns:
@@ -262,24 +309,16 @@ def print_predictions(
     """
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, len(files), trust=trust)
+    has_features = output.features is not None
+    predictor = _predictor(config, exported, len(files), trust=trust, features=has_features)
     if tta is not None:
         predictor = predictor.with_views(tta)
     logger.info(predictor.description)
+    if shares := _shares(config, unknown, coverage):
+        predictor = predictor.with_limits(**shares)
+        logger.info(predictor.limits.description)
     topk, batch_size = _topk_and_batch_size(config)
-    failures = 0
-    start = time.perf_counter()
-    with whole_text_file(Path(output)) if output else nullcontext(sys.stdout) as stream:
-        predictions, writer = predictor.stream(files, topk, batch_size), Writer(kind, stream)
-        with tqdm(total=len(files), unit="image", disable=None, leave=False) as bar:
-            while batch := list(islice(predictions, batch_size)):
-                writer.write([prediction for prediction in batch if not prediction.error])
-                failures += _print_errors(batch)
-                bar.update(len(batch))
-    rate = (len(files) - failures) / (time.perf_counter() - start)
-    failure_note = f", {failures} could not be predicted" if failures else ""
-    print(f"{len(files) - failures} images, {rate:.1f} images/s{failure_note}", file=sys.stderr)
-    return failures
+    return write_output_of(predictor, files, output, topk=topk, batch_size=batch_size)
 
 
 def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> list[str]:
@@ -293,9 +332,13 @@ def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> lis
     return [file for path in paths for file in find_images(path)]
 
 
-def _predictor(config: Config | None, exported: str | Path | None, count: int, *, trust: bool) -> Predictor:
+def _predictor(
+    config: Config | None, exported: str | Path | None, count: int, *, trust: bool, features: bool = False
+) -> Predictor:
     """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:
+        if features:
+            raise DataError(f"{exported}: {_NO_FEATURES}")
         if config:
             _refuse_overrides(config)
             if config.is_override("Global.device"):  # not the one of the YAML, which this machine may lack
@@ -303,21 +346,26 @@ def _predictor(config: Config | None, exported: str | Path | None, count: int, *
         return exported_predictor(exported, trust=trust)
     if config is None:
         raise DataError("expected a config, or exported files")
-    return trained_predictor(config, count)
+    return trained_predictor(config, count, features=features)
+
+
+def _shares(config: Config | None, unknown: float | None, coverage: float | None) -> dict[str, float]:
+    """Returns the shares of unknown images and of coverage that are asked, by name.
+
+    A share that is None is that of the config.
+    """
+    section = config.Infer.PostProcess if config and config.Infer else None
+    if section is not None:
+        unknown = section.unknown if unknown is None else unknown
+        coverage = section.coverage if coverage is None else coverage
+    shares = {"unknown": unknown, "coverage": coverage}
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def _topk_and_batch_size(config: Config | None) -> tuple[int, int]:
     section = config.Infer if config else None
     topk = section.PostProcess.topk if section and section.PostProcess else DEFAULT_TOPK
     return topk, section.batch_size if section else 10
-
-
-def _print_errors(predictions: Sequence[Prediction]) -> int:
-    """Prints the errors and returns their number."""
-    errors = [prediction for prediction in predictions if prediction.error]
-    for prediction in errors:
-        print(one_line(f"{prediction.file}: {prediction.error}"), file=sys.stderr)
-    return len(errors)
 
 
 def _refuse_overrides(config: Config) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppxcls.build.calibration import calibration_for
 from ppxcls.build.choices import (
     class_names_for,
     class_num,
@@ -32,6 +33,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.read_file import read_file
 from ppxcls.data.transforms import Compose, build_transforms, split_for_device
+from ppxcls.deploy.build import threshold_of
 from ppxcls.deploy.export import export_model
 from ppxcls.deploy.images import find_images
 from ppxcls.deploy.int8 import check_packages, quantise
@@ -58,7 +60,8 @@ def export(
     Args:
         config: config of a run.
         formats: formats to write: ``paddle``, ``onnx``.
-        softmax: True for probabilities as output, False for logits.
+        softmax: True for probabilities as output, with the temperature of the weights' calibration; False
+            for logits, which no temperature has divided.
         preprocess: True for a graph that takes uint8 images and normalises them.
         fold: True to fold batch norms into the convolutions before them.
         int8: list of images, or packed data set, to calibrate 8-bit quantisation on; see ``quantise``. None
@@ -77,6 +80,7 @@ def export(
     weights = weights_for(config, "export")
     assert weights
     blocks, class_names = transforms_for(config), class_names_for(config, "export", weights)
+    fitted = calibration_for(config, weights)
     start_processes(config)
     logger.info(describe(config, weights, blocks, class_names))
     network = build_network(config, "export", weights)
@@ -90,6 +94,8 @@ def export(
         class_num=class_num(config),
         preprocesses=preprocess,
         gives_logits=not softmax,
+        calibration=fitted.calibration if fitted else None,
+        threshold=threshold_of(config),
     )
     images = _sample_images(config, host_transforms)
     network_runner(network, stage)(images[:1])  # a wrong output is told here, not by the tracing

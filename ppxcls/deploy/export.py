@@ -46,18 +46,26 @@ class ExportedNetwork(nn.Layer):
         stage: device part of the transforms, done in the graph on uint8 [N, H, W, C], or on float32 for
             values of 16 bits; None for normalised float32 [N, C, H, W] as input.
         softmax: True for probabilities as output, False for logits.
+        temperature: divisor of the logits before the softmax.
     """
 
-    def __init__(self, model: nn.Layer, stage: DeviceStage | None, *, softmax: bool) -> None:
+    def __init__(
+        self, model: nn.Layer, stage: DeviceStage | None, *, softmax: bool, temperature: float = 1.0
+    ) -> None:
         super().__init__()
         self.model = model
         self._has_softmax = softmax
+        self._temperature = temperature
         self.preprocessing = DeviceTransform(stage or DeviceStage(normalize=None, chw=True))
 
     def forward(self, images: paddle.Tensor) -> paddle.Tensor:
         """Maps images [N, H, W, C] or [N, C, H, W] to logits or probabilities [N, class_num]."""
         logits = self.model(self.preprocessing(images))
-        return F.softmax(logits, axis=-1) if self._has_softmax else logits
+        if not self._has_softmax:
+            return logits
+        if self._temperature != 1:
+            logits = logits / self._temperature
+        return F.softmax(logits, axis=-1)
 
 
 def export_model(
@@ -133,13 +141,20 @@ def _export_and_compare(
         count = fold_batch_norms(model, to_input(images[:1]))
         logger.info(f"folded {count} batch norms into their convolutions")
     exported_network = ExportedNetwork(
-        model, stage if metadata.preprocesses else None, softmax=not metadata.gives_logits
+        model,
+        stage if metadata.preprocesses else None,
+        softmax=not metadata.gives_logits,
+        temperature=metadata.graph_temperature,
     )
     exported_network.eval()
     spec = paddle.static.InputSpec([None, *inputs.shape[1:]], str(inputs.dtype), "images")
     traced_network = to_static(exported_network, spec)
     export = _Export(
-        exported_network, metadata, traced_network=traced_network, folder=folder, example=(inputs, logits)
+        exported_network,
+        metadata,
+        traced_network=traced_network,
+        folder=folder,
+        example=(inputs, logits / metadata.graph_temperature),
     )
     with staging_folder(folder) as staging:
         for name in sorted(formats):
@@ -167,7 +182,8 @@ class _Export:
         metadata: metadata of the exported files.
         traced_network: result of ``to_static`` for the network.
         folder: output folder, for messages.
-        example: inputs for the comparison, and the network's logits for them, [N, C].
+        example: inputs for the comparison, and the network's logits for them, [N, C], divided by the
+            temperature of the graph.
     """
 
     def __init__(

@@ -10,9 +10,11 @@ from typing import Any
 
 import yaml
 
+from ppxcls.calibration.record import Calibration
 from ppxcls.data.class_names import describe_classes
 from ppxcls.data.errors import DataError
 from ppxcls.data.transforms import prepared_images
+from ppxcls.deploy.threshold import Threshold
 from ppxcls.system.atomic_files import read_regular, reason_of, write_text
 from ppxcls.system.json_text import read_json
 from ppxcls.system.logs import logger
@@ -25,6 +27,7 @@ _MAX_CLASSES = 10_000_000
 MAX_METADATA_BYTES = 12 << 20  # 100,000 names of 100 characters; parsing the worst such text takes 2 s
 _MAX_SHOWN_NAMES = 20  # more than a description shows
 _MAX_SHOWN_NAME, _MAX_SHOWN_WEIGHTS, _MAX_DESCRIPTION = 100, 250, 400  # characters
+_POST_PROCESS = "PostProcess"  # key of the threshold
 _SHA256 = re.compile("[0-9a-f]{64}")
 _PADDLEX_MODEL = "ResNet50"
 # Transforms that PaddleX has, and keys that it lacks with the value that changes nothing.
@@ -50,8 +53,11 @@ class ExportMetadata:
         preprocesses: True if the graph normalises, so that the input is uint8 [N, H, W, C], or float32 for
             values of 16 bits. Otherwise the input is normalised float32 [N, C, H, W].
         gives_logits: True if the output is logits, not probabilities.
+        threshold: threshold that chooses between two classes; None for the best classes.
         parts: size and SHA-256 of each file of the export, by name; empty for an export of an earlier
             version, and for the metadata inside an ONNX file.
+        calibration: calibration of the scores. The graph divides by its temperature if its output is
+            probabilities. None for scores that are not calibrated.
     """
 
     model: str
@@ -61,10 +67,14 @@ class ExportMetadata:
     class_num: int
     preprocesses: bool = True
     gives_logits: bool = False
+    threshold: Threshold | None = None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the entries of the JSON."""
+        calibration = {"calibration": self.calibration.to_json()} if self.calibration else {}
+        post_process = {} if self.threshold is None else {_POST_PROCESS: self.threshold.as_dict()}
         return {
             "model": self.model,
             "weights": self.weights,
@@ -73,7 +83,14 @@ class ExportMetadata:
             "class_num": self.class_num,
             "output": "logits" if self.gives_logits else "probabilities",
             "preprocessing in the graph": self.preprocesses,
+            **calibration,
+            **post_process,
         }
+
+    @property
+    def graph_temperature(self) -> float:
+        """The divisor of the logits in the graph; 1 if its output is logits."""
+        return 1.0 if self.gives_logits or self.calibration is None else self.calibration.temperature
 
     def describe(self) -> str:
         """Returns one line of bounded length: network, weights, transforms of the images, classes."""
@@ -175,6 +192,10 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
     parts = values.get("parts", {})
     if not isinstance(parts, dict) or not all(map(_is_part, parts.items())):
         raise DataError(f"{source}: invalid metadata: expected size and SHA-256 of each file as 'parts'")
+    try:
+        calibration = Calibration.from_json(values["calibration"]) if "calibration" in values else None
+    except ValueError as error:
+        raise DataError(f"{source}: invalid metadata: calibration: {error}") from None
     return ExportMetadata(
         model=values["model"],
         weights=str(values.get("weights", "unknown weights")),
@@ -183,8 +204,23 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         class_num=int(count),
         preprocesses=values["preprocessing in the graph"],
         gives_logits=values["output"] == "logits",
+        threshold=_threshold_in(values, source, count),
         parts=parts,
+        calibration=calibration,
     )
+
+
+def _threshold_in(values: dict[str, Any], source: str, class_num: int) -> Threshold | None:
+    """Returns the threshold of a metadata file; None if it has none. Raises DataError if it is invalid."""
+    if values.get(_POST_PROCESS) is None:
+        return None
+    try:
+        threshold = Threshold.from_dict(values[_POST_PROCESS])
+    except ValueError as error:
+        raise DataError(f"{source}: invalid metadata: {_POST_PROCESS}: {error}") from None
+    if class_num != 2:
+        raise DataError(f"{source}: invalid metadata: a threshold is for 2 classes, received {class_num:,}")
+    return threshold
 
 
 def _is_part(pair: tuple[Any, Any]) -> bool:

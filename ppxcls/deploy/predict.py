@@ -7,22 +7,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
+from ppxcls.calibration.record import Calibration
 from ppxcls.data.errors import DataError
 from ppxcls.data.pixel_format import PixelFormat
 from ppxcls.data.prefetch import prefetch
 from ppxcls.data.transforms import Compose, DecodeImage
 from ppxcls.data.views import parse_views, with_views
+from ppxcls.deploy.answer_limits import NO_LIMITS, AnswerLimits, limits_of
 from ppxcls.deploy.images import NamedImage, Source, named_images
 from ppxcls.deploy.runners import Runner
+from ppxcls.deploy.threshold import Threshold
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import reason_of
 from ppxcls.system.environment import usable_cores
 from ppxcls.train.predictions import NOT_FINITE
 
 DEFAULT_TOPK = 5  # classes in a prediction
+NO_CALIBRATION = "there is no record of a calibration"
+_NO_ENERGY = "the output is probabilities, which have no energy: export the run again with --logits"
+_NO_RECORD_OF_VIEWS = "the images of a calibration were predicted without other views (tta)"
 
 
 @dataclass
@@ -35,6 +42,11 @@ class Prediction:
         scores: probabilities of these classes.
         label_names: names of these classes; empty if the classes have no names.
         error: reason why the image can't be predicted; empty if it can.
+        known: False if the image is turned away, because it is unlike the known ones; None if nobody asks.
+        class_set: ids of the classes in the set that contains the true class with a stated probability, the
+            best first; None if nobody asks.
+        class_set_names: names of these classes; empty if the classes have no names; None if nobody asks.
+        features: input of the network's classifier, float32 [F]; None unless the predictor gives features.
     """
 
     file: str
@@ -42,12 +54,19 @@ class Prediction:
     scores: list[float] = field(default_factory=list)
     label_names: list[str] = field(default_factory=list)
     error: str = ""
+    known: bool | None = None
+    class_set: list[int] | None = None
+    class_set_names: list[str] | None = None
+    features: Array | None = field(default=None, compare=False, repr=False)
 
 
-def softmax(logits: Array) -> Array:
-    """Returns the probabilities of logits [..., class_num] in float64; NaN if a logit is not finite."""
+def softmax(logits: Array, temperature: float = 1.0) -> Array:
+    """Returns the probabilities of logits / temperature, [..., class_num], in float64.
+
+    They are NaN if a logit is not finite.
+    """
     with np.errstate(invalid="ignore"):
-        exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+        exponentials = np.exp((logits.astype(np.float64) - logits.max(-1, keepdims=True)) / temperature)
         result: Array = exponentials / exponentials.sum(-1, keepdims=True)
     return result
 
@@ -60,13 +79,17 @@ class ViewRunner:
         count: number of views below each other in an image.
         height_axis: axis of the height in a batch.
         gives_logits: True if the runner returns logits.
+        temperature: divisor of logits.
     """
 
-    def __init__(self, runner: Runner, count: int, *, height_axis: int, gives_logits: bool) -> None:
+    def __init__(
+        self, runner: Runner, count: int, *, height_axis: int, gives_logits: bool, temperature: float = 1.0
+    ) -> None:
         self._runner = runner
         self._count = count
         self._height_axis = height_axis
         self._gives_logits = gives_logits
+        self._temperature = temperature
 
     def __call__(self, images: Array) -> Array:
         """Returns the mean probabilities of a batch whose images have all views below each other."""
@@ -74,8 +97,9 @@ class ViewRunner:
             self._runner(np.ascontiguousarray(view))
             for view in np.split(images, self._count, axis=self._height_axis)
         ]
-        probabilities = [softmax(output) if self._gives_logits else output for output in outputs]
-        return np.asarray(np.mean(probabilities, axis=0, dtype=np.float64))
+        if self._gives_logits:
+            outputs = [softmax(output, self._temperature) for output in outputs]
+        return np.asarray(np.mean(outputs, axis=0, dtype=np.float64))
 
 
 class Predictor:
@@ -91,6 +115,13 @@ class Predictor:
         gives_logits: True if the runner returns logits.
         description: one line that describes the model.
         model: name of the network.
+        feature_count: number of features before the classifier that the runner returns before the logits.
+        threshold: threshold that chooses between two classes; None for the best classes.
+        calibration: calibration of the scores. Logits of the runner are divided by its temperature, and
+            probabilities have it already. None for scores that are not calibrated.
+        no_limits: reason why there can't be limits, and how to get them, for messages; empty if there is
+            none but a missing calibration.
+        limits: limits of what a prediction says beside its best classes; see ``with_limits``.
     """
 
     def __init__(
@@ -102,13 +133,23 @@ class Predictor:
         gives_logits: bool,
         description: str,
         model: str = "",
+        feature_count: int = 0,
+        threshold: Threshold | None = None,
+        calibration: Calibration | None = None,
+        no_limits: str = "",
+        limits: AnswerLimits = NO_LIMITS,
     ) -> None:
+        self.calibration = calibration
         self.names = list(names)
         self.description = description
         self.model = model
+        self.limits = limits
         self._transform = transform
         self._runner = runner
         self._gives_logits = gives_logits
+        self._feature_count = feature_count
+        self._threshold = threshold
+        self._no_limits = no_limits
 
     def predict(
         self,
@@ -117,6 +158,8 @@ class Predictor:
         batch_size: int = 10,
         *,
         tta: str | Sequence[str] | None = None,
+        unknown: float | None = None,
+        coverage: float | None = None,
     ) -> list[Prediction]:
         """Predicts the classes of images.
 
@@ -128,6 +171,10 @@ class Predictor:
             batch_size: images per batch.
             tta: views of each image whose probabilities are averaged: ``flip`` for its mirror image,
                 ``crops`` for the four corners beside the centre, or ``flip,crops``; None for the image alone.
+            unknown: largest share of known images that are turned away, such as 0.05; None for no such
+                answer. See ``with_limits``.
+            coverage: share of images whose set of classes contains the true class, such as 0.95; None for no
+                sets.
 
         Returns:
             A prediction for each image, in the same order. If an image can't be read, or if the network's
@@ -136,8 +183,9 @@ class Predictor:
         Raises:
             DataError: ``images`` has another type, ``topk`` or ``batch_size`` is no integer of at least 1, or
                 ``tta`` has another word, or needs a crop that the transforms do not have.
+            DataError: ``unknown`` or ``coverage`` can't be answered, as in ``with_limits``.
         """
-        return list(self.stream(images, topk, batch_size, tta=tta))
+        return list(self.stream(images, topk, batch_size, tta=tta, unknown=unknown, coverage=coverage))
 
     def stream(
         self,
@@ -146,6 +194,8 @@ class Predictor:
         batch_size: int = 10,
         *,
         tta: str | Sequence[str] | None = None,
+        unknown: float | None = None,
+        coverage: float | None = None,
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
 
@@ -156,7 +206,10 @@ class Predictor:
             DataError: as ``predict``. A wrong image of a generator is reported when it is taken.
         """
         if tta is not None:
-            return self.with_views(tta).stream(images, topk, batch_size)
+            predictor = self.with_views(tta)
+            return predictor.stream(images, topk, batch_size, unknown=unknown, coverage=coverage)
+        if unknown is not None or coverage is not None:
+            return self.with_limits(unknown, coverage).stream(images, topk, batch_size)
         sources = named_images(images, self.pixel_format)
         return self._stream(sources, _count("topk", topk), _count("batch_size", batch_size))
 
@@ -170,18 +223,68 @@ class Predictor:
             DataError: there is another word, or the transforms have no crop for ``crops``.
         """
         views = parse_views(tta)
+        if self._feature_count:
+            raise DataError("expected features of the image alone, without other views (tta)")
+        if self.limits != NO_LIMITS:
+            raise DataError(_NO_RECORD_OF_VIEWS)
         transform, height_axis = with_views(self._transform, views)
         runner = ViewRunner(
-            self._runner, views.count, height_axis=height_axis, gives_logits=self._gives_logits
+            self._runner,
+            views.count,
+            height_axis=height_axis,
+            gives_logits=self._gives_logits,
+            temperature=self._temperature,
         )
-        return Predictor(
-            transform,
-            runner,
-            names=self.names,
+        return self._changed(
+            transform=transform,
+            runner=runner,
             gives_logits=False,
+            no_limits=_NO_RECORD_OF_VIEWS,
             description=f"{self.description}, test-time augmentation: {views}",
-            model=self.model,
         )
+
+    def with_limits(self, unknown: float | None = None, coverage: float | None = None) -> Predictor:
+        """Returns a predictor that turns away unknown images, or gives sets of classes.
+
+        Both shares hold for images like those of the model's calibration, on the average over many
+        calibrations. ``limits.description`` says what the limits are, and which images they come from.
+
+        Args:
+            unknown: largest share of known images that are turned away, between 0 and 1: ``known`` is False
+                for them, and for most images of other kinds. None for no such answer.
+            coverage: smallest share of known images whose ``class_set`` contains the true class, between 0
+                and 1; None for no sets.
+
+        Raises:
+            DataError: a share is out of its range, the model has no calibration, its calibration has too few
+                images for the share, or the output has no energy, because it is probabilities.
+        """
+        if self.calibration is None or self._no_limits:
+            raise DataError(self._no_limits or NO_CALIBRATION)
+        if unknown is not None and not self._gives_logits:
+            raise DataError(_NO_ENERGY)
+        return self._changed(limits=limits_of(self.calibration, unknown, coverage))
+
+    def _changed(self, **changes: Any) -> Predictor:
+        """Returns a predictor with other arguments."""
+        arguments: dict[str, Any] = {
+            "transform": self._transform,
+            "runner": self._runner,
+            "names": self.names,
+            "gives_logits": self._gives_logits,
+            "description": self.description,
+            "model": self.model,
+            "feature_count": self._feature_count,
+            "threshold": self._threshold,
+            "calibration": self.calibration,
+            "no_limits": self._no_limits,
+            "limits": self.limits,
+        }
+        return Predictor(**(arguments | changes))
+
+    @property
+    def _temperature(self) -> float:
+        return self.calibration.temperature if self.calibration else 1.0
 
     def _stream(self, images: Iterable[NamedImage], topk: int, batch_size: int) -> Iterator[Prediction]:
         iterator = iter(images)
@@ -242,15 +345,37 @@ class Predictor:
             if isinstance(image, str):
                 yield Prediction(file, error=image)
                 continue
-            scores: Array = next(rows).astype(np.float64)
-            if not np.isfinite(scores).all():
+            output: Array = next(rows)
+            if np.isfinite(output).all():
+                yield self._prediction(file, output, topk)
+            else:
                 yield Prediction(file, error=NOT_FINITE)
-                continue
-            if self._gives_logits:
-                scores = softmax(scores)
-            best_ids = np.argsort(-scores, kind="stable")[:topk].tolist()
-            names = [self.names[i] for i in best_ids] if self.names else []
-            yield Prediction(file, best_ids, scores[best_ids].round(5).tolist(), names)
+
+    def _prediction(self, file: str, output: Array, topk: int) -> Prediction:
+        """Returns the prediction of an image for a row of the runner's output."""
+        features, values = np.split(output, [self._feature_count])
+        scores: Array = values.astype(np.float64)
+        if self._gives_logits:
+            scores = softmax(scores, self._temperature)
+        prediction = Prediction(file)
+        if self._threshold is not None:
+            class_id, score, name = self._threshold.answer(scores, self.names)
+            prediction.class_ids, prediction.scores = [class_id], [round(score, 5)]
+            prediction.label_names = [name]
+        else:
+            prediction.class_ids = np.argsort(-scores, kind="stable")[:topk].tolist()
+            prediction.scores = scores[prediction.class_ids].round(5).tolist()
+            prediction.label_names = self._names_of(prediction.class_ids)
+        prediction.known = self.limits.is_known(values)
+        prediction.class_set = self.limits.class_set(scores)
+        if prediction.class_set is not None:
+            prediction.class_set_names = self._names_of(prediction.class_set)
+        if self._feature_count:
+            prediction.features = features.copy()
+        return prediction
+
+    def _names_of(self, class_ids: Sequence[int]) -> list[str]:
+        return [self.names[i] for i in class_ids] if self.names else []
 
     def _run_batch(self, images: list[Array]) -> list[Array]:
         """Returns the rows of the runner's output. Images of different sizes are run one by one."""

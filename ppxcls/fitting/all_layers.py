@@ -15,6 +15,7 @@ from paddle import nn
 from ppxcls.build.choices import network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network
+from ppxcls.calibration.temperature import best_temperature
 from ppxcls.checkpoints.files import read_manifest
 from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
@@ -22,7 +23,7 @@ from ppxcls.fitting.classifiers import LinearClassifiers
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.features import network_parts
-from ppxcls.fitting.linear import accuracy_and_loss, best_temperature, mean_recall
+from ppxcls.fitting.linear import accuracy_and_loss, mean_recall
 from ppxcls.fitting.plan import (
     MAX_TUNING_EPOCHS,
     Counts,

@@ -33,7 +33,6 @@ _USUAL_WIDTH = 2048  # features of a photograph
 _FINAL_TRAININGS = 3  # without the photographs that choose, with them, and without mirror images
 _MAX_ITERATIONS = 200
 _TOLERANCE = 3e-5  # of the gradient
-_MAX_TEMPERATURE = 10.0
 
 
 @dataclass(frozen=True)
@@ -195,18 +194,6 @@ def mean_recall(logits: Array, labels: Array) -> float:
     """
     is_correct = logits.argmax(1) == labels
     return float(np.mean([is_correct[labels == label].mean() for label in np.unique(labels)]))
-
-
-def best_temperature(logits: Array, labels: Array) -> float:
-    """Returns the divisor of logits, from 1 to 10, that gives the smallest loss (arXiv:1706.04599)."""
-    from scipy.optimize import minimize_scalar
-
-    result = minimize_scalar(
-        lambda temperature: accuracy_and_loss(logits / temperature, labels)[1],
-        bounds=(1.0, _MAX_TEMPERATURE),
-        method="bounded",
-    )
-    return float(result.x)
 
 
 class LinearProblem:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import paddle
 
+from ppxcls.build.calibration import HAS_CHOSEN, calibration_source
 from ppxcls.build.choices import Weights, class_names_for
-from ppxcls.build.evaluation import write_results
+from ppxcls.build.evaluation import eval_block, write_results
 from ppxcls.build.trainer import build_trainer
+from ppxcls.calibration.fit import FittedCalibration, fitted_calibration, write_calibration
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint
 from ppxcls.config.sections import Config
 from ppxcls.fitting.linear import accuracy_and_loss
@@ -23,6 +25,7 @@ from ppxcls.reports.result_files import FitStage
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.json_text import json_text
+from ppxcls.system.logs import logger
 from ppxcls.train import PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.predictions import PredictionTable, write_predictions
@@ -77,7 +80,8 @@ def write_result(
         if not is_first:
             _continue_run(trainer)
         trainer.run.begin(is_continued=not is_first)
-        results = _evaluated(trainer, val_logits)
+        fitted = _calibration(config, trainer, val_logits, note=note)
+        results = _evaluated(trainer, val_logits, fitted)
         progress = trainer.progress
         progress.epoch = epoch
         figure = _deciding_figure(trainer, results)
@@ -89,7 +93,11 @@ def write_result(
         facts = {**trainer.run.facts.as_dict(), "trained_on_eval_list": bool(note)}
         manifest = {**facts, "progress": asdict(progress)}
         write_checkpoint(
-            [trainer.output_dir / _BEST], {WEIGHTS: state}, manifest=manifest, safe=trainer.run.folder.safe
+            [trainer.output_dir / _BEST],
+            {WEIGHTS: state},
+            manifest=manifest,
+            safe=trainer.run.folder.safe,
+            before_commit=lambda prefix, digests: write_calibration(prefix.parent, fitted, digests[WEIGHTS]),
         )
         weights = Weights(str(trainer.output_dir / _BEST), average=False, is_own=True, note=note)
         write_results(config, weights, dataset=_evaluation(trainer).loader.dataset, results=results)
@@ -138,12 +146,27 @@ def _deciding_figure(trainer: Trainer, results: Mapping[str, float]) -> str:
     return figure if math.isfinite(results[figure]) else "top1"
 
 
-def _evaluated(trainer: Trainer, logits: Array) -> dict[str, Any]:
+def _calibration(config: Config, trainer: Trainer, logits: Array, *, note: str) -> FittedCalibration | None:
+    """Returns the calibration of logits of weights that were not trained on the photographs that choose."""
+    evaluation = _evaluation(trainer)
+    if not config.Global.calibrate:
+        return None
+    words = f"{HAS_CHOSEN} ({note})" if note else HAS_CHOSEN
+    labels = np.asarray(evaluation.loader.dataset.labels[: len(logits)], np.int64)
+    fitted = fitted_calibration(logits, labels, calibration_source(eval_block(config), words))
+    if fitted is not None:
+        logger.info(f"calibration: {fitted}")
+    return fitted
+
+
+def _evaluated(trainer: Trainer, logits: Array, fitted: FittedCalibration | None) -> dict[str, Any]:
     """Writes the predictions, and returns the results of an evaluation with these logits."""
     evaluation = _evaluation(trainer)
     dataset = evaluation.loader.dataset
     labels = np.asarray(dataset.labels[: len(logits)], np.int64)
     table = PredictionTable(len(logits))
+    if fitted is not None:
+        table.temperature = fitted.calibration.temperature
     logits_and_labels = paddle.to_tensor(logits), paddle.to_tensor(labels)
     table.add(np.arange(len(logits)), *logits_and_labels)
     write_predictions(trainer.output_dir / PREDICTIONS, table.gathered(), dataset, trainer.run.class_names)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ppxcls.calibration.reliability import Reliability
 from ppxcls.reports import BALANCE
-from ppxcls.reports.figures import Calibration
 from ppxcls.reports.fonts import fonts_for, report_missing
 from ppxcls.reports.record import Record
 from ppxcls.system.arrays import Array
@@ -235,7 +235,7 @@ def _draw_evaluations(axis: Any, record: Record, *, key: str, color: str, label:
         )
 
 
-def draw_calibration(calibration: Calibration) -> bytes:
+def draw_calibration(calibration: Reliability) -> bytes:
     """Draws the share of correct predictions over their mean probability; returns a PNG.
 
     The area of a point shows its number of samples.

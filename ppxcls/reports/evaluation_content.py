@@ -38,7 +38,7 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
     """
     confusions = figures.confusions(samples, len(record.names))
     classes = figures.by_class(samples, len(record.names))
-    calibration = figures.calibration(samples)
+    calibration = figures.sample_reliability(samples)
     pictures[CALIBRATION] = draw_calibration(calibration)
     ranking = None
     if (pair := two_classes(record, samples)) is not None:

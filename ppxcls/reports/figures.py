@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppxcls.calibration.reliability import Reliability, reliability
 from ppxcls.reports.run_files import Samples
 from ppxcls.system.arrays import Array
 from ppxcls.train.proportions import Proportion, proportion
@@ -102,32 +103,9 @@ def most_confused(entries: Confusions, max_count: int = 30) -> list[tuple[int, i
     return list(rows)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Agreement between the probability of the predicted class and the share of correct predictions.
-
-    Attributes:
-        error: expected calibration error over bins of equal width (Guo et al. 2017, arXiv:1706.04599, eq. 3).
-        confidence, accuracy, counts: mean probability, share of correct predictions, and number of samples of
-            each bin that is not empty.
-    """
-
-    error: float
-    confidence: Array
-    accuracy: Array
-    counts: Array
-
-
-def calibration(samples: Samples, bins: int = 15) -> Calibration:
-    """Returns the calibration of the predictions, in bins of equal width."""
-    is_correct = samples.labels == samples.predicted_ids
-    bin_ids = np.clip(np.ceil(samples.scores * bins).astype(int) - 1, 0, bins - 1)
-    counts = np.bincount(bin_ids, minlength=bins)
-    is_filled = counts > 0
-    confidence = np.bincount(bin_ids, samples.scores, bins)[is_filled] / counts[is_filled]
-    accuracy = np.bincount(bin_ids, is_correct, bins)[is_filled] / counts[is_filled]
-    error = float((counts[is_filled] * abs(confidence - accuracy)).sum() / len(samples))
-    return Calibration(error, confidence, accuracy, counts[is_filled])
+def sample_reliability(samples: Samples) -> Reliability:
+    """Returns the agreement of the scores with the share of correct predictions, in 15 bins."""
+    return reliability(samples.scores, samples.labels == samples.predicted_ids)
 
 
 def worst_mistakes(samples: Samples, max_count: int) -> list[int]:

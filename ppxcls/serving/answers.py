@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from ppxcls.deploy.predict import Prediction
+from ppxcls.deploy.writer import limit_entries
 from ppxcls.train.predictions import NOT_FINITE
 
 
@@ -23,4 +24,9 @@ def answer_to(prediction: Prediction) -> tuple[int, dict[str, Any]]:
     """Returns status and JSON of one image's prediction."""
     if prediction.error:
         return 500 if prediction.error == NOT_FINITE else 422, {"error": prediction.error}
-    return 200, {key: value for key, value in asdict(prediction).items() if key not in ("file", "error")}
+    best_classes = {
+        "class_ids": prediction.class_ids,
+        "scores": prediction.scores,
+        "label_names": prediction.label_names,
+    }
+    return 200, best_classes | limit_entries(prediction)

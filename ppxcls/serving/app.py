@@ -53,6 +53,7 @@ from ppxcls.system.logs import logger
 from ppxcls.system.paths import bounded
 
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+_PROMISES = "<!-- promises -->"  # place in the page for what the answers promise
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src blob:; "
     "style-src 'unsafe-inline'; script-src 'unsafe-inline'; frame-ancestors 'none'",
@@ -95,6 +96,7 @@ class Service:
         self._lanes = Lanes(decoders.count if decoders else usable_cores() + 1, proxies)
         if decoders:
             decoders.has_waiting = lambda: self._lanes.has_waiting
+        self._page = _PAGE.replace(_PROMISES, "<br>".join(predictor.limits.promises.values()))
         self.endings = Endings()
         self._large_bodies = asyncio.Semaphore(1)
         self._decoding_count = 0
@@ -319,7 +321,7 @@ class Service:
 
     async def page(self, request: Request) -> Response:
         """Answers ``GET /`` with a page to drop images on."""
-        return HTMLResponse(_PAGE, headers=_HEADERS)
+        return HTMLResponse(self._page, headers=_HEADERS)
 
 
 def _topk_parameter(request: Request) -> int | None:
@@ -363,7 +365,7 @@ def build_app(
         book: connections of the server; None if something else bounds them.
     """
     service = Service(predictor, limits, decoders=decoders, book=book, proxies=access.proxy_keys)
-    document = json_text(openapi_document(limits.of_body, limits.queue))
+    document = json_text(openapi_document(limits.of_body, limits.queue, predictor.limits))
 
     async def openapi(request: Request) -> Response:
         return Response(document, media_type="application/json")

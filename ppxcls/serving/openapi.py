@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ppxcls.deploy.answer_limits import NO_LIMITS, AnswerLimits
 from ppxcls.deploy.predict import DEFAULT_TOPK
 from ppxcls.serving.bodies import BodyLimits
 
@@ -19,7 +20,7 @@ _TOPK = {
     "description": "Number of classes in an answer.",
 }
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-_PREDICTION = {
+_PREDICTION: dict[str, Any] = {
     "type": "object",
     "required": ["class_ids", "scores", "label_names"],
     "properties": {
@@ -52,12 +53,15 @@ _PREDICTIONS = {
 }
 
 
-def openapi_document(limits: BodyLimits, queue: int) -> dict[str, Any]:
+def openapi_document(
+    limits: BodyLimits, queue: int, answer_limits: AnswerLimits = NO_LIMITS
+) -> dict[str, Any]:
     """Returns the OpenAPI document of a server.
 
     Args:
         limits: limits of a request.
         queue: largest number of waiting images.
+        answer_limits: limits of what an answer says beside its best classes.
     """
     either = {
         "oneOf": [
@@ -100,7 +104,31 @@ def openapi_document(limits: BodyLimits, queue: int) -> dict[str, Any]:
             "/healthz": {"get": _get("State and model of the server", "application/json")},
             "/metrics": {"get": _get("Metrics for Prometheus", "text/plain")},
         },
-        "components": {"schemas": {"Prediction": _PREDICTION, "Predictions": _PREDICTIONS, "Error": _ERROR}},
+        "components": {
+            "schemas": {
+                "Prediction": _prediction(answer_limits),
+                "Predictions": _PREDICTIONS,
+                "Error": _ERROR,
+            }
+        },
+    }
+
+
+def _prediction(answer_limits: AnswerLimits) -> dict[str, Any]:
+    """Returns the schema of a prediction, with what the server was started to answer."""
+    schemas: dict[str, dict[str, Any]] = {
+        "known": {"type": "boolean"},
+        "class_set": {"type": "array", "items": {"type": "integer"}},
+    }
+    properties = {
+        key: {**schemas[key], "description": promise} for key, promise in answer_limits.promises.items()
+    }
+    if "class_set" in properties:
+        properties["class_set_names"] = {**_PREDICTION["properties"]["label_names"]}
+    return {
+        **_PREDICTION,
+        "required": [*_PREDICTION["required"], *properties],
+        "properties": {**_PREDICTION["properties"], **properties},
     }
 
 

@@ -38,6 +38,8 @@ def run_server(
     host: str = "",
     limits: Limits = DEFAULT_LIMITS,
     access: Access = OPEN_ACCESS,
+    unknown: float | None = None,
+    coverage: float | None = None,
     trust: bool = False,
 ) -> None:
     """Serves a run or an exported model until SIGTERM or SIGINT; requests that have begun are still answered.
@@ -50,14 +52,18 @@ def run_server(
         host: name of this address, as the user gave it.
         limits: limits of the server.
         access: clients and web pages that may use it.
+        unknown: largest share of known images that are answered as unknown; None for no such answer.
+        coverage: coverage of the sets of classes; None for no sets.
         trust: True to run code that came with the files, as for ``ppxcls.load``.
 
     Raises:
-        ConfigError, CheckpointError, DataError: the model can't be used.
+        ConfigError, CheckpointError, DataError: the model can't be used, or has no such answers.
         OSError: another program has begun to listen at the address.
     """
     set_up_logging()
     predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
+    if unknown is not None or coverage is not None:
+        predictor = predictor.with_limits(unknown, coverage)
     decoders = DecoderPool(
         min(usable_cores(), _MAX_DECODERS) + 1,  # one more, because a client may not use all of them
         limits.of_picture,
@@ -67,6 +73,8 @@ def run_server(
     )
     try:
         logger.info(predictor.description)
+        if predictor.limits.description:
+            logger.info(predictor.limits.description)
         predictor.predict(np.zeros((600, 600, 3), np.uint8))  # compiles a network before the first request
         decoders.wait_until_ready()
         count = allowed_count(limits.connections.count, logger.warning)

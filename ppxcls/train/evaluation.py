@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 from paddle.nn import functional
 
+from ppxcls.calibration.fit import FittedCalibration, fitted_calibration
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
@@ -35,6 +36,8 @@ class Evaluation:
         metrics: metrics to report.
         autocast: function that makes the context for the forward pass.
         best_metric: figure that decides which evaluation is the best; None for the first figure.
+        calibration_source: name of the list, and whether its images choose the weights, for ``calibrate``;
+            None to keep no logits for it.
 
     Attributes:
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
@@ -48,6 +51,7 @@ class Evaluation:
         metrics: Sequence[Metric],
         autocast: Autocast = contextlib.nullcontext,
         best_metric: str | None = None,
+        calibration_source: str | None = None,
     ) -> None:
         self.loader = loader
         self._loss = loss
@@ -56,7 +60,9 @@ class Evaluation:
         self._best_metric = best_metric
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
-        self._table = PredictionTable(len(loader.dataset))
+        self._calibration_source = calibration_source
+        self._view_temperature = 1.0
+        self._table = PredictionTable(len(loader.dataset), keeps_logits=calibration_source is not None)
         self._compiler = Compiler()
         self.predictions: Predictions | None = None
 
@@ -122,6 +128,34 @@ class Evaluation:
         self.predictions = self._table.gathered()
         return self._results(batch_sums, bad_count)
 
+    def set_temperature(self, temperature: float) -> None:
+        """Sets the divisor of the logits for the predictions. Loss and metrics are those of the logits."""
+        if self.loader.dataset.views:  # the scores of each view are divided, before their mean
+            self._view_temperature = temperature
+        else:
+            self._table.temperature = temperature
+
+    def calibrate(self) -> FittedCalibration | None:
+        """Fits a temperature to the last evaluation, and computes ``predictions`` with it.
+
+        All processes must call it.
+
+        Returns:
+            The calibration; None if there is no source for it, or if the images say too little.
+        """
+        if self._calibration_source is None:
+            return None
+        fitted = fitted_calibration(*self._table.gathered_logits(), self._calibration_source)
+        if fitted is not None:
+            self.set_temperature(fitted.calibration.temperature)
+            self.predictions = self._table.gathered()
+            self.set_temperature(1.0)
+        return fitted
+
+    def forget_logits(self) -> None:
+        """Frees the memory of the logits of the last evaluation."""
+        self._table.reset()
+
     def results_of(self, logits: paddle.Tensor, labels: paddle.Tensor) -> dict[str, float]:
         """Returns the results for logits that are known already, without any network.
 
@@ -135,23 +169,24 @@ class Evaluation:
     def _score(self, network: EvaluatedNetwork, batch: Batch) -> paddle.Tensor:
         labels = to_device(batch.labels)
         with interrupts_deferred():
-            logits = self._logits(network, self._to_input(batch.images))
+            outputs = self._outputs(network, self._to_input(batch.images))
+            logits = _mean_logits(outputs)
             losses = self._loss(logits, labels)
-        self._table.add(batch.plan.indices, logits, labels)
+        table_logits = logits
+        if self._view_temperature != 1:
+            table_logits = _mean_logits([output / self._view_temperature for output in outputs])
+        self._table.add(batch.plan.indices, table_logits, labels)
         return self._scorer(losses, logits, labels)
 
-    def _logits(self, network: EvaluatedNetwork, images: paddle.Tensor) -> paddle.Tensor:
-        """Returns the logits of a batch [N, C, H, W]; of several views, log(mean(softmax(logits)))."""
+    def _outputs(self, network: EvaluatedNetwork, images: paddle.Tensor) -> list[paddle.Tensor]:
+        """Returns the logits of each view of a batch [N, C, H, W], float32."""
         views = self.loader.dataset.views
         outputs = []
         for view in paddle.split(images, views.count, axis=2) if views else [images]:
             with self._autocast():
                 logits = network(view)
             outputs.append(as_float32(logits))
-        if views is None:
-            return outputs[0]
-        log_probabilities = [functional.log_softmax(logits, axis=-1) for logits in outputs]
-        return paddle.logsumexp(paddle.stack(log_probabilities), axis=0) - math.log(len(outputs))
+        return outputs
 
     def _results(self, batch_sums: list[tuple[int, paddle.Tensor]], bad_count: int) -> dict[str, float]:
         totals = Totals(self._scorer.names)
@@ -168,3 +203,11 @@ class Evaluation:
         losses = {name: means.values[name] for name in self._loss.names}
         bad_samples = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
         return {**figures, **losses, "num_samples": means.samples, **bad_samples}
+
+
+def _mean_logits(outputs: Sequence[paddle.Tensor]) -> paddle.Tensor:
+    """Returns the logits of one view; of several views, log(mean(softmax(logits)))."""
+    if len(outputs) == 1:
+        return outputs[0]
+    log_probabilities = [functional.log_softmax(logits, axis=-1) for logits in outputs]
+    return paddle.logsumexp(paddle.stack(log_probabilities), axis=0) - math.log(len(outputs))

@@ -32,6 +32,7 @@ COLUMNS = (
     "top_scores",
 )
 _MAX_TOP_CLASSES = 5
+_MAX_LOGITS = 1 << 24  # of a calibration, 64 MB; 16,777 images of 1,000 classes
 NOT_FINITE = "the network's output has numbers that are not finite (NaN or infinity)"
 
 
@@ -44,12 +45,18 @@ class Predictions:
         classes: the k most probable classes of each sample, in descending order, int64 [n, k].
         scores: probabilities of ``classes``, float64 [n, k].
         label_scores: probability of each sample's label, float64 [n].
+        plain_scores: probability of the best class without a temperature, float64 [n].
+        losses: cross-entropy of each sample, float64 [n].
+        plain_losses: cross-entropy of each sample without a temperature, float64 [n].
     """
 
     samples: Array
     classes: Array
     scores: Array
     label_scores: Array
+    plain_scores: Array
+    losses: Array
+    plain_losses: Array
 
 
 class PredictionTable:
@@ -57,11 +64,18 @@ class PredictionTable:
 
     Args:
         size: number of samples in the data set.
+        keeps_logits: True to keep all logits on the device until ``reset``, for ``gathered_logits``.
+
+    Attributes:
+        temperature: divisor of the logits. If the logits are kept, it may change before ``gathered``.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, keeps_logits: bool = False) -> None:
+        self.temperature = 1.0
         self._size = size
+        self._keeps_logits = keeps_logits
         self._parts: list[tuple[Array, paddle.Tensor]] = []
+        self._logits: list[tuple[Array, paddle.Tensor, paddle.Tensor]] = []
 
     def add(self, samples: Array, logits: paddle.Tensor, labels: paddle.Tensor) -> None:
         """Adds the predictions of a batch.
@@ -71,25 +85,38 @@ class PredictionTable:
             logits: output of the network, [n, class_num].
             labels: labels of the samples, int64 [n].
         """
-        probabilities = functional.softmax(logits.astype("float32"), axis=-1)
+        if self._keeps_logits:
+            self._logits.append((samples, logits.astype("float32"), labels))
+        else:
+            self._parts.append((samples, self._columns(logits.astype("float32"), labels)))
+
+    def _columns(self, logits: paddle.Tensor, labels: paddle.Tensor) -> paddle.Tensor:
+        """Returns a row for each sample: facts about the label, scores, classes, float32 [n, columns]."""
+        has_temperature = self.temperature != 1
+        divided_logits = logits / self.temperature if has_temperature else logits
+        probabilities = functional.softmax(divided_logits, axis=-1)
         scores, classes = paddle.topk(probabilities, min(_MAX_TOP_CLASSES, probabilities.shape[-1]), axis=-1)
-        label_scores = paddle.take_along_axis(probabilities, labels.reshape([-1, 1]), axis=-1)
+        label_ids = labels.reshape([-1, 1])
+        label_scores = paddle.take_along_axis(probabilities, label_ids, axis=-1)
+        losses = _cross_entropy(divided_logits, label_ids)
+        plain_scores, plain_losses = scores[:, :1], losses
+        if has_temperature:
+            plain_scores = functional.softmax(logits, axis=-1).max(axis=-1, keepdim=True)
+            plain_losses = _cross_entropy(logits, label_ids)
         # float32 represents class ids below 2**24 exactly.
-        self._parts.append(
-            (samples, paddle.concat([label_scores, scores, classes.astype("float32")], axis=-1))
-        )
+        columns = [label_scores, plain_scores, losses, plain_losses, scores, classes.astype("float32")]
+        return paddle.concat(columns, axis=-1)
 
     def reset(self) -> None:
         """Empties the table."""
-        self._parts = []
+        self._parts, self._logits = [], []
 
     def gathered(self) -> Predictions:
-        """Returns the predictions of all processes and empties the table. All processes must call it."""
+        """Returns the predictions of all processes. All processes must call it. Only logits stay."""
+        for samples, logits, labels in self._logits:
+            self._parts.append((samples, self._columns(logits, labels)))
         local_width = self._parts[0][1].shape[-1] if self._parts else 0  # 0 if this process has no samples
-        width_sum, process_count = distributed.sum_over_processes(
-            np.array([local_width, bool(self._parts)], float)
-        )
-        table = np.zeros((self._size, 1 + int(width_sum / max(process_count, 1))))
+        table = np.zeros((self._size, 1 + _common_width(local_width)))
         if self._parts:
             samples = np.concatenate([samples for samples, _ in self._parts])
             table[samples, 0] = 1  # each sample is evaluated by one process only
@@ -97,8 +124,57 @@ class PredictionTable:
         self._parts = []
         table = distributed.sum_over_processes(table.reshape(-1)).reshape(table.shape)
         samples = np.flatnonzero(table[:, 0])
-        label_scores, (scores, classes) = table[samples, 1], np.split(table[samples, 2:], 2, axis=1)
-        return Predictions(samples, classes.astype(np.int64), scores, label_scores)
+        label_scores, plain_scores, losses, plain_losses = table[samples, 1:5].T
+        scores, classes = np.split(table[samples, 5:], 2, axis=1)
+        return Predictions(
+            samples=samples,
+            classes=classes.astype(np.int64),
+            scores=scores,
+            label_scores=label_scores,
+            plain_scores=plain_scores,
+            losses=losses,
+            plain_losses=plain_losses,
+        )
+
+    def gathered_logits(self, max_values: int = _MAX_LOGITS) -> tuple[Array, Array]:
+        """Returns the kept logits of all processes, and their labels. All processes must call it.
+
+        If there are very many, it returns those of samples at equal distances in the data set. A list that is
+        sorted by class keeps its shares of the classes.
+
+        Args:
+            max_values: largest number of logits.
+
+        Returns:
+            Logits, float32 [n, class_num], and labels, int64 [n], in the order of the samples.
+        """
+        width = _common_width(self._logits[0][1].shape[-1] if self._logits else 0)
+        row_count = min(self._size, max(max_values // max(width, 1), 1))
+        rows = np.full(self._size, -1)
+        rows[np.linspace(0, self._size - 1, row_count).round().astype(int)] = np.arange(row_count)
+        table = np.zeros((row_count, 2 + width))
+        for samples, logits, labels in self._logits:
+            is_chosen = rows[samples] >= 0
+            if is_chosen.any():
+                places = rows[samples[is_chosen]]
+                table[places, 0] = 1
+                table[places, 1] = labels.numpy()[is_chosen]
+                table[places, 2:] = logits.numpy()[is_chosen]
+        table = distributed.sum_over_processes(table.reshape(-1)).reshape(table.shape)
+        table = table[table[:, 0] > 0]
+        return table[:, 2:].astype(np.float32), table[:, 1].astype(np.int64)
+
+
+def _common_width(local_width: int) -> int:
+    """Returns the width of the rows of all processes. A process without samples has the width 0."""
+    counts = np.array([local_width, bool(local_width)], float)
+    width_sum, process_count = distributed.sum_over_processes(counts)
+    return int(width_sum / max(process_count, 1))
+
+
+def _cross_entropy(logits: paddle.Tensor, label_ids: paddle.Tensor) -> paddle.Tensor:
+    """Returns the cross-entropy of each row, [n, 1], for class ids [n, 1]."""
+    return -paddle.take_along_axis(functional.log_softmax(logits, axis=-1), label_ids, axis=-1)
 
 
 def write_predictions(file: Path, predictions: Predictions, dataset: Dataset, names: Sequence[str]) -> None:

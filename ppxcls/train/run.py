@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ppxcls.calibration.fit import FittedCalibration, write_calibration
 from ppxcls.checkpoints.compatibility import RunFacts, check_continues, convert_progress
-from ppxcls.checkpoints.files import CheckpointError
+from ppxcls.checkpoints.files import AVERAGE, WEIGHTS, CheckpointError
 from ppxcls.checkpoints.progress import Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.load import RUN_CONFIG, RUN_CONFIG_HEADER
@@ -100,18 +101,33 @@ class Run:
         except OSError as error:
             logger.warning(f"{self.folder.path / PREDICTIONS}: {error.strerror}")
 
-    def save(self, names: Sequence[str], snapshot: Snapshot, flush: Callable[[], None]) -> None:
+    def save(
+        self,
+        names: Sequence[str],
+        snapshot: Snapshot,
+        flush: Callable[[], None],
+        *,
+        calibration: FittedCalibration | None = None,
+    ) -> None:
         """Starts to write a checkpoint in the background.
 
         Args:
             names: names of the checkpoint, such as ``latest``.
             snapshot: content of the checkpoint.
             flush: function that is called in the background before the checkpoint is written.
+            calibration: calibration of these weights, which is written with ``best_model``; None for none.
 
         Raises:
             OSError: the previous checkpoint could not be written. Complete checkpoints stay.
         """
-        self.folder.save(names, snapshot, self.facts.as_dict(), flush)
+
+        def write_calibration_of(prefix: Path, digests: Mapping[str, str]) -> None:
+            if prefix.name == "best_model":
+                write_calibration(self.folder.path, calibration, digests.get(AVERAGE) or digests[WEIGHTS])
+
+        self.folder.save(
+            names, snapshot, facts=self.facts.as_dict(), flush=flush, before_commit=write_calibration_of
+        )
 
     def read(self, checkpoint: str | Path, *, allow_changes: bool = False) -> Snapshot | None:
         """Reads the checkpoint to resume from, and converts its progress to batches and steps of this run.

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from tqdm import tqdm
 
+from ppxcls.calibration.fit import FittedCalibration
 from ppxcls.checkpoints.files import CheckpointError
 from ppxcls.checkpoints.progress import Progress, is_better
 from ppxcls.data.device import ModelInput, to_device
@@ -83,6 +84,7 @@ class Trainer:
         self._end_time = math.inf  # of ``max_hours``, on the clock of this process
         self._is_main = distributed.rank() == 0
         self._is_resumed = False
+        self._calibration: FittedCalibration | None = None  # of the last evaluation, if it was the best
         self._last_saved_step: int | None = None  # step of the last checkpoint ``latest``
 
     @property
@@ -261,11 +263,16 @@ class Trainer:
         value, loss = distributed.values_of_first_process(figures).tolist()
         candidate = {"metric": name, "value": value, "epoch": self.progress.epoch, "loss": loss}
         is_best = is_better(candidate, self.progress.best, larger_is_better=larger_is_better)
+        self._calibration = None
         if is_best:
             self.progress.best = candidate
+            self._calibration = evaluation.calibrate()
             if self._is_main:
                 self.run.write_predictions(evaluation)
+        evaluation.forget_logits()
         self.log.eval_line(results, self.progress)
+        if self._calibration is not None:
+            logger.info(f"calibration: {self._calibration}")
         self.learner.observe(value, larger_is_better=larger_is_better)
         if rule := self.run_schedule.early_stop:
             rule.observe(self.progress, name, value, larger_is_better=larger_is_better)
@@ -339,7 +346,7 @@ class Trainer:
         except CheckpointError as error:
             raise TrainingError(f"step {self.progress.step}: {error}") from None
         if snapshot is not None:
-            self.run.save(names, snapshot, self.log.flush)
+            self.run.save(names, snapshot, self.log.flush, calibration=self._calibration)
 
     def resume(self, checkpoint: str | Path, *, allow_changes: bool = False) -> bool:
         """Resumes from a checkpoint.

@@ -14,7 +14,6 @@ from ppxcls.fitting.linear import (
     LinearProblem,
     StrengthChoice,
     accuracy_and_loss,
-    best_temperature,
     chosen_problem,
     cross_validation,
     expected_seconds,
@@ -249,12 +248,3 @@ def test_a_solver_that_does_not_converge_is_named(
     monkeypatch.setattr("ppxcls.fitting.linear._MAX_ITERATIONS", 1)
     problem.train(1.0)
     assert "linear classifier with C = 1: not converged" in capsys.readouterr().out
-
-
-def test_the_temperature_of_logits_that_are_three_times_too_large() -> None:
-    """The classes are drawn from the softmax of the logits before they are enlarged."""
-    rng = np.random.default_rng(0)
-    logits = 2 * rng.normal(size=(20_000, 4))
-    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
-    assert abs(best_temperature(3 * logits, labels) - 3) < 0.1
-    assert best_temperature(0.2 * logits, labels) < 1.001, "never surer than they are"

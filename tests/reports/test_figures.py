@@ -13,6 +13,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from ppxcls.calibration.reliability import reliability
 from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates, intervals, smoothed, throughput
 from ppxcls.reports.run_files import Samples
@@ -60,7 +61,7 @@ def test_figures_are_scikit_learns(seed: int) -> None:
     )
     for key, values in zip(("precision", "recall", "f1", "support"), theirs, strict=True):
         assert_allclose(own[key], values)
-    found = figures.calibration(samples, bins=10)
+    found = reliability(samples.scores, samples.labels == samples.predicted_ids, bins=10)
     accuracy, confidence = calibration_curve(
         samples.labels == samples.predicted_ids, samples.scores, n_bins=10
     )

@@ -18,6 +18,7 @@ pytest.importorskip("prometheus_client")
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ppxcls.deploy.answer_limits import NO_LIMITS
 from ppxcls.serving.address import open_listener
 from ppxcls.serving.app import build_app
 from ppxcls.serving.connections import ConnectionBook, ConnectionLimits, GuardedProtocol, protocol_class
@@ -191,6 +192,7 @@ def test_large_bodies_side_by_side_wait_for_each_other() -> None:
 
     class NoPredictor:
         decodes_images = True
+        limits = NO_LIMITS
 
         def prepare(self, image: bytes) -> None:
             raise ValueError("no image")

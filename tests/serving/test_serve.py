@@ -33,6 +33,7 @@ import yaml
 import ppxcls
 from ppxcls.config.sections import PostProcessSection
 from ppxcls.data.errors import DataError
+from ppxcls.deploy.answer_limits import NO_LIMITS
 from ppxcls.deploy.predict import DEFAULT_TOPK, Prediction, Predictor
 from tests.conftest import ROOT, SMALL_NETWORK, small_config, write_images
 
@@ -652,6 +653,7 @@ def test_busy_and_late_are_said() -> None:
     class Slow:
         model = "slow"
         decodes_images = True
+        limits = NO_LIMITS
 
         def prepare(self, image: bytes) -> bytes:
             return image

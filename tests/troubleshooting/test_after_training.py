@@ -13,6 +13,7 @@ import paddle
 import pytest
 
 import ppxcls
+from ppxcls.deploy.answer_limits import NO_LIMITS
 from ppxcls.deploy.runners import Runner, onnx_runner
 from tests.conftest import ROOT
 from tests.troubleshooting.desk import Desk, case
@@ -182,6 +183,7 @@ def test_busy_server(desk: Desk) -> None:
     class Slow:
         model = "slow"
         decodes_images = False
+        limits = NO_LIMITS
 
         def prepare(self, image: bytes) -> bytes:
             return image

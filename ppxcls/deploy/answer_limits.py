@@ -1,0 +1,119 @@
+"""What a prediction says beside its best classes: whether the image is known, and a set of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppxcls.calibration.coverage import class_sets, score_limit
+from ppxcls.calibration.ranks import CalibrationError
+from ppxcls.calibration.record import Calibration
+from ppxcls.calibration.unknown import energies, energy_limit
+from ppxcls.data.errors import DataError
+from ppxcls.system.arrays import Array
+
+
+@dataclass(frozen=True)
+class AnswerLimits:
+    """Limits of energy and score, from the record of a calibration.
+
+    Attributes:
+        temperature: temperature of the calibration.
+        energy: largest energy of a known image; None if nobody asks.
+        score: smallest score of a class in a set; None if nobody asks.
+        unknown: largest share of known images that are turned away.
+        coverage: smallest share of known images whose set contains the true class.
+        description: what was asked and what follows; empty if nothing was.
+    """
+
+    temperature: float = 1.0
+    energy: float | None = None
+    score: float | None = None
+    unknown: float | None = None
+    coverage: float | None = None
+    description: str = ""
+
+    @property
+    def promises(self) -> dict[str, str]:
+        """What the attributes of a prediction promise, by name; only those that are answered."""
+        promises = {}
+        if self.unknown is not None:
+            promises["known"] = (
+                "False if the image is turned away as unknown. "
+                f"At most {self.unknown:g} of known images are turned away."
+            )
+        if self.coverage is not None:
+            promises["class_set"] = (
+                "Ids of the classes that the image may have, the best first. "
+                f"They contain the true class of at least {self.coverage:g} of known images."
+            )
+        return promises
+
+    def is_known(self, logits: Array) -> bool | None:
+        """Returns whether an image is like the known ones; None if nobody asks.
+
+        Args:
+            logits: logits of an image that no temperature has divided, [class_num].
+        """
+        if self.energy is None:
+            return None
+        return bool(energies(logits[np.newaxis], self.temperature)[0] <= self.energy)
+
+    def class_set(self, scores: Array) -> list[int] | None:
+        """Returns the classes of an image's set, the best first; None if nobody asks.
+
+        Args:
+            scores: scores of an image, [class_num].
+        """
+        if self.score is None:
+            return None
+        best_ids = np.argsort(-scores, kind="stable")
+        is_in_set = class_sets(scores[np.newaxis, best_ids], self.score)[0]
+        classes: list[int] = best_ids[is_in_set].tolist()
+        return classes
+
+
+NO_LIMITS = AnswerLimits()
+
+
+def limits_of(
+    calibration: Calibration, unknown: float | None = None, coverage: float | None = None
+) -> AnswerLimits:
+    """Returns the limits for what is asked.
+
+    Args:
+        calibration: record of the calibration.
+        unknown: largest share of known images that are turned away, between 0 and 1; None for no such answer.
+        coverage: share of images whose set of classes contains the true class, between 0 and 1; None for no
+            sets.
+
+    Raises:
+        DataError: a share is out of its range, or there are too few calibration images.
+    """
+    parts = []
+    energy = score = None
+    try:
+        if unknown is not None:
+            energy = energy_limit(calibration, unknown)
+            parts.append(
+                f"at most {unknown:g} of known images are turned away: an image with an energy above "
+                f"{energy:.4g}"
+            )
+        if coverage is not None:
+            score = score_limit(calibration, coverage)
+            parts.append(
+                f"sets contain the true class of at least {coverage:g} of known images: the classes with a "
+                f"score of at least {score:.4g}"
+            )
+    except CalibrationError as error:
+        raise DataError(f"{error}, of {calibration.source}") from None
+    parts.append(f"by {calibration.images:,} images of {calibration.source}")
+    return AnswerLimits(
+        calibration.temperature,
+        energy=energy,
+        score=score,
+        unknown=unknown,
+        coverage=coverage,
+        description="; ".join(parts),
+    )

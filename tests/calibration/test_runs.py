@@ -1,0 +1,280 @@
+"""Calibrated runs: training, evaluation, prediction, exported files, several processes, and kills."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from scipy.special import log_softmax, softmax
+
+import ppxcls
+from ppxcls.calibration.fit import read_calibration
+from ppxcls.calibration.temperature import best_temperature
+from ppxcls.checkpoints.files import write_state
+from ppxcls.system.arrays import Array
+from ppxcls.train.trainer import Trainer
+from tests.conftest import SMALL_NETWORK, copy_folder, run_tool, small_config, write_images
+
+CHOSE = "whose images chose the weights"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training images, 60 that choose and 54 others, of 3 classes.
+
+    Every fifth label of the last two lists is wrong, so that a sure network is too sure.
+    """
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, count, seed in (("train", 24, 0), ("val", 60, 1), ("other", 54, 2)):
+        write_images(folder, count, size=20, seed=seed, name=name)
+    for name in ("val", "other"):
+        list_file = folder / f"{name}_list.txt"
+        lines = [line.split() for line in list_file.read_text().splitlines()]
+        labels = [(int(label) + (i % 5 == 0)) % 3 for i, (_, label) in enumerate(lines)]
+        list_file.write_text(
+            "".join(f"{line[0]} {label}\n" for line, label in zip(lines, labels, strict=True))
+        )
+    return folder
+
+
+def write_file(folder: Path, pictures: Path, **keys: Any) -> Path:
+    """Writes a config whose runs learn fast."""
+    ops = [
+        {"DecodeImage": {}},
+        {"ResizeImage": {"size": 20}},
+        {"NormalizeImage": {"scale": "1.0/255.0", "order": ""}},
+    ]
+    keys = {
+        "Arch": {"name": "SmallNetwork"},
+        "Global.plugins": [SMALL_NETWORK],
+        "Global.epochs": 4,
+        "Optimizer.lr.learning_rate": 0.5,
+        "Loss.Train": [{"CELoss": {"weight": 1.0}}],
+        "DataLoader.Train.dataset.transform_ops": ops,
+        "DataLoader.Eval.dataset.transform_ops": ops,
+        **keys,
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(small_config(pictures, folder / "output", **keys), sort_keys=False))
+    return file
+
+
+def trainer_of(file: Path, *overrides: str) -> Trainer:
+    return ppxcls.build_trainer(ppxcls.load_config(file, list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained run, which no test writes to."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = trainer_of(write_file(folder, pictures))
+    trainer.fit()
+    return trainer.output_dir
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return copy_folder(trained, tmp_path / "SmallNetwork")
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """Returns a function that gives the lines of the log."""
+    ppxcls.system.logs.logger.propagate = True
+    caplog.set_level(logging.INFO)
+    yield lambda: [record.getMessage() for record in caplog.records]
+    ppxcls.system.logs.logger.propagate = False
+
+
+def logits_of(run: Path, pictures: Path, name: str) -> tuple[Array, Array, list[str]]:
+    """Returns the network's own logits, the labels and the files of a list."""
+    config = ppxcls.load_config(run)
+    network = ppxcls.build_model("SmallNetwork", class_num=3)
+    ppxcls.load_weights(network, str(run / "best_model"))
+    network.eval()
+    transform = ppxcls.build_transforms(config.DataLoader.Eval.dataset.transform_ops)
+    rows = [line.split() for line in (pictures / f"{name}_list.txt").read_text().splitlines()]
+    files = [str(pictures / row[0]) for row in rows]
+    images = np.stack([transform(Path(file).read_bytes()) for file in files]).transpose(0, 3, 1, 2)
+    logits = network(paddle.to_tensor(images)).numpy()
+    return logits, np.array([int(row[1]) for row in rows]), files
+
+
+def test_a_training_keeps_the_temperature_of_its_best_model(run: Path, pictures: Path) -> None:
+    """The temperature, the energies and the scores are those of the network's own logits."""
+    logits, labels, files = logits_of(run, pictures, "val")
+    fitted = read_calibration(run, hashlib.sha256((run / "best_model.pdparams").read_bytes()).hexdigest())
+    assert fitted is not None
+    record = fitted.calibration
+    assert record.source == f"val_list.txt, {CHOSE}"
+    assert list(record.images_per_class) == np.bincount(labels).tolist()
+    np.testing.assert_allclose(record.temperature, best_temperature(logits, labels, smallest=0.1), rtol=1e-4)
+    assert abs(record.temperature - 1) > 0.02, "a test of nothing"
+    expected = softmax(logits.astype(np.float64) / record.temperature, axis=1)
+    np.testing.assert_allclose(record.true_scores, np.sort(expected[np.arange(60), labels]), rtol=1e-4)
+    with open(run / "predictions.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected.max(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        [float(row["label_score"]) for row in rows], expected[np.arange(60), labels], rtol=1e-4
+    )
+    predictions = ppxcls.load(run).predict(files, topk=3)
+    for prediction, scores in zip(predictions, expected, strict=True):
+        np.testing.assert_allclose(prediction.scores, np.sort(scores)[::-1], atol=2e-5)
+
+
+def test_an_evaluation_says_what_the_temperature_changes(run: Path, pictures: Path) -> None:
+    """The loss and the metrics are those of the logits."""
+    logits, labels, _ = logits_of(run, pictures, "val")
+    results = ppxcls.evaluate(ppxcls.load_config(run))
+    content = json.loads((run / "eval.json").read_text())
+    facts = content["calibration"]
+    rows = np.arange(len(labels))
+    logits = logits.astype(np.float64)
+    for key, temperature in (("before", 1.0), ("after", facts["temperature"])):
+        loss = -log_softmax(logits / temperature, axis=1)[rows, labels].mean()
+        assert facts[f"loss_{key}"] == pytest.approx(loss, rel=1e-4)
+        scores = softmax(logits / temperature, axis=1).max(1)
+        bins = np.digitize(scores, np.linspace(0, 1, 16), right=True)
+        gaps = [abs((scores - (logits.argmax(1) == labels))[bins == i].sum()) for i in np.unique(bins)]
+        assert facts[f"error_{key}"] == pytest.approx(sum(gaps) / len(labels), abs=1e-4)
+    assert results["CELoss"] == pytest.approx(facts["loss_before"], rel=1e-5)
+    assert facts["loss_after"] < facts["loss_before"]
+
+
+def test_weights_without_a_record_of_their_own_have_plain_scores(
+    run: Path, pictures: Path, lines: Callable[[], list[str]]
+) -> None:
+    _, _, files = logits_of(run, pictures, "val")
+    calibrated_scores = [p.scores[0] for p in ppxcls.load(run).predict(files[:6])]
+    write_state(
+        run.parent / "other.pdparams", ppxcls.checkpoints.files.read_state(run / "best_model.pdparams")
+    )
+    for override in ("Global.calibrate=False", f"Global.pretrained_model={run.parent}/other"):
+        if "pretrained" in override:  # the same weights in another file belong to the record; others do not
+            state = ppxcls.checkpoints.files.read_state(run / "best_model.pdparams")
+            state["fc.bias"] = state["fc.bias"] + np.float32(1e-6)
+            write_state(run.parent / "other.pdparams", state)
+        predictor = ppxcls.load(ppxcls.load_config(run, [override]))
+        scores = [p.scores[0] for p in predictor.predict(files[:6])]
+        assert predictor.calibration is None
+        assert not np.allclose(scores, calibrated_scores, atol=1e-3)
+    assert any("belongs to other weights, so scores are not calibrated" in line for line in lines())
+
+
+@pytest.mark.every_paddle
+def test_exported_files_have_the_scores_of_the_run(run: Path, pictures: Path) -> None:
+    _, _, files = logits_of(run, pictures, "val")
+    expected = ppxcls.load(run).predict(files[:9], topk=3)
+    folder = run / "inference"
+    config = ppxcls.load_config(run, [f"Global.save_inference_dir={folder}"])
+    ppxcls.export(config, ["paddle", "onnx"], int8=str(pictures / "train_list.txt"))
+    places = [folder, folder / "inference.onnx", folder / "inference.int8.onnx"]
+    for place, tolerance in zip(places, (2e-5, 2e-5, 0.1), strict=True):
+        predictor = ppxcls.load(place)
+        assert predictor.calibration == ppxcls.load(run).calibration
+        for prediction, run_prediction in zip(predictor.predict(files[:9], topk=3), expected, strict=True):
+            assert prediction.class_ids[0] == run_prediction.class_ids[0]
+            np.testing.assert_allclose(prediction.scores, run_prediction.scores, atol=tolerance)
+    ppxcls.export(config, ["onnx"], softmax=False)
+    predictor = ppxcls.load(folder)
+    for prediction, run_prediction in zip(predictor.predict(files[:9], topk=3), expected, strict=True):
+        np.testing.assert_allclose(prediction.scores, run_prediction.scores, atol=2e-5)
+
+
+def test_a_killed_run_has_the_same_record_in_the_end(trained: Path, pictures: Path, tmp_path: Path) -> None:
+    """The run ends after three epochs, and is continued."""
+    file = write_file(tmp_path, pictures)
+    trainer = trainer_of(file)
+    trainer.run_schedule.epochs = 3
+    trainer.fit()
+    run = trainer.output_dir
+    early_record = read_calibration(run, None)
+    trainer_of(file, "Global.checkpoints=auto").fit()
+    record = read_calibration(run, hashlib.sha256((run / "best_model.pdparams").read_bytes()).hexdigest())
+    assert record is not None
+    assert record == read_calibration(trained, None)
+    assert record != early_record
+
+
+def test_a_record_is_written_before_its_weights(
+    trained: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk error at the commit of ``best_model`` leaves no weights with the record of others."""
+    monkeypatch.setattr(
+        "ppxcls.train.run.write_calibration", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(OSError, match="best_model"):
+        trainer_of(write_file(tmp_path, pictures)).fit()
+    assert not (tmp_path / "output/SmallNetwork/best_model.json").exists()
+
+
+def test_few_images_fit_no_temperature(small: Callable[..., Path], lines: Callable[[], list[str]]) -> None:
+    trainer = trainer_of(small())
+    trainer.fit()
+    assert "scores are not calibrated: the list has 7 images, and fewer than 50 tell too little" in lines()
+    assert not (trainer.output_dir / "calibration.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"temperature": 0}',
+        '{"temperature": NaN}',
+        "[" * 1000,
+        '{"temperature": 1, "source": "x"}',
+    ],
+)
+def test_a_hostile_record_ends_in_one_line(run: Path, content: str) -> None:
+    (run / "calibration.json").write_text(content)
+    with pytest.raises(ppxcls.DataError, match=r"calibration\.json: .*remove the file") as error:
+        ppxcls.load(run)
+    assert "\n" not in str(error.value)
+    assert ppxcls.load(ppxcls.load_config(run, ["Global.calibrate=False"])).calibration is None
+
+
+def test_another_list_calibrates(run: Path, pictures: Path, lines: Callable[[], list[str]]) -> None:
+    """The record says if the images chose the weights, and images that were trained on are refused."""
+    logits, labels, _ = logits_of(run, pictures, "other")
+    config = ppxcls.load_config(run)
+    result = ppxcls.calibrate(config, pictures / "other_list.txt")
+    expected = best_temperature(logits, labels, smallest=0.1)
+    assert result["temperature"] == pytest.approx(expected, rel=1e-4)
+    assert result["source"] == "other_list.txt, whose images did not choose the weights"
+    calibration = ppxcls.load(run).calibration
+    assert calibration is not None
+    assert (calibration.temperature, calibration.images) == (result["temperature"], 54)
+    few = [line for line in lines() if "fewer than 20 images" in line]
+    assert "3 of 3 classes have fewer than 20 images" in few[0]
+    assert ppxcls.calibrate(config, pictures / "val_list.txt")["source"] == f"val_list.txt, {CHOSE}"
+    with pytest.raises(ppxcls.DataError, match="no calibration is written: the list has 24 images"):
+        ppxcls.calibrate(config, pictures / "train_list.txt")
+
+
+def test_two_processes_calibrate_as_one(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Two processes, whose parts of the list differ in size."""
+    list_file = pictures / "other_list.txt"
+    (pictures / "odd_list.txt").write_text("".join(list_file.read_text().splitlines(keepends=True)[:53]))
+    command = ["tools/eval.py", "-c", run, "--calibrate", pictures / "odd_list.txt"]
+    ppxcls.calibrate(ppxcls.load_config(run), pictures / "odd_list.txt")
+    one = json.loads((run / "calibration.json").read_text())
+    (run / "calibration.json").unlink()
+    result = run_tool(*command, processes=2, log_dir=tmp_path / "log")
+    assert result.returncode == 0, result.stderr + result.stdout
+    two = json.loads((run / "calibration.json").read_text())
+    assert one["images"] == two["images"] == 53
+    for key in ("temperature", "energies", "true_scores"):
+        np.testing.assert_allclose(two[key], one[key], rtol=1e-5)
+    assert two["images_per_class"] == one["images_per_class"]
