@@ -15,7 +15,7 @@ from paddle import nn
 from ppxcls.build.choices import network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.network import build_network
-from ppxcls.calibration.temperature import best_temperature
+from ppxcls.calibration.temperature import SMALLEST_TEMPERATURE, best_temperature
 from ppxcls.checkpoints.files import read_manifest
 from ppxcls.config.sections import Config
 from ppxcls.data.device import ModelInput
@@ -26,12 +26,12 @@ from ppxcls.fitting.features import network_parts
 from ppxcls.fitting.linear import accuracy_and_loss, mean_recall
 from ppxcls.fitting.plan import (
     MAX_TUNING_EPOCHS,
+    USED_TIME_SHARE,
     Counts,
     Speeds,
     all_layers_choice,
     all_layers_seconds,
     end_seconds,
-    evaluated_size,
     min_tuning_epochs,
 )
 from ppxcls.fitting.progress import FitProgress
@@ -53,7 +53,6 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.json_text import json_text
 from ppxcls.system.logs import logger
 
-_USED_TIME_SHARE = 0.9  # of the time that is left; measured times are of a few steps
 # Mean recall of the linear classifier from which all layers are not trained. The accuracy tells nothing if
 # nearly all photographs are of one class.
 _HIGH_RECALL = 0.99
@@ -108,7 +107,7 @@ class AllLayers:
             min_epochs=1,
             max_epochs=MAX_TUNING_EPOCHS,
             end_seconds=self._end_seconds(),
-            again_share=self._counts.again_share,
+            again_share=self._counts.again_share * self._progress.settings.trains_again,
         )
         overrides = [self._output(_FIRST_FOLDER)]
         epochs = self._training.run(ALL_LAYERS, self._yaml, overrides=overrides, limits=limits)
@@ -118,8 +117,11 @@ class AllLayers:
             return
         network = self._trained_network(_FIRST_FOLDER, "best_model")
         val_logits, labels = self._val_logits(network)
-        # After many epochs without label smoothing, the network is too sure. The linear classifier is not.
-        temperature = best_temperature(val_logits, labels)
+        # Smoothed labels make the network less sure than it may be. If all are right, nothing tells how sure.
+        is_all_correct = bool((val_logits.argmax(1) == labels).all())
+        temperature = best_temperature(
+            val_logits, labels, smallest=1.0 if is_all_correct else SMALLEST_TEMPERATURE
+        )
         val_logits = val_logits / np.float32(temperature)
         score = accuracy_and_loss(val_logits, labels)
         has_time = self._clock.has_time(self._again_seconds(best["epoch"]), self._end_seconds())
@@ -129,7 +131,6 @@ class AllLayers:
         _divide_logits(network, temperature)
         notes = [
             f"epoch {best['epoch']}",
-            f"evaluated at {self._progress.settings.feature_size} px",
             f"temperature {temperature:.3g}",
         ]
         notes += [TOO_LITTLE_TIME] if decision == AS_IT_IS else []
@@ -175,10 +176,15 @@ class AllLayers:
             )
             return False
         seconds_left = self._clock.left - self._end_seconds()
-        size, epochs = all_layers_choice(self._speeds, self._counts, _USED_TIME_SHARE * seconds_left)
+        choice = all_layers_choice(self._speeds, self._counts, USED_TIME_SHARE * seconds_left)
+        size, epochs = choice.size, choice.epochs
         if not epochs:
             stage_seconds = all_layers_seconds(
-                self._speeds, self._counts, size=size, epochs=min_tuning_epochs(self._counts)
+                self._speeds,
+                self._counts,
+                size=size,
+                epochs=min_tuning_epochs(self._counts),
+                is_repeated=False,
             )
             logger.info(
                 f"{ALL_LAYERS}: not trained, because it takes {stage_seconds / 60:.2g} min at {size} px, "
@@ -186,17 +192,19 @@ class AllLayers:
             )
             return False
         settings = self._progress.settings
-        shown_size = evaluated_size(size, settings.crop_share, self._speeds.size)
-        settings = replace(settings, size=size, feature_size=shown_size, epochs=epochs)
+        settings = replace(
+            settings,
+            size=size,
+            feature_size=size,
+            epochs=epochs,
+            trains_again=choice.is_repeated,
+        )
         self._progress.settings = settings
         self._progress.write_yaml(
             self._yaml, train_yaml(settings, self._request.photos, self._request.output)
         )
         self._progress.finish(decided_step)
-        logger.info(
-            f"{ALL_LAYERS}: {epochs} epochs at {size} px, with {seconds_left / 60:.2g} min left; "
-            f"evaluations at {shown_size} px show objects as large as the random crops"
-        )
+        logger.info(f"{ALL_LAYERS}: {epochs} epochs at {size} px, with {seconds_left / 60:.2g} min left")
         return True
 
     def _write_starts(self) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import paddle
 from paddle import nn
@@ -16,8 +16,7 @@ from ppxcls.fitting.linear import expected_seconds
 from ppxcls.system.arrays import Array
 from ppxcls.train.timed_steps import timed_steps
 
-BATCH_SIZE = 16  # of the training of all layers
-CROP_SCALE = (0.7, 1.0)  # areas of its random crops, as shares of the photograph
+BATCH_SIZE = 32  # of the training of all layers; statistics of smaller batches make batch norms worse
 _SMALLER_SIZES_PIXELS = (256, 224, 192, 160, 128, 96, 71)
 _SHOWN_SIZES_PIXELS = (71, 128, 192)  # of all layers, in what more minutes would buy
 _MIN_FEATURE_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor
@@ -25,8 +24,9 @@ _TIMED_SIZE_PIXELS = 128  # of the step that is timed
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
 _EPOCH_END_SECONDS = 2.0  # for the checkpoints of an epoch
+USED_TIME_SHARE = 0.9  # of the time that is left, for all layers; measured times are of a few steps
 _MIN_STEPS = 100  # of the optimizer; the first ones make the classifier worse
-_MIN_EPOCHS = 3
+_MIN_EPOCHS = 5
 MAX_TUNING_EPOCHS = 30  # of all layers
 
 
@@ -132,7 +132,14 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float) -> Plan:
         return features_seconds(speeds, counts, size=size, copies=copies) + end_seconds(counts, speeds, size)
 
     size = next((size for size in candidates if total_seconds(size, 1) <= seconds), candidates[-1])
-    copies = 2 if total_seconds(size, 2) <= seconds else 1
+
+    def has_tuning(copies: int) -> bool:
+        choice = all_layers_choice(speeds, counts, USED_TIME_SHARE * (seconds - total_seconds(size, copies)))
+        return choice.epochs > 0 and 2 * choice.size >= speeds.size
+
+    # Mirror images help less than the training of all layers.
+    has_copies = total_seconds(size, 2) <= seconds and (has_tuning(2) or not has_tuning(1))
+    copies = 2 if has_copies else 1
     small = candidates[-1]
     rows = [_row(f"features at {small} px", small, total_seconds(small, 1))] if small != speeds.size else []
     full = total_seconds(speeds.size, 2)
@@ -177,7 +184,9 @@ def end_seconds(counts: Counts, speeds: Speeds, size: int) -> float:
     return _EVALUATION_FACTOR * counts.judge * speeds.feature * speeds.at(size) + _RESERVED_SECONDS
 
 
-def all_layers_seconds(speeds: Speeds, counts: Counts, *, size: int, epochs: int) -> float:
+def all_layers_seconds(
+    speeds: Speeds, counts: Counts, *, size: int, epochs: int, is_repeated: bool = True
+) -> float:
     """Returns the seconds of the stage that trains all layers.
 
     They are for a linear classifier to start from, the training with an evaluation in each epoch, and the
@@ -188,10 +197,11 @@ def all_layers_seconds(speeds: Speeds, counts: Counts, *, size: int, epochs: int
         counts: numbers of photographs.
         size: side of the images that train, pixels.
         epochs: number of epochs.
+        is_repeated: True with the training with all photographs.
     """
     evaluation = _EVALUATION_FACTOR * speeds.feature * speeds.at(size) * counts.choose
-    image_count = counts.train * (1 + counts.again_share)
-    epoch = speeds.step * speeds.at(size) * image_count + evaluation + 2 * _EPOCH_END_SECONDS
+    image_count = counts.train * (1 + counts.again_share * is_repeated)
+    epoch = speeds.step * speeds.at(size) * image_count + evaluation + (1 + is_repeated) * _EPOCH_END_SECONDS
     return features_seconds(speeds, counts, size=size, copies=2) + epochs * epoch
 
 
@@ -201,10 +211,24 @@ def min_tuning_epochs(counts: Counts) -> int:
     return min(max(math.ceil(_MIN_STEPS / steps), _MIN_EPOCHS), MAX_TUNING_EPOCHS)
 
 
-def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[int, int]:
-    """Returns size and number of epochs of the training of all layers; 0 epochs if there is too little time.
+class AllLayersChoice(NamedTuple):
+    """What the time allows.
 
-    The size is the largest one with enough epochs.
+    Attributes:
+        size: side of the images that train, pixels.
+        epochs: number of epochs; 0 if there is too little time.
+        is_repeated: True if there is also time for a training with all photographs.
+    """
+
+    size: int
+    epochs: int
+    is_repeated: bool = True
+
+
+def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> AllLayersChoice:
+    """Returns the largest size with enough epochs, if possible with a training with all photographs.
+
+    A size of at least half of the largest one is preferred to that training.
 
     Args:
         speeds: times on this machine.
@@ -212,25 +236,15 @@ def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> tuple[i
         seconds: time that is left for this stage.
     """
     sizes = [speeds.size, *(size for size in _SMALLER_SIZES_PIXELS if size < speeds.size)]
-    for size in sizes:
-        zero, one = (all_layers_seconds(speeds, counts, size=size, epochs=n) for n in (0, 1))
-        epochs = int((seconds - zero) / (one - zero))
-        if epochs >= min_tuning_epochs(counts):
-            return size, min(epochs, MAX_TUNING_EPOCHS)
-    return sizes[-1], 0
-
-
-def evaluated_size(size: int, crop_share: float, largest: int) -> int:
-    """Returns the side of evaluated images that show objects as large as the random crops do, in pixels.
-
-    The crops enlarge a part of the photograph (FixRes, arXiv:1906.06423).
-
-    Args:
-        size: side of the images that train, pixels.
-        crop_share: side of an evaluated image divided by the shorter side of the resized photograph; 0 for no
-            crop.
-        largest: largest side, pixels.
-    """
-    low, high = CROP_SCALE
-    mean_side = 2 / 3 * (high**1.5 - low**1.5) / (high - low)  # of the crops, as a share
-    return min(round(size * (crop_share or 1.0) / mean_side), largest)
+    large_sizes = [size for size in sizes if 2 * size >= speeds.size]
+    for group in (large_sizes, sizes[len(large_sizes) :]):
+        for is_repeated in (True, False):
+            for size in group:
+                zero, one = (
+                    all_layers_seconds(speeds, counts, size=size, epochs=n, is_repeated=is_repeated)
+                    for n in (0, 1)
+                )
+                epochs = int((seconds - zero) / (one - zero))
+                if epochs >= min_tuning_epochs(counts):
+                    return AllLayersChoice(size, min(epochs, MAX_TUNING_EPOCHS), is_repeated)
+    return AllLayersChoice(sizes[-1], 0)

@@ -197,7 +197,10 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     "learning_rate": lambda value: is_number(value) and value > 0,
     "reasons": _is_list_of_texts,
     **dict.fromkeys(("feature_size", "copies"), _is_small_count),
-    **dict.fromkeys(("freezes_norms", "in_bfloat16", "flips"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(
+        ("freezes_norms", "in_bfloat16", "trains_again", "flips"), lambda value: isinstance(value, bool)
+    ),
+    "norm_momentum": lambda value: value is None or (is_number(value) and 0 <= value < 1),
     "crop_share": lambda value: is_number(value) and 0 <= value <= 1,
     "interpolation": _is_text,
     "speeds": lambda value: isinstance(value, dict) and all(map(is_number, value.values())),

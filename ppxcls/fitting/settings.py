@@ -61,7 +61,9 @@ class Settings:
         plan: sizes and stages that were compared, and their minutes.
         speeds: measured times: ``size`` in pixels, ``feature`` and ``step`` in seconds.
         freezes_norms: True if batch norms keep the statistics of the weights.
+        norm_momentum: share of their statistics that batch norms keep in a step; None for the network's own.
         in_bfloat16: True to train with bfloat16 products.
+        trains_again: True if there is time for a second training, with the photographs that choose too.
         flips: False to train without mirror images, because they make the linear classifier worse.
     """
 
@@ -84,7 +86,9 @@ class Settings:
     plan: Sequence[Mapping[str, Any]] = ()
     speeds: Mapping[str, float] = field(default_factory=dict)
     freezes_norms: bool = False
+    norm_momentum: float | None = None
     in_bfloat16: bool = False
+    trains_again: bool = True
     flips: bool = True
 
 

@@ -14,7 +14,7 @@ from ppxcls.fitting.plan import BATCH_SIZE, Counts, Plan, make_plan, measured_sp
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.yaml_files import LISTS, TRAIN_YAML, train_yaml
-from ppxcls.models.common_keys import MODELS, freeze_norms
+from ppxcls.models.common_keys import MODELS, set_norm_momentum
 from ppxcls.models.parts import split_network
 from ppxcls.models.preprocessing import run_preprocessing
 from ppxcls.ops import onednn
@@ -23,7 +23,8 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 
 _DEFAULT_SIZE_PIXELS = 299
-_LEARNING_RATE = 0.0002  # of all layers, for AdamW and batches of 16
+_LEARNING_RATE = 0.001  # of all layers, for AdamW and batches of 32
+_NORM_MOMENTUM = 0.9  # so that batch norms follow the weights within 50 steps; Keras's 0.99 needs 500
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def with_stages(
     computer = FeatureComputer(network, counts.train + counts.choose)
     images = _first_images(request, folder, computer.images_at_once(preparation.size))
     learning_network = MODELS.build(config_of(request, file).Arch)
-    freezes_norms = freeze_norms(learning_network) > 0
+    has_norms = set_norm_momentum(learning_network, _NORM_MOMENTUM) > 0
     in_bfloat16 = settings.device == "cpu" and onednn.has_bfloat16() and to_bfloat16(learning_network) > 0
     speeds = measured_speeds(computer, images, learning_network)
     plan = make_plan(speeds, counts, seconds)
@@ -107,7 +108,8 @@ def with_stages(
         reasons=_reasons(settings, counts, plan, preparation),
         feature_size=plan.size,
         copies=plan.copies,
-        freezes_norms=freezes_norms,
+        freezes_norms=False,
+        norm_momentum=_NORM_MOMENTUM if has_norms else None,
         in_bfloat16=in_bfloat16,
         plan=list(plan.rows),
         speeds=asdict(speeds),

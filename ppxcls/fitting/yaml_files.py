@@ -8,7 +8,6 @@ from typing import Any
 
 from ppxcls.config.yaml_values import write_yaml
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
-from ppxcls.fitting.plan import CROP_SCALE
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.paths import printable
 
@@ -32,6 +31,8 @@ HEAD_KEYS = (
 WITHOUT_WEIGHTS = ("Global.pretrained_model=null", "Arch.pretrained=null", "Arch.freeze_norm=false")
 NON_CLASSIFIER_PATTERN = r"^(?!(?:.*[._])?(?:fc|_out)\.(?:weight|bias)$)"
 _HEAD_LEARNING_RATE = 0.002
+_CROP_SCALE = (0.08, 1.0)  # areas of random crops that train all layers, as shares of the photograph
+_COLOR_CHANGE = 0.4  # extent of random changes of brightness, contrast and saturation
 
 
 def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
@@ -39,11 +40,17 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     crop: dict[str, Any] = {"size": settings.size}
     start = _absolute(output / "head" / settings.network / "latest") if settings.head_epochs else None
     if settings.feature_size:
-        crop["scale"] = list(CROP_SCALE)
+        crop["scale"] = list(_CROP_SCALE)
         start = _absolute(output / HELD_OUT_WEIGHTS)
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
+    warmup_epochs: float = min(1, settings.epochs // 3)
+    if settings.feature_size:
+        optimizer = {"layer_decay": 0.8, "weight_decay": 0.01, "clip_norm_global": 1.0}
+        warmup_epochs = round(min(1.0, 0.1 * settings.epochs), 2)
     # Statistics of a small batch of photographs are worse than those of the published weights.
-    norms = {"freeze_norm": True} if settings.freezes_norms else {}
+    norms: dict[str, Any] = {"freeze_norm": True} if settings.freezes_norms else {}
+    if settings.norm_momentum is not None:
+        norms["norm_momentum"] = settings.norm_momentum
     content: dict[str, Any] = {
         "base": "photographs",
         "Global": {
@@ -55,7 +62,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
         "Arch": {"name": settings.network, "class_num": settings.class_num, **norms},
         "Optimizer": {
             **optimizer,
-            "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": min(1, settings.epochs // 3)},
+            "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": warmup_epochs},
         },
         "DataLoader": {
             "Train": _data_section(
@@ -70,25 +77,33 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
             ),
         },
     }
-    if settings.feature_size:
-        # The classifier to start from has no smoothed labels, so its loss can be compared.
-        content["Loss"] = {"Train": [{"CELoss": {"epsilon": 0.0}}]}
-        content["Optimizer"]["clip_norm_global"] = 1.0
     if settings.in_bfloat16:
         content["AMP"] = {"dtype": "bfloat16"}
     loaders: Any = content["DataLoader"]
-    if not settings.flips:
-        changes = loaders["Train"]["dataset"]["transform_ops"]
-        loaders["Train"]["dataset"]["transform_ops"] = [
-            {"DecodeImage": {}},
-            {"RandCropImage": changes["RandCropImage"]},
-            {"NormalizeImage": {"order": "", **changes["NormalizeImage"]}},
-        ]
+    if settings.feature_size:
+        dataset = loaders["Train"]["dataset"]
+        dataset["transform_ops"] = _training_transforms(dataset["transform_ops"], has_flips=settings.flips)
     loaders |= _judging_section(output)
     comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
     command = f"#   ppxcls train -c {printable(str(output / TRAIN_YAML))}"
     return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
+
+
+def _training_transforms(values: dict[str, dict[str, Any]], *, has_flips: bool) -> list[dict[str, Any]]:
+    """Returns the transforms that train all layers.
+
+    Args:
+        values: arguments of ``RandCropImage`` and ``NormalizeImage``.
+        has_flips: True with mirror images.
+    """
+    return [
+        {"DecodeImage": {}},
+        {"RandCropImage": values["RandCropImage"]},
+        *([{"RandFlipImage": {"flip_code": 1}}] if has_flips else []),
+        {"ColorJitter": dict.fromkeys(("brightness", "contrast", "saturation"), _COLOR_CHANGE)},
+        {"NormalizeImage": {"order": "", **values["NormalizeImage"]}},
+    ]
 
 
 def _judging_section(output: Path) -> dict[str, object]:

@@ -12,7 +12,7 @@ import paddle.distributed as dist
 import paddle.nn.functional as F
 from paddle import nn
 
-from ppxcls.config.checks import ConfigPlace, Pattern, matching_keys
+from ppxcls.config.checks import BelowOne, ConfigPlace, Pattern, matching_keys
 from ppxcls.config.registry import Registry
 from ppxcls.models.preprocessing import Preprocessing
 from ppxcls.ops.batch_norm import NormReLU
@@ -39,6 +39,9 @@ class ModelKeys:
         freeze_norm: True to keep the statistics of all batch norms and to normalise with them in training. It
             needs weights to start from. Scale and offset are trained. Fine-tuning in small batches is more
             accurate this way.
+        norm_momentum: share of the old statistics that batch norms keep in a step of training, at least 0 and
+            less than 1; None for the network's own, mostly 0.9. Keras's networks have 0.99, so that they need
+            hundreds of steps to follow the weights: set 0.9 to fine-tune them in few steps.
         use_sync_bn: True to compute batch-norm statistics over all processes, so that the number of processes
             changes nothing but rounding.
         data_format: memory layout of the computation. Images and weights keep their layout. Measure the speed
@@ -52,6 +55,7 @@ class ModelKeys:
     new_classifier: bool = False
     freeze: list[Pattern] | None = None
     freeze_norm: bool = False
+    norm_momentum: BelowOne | None = None
     use_sync_bn: bool = False
     data_format: Literal["NCHW", "NHWC"] = "NCHW"
     recompute: bool = False
@@ -82,7 +86,9 @@ def register_network(
 def prepare_training(
     model: nn.Layer, keys: ModelKeys, where: ConfigPlace, *, has_weights: bool = True
 ) -> None:
-    """Applies the common keys for training: ``recompute``, ``freeze``, ``freeze_norm`` and ``use_sync_bn``.
+    """Applies the common keys for training.
+
+    They are ``norm_momentum``, ``recompute``, ``freeze``, ``freeze_norm`` and ``use_sync_bn``.
 
     Args:
         model: network to change.
@@ -92,8 +98,10 @@ def prepare_training(
 
     Raises:
         ConfigError: the network has no blocks that can be computed again, or a pattern matches no parameter,
-            or the network has no batch norm to freeze, or no weights whose statistics could be kept.
+            or the network has no batch norm that a key is for, or no weights whose statistics could be kept.
     """
+    if keys.norm_momentum is not None and not set_norm_momentum(model, keys.norm_momentum):
+        raise (where / "norm_momentum").error("expected null: this network has no batch norms")
     if keys.recompute and not recompute_blocks(model):
         raise (where / "recompute").error(
             "expected false: this network names no blocks that can be computed again"
@@ -146,6 +154,18 @@ def freeze_norms(model: nn.Layer) -> int:
     norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
     for norm in norms:
         norm._use_global_stats = True
+    return len(norms)
+
+
+def set_norm_momentum(model: nn.Layer, momentum: float) -> int:
+    """Sets the share of the old statistics that batch norms keep in a step of training.
+
+    Returns:
+        The number of batch norms.
+    """
+    norms = [layer for layer in model.sublayers(include_self=True) if isinstance(layer, BATCH_NORMS)]
+    for norm in norms:
+        norm._momentum = momentum
     return len(norms)
 
 

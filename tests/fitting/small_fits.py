@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ppxcls.fitting.plan import AllLayersChoice
 from ppxcls.reports.result_files import FitStage, read_stages
 from tests.fitting import networks
 
@@ -40,7 +41,9 @@ def chosen(run: Path) -> dict[str, bool]:
 
 def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves no time for all layers."""
-    monkeypatch.setattr("ppxcls.fitting.all_layers.all_layers_choice", lambda *_: (networks.SIZE, 0))
+    monkeypatch.setattr(
+        "ppxcls.fitting.all_layers.all_layers_choice", lambda *_: AllLayersChoice(networks.SIZE, 0)
+    )
 
 
 def interrupted(original: Callable[..., None]) -> Callable[..., None]:

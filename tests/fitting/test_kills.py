@@ -13,6 +13,7 @@ import pytest
 import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.fitting import all_layers, classifiers, stage_results, training
+from ppxcls.fitting.plan import AllLayersChoice
 from tests.fitting import networks
 from tests.fitting.small_fits import OPTIONS
 
@@ -74,7 +75,7 @@ def test_a_kill_at_any_place_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {**OPTIONS, "overrides": ["Global.epochs=1"]}
-    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: (networks.SIZE // 2, 1))
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: AllLayersChoice(networks.SIZE // 2, 1))
     monkeypatch.setattr(stage_results, "is_better_score", lambda *_: True)
     whole_run = ppxcls.fit("photos", weights, **options)
     options["output"] = "killed"

@@ -114,7 +114,8 @@ def test_a_first_epoch_of_all_layers_that_was_cut_is_not_measured(
     """The second one is. Then the plan is made anew."""
     monkeypatch.setattr(all_layers, "MAX_TUNING_EPOCHS", 4)
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
-    options = {**OPTIONS, "overrides": ["Global.save_interval_steps=1"]}
+    overrides = ["Global.save_interval_steps=1", "DataLoader.Train.sampler.batch_size=16"]
+    options = {**OPTIONS, "overrides": overrides}
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_finish_epoch", interrupted(lambda *_: None))
         with pytest.raises(KeyboardInterrupt):
@@ -230,7 +231,7 @@ def test_a_stage_keeps_its_decision_after_a_kill(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On some devices, the same training gives other numbers. Then the files and the record still agree."""
-    options = {**OPTIONS, "overrides": ["Global.epochs=1"]}
+    options = {**OPTIONS, "overrides": ["Global.epochs=1", "DataLoader.Train.sampler.batch_size=16"]}
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
     with monkeypatch.context() as patch:
         write_stages = interrupted(lambda *_: None)
