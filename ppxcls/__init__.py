@@ -62,6 +62,7 @@ _NAMES_BY_MODULE = {
     "ppxcls.train.trackers": ("TRACKERS", "Tracker"),
     "ppxcls.train.trainer": ("Trainer",),
     "ppxcls.tuning.build": ("find_batch", "find_lr"),
+    "ppxcls.tuning.study": ("tune",),
 }
 # Modules that do not need Paddle. Loader processes import plugins with such names only, and no Paddle.
 _WITHOUT_PADDLE = ("ppxcls.config.checks", "ppxcls.data.", "ppxcls.packed.", "ppxcls.published.find")
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from ppxcls.train.trainer import Trainer as Trainer
     from ppxcls.tuning.build import find_batch as find_batch
     from ppxcls.tuning.build import find_lr as find_lr
+    from ppxcls.tuning.study import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -103,6 +103,7 @@ COMMANDS = [
         ["train", "-c", "trained/SmallNetwork"],
     ],
     [["eval", "-c", RUN]],
+    [["tune", "--help"]],
     [
         ["train", "-c", RUN, "-o", "Global.output_dir=to_average", "-o", "Global.save_interval=1"],
         ["average", "to_average/SmallNetwork", "--last", "2"],

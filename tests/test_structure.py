@@ -41,6 +41,8 @@ CONFIG_READERS = {
     "deploy/build.py",
     "deploy/build_export.py",
     "tuning/build.py",
+    "tuning/study.py",
+    "tuning/study_checks.py",
     "fitting",
     "reports",
     "__init__.py",

@@ -19,6 +19,7 @@ from ppxcls import cli
 from ppxcls.cli.average import run_average
 from ppxcls.cli.launch import run_launcher
 from ppxcls.cli.lists import add_table_options, run_lists, table_options
+from ppxcls.cli.tune import run_tune
 from ppxcls.cli.weights import run_weights
 from ppxcls.serving.address import MAX_PORT
 from ppxcls.system import environment
@@ -183,6 +184,20 @@ def train_verb(parser: argparse.ArgumentParser) -> None:
         from ppxcls.reports.page import report_after_training
 
         report_after_training(trainer.output_dir)
+
+
+@verb(
+    "tune",
+    "Search for the best values of keys: each trial is a training, and bad ones are ended early.",
+    examples=[
+        "ppxcls tune -c output/photos/train.yaml --set 'Optimizer.lr.learning_rate=loguniform(1e-4,1e-1)' "
+        "--trials 2 -o Global.epochs=1",
+        "ppxcls report output/photos/tune",
+    ],
+)
+def tune_verb(parser: argparse.ArgumentParser) -> None:
+    """Search for the best values of keys by trainings."""
+    run_tune(parser)
 
 
 @verb(

@@ -21,11 +21,11 @@ def check_early_stop(config: Config) -> None:
         raise (where / "start_epoch").error(
             f"expected at most {epochs}, the last epoch (Global.epochs), received {section.start_epoch}"
         )
-    if reason := _reason_for_no_evaluation(config):
+    if reason := reason_for_no_evaluation(config):
         raise where.error(f"expected a run with evaluations, or null, but {reason}")
 
 
-def _reason_for_no_evaluation(config: Config) -> str | None:
+def reason_for_no_evaluation(config: Config) -> str | None:
     """Returns the reason why the training is never evaluated; None if it is."""
     section, loaders = config.Global, config.DataLoader
     if not section.eval_during_train:

@@ -92,14 +92,21 @@ def check_figures(config: Config) -> None:
         raise config.where("Global.best_metric").error(message)
 
 
-def _evaluation_figures(config: Config, class_num: int) -> list[str]:
-    """Returns the names of the figures of an evaluation: those of its metrics, then its losses."""
+def _evaluation_metrics(config: Config, class_num: int) -> tuple[list[Block], list[Any]]:
+    """Returns the blocks of the metrics of an evaluation, and the metrics."""
     if config.Metric:
         blocks = config.Metric.Eval or []
     else:
         blocks = registry("metric").blocks(DEFAULT_METRICS, config.where("Metric.Eval"))
+    return blocks, [
+        registry("metric").build(block, class_num=class_num, class_names=None) for block in blocks
+    ]
+
+
+def _evaluation_figures(config: Config, class_num: int) -> list[str]:
+    """Returns the names of the figures of an evaluation: those of its metrics, then its losses."""
     losses = _loss_names(config)
-    metrics = [registry("metric").build(block, class_num=class_num, class_names=None) for block in blocks]
+    blocks, metrics = _evaluation_metrics(config, class_num)
     # Of a mean over classes, the results also have the number of classes.
     class_figures = {f"{name}_classes": metric for metric in metrics for name in metric.figures}
     figures: list[str] = []
@@ -110,6 +117,17 @@ def _evaluation_figures(config: Config, class_num: int) -> list[str]:
                 raise _duplicate(block, name)
             figures.append(name)
     return [*figures, *losses]
+
+
+def deciding_figure(config: Config) -> tuple[str, bool]:
+    """Returns the figure that chooses ``best_model``, and True if a larger one is better."""
+    class_num = class_num_of(config) or 1
+    losses = _loss_names(config)
+    figure = config.Global.best_metric or _evaluation_figures(config, class_num)[0]
+    smaller_is_better = {
+        name for metric in _evaluation_metrics(config, class_num)[1] for name in metric.smaller_is_better
+    }
+    return figure, figure not in {*losses, *smaller_is_better}
 
 
 def _duplicate(block: Block, name: str) -> ConfigError:

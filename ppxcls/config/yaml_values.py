@@ -6,6 +6,7 @@ strings. A key that expects a number refuses them, and a key that expects a stri
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -79,9 +80,16 @@ def read_yaml(text: str, name: str, sources: dict[KeyPath, str] | None = None) -
     return None if node is None else document.value(node, ())
 
 
-def write_yaml(value: Any) -> str:
-    """Returns the YAML of plain values. ``read_yaml`` reads it back to the same values."""
-    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+def write_yaml(value: Any, *, is_one_line: bool = False) -> str:
+    """Returns the YAML of plain values. ``read_yaml`` reads it back to the same values.
+
+    Args:
+        value: plain values.
+        is_one_line: True to write a list or a mapping in one line, without its end.
+    """
+    options: dict[str, Any] = {"default_flow_style": True, "width": math.inf} if is_one_line else {}
+    text = str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **options))
+    return text.removesuffix("\n") if is_one_line else text
 
 
 class _Document:

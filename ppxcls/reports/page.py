@@ -11,7 +11,7 @@ from ppxcls.config.checks import ConfigError
 from ppxcls.data.errors import DataError
 from ppxcls.reports import BALANCE, CARD, CURVES, REPORT, RESULTS
 from ppxcls.reports.card import MARK, model_card
-from ppxcls.reports.comparison import write_comparison
+from ppxcls.reports.comparison import COMPARISON, write_comparison
 from ppxcls.reports.curves import draw_balance, draw_curves, has_missing_characters
 from ppxcls.reports.evaluation_content import evaluation_content
 from ppxcls.reports.losses import loss_differences
@@ -20,6 +20,7 @@ from ppxcls.reports.record import read_record
 from ppxcls.reports.rendering import ReportError, render, require_packages
 from ppxcls.reports.sentences import headline
 from ppxcls.reports.stages import stages_content
+from ppxcls.reports.study_file import is_study, runs_of_study
 from ppxcls.reports.summary import facts, figure_rows, notes, numbers
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_text
 from ppxcls.system.logs import logger
@@ -47,6 +48,8 @@ def report(
             can't be written, or there is one run and an output.
     """
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    if any(map(is_study, folders)):
+        return _report_of_studies(folders, output, trust=trust)
     if len(folders) == 1 and output is not None:
         raise DataError(
             f"{output}: expected several runs, to compare them in this file; "
@@ -56,6 +59,19 @@ def report(
         if len(folders) == 1:
             return write_report(folders[0], trust=trust)
         return write_comparison(folders, None if output is None else Path(output), trust=trust)
+    except ReportError as error:
+        raise DataError(str(error)) from None
+
+
+def _report_of_studies(folders: Sequence[str | Path], output: str | Path | None, *, trust: bool) -> Path:
+    """Writes the comparison of the trials of studies, and of single runs, as ``report``."""
+    if len(folders) == 1 and output is None:
+        output = Path(folders[0]) / COMPARISON
+    runs = [
+        run for folder in folders for run in (runs_of_study(Path(folder)) if is_study(folder) else [folder])
+    ]
+    try:
+        return write_comparison(runs, None if output is None else Path(output), trust=trust)
     except ReportError as error:
         raise DataError(str(error)) from None
 

@@ -117,7 +117,7 @@ EXAMPLES = [
     ["weights"],
 ]
 # Verbs with tests of their own in this package and others.
-OTHER_VERBS = {"fit", "doctor", "serve", "average"}
+OTHER_VERBS = {"fit", "doctor", "serve", "average", "tune"}
 
 
 def test_no_verb_is_left_out() -> None:
