@@ -30,6 +30,7 @@ from ppxcls.build.choices import (
 )
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
+from ppxcls.build.groups import evaluation_groups
 from ppxcls.build.judging import checkpoint_digest, judging_config, use_of_test
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
@@ -58,8 +59,9 @@ from ppxcls.train import (
     TTA_PREDICTIONS,
 )
 from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.losses import WeightedSum
-from ppxcls.train.metrics import build_metrics
+from ppxcls.train.metrics import Metric, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.proportions import proportion
@@ -199,7 +201,7 @@ def build_evaluation(
     loss: WeightedSum,
     views: Views | None = None,
 ) -> Evaluation:
-    """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics and precision.
+    """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics, groups and precision.
 
     Args:
         config: config with ``DataLoader.Eval``.
@@ -214,18 +216,23 @@ def build_evaluation(
     loader = build_loader(config, "Eval", classes)
     if views:
         loader.dataset.set_views(views)
-    metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
-    return Evaluation(
-        loader,
-        loss,
-        metrics=build_metrics(
-            metric_blocks,
+
+    def metrics() -> list[Metric]:
+        return build_metrics(
+            config.Metric.Eval if config.Metric else DEFAULT_METRICS,
             config.where("Metric.Eval"),
             class_num=class_num(config),
             class_names=classes.names if classes else names,
-        ),
+        )
+
+    groups = evaluation_groups(config, loader.dataset)
+    return Evaluation(
+        loader,
+        loss,
+        metrics=metrics(),
         autocast=evaluation_autocast(mixed_precision(config.AMP)),
         best_metric=config.Global.best_metric,
+        group_figures=GroupFigures(*groups, metrics()) if groups else None,
     )
 
 

@@ -12,7 +12,7 @@ from ppxcls.config.sections import Config
 
 # Other values in the results, in a line of metrics.jsonl, and in eval.json and test.json.
 _RESERVED_NAMES = (
-    *("num_samples", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr"),
+    *("num_samples", "num_groups", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr"),
     *("weights", "about", "data", "list", "top1_interval", "uses", "checkpoint", "tta", "views"),
 )
 # Metrics without the section Metric, and losses of evaluations without Loss.Eval.

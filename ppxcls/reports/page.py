@@ -20,11 +20,12 @@ from ppxcls.reports.record import read_record
 from ppxcls.reports.rendering import ReportError, render, require_packages
 from ppxcls.reports.sentences import headline
 from ppxcls.reports.stages import stages_content
-from ppxcls.reports.summary import facts, figure_rows, notes, numbers
+from ppxcls.reports.summary import best_evaluation, facts, figure_rows, notes, numbers
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH
+from ppxcls.train.group_figures import GROUP_COUNT
 
 _MAX_CARD_BYTES = 1 << 20
 
@@ -90,6 +91,7 @@ def write_report(folder: str | Path, *, trust: bool = False) -> Path:
         "headline": headline(record),
         "numbers": numbers(record),
         "figures": figure_rows(record),
+        "has_group_figures": GROUP_COUNT in best_evaluation(record),
         "has_judged_figures": record.judged is not None,
         "stages": stages_content(record),
         "facts": facts(record),

@@ -16,6 +16,7 @@ from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.flat_tensors import as_float32
+from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Metric, Scorer, Totals
 from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork
@@ -35,6 +36,7 @@ class Evaluation:
         metrics: metrics to report.
         autocast: function that makes the context for the forward pass.
         best_metric: figure that decides which evaluation is the best; None for the first figure.
+        group_figures: figures of groups of images; None if there are no groups.
 
     Attributes:
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
@@ -48,12 +50,14 @@ class Evaluation:
         metrics: Sequence[Metric],
         autocast: Autocast = contextlib.nullcontext,
         best_metric: str | None = None,
+        group_figures: GroupFigures | None = None,
     ) -> None:
         self.loader = loader
         self._loss = loss
         self._metrics = list(metrics)
         self._autocast = autocast
         self._best_metric = best_metric
+        self._group_figures = group_figures
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
         self._table = PredictionTable(len(loader.dataset))
@@ -92,8 +96,8 @@ class Evaluation:
             batches: batches of ``loader``. An exception from this iterable ends the evaluation.
 
         Returns:
-            Metrics in the order of their list, losses as means over samples, ``num_samples``, and
-            ``bad_samples`` if the loader skips unreadable samples.
+            Metrics in the order of their list, those of groups with ``group_`` before their names, losses as
+            means over samples, ``num_samples``, and ``bad_samples`` if the loader skips unreadable samples.
 
         Raises:
             DataError: a sample can't be loaded.
@@ -108,6 +112,8 @@ class Evaluation:
         )
         for metric in self._metrics:
             metric.reset()
+        if self._group_figures:
+            self._group_figures.reset()
         self._table.reset()
         distributed.share_first_statistics(network)  # checkpoints contain these statistics
         try:
@@ -126,9 +132,11 @@ class Evaluation:
         """Returns the results for logits that are known already, without any network.
 
         Args:
-            logits: [N, class_num].
+            logits: logits of all images in the order of the data set, [N, class_num].
             labels: int64 [N].
         """
+        if self._group_figures:
+            self._group_figures.add(np.arange(logits.shape[0]), logits)
         sums = self._scorer(self._loss(logits, labels), logits, labels)
         return self._results([(logits.shape[0], sums)], bad_count=0)
 
@@ -138,6 +146,8 @@ class Evaluation:
             logits = self._logits(network, self._to_input(batch.images))
             losses = self._loss(logits, labels)
         self._table.add(batch.plan.indices, logits, labels)
+        if self._group_figures:
+            self._group_figures.add(batch.plan.indices, logits)
         return self._scorer(losses, logits, labels)
 
     def _logits(self, network: EvaluatedNetwork, images: paddle.Tensor) -> paddle.Tensor:
@@ -165,6 +175,8 @@ class Evaluation:
             figures |= {name: means.values[name] for name in metric.names} | metric.results()
             if missing_figures := [name for name in metric.figures if name not in figures]:
                 raise TypeError(f"metric {type(metric).__name__} returns no {', '.join(missing_figures)}")
+        if self._group_figures:
+            figures |= self._group_figures.results()
         losses = {name: means.values[name] for name in self._loss.names}
         bad_samples = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
         return {**figures, **losses, "num_samples": means.samples, **bad_samples}
