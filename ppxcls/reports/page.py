@@ -20,7 +20,7 @@ from ppxcls.reports.record import read_record
 from ppxcls.reports.rendering import ReportError, render, require_packages
 from ppxcls.reports.sentences import headline
 from ppxcls.reports.stages import stages_content
-from ppxcls.reports.summary import best_evaluation, facts, figure_rows, notes, numbers
+from ppxcls.reports.summary import best_evaluation, facts, figure_rows, folds_content, notes, numbers
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
@@ -94,6 +94,7 @@ def write_report(folder: str | Path, *, trust: bool = False) -> Path:
         "has_group_figures": GROUP_COUNT in best_evaluation(record),
         "has_judged_figures": record.judged is not None,
         "stages": stages_content(record),
+        "folds": folds_content(record.folds),
         "facts": facts(record),
         "config": record.config.to_yaml(),
         "loss_differences": printable(loss_differences(record.config)),
@@ -145,6 +146,8 @@ def _may_be_replaced(card: Path) -> bool:
 
 def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
     sections = [("stages", "Stages")] if page.get("stages") else []
+    if page.get("folds"):
+        sections.append(("folds", "Folds"))
     if page.get("figures"):
         sections.append(("figures", "Figures"))
     sections.append(("curves", "Curves"))
