@@ -75,10 +75,11 @@ class Images:
     def __init__(self, config: Config) -> None:
         self._dataset: Dataset | None = None
         self._indices: dict[str, int] = {}
-        self._roots = [config.run_folder]
+        self._roots, self._image_root = [config.run_folder], ""
         try:
             if config.DataLoader and config.DataLoader.Eval:
                 if image_root := config.DataLoader.Eval.dataset.get("image_root"):
+                    self._image_root = str(image_root)
                     self._roots.append(Path(image_root))
                 self._dataset = build_images(config, "Eval")
         except (ConfigError, DataError, ValueError, OSError):
@@ -115,10 +116,8 @@ class Images:
 
     def listed(self, file: str) -> str | None:
         """Returns the path of a file as it is in its list; None if it is not known."""
-        for root in self._roots[1:]:
-            prefix = os.path.join(root, "")
-            if file.startswith(prefix):
-                return file.removeprefix(prefix)
+        if self._image_root and file.startswith(prefix := os.path.join(self._image_root, "")):
+            return file.removeprefix(prefix)
         parts = Path(file).parts
         endings = ("/".join(parts[i:]) for i in range(len(parts)))
         return next((name for name in endings if name in self._listed_files), None)

@@ -61,9 +61,18 @@ def test_all_photographs_are_predicted_by_folds_that_had_not_seen_them(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_linear(monkeypatch)
-    sizes = counted(monkeypatch)
+    sizes, label_counts = counted(monkeypatch), []
+    original = classifiers.chosen_problem
+
+    def problem(features: np.ndarray, labels: np.ndarray, **keys: Any) -> Any:
+        label_counts.append(len(labels))
+        return original(features, labels, **keys)
+
+    monkeypatch.setattr(classifiers, "chosen_problem", problem)
     run = ppxcls.fit("photos", weights, **OPTIONS, folds=FOLDS, group=r"(\w+/[0-9])")
     assert sizes == [networks.SIZE], "the features are computed once for all"
+    known_counts = [len(lines(fold / "lists/train_list.txt")) for fold in fold_folders()]
+    assert label_counts == [30, *known_counts], "a fold knows no label that it predicts"
     all_files = {str(path.relative_to("photos")) for path in Path("photos").rglob("*.png")}
     files = predicted_files(run / "fold_predictions.csv")
     assert len(files) == len(all_files)
@@ -92,24 +101,6 @@ def test_all_photographs_are_predicted_by_folds_that_had_not_seen_them(
     assert ppxcls.evaluate(ppxcls.load_config(run))["top1"] > 0.7
 
 
-def test_a_fold_knows_nothing_of_the_labels_that_it_predicts(
-    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its linear classifier and the strength of that are the same if these labels are different."""
-    only_linear(monkeypatch)
-    ppxcls.fit("photos", weights, **OPTIONS, folds=FOLDS)
-    problems = []
-    original = classifiers.chosen_problem
-    monkeypatch.setattr(
-        classifiers,
-        "chosen_problem",
-        lambda *args, **keys: (problems.append(args), original(*args, **keys))[1],
-    )
-    ppxcls.fit("photos", weights, **{**OPTIONS, "output": "again"}, folds=FOLDS)
-    for fold, (features, labels) in zip(fold_folders("again"), problems[1:], strict=True):
-        assert features.shape[1] == len(labels) == len(lines(fold / "lists/train_list.txt"))
-
-
 KILLS: list[tuple[Any, str, int]] = [
     (cross_validation, "write_text", 1),
     (classifiers, "compute_features", 1),
@@ -124,7 +115,7 @@ def test_a_kill_at_any_place_changes_nothing(
     weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     only_linear(monkeypatch)
-    options = {**OPTIONS, "folds": FOLDS}
+    options = {**OPTIONS, "folds": 2}
     whole_run = ppxcls.fit("photos", weights, **options)
     options["output"] = "killed"
     for owner, name, number in KILLS:
@@ -135,7 +126,7 @@ def test_a_kill_at_any_place_changes_nothing(
     run = ppxcls.fit("photos", weights, **options)
     for name in ("folds.json", "fold_predictions.csv", "predictions.csv"):
         assert (run / name).read_bytes() == (whole_run / name).read_bytes()
-    with pytest.raises(DataError, match="--folds was 3, and is now not given"):
+    with pytest.raises(DataError, match="--folds was 2, and is now not given"):
         ppxcls.fit("photos", weights, **{**OPTIONS, "output": "killed"}, test_share=0.0)
 
 
