@@ -38,7 +38,7 @@ from ppxcls.build.start import required_section, start_job, start_terminal_log
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigError
-from ppxcls.config.figures import DEFAULT_METRICS
+from ppxcls.config.figures import DEFAULT_METRICS, GROUP_PREFIX
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
@@ -217,22 +217,33 @@ def build_evaluation(
     if views:
         loader.dataset.set_views(views)
 
+    metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
+
     def metrics() -> list[Metric]:
         return build_metrics(
-            config.Metric.Eval if config.Metric else DEFAULT_METRICS,
+            metric_blocks,
             config.where("Metric.Eval"),
             class_num=class_num(config),
             class_names=classes.names if classes else names,
         )
 
     groups = evaluation_groups(config, loader.dataset)
+    best_metric = config.Global.best_metric
+    if groups is None and best_metric in [
+        f"{GROUP_PREFIX}{name}" for metric in metrics() for name in (*metric.names, *metric.figures)
+    ]:
+        raise config.where("Global.best_metric").error(
+            f"expected a figure of images, received {best_metric!r}: no groups.csv beside the evaluation "
+            "list has a group with several of its images"
+        )
+    group_figures = GroupFigures(*groups, metrics()) if groups else None
     return Evaluation(
         loader,
         loss,
         metrics=metrics(),
         autocast=evaluation_autocast(mixed_precision(config.AMP)),
-        best_metric=config.Global.best_metric,
-        group_figures=GroupFigures(*groups, metrics()) if groups else None,
+        best_metric=best_metric,
+        group_figures=group_figures,
     )
 
 

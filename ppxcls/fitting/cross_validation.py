@@ -27,7 +27,7 @@ from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.yaml_files import FOLDS_FOLDER, LISTS, STAGES_FOLDER, TRAIN_YAML
 from ppxcls.reports import FOLDS
-from ppxcls.reports.fold_file import COUNT, FORMAT, FoldFile
+from ppxcls.reports.fold_file import FORMAT, IMAGE_COUNT, FoldFile
 from ppxcls.system.appended_files import make_own_folder
 from ppxcls.system.atomic_files import read_regular, write_bytes, write_text
 from ppxcls.system.json_text import is_number, json_text, read_json
@@ -174,7 +174,7 @@ def cross_validate(request: Request, progress: FitProgress, *, run_folder: Path,
     write_bytes(run_folder / FOLD_PREDICTIONS, _predictions(runs))
     write_text(run_folder / FOLDS, json_text(rows, indent=1, is_ascii=True) + "\n")
     remove_features(request.output / STAGES_FOLDER)
-    count = sum(int(fold.get(COUNT) or 0) for fold in content.folds)
+    count = sum(int(fold.get(IMAGE_COUNT) or 0) for fold in content.folds)
     logger.info(
         f"{len(runs)} folds, {count:,} photographs that each was not trained on, mean ± standard deviation: "
         f"{', '.join(map(str, content.means))}"

@@ -40,7 +40,8 @@ from ppxcls.fitting.settings import (
 )
 from ppxcls.fitting.stage_settings import with_stages
 from ppxcls.fitting.stages import Stages, counts_of
-from ppxcls.fitting.training import EpochLimits, Training, build_and_close
+from ppxcls.fitting.training import EpochLimits, Training
+from ppxcls.fitting.trial import build_and_close
 from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, WITHOUT_WEIGHTS, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
 from ppxcls.system.atomic_files import write_text

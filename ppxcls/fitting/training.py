@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ppxcls.build.trainer import build_trainer
-from ppxcls.config.sections import Config
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
 from ppxcls.fitting.progress import FitProgress
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.yaml_files import TRAIN_YAML, train_yaml
-from ppxcls.system.logs import logger, set_up_logging
+from ppxcls.system.logs import logger
 from ppxcls.train.trackers import Tracker
 from ppxcls.train.trainer import Trainer
 
@@ -214,23 +212,3 @@ def _end_in_time(trainer: Trainer, clock: Clock, limits: EpochLimits) -> None:
     # Without ``latest`` of each epoch, the last one would be lost.
     if isinstance(trackers, list) and trainer.run_schedule.latest_interval == 1:
         trackers.append(_EarlyEnd(trainer, clock, limits))
-
-
-def build_and_close(config: Config) -> None:
-    """Builds a trainer without training, so that its errors come before any result."""
-    with _silent():
-        trainer = build_trainer(config)
-        trainer.log.close()
-        trainer.close_loaders()
-        trainer.run.folder.release()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps the log silent in a block. The same lines come again when the training starts."""
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = False
-        set_up_logging()  # closes the log file of the block

@@ -13,12 +13,12 @@ from ppxcls.reports.run_files import read_own_file
 from ppxcls.system.json_text import is_number, read_json
 
 FORMAT = 1
-COUNT = "num_samples"  # name of the number of images of a fold among its figures
+IMAGE_COUNT = "num_samples"  # name of the number of images of a fold among its figures
 _MAX_BYTES = 1 << 20
 _MAX_FOLDS, _MAX_FIGURES = 1000, 1000
 _MAX_NAME_LENGTH = 200  # characters
 _MAX_VALUE = 1e100
-_COUNTS = (COUNT, "num_groups", "bad_samples")
+_COUNTS = (IMAGE_COUNT, "num_groups", "bad_samples")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FoldFile:
     Attributes:
         figure: name of the figure that chose the best epoch of each fold.
         folds: figures of each fold by name, None for one that is not defined; among them the number of
-            images, ``COUNT``.
+            images, ``IMAGE_COUNT``.
     """
 
     figure: str

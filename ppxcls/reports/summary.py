@@ -11,7 +11,7 @@ import numpy as np
 from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates
 from ppxcls.reports.ending import ending_note, epochs_done
-from ppxcls.reports.fold_file import COUNT, FoldFile
+from ppxcls.reports.fold_file import IMAGE_COUNT, FoldFile
 from ppxcls.reports.record import Record
 from ppxcls.reports.result_files import ViewFigures
 from ppxcls.reports.run_files import Samples
@@ -87,7 +87,7 @@ def folds_content(folds: FoldFile | None) -> dict[str, Any] | None:
         }
         for mean in folds.means
     ]
-    counts = [int(fold.get(COUNT) or 0) for fold in folds.folds]
+    counts = [int(fold.get(IMAGE_COUNT) or 0) for fold in folds.folds]
     return {"rows": rows, "counts": counts}
 
 

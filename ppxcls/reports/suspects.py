@@ -36,9 +36,9 @@ def corrections_content(record: Record, samples: Samples, indices: list[int]) ->
     suspects = []
     for i in indices:
         image = record.images.listed(samples.files[i])
-        label, predicted = int(samples.labels[i]), int(samples.predicted_ids[i])
+        label, predicted_id = int(samples.labels[i]), int(samples.predicted_ids[i])
         is_known = image is not None and _is_unicode(image)
-        suspects.append({"image": image, "label": label, "predicted": predicted} if is_known else None)
+        suspects.append({"image": image, "label": label, "predicted": predicted_id} if is_known else None)
     if not any(suspects):
         return None
     return {"names": record.names, "suspects": suspects, "command": _command(record)}

@@ -7,16 +7,17 @@ added in the order of the list. So the figures do not depend on the number of pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import paddle
 
+from ppxcls.config.figures import GROUP_PREFIX
 from ppxcls.system import distributed
 from ppxcls.system.arrays import Array
 from ppxcls.train.metrics import Metric, Scorer, Totals
 
-PREFIX = "group_"  # of the names of the figures
 GROUP_COUNT = "num_groups"
 _CLASSES_AT_ONCE = 64  # classes whose gathered scores are in memory; for 50,000 images, they take 26 MB
 _SMALLEST_SCORE = 1e-300  # float64; its logarithm is finite
@@ -53,15 +54,17 @@ class GroupFigures:
             metric.reset()
 
     def results(self) -> dict[str, float]:
-        """Returns the figures by their names with ``PREFIX``, and the number of groups; resets the images.
+        """Returns the figures by their names with ``group_``, and the number of groups; resets the images.
 
-        Groups whose images can't be read have no scores, and are left out. All processes must call it.
+        Groups whose images can't be read have no scores, and are left out. Without any group, the figures are
+        NaN. All processes must call it.
         """
         scores, has_scores = self._gathered_scores()
         self._parts = []
         group_count = int(has_scores.sum())
         if not group_count:
-            return {GROUP_COUNT: 0}
+            names = [name for metric in self._metrics for name in (*metric.names, *metric.figures)]
+            return {**{f"{GROUP_PREFIX}{name}": math.nan for name in names}, GROUP_COUNT: 0}
         # Each process takes some of the groups, because metrics sum over the processes.
         own_groups = np.flatnonzero(has_scores)[distributed.rank() :: distributed.world_size()]
         scorer = Scorer((), self._metrics)
@@ -75,7 +78,10 @@ class GroupFigures:
         figures: dict[str, float] = {}
         for metric in self._metrics:
             figures |= {name: means[name] for name in metric.names} | metric.results()
-        return {**{f"{PREFIX}{name}": value for name, value in figures.items()}, GROUP_COUNT: group_count}
+        return {
+            **{f"{GROUP_PREFIX}{name}": value for name, value in figures.items()},
+            GROUP_COUNT: group_count,
+        }
 
     def _gathered_scores(self) -> tuple[Array, Array]:
         """Returns the scores of all groups, float64 [G, class_num], and which groups have some, bool [G]."""

@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -14,6 +15,7 @@ import yaml
 from sklearn import metrics as sklearn_metrics
 
 import ppxcls
+from ppxcls.config.checks import ConfigError
 from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.metrics import build_metrics
 from tests.conftest import SMALL_NETWORK, small_config, write_images
@@ -63,7 +65,7 @@ def test_a_group_without_readable_images_and_an_interruption() -> None:
     figures.reset()
     figures.add(np.array([0, 1, 2]), paddle.to_tensor(logits))
     assert figures.results() == {"group_top1": 1.0, "num_groups": 2}
-    assert figures.results() == {"num_groups": 0}
+    assert repr(figures.results()) == "{'group_top1': nan, 'num_groups': 0}"
 
 
 def test_an_evaluation_with_groups(tmp_path: Path, new_warnings: Callable[[], list[str]]) -> None:
@@ -79,6 +81,7 @@ def test_an_evaluation_with_groups(tmp_path: Path, new_warnings: Callable[[], li
         "Global.plugins": [SMALL_NETWORK],
         "DataLoader.Eval.dataset.cls_label_path": str(data / "train_list.txt"),
         "Metric.Eval": [{"TopkAcc": {}}, {"AUC": {}}],
+        "Global.best_metric": "group_AUC",
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(small_config(data, tmp_path / "output", **keys)))
     trainer = ppxcls.build_trainer(ppxcls.load_config(tmp_path / "config.yaml"))
@@ -105,7 +108,34 @@ def test_an_evaluation_with_groups(tmp_path: Path, new_warnings: Callable[[], li
     evaluation = json.loads((trainer.output_dir / "eval.json").read_text())
     assert evaluation["group_AUC"] == pytest.approx(results["group_AUC"], abs=1e-6)
     assert evaluation["group_AUC"] != evaluation["AUC"]
+    best = json.loads((trainer.output_dir / "best_model.json").read_text())["progress"]["best"]
+    assert (best["metric"], best["value"]) == ("group_AUC", results["group_AUC"])
     pytest.importorskip("jinja2")
     text = ppxcls.report(trainer.output_dir).read_text()
-    assert "<th>group_AUC</th>" in text
+    assert "<th>group_AUC ✓</th>" in text
     assert "Names with group_ mean groups of images" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"Global.best_metric": "group_AUC"},
+            "Global.best_metric: unknown figure of the evaluation 'group_AUC'",
+        ),
+        ({"Global.best_metric": "group_loss"}, "Global.best_metric: unknown figure of the evaluation"),
+        (
+            {"Metric.Eval": [{"AUC": {}}, {"F1": {"figure": "group_AUC"}}]},
+            "Metric.Eval.1.F1: the results have a figure 'group_AUC' already",
+        ),
+        (
+            {"Global.best_metric": "group_top1"},
+            "Global.best_metric: expected a figure of images, received 'group_top1': no groups.csv",
+        ),
+    ],
+)
+def test_figures_of_groups_that_are_refused(
+    keys: dict[str, Any], message: str, small: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ppxcls.build_trainer(ppxcls.load_config(small(**keys)))
