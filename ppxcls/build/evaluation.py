@@ -31,6 +31,7 @@ from ppxcls.build.choices import (
 )
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.build.data import build_loader
+from ppxcls.build.groups import evaluation_groups
 from ppxcls.build.judging import checkpoint_digest, judging_config, use_of_test
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
@@ -39,7 +40,7 @@ from ppxcls.calibration.fit import FittedCalibration
 from ppxcls.checkpoints.files import CheckpointError, read_manifest
 from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigError
-from ppxcls.config.figures import DEFAULT_METRICS
+from ppxcls.config.figures import DEFAULT_METRICS, GROUP_PREFIX
 from ppxcls.config.load import RUN_CONFIG
 from ppxcls.config.sections import Config, to_plain
 from ppxcls.config.yaml_values import read_yaml
@@ -60,8 +61,9 @@ from ppxcls.train import (
     TTA_PREDICTIONS,
 )
 from ppxcls.train.evaluation import Evaluation
+from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.losses import WeightedSum
-from ppxcls.train.metrics import build_metrics
+from ppxcls.train.metrics import Metric, build_metrics
 from ppxcls.train.precision import evaluation_autocast, set_evaluation_precision
 from ppxcls.train.predictions import NOT_FINITE, Predictions, write_predictions
 from ppxcls.train.proportions import proportion
@@ -237,7 +239,7 @@ def build_evaluation(
     views: Views | None = None,
     calibration_source: str | None = None,
 ) -> Evaluation:
-    """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics and precision.
+    """Builds the evaluation on ``DataLoader.Eval``: its loader, metrics, groups and precision.
 
     Args:
         config: config with ``DataLoader.Eval``.
@@ -257,19 +259,35 @@ def build_evaluation(
     class_names = list(classes.names) if classes else names
     if calibration_source and not may_calibrate(loader.dataset, class_num(config), class_names):
         calibration_source = None
+
     metric_blocks = config.Metric.Eval if config.Metric else DEFAULT_METRICS
-    return Evaluation(
-        loader,
-        loss,
-        metrics=build_metrics(
+
+    def metrics() -> list[Metric]:
+        return build_metrics(
             metric_blocks,
             config.where("Metric.Eval"),
             class_num=class_num(config),
             class_names=class_names,
-        ),
+        )
+
+    groups = evaluation_groups(config, loader.dataset)
+    best_metric = config.Global.best_metric
+    if groups is None and best_metric in [
+        f"{GROUP_PREFIX}{name}" for metric in metrics() for name in (*metric.names, *metric.figures)
+    ]:
+        raise config.where("Global.best_metric").error(
+            f"expected a figure of images, received {best_metric!r}: no groups.csv beside the evaluation "
+            "list has a group with several of its images"
+        )
+    group_figures = GroupFigures(*groups, metrics()) if groups else None
+    return Evaluation(
+        loader,
+        loss,
+        metrics=metrics(),
         autocast=evaluation_autocast(mixed_precision(config.AMP)),
-        best_metric=config.Global.best_metric,
+        best_metric=best_metric,
         calibration_source=calibration_source,
+        group_figures=group_figures,
     )
 
 

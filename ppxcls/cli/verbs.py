@@ -126,9 +126,17 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test-share",
         type=float,
-        default=0.2,
         metavar="FRACTION",
-        help="fraction of each class that judges the result, without test/ and val/ (default: 0.2)",
+        help="fraction of each class that judges the result, without test/ and val/ (default: 0.2; 0 with "
+        "--folds)",
+    )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also train K folds of a cross-validation: the mean of their figures, and a prediction of each "
+        "image by a fold that was not trained on it",
     )
     cli.add_override_option(parser)
     cli.add_trust_option(parser)
@@ -136,7 +144,9 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
     options = ("weights", "from_run", "network", "minutes", "output", "device", "find_lr", "find_batch")
     folder = ppxcls.fit(
         arguments.photos,
-        **{name: getattr(arguments, name) for name in (*options, "trust", "val_share", "test_share")},
+        **{
+            name: getattr(arguments, name) for name in (*options, "trust", "val_share", "test_share", "folds")
+        },
         **table_options(arguments),
         overrides=arguments.override,
     )
@@ -145,8 +155,7 @@ def fit_verb(parser: argparse.ArgumentParser) -> None:
 
 def _print_result(folder: Path, *, trust: bool) -> None:
     """Prints how good the result of ``fit`` is, and what a user may need next."""
-    from ppxcls.fitting.folder import next_commands
-    from ppxcls.fitting.judging import sentence_of
+    from ppxcls.fitting.judging import next_commands, sentence_of
 
     print()
     if sentence := sentence_of(folder, trust=trust):

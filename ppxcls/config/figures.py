@@ -12,13 +12,14 @@ from ppxcls.config.sections import Config
 
 # Other values in the results, in a line of metrics.jsonl, and in eval.json and test.json.
 _RESERVED_NAMES = (
-    *("num_samples", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr"),
+    *("num_samples", "num_groups", "bad_samples", "kind", "epoch", "step", "iter", "samples", "lr"),
     *("weights", "about", "data", "list", "top1_interval", "uses", "checkpoint", "tta", "views"),
 )
 # Metrics without the section Metric, and losses of evaluations without Loss.Eval.
 DEFAULT_METRICS: Sequence[Mapping[str, Any]] = [{"TopkAcc": {"topk": [1, 5]}}]
 DEFAULT_LOSSES: Sequence[Mapping[str, Any]] = [{"CELoss": {}}]
 WHOLE_LOSS = "loss"
+GROUP_PREFIX = "group_"  # of the names of figures of groups of images
 
 
 def class_num_of(config: Config) -> int | None:
@@ -87,7 +88,9 @@ def check_figures(config: Config) -> None:
         refuse_in_training(block, metric.names)
     figures = _evaluation_figures(config, class_num)
     best_metric = config.Global.best_metric
-    if best_metric is not None and best_metric not in figures:
+    image_metric = (best_metric or "").removeprefix(GROUP_PREFIX)
+    is_of_groups = image_metric != best_metric and image_metric not in _loss_names(config)
+    if best_metric is not None and (image_metric if is_of_groups else best_metric) not in figures:
         message = unknown_word_message(best_metric, figures, "figure of the evaluation")
         raise config.where("Global.best_metric").error(message)
 
@@ -113,6 +116,7 @@ def _evaluation_figures(config: Config, class_num: int) -> list[str]:
     for block, metric in zip(blocks, metrics, strict=True):
         for name in (*metric.names, *metric.figures):
             is_of_other = class_figures.get(name, metric) is not metric
+            is_of_other |= name in [f"{GROUP_PREFIX}{figure}" for figure in figures]
             if is_of_other or name in (*figures, *losses, *_RESERVED_NAMES):
                 raise _duplicate(block, name)
             figures.append(name)

@@ -49,6 +49,18 @@ def joined_groups(
     return [leader_of(name) for name in names]
 
 
+def check_folds(folds: int) -> None:
+    """Checks a number of folds before any image is read.
+
+    Raises:
+        DataError: it is below 2, or scikit-learn is missing.
+    """
+    if folds < 2:
+        raise DataError(f"expected 2 folds or more, received {folds}")
+    if problem := import_problem("sklearn.model_selection", _PACKAGE_HINT):
+        raise DataError(f"folds need scikit-learn: {problem}")
+
+
 def fold_numbers(labels: Sequence[int], names: Sequence[str], folds: int, seed: int) -> Array:
     """Returns the fold of each image, from 0, int [N], so that images with one name are in one fold.
 
@@ -64,8 +76,7 @@ def fold_numbers(labels: Sequence[int], names: Sequence[str], folds: int, seed: 
     Raises:
         DataError: there are too few images of each class, or too few groups, or scikit-learn is missing.
     """
-    if problem := import_problem("sklearn.model_selection", _PACKAGE_HINT):
-        raise DataError(f"folds need scikit-learn: {problem}")
+    check_folds(folds)
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     numbers = _numbers(names)

@@ -43,6 +43,16 @@ from ppxcls.system.logs import logger
 from ppxcls.train.losses import CELoss
 
 
+def listed_paths(lists: Path) -> list[str]:
+    """Returns the paths of the photographs that train and of those that choose, in the order of the features.
+
+    Args:
+        lists: folder of the lists.
+    """
+    indices = [ListIndex(lists / name) for name in (TRAIN_LIST, VAL_LIST)]
+    return [index.path(i) for index in indices for i in range(len(index))]
+
+
 def group_numbers(lists: Path) -> Array | None:
     """Returns the number of each photograph's group, int [N]; None if there are no groups.
 
@@ -57,10 +67,7 @@ def group_numbers(lists: Path) -> Array | None:
     groups = read_groups(lists / GROUPS_FILE)
     if groups is None:
         return None
-    names = []
-    for name in (TRAIN_LIST, VAL_LIST):
-        index = ListIndex(lists / name)
-        names += [groups.get(index.path(i)) for i in range(len(index))]
+    names = [groups.get(path) for path in listed_paths(lists)]
     if missing_count := names.count(None):
         raise DataError(
             f"{lists / GROUPS_FILE}: expected a group of each photograph, {missing_count:,} have none"
@@ -110,39 +117,48 @@ class LinearClassifiers:
         self._progress = progress
         self._counts = counts
         self._computer = computer
-        self._folder = request.output / STAGES_FOLDER
+        # A fold of a cross-validation takes the features of all photographs, which are computed once.
+        whole = request.whole or request.output
+        self._folder = whole / STAGES_FOLDER
+        self._feature_lists = whole / LISTS
 
     def pair(self) -> ClassifierPair:
         """Trains the two classifiers, with one strength.
 
-        If mirror images make them worse, ``train.yaml`` leaves them out too.
+        If mirror images make them worse, ``train.yaml`` leaves them out too. In a fold of a cross-validation,
+        the photographs that choose have no part in the strength, and there is no second classifier.
 
         Raises:
             DataError, CheckpointError, OSError: the features can't be computed or written.
         """
         features = self._features()
         counts, settings = self._counts, self._progress.settings
-        seed = int(self._config().Global.seed or 0)
+        is_fold = self._request.whole is not None
+        known_photographs = slice(counts.train if is_fold else len(features.labels))
+        groups = group_numbers(self._request.output / LISTS)
         problem, choice = chosen_problem(
-            features.pooled,
-            features.labels,
+            features.pooled[:, known_photographs],
+            features.labels[known_photographs],
             class_num=settings.class_num,
-            seed=seed,
+            seed=int(self._config().Global.seed or 0),
             correction=correction_of(self._loss, settings.class_num),
-            groups=group_numbers(self._request.output / LISTS),
+            groups=None if groups is None else groups[known_photographs],
         )
         self._progress.settings = replace(settings, flips=not choice.has_worse_copies)
         yaml = train_yaml(self._progress.settings, self._request.photos, self._request.output)
         self._progress.write_yaml(self._request.output / TRAIN_YAML, yaml)
         solution = problem.train(choice.strength, np.arange(counts.train))
-        val_logits = problem.logits(solution, np.arange(counts.train, counts.train + counts.choose))
         val_labels = features.labels[counts.train :]
         held_out = problem.classifier(solution)
+        if is_fold:
+            val_logits = held_out.logits(features.pooled[0, counts.train :])
+        else:
+            val_logits = problem.logits(solution, np.arange(counts.train, counts.train + counts.choose))
         if note := features.precision_note(held_out.logits):
             logger.info(note)
         return ClassifierPair(
             held_out=held_out,
-            whole=problem.classifier(problem.train(choice.strength)),
+            whole=held_out if is_fold else problem.classifier(problem.train(choice.strength)),
             val_logits=val_logits,
             score=accuracy_and_loss(val_logits, val_labels),
             mean_recall=mean_recall(val_logits, val_labels),
@@ -172,13 +188,22 @@ class LinearClassifiers:
 
     def _features(self) -> Features:
         """Returns the features of the photographs that train and of those that choose, in this order."""
+        features = self._computed_features()
+        if self._request.whole is None:
+            return features
+        index_by_path = {path: i for i, path in enumerate(listed_paths(self._feature_lists))}
+        paths = listed_paths(self._request.output / LISTS)
+        return features.rows(np.array([index_by_path[path] for path in paths]))
+
+    def _computed_features(self) -> Features:
+        """Returns the features in the order of their lists. They are computed if there are none yet."""
         settings = self._progress.settings
         features = read_features(self._folder, settings.feature_size)
         if features is not None:
             return features
         computer = self._feature_computer()
         batch_size = computer.images_at_once(settings.feature_size)
-        loader = feature_loader(self._config, self._request.output / LISTS, batch_size)
+        loader = feature_loader(self._config, self._feature_lists, batch_size)
         start = time.monotonic()
         features = compute_features(
             computer, loader, folder=self._folder, copies=settings.copies, size=settings.feature_size

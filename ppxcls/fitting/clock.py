@@ -39,6 +39,10 @@ class Clock:
         """
         return self.left - end_seconds >= (1 - _MISSING_SHARE) * seconds
 
+    def reserve(self, seconds: float) -> None:
+        """Takes time away, for work that has a clock of its own."""
+        self._seconds -= seconds
+
     def add(self, seconds: float) -> None:
         """Adds the time of earlier commands."""
         self._used_seconds += seconds

@@ -23,7 +23,7 @@ from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import whole_file
 from ppxcls.train.fast_forward import FastForward
 
-_FEATURES = "features.npz"
+_FEATURES = "features_{size}.npz"  # one for each size, because folds of a cross-validation share them
 _PIXELS_AT_ONCE = 8 * 299 * 299  # of the images that a CPU computes at once; more take longer for each image
 _DEVICE_PIXELS_AT_ONCE = 8 * _PIXELS_AT_ONCE
 _MAX_COMPARED_PHOTOGRAPHS = 8  # photographs whose features the network itself computes, too
@@ -107,6 +107,14 @@ class Features:
     labels: Array
     exact: Array | None = None
 
+    def rows(self, indices: Array) -> Features:
+        """Returns the features of some photographs, without those in float32.
+
+        Args:
+            indices: indices of the photographs, int [n].
+        """
+        return Features(self.pooled[:, indices], self.labels[indices])
+
     def precision_note(self, logits: Callable[[Array], Array]) -> str:
         """Returns a line about logits of features in bfloat16 and in float32; empty if there are none.
 
@@ -161,8 +169,8 @@ def compute_features(
     assert pooled is not None
     labels = np.asarray(loader.dataset.labels[:count], np.int64)
     arrays = {} if exact is None else {"exact": exact}
-    with whole_file(folder / _FEATURES) as stream:
-        np.savez(stream, pooled=pooled, labels=labels, size=np.array(size), **arrays)  # type: ignore[arg-type]
+    with whole_file(folder / _FEATURES.format(size=size)) as stream:
+        np.savez(stream, pooled=pooled, labels=labels, **arrays)  # type: ignore[arg-type]
     return Features(pooled, labels, exact=exact)
 
 
@@ -174,21 +182,20 @@ def read_features(folder: Path, size: int) -> Features | None:
         size: side of the images, pixels.
 
     Returns:
-        The features; None if they are not whole, or are those of another size.
+        The features; None if there are none of this size, or if they are not whole.
     """
     try:
-        with np.load(folder / _FEATURES, allow_pickle=False) as arrays:
-            if int(arrays["size"]) != size:
-                return None
+        with np.load(folder / _FEATURES.format(size=size), allow_pickle=False) as arrays:
             return Features(arrays["pooled"], arrays["labels"], exact=arrays.get("exact"))
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
 
 def remove_features(folder: Path) -> None:
-    """Removes the features from a folder."""
-    with contextlib.suppress(OSError):
-        (folder / _FEATURES).unlink(missing_ok=True)
+    """Removes the features of all sizes from a folder."""
+    for file in folder.glob(_FEATURES.format(size="*")):
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 def network_with_weights(config: Config, weights: str | None) -> nn.Layer:

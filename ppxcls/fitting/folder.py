@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ppxcls.build.evaluation import evaluate
-from ppxcls.build.trainer import build_trainer
 from ppxcls.config.load import load_config
-from ppxcls.config.sections import Config
 from ppxcls.data.errors import DataError
+from ppxcls.data.held_out import Sample
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.cross_validation import (
+    FINISHED,
+    begin_folds,
+    cross_validate,
+    divided_photographs,
+    reserve_time_of_folds,
+)
 from ppxcls.fitting.earlier_run import earlier_run, log_earlier_classes
 from ppxcls.fitting.features import FeatureComputer
 from ppxcls.fitting.imbalance import warn_if_unbalanced
 from ppxcls.fitting.judging import judge
 from ppxcls.fitting.lock import only_fit_in
-from ppxcls.fitting.photographs import (
-    DEFAULT_SHARES,
-    TRAIN_LIST,
-    Photographs,
-    check_photographs,
-    list_photographs,
-)
+from ppxcls.fitting.photographs import TRAIN_LIST, Photographs, check_photographs, list_photographs
+from ppxcls.fitting.plan import least_fold_seconds
 from ppxcls.fitting.progress import FILE, FitProgress, read_progress
 from ppxcls.fitting.request import Request, checked_request
 from ppxcls.fitting.settings import (
@@ -41,6 +41,7 @@ from ppxcls.fitting.settings import (
 from ppxcls.fitting.stage_settings import with_stages
 from ppxcls.fitting.stages import Stages, counts_of
 from ppxcls.fitting.training import EpochLimits, Training
+from ppxcls.fitting.trial import build_and_close
 from ppxcls.fitting.yaml_files import HEAD_YAML, LISTS, TRAIN_YAML, WITHOUT_WEIGHTS, head_yaml, train_yaml
 from ppxcls.models.weights import weights_file
 from ppxcls.system.atomic_files import write_text
@@ -68,7 +69,8 @@ def fit(
     find_lr: bool = False,
     find_batch: bool = False,
     val_share: float | None = None,
-    test_share: float = DEFAULT_SHARES.test,
+    test_share: float | None = None,
+    folds: int = 0,
     group: str | None = None,
     image: str | None = None,
     label: str | None = None,
@@ -105,7 +107,10 @@ def fit(
             holds it; None for a fifth with weights and a tenth without. With weights, the chosen stage is
             trained again, on these photographs too, if there is time for it.
         test_share: share of each class that judges the result once, at the end, if there is neither ``test/``
-            nor ``val/``; 0 for none.
+            nor ``val/``; 0 for none. None for a fifth, or with folds for none.
+        folds: number of folds of a cross-validation, beside the classifier of all photographs. Each fold
+            judges photographs that it was not trained on. Only those that judge the result are in no fold.
+            The minutes are divided between them. 0 for none.
         group: regular expression or column that finds the group of a photograph, such as its patient, to keep
             each group in one list; see ``make_lists``. None for no groups.
         image: column of the photographs' paths in a table; None for one with a usual name.
@@ -140,6 +145,7 @@ def fit(
         trust=trust,
         val_share=val_share,
         test_share=test_share,
+        folds=folds,
         options={
             "group": group,
             "image": image,
@@ -168,11 +174,13 @@ def _fit(request: Request) -> Path:
             shares=request.shares,
             table=request.table,
             options=request.options,
+            has_folds=request.folds > 0,
         )
         if request.weights:
             log_earlier_classes(request.weights, photographs.names)
         if progress is None:
             check_photographs(photographs)
+            folds = divided_photographs(request, photographs)
             warn_if_unbalanced(photographs, request.overrides)
             settings, computer = _choose_settings(request, photographs, Path(folder), clock)
             progress = FitProgress(
@@ -183,7 +191,7 @@ def _fit(request: Request) -> Path:
                 folder=str(request.output.resolve()),
             )
             progress.clock = clock
-            _begin(request, photographs, progress)
+            _begin(request, photographs, progress, folds)
         elif progress.photographs != photographs.digest:
             raise DataError(
                 f"the photographs in {request.photos} have changed since fit wrote {request.output}: "
@@ -191,7 +199,7 @@ def _fit(request: Request) -> Path:
             )
         elif not photographs.are_listed_in(request.output / LISTS):
             check_photographs(photographs)
-            _begin(request, photographs, progress)
+            _begin(request, photographs, progress, divided_photographs(request, photographs))
     try:
         return _train(request, progress, clock, computer)
     except Preempted as stop:
@@ -218,13 +226,14 @@ def _choose_settings(
     )
     _try_to_build(request, provisional, folder)
     choice = None
+    counts = counts_of(photographs.lists)
     if request.weights and not (request.find_lr or request.find_batch):
         choice = with_stages(
             request,
             provisional,
             folder=folder,
-            counts=counts_of(photographs.lists),
-            seconds=clock.left,
+            counts=counts,
+            seconds=clock.left - request.folds * least_fold_seconds(counts),
         )
     if choice is None and provisional.head_epochs:
         _try_to_build_head(request, provisional, folder)
@@ -247,7 +256,7 @@ def _settings_of_training(request: Request, photographs: Photographs) -> Setting
             class_num=len(photographs.names),
             network=request.network,
             weights=request.weights,
-            minutes=request.minutes,
+            minutes=request.minutes / (request.folds + 1),
             device=request.device,
         )
     except DeviceError as error:
@@ -260,39 +269,27 @@ def _try_to_build(request: Request, settings: Settings, folder: Path) -> None:
     output = f"Global.output_dir={json_text(str(folder / 'output'))}"
     # Without --weights, a key that needs weights is an error.
     without = WITHOUT_WEIGHTS if settings.weights else WITHOUT_WEIGHTS[:1]
-    _build_and_close(config_of(request, folder / TRAIN_YAML, [*without, output]))
+    build_and_close(config_of(request, folder / TRAIN_YAML, [*without, output]))
 
 
 def _try_to_build_head(request: Request, settings: Settings, folder: Path) -> None:
     """Builds the trainer of the classifier in a folder, without training."""
     output = f"Global.output_dir={json_text(str(folder / 'output'))}"
     write_text(folder / HEAD_YAML, head_yaml(settings, folder))
-    _build_and_close(config_of(request, folder / HEAD_YAML, [output]))
+    build_and_close(config_of(request, folder / HEAD_YAML, [output]))
 
 
-def _build_and_close(config: Config) -> None:
-    with _silent():
-        trainer = build_trainer(config)
-        trainer.log.close()
-        trainer.close_loaders()
-        trainer.run.folder.release()
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps the log silent in a block. The same lines come again when the training starts."""
-    logger.disabled = True
-    try:
-        yield
-    finally:
-        logger.disabled = False
-        set_up_logging()  # closes the log file of the block
-
-
-def _begin(request: Request, photographs: Photographs, progress: FitProgress) -> None:
-    """Writes the lists, the YAML files and the progress."""
+def _begin(
+    request: Request,
+    photographs: Photographs,
+    progress: FitProgress,
+    folds: Sequence[dict[str, list[Sample]]],
+) -> None:
+    """Writes the lists, the YAML files and the progress, also those of the folds."""
     request.output.mkdir(parents=True, exist_ok=True)
     progress.save()
+    counts = counts_of(photographs.lists)
+    begin_folds(request, progress, folds=folds, photographs=photographs, counts=counts)
     photographs.copy_lists(request.output / LISTS)
     _write_yaml_files(request, progress)
 
@@ -306,6 +303,24 @@ def _write_yaml_files(request: Request, progress: FitProgress) -> None:
 
 def _train(request: Request, progress: FitProgress, clock: Clock, computer: FeatureComputer | None) -> Path:
     """Takes the steps that are not done yet, and returns the run folder."""
+    if FINISHED not in progress.finished_steps:
+        reserve_time_of_folds(request, clock)
+    run_folder = _train_once(request, progress, clock, computer)
+    if request.folds and FINISHED not in progress.finished_steps:
+        cross_validate(request, progress, run_folder=run_folder, train=_train_once)
+    if "evaluate" not in progress.finished_steps:
+        judge(run_folder, trust=request.trust)
+        progress.finish("evaluate")
+        logger.info(f"fit took {clock.used / 60:.1f} of {request.minutes:g} minutes")
+    else:
+        logger.info(f"{run_folder} is complete; give another --output to train again")
+    return run_folder
+
+
+def _train_once(
+    request: Request, progress: FitProgress, clock: Clock, computer: FeatureComputer | None = None
+) -> Path:
+    """Takes the steps of one training and of its evaluation, and returns the run folder."""
     _write_yaml_files(request, progress)
     run_folder = short_path(config_of(request, request.output / TRAIN_YAML).run_folder)
     if progress.settings.feature_size:
@@ -315,15 +330,8 @@ def _train(request: Request, progress: FitProgress, clock: Clock, computer: Feat
         Stages(request, progress, clock, computer).run()
     else:
         _train_by_yaml(request, progress, run_folder, clock)
-    if "evaluate" not in progress.finished_steps:
-        config = load_config(run_folder, trust=request.trust)
-        if not progress.settings.feature_size:
-            evaluate(config)
-        judge(run_folder, trust=request.trust)
-        progress.finish("evaluate")
-        logger.info(f"fit took {clock.used / 60:.1f} of {request.minutes:g} minutes")
-    else:
-        logger.info(f"{run_folder} is complete; give another --output to train again")
+        if "evaluate" not in progress.finished_steps:
+            evaluate(load_config(run_folder, trust=request.trust))
     return run_folder
 
 
@@ -377,12 +385,3 @@ def _with_learning_rate(request: Request, settings: Settings) -> Settings:
         learning_rate=rate_range.suggestion or settings.learning_rate,
         reasons=[*settings.reasons, str(rate_range)],
     )
-
-
-def next_commands(folder: Path) -> list[str]:
-    """Returns the commands that a user may need after ``fit``."""
-    return [
-        f"  ppxcls infer -c {folder} NEW_IMAGES",
-        f"  ppxcls export -c {folder}",
-        f"  ppxcls train -c {folder.parent / TRAIN_YAML}    # again, after editing that file",
-    ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from ppxcls.build.evaluation import evaluate
 from ppxcls.build.judging import is_judged
 from ppxcls.config.load import load_config
+from ppxcls.fitting.yaml_files import TRAIN_YAML
 from ppxcls.reports.page import report_after_training
 from ppxcls.reports.record import read_record
 from ppxcls.reports.sentences import result_sentence
@@ -28,6 +29,15 @@ def judge(run_folder: Path, *, trust: bool = False) -> None:
     if config.DataLoader and config.DataLoader.Test and not is_judged(run_folder / "best_model"):
         evaluate(config, test=True)
     report_after_training(run_folder)
+
+
+def next_commands(folder: Path) -> list[str]:
+    """Returns the commands that a user may need after ``fit``."""
+    return [
+        f"  ppxcls infer -c {folder} NEW_IMAGES",
+        f"  ppxcls export -c {folder}",
+        f"  ppxcls train -c {folder.parent / TRAIN_YAML}    # again, after editing that file",
+    ]
 
 
 def sentence_of(run_folder: Path, *, trust: bool = False) -> str:

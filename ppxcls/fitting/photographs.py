@@ -78,6 +78,7 @@ def list_photographs(
     shares: Shares = DEFAULT_SHARES,
     table: Path | None = None,
     options: Mapping[str, Any] | None = None,
+    has_folds: bool = False,
 ) -> Photographs:
     """Writes the lists of a folder of photographs to a folder, and logs what was recognised.
 
@@ -87,6 +88,7 @@ def list_photographs(
         shares: shares that are held out to choose and to judge; see ``make_lists``.
         table: table of the photographs and their labels; None if their folders are the classes.
         options: columns of the table, and the groups; see ``make_lists``.
+        has_folds: True if a cross-validation judges.
 
     Raises:
         DataError: the photographs can't be trained on.
@@ -109,7 +111,7 @@ def list_photographs(
     if len(names) < 2:
         unit = "classes" if table else "folders"
         raise DataError(f"{table or root}: one class; a classifier needs at least two {unit}")
-    if not (lists / TEST_LIST).is_file():
+    if not (has_folds or (lists / TEST_LIST).is_file()):
         logger.info(
             "no photographs are held out to judge the result: those that choose the best epoch judge it"
         )

@@ -22,6 +22,7 @@ _SHOWN_SIZES_PIXELS = (71, 128, 192)  # of all layers, in what more minutes woul
 _MIN_FEATURE_SIZE_PIXELS = 128  # below this, features of a network for 299 px are poor
 _TIMED_SIZE_PIXELS = 128  # of the step that is timed
 _RESERVED_SECONDS = 25.0  # for the report, and for writing the results
+_FOLD_RESERVED_SECONDS = 5.0  # for building the network of a fold, and for writing its results
 _EVALUATION_FACTOR = 2.0  # evaluations compute in float32
 _EPOCH_END_SECONDS = 2.0  # for the checkpoints of an epoch
 USED_TIME_SHARE = 0.9  # of the time that is left, for all layers; measured times are of a few steps
@@ -171,6 +172,31 @@ def features_seconds(speeds: Speeds, counts: Counts, *, size: int, copies: int) 
     """
     image_count = copies * (counts.train + counts.choose)
     return image_count * speeds.feature * speeds.at(size) + expected_seconds(image_count, counts.classes)
+
+
+def fold_seconds(
+    speeds: Speeds, counts: Counts, *, size: int, copies: int, seconds: float, folds: int
+) -> float:
+    """Returns the time of each fold of a cross-validation.
+
+    The features are computed once. The rest of the time is divided equally, so that all folds are trained
+    like the classifier of all photographs.
+
+    Args:
+        speeds: times on this machine.
+        counts: numbers of photographs.
+        size: side of the images whose features are computed, pixels.
+        copies: images of each photograph.
+        seconds: time of the whole command.
+        folds: number of folds.
+    """
+    shared_seconds = copies * (counts.train + counts.choose) * speeds.feature * speeds.at(size)
+    return max(seconds - shared_seconds, 0.0) / (folds + 1)
+
+
+def least_fold_seconds(counts: Counts) -> float:
+    """Returns the smallest time of a fold: for its linear classifier, and for writing its results."""
+    return expected_seconds(2 * (counts.train + counts.choose), counts.classes) + _FOLD_RESERVED_SECONDS
 
 
 def end_seconds(counts: Counts, speeds: Speeds, size: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ppxcls.build.network import list_models
 from ppxcls.data.errors import DataError
+from ppxcls.data.group_split import check_folds
 from ppxcls.data.held_out import Shares
 from ppxcls.data.label_table import table_root
 from ppxcls.fitting.photographs import DEFAULT_SHARES
@@ -49,6 +50,8 @@ class Request:
         overrides: config overrides ``A.b=value``.
         trust: True to run the plugins that the YAML files name.
         shares: shares of the photographs that are held out to choose and to judge.
+        folds: number of folds of a cross-validation; 0 for none.
+        whole: output folder of the fit of all photographs, if this is one of its folds; None otherwise.
     """
 
     photos: Path
@@ -64,6 +67,8 @@ class Request:
     overrides: Sequence[str]
     trust: bool
     shares: Shares
+    folds: int = 0
+    whole: Path | None = None
 
     def facts(self) -> dict[str, Any]:
         """Returns what must be equal if an earlier ``fit`` is to be continued, by the option's name."""
@@ -78,6 +83,7 @@ class Request:
             "--find-batch": self.find_batch,
             "--val-share": self.shares.val,
             "--test-share": self.shares.test,
+            "--folds": self.folds or None,
             "-o": [text for text in self.overrides if not text.startswith(_RESUME_KEYS)],
         }
 
@@ -95,7 +101,8 @@ def checked_request(
     overrides: Sequence[str],
     trust: bool,
     val_share: float | None,
-    test_share: float,
+    test_share: float | None,
+    folds: int,
     options: Mapping[str, str | None],
 ) -> Request:
     """Returns the request of these arguments of ``fit``, after checks that read no image and write nothing.
@@ -114,6 +121,10 @@ def checked_request(
         check_images_of_weights(weights)
     if val_share is None:
         val_share = _VAL_SHARE_WITH_WEIGHTS if weights else DEFAULT_SHARES.val
+    if test_share is None:
+        test_share = 0.0 if folds else DEFAULT_SHARES.test  # the folds judge already
+    if folds:
+        check_folds(folds)
     if device:
         _check_device(device)
     if weights and importlib.util.find_spec(_SOLVER_PACKAGE) is None:
@@ -133,6 +144,7 @@ def checked_request(
         overrides=tuple(overrides),
         trust=trust,
         shares=Shares(val_share, test_share),
+        folds=folds,
     )
 
 

@@ -61,7 +61,9 @@ class StageResults:
         Of two results of equal photographs, the better one is taken. If there is no time to train it again on
         all photographs, it knows fewer of them than the earlier result does. Then it must be clearly better.
 
-        A stage that is repeated after a kill gets the same decision, because its files may be written.
+        A stage that is repeated after a kill gets the same decision, because its files may be written. A fold
+        of a cross-validation is not trained again, because only its predictions of held-out photographs are
+        used.
 
         Args:
             name: name of the stage.
@@ -81,7 +83,7 @@ class StageResults:
         is_better = is_better_score if has_time else is_clearly_better_score
         if not is_better(score, self.score_before(name), count):
             return None
-        decision = SECOND_TRAINING if has_time else AS_IT_IS
+        decision = SECOND_TRAINING if has_time and not self._request.whole else AS_IT_IS
         self._progress.finish(f"{name} {decision}")
         return decision
 

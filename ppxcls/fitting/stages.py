@@ -75,7 +75,8 @@ class Stages:
             all_layers.run()
             self._progress.finish(ALL_LAYERS)
         all_layers.remove_checkpoints()
-        remove_features(self._folder)
+        if not (self._request.folds or self._request.whole):
+            remove_features(self._folder)
 
     def _is_done(self, step: str) -> bool:
         return step in self._progress.finished_steps

@@ -14,6 +14,7 @@ from ppxcls.system.paths import printable
 TRAIN_YAML, HEAD_YAML = "train.yaml", "head.yaml"
 LISTS = "lists"  # folder of the lists, in the output folder
 FEATURES_LIST = "features_list.txt"  # list of the photographs that train and of those that choose
+FOLDS_FOLDER = "folds"  # folder of the folds of a cross-validation, in the output folder
 STAGES_FOLDER = "stages"  # folder of intermediate results, in the output folder
 # Weights with a linear classifier: that of the photographs that train, and that of those that choose too.
 HELD_OUT_WEIGHTS = f"{STAGES_FOLDER}/held_out.pdparams"

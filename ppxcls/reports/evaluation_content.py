@@ -16,6 +16,7 @@ from ppxcls.reports.pictures import overlays, thumbnail
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
 from ppxcls.reports.score_content import calibration_content, draw_risk, risk_content, risk_of
+from ppxcls.reports.suspects import corrections_content, suspected_samples
 from ppxcls.reports.two_classes import draw_roc, roc_content, two_classes
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
@@ -70,7 +71,7 @@ def evaluation_content(record: Record, samples: Samples, pictures: dict[str, byt
         "ranking": ranking,
         "mistakes": _gallery(record, samples, mistakes),
         "uncertain": _gallery(record, samples, figures.least_certain(samples, _GALLERY_IMAGES)),
-        "suspects": _gallery(record, samples, figures.suspected_labels(samples, _GALLERY_IMAGES)),
+        **_suspects_content(record),
         "cams": _grad_cam_items(record, samples, grad_cam_indices),
     }
 
@@ -144,6 +145,19 @@ def _gallery_item(record: Record, samples: Samples, index: int, image: str | Non
 
 def _gallery(record: Record, samples: Samples, indices: Sequence[int]) -> list[dict[str, Any]]:
     return [_gallery_item(record, samples, i, thumbnail(samples.files[i], record.images)) for i in indices]
+
+
+def _suspects_content(record: Record) -> dict[str, Any]:
+    """Returns the gallery of suspected labels, and what the script needs to write corrections of them."""
+    suspected = suspected_samples(record)
+    if suspected is None:
+        return {"suspects": []}
+    samples, indices = suspected
+    corrections = corrections_content(record, samples, indices)
+    gallery = _gallery(record, samples, indices)
+    for item, suspect in zip(gallery, corrections["suspects"] if corrections else [], strict=False):
+        item["has_tick"] = suspect is not None
+    return {"suspects": gallery, "corrections": corrections}
 
 
 def _evenly_spaced_indices(samples: Samples, count: int) -> list[int]:

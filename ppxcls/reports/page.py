@@ -21,11 +21,12 @@ from ppxcls.reports.rendering import ReportError, render, require_packages
 from ppxcls.reports.sentences import headline
 from ppxcls.reports.stages import stages_content
 from ppxcls.reports.study_file import is_study, runs_of_study
-from ppxcls.reports.summary import facts, figure_rows, notes, numbers
+from ppxcls.reports.summary import best_evaluation, facts, figure_rows, folds_content, notes, numbers
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import printable
 from ppxcls.train import FIRST_BATCH
+from ppxcls.train.group_figures import GROUP_COUNT
 
 _MAX_CARD_BYTES = 1 << 20
 
@@ -106,8 +107,10 @@ def write_report(folder: str | Path, *, trust: bool = False) -> Path:
         "headline": headline(record),
         "numbers": numbers(record),
         "figures": figure_rows(record),
+        "has_group_figures": GROUP_COUNT in best_evaluation(record),
         "has_judged_figures": record.judged is not None,
         "stages": stages_content(record),
+        "folds": folds_content(record.folds),
         "facts": facts(record),
         "config": record.config.to_yaml(),
         "loss_differences": printable(loss_differences(record.config)),
@@ -159,6 +162,8 @@ def _may_be_replaced(card: Path) -> bool:
 
 def _sections(page: dict[str, Any]) -> list[tuple[str, str]]:
     sections = [("stages", "Stages")] if page.get("stages") else []
+    if page.get("folds"):
+        sections.append(("folds", "Folds"))
     if page.get("figures"):
         sections.append(("figures", "Figures"))
     sections.append(("curves", "Curves"))

@@ -35,7 +35,8 @@ from ppxcls.data.decode import ImageParts
 from ppxcls.data.errors import DataError
 from ppxcls.data.read_file import MAX_IMAGE_FILE_BYTES
 from ppxcls.packed.dataset import PackedDataset
-from ppxcls.reports import STAGES
+from ppxcls.reports import FOLDS, STAGES
+from ppxcls.reports.fold_file import FoldFile, read_folds
 from ppxcls.reports.result_files import (
     StageFile,
     ViewFigures,
@@ -43,11 +44,11 @@ from ppxcls.reports.result_files import (
     read_stages,
     read_view_figures,
 )
-from ppxcls.reports.run_files import Samples, read_metrics, read_samples
+from ppxcls.reports.run_files import Samples, joined_samples, read_metrics, read_samples
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import is_inside, read_inside
 from ppxcls.system.paths import printable
-from ppxcls.train import METRICS_FILE, PREDICTIONS, TEST_PREDICTIONS
+from ppxcls.train import FOLD_PREDICTIONS, METRICS_FILE, PREDICTIONS, TEST_PREDICTIONS
 from ppxcls.train.class_weights import TrainingClasses
 from ppxcls.train.losses import build_loss
 
@@ -62,6 +63,8 @@ _SHOWN_FILES = (
     TEST_TTA_EVALUATION,
     STAGES,
     CALIBRATION_FILE,
+    FOLDS,
+    FOLD_PREDICTIONS,
     CLASS_NAMES_FILE,
     PADDLEX_NAMES_FILE,
     "best_model.json",
@@ -82,10 +85,11 @@ class Images:
     def __init__(self, config: Config) -> None:
         self._dataset: Dataset | None = None
         self._indices: dict[str, int] = {}
-        self._roots = [config.run_folder]
+        self._roots, self._image_root = [config.run_folder], ""
         try:
             if config.DataLoader and config.DataLoader.Eval:
                 if image_root := config.DataLoader.Eval.dataset.get("image_root"):
+                    self._image_root = str(image_root)
                     self._roots.append(Path(image_root))
                 self._dataset = build_images(config, "Eval")
         except (ConfigError, DataError, ValueError, OSError):
@@ -119,6 +123,14 @@ class Images:
         parts = Path(file).parts
         endings = ("/".join(parts[i:]) for i in range(len(parts)))
         return next((self._listed_files[name] for name in endings if name in self._listed_files), file)
+
+    def listed(self, file: str) -> str | None:
+        """Returns the path of a file as it is in its list; None if it is not known."""
+        if self._image_root and file.startswith(prefix := os.path.join(self._image_root, "")):
+            return file.removeprefix(prefix)
+        parts = Path(file).parts
+        endings = ("/".join(parts[i:]) for i in range(len(parts)))
+        return next((name for name in endings if name in self._listed_files), None)
 
     def read(self, file: str) -> bytes:
         """Returns the bytes of a file.
@@ -161,6 +173,9 @@ class Record:
         samples: predictions of the best evaluation; None if nothing was evaluated.
         judged: predictions of images that judge; None if there are none of the run's weights.
         judging_note: sentence for the page, if earlier weights were judged; empty otherwise.
+        fold_samples: predictions of all images of a cross-validation, each by the fold that was not trained
+            on it; None without one.
+        folds: figures of its folds; None without one.
         view_figures: results of ``eval --tta`` with the run's weights: of the images of ``samples``, and of
             those that judge; an evaluation that there is not is left out.
         stages: stages of ``ppxcls fit``; None if another command has trained.
@@ -181,6 +196,8 @@ class Record:
     samples: Samples | None = None
     judged: Judged | None = None
     judging_note: str = ""
+    fold_samples: Samples | None = None
+    folds: FoldFile | None = None
     view_figures: list[ViewFigures] = field(default_factory=list)
     stages: StageFile | None = None
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -196,8 +213,17 @@ class Record:
 
     @property
     def shown_samples(self) -> Samples | None:
-        """Predictions to show: those of images that judge, or else those of the best evaluation."""
-        return self.judged.samples if self.judged else self.samples
+        """Predictions to show: of images that judge, or else of folds, or else of the best evaluation."""
+        if self.judged:
+            return self.judged.samples
+        return self.fold_samples or self.samples
+
+    @property
+    def suspect_samples(self) -> Samples | None:
+        """Predictions whose labels may be suspect: none is by a network that was trained on its image."""
+        if self.judged and self.fold_samples:
+            return joined_samples([self.fold_samples, self.judged.samples])
+        return self.shown_samples
 
     @property
     def shown_config(self) -> Config:
@@ -215,6 +241,13 @@ class Record:
         """Sentences about figures of images that also chose the weights; empty if others have judged."""
         if self.judged is not None or self.samples is None:
             return ""
+        if self.fold_samples is not None and self.folds is not None:
+            return (
+                f"These are the predictions of {len(self.folds.folds)} folds. None of them was trained on "
+                f"the images that it predicts; together they are all {len(self.fold_samples):,} images. "
+                "best_model is another network, which was trained like them. The images of a fold may have "
+                "chosen its stage or epoch; then the figures are slightly too high."
+            )
         if self.has_known_samples:
             note = (
                 f"The same {len(self.samples):,} images chose the result of fit, so the figures are rather "
@@ -288,6 +321,9 @@ def read_record(folder: str | Path, *, trust: bool = False) -> Record:
     record.view_figures = [item for item in all_figures if item and item.checkpoint == checkpoint]
     record.stages = read_stages(folder / STAGES)
     record.calibration = _calibration(record)
+    record.folds = read_folds(folder / FOLDS)
+    if record.folds:
+        record.fold_samples = read_samples(folder / FOLD_PREDICTIONS, count)
     record.class_counts = _class_counts(config, count, record.manifest)
     record.class_weights = _class_weights(config, record.names, record.class_counts)
     return record

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,20 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+def joined_samples(parts: Sequence[Samples]) -> Samples:
+    """Returns the predictions of several evaluations together."""
+    runner_up_scores = [part.runner_up_scores for part in parts if part.runner_up_scores is not None]
+    return Samples(
+        files=[file for part in parts for file in part.files],
+        labels=np.concatenate([part.labels for part in parts]),
+        predicted_ids=np.concatenate([part.predicted_ids for part in parts]),
+        scores=np.concatenate([part.scores for part in parts]),
+        label_scores=np.concatenate([part.label_scores for part in parts]),
+        top_ids=[ids for part in parts for ids in part.top_ids],
+        runner_up_scores=np.concatenate(runner_up_scores) if len(runner_up_scores) == len(parts) else None,
+    )
 
 
 def read_own_file(file: Path, max_bytes: int) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ppxcls.reports import figures
+from ppxcls.reports.fold_file import FoldFile
 from ppxcls.reports.record import Record
 from ppxcls.reports.run_files import Samples
 from ppxcls.system.paths import bounded, printable
@@ -25,19 +26,29 @@ def headline(record: Record) -> str:
 
 
 def result_sentence(record: Record) -> str:
-    """Returns one or two sentences for the terminal: accuracy and worst class; empty without predictions."""
+    """Returns sentences for the terminal: accuracy, worst class, folds; empty without predictions."""
     samples = record.shown_samples
     if samples is None:
         return ""
     if record.judged is not None:
         images = "photographs that it had never seen"
+    elif record.fold_samples is not None:
+        images = "photographs, each by a fold that was not trained on it"
     elif record.has_known_samples:
         images = "photographs that chose the result, before it was trained on them"
     elif record.choice_note:
         images = "photographs that also chose the best epoch"
     else:
         images = "photographs"
-    return " ".join(filter(None, (_accuracy(samples, images), worst_class(samples, record.names))))
+    sentences = [_accuracy(samples, images), worst_class(samples, record.names), _folds(record.folds)]
+    return " ".join(filter(None, sentences))
+
+
+def _folds(folds: FoldFile | None) -> str:
+    """Returns a sentence with the mean of the folds; empty without folds."""
+    if folds is None or not folds.means:
+        return ""
+    return f"Mean of {len(folds.folds)} folds: {printable(str(folds.means[0]))}."
 
 
 def _accuracy(samples: Samples, images: str) -> str:

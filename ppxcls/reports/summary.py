@@ -11,6 +11,7 @@ import numpy as np
 from ppxcls.reports import figures
 from ppxcls.reports.curves import epoch_rates
 from ppxcls.reports.ending import ending_note, epochs_done
+from ppxcls.reports.fold_file import IMAGE_COUNT, FoldFile
 from ppxcls.reports.record import Record
 from ppxcls.reports.result_files import ViewFigures
 from ppxcls.reports.run_files import Samples
@@ -36,6 +37,9 @@ def numbers(record: Record) -> list[dict[str, str]]:
         tiles += _accuracy_tiles(record.judged.samples, record, "")
         count = len(record.samples) if record.samples is not None else 0
         tiles += _accuracy_tiles(record.samples, record, ", of images that chose", f", {count:,} images")[:1]
+    elif record.fold_samples is not None:
+        reason = f", {len(record.fold_samples):,} images, each by a fold that was not trained on it"
+        tiles += _accuracy_tiles(record.fold_samples, record, "", reason)
     else:
         choice = "result" if record.has_known_samples else "epoch"
         reason = f", on the images that chose the {choice}" if record.choice_note else ""
@@ -43,6 +47,7 @@ def numbers(record: Record) -> list[dict[str, str]]:
     if classes := two_classes(record, record.shown_samples):
         tiles += [_tile(*tile) for tile in two_class_tiles(classes)]
     tiles += [_view_tile(item, record) for item in record.view_figures]
+    tiles += [_fold_tile(record.folds)] if record.folds and record.folds.means else []
     if record.shown_samples is not None:
         count, class_count = len(record.shown_samples), len(record.names)
         tiles.append(_tile("evaluated", f"{count:,}", f"samples, {class_count:,} classes"))
@@ -56,6 +61,34 @@ def numbers(record: Record) -> list[dict[str, str]]:
         note = "images/s, over whole epochs" if len(rates) == 1 else "images/s, median of whole epochs"
         tiles.append(_tile("training", f"{np.median(rates):.4g}", note))
     return tiles
+
+
+def _fold_tile(folds: FoldFile) -> dict[str, str]:
+    """Returns the tile of the figure that chose the best epochs, as the mean of the folds."""
+    mean = folds.means[0]
+    spread = "" if mean.spread is None else f" ± {mean.spread:.4f}"
+    return _tile(
+        f"{printable(mean.name)} of {len(folds.folds)} folds",
+        f"{mean.mean:.4f}{spread}",
+        "mean ± standard deviation",
+    )
+
+
+def folds_content(folds: FoldFile | None) -> dict[str, Any] | None:
+    """Returns the table of the folds: a row for each figure; None without folds."""
+    if folds is None:
+        return None
+    rows = [
+        {
+            "name": printable(mean.name),
+            "mean": _number(mean.mean),
+            "spread": "" if mean.spread is None else _number(mean.spread),
+            "values": [_number(value) for value in mean.values],
+        }
+        for mean in folds.means
+    ]
+    counts = [int(fold.get(IMAGE_COUNT) or 0) for fold in folds.folds]
+    return {"rows": rows, "counts": counts}
 
 
 def figure_rows(record: Record) -> list[dict[str, Any]]:

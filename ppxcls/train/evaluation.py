@@ -12,11 +12,13 @@ from paddle import nn
 from paddle.nn import functional
 
 from ppxcls.calibration.fit import FittedCalibration, fitted_calibration
+from ppxcls.config.figures import GROUP_PREFIX
 from ppxcls.data.device import ModelInput, to_device
 from ppxcls.data.loader import Batch, Loader
 from ppxcls.system import distributed
 from ppxcls.system.signals import interrupts_deferred
 from ppxcls.train.flat_tensors import as_float32
+from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.losses import WeightedSum
 from ppxcls.train.metrics import Metric, Scorer, Totals
 from ppxcls.train.paddle_inference import Compiler, EvaluatedNetwork
@@ -38,6 +40,7 @@ class Evaluation:
         best_metric: figure that decides which evaluation is the best; None for the first figure.
         calibration_source: name of the list, and whether its images choose the weights, for ``calibrate``;
             None to keep no logits for it.
+        group_figures: figures of groups of images; None if there are no groups.
 
     Attributes:
         predictions: predictions for each sample in the last evaluation; None before the first evaluation.
@@ -52,12 +55,14 @@ class Evaluation:
         autocast: Autocast = contextlib.nullcontext,
         best_metric: str | None = None,
         calibration_source: str | None = None,
+        group_figures: GroupFigures | None = None,
     ) -> None:
         self.loader = loader
         self._loss = loss
         self._metrics = list(metrics)
         self._autocast = autocast
         self._best_metric = best_metric
+        self._group_figures = group_figures
         self._scorer = Scorer(loss.names, metrics)
         self._to_input = ModelInput(loader.dataset.device_stage)
         self._calibration_source = calibration_source
@@ -87,7 +92,11 @@ class Evaluation:
     def larger_is_better(self, name: str) -> bool:
         """True if a larger value of ``name`` is better, as of all metrics but error rates and losses."""
         smaller_is_better = {name for metric in self._metrics for name in metric.smaller_is_better}
-        return name not in {*self._loss.names, *smaller_is_better}
+        return name not in {
+            *self._loss.names,
+            *smaller_is_better,
+            *(f"{GROUP_PREFIX}{figure}" for figure in smaller_is_better),
+        }
 
     def __call__(self, network: nn.Layer, batches: Iterable[Batch]) -> dict[str, float]:
         """Evaluates a network.
@@ -98,8 +107,8 @@ class Evaluation:
             batches: batches of ``loader``. An exception from this iterable ends the evaluation.
 
         Returns:
-            Metrics in the order of their list, losses as means over samples, ``num_samples``, and
-            ``bad_samples`` if the loader skips unreadable samples.
+            Metrics in the order of their list, those of groups with ``group_`` before their names, losses as
+            means over samples, ``num_samples``, and ``bad_samples`` if the loader skips unreadable samples.
 
         Raises:
             DataError: a sample can't be loaded.
@@ -114,6 +123,8 @@ class Evaluation:
         )
         for metric in self._metrics:
             metric.reset()
+        if self._group_figures:
+            self._group_figures.reset()
         self._table.reset()
         distributed.share_first_statistics(network)  # checkpoints contain these statistics
         try:
@@ -160,9 +171,11 @@ class Evaluation:
         """Returns the results for logits that are known already, without any network.
 
         Args:
-            logits: [N, class_num].
+            logits: logits of all images in the order of the data set, [N, class_num].
             labels: int64 [N].
         """
+        if self._group_figures:
+            self._group_figures.add(np.arange(logits.shape[0]), logits)
         sums = self._scorer(self._loss(logits, labels), logits, labels)
         return self._results([(logits.shape[0], sums)], bad_count=0)
 
@@ -176,6 +189,8 @@ class Evaluation:
         if self._view_temperature != 1:
             table_logits = _mean_logits([output / self._view_temperature for output in outputs])
         self._table.add(batch.plan.indices, table_logits, labels)
+        if self._group_figures:
+            self._group_figures.add(batch.plan.indices, logits)
         return self._scorer(losses, logits, labels)
 
     def _outputs(self, network: EvaluatedNetwork, images: paddle.Tensor) -> list[paddle.Tensor]:
@@ -200,6 +215,8 @@ class Evaluation:
             figures |= {name: means.values[name] for name in metric.names} | metric.results()
             if missing_figures := [name for name in metric.figures if name not in figures]:
                 raise TypeError(f"metric {type(metric).__name__} returns no {', '.join(missing_figures)}")
+        if self._group_figures:
+            figures |= self._group_figures.results()
         losses = {name: means.values[name] for name in self._loss.names}
         bad_samples = {"bad_samples": means.left_out} if self.loader.bad_samples else {}
         return {**figures, **losses, "num_samples": means.samples, **bad_samples}

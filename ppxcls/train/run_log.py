@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ppxcls.checkpoints.progress import Progress
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
+from ppxcls.train.group_figures import GROUP_COUNT
 from ppxcls.train.metrics import Means
 from ppxcls.train.trackers import Tracker
 
@@ -225,13 +226,14 @@ def format_figures(values: dict[str, float]) -> str:
 
 
 def format_results(results: dict[str, float]) -> str:
-    """Returns the metrics of an evaluation or an epoch as text, with the number of samples.
+    """Returns the metrics of an evaluation or an epoch as text, with the numbers of samples and of groups.
 
     Unreadable samples are counted separately.
     """
-    count_names = ("num_samples", "bad_samples")
+    count_names = ("num_samples", GROUP_COUNT, "bad_samples")
     figures = format_figures({name: value for name, value in results.items() if name not in count_names})
     unreadable_text = (
         f", left out as unreadable: {results['bad_samples']}" if results.get("bad_samples") else ""
     )
-    return f"{figures}, samples: {results['num_samples']}{unreadable_text}"
+    groups_text = f", groups: {results[GROUP_COUNT]}" if GROUP_COUNT in results else ""
+    return f"{figures}, samples: {results['num_samples']}{groups_text}{unreadable_text}"

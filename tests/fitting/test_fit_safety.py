@@ -23,7 +23,7 @@ from ppxcls.data.errors import DataError
 from ppxcls.data.groups import read_groups
 from ppxcls.data.list_index import ListIndex
 from ppxcls.fitting import folder as fitting
-from ppxcls.fitting import training
+from ppxcls.fitting import training, trial
 from ppxcls.fitting.progress import FILE, read_progress
 from ppxcls.system.atomic_files import write_text
 from ppxcls.train.run_schedule import RunSchedule
@@ -60,7 +60,7 @@ def stubs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, BaseException], Non
         def failing(*_: object, **__: object) -> None:
             raise error
 
-        for module in (fitting, training):
+        for module in (fitting, trial, training):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, failing)
 

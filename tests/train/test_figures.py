@@ -17,6 +17,7 @@ from sklearn import metrics as sklearn_metrics
 
 import ppxcls
 from ppxcls.checkpoints.files import read_state
+from ppxcls.train.group_figures import GroupFigures
 from ppxcls.train.metrics import build_metrics
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
@@ -236,7 +237,7 @@ ppxcls.build_trainer
 import numpy as np, paddle, paddle.distributed as dist
 from ppxcls.system import distributed
 from ppxcls.train.metrics import build_metrics
-from tests.train.test_figures import SPECS, sample
+from tests.train.test_figures import SPECS, group_figures, sample
 
 paddle.set_device("cpu")
 if dist.get_world_size() > 1:
@@ -250,6 +251,7 @@ for class_num, specs in SPECS.items():
         for metric in metrics if len(labels[part]) else []:
             metric(paddle.to_tensor(logits[part]), paddle.to_tensor(labels[part]))
         results.append({{name: value for metric in metrics for name, value in metric.results().items()}})
+        results[-1] |= group_figures(specs, logits, range(7)[part])
 if dist.get_rank() == 0:
     open(sys.argv[1], "w").write(json.dumps(results))
 """
@@ -260,6 +262,18 @@ _FOR_ALL = [
     {"CohenKappa": {"weights": "linear"}},
 ]
 SPECS = {2: [*_FOR_ALL, {"EER": {}}, {"TprAtFpr": {"max_fpr": 0.5}}, {"ClassReport": {}}], 3: _FOR_ALL}
+
+
+def group_figures(
+    specs: list[dict[str, Any]], logits: np.ndarray, samples: Sequence[int]
+) -> dict[str, float]:
+    """Figures of seven images in four groups, of which this process has some."""
+    groups = np.array([0, 1, 2, 0, 3, 2, -1])
+    labels = np.arange(4) % logits.shape[1]
+    figures = GroupFigures(groups, labels, build_metrics(specs, class_num=logits.shape[1]))
+    if len(samples):
+        figures.add(np.array(samples), paddle.to_tensor(logits[list(samples)]))
+    return figures.results()
 
 
 def test_two_processes_with_unequal_shares_give_the_figures_of_one(tmp_path: Path) -> None:
@@ -275,6 +289,7 @@ def test_two_processes_with_unequal_shares_give_the_figures_of_one(tmp_path: Pat
         for spec in specs:
             ((name, keys),) = spec.items()
             figures |= figures_of(name, logits, labels, **keys)
+        figures |= group_figures(specs, logits, range(7))
         expected += [figures, figures]
     assert received == expected
 

@@ -1,0 +1,221 @@
+"""``fit --folds``: each photograph is predicted by a fold that was not trained on it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ppxcls
+from ppxcls.checkpoints.files import read_manifest
+from ppxcls.data.errors import DataError
+from ppxcls.fitting import all_layers, classifiers, cross_validation, stage_results
+from ppxcls.fitting.plan import Counts, Speeds, fold_seconds
+from ppxcls.reports.fold_file import read_folds
+from tests.fitting import networks
+from tests.fitting.small_fits import OPTIONS, only_linear, photographs, records
+from tests.fitting.test_kills import killed_at
+
+pytest.importorskip("scipy")
+pytest.importorskip("sklearn")
+
+FOLDS = 3
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+def predicted_files(file: Path) -> list[str]:
+    """Paths below the folder of the photographs."""
+    return [row["file"].split("photos/")[1] for row in csv.DictReader(lines(file))]
+
+
+def paths(file: Path) -> set[str]:
+    return {line.rsplit(" ", 1)[0] for line in lines(file)}
+
+
+def fold_folders(output: str = "out") -> list[Path]:
+    return [Path(output) / f"folds/fold_{number}" for number in range(1, FOLDS + 1)]
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Returns a list of the sizes whose features are computed."""
+    sizes: list[int] = []
+    original = classifiers.compute_features
+
+    def computed(*arguments: Any, **keys: Any) -> Any:
+        sizes.append(keys["size"])
+        return original(*arguments, **keys)
+
+    monkeypatch.setattr(classifiers, "compute_features", computed)
+    return sizes
+
+
+def test_all_photographs_are_predicted_by_folds_that_had_not_seen_them(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_linear(monkeypatch)
+    sizes, label_counts = counted(monkeypatch), []
+    original = classifiers.chosen_problem
+
+    def problem(features: np.ndarray, labels: np.ndarray, **keys: Any) -> Any:
+        label_counts.append(len(labels))
+        return original(features, labels, **keys)
+
+    monkeypatch.setattr(classifiers, "chosen_problem", problem)
+    run = ppxcls.fit("photos", weights, **OPTIONS, folds=FOLDS, group=r"(\w+/[0-9])")
+    assert sizes == [networks.SIZE], "the features are computed once for all"
+    known_counts = [len(lines(fold / "lists/train_list.txt")) for fold in fold_folders()]
+    assert label_counts == [30, *known_counts], "a fold knows no label that it predicts"
+    all_files = {str(path.relative_to("photos")) for path in Path("photos").rglob("*.png")}
+    files = predicted_files(run / "fold_predictions.csv")
+    assert len(files) == len(all_files)
+    assert set(files) == all_files
+    start = 0
+    for fold in fold_folders():
+        train, val = paths(fold / "lists/train_list.txt"), paths(fold / "lists/val_list.txt")
+        assert train | val == all_files
+        assert not {path[:5] for path in train} & {path[:5] for path in val}, "groups stay together"
+        assert set(files[start : start + len(val)]) == val
+        start += len(val)
+    content = read_folds(run / "folds.json")
+    assert content
+    accuracies = []
+    for fold, figures in zip(fold_folders(), content.folds, strict=True):
+        evaluation = json.loads((fold / networks.NAME / "eval.json").read_text())
+        assert figures == {key: evaluation[key] for key in figures}
+        assert {"top1", "loss", "num_samples"} <= set(figures)
+        accuracies.append(evaluation["top1"])
+    mean = content.means[0]
+    assert (mean.name, mean.mean) == ("top1", pytest.approx(np.mean(accuracies)))
+    assert mean.spread == pytest.approx(np.std(accuracies, ddof=1))
+    assert any("group_top1" in fold for fold in content.folds), "ant/1 has three images"
+    assert not list(Path("out/stages").glob("features*")), "they are removed in the end"
+    assert not Path("out/lists/test_list.txt").exists(), "the folds judge"
+    assert ppxcls.evaluate(ppxcls.load_config(run))["top1"] > 0.7
+
+
+KILLS: list[tuple[Any, str, int]] = [
+    (cross_validation, "write_text", 1),
+    (classifiers, "compute_features", 1),
+    (stage_results, "write_result", 1),
+    (classifiers, "chosen_problem", 2),
+    (stage_results, "write_result", 2),
+    (cross_validation, "write_bytes", 1),
+]
+
+
+def test_a_kill_at_any_place_changes_nothing(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_linear(monkeypatch)
+    options = {**OPTIONS, "folds": 2}
+    whole_run = ppxcls.fit("photos", weights, **options)
+    options["output"] = "killed"
+    for owner, name, number in KILLS:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, killed_at(getattr(owner, name), number, is_after=True))
+            with pytest.raises(KeyboardInterrupt):
+                ppxcls.fit("photos", weights, **options)
+    run = ppxcls.fit("photos", weights, **options)
+    for name in ("folds.json", "fold_predictions.csv", "predictions.csv"):
+        assert (run / name).read_bytes() == (whole_run / name).read_bytes()
+    with pytest.raises(DataError, match="--folds was 2, and is now not given"):
+        ppxcls.fit("photos", weights, **{**OPTIONS, "output": "killed"}, test_share=0.0)
+
+
+def test_all_layers_are_trained_in_each_fold_and_once_with_all_photographs(
+    weights: str, speeds: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: True)
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: (24, 1))
+    sizes = counted(monkeypatch)
+    run = ppxcls.fit("photos", weights, **OPTIONS, folds=2, overrides=["Global.epochs=1"])
+    assert sizes == [networks.SIZE, 26], "once for each size"
+    assert read_manifest(run / "best_model")["trained_on_eval_list"]
+    for number in (1, 2):
+        fold = Path(f"out/folds/fold_{number}") / networks.NAME
+        assert [stage.is_chosen for stage in records(fold)] == [True, True]
+        assert not read_manifest(fold / "best_model")["trained_on_eval_list"]
+    content = read_folds(run / "folds.json")
+    assert content
+    assert [fold["num_samples"] for fold in content.folds] == [15, 15]
+
+
+@pytest.mark.usefixtures("_registered_network")
+def test_folds_from_scratch_and_their_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jinja2")
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", {"ant": 8, "bee": 6})
+    overrides = ["Global.epochs=1"]
+    run = ppxcls.fit("photos", "none", **OPTIONS, folds=2, overrides=overrides)
+    content = read_folds(run / "folds.json")
+    assert content
+    assert len(predicted_files(run / "fold_predictions.csv")) == 14
+    text = (run / "report.html").read_text()
+    assert 'id="folds"' in text
+    assert "These are the predictions of 2 folds." in text
+    assert "together they are all 14 images" in text
+    assert f"<b>{content.means[0].mean:.4f} ± {content.means[0].spread:.4f}</b>" in text
+    from ppxcls.fitting.judging import sentence_of
+
+    sentence = sentence_of(run)
+    assert sentence.startswith("On 14 photographs, each by a fold that was not trained on it, ")
+    assert f"Mean of 2 folds: {content.means[0]}." in sentence
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"folds": 1}, "expected 2 folds or more, received 1"),
+        ({"folds": 40}, "expected from 2 to 12 folds, because of 30 images"),
+        ({"folds": 9, "group": r"/([0-2])"}, "finds no group in "),
+    ],
+)
+def test_folds_that_are_refused_leave_nothing(
+    keys: dict[str, Any], message: str, weights: str, speeds: Callable[..., None]
+) -> None:
+    with pytest.raises(DataError, match=message):
+        ppxcls.fit("photos", weights, **OPTIONS, **keys)
+    assert not Path("out").exists()
+
+
+def test_the_time_is_divided_equally_and_features_are_paid_once() -> None:
+    counts = Counts(train=80, choose=20, judge=0, classes=2)
+    speeds = Speeds(size=200, feature=0.5, step=1.0)
+    seconds = fold_seconds(speeds, counts, size=100, copies=2, seconds=600.0, folds=4)
+    assert seconds == pytest.approx((600 - 2 * 100 * 0.5 / 4) / 5)
+    assert fold_seconds(speeds, counts, size=200, copies=2, seconds=60.0, folds=4) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[",
+        "[]",
+        '{"format": 2, "figure": "a", "folds": [{}, {}]}',
+        '{"format": 1, "figure": "a\\n", "folds": [{}, {}]}',
+        '{"format": 1, "figure": "a", "folds": [{}]}',
+        '{"format": 1, "figure": "a", "folds": [{"a": "1"}, {}]}',
+        '{"format": 1, "figure": "a", "folds": [{"a": 1e300}, {}]}',
+    ],
+)
+def test_hostile_figures_of_folds_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "folds.json").write_text(text)
+    with pytest.raises(DataError, match="folds.json: "):
+        read_folds(tmp_path / "folds.json")
+
+
+def test_a_figure_that_a_fold_lacks_is_left_out_of_its_mean(tmp_path: Path) -> None:
+    content = {"format": 1, "figure": "AUC", "folds": [{"AUC": 0.5}, {"AUC": None}, {"num_samples": 3}]}
+    (tmp_path / "folds.json").write_text(json.dumps(content))
+    folds = read_folds(tmp_path / "folds.json")
+    assert folds
+    (mean,) = folds.means
+    assert (mean.values, mean.mean, mean.spread) == ([0.5, None, None], 0.5, None)
