@@ -37,7 +37,7 @@ def energy_limit(calibration: Calibration, share: float) -> float:
     Raises:
         CalibrationError: there are too few calibration images for such a small share.
     """
-    check_share("unknown", share)
+    check_share("unknown share", share)
     limit = upper_limit(
         calibration.energies,
         calibration.images,

@@ -96,6 +96,7 @@ def add_limit_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options ``--unknown`` and ``--coverage``."""
     parser.add_argument(
         "--unknown",
+        dest="unknown_share",
         type=float,
         metavar="SHARE",
         help="answer that an image is unknown; at most this share of known images is turned away, such as "

@@ -294,7 +294,7 @@ def infer_verb(parser: argparse.ArgumentParser) -> int:
         output=Output(arguments.format, arguments.output, arguments.features),
         exported=arguments.exported,
         tta=arguments.tta,
-        unknown=arguments.unknown,
+        unknown_share=arguments.unknown_share,
         coverage=arguments.coverage,
         trust=arguments.trust,
     )
@@ -412,7 +412,7 @@ def serve_verb(parser: argparse.ArgumentParser) -> None:
         batch=arguments.batch,
         queue=arguments.queue,
         cors=arguments.cors,
-        unknown=arguments.unknown,
+        unknown_share=arguments.unknown_share,
         coverage=arguments.coverage,
         trust=arguments.trust,
         allowed_hosts=arguments.allowed_host,

@@ -338,8 +338,8 @@ class PostProcessSection:
         threshold: for ``ThreshOutput``: smallest score of class 1 for which it is the answer, from 0 to 1.
         label_0: for ``ThreshOutput``: name of class 0 in an answer; null for its own name.
         label_1: for ``ThreshOutput``: name of class 1 in an answer; null for its own name.
-        unknown: largest share of known images that ``infer`` turns away as unknown, such as 0.05; null for no
-            such answer. The run needs a calibration.
+        unknown_share: largest share of known images that ``infer`` turns away as unknown, such as 0.05; null
+            for no such answer. The run needs a calibration.
         coverage: share of images whose set of classes contains the true class, such as 0.95; null for no
             sets. The run needs a calibration.
     """
@@ -350,7 +350,7 @@ class PostProcessSection:
     threshold: Share | None = None
     label_0: str | None = None
     label_1: str | None = None
-    unknown: OpenShare | None = None
+    unknown_share: OpenShare | None = None
     coverage: OpenShare | None = None
 
 

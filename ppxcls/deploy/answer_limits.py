@@ -22,7 +22,7 @@ class AnswerLimits:
         temperature: temperature of the calibration.
         energy: largest energy of a known image; None if nobody asks.
         score: smallest score of a class in a set; None if nobody asks.
-        unknown: largest share of known images that are turned away.
+        unknown_share: largest share of known images that are turned away.
         coverage: smallest share of known images whose set contains the true class.
         description: what was asked and what follows; empty if nothing was.
     """
@@ -30,7 +30,7 @@ class AnswerLimits:
     temperature: float = 1.0
     energy: float | None = None
     score: float | None = None
-    unknown: float | None = None
+    unknown_share: float | None = None
     coverage: float | None = None
     description: str = ""
 
@@ -38,10 +38,10 @@ class AnswerLimits:
     def promises(self) -> dict[str, str]:
         """What the attributes of a prediction promise, by name; only those that are answered."""
         promises = {}
-        if self.unknown is not None:
+        if self.unknown_share is not None:
             promises["known"] = (
                 "False if the image is turned away as unknown. "
-                f"At most {self.unknown:g} of known images are turned away."
+                f"At most {self.unknown_share:g} of known images are turned away."
             )
         if self.coverage is not None:
             promises["class_set"] = (
@@ -78,13 +78,14 @@ NO_LIMITS = AnswerLimits()
 
 
 def limits_of(
-    calibration: Calibration, unknown: float | None = None, coverage: float | None = None
+    calibration: Calibration, unknown_share: float | None = None, coverage: float | None = None
 ) -> AnswerLimits:
     """Returns the limits for what is asked.
 
     Args:
         calibration: record of the calibration.
-        unknown: largest share of known images that are turned away, between 0 and 1; None for no such answer.
+        unknown_share: largest share of known images that are turned away, between 0 and 1; None for no such
+            answer.
         coverage: share of images whose set of classes contains the true class, between 0 and 1; None for no
             sets.
 
@@ -94,10 +95,10 @@ def limits_of(
     parts = []
     energy = score = None
     try:
-        if unknown is not None:
-            energy = energy_limit(calibration, unknown)
+        if unknown_share is not None:
+            energy = energy_limit(calibration, unknown_share)
             parts.append(
-                f"at most {unknown:g} of known images are turned away: an image with an energy above "
+                f"at most {unknown_share:g} of known images are turned away: an image with an energy above "
                 f"{energy:.4g}"
             )
         if coverage is not None:
@@ -113,7 +114,7 @@ def limits_of(
         calibration.temperature,
         energy=energy,
         score=score,
-        unknown=unknown,
+        unknown_share=unknown_share,
         coverage=coverage,
         description="; ".join(parts),
     )

@@ -49,7 +49,7 @@ _KEYS_WITH_EXPORTED_FILES = (
     "Infer.infer_imgs",
     "Infer.batch_size",
     "Infer.PostProcess.topk",
-    "Infer.PostProcess.unknown",
+    "Infer.PostProcess.unknown_share",
     "Infer.PostProcess.coverage",
 )
 _NO_FEATURES = "exported files give no features; predict with the run"
@@ -241,7 +241,7 @@ def infer(
     topk: int | None = None,
     batch_size: int | None = None,
     tta: str | Sequence[str] | None = None,
-    unknown: float | None = None,
+    unknown_share: float | None = None,
     coverage: float | None = None,
     trust: bool = False,
 ) -> list[Prediction]:
@@ -255,8 +255,8 @@ def infer(
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
         tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
-        unknown: largest share of known images that are turned away, as in ``Predictor.predict``; None for
-            ``Infer.PostProcess.unknown``.
+        unknown_share: largest share of known images that are turned away, as in ``Predictor.predict``; None
+            for ``Infer.PostProcess.unknown_share``.
         coverage: coverage of the sets of classes, as in ``Predictor.predict``; None for
             ``Infer.PostProcess.coverage``.
         trust: True to run exported files that another exporter has written; see ``load``.
@@ -274,7 +274,7 @@ def infer(
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
-    shares = _shares(config, unknown, coverage)
+    shares = _shares(config, unknown_share, coverage)
     return predictor.predict(files, topk, batch_size, tta=tta, **shares)
 
 
@@ -285,7 +285,7 @@ def print_predictions(
     output: Output,
     exported: str | None = None,
     tta: str | None = None,
-    unknown: float | None = None,
+    unknown_share: float | None = None,
     coverage: float | None = None,
     trust: bool = False,
 ) -> int:
@@ -297,7 +297,7 @@ def print_predictions(
         output: what is written, and how.
         exported: exported folder, or its ``.onnx`` file, to run instead of the config's network.
         tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
-        unknown: largest share of known images that are turned away, as for ``infer``.
+        unknown_share: largest share of known images that are turned away, as for ``infer``.
         coverage: coverage of the sets of classes, as for ``infer``.
         trust: True to run exported files that another exporter has written.
 
@@ -314,7 +314,7 @@ def print_predictions(
     if tta is not None:
         predictor = predictor.with_views(tta)
     logger.info(predictor.description)
-    if shares := _shares(config, unknown, coverage):
+    if shares := _shares(config, unknown_share, coverage):
         predictor = predictor.with_limits(**shares)
         logger.info(predictor.limits.description)
     topk, batch_size = _topk_and_batch_size(config)
@@ -349,16 +349,16 @@ def _predictor(
     return trained_predictor(config, count, features=features)
 
 
-def _shares(config: Config | None, unknown: float | None, coverage: float | None) -> dict[str, float]:
+def _shares(config: Config | None, unknown_share: float | None, coverage: float | None) -> dict[str, float]:
     """Returns the shares of unknown images and of coverage that are asked, by name.
 
     A share that is None is that of the config.
     """
     section = config.Infer.PostProcess if config and config.Infer else None
     if section is not None:
-        unknown = section.unknown if unknown is None else unknown
+        unknown_share = section.unknown_share if unknown_share is None else unknown_share
         coverage = section.coverage if coverage is None else coverage
-    shares = {"unknown": unknown, "coverage": coverage}
+    shares = {"unknown_share": unknown_share, "coverage": coverage}
     return {name: share for name, share in shares.items() if share is not None}
 
 

@@ -41,7 +41,9 @@ class FeatureNetwork(nn.Layer):
             ConfigError: the classifier was not called once with one row for each image.
         """
         self._inputs.clear()
-        logits = checked_logits(self.network(images), self.network)
+        logits = self.network(images)
+        if paddle.in_dynamic_mode():  # a traced output is no tensor yet
+            checked_logits(logits, self.network)
         shapes = [list(tensor.shape) for tensor in self._inputs]
         if len(shapes) != 1 or len(shapes[0]) != 2:
             raise ConfigError(

@@ -76,20 +76,20 @@ class _Counts:
 
     images: int = 0
     failures: int = 0
-    unknown: int = 0
+    unknown_images: int = 0
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Counts predictions, and prints their errors."""
         self.images += len(predictions)
         self.failures += _print_errors(predictions)
-        self.unknown += sum(prediction.known is False for prediction in predictions)
+        self.unknown_images += sum(prediction.is_known is False for prediction in predictions)
 
     def line(self, seconds: float) -> str:
         """Returns the last line of ``infer``."""
         count = self.images - self.failures
         notes = [f"{count} images", f"{count / seconds:.1f} images/s"]
-        if self.unknown:
-            notes.append(f"{self.unknown} turned away as unknown")
+        if self.unknown_images:
+            notes.append(f"{self.unknown_images} turned away as unknown")
         if self.failures:
             notes.append(f"{self.failures} could not be predicted")
         return ", ".join(notes)

@@ -42,7 +42,7 @@ class Prediction:
         scores: probabilities of these classes.
         label_names: names of these classes; empty if the classes have no names.
         error: reason why the image can't be predicted; empty if it can.
-        known: False if the image is turned away, because it is unlike the known ones; None if nobody asks.
+        is_known: False if the image is turned away, because it is unlike the known ones; None if nobody asks.
         class_set: ids of the classes in the set that contains the true class with a stated probability, the
             best first; None if nobody asks.
         class_set_names: names of these classes; empty if the classes have no names; None if nobody asks.
@@ -54,7 +54,7 @@ class Prediction:
     scores: list[float] = field(default_factory=list)
     label_names: list[str] = field(default_factory=list)
     error: str = ""
-    known: bool | None = None
+    is_known: bool | None = None
     class_set: list[int] | None = None
     class_set_names: list[str] | None = None
     features: Array | None = field(default=None, compare=False, repr=False)
@@ -119,8 +119,7 @@ class Predictor:
         threshold: threshold that chooses between two classes; None for the best classes.
         calibration: calibration of the scores. Logits of the runner are divided by its temperature, and
             probabilities have it already. None for scores that are not calibrated.
-        no_limits: reason why there can't be limits, and how to get them, for messages; empty if there is
-            none but a missing calibration.
+        no_limits: reason why there can't be limits, and how to get them, for messages.
         limits: limits of what a prediction says beside its best classes; see ``with_limits``.
     """
 
@@ -158,7 +157,7 @@ class Predictor:
         batch_size: int = 10,
         *,
         tta: str | Sequence[str] | None = None,
-        unknown: float | None = None,
+        unknown_share: float | None = None,
         coverage: float | None = None,
     ) -> list[Prediction]:
         """Predicts the classes of images.
@@ -171,7 +170,7 @@ class Predictor:
             batch_size: images per batch.
             tta: views of each image whose probabilities are averaged: ``flip`` for its mirror image,
                 ``crops`` for the four corners beside the centre, or ``flip,crops``; None for the image alone.
-            unknown: largest share of known images that are turned away, such as 0.05; None for no such
+            unknown_share: largest share of known images that are turned away, such as 0.05; None for no such
                 answer. See ``with_limits``.
             coverage: share of images whose set of classes contains the true class, such as 0.95; None for no
                 sets.
@@ -183,9 +182,11 @@ class Predictor:
         Raises:
             DataError: ``images`` has another type, ``topk`` or ``batch_size`` is no integer of at least 1, or
                 ``tta`` has another word, or needs a crop that the transforms do not have.
-            DataError: ``unknown`` or ``coverage`` can't be answered, as in ``with_limits``.
+            DataError: a share can't be answered, as in ``with_limits``.
         """
-        return list(self.stream(images, topk, batch_size, tta=tta, unknown=unknown, coverage=coverage))
+        return list(
+            self.stream(images, topk, batch_size, tta=tta, unknown_share=unknown_share, coverage=coverage)
+        )
 
     def stream(
         self,
@@ -194,7 +195,7 @@ class Predictor:
         batch_size: int = 10,
         *,
         tta: str | Sequence[str] | None = None,
-        unknown: float | None = None,
+        unknown_share: float | None = None,
         coverage: float | None = None,
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
@@ -207,9 +208,9 @@ class Predictor:
         """
         if tta is not None:
             predictor = self.with_views(tta)
-            return predictor.stream(images, topk, batch_size, unknown=unknown, coverage=coverage)
-        if unknown is not None or coverage is not None:
-            return self.with_limits(unknown, coverage).stream(images, topk, batch_size)
+            return predictor.stream(images, topk, batch_size, unknown_share=unknown_share, coverage=coverage)
+        if unknown_share is not None or coverage is not None:
+            return self.with_limits(unknown_share, coverage).stream(images, topk, batch_size)
         sources = named_images(images, self.pixel_format)
         return self._stream(sources, _count("topk", topk), _count("batch_size", batch_size))
 
@@ -243,15 +244,15 @@ class Predictor:
             description=f"{self.description}, test-time augmentation: {views}",
         )
 
-    def with_limits(self, unknown: float | None = None, coverage: float | None = None) -> Predictor:
+    def with_limits(self, unknown_share: float | None = None, coverage: float | None = None) -> Predictor:
         """Returns a predictor that turns away unknown images, or gives sets of classes.
 
         Both shares hold for images like those of the model's calibration, on the average over many
         calibrations. ``limits.description`` says what the limits are, and which images they come from.
 
         Args:
-            unknown: largest share of known images that are turned away, between 0 and 1: ``known`` is False
-                for them, and for most images of other kinds. None for no such answer.
+            unknown_share: largest share of known images that are turned away, between 0 and 1. They have
+                ``is_known`` False, as other images that are unlike enough. None for no such answer.
             coverage: smallest share of known images whose ``class_set`` contains the true class, between 0
                 and 1; None for no sets.
 
@@ -261,9 +262,9 @@ class Predictor:
         """
         if self.calibration is None or self._no_limits:
             raise DataError(self._no_limits or NO_CALIBRATION)
-        if unknown is not None and not self._gives_logits:
+        if unknown_share is not None and not self._gives_logits:
             raise DataError(_NO_ENERGY)
-        return self._changed(limits=limits_of(self.calibration, unknown, coverage))
+        return self._changed(limits=limits_of(self.calibration, unknown_share, coverage))
 
     def _changed(self, **changes: Any) -> Predictor:
         """Returns a predictor with other arguments."""
@@ -366,7 +367,7 @@ class Predictor:
             prediction.class_ids = np.argsort(-scores, kind="stable")[:topk].tolist()
             prediction.scores = scores[prediction.class_ids].round(5).tolist()
             prediction.label_names = self._names_of(prediction.class_ids)
-        prediction.known = self.limits.is_known(values)
+        prediction.is_known = self.limits.is_known(values)
         prediction.class_set = self.limits.class_set(scores)
         if prediction.class_set is not None:
             prediction.class_set_names = self._names_of(prediction.class_set)

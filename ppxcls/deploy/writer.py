@@ -66,7 +66,7 @@ class Writer:
 def limit_entries(prediction: Prediction) -> dict[str, Any]:
     """Returns what the limits say about an image, by name; nothing if nobody asks."""
     entries = {
-        "known": prediction.known,
+        "known": prediction.is_known,
         "class_set": prediction.class_set,
         "class_set_names": prediction.class_set_names,
     }
@@ -75,8 +75,8 @@ def limit_entries(prediction: Prediction) -> dict[str, Any]:
 
 def _limit_cells(prediction: Prediction) -> list[str]:
     """Returns the cells of what the limits say. The ids of a set are separated by spaces."""
-    known, class_set = prediction.known, prediction.class_set
-    cells = [] if known is None else [str(known).lower()]
+    is_known, class_set = prediction.is_known, prediction.class_set
+    cells = [] if is_known is None else [str(is_known).lower()]
     return cells if class_set is None else [*cells, " ".join(map(str, class_set))]
 
 

@@ -38,7 +38,7 @@ def run_server(
     host: str = "",
     limits: Limits = DEFAULT_LIMITS,
     access: Access = OPEN_ACCESS,
-    unknown: float | None = None,
+    unknown_share: float | None = None,
     coverage: float | None = None,
     trust: bool = False,
 ) -> None:
@@ -52,7 +52,7 @@ def run_server(
         host: name of this address, as the user gave it.
         limits: limits of the server.
         access: clients and web pages that may use it.
-        unknown: largest share of known images that are answered as unknown; None for no such answer.
+        unknown_share: largest share of known images that are answered as unknown; None for no such answer.
         coverage: coverage of the sets of classes; None for no sets.
         trust: True to run code that came with the files, as for ``ppxcls.load``.
 
@@ -62,8 +62,8 @@ def run_server(
     """
     set_up_logging()
     predictor = load(path, _UNBOUNDED_IMAGES, trust=trust)
-    if unknown is not None or coverage is not None:
-        predictor = predictor.with_limits(unknown, coverage)
+    if unknown_share is not None or coverage is not None:
+        predictor = predictor.with_limits(unknown_share, coverage)
     decoders = DecoderPool(
         min(usable_cores(), _MAX_DECODERS) + 1,  # one more, because a client may not use all of them
         limits.of_picture,

@@ -28,7 +28,7 @@ def serve(
     memory: int = 256,
     pixels: float = 51,
     decode_seconds: float = 10,
-    unknown: float | None = None,
+    unknown_share: float | None = None,
     coverage: float | None = None,
     trust: bool = False,
 ) -> None:
@@ -54,8 +54,8 @@ def serve(
         memory: largest size of all requests that are not answered yet, in MiB, at least 64.
         pixels: largest number of pixels of an image, in millions, at most 178.
         decode_seconds: longest time to decode an image, in seconds; a fifth of it while others wait.
-        unknown: largest share of known images that are answered with ``"known": false``, such as 0.05; None
-            for answers without it. The model needs a calibration.
+        unknown_share: largest share of known images that are answered with ``"known": false``, such as 0.05;
+            None for answers without it. The model needs a calibration.
         coverage: share of images whose ``class_set`` contains the true class, such as 0.95; None for answers
             without it. The model needs a calibration.
         trust: True to run code that came with the files, as for ``ppxcls.load``.
@@ -93,7 +93,7 @@ def serve(
                 host=host,
                 limits=server_limits,
                 access=access,
-                unknown=unknown,
+                unknown_share=unknown_share,
                 coverage=coverage,
                 trust=trust,
             )

@@ -28,13 +28,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts/comparison")]
 
 import ppxcls
 from ppxcls.calibration.coverage import class_sets, score_limit
+from ppxcls.calibration.reliability import reliability
 from ppxcls.calibration.temperature import calibrated, calibration_of
 from ppxcls.calibration.unknown import energies, energy_limit
 
 Array = np.ndarray
 SHARE, COVERAGE = 0.05, 0.95
 _NEIGHBOURS = 10
-_BINS = 15
 _FLOWER_PIXELS = 150
 _KINDS_AT_ONCE = 3  # unknown kinds of flowers in one repetition
 _DIGIT_STEPS = 400
@@ -58,8 +58,8 @@ class Case:
     """The images of one repetition: those of training, the held-out known ones, and the unknown ones."""
 
     training: Outputs
-    known: Outputs
-    unknown: Outputs
+    known_images: Outputs
+    unknown_images: Outputs
 
 
 def neighbour_distance(training: Array, features: Array) -> Array:
@@ -81,26 +81,23 @@ def mahalanobis_distance(training: Outputs, features: Array) -> Array:
     return np.einsum("ncf,fg,ncg->nc", differences, inverse, differences, optimize=True).min(1)
 
 
-def auroc(known: Array, unknown: Array) -> float:
+def auroc(known_values: Array, unknown_values: Array) -> float:
     """Returns the probability that an unknown image has the larger value; a tie counts half."""
     from sklearn.metrics import roc_auc_score
 
-    labels = np.repeat([0, 1], [len(known), len(unknown)])
-    return float(roc_auc_score(labels, np.concatenate([known, unknown])))
+    labels = np.repeat([0, 1], [len(known_values), len(unknown_values)])
+    return float(roc_auc_score(labels, np.concatenate([known_values, unknown_values])))
 
 
 def calibration_error(scores: Array, labels: Array) -> float:
-    """Returns the expected calibration error over bins of equal width (arXiv:1706.04599, eq. 3)."""
-    confidence, is_correct = scores.max(1), scores.argmax(1) == labels
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, confidence, _BINS) - np.bincount(bins, is_correct, _BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    """Returns the calibration error of the best classes of scores [N, class_num]."""
+    return reliability(scores.max(1), scores.argmax(1) == labels).error
 
 
 def figures(case: Case, seed: int) -> dict[str, float]:
     """Returns the figures of one repetition."""
-    order = np.random.default_rng(seed).permutation(len(case.known.labels))
-    calibration_images, judged = (case.known.part(part) for part in np.array_split(order, 2))
+    order = np.random.default_rng(seed).permutation(len(case.known_images.labels))
+    calibration_images, judged = (case.known_images.part(part) for part in np.array_split(order, 2))
     record = calibration_of(calibration_images.logits, calibration_images.labels, "the benchmark")
     scores_of = {
         "energy": lambda images: energies(images.logits, record.temperature),
@@ -110,10 +107,10 @@ def figures(case: Case, seed: int) -> dict[str, float]:
     }
     result = {}
     for name, score in scores_of.items():
-        result[f"AUROC, {name}"] = auroc(score(judged), score(case.unknown))
+        result[f"AUROC, {name}"] = auroc(score(judged), score(case.unknown_images))
         values = np.sort(score(calibration_images))
         limit = values[min(int(np.ceil((len(values) + 1) * (1 - SHARE))), len(values)) - 1]
-        result[f"unknown images turned away, {name}"] = float((score(case.unknown) > limit).mean())
+        result[f"unknown images turned away, {name}"] = float((score(case.unknown_images) > limit).mean())
     limit = energy_limit(record, SHARE)
     result["known images turned away, energy"] = float((scores_of["energy"](judged) > limit).mean())
     scores = calibrated(judged.logits, record.temperature)
@@ -146,8 +143,8 @@ def digit_cases(count: int) -> Iterator[Case]:
         optimizer = paddle.optimizer.Adam(0.002, parameters=[*trunk.parameters(), *classifier.parameters()])
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(images))
-        known = order[digits.target[order] < 8]
-        training = np.concatenate([known[digits.target[known] == label][:30] for label in range(8)])
+        known_ids = order[digits.target[order] < 8]
+        training = np.concatenate([known_ids[digits.target[known_ids] == label][:30] for label in range(8)])
         for _ in range(_DIGIT_STEPS):
             batch = rng.choice(training, 64)
             loss = nn.functional.cross_entropy(
@@ -166,12 +163,12 @@ def digit_cases(count: int) -> Iterator[Case]:
             return Outputs(features.numpy(), logits, labels)
 
         is_unknown = digits.target >= 8
-        held_out = np.setdiff1d(known, training)
+        held_out = np.setdiff1d(known_ids, training)
         yield Case(outputs(training), outputs(held_out), outputs(np.flatnonzero(is_unknown)))
 
 
-def flower_features(photographs: Path, trunk: Path) -> tuple[Array, Array, Array]:
-    """Returns the features of all photographs, their kinds, and True for those in ``train``."""
+def flower_features(photographs: Path, trunk: Path) -> tuple[Array, Array]:
+    """Returns the features [N, F] of all photographs, and their kinds [N]."""
     import paddle
     from features import in_batches  # scripts/comparison/features.py
     from trunk import trunk_network  # scripts/comparison/trunk.py
@@ -190,15 +187,14 @@ def flower_features(photographs: Path, trunk: Path) -> tuple[Array, Array, Array
     images = np.stack([transform(file.read_bytes()) for file in files])
     with paddle.no_grad():
         features = in_batches(lambda batch: network(paddle.to_tensor(batch)).numpy(), images)
-    kinds = np.unique([file.parent.name for file in files], return_inverse=True)[1]
-    return features, kinds, np.array([file.parent.parent.name == "train" for file in files])
+    return features, np.unique([file.parent.name for file in files], return_inverse=True)[1]
 
 
 def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
     """Yields repetitions with a linear classifier of nine kinds, of 30 photographs of each."""
     from ppxcls.fitting.linear import LinearProblem
 
-    features, kinds, _ = flower_features(photographs, trunk)
+    features, kinds = flower_features(photographs, trunk)
     kind_count = int(kinds.max()) + 1
     for seed in range(count):
         rng = np.random.default_rng(seed)
@@ -207,8 +203,8 @@ def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
         unknown_kinds = kind_order[turn * _KINDS_AT_ONCE : (turn + 1) * _KINDS_AT_ONCE]
         known_kinds = np.setdiff1d(np.arange(kind_count), unknown_kinds)
         order = rng.permutation(len(kinds))
-        known = order[np.isin(kinds[order], known_kinds)]
-        training = np.concatenate([known[kinds[known] == kind][:30] for kind in known_kinds])
+        known_ids = order[np.isin(kinds[order], known_kinds)]
+        training = np.concatenate([known_ids[kinds[known_ids] == kind][:30] for kind in known_kinds])
         labels = np.searchsorted(known_kinds, kinds[training])
         problem = LinearProblem(features[np.newaxis, training], labels, len(known_kinds))
         classifier = problem.classifier(problem.train(0.1))
@@ -220,16 +216,27 @@ def flower_cases(photographs: Path, trunk: Path, count: int) -> Iterator[Case]:
             return Outputs(features[indices], classifier.logits(features[indices]), labels)  # type: ignore[attr-defined]
 
         is_unknown = np.isin(kinds, unknown_kinds)
-        held_out = np.setdiff1d(known, training)
+        held_out = np.setdiff1d(known_ids, training)
         yield Case(outputs(training), outputs(held_out), outputs(np.flatnonzero(is_unknown)))
 
 
-def coverage_interval(judged: int) -> tuple[float, float]:
-    """Returns the 95 % binomial interval of a coverage that is exactly the stated one."""
-    from scipy.stats import binom
+def print_coverage(rows: list[dict[str, float]]) -> None:
+    """Prints how many coverages are inside their 95 % interval.
 
-    low, high = binom.interval(0.95, judged, COVERAGE)
-    return float(low / judged), float(high / judged)
+    The binomial one is for exact limits. With the limits of a few calibration images, the number is
+    beta-binomial (Vovk 2012, arXiv:1209.2673).
+    """
+    from scipy.stats import betabinom, binom
+
+    judged, calibrating = int(rows[0]["judged images"]), int(rows[0]["calibration images"])
+    rank = int(np.ceil((calibrating + 1) * COVERAGE))
+    for name, law in (
+        ("binomial", binom(judged, COVERAGE)),
+        ("beta-binomial", betabinom(judged, rank, calibrating + 1 - rank)),
+    ):
+        low, high = (float(count / judged) for count in law.interval(0.95))
+        inside = sum(low <= row["coverage"] <= high for row in rows)
+        print(f"coverage inside {low:.3f} to {high:.3f}, {name}: {inside} of {len(rows)} repetitions")
 
 
 def main() -> None:
@@ -251,9 +258,7 @@ def main() -> None:
     for name in rows[0]:
         values = np.array([row[name] for row in rows])
         print(f"{name:42} {values.mean():8.4f} ± {values.std():.4f}")
-    low, high = coverage_interval(int(rows[0]["judged images"]))
-    inside = sum(low <= row["coverage"] <= high for row in rows)
-    print(f"coverage inside {low:.3f} to {high:.3f}, the interval of one repetition: {inside} of {len(rows)}")
+    print_coverage(rows)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_too_few_images_are_told() -> None:
 @pytest.mark.parametrize("share", [0, 1, -0.1, 5, True, "0.05", math.nan, None])
 def test_a_share_is_between_0_and_1(share: float) -> None:
     with pytest.raises(
-        CalibrationError, match=r"^unknown: expected a number between 0 and 1, such as 0.05, re"
+        CalibrationError, match=r"^unknown share: expected a number between 0 and 1, such as 0.05, re"
     ):
         energy_limit(record(energy=[0.0] * 50), share)
     with pytest.raises(CalibrationError, match=r"^coverage: expected a number between 0 and 1"):

@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import yaml
 from scipy.special import logsumexp, softmax
 
 import ppxcls
@@ -22,9 +24,10 @@ from ppxcls.deploy.predict import Predictor
 from ppxcls.deploy.threshold import Threshold
 from ppxcls.deploy.writer import Writer
 from ppxcls.serving.answers import answer_to, first_classes
+from ppxcls.serving.app import build_app
 from ppxcls.serving.bodies import BodyLimits
 from ppxcls.serving.openapi import openapi_document
-from tests.conftest import run_tool, write_images
+from tests.conftest import SMALL_NETWORK, run_tool, small_config, write_images
 
 CLASSES = 4
 
@@ -48,12 +51,14 @@ def predictor_of(**keys: Any) -> Predictor:
 
 def test_known_images_and_sets_are_those_of_the_formulae() -> None:
     logits = np.concatenate([drawn(200, seed=1)[0], 0.3 * drawn(50, seed=2)[0]])
-    predictions = predictor_of().with_limits(unknown=0.1, coverage=0.9).predict_prepared(list(logits), 2)
+    predictions = (
+        predictor_of().with_limits(unknown_share=0.1, coverage=0.9).predict_prepared(list(logits), 2)
+    )
     temperature = CALIBRATION.temperature
     energy = -temperature * logsumexp(logits.astype(float) / temperature, axis=1)
     rank = int(np.ceil(301 * 0.9))
     expected = energy <= CALIBRATION.energies[rank - 1] + 1e-4
-    assert [prediction.known for prediction in predictions] == expected.tolist()
+    assert [prediction.is_known for prediction in predictions] == expected.tolist()
     assert 0.7 < expected[:200].mean() < 1.0
     assert expected[200:].mean() < 0.1
     limit = CALIBRATION.true_scores[300 - rank]
@@ -68,28 +73,28 @@ def test_known_images_and_sets_are_those_of_the_formulae() -> None:
 
 def test_without_a_wish_nothing_is_said() -> None:
     (prediction,) = predictor_of().predict_prepared([drawn(1)[0][0]])
-    assert (prediction.known, prediction.class_set, prediction.class_set_names) == (None, None, None)
+    assert (prediction.is_known, prediction.class_set, prediction.class_set_names) == (None, None, None)
     assert answer_to(prediction)[1].keys() == {"class_ids", "scores", "label_names"}
 
 
 @pytest.mark.parametrize(
     ("keys", "wish", "message"),
     [
-        ({"calibration": None}, {"unknown": 0.05}, "^there is no record of a calibration$"),
+        ({"calibration": None}, {"unknown_share": 0.05}, "^there is no record of a calibration$"),
         ({"calibration": None, "no_limits": "get one"}, {"coverage": 0.9}, "^get one$"),
         (
             {"gives_logits": False},
-            {"unknown": 0.05},
+            {"unknown_share": 0.05},
             r"probabilities, which have no energy: export .* --logits$",
         ),
         (
             {},
-            {"unknown": 5},
-            "^unknown: expected a number between 0 and 1, such as 0.05, received 5, of val_list",
+            {"unknown_share": 5},
+            "^unknown share: expected a number between 0 and 1, such as 0.05, received 5, of val_list",
         ),
         (
             {},
-            {"unknown": 0.001},
+            {"unknown_share": 0.001},
             r"^to turn away at most 0.001 .* at least 999 calibration images, .* has 300, of v",
         ),
         (
@@ -121,17 +126,17 @@ def written(kind: Any, **wish: float) -> str:
 
 
 def test_every_form_says_that_an_image_is_unknown() -> None:
-    rows = [json.loads(line) for line in written("jsonl", unknown=0.05).splitlines()]
+    rows = [json.loads(line) for line in written("jsonl", unknown_share=0.05).splitlines()]
     assert [row["known"] for row in rows] == [True, False]
     assert "class_set" not in rows[0]
-    assert "'known': False" in written("paddleclas", unknown=0.05)
-    table = list(csv.DictReader(io.StringIO(written("csv", unknown=0.05, coverage=0.95))))
+    assert "'known': False" in written("paddleclas", unknown_share=0.05)
+    table = list(csv.DictReader(io.StringIO(written("csv", unknown_share=0.05, coverage=0.95))))
     assert [(row["known"], row["class_set"]) for row in table] == [("true", "0"), ("false", "")]
     assert written("csv", coverage=0.95).splitlines()[0].endswith(",score,class_set")
 
 
 def test_the_answer_of_a_server_and_its_description() -> None:
-    predictor = predictor_of().with_limits(unknown=0.05, coverage=0.9)
+    predictor = predictor_of().with_limits(unknown_share=0.05, coverage=0.9)
     (prediction,) = predictor.predict_prepared([np.zeros(CLASSES, np.float32)], 3)
     status, content = answer_to(first_classes(prediction, 1))
     assert status == 200
@@ -196,7 +201,7 @@ def test_a_threshold_in_the_metadata_of_an_export() -> None:
         ),
         ({"threshold": 0.5}, "threshold: only ThreshOutput has this key, and the name is Topk"),
         ({"label_0": "no"}, "label_0: only ThreshOutput has this key"),
-        ({"unknown": 0}, "unknown: expected a number above 0 and below 1"),
+        ({"unknown_share": 0}, "unknown_share: expected a number above 0 and below 1"),
         ({"coverage": 95}, "coverage: expected a number above 0 and below 1"),
     ],
 )
@@ -277,3 +282,77 @@ def test_a_threshold_from_the_yaml_to_the_export(small: Any, tmp_path: Path) -> 
     assert [p.label_names for p in exported] == [row["label_names"] for row in rows]
     config = ppxcls.load_config(run, ["Infer.PostProcess.threshold=1.0"])
     assert [p.label_names for p in ppxcls.infer(config, str(data / "val"))] == [["nobody"]] * 4
+
+
+@pytest.fixture(scope="module")
+def calibrated_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a small network with 60 evaluation images, which calibrate it."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    write_images(folder, 12)
+    write_images(folder, 60, seed=1, name="val")
+    arch = {"Arch": {"name": "SmallNetwork"}, "Global.plugins": [SMALL_NETWORK]}
+    (folder / "config.yaml").write_text(yaml.safe_dump(small_config(folder, folder / "output", **arch)))
+    trainer = ppxcls.build_trainer(ppxcls.load_config(folder / "config.yaml"))
+    trainer.fit()
+    return Path(trainer.output_dir)
+
+
+def test_a_run_its_export_and_its_server_say_the_same(calibrated_run: Path, tmp_path: Path) -> None:
+    testclient = pytest.importorskip("starlette.testclient")
+    pytest.importorskip("httpx")
+    photos = calibrated_run.parents[1] / "val"
+    cv2.imwrite(str(tmp_path / "white.png"), np.full((80, 80, 3), 255, np.uint8))
+    files = [str(tmp_path / "white.png"), *map(str, sorted(photos.iterdir())[:20])]
+    wish = {"unknown_share": 0.2, "coverage": 0.8}
+    expected = ppxcls.load(calibrated_run).predict(files, **wish)
+    assert {prediction.is_known for prediction in expected} == {True, False}
+    words = [
+        word for name, share in wish.items() for word in (f"--{name.removesuffix('_share')}", str(share))
+    ]
+    result = run_tool("tools/infer.py", "-c", calibrated_run, *files, "--format", "jsonl", *words)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["known"] for row in rows] == [prediction.is_known for prediction in expected]
+    assert [row["class_set"] for row in rows] == [prediction.class_set for prediction in expected]
+    assert "at most 0.2 of known images are turned away" in result.stderr
+    assert "by 60 images of val_list.txt, whose images chose the weights" in result.stderr
+    assert f"{sum(p.is_known is False for p in expected)} turned away as unknown" in result.stderr
+    config = ppxcls.load_config(calibrated_run, ["Infer.PostProcess={unknown_share: 0.2, coverage: 0.8}"])
+    assert ppxcls.infer(config, files) == expected
+    for kind, softmax_output in (("logits", False), ("scores", True)):
+        target = [f"Global.save_inference_dir={tmp_path}/{kind}"]
+        ppxcls.export(ppxcls.load_config(calibrated_run, target), ["paddle"], softmax=softmax_output)
+    exported = ppxcls.load(tmp_path / "logits").with_limits(**wish)
+    received = exported.predict(files)
+    assert [(p.is_known, p.class_set) for p in received] == [(p.is_known, p.class_set) for p in expected]
+    sets = ppxcls.load(tmp_path / "scores").predict(files, coverage=0.8)
+    assert [p.class_set for p in sets] == [p.class_set for p in expected]
+    with testclient.TestClient(build_app(exported)) as client:
+        answers = [client.post("/predict", content=Path(file).read_bytes()).json() for file in files]
+        page = client.get("/").text
+    assert [answer["known"] for answer in answers] == [p.is_known for p in expected]
+    assert [answer["class_set"] for answer in answers] == [p.class_set for p in expected]
+    assert "At most 0.2 of known images are turned away." in page
+
+
+def test_refusals_say_how_to_get_an_answer(calibrated_run: Path, tmp_path: Path, small: Any) -> None:
+    (photo, *_) = sorted((calibrated_run.parents[1] / "val").iterdir())
+    predictor = ppxcls.load(calibrated_run)
+    with pytest.raises(ppxcls.DataError, match="predicted without other views"):
+        predictor.predict(photo, tta="flip", unknown_share=0.1)
+    with pytest.raises(
+        ppxcls.DataError, match=r"needs at least 99 calibration images, .* has 60, of val_list"
+    ):
+        predictor.predict(photo, unknown_share=0.01)
+    run = small_run(small, tmp_path)
+    result = run_tool("infer", "-c", run, photo, "--unknown", "0.05")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: {run}: there is no record of a calibration; get one by: "
+        f"ppxcls eval -c {run} --calibrate LIST"
+    )
+    ppxcls.export(ppxcls.load_config(run, [f"Global.save_inference_dir={tmp_path}/inference"]), ["paddle"])
+    with pytest.raises(ppxcls.DataError, match="calibrate the run, by: ppxcls eval .* and export it again"):
+        ppxcls.load(tmp_path / "inference").predict(photo, coverage=0.9)
+    with pytest.raises(ppxcls.DataError, match="exported files give no features; predict with the run"):
+        ppxcls.load(tmp_path / "inference", features=True)
