@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ppxcls.build.calibration import HAS_CHOSEN, calibration_source
+from ppxcls.build.calibration import HAS_CHOSEN, calibration_facts, calibration_source
 from ppxcls.build.choices import Weights, class_names_for
 from ppxcls.build.evaluation import eval_block, write_results
 from ppxcls.build.trainer import build_trainer
@@ -25,7 +25,6 @@ from ppxcls.reports.result_files import FitStage
 from ppxcls.system.arrays import Array
 from ppxcls.system.atomic_files import write_text
 from ppxcls.system.json_text import json_text
-from ppxcls.system.logs import logger
 from ppxcls.train import PREDICTIONS
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.predictions import PredictionTable, write_predictions
@@ -81,7 +80,7 @@ def write_result(
             _continue_run(trainer)
         trainer.run.begin(is_continued=not is_first)
         fitted = _calibration(config, trainer, val_logits, note=note)
-        results = _evaluated(trainer, val_logits, fitted)
+        results, score_facts = _evaluated(trainer, val_logits, fitted)
         progress = trainer.progress
         progress.epoch = epoch
         figure = _deciding_figure(trainer, results)
@@ -100,7 +99,8 @@ def write_result(
             before_commit=lambda prefix, digests: write_calibration(prefix.parent, fitted, digests[WEIGHTS]),
         )
         weights = Weights(str(trainer.output_dir / _BEST), average=False, is_own=True, note=note)
-        write_results(config, weights, dataset=_evaluation(trainer).loader.dataset, results=results)
+        dataset = _evaluation(trainer).loader.dataset
+        write_results(config, weights, dataset=dataset, results={**score_facts, **results})
     finally:
         trainer.log.close()
         trainer.close_loaders()
@@ -153,14 +153,17 @@ def _calibration(config: Config, trainer: Trainer, logits: Array, *, note: str) 
         return None
     words = f"{HAS_CHOSEN} ({note})" if note else HAS_CHOSEN
     labels = np.asarray(evaluation.loader.dataset.labels[: len(logits)], np.int64)
-    fitted = fitted_calibration(logits, labels, calibration_source(eval_block(config), words))
-    if fitted is not None:
-        logger.info(f"calibration: {fitted}")
-    return fitted
+    return fitted_calibration(logits, labels, calibration_source(eval_block(config), words))
 
 
-def _evaluated(trainer: Trainer, logits: Array, fitted: FittedCalibration | None) -> dict[str, Any]:
-    """Writes the predictions, and returns the results of an evaluation with these logits."""
+def _evaluated(
+    trainer: Trainer, logits: Array, fitted: FittedCalibration | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the predictions of an evaluation with these logits.
+
+    Returns:
+        The results, and what ``eval.json`` says about the scores.
+    """
     evaluation = _evaluation(trainer)
     dataset = evaluation.loader.dataset
     labels = np.asarray(dataset.labels[: len(logits)], np.int64)
@@ -169,13 +172,17 @@ def _evaluated(trainer: Trainer, logits: Array, fitted: FittedCalibration | None
         table.temperature = fitted.calibration.temperature
     logits_and_labels = paddle.to_tensor(logits), paddle.to_tensor(labels)
     table.add(np.arange(len(logits)), *logits_and_labels)
-    write_predictions(trainer.output_dir / PREDICTIONS, table.gathered(), dataset, trainer.run.class_names)
+    predictions = table.gathered()
+    write_predictions(trainer.output_dir / PREDICTIONS, predictions, dataset, trainer.run.class_names)
+    facts = {}
+    if fitted is not None:
+        facts["calibration"] = calibration_facts(fitted.calibration, predictions, dataset)
     top1, loss = accuracy_and_loss(logits, labels)
     order = np.argsort(-logits, axis=1, kind="stable")[:, :5]
     top5 = float((order == labels[:, None]).any(1).mean())
     # These are the figures that stages are compared by, whatever ``Metric.Eval`` and ``Loss.Eval`` are.
     compared = {evaluation.loss_name: loss, "top1": top1, "top5": top5, "num_samples": len(logits)}
-    return evaluation.results_of(*logits_and_labels) | compared
+    return evaluation.results_of(*logits_and_labels) | compared, facts
 
 
 def state_of(network: paddle.nn.Layer) -> State:

@@ -22,6 +22,7 @@ from ppxcls.calibration.fit import read_calibration
 from ppxcls.calibration.temperature import best_temperature
 from ppxcls.calibration.unknown import energy_limit
 from ppxcls.checkpoints.files import write_state
+from ppxcls.fitting.result import state_of, write_result
 from ppxcls.system.arrays import Array
 from ppxcls.train.trainer import Trainer
 from tests.conftest import SMALL_NETWORK, copy_folder, run_tool, small_config, write_images
@@ -345,3 +346,24 @@ def test_the_record_belongs_to_the_weights_that_were_evaluated(
     assert facts["source"] == f"val_list.txt, {CHOSE}"
     if has_average:
         ppxcls.report(run)
+
+
+def test_a_stage_of_fit_keeps_the_temperature_of_its_logits(pictures: Path, tmp_path: Path) -> None:
+    """The logits are those of weights that were not trained on the photographs that choose."""
+    config = ppxcls.load_config(write_file(tmp_path, pictures))
+    labels = np.array([int(line.split()[1]) for line in (pictures / "val_list.txt").read_text().splitlines()])
+    rng = np.random.default_rng(0)
+    logits = (4 * rng.normal(size=(60, 3)) + 3 * np.eye(3)[labels]).astype(np.float32)
+    state = state_of(ppxcls.build_model("SmallNetwork", class_num=3))
+    write_result(config, state, epoch=1, is_first=True, val_logits=logits, note="by other weights")
+    run = config.run_folder
+    fitted = read_calibration(run, hashlib.sha256((run / "best_model.pdparams").read_bytes()).hexdigest())
+    assert fitted is not None
+    temperature = fitted.calibration.temperature
+    assert temperature == pytest.approx(best_temperature(logits, labels, smallest=0.1), rel=1e-5)
+    assert fitted.calibration.source == f"val_list.txt, {CHOSE} (by other weights)"
+    with open(run / "predictions.csv") as stream:
+        scores = [float(row["score"]) for row in csv.DictReader(stream)]
+    np.testing.assert_allclose(scores, softmax(logits / temperature, axis=1).max(1), rtol=1e-4)
+    facts = json.loads((run / "eval.json").read_text())["calibration"]
+    assert facts["loss_after"] == pytest.approx(fitted.figures.loss_after, rel=1e-4)
