@@ -104,7 +104,7 @@ def test_a_block_that_is_changed_in_a_notebook_is_checked(small: Callable[..., P
     network = ppxcls.build_model("SmallNetwork")
     from ppxcls.train.optimizers import build_optimizer
 
-    build_optimizer(config.Optimizer, dict(network.named_parameters()), lambda step: 0.1)
+    build_optimizer(config.Optimizer, dict(network.named_parameters()), lr_at=lambda step: 0.1)
     assert dict(network.named_parameters())["fc.weight"].optimize_attr["learning_rate"] == 2
     with pytest.raises(AttributeError, match=r"Optimizer.name can't be set"):
         config.Optimizer.name = "SGD"

@@ -27,6 +27,7 @@ from ppxcls.config.sections import Config
 from ppxcls.data.class_balance import unused_classes_warning
 from ppxcls.data.label_mapping import ClassNames
 from ppxcls.data.loader import Loader
+from ppxcls.models.common_keys import network_blocks
 from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.logs import logger
@@ -115,7 +116,12 @@ def _build_learner(config: Config, network: nn.Layer, loss: WeightedSum, facts: 
     samples_per_step = facts.global_batch * facts.update_freq
     schedule = learning_rate(config, facts.steps_per_epoch, samples_per_step)
     log_scaling(config, schedule, samples_per_step)
-    optimizer, scheduler = build_optimizer(optimizer_block, dict(network.named_parameters()), schedule)
+    optimizer, scheduler = build_optimizer(
+        optimizer_block,
+        dict(network.named_parameters()),
+        lr_at=schedule,
+        blocks=list(network_blocks(network)),
+    )
     network, optimizer, precision = set_precision(
         mixed_precision(config.AMP),
         network,

@@ -195,7 +195,7 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(_TUPLES, _is_triple),
     "weights": lambda value: value is None or _is_text(value),
     "learning_rate": lambda value: is_number(value) and value > 0,
-    "reasons": _is_list_of_texts,
+    **dict.fromkeys(("reasons", "freeze"), _is_list_of_texts),
     **dict.fromkeys(("feature_size", "copies"), _is_small_count),
     **dict.fromkeys(
         ("freezes_norms", "in_bfloat16", "trains_again", "flips"), lambda value: isinstance(value, bool)

@@ -62,6 +62,7 @@ class Settings:
         speeds: measured times: ``size`` in pixels, ``feature`` and ``step`` in seconds.
         freezes_norms: True if batch norms keep the statistics of the weights.
         norm_momentum: share of their statistics that batch norms keep in a step; None for the network's own.
+        freeze: patterns of the layers that are not trained.
         in_bfloat16: True to train with bfloat16 products.
         trains_again: True if there is time for a second training, with the photographs that choose too.
         flips: False to train without mirror images, because they make the linear classifier worse.
@@ -87,6 +88,7 @@ class Settings:
     speeds: Mapping[str, float] = field(default_factory=dict)
     freezes_norms: bool = False
     norm_momentum: float | None = None
+    freeze: Sequence[str] = ()
     in_bfloat16: bool = False
     trains_again: bool = True
     flips: bool = True

@@ -6,15 +6,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ppxcls.build.class_order import config_of_weights
+from ppxcls.config.checks import ConfigPlace
 from ppxcls.data.device import ModelInput
 from ppxcls.fitting.configs import config_of
+from ppxcls.fitting.early_layers import early_layer_patterns
 from ppxcls.fitting.feature_loader import feature_loader
 from ppxcls.fitting.features import FeatureComputer, network_with_weights
 from ppxcls.fitting.plan import BATCH_SIZE, Counts, Plan, make_plan, measured_speeds
 from ppxcls.fitting.request import Request
 from ppxcls.fitting.settings import Settings
 from ppxcls.fitting.yaml_files import LISTS, TRAIN_YAML, train_yaml
-from ppxcls.models.common_keys import MODELS, set_norm_momentum
+from ppxcls.models.common_keys import MODELS, freeze, set_norm_momentum
 from ppxcls.models.parts import split_network
 from ppxcls.models.preprocessing import run_preprocessing
 from ppxcls.ops import onednn
@@ -95,6 +97,8 @@ def with_stages(
     computer = FeatureComputer(network, counts.train + counts.choose)
     images = _first_images(request, folder, computer.images_at_once(preparation.size))
     learning_network = MODELS.build(config_of(request, file).Arch)
+    patterns = early_layer_patterns(learning_network)
+    freeze(learning_network, patterns, ConfigPlace(("Arch", "freeze")))
     has_norms = set_norm_momentum(learning_network, _NORM_MOMENTUM) > 0
     in_bfloat16 = settings.device == "cpu" and onednn.has_bfloat16() and to_bfloat16(learning_network) > 0
     speeds = measured_speeds(computer, images, learning_network)
@@ -109,6 +113,7 @@ def with_stages(
         feature_size=plan.size,
         copies=plan.copies,
         freezes_norms=False,
+        freeze=patterns,
         norm_momentum=_NORM_MOMENTUM if has_norms else None,
         in_bfloat16=in_bfloat16,
         plan=list(plan.rows),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ppxcls.config.yaml_values import write_yaml
+from ppxcls.fitting.early_layers import LAYER_DECAY
 from ppxcls.fitting.photographs import TEST_LIST, TRAIN_LIST, VAL_LIST
 from ppxcls.fitting.settings import Settings
 from ppxcls.system.paths import printable
@@ -46,12 +47,13 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     optimizer = {"layer_decay": 0.9} if settings.weights else {}
     warmup_epochs: float = min(1, settings.epochs // 3)
     if settings.feature_size:
-        optimizer = {"layer_decay": 0.8, "weight_decay": 0.01, "clip_norm_global": 1.0}
+        optimizer = {"layer_decay": LAYER_DECAY, "weight_decay": 0.01, "clip_norm_global": 1.0}
         warmup_epochs = round(min(1.0, 0.1 * settings.epochs), 2)
     # Statistics of a small batch of photographs are worse than those of the published weights.
     norms: dict[str, Any] = {"freeze_norm": True} if settings.freezes_norms else {}
     if settings.norm_momentum is not None:
         norms["norm_momentum"] = settings.norm_momentum
+    frozen_layers = {"freeze": list(settings.freeze)} if settings.freeze else {}
     content: dict[str, Any] = {
         "base": "photographs",
         "Global": {
@@ -60,7 +62,7 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
             "epochs": settings.epochs,
             **({"pretrained_model": start} if start else {}),
         },
-        "Arch": {"name": settings.network, "class_num": settings.class_num, **norms},
+        "Arch": {"name": settings.network, "class_num": settings.class_num, **frozen_layers, **norms},
         "Optimizer": {
             **optimizer,
             "lr": {"learning_rate": settings.learning_rate, "warmup_epoch": warmup_epochs},

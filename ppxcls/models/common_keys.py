@@ -220,6 +220,16 @@ def channels_last(model: nn.Layer) -> None:
     model.register_forward_pre_hook(lambda layer, inputs: inputs[0].transpose([0, 2, 3, 1]))
 
 
+def network_blocks(model: nn.Layer) -> dict[str, nn.Layer]:
+    """Returns the residual blocks of a network by name.
+
+    They are the layers of the classes in its class attribute ``recomputable``.
+    """
+    # A user's network may have no such attribute.
+    block_types: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())
+    return {name: layer for name, layer in model.named_sublayers() if isinstance(layer, block_types)}
+
+
 def recompute_blocks(model: nn.Layer) -> int:
     """Makes the backward pass compute the residual blocks again instead of storing their activations.
 
@@ -232,10 +242,8 @@ def recompute_blocks(model: nn.Layer) -> int:
     Returns:
         The number of blocks.
     """
-    # A user's network may have no such attribute.
-    block_types: tuple[type[nn.Layer], ...] = getattr(type(model), "recomputable", ())
-    blocks = [layer for layer in model.sublayers() if isinstance(layer, block_types)]
-    for block in blocks:
+    blocks = network_blocks(model)
+    for block in blocks.values():
         run_block = block.forward
 
         def forward(

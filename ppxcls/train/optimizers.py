@@ -303,8 +303,10 @@ def L1(coeff: NotNegative) -> L1Decay:
 def build_optimizer(
     spec: Mapping[str, Any],
     parameters: Mapping[str, paddle.Tensor],
+    *,
     lr_at: Callable[[int], float],
     where: ConfigPlace = ConfigPlace(("Optimizer",)),
+    blocks: Sequence[str] = (),
 ) -> tuple[Optimizer, LambdaDecay]:
     """Builds the optimizer of a config's block, and the scheduler that sets its learning rate.
 
@@ -315,6 +317,7 @@ def build_optimizer(
         parameters: parameters by state key.
         lr_at: function from the optimizer step to the learning rate.
         where: place of the block, for error messages.
+        blocks: names of the network's residual blocks. For ``layer_decay``, a block is one layer.
 
     Raises:
         ConfigError: an argument is unknown, missing or invalid, or a pattern matches no parameter.
@@ -343,7 +346,9 @@ def build_optimizer(
     if exclusion_keys and decay is None and not is_decoupled and not has_group_decay:
         logger.warning(f"Optimizer.{exclusion_keys[0]} has no effect, because there is no weight decay")
     scheduler = LambdaDecay(1.0, lr_at)
-    undecayed_names = _set_by_parameter(common_keys, parameters, is_decoupled=is_decoupled, where=where)
+    undecayed_names = _set_by_parameter(
+        common_keys, parameters, is_decoupled=is_decoupled, where=where, blocks=blocks
+    )
     trained_parameters = [p for p in parameters.values() if not p.stop_gradient]
     inputs = OptimizerInputs(scheduler, trained_parameters, decay, _clip(common_keys, where), undecayed_names)
     return OPTIMIZERS.build(block, inputs=inputs, given=inputs), scheduler
@@ -369,6 +374,7 @@ def _set_by_parameter(
     *,
     is_decoupled: bool,
     where: ConfigPlace,
+    blocks: Sequence[str],
 ) -> set[str]:
     """Sets the factor of the learning rate and the weight decay of each parameter.
 
@@ -389,7 +395,7 @@ def _set_by_parameter(
     factors = dict.fromkeys(trained_parameters, 1.0)
     decays: dict[str, float] = {}
     if common_keys.layer_decay is not None:
-        depths = _depths(list(trained_parameters))
+        depths = layer_depths({key: p.ndim for key, p in trained_parameters.items()}, blocks)
         max_depth = max(depths.values())
         if max_depth == 0:
             raise (where / "layer_decay").error(
@@ -416,14 +422,27 @@ def _set_by_parameter(
     return {trained_parameters[key].name for key, value in decays.items() if value == 0}
 
 
-def _depths(keys: Sequence[str]) -> dict[str, int]:
-    """Returns the depth of each parameter, in the order of the network.
+def layer_depths(dimensions: Mapping[str, int], blocks: Sequence[str]) -> dict[str, int]:
+    """Returns the depth of each parameter, from 0 at the images.
 
-    Each block or layer in the top two levels of the network adds one to the depth.
+    A residual block adds one to the depth, and so does each other layer. A batch norm has the depth of the
+    layer before it. The layers in a part of the network without blocks, such as a separable convolution, have
+    one depth.
+
+    Args:
+        dimensions: number of dimensions of each parameter by state key, in the order of the network.
+        blocks: names of the residual blocks. Without any, the layers are those of the top two levels.
     """
+    parts = {block.partition(".")[0] for block in blocks if "." in block}
+    norms = {key.rpartition(".")[0] for key in dimensions}
+    norms -= {key.rpartition(".")[0] for key, count in dimensions.items() if count > 1}
     depths: dict[str, int] = {}
-    places: dict[tuple[str, ...], int] = {}
-    for key in keys:
-        place = tuple(key.split(".")[:2])
-        depths[key] = places.setdefault(place, len(places))
+    places: dict[str, int] = {}
+    for key in dimensions:
+        layer = key.rpartition(".")[0]
+        block = next((name for name in blocks if f"{layer}.".startswith(f"{name}.")), None)
+        names = layer.split(".")
+        place = block or ".".join(names[: 1 if blocks and names[0] not in parts else 2])
+        is_norm = block is None and layer in norms
+        depths[key] = len(places) - 1 if is_norm and places else places.setdefault(place, len(places))
     return depths

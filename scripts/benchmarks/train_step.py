@@ -43,7 +43,7 @@ def paddle_step(size: int, batch: int) -> Callable[[], Any]:
         "lr": {"name": "ConstLR", "learning_rate": 0.01},
         "regularizer": {"name": "L2", "coeff": 1e-4},
     }
-    optimizer, _ = build_optimizer(spec, dict(model.named_parameters()), lambda _: 0.01)
+    optimizer, _ = build_optimizer(spec, dict(model.named_parameters()), lr_at=lambda _: 0.01)
     loss_fn = build_loss([{"CELoss": {"epsilon": 0.1}}])
     rng = np.random.default_rng(0)
     images = paddle.to_tensor(rng.normal(0, 1, (batch, 3, size, size)).astype(np.float32))

@@ -39,7 +39,7 @@ def checkpoint_cases(count: int, seed: int, folder: Path) -> Iterator[Case]:
     lr = {"name": "ConstLR", "learning_rate": 0.1}
     schedule = ppxcls.build_lr_schedule(lr, 1, steps_per_epoch=1)
     optimizer, scheduler = build_optimizer(
-        {"name": "Momentum", "lr": lr}, dict(model.named_parameters()), schedule
+        {"name": "Momentum", "lr": lr}, dict(model.named_parameters()), lr_at=schedule
     )
     learner = Learner(
         model, build_loss([{"CELoss": {}}]), optimizer=optimizer, scheduler=scheduler, schedule=schedule

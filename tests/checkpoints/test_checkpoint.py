@@ -32,7 +32,7 @@ def make(optimizer: str = "Momentum", seed: int = 0, parameters: slice = slice(N
     lr = {"name": "ConstLR", "learning_rate": 0.1}
     schedule = ppxcls.build_lr_schedule(lr, 1, steps_per_epoch=1)
     trained = dict(list(network.named_parameters())[parameters])
-    built_optimizer, scheduler = build_optimizer({"name": optimizer, "lr": lr}, trained, schedule)
+    built_optimizer, scheduler = build_optimizer({"name": optimizer, "lr": lr}, trained, lr_at=schedule)
     return Learner(
         network,
         build_loss([{"CELoss": {}}]),

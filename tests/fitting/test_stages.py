@@ -16,6 +16,7 @@ import ppxcls
 from ppxcls.checkpoints.files import read_state
 from ppxcls.data.errors import DataError
 from ppxcls.fitting import all_layers, classifiers, stages
+from ppxcls.fitting.early_layers import early_layer_patterns
 from ppxcls.fitting.plan import AllLayersChoice
 from ppxcls.fitting.result import is_better_score, is_clearly_better_score
 from tests.fitting import networks
@@ -240,3 +241,18 @@ def test_a_missing_solver_is_named_before_anything_is_written(
     with pytest.raises(DataError, match=r"with weights, fit needs no_such_package: pip install"):
         ppxcls.fit("photos", weights, **OPTIONS)
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "patterns"),
+    [
+        (
+            "Xception",
+            [r"^conv1\.", r"^bn1\.", r"^conv2\.", r"^bn2\.", *[rf"^block{i}\." for i in (1, 2, 3, 4)]],
+        ),
+        ("Xception41", [r"^_entry_flow\.", r"^_middle_flow\._conv_0\."]),
+        ("xception41p", [r"^stem\.", r"^blocks\.0\.", r"^blocks\.1\.", r"^blocks\.2\."]),
+    ],
+)
+def test_early_layers_are_those_with_less_than_a_tenth_of_the_rate(network: str, patterns: list[str]) -> None:
+    assert early_layer_patterns(ppxcls.build_model(network, class_num=3)) == patterns

@@ -133,7 +133,7 @@ def test_parameters_that_take_turns(name: str) -> None:
         optimizer, _ = build_optimizer(
             {**spec, "use_multi_tensor": use_multi_tensor},
             dict(branches.named_parameters()),
-            lambda step: 0.1,
+            lr_at=lambda step: 0.1,
         )
         for number in (0, 1, 2, 0, 0):
             (branches[number](paddle.ones([2, 3])) ** 2).sum().backward()
@@ -164,14 +164,16 @@ def test_one_operator_for_all_parameters_gives_the_same_weights(name: str, keys:
         model = small_model()
         spec = {"name": name, "lr": {"name": "ConstLR", "learning_rate": 0.05}, **copy.deepcopy(keys)}
         optimizer, _ = build_optimizer(
-            {**spec, "use_multi_tensor": use_multi_tensor}, dict(model.named_parameters()), lambda step: 0.05
+            {**spec, "use_multi_tensor": use_multi_tensor},
+            dict(model.named_parameters()),
+            lr_at=lambda step: 0.05,
         )
         train(model, optimizer, 3)
         weights.append({key: tensor.numpy() for key, tensor in model.state_dict().items()})
         if use_multi_tensor:  # saved, restored into another optimizer, and continued
             again = small_model()
             restored, _ = build_optimizer(
-                {**spec, "use_multi_tensor": True}, dict(again.named_parameters()), lambda step: 0.05
+                {**spec, "use_multi_tensor": True}, dict(again.named_parameters()), lr_at=lambda step: 0.05
             )
             state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
             names = {key: tensor.name for key, tensor in model.state_dict().items()}

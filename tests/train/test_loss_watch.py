@@ -38,7 +38,7 @@ def make_watch(max_skipped_steps: int = 3) -> tuple[LossWatch, Learner]:
     network, lr = paddle.nn.Linear(2, 2), {"name": "ConstLR", "learning_rate": 0.1}
     schedule = ppxcls.build_lr_schedule(lr, 1, steps_per_epoch=1)
     optimizer, scheduler = build_optimizer(
-        {"name": "SGD", "lr": lr}, dict(network.named_parameters()), schedule
+        {"name": "SGD", "lr": lr}, dict(network.named_parameters()), lr_at=schedule
     )
     precision = Precision(max_skipped_steps=max_skipped_steps)
     learner = Learner(

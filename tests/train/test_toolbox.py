@@ -17,12 +17,13 @@ from sklearn import metrics as sklearn_metrics
 
 import ppxcls
 from ppxcls.data.sampler import ClassBalancedSampler, ProgressiveSampler, RASampler
+from ppxcls.models.common_keys import network_blocks
 from ppxcls.models.weights import save_weights
 from ppxcls.train.class_metrics import ClassReport
 from ppxcls.train.ema import WeightAverage
 from ppxcls.train.losses import build_loss
 from ppxcls.train.mixing import build_batch_transforms
-from ppxcls.train.optimizers import build_optimizer
+from ppxcls.train.optimizers import build_optimizer, layer_depths
 
 LR = {"name": "ConstLR", "learning_rate": 0.1}
 
@@ -40,7 +41,7 @@ def after_steps(
     for p in model.parameters():
         p.set_value(paddle.ones(p.shape))
     optimizer, scheduler = build_optimizer(
-        {"lr": LR, **spec}, dict(model.named_parameters()), lambda step: 0.1
+        {"lr": LR, **spec}, dict(model.named_parameters()), lr_at=lambda step: 0.1
     )
     for step in range(steps):
         for p in model.parameters():
@@ -119,15 +120,44 @@ def test_groups_and_layer_decay_scale_the_rate() -> None:
     assert scaled["body.weight"] == pytest.approx(0.1 * change["body.weight"], rel=1e-4)
     assert scaled["body.bias"] == pytest.approx(change["body.bias"], rel=1e-6)
     assert scaled["norm.bias"] == 0
-    layers = {k: 1 - v for k, v in after_steps({"name": "SGD", "layer_decay": 0.5}).items()}
-    assert [
-        round(layers[k] / change[k], 4) for k in ("body.weight", "body.bias", "norm.weight", "norm.bias")
-    ] == [
-        0.125,
-        0.25,
-        0.5,
-        1.0,
+
+
+def test_layer_decay_lowers_the_rates_of_early_layers() -> None:
+    layers = [
+        paddle.nn.Linear(2, 2),
+        paddle.nn.BatchNorm1D(2),
+        paddle.nn.Linear(2, 2),
+        paddle.nn.Linear(2, 2),
     ]
+    parameters = dict(paddle.nn.Sequential(*layers).named_parameters())
+    build_optimizer({"name": "SGD", "lr": LR, "layer_decay": 0.5}, parameters, lr_at=lambda step: 0.1)
+    rates = {key: p.optimize_attr["learning_rate"] for key, p in parameters.items() if not p.stop_gradient}
+    expected = {"0": 0.25, "1": 0.25, "2": 0.5, "3": 1.0}
+    assert rates == {key: expected[key[0]] for key in rates}
+
+
+@pytest.mark.parametrize(
+    ("network", "depths"),
+    [
+        (
+            "Xception",
+            {"conv1.weight": 0, "bn1.bias": 0, "block1.skipbn.weight": 2, "conv4.pointwise.weight": 15},
+        ),
+        ("Xception41", {"_entry_flow._conv1._batch_norm.bias": 0, "_exit_flow._out.weight": 16}),
+        (
+            "Xception41_deeplab",
+            {"_conv2._conv.weight": 1, "_exit_flow_1._short._bn.bias": 13, "_fc.bias": 15},
+        ),
+        ("xception41p", {"stem.0.conv.weight": 0, "blocks.0.shortcut.weight": 1, "head.fc.bias": 14}),
+    ],
+)
+def test_a_block_is_one_layer_of_the_depth(network: str, depths: dict[str, int]) -> None:
+    model = ppxcls.build_model(network, class_num=3)
+    dimensions = {key: p.ndim for key, p in model.named_parameters() if not p.stop_gradient}
+    result = layer_depths(dimensions, list(network_blocks(model)))
+    assert {key: result[key] for key in depths} == depths
+    assert list(result.values()) == sorted(result.values()), "in the order of the network"
+    assert set(result.values()) == set(range(max(result.values()) + 1))
 
 
 @pytest.mark.parametrize(

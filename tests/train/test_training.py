@@ -45,7 +45,7 @@ def test_parity_with_paddleclas_training(run: dict[str, Any]) -> None:
         "lr": run["lr"],
         "regularizer": {"name": "L2", "coeff": run["l2"]},
     }
-    optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at)
+    optimizer, scheduler = build_optimizer(spec, dict(model.named_parameters()), lr_at=lr_at)
     loss_fn = build_loss([{"CELoss": {"epsilon": run["epsilon"]}}])
     model.train()
     losses = []
