@@ -17,6 +17,7 @@ from ppxcls.data.class_names import CLASS_NAMES_FILE
 from ppxcls.data.errors import DataError
 from ppxcls.data.groups import GROUPS_FILE, read_groups
 from ppxcls.data.held_out import Sample, hold_out_folds
+from ppxcls.data.list_content import coverage_notes
 from ppxcls.data.list_index import ListIndex, list_line
 from ppxcls.fitting.clock import Clock
 from ppxcls.fitting.configs import config_of
@@ -47,6 +48,8 @@ Train = Callable[[Request, FitProgress, Clock], Path]  # takes the steps of a fi
 def divided_photographs(request: Request, photographs: Photographs) -> list[dict[str, list[Sample]]]:
     """Returns the photographs that train and those that are held out, for each fold.
 
+    Classes that a fold can't be trained on are named in the log.
+
     Raises:
         DataError: there are too few photographs or groups.
     """
@@ -55,7 +58,11 @@ def divided_photographs(request: Request, photographs: Photographs) -> list[dict
     indices = [ListIndex(photographs.lists / name) for name in (TRAIN_LIST, VAL_LIST)]
     samples = [(index.path(i), int(index.labels[i])) for index in indices for i in range(len(index))]
     groups = read_groups(photographs.lists / GROUPS_FILE)
-    return hold_out_folds(samples, request.folds, seed=_SEED, root=photographs.root, groups=groups)
+    folds = hold_out_folds(samples, request.folds, seed=_SEED, root=photographs.root, groups=groups)
+    for number, parts in enumerate(folds, 1):
+        for note in coverage_notes({"train": parts["train"]}, photographs.names, f" of fold {number}"):
+            logger.warning(note)
+    return folds
 
 
 def begin_folds(

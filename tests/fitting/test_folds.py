@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 import ppxcls
 from ppxcls.checkpoints.files import read_manifest
+from ppxcls.cli.verbs import VERBS
 from ppxcls.data.errors import DataError
 from ppxcls.fitting import all_layers, classifiers, cross_validation, stage_results
 from ppxcls.fitting.plan import Counts, Speeds, fold_seconds
@@ -153,13 +155,21 @@ def test_folds_from_scratch_and_their_page(tmp_path: Path, monkeypatch: pytest.M
     pytest.importorskip("jinja2")
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos", {"ant": 8, "bee": 6})
-    overrides = ["Global.epochs=1"]
-    run = ppxcls.fit("photos", "none", **OPTIONS, folds=2, overrides=overrides)
+    rows = [
+        f"{name}/{i}.png,{name},{name}{i // 2}"
+        for name, count in (("ant", 8), ("bee", 6))
+        for i in range(count)
+    ]
+    Path("labels.csv").write_text("\n".join(["image,label,patient", *rows]))
+    table: dict[str, Any] = {"group": "patient", "image_root": "photos", "overrides": ["Global.epochs=1"]}
+    run = ppxcls.fit("labels.csv", "none", **OPTIONS, folds=2, **table)
     content = read_folds(run / "folds.json")
     assert content
     assert len(predicted_files(run / "fold_predictions.csv")) == 14
+    assert sum(fold["num_groups"] or 0 for fold in content.folds) == 7, "each patient is in one fold"
     text = (run / "report.html").read_text()
     assert 'id="folds"' in text
+    assert "<tr><th>group_top1</th>" in text
     assert "These are the predictions of 2 folds." in text
     assert "together they are all 14 images" in text
     assert f"<b>{content.means[0].mean:.4f} ± {content.means[0].spread:.4f}</b>" in text
@@ -168,6 +178,21 @@ def test_folds_from_scratch_and_their_page(tmp_path: Path, monkeypatch: pytest.M
     sentence = sentence_of(run)
     assert sentence.startswith("On 14 photographs, each by a fold that was not trained on it, ")
     assert f"Mean of 2 folds: {content.means[0]}." in sentence
+
+
+def test_the_command_takes_folds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def fit(*_: Any, **keys: Any) -> None:
+        calls.append(keys)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppxcls, "fit", fit)
+    for words, folds, test_share in ((["--folds", "5"], 5, None), (["--test-share", "0.1"], 0, 0.1)):
+        monkeypatch.setattr("sys.argv", ["fit", "photos", *words])
+        with pytest.raises(KeyboardInterrupt):
+            VERBS["fit"].function(argparse.ArgumentParser())
+        assert (calls[-1]["folds"], calls[-1]["test_share"]) == (folds, test_share)
 
 
 @pytest.mark.parametrize(
