@@ -22,13 +22,20 @@ COMPARISON = "comparison.html"
 _OTHER_LISTS_NOTE = "The runs were evaluated on different lists, so their figures can't be compared."
 
 
-def write_comparison(folders: Sequence[str | Path], file: Path | None = None, *, trust: bool = False) -> Path:
+def write_comparison(
+    folders: Sequence[str | Path],
+    file: Path | None = None,
+    *,
+    trust: bool = False,
+    notes: Sequence[str] = (),
+) -> Path:
     """Writes a page that compares runs: results, curves, and differences between their configs.
 
     Args:
         folders: run folders.
         file: path of the page, which may be a link or a device; None for ``comparison.html``.
         trust: True to run the plugins that the runs name; see ``load_config``.
+        notes: sentences to show above the results.
 
     Raises:
         ConfigError, ReportError, OSError: as in ``write_report``.
@@ -62,7 +69,7 @@ def write_comparison(folders: Sequence[str | Path], file: Path | None = None, *,
     digests = {record.manifest.get("eval_list") for record in records} - {None, ""}
     page = {
         "title": "Comparison of runs",
-        "notes": [_OTHER_LISTS_NOTE] if len(digests) > 1 else [],
+        "notes": [*map(printable, notes), *([_OTHER_LISTS_NOTE] if len(digests) > 1 else [])],
         "heads": ["run", "epochs", "best epoch", *metrics],
         "rows": rows,
         "curves": data_uri(draw_curves(records)),

@@ -20,7 +20,7 @@ from ppxcls.reports.record import read_record
 from ppxcls.reports.rendering import ReportError, render, require_packages
 from ppxcls.reports.sentences import headline
 from ppxcls.reports.stages import stages_content
-from ppxcls.reports.study_file import is_study, runs_of_study
+from ppxcls.reports.study_file import is_study, runs_of_study, study_note
 from ppxcls.reports.summary import best_evaluation, facts, figure_rows, folds_content, notes, numbers
 from ppxcls.system.atomic_files import check_own_names, read_regular, write_bytes, write_text
 from ppxcls.system.logs import logger
@@ -68,11 +68,17 @@ def _report_of_studies(folders: Sequence[str | Path], output: str | Path | None,
     """Writes the comparison of the trials of studies, and of single runs, as ``report``."""
     if len(folders) == 1 and output is None:
         output = Path(folders[0]) / COMPARISON
-    runs = [
-        run for folder in folders for run in (runs_of_study(Path(folder)) if is_study(folder) else [folder])
-    ]
+    runs: list[str | Path] = []
+    notes = []
+    for folder in folders:
+        if is_study(folder):
+            runs += runs_of_study(Path(folder))
+            notes.append(study_note(Path(folder)))
+        else:
+            runs.append(folder)
+    file = None if output is None else Path(output)
     try:
-        return write_comparison(runs, None if output is None else Path(output), trust=trust)
+        return write_comparison(runs, file, trust=trust, notes=notes)
     except ReportError as error:
         raise DataError(str(error)) from None
 

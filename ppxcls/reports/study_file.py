@@ -20,7 +20,7 @@ from ppxcls.system.json_text import is_count, is_number, json_text, read_json
 from ppxcls.system.sealed_json import SEAL_KEY, is_intact, sealed
 
 STUDY_FILE = "study.json"
-IN_PROGRESS, COMPLETE, PRUNED, FAILED = "running", "complete", "pruned", "failed"
+IN_PROGRESS, COMPLETE, PRUNED, FAILED = "in progress", "complete", "pruned", "failed"
 _FORMAT = 1
 _MAX_BYTES = 1 << 26
 _MAX_TRIALS, _MAX_KEYS, _MAX_EPOCHS = 100_000, 1000, 1_000_000
@@ -35,7 +35,7 @@ class Trial:
 
     Attributes:
         parameters: parameter of each searched key: the number, or the index of a choice.
-        state: ``running``, also after an interruption; ``complete``, ``pruned`` or ``failed``.
+        state: ``in progress``, also after an interruption; ``complete``, ``pruned`` or ``failed``.
         figures: figure of each evaluation by epoch; those that are not finite are left out.
         reason: reason of a failure; empty otherwise.
     """
@@ -113,6 +113,28 @@ def runs_of_study(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"{folder}: no trial of this study has a run yet")
     return [file.parent for file in files]
+
+
+def study_note(folder: Path) -> str:
+    """Returns sentences about a study for a page: how its trials ended, and which one is the best.
+
+    Raises:
+        DataError: ``study.json`` can't be used.
+    """
+    study = read_study(folder)
+    assert study
+    counts = [(study.count(state), state) for state in (COMPLETE, PRUNED, FAILED, IN_PROGRESS)]
+    parts = ", ".join(f"{count} {state}" for count, state in counts if count)
+    text = f"{folder} compares trials by {study.metric}: {parts}."
+    if number := study.best_number:
+        figure = study.best_figure(study.trials[number - 1])
+        text += (
+            f" The best one is trial {number} ({figure:.5g}), whose figure is rather too high: it was chosen."
+        )
+    for number, trial in enumerate(study.trials, 1):
+        if trial.state == FAILED:
+            text += f" Trial {number} failed: {trial.reason}"
+    return text
 
 
 def write_study(folder: Path, study: Study) -> None:

@@ -35,6 +35,7 @@ class Trainings:
         rates: rate of each training that was started.
         commands: words of the commands.
         codes: exit code by the number of the start, from 1; others are 0.
+        ends: cause by the number of the start, for a training that saves and ends before its first epoch.
         interrupted_start: start after which a Ctrl-C is received; 0 for none.
     """
 
@@ -42,6 +43,7 @@ class Trainings:
         self.rates: list[float] = []
         self.commands: list[Sequence[str]] = []
         self.codes: dict[int, int] = {}
+        self.ends: dict[int, str] = {}
         self.interrupted_start = 0
         self.figure: Callable[[float, int], float] = lambda rate, epoch: (
             1 - abs(math.log10(rate) + 2) / 4 + epoch / 100
@@ -62,6 +64,8 @@ class Trainings:
         self.rates.append(rate)
         self.commands.append(words)
         start = len(self.rates)
+        if start in self.ends:
+            return trial_process.TrialEnd(75, self.ends[start])
         if self.codes.get(start):
             output.write_text("a line\nerror: the loss is not finite\n")
             return trial_process.TrialEnd(self.codes[start], "")
@@ -94,7 +98,7 @@ def test_an_interrupted_study_has_the_same_trials(file: Path, tmp_path: Path, tr
     trainings.interrupted_start = 12
     with pytest.raises(KeyboardInterrupt):
         ppxcls.tune(file, [RANGE], trials=14, output=tmp_path / "parts")
-    assert read_study(tmp_path / "parts").trials[-1].state == "running"
+    assert read_study(tmp_path / "parts").trials[-1].state == "in progress"
     parts = ppxcls.tune(file, [RANGE], trials=14, output=tmp_path / "parts")
     assert trainings.rates == [*rates[:12], *rates[11:]]  # trial 12 twice
     assert read_study(tmp_path / "parts") == read_study(tmp_path / "whole")
@@ -139,6 +143,18 @@ def test_a_smaller_loss_is_better(file: Path, trainings: Trainings) -> None:
     distances = [abs(math.log10(rate) + 2) for rate in trainings.rates]
     assert distances[result.trial - 1] == max(distances)
     assert result.counts["complete"] == 6
+
+
+def test_a_stopped_trial_is_continued(file: Path, trainings: Trainings) -> None:
+    """After a signal to the study, to the trial alone, and after the hours."""
+    trainings.ends = {2: trial_process.STOPPED, 3: "", 4: trial_process.TIME_OVER}
+    for _ in range(2):
+        with pytest.raises(ppxcls.Preempted, match="in trial 2, which has saved; the same command continues"):
+            ppxcls.tune(file, [RANGE], trials=2)
+    result = ppxcls.tune(file, [RANGE], trials=2, hours=1)
+    assert result.counts == {"complete": 1, "pruned": 0, "failed": 0, "in progress": 1}
+    assert ppxcls.tune(file, [RANGE], trials=2).counts["complete"] == 2
+    assert trainings.rates[1:] == [trainings.rates[1]] * 4
 
 
 def test_failed_trials_dont_end_the_study(file: Path, trainings: Trainings) -> None:
@@ -307,4 +323,7 @@ def test_a_killed_study_continues_its_trial(small: Callable[..., Path], tmp_path
     assert list(figures) == list(range(1, 13))
     assert runs_of_study(folder) == [metrics.parent]
     assert ppxcls.report(folder) == folder / "comparison.html"
-    assert "SmallNetwork" in (folder / "comparison.html").read_text()
+    assert (
+        "compares trials by top1: 1 complete. The best one is trial 1"
+        in (folder / "comparison.html").read_text()
+    )
