@@ -308,20 +308,20 @@ def _causes(trainer: Trainer, folder: Path, position: Position, manifest: Mappin
     """Returns the differences between the machine, code and data of the run and those here."""
     own_start = read_start(trainer.output_dir / STARTS_FILE, *position)
     assert own_start
-    here = own_start[1]
+    current = own_start[1]
     start = read_start(folder / STARTS_FILE, *position)
     if start is None:  # an older version
         recorded = {
             name: str(manifest[name]) for name in ("ppxcls", "paddle", "train_list") if name in manifest
         }
         recorded["processes"] = str(manifest["world_size"])
-        return [*differing_facts(recorded, here), f"not known: the run has no {STARTS_FILE}"]
+        return [*differing_facts(recorded, current), f"not known: the run has no {STARTS_FILE}"]
     place, recorded = start
     if place != position:
         recorded.pop(WEIGHTS_FACT, None)
         batch = next(trainer.loader.epoch(*place), None)
-        here |= image_facts(batch, trainer.loader.dataset) if batch else {}
-    return differing_facts(recorded, here)
+        current |= image_facts(batch, trainer.loader.dataset) if batch else {}
+    return differing_facts(recorded, current)
 
 
 def _summary(result: Repetition, position: Position, causes: Sequence[str]) -> str:

@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ppxcls._version import __version__
 from ppxcls.system.environment import thread_count
 
 _PACKAGES = ("numpy", "opencv-python-headless", "opencv-python", "simplejpeg", "numba")
@@ -24,7 +23,7 @@ _INSTRUCTIONS = re.compile(r"(avx|sse4|fma|amx|bmi|f16c|asimd|sve|neon|bf16|i8mm
 
 def machine_facts() -> dict[str, str]:
     """Returns facts by name. Each is a short text; an unknown one is missing."""
-    facts = {"ppxcls": __version__, "python": platform.python_version()}
+    facts = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             facts[name] = importlib.metadata.version(name)

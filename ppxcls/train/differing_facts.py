@@ -17,16 +17,16 @@ _WORD_LISTS = {"instructions": "instructions of the processor", "variables": "en
 _MAX_WORDS = 12
 
 
-def differing_facts(recorded: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+def differing_facts(recorded: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
     """Returns the differences as texts.
 
     Args:
         recorded: facts of the run by name.
-        here: facts of this machine; those that it has and the run did not record are not compared.
+        current: facts of this machine; those that it has and the run did not record are not compared.
     """
     texts = []
-    for name in sorted(recorded.keys() & here.keys()):
-        old, new = recorded[name], here[name]
+    for name in sorted(recorded.keys() & current.keys()):
+        old, new = recorded[name], current[name]
         if old == new:
             continue
         if name in _CONTENTS:
@@ -38,7 +38,7 @@ def differing_facts(recorded: Mapping[str, str], here: Mapping[str, str]) -> lis
             texts.append(f"{_WORD_LISTS[name]}: {', '.join(parts)}")
         else:
             texts.append(f"{name}: {old} in the run, {new} here")
-    missing_names = sorted(recorded.keys() - here.keys() - _CONTENTS.keys())
+    missing_names = sorted(recorded.keys() - current.keys() - _CONTENTS.keys())
     return texts + [f"{name}: {recorded[name]} in the run, none here" for name in missing_names]
 
 

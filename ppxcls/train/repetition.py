@@ -128,7 +128,8 @@ def repeat_steps(trainer: Trainer, recording: Recording, steps: int) -> Repetiti
         TrainingError: a loss or a weight is not finite.
         DataError: a sample can't be loaded.
     """
-    result, learner, loader = Repetition(), trainer.learner, trainer.loader
+    result = Repetition()
+    learner, loader = trainer.learner, trainer.loader
     progress, first_step = trainer.progress, trainer.progress.step
     epoch, start = progress.epoch, progress.batches_done
     total = len(loader) - start

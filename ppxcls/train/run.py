@@ -24,7 +24,7 @@ from ppxcls.train import PREDICTIONS, STARTS_FILE
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.predictions import write_predictions
 from ppxcls.train.results import result_files, result_files_of_best
-from ppxcls.train.starts import start_facts, write_start
+from ppxcls.train.starts import append_start, start_facts
 from ppxcls.train.trackers import Tracker
 
 
@@ -98,7 +98,7 @@ class Run:
         """
         file = self.folder.path / STARTS_FILE
         try:
-            write_start(file, progress, start_facts(self.facts, network, batch, dataset))
+            append_start(file, progress, start_facts(self.facts, network, batch, dataset))
         except OSError as error:
             logger.warning(f"{file}: {reason_of(error)}")
 

@@ -46,7 +46,8 @@ def start_facts(facts: RunFacts, network: nn.Layer, batch: Batch, dataset: Datas
     code = hashlib.sha256(b"".join(sorted(code.data for code in plugin_codes())))
     return {
         **machine_facts(),
-        "paddle": paddle.__version__,
+        "ppxcls": facts.ppxcls,
+        "paddle": facts.paddle,
         "device": _device(),
         "processes": str(facts.world_size),
         "plugins": code.hexdigest(),
@@ -90,7 +91,7 @@ def _device() -> str:
     return f"{paddle.device.cuda.get_device_name()}, {versions}"
 
 
-def write_start(file: Path, progress: Progress, facts: Mapping[str, str]) -> None:
+def append_start(file: Path, progress: Progress, facts: Mapping[str, str]) -> None:
     """Adds a start to the record, and removes later ones, whose steps are repeated.
 
     Args:
