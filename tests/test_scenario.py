@@ -190,11 +190,14 @@ def check_answers(run: Path) -> None:
     (expected, *_) = ppxcls.load(run).predict([str(images[0])])
     server = Server(exported)
     try:
-        status, answer = server.ask(images[0].read_bytes())[:2]
+        status, text = server.ask(images[0].read_bytes())
     finally:
         server.process.kill()
         server.process.communicate()
-    print(status, answer, expected)
+    assert status == 200
+    answer = json.loads(text)
+    assert answer["label_names"] == expected.label_names == ["ill", "healthy"]
+    assert answer["scores"] == pytest.approx(expected.scores, abs=1e-4)
 
 
 def test_from_a_table_to_an_answer(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,13 @@ import ppxcls
 from ppxcls.build import verification
 from ppxcls.checkpoints.files import AVERAGE, WEIGHTS
 from ppxcls.checkpoints.progress import Progress
+from ppxcls.cli import parser_for
+from ppxcls.cli.verify import run_verify
 from ppxcls.system import machine_facts
 from ppxcls.train.differing_facts import differing_facts
 from ppxcls.train.repetition import Repetition
 from ppxcls.train.starts import append_start, read_start, state_digest
-from tests.conftest import SMALL_NETWORK, run_python, run_tool, small_config, write_images
+from tests.conftest import SMALL_NETWORK, small_config, write_images
 
 EMA = {"use_ema": True, "decay": 0.5}
 
@@ -193,27 +194,55 @@ def test_steps_without_a_log_line_prove_nothing(copied: Path) -> None:
     assert ppxcls.verify(copied).summary.startswith("same bits: 3 steps from epoch 3")
 
 
-def test_the_exit_codes(trained: Path, tmp_path: Path) -> None:
-    run = trained / "output/SmallNetwork"
-    same = run_tool("verify", run, "--steps", "1")
-    assert (same.returncode, same.stdout.splitlines()[-1].split(":")[0]) == (0, "same bits"), same.stderr
-    changed = run_tool("verify", run, "--steps", "1", "-o", "Optimizer.lr.learning_rate=0.03")
-    assert changed.returncode == 1
-    assert changed.stdout.splitlines()[-1].startswith("different: 1 steps from epoch 3, iteration 0: ")
-    missing = run_tool("verify", run, "--from", "7")
-    assert (missing.returncode, missing.stdout) == (2, "")
-    assert missing.stderr.startswith("can't be compared: --from 7: ")
-    assert len(missing.stderr.splitlines()) == 1
-    no_images = run_tool("verify", run, "-o", f"DataLoader.Train.dataset.image_root={tmp_path}")
-    assert no_images.returncode == 2
-    assert "0000.png" in no_images.stderr or "No such file" in no_images.stderr
+@pytest.mark.parametrize(
+    ("words", "code", "output", "errors"),
+    [
+        (["--steps", "1"], 0, "same bits: 1 steps from epoch 3, iteration 0: ", ""),
+        (
+            ["--steps", "1", "-o", "Optimizer.lr.learning_rate=0.03"],
+            1,
+            "different: 1 steps from epoch 3, iteration 0: ",
+            "",
+        ),
+        (["--from", "7"], 2, "", "can't be compared: --from 7: this epoch has no checkpoint at its start"),
+        (["-o", "DataLoader.Train.dataset.image_root=/"], 2, "", "can't be compared: /train/00"),
+        (["-o", "Arch.widht=3"], 2, "", "can't be compared: "),
+    ],
+)
+def test_exit_codes(
+    words: list[str],
+    code: int,
+    output: str,
+    errors: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["ppxcls verify", str(trained / "output/SmallNetwork"), *words])
+    assert run_verify(parser_for("verify")) == code
+    printed = capsys.readouterr()
+    assert (printed.out.splitlines() or [""])[-1].startswith(output)
+    assert printed.err.startswith(errors)
+    assert len(printed.err.splitlines()) == bool(errors)
 
 
-def test_the_plugin_of_a_stranger_does_not_run(trained: Path, tmp_path: Path) -> None:
-    words = ["-m", "ppxcls", "verify", trained / "output/SmallNetwork"]
-    result = run_python(words, environment={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")})
-    assert result.returncode == 2
-    assert "--trust" in result.stderr
+def test_a_loss_that_is_not_finite_here_is_a_difference(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(trained / "output/SmallNetwork"), "-o", "Optimizer.lr.learning_rate=1e30"]
+    monkeypatch.setattr("sys.argv", ["ppxcls verify", *words])
+    assert run_verify(parser_for("verify")) == 1
+    assert capsys.readouterr().err.startswith("different: ")
+
+
+def test_the_plugin_of_a_stranger_does_not_run(copied: Path, tmp_path: Path) -> None:
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["Global"]["plugins"].append(str(tmp_path / "stranger.py"))
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ppxcls.ConfigError, match="--trust"):
+        ppxcls.verify(copied)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_a_run_records_each_of_its_starts(small: Callable[..., Path], tmp_path: Path) -> None:
