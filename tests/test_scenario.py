@@ -5,7 +5,6 @@ It is trained in two processes, killed, and resumed to the bits of a run that wa
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 from pathlib import Path
@@ -19,6 +18,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 import ppxcls
 from ppxcls.checkpoints.files import read_manifest, read_state
+from ppxcls.system.arrays import Array
 from tests.conftest import SMALL_NETWORK, run_tool, small_config
 from tests.test_resume import TIMES
 
@@ -26,7 +26,8 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-EPOCHS, KILLED_STEP = 12, 5  # a checkpoint is written every second step, and an epoch has three
+PATIENTS, IMAGES = 24, 8  # images of each patient
+EPOCHS, KILLED_STEP = 12, 12  # a checkpoint is written every second step, and an epoch has eight
 # Kills the first process once, in the middle of an epoch, as a machine that goes down.
 TRACKER = '''
 import os
@@ -51,15 +52,15 @@ class KillOnce(ppxcls.Tracker):
 
 
 def write_table(folder: Path) -> Path:
-    """Writes 36 images of 12 patients, of which a quarter is of class ``ill``, and their table."""
+    """Writes the images of patients, of whom a quarter is ill, and their table."""
     rng = np.random.default_rng(0)
     rows = ["path,diagnosis,patient"]
     (folder / "images").mkdir()
-    for patient in range(12):
+    for patient in range(PATIENTS):
         is_ill = patient % 4 == 0
-        for i in range(3):
+        for i in range(IMAGES):
             image = rng.integers(0, 60, (32, 32, 3)).astype(np.uint8)
-            image[..., 2 if is_ill else 0] += 60
+            image[..., 2] += np.uint8(rng.integers(0, 80) + 40 * is_ill)
             name = f"images/{patient}_{i}.png"
             cv2.imwrite(str(folder / name), image)
             rows.append(f"{name},{'ill' if is_ill else 'healthy'},{patient}")
@@ -79,7 +80,7 @@ def write_lists(table: Path) -> Path:
     ]
     patients = [{file.split("_")[0] for file in side} for side in sides]
     assert not patients[0] & patients[1]
-    assert sum(map(len, sides)) == 36
+    assert sum(map(len, sides)) == PATIENTS * IMAGES
     assert (folder / "groups.csv").is_file()
     return folder
 
@@ -98,6 +99,7 @@ def write_config(lists: Path) -> Path:
     config["Global"]["plugins"] = [SMALL_NETWORK, str(folder / "kill_once.py")]
     for mode, name in (("Train", "train"), ("Eval", "val")):
         config["DataLoader"][mode]["dataset"]["cls_label_path"] = str(lists / f"{name}_list.txt")
+        config["DataLoader"][mode]["sampler"]["batch_size"] = 8
     (folder / "kill_once.py").write_text(TRACKER)
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
@@ -146,22 +148,27 @@ def check_training(run: Path) -> None:
     assert "Resumed " in log
 
 
+def scores_of(run: Path) -> tuple[Array, Array, list[str]]:
+    """Returns whether each evaluation image is ill, its score for that, and its patient."""
+    folder = run.parents[1]
+    rows = [line.rsplit(" ", 1) for line in (folder / "lists/val_list.txt").read_text().splitlines()]
+    predictions = ppxcls.load(run).predict([str(folder / path) for path, _ in rows])
+    scores = [dict(zip(p.class_ids, p.scores, strict=True))[1] for p in predictions]
+    patients = [Path(path).name.split("_")[0] for path, _ in rows]
+    return np.array([label == "1" for _, label in rows]), np.array(scores), patients
+
+
 def check_figures(run: Path) -> None:
     """``eval`` gives the figures of the training, and they are scikit-learn's."""
     result = run_tool("eval", "-c", run)
     assert result.returncode == 0, result.stderr
     results = json.loads((run / "eval.json").read_text())
-    with open(run / "predictions.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    is_ill = np.array([row["label_name"] == "ill" for row in rows])
-    own = np.array([float(row["label_score"]) for row in rows])
-    scores = np.where(is_ill, own, 1 - own)
-    values = results.get("results", results)
-    assert values["AUC"] == pytest.approx(roc_auc_score(is_ill, scores), abs=1e-6)
-    assert values["AUC"] == read_manifest(run / "best_model")["progress"]["best"]["value"]
+    is_ill, scores, _ = scores_of(run)
+    assert results["AUC"] == pytest.approx(roc_auc_score(is_ill, scores), abs=1e-6)
+    assert results["AUC"] == read_manifest(run / "best_model")["progress"]["best"]["value"]
     false_alarms, recalls, _ = roc_curve(is_ill, scores)
     gaps = np.abs(1 - recalls - false_alarms)
-    assert abs(values["EER"] - false_alarms[gaps.argmin()]) <= gaps.min() + 1e-6
+    assert abs(results["EER"] - false_alarms[gaps.argmin()]) <= gaps.min() + 1e-6
 
 
 def check_repeated(run: Path) -> None:
@@ -172,7 +179,7 @@ def check_repeated(run: Path) -> None:
     output = (run.parents[1] / "verify_log/workerlog.0").read_text()
     assert "same bits: " in output
     with pytest.raises(
-        ppxcls.VerificationError, match="8 images a step in 2 processes, .*--nproc_per_node 2"
+        ppxcls.VerificationError, match="16 images a step in 2 processes, .*--nproc_per_node 2"
     ):
         ppxcls.verify(run)
 

@@ -82,8 +82,9 @@ class Trainer:
         self._last_save_time = time.monotonic()
         self._end_time = math.inf  # of ``max_hours``, on the clock of this process
         self._is_main = distributed.rank() == 0
-        self._is_resumed = self._is_start_written = False
+        self._is_resumed = False
         self._last_saved_step: int | None = None  # step of the last checkpoint ``latest``
+        self._is_start_written = False
 
     @property
     def progress(self) -> Progress:
