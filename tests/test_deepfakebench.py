@@ -16,6 +16,7 @@ import yaml
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import ppxcls
+from ppxcls.system.arrays import Array
 from tests.conftest import ROOT, SMALL_NETWORK, run_tool
 
 PAGE = (ROOT / "docs/deepfakebench.md").read_text(encoding="utf-8")
@@ -27,6 +28,7 @@ SMALL = [
     f"Global.plugins=[{SMALL_NETWORK}]",
     "Arch={name: SmallNetwork, class_num: 2}",
     "Global.epochs=1",
+    "Optimizer.lr.learning_rate=0.01",
     *(f"DataLoader.{mode}.dataset.transform_ops.1.ResizeImage.size=32" for mode in ("Train", "Eval")),
     *(f"DataLoader.{mode}.loader.num_workers=1" for mode in ("Train", "Eval")),
 ]
@@ -90,6 +92,11 @@ def test_their_lists_become_ours(frames: Path) -> None:
     assert all((frames / "datasets/rgb" / path).is_file() for path, _ in lines_of(output / "train_list.txt"))
 
 
+def near_ties(labels: Array, scores: Array) -> Array:
+    """Returns which pairs of a positive and a negative score the rounding of logits may order in either way."""
+    return np.abs(scores[labels == 1][:, None] - scores[labels == 0][None]) < 1e-6
+
+
 def test_the_recipe_trains_on_frames_and_its_figures_are_those_of_scikit_learn(
     frames: Path, tmp_path: Path
 ) -> None:
@@ -114,14 +121,15 @@ def test_the_recipe_trains_on_frames_and_its_figures_are_those_of_scikit_learn(
     predictions = ppxcls.load(run).predict([str(frames / "datasets/rgb" / path) for path, _ in rows])
     scores = np.array([dict(zip(p.class_ids, p.scores, strict=True))[1] for p in predictions])
     assert 0.5 < results["AUC"] < 1
-    assert results["AUC"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
-    assert results["AveragePrecision"] == pytest.approx(average_precision_score(labels, scores), abs=1e-6)
+    tied_pairs = near_ties(labels, scores)
+    assert abs(results["AUC"] - roc_auc_score(labels, scores)) <= tied_pairs.mean() + 1e-6
+    precision = average_precision_score(labels, scores)
+    assert abs(results["AveragePrecision"] - precision) <= tied_pairs.sum() / labels.sum() + 1e-6
     false_alarms, recalls, _ = roc_curve(labels, scores, drop_intermediate=False)
     gaps = np.abs(1 - recalls - false_alarms)
     nearest = int(np.argmin(gaps))
-    assert abs(results["EER"] - false_alarms[nearest]) <= gaps[nearest] + 1e-6, (
-        "theirs, at the nearest threshold"
-    )
+    tolerance = gaps[nearest] + tied_pairs.sum() / labels.sum() + 1e-6
+    assert abs(results["EER"] - false_alarms[nearest]) <= tolerance, "theirs, at the nearest threshold"
 
 
 def test_the_recipe_has_their_values() -> None:
