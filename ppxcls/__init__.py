@@ -26,6 +26,7 @@ _NAMES_BY_MODULE = {
     "ppxcls.build.evaluation": ("evaluate",),
     "ppxcls.build.network": ("build_model", "list_models"),
     "ppxcls.build.trainer": ("build_trainer",),
+    "ppxcls.build.verification": ("Verification", "VerificationError", "verify"),
     "ppxcls.checkpoints.files": ("CheckpointError",),
     "ppxcls.checkpoints.run_folder": ("RunFolderError",),
     "ppxcls.config.checks": ("Bound", "ConfigError"),
@@ -77,6 +78,9 @@ if TYPE_CHECKING:
     from ppxcls.build.network import build_model as build_model
     from ppxcls.build.network import list_models as list_models
     from ppxcls.build.trainer import build_trainer as build_trainer
+    from ppxcls.build.verification import Verification as Verification
+    from ppxcls.build.verification import VerificationError as VerificationError
+    from ppxcls.build.verification import verify as verify
     from ppxcls.checkpoints.files import CheckpointError as CheckpointError
     from ppxcls.checkpoints.run_folder import RunFolderError as RunFolderError
     from ppxcls.config.checks import Bound as Bound

@@ -100,6 +100,7 @@ COMMANDS = [
     [
         ["train", "-c", RUN, "-o", "Global.output_dir=trained"],
         ["train", "-c", "trained/SmallNetwork", "-o", "Global.epochs=3", "-o", "Global.checkpoints=auto"],
+        ["verify", "trained/SmallNetwork"],
         ["train", "-c", "trained/SmallNetwork"],
     ],
     [["eval", "-c", RUN]],

@@ -10,7 +10,8 @@ from pathlib import Path
 from ppxcls.cli import add_trust_option
 from ppxcls.system.supervisor import Supervisor, host_problem, launch_command
 
-_PARALLEL_VERBS = ("train", "eval")  # verbs that can run in several processes
+_PARALLEL_VERBS = ("train", "eval", "verify")  # verbs that can run in several processes
+_SINGLE_VERBS = ("verify",)  # verbs whose exit code is a result, so they are not restarted
 _PROGRAM = str(Path(__file__).resolve().parents[1] / "__main__.py")
 
 
@@ -25,7 +26,7 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
         "launcher's: --gpus, --devices, --nnodes, --master, --host."
     )
     parser.usage = (
-        "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|SCRIPT.py ..."
+        "ppxcls launch [--restarts N] [--pause SECONDS] [LAUNCHER'S OPTIONS] train|eval|verify|SCRIPT.py ..."
     )
     parser.add_argument(
         "--restarts",
@@ -47,16 +48,17 @@ def run_launcher(parser: argparse.ArgumentParser) -> int:
     arguments, launcher_options = parser.parse_known_args(words[:start])
     job = words[start:]
     if not job:
-        parser.error("expected train, eval, or a script such as tools/train.py")
+        parser.error("expected train, eval, verify, or a script such as tools/train.py")
     if problem := host_problem(launcher_options):
         parser.error(problem)
+    restarts = 0 if job[0] in _SINGLE_VERBS else arguments.restarts
     if job[0] in _PARALLEL_VERBS:
         job = [_PROGRAM, *job]
     if arguments.trust:
         job = [*job, "--trust"]
     return Supervisor(
         lambda resume: launch_command(launcher_options, job, resume=resume),
-        arguments.restarts,
+        restarts,
         pause=arguments.pause,
     ).run()
 

@@ -20,6 +20,7 @@ from ppxcls.cli.average import run_average
 from ppxcls.cli.launch import run_launcher
 from ppxcls.cli.lists import add_table_options, run_lists, table_options
 from ppxcls.cli.tune import run_tune
+from ppxcls.cli.verify import run_verify
 from ppxcls.cli.weights import run_weights
 from ppxcls.serving.address import MAX_PORT
 from ppxcls.system import environment
@@ -260,6 +261,17 @@ def eval_verb(parser: argparse.ArgumentParser) -> None:
 def average_verb(parser: argparse.ArgumentParser) -> None:
     """Average the weights of checkpoints."""
     run_average(parser)
+
+
+@verb(
+    "verify",
+    "Repeat steps of a finished run on this machine, and compare losses, metrics and weights bit for bit. "
+    "The exit code is 0 if they are the same, 1 if they differ, and 2 if they can't be compared.",
+    examples=["ppxcls verify output/photos/Xception41 --steps 5"],
+)
+def verify_verb(parser: argparse.ArgumentParser) -> int:
+    """Repeat steps of a run, and compare the bits."""
+    return run_verify(parser)
 
 
 @verb(

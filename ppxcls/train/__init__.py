@@ -4,7 +4,7 @@ Evaluations may run a network as a compiled program of Paddle Inference (``paddl
 ``ppxcls.deploy`` builds on the same module.
 """
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, STARTS_FILE = "metrics.jsonl", "starts.jsonl"
 PREDICTIONS, OTHER_PREDICTIONS = "predictions.csv", "predictions_other.csv"
 TEST_PREDICTIONS = "test_predictions.csv"  # of the images that judge
 TTA_PREDICTIONS, TEST_TTA_PREDICTIONS = "predictions_tta.csv", "test_predictions_tta.csv"
@@ -13,4 +13,4 @@ FIRST_BATCH = "first_batch.png"
 
 # Files that this package writes to a run's folder, and those among them that describe ``best_model``.
 RESULTS_OF_BEST = (PREDICTIONS, TEST_PREDICTIONS, TTA_PREDICTIONS, TEST_TTA_PREDICTIONS, FOLD_PREDICTIONS)
-RESULTS = (*RESULTS_OF_BEST, METRICS_FILE, OTHER_PREDICTIONS, FIRST_BATCH)
+RESULTS = (*RESULTS_OF_BEST, METRICS_FILE, STARTS_FILE, OTHER_PREDICTIONS, FIRST_BATCH)

@@ -6,21 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from paddle import nn
+
 from ppxcls.calibration.fit import FittedCalibration, write_calibration
 from ppxcls.checkpoints.compatibility import RunFacts, check_continues, convert_progress
 from ppxcls.checkpoints.files import AVERAGE, WEIGHTS, CheckpointError
-from ppxcls.checkpoints.progress import Snapshot, read_snapshot
+from ppxcls.checkpoints.progress import Progress, Snapshot, read_snapshot
 from ppxcls.checkpoints.run_folder import RunFolder
 from ppxcls.config.load import RUN_CONFIG, RUN_CONFIG_HEADER
 from ppxcls.config.trust import config_codes, record_trust
 from ppxcls.data.class_names import CLASS_NAMES_FILE, class_name_lines
-from ppxcls.system.atomic_files import write_text
+from ppxcls.data.dataset import Dataset
+from ppxcls.data.loader import Batch
+from ppxcls.system.atomic_files import reason_of, write_text
 from ppxcls.system.logs import logger
 from ppxcls.system.paths import url_problem
-from ppxcls.train import PREDICTIONS
+from ppxcls.train import PREDICTIONS, STARTS_FILE
 from ppxcls.train.evaluation import Evaluation
 from ppxcls.train.predictions import write_predictions
 from ppxcls.train.results import result_files, result_files_of_best
+from ppxcls.train.starts import append_start, start_facts
 from ppxcls.train.trackers import Tracker
 
 
@@ -80,6 +85,23 @@ class Run:
             record_trust(config_codes(folder / RUN_CONFIG, config_text), warns=False)
         if self.class_names:
             write_text(folder / CLASS_NAMES_FILE, class_name_lines(self.class_names))
+
+    def write_start(self, progress: Progress, network: nn.Layer, batch: Batch, dataset: Dataset) -> None:
+        """Records where the run starts, and what decides its bits. ``ppxcls verify`` reads the record.
+
+        If it can't be written, it logs a warning and the run continues.
+
+        Args:
+            progress: progress before the first step.
+            network: network before the first step.
+            batch: first batch.
+            dataset: training data.
+        """
+        file = self.folder.path / STARTS_FILE
+        try:
+            append_start(file, progress, start_facts(self.facts, network, batch, dataset))
+        except OSError as error:
+            logger.warning(f"{file}: {reason_of(error)}")
 
     def write_predictions(self, evaluation: Evaluation) -> None:
         """Writes the predictions of an evaluation to the folder.

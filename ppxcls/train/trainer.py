@@ -86,6 +86,7 @@ class Trainer:
         self._is_resumed = False
         self._calibration: FittedCalibration | None = None  # of the last evaluation, if it was the best
         self._last_saved_step: int | None = None  # step of the last checkpoint ``latest``
+        self._is_start_written = False
 
     @property
     def progress(self) -> Progress:
@@ -207,6 +208,9 @@ class Trainer:
         weight = plan.count * sampler.world_size / sum(sampler.global_size(i) for i in group)
         # Seeds of dropout and similar layers depend on the position only, so generators need no saved state.
         paddle.seed(_step_seed(sampler.seed, epoch, plan.number, sampler.rank))
+        if self._is_main and not self._is_start_written:
+            self._is_start_written = True
+            self.run.write_start(self.progress, learner.network, batch, self.loader.dataset)
         images, labels = self._to_input(batch.images), to_device(batch.labels)
         images, labels = learner.mixed(images, labels, [sampler.seed, epoch, plan.first])
         if self._is_main and epoch == 1 and plan.number == 0:
