@@ -36,4 +36,4 @@ def _own_prefix(key: str, other_keys: Iterable[str]) -> str:
     """Returns the shortest part of a key, up to a dot, that no other key begins with."""
     names = key.split(".")
     prefixes = (".".join(names[:count]) + "." for count in range(1, len(names)))
-    return next((p for p in prefixes if not any(other.startswith(p) for other in other_keys)), key)
+    return next((p for p in prefixes if not any(other_key.startswith(p) for other_key in other_keys)), key)
