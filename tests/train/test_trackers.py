@@ -284,6 +284,18 @@ def test_a_damaged_position_begins_a_new_run(tmp_path: Path, calls: Calls, text:
     assert calls.points == {"run0": [("train/loss", 3, 1.0)]}
 
 
+@pytest.mark.parametrize("calls", PROGRAMS, indirect=True)
+def test_nothing_is_written_through_a_link(tmp_path: Path, calls: Calls) -> None:
+    name = calls.settings.pop("name")["tracker"]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name.lower()).symlink_to(tmp_path / "home")
+    with pytest.raises(OSError, match="a link out of its folder"):
+        ppxcls.TRACKERS.components()[name](folder=tmp_path / "run").start(Progress())
+    assert not calls.points
+    assert not list((tmp_path / "home").iterdir())
+
+
 @pytest.mark.parametrize(("module", "name"), PROGRAMS.items())
 def test_a_missing_package_is_named(
     small: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, module: str, name: str
