@@ -244,6 +244,7 @@ def test_what_is_left_in_the_output_folder(small: Callable[..., Path], tmp_path:
     expected = expected - {"best_model.pdopt"} | {
         "config.yaml",
         "metrics.jsonl",
+        "starts.jsonl",
         "vdl",
         "predictions.csv",
         "first_batch.png",
