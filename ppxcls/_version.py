@@ -1,3 +1,3 @@
 """The version of the package, which everything may import."""
 
-__version__ = "0.14.0"
+__version__ = "0.15.0"
