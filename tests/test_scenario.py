@@ -6,6 +6,7 @@ It is trained in two processes, killed, and resumed to the bits of a run that wa
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,7 @@ def check_same_bits(whole: Path, resumed: Path) -> None:
         assert len(arrays[0]) > 3
         assert all(np.array_equal(*pair) for pair in zip(*arrays, strict=True)), name
     assert figures(whole) == figures(resumed)
+    assert (whole / "calibration.json").read_bytes() == (resumed / "calibration.json").read_bytes()
     progress = [read_manifest(run / "latest")["progress"] for run in (whole, resumed)]
     for values in progress:
         del values["started"]
@@ -148,14 +150,20 @@ def check_training(run: Path) -> None:
     assert "Resumed " in log
 
 
-def scores_of(run: Path) -> tuple[Array, Array, list[str]]:
+def scores_of(run: Path, *overrides: str) -> tuple[Array, Array, list[str]]:
     """Returns whether each evaluation image is ill, its score for that, and its patient."""
     folder = run.parents[1]
     rows = [line.rsplit(" ", 1) for line in (folder / "lists/val_list.txt").read_text().splitlines()]
-    predictions = ppxcls.load(run).predict([str(folder / path) for path, _ in rows])
+    predictor = ppxcls.load(ppxcls.load_config(run, list(overrides)))
+    predictions = predictor.predict([str(folder / path) for path, _ in rows])
     scores = [dict(zip(p.class_ids, p.scores, strict=True))[1] for p in predictions]
     patients = [Path(path).name.split("_")[0] for path, _ in rows]
     return np.array([label == "1" for _, label in rows]), np.array(scores), patients
+
+
+def tied_share(is_ill: Array, scores: Array) -> float:
+    """Returns the share of pairs that the rounding of logits may order in either way."""
+    return float(np.mean(np.abs(scores[is_ill][:, None] - scores[~is_ill][None]) < 1e-6))
 
 
 def check_figures(run: Path) -> None:
@@ -164,13 +172,46 @@ def check_figures(run: Path) -> None:
     assert result.returncode == 0, result.stderr
     results = json.loads((run / "eval.json").read_text())
     is_ill, scores, _ = scores_of(run)
-    # The rounding of logits may order nearly equal scores in either way.
-    tied_share = np.mean(np.abs(scores[is_ill][:, None] - scores[~is_ill][None]) < 1e-6)
-    assert results["AUC"] == pytest.approx(roc_auc_score(is_ill, scores), abs=1e-6 + tied_share)
+    assert results["AUC"] == pytest.approx(
+        roc_auc_score(is_ill, scores), abs=1e-6 + tied_share(is_ill, scores)
+    )
     assert results["AUC"] == read_manifest(run / "best_model")["progress"]["best"]["value"]
     false_alarms, recalls, _ = roc_curve(is_ill, scores)
     gaps = np.abs(1 - recalls - false_alarms)
     assert abs(results["EER"] - false_alarms[gaps.argmin()]) <= gaps.min() + 1e-6
+
+
+def check_groups(run: Path) -> None:
+    """The figures of patients are scikit-learn's, of the means of their images' scores."""
+    results = json.loads((run / "eval.json").read_text())
+    is_ill, scores, patients = scores_of(run, "Global.calibrate=False")
+    names = sorted(set(patients))
+    rows = [np.array(patients) == name for name in names]
+    labels, means = (np.array([values[row].mean() for row in rows]) for values in (is_ill, scores))
+    tolerance = 1e-6 + tied_share(labels == 1, means)
+    assert results["num_groups"] == len(names)
+    assert results["group_AUC"] == pytest.approx(roc_auc_score(labels, means), abs=tolerance)
+
+
+def check_certainty(run: Path) -> None:
+    """As many images are turned away, and as many sets have the true class, as the ranks of the limits say."""
+    record = json.loads((run / "calibration.json").read_text())
+    is_ill, _, _ = scores_of(run)
+    count = len(is_ill)
+    assert record["images"] == count
+    assert record["temperature"] > 0
+    folder = run.parents[1]
+    lines = (folder / "lists/val_list.txt").read_text().splitlines()
+    images = [folder / line.rsplit(" ", 1)[0] for line in lines]
+    output = folder / "answers.jsonl"
+    words = ["--format", "jsonl", "--output", output, "--unknown", "0.05", "--coverage", "0.9"]
+    result = run_tool("infer", "-c", run, *images, *words)
+    assert result.returncode == 0, result.stderr
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    known_rank, set_rank = (math.ceil((count + 1) * share) for share in (0.95, 0.9))
+    assert sum(answer["known"] for answer in answers) == known_rank
+    has_label = [int(label) in answer["class_set"] for label, answer in zip(is_ill, answers, strict=True)]
+    assert sum(has_label) == set_rank
 
 
 def check_repeated(run: Path) -> None:
@@ -195,6 +236,8 @@ def check_answers(run: Path) -> None:
         "export", "-c", run, "--format", "paddle", "-o", f"Global.save_inference_dir={exported}"
     )
     assert result.returncode == 0, result.stderr
+    record = json.loads((exported / "inference_config.json").read_text())["calibration"]
+    assert record["temperature"] == json.loads((run / "calibration.json").read_text())["temperature"]
     images = sorted((run.parents[1] / "images").glob("0_*.png"))
     (expected, *_) = ppxcls.load(run).predict([str(images[0])])
     server = Server(exported)
@@ -218,5 +261,7 @@ def test_from_a_table_to_an_answer(tmp_path: Path) -> None:
     check_same_bits(whole, resumed)
     check_training(resumed)
     check_figures(resumed)
+    check_groups(resumed)
+    check_certainty(resumed)
     check_repeated(resumed)
     check_answers(resumed)
