@@ -335,9 +335,9 @@ class PostProcessSection:
             score of class 1.
         topk: number of classes to print.
         class_id_map_file: file of class names, with lines ``id name``.
-        threshold: for ``ThreshOutput``: smallest score of class 1 for which it is the answer, from 0 to 1.
-        label_0: for ``ThreshOutput``: name of class 0 in an answer; null for its own name.
-        label_1: for ``ThreshOutput``: name of class 1 in an answer; null for its own name.
+        threshold: smallest score of class 1 for which ``ThreshOutput`` answers it, from 0 to 1.
+        label_0: name of class 0 in an answer of ``ThreshOutput``; null for its own name.
+        label_1: name of class 1 in an answer of ``ThreshOutput``; null for its own name.
         unknown_share: largest share of known images that ``infer`` turns away as unknown, such as 0.05; null
             for no such answer. The run needs a calibration.
         coverage: share of images whose set of classes contains the true class, such as 0.95; null for no

@@ -107,8 +107,11 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
     start_processes(config)
     host_transforms, stage = split_for_device(build_transforms(blocks))
     network = build_network(config, "infer", weights)
+    feature_count = 0
     if features:
         network = FeatureNetwork(network)
+        feature_count = network.feature_count
+    calibration = fitted.calibration if fitted else None
     runner = _portable_runner(_network_settings(config), network, stage, image_count)
     return Predictor(
         host_transforms,
@@ -117,8 +120,8 @@ def trained_predictor(config: Config, image_count: int = 0, *, features: bool = 
         gives_logits=True,
         description=describe(config, weights, blocks, class_names),
         model=config.Arch.name,
-        calibration=fitted.calibration if fitted else None,
-        feature_count=network.feature_count if isinstance(network, FeatureNetwork) else 0,
+        calibration=calibration,
+        feature_count=feature_count,
         threshold=threshold_of(config),
         no_limits="" if fitted else _no_calibration(config),
     )
@@ -255,9 +258,9 @@ def infer(
         topk: number of classes in a prediction; None for ``Infer.PostProcess.topk``.
         batch_size: images per batch; None for ``Infer.batch_size``.
         tta: views whose probabilities are averaged, as in ``Predictor.predict``; None for the image alone.
-        unknown_share: largest share of known images that are turned away, as in ``Predictor.predict``; None
-            for ``Infer.PostProcess.unknown_share``.
-        coverage: coverage of the sets of classes, as in ``Predictor.predict``; None for
+        unknown_share: largest share of known images that are turned away, as in ``Predictor.with_limits``;
+            None for ``Infer.PostProcess.unknown_share``.
+        coverage: coverage of the sets of classes, as in ``Predictor.with_limits``; None for
             ``Infer.PostProcess.coverage``.
         trust: True to run exported files that another exporter has written; see ``load``.
 
@@ -270,12 +273,13 @@ def infer(
             be used.
     """
     files = _files_to_predict(config, images)
-    predictor = _predictor(config, exported, len(files), trust=trust)
+    predictor = _predictor(config, exported, count=len(files), trust=trust)
     default_topk, default_batch_size = _topk_and_batch_size(config)
     topk = default_topk if topk is None else topk
     batch_size = default_batch_size if batch_size is None else batch_size
-    shares = _shares(config, unknown_share, coverage)
-    return predictor.predict(files, topk, batch_size, tta=tta, **shares)
+    if shares := _shares(config, unknown_share, coverage):
+        predictor = predictor.with_limits(**shares)
+    return predictor.predict(files, topk, batch_size, tta=tta)
 
 
 def print_predictions(
@@ -310,7 +314,7 @@ def print_predictions(
     set_up_logging(stream=sys.stderr)  # predictions go to standard output
     files = _files_to_predict(config, images)
     has_features = output.features is not None
-    predictor = _predictor(config, exported, len(files), trust=trust, features=has_features)
+    predictor = _predictor(config, exported, count=len(files), trust=trust, features=has_features)
     if tta is not None:
         predictor = predictor.with_views(tta)
     logger.info(predictor.description)
@@ -318,7 +322,7 @@ def print_predictions(
         predictor = predictor.with_limits(**shares)
         logger.info(predictor.limits.description)
     topk, batch_size = _topk_and_batch_size(config)
-    return write_output_of(predictor, files, output, topk=topk, batch_size=batch_size)
+    return write_output_of(predictor, files, output=output, topk=topk, batch_size=batch_size)
 
 
 def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> list[str]:
@@ -333,7 +337,7 @@ def _files_to_predict(config: Config | None, images: str | Sequence[str]) -> lis
 
 
 def _predictor(
-    config: Config | None, exported: str | Path | None, count: int, *, trust: bool, features: bool = False
+    config: Config | None, exported: str | Path | None, *, count: int, trust: bool, features: bool = False
 ) -> Predictor:
     """Returns the predictor of the exported files, or else of the config's network, for ``count`` images."""
     if exported:

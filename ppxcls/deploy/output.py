@@ -35,7 +35,7 @@ class Output:
 
 
 def write_output_of(
-    predictor: Predictor, files: Sequence[str], output: Output, *, topk: int, batch_size: int
+    predictor: Predictor, files: Sequence[str], *, output: Output, topk: int, batch_size: int
 ) -> int:
     """Predicts files and writes what is asked, and files without a prediction to standard error.
 

@@ -157,8 +157,6 @@ class Predictor:
         batch_size: int = 10,
         *,
         tta: str | Sequence[str] | None = None,
-        unknown_share: float | None = None,
-        coverage: float | None = None,
     ) -> list[Prediction]:
         """Predicts the classes of images.
 
@@ -170,10 +168,6 @@ class Predictor:
             batch_size: images per batch.
             tta: views of each image whose probabilities are averaged: ``flip`` for its mirror image,
                 ``crops`` for the four corners beside the centre, or ``flip,crops``; None for the image alone.
-            unknown_share: largest share of known images that are turned away, such as 0.05; None for no such
-                answer. See ``with_limits``.
-            coverage: share of images whose set of classes contains the true class, such as 0.95; None for no
-                sets.
 
         Returns:
             A prediction for each image, in the same order. If an image can't be read, or if the network's
@@ -182,11 +176,8 @@ class Predictor:
         Raises:
             DataError: ``images`` has another type, ``topk`` or ``batch_size`` is no integer of at least 1, or
                 ``tta`` has another word, or needs a crop that the transforms do not have.
-            DataError: a share can't be answered, as in ``with_limits``.
         """
-        return list(
-            self.stream(images, topk, batch_size, tta=tta, unknown_share=unknown_share, coverage=coverage)
-        )
+        return list(self.stream(images, topk, batch_size, tta=tta))
 
     def stream(
         self,
@@ -195,8 +186,6 @@ class Predictor:
         batch_size: int = 10,
         *,
         tta: str | Sequence[str] | None = None,
-        unknown_share: float | None = None,
-        coverage: float | None = None,
     ) -> Iterator[Prediction]:
         """Yields the same predictions as ``predict``, as they are computed.
 
@@ -207,10 +196,7 @@ class Predictor:
             DataError: as ``predict``. A wrong image of a generator is reported when it is taken.
         """
         if tta is not None:
-            predictor = self.with_views(tta)
-            return predictor.stream(images, topk, batch_size, unknown_share=unknown_share, coverage=coverage)
-        if unknown_share is not None or coverage is not None:
-            return self.with_limits(unknown_share, coverage).stream(images, topk, batch_size)
+            return self.with_views(tta).stream(images, topk, batch_size)
         sources = named_images(images, self.pixel_format)
         return self._stream(sources, _count("topk", topk), _count("batch_size", batch_size))
 
@@ -246,6 +232,8 @@ class Predictor:
 
     def with_limits(self, unknown_share: float | None = None, coverage: float | None = None) -> Predictor:
         """Returns a predictor that turns away unknown images, or gives sets of classes.
+
+        Example: ``ppxcls.load("output/Xception41").with_limits(unknown_share=0.05).predict(["a.jpg"])``.
 
         Both shares hold for images like those of the model's calibration, on the average over many
         calibrations. ``limits.description`` says what the limits are, and which images they come from.

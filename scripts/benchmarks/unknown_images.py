@@ -235,8 +235,8 @@ def print_coverage(rows: list[dict[str, float]]) -> None:
         ("beta-binomial", betabinom(judged, rank, calibrating + 1 - rank)),
     ):
         low, high = (float(count / judged) for count in law.interval(0.95))
-        inside = sum(low <= row["coverage"] <= high for row in rows)
-        print(f"coverage inside {low:.3f} to {high:.3f}, {name}: {inside} of {len(rows)} repetitions")
+        inside_count = sum(low <= row["coverage"] <= high for row in rows)
+        print(f"coverage inside {low:.3f} to {high:.3f}, {name}: {inside_count} of {len(rows)} repetitions")
 
 
 def main() -> None:

@@ -304,7 +304,7 @@ def test_a_run_its_export_and_its_server_say_the_same(calibrated_run: Path, tmp_
     cv2.imwrite(str(tmp_path / "white.png"), np.full((80, 80, 3), 255, np.uint8))
     files = [str(tmp_path / "white.png"), *map(str, sorted(photos.iterdir())[:20])]
     wish = {"unknown_share": 0.2, "coverage": 0.8}
-    expected = ppxcls.load(calibrated_run).predict(files, **wish)
+    expected = ppxcls.load(calibrated_run).with_limits(**wish).predict(files)
     assert {prediction.is_known for prediction in expected} == {True, False}
     words = [
         word for name, share in wish.items() for word in (f"--{name.removesuffix('_share')}", str(share))
@@ -325,7 +325,7 @@ def test_a_run_its_export_and_its_server_say_the_same(calibrated_run: Path, tmp_
     exported = ppxcls.load(tmp_path / "logits").with_limits(**wish)
     received = exported.predict(files)
     assert [(p.is_known, p.class_set) for p in received] == [(p.is_known, p.class_set) for p in expected]
-    sets = ppxcls.load(tmp_path / "scores").predict(files, coverage=0.8)
+    sets = ppxcls.load(tmp_path / "scores").with_limits(coverage=0.8).predict(files)
     assert [p.class_set for p in sets] == [p.class_set for p in expected]
     with testclient.TestClient(build_app(exported)) as client:
         answers = [client.post("/predict", content=Path(file).read_bytes()).json() for file in files]
@@ -339,11 +339,11 @@ def test_refusals_say_how_to_get_an_answer(calibrated_run: Path, tmp_path: Path,
     (photo, *_) = sorted((calibrated_run.parents[1] / "val").iterdir())
     predictor = ppxcls.load(calibrated_run)
     with pytest.raises(ppxcls.DataError, match="predicted without other views"):
-        predictor.predict(photo, tta="flip", unknown_share=0.1)
+        predictor.with_limits(unknown_share=0.1).predict(photo, tta="flip")
     with pytest.raises(
         ppxcls.DataError, match=r"needs at least 99 calibration images, .* has 60, of val_list"
     ):
-        predictor.predict(photo, unknown_share=0.01)
+        predictor.with_limits(unknown_share=0.01)
     run = small_run(small, tmp_path)
     result = run_tool("infer", "-c", run, photo, "--unknown", "0.05")
     assert result.returncode == 1
@@ -353,6 +353,6 @@ def test_refusals_say_how_to_get_an_answer(calibrated_run: Path, tmp_path: Path,
     )
     ppxcls.export(ppxcls.load_config(run, [f"Global.save_inference_dir={tmp_path}/inference"]), ["paddle"])
     with pytest.raises(ppxcls.DataError, match="calibrate the run, by: ppxcls eval .* and export it again"):
-        ppxcls.load(tmp_path / "inference").predict(photo, coverage=0.9)
+        ppxcls.load(tmp_path / "inference").with_limits(coverage=0.9)
     with pytest.raises(ppxcls.DataError, match="exported files give no features; predict with the run"):
         ppxcls.load(tmp_path / "inference", features=True)
