@@ -56,6 +56,7 @@ from ppxcls.system.logs import logger
 # Mean recall of the linear classifier from which all layers are not trained. The accuracy tells nothing if
 # nearly all photographs are of one class.
 _HIGH_RECALL = 0.99
+_GOOD_RECALL = 0.95  # from which small images, or fewer photographs, are not tried
 _FIRST_FOLDER, _SECOND_FOLDER = "all", "all_again"  # folders of the two trainings
 
 
@@ -176,7 +177,9 @@ class AllLayers:
             )
             return False
         seconds_left = self._clock.left - self._end_seconds()
-        choice = all_layers_choice(self._speeds, self._counts, USED_TIME_SHARE * seconds_left)
+        choice = all_layers_choice(
+            self._speeds, self._counts, USED_TIME_SHARE * seconds_left, is_good=recall >= _GOOD_RECALL
+        )
         size, epochs = choice.size, choice.epochs
         if not epochs:
             stage_seconds = all_layers_seconds(
@@ -184,7 +187,7 @@ class AllLayers:
                 self._counts,
                 size=size,
                 epochs=min_tuning_epochs(self._counts),
-                is_repeated=False,
+                is_repeated=choice.is_repeated,
             )
             logger.info(
                 f"{ALL_LAYERS}: not trained, because it takes {stage_seconds / 60:.2g} min at {size} px, "

@@ -135,8 +135,8 @@ def make_plan(speeds: Speeds, counts: Counts, seconds: float) -> Plan:
     size = next((size for size in candidates if total_seconds(size, 1) <= seconds), candidates[-1])
 
     def has_tuning(copies: int) -> bool:
-        choice = all_layers_choice(speeds, counts, USED_TIME_SHARE * (seconds - total_seconds(size, copies)))
-        return choice.epochs > 0 and 2 * choice.size >= speeds.size
+        seconds_left = USED_TIME_SHARE * (seconds - total_seconds(size, copies))
+        return all_layers_choice(speeds, counts, seconds_left, is_good=True).epochs > 0
 
     # Mirror images help less than the training of all layers.
     has_copies = total_seconds(size, 2) <= seconds and (has_tuning(2) or not has_tuning(1))
@@ -242,7 +242,7 @@ class AllLayersChoice(NamedTuple):
 
     Attributes:
         size: side of the images that train, pixels.
-        epochs: number of epochs; 0 if there is too little time.
+        epochs: number of epochs; 0 if there is too little time even for the fastest way.
         is_repeated: True if there is also time for a training with all photographs.
     """
 
@@ -251,7 +251,9 @@ class AllLayersChoice(NamedTuple):
     is_repeated: bool = True
 
 
-def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> AllLayersChoice:
+def all_layers_choice(
+    speeds: Speeds, counts: Counts, seconds: float, *, is_good: bool = False
+) -> AllLayersChoice:
     """Returns the largest size with enough epochs, if possible with a training with all photographs.
 
     A size of at least half of the largest one is preferred to that training.
@@ -260,17 +262,21 @@ def all_layers_choice(speeds: Speeds, counts: Counts, seconds: float) -> AllLaye
         speeds: times on this machine.
         counts: numbers of photographs.
         seconds: time that is left for this stage.
+        is_good: True if the linear classifier is good. A smaller size, or fewer photographs, can hardly be
+            better then.
     """
     sizes = [speeds.size, *(size for size in _SMALLER_SIZES_PIXELS if size < speeds.size)]
     large_sizes = [size for size in sizes if 2 * size >= speeds.size]
-    for group in (large_sizes, sizes[len(large_sizes) :]):
-        for is_repeated in (True, False):
-            for size in group:
-                zero, one = (
-                    all_layers_seconds(speeds, counts, size=size, epochs=n, is_repeated=is_repeated)
-                    for n in (0, 1)
-                )
-                epochs = int((seconds - zero) / (one - zero))
-                if epochs >= min_tuning_epochs(counts):
-                    return AllLayersChoice(size, min(epochs, MAX_TUNING_EPOCHS), is_repeated)
-    return AllLayersChoice(sizes[-1], 0)
+    groups = [large_sizes] if is_good else [large_sizes, sizes[len(large_sizes) :]]
+    ways = [
+        (size, way) for group in groups for way in ([True] if is_good else [True, False]) for size in group
+    ]
+    for size, is_repeated in ways:
+        zero, one = (
+            all_layers_seconds(speeds, counts, size=size, epochs=n, is_repeated=is_repeated) for n in (0, 1)
+        )
+        epochs = int((seconds - zero) / (one - zero))
+        if epochs >= min_tuning_epochs(counts):
+            return AllLayersChoice(size, min(epochs, MAX_TUNING_EPOCHS), is_repeated)
+    size, is_repeated = ways[-1]
+    return AllLayersChoice(size, 0, is_repeated)

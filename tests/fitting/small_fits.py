@@ -42,7 +42,7 @@ def chosen(run: Path) -> dict[str, bool]:
 def only_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves no time for all layers."""
     monkeypatch.setattr(
-        "ppxcls.fitting.all_layers.all_layers_choice", lambda *_: AllLayersChoice(networks.SIZE, 0)
+        "ppxcls.fitting.all_layers.all_layers_choice", lambda *_, **__: AllLayersChoice(networks.SIZE, 0)
     )
 
 

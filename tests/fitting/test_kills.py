@@ -75,7 +75,9 @@ def test_a_kill_at_any_place_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     options = {**OPTIONS, "overrides": ["Global.epochs=1"]}
-    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: AllLayersChoice(networks.SIZE // 2, 1))
+    monkeypatch.setattr(
+        all_layers, "all_layers_choice", lambda *_, **__: AllLayersChoice(networks.SIZE // 2, 1)
+    )
     monkeypatch.setattr(stage_results, "is_better_score", lambda *_: True)
     whole_run = ppxcls.fit("photos", weights, **options)
     options["output"] = "killed"

@@ -44,10 +44,14 @@ def test_the_plan_names_the_cost_of_the_alternatives() -> None:
     assert str(plan).count(" min") == 7
 
 
+@pytest.mark.parametrize("is_good", [True, False])
 @pytest.mark.parametrize("seconds", [10, 300, 500, 600, 1000, 1500, 3000, 90_000])
-def test_all_layers_get_the_largest_size_with_enough_epochs(seconds: float) -> None:
-    """A large size without a second training is preferred to a small one with it."""
-    choice = all_layers_choice(SPEEDS, COUNTS, seconds)
+def test_all_layers_get_the_largest_size_with_enough_epochs(seconds: float, is_good: bool) -> None:
+    """A large size without a second training is preferred to a small one with it.
+
+    If the linear classifier is good, only a large size with it is worth its time.
+    """
+    choice = all_layers_choice(SPEEDS, COUNTS, seconds, is_good=is_good)
     min_epochs = min_tuning_epochs(COUNTS)
 
     def cost(size: int, epochs: int, *, is_repeated: bool) -> float:
@@ -59,6 +63,7 @@ def test_all_layers_get_the_largest_size_with_enough_epochs(seconds: float) -> N
         for is_repeated in (True, False)
         for size in sizes
         if cost(size, min_epochs, is_repeated=is_repeated) <= seconds
+        and not (is_good and (size < 150 or not is_repeated))
     ]
     assert (choice.epochs > 0) == bool(candidates)
     if candidates:

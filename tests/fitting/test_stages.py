@@ -73,7 +73,7 @@ def test_all_layers_are_kept_only_if_they_are_better(
 ) -> None:
     """They have a smaller size. The run is evaluated at that of the result that stays."""
     monkeypatch.setattr("ppxcls.fitting.stage_results.is_better_score", lambda *_: is_better)
-    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: AllLayersChoice(24, 1))
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_, **__: AllLayersChoice(24, 1))
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1"])
     assert chosen(run) == {stages.LINEAR: True, stages.ALL_LAYERS: is_better}
     assert [stage.size for stage in records(run)] == [networks.SIZE, 24]
@@ -97,7 +97,7 @@ def test_all_layers_start_from_a_linear_classifier_at_their_size(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: AllLayersChoice(24, 1))
+    monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_, **__: AllLayersChoice(24, 1))
     rate = "Optimizer.lr.learning_rate=1e-30"
     run = ppxcls.fit("photos", weights, **OPTIONS, overrides=["Global.epochs=1", rate])
     linear, stage = records(run)
@@ -144,7 +144,9 @@ def test_a_good_linear_classifier_stays(
     if not finds_small_class:
         monkeypatch.setattr(classifiers, "accuracy_and_loss", lambda *_: (0.995, 0.1))
         monkeypatch.setattr(classifiers, "mean_recall", lambda *_: 0.5)
-        monkeypatch.setattr(all_layers, "all_layers_choice", lambda *_: AllLayersChoice(networks.SIZE, 0))
+        monkeypatch.setattr(
+            all_layers, "all_layers_choice", lambda *_, **__: AllLayersChoice(networks.SIZE, 0)
+        )
     run = ppxcls.fit("photos", weights, **OPTIONS)
     assert chosen(run) == {stages.LINEAR: True}
     assert records(run)[0].mean_recall == (1.0 if finds_small_class else 0.5)
