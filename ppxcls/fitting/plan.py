@@ -96,7 +96,7 @@ def measured_speeds(computer: FeatureComputer, images: Array, network: nn.Layer)
 
     Args:
         computer: computer of the features.
-        images: batch of square images that are computed at once, float32 [N, 3, H, W]. Those that the
+        images: batch of square images that are computed at once, float32 [N, C, H, W]. Those that the
             features begin with, because the first images decide about the precision.
         network: network in training mode, with the precision and the batch norms of the training.
     """
@@ -110,7 +110,7 @@ def measured_speeds(computer: FeatureComputer, images: Array, network: nn.Layer)
     times, _ = timed_steps(
         network,
         optimizer,
-        images=paddle.randn([BATCH_SIZE, 3, timed_size, timed_size]),
+        images=paddle.randn([BATCH_SIZE, images.shape[1], timed_size, timed_size]),
         labels=paddle.zeros([BATCH_SIZE], "int64"),
         count=3,
     )

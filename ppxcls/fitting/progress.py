@@ -198,7 +198,8 @@ _SETTINGS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("reasons", "freeze"), _is_list_of_texts),
     **dict.fromkeys(("feature_size", "copies"), _is_small_count),
     **dict.fromkeys(
-        ("freezes_norms", "in_bfloat16", "trains_again", "flips"), lambda value: isinstance(value, bool)
+        ("freezes_norms", "has_colors", "in_bfloat16", "trains_again", "flips"),
+        lambda value: isinstance(value, bool),
     ),
     "norm_momentum": lambda value: value is None or (is_number(value) and 0 <= value < 1),
     "crop_share": lambda value: is_number(value) and 0 <= value <= 1,

@@ -63,6 +63,7 @@ class Settings:
         freezes_norms: True if batch norms keep the statistics of the weights.
         norm_momentum: share of their statistics that batch norms keep in a step; None for the network's own.
         freeze: patterns of the layers that are not trained.
+        has_colors: False for images with another number of channels than three.
         in_bfloat16: True to train with bfloat16 products.
         trains_again: True if there is time for a second training, with the photographs that choose too.
         flips: False to train without mirror images, because they make the linear classifier worse.
@@ -89,6 +90,7 @@ class Settings:
     freezes_norms: bool = False
     norm_momentum: float | None = None
     freeze: Sequence[str] = ()
+    has_colors: bool = True
     in_bfloat16: bool = False
     trains_again: bool = True
     flips: bool = True

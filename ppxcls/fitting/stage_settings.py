@@ -114,6 +114,7 @@ def with_stages(
         copies=plan.copies,
         freezes_norms=False,
         freeze=patterns,
+        has_colors=images.shape[1] == 3,
         norm_momentum=_NORM_MOMENTUM if has_norms else None,
         in_bfloat16=in_bfloat16,
         plan=list(plan.rows),
@@ -134,7 +135,7 @@ def _reasons(settings: Settings, counts: Counts, plan: Plan, preparation: Prepar
 
 
 def _first_images(request: Request, folder: Path, count: int) -> Array:
-    """Returns the photographs that the features begin with, as input of the network, float32 [N, 3, H, W].
+    """Returns the photographs that the features begin with, as input of the network, float32 [N, C, H, W].
 
     Args:
         request: arguments of ``fit``.

@@ -85,7 +85,9 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     loaders: Any = content["DataLoader"]
     if settings.feature_size:
         dataset = loaders["Train"]["dataset"]
-        dataset["transform_ops"] = _training_transforms(dataset["transform_ops"], has_flips=settings.flips)
+        dataset["transform_ops"] = _training_transforms(
+            dataset["transform_ops"], has_flips=settings.flips, has_colors=settings.has_colors
+        )
     loaders |= _judging_section(output)
     comments = "".join(f"# {printable(line)}\n" for line in settings.reasons)
     title = f"# A classifier of the photographs in {printable(str(photos))}. Edit this file and train again:"
@@ -93,18 +95,22 @@ def train_yaml(settings: Settings, photos: Path, output: Path) -> str:
     return f"{title}\n#\n{command}\n#\n{comments}\n{write_yaml(content)}"
 
 
-def _training_transforms(values: dict[str, dict[str, Any]], *, has_flips: bool) -> list[dict[str, Any]]:
+def _training_transforms(
+    values: dict[str, dict[str, Any]], *, has_flips: bool, has_colors: bool
+) -> list[dict[str, Any]]:
     """Returns the transforms that train all layers.
 
     Args:
         values: arguments of ``RandCropImage`` and ``NormalizeImage``.
         has_flips: True with mirror images.
+        has_colors: True with changed colours.
     """
+    jitter = {"ColorJitter": dict.fromkeys(("brightness", "contrast", "saturation"), _COLOR_CHANGE)}
     return [
         {"DecodeImage": {}},
         {"RandCropImage": values["RandCropImage"]},
         *([{"RandFlipImage": {"flip_code": 1}}] if has_flips else []),
-        {"ColorJitter": dict.fromkeys(("brightness", "contrast", "saturation"), _COLOR_CHANGE)},
+        *([jitter] if has_colors else []),
         {"NormalizeImage": {"order": "", **values["NormalizeImage"]}},
     ]
 

@@ -426,8 +426,8 @@ def layer_depths(dimensions: Mapping[str, int], blocks: Sequence[str]) -> dict[s
     """Returns the depth of each parameter, from 0 at the images.
 
     A residual block adds one to the depth, and so does each other layer. A batch norm has the depth of the
-    layer before it. The layers in a part of the network without blocks, such as a separable convolution, have
-    one depth.
+    layer before it in the same part. The layers in a part of the network without blocks, such as a separable
+    convolution, have one depth.
 
     Args:
         dimensions: number of dimensions of each parameter by state key, in the order of the network.
@@ -438,11 +438,14 @@ def layer_depths(dimensions: Mapping[str, int], blocks: Sequence[str]) -> dict[s
     norms -= {key.rpartition(".")[0] for key, count in dimensions.items() if count > 1}
     depths: dict[str, int] = {}
     places: dict[str, int] = {}
+    earlier_part = None
     for key in dimensions:
         layer = key.rpartition(".")[0]
+        part = layer.rpartition(".")[0]
         block = next((name for name in blocks if f"{layer}.".startswith(f"{name}.")), None)
         names = layer.split(".")
         place = block or ".".join(names[: 1 if blocks and names[0] not in parts else 2])
-        is_norm = block is None and layer in norms
-        depths[key] = len(places) - 1 if is_norm and places else places.setdefault(place, len(places))
+        is_norm = block is None and layer in norms and part == earlier_part
+        depths[key] = len(places) - 1 if is_norm else places.setdefault(place, len(places))
+        earlier_part = part
     return depths
