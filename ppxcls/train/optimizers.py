@@ -441,10 +441,10 @@ def layer_depths(dimensions: Mapping[str, int], blocks: Sequence[str]) -> dict[s
     earlier_part = None
     for key in dimensions:
         layer = key.rpartition(".")[0]
-        part = layer.rpartition(".")[0]
         block = next((name for name in blocks if f"{layer}.".startswith(f"{name}.")), None)
         names = layer.split(".")
         place = block or ".".join(names[: 1 if blocks and names[0] not in parts else 2])
+        part = place.rpartition(".")[0]
         is_norm = block is None and layer in norms and part == earlier_part
         depths[key] = len(places) - 1 if is_norm else places.setdefault(place, len(places))
         earlier_part = part
