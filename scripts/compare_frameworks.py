@@ -211,7 +211,7 @@ def conditions(lines: Sequence[Line]) -> str:
     load = f"{min(loads):.1f} to {max(loads):.1f}" if loads else "unknown"
     return (
         f"Processor: {'; '.join(processors)}. Load before a run: {load}. Versions: {versions}. "
-        f"Seconds of start-up, not counted: {starts or 'none'}."
+        f"Seconds of start-up, which count: {starts or 'none'}."
     )
 
 

@@ -77,6 +77,13 @@ def test_the_picture(tmp_path: Path) -> None:
     assert file.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_start_up_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording.time, "time", lambda: 107.0)
+    clock = recording.Recording(argparse.Namespace(minutes=0.5, out=tmp_path / "a.json", started=100.0))
+    clock.end_start_up()
+    assert (clock.seconds, clock.remaining_seconds) == (7.0, 23.0)
+
+
 def test_the_clock_runs_in_training_only(tmp_path: Path) -> None:
     times = iter([10.0, 14.0, 20.0, 21.0])
     out = tmp_path / "a.json"

@@ -105,14 +105,13 @@ def _training_transforms(
         has_flips: True with mirror images.
         has_colors: True with changed colours.
     """
-    jitter = {"ColorJitter": dict.fromkeys(("brightness", "contrast", "saturation"), _COLOR_CHANGE)}
-    return [
-        {"DecodeImage": {}},
-        {"RandCropImage": values["RandCropImage"]},
-        *([{"RandFlipImage": {"flip_code": 1}}] if has_flips else []),
-        *([jitter] if has_colors else []),
-        {"NormalizeImage": {"order": "", **values["NormalizeImage"]}},
-    ]
+    transforms: list[dict[str, Any]] = [{"DecodeImage": {}}, {"RandCropImage": values["RandCropImage"]}]
+    if has_flips:
+        transforms.append({"RandFlipImage": {"flip_code": 1}})
+    if has_colors:
+        extents = dict.fromkeys(("brightness", "contrast", "saturation"), _COLOR_CHANGE)
+        transforms.append({"ColorJitter": extents})
+    return [*transforms, {"NormalizeImage": {"order": "", **values["NormalizeImage"]}}]
 
 
 def _judging_section(output: Path) -> dict[str, object]:

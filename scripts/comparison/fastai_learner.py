@@ -101,13 +101,13 @@ def main() -> None:
     _, learner = build(arguments)
     learner.add_cb(Clock(recording))
     recording.end_start_up()
-    epochs = int((recording.budget_seconds - frozen_seconds) / whole_seconds)
+    epochs = int((recording.remaining_seconds - frozen_seconds) / whole_seconds)
     with learner.no_bar(), learner.no_logging():
         if epochs >= 1:
             learner.fine_tune(epochs)
         else:  # the first phase of fine_tune, which has this rate and this share
             learner.freeze()
-            frozen_epochs = max(int(recording.budget_seconds / frozen_seconds), 1)
+            frozen_epochs = max(int(recording.remaining_seconds / frozen_seconds), 1)
             learner.fit_one_cycle(frozen_epochs, slice(2e-3), pct_start=0.99)
     recording.write(
         size=arguments.size, planned={"frozen": frozen_seconds, "whole": whole_seconds, "epochs": epochs}

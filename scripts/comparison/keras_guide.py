@@ -105,14 +105,14 @@ def main() -> None:
         photographs(arguments.photographs / "test", arguments.size, None),
     )
     recording.end_start_up()
-    budget = recording.budget_seconds
+    budget = recording.remaining_seconds
     epoch_seconds = run_stage(
         recording,
         model,
         data,
         stage="frozen",
         rate=1e-3,
-        end_seconds=max(FROZEN_SHARE * budget, 1.0),
+        end_seconds=recording.seconds + max(FROZEN_SHARE * budget, 1.0),
         first_epoch_seconds=0.0,
         epochs=FROZEN_EPOCHS,
     )
@@ -123,7 +123,7 @@ def main() -> None:
         data,
         stage="fine-tuned",
         rate=1e-5,
-        end_seconds=budget,
+        end_seconds=recording.budget_seconds,
         first_epoch_seconds=TUNED_COST * epoch_seconds,
         epochs=TUNED_EPOCHS,
     )

@@ -1,8 +1,8 @@
 """``ppxcls fit --minutes M``, as a user types it.
 
-Its time is that of the whole command, from its start to its end: start-up, timing of steps, choosing and the
-report are in it, although the other peers' clocks run during training only. A part of the photographs in
-``train/`` chooses between its results. Then the photographs in ``test/`` are predicted, in a step of its own.
+Its time ends with the last writing of ``best_model``. Then ``fit`` evaluates the photographs in ``test/`` and
+writes its report; the evaluations of the other peers do not count either. A part of the photographs in
+``train/`` chooses between its results. At the end the photographs in ``test/`` are predicted, in a step of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +52,9 @@ def main() -> None:
         command = [sys.executable, "-m", "ppxcls", "fit", str(arguments.photographs)]
         command += ["--weights", str(arguments.trunk), "--minutes", f"{arguments.minutes:g}"]
         command += ["--output", folder, "-o", f"Global.seed={arguments.seed}"]
-        recording.seconds += time.time() - arguments.started
-        with recording.training():
-            subprocess.run(command, check=True)  # noqa: S603
+        subprocess.run(command, check=True)  # noqa: S603
         run = run_folder(Path(folder))
+        recording.seconds = max(file.stat().st_mtime for file in run.glob("best_model.*")) - arguments.started
         recording.add("fit", 1, accuracy(run, arguments.photographs / "test"))
         recording.write(stages=stages(run))
 

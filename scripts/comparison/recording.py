@@ -66,7 +66,7 @@ class Recording:
         clock: function that returns seconds.
 
     Attributes:
-        seconds: seconds of training so far, with reading and augmenting the photographs, without evaluation.
+        seconds: seconds since the process was started, without evaluation.
     """
 
     def __init__(self, arguments: argparse.Namespace, clock: Any = time.perf_counter) -> None:
@@ -79,17 +79,18 @@ class Recording:
 
     @property
     def budget_seconds(self) -> float:
-        """Seconds of training that are planned."""
+        """Seconds that are planned, from the start of the process."""
         return 60.0 * self._arguments.minutes
 
     @property
     def remaining_seconds(self) -> float:
-        """Seconds of training that are left; negative after the end."""
+        """Seconds that are left; negative after the end."""
         return self.budget_seconds - self.seconds
 
     def end_start_up(self) -> None:
-        """Notes the time since the process was started: imports, building, reading weights."""
+        """Adds the time since the process was started: imports, reading weights, timing of steps."""
         self._start_up_seconds = time.time() - self._arguments.started
+        self.seconds += self._start_up_seconds
 
     @contextmanager
     def training(self) -> Iterator[None]:

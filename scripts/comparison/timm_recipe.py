@@ -150,7 +150,7 @@ def main() -> None:
     seconds = timed_steps(model, loaders[0])
     is_bfloat16 = seconds[True] < seconds[False]
     recording.end_start_up()
-    update_count = max(int(recording.budget_seconds / seconds[is_bfloat16]), 1)
+    update_count = max(int(recording.remaining_seconds / seconds[is_bfloat16]), 1)
     train(recording, Trainer(model, is_bfloat16=is_bfloat16), (loaders[0], loaders[1]), update_count)
     recording.write(size=arguments.size, step_seconds=seconds[is_bfloat16], is_bfloat16=is_bfloat16)
 
