@@ -2,8 +2,7 @@
 
 Its time ends with the last writing of ``best_model``. Then ``fit`` evaluates the photographs in ``test/`` and
 writes its report; the evaluations of the other peers do not count either. A part of the photographs in
-``train/`` chooses between its results. At the end the photographs in ``test/`` are predicted, in a step of its
-own.
+``train/`` chooses between its results. At the end the photographs in ``test/`` are predicted, separately.
 """
 
 from __future__ import annotations
