@@ -16,7 +16,7 @@ from ppxcls.build.choices import (
     weights_for,
 )
 from ppxcls.build.data import build_loader
-from ppxcls.build.evaluation_results import ALL_NAMES, report_results, result_files
+from ppxcls.build.evaluation_results import ALL_NAMES, evaluation_files, report_results
 from ppxcls.build.groups import evaluation_groups
 from ppxcls.build.judging import judging_config
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
@@ -78,7 +78,7 @@ def evaluate(
     temperature = fitted.calibration.temperature if fitted else 1.0
     evaluation, results = evaluated_weights(config, weights, views=views, temperature=temperature)
     if distributed.rank() == 0:
-        files = result_files(is_test=test, has_views=views is not None)
+        files = evaluation_files(is_test=test, has_views=views is not None)
         report_results(config, weights, evaluation=evaluation, results=results, files=files, fitted=fitted)
     return results
 

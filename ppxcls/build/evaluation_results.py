@@ -74,7 +74,7 @@ _ALL_FILES = (EVAL_FILES, _TEST_FILES, _TTA_FILES, _TEST_TTA_FILES, OTHER_FILES)
 ALL_NAMES = tuple(name for files in _ALL_FILES for name in (files.results, files.predictions))
 
 
-def result_files(*, is_test: bool, has_views: bool) -> ResultFiles:
+def evaluation_files(*, is_test: bool, has_views: bool) -> ResultFiles:
     """Returns the files of the run's own evaluation.
 
     Args:

@@ -49,14 +49,14 @@ def relation_to_weights(config: Config, weights: Weights, dataset: Dataset, path
         )
     judging_count = relations.judging_count()
     texts = []
-    if relations.unknown:
-        verbs = " or ".join(relations.unknown)
+    if relations.unknown_verbs:
+        verbs = " or ".join(relations.unknown_verbs)
         texts.append(f"of whose images it is not known whether they {verbs} the weights")
         _warn(
             f"{path}: it is not known whether its images {verbs} the weights: the config's lists are not "
             "there, or are not those of the weights"
         )
-    if chosen_count or "chose" not in relations.unknown:
+    if chosen_count or "chose" not in relations.unknown_verbs:
         texts.append(_share(chosen_count, count, HAS_CHOSEN) if chosen_count else HAS_NOT_CHOSEN)
     if judging_count:
         texts.append(_share(judging_count, count, _JUDGE))
@@ -74,7 +74,7 @@ class _Relations:
 
     Attributes:
         manifest: manifest of the weights; empty without one.
-        unknown: verbs for what the images may have done.
+        unknown_verbs: verbs for what the images may have done.
     """
 
     def __init__(self, config: Config, weights: Weights, dataset: Dataset) -> None:
@@ -82,7 +82,7 @@ class _Relations:
         self._weights = weights
         self._dataset = dataset
         self.manifest: dict[str, Any] = manifest_beside(weights_file(weights.path))
-        self.unknown: list[str] = []
+        self.unknown_verbs: list[str] = []
 
     def count(self, mode: str) -> int:
         """Returns the number of images that trained or chose the weights, as far as it is known.
@@ -93,15 +93,15 @@ class _Relations:
         digest = self.manifest.get("train_list" if mode == "Train" else "eval_list")
         if digest and digest == self._dataset.labelled_digest():
             return len(self._dataset)
-        other = _images(self._config, mode)
-        is_recorded = other is not None and self._is_recorded(mode, other, digest)
+        compared_images = _images(self._config, mode)
+        is_recorded = compared_images is not None and self._is_recorded(mode, compared_images, digest)
         used_count = None
-        if other is not None and (is_recorded or self._is_of_run()):
-            used_count = shared_count(self._dataset, other)
+        if compared_images is not None and (is_recorded or self._is_of_run()):
+            used_count = shared_count(self._dataset, compared_images)
         # A run without evaluations has an empty digest: no list has chosen its weights.
         is_without = mode == "Eval" and not digest and bool(self.manifest.get("train_list"))
         if not is_without and (used_count is None or not is_recorded):
-            self.unknown.append("trained" if mode == "Train" else "chose")
+            self.unknown_verbs.append("trained" if mode == "Train" else "chose")
         return used_count or 0
 
     def judging_count(self) -> int:
@@ -109,34 +109,34 @@ class _Relations:
         if not self._config.DataLoader or self._config.DataLoader.Test is None:
             return 0
         try:
-            other = _images(judging_config(self._config), "Eval")
+            compared_images = _images(judging_config(self._config), "Eval")
         except ConfigError:
-            other = None
-        judging_count = None if other is None else shared_count(self._dataset, other)
+            compared_images = None
+        judging_count = None if compared_images is None else shared_count(self._dataset, compared_images)
         if judging_count is None:
-            self.unknown.append("judge")
+            self.unknown_verbs.append("judge")
         return judging_count or 0
 
     def _is_of_run(self) -> bool:
-        """True if the weights are of the run in the config's folder, which may have other lists now."""
+        """True if the weights are of the run in the config's folder, which may have changed lists."""
         weights_id = self.manifest.get("run")
         return self._weights.is_own or (
             weights_id is not None and weights_id == run_id(self._config.run_folder)
         )
 
-    def _is_recorded(self, mode: str, other: Dataset, digest: str | None) -> bool:
+    def _is_recorded(self, mode: str, compared_images: Dataset, digest: str | None) -> bool:
         """True if a data set has the digest in the manifest, with labels of the list or of the network."""
         if not digest:
             return False
-        if other.digest() == digest:
+        if compared_images.digest() == digest:
             return True
         try:
             classes = network_classes(self._config, "evaluate", self._weights)
             if mapping := mapping_to(classes, self._config, mode):
-                other.map_labels(mapping)
+                compared_images.map_labels(mapping)
         except DataError:
             return False
-        return other.labelled_digest() == digest
+        return compared_images.labelled_digest() == digest
 
 
 def _images(config: Config, mode: str) -> Dataset | None:
@@ -149,24 +149,28 @@ def _images(config: Config, mode: str) -> Dataset | None:
         return None
 
 
-def shared_count(dataset: Dataset, other: Dataset) -> int | None:
+def shared_count(dataset: Dataset, compared_images: Dataset) -> int | None:
     """Returns the number of images of a data set that another one has too.
 
     They have the same path. If one of the two has no files, as a pack, they have the same name in the list.
 
     Args:
         dataset: images to count.
-        other: images to compare them with.
+        compared_images: images to compare them with.
 
     Returns:
         The number; None if one of the data sets has only numbers as names.
     """
-    if not (_has_names(dataset) and _has_names(other)):
+    if not (_has_names(dataset) and _has_names(compared_images)):
         return None
-    have_files = isinstance(dataset, ImageNetDataset) and isinstance(other, ImageNetDataset)
-    other_names = {name for i in range(len(other)) for name in _names(other, i, with_listed=not have_files)}
+    have_files = isinstance(dataset, ImageNetDataset) and isinstance(compared_images, ImageNetDataset)
+    compared_names = {
+        name
+        for i in range(len(compared_images))
+        for name in _names(compared_images, i, with_listed=not have_files)
+    }
     return sum(
-        not other_names.isdisjoint(_names(dataset, i, with_listed=not have_files))
+        not compared_names.isdisjoint(_names(dataset, i, with_listed=not have_files))
         for i in range(len(dataset))
     )
 
