@@ -16,7 +16,7 @@ import paddle
 
 from ppxcls.build.choices import Weights, class_names_for, network_classes
 from ppxcls.build.data import build_loader
-from ppxcls.build.evaluation import build_evaluation
+from ppxcls.build.evaluation import build_evaluation, check_choice
 from ppxcls.build.losses import classes_for_losses, evaluation_loss
 from ppxcls.build.network import build_network, mixed_precision
 from ppxcls.build.start import required_section, start_job, start_terminal_log
@@ -221,6 +221,7 @@ class _Averaging:
             names = class_names_for(config, "evaluate", weights)
             loss = evaluation_loss(config, classes_for_losses(config, classes, names))
             self._evaluation = build_evaluation(config, classes, names=names, loss=loss)
+            check_choice(config, self._evaluation)
             # A network of its own, because the statistics of batch norms are estimated in float32.
             self._evaluated_network = set_evaluation_precision(
                 mixed_precision(config.AMP), build_network(config, "evaluate", weights)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ppxcls.build.calibration import (
-    HAS_CHOSEN,
     HAS_NOT_CHOSEN,
     calibration_problem,
     calibration_source,
     weights_digest,
 )
 from ppxcls.build.choices import Weights, class_num, weights_for
-from ppxcls.build.class_order import manifest_beside
-from ppxcls.build.data import build_images
-from ppxcls.build.evaluation import eval_block, evaluated_weights
-from ppxcls.build.judging import with_evaluation_list
+from ppxcls.build.evaluation import evaluated_weights
+from ppxcls.build.evaluation_results import eval_block
+from ppxcls.build.image_relations import relation_to_weights
+from ppxcls.build.judging import takes_root, with_evaluation_list
 from ppxcls.build.start import required_section, start_terminal_log
 from ppxcls.calibration import CALIBRATION_FILE
 from ppxcls.calibration.fit import FittedCalibration, read_calibration, write_calibration
-from ppxcls.config.checks import ConfigError
 from ppxcls.config.sections import Config
-from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
-from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.atomic_files import check_own_names
 from ppxcls.system.logs import logger
@@ -49,13 +44,14 @@ def calibrate(config: Config, path: str | Path) -> dict[str, Any]:
         with the temperature.
 
     Raises:
-        ConfigError, CheckpointError: as ``evaluate``.
+        ConfigError, CheckpointError: as ``evaluate``. ConfigError also if the evaluation data have no list.
         DataError: the images can't be used, have been trained on, or are too few.
         OSError: the file can't be written.
     """
     evaluation_section = required_section(config, "DataLoader.Eval")
     has_root = bool(evaluation_section.dataset.arguments.get("image_root"))
-    root = None if has_root else str(Path(path).parent)
+    needs_root = not has_root and takes_root(evaluation_section.dataset)
+    root = str(Path(path).parent) if needs_root else None
     config_of_run = config
     config = with_evaluation_list(config, str(path), root, where=config.where("DataLoader.Eval.dataset"))
     if config.run_folder.is_dir():
@@ -72,7 +68,7 @@ def calibrate(config: Config, path: str | Path) -> dict[str, Any]:
     if fitted is None:
         problem = calibration_problem(len(dataset), class_num(config)) or "too few images can be read"
         raise DataError(f"{path}: no calibration is written: {problem}")
-    words = _relation(config_of_run, weights, dataset, str(path))
+    words = relation_to_weights(config_of_run, weights, dataset, str(path))
     calibration = replace(fitted.calibration, source=calibration_source(eval_block(config), words))
     fitted = FittedCalibration(calibration, fitted.figures)
     if distributed.rank() == 0:
@@ -104,52 +100,6 @@ def _refuse_file_of_others(folder: Path, weights: Weights) -> None:
             f"{folder / CALIBRATION_FILE} belongs to other weights than {weights.path}; "
             "calibrate them with another Global.output_dir"
         )
-
-
-def _relation(config: Config, weights: Weights, dataset: Dataset, path: str) -> str:
-    """Returns whether the images of a list have chosen the weights.
-
-    Args:
-        config: config of the run.
-        weights: weights to calibrate.
-        dataset: images of the list.
-        path: list, for messages.
-
-    Raises:
-        DataError: the weights have been trained on some of them.
-    """
-    manifest = manifest_beside(weights_file(weights.path))
-    count, digest = len(dataset), dataset.labelled_digest()
-    chosen_count = count if manifest.get("eval_list") == digest else 0
-    trained_count = count if manifest.get("train_list") == digest else 0
-    if weights.is_own:
-        paths = _paths(dataset)
-        chosen_count = max(chosen_count, len(paths & _paths_of(config, "Eval")))
-        trained_count = max(trained_count, len(paths & _paths_of(config, "Train")))
-    if manifest.get("trained_on_eval_list"):
-        trained_count = max(trained_count, chosen_count)
-    if trained_count:
-        raise DataError(
-            f"{path}: expected images that the weights were not trained on, "
-            f"received {trained_count:,} of {count:,} that they were trained on"
-        )
-    if 0 < chosen_count < count:
-        return f"{chosen_count:,} of whose {count:,} images chose the weights"
-    return HAS_CHOSEN if chosen_count else HAS_NOT_CHOSEN
-
-
-def _paths_of(config: Config, mode: str) -> set[str]:
-    """Returns the paths of the images of a section; none if it is missing, or its data are not there."""
-    if not config.DataLoader or getattr(config.DataLoader, mode) is None:
-        return set()
-    try:
-        return _paths(build_images(config, mode))
-    except (ConfigError, DataError, OSError):
-        return set()
-
-
-def _paths(dataset: Dataset) -> set[str]:
-    return {os.path.abspath(dataset.path(i)) for i in range(len(dataset))}
 
 
 def _write(config: Config, weights: Weights, fitted: FittedCalibration) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ppxcls.build.choices import Weights, data_name
+from ppxcls.build.choices import Weights, class_num, data_name
 from ppxcls.build.class_order import manifest_beside
 from ppxcls.calibration import CALIBRATION_FILE
 from ppxcls.calibration.fit import (
@@ -18,11 +18,13 @@ from ppxcls.calibration.fit import (
     CalibrationFigures,
     FittedCalibration,
     few_images_note,
+    has_calibration,
     read_calibration,
 )
 from ppxcls.calibration.record import Calibration
 from ppxcls.calibration.reliability import reliability
 from ppxcls.checkpoints.files import AVERAGE, WEIGHTS, part_digest
+from ppxcls.config.load import RUN_CONFIG, is_config_of_run
 from ppxcls.config.sections import Config
 from ppxcls.data.dataset import Dataset
 from ppxcls.data.errors import DataError
@@ -30,7 +32,7 @@ from ppxcls.models.weights import weights_file
 from ppxcls.system import distributed
 from ppxcls.system.digests import file_sha256
 from ppxcls.system.logs import logger
-from ppxcls.system.paths import bounded
+from ppxcls.system.paths import one_line
 from ppxcls.train.predictions import Predictions
 
 HAS_CHOSEN, HAS_NOT_CHOSEN = "whose images chose the weights", "whose images did not choose the weights"
@@ -61,20 +63,28 @@ def calibration_for(config: Config, weights: Weights) -> FittedCalibration | Non
     """
     if not config.Global.calibrate:
         return None
-    folders = list(dict.fromkeys([config.run_folder, weights_file(weights.path).parent]))
-    folders = [folder for folder in folders if (folder / CALIBRATION_FILE).exists()]
+    folders = [config.run_folder] if (config.run_folder / CALIBRATION_FILE).exists() else []
+    folder_of_weights = weights_file(weights.path).parent
+    if folder_of_weights != config.run_folder and _may_have_calibration(folder_of_weights):
+        folders.append(folder_of_weights)
     if not folders:
         return None
     digest = weights_digest(weights) or ""
     try:
         for folder in folders:
-            if fitted := read_calibration(folder, digest):
+            if fitted := read_calibration(folder, digest, class_num(config)):
                 return fitted
     except ValueError as error:
         raise DataError(f"{error}; remove the file, or predict with -o Global.calibrate=False") from None
     if distributed.rank() == 0:
         logger.info(f"{folders[0] / CALIBRATION_FILE} belongs to other weights, so scores are not calibrated")
     return None
+
+
+def _may_have_calibration(folder: Path) -> bool:
+    """True if a folder has a calibration, or is a run's folder with a file that may be a damaged one."""
+    is_run = (folder / CALIBRATION_FILE).exists() and is_config_of_run(folder / RUN_CONFIG)
+    return is_run or has_calibration(folder)
 
 
 def calibration_source(block: Mapping[str, Any], words: str) -> str:
@@ -84,7 +94,7 @@ def calibration_source(block: Mapping[str, Any], words: str) -> str:
         block: data set of the images.
         words: ``HAS_CHOSEN`` or ``HAS_NOT_CHOSEN``.
     """
-    return f"{bounded(Path(data_name(block)).name, _MAX_NAME)}, {words}"
+    return f"{one_line(Path(data_name(block)).name, _MAX_NAME)}, {words}"
 
 
 def calibration_facts(calibration: Calibration, predictions: Predictions, dataset: Dataset) -> dict[str, Any]:

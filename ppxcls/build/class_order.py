@@ -220,10 +220,10 @@ def _resumed_classes(config: Config) -> ClassNames | None:
     return None
 
 
-def _run_id(folder: Path) -> str | None:
+def run_id(folder: Path) -> str | None:
     """Returns the id of the run in a folder, by its last checkpoint; None if it is not known."""
-    run_id = manifest_beside(folder / "latest.pdparams").get("run")
-    return None if run_id is None else str(run_id)
+    value = manifest_beside(folder / "latest.pdparams").get("run")
+    return None if value is None else str(value)
 
 
 def _checkpoint_classes(prefix: Path, manifest: dict[str, Any]) -> ClassNames | None:
@@ -243,6 +243,6 @@ def _checkpoint_classes(prefix: Path, manifest: dict[str, Any]) -> ClassNames | 
     if len(manifest_names) != len(folder_classes.names) or manifest_names == folder_classes.names:
         return folder_classes
     is_same_set = sorted(manifest_names) == sorted(folder_classes.names)
-    if is_same_set or _run_id(prefix.parent) not in (None, manifest.get("run")):
+    if is_same_set or run_id(prefix.parent) not in (None, manifest.get("run")):
         return ClassNames(manifest_names, f"{prefix}.json")
     return ClassNames(folder_classes.names, folder_classes.source, alternatives=(manifest_names,))

@@ -17,6 +17,7 @@ from ppxcls.checkpoints.progress import checkpoint_prefix
 from ppxcls.config.checks import ConfigPlace
 from ppxcls.config.registry import Block
 from ppxcls.config.sections import Config
+from ppxcls.data.dataset import DATASETS, ImageNetDataset
 from ppxcls.system.atomic_files import read_regular
 from ppxcls.system.json_text import is_count, is_number, read_json
 from ppxcls.system.logs import logger
@@ -41,7 +42,8 @@ def judging_config(config: Config) -> Config:
     evaluation = required_section(config, "DataLoader.Eval")
     assert config.DataLoader
     root = test.image_root
-    if root is None and not evaluation.dataset.arguments.get("image_root"):
+    has_root = root is not None or evaluation.dataset.arguments.get("image_root")
+    if not has_root and takes_root(evaluation.dataset):
         raise config.where("DataLoader.Test.image_root").error(
             "the key is missing, and DataLoader.Eval.dataset has none either"
         )
@@ -58,6 +60,9 @@ def with_evaluation_list(config: Config, path: str, root: str | None, *, where: 
         path: list of the images.
         root: folder that the list's paths are relative to; None for that of ``DataLoader.Eval``.
         where: place of the list, for messages.
+
+    Raises:
+        ConfigError: the data set of ``DataLoader.Eval`` is of a kind without lists, or without a folder.
     """
     assert config.DataLoader
     assert config.DataLoader.Eval
@@ -67,9 +72,15 @@ def with_evaluation_list(config: Config, path: str, root: str | None, *, where: 
     arguments["cls_label_path"] = path
     if root is not None:
         arguments["image_root"] = root
+    name = _kind_of_lists(block)
+    for key in ("cls_label_path", "image_root"):
+        if key in arguments and key not in DATASETS.schema(name):
+            raise where.error(
+                f"expected a data set of a list in DataLoader.Eval, received {name}, which has no key {key}"
+            )
     dataset = Block(
         block.kind,
-        "ImageNetDataset" if "pack" in block.arguments else block.name,
+        name,
         arguments=arguments,
         where=where,
         is_list_item=block.is_list_item,
@@ -77,6 +88,19 @@ def with_evaluation_list(config: Config, path: str, root: str | None, *, where: 
     new_config = copy.copy(config)
     new_config.DataLoader = replace(config.DataLoader, Eval=replace(evaluation, dataset=dataset))
     return new_config
+
+
+def takes_root(block: Block) -> bool:
+    """True if the data set that reads a list in the place of another one has a folder of images.
+
+    Args:
+        block: data set of ``DataLoader.Eval``.
+    """
+    return "image_root" in DATASETS.schema(_kind_of_lists(block))
+
+
+def _kind_of_lists(block: Block) -> str:
+    return ImageNetDataset.__name__ if "pack" in block.arguments else block.name
 
 
 def use_of_test(folder: Path, weights: str, *, list_digest: str) -> dict[str, Any]:

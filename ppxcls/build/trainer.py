@@ -14,7 +14,7 @@ from ppxcls.build.calibration import HAS_CHOSEN, calibration_source
 from ppxcls.build.choices import Weights, class_names_for, class_num, network_classes, weights_for
 from ppxcls.build.data import build_loader
 from ppxcls.build.disk_space import report_disk_space
-from ppxcls.build.evaluation import build_evaluation
+from ppxcls.build.evaluation import build_evaluation, check_choice
 from ppxcls.build.losses import classes_for_losses, evaluation_loss, training_loss
 from ppxcls.build.network import build_network, mixed_precision, static_network
 from ppxcls.build.schedules import learning_rate, log_scaling, run_schedule, update_freq_of
@@ -167,7 +167,9 @@ def _training_evaluation(
     source = None
     if config.Global.calibrate:
         source = calibration_source(config.DataLoader.Eval.dataset, HAS_CHOSEN)
-    return build_evaluation(config, classes, names=names, loss=loss, calibration_source=source)
+    evaluation = build_evaluation(config, classes, names=names, loss=loss, calibration_source=source)
+    check_choice(config, evaluation)
+    return evaluation
 
 
 def _trackers(config: Config) -> list[Tracker]:

@@ -125,12 +125,15 @@ def write_calibration(folder: Path, fitted: FittedCalibration | None, weights_di
     write_text(file, json_text(values, is_ascii=True) + "\n")
 
 
-def read_calibration(folder: Path, weights_digest: str | None) -> FittedCalibration | None:
+def read_calibration(
+    folder: Path, weights_digest: str | None, class_num: int | None = None
+) -> FittedCalibration | None:
     """Reads ``calibration.json`` of a folder.
 
     Args:
         folder: folder of the run.
         weights_digest: SHA-256 of the file of weights; None for any weights.
+        class_num: number of the network's classes; None for any number.
 
     Returns:
         The calibration; None if there is none, or if it belongs to other weights.
@@ -144,11 +147,26 @@ def read_calibration(folder: Path, weights_digest: str | None) -> FittedCalibrat
         calibration = Calibration.from_json(values)
         if weights_digest is not None and values.get("weights") != weights_digest:
             return None
+        if class_num is not None:
+            calibration.check_classes(class_num)
         return FittedCalibration(calibration, _figures(values.get("figures")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not the calibration of a run: {reason_of(error)}") from None
+
+
+def has_calibration(folder: Path) -> bool:
+    """True if a folder has a file with the keys of ``write_calibration``. Other programs use its name, too.
+
+    Args:
+        folder: any folder.
+    """
+    try:
+        values = read_json(read_regular(folder / CALIBRATION_FILE, _MAX_BYTES))
+    except (OSError, ValueError):
+        return False
+    return isinstance(values, dict) and {"weights", "temperature", "figures"} <= values.keys()
 
 
 def _figures(values: Any) -> CalibrationFigures:

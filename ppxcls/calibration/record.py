@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppxcls.system.json_text import is_count, is_number
+from ppxcls.system.paths import printable
 
 MAX_VALUES = 2_000  # energies, and scores of the true class
 LARGEST_TEMPERATURE = 100.0
+_LOWEST_TEMPERATURE = 1e-3  # with a much lower one, logits overflow
 _MAX_SOURCE = 1_000  # characters
 _MAX_CLASSES = 10_000_000
 _LARGEST_ENERGY = 1e9
@@ -51,9 +53,19 @@ class Calibration:
             "true_scores": list(self.true_scores),
         }
 
+    def check_classes(self, class_num: int) -> None:
+        """Raises ValueError if the record is not one of a network with this number of classes."""
+        if len(self.images_per_class) != class_num:
+            raise ValueError(
+                f"expected {class_num:,} numbers as 'images_per_class', "
+                f"received {len(self.images_per_class):,}"
+            )
+
     @classmethod
     def from_json(cls, values: Any) -> Calibration:
         """Returns the record in a JSON object, which a stranger may have written. Other keys are ignored.
+
+        Control characters in ``source`` are replaced by escapes, because logs show it.
 
         Args:
             values: value that ``read_json`` has returned.
@@ -65,8 +77,9 @@ class Calibration:
             raise ValueError("expected an object")
         temperature: Any = values.get("temperature")
         source = values.get("source")
-        if not is_number(temperature) or not 0 < temperature <= LARGEST_TEMPERATURE:
-            raise ValueError(f"expected a number above 0, up to {LARGEST_TEMPERATURE:g}, as 'temperature'")
+        if not is_number(temperature) or not _LOWEST_TEMPERATURE <= temperature <= LARGEST_TEMPERATURE:
+            limits = f"{_LOWEST_TEMPERATURE:g} to {LARGEST_TEMPERATURE:g}"
+            raise ValueError(f"expected a number from {limits} as 'temperature'")
         if not isinstance(source, str) or len(source) > _MAX_SOURCE:
             raise ValueError(f"expected a text of up to {_MAX_SOURCE:,} characters as 'source'")
         counts = values.get("images_per_class")
@@ -78,7 +91,7 @@ class Calibration:
         length = min(images, MAX_VALUES)
         return cls(
             temperature=float(temperature),
-            source=source,
+            source=printable(source),
             images=images,
             images_per_class=tuple(counts),
             energies=_sorted_numbers(values, "energies", length=length, largest=_LARGEST_ENERGY),

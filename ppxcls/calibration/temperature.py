@@ -12,6 +12,7 @@ from ppxcls.system.arrays import Array
 # A classifier that is not sure enough, such as one of smoothed labels, gets a temperature below 1.
 SMALLEST_TEMPERATURE = 0.1
 _LARGEST_TEMPERATURE = 10.0
+_PRECISION = 1e-9  # of the temperature's logarithm
 _BLOCK_VALUES = 1 << 21  # logits that are computed with at once, 16 MB
 
 
@@ -26,18 +27,22 @@ def best_temperature(logits: Array, labels: Array, *, smallest: float = 1.0) -> 
         labels: class of each image, int [N].
         smallest: smallest temperature. With 1, the scores never become surer than they are.
     """
-    from scipy.optimize import brentq
 
-    def slope(log_temperature: float) -> float:
-        return _slope(logits, labels, math.exp(-log_temperature))
+    def is_too_sure(log_temperature: float) -> bool:
+        return _slope(logits, labels, math.exp(-log_temperature)) > 0
 
     low, high = math.log(smallest), math.log(_LARGEST_TEMPERATURE)
-    # A slope below 0: surer scores, of a lower temperature, would have a smaller loss.
-    if slope(low) <= 0:
+    if not is_too_sure(low):
         return smallest
-    if slope(high) >= 0:
+    if is_too_sure(high):
         return _LARGEST_TEMPERATURE
-    return math.exp(brentq(slope, low, high, xtol=1e-9, rtol=1e-9))
+    while high - low > _PRECISION:
+        middle = (low + high) / 2
+        if is_too_sure(middle):
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
 
 
 def calibration_of(logits: Array, labels: Array, source: str) -> Calibration:

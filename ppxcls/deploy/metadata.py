@@ -194,6 +194,8 @@ def parse_metadata(values: Any, source: str) -> ExportMetadata:
         raise DataError(f"{source}: invalid metadata: expected size and SHA-256 of each file as 'parts'")
     try:
         calibration = Calibration.from_json(values["calibration"]) if "calibration" in values else None
+        if calibration:
+            calibration.check_classes(count)
     except ValueError as error:
         raise DataError(f"{source}: invalid metadata: calibration: {error}") from None
     return ExportMetadata(

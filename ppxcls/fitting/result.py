@@ -13,7 +13,7 @@ import paddle
 
 from ppxcls.build.calibration import HAS_CHOSEN, calibration_facts, calibration_source
 from ppxcls.build.choices import Weights, class_names_for
-from ppxcls.build.evaluation import eval_block, write_results
+from ppxcls.build.evaluation_results import eval_block, write_results
 from ppxcls.build.trainer import build_trainer
 from ppxcls.calibration.fit import FittedCalibration, fitted_calibration, write_calibration
 from ppxcls.checkpoints.files import WEIGHTS, CheckpointError, State, read_manifest, write_checkpoint

@@ -376,7 +376,7 @@ def _calibration(record: Record) -> FittedCalibration | None:
         return None
     digest = part_digest(record.manifest, AVERAGE) or part_digest(record.manifest, WEIGHTS)
     try:
-        return read_calibration(record.folder, digest or "")
+        return read_calibration(record.folder, digest or "", class_num(record.config))
     except ValueError as error:
         raise DataError(str(error)) from None
 

@@ -81,8 +81,14 @@ class Evaluation:
         """The name of the figure that decides which evaluation is the best."""
         if self._best_metric is not None:
             return self._best_metric
-        figures = [name for metric in self._metrics for name in (*metric.names, *metric.figures)]
-        return [*figures, *self._loss.names][0]
+        return [*self.figures, *self._loss.names][0]
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the figures of metrics in the results, and then those of groups."""
+        names = [name for metric in self._metrics for name in (*metric.names, *metric.figures)]
+        group_names = [f"{GROUP_PREFIX}{name}" for name in names] if self._group_figures else []
+        return [*names, *group_names]
 
     @property
     def facts(self) -> dict[str, str]:

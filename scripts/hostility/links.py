@@ -199,13 +199,13 @@ def _predictions(run: Path) -> None:
 
 
 def _evaluation(run: Path) -> None:
-    from ppxcls.build.evaluation import _EVAL_FILES, _OTHER_FILES, write_results
+    from ppxcls.build.evaluation_results import EVAL_FILES, OTHER_FILES, write_results
     from ppxcls.config.load import load_config
 
     config = load_config(run)
     weights: Any = SimpleNamespace(path="a", note="b")
     dataset: Any = SimpleNamespace(labelled_digest=lambda: "c", views=None)
-    for files in (_EVAL_FILES, _OTHER_FILES):
+    for files in (EVAL_FILES, OTHER_FILES):
         results = {"top1": 0.5, "num_samples": 4}
         write_results(config, weights, dataset=dataset, results=results, files=files)
 

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ import yaml
 from scipy.special import log_softmax, softmax
 
 import ppxcls
+from ppxcls.build.calibration import calibration_for
+from ppxcls.build.choices import weights_for
+from ppxcls.build.image_relations import shared_count
 from ppxcls.calibration.coverage import score_limit
 from ppxcls.calibration.fit import read_calibration
 from ppxcls.calibration.temperature import best_temperature
 from ppxcls.calibration.unknown import energy_limit
 from ppxcls.checkpoints.files import write_state
+from ppxcls.data.dataset import DATASETS, ImageNetDataset
 from ppxcls.fitting.result import state_of, write_result
+from ppxcls.reports.record import read_record
 from ppxcls.system.arrays import Array
 from ppxcls.train.trainer import Trainer
 from tests.conftest import SMALL_NETWORK, copy_folder, run_tool, small_config, write_images
@@ -276,6 +282,141 @@ def test_another_list_calibrates(
     mixed_file.write_text("\n".join([*lists["other"], lists["train"][0]]))
     with pytest.raises(ppxcls.DataError, match="received 1 of 55 that they were trained on"):
         ppxcls.calibrate(config, mixed_file)
+
+
+@pytest.mark.parametrize("mode", ["Train", "Eval"])
+def test_images_are_found_in_a_pack(run: Path, pictures: Path, tmp_path: Path, mode: str) -> None:
+    """A pack has the names of its list."""
+    name = "train" if mode == "Train" else "val"
+    ppxcls.pack(pictures / f"{name}_list.txt", None, output=tmp_path / "pack")
+    lines = [(pictures / f"{part}_list.txt").read_text().splitlines() for part in ("other", name)]
+    mixed_file = pictures / f"mixed_{name}.txt"  # a pack has no folder of images
+    mixed_file.write_text("\n".join([*lines[0], *lines[1][:6]]))
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    block = values["DataLoader"][mode]["dataset"]
+    values["DataLoader"][mode]["dataset"] = {
+        "name": "PackedDataset",
+        "pack": str(tmp_path / "pack"),
+        "transform_ops": block["transform_ops"],
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(values))
+    config = ppxcls.load_config(file, [f"Global.output_dir={run.parent}"])
+    if mode == "Train":
+        with pytest.raises(ppxcls.DataError, match="received 6 of 60 that they were trained on"):
+            ppxcls.calibrate(config, mixed_file)
+    else:
+        assert "6 of whose 60 images chose the weights" in ppxcls.calibrate(config, mixed_file)["source"]
+
+
+def test_what_is_not_known_of_the_images_is_said(
+    run: Path, pictures: Path, tmp_path: Path, lines: Callable[[], list[str]]
+) -> None:
+    """Weights in other files have the lists in their manifest. A list that is gone tells nothing."""
+    other_list = pictures / "other_list.txt"
+    mixed_file = tmp_path / "mixed.txt"
+    train_lines = (pictures / "train_list.txt").read_text().splitlines()
+    mixed_file.write_text("\n".join([other_list.read_text(), train_lines[0]]))
+    copy = copy_folder(run, tmp_path / "copy")
+    for name in ("config.yaml", "calibration.json"):
+        (copy / name).unlink()
+    overrides = [f"Global.pretrained_model={copy}/best_model", f"Global.output_dir={tmp_path}/elsewhere"]
+    config = ppxcls.load_config(run, overrides)
+    with pytest.raises(ppxcls.DataError, match="received 1 of 55 that they were trained on"):
+        ppxcls.calibrate(config, mixed_file)
+    source = "other_list.txt, whose images did not choose the weights"
+    assert ppxcls.calibrate(config, other_list)["source"] == source
+    (copy / "best_model.json").unlink()
+    unknown = "of whose images it is not known whether they trained or chose the weights"
+    assert ppxcls.calibrate(config, other_list)["source"] == f"other_list.txt, {unknown}"
+    gone = ppxcls.load_config(run, [f"DataLoader.Train.dataset.cls_label_path={tmp_path}/gone.txt"])
+    unknown = (
+        "of whose images it is not known whether they trained the weights "
+        "and whose images did not choose the weights"
+    )
+    assert ppxcls.calibrate(gone, other_list)["source"] == f"other_list.txt, {unknown}"
+    assert "it is not known whether its images trained the weights: the config's lists" in lines()[-4:][0]
+
+
+def test_images_that_judge_are_named(run: Path, pictures: Path) -> None:
+    test = f"DataLoader.Test.cls_label_path={pictures}/other_list.txt"
+    source = ppxcls.calibrate(ppxcls.load_config(run, [test]), pictures / "other_list.txt")["source"]
+    assert (
+        source == "other_list.txt, whose images did not choose the weights and whose images judge the weights"
+    )
+
+
+def test_other_lists_need_no_groups(run: Path, pictures: Path, tmp_path: Path) -> None:
+    """Only a training needs the figure that chooses. A calibration does not even read the groups."""
+    config = ppxcls.load_config(run, ["Global.best_metric=group_top1"])
+    assert ppxcls.evaluate(config)["num_samples"] == 60
+    (tmp_path / "other_list.txt").write_text((pictures / "other_list.txt").read_text())
+    (tmp_path / "groups.csv").write_text("damaged")
+    assert ppxcls.calibrate(config, tmp_path / "other_list.txt")["images"] == 54
+
+
+@pytest.fixture
+def drawn_images() -> Iterator[str]:
+    """Registers a data set without a list."""
+
+    @DATASETS.register
+    class DrawnImages(ppxcls.Dataset):
+        def __init__(
+            self, transform_ops: ppxcls.TransformOps | None = None, class_num: int | None = None
+        ) -> None:
+            super().__init__(np.arange(60) % 3, transform_ops, class_num)
+
+        def read(self, index: int) -> Array:
+            return np.full((20, 20, 3), index, np.uint8)
+
+    yield DrawnImages.__name__
+    DATASETS.forget({DrawnImages.__name__})
+
+
+def test_a_list_is_refused_if_the_evaluation_reads_none(
+    drawn_images: str, pictures: Path, tmp_path: Path
+) -> None:
+    """Its own images would be evaluated in the place of those of the list."""
+    file = write_file(tmp_path, pictures, **{"DataLoader.Eval.dataset": {"name": drawn_images}})
+    list_file = pictures / "other_list.txt"
+    config = ppxcls.load_config(file, [f"DataLoader.Test.cls_label_path={list_file}"])
+    message = f"expected a data set of a list in DataLoader.Eval, received {drawn_images}"
+    with pytest.raises(ppxcls.ConfigError, match=message):
+        ppxcls.calibrate(config, list_file)
+    with pytest.raises(ppxcls.ConfigError, match=message):
+        ppxcls.evaluate(config, test=True)
+
+
+def test_samples_with_numbers_as_names_can_not_be_compared(drawn_images: str, pictures: Path) -> None:
+    drawn = DATASETS.components()[drawn_images]()
+    listed = ImageNetDataset(str(pictures), str(pictures / "val_list.txt"))
+    assert shared_count(drawn, drawn) is shared_count(listed, drawn) is None
+    assert shared_count(listed, listed) == 60
+
+
+@pytest.mark.parametrize("content", ['{"focal_length": 35}', "[]", "{", "\0", '{"temperature": 20.5}'])
+def test_a_file_of_another_program_is_no_calibration(run: Path, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "Downloads"
+    folder.mkdir()
+    shutil.copy(run / "best_model.pdparams", folder / "weights.pdparams")
+    (folder / "calibration.json").write_text(content)
+    overrides = [f"Global.pretrained_model={folder}/weights", f"Global.output_dir={tmp_path}/elsewhere"]
+    config = ppxcls.load_config(run, overrides)
+    weights = weights_for(config, "infer")
+    assert weights
+    assert calibration_for(config, weights) is None
+    shutil.copy(run / "calibration.json", folder / "calibration.json")
+    assert calibration_for(config, weights) is not None
+
+
+def test_a_record_of_another_number_of_classes_ends_in_one_line(run: Path) -> None:
+    content = json.loads((run / "calibration.json").read_text())
+    counts = [*content["images_per_class"], 0]
+    (run / "calibration.json").write_text(json.dumps({**content, "images_per_class": counts}))
+    with pytest.raises(ppxcls.DataError, match=r"expected 3 numbers as 'images_per_class', received 4"):
+        ppxcls.load(run)
+    with pytest.raises(ppxcls.DataError, match=r"expected 3 numbers as 'images_per_class', received 4"):
+        read_record(run)
 
 
 def test_two_processes_calibrate_as_one(run: Path, pictures: Path, tmp_path: Path) -> None:

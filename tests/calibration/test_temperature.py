@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -49,6 +50,15 @@ def test_the_temperature_is_that_of_scipy(scale: float, monkeypatch: pytest.Monk
     np.testing.assert_allclose(
         calibrated(logits, temperature), softmax(logits / temperature, axis=1), rtol=1e-6
     )
+
+
+def test_the_temperature_needs_no_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package without extras has none."""
+    for name in ("scipy", "scipy.optimize"):
+        monkeypatch.setitem(sys.modules, name, None)
+    logits = np.tile(np.array([2.0, 0.0], np.float32), (100, 1))
+    temperature = best_temperature(logits, (np.arange(100) >= 60).astype(int))
+    assert temperature == pytest.approx(2 / math.log(1.5), rel=2e-9)
 
 
 @pytest.mark.parametrize(("gap", "correct_count"), [(5.0, 90), (2.0, 60), (0.5, 99)])
@@ -103,6 +113,7 @@ def record_values() -> dict[str, object]:
         ("temperature", True),
         ("temperature", "1"),
         ("temperature", 1e300),
+        ("temperature", 1e-320),
         ("temperature", None),
         ("source", 5),
         ("source", "x" * 5_000),
@@ -126,6 +137,18 @@ def test_a_hostile_record_is_refused_by_key(key: str, value: object) -> None:
     with pytest.raises(ValueError, match=key) as error:
         Calibration.from_json({**record_values(), key: value})
     assert len(str(error.value)) < 200
+
+
+def test_a_source_can_forge_no_line() -> None:
+    source = "x\nINFO: forged\x1b[2J\u202e"
+    assert Calibration.from_json({**record_values(), "source": source}).source.isprintable()
+
+
+def test_a_record_of_other_classes_is_refused() -> None:
+    record = Calibration.from_json(record_values())
+    record.check_classes(len(record.images_per_class))
+    with pytest.raises(ValueError, match="expected 2 numbers as 'images_per_class', received 4"):
+        record.check_classes(2)
 
 
 @pytest.mark.parametrize("values", [None, [], 3, {}])

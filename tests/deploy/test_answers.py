@@ -16,6 +16,7 @@ import yaml
 from scipy.special import logsumexp, softmax
 
 import ppxcls
+from ppxcls.calibration.record import Calibration
 from ppxcls.calibration.temperature import calibration_of
 from ppxcls.data.transforms import Compose
 from ppxcls.deploy.feature_files import FeatureRows
@@ -182,6 +183,15 @@ def test_a_threshold_in_the_metadata_of_an_export() -> None:
     ):
         with pytest.raises(ppxcls.DataError, match=f"^file: invalid metadata: .*{message}"):
             parse_metadata(values | change, "file")
+
+
+def test_the_calibration_of_an_export_has_its_classes() -> None:
+    calibration = Calibration(1.5, "x", 3, (1, 1, 1), (0.0,) * 3, (0.5,) * 3)
+    metadata = ExportMetadata("x", "w", [{"ToCHWImage": None}], [], 3, calibration=calibration)
+    values = json.loads(json.dumps(metadata.as_dict()))
+    assert parse_metadata(values, "file").calibration == calibration
+    with pytest.raises(ppxcls.DataError, match=r"^file: invalid metadata: calibration: expected 2 numbers"):
+        parse_metadata(values | {"class_num": 2}, "file")
 
 
 @pytest.mark.parametrize(
